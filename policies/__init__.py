@@ -1,0 +1,50 @@
+"""Where a request should go: (request, fleet view, now) to decision, and nothing else.
+
+Belongs here: tags, declarations of fleet and policy, hard constraints, estimates, scoring, batch
+windows, the model of an accelerator. All of it pure: no I/O, no clock, no randomness of its own,
+no logging; the same inputs give the same decision on any machine.
+"""
+
+from policies.arrivals import Arrivals
+from policies.decide import Decision, decide
+from policies.declaration import DeclarationError, Problem
+from policies.fleet import Fleet, Pool, parse_fleet
+from policies.options import Option, Options, compile_options
+from policies.policy import Policy, parse_policy
+from policies.release import find_target
+from policies.risk import decided_tags
+from policies.situation import Situation, situation
+from policies.tags import Tagged, UnservableError, operation_of, tag
+from policies.view import FleetView, idle_view
+from policies.windows import GivenUp, Member, Release, Target, Windows
+
+__all__ = [
+    "Arrivals",
+    "Decision",
+    "DeclarationError",
+    "Fleet",
+    "FleetView",
+    "GivenUp",
+    "Member",
+    "Option",
+    "Options",
+    "Policy",
+    "Pool",
+    "Problem",
+    "Release",
+    "Situation",
+    "Tagged",
+    "Target",
+    "UnservableError",
+    "Windows",
+    "compile_options",
+    "decide",
+    "decided_tags",
+    "find_target",
+    "idle_view",
+    "operation_of",
+    "parse_fleet",
+    "parse_policy",
+    "situation",
+    "tag",
+]

@@ -1,0 +1,37 @@
+"""Arrival rates of batch groups: how soon a batch would fill."""
+
+import math
+
+# Seconds over which an old arrival loses its weight.
+MEMORY_S = 30.0
+# A group not seen for this long starts from the prior again.
+FORGET_S = 20 * MEMORY_S
+GROUPS_MAX = 10_000
+
+
+class Arrivals:
+    """An exponentially weighted arrival rate per group, in requests per second."""
+
+    def __init__(self, prior_per_s: float, memory_s: float = MEMORY_S) -> None:
+        self._prior_per_s = prior_per_s
+        self._memory_s = memory_s
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    def observe(self, group: str, now: float) -> None:
+        """Count one arrival. Time that goes backwards counts as standing still."""
+        rate, last = self._seen.pop(group, (self._prior_per_s, now))
+        decay = math.exp(-max(0.0, now - last) / self._memory_s)
+        # Taken out and put back, the least recently seen group stands first.
+        self._seen[group] = (rate * decay + 1.0 / self._memory_s, max(now, last))
+        if len(self._seen) > GROUPS_MAX:
+            del self._seen[next(iter(self._seen))]
+
+    def rate_per_s(self, group: str, now: float) -> float:
+        """Return the rate at which the group's requests arrive."""
+        if group not in self._seen:
+            return self._prior_per_s
+        rate, last = self._seen[group]
+        elapsed_s = max(0.0, now - last)
+        if elapsed_s > FORGET_S:
+            return self._prior_per_s
+        return rate * math.exp(-elapsed_s / self._memory_s)

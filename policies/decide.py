@@ -1,0 +1,227 @@
+"""The decision: (request, fleet view, now) to placement, hold or refusal, with its reasons."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from policies.constraints import LASTING, explain, refusal
+from policies.estimate import Estimate, batch_limit, chance, estimate
+from policies.groups import group_of
+from policies.options import Option, Options
+from policies.situation import Situation
+from topics import Candidate, Envelope, Profile
+from topics.placement import CandidatePath
+
+Action = Literal["place", "hold", "reject", "expire"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a request, and every candidate that was looked at.
+
+    Attributes:
+        action: what to do.
+        candidates: all of them, the chosen one first.
+        option: the hardware chosen, for ``place``.
+        promised: the envelope of the chosen candidate, for ``place`` and ``hold``.
+        estimate: the same from the moment of the decision, for ``place``.
+        group: the batch group, for ``hold``.
+        reason: stable code: why this action.
+        message: one sentence for people, for ``reject`` and ``expire``.
+        refusals: per pool, the reason code.
+    """
+
+    action: Action
+    candidates: tuple[Candidate, ...]
+    reason: str
+    option: Option | None = None
+    promised: Envelope | None = None
+    estimate: Estimate | None = None
+    group: str | None = None
+    message: str | None = None
+    refusals: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    profile: Profile
+    situation: Situation
+    group: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Priced:
+    candidate: Candidate
+    option: Option
+    estimate: Estimate
+    price_usd: float
+
+
+def decide(profile: Profile, situation: Situation, now: float) -> Decision:
+    """Return where the request should go.
+
+    Hard constraints come first. Each option that passes is a candidate to go to now and, for a
+    request that may wait, a candidate to wait for: a batch of the size that the group's arrivals
+    would fill within its window. The lowest price wins among those whose chance of meeting the
+    SLO reaches the class's target; where none does, the best chance.
+    """
+    if now >= profile.deadline:
+        late_s = now - profile.deadline
+        return Decision(
+            "expire",
+            (),
+            "deadline_passed",
+            message=f"the deadline passed {late_s:.1f} s before the request was routed",
+        )
+    group = group_of(profile, situation.policy.windows.length_buckets_tokens)
+    ask = _Question(profile, situation, group, now)
+    priced: list[_Priced] = []
+    refused: list[Candidate] = []
+    for option in situation.options.by_model.get(profile.model, ()):
+        code = _refusal(ask, option)
+        offers = [] if code else _offers(ask, option)
+        affordable = [o for o in offers if not _too_dear(profile, o)]
+        priced += affordable
+        if not affordable:
+            refused.append(_refused(option, code or ("max_cost" if offers else "lane")))
+    if not priced:
+        return _unplaced(ask, refused)
+    best = choose(priced, profile.target_chance)
+    candidates = (best.candidate, *(p.candidate for p in priced if p is not best), *refused)
+    reason = _why(best, priced, profile)
+    promised = Envelope(
+        cost_usd=best.estimate.cost_usd,
+        ttft_s=best.candidate.ttft_s,
+        finish_s=best.candidate.finish_s or 0.0,
+        tpot_s=best.estimate.tpot_s,
+        chance=best.candidate.chance,
+    )
+    if best.candidate.path == "hold":
+        return Decision("hold", candidates, reason, promised=promised, group=group)
+    return Decision("place", candidates, reason, best.option, promised, estimate=best.estimate)
+
+
+def choose(priced: list[_Priced], target_chance: float) -> _Priced:
+    """Return the cheapest that reaches the target; where none does, the one with the best chance.
+
+    Ties go to the earlier finish, then to the name, so that every machine decides alike.
+    """
+    able = [p for p in priced if (p.candidate.chance or 0.0) >= target_chance]
+    if able:
+        return min(able, key=lambda p: (p.price_usd, *_tie(p)))
+    return min(priced, key=lambda p: (-(p.candidate.chance or 0.0), p.price_usd, *_tie(p)))
+
+
+def _tie(priced: _Priced) -> tuple[float, str, str, str]:
+    c = priced.candidate
+    return (priced.estimate.finish_s, c.pool, c.model_variant, c.path)
+
+
+def _refusal(ask: _Question, option: Option) -> str | None:
+    code = refusal(ask.profile, option)
+    if code is None and ask.situation.view.load(option.pool).workers == 0:
+        return "pool_unavailable"
+    return code
+
+
+def _too_dear(profile: Profile, priced: _Priced) -> bool:
+    return profile.max_cost_usd is not None and priced.price_usd > profile.max_cost_usd
+
+
+def _offers(ask: _Question, option: Option) -> list[_Priced]:
+    offers = []
+    if "direct" in option.lanes:
+        offers.append(_now(ask, option))
+    if ask.profile.batchable and "batch" in option.lanes:
+        offers.append(_hold(ask, option))
+    return offers
+
+
+def _now(ask: _Question, option: Option) -> _Priced:
+    found = estimate(
+        ask.profile,
+        option,
+        ask.situation.view.load(option.pool),
+        transport_s=ask.situation.policy.estimates.transport_s,
+    )
+    return _price(ask, option, "direct", found)
+
+
+def _hold(ask: _Question, option: Option) -> _Priced:
+    profile, policy = ask.profile, ask.situation.policy
+    rate_per_s = ask.situation.arrivals.rate_per_s(ask.group, ask.now)
+    limit = batch_limit(profile, option, policy.windows.members_max)
+    others = min(limit - 1, int(rate_per_s * profile.window_s))
+    found = estimate(
+        profile,
+        option,
+        ask.situation.view.load(option.pool),
+        transport_s=policy.estimates.transport_s,
+        members=1 + others,
+        # Without company it waits for the whole window.
+        wait_s=min(profile.window_s, others / rate_per_s) if others else profile.window_s,
+    )
+    return _price(ask, option, "hold", found)
+
+
+def _price(ask: _Question, option: Option, path: CandidatePath, found: Estimate) -> _Priced:
+    policy = ask.situation.policy
+    elapsed_s = ask.now - ask.profile.created_at
+    likely = chance(ask.profile, found, elapsed_s=elapsed_s, spread=policy.estimates.spread)
+    retry = option.failure_rate * policy.retry_cost_weight
+    candidate = Candidate(
+        pool=option.pool,
+        model_variant=option.variant,
+        precision=option.precision,
+        region=option.region,
+        path=path,
+        cost_usd=found.cost_usd,
+        ttft_s=elapsed_s + found.ttft_s,
+        finish_s=elapsed_s + found.finish_s,
+        tpot_s=found.tpot_s,
+        chance=likely,
+    )
+    return _Priced(candidate, option, found, found.cost_usd * (1.0 + retry))
+
+
+def _refused(option: Option, code: str) -> Candidate:
+    return Candidate(
+        pool=option.pool,
+        model_variant=option.variant,
+        precision=option.precision,
+        region=option.region,
+        path="direct",
+        refused=code,
+    )
+
+
+def _why(best: _Priced, priced: list[_Priced], profile: Profile) -> str:
+    if len(priced) == 1:
+        return "only_candidate"
+    if (best.candidate.chance or 0.0) < profile.target_chance:
+        return "best_chance"
+    if best.candidate.path == "hold":
+        return "waiting_is_cheapest"
+    return "cheapest_in_time"
+
+
+def _unplaced(ask: _Question, refused: list[Candidate]) -> Decision:
+    """Wait where time may help: a declared pool without a worker is not a refusal."""
+    profile, options, group = ask.profile, ask.situation.options, ask.group
+    candidates = tuple(refused)
+    if any(candidate.refused not in LASTING for candidate in refused):
+        return Decision("hold", candidates, "pool_unavailable", group=group)
+    refusals = per_pool_refusals(options, candidates)
+    if profile.model not in options.models:
+        known = ", ".join(sorted(options.models))
+        message = f"model {profile.model!r} is not declared in the fleet: {known}"
+        return Decision("reject", candidates, "unknown_model", message=message, refusals=refusals)
+    message = explain(list(refusals.items()))
+    return Decision("reject", candidates, "no_pool", message=message, refusals=refusals)
+
+
+def per_pool_refusals(options: Options, candidates: tuple[Candidate, ...]) -> dict[str, str]:
+    """Return a reason code for each pool of the fleet."""
+    refusals = dict.fromkeys(options.by_pool, "model_not_served")
+    refusals.update({c.pool: c.refused for c in candidates if c.refused is not None})
+    return refusals

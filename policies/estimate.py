@@ -1,0 +1,105 @@
+"""Estimates: what serving a request somewhere would cost and how long it would take."""
+
+import math
+from dataclasses import dataclass
+
+from policies.options import Option
+from policies.view import PoolLoad
+from topics import Profile
+
+SQRT2 = math.sqrt(2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Cost in US dollars; times in seconds from the moment of the decision."""
+
+    cost_usd: float
+    ttft_s: float
+    tpot_s: float
+    finish_s: float
+    device_s: float
+    """Device time before a later request can start, in seconds."""
+
+
+def estimate(
+    profile: Profile,
+    option: Option,
+    load: PoolLoad,
+    *,
+    transport_s: float,
+    members: int = 1,
+    wait_s: float = 0.0,
+) -> Estimate:
+    """Return what one of ``members`` like requests costs, sent together after ``wait_s``.
+
+    They join what runs of the variant already. A decode step is shared by all sequences in it, so
+    its price is divided by their number; a prefill is the request's own, and the members' prefills
+    follow each other. Other variants on the device take turns with this one (``load.round_s``).
+    """
+    roofline = option.roofline
+    speed = load.speed_by_variant.get(option.variant, 1.0)
+    replicas = max(1, load.workers) * option.replicas
+    others = load.running_by_variant.get(option.variant, 0)
+    sequences = min(option.max_batch, others // replicas + members)
+    context_tokens = profile.input_tokens + profile.output_tokens // 2
+    prefill_s = roofline.prefill_s(profile.input_tokens)
+    decode_steps = max(0, profile.output_tokens - 1)
+    step_s = roofline.step_s(sequences, sequences * context_tokens) if decode_steps else 0.0
+    device_s = (prefill_s + decode_steps * step_s / sequences) / speed
+    pace = speed * option.time_scale
+    tpot_s = step_s / pace + load.round_s
+    slots = option.max_batch * replicas
+    # Sequences that must end before there is a place, taken as alike and evenly spread in age.
+    ahead = max(0, others + members - slots)
+    slot_wait_s = ahead * max(1, profile.output_tokens) * tpot_s / slots
+    ttft_s = (
+        wait_s
+        + transport_s
+        + load.backlog_s
+        + slot_wait_s
+        + load.round_s
+        + members * prefill_s / pace
+    )
+    return Estimate(
+        cost_usd=device_s * option.usd_per_s,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        finish_s=ttft_s + decode_steps * tpot_s,
+        device_s=prefill_s / pace,
+    )
+
+
+def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
+    """Return how many requests like this one fill the device: by sequences or by KV memory."""
+    tokens = max(1, profile.input_tokens + profile.output_tokens)
+    return max(1, min(members_max, option.max_batch, option.kv_capacity_tokens // tokens))
+
+
+def chance(profile: Profile, estimate: Estimate, *, elapsed_s: float, spread: float) -> float:
+    """Return the chance of meeting deadline, TTFT and TPOT.
+
+    The actual latency is taken as log-normal about the estimate, with ``spread`` the standard
+    deviation of ln(actual / predicted). One error drives all three, so the least chance counts
+    and not the product.
+
+    Args:
+        profile: whose SLO it is.
+        estimate: latencies from now.
+        elapsed_s: time since ``created_at``.
+        spread: of past errors.
+    """
+    lowest = _below(estimate.finish_s, profile.deadline - profile.created_at - elapsed_s, spread)
+    if profile.ttft_s is not None:
+        lowest = min(lowest, _below(estimate.ttft_s, profile.ttft_s - elapsed_s, spread))
+    if profile.tpot_s is not None and profile.output_tokens > 1:
+        lowest = min(lowest, _below(estimate.tpot_s, profile.tpot_s, spread))
+    return lowest
+
+
+def _below(predicted_s: float, limit_s: float, spread: float) -> float:
+    if limit_s <= 0:
+        return 0.0
+    if predicted_s <= 0:
+        return 1.0
+    return 0.5 * (1.0 + math.erf(math.log(limit_s / predicted_s) / (spread * SQRT2)))

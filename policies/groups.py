@@ -1,0 +1,31 @@
+"""Batch groups: what may share a batch. Requests of one group are alike to every constraint."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from topics import Profile, encode
+
+
+def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
+    """Return the name of a request's group.
+
+    The model variant is chosen for the whole group at its release, so that no batch mixes
+    variants; everything that constrains the choice is part of the name, and so is the length
+    bucket of the prompt. Work that only waits for a pool to come alive is kept apart from work
+    that waits for company.
+    """
+    bucket = bisect_left(length_buckets_tokens, profile.input_tokens)
+    bound = length_buckets_tokens[bucket] if bucket < len(length_buckets_tokens) else "more"
+    constraints = [
+        profile.regions,
+        profile.precisions,
+        profile.pools,
+        profile.exclude_pools,
+        sorted(profile.labels.items()),
+        profile.max_cost_usd,
+    ]
+    kind = "batch" if profile.batchable else "direct"
+    parts = [profile.model, profile.operation, kind, f"le{bound}"]
+    if any(c not in (None, (), []) for c in constraints):
+        parts.append(encode(constraints).decode())
+    return "|".join(parts)

@@ -1,0 +1,135 @@
+"""The policy: what classes of work want, and what must never happen to them."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, model_validator
+
+from policies.declaration import Declaration, digest, parse_declaration
+
+ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Chance = Annotated[float, Field(gt=0, lt=1)]
+
+
+class WorkloadClass(Declaration):
+    """What one class of requests wants, where the request itself says nothing."""
+
+    latency_sensitive: bool
+    """Served at once; held only while no pool that may serve it is alive."""
+    batchable: bool
+    """May wait in a batch window where that is the cheapest way to be in time."""
+    ttft_ms: PositiveFloat | None = None
+    """Wanted time to the first token, from ``created_at``."""
+    tpot_ms: PositiveFloat | None = None
+    """Wanted time per output token after the first."""
+    target_chance: Chance = 0.9
+    """Chance of meeting the SLO that a placement must have, if any has it."""
+    deadline_s: PositiveFloat
+    """Time to the finish after which the answer is worthless: the request ends as expired."""
+    window_s: Annotated[float, Field(ge=0)] = 0.0
+    """Longest wait for a batch to fill."""
+    longest_wait_s: PositiveFloat
+    """Longest wait for a pool to come alive; then the request ends as rejected."""
+    output_tokens: Annotated[int, Field(ge=0)]
+    """Expected length of a reply before any was seen."""
+    precisions: tuple[str, ...] | None = None
+    """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
+
+
+class Tier(Declaration):
+    """What a ``service_tier`` changes of the class; None changes nothing."""
+
+    latency_sensitive: bool | None = None
+    batchable: bool | None = None
+    slo: bool = True
+    """False drops the class's latency SLO; the deadline stays."""
+    deadline_s: PositiveFloat | None = None
+    window_s: Annotated[float, Field(ge=0)] | None = None
+    longest_wait_s: PositiveFloat | None = None
+
+
+class DataClass(Declaration):
+    """Where data of a class may go; adds to the request's own constraints."""
+
+    regions: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class Windows(Declaration):
+    """Limits of batch windows."""
+
+    members_max: PositiveInt = 256
+    """Most members of a batch, whatever the device could take."""
+    margin_s: Annotated[float, Field(ge=0)] = 1.0
+    """Time left over when a batch is released by slack: transport and the estimate's error."""
+    length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
+    """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
+    prior_rate_per_s: PositiveFloat = 0.5
+    """Arrival rate assumed of a group of which nothing has been seen."""
+
+
+class Estimates(Declaration):
+    """What estimates start from before anything has been measured."""
+
+    spread: PositiveFloat = 0.35
+    """Standard deviation of ln(actual / predicted) latency. An untuned roofline is off by up to
+    2x on decode (inference-sim's comparison of five simulators on vLLM), most much less."""
+    transport_s: Annotated[float, Field(ge=0)] = 0.05
+    """Time a direct request spends in Kafka on its way to the device and back."""
+
+
+class Policy(Declaration):
+    """The whole policy. Its version is the digest of its content."""
+
+    classes: dict[ClassName, WorkloadClass]
+    default_class: ClassName = "chat"
+    """The class of a request of which nothing tells another."""
+    long_context_tokens: PositiveInt = 8192
+    """Prompts of at least this length are ``long_context`` where nothing tells another class."""
+    tiers: dict[str, Tier] = Field(default_factory=dict)
+    data_classes: dict[str, DataClass] = Field(default_factory=dict)
+    windows: Windows = Field(default_factory=Windows)
+    estimates: Estimates = Field(default_factory=Estimates)
+    attempts_max: PositiveInt = 3
+    """Tries of a request, the first included."""
+    retry_cost_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the expected cost of a second try in a candidate's price."""
+
+    @model_validator(mode="after")
+    def _default_is_declared(self) -> Self:
+        if self.default_class not in self.classes:
+            known = ", ".join(sorted(self.classes))
+            raise ValueError(f"default_class {self.default_class!r} is not one of {known}")
+        return self
+
+    @property
+    def version(self) -> str:
+        """Return the digest that evidence names."""
+        return digest(self)
+
+    def faster(self, factor: float) -> Self:
+        """Return this policy for a replay at ``factor`` times the speed: all times divided."""
+        times = {"ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s", "margin_s"}
+
+        def divided(node: Any) -> Any:
+            if not isinstance(node, dict):
+                return node
+            return {
+                key: value / factor
+                if key in times and isinstance(value, int | float)
+                else divided(value)
+                for key, value in node.items()
+            }
+
+        scaled = divided(self.model_dump(exclude_none=True))
+        scaled["windows"]["prior_rate_per_s"] *= factor
+        return type(self).model_validate(scaled)
+
+
+def parse_policy(text: str, file: str) -> Policy:
+    """Return the policy in a YAML text.
+
+    Raises:
+        DeclarationError: naming file, field and value of each problem.
+    """
+    return parse_declaration(text, file, Policy)

@@ -1,0 +1,26 @@
+"""The situation: all that a decision depends on beside the request and the time."""
+
+from dataclasses import dataclass
+
+from policies.arrivals import Arrivals
+from policies.options import Options
+from policies.policy import Policy
+from policies.view import FleetView
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What may be chosen (options), how it stands (view, arrivals), and what is wanted (policy).
+
+    The view and the arrivals change as heartbeats and requests come; decisions only read them.
+    """
+
+    options: Options
+    policy: Policy
+    view: FleetView
+    arrivals: Arrivals
+
+
+def situation(options: Options, policy: Policy) -> Situation:
+    """Return the situation in which nothing is known yet of load and arrivals."""
+    return Situation(options, policy, FleetView(options), Arrivals(policy.windows.prior_rate_per_s))

@@ -1,0 +1,155 @@
+"""The fleet view: what is known of each pool's load at this moment."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from policies.options import Option, Options
+from topics import PoolStatus
+
+# A worker that has missed this many heartbeats is taken for dead.
+MISSED_BEATS_MAX = 4
+# Context of a running sequence where a heartbeat doesn't tell; the mean of the open trace.
+TYPICAL_CONTEXT_TOKENS = 1700
+
+
+@dataclass(slots=True)
+class PoolLoad:
+    """Load of one pool over its live workers. ``backlog_s`` is device time per replica.
+
+    ``round_s`` is the time of one iteration of every variant that runs now: variants that share
+    a device take turns.
+    """
+
+    workers: int = 0
+    running: int = 0
+    queued: int = 0
+    backlog_s: float = 0.0
+    round_s: float = 0.0
+    running_by_variant: dict[str, int] = field(default_factory=dict)
+    speed_by_variant: dict[str, float] = field(default_factory=dict)
+
+
+_NOBODY = PoolLoad()
+
+
+class FleetView:
+    """The newest heartbeat of each worker, and the work sent since.
+
+    ``version`` grows by one with each change, so that a decision can name the view it saw.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._reports: dict[str, dict[str, PoolStatus]] = {}
+        self._loads: dict[str, PoolLoad] = {}
+        self.version = 0
+
+    def report(self, status: PoolStatus) -> None:
+        """Take a heartbeat in. A pool that the fleet file doesn't have is left aside."""
+        if status.pool in self._options.by_pool:
+            self._reports.setdefault(status.pool, {})[status.instance] = status
+            self._refresh(status.pool)
+
+    def prune(self, now: float) -> None:
+        """Drop workers that have stopped reporting."""
+        for pool, reports in self._reports.items():
+            dead = [name for name, s in reports.items() if not is_live(s, now)]
+            for name in dead:
+                del reports[name]
+            if dead:
+                self._refresh(pool)
+
+    def load(self, pool: str) -> PoolLoad:
+        """Return a pool's load; one without workers has none."""
+        return self._loads.get(pool, _NOBODY)
+
+    def loads(self) -> Mapping[str, PoolLoad]:
+        """Return the load of every pool that has reported."""
+        return self._loads
+
+    def add_sent(self, option: Option, device_s: float, count: int = 1) -> None:
+        """Count work sent to a pool until its next heartbeat tells of it.
+
+        Args:
+            option: where it went.
+            device_s: device time before a later request can start, in seconds.
+            count: requests.
+        """
+        load = self._loads.get(option.pool)
+        if load is None:
+            return
+        load.backlog_s += device_s / (max(1, load.workers) * option.replicas)
+        running = load.running_by_variant
+        running[option.variant] = running.get(option.variant, 0) + count
+        load.round_s = self._round_s(option.pool, load)
+
+    def _refresh(self, pool: str) -> None:
+        reports = [s for s in self._reports[pool].values() if s.state == "up"]
+        load = PoolLoad(
+            workers=len(reports),
+            running=sum(s.running for s in reports),
+            queued=sum(s.queued for s in reports),
+            backlog_s=min((s.backlog_s for s in reports), default=0.0),
+        )
+        for status in reports:
+            for variant, v in status.variants.items():
+                counts = load.running_by_variant
+                counts[variant] = counts.get(variant, 0) + v.running + v.queued
+                load.speed_by_variant[variant] = v.speed
+        load.round_s = self._round_s(pool, load)
+        self._loads[pool] = load
+        self.version += 1
+
+    def _round_s(self, pool: str, load: PoolLoad) -> float:
+        return sum(
+            step_s(option, load, load.running_by_variant.get(option.variant, 0))
+            for option in self._options.by_pool[pool]
+        )
+
+
+def step_s(
+    option: Option, load: PoolLoad, sequences: int, context_tokens: int = TYPICAL_CONTEXT_TOKENS
+) -> float:
+    """Return one decode step of the variant with its sequences spread over all replicas."""
+    if sequences == 0:
+        return 0.0
+    replicas = max(1, load.workers) * option.replicas
+    each = min(option.max_batch, -(-sequences // replicas))
+    speed = load.speed_by_variant.get(option.variant, 1.0) * option.time_scale
+    return option.roofline.step_s(each, each * context_tokens) / speed
+
+
+def is_live(status: PoolStatus, now: float) -> bool:
+    """Tell whether a worker still reports."""
+    return status.state != "down" and now - status.at <= MISSED_BEATS_MAX * status.interval_s
+
+
+def live_view(options: Options, statuses: Iterable[PoolStatus]) -> FleetView:
+    """Return a view made of these heartbeats."""
+    view = FleetView(options)
+    for status in statuses:
+        view.report(status)
+    return view
+
+
+def idle_view(options: Options, now: float) -> FleetView:
+    """Return the view of a fleet in which every pool lives and nothing runs."""
+    return live_view(
+        options,
+        (
+            PoolStatus(
+                pool=pool,
+                instance="assumed",
+                at=now,
+                state="up",
+                interval_s=60.0,
+                device=choices[0].device,
+                region=choices[0].region,
+                slots=sum(o.max_batch * o.replicas for o in choices),
+                running=0,
+                queued=0,
+                backlog_s=0.0,
+            )
+            for pool, choices in options.by_pool.items()
+        ),
+    )

@@ -1,0 +1,224 @@
+"""Batch windows: which held requests to release, when, together. Time is passed in."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from policies.estimate import Estimate
+from policies.options import Option
+from topics import Candidate, Envelope, Profile
+from topics.placement import Path
+
+ReleaseReason = Literal["full", "slack", "window", "pool_available"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A held request. ``held_at`` is epoch seconds, ``offset`` its place in the hold log."""
+
+    profile: Profile
+    group: str
+    held_at: float
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a group would go now, what that takes, and how long it would need."""
+
+    option: Option
+    path: Path
+    members_max: int
+    tokens_max: int
+    estimate: Estimate
+    chance: float
+    candidates: tuple[Candidate, ...]
+
+    def promise(self, profile: Profile, now: float) -> Envelope:
+        """Return the envelope promised to one member, latencies from its ``created_at``."""
+        elapsed_s = now - profile.created_at
+        return Envelope(
+            cost_usd=self.estimate.cost_usd,
+            ttft_s=elapsed_s + self.estimate.ttft_s,
+            finish_s=elapsed_s + self.estimate.finish_s,
+            tpot_s=self.estimate.tpot_s,
+            chance=self.chance,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Members of one group that go together. ``slack_s`` is left before their last start."""
+
+    members: tuple[Member, ...]
+    target: Target
+    reason: ReleaseReason
+    slack_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A member whose time is over, and which limit ended it."""
+
+    member: Member
+    reason: Literal["deadline_passed", "pool_unavailable", "refused"]
+
+
+TargetOf = Callable[[Sequence[Member]], Target | None]
+
+
+@dataclass(slots=True)
+class _Window:
+    members: dict[str, Member] = field(default_factory=dict)
+    due_at: float = 0.0
+    tokens: int = 0
+    target: Target | None = None
+
+
+class Windows:
+    """All windows of one partition of the hold.
+
+    A group is looked at when it is due: after each arrival that may fill it, at the time its slack
+    or its window ends, and every ``retry_s`` while no pool can take it.
+    """
+
+    def __init__(self, *, members_max: int, margin_s: float, retry_s: float = 0.25) -> None:
+        self._members_max = members_max
+        self._margin_s = margin_s
+        self._retry_s = retry_s
+        self._windows: dict[str, _Window] = {}
+        self._groups: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def members(self) -> Iterable[Member]:
+        """Return every member held, group by group."""
+        return (m for window in self._windows.values() for m in window.members.values())
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of members of each group."""
+        return {group: len(window.members) for group, window in self._windows.items()}
+
+    def add(self, member: Member) -> None:
+        """Hold a request. One of the same id that is held already is replaced."""
+        self.remove(member.profile.id)
+        window = self._windows.setdefault(member.group, _Window())
+        window.members[member.profile.id] = member
+        window.tokens += _tokens(member)
+        self._groups[member.profile.id] = member.group
+        window.due_at = min(window.due_at, self._due_at(window, member))
+
+    def remove(self, request_id: str) -> Member | None:
+        """Drop a request that was released or cancelled; None if it isn't held."""
+        group = self._groups.pop(request_id, None)
+        if group is None:
+            return None
+        window = self._windows[group]
+        member = window.members.pop(request_id)
+        window.tokens -= _tokens(member)
+        if not window.members:
+            del self._windows[group]
+        return member
+
+    def next_due_at(self) -> float:
+        """Return when a group must be looked at next, epoch seconds; inf when none is held."""
+        return min((window.due_at for window in self._windows.values()), default=math.inf)
+
+    def due(self, now: float, target_of: TargetOf) -> Iterator[Release | GivenUp]:
+        """Yield what to release and what to give up now.
+
+        Nothing is removed by this: the caller removes what it has committed. It may stop early;
+        the rest stays due.
+
+        Args:
+            now: epoch seconds.
+            target_of: where these members (in the order they would go) would go now, None where
+                no pool can take them. Asked again after each release, so that it can count it.
+        """
+        for window in list(self._windows.values()):
+            if window.due_at > now:
+                continue
+            waiting = []
+            for member in in_turn(window.members.values()):
+                if member.profile.deadline <= now:
+                    yield GivenUp(member, "deadline_passed")
+                else:
+                    waiting.append(member)
+            yield from self._release(window, waiting, now, target_of)
+
+    def _release(
+        self, window: _Window, waiting: list[Member], now: float, target_of: TargetOf
+    ) -> Iterator[Release | GivenUp]:
+        while waiting:
+            target = window.target = target_of(waiting)
+            if target is None:
+                for member in waiting:
+                    if member.held_at + member.profile.longest_wait_s <= now:
+                        yield GivenUp(member, "pool_unavailable")
+                window.due_at = now + self._retry_s
+                return
+            batch, is_full = self._fill(waiting, target)
+            last_start = self._last_start(waiting, target)
+            window_end = min(m.held_at + m.profile.window_s for m in waiting)
+            reason = _reason(waiting[0], now, last_start, window_end, is_full=is_full)
+            if reason is None:
+                window.due_at = min(last_start, window_end)
+                return
+            yield Release(tuple(batch), target, reason, last_start - now)
+            waiting = waiting[len(batch) :]
+
+    def _fill(self, waiting: Sequence[Member], target: Target) -> tuple[Sequence[Member], bool]:
+        """Return the members of the next batch, and whether the device takes no more."""
+        members_max = min(self._members_max, target.members_max)
+        tokens = 0
+        for count, member in enumerate(waiting):
+            tokens += _tokens(member)
+            if count == members_max or (count and tokens > target.tokens_max):
+                return waiting[:count], True
+        return waiting, len(waiting) >= members_max or tokens >= target.tokens_max
+
+    def _last_start(self, members: Iterable[Member], target: Target) -> float:
+        earliest = min(m.profile.deadline for m in members)
+        return earliest - target.estimate.finish_s - self._margin_s
+
+    def _due_at(self, window: _Window, member: Member) -> float:
+        target = window.target
+        if target is None:
+            return 0.0
+        is_full = len(window.members) >= min(self._members_max, target.members_max)
+        if is_full or window.tokens >= target.tokens_max or not member.profile.batchable:
+            return 0.0
+        return min(self._last_start([member], target), member.held_at + member.profile.window_s)
+
+
+def _tokens(member: Member) -> int:
+    return member.profile.input_tokens + member.profile.output_tokens
+
+
+def _reason(
+    first: Member, now: float, last_start: float, window_end: float, *, is_full: bool
+) -> ReleaseReason | None:
+    if not first.profile.batchable:
+        # It waited only for a pool, and here is one.
+        return "pool_available"
+    if is_full:
+        return "full"
+    if last_start <= now:
+        return "slack"
+    if window_end <= now:
+        return "window"
+    return None
+
+
+def in_turn(members: Iterable[Member]) -> list[Member]:
+    """Return members by deadline, fair among tenants: each tenant's n-th before any (n+1)-th."""
+    by_deadline = sorted(members, key=lambda m: (m.profile.deadline, m.held_at, m.profile.id))
+    turns: dict[str, int] = {}
+    placed = []
+    for member in by_deadline:
+        turn = turns.get(member.profile.tenant, 0)
+        turns[member.profile.tenant] = turn + 1
+        placed.append((turn, member))
+    return [m for _, m in sorted(placed, key=lambda pair: pair[0])]

@@ -1,0 +1,45 @@
+"""`shunter worker`."""
+
+from typing import Annotated
+
+import typer
+
+from shunter.console import (
+    Bootstrap,
+    FleetFile,
+    Instance,
+    PolicyFile,
+    Prefix,
+    UserError,
+    settings_from,
+)
+from workers import UnknownPoolError, run_worker
+
+
+def worker(
+    pool: Annotated[str, typer.Argument(help="A pool of the fleet file.")],
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    fleet: FleetFile = None,
+    policy: PolicyFile = None,
+    instance: Instance = None,
+) -> None:
+    """Serve the requests of one pool on its backend.
+
+    Runs until SIGTERM or SIGINT: then it finishes what runs, as far as the grace period goes, and
+    leaves the rest to its successor. Several workers of a pool share its partitions; each needs an
+    --instance of its own.
+
+    Example: shunter worker premium-eu --instance premium-eu-0
+    """
+    settings = settings_from(
+        bootstrap_servers=bootstrap_servers,
+        topic_prefix=topic_prefix,
+        fleet=fleet,
+        policy=policy,
+        instance=instance,
+    )
+    try:
+        run_worker(pool, settings)
+    except UnknownPoolError as error:
+        raise UserError(str(error)) from error

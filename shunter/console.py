@@ -1,0 +1,63 @@
+"""What all commands share: settings from flags, the consoles, and errors for people."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from topics import Settings
+
+out = Console()
+err = Console(stderr=True)
+
+Bootstrap = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers", help="Kafka brokers.  [env: SHUNTER_BOOTSTRAP_SERVERS]", metavar="HOST:PORT"
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option("--topic-prefix", help="What topic names begin with.  [env: SHUNTER_TOPIC_PREFIX]"),
+]
+FleetFile = Annotated[
+    Path | None,
+    typer.Option("--fleet", help="Fleet YAML; packaged where not given.  [env: SHUNTER_FLEET]"),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="Policy YAML; packaged where not given.  [env: SHUNTER_POLICY]"),
+]
+Instance = Annotated[
+    str | None,
+    typer.Option("--instance", help="Stable name of this process.  [env: SHUNTER_INSTANCE]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says what was wrong, where, and what to do."""
+
+
+def settings_from(**flags: Any) -> Settings:
+    """Return the settings of the environment, overridden by the flags that were given.
+
+    Raises:
+        UserError: naming the variable and what is wrong with its value.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = [
+            f"SHUNTER_{'_'.join(map(str, p['loc'])).upper()}: {p['msg']} (got {p['input']!r:.60})"
+            for p in error.errors(include_url=False)
+        ]
+        raise UserError("\n".join(problems)) from error
+
+
+def complain(message: str) -> None:
+    """Print an error for people."""
+    err.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)

@@ -1,0 +1,339 @@
+"""The batcher: requests that wait, and the moment they stop waiting.
+
+The hold is a log: everything known here comes from the records of ``held``, and a release writes a
+tombstone for each member in the transaction that sends it. A process that takes a partition over
+reads it from the beginning and knows exactly what is held.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from zlib import crc32
+
+from policies import GivenUp, Member, Release, Situation, Target, Windows, find_target
+from policies.groups import group_of
+from streams.clock import Clock
+from streams.log import Log, LogError, Outgoing, Partition, Record
+from streams.outgoing import Scribe
+from streams.payloads import Payloads, Room
+from streams.stage import Effect, Work
+from streams.telemetry import Telemetry
+from topics import BadRecordError, Batch, Hold, Placement, Profile, Progress, ResultError
+from topics import headers as h
+
+# Members released in one transaction: as many as keep it well under a second.
+RELEASED_MAX = 1000
+# A partition's committed offset is only for lag tools, and moves no more often than this.
+COMMIT_EVERY_S = 1.0
+
+_Ending = Literal["expired", "rejected", "failed"]
+_GIVEN_UP: dict[str, tuple[_Ending, str]] = {
+    "deadline_passed": ("expired", "the deadline passed while the request waited"),
+    "pool_unavailable": (
+        "rejected",
+        "no pool that may serve this request had a live worker in time",
+    ),
+    "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
+}
+
+
+@dataclass(slots=True)
+class _Held:
+    """The memory of one partition."""
+
+    windows: Windows
+    payloads: Payloads
+    next_offset: int = 0
+    committed_offset: int = 0
+    committed_at: float = 0.0
+    unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
+
+
+class Batcher:
+    """The stage from the hold to the lanes of the pools."""
+
+    def __init__(
+        self,
+        situation: Situation,
+        scribe: Scribe,
+        clock: Clock,
+        telemetry: Telemetry,
+        *,
+        held_records_max: int,
+        held_payload_bytes_max: int,
+    ) -> None:
+        self._situation = situation
+        self._scribe = scribe
+        self._catalogue = scribe.catalogue
+        self._clock = clock
+        self._telemetry = telemetry
+        self._held_records_max = held_records_max
+        self._room = Room(held_payload_bytes_max)
+        self._log: Log | None = None
+        self._partitions: dict[Partition, _Held] = {}
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return f"{self._catalogue.prefix}.batcher"
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """The hold."""
+        return (self._catalogue.held,)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of requests held of each group, over our partitions."""
+        sizes: dict[str, int] = {}
+        for held in self._partitions.values():
+            for group, size in held.windows.sizes().items():
+                sizes[group] = sizes.get(group, 0) + size
+        return sizes
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
+        """Read the partition from its beginning; what is left is what is held."""
+        limits = self._situation.policy.windows
+        held = _Held(
+            Windows(members_max=limits.members_max, margin_s=limits.margin_s),
+            Payloads(partition, self._room),
+        )
+        first, end = (await log.bounds([partition]))[partition]
+        held.next_offset = first
+        async for records in log.read({partition: first}):
+            for record in records:
+                self._take(held, record)
+        held.next_offset = max(held.next_offset, end)
+        self._log = log
+        self._partitions[partition] = held
+        return held.next_offset
+
+    def forget(self, partition: Partition) -> None:
+        """Drop the memory of a partition; the log has it all."""
+        held = self._partitions.pop(partition, None)
+        if held is not None:
+            held.payloads.clear()
+
+    def wants(self, partition: Partition) -> bool:
+        """Tell whether there is room; beyond it requests stay unread in the log."""
+        return sum(len(held.windows) for held in self._partitions.values()) < self._held_records_max
+
+    def idle_s(self) -> float:
+        """Return the time until a window is due."""
+        due_at = min(
+            (held.windows.next_due_at() for held in self._partitions.values()),
+            default=float("inf"),
+        )
+        return due_at - self._clock.now()
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+        """Take new requests in, and release what is due."""
+        held = self._partitions[partition]
+        for record in records:
+            self._take(held, record)
+        now = self._clock.now()
+        work = Work(Progress(held.next_offset))
+        for record, error in held.unreadable.values():
+            work.effects.append(self._unreadable(record, error, now))
+        if held.windows.next_due_at() <= now:
+            work.effects += await self._due(partition, held, now)
+        if not work.effects and not self._wants_commit(held, now):
+            return None
+        return work
+
+    def done(self, partition: Partition, work: Work) -> None:
+        """What was released is held no more."""
+        held = self._partitions[partition]
+        for effect in work.effects:
+            if isinstance(effect.subject, Release | GivenUp):
+                for member in _members(effect.subject):
+                    self._drop(held, member.profile.id)
+        held.unreadable.clear()
+        held.committed_offset = work.progress.next_offset
+        held.committed_at = self._clock.now()
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """Dead-letter the member that the log won't take; the others go without it."""
+        release = effect.subject
+        if not isinstance(release, Release):
+            raise LogError(f"{record.topic} refused a record: {error}") from error
+        held = self._partitions[self._partition_of(release.members[0])]
+        now = self._clock.now()
+        culprits = [m for m in release.members if m.profile.id.encode() == record.key]
+        rest = tuple(m for m in release.members if m not in culprits)
+        effects = []
+        for member in culprits or release.members:
+            source = held.payloads.record(member.profile.id)
+            letter = self._scribe.dead_letter(
+                source, error, stage="produce", reason="refused", now=now
+            )
+            end = self._give_up(held, GivenUp(member, "refused"), now)
+            letter.records += end.records
+            letter.subject = end.subject
+            effects.append(letter)
+        if culprits and rest:
+            again = Release(rest, release.target, release.reason, release.slack_s)
+            effects.append(self._release(held, again, now))
+        return effects
+
+    def _take(self, held: _Held, record: Record) -> None:
+        held.next_offset = record.offset + 1
+        held.unreadable.pop(record.key or b"", None)
+        if record.value is None:
+            self._drop(held, (record.key or b"").decode("utf-8", "replace"))
+            return
+        try:
+            profile = h.read(record.headers, h.PROFILE, Profile)
+            held_at = float(h.find(record.headers, h.HELD_AT) or b"nan")
+        except (BadRecordError, ValueError) as error:
+            bad = error if isinstance(error, BadRecordError) else _bad_time(error)
+            held.unreadable[record.key or b""] = (record, bad)
+            return
+        group = group_of(profile, self._situation.policy.windows.length_buckets_tokens)
+        held.windows.add(Member(profile, group, held_at, record.offset))
+        held.payloads.add(profile.id, record)
+
+    @staticmethod
+    def _drop(held: _Held, request_id: str) -> None:
+        held.windows.remove(request_id)
+        held.payloads.remove(request_id)
+
+    async def _due(self, partition: Partition, held: _Held, now: float) -> list[Effect]:
+        self._situation.view.prune(now)
+        ends: list[Release | GivenUp] = []
+        released = 0
+        for end in held.windows.due(now, lambda members: self._target(members, now)):
+            ends.append(end)
+            released += len(_members(end))
+            if isinstance(end, Release):
+                device_s = end.target.estimate.device_s * len(end.members)
+                self._situation.view.add_sent(end.target.option, device_s, len(end.members))
+            if released >= RELEASED_MAX:
+                break
+        if self._log is None:
+            raise LogError("work before restore")
+        wanted = [m for end in ends for m in _members(end)]
+        await held.payloads.load(self._log, [(m.profile.id, m.offset) for m in wanted])
+        return [
+            self._release(held, end, now)
+            if isinstance(end, Release)
+            else self._give_up(held, end, now)
+            for end in ends
+        ]
+
+    def _target(self, members: Sequence[Member], now: float) -> Target | None:
+        return find_target(members, self._situation, now)
+
+    def _release(self, held: _Held, release: Release, now: float) -> Effect:
+        target = release.target
+        first = release.members[0]
+        # A request leads one batch of its partition at most, so its offset names the batch.
+        batch_id = f"{self._partition_of(first).number}-{first.offset}"
+        topic = self._catalogue.pool_lane(target.option.pool, target.path)
+        records: list[Outgoing] = []
+        traced = []
+        for index, member in enumerate(release.members):
+            source = held.payloads.record(member.profile.id)
+            traceparent = self._telemetry.released(
+                member.profile, source.headers, member.held_at, release, now
+            )
+            if traceparent is not None:
+                headers = h.replaced(source.headers, {h.TRACEPARENT: traceparent})
+                source = source._replace(headers=headers)
+            traced.append((member.profile.id, source.headers))
+            batch = None
+            if target.path == "batch":
+                batch = Batch(batch_id, index, len(release.members))
+            records += self._release_member(release, member, source, batch, topic, now)
+        if target.path == "batch":
+            self._telemetry.batched(batch_id, topic, traced, now)
+        return Effect(None, records, subject=release)
+
+    def _release_member(
+        self,
+        release: Release,
+        member: Member,
+        source: Record,
+        batch: Batch | None,
+        topic: str,
+        now: float,
+    ) -> list[Outgoing]:
+        """Return the request on its lane, its tombstone, and the evidence."""
+        profile, target = member.profile, release.target
+        placement = Placement(
+            pool=target.option.pool,
+            device=target.option.device,
+            model_variant=target.option.variant,
+            precision=target.option.precision,
+            region=target.option.region,
+            path=target.path,
+            batch_id=None if batch is None else batch.id,
+            attempt=profile.attempt,
+            fallbacks=profile.fallbacks,
+        )
+        promised = target.promise(profile, now)
+        added = h.encoded(profile=profile, placement=placement, promised=promised, batch=batch)
+        added |= {h.RELEASED_AT: repr(now).encode()}
+        lane = profile.ingest_partition if batch is None else crc32(batch.id.encode())
+        request = Outgoing(
+            topic,
+            profile.id.encode(),
+            source.value,
+            h.replaced(h.client_headers(source.headers), added),
+            partition=lane % self._catalogue.partitions,
+        )
+        evidence = self._scribe.step(
+            source,
+            profile,
+            "released",
+            now,
+            view_version=self._situation.view.version,
+            # A batch is decided on as one; its first member carries the candidates.
+            candidates=target.candidates if batch is None or batch.index == 0 else (),
+            placement=placement,
+            promised=promised,
+            batch=batch,
+            hold=Hold(member.group, release.reason, now - member.held_at, release.slack_s),
+            reason=release.reason,
+        )
+        return [request, self._tombstone(source), evidence]
+
+    def _give_up(self, held: _Held, end: GivenUp, now: float) -> Effect:
+        profile = end.member.profile
+        source = held.payloads.record(profile.id)
+        status, message = _GIVEN_UP[end.reason]
+        error = ResultError(end.reason, message)
+        hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
+        evidence = self._scribe.step(
+            source, profile, status, now, hold=hold, reason=end.reason, message=message
+        )
+        result = self._scribe.no_answer(source, profile, status, error, now)
+        return Effect(None, [result, self._tombstone(source), evidence], subject=end)
+
+    def _unreadable(self, record: Record, error: BadRecordError, now: float) -> Effect:
+        effect = self._scribe.dead_letter(
+            record, error, stage=error.stage, reason=error.reason, now=now
+        )
+        effect.records.append(self._tombstone(record))
+        return effect
+
+    def _tombstone(self, record: Record) -> Outgoing:
+        return Outgoing(
+            self._catalogue.held, record.key or b"", None, partition=record.partition.number
+        )
+
+    def _partition_of(self, member: Member) -> Partition:
+        number = crc32(member.group.encode()) % self._catalogue.partitions
+        return Partition(self._catalogue.held, number)
+
+    @staticmethod
+    def _wants_commit(held: _Held, now: float) -> bool:
+        moved = held.next_offset > held.committed_offset
+        return moved and now - held.committed_at >= COMMIT_EVERY_S
+
+
+def _members(end: Release | GivenUp) -> Sequence[Member]:
+    return end.members if isinstance(end, Release) else (end.member,)
+
+
+def _bad_time(error: ValueError) -> BadRecordError:
+    return BadRecordError("decode", "bad_header", f"header {h.HELD_AT}: {error}")

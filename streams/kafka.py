@@ -1,0 +1,249 @@
+"""The log on a real Kafka, through aiokafka."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import (
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    RecordTooLargeError,
+)
+
+from streams.log import LogError, Membership, Outgoing, Partition, Record
+from topics import Settings
+from topics.catalogue import OUTPUT_BYTES_MAX
+
+# Larger than any topic takes, so that the broker decides, by the topic's own limit.
+PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
+# With the client's default of 100 ms the p99 of routing is 165 ms; with 5 ms it is 14 ms
+# (measured; docs/decisions/0002).
+TRANSACTION_RETRY_MS = 5
+READ_FETCH_BYTES = 4 * 1024 * 1024
+CLOSE_S_MAX = 5.0
+
+
+def consumer_options(settings: Settings) -> dict[str, Any]:
+    """Return what every consumer here has in common: committed records, offsets by hand."""
+    return {
+        **settings.kafka_options(),
+        "isolation_level": "read_committed",
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+    }
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._membership.revoked([Partition(*p) for p in revoked])
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        await self._membership.assigned([Partition(*p) for p in assigned])
+
+
+class KafkaWriter:
+    """A transactional producer."""
+
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
+
+    async def begin(self) -> None:
+        """Open a transaction."""
+        await self._producer.begin_transaction()
+
+    async def send(self, record: Outgoing) -> Awaitable[object]:
+        """Hand a record over."""
+        future: Awaitable[object] = await self._producer.send(
+            record.topic,
+            value=record.value,
+            key=record.key,
+            partition=record.partition,
+            headers=record.headers,
+        )
+        return future
+
+    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
+        """Commit, with the group's offset."""
+        offsets = {TopicPartition(*partition): next_offset}
+        await self._producer.send_offsets_to_transaction(offsets, group)
+        await self._producer.commit_transaction()
+
+    async def close(self) -> None:
+        """Close the connections; an answer that never comes is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._producer.stop(), CLOSE_S_MAX)
+
+
+class KafkaLog:
+    """One consumer-group member and its writers."""
+
+    refusals: tuple[type[Exception], ...] = (
+        MessageSizeTooLargeError,
+        RecordListTooLargeError,
+        RecordTooLargeError,
+        InvalidTimestampError,
+    )
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+
+    @property
+    def _member(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            raise LogError("not a member of a group: call join() first")
+        return self._consumer
+
+    async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:
+        """Become a member of the group, a static one: a quick restart moves no partition."""
+        self._consumer = AIOKafkaConsumer(
+            **consumer_options(self._settings),
+            group_id=group,
+            group_instance_id=f"{group}-{self._settings.instance}",
+            session_timeout_ms=self._settings.session_timeout_ms,
+            heartbeat_interval_ms=min(1000, self._settings.session_timeout_ms // 3),
+            rebalance_timeout_ms=30_000,
+        )
+        self._consumer.subscribe(topics, listener=_Listener(membership))
+        await self._consumer.start()
+
+    async def leave(self) -> None:
+        """Close the reader. A static member stays in the group until its session ends."""
+        if self._consumer is not None:
+            consumer, self._consumer = self._consumer, None
+            await consumer.stop()
+
+    async def poll(
+        self, timeout_s: float, records_max: int, paused: Collection[Partition]
+    ) -> Mapping[Partition, Sequence[Record]]:
+        """Return new committed records of our partitions, none of those paused."""
+        consumer = self._member
+        held_back = {TopicPartition(*p) for p in paused}
+        resumed = consumer.paused() - held_back
+        consumer.resume(*resumed)
+        consumer.pause(*(held_back & consumer.assignment()))
+        # A poll of None names all partitions, paused ones with records in the buffer included.
+        wanted = consumer.assignment() - held_back
+        if not wanted:
+            await asyncio.sleep(timeout_s)
+            return {}
+        polled = await consumer.getmany(
+            *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
+        )
+        return {Partition(*p): _records(Partition(*p), rs) for p, rs in polled.items()}
+
+    async def committed(self, partition: Partition) -> int | None:
+        """Return the group's committed offset, asked of the broker (rule 2)."""
+        offset: int | None = await self._member.committed(TopicPartition(*partition))
+        return offset
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Let the next poll of the partition begin at the offset."""
+        self._member.seek(TopicPartition(*partition), offset)
+
+    async def bounds(
+        self, partitions: Collection[Partition]
+    ) -> Mapping[Partition, tuple[int, int]]:
+        """Return first offset and high watermark.
+
+        Asked uncommitted: to a committed reader the end is the oldest open transaction, perhaps
+        another stage's, and what lies behind it would be missed.
+        """
+        wanted = [TopicPartition(*p) for p in partitions]
+        probe = AIOKafkaConsumer(**self._settings.kafka_options())
+        await probe.start()
+        try:
+            first = await probe.beginning_offsets(wanted)
+            end = await probe.end_offsets(wanted)
+        finally:
+            await probe.stop()
+        return {Partition(*p): (first[p], end[p]) for p in wanted}
+
+    async def read(self, starts: Mapping[Partition, int]) -> AsyncIterator[Sequence[Record]]:
+        """Yield the committed records from each start to the end as it is now.
+
+        Raises:
+            LogError: an open transaction kept the end out of reach until after its timeout.
+        """
+        ends = {p: end for p, (_, end) in (await self.bounds(starts)).items() if end > starts[p]}
+        if not ends:
+            return
+        reader = AIOKafkaConsumer(
+            **consumer_options(self._settings), max_partition_fetch_bytes=READ_FETCH_BYTES
+        )
+        reader.assign([TopicPartition(*p) for p in ends])
+        await reader.start()
+        try:
+            for partition in ends:
+                reader.seek(TopicPartition(*partition), starts[partition])
+            async for records in self._read_to(reader, ends):
+                yield records
+        finally:
+            await reader.stop()
+
+    async def _read_to(
+        self, reader: AIOKafkaConsumer, ends: Mapping[Partition, int]
+    ) -> AsyncIterator[Sequence[Record]]:
+        loop = asyncio.get_running_loop()
+        patience_s = 3 * self._settings.transaction_timeout_ms / 1000
+        last_progress = loop.time()
+        behind = dict(ends)
+        while behind:
+            polled = await reader.getmany(timeout_ms=50, max_records=5000)
+            for partition, records in polled.items():
+                yield _records(Partition(*partition), records)
+                last_progress = loop.time()
+            # position() moves past control records, which are never returned.
+            for partition in list(behind):
+                if await reader.position(TopicPartition(*partition)) >= behind[partition]:
+                    del behind[partition]
+                    reader.pause(TopicPartition(*partition))
+            if loop.time() - last_progress > patience_s:
+                waiting = ", ".join(map(str, behind))
+                raise LogError(f"an open transaction on {waiting} has not ended in {patience_s} s")
+
+    async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:
+        """Return the committed records at these offsets; absent where one is gone."""
+        wanted = sorted(offsets)
+        found: dict[int, Record] = {}
+        reader = AIOKafkaConsumer(
+            **consumer_options(self._settings), max_partition_fetch_bytes=READ_FETCH_BYTES
+        )
+        topic_partition = TopicPartition(*partition)
+        reader.assign([topic_partition])
+        await reader.start()
+        try:
+            position = -1
+            for offset in wanted:
+                if offset < position:
+                    continue
+                reader.seek(topic_partition, offset)
+                polled = await reader.getmany(topic_partition, timeout_ms=5000)
+                for record in _records(partition, polled.get(topic_partition, ())):
+                    found[record.offset] = record
+                    position = record.offset + 1
+        finally:
+            await reader.stop()
+        return {offset: found[offset] for offset in wanted if offset in found}
+
+    async def fence(self, transactional_id: str) -> KafkaWriter:
+        """Return the producer of this id; the broker aborts what an earlier one left open."""
+        producer = AIOKafkaProducer(
+            **self._settings.kafka_options(),
+            transactional_id=transactional_id,
+            transaction_timeout_ms=self._settings.transaction_timeout_ms,
+            max_request_size=PRODUCER_BYTES_MAX,
+            retry_backoff_ms=TRANSACTION_RETRY_MS,
+        )
+        await producer.start()
+        return KafkaWriter(producer)
+
+
+def _records(partition: Partition, records: Sequence[Any]) -> list[Record]:
+    return [Record(partition, r.offset, r.key, r.value, r.headers, r.timestamp) for r in records]

@@ -1,0 +1,136 @@
+"""What the engine needs of Kafka, and no more: a simulated log can take its place."""
+
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+Headers = list[tuple[str, bytes]]
+
+
+class Partition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.number}]"
+
+
+class Record(NamedTuple):
+    """A record as read. ``timestamp_ms`` is epoch milliseconds."""
+
+    partition: Partition
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+    timestamp_ms: int
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A record to write. ``partition`` None lets the key choose, as in every Kafka client."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = field(default_factory=list)
+    partition: int | None = None
+
+
+class LogError(Exception):
+    """The stage can't go on over this log; whoever sees this leaves the process (rule 5)."""
+
+
+class Membership(Protocol):
+    """Told of every change of a consumer's partitions. May not raise."""
+
+    async def assigned(self, partitions: Collection[Partition]) -> None:
+        """The partitions are ours from now on, and no record of theirs is polled before this."""
+        ...
+
+    async def revoked(self, partitions: Collection[Partition]) -> None:
+        """The partitions are not ours once this returns."""
+        ...
+
+
+class Writer(Protocol):
+    """A transactional producer. One transaction at a time; readers see all of it or nothing.
+
+    Any error of a call or of a future of ``send`` ends the process, but those in the log's
+    ``refusals``: after one of them the writer can only be closed and replaced.
+    """
+
+    async def begin(self) -> None:
+        """Open a transaction."""
+        ...
+
+    async def send(self, record: Outgoing) -> Awaitable[object]:
+        """Hand a record over; the future returned ends when the log has it or refuses it."""
+        ...
+
+    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
+        """Commit, with the group's offset. Only after every future of ``send`` has ended.
+
+        After an error it may or may not have been committed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go without a word; whatever is open is aborted by the successor's fencing."""
+        ...
+
+
+class Log(Protocol):
+    """A Kafka cluster as one consumer-group member and its writers see it.
+
+    Callers may rely on: ``poll`` returns committed records only, in offset order per partition;
+    ``fence`` returns after whatever a predecessor of that id left open is aborted, and the
+    predecessor can write no more; ``read`` sees everything committed before the call.
+    """
+
+    @property
+    def refusals(self) -> tuple[type[Exception], ...]:
+        """Errors that mean: this one record is unfit (too large, invalid), others may pass."""
+        ...
+
+    async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:
+        """Become a member of the group; ``membership`` is told of partitions."""
+        ...
+
+    async def leave(self) -> None:
+        """Leave the group and close every reader."""
+        ...
+
+    async def poll(
+        self, timeout_s: float, records_max: int, paused: Collection[Partition]
+    ) -> Mapping[Partition, Sequence[Record]]:
+        """Return new records of our partitions, none of those paused. Raises LogError."""
+        ...
+
+    async def committed(self, partition: Partition) -> int | None:
+        """Return the group's committed offset, asked of the broker."""
+        ...
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Let the next poll of the partition begin at the offset."""
+        ...
+
+    async def bounds(
+        self, partitions: Collection[Partition]
+    ) -> Mapping[Partition, tuple[int, int]]:
+        """Return each partition's first offset and its end (the high watermark)."""
+        ...
+
+    def read(self, starts: Mapping[Partition, int]) -> AsyncIterator[Sequence[Record]]:
+        """Yield the committed records from each start to the end as it is now."""
+        ...
+
+    async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:
+        """Return the committed records at these offsets; absent where one is gone."""
+        ...
+
+    async def fence(self, transactional_id: str) -> Writer:
+        """Return the writer of this id; any earlier one is dead from now on."""
+        ...

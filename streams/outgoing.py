@@ -1,0 +1,200 @@
+"""Records that more than one stage writes: results, evidence, dead letters, tombstones."""
+
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
+
+from streams.log import Outgoing, Record
+from streams.stage import Effect
+from topics import (
+    Batch,
+    Candidate,
+    Catalogue,
+    Envelope,
+    Evidence,
+    Fallback,
+    Hold,
+    InferenceRequest,
+    Placement,
+    Profile,
+    Result,
+    ResultError,
+    Source,
+    Tag,
+    Timing,
+    Usage,
+    encode,
+)
+from topics import headers as h
+from topics.codec import decode_json_object
+from topics.errors import BadRecordError
+from topics.evidence import Step
+from topics.result import Status
+
+
+class StepDetails(TypedDict, total=False):
+    """What a step's evidence has beside what every step has; see ``Evidence``."""
+
+    view_version: int
+    tags: dict[str, Tag] | None
+    candidates: tuple[Candidate, ...]
+    placement: Placement | None
+    promised: Envelope | None
+    got: Envelope | None
+    usage: Usage | None
+    batch: Batch | None
+    hold: Hold | None
+    fallback: Fallback | None
+    reason: str | None
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scribe:
+    """Writes on behalf of one instance: its name stands in every piece of evidence."""
+
+    catalogue: Catalogue
+    writer: str
+    policy_version: str | None = None
+    fleet_version: str | None = None
+
+    def step(
+        self,
+        record: Record,
+        profile: Profile,
+        step: Step,
+        now: float,
+        **details: Unpack[StepDetails],
+    ) -> Outgoing:
+        """Return the evidence of one step of a request, as a record keyed by request."""
+        return self._evidence(
+            Evidence(
+                request_id=profile.id,
+                step=step,
+                at=now,
+                writer=self.writer,
+                source=source_of(record),
+                tenant=profile.tenant,
+                task=profile.task,
+                model=profile.model,
+                attempt=profile.attempt,
+                trace_id=h.trace_id(record.headers),
+                policy_version=self.policy_version,
+                fleet_version=self.fleet_version,
+                **details,
+            )
+        )
+
+    def _evidence(self, evidence: Evidence) -> Outgoing:
+        return Outgoing(self.catalogue.evidence, evidence.request_id.encode(), encode(evidence))
+
+    def result(self, result: Result) -> Outgoing:
+        """Return a result as a record, keyed by request."""
+        return Outgoing(self.catalogue.results, result.id.encode(), encode(result))
+
+    def no_answer(
+        self,
+        record: Record,
+        profile: Profile,
+        status: Status,
+        error: ResultError,
+        now: float,
+    ) -> Outgoing:
+        """Return the result of a request that ends without an answer."""
+        return self.result(
+            Result(
+                id=profile.id,
+                status=status,
+                timing=Timing(profile.created_at, routed_at=profile.routed_at, finished_at=now),
+                error=error,
+                trace_id=h.trace_id(record.headers),
+                metadata=metadata_of(record.value),
+            )
+        )
+
+    def unservable(
+        self, record: Record, request: InferenceRequest, code: str, message: str, now: float
+    ) -> Effect:
+        """Return the rejection of a request of which not even a profile can be made."""
+        created_at = (
+            record.timestamp_ms / 1000 if request.created_at is None else request.created_at
+        )
+        trace_id = h.trace_id(record.headers)
+        result = Result(
+            id=request.id,
+            status="rejected",
+            timing=Timing(created_at, routed_at=now, finished_at=now),
+            error=ResultError(code, message),
+            trace_id=trace_id,
+            metadata=request.metadata,
+        )
+        evidence = Evidence(
+            request_id=request.id,
+            step="rejected",
+            at=now,
+            writer=self.writer,
+            source=source_of(record),
+            tenant=request.tenant,
+            task=request.task,
+            model=request.model,
+            trace_id=trace_id,
+            policy_version=self.policy_version,
+            fleet_version=self.fleet_version,
+            reason=code,
+            message=message,
+        )
+        return Effect(record, [self.result(result), self._evidence(evidence)])
+
+    def dead_letter(
+        self, record: Record, error: Exception, *, stage: str, reason: str, now: float
+    ) -> Effect:
+        """Return a record as it came, with the reason why it can't be used, and the evidence."""
+        topic, partition = record.partition
+        message = getattr(error, "message", None) or str(error)
+        letter = Outgoing(
+            self.catalogue.dead_letters,
+            # A record without key and value can't be written; an empty key says as much.
+            b"" if record.key is None and record.value is None else record.key,
+            record.value,
+            h.dead_letter(
+                record.headers,
+                topic=topic,
+                partition=partition,
+                offset=record.offset,
+                error=error,
+                stage=stage,
+                reason=reason,
+            ),
+        )
+        evidence = Evidence(
+            request_id=_name_of(record),
+            step="dead_lettered",
+            at=now,
+            writer=self.writer,
+            source=source_of(record),
+            trace_id=h.trace_id(record.headers),
+            policy_version=self.policy_version,
+            fleet_version=self.fleet_version,
+            reason=reason,
+            message=message,
+        )
+        return Effect(record, [letter, self._evidence(evidence)], is_dead_letter=True)
+
+
+def source_of(record: Record) -> Source:
+    """Return where a record stood."""
+    return Source(record.partition.topic, record.partition.number, record.offset)
+
+
+def metadata_of(value: bytes | None) -> object:
+    """Return the metadata of a request that was parsed before."""
+    try:
+        return decode_json_object(value or b"{}", keys=()).get("metadata")
+    except BadRecordError:
+        return None
+
+
+def _name_of(record: Record) -> str:
+    """Return the key of a record that has no readable id, else where it stood."""
+    if record.key:
+        return record.key.decode("utf-8", "backslashreplace")
+    return f"{record.partition.topic}/{record.partition.number}/{record.offset}"

@@ -1,0 +1,68 @@
+"""Held payloads: in memory up to a limit, read again from the log beyond it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streams.log import Log, LogError, Partition, Record
+
+
+@dataclass(slots=True)
+class Room:
+    """Payload bytes that one process may keep, over all its partitions."""
+
+    bytes_max: int
+    bytes_used: int = 0
+
+
+class Payloads:
+    """The records behind the held requests of one partition."""
+
+    def __init__(self, partition: Partition, room: Room) -> None:
+        self._partition = partition
+        self._room = room
+        self._records: dict[str, Record] = {}
+
+    def add(self, request_id: str, record: Record) -> None:
+        """Keep a record if there is room; where not, ``load`` reads it again."""
+        self.remove(request_id)
+        size = _size(record)
+        if self._room.bytes_used + size <= self._room.bytes_max:
+            self._keep(request_id, record)
+
+    def remove(self, request_id: str) -> None:
+        """Drop a record."""
+        record = self._records.pop(request_id, None)
+        if record is not None:
+            self._room.bytes_used -= _size(record)
+
+    def clear(self) -> None:
+        """Drop all records."""
+        for request_id in list(self._records):
+            self.remove(request_id)
+
+    async def load(self, log: Log, wanted: Sequence[tuple[str, int]]) -> None:
+        """Make the records of these (request id, offset) available; they may exceed the limit.
+
+        Raises:
+            LogError: the log has lost a held record.
+        """
+        missing = {offset: name for name, offset in wanted if name not in self._records}
+        if not missing:
+            return
+        for offset, record in (await log.fetch(self._partition, missing)).items():
+            self._keep(missing[offset], record)
+        lost = [name for name in missing.values() if name not in self._records]
+        if lost:
+            raise LogError(f"{self._partition} has lost the held request {lost[0]!r}")
+
+    def record(self, request_id: str) -> Record:
+        """Return a record that ``add`` kept or ``load`` fetched. Raises KeyError."""
+        return self._records[request_id]
+
+    def _keep(self, request_id: str, record: Record) -> None:
+        self._records[request_id] = record
+        self._room.bytes_used += _size(record)
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"")

@@ -1,0 +1,227 @@
+"""The router: each request tagged, decided on, and sent on its way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from policies import Decision, Situation, UnservableError, decide, decided_tags, tag
+from streams.clock import Clock
+from streams.log import Log, LogError, Outgoing, Partition, Record
+from streams.outgoing import Scribe
+from streams.stage import Effect, Work
+from streams.telemetry import Telemetry
+from topics import (
+    BadRecordError,
+    Placement,
+    Profile,
+    Progress,
+    ResultError,
+    Tag,
+    parse_request,
+)
+from topics import headers as h
+from topics.evidence import Step
+from topics.result import Status
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A request that was decided on."""
+
+    record: Record
+    profile: Profile
+    tags: dict[str, Tag]
+    decision: Decision
+    now: float
+
+
+class Router:
+    """The stage from the ingest topic (and the reroutes) to lanes, hold and results."""
+
+    def __init__(
+        self,
+        situation: Situation,
+        scribe: Scribe,
+        clock: Clock,
+        telemetry: Telemetry,
+        *,
+        request_bytes_max: int,
+    ) -> None:
+        self._situation = situation
+        self._scribe = scribe
+        self._catalogue = scribe.catalogue
+        self._clock = clock
+        self._telemetry = telemetry
+        self._request_bytes_max = request_bytes_max
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return f"{self._catalogue.prefix}.router"
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """Ingest, and what comes back for another try."""
+        return (self._catalogue.requests, self._catalogue.reroutes)
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        """Nothing to rebuild: a decision depends on the request and the fleet view."""
+
+    def forget(self, partition: Partition) -> None:
+        """Nothing to forget."""
+
+    def wants(self, partition: Partition) -> bool:
+        """Whatever is polled is decided on at once; nothing piles up."""
+        return True
+
+    def idle_s(self) -> float:
+        """No timers here."""
+        return float("inf")
+
+    def done(self, partition: Partition, work: Work) -> None:
+        """Nothing is kept."""
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+        """Return each record's effect."""
+        if not records:
+            return None
+        now = self._clock.now()
+        self._situation.view.prune(now)
+        return Work(
+            Progress(records[-1].offset + 1),
+            [self._route(record, now) for record in records],
+        )
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """Dead-letter the request that the log won't take; an accepted one fails besides."""
+        source, now = effect.source, self._clock.now()
+        if source is None:
+            raise LogError(f"{record.topic} refused a record without a source") from error
+        letter = self._scribe.dead_letter(source, error, stage="produce", reason="refused", now=now)
+        if isinstance(effect.subject, _Case):
+            failure = ResultError("refused", f"{record.topic} refused the request: {error}")
+            letter.records.append(
+                self._scribe.no_answer(source, effect.subject.profile, "failed", failure, now)
+            )
+        return [letter]
+
+    def _route(self, record: Record, now: float) -> Effect:
+        try:
+            if record.partition.topic == self._catalogue.reroutes:
+                return self._decide(record, h.read(record.headers, h.PROFILE, Profile), {}, now)
+            return self._route_new(record, now)
+        except BadRecordError as error:
+            return self._scribe.dead_letter(
+                record, error, stage=error.stage, reason=error.reason, now=now
+            )
+
+    def _route_new(self, record: Record, now: float) -> Effect:
+        request = parse_request(
+            record.value,
+            bytes_max=self._request_bytes_max,
+            default_id=h.cloud_event_id(record.headers),
+        )
+        try:
+            tagged = tag(
+                request,
+                self._situation.policy,
+                received_at=record.timestamp_ms / 1000,
+                now=now,
+                ingest_partition=record.partition.number,
+            )
+        except UnservableError as error:
+            return self._scribe.unservable(record, request, error.code, error.message, now)
+        return self._decide(record, tagged.profile, tagged.tags, now)
+
+    def _decide(self, record: Record, profile: Profile, tags: dict[str, Tag], now: float) -> Effect:
+        decision = decide(profile, self._situation, now)
+        if decision.group is not None:
+            self._situation.arrivals.observe(decision.group, now)
+        traceparent = self._telemetry.routed(record, profile, decision, now)
+        if traceparent is not None:
+            # What is written from here on belongs to this step of the trace.
+            headers = h.replaced(record.headers, {h.TRACEPARENT: traceparent})
+            record = record._replace(headers=headers)
+        case = _Case(
+            record,
+            profile,
+            tags | decided_tags(profile, decision, self._situation.options, now),
+            decision,
+            now,
+        )
+        if decision.action == "place":
+            return self._place(case)
+        if decision.action == "hold":
+            return self._hold(case)
+        return self._end(case)
+
+    def _place(self, case: _Case) -> Effect:
+        profile, decision = case.profile, case.decision
+        option, estimate = decision.option, decision.estimate
+        if option is None or estimate is None:
+            raise ValueError("a decision to place without hardware")
+        self._situation.view.add_sent(option, estimate.device_s)
+        placement = Placement(
+            pool=option.pool,
+            device=option.device,
+            model_variant=option.variant,
+            precision=option.precision,
+            region=option.region,
+            path="direct",
+            attempt=profile.attempt,
+            fallbacks=profile.fallbacks,
+        )
+        added = h.encoded(profile=profile, placement=placement, promised=decision.promised)
+        request = Outgoing(
+            self._catalogue.pool_lane(option.pool, "direct"),
+            profile.id.encode(),
+            case.record.value,
+            h.replaced(h.client_headers(case.record.headers), added),
+            partition=profile.ingest_partition % self._catalogue.partitions,
+        )
+        records = [request, self._evidence(case, "placed", placement)]
+        return Effect(case.record, records, subject=case)
+
+    def _hold(self, case: _Case) -> Effect:
+        profile, group = case.profile, case.decision.group or ""
+        added = h.encoded(profile=profile, promised=case.decision.promised)
+        added |= {h.GROUP: group.encode(), h.HELD_AT: repr(case.now).encode()}
+        held = Outgoing(
+            self._catalogue.held,
+            profile.id.encode(),
+            case.record.value,
+            h.replaced(h.client_headers(case.record.headers), added),
+            partition=crc32(group.encode()) % self._catalogue.partitions,
+        )
+        return Effect(case.record, [held, self._evidence(case, "held", None)], subject=case)
+
+    def _end(self, case: _Case) -> Effect:
+        decision, profile = case.decision, case.profile
+        error = ResultError(decision.reason, decision.message or "", decision.refusals)
+        status: Status
+        step: Step
+        if decision.action == "expire":
+            status = step = "expired"
+        elif profile.attempt > 1:
+            # It was accepted and tried, and no pool is left to try.
+            status = step = "failed"
+        else:
+            status = step = "rejected"
+        result = self._scribe.no_answer(case.record, profile, status, error, case.now)
+        return Effect(case.record, [result, self._evidence(case, step, None)])
+
+    def _evidence(self, case: _Case, step: Step, placement: Placement | None) -> Outgoing:
+        decision = case.decision
+        return self._scribe.step(
+            case.record,
+            case.profile,
+            step,
+            case.now,
+            view_version=self._situation.view.version,
+            tags=case.tags,
+            candidates=decision.candidates,
+            placement=placement,
+            promised=decision.promised,
+            reason=decision.reason,
+            message=decision.message,
+        )

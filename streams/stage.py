@@ -1,0 +1,78 @@
+"""A stage: what is done with the records of a partition, apart from how it is made to last."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from streams.log import Log, Outgoing, Partition, Record
+from topics import Progress
+
+
+@dataclass(slots=True)
+class Effect:
+    """Records that stand or fall together, and the input that they answer (None for a timer)."""
+
+    source: Record | None
+    records: list[Outgoing]
+    is_dead_letter: bool = False
+    subject: object = None
+    """Whatever the stage wants to find again in ``done`` or ``refused``."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One transaction: the effects, and how far the stage has come once they are visible."""
+
+    progress: Progress
+    effects: list[Effect] = field(default_factory=list)
+
+
+class Stage(Protocol):
+    """What the transactor drives. All calls for one partition come one after another.
+
+    A stage changes its memory for good only in ``done``; if the transaction fails for any other
+    reason than a refused record the process ends, and the memory with it.
+    """
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        ...
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """The topics consumed."""
+        ...
+
+    async def restore(
+        self, partition: Partition, progress: Progress | None, log: Log
+    ) -> int | None:
+        """Rebuild the memory of a partition just taken over, and return where to read on.
+
+        None leaves it to ``progress`` or, where there is none, to the beginning of the topic.
+        """
+        ...
+
+    def forget(self, partition: Partition) -> None:
+        """Drop the memory of a partition that is not ours any more."""
+        ...
+
+    def wants(self, partition: Partition) -> bool:
+        """Tell whether more records can be taken; False pauses the partition."""
+        ...
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+        """Take the records (perhaps none) and return what to commit now, None for nothing."""
+        ...
+
+    def done(self, partition: Partition, work: Work) -> None:
+        """The work is visible to the world."""
+        ...
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """Return what to commit in place of an effect of which the log refused a record."""
+        ...
+
+    def idle_s(self) -> float:
+        """Return how long the loop may wait for records before ``work`` should be called."""
+        ...

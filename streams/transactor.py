@@ -1,0 +1,210 @@
+"""The transactor: reads, lets a stage work, and makes the effects visible exactly once.
+
+Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
+
+1. One transactional producer per input partition, made when the partition is assigned. Its fixed
+   id fences the predecessor and aborts what that left open.
+2. After fencing, ask the broker for the committed offset and seek: the client's may be stale.
+   Progress kept as data goes further than that where a broker's death lost the marker.
+3. Poll, work and commit are one critical section, under the lock that rebalances take too.
+4. Every send is awaited before the commit, which itself never tells of a refused record.
+5. Any other error ends the process; the supervisor starts another, which restores from the log.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Collection, Sequence
+from typing import NamedTuple
+
+from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
+from streams.progress import read_progress
+from streams.stage import Effect, Stage, Work
+from topics import Progress, encode, progress_key
+
+logger = logging.getLogger(__name__)
+
+
+class Refusal(NamedTuple):
+    """A record that the log won't take, and the effect it belongs to."""
+
+    effect: Effect
+    record: Outgoing
+    error: Exception
+
+
+class Transactor:
+    """Runs one stage over the partitions that the group gives to this process."""
+
+    def __init__(
+        self,
+        log: Log,
+        stage: Stage,
+        *,
+        progress_topic: str,
+        poll_s_max: float,
+        poll_records_max: int,
+    ) -> None:
+        self._log = log
+        self._stage = stage
+        self._progress_topic = progress_topic
+        self._poll_s_max = poll_s_max
+        self._poll_records_max = poll_records_max
+        self._lock = asyncio.Lock()
+        self._writers: dict[Partition, Writer] = {}
+        self._failure: BaseException | None = None
+
+    @property
+    def partitions(self) -> Collection[Partition]:
+        """The partitions that are ours now."""
+        return self._writers.keys()
+
+    async def start(self) -> None:
+        """Join the group; partitions arrive in the course of ``step``."""
+        await self._log.join(self._stage.group, self._stage.topics, self)
+
+    async def stop(self) -> None:
+        """Leave between two transactions, so that nothing is open and nothing half done."""
+        async with self._lock:
+            await self._log.leave()
+            await self._drop(list(self._writers))
+
+    async def step(self) -> int:
+        """Poll once and commit what the stage makes of it; return the number of records read.
+
+        Raises:
+            LogError: the process must end (rule 5).
+        """
+        async with self._lock:
+            if self._failure is not None:
+                raise LogError("a rebalance failed") from self._failure
+            paused = [p for p in self._writers if not self._stage.wants(p)]
+            timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
+            polled = await self._log.poll(timeout_s, self._poll_records_max, paused)
+            await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
+            return sum(len(records) for records in polled.values())
+
+    async def assigned(self, partitions: Collection[Partition]) -> None:
+        """Take partitions over: fence, find out how far the predecessor came, restore."""
+        try:
+            async with self._lock:
+                await self._take_over(partitions)
+        except Exception as error:
+            logger.exception("taking over %s failed", ", ".join(map(str, partitions)))
+            self._failure = error
+
+    async def revoked(self, partitions: Collection[Partition]) -> None:
+        """Let partitions go; the lock says that no transaction of theirs is under way."""
+        try:
+            async with self._lock:
+                await self._drop(partitions)
+        except Exception as error:
+            logger.exception("giving up %s failed", ", ".join(map(str, partitions)))
+            self._failure = error
+
+    async def _take_over(self, partitions: Collection[Partition]) -> None:
+        new = [p for p in partitions if p not in self._writers]
+        writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
+        self._writers.update(zip(new, writers, strict=True))
+        stored = await read_progress(self._log, self._progress_topic, self._stage.group, new)
+        for partition in new:
+            committed = await self._log.committed(partition)
+            progress = stored.get(partition)
+            if committed is not None:
+                progress = Progress(committed).further(progress)
+            start = await self._stage.restore(partition, progress, self._log)
+            if start is None:
+                first = (await self._log.bounds([partition]))[partition][0]
+                start = first if progress is None else max(first, progress.next_offset)
+            self._log.seek(partition, start)
+            logger.info("took over %s at offset %d", partition, start)
+
+    async def _drop(self, partitions: Collection[Partition]) -> None:
+        for partition in partitions:
+            writer = self._writers.pop(partition, None)
+            if writer is not None:
+                self._stage.forget(partition)
+                await writer.close()
+
+    async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
+        work = await self._stage.work(partition, records)
+        if work is None:
+            return
+        while refusals := await self._commit(partition, work):
+            for refusal in await self._culprits(partition, refusals):
+                self._replace(work, refusal)
+        self._stage.done(partition, work)
+
+    async def _commit(self, partition: Partition, work: Work) -> list[Refusal]:
+        """Write the work as one transaction; where records were refused, abort and return them."""
+        writer = self._writers[partition]
+        await writer.begin()
+        progress = Effect(None, [self._progress_record(partition, work.progress)])
+        refusals = await self._send(writer, [*work.effects, progress])
+        if refusals:
+            await self._start_over(partition)
+            return refusals
+        await writer.commit(partition, work.progress.next_offset, self._stage.group)
+        return []
+
+    async def _send(self, writer: Writer, effects: Sequence[Effect]) -> list[Refusal]:
+        """Send all, wait for all, and return what was refused."""
+        sent: list[tuple[Effect, Outgoing, Awaitable[object]]] = []
+        refusals: list[Refusal] = []
+        for effect in effects:
+            for record in effect.records:
+                try:
+                    sent.append((effect, record, await writer.send(record)))
+                except self._log.refusals as error:
+                    refusals.append(Refusal(effect, record, error))
+        outcomes = await asyncio.gather(*(future for _, _, future in sent), return_exceptions=True)
+        for (effect, record, _), outcome in zip(sent, outcomes, strict=True):
+            if isinstance(outcome, self._log.refusals):
+                refusals.append(Refusal(effect, record, outcome))
+            elif isinstance(outcome, BaseException) and not refusals:
+                raise outcome
+        return refusals
+
+    async def _culprits(self, partition: Partition, refusals: list[Refusal]) -> list[Refusal]:
+        """Return the refusals that are a record's own fault.
+
+        The broker refuses a whole produce batch for one bad record. Where several effects fell,
+        each is tried alone, in a transaction that is aborted whatever comes of it.
+        """
+        suspects = list({id(refusal.effect): refusal for refusal in refusals}.values())
+        if len(suspects) == 1:
+            return suspects
+        culprits = []
+        for suspect in suspects:
+            writer = self._writers[partition]
+            await writer.begin()
+            culprits += (await self._send(writer, [suspect.effect]))[:1]
+            await self._start_over(partition)
+        return culprits
+
+    async def _start_over(self, partition: Partition) -> None:
+        """Abort by fencing: a refused record leaves a gap that only a new producer can pass."""
+        await self._writers[partition].close()
+        self._writers[partition] = await self._log.fence(self._transactional_id(partition))
+
+    def _replace(self, work: Work, refusal: Refusal) -> None:
+        effect, record, error = refusal
+        if effect.is_dead_letter:
+            raise LogError(f"{record.topic} refuses even a dead letter: {error}") from error
+        logger.warning("%s refused a record, which is replaced: %s", record.topic, error)
+        at = next(i for i, candidate in enumerate(work.effects) if candidate is effect)
+        work.effects[at : at + 1] = self._stage.refused(effect, record, error)
+
+    def _progress_record(self, partition: Partition, progress: Progress) -> Outgoing:
+        key = progress_key(self._stage.group, partition.topic, partition.number)
+        return Outgoing(self._progress_topic, key, encode(progress), partition=partition.number)
+
+    def _transactional_id(self, partition: Partition) -> str:
+        return f"{self._stage.group}-{partition.topic}-{partition.number}"
+
+    @staticmethod
+    async def _all(runs: Sequence[Awaitable[None]]) -> None:
+        """Run transactions of different partitions side by side; wait for all before raising."""
+        results = await asyncio.gather(*runs, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result

@@ -1,0 +1,31 @@
+"""One real Kafka for the whole test session, and a topic prefix per test."""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from topics.broker import EmbeddedBroker
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """Bootstrap servers of a real Kafka.
+
+    An embedded one, or the one that SHUNTER_TEST_BOOTSTRAP_SERVERS names.
+    """
+    existing = os.environ.get("SHUNTER_TEST_BOOTSTRAP_SERVERS")
+    if existing:
+        yield existing
+        return
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap_servers
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """A topic prefix that no other test has, telling which test made it."""
+    name = re.sub(r"[^a-zA-Z0-9_-]+", "-", request.node.name)[:40].strip("-")
+    return f"{name}-{secrets.token_hex(4)}"

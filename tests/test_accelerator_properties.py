@@ -1,0 +1,168 @@
+"""Continuous batching in virtual time: what holds for every trace."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_accelerator import VARIANTS, completions, drain
+
+from policies.accelerator import Accelerator, Cancelled, Completion, Event, FirstToken, Job
+
+unhurried = settings(deadline=None)  # a busy machine is not a failure
+
+
+class SteppingAccelerator(Accelerator):
+    """Takes each iteration by itself: what the jumps over many must agree with."""
+
+    def _iterations_to_finish(self, lanes: list) -> int:
+        return min(1, super()._iterations_to_finish(lanes))
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float
+    job: Job
+    cancel_at: float | None = None
+
+
+@st.composite
+def traces(draw: st.DrawFn, *, cancels: bool = False) -> list[Arrival]:
+    # A few distinct gaps, zero among them, so that arrivals coincide with each other.
+    gaps = st.sampled_from([0.0, 0.0, 0.001, 0.013, 0.2]) | st.floats(0, 2)
+    arrivals, at = [], 0.0
+    for index in range(draw(st.integers(1, 14))):
+        at += draw(gaps)
+        prompt = draw(st.integers(1, 300) | st.integers(300, 9500))
+        job = Job(
+            id=str(index),
+            variant=draw(st.sampled_from(["llama", "small"])),
+            input_tokens=prompt,
+            output_tokens=draw(st.integers(0, 3) | st.integers(0, 400)),
+            cached_tokens=draw(st.sampled_from([0, prompt // 2, prompt])),
+            priority=draw(st.integers(0, 1)),
+        )
+        cancel = draw(st.none() | st.floats(0, 3)) if cancels else None
+        arrivals.append(Arrival(at, job, None if cancel is None else at + cancel))
+    return arrivals
+
+
+def play(
+    accelerator: Accelerator, arrivals: list[Arrival], polls: tuple[float, ...] = ()
+) -> list[Event]:
+    """Submit, cancel and poll in order of time, then run dry."""
+    actions = [(arrival.at, 0, arrival) for arrival in arrivals]
+    actions += [(arrival.cancel_at, 1, arrival) for arrival in arrivals if arrival.cancel_at]
+    actions += [(at, 2, None) for at in polls]
+    events: list[Event] = []
+    for at, kind, arrival in sorted(actions, key=lambda action: action[:2]):
+        if kind == 0:
+            accelerator.submit(arrival.job, at)
+        elif kind == 1:
+            accelerator.cancel(arrival.job.id, at)
+        else:
+            events += accelerator.advance(at)
+        if polls:
+            accelerator.next_event_at()
+    return events + drain(accelerator)
+
+
+def at_of(event: Event) -> float:
+    return event.finished_at if isinstance(event, Completion) else event.at
+
+
+@unhurried
+@given(traces(cancels=True))
+def test_every_job_ends_exactly_once_and_events_come_in_order(arrivals: list[Arrival]) -> None:
+    events = play(Accelerator(VARIANTS), arrivals)
+    ended = Counter(event.id for event in events if not isinstance(event, FirstToken))
+    assert ended == Counter(arrival.job.id for arrival in arrivals)
+    assert [at_of(event) for event in events] == sorted(at_of(event) for event in events)
+    for done in completions(events).values():
+        output_tokens = next(a.job.output_tokens for a in arrivals if a.job.id == done.id)
+        told = [event.at for event in events if event == FirstToken(done.id, done.first_token_at)]
+        assert len(told) == (output_tokens > 0)
+
+
+@unhurried
+@given(traces(cancels=True))
+def test_the_shares_of_all_jobs_are_the_busy_time(arrivals: list[Arrival]) -> None:
+    accelerator = Accelerator(VARIANTS)
+    events = play(accelerator, arrivals)
+    shares_s = [event.device_s for event in events if isinstance(event, Completion | Cancelled)]
+    assert min(shares_s, default=0) >= 0
+    assert sum(shares_s) == pytest.approx(accelerator.busy_s, rel=1e-9)
+
+
+@unhurried
+@given(traces())
+def test_nothing_is_faster_than_physics(arrivals: list[Arrival]) -> None:
+    done = completions(play(Accelerator(VARIANTS), arrivals))
+    for arrival in arrivals:
+        job, roofline = arrival.job, VARIANTS[arrival.job.variant].roofline
+        if job.id not in done:
+            continue
+        flop = 2 * roofline.active_parameters * max(1, job.input_tokens - job.cached_tokens)
+        times = done[job.id]
+        assert arrival.at <= times.started_at
+        assert times.first_token_at >= times.started_at + flop / roofline.flops
+        stream_s = roofline.weights_bytes / roofline.bandwidth_bytes_per_s
+        steps = max(0, job.output_tokens - 1)
+        assert times.finished_at >= times.first_token_at + steps * stream_s
+
+
+@unhurried
+@given(traces(cancels=True))
+def test_batch_and_memory_limits_hold_after_every_iteration(arrivals: list[Arrival]) -> None:
+    accelerator = SteppingAccelerator(VARIANTS)
+    for arrival in sorted(arrivals, key=lambda arrival: arrival.at):
+        accelerator.submit(arrival.job, arrival.at)
+        while (at := accelerator.next_event_at()) is not None:
+            assert accelerator.running_of("llama") <= 4
+            assert accelerator.running_of("small") <= 3
+            assert accelerator.kv_usage <= 1
+            if at > arrival.at + 0.3:
+                break
+            accelerator.advance(at)
+            if arrival.cancel_at is not None and arrival.cancel_at <= at:
+                accelerator.cancel(arrival.job.id, at)
+    drain(accelerator)
+    assert accelerator.kv_tokens_used == accelerator.running == accelerator.queued == 0
+
+
+@unhurried
+@given(traces())
+def test_admission_follows_priority_then_arrival(arrivals: list[Arrival]) -> None:
+    done = completions(play(Accelerator(VARIANTS), arrivals))
+    admitted = [
+        (arrival.job.variant, arrival.job.priority, index, arrival.at, done[arrival.job.id])
+        for index, arrival in enumerate(arrivals)
+        if arrival.job.id in done
+    ]
+    for variant, priority, index, at, times in admitted:
+        for other_variant, other_priority, other_index, _, other_times in admitted:
+            if variant == other_variant and (priority, index) < (other_priority, other_index):
+                # Who ranks first is not overtaken by one that began after it had come.
+                assert times.started_at <= other_times.started_at or other_times.started_at < at
+
+
+@unhurried
+@given(traces(cancels=True), st.lists(st.floats(0, 8), min_size=1, max_size=40))
+def test_polling_changes_nothing(arrivals: list[Arrival], polls: list[float]) -> None:
+    unpolled = play(Accelerator(VARIANTS), arrivals)
+    polled = play(Accelerator(VARIANTS), arrivals, tuple(polls))
+    assert polled == unpolled
+
+
+@unhurried
+@given(traces(cancels=True))
+def test_jumping_over_iterations_equals_taking_each(arrivals: list[Arrival]) -> None:
+    jumped = play(Accelerator(VARIANTS), arrivals)
+    stepped = play(SteppingAccelerator(VARIANTS), arrivals)
+    assert [type(event) for event in jumped] == [type(event) for event in stepped]
+    for one_event, other_event in zip(jumped, stepped, strict=True):
+        assert one_event.id == other_event.id
+        assert at_of(one_event) == pytest.approx(at_of(other_event), rel=1e-9)
+        if isinstance(one_event, Completion):
+            assert one_event.device_s == pytest.approx(other_event.device_s, rel=1e-9)

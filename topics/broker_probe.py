@@ -1,0 +1,49 @@
+"""Which Kafka answers at a port: the least of Kafka's protocol that tells."""
+
+import socket
+import struct
+from pathlib import Path
+
+from topics.broker_jars import BrokerError
+from topics.broker_settings import HOST
+
+
+def formatted_cluster(meta_properties: Path) -> str:
+    """The id of the cluster that a data directory was formatted for.
+
+    Raises:
+        BrokerError: the file names none.
+    """
+    for line in meta_properties.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition("=")
+        if name == "cluster.id":
+            return value
+    raise BrokerError(f"{meta_properties} names no cluster.id; choose another data directory")
+
+
+def serving_cluster(port: int) -> str | None:
+    """The id of the cluster at this port; None while it has no broker that serves clients.
+
+    Asks for the metadata of no topic (version 2): starting brokers answer with no broker.
+
+    Raises:
+        OSError: nothing answers there yet.
+    """
+    request = struct.pack(">hhihi", 3, 2, 1, -1, 0)
+    with socket.create_connection((HOST, port), timeout=5) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        with connection.makefile("rb") as answer:
+            length_bytes = answer.read(4)
+            if len(length_bytes) < 4:
+                raise ConnectionResetError
+            answer.read(4)  # the correlation id
+            (brokers,) = struct.unpack(">i", answer.read(4))
+            if brokers == 0:
+                return None
+            for _ in range(brokers):
+                answer.read(4)  # node id
+                answer.read(*struct.unpack(">h", answer.read(2)))  # host
+                answer.read(4)  # port
+                (rack_bytes,) = struct.unpack(">h", answer.read(2))
+                answer.read(max(rack_bytes, 0))
+            return answer.read(*struct.unpack(">h", answer.read(2))).decode()

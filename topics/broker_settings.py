@@ -1,0 +1,123 @@
+"""Settings of a one-node Kafka that starts quickly, stays small and recovers quickly."""
+
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"
+
+# Measured with 2 cores on Kafka 4.3.1: the client compiler and the serial collector start the
+# broker in 1.6 s rather than 2.1 s, save 100 MB, and carry 200,000 records of 1 KB a second.
+JVM_FLAGS = (
+    "-Xmx512m",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    # It tells each 50 ms of a restart that this very broker isn't up yet.
+    "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.clients.NetworkClient=error",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX",
+)
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+
+NODE_SETTINGS: dict[str, str] = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "controller.listener.names": "CONTROLLER",
+    "inter.broker.listener.name": "CLIENT",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "auto.create.topics.enable": "false",
+    # A dead producer's transaction blocks readers until this looks, after its timeout.
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+    # A broker that comes back from kill -9 must wait until its former session has expired:
+    # 11.6 s from start to ready with the default of 9 s.
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "500",
+    "message.max.bytes": str(MESSAGE_BYTES_MAX),
+    "replica.fetch.max.bytes": str(MESSAGE_BYTES_MAX),
+    # The default takes 128 MB of the heap.
+    "log.cleaner.dedupe.buffer.size": str(4 * 1024 * 1024),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One more port on which the broker listens.
+
+    Attributes:
+        name: the listener's name in Kafka's settings, in capitals; not CLIENT or CONTROLLER.
+        port: where the broker listens.
+        advertised_port: the port clients are sent to, such as that of a proxy.
+    """
+
+    name: str
+    port: int
+    advertised_port: int
+
+
+def server_properties(
+    *,
+    data_dir: Path,
+    port: int,
+    controller_port: int,
+    extra_listeners: Sequence[Listener] = (),
+    properties: Mapping[str, str] | None = None,
+) -> str:
+    """The text of ``server.properties``; what ``properties`` holds replaces what we would set."""
+    clients = [Listener("CLIENT", port, port), *extra_listeners]
+    controller = Listener("CONTROLLER", controller_port, controller_port)
+    settings = {
+        **NODE_SETTINGS,
+        "log.dirs": str(data_dir),
+        "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+        "listeners": ",".join(
+            f"{each.name}://{HOST}:{each.port}" for each in [*clients, controller]
+        ),
+        "advertised.listeners": ",".join(
+            f"{each.name}://{HOST}:{each.advertised_port}" for each in clients
+        ),
+        "listener.security.protocol.map": ",".join(
+            f"{each.name}:PLAINTEXT" for each in [*clients, controller]
+        ),
+        **(properties or {}),
+    }
+    return "".join(f"{name}={_escaped(value)}\n" for name, value in settings.items())
+
+
+def _escaped(value: str) -> str:
+    """A value as Java's property files want it: a backslash and a line end are special there."""
+    return value.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def free_port() -> int:
+    """A port of ``HOST`` on which nothing listens now, below those that clients are given.
+
+    The kernel gives ports above 32767 to outgoing connections. While a broker restarts, a client
+    that hammers its port can be given that very port, connect to itself and so keep the broker out.
+    """
+    while True:
+        port = 16384 + secrets.randbelow(16384)
+        try:
+            require_free(port)
+        except OSError:
+            continue
+        return port
+
+
+def require_free(port: int) -> None:
+    """Raise OSError, as ``bind`` does, unless a server may listen on this port of ``HOST`` now."""
+    with socket.socket() as probe:
+        # As Kafka does: connections of a predecessor in TIME_WAIT are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))

@@ -1,0 +1,157 @@
+"""The catalogue: every topic there is. Creation, checks and documentation are made from it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from topics.evidence import Evidence
+from topics.progress import Progress
+from topics.request import InferenceRequest
+from topics.result import Result
+from topics.settings import MIB, Settings
+from topics.status import PoolStatus
+
+DAY_MS = 24 * 3600 * 1000
+Lane = Literal["direct", "batch"]
+
+# Ingest takes more than a request may have, so that a request that is too large ends as a dead
+# letter with its reason; what Shunter writes has room for the headers it adds.
+INGEST_BYTES_MAX = 8 * MIB
+OUTPUT_BYTES_MAX = 12 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic. ``schema`` is the record model of its values, None where bytes are passed on."""
+
+    name: str
+    partitions: int
+    key: str
+    value: str
+    schema: type | None
+    cleanup: Literal["delete", "compact"] = "delete"
+    retention_ms: int = 7 * DAY_MS
+    bytes_max: int = OUTPUT_BYTES_MAX
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def config(self) -> dict[str, str]:
+        """Return the topic's Kafka configuration."""
+        config = {
+            "cleanup.policy": self.cleanup,
+            "max.message.bytes": str(self.bytes_max),
+            # The producer's own compression is kept as it is: payload bytes are passed on.
+            "compression.type": "producer",
+        }
+        if self.cleanup == "delete":
+            config["retention.ms"] = str(self.retention_ms)
+        return config | self.extra
+
+
+# Small segments that are cleaned soon: a new owner reads these topics from the beginning.
+_QUICK_COMPACTION = {
+    "segment.ms": str(10 * 60 * 1000),
+    "segment.bytes": str(16 * MIB),
+    "min.cleanable.dirty.ratio": "0.1",
+    "delete.retention.ms": str(DAY_MS),
+}
+
+
+class Catalogue:
+    """All topic names of one Shunter installation, made from its prefix."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._partitions = settings.partitions
+        self.prefix = settings.topic_prefix
+        self.requests = f"{self.prefix}.requests"
+        self.reroutes = f"{self.prefix}.reroutes"
+        self.held = f"{self.prefix}.held"
+        self.results = f"{self.prefix}.results"
+        self.evidence = f"{self.prefix}.evidence"
+        self.dead_letters = f"{self.prefix}.dead-letters"
+        self.pool_status = f"{self.prefix}.pool-status"
+        self.progress = f"{self.prefix}.progress"
+
+    @property
+    def partitions(self) -> int:
+        """Partitions of the ingest topic and of all that are co-partitioned with it."""
+        return self._partitions
+
+    def pool_lane(self, pool: str, lane: Lane) -> str:
+        """Return the topic of one lane of a pool."""
+        return f"{self.prefix}.pool.{pool}.{lane}"
+
+    def topics(self, pools: Iterable[str]) -> list[Topic]:
+        """Return every topic for a fleet with these pools, the shared ones first."""
+        n = self._partitions
+        shared = [
+            Topic(
+                self.requests,
+                n,
+                "any; the request id keeps resends in order",
+                "a request, native or a line of an OpenAI Batch file",
+                InferenceRequest,
+                bytes_max=INGEST_BYTES_MAX,
+            ),
+            Topic(
+                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
+            ),
+            Topic(
+                self.held,
+                n,
+                "request id",
+                "the request as it came; a tombstone releases it",
+                InferenceRequest,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+            Topic(self.results, n, "request id", "the result", Result),
+            Topic(
+                self.evidence,
+                n,
+                "request id",
+                "one step of a request",
+                Evidence,
+                retention_ms=30 * DAY_MS,
+            ),
+            Topic(
+                self.dead_letters,
+                1,
+                "as it came",
+                "as it came",
+                None,
+                retention_ms=30 * DAY_MS,
+            ),
+            Topic(
+                self.pool_status,
+                1,
+                "pool/instance",
+                "a worker's heartbeat",
+                PoolStatus,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+            Topic(
+                self.progress,
+                n,
+                "group/topic/partition",
+                "how far a stage has come",
+                Progress,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+        ]
+        return shared + [topic for pool in pools for topic in self.pool_topics(pool)]
+
+    def pool_topics(self, pool: str) -> list[Topic]:
+        """Return the two lanes of a pool, co-partitioned with ingest."""
+        lanes: tuple[Lane, ...] = ("direct", "batch")
+        return [
+            Topic(
+                self.pool_lane(pool, lane),
+                self._partitions,
+                "request id",
+                "the request as it came; the placement travels in headers",
+                InferenceRequest,
+            )
+            for lane in lanes
+        ]

@@ -1,0 +1,114 @@
+"""Bytes to records and back.
+
+Records from outside are hostile until proven otherwise: size, nesting and duplicate keys are
+checked before a value is believed.
+"""
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from topics.errors import BadRecordError
+
+T = TypeVar("T")
+
+# orjson reads 1,024 levels but writes only 254, and what is read here is written again later.
+JSON_DEPTH_MAX = 254
+
+
+def encode(record: object) -> bytes:
+    """Return ``record`` (a dataclass, dict or list) as UTF-8 JSON."""
+    return orjson.dumps(record)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def decode(kind: type[T], value: bytes) -> T:
+    """Return ``value`` as a validated ``kind``.
+
+    Raises:
+        BadRecordError: not JSON, or not a ``kind``.
+    """
+    try:
+        record: T = _adapter(kind).validate_python(orjson.loads(value))
+    except orjson.JSONDecodeError as error:
+        raise BadRecordError("decode", "not_json", f"not JSON: {error}") from error
+    except ValidationError as error:
+        raise BadRecordError("validate", "invalid_record", describe(error)) from error
+    return record
+
+
+def describe(error: ValidationError) -> str:
+    """Return the first problems of a validation as ``field: what is wrong (value)``."""
+    parts = []
+    for problem in error.errors(include_url=False)[:5]:
+        field = ".".join(str(part) for part in problem["loc"]) or "record"
+        shown = "" if problem["type"] == "missing" else f" (got {_short(problem['input'])})"
+        parts.append(f"{field}: {problem['msg']}{shown}")
+    return "; ".join(parts)
+
+
+def _short(value: object) -> str:
+    """Return a value as a person should see it: payload text is never shown in full."""
+    text = (
+        repr(value) if isinstance(value, int | float | str | bool | None) else type(value).__name__
+    )
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def decode_json_object(value: bytes, *, keys: Iterable[str]) -> dict[str, Any]:
+    """Return untrusted bytes as a JSON object.
+
+    Args:
+        value: the bytes of a record.
+        keys: names whose repetition would make the object mean two things. Parsers disagree on
+            which of two equal keys wins, so a repeated constraint could be read one way by the
+            client and another way here.
+
+    Raises:
+        BadRecordError: not UTF-8 JSON, not an object, nested too deep, or a key twice.
+    """
+    try:
+        parsed = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise BadRecordError("decode", "not_json", f"the value is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        kind = type(parsed).__name__
+        raise BadRecordError(
+            "decode", "not_an_object", f"the value is a JSON {kind}, not an object"
+        )
+    # Depth can't exceed the number of opening brackets, which is much cheaper to count.
+    if value.count(b"[") + value.count(b"{") > JSON_DEPTH_MAX:
+        _check_depth(parsed)
+    # An escaped key ("\\u0069d") would hide from the count, so escapes are looked at in full.
+    if b"\\u" in value or any(value.count(b'"%b"' % key.encode()) > 1 for key in keys):
+        _check_duplicate_keys(value)
+    return parsed
+
+
+def _check_depth(parsed: dict[str, Any]) -> None:
+    try:
+        orjson.dumps(parsed)
+    except orjson.JSONEncodeError as error:
+        raise BadRecordError(
+            "decode", "too_deep", f"the value nests deeper than {JSON_DEPTH_MAX} levels"
+        ) from error
+
+
+def _check_duplicate_keys(value: bytes) -> None:
+    def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadRecordError("decode", "duplicate_field", f"the field {twice!r} stands twice")
+        return seen
+
+    json.loads(value, object_pairs_hook=pairs_to_dict)

@@ -1,0 +1,69 @@
+"""Evidence: one record per step of a request, written in the transaction of its effect."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from topics.placement import Batch, Candidate, Envelope, Placement
+from topics.profile import Fallback, Tag
+from topics.result import Usage
+
+Step = Literal[
+    "placed",
+    "held",
+    "released",
+    "executed",
+    "fell_back",
+    "failed",
+    "expired",
+    "rejected",
+    "dead_lettered",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The record that a step consumed."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why and how long a request waited. ``slack_s`` is what was left before its last start."""
+
+    group: str
+    reason: str
+    held_s: float
+    slack_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it."""
+
+    request_id: str
+    step: Step
+    at: float
+    writer: str
+    source: Source
+    tenant: str | None = None
+    task: str | None = None
+    model: str | None = None
+    attempt: int = 1
+    trace_id: str | None = None
+    policy_version: str | None = None
+    fleet_version: str | None = None
+    view_version: int | None = None
+    tags: dict[str, Tag] | None = None
+    candidates: tuple[Candidate, ...] = ()
+    placement: Placement | None = None
+    promised: Envelope | None = None
+    got: Envelope | None = None
+    usage: Usage | None = None
+    batch: Batch | None = None
+    hold: Hold | None = None
+    fallback: Fallback | None = None
+    reason: str | None = None
+    message: str | None = None

@@ -1,0 +1,66 @@
+"""What the router knows of a request, carried in a header from stage to stage.
+
+The request is parsed once, by the router. Every later stage (batcher, router again after a
+fallback, worker) reads this profile and leaves the payload untouched.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TagSource = Literal["client", "policy", "estimate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One thing known of a request, where it comes from and how sure it is (0 to 1)."""
+
+    value: Any
+    source: TagSource
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A pool that was tried and failed, and why."""
+
+    pool: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A request as placement sees it. Times are epoch seconds, durations seconds.
+
+    ``regions``, ``precisions`` and ``pools`` are None where anything is allowed; an empty tuple
+    allows nothing.
+    """
+
+    id: str
+    tenant: str
+    task: str
+    model: str
+    operation: str
+    tier: str
+    created_at: float
+    deadline: float
+    input_tokens: int
+    output_tokens: int
+    ttft_s: float | None
+    tpot_s: float | None
+    latency_sensitive: bool
+    batchable: bool
+    target_chance: float
+    longest_wait_s: float
+    window_s: float
+    ingest_partition: int
+    routed_at: float
+    regions: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    pools: tuple[str, ...] | None = None
+    exclude_pools: tuple[str, ...] = ()
+    data_class: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    max_cost_usd: float | None = None
+    session: str | None = None
+    attempt: int = 1
+    fallbacks: tuple[Fallback, ...] = ()

@@ -1,0 +1,97 @@
+"""Settings of a process: ``SHUNTER_*`` environment variables, or flags that override them."""
+
+import socket
+import ssl
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """What one process of Shunter needs to know; printed at start with secrets masked."""
+
+    model_config = SettingsConfigDict(env_prefix="SHUNTER_", frozen=True, extra="forbid")
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """Kafka brokers, ``host:port`` separated by commas."""
+    topic_prefix: str = Field(default="inference", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")
+    """What all topic, group and transaction names begin with."""
+    fleet: Path | None = None
+    """YAML of devices, models and pools; the packaged fleet where unset."""
+    policy: Path | None = None
+    """YAML of classes, tiers, data classes and windows; the packaged policy where unset."""
+    instance: str = Field(default_factory=socket.gethostname, max_length=128)
+    """Name of this process among its kind: its Kafka static membership and the evidence's writer.
+    Stable across restarts, so that a quick restart takes its partitions back at once."""
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+
+    partitions: int = Field(default=4, ge=1, le=1024)
+    """Partitions of the ingest topic and of all that are co-partitioned with it."""
+    replication_factor: int = Field(default=-1, ge=-1)
+    """Replicas of each topic; -1 is the broker's default."""
+    request_bytes_max: int = Field(default=1 * MIB, ge=1024, le=8 * MIB)
+    """Longest request value served; a longer one is dead-lettered."""
+    poll_records_max: int = Field(default=500, ge=1, le=10_000)
+    """Most records that one transaction consumes."""
+    poll_s_max: float = Field(default=0.1, gt=0, le=5)
+    """Longest that a poll waits for records; a rebalance waits no longer than this for the loop."""
+    held_payload_bytes_max: int = Field(default=256 * MIB, ge=0)
+    """Most payload bytes that a batcher keeps in memory; more are re-read from the log."""
+    held_records_max: int = Field(default=1_000_000, ge=1)
+    """Most requests that a batcher has in its windows; more stay unread in the log."""
+    in_flight_max: int = Field(default=1024, ge=1, le=100_000)
+    """Most requests that a worker has taken and not finished, over both lanes."""
+    session_timeout_ms: int = Field(default=10_000, ge=6000)
+    """How long Kafka waits for a silent member before its partitions go to another."""
+    transaction_timeout_ms: int = Field(default=10_000, ge=1000)
+    """How long a dead process's open transaction may block readers (docs/decisions/0002)."""
+    heartbeat_s: float = Field(default=1.0, gt=0, le=60)
+    """Time between a worker's reports of its load."""
+    drain_s_max: float = Field(default=10.0, ge=0)
+    """How long a stopping worker waits for what runs; the rest is left for its successor."""
+
+    web_host: str = "127.0.0.1"
+    """Where the web server of a router or worker listens."""
+    web_port: int = Field(default=0, ge=0, le=65535)
+    """Its port; 0 takes a free one."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def kafka_options(self) -> dict[str, Any]:
+        """Return the connection options that every aiokafka client takes.
+
+        Raises:
+            ValueError: SASL is asked for without a user name and password.
+            OSError: a TLS file can't be read.
+        """
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.security_protocol,
+        }
+        if self.security_protocol.startswith("SASL"):
+            if self.sasl_username is None or self.sasl_password is None:
+                raise ValueError(
+                    f"SHUNTER_SECURITY_PROTOCOL={self.security_protocol} needs"
+                    " SHUNTER_SASL_USERNAME and SHUNTER_SASL_PASSWORD"
+                )
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password.get_secret_value(),
+            }
+        if self.security_protocol.endswith("SSL"):
+            context = ssl.create_default_context(cafile=self.ssl_cafile)
+            if self.ssl_certfile is not None:
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+            options["ssl_context"] = context
+        return options
