@@ -52,6 +52,7 @@ class Transactor:
         self._lock = asyncio.Lock()
         self._writers: dict[Partition, Writer] = {}
         self._failure: BaseException | None = None
+        self._stopped = False
 
     @property
     def partitions(self) -> Collection[Partition]:
@@ -65,6 +66,7 @@ class Transactor:
     async def stop(self) -> None:
         """Leave between two transactions, so that nothing is open and nothing half done."""
         async with self._lock:
+            self._stopped = True
             await self._log.leave()
             await self._drop(list(self._writers))
 
@@ -75,6 +77,8 @@ class Transactor:
             LogError: the process must end (rule 5).
         """
         async with self._lock:
+            if self._stopped:
+                return 0
             if self._failure is not None:
                 raise LogError("a rebalance failed") from self._failure
             paused = [p for p in self._writers if not self._stage.wants(p)]

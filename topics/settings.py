@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     web_host: str = "127.0.0.1"
     """Where the web server of a router or worker listens."""
     web_port: int = Field(default=0, ge=0, le=65535)
-    """Its port; 0 takes a free one."""
+    """Its port; 0 switches it off."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def kafka_options(self) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""The process around the streams: one Faust app, which supervises them and handles signals.
+
+Faust hosts, aiokafka carries (docs/decisions/0001): no record of the data plane passes through a
+Faust agent or table.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import faust
+from mode import Service, Worker
+
+from streams.fleet_follower import FleetFollower
+from streams.logs import set_up_logging
+from streams.telemetry import Telemetry
+from streams.transactor import Transactor
+from topics import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class _NoKafkaOfItsOwn(faust.App.BootStrategy):  # type: ignore[misc]
+    enable_kafka_producer = False
+
+
+class _App(faust.App):  # type: ignore[misc]
+    BootStrategy = _NoKafkaOfItsOwn
+    # An app without agents is refused otherwise.
+    producer_only = True
+
+    def __init__(self, name: str, *, services: Sequence[Service], **options: Any) -> None:
+        super().__init__(name, **options)
+        self._data_plane = services
+
+    def on_init_dependencies(self) -> Iterable[Service]:
+        return [*super().on_init_dependencies(), *self._data_plane]
+
+
+class StageService(Service):  # type: ignore[misc]
+    """Runs a transactor until the process stops."""
+
+    def __init__(self, transactor: Transactor, name: str) -> None:
+        super().__init__()
+        self._transactor = transactor
+        self._name = name
+
+    @property
+    def label(self) -> str:
+        """The name in Faust's logs."""
+        return self._name
+
+    async def on_start(self) -> None:
+        """Join the group."""
+        await self._transactor.start()
+
+    @Service.task  # type: ignore[misc]
+    async def _run(self) -> None:
+        while not self.should_stop:
+            await self._transactor.step()
+
+    async def on_stop(self) -> None:
+        """Leave between two transactions."""
+        await self._transactor.stop()
+
+
+class FollowerService(Service):  # type: ignore[misc]
+    """Keeps the fleet view up to date."""
+
+    def __init__(self, follower: FleetFollower) -> None:
+        super().__init__()
+        self._follower = follower
+
+    async def on_start(self) -> None:
+        """Learn what the fleet is like before anything is decided."""
+        await self._follower.start()
+
+    @Service.task  # type: ignore[misc]
+    async def _run(self) -> None:
+        while not self.should_stop:
+            await self._follower.step(timeout_s=0.5)
+
+    async def on_shutdown(self) -> None:
+        """Close the reader, once the task no longer uses it."""
+        await self._follower.stop()
+
+
+class TelemetryService(Service):  # type: ignore[misc]
+    """Sends what spans are left when everything else has stopped."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__()
+        self._telemetry = telemetry
+
+    async def on_stop(self) -> None:
+        """Close the exporter."""
+        self._telemetry.close()
+
+
+def run_app(name: str, settings: Settings, services: Sequence[Service]) -> NoReturn:
+    """Run the services until SIGTERM or SIGINT (exit 0), or until one fails (exit 1, rule 5).
+
+    Args:
+        name: of the process, as in its logs.
+        settings: where to listen and how to log.
+        services: started in this order, stopped in the reverse.
+    """
+    set_up_logging(settings.log_level)
+    shown = settings.model_dump(mode="json", exclude_defaults=True)
+    logger.info("%s %r starts with %s", name, settings.instance, shown or "default settings")
+    app = _App(
+        f"{settings.topic_prefix}-{name}",
+        services=services,
+        broker=[f"kafka://{host}" for host in settings.bootstrap_servers.split(",")],
+        web_enabled=settings.web_port > 0,
+        web_bind=settings.web_host,
+        web_host=settings.web_host,
+        web_port=settings.web_port or 6066,
+        # Faust wants a directory for tables, of which there are none.
+        datadir=Path(tempfile.gettempdir()) / "shunter-faust",
+    )
+    if settings.web_port:
+        _add_health(app, services)
+    Worker(app, quiet=True, override_logging=False, redirect_stdouts=False).execute_from_commandline()
+
+
+def _add_health(app: faust.App, services: Sequence[Service]) -> None:
+    """Serve ``/healthz``: 200 while every service runs, else 503."""
+
+    @app.page("/healthz")  # type: ignore[untyped-decorator]
+    async def health(view: Any, _request: Any) -> Any:
+        up = all(service.started and not service.crashed for service in services)
+        return view.json({"status": "up" if up else "down"}, status=200 if up else 503)

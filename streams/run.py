@@ -1,0 +1,64 @@
+"""`shunter router`, put together: router and batcher over one view of the fleet."""
+
+from typing import NoReturn
+
+from policies import situation
+from streams.batcher import Batcher
+from streams.clock import SystemClock
+from streams.declarations import load_declarations
+from streams.fleet_follower import FleetFollower
+from streams.host import FollowerService, StageService, TelemetryService, run_app
+from streams.kafka import KafkaLog
+from streams.outgoing import Scribe
+from streams.router import Router
+from streams.stage import Stage
+from streams.telemetry import from_environment
+from streams.transactor import Transactor
+from topics import Catalogue, Settings
+
+
+def transactor(settings: Settings, stage: Stage) -> Transactor:
+    """Return a transactor that drives the stage over the Kafka of these settings."""
+    return Transactor(
+        KafkaLog(settings),
+        stage,
+        progress_topic=Catalogue(settings).progress,
+        poll_s_max=settings.poll_s_max,
+        poll_records_max=settings.poll_records_max,
+    )
+
+
+def run_router(settings: Settings) -> NoReturn:
+    """Route requests and release batches until told to stop.
+
+    Raises:
+        DeclarationError: fleet or policy can't be used.
+    """
+    options, policy = load_declarations(settings)
+    shared = situation(options, policy)
+    clock = SystemClock()
+    telemetry = from_environment("router", settings.instance)
+    scribe = Scribe(
+        Catalogue(settings), f"router/{settings.instance}", policy.version, options.version
+    )
+    router = Router(
+        shared, scribe, clock, telemetry, request_bytes_max=settings.request_bytes_max
+    )
+    batcher = Batcher(
+        shared,
+        scribe,
+        clock,
+        telemetry,
+        held_records_max=settings.held_records_max,
+        held_payload_bytes_max=settings.held_payload_bytes_max,
+    )
+    run_app(
+        "router",
+        settings,
+        [
+            TelemetryService(telemetry),
+            FollowerService(FleetFollower(settings, shared.view)),
+            StageService(transactor(settings, router), "router"),
+            StageService(transactor(settings, batcher), "batcher"),
+        ],
+    )

@@ -1,0 +1,114 @@
+"""Answers of the simulated backend, in the form that an OpenAI-compatible server gives them."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+from topics import InferenceRequest, Profile
+
+EMBEDDING_DIMENSIONS = 384
+_WORDS = ("the", " yard", " sorts", " each", " wagon", " to", " its", " own", " track", " and")
+
+
+def output_tokens(request: InferenceRequest, profile: Profile) -> int:
+    """Return the length of the simulated reply, in tokens.
+
+    ``metadata.simulate.output_tokens`` says it (for replays of traces whose lengths are known, and
+    which the router must not know), else the client's hint; else it is drawn about the expected
+    length, the same for the same request every time. The body's own limit holds in any case.
+    """
+    tokens = _wanted(request)
+    if tokens is None:
+        tokens = request.hints.output_tokens
+    if tokens is None:
+        tokens = _drawn(request.id, profile.output_tokens)
+    limit = request.output_tokens_max
+    return tokens if limit is None else min(tokens, limit)
+
+
+def _wanted(request: InferenceRequest) -> int | None:
+    metadata = request.metadata
+    simulate = metadata.get("simulate") if isinstance(metadata, dict) else None
+    tokens = simulate.get("output_tokens") if isinstance(simulate, dict) else None
+    return tokens if isinstance(tokens, int) and tokens >= 0 else None
+
+
+def _drawn(request_id: str, expected: int) -> int:
+    """Draw from an exponential about ``expected``, by the request's id instead of chance."""
+    if expected == 0:
+        return 0
+    digest = hashlib.sha256(request_id.encode()).digest()
+    share = (int.from_bytes(digest[:8], "big") + 1) / 2**64
+    return max(1, round(-math.log(share) * expected))
+
+
+def body(
+    request: InferenceRequest, profile: Profile, variant: str, tokens: int, created: float
+) -> dict[str, Any]:
+    """Return the response body for an operation; of an unknown one, that of a completion."""
+    answer = _ANSWERS.get(profile.operation, _completion)(request, variant, tokens)
+    usage = {"prompt_tokens": profile.input_tokens, "total_tokens": profile.input_tokens + tokens}
+    if profile.operation != "embeddings":
+        usage["completion_tokens"] = tokens
+    return {"id": f"sim-{request.id}", "created": int(created), "model": variant} | answer | {
+        "usage": usage
+    }
+
+
+def _text(tokens: int) -> str:
+    return "".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
+
+
+def _finish_reason(request: InferenceRequest, tokens: int) -> str:
+    return "length" if tokens == request.output_tokens_max else "stop"
+
+
+def _chat(request: InferenceRequest, _variant: str, tokens: int) -> dict[str, Any]:
+    message = {"role": "assistant", "content": _text(tokens)}
+    reason = _finish_reason(request, tokens)
+    return {
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+    }
+
+
+def _completion(request: InferenceRequest, _variant: str, tokens: int) -> dict[str, Any]:
+    reason = _finish_reason(request, tokens)
+    return {
+        "object": "text_completion",
+        "choices": [{"index": 0, "text": _text(tokens), "finish_reason": reason}],
+    }
+
+
+def _embeddings(request: InferenceRequest, _variant: str, _tokens: int) -> dict[str, Any]:
+    inputs = request.body.get("input")
+    count = len(inputs) if isinstance(inputs, list) and inputs else 1
+    rows = [
+        {"object": "embedding", "index": index, "embedding": _vector(f"{request.id}/{index}")}
+        for index in range(count)
+    ]
+    return {"object": "list", "data": rows}
+
+
+def _vector(seed: str) -> list[float]:
+    """Return a unit vector that depends on the seed alone."""
+    stretched = hashlib.shake_256(seed.encode()).digest(EMBEDDING_DIMENSIONS)
+    raw = [byte - 127.5 for byte in stretched]
+    norm = math.sqrt(sum(value * value for value in raw))
+    return [round(value / norm, 6) for value in raw]
+
+
+def _moderations(request: InferenceRequest, _variant: str, _tokens: int) -> dict[str, Any]:
+    inputs = request.body.get("input")
+    count = len(inputs) if isinstance(inputs, list) and inputs else 1
+    result = {"flagged": False, "categories": {}, "category_scores": {}}
+    return {"results": [result] * count}
+
+
+_ANSWERS: dict[str, Callable[[InferenceRequest, str, int], dict[str, Any]]] = {
+    "chat": _chat,
+    "completions": _completion,
+    "embeddings": _embeddings,
+    "moderations": _moderations,
+}

@@ -1,0 +1,39 @@
+"""The speed of a pool as measured: predicted over actual device time, per variant."""
+
+from policies import Option
+from policies.accelerator import Job
+
+# Weight of the newest execution: the last fifty or so count.
+NEWEST = 0.04
+# One execution that is off by more than this is an outlier, and counts as this much.
+RATIO_MAX = 4.0
+
+
+class Pace:
+    """An exponentially weighted mean of predicted / actual, in the log, per variant."""
+
+    def __init__(self) -> None:
+        self._speed: dict[str, float] = {}
+
+    def speed(self, variant: str) -> float:
+        """Return the measured speed; 1.0, the roofline's own, before anything was measured."""
+        return self._speed.get(variant, 1.0)
+
+    def learn(self, option: Option, job: Job, sequences: int, device_s: float) -> None:
+        """Take one execution in.
+
+        Args:
+            option: the hardware it ran on.
+            job: what ran.
+            sequences: sequences of the variant on that replica when it began, itself included.
+            device_s: its share of busy device time.
+        """
+        if device_s <= 0:
+            return
+        roofline = option.roofline
+        sequences = min(sequences, option.max_batch)
+        predicted_s = roofline.prefill_s(job.input_tokens)
+        predicted_s += roofline.decode_s(job.output_tokens, sequences, job.input_tokens) / sequences
+        ratio = min(max(predicted_s / device_s, 1 / RATIO_MAX), RATIO_MAX)
+        before = self.speed(job.variant)
+        self._speed[job.variant] = before ** (1 - NEWEST) * ratio**NEWEST

@@ -1,0 +1,236 @@
+"""The worker: takes the requests of a pool, runs them, and commits each as it finishes.
+
+Members finish out of order. Progress is the lowest offset not finished, and the finished ones
+above it, so that a successor repeats only what had no result. Results, evidence and progress are
+one transaction.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from policies import Option
+from streams import Clock, Effect, Log, LogError, Outgoing, Partition, Record, Scribe, Work
+from topics import BadRecordError, Placement, Profile, Progress, parse_request
+from topics import headers as h
+from topics.catalogue import INGEST_BYTES_MAX
+from workers.backend import Backend, Call, CallError, Outcome
+from workers.ending import Ending, Task
+
+logger = logging.getLogger(__name__)
+
+# How soon a finished request is looked for while any runs.
+FINISH_POLL_S = 0.01
+# Batch work may take this share of what a worker holds; the rest stays free for direct work.
+BATCH_SHARE = 0.5
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The memory of one partition: what was taken, and what of it is finished."""
+
+    next_offset: int
+    open: set[int] = field(default_factory=set)
+    finished: set[int] = field(default_factory=set)
+    """Offsets that are finished and visible, above the lowest open one."""
+    ready: list[tuple[int, Effect]] = field(default_factory=list)
+    """Finished, and not yet committed."""
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def progress(self, committing: Sequence[int]) -> Progress:
+        """Return the progress once these offsets are committed."""
+        done = self.finished.union(committing)
+        still_open = self.open.difference(committing)
+        lowest = min(still_open, default=self.next_offset)
+        return Progress(lowest, tuple(sorted(offset for offset in done if offset > lowest)))
+
+
+class Worker:
+    """The stage from the two lanes of a pool to results."""
+
+    def __init__(
+        self,
+        pool: str,
+        options: Sequence[Option],
+        backend: Backend,
+        scribe: Scribe,
+        ending: Ending,
+        clock: Clock,
+        *,
+        in_flight_max: int,
+    ) -> None:
+        self._pool = pool
+        self._options = {option.variant: option for option in options}
+        self._slots = {o.variant: o.max_batch * o.replicas for o in options}
+        self._backend = backend
+        self._scribe = scribe
+        self._ending = ending
+        self._clock = clock
+        self._in_flight_max = in_flight_max
+        self._direct_topic = scribe.catalogue.pool_lane(pool, "direct")
+        self._batch_topic = scribe.catalogue.pool_lane(pool, "batch")
+        self._lanes: dict[Partition, _Lane] = {}
+        self._waiting: dict[tuple[str, bool], deque[tuple[_Lane, Task]]] = {}
+        self._running: dict[str, int] = {}
+        self._failure: BaseException | None = None
+        self.is_draining = False
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return f"{self._scribe.catalogue.prefix}.worker.{self._pool}"
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """Both lanes of the pool."""
+        return (self._direct_topic, self._batch_topic)
+
+    @property
+    def slots(self) -> int:
+        """Requests that can run at once."""
+        return sum(self._slots.values())
+
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        return sum(self._running.values())
+
+    @property
+    def queued(self) -> int:
+        """Requests taken that do not run yet."""
+        return sum(map(len, self._waiting.values()))
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        """Remember what a predecessor finished above its lowest open request."""
+        lane = _Lane(next_offset=0 if progress is None else progress.next_offset)
+        if progress is not None:
+            lane.finished.update(progress.finished)
+        self._lanes[partition] = lane
+
+    def forget(self, partition: Partition) -> None:
+        """Stop what runs of a partition that is another's now; it runs it again."""
+        lane = self._lanes.pop(partition, None)
+        if lane is None:
+            return
+        for waiting in self._waiting.values():
+            for entry in [entry for entry in waiting if entry[0] is lane]:
+                waiting.remove(entry)
+        for task in lane.tasks:
+            task.cancel()
+
+    def wants(self, partition: Partition) -> bool:
+        """Tell whether there is room: direct work may fill it all, batch work only its share."""
+        if self.is_draining:
+            return False
+        limit = self._in_flight_max
+        if partition.topic == self._batch_topic:
+            limit = int(limit * BATCH_SHARE)
+        return sum(len(lane.open) for lane in self._lanes.values()) < limit
+
+    def idle_s(self) -> float:
+        """Return how soon a finished request may be there to commit."""
+        if any(lane.ready for lane in self._lanes.values()):
+            return 0.0
+        return FINISH_POLL_S if self.running else float("inf")
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+        """Take records in, start what can run, and return what has finished."""
+        if self._failure is not None:
+            raise LogError("the backend failed") from self._failure
+        lane = self._lanes[partition]
+        for record in records:
+            self._take(lane, record)
+        self._start_waiting()
+        if not lane.ready:
+            return None
+        offsets = [offset for offset, _ in lane.ready]
+        return Work(lane.progress(offsets), [effect for _, effect in lane.ready])
+
+    def done(self, partition: Partition, work: Work) -> None:
+        """Results are visible; their offsets are finished."""
+        lane = self._lanes[partition]
+        committed = [offset for offset, _ in lane.ready]
+        lane.open.difference_update(committed)
+        lane.finished.update(committed)
+        lane.finished = {o for o in lane.finished if o > work.progress.next_offset}
+        lane.ready.clear()
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """End a request whose result is not taken (too large, say) with a failure that says so."""
+        if not isinstance(effect.subject, Task):
+            raise LogError(f"{record.topic} refused a record: {error}") from error
+        code = "result_refused"
+        message = f"{record.topic} refused the answer: {error}"
+        failure = CallError(code, message, elsewhere=False)
+        ended = self._ending.failed(effect.subject, failure, self._clock.now())
+        ended.is_dead_letter = True
+        return [ended]
+
+    def _take(self, lane: _Lane, record: Record) -> None:
+        lane.next_offset = record.offset + 1
+        if record.offset in lane.finished:
+            return
+        lane.open.add(record.offset)
+        now = self._clock.now()
+        try:
+            task = self._read(record)
+        except BadRecordError as error:
+            effect = self._scribe.dead_letter(
+                record, error, stage=error.stage, reason=error.reason, now=now
+            )
+            lane.ready.append((record.offset, effect))
+            return
+        key = (task.call.placement.model_variant, task.call.is_direct)
+        self._waiting.setdefault(key, deque()).append((lane, task))
+
+    def _read(self, record: Record) -> Task:
+        profile = h.read(record.headers, h.PROFILE, Profile)
+        placement = h.read(record.headers, h.PLACEMENT, Placement)
+        if placement.model_variant not in self._options:
+            raise BadRecordError(
+                "validate",
+                "unknown_variant",
+                f"pool {self._pool} does not serve {placement.model_variant!r}",
+            )
+        request = parse_request(
+            record.value,
+            bytes_max=INGEST_BYTES_MAX,
+            default_id=h.cloud_event_id(record.headers),
+        )
+        option = self._options[placement.model_variant]
+        return Task(record, Call(request, profile, placement), option)
+
+    def _start_waiting(self) -> None:
+        """Start what fits: of each variant, direct work before batch work."""
+        for variant, slots in self._slots.items():
+            for is_direct in (True, False):
+                waiting = self._waiting.get((variant, is_direct))
+                while waiting and self._running.get(variant, 0) < slots:
+                    lane, task = waiting.popleft()
+                    self._running[variant] = self._running.get(variant, 0) + 1
+                    running = asyncio.create_task(self._run(lane, task))
+                    lane.tasks.add(running)
+                    running.add_done_callback(lane.tasks.discard)
+
+    async def _run(self, lane: _Lane, task: Task) -> None:
+        variant = task.call.placement.model_variant
+        try:
+            effect = await self._execute(task)
+            lane.ready.append((task.record.offset, effect))
+        except Exception as error:  # noqa: BLE001 - a defect of the backend ends the process
+            self._failure = error
+        finally:
+            self._running[variant] -= 1
+            self._start_waiting()
+
+    async def _execute(self, task: Task) -> Effect:
+        deadline = task.call.profile.deadline
+        if self._clock.now() >= deadline:
+            return self._ending.expired(task, self._clock.now())
+        try:
+            outcome: Outcome = await self._backend.execute(task.call)
+        except CallError as error:
+            return self._ending.failed(task, error, self._clock.now())
+        return self._ending.completed(task, outcome)

@@ -1,0 +1,129 @@
+"""The simulated accelerator: a device that does not exist, at the pace of its roofline."""
+
+import asyncio
+from collections.abc import Sequence
+
+from policies import Option
+from policies.accelerator import Accelerator, Completion, FirstToken, Job, Refused, VariantLimits
+from streams import Clock
+from topics import Response, Usage, VariantStatus
+from workers.answers import body, output_tokens
+from workers.backend import Call, CallError, Load, Outcome
+from workers.pace import Pace
+
+# Longer sleeps drift with the machine's clock; a new one is begun at least this often.
+SLEEP_S_MAX = 1.0
+
+
+class SimulatedBackend:
+    """Continuous batching on each replica of a pool, in real time or ``time_scale`` times faster.
+
+    Answers are well formed and have the right token counts; their text means nothing.
+    """
+
+    def __init__(self, options: Sequence[Option], clock: Clock) -> None:
+        limits = {o.variant: VariantLimits(o.roofline, o.max_batch) for o in options}
+        self._options = {o.variant: o for o in options}
+        self._replicas = [Accelerator(limits) for _ in range(options[0].replicas)]
+        self._time_scale = options[0].time_scale
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._waiting: dict[str, asyncio.Future[Completion]] = {}
+        self._queued_s: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._pace = Pace()
+        self._driver: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to follow the devices."""
+        self._driver = asyncio.create_task(self._drive())
+
+    async def stop(self) -> None:
+        """Stop; calls under way are cancelled."""
+        if self._driver is not None:
+            self._driver.cancel()
+            await asyncio.gather(self._driver, return_exceptions=True)
+        for future in self._waiting.values():
+            future.cancel()
+
+    async def execute(self, call: Call) -> Outcome:
+        """Run a request on the least loaded replica."""
+        profile, variant = call.profile, call.placement.model_variant
+        tokens = output_tokens(call.request, profile)
+        name = f"{profile.id}/{profile.attempt}"
+        replica = min(self._replicas, key=lambda r: r.running + r.queued)
+        job = Job(
+            name, variant, profile.input_tokens, tokens, priority=0 if call.is_direct else 1
+        )
+        future = self._waiting[name] = self._loop.create_future()
+        prefill_s = self._options[variant].roofline.prefill_s(profile.input_tokens)
+        self._queued_s[name] = prefill_s
+        sequences = 1 + replica.running_of(variant) + replica.queued_of(variant)
+        replica.submit(job, self._model_now())
+        self._changed.set()
+        try:
+            done = await future
+        finally:
+            self._waiting.pop(name, None)
+            self._queued_s.pop(name, None)
+            if future.cancelled():
+                replica.cancel(name, self._model_now())
+        self._pace.learn(self._options[variant], job, sequences, done.device_s)
+        answer = body(call.request, profile, variant, tokens, self._clock.now())
+        return Outcome(
+            Response(200, answer),
+            Usage(profile.input_tokens, tokens),
+            started_at=self._epoch(done.started_at),
+            first_token_at=self._epoch(done.first_token_at) if tokens else None,
+            finished_at=self._epoch(done.finished_at),
+            device_s=done.device_s,
+        )
+
+    def load(self) -> Load:
+        """Return running and queued jobs, and the prefills that have not begun."""
+        variants = {
+            variant: VariantStatus(
+                running=sum(r.running_of(variant) for r in self._replicas),
+                queued=sum(r.queued_of(variant) for r in self._replicas),
+                speed=self._pace.speed(variant),
+            )
+            for variant in self._options
+        }
+        backlog_s = sum(self._queued_s.values()) / len(self._replicas) / self._time_scale
+        return Load(backlog_s, variants)
+
+    async def _drive(self) -> None:
+        while True:
+            now = self._model_now()
+            for replica in self._replicas:
+                for event in replica.advance(now):
+                    self._tell(event)
+            upcoming = [at for r in self._replicas if (at := r.next_event_at()) is not None]
+            wait_s = SLEEP_S_MAX
+            if upcoming:
+                wait_s = max(0.0, (min(upcoming) - self._model_now()) / self._time_scale)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(min(wait_s, SLEEP_S_MAX)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def _tell(self, event: object) -> None:
+        if isinstance(event, FirstToken):
+            self._queued_s.pop(event.id, None)
+            return
+        future = self._waiting.get(event.id) if isinstance(event, Completion | Refused) else None
+        if future is None or future.done():
+            return
+        if isinstance(event, Refused):
+            future.set_exception(CallError("memory", event.reason, elsewhere=True))
+        elif isinstance(event, Completion):
+            future.set_result(event)
+
+    def _model_now(self) -> float:
+        return (self._loop.time() - self._began_at) * self._time_scale
+
+    def _epoch(self, model_s: float) -> float:
+        return self._clock.now() - (self._model_now() - model_s) / self._time_scale
