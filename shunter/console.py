@@ -15,12 +15,16 @@ err = Console(stderr=True)
 Bootstrap = Annotated[
     str | None,
     typer.Option(
-        "--bootstrap-servers", help="Kafka brokers.  [env: SHUNTER_BOOTSTRAP_SERVERS]", metavar="HOST:PORT"
+        "--bootstrap-servers",
+        help="Kafka brokers.  [env: SHUNTER_BOOTSTRAP_SERVERS]",
+        metavar="HOST:PORT",
     ),
 ]
 Prefix = Annotated[
     str | None,
-    typer.Option("--topic-prefix", help="What topic names begin with.  [env: SHUNTER_TOPIC_PREFIX]"),
+    typer.Option(
+        "--topic-prefix", help="What topic names begin with.  [env: SHUNTER_TOPIC_PREFIX]"
+    ),
 ]
 FleetFile = Annotated[
     Path | None,

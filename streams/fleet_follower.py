@@ -2,7 +2,7 @@
 
 import logging
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 
 from policies import FleetView
 from streams.kafka import consumer_options
@@ -22,28 +22,16 @@ class FleetFollower:
 
     async def start(self) -> None:
         """Read what there is, so that the first decision knows the fleet."""
-        self._consumer = AIOKafkaConsumer(**consumer_options(self._settings))
+        # Without a group the client assigns itself every partition of the topic.
+        self._consumer = AIOKafkaConsumer(self._topic, **consumer_options(self._settings))
         await self._consumer.start()
-        numbers = await self._numbers()
-        partitions = [TopicPartition(self._topic, number) for number in sorted(numbers)]
-        self._consumer.assign(partitions)
-        await self._consumer.seek_to_beginning(*partitions)
-        behind = {
-            p: end for p, end in (await self._consumer.end_offsets(partitions)).items() if end
-        }
+        ends = await self._consumer.end_offsets(self._consumer.assignment())
+        behind = {partition: end for partition, end in ends.items() if end}
         while behind:
-            await self.step(0.1)
+            await self.step(timeout_s=0.1)
             for partition in list(behind):
                 if await self._consumer.position(partition) >= behind[partition]:
                     del behind[partition]
-
-    async def _numbers(self) -> set[int]:
-        numbers: set[int] | None = self._consumer.partitions_for_topic(self._topic)
-        if not numbers:
-            raise LookupError(
-                f"topic {self._topic} does not exist: run `shunter topics apply` first"
-            )
-        return numbers
 
     async def step(self, timeout_s: float) -> None:
         """Take in the heartbeats that have come."""

@@ -27,6 +27,7 @@ class _NoKafkaOfItsOwn(faust.App.BootStrategy):  # type: ignore[misc]
 
 
 class _App(faust.App):  # type: ignore[misc]
+    mundane_level = "debug"
     BootStrategy = _NoKafkaOfItsOwn
     # An app without agents is refused otherwise.
     producer_only = True
@@ -41,6 +42,7 @@ class _App(faust.App):  # type: ignore[misc]
 
 class StageService(Service):  # type: ignore[misc]
     """Runs a transactor until the process stops."""
+    mundane_level = "debug"
 
     def __init__(self, transactor: Transactor, name: str) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ class StageService(Service):  # type: ignore[misc]
         """Join the group."""
         await self._transactor.start()
 
-    @Service.task  # type: ignore[misc]
+    @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
         while not self.should_stop:
             await self._transactor.step()
@@ -68,6 +70,7 @@ class StageService(Service):  # type: ignore[misc]
 
 class FollowerService(Service):  # type: ignore[misc]
     """Keeps the fleet view up to date."""
+    mundane_level = "debug"
 
     def __init__(self, follower: FleetFollower) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class FollowerService(Service):  # type: ignore[misc]
         """Learn what the fleet is like before anything is decided."""
         await self._follower.start()
 
-    @Service.task  # type: ignore[misc]
+    @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
         while not self.should_stop:
             await self._follower.step(timeout_s=0.5)
@@ -89,6 +92,7 @@ class FollowerService(Service):  # type: ignore[misc]
 
 class TelemetryService(Service):  # type: ignore[misc]
     """Sends what spans are left when everything else has stopped."""
+    mundane_level = "debug"
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__()
@@ -123,7 +127,9 @@ def run_app(name: str, settings: Settings, services: Sequence[Service]) -> NoRet
     )
     if settings.web_port:
         _add_health(app, services)
-    Worker(app, quiet=True, override_logging=False, redirect_stdouts=False).execute_from_commandline()
+    worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
+    worker.execute_from_commandline()
+    raise AssertionError("the worker ends the process")
 
 
 def _add_health(app: faust.App, services: Sequence[Service]) -> None:

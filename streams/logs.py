@@ -1,4 +1,4 @@
-"""Logging of a process: one line each, quiet in normal operation, and no flood from a dead broker."""
+"""Logging of a process: quiet in normal operation, and no flood from a dead broker."""
 
 import logging
 import sys

@@ -41,9 +41,7 @@ def run_router(settings: Settings) -> NoReturn:
     scribe = Scribe(
         Catalogue(settings), f"router/{settings.instance}", policy.version, options.version
     )
-    router = Router(
-        shared, scribe, clock, telemetry, request_bytes_max=settings.request_bytes_max
-    )
+    router = Router(shared, scribe, clock, telemetry, request_bytes_max=settings.request_bytes_max)
     batcher = Batcher(
         shared,
         scribe,

@@ -16,11 +16,12 @@ from opentelemetry.util.types import AttributeValue
 
 from policies import Decision, Release
 from streams.log import Record
-from topics import Profile
+from topics import Placement, Profile, Usage
 from topics import headers as h
 
 NS_PER_S = 1_000_000_000
 Headers = Sequence[tuple[str, bytes]]
+_GEN_AI_OPERATIONS = {"completions": "text_completion"}
 
 
 def span_context(headers: Headers) -> SpanContext | None:
@@ -138,6 +139,43 @@ class Telemetry:
             },
             [(headers, {"messaging.message.id": member}) for member, headers in members],
         )
+
+    def executed(
+        self,
+        record: Record,
+        profile: Profile,
+        placement: Placement,
+        usage: Usage,
+        times: tuple[float, float | None, float],
+        cost_usd: float,
+    ) -> None:
+        """Record an inference; ``times`` are start, first token and finish, in epoch seconds."""
+        if self._tracer is None:
+            return
+        started_at, first_token_at, finished_at = times
+        operation = _GEN_AI_OPERATIONS.get(profile.operation, profile.operation)
+        attributes: dict[str, AttributeValue] = {
+            **about(profile),
+            "gen_ai.operation.name": operation,
+            "gen_ai.response.model": placement.model_variant,
+            "gen_ai.usage.input_tokens": usage.input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
+            "shunter.pool": placement.pool,
+            "shunter.device": placement.device,
+            "shunter.model_variant": placement.model_variant,
+            "shunter.precision": placement.precision,
+            "shunter.region": placement.region,
+            "shunter.placement.path": placement.path,
+            "shunter.cost.usd": cost_usd,
+            "shunter.deadline.slack_s": profile.deadline - finished_at,
+        }
+        if first_token_at is not None:
+            attributes["gen_ai.response.time_to_first_chunk"] = first_token_at - started_at
+        if placement.batch_id is not None:
+            attributes["shunter.batch.id"] = placement.batch_id
+        name = f"{operation} {profile.model}"
+        self.span(name, SpanKind.CLIENT, record.headers, started_at, finished_at, attributes)
 
     def close(self) -> None:
         """Send what is still buffered."""

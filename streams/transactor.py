@@ -110,14 +110,15 @@ class Transactor:
         writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
         self._writers.update(zip(new, writers, strict=True))
         stored = await read_progress(self._log, self._progress_topic, self._stage.group, new)
-        for partition in new:
-            committed = await self._log.committed(partition)
+        offsets = await asyncio.gather(*(self._log.committed(p) for p in new))
+        bounds = await self._log.bounds(new)
+        for partition, committed in zip(new, offsets, strict=True):
             progress = stored.get(partition)
             if committed is not None:
                 progress = Progress(committed).further(progress)
             start = await self._stage.restore(partition, progress, self._log)
             if start is None:
-                first = (await self._log.bounds([partition]))[partition][0]
+                first = bounds[partition][0]
                 start = first if progress is None else max(first, progress.next_offset)
             self._log.seek(partition, start)
             logger.info("took over %s at offset %d", partition, start)

@@ -37,7 +37,7 @@ def decode(kind: type[T], value: bytes) -> T:
         BadRecordError: not JSON, or not a ``kind``.
     """
     try:
-        record: T = _adapter(kind).validate_python(orjson.loads(value))
+        record: T = _adapter(kind).validate_python(orjson.loads(value))  # type: ignore[arg-type]
     except orjson.JSONDecodeError as error:
         raise BadRecordError("decode", "not_json", f"not JSON: {error}") from error
     except ValidationError as error:

@@ -51,9 +51,11 @@ def body(
     usage = {"prompt_tokens": profile.input_tokens, "total_tokens": profile.input_tokens + tokens}
     if profile.operation != "embeddings":
         usage["completion_tokens"] = tokens
-    return {"id": f"sim-{request.id}", "created": int(created), "model": variant} | answer | {
-        "usage": usage
-    }
+    return (
+        {"id": f"sim-{request.id}", "created": int(created), "model": variant}
+        | answer
+        | {"usage": usage}
+    )
 
 
 def _text(tokens: int) -> str:

@@ -1,6 +1,7 @@
 """How a request ends at a worker: what is written of it."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from policies import Option
 from streams import Effect, Outgoing, Record, Scribe, Telemetry
@@ -16,6 +17,8 @@ from topics import (
 )
 from topics import headers as h
 from workers.backend import Call, CallError, Outcome
+
+Unanswered = Literal["failed", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,10 @@ class Ending:
         profile, placement = task.call.profile, task.call.placement
         promised = _promised(task.record)
         got = _got(task, outcome)
-        self._telemetry.executed(task.record, profile, placement, outcome, got)
+        times = (outcome.started_at, outcome.first_token_at, outcome.finished_at)
+        self._telemetry.executed(
+            task.record, profile, placement, outcome.usage, times, got.cost_usd
+        )
         result = Result(
             id=profile.id,
             status="completed",
@@ -107,7 +113,7 @@ class Ending:
         return Effect(task.record, [reroute, evidence], subject=task)
 
     def _without_answer(
-        self, task: Task, status: "Unanswered", error: ResultError, now: float
+        self, task: Task, status: Unanswered, error: ResultError, now: float
     ) -> Effect:
         profile = task.call.profile
         result = Result(

@@ -36,7 +36,9 @@ class _Lane:
     finished: set[int] = field(default_factory=set)
     """Offsets that are finished and visible, above the lowest open one."""
     ready: list[tuple[int, Effect]] = field(default_factory=list)
-    """Finished, and not yet committed."""
+    """Finished, and in no transaction yet."""
+    committing: list[int] = field(default_factory=list)
+    """Offsets in the transaction under way; others may finish meanwhile."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def progress(self, committing: Sequence[int]) -> Progress:
@@ -102,6 +104,21 @@ class Worker:
         """Requests taken that do not run yet."""
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def queued_prefill_s(self) -> float:
+        """Time to prefill what was taken and does not run yet, per replica, in seconds."""
+        return sum(
+            task.option.roofline.prefill_s(task.call.profile.input_tokens)
+            / (task.option.replicas * task.option.time_scale)
+            for waiting in self._waiting.values()
+            for _, task in waiting
+        )
+
+    @property
+    def has_open(self) -> bool:
+        """Tell whether anything runs or waits to be committed."""
+        return self.running > 0 or any(lane.ready for lane in self._lanes.values())
+
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Remember what a predecessor finished above its lowest open request."""
         lane = _Lane(next_offset=0 if progress is None else progress.next_offset)
@@ -145,17 +162,17 @@ class Worker:
         self._start_waiting()
         if not lane.ready:
             return None
-        offsets = [offset for offset, _ in lane.ready]
-        return Work(lane.progress(offsets), [effect for _, effect in lane.ready])
+        ready, lane.ready = lane.ready, []
+        lane.committing = [offset for offset, _ in ready]
+        return Work(lane.progress(lane.committing), [effect for _, effect in ready])
 
     def done(self, partition: Partition, work: Work) -> None:
         """Results are visible; their offsets are finished."""
         lane = self._lanes[partition]
-        committed = [offset for offset, _ in lane.ready]
-        lane.open.difference_update(committed)
-        lane.finished.update(committed)
+        lane.open.difference_update(lane.committing)
+        lane.finished.update(lane.committing)
         lane.finished = {o for o in lane.finished if o > work.progress.next_offset}
-        lane.ready.clear()
+        lane.committing = []
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
         """End a request whose result is not taken (too large, say) with a failure that says so."""
@@ -204,6 +221,8 @@ class Worker:
 
     def _start_waiting(self) -> None:
         """Start what fits: of each variant, direct work before batch work."""
+        if self.is_draining:
+            return
         for variant, slots in self._slots.items():
             for is_direct in (True, False):
                 waiting = self._waiting.get((variant, is_direct))

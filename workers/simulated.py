@@ -27,8 +27,7 @@ class SimulatedBackend:
         self._replicas = [Accelerator(limits) for _ in range(options[0].replicas)]
         self._time_scale = options[0].time_scale
         self._clock = clock
-        self._loop = asyncio.get_running_loop()
-        self._began_at = self._loop.time()
+        self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
         self._queued_s: dict[str, float] = {}
         self._changed = asyncio.Event()
@@ -37,6 +36,9 @@ class SimulatedBackend:
 
     async def start(self) -> None:
         """Begin to follow the devices."""
+        # A time near zero keeps the sums of the model exact.
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
         self._driver = asyncio.create_task(self._drive())
 
     async def stop(self) -> None:
@@ -53,9 +55,7 @@ class SimulatedBackend:
         tokens = output_tokens(call.request, profile)
         name = f"{profile.id}/{profile.attempt}"
         replica = min(self._replicas, key=lambda r: r.running + r.queued)
-        job = Job(
-            name, variant, profile.input_tokens, tokens, priority=0 if call.is_direct else 1
-        )
+        job = Job(name, variant, profile.input_tokens, tokens, priority=0 if call.is_direct else 1)
         future = self._waiting[name] = self._loop.create_future()
         prefill_s = self._options[variant].roofline.prefill_s(profile.input_tokens)
         self._queued_s[name] = prefill_s

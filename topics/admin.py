@@ -1,0 +1,330 @@
+"""Administration: the catalogue's topics made and checked on a real Kafka."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.conn import collect_hosts
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    NodeNotReadyError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+
+from topics.catalogue import Catalogue, Topic
+from topics.settings import Settings
+
+CONNECT_S_MAX = 5.0
+REQUEST_S_MAX = 30.0
+LEADERS_S_MAX = 30.0
+LEADERS_POLL_S = 0.1
+PROBLEMS_SHOWN_MAX = 5
+
+State = Literal["created", "ok", "missing", "differs"]
+
+
+class AdminError(Exception):
+    """Kafka can't be asked or has refused; the message says where, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A setting of a topic that is not as the catalogue wants it."""
+
+    setting: str
+    wanted: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class TopicReport:
+    """How one topic stands. ``created`` is told by ``apply`` only, ``missing`` by ``describe``."""
+
+    name: str
+    state: State
+    partitions: int
+    differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How all topics stand, in the catalogue's order."""
+
+    topics: tuple[TopicReport, ...]
+
+    def names(self, state: State) -> list[str]:
+        """Return the topics in a state."""
+        return [topic.name for topic in self.topics if topic.state == state]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each topic is there, and as the catalogue wants it."""
+        return all(topic.state in {"ok", "created"} for topic in self.topics)
+
+
+async def apply(settings: Settings, pools: Iterable[str]) -> Report:
+    """Create the topics that are missing, and report those that differ.
+
+    What exists is neither changed nor deleted. Returns when each topic has its leaders. Several
+    may run at once.
+
+    Raises:
+        AdminError: Kafka can't be reached, or refuses.
+    """
+    wanted = Catalogue(settings).topics(pools)
+    async with _administration(settings) as admin:
+        before = await _partition_counts(admin)
+        missing = [topic for topic in wanted if topic.name not in before]
+        created = await _create(admin, missing, settings) if missing else set()
+        if missing:
+            await _wait_for_leaders(admin, [topic.name for topic in missing])
+        return await _compare(admin, wanted, created)
+
+
+async def describe(settings: Settings, pools: Iterable[str]) -> Report:
+    """Report how the topics of this fleet stand.
+
+    Raises:
+        AdminError: Kafka can't be reached, or refuses.
+    """
+    async with _administration(settings) as admin:
+        return await _compare(admin, Catalogue(settings).topics(pools), created=set())
+
+
+async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[str, int]:
+    """Return how many partitions each of these topics has.
+
+    Asked of the whole cluster: a client that asks for a topic by name may thereby create it, with
+    the broker's defaults for settings.
+
+    Raises:
+        AdminError: Kafka can't be reached, or a topic is missing.
+    """
+    async with _administration(settings) as admin:
+        found = await _partition_counts(admin)
+    missing = [topic for topic in topics if topic not in found]
+    if missing:
+        raise AdminError(
+            f"{settings.bootstrap_servers} has no topic {', '.join(missing)}; create it with"
+            " `shunter topics apply`, or set SHUNTER_TOPIC_PREFIX to the prefix that is in use"
+        )
+    return {topic: found[topic] for topic in topics}
+
+
+@contextlib.asynccontextmanager
+async def _administration(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Connect, within ``2 * CONNECT_S_MAX``, and tell of what fails later as AdminError."""
+    answering = await _answering(settings.bootstrap_servers)
+    try:
+        options = {**settings.kafka_options(), "bootstrap_servers": answering}
+        admin = AIOKafkaAdminClient(**options, request_timeout_ms=int(REQUEST_S_MAX * 1000))
+    except (ValueError, OSError) as error:
+        raise AdminError(f"the connection settings can't be used: {error}") from error
+    try:
+        await _start(admin, settings, answering)
+        yield admin
+    except NodeNotReadyError as error:
+        raise AdminError(
+            f"a broker of the cluster behind {settings.bootstrap_servers} does not answer at the"
+            " address it gives to clients; check its advertised.listeners"
+        ) from error
+    except (KafkaError, TimeoutError) as error:
+        raise AdminError(f"{settings.bootstrap_servers}: {_told(error)}") from error
+    finally:
+        await admin.close()
+
+
+async def _start(admin: AIOKafkaAdminClient, settings: Settings, answering: list[str]) -> None:
+    try:
+        async with asyncio.timeout(CONNECT_S_MAX):
+            await admin.start()
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise AdminError(
+            f"{', '.join(answering)} answers, but not as a Kafka broker with"
+            f" SHUNTER_SECURITY_PROTOCOL={settings.security_protocol} does; check that and the"
+            " SHUNTER_SASL_* and SHUNTER_SSL_* settings"
+        ) from error
+
+
+async def _answering(bootstrap_servers: str) -> list[str]:
+    """Return the brokers that take a connection.
+
+    The Kafka client would try one after the other, each for as long as a request may take.
+    """
+    try:
+        hosts = [(host, port) for host, port, _ in collect_hosts(bootstrap_servers)]
+    except ValueError as error:
+        raise AdminError(
+            f"SHUNTER_BOOTSTRAP_SERVERS={bootstrap_servers}: not HOST:PORT, separated by commas"
+        ) from error
+    failures = await asyncio.gather(*(_connect(host, port) for host, port in hosts))
+    answering = [
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for (host, port), failure in zip(hosts, failures, strict=True)
+        if not failure
+    ]
+    if not answering:
+        raise AdminError(
+            f"no Kafka broker answers at {bootstrap_servers} ({failures[0]}); start one with"
+            " `shunter broker`, or set SHUNTER_BOOTSTRAP_SERVERS or --bootstrap-servers"
+        )
+    return answering
+
+
+async def _connect(host: str, port: int) -> str | None:
+    """Return why nothing answers there, or None."""
+    try:
+        async with asyncio.timeout(CONNECT_S_MAX):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return f"no answer within {CONNECT_S_MAX:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return None
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {REQUEST_S_MAX:g} s; is the cluster healthy?"
+    if isinstance(error, TopicAuthorizationFailedError | ClusterAuthorizationFailedError):
+        return f"{error}; this user (SHUNTER_SASL_USERNAME) needs the right to do that"
+    return str(error)
+
+
+async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+
+
+async def _create(
+    admin: AIOKafkaAdminClient, missing: Sequence[Topic], settings: Settings
+) -> set[str]:
+    """Return the topics created here; another may have been quicker."""
+    factor = settings.replication_factor
+    response = await admin.create_topics(
+        [
+            # aiokafka takes -1, the broker's default, only beside an assignment, here an empty one.
+            NewTopic(
+                topic.name,
+                topic.partitions,
+                factor,
+                {} if factor == -1 else None,
+                topic.config(),
+            )
+            for topic in missing
+        ]
+    )
+    created, problems = set[str](), list[str]()
+    for name, code, message in response.topic_errors:
+        kind = for_code(code)
+        if code == 0:
+            created.add(name)
+        elif kind is not TopicAlreadyExistsError:
+            problems.append(f"{name}: {_why_refused(kind, message, factor)}")
+    if problems:
+        hidden = len(problems) - PROBLEMS_SHOWN_MAX
+        more = [f"and {hidden} more"] if hidden > 0 else []
+        raise AdminError(
+            "\n".join(["Kafka refuses to create topics:", *problems[:PROBLEMS_SHOWN_MAX], *more])
+        )
+    return created
+
+
+def _why_refused(kind: type[KafkaError], message: str | None, factor: int) -> str:
+    if kind in {TopicAuthorizationFailedError, ClusterAuthorizationFailedError}:
+        return "this user (SHUNTER_SASL_USERNAME) needs the right to create topics"
+    told = message or kind.__name__
+    if kind is InvalidReplicationFactorError:
+        return f"{told} (SHUNTER_REPLICATION_FACTOR={factor})"
+    return told
+
+
+async def _wait_for_leaders(admin: AIOKafkaAdminClient, names: Collection[str]) -> None:
+    waiting = set(names)
+    try:
+        async with asyncio.timeout(LEADERS_S_MAX):
+            # The brokers send no event.
+            while waiting := waiting - await _led(admin):  # noqa: ASYNC110
+                await asyncio.sleep(LEADERS_POLL_S)
+    except TimeoutError as error:
+        raise AdminError(
+            f"{', '.join(sorted(waiting))}: no leader of each partition within"
+            f" {LEADERS_S_MAX:g} s; is the cluster healthy, and may this user describe the topic?"
+        ) from error
+
+
+async def _led(admin: AIOKafkaAdminClient) -> set[str]:
+    return {
+        topic["topic"]
+        for topic in await admin.describe_topics()
+        if topic["partitions"]
+        and all(p["error_code"] == 0 and p["leader"] >= 0 for p in topic["partitions"])
+    }
+
+
+async def _compare(
+    admin: AIOKafkaAdminClient, wanted: Sequence[Topic], created: Collection[str]
+) -> Report:
+    counts = await _partition_counts(admin)
+    configs = await _configs(admin, [topic for topic in wanted if topic.name in counts])
+    reports = []
+    for topic in wanted:
+        if topic.name not in configs:
+            reports.append(TopicReport(topic.name, "missing", topic.partitions))
+            continue
+        found = counts[topic.name]
+        differences = _differences(topic, found, configs[topic.name])
+        state: State = "created" if topic.name in created else "differs" if differences else "ok"
+        reports.append(TopicReport(topic.name, state, found, differences))
+    return Report(tuple(reports))
+
+
+def _differences(
+    topic: Topic, partitions: int, config: Mapping[str, str | None]
+) -> tuple[Difference, ...]:
+    differences = []
+    if partitions != topic.partitions:
+        differences.append(Difference("partitions", str(topic.partitions), str(partitions)))
+    for name, value in topic.config().items():
+        found = config.get(name)
+        if found != value:
+            differences.append(Difference(name, value, "unset" if found is None else found))
+    return tuple(differences)
+
+
+async def _configs(
+    admin: AIOKafkaAdminClient, topics: Sequence[Topic]
+) -> dict[str, dict[str, str | None]]:
+    """Return each topic's configuration, of the settings that the catalogue names."""
+    if not topics:
+        return {}
+    responses = await admin.describe_configs(
+        [
+            ConfigResource(ConfigResourceType.TOPIC, topic.name, dict(topic.config()))
+            for topic in topics
+        ]
+    )
+    found: dict[str, dict[str, str | None]] = {}
+    for code, message, _, name, entries in _resources(responses):
+        kind = for_code(code)
+        if kind is UnknownTopicOrPartitionError:
+            continue
+        if code != 0:
+            raise kind(f"the configuration of {name} can't be read: {message or kind.__name__}")
+        found[name] = {entry[0]: entry[1] for entry in entries}
+    return found
+
+
+def _resources(responses: Iterable[Any]) -> Iterable[Any]:
+    return (resource for response in responses for resource in response.resources)

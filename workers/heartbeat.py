@@ -1,0 +1,75 @@
+"""Heartbeats: what routers know of a worker."""
+
+from aiokafka import AIOKafkaProducer
+from mode import Service
+
+from policies import Option
+from streams import Clock
+from topics import Catalogue, PoolStatus, Settings, encode, status_key
+from topics.status import State
+from workers.backend import Backend
+from workers.runtime import Worker
+
+
+class Heartbeat(Service):  # type: ignore[misc]
+    """Reports a worker's load at a steady beat, and its end when it stops."""
+    mundane_level = "debug"
+
+    def __init__(
+        self,
+        settings: Settings,
+        option: Option,
+        worker: Worker,
+        backend: Backend,
+        clock: Clock,
+        fleet_version: str,
+    ) -> None:
+        super().__init__()
+        self._settings = settings
+        self._topic = Catalogue(settings).pool_status
+        self._option = option
+        self._worker = worker
+        self._backend = backend
+        self._clock = clock
+        self._fleet_version = fleet_version
+
+    async def on_start(self) -> None:
+        """Report at once, so that work can come."""
+        # Heartbeats are no part of a transaction: a lost one is followed by the next.
+        self._producer = AIOKafkaProducer(
+            **self._settings.kafka_options(), acks="all", enable_idempotence=True
+        )
+        await self._producer.start()
+        await self._report("up")
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _beat(self) -> None:
+        while not self.should_stop:
+            await self.sleep(self._settings.heartbeat_s)
+            if not self.should_stop:
+                await self._report("draining" if self._worker.is_draining else "up")
+
+    async def on_stop(self) -> None:
+        """Say that nothing more should come."""
+        await self._report("down")
+        await self._producer.stop()
+
+    async def _report(self, state: State) -> None:
+        load = self._backend.load()
+        status = PoolStatus(
+            pool=self._option.pool,
+            instance=self._settings.instance,
+            at=self._clock.now(),
+            state=state,
+            interval_s=self._settings.heartbeat_s,
+            device=self._option.device,
+            region=self._option.region,
+            slots=self._worker.slots,
+            running=self._worker.running,
+            queued=self._worker.queued,
+            backlog_s=load.backlog_s + self._worker.queued_prefill_s,
+            variants=load.variants,
+            fleet_version=self._fleet_version,
+        )
+        key = status_key(status.pool, status.instance)
+        await self._producer.send_and_wait(self._topic, encode(status), key=key)

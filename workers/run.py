@@ -1,0 +1,112 @@
+"""`shunter worker`, put together."""
+
+import asyncio
+from typing import NoReturn
+
+from mode import Service
+
+from policies import Option
+from streams import Clock, Scribe, SystemClock
+from streams.declarations import load_declarations, load_fleet
+from streams.host import StageService, TelemetryService, run_app
+from streams.run import transactor
+from streams.telemetry import from_environment
+from topics import Catalogue, Settings
+from workers.backend import Backend
+from workers.ending import Ending
+from workers.heartbeat import Heartbeat
+from workers.runtime import Worker
+from workers.simulated import SimulatedBackend
+
+
+class UnknownPoolError(LookupError):
+    """The fleet has no such pool, or one that this version can't serve."""
+
+
+class BackendService(Service):  # type: ignore[misc]
+    """Starts the backend first and stops it last."""
+    mundane_level = "debug"
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    async def on_start(self) -> None:
+        """Make the backend ready."""
+        await self._backend.start()
+
+    async def on_stop(self) -> None:
+        """Stop the backend."""
+        await self._backend.stop()
+
+
+class DrainingService(StageService):
+    """A stage that finishes what runs before it leaves, as far as the grace period goes."""
+
+    def __init__(self, worker: Worker, settings: Settings) -> None:
+        super().__init__(transactor(settings, worker), "worker")
+        self._worker = worker
+        self._drain_s_max = settings.drain_s_max
+
+    async def on_stop(self) -> None:
+        """Take no more, commit what finishes in time, and leave the rest uncommitted."""
+        self._worker.is_draining = True
+        loop = asyncio.get_running_loop()
+        end_at = loop.time() + self._drain_s_max
+        while self._worker.has_open and loop.time() < end_at:
+            await self._transactor.step()
+        await super().on_stop()
+
+
+def make_backend(kind: str, options: tuple[Option, ...], clock: Clock) -> Backend:
+    """Return the backend that a pool declares.
+
+    Raises:
+        UnknownPoolError: this version has no such backend.
+    """
+    if kind == "simulated":
+        return SimulatedBackend(options, clock)
+    raise UnknownPoolError(
+        f"pools.{options[0].pool}.backend.type: {kind!r} has no runtime in this version;"
+        " use 'simulated'"
+    )
+
+
+def run_worker(pool: str, settings: Settings) -> NoReturn:
+    """Serve a pool until told to stop.
+
+    Raises:
+        DeclarationError: fleet or policy can't be used.
+        UnknownPoolError: the fleet has no such pool.
+    """
+    fleet = load_fleet(settings.fleet)
+    options, policy = load_declarations(settings)
+    if pool not in options.by_pool:
+        known = ", ".join(sorted(options.by_pool))
+        raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
+    served = options.by_pool[pool]
+    clock = SystemClock()
+    backend = make_backend(fleet.pools[pool].backend.type, served, clock)
+    telemetry = from_environment("worker", settings.instance)
+    scribe = Scribe(
+        Catalogue(settings), f"worker/{pool}/{settings.instance}", policy.version, options.version
+    )
+    worker = Worker(
+        pool,
+        served,
+        backend,
+        scribe,
+        Ending(scribe, telemetry, policy.attempts_max),
+        clock,
+        in_flight_max=settings.in_flight_max,
+    )
+    run_app(
+        f"worker-{pool}",
+        settings,
+        [
+            TelemetryService(telemetry),
+            BackendService(backend),
+            DrainingService(worker, settings),
+            Heartbeat(settings, served[0], worker, backend, clock, options.version),
+        ],
+    )
