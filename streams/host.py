@@ -42,6 +42,7 @@ class _App(faust.App):  # type: ignore[misc]
 
 class StageService(Service):  # type: ignore[misc]
     """Runs a transactor until the process stops."""
+
     mundane_level = "debug"
 
     def __init__(self, transactor: Transactor, name: str) -> None:
@@ -70,6 +71,7 @@ class StageService(Service):  # type: ignore[misc]
 
 class FollowerService(Service):  # type: ignore[misc]
     """Keeps the fleet view up to date."""
+
     mundane_level = "debug"
 
     def __init__(self, follower: FleetFollower) -> None:
@@ -92,6 +94,7 @@ class FollowerService(Service):  # type: ignore[misc]
 
 class TelemetryService(Service):  # type: ignore[misc]
     """Sends what spans are left when everything else has stopped."""
+
     mundane_level = "debug"
 
     def __init__(self, telemetry: Telemetry) -> None:

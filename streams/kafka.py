@@ -7,6 +7,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
+    CorruptRecordException,
     InvalidTimestampError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
@@ -14,6 +15,7 @@ from aiokafka.errors import (
 )
 
 from streams.log import LogError, Membership, Outgoing, Partition, Record
+from streams.undecodable import read_undecodable
 from topics import Settings
 from topics.catalogue import OUTPUT_BYTES_MAX
 
@@ -24,6 +26,8 @@ PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
 TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 CLOSE_S_MAX = 5.0
+# What the client raises, by its C and by its Python parser.
+UNDECODABLE = (UnicodeDecodeError, CorruptRecordException)
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -93,6 +97,7 @@ class KafkaLog:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
+        self._positions: dict[Partition, int] = {}
 
     @property
     def _member(self) -> AIOKafkaConsumer:
@@ -133,10 +138,47 @@ class KafkaLog:
         if not wanted:
             await asyncio.sleep(timeout_s)
             return {}
-        polled = await consumer.getmany(
-            *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
-        )
-        return {Partition(*p): _records(Partition(*p), rs) for p, rs in polled.items()}
+        try:
+            polled = await consumer.getmany(
+                *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
+            )
+        except UNDECODABLE:
+            return await self._poll_past_undecodable(wanted)
+        records = {Partition(*p): _records(Partition(*p), rs) for p, rs in polled.items()}
+        self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
+        return records
+
+    async def _poll_past_undecodable(
+        self, wanted: Collection[TopicPartition]
+    ) -> Mapping[Partition, Sequence[Record]]:
+        """Poll again, one record at a time, around a batch that the client can't decode.
+
+        The client has lost what it had decoded before it, so go back to where we were.
+        """
+        consumer = self._member
+        found: dict[Partition, list[Record]] = {}
+        for topic_partition in wanted:
+            position = self._positions.get(Partition(*topic_partition))
+            if position is not None:
+                consumer.seek(topic_partition, position)
+        for topic_partition in wanted:
+            partition = Partition(*topic_partition)
+            records = found.setdefault(partition, [])
+            try:
+                while polled := await consumer.getmany(
+                    topic_partition, timeout_ms=100, max_records=1
+                ):
+                    records += _records(partition, polled[topic_partition])
+            except UNDECODABLE:
+                # The failed reading has ended; asking again moves the position on to the culprit.
+                await consumer.getmany(topic_partition, timeout_ms=0, max_records=1)
+                position = await consumer.position(topic_partition)
+                batch, next_offset = await read_undecodable(consumer, partition, position)
+                records += batch
+                consumer.seek(topic_partition, next_offset)
+            if records:
+                self._positions[partition] = records[-1].offset + 1
+        return found
 
     async def committed(self, partition: Partition) -> int | None:
         """Return the group's committed offset, asked of the broker (rule 2)."""
@@ -145,6 +187,7 @@ class KafkaLog:
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Let the next poll of the partition begin at the offset."""
+        self._positions[partition] = offset
         self._member.seek(TopicPartition(*partition), offset)
 
     async def bounds(

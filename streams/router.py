@@ -116,6 +116,9 @@ class Router:
             )
 
     def _route_new(self, record: Record, now: float) -> Effect:
+        unreadable = h.find(record.headers, h.UNREADABLE)
+        if unreadable is not None:
+            raise BadRecordError("decode", "header_not_utf8", unreadable.decode())
         request = parse_request(
             record.value,
             bytes_max=self._request_bytes_max,

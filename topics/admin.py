@@ -187,6 +187,8 @@ async def _connect(host: str, port: int) -> str | None:
             _, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
         return f"no answer within {CONNECT_S_MAX:g} s"
+    except ConnectionRefusedError:
+        return "connection refused"
     except OSError as error:
         return error.strerror or str(error)
     writer.close()

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 # orjson reads 1,024 levels but writes only 254, and what is read here is written again later.
 JSON_DEPTH_MAX = 254
+# Payloads may be confidential, and error messages end up in logs and headers.
+SHOWN_CHARACTERS_MAX = 40
 
 
 def encode(record: object) -> bytes:
@@ -49,7 +51,7 @@ def describe(error: ValidationError) -> str:
     """Return the first problems of a validation as ``field: what is wrong (value)``."""
     parts = []
     for problem in error.errors(include_url=False)[:5]:
-        field = ".".join(str(part) for part in problem["loc"]) or "record"
+        field = ".".join(cut(str(part)) for part in problem["loc"]) or "record"
         shown = "" if problem["type"] == "missing" else f" (got {_short(problem['input'])})"
         parts.append(f"{field}: {problem['msg']}{shown}")
     return "; ".join(parts)
@@ -60,7 +62,12 @@ def _short(value: object) -> str:
     text = (
         repr(value) if isinstance(value, int | float | str | bool | None) else type(value).__name__
     )
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """Return text of a payload short enough to be shown in a message."""
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[: SHOWN_CHARACTERS_MAX - 3]}..."
 
 
 def decode_json_object(value: bytes, *, keys: Iterable[str]) -> dict[str, Any]:
@@ -89,7 +96,7 @@ def decode_json_object(value: bytes, *, keys: Iterable[str]) -> dict[str, Any]:
         _check_depth(parsed)
     # An escaped key ("\\u0069d") would hide from the count, so escapes are looked at in full.
     if b"\\u" in value or any(value.count(b'"%b"' % key.encode()) > 1 for key in keys):
-        _check_duplicate_keys(value)
+        check_unique_keys(value)
     return parsed
 
 
@@ -102,13 +109,27 @@ def _check_depth(parsed: dict[str, Any]) -> None:
         ) from error
 
 
-def _check_duplicate_keys(value: bytes) -> None:
+def check_unique_keys(value: bytes) -> None:
+    """Refuse a JSON object in which, at any depth, a key stands twice.
+
+    A second parse in C takes 8 us for 1 KB and 0.35 ms for 540 KB of text, less than to count each
+    key of interest (13 us and 4.9 ms).
+
+    Args:
+        value: bytes that ``decode_json_object`` has accepted.
+
+    Raises:
+        BadRecordError: a key stands twice.
+    """
+
     def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen = dict(pairs)
-        if len(seen) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise BadRecordError("decode", "duplicate_field", f"the field {twice!r} stands twice")
-        return seen
+        by_name = dict(pairs)
+        if len(by_name) < len(pairs):
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            raise BadRecordError(
+                "decode", "duplicate_field", f"the field {cut(repr(twice))} stands twice"
+            )
+        return by_name
 
     json.loads(value, object_pairs_hook=pairs_to_dict)

@@ -13,6 +13,7 @@ from workers.runtime import Worker
 
 class Heartbeat(Service):  # type: ignore[misc]
     """Reports a worker's load at a steady beat, and its end when it stops."""
+
     mundane_level = "debug"
 
     def __init__(

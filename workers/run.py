@@ -25,6 +25,7 @@ class UnknownPoolError(LookupError):
 
 class BackendService(Service):  # type: ignore[misc]
     """Starts the backend first and stops it last."""
+
     mundane_level = "debug"
 
     def __init__(self, backend: Backend) -> None:

@@ -1,0 +1,116 @@
+"""What the client commands share: reading by key, following topics, and errors for people."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
+
+from shunter.console import UserError
+from streams import KafkaLog, LogError, Partition, Record
+from streams.kafka import consumer_options
+from streams.logs import set_up_logging
+from topics import BadRecordError, Settings
+from topics.admin import AdminError, partition_counts
+
+T = TypeVar("T")
+
+POLL_RECORDS_MAX = 500
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run the asynchronous part of a command.
+
+    Raises:
+        UserError: Kafka can't be reached, or refuses, or a record can't be read.
+    """
+    set_up_logging("warning")
+    try:
+        return asyncio.run(work)
+    except (AdminError, LogError, BadRecordError) as error:
+        raise UserError(str(error)) from error
+    except KafkaError as error:
+        raise UserError(f"Kafka: {error}") from error
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
+    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
+    return number
+
+
+async def read_by_key(settings: Settings, topic: str, key: bytes) -> list[Record]:
+    """Return all committed records of a key, oldest first, from the one partition it goes to.
+
+    Raises:
+        AdminError: Kafka can't be reached, or the topic is missing.
+        LogError: a transaction stays open.
+    """
+    counts = await partition_counts(settings, [topic])
+    home = Partition(topic, partition_of(key, counts[topic]))
+    log = KafkaLog(settings)
+    first, _ = (await log.bounds([home]))[home]
+    return [
+        record
+        async for records in log.read({home: first})
+        for record in records
+        if record.key == key
+    ]
+
+
+class Tail:
+    """Reads some topics on and on, in no consumer group."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+
+    async def poll(self, timeout_s: float) -> Sequence[Record]:
+        """Return new committed records, none where there are none within ``timeout_s``."""
+        polled = await self._consumer.getmany(
+            timeout_ms=int(timeout_s * 1000), max_records=POLL_RECORDS_MAX
+        )
+        return [
+            Record(Partition(*partition), r.offset, r.key, r.value, r.headers, r.timestamp)
+            for partition, records in polled.items()
+            for r in records
+        ]
+
+
+@contextlib.asynccontextmanager
+async def tail(
+    settings: Settings, topics: Sequence[str], *, from_beginning: bool = False
+) -> AsyncIterator[Tail]:
+    """Give a reader of these topics that already stands at their end, or beginning.
+
+    Whatever is committed once this has been entered will be read.
+
+    Raises:
+        AdminError: Kafka can't be reached, or a topic is missing.
+    """
+    counts = await partition_counts(settings, topics)
+    options = consumer_options(settings)
+    if not from_beginning:
+        # Else the reset that starting begins could overtake ours.
+        options["auto_offset_reset"] = "latest"
+    consumer = AIOKafkaConsumer(**options)
+    consumer.assign(list(_partitions(counts)))
+    await consumer.start()
+    try:
+        seek = consumer.seek_to_beginning if from_beginning else consumer.seek_to_end
+        if not await seek():
+            raise AdminError(
+                f"{settings.bootstrap_servers} does not tell where {', '.join(topics)} end;"
+                " is the cluster healthy?"
+            )
+        yield Tail(consumer)
+    finally:
+        await consumer.stop()
+
+
+def _partitions(counts: dict[str, int]) -> Iterator[TopicPartition]:
+    for topic, count in counts.items():
+        for number in range(count):
+            yield TopicPartition(topic, number)

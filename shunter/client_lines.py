@@ -1,0 +1,56 @@
+"""The lines of a request file: which may be published, and what is wrong with the others."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from topics import BadRecordError, parse_request
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is no request; ``number`` counts from 1."""
+
+    number: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Checked:
+    """What a file holds. ``ids`` maps the number of each good line to its request's id."""
+
+    ids: dict[int, str] = field(default_factory=dict)
+    bad: list[BadLine] = field(default_factory=list)
+
+
+def check_lines(lines: Iterable[bytes], *, bytes_max: int) -> Checked:
+    """Tell the good lines of a file from the bad; a blank line is neither."""
+    checked = Checked()
+    number_of: dict[str, int] = {}
+    for number, value in _values(lines):
+        try:
+            found = parse_request(value, bytes_max=bytes_max).id
+        except BadRecordError as error:
+            checked.bad.append(BadLine(number, error.message))
+            continue
+        if found in number_of:
+            reason = f"the id {found!r} stands on line {number_of[found]} already"
+            checked.bad.append(BadLine(number, reason))
+            continue
+        number_of[found] = number
+        checked.ids[number] = found
+    return checked
+
+
+def good_lines(lines: Iterable[bytes], checked: Checked) -> Iterator[tuple[int, str, bytes]]:
+    """Yield number, id and value of each good line, its bytes untouched but for the line end."""
+    for number, value in _values(lines):
+        found = checked.ids.get(number)
+        if found is not None:
+            yield number, found, value
+
+
+def _values(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, start=1):
+        value = line.removesuffix(b"\n").removesuffix(b"\r")
+        if value.strip():
+            yield number, value

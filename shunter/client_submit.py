@@ -1,0 +1,184 @@
+"""Publishing requests, and following them to their ends."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from shunter.client import Tail
+from shunter.console import UserError
+from streams import Record
+from topics import BadRecordError, Catalogue, Result, Settings, decode
+from topics import headers as h
+from topics.catalogue import INGEST_BYTES_MAX
+
+# What may be unacknowledged at once, and how long an acknowledgement may take: an idempotent
+# producer itself would try for ever.
+IN_FLIGHT_MAX = 1000
+ACKNOWLEDGED_S_MAX = 60.0
+CLOSE_S_MAX = 5.0
+BATCH_BYTES_MAX = 256 * 1024
+LINGER_MS = 5
+POLL_S = 0.25
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has become of the requests submitted. ``statuses`` counts results by status."""
+
+    submitted: int = 0
+    waiting: set[str] = field(default_factory=set)
+    statuses: Counter[str] = field(default_factory=Counter)
+    dead_letters: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Requests that have an end."""
+        return self.submitted - len(self.waiting)
+
+
+async def publish(
+    settings: Settings,
+    requests: Iterable[tuple[int, str, bytes]],
+    published: Callable[[int], object],
+) -> None:
+    """Publish requests, given as (line number, id, value), each keyed by its id.
+
+    Args:
+        settings: where to.
+        requests: in the order of their lines.
+        published: told how many more are acknowledged.
+
+    Raises:
+        UserError: Kafka refuses a request, or does not acknowledge; those before it are published.
+    """
+    topic = Catalogue(settings).requests
+    async with _producer(settings) as producer:
+        batch: list[tuple[int, asyncio.Future[object]]] = []
+        for number, name, value in requests:
+            try:
+                async with asyncio.timeout(ACKNOWLEDGED_S_MAX):
+                    future = await producer.send(topic, value, key=name.encode())
+            except (KafkaError, TimeoutError) as error:
+                await _acknowledged(batch)
+                raise _refusal(number, error) from error
+            batch.append((number, future))
+            if len(batch) == IN_FLIGHT_MAX:
+                await _acknowledged(batch)
+                published(len(batch))
+                batch = []
+        await _acknowledged(batch)
+        published(len(batch))
+
+
+@contextlib.asynccontextmanager
+async def _producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(
+        **settings.kafka_options(),
+        acks="all",
+        enable_idempotence=True,
+        max_request_size=INGEST_BYTES_MAX,
+        max_batch_size=BATCH_BYTES_MAX,
+        linger_ms=LINGER_MS,
+    )
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        # Where Kafka has gone, what waits to be sent is not waited for.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(producer.stop(), CLOSE_S_MAX)
+
+
+async def _acknowledged(batch: list[tuple[int, asyncio.Future[object]]]) -> None:
+    async def each() -> None:
+        for number, future in batch:
+            try:
+                await future
+            except KafkaError as error:
+                raise _refusal(number, error) from error
+
+    try:
+        await asyncio.wait_for(each(), ACKNOWLEDGED_S_MAX)
+    except TimeoutError as error:
+        raise _refusal(batch[0][0], error) from error
+
+
+def _refusal(number: int, error: Exception) -> UserError:
+    why = (
+        f"no acknowledgement within {ACKNOWLEDGED_S_MAX:g} s"
+        if isinstance(error, TimeoutError)
+        else str(error)
+    )
+    return UserError(f"line {number} could not be published: {why}; the lines before it are")
+
+
+async def follow(
+    tail: Tail,
+    tally: Tally,
+    catalogue: Catalogue,
+    *,
+    timeout_s: float | None,
+    output: BinaryIO | None,
+    changed: Callable[[], object],
+) -> None:
+    """Read until each request of the tally has a result or a dead letter, or time is up.
+
+    Args:
+        tail: of results and dead letters, entered before the requests were published.
+        tally: brought up to date as ends appear.
+        catalogue: the names of the topics.
+        timeout_s: longest wait; None waits as long as it takes.
+        output: gets the results, one a line, in the order of their arrival.
+        changed: told after each poll that found something.
+
+    Raises:
+        BadRecordError: the result of one of the requests can't be read.
+    """
+    loop = asyncio.get_running_loop()
+    end = float("inf") if timeout_s is None else loop.time() + timeout_s
+    while tally.waiting and (left_s := end - loop.time()) > 0:
+        records = await tail.poll(min(POLL_S, left_s))
+        for record in records:
+            if record.partition.topic == catalogue.dead_letters:
+                _count_dead_letter(record, tally)
+            else:
+                _count_result(record, tally, output)
+        if records:
+            changed()
+
+
+def _count_result(record: Record, tally: Tally, output: BinaryIO | None) -> None:
+    name = _name(record)
+    is_awaited = name in tally.waiting or name in tally.dead_letters
+    if record.value is None or not is_awaited:
+        return
+    try:
+        result = decode(Result, record.value)
+    except BadRecordError as error:
+        topic, partition = record.partition
+        where = f"{topic}/{partition}@{record.offset}"
+        raise BadRecordError(error.stage, error.reason, f"{where}: {error.message}") from error
+    tally.waiting.discard(name)
+    # A request that a lane refused has both; its result says more.
+    tally.dead_letters.pop(name, None)
+    tally.statuses[result.status] += 1
+    if output is not None:
+        output.write(record.value + b"\n")
+
+
+def _count_dead_letter(record: Record, tally: Tally) -> None:
+    name = _name(record)
+    if name in tally.waiting:
+        tally.waiting.discard(name)
+        reason = h.find(record.headers, h.REASON) or b"no reason given"
+        tally.dead_letters[name] = reason.decode("utf-8", "replace")
+
+
+def _name(record: Record) -> str:
+    return (record.key or b"").decode("utf-8", "replace")

@@ -1,0 +1,194 @@
+"""`shunter submit`: publish requests, and follow them to their results."""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, BinaryIO, cast
+
+import orjson
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from shunter.client import run, tail
+from shunter.client_lines import Checked, check_lines, good_lines
+from shunter.client_submit import Tally, follow, publish
+from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
+from topics import Catalogue, Settings
+from topics.admin import partition_counts
+from topics.result import Status
+
+BAD_LINES_SHOWN_MAX = 20
+DEAD_LETTERS_SHOWN_MAX = 20
+STDIN_MEMORY_BYTES_MAX = 16 * 1024 * 1024
+STATUSES: tuple[Status, ...] = ("completed", "failed", "expired", "rejected", "cancelled")
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="JSONL of requests; - is standard input.")],
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Publish the good lines though others are bad.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the requests to their results.")
+    ] = False,
+    timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0, metavar="SECONDS", help="Longest wait; else as long as it takes."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where --wait writes the results, as JSONL.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish requests: one a line, native or as in an OpenAI Batch file, each as it stands.
+
+    Where a line is bad, each bad one is named and nothing is published, unless --skip-bad.
+    With --wait the exit code is 1 when a request has neither result nor dead letter at the
+    timeout; a request that failed has a result, so it counts as ended.
+
+    Example: shunter submit requests.jsonl --wait --timeout 600 --output results.jsonl
+    """
+    if not wait and (timeout_s is not None or output is not None):
+        raise UserError("--timeout and --output say how to wait: add --wait")
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    tally = Tally()
+    with _opened(file) as (lines, name), _created(output) as sink:
+        checked = check_lines(lines, bytes_max=settings.request_bytes_max)
+        _tell_bad(checked, name, skip_bad=skip_bad)
+        lines.seek(0)
+        tally.submitted = len(checked.ids)
+        if not wait:
+            run(_publish_only(settings, lines, checked))
+            _tell_published(checked, settings, as_json=as_json)
+            return
+        tally.waiting = set(checked.ids.values())
+        try:
+            run(_publish_and_follow(settings, lines, checked, tally, timeout_s, sink))
+        except KeyboardInterrupt:
+            _tell_tally(tally, checked, as_json=as_json)
+            raise typer.Exit(130) from None
+    _tell_tally(tally, checked, as_json=as_json)
+    if tally.waiting:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Give the lines, which are read twice: once to check all, once to publish."""
+    if str(file) == "-":
+        with tempfile.SpooledTemporaryFile(max_size=STDIN_MEMORY_BYTES_MAX) as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+            spool.seek(0)
+            yield cast("BinaryIO", spool), "standard input"
+        return
+    try:
+        lines = file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error
+    with lines:
+        yield lines, str(file)
+
+
+@contextlib.contextmanager
+def _created(output: Path | None) -> Iterator[BinaryIO | None]:
+    if output is None:
+        yield None
+        return
+    try:
+        sink = output.open("wb")
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}") from error
+    with sink:
+        yield sink
+
+
+def _tell_bad(checked: Checked, name: str, *, skip_bad: bool) -> None:
+    for line in checked.bad[:BAD_LINES_SHOWN_MAX]:
+        _note(f"{name}:{line.number}: {line.reason}")
+    hidden = len(checked.bad) - BAD_LINES_SHOWN_MAX
+    if hidden > 0:
+        _note(f"and {hidden} more")
+    if checked.bad and not skip_bad:
+        raise UserError(
+            f"{name}: {len(checked.bad)} of {len(checked.bad) + len(checked.ids)} lines are no"
+            " requests; nothing was published. Mend them, or publish the others with --skip-bad"
+        )
+    if not checked.ids:
+        raise UserError(f"{name} has no request to publish")
+
+
+async def _publish_only(settings: Settings, lines: BinaryIO, checked: Checked) -> None:
+    await partition_counts(settings, [Catalogue(settings).requests])
+    with _progress("published", len(checked.ids)) as advance:
+        await publish(settings, good_lines(lines, checked), advance)
+
+
+async def _publish_and_follow(
+    settings: Settings,
+    lines: BinaryIO,
+    checked: Checked,
+    tally: Tally,
+    timeout_s: float | None,
+    sink: BinaryIO | None,
+) -> None:
+    catalogue = Catalogue(settings)
+    # Standing at the end before anything is published, no result can be missed.
+    async with tail(settings, [catalogue.results, catalogue.dead_letters]) as reader:
+        await _publish_only(settings, lines, checked)
+        with _progress("ended", tally.submitted) as advance:
+            shown = 0
+
+            def changed() -> None:
+                nonlocal shown
+                advance(tally.done - shown)
+                shown = tally.done
+
+            await follow(
+                reader, tally, catalogue, timeout_s=timeout_s, output=sink, changed=changed
+            )
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _tell_published(checked: Checked, settings: Settings, *, as_json: bool) -> None:
+    count, skipped = len(checked.ids), len(checked.bad)
+    if as_json:
+        typer.echo(orjson.dumps({"submitted": count, "skipped": skipped}).decode())
+        return
+    told = f"{count} published to {Catalogue(settings).requests}"
+    out.print(told + (f", {skipped} bad lines skipped" if skipped else ""), highlight=False)
+
+
+def _tell_tally(tally: Tally, checked: Checked, *, as_json: bool) -> None:
+    counts = {
+        "submitted": tally.submitted,
+        "skipped": len(checked.bad),
+        **{status: tally.statuses[status] for status in STATUSES},
+        "dead_lettered": len(tally.dead_letters),
+        "missing": len(tally.waiting),
+    }
+    if as_json:
+        typer.echo(orjson.dumps(counts).decode())
+    else:
+        for name, count in counts.items():
+            if count or name in {"submitted", "completed", "missing"}:
+                out.print(f"{name.replace('_', ' '):14}{count:>9,}", highlight=False)
+    for name, reason in list(tally.dead_letters.items())[:DEAD_LETTERS_SHOWN_MAX]:
+        _note(f"dead letter: {name}: {reason}")
+
+
+def _note(line: str) -> None:
+    err.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,115 @@
+"""`shunter topics`: create and check all topics."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import orjson
+import typer
+from rich.table import Table
+
+from shunter.client import run
+from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, err, out, settings_from
+from streams.declarations import load_fleet
+from topics import Settings
+from topics import admin as administration
+from topics.admin import Report, TopicReport
+
+topics = typer.Typer(name="topics", help="Create and check the topics.")
+STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
+
+
+@topics.command()
+def apply(
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    fleet: FleetFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create what is missing of the topics for a fleet; what exists is never changed or deleted.
+
+    Partitions and replicas come from SHUNTER_PARTITIONS and SHUNTER_REPLICATION_FACTOR. A topic
+    that exists with other settings is warned of, with the commands that would mend it: the exit
+    code is 0 all the same, and `shunter topics describe` is the check that fails.
+
+    Example: shunter topics apply --fleet fleet.yaml
+    """
+    settings = _settings(bootstrap_servers, topic_prefix, fleet)
+    report = run(administration.apply(settings, _pools(settings)))
+    _show(report, settings, as_json=as_json)
+
+
+@topics.command()
+def describe(
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    fleet: FleetFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how the topics for a fleet stand; changes nothing.
+
+    The exit code is 1 when a topic is missing or differs from what it should be.
+
+    Example: shunter topics describe --json
+    """
+    settings = _settings(bootstrap_servers, topic_prefix, fleet)
+    report = run(administration.describe(settings, _pools(settings)))
+    _show(report, settings, as_json=as_json)
+    if not report.is_complete:
+        raise typer.Exit(1)
+
+
+def _settings(bootstrap: Bootstrap, prefix: Prefix, fleet: FleetFile) -> Settings:
+    return settings_from(bootstrap_servers=bootstrap, topic_prefix=prefix, fleet=fleet)
+
+
+def _pools(settings: Settings) -> Iterable[str]:
+    return load_fleet(settings.fleet).pools
+
+
+def _show(report: Report, settings: Settings, *, as_json: bool) -> None:
+    if as_json:
+        shown = {"complete": report.is_complete, "topics": [asdict(t) for t in report.topics]}
+        typer.echo(orjson.dumps(shown).decode())
+    else:
+        out.print(_table(report))
+    if missing := report.names("missing"):
+        _warn(f"{len(missing)} missing: `shunter topics apply` creates them")
+    for topic in report.topics:
+        for line in _remedies(topic, settings) if topic.state == "differs" else ():
+            _warn(line)
+
+
+def _table(report: Report) -> Table:
+    table = Table("topic", "state")
+    table.add_column("partitions", justify="right")
+    table.add_column("differs in (wanted, found)", overflow="fold")
+    for topic in report.topics:
+        differences = [f"{d.setting} ({d.wanted}, {d.found})" for d in topic.differences]
+        table.add_row(
+            topic.name,
+            f"[{STYLES[topic.state]}]{topic.state}[/]",
+            "" if topic.state == "missing" else str(topic.partitions),
+            "\n".join(differences),
+        )
+    return table
+
+
+def _remedies(topic: TopicReport, settings: Settings) -> list[str]:
+    lines = []
+    configs = [f"{d.setting}={d.wanted}" for d in topic.differences if d.setting != "partitions"]
+    if configs:
+        lines.append(
+            f"{topic.name}: kafka-configs.sh --bootstrap-server {settings.bootstrap_servers}"
+            f" --alter --entity-type topics --entity-name {topic.name}"
+            f" --add-config {','.join(configs)}"
+        )
+    if len(configs) < len(topic.differences):
+        lines.append(
+            f"{topic.name}: partitions can't be changed under a running system, as each key would"
+            f" move: set SHUNTER_PARTITIONS to the number found, or take another topic prefix"
+        )
+    return lines
+
+
+def _warn(line: str) -> None:
+    err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

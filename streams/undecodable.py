@@ -1,0 +1,70 @@
+"""Reading a batch that the Kafka client can't: one with a header name that isn't UTF-8.
+
+Java and librdkafka take such names; aiokafka fails on them, at the same place every time, and with
+the record all others of its produce batch are out of reach. A single record could stop a partition
+for ever. So that batch, and no other, is fetched and decoded here with aiokafka's own parser, made
+lenient about names. It needs parts of aiokafka that are not public (tests/test_undecodable.py).
+"""
+
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import _MemoryRecordsPy
+
+from streams.log import LogError, Partition, Record
+from topics import headers as h
+from topics.catalogue import OUTPUT_BYTES_MAX
+
+READ_COMMITTED = 1
+WAIT_MS = 500
+
+_MESSAGE = b"the name of a header is not UTF-8; send header names as UTF-8 text"
+
+
+class _Lenient(bytearray):
+    """Bytes whose slices decode to text whatever they hold."""
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        return _Lenient(found) if isinstance(key, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return super().decode(encoding, "backslashreplace")
+
+
+async def read_undecodable(
+    consumer: AIOKafkaConsumer, partition: Partition, position: int
+) -> tuple[list[Record], int]:
+    """Return the records of the batch at ``position``, and the offset that follows it.
+
+    Those with a bad name have the header ``shunter-unreadable`` besides their own.
+
+    Raises:
+        LogError: the batch can't be fetched or decoded even so.
+    """
+    client = consumer._client  # noqa: SLF001 - see above
+    node = client.cluster.leader_for_partition(TopicPartition(*partition))
+    wanted = [(partition.topic, [(partition.number, position, OUTPUT_BYTES_MAX)])]
+    request = FetchRequest(WAIT_MS, 1, OUTPUT_BYTES_MAX, READ_COMMITTED, wanted)
+    response = await client.send(node, request)
+    memory = _MemoryRecordsPy(response.topics[0][1][0][-1])
+    while memory.has_next():
+        raw = memory._next_slice  # noqa: SLF001 - the batch, before the strict parser sees it
+        memory.next_batch()
+        batch = _DefaultRecordBatchPy(raw)
+        if batch.next_offset > position and not batch.is_control_batch:
+            iter(batch)  # decompresses
+            batch._buffer = _Lenient(batch._buffer)  # noqa: SLF001
+            records = [_record(partition, r) for r in batch if r.offset >= position]
+            return records, batch.next_offset
+    raise LogError(f"{partition} has a record at {position} that can't be decoded")
+
+
+def _record(partition: Partition, record: Any) -> Record:
+    headers = [(str(name), value) for name, value in record.headers]
+    # What backslashreplace leaves is text, but not the name that was sent.
+    if any("\\x" in name for name, _ in headers):
+        headers.append((h.UNREADABLE, _MESSAGE))
+    return Record(partition, record.offset, record.key, record.value, headers, record.timestamp)
