@@ -17,26 +17,10 @@ Refusal = Literal[
     "context_too_long",
     "memory",
     "max_cost",
-    "pool_unavailable",
     "lane",
-    "too_late",
+    "pool_unavailable",
 ]
-"""Stable reason codes. The last three can pass with time; the others can't."""
-
-LASTING: frozenset[str] = frozenset(
-    {
-        "model_not_served",
-        "operation_not_served",
-        "region",
-        "precision",
-        "pool_not_allowed",
-        "pool_excluded",
-        "label",
-        "context_too_long",
-        "memory",
-        "max_cost",
-    }
-)
+"""Stable reason codes. The last can pass with time; the others can't."""
 
 EXPLANATIONS: dict[str, str] = {
     "model_not_served": "does not serve the model",
@@ -51,7 +35,6 @@ EXPLANATIONS: dict[str, str] = {
     "max_cost": "would cost more than constraints.max_cost_usd",
     "pool_unavailable": "has no live worker",
     "lane": "has no lane for this kind of work",
-    "too_late": "could not finish before the deadline",
 }
 
 

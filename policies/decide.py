@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from policies.constraints import LASTING, explain, refusal
+from policies.constraints import explain, refusal
 from policies.estimate import Estimate, batch_limit, chance, estimate
 from policies.groups import group_of
 from policies.options import Option, Options
@@ -83,7 +83,7 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
         affordable = [o for o in offers if not _too_dear(profile, o)]
         priced += affordable
         if not affordable:
-            refused.append(_refused(option, code or ("max_cost" if offers else "lane")))
+            refused.append(_refused(option, code or "max_cost"))
     if not priced:
         return _unplaced(ask, refused)
     best = choose(priced, profile.target_chance)
@@ -119,9 +119,13 @@ def _tie(priced: _Priced) -> tuple[float, str, str, str]:
 
 def _refusal(ask: _Question, option: Option) -> str | None:
     code = refusal(ask.profile, option)
-    if code is None and ask.situation.view.load(option.pool).workers == 0:
+    if code is not None:
+        return code
+    if "direct" not in option.lanes and not (ask.profile.batchable and "batch" in option.lanes):
+        return "lane"
+    if ask.situation.view.load(option.pool).workers == 0:
         return "pool_unavailable"
-    return code
+    return None
 
 
 def _too_dear(profile: Profile, priced: _Priced) -> bool:
@@ -209,7 +213,7 @@ def _unplaced(ask: _Question, refused: list[Candidate]) -> Decision:
     """Wait where time may help: a declared pool without a worker is not a refusal."""
     profile, options, group = ask.profile, ask.situation.options, ask.group
     candidates = tuple(refused)
-    if any(candidate.refused not in LASTING for candidate in refused):
+    if any(candidate.refused == "pool_unavailable" for candidate in refused):
         return Decision("hold", candidates, "pool_unavailable", group=group)
     refusals = per_pool_refusals(options, candidates)
     if profile.model not in options.models:

@@ -231,6 +231,8 @@ def _latency_sensitive(request: InferenceRequest, workload: WorkloadClass, tier:
         return Tag(True, "client", 1.0)
     if tier.latency_sensitive is not None:
         return Tag(tier.latency_sensitive, "client", 1.0)
+    if request.hints.batchable:
+        return Tag(False, "client", 1.0)
     return Tag(workload.latency_sensitive, "policy", 0.9)
 
 

@@ -15,6 +15,7 @@ from shunter.commands.submit import submit
 from shunter.commands.topics import topics
 from shunter.commands.worker import worker
 from shunter.console import UserError, complain
+from topics.admin import AdminError
 
 app = typer.Typer(
     name="shunter",
@@ -32,6 +33,6 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one message, not a traceback."""
     try:
         app()
-    except (UserError, DeclarationError) as error:
+    except (UserError, DeclarationError, AdminError) as error:
         complain(str(error))
         sys.exit(1)

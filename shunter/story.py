@@ -1,6 +1,6 @@
 """The story of a request: its evidence as a person reads it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -9,9 +9,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from topics import Candidate, Envelope, Evidence, Placement
+from topics import Candidate, Envelope, Evidence, Placement, Usage
 
-INDENT = 4
+INDENT = 2
+LABEL_WIDTH = 10
+FIGURES = ("cost $", "TTFT s", "finish s", "chance")
 STYLES = {
     "placed": "cyan",
     "held": "yellow",
@@ -42,10 +44,17 @@ def story(evidence: Sequence[Evidence]) -> RenderableType:
     steps = sorted(evidence, key=lambda step: step.at)
     if not steps:
         return Text("no evidence")
+    policies = {step.policy_version for step in steps if step.policy_version}
+    fleets = {step.fleet_version for step in steps if step.fleet_version}
+    # Versions that changed on the way are told at each step.
+    is_steady = len(policies) <= 1 and len(fleets) <= 1
     parts: list[RenderableType] = [_title(steps)]
     for step in steps:
         parts += ["", _heading(step, steps[0].at)]
-        parts += [Padding(detail, (0, 0, 0, INDENT)) for detail in _details(step)]
+        details = _details(step, show_versions=not is_steady)
+        parts += [Padding(detail, (0, 0, 0, INDENT)) for detail in details]
+    if is_steady and policies | fleets:
+        parts += ["", _facts([("versions", _versions(_any(policies), _any(fleets)))])]
     return Group(*parts)
 
 
@@ -65,6 +74,11 @@ def _title(steps: Sequence[Evidence]) -> RenderableType:
     )
 
 
+def _versions(policy: str | None, fleet: str | None) -> str:
+    known = [f"policy {policy}"] if policy else []
+    return " · ".join([*known, f"fleet {fleet}"] if fleet else known)
+
+
 def _any(values: Iterable[str | None]) -> str | None:
     return next((value for value in values if value), None)
 
@@ -79,47 +93,42 @@ def _heading(step: Evidence, first_at: float) -> Text:
     return line
 
 
-def _details(step: Evidence) -> list[RenderableType]:
-    facts = [
-        (label, value)
-        for label, value in (
-            ("message", step.message),
-            ("tags", _tags(step)),
-            ("where", step.placement and _where(step.placement)),
-            ("batch", _batch(step)),
-            ("hold", _hold(step)),
-            ("fallback", step.fallback and f"{step.fallback.pool}: {step.fallback.reason}"),
-            ("tokens", _tokens(step)),
-        )
-        if value
-    ]
-    details: list[RenderableType] = [_facts(facts)] if facts else []
+def _details(step: Evidence, *, show_versions: bool) -> Iterator[RenderableType]:
+    before = (
+        ("message", step.message),
+        ("tags", _tags(step)),
+        ("where", step.placement and where(step.placement)),
+        ("batch", _batch(step)),
+        ("hold", _hold(step)),
+        ("fallback", step.fallback and f"{step.fallback.pool}: {step.fallback.reason}"),
+        ("tokens", step.usage and tokens(step.usage)),
+    )
+    yield _facts((label, value) for label, value in before if value)
     if step.promised or step.got:
-        details.append(_envelopes(step.promised, step.got))
-    if step.candidates:
-        details.append(_candidates(step))
+        yield _envelopes(step.promised, step.got)
+    if any(candidate.refused is None for candidate in step.candidates):
+        yield _candidates(step)
     source = step.source
-    versions = [
-        f"{name} {version}"
-        for name, version in (("policy", step.policy_version), ("fleet", step.fleet_version))
-        if version
-    ]
-    origin = f"{step.writer}, from {source.topic}/{source.partition}@{source.offset}"
-    details.append(_facts([("by", " · ".join([origin, *versions]))], style="dim"))
-    return details
+    after = (
+        ("refused", _refused(step)),
+        ("by", f"{step.writer}, from {source.topic}/{source.partition}@{source.offset}"),
+        ("versions", show_versions and _versions(step.policy_version, step.fleet_version)),
+    )
+    yield _facts((label, value) for label, value in after if value)
 
 
-def _facts(facts: Iterable[tuple[str, str]], *, style: str = "") -> Table:
-    grid = Table.grid(padding=(0, 2))
+def _facts(facts: Iterable[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 1))
     # One width for all, so that the values of one block stand below those of another.
-    grid.add_column(min_width=10, style="dim", no_wrap=True)
-    grid.add_column(overflow="fold", style=style)
+    grid.add_column(min_width=LABEL_WIDTH, style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
     for label, value in facts:
         grid.add_row(label, Text(value))
     return grid
 
 
-def _where(placement: Placement) -> str:
+def where(placement: Placement) -> str:
+    """Return the hardware that served a request, and what was tried before."""
     place = [
         placement.pool,
         placement.device,
@@ -151,44 +160,50 @@ def _hold(step: Evidence) -> str | None:
     return f"{hold.held_s:.3f} s in {hold.group}; ended by {hold.reason}, {slack}"
 
 
-def _tokens(step: Evidence) -> str | None:
-    usage = step.usage
-    if usage is None:
-        return None
+def tokens(usage: Usage) -> str:
+    """Return what was read and written."""
     return f"{usage.input_tokens} in ({usage.cached_tokens} cached), {usage.output_tokens} out"
 
 
 def _tags(step: Evidence) -> str | None:
-    return ", ".join(
-        f"{name} {orjson.dumps(tag.value).decode()} ({tag.source} {tag.confidence:.2g})"
+    return "\n".join(
+        f"{name} {orjson.dumps(tag.value).decode()} ({tag.source}, {tag.confidence:.2f} sure)"
         for name, tag in (step.tags or {}).items()
     )
 
 
+def _refused(step: Evidence) -> str:
+    return "\n".join(
+        f"{c.pool} {c.region}, {c.model_variant} {c.precision}: {c.refused}"
+        for c in step.candidates
+        if c.refused is not None
+    )
+
+
 def _envelopes(promised: Envelope | None, got: Envelope | None) -> Table:
-    table = _figures("")
-    table.columns[0].min_width = 10
+    table = _figures("", figures=(*FIGURES, "TPOT ms"))
+    table.columns[0].min_width = LABEL_WIDTH + 1
     for label, envelope in (("promised", promised), ("got", got)):
         if envelope is not None:
-            table.add_row(label, *_estimates(envelope))
+            tpot_ms = None if envelope.tpot_s is None else envelope.tpot_s * 1000
+            table.add_row(label, *_estimates(envelope), _number(tpot_ms, "{:.1f}"))
     return table
 
 
 def _candidates(step: Evidence) -> Table:
     # Two facts in one cell: side by side on a wide terminal, one below the other on a narrow one.
-    table = _figures("", "path", "pool, region", "variant, precision")
-    table.add_column("refused", overflow="fold")
+    table = _figures("", "path", "pool, region", "variant, precision", figures=FIGURES)
     for index, candidate in enumerate(step.candidates):
-        chosen = _is_chosen(step, index)
-        table.add_row(
-            "→" if chosen else "",
-            candidate.path,
-            f"{candidate.pool} {candidate.region}",
-            f"{candidate.model_variant} {candidate.precision}",
-            *_estimates(candidate),
-            candidate.refused or "",
-            style="bold" if chosen else "dim" if candidate.refused else "",
-        )
+        if candidate.refused is None:
+            chosen = _is_chosen(step, index)
+            table.add_row(
+                "→" if chosen else "",
+                candidate.path,
+                f"{candidate.pool} {candidate.region}",
+                f"{candidate.model_variant} {candidate.precision}",
+                *_estimates(candidate),
+                style="bold" if chosen else "",
+            )
     return table
 
 
@@ -197,27 +212,27 @@ def _is_chosen(step: Evidence, index: int) -> bool:
     if step.placement is None:
         return index == 0 and step.promised is not None
     candidate, placement = step.candidates[index], step.placement
-    return candidate.refused is None and (
-        candidate.pool,
-        candidate.model_variant,
-        candidate.precision,
-    ) == (placement.pool, placement.model_variant, placement.precision)
+    return (candidate.pool, candidate.model_variant, candidate.precision) == (
+        placement.pool,
+        placement.model_variant,
+        placement.precision,
+    )
 
 
-def _figures(*labels: str) -> Table:
-    table = Table(*labels, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("cost $", "TTFT s", "finish s", "TPOT ms", "chance"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _figures(*labels: str, figures: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for label in labels:
+        table.add_column(label, overflow="fold")
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
     return table
 
 
 def _estimates(found: Envelope | Candidate) -> tuple[str, ...]:
-    tpot_ms = None if found.tpot_s is None else found.tpot_s * 1000
     return (
         _number(found.cost_usd, "{:.7f}"),
         _number(found.ttft_s, "{:.3f}"),
         _number(found.finish_s, "{:.3f}"),
-        _number(tpot_ms, "{:.1f}"),
         _number(found.chance, "{:.3f}"),
     )
 

@@ -1,5 +1,7 @@
 """`shunter router`, put together: router and batcher over one view of the fleet."""
 
+import asyncio
+from collections.abc import Iterable
 from typing import NoReturn
 
 from policies import situation
@@ -14,7 +16,8 @@ from streams.router import Router
 from streams.stage import Stage
 from streams.telemetry import from_environment
 from streams.transactor import Transactor
-from topics import Catalogue, Settings
+from topics import Catalogue, Settings, Topic
+from topics.admin import AdminError, partition_counts
 
 
 def transactor(settings: Settings, stage: Stage) -> Transactor:
@@ -28,13 +31,31 @@ def transactor(settings: Settings, stage: Stage) -> Transactor:
     )
 
 
+def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
+    """Make sure that the topics are there before anything relies on them.
+
+    Raises:
+        AdminError: Kafka can't be reached, or a topic is missing or has other partitions.
+    """
+    wanted = {topic.name: topic.partitions for topic in topics}
+    found = asyncio.run(partition_counts(settings, wanted))
+    for name, partitions in wanted.items():
+        if found[name] != partitions:
+            raise AdminError(
+                f"topic {name} has {found[name]} partitions, where SHUNTER_PARTITIONS wants"
+                f" {partitions}; set it to what the topics were created with"
+            )
+
+
 def run_router(settings: Settings) -> NoReturn:
     """Route requests and release batches until told to stop.
 
     Raises:
+        AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
     """
     options, policy = load_declarations(settings)
+    check_topics(settings, Catalogue(settings).topics(options.by_pool))
     shared = situation(options, policy)
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)

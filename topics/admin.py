@@ -28,6 +28,7 @@ REQUEST_S_MAX = 30.0
 LEADERS_S_MAX = 30.0
 LEADERS_POLL_S = 0.1
 PROBLEMS_SHOWN_MAX = 5
+PARTITIONS = "partitions"
 
 State = Literal["created", "ok", "missing", "differs"]
 
@@ -38,7 +39,7 @@ class AdminError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A setting of a topic that is not as the catalogue wants it."""
+    """A setting that is not as the catalogue wants it: a configuration key, or PARTITIONS."""
 
     setting: str
     wanted: str
@@ -297,7 +298,7 @@ def _differences(
 ) -> tuple[Difference, ...]:
     differences = []
     if partitions != topic.partitions:
-        differences.append(Difference("partitions", str(topic.partitions), str(partitions)))
+        differences.append(Difference(PARTITIONS, str(topic.partitions), str(partitions)))
     for name, value in topic.config().items():
         found = config.get(name)
         if found != value:

@@ -82,8 +82,12 @@ class Catalogue:
 
     def topics(self, pools: Iterable[str]) -> list[Topic]:
         """Return every topic for a fleet with these pools, the shared ones first."""
+        return self.shared_topics() + [t for pool in pools for t in self.pool_topics(pool)]
+
+    def shared_topics(self) -> list[Topic]:
+        """Return the topics that are there whatever the pools."""
         n = self._partitions
-        shared = [
+        return [
             Topic(
                 self.requests,
                 n,
@@ -140,7 +144,6 @@ class Catalogue:
                 extra=_QUICK_COMPACTION,
             ),
         ]
-        return shared + [topic for pool in pools for topic in self.pool_topics(pool)]
 
     def pool_topics(self, pool: str) -> list[Topic]:
         """Return the two lanes of a pool, co-partitioned with ingest."""

@@ -9,7 +9,7 @@ from policies import Option
 from streams import Clock, Scribe, SystemClock
 from streams.declarations import load_declarations, load_fleet
 from streams.host import StageService, TelemetryService, run_app
-from streams.run import transactor
+from streams.run import check_topics, transactor
 from streams.telemetry import from_environment
 from topics import Catalogue, Settings
 from workers.backend import Backend
@@ -77,6 +77,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     """Serve a pool until told to stop.
 
     Raises:
+        AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
         UnknownPoolError: the fleet has no such pool.
     """
@@ -85,12 +86,14 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     if pool not in options.by_pool:
         known = ", ".join(sorted(options.by_pool))
         raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
+    catalogue = Catalogue(settings)
+    check_topics(settings, catalogue.shared_topics() + catalogue.pool_topics(pool))
     served = options.by_pool[pool]
     clock = SystemClock()
     backend = make_backend(fleet.pools[pool].backend.type, served, clock)
     telemetry = from_environment("worker", settings.instance)
     scribe = Scribe(
-        Catalogue(settings), f"worker/{pool}/{settings.instance}", policy.version, options.version
+        catalogue, f"worker/{pool}/{settings.instance}", policy.version, options.version
     )
     worker = Worker(
         pool,

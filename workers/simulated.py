@@ -1,6 +1,7 @@
 """The simulated accelerator: a device that does not exist, at the pace of its roofline."""
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 
 from policies import Option
@@ -30,6 +31,7 @@ class SimulatedBackend:
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
         self._queued_s: dict[str, float] = {}
+        self._names = itertools.count()
         self._changed = asyncio.Event()
         self._pace = Pace()
         self._driver: asyncio.Task[None] | None = None
@@ -53,7 +55,8 @@ class SimulatedBackend:
         """Run a request on the least loaded replica."""
         profile, variant = call.profile, call.placement.model_variant
         tokens = output_tokens(call.request, profile)
-        name = f"{profile.id}/{profile.attempt}"
+        # Not the request's id: the same one may run again while its cancelled run still ends.
+        name = str(next(self._names))
         replica = min(self._replicas, key=lambda r: r.running + r.queued)
         job = Job(name, variant, profile.input_tokens, tokens, priority=0 if call.is_direct else 1)
         future = self._waiting[name] = self._loop.create_future()

@@ -1,6 +1,7 @@
 """`shunter results`: follow results, or show the one of a request."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Annotated
 
 import orjson
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from shunter.client import read_by_key, run, tail
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
+from shunter.story import tokens, where
 from streams import Record
 from topics import BadRecordError, Catalogue, Result, Settings, Timing, decode
 
@@ -114,53 +116,37 @@ def _card(result: Result) -> Table:
     return card
 
 
-def _facts(result: Result) -> list[tuple[str, str | None]]:
-    placement, usage, cost, error = result.placement, result.usage, result.cost, result.error
-    timing = result.timing
-    since = [
-        f"{name} {at - timing.created_at:+.3f} s"
-        for name, at in (
-            ("routed", timing.routed_at),
-            ("released", timing.released_at),
-            ("started", timing.started_at),
-            ("first token", timing.first_token_at),
-            ("finished", timing.finished_at),
-        )
-        if at is not None
-    ]
-    return [
-        ("request", result.id),
-        ("status", result.status),
-        ("error", error and f"{error.code}: {error.message}"),
-        (
-            "where",
-            placement
-            and f"{placement.pool} · {placement.device} · {placement.model_variant} ·"
-            f" {placement.precision} · {placement.region} · {placement.path} lane"
-            f" · attempt {placement.attempt}",
-        ),
-        (
-            "fell back",
-            placement and ", ".join(f"{f.pool}: {f.reason}" for f in placement.fallbacks),
-        ),
-        ("timing", ", ".join(since)),
-        (
-            "tokens",
-            usage
-            and f"{usage.input_tokens} in ({usage.cached_tokens} cached),"
-            f" {usage.output_tokens} out",
-        ),
-        (
-            "cost",
-            cost
-            and f"${cost.usd:.7f}"
-            + ("" if cost.envelope_usd is None else f" (promised ${cost.envelope_usd:.7f})"),
-        ),
-        ("trace", result.trace_id),
-        ("metadata", _json(result.metadata)),
-        ("response", result.response and f"HTTP {result.response.status_code}"),
-        ("body", result.response and _json(result.response.body)),
-    ]
+def _facts(result: Result) -> Iterator[tuple[str, str | None]]:
+    yield "request", result.id
+    yield "status", result.status
+    if (error := result.error) is not None:
+        yield "error", f"{error.code}: {error.message}"
+    if result.placement is not None:
+        yield "where", where(result.placement)
+    yield "timing", _timing(result.timing)
+    if result.usage is not None:
+        yield "tokens", tokens(result.usage)
+    if (cost := result.cost) is not None:
+        promised = "" if cost.envelope_usd is None else f" (promised ${cost.envelope_usd:.7f})"
+        yield "cost", f"${cost.usd:.7f}{promised}"
+    yield "trace", result.trace_id
+    yield "metadata", _json(result.metadata)
+    if (response := result.response) is not None:
+        yield "response", f"HTTP {response.status_code}"
+        yield "body", _json(response.body)
+
+
+def _timing(timing: Timing) -> str:
+    steps = {
+        "routed": timing.routed_at,
+        "released": timing.released_at,
+        "started": timing.started_at,
+        "first token": timing.first_token_at,
+        "finished": timing.finished_at,
+    }
+    return ", ".join(
+        f"{name} {at - timing.created_at:+.3f} s" for name, at in steps.items() if at is not None
+    )
 
 
 def _json(value: object) -> str | None:

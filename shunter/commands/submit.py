@@ -173,13 +173,9 @@ def _tell_published(checked: Checked, settings: Settings, *, as_json: bool) -> N
 
 
 def _tell_tally(tally: Tally, checked: Checked, *, as_json: bool) -> None:
-    counts = {
-        "submitted": tally.submitted,
-        "skipped": len(checked.bad),
-        **{status: tally.statuses[status] for status in STATUSES},
-        "dead_lettered": len(tally.dead_letters),
-        "missing": len(tally.waiting),
-    }
+    counts = {"submitted": tally.submitted, "skipped": len(checked.bad)}
+    counts |= {status: tally.statuses[status] for status in STATUSES}
+    counts |= {"dead_lettered": len(tally.dead_letters), "missing": len(tally.waiting)}
     if as_json:
         typer.echo(orjson.dumps(counts).decode())
     else:

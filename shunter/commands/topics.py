@@ -1,6 +1,6 @@
 """`shunter topics`: create and check all topics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 import orjson
@@ -12,7 +12,7 @@ from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, err, out, sett
 from streams.declarations import load_fleet
 from topics import Settings
 from topics import admin as administration
-from topics.admin import Report, TopicReport
+from topics.admin import PARTITIONS, Report
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
 STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
@@ -72,43 +72,45 @@ def _show(report: Report, settings: Settings, *, as_json: bool) -> None:
         typer.echo(orjson.dumps(shown).decode())
     else:
         out.print(_table(report))
-    if missing := report.names("missing"):
-        _warn(f"{len(missing)} missing: `shunter topics apply` creates them")
-    for topic in report.topics:
-        for line in _remedies(topic, settings) if topic.state == "differs" else ():
-            _warn(line)
+    for line in _remedies(report, settings):
+        _warn(line)
 
 
 def _table(report: Report) -> Table:
-    table = Table("topic", "state")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("topic", overflow="fold")
+    table.add_column("state")
     table.add_column("partitions", justify="right")
-    table.add_column("differs in (wanted, found)", overflow="fold")
+    if report.names("differs"):
+        table.add_column("setting: wanted, found", overflow="fold")
     for topic in report.topics:
-        differences = [f"{d.setting} ({d.wanted}, {d.found})" for d in topic.differences]
+        differences = [f"{d.setting}: {d.wanted}, {d.found}" for d in topic.differences]
         table.add_row(
             topic.name,
             f"[{STYLES[topic.state]}]{topic.state}[/]",
             "" if topic.state == "missing" else str(topic.partitions),
-            "\n".join(differences),
+            *(["\n".join(differences)] if differences else []),
         )
     return table
 
 
-def _remedies(topic: TopicReport, settings: Settings) -> list[str]:
-    lines = []
-    configs = [f"{d.setting}={d.wanted}" for d in topic.differences if d.setting != "partitions"]
-    if configs:
-        lines.append(
-            f"{topic.name}: kafka-configs.sh --bootstrap-server {settings.bootstrap_servers}"
-            f" --alter --entity-type topics --entity-name {topic.name}"
-            f" --add-config {','.join(configs)}"
+def _remedies(report: Report, settings: Settings) -> Iterator[str]:
+    if missing := report.names("missing"):
+        yield f"{len(missing)} missing: `shunter topics apply` creates them"
+    for topic in report.topics:
+        configs = [f"{d.setting}={d.wanted}" for d in topic.differences if d.setting != PARTITIONS]
+        if configs:
+            yield (
+                f"{topic.name}: kafka-configs.sh --bootstrap-server {settings.bootstrap_servers}"
+                f" --alter --entity-type topics --entity-name {topic.name}"
+                f" --add-config {','.join(configs)}"
+            )
+    if any(d.setting == PARTITIONS for topic in report.topics for d in topic.differences):
+        yield (
+            "partitions are not to be changed under a running system, where the lanes have as many"
+            " as ingest and each key keeps its own: set SHUNTER_PARTITIONS (now"
+            f" {settings.partitions}) to the number found, or take another topic prefix"
         )
-    if len(configs) < len(topic.differences):
-        lines.append(
-            f"{topic.name}: partitions can't be changed under a running system, as each key would"
-            f" move: set SHUNTER_PARTITIONS to the number found, or take another topic prefix"
-        )
-    return lines
 
 
 def _warn(line: str) -> None:

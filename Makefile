@@ -1,0 +1,25 @@
+# Each target sets up what it needs in .venv. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: setup test lint demo
+
+setup: $(VENV)/dev.installed
+
+test: setup
+	$(VENV)/bin/pytest
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+demo: $(VENV)/all.installed
+	$(VENV)/bin/shunter demo
+
+# The stem is the extra of pyproject.toml that is installed: dev holds all.
+$(VENV)/%.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@

@@ -1,0 +1,29 @@
+"""A process of the demo: a command of Shunter that ends when the demo does, however that ends.
+
+It holds a pipe from its parent. When the parent is gone, ``kill -9`` included, the pipe closes.
+Linux's parent-death signal would do as well, but is unknown elsewhere and goes by the thread.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from shunter.cli import main
+
+# A polite end takes about 2 s; without its Kafka, which has gone too, it may never come.
+END_S_MAX = 10.0
+
+
+def _end_with_the_demo() -> None:
+    # Not sys.stdin, whose buffer would be locked when the process ends.
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(END_S_MAX)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_the_demo, daemon=True).start()
+    main()

@@ -1,0 +1,239 @@
+"""A whole Shunter of real processes on a real Kafka, small and fast, for tests."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+import yaml
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from streams.declarations import load_policy
+from topics import Catalogue, Settings, admin
+
+ROOT = Path(__file__).parent.parent
+SPEED = 20.0
+
+FLEET = {
+    "pools": {
+        "premium-eu": {
+            "device": "h200",
+            "count": 1,
+            "region": "eu-west",
+            "serves": [
+                {
+                    "model": "llama-3.1-8b",
+                    "variant": "llama-3.1-8b-fp8",
+                    "precision": "fp8",
+                    "max_batch": 64,
+                }
+            ],
+            "backend": {"type": "simulated", "time_scale": SPEED},
+        },
+        "lpddr-us": {
+            "device": "crescent-island",
+            "count": 2,
+            "region": "us-east",
+            "lanes": ["batch"],
+            "serves": [
+                {
+                    "model": "llama-3.1-8b",
+                    "variant": "llama-3.1-8b-int8",
+                    "precision": "int8",
+                    "max_batch": 32,
+                }
+            ],
+            "backend": {"type": "simulated", "time_scale": SPEED},
+        },
+    }
+}
+
+
+async def eventually(
+    check: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 30.0
+) -> None:
+    """Wait until the check holds."""
+    end_at = time.monotonic() + timeout_s
+    while not await check():
+        if time.monotonic() > end_at:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        await asyncio.sleep(0.05)
+
+
+@dataclass
+class System:
+    """Topics, router and workers under one prefix. Processes are real and can be killed."""
+
+    bootstrap_servers: str
+    prefix: str
+    directory: Path
+    fleet: dict[str, Any] = field(default_factory=lambda: FLEET)
+    extra_env: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(
+            bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix
+        )
+        self.catalogue = Catalogue(self.settings)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.results: dict[str, list[dict[str, Any]]] = {}
+        self.dead_letters: list[Any] = []
+        self.evidence: list[dict[str, Any]] = []
+
+    async def __aenter__(self) -> Self:
+        (self.directory / "fleet.yaml").write_text(yaml.safe_dump(self.fleet))
+        policy = load_policy(None).faster(SPEED)
+        dumped = yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True))
+        (self.directory / "policy.yaml").write_text(dumped)
+        await admin.apply(self.settings, self.fleet["pools"])
+        self.producer = AIOKafkaProducer(
+            bootstrap_servers=self.bootstrap_servers,
+            enable_idempotence=True,
+            max_request_size=8_000_000,
+        )
+        await self.producer.start()
+        self.consumer = AIOKafkaConsumer(
+            self.catalogue.results,
+            self.catalogue.dead_letters,
+            self.catalogue.evidence,
+            bootstrap_servers=self.bootstrap_servers,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+        )
+        await self.consumer.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.producer.stop()
+        await self.consumer.stop()
+        await asyncio.to_thread(self.stop)
+
+    def start(self, *names: str) -> None:
+        """Start processes: ``router``, or the name of a pool."""
+        for name in names:
+            arguments = ["router"] if name == "router" else ["worker", name]
+            with (self.directory / f"{name}.log").open("ab") as log:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", "shunter", *arguments],
+                    cwd=ROOT,
+                    stderr=log,
+                    env=os.environ
+                    | {
+                        "SHUNTER_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+                        "SHUNTER_TOPIC_PREFIX": self.prefix,
+                        "SHUNTER_FLEET": str(self.directory / "fleet.yaml"),
+                        "SHUNTER_POLICY": str(self.directory / "policy.yaml"),
+                        "SHUNTER_INSTANCE": f"{name}-0",
+                    }
+                    | self.extra_env,
+                )
+
+    def start_all(self) -> None:
+        """Start the router and a worker per pool."""
+        self.start("router", *self.fleet["pools"])
+
+    def kill(self, name: str) -> None:
+        """Kill a process without a word."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def stop(self, timeout_s: float = 20.0) -> dict[str, int]:
+        """Stop every process with SIGTERM and return the exit statuses."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        statuses = {name: p.wait(timeout_s) for name, p in self.processes.items()}
+        self.processes.clear()
+        return statuses
+
+    def logs(self) -> str:
+        """Return what the processes logged, for a failure's message."""
+        parts = [f"--- {p.name}\n{p.read_text()[-3000:]}" for p in self.directory.glob("*.log")]
+        return "\n".join(parts)
+
+    async def publish(
+        self,
+        value: bytes | dict[str, Any] | None,
+        *,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+    ) -> None:
+        """Publish a record to the ingest topic."""
+        if isinstance(value, dict):
+            key = key or str(value.get("id", value.get("custom_id", ""))).encode()
+            value = orjson.dumps(value)
+        await self.producer.send_and_wait(
+            self.catalogue.requests,
+            value,
+            key=key,
+            headers=list(headers),
+            partition=partition,
+        )
+
+    async def read(self) -> None:
+        """Take in what has become visible."""
+        polled = await self.consumer.getmany(timeout_ms=100)
+        for partition, records in polled.items():
+            for record in records:
+                if partition.topic == self.catalogue.dead_letters:
+                    self.dead_letters.append(record)
+                elif partition.topic == self.catalogue.results:
+                    result = orjson.loads(record.value)
+                    self.results.setdefault(result["id"], []).append(result)
+                else:
+                    self.evidence.append(orjson.loads(record.value))
+
+    async def catch_up(self) -> None:
+        """Take in all that is visible by now; evidence of a result may be read after it."""
+        ends = await self.consumer.end_offsets(self.consumer.assignment())
+        for partition, end in ends.items():
+            while await self.consumer.position(partition) < end:
+                await self.read()
+
+    async def wait_for_results(self, ids: Iterable[str], timeout_s: float = 60.0) -> None:
+        """Wait until each of these requests has a result."""
+        wanted = set(ids)
+
+        async def all_there() -> bool:
+            await self.read()
+            return wanted <= self.results.keys()
+
+        try:
+            await eventually(all_there, "every request has a result", timeout_s)
+        except AssertionError as error:
+            missing = sorted(wanted - self.results.keys())
+            told = f"{error}; {len(missing)} missing: {missing[:5]}\n{self.logs()}"
+            raise AssertionError(told) from error
+        await self.catch_up()
+
+    def result(self, request_id: str) -> dict[str, Any]:
+        """Return the one result of a request."""
+        (result,) = self.results[request_id]
+        return result
+
+    def steps(self, request_id: str) -> list[str]:
+        """Return the steps of which there is evidence, in the order they became visible."""
+        return [e["step"] for e in self.evidence if e["request_id"] == request_id]
+
+
+def chat(request_id: str, **fields: Any) -> dict[str, Any]:
+    """Return a small chat request."""
+    body = {
+        "model": "llama-3.1-8b",
+        "messages": [{"role": "user", "content": "Which track does this wagon go to?"}],
+        "max_tokens": 64,
+    }
+    return {"id": request_id, "body": body} | fields
