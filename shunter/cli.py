@@ -21,6 +21,7 @@ app = typer.Typer(
     name="shunter",
     help="A streaming router over Kafka for AI inference requests.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 for command in (demo, broker, router, worker, submit, results):

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
-from shunter.console import UserError
+from shunter.console import UserError, err
 from streams import KafkaLog, LogError, Partition, Record
 from streams.kafka import consumer_options
 from streams.logs import set_up_logging
@@ -34,6 +34,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise UserError(str(error)) from error
     except KafkaError as error:
         raise UserError(f"Kafka: {error}") from error
+
+
+def note(line: str) -> None:
+    """Print a line on standard error, as it is."""
+    err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def partition_of(key: bytes, partitions: int) -> int:

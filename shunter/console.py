@@ -64,4 +64,6 @@ def settings_from(**flags: Any) -> Settings:
 
 def complain(message: str) -> None:
     """Print an error for people."""
-    err.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+    err.print("[bold red]error:[/] ", end="")
+    # What users wrote may look like markup.
+    err.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -41,6 +41,7 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
 class _Held:
     """The memory of one partition."""
 
+    partition: Partition
     windows: Windows
     payloads: Payloads
     next_offset: int = 0
@@ -94,6 +95,7 @@ class Batcher:
         """Read the partition from its beginning; what is left is what is held."""
         limits = self._situation.policy.windows
         held = _Held(
+            partition,
             Windows(members_max=limits.members_max, margin_s=limits.margin_s),
             Payloads(partition, self._room),
         )
@@ -156,7 +158,7 @@ class Batcher:
         release = effect.subject
         if not isinstance(release, Release):
             raise LogError(f"{record.topic} refused a record: {error}") from error
-        held = self._partitions[self._partition_of(release.members[0])]
+        held = self._holder(release.members[0])
         now = self._clock.now()
         culprits = [m for m in release.members if m.profile.id.encode() == record.key]
         rest = tuple(m for m in release.members if m not in culprits)
@@ -183,7 +185,7 @@ class Batcher:
             return
         try:
             profile = h.read(record.headers, h.PROFILE, Profile)
-            held_at = float(h.find(record.headers, h.HELD_AT) or b"nan")
+            held_at = float(h.find(record.headers, h.HELD_AT) or b"")
         except (BadRecordError, ValueError) as error:
             bad = error if isinstance(error, BadRecordError) else _bad_time(error)
             held.unreadable[record.key or b""] = (record, bad)
@@ -227,7 +229,7 @@ class Batcher:
         target = release.target
         first = release.members[0]
         # A request leads one batch of its partition at most, so its offset names the batch.
-        batch_id = f"{self._partition_of(first).number}-{first.offset}"
+        batch_id = f"{held.partition.number}-{first.offset}"
         topic = self._catalogue.pool_lane(target.option.pool, target.path)
         records: list[Outgoing] = []
         traced = []
@@ -321,9 +323,13 @@ class Batcher:
             self._catalogue.held, record.key or b"", None, partition=record.partition.number
         )
 
-    def _partition_of(self, member: Member) -> Partition:
-        number = crc32(member.group.encode()) % self._catalogue.partitions
-        return Partition(self._catalogue.held, number)
+    def _holder(self, member: Member) -> _Held:
+        """Return where a member is held; its group need not tell, under a policy that changed."""
+        return next(
+            held
+            for held in self._partitions.values()
+            if any(held_member is member for held_member in held.windows.members())
+        )
 
     @staticmethod
     def _wants_commit(held: _Held, now: float) -> bool:

@@ -27,7 +27,7 @@ class _NoKafkaOfItsOwn(faust.App.BootStrategy):  # type: ignore[misc]
 
 
 class _App(faust.App):  # type: ignore[misc]
-    mundane_level = "debug"
+    mundane_level = "debug"  # Faust tells of each start and stop
     BootStrategy = _NoKafkaOfItsOwn
     # An app without agents is refused otherwise.
     producer_only = True

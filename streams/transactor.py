@@ -67,7 +67,10 @@ class Transactor:
         """Leave between two transactions, so that nothing is open and nothing half done."""
         async with self._lock:
             self._stopped = True
-            await self._log.leave()
+        # Outside the lock: the client leaves when a rebalance callback under way has ended, and
+        # that takes the lock too.
+        await self._log.leave()
+        async with self._lock:
             await self._drop(list(self._writers))
 
     async def step(self) -> int:
@@ -80,12 +83,13 @@ class Transactor:
             if self._stopped:
                 return 0
             if self._failure is not None:
-                raise LogError("a rebalance failed") from self._failure
-            paused = [p for p in self._writers if not self._stage.wants(p)]
-            timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
-            polled = await self._log.poll(timeout_s, self._poll_records_max, paused)
-            await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
-            return sum(len(records) for records in polled.values())
+                raise LogError("a rebalance or an earlier step failed") from self._failure
+            try:
+                return await self._step()
+            except BaseException as error:
+                # What was polled is in no memory now: another step would skip or repeat it.
+                self._failure = error
+                raise
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
         """Take partitions over: fence, find out how far the predecessor came, restore."""
@@ -105,7 +109,16 @@ class Transactor:
             logger.exception("giving up %s failed", ", ".join(map(str, partitions)))
             self._failure = error
 
+    async def _step(self) -> int:
+        paused = [p for p in self._writers if not self._stage.wants(p)]
+        timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
+        polled = await self._log.poll(timeout_s, self._poll_records_max, paused)
+        await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
+        return sum(len(records) for records in polled.values())
+
     async def _take_over(self, partitions: Collection[Partition]) -> None:
+        if self._stopped:
+            return
         new = [p for p in partitions if p not in self._writers]
         writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
         self._writers.update(zip(new, writers, strict=True))
@@ -115,7 +128,9 @@ class Transactor:
         for partition, committed in zip(new, offsets, strict=True):
             progress = stored.get(partition)
             if committed is not None:
-                progress = Progress(committed).further(progress)
+                group = Progress(committed)
+                # Where both stand at the same offset, only the first knows what is finished above.
+                progress = group if progress is None else progress.further(group)
             start = await self._stage.restore(partition, progress, self._log)
             if start is None:
                 first = bounds[partition][0]
@@ -170,21 +185,32 @@ class Transactor:
         return refusals
 
     async def _culprits(self, partition: Partition, refusals: list[Refusal]) -> list[Refusal]:
-        """Return the refusals that are a record's own fault.
+        """Return the refusals that are a record's own fault, at most one of each effect.
 
-        The broker refuses a whole produce batch for one bad record. Where several effects fell,
+        The broker refuses a whole produce batch for one bad record. Where several records fell,
         each is tried alone, in a transaction that is aborted whatever comes of it.
+
+        Raises:
+            LogError: each passes alone, so that there is none to replace.
         """
-        suspects = list({id(refusal.effect): refusal for refusal in refusals}.values())
-        if len(suspects) == 1:
-            return suspects
-        culprits = []
-        for suspect in suspects:
+        if len(refusals) == 1:
+            return refusals
+        culprits: dict[int, Refusal] = {}
+        for effect, record, error in refusals:
+            if id(effect) in culprits:
+                continue
             writer = self._writers[partition]
             await writer.begin()
-            culprits += (await self._send(writer, [suspect.effect]))[:1]
+            if await self._send(writer, [Effect(None, [record])]):
+                culprits[id(effect)] = Refusal(effect, record, error)
             await self._start_over(partition)
-        return culprits
+        if not culprits:
+            _, record, error = refusals[0]
+            raise LogError(
+                f"{record.topic} refuses {len(refusals)} records together but each alone: is its"
+                f" max.message.bytes smaller than a produce batch? {error}"
+            ) from error
+        return list(culprits.values())
 
     async def _start_over(self, partition: Partition) -> None:
         """Abort by fencing: a refused record leaves a gap that only a new producer can pass."""
@@ -193,10 +219,11 @@ class Transactor:
 
     def _replace(self, work: Work, refusal: Refusal) -> None:
         effect, record, error = refusal
-        if effect.is_dead_letter:
-            raise LogError(f"{record.topic} refuses even a dead letter: {error}") from error
+        at = next((i for i, candidate in enumerate(work.effects) if candidate is effect), None)
+        if at is None or effect.is_dead_letter:
+            what = "the progress" if at is None else "even a dead letter"
+            raise LogError(f"{record.topic} refuses {what}: {error}") from error
         logger.warning("%s refused a record, which is replaced: %s", record.topic, error)
-        at = next(i for i, candidate in enumerate(work.effects) if candidate is effect)
         work.effects[at : at + 1] = self._stage.refused(effect, record, error)
 
     def _progress_record(self, partition: Partition, progress: Progress) -> Outgoing:

@@ -8,7 +8,7 @@ from typing import Any
 from topics import InferenceRequest, Profile
 
 EMBEDDING_DIMENSIONS = 384
-_WORDS = ("the", " yard", " sorts", " each", " wagon", " to", " its", " own", " track", " and")
+_WORDS = ("the", "yard", "sorts", "each", "wagon", "to", "its", "own", "track", "and")
 
 
 def output_tokens(request: InferenceRequest, profile: Profile) -> int:
@@ -17,7 +17,10 @@ def output_tokens(request: InferenceRequest, profile: Profile) -> int:
     ``metadata.simulate.output_tokens`` says it (for replays of traces whose lengths are known, and
     which the router must not know), else the client's hint; else it is drawn about the expected
     length, the same for the same request every time. The body's own limit holds in any case.
+    An embedding has no reply to count.
     """
+    if profile.operation == "embeddings":
+        return 0
     tokens = _wanted(request)
     if tokens is None:
         tokens = request.hints.output_tokens
@@ -59,7 +62,7 @@ def body(
 
 
 def _text(tokens: int) -> str:
-    return "".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
+    return " ".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
 
 
 def _finish_reason(request: InferenceRequest, tokens: int) -> str:
@@ -84,13 +87,19 @@ def _completion(request: InferenceRequest, _variant: str, tokens: int) -> dict[s
 
 
 def _embeddings(request: InferenceRequest, _variant: str, _tokens: int) -> dict[str, Any]:
-    inputs = request.body.get("input")
-    count = len(inputs) if isinstance(inputs, list) and inputs else 1
     rows = [
         {"object": "embedding", "index": index, "embedding": _vector(f"{request.id}/{index}")}
-        for index in range(count)
+        for index in range(_count_inputs(request))
     ]
     return {"object": "list", "data": rows}
+
+
+def _count_inputs(request: InferenceRequest) -> int:
+    """Return how many inputs there are: a list of numbers is one, given as its token ids."""
+    inputs = request.body.get("input")
+    if not isinstance(inputs, list) or not inputs or isinstance(inputs[0], int):
+        return 1
+    return len(inputs)
 
 
 def _vector(seed: str) -> list[float]:
@@ -102,10 +111,8 @@ def _vector(seed: str) -> list[float]:
 
 
 def _moderations(request: InferenceRequest, _variant: str, _tokens: int) -> dict[str, Any]:
-    inputs = request.body.get("input")
-    count = len(inputs) if isinstance(inputs, list) and inputs else 1
     result = {"flagged": False, "categories": {}, "category_scores": {}}
-    return {"results": [result] * count}
+    return {"results": [result] * _count_inputs(request)}
 
 
 _ANSWERS: dict[str, Callable[[InferenceRequest, str, int], dict[str, Any]]] = {

@@ -141,15 +141,28 @@ class Ending:
     @staticmethod
     def _timing(task: Task, finished_at: float, outcome: Outcome | None) -> Timing:
         profile = task.call.profile
-        released = h.find(task.record.headers, h.RELEASED_AT)
         return Timing(
             created_at=profile.created_at,
             routed_at=profile.routed_at,
-            released_at=None if released is None else float(released),
+            released_at=released_at(task.record),
             started_at=None if outcome is None else outcome.started_at,
             first_token_at=None if outcome is None else outcome.first_token_at,
             finished_at=finished_at,
         )
+
+
+def released_at(record: Record) -> float | None:
+    """Return when the hold let a request go, epoch seconds; None if it was never held.
+
+    Raises:
+        BadRecordError: the header is not a time.
+    """
+    value = h.find(record.headers, h.RELEASED_AT)
+    try:
+        return None if value is None else float(value)
+    except ValueError as error:
+        message = f"header {h.RELEASED_AT}: {error}"
+        raise BadRecordError("decode", "bad_header", message) from error
 
 
 def _promised(record: Record) -> Envelope | None:

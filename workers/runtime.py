@@ -10,14 +10,15 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from policies import Option
 from streams import Clock, Effect, Log, LogError, Outgoing, Partition, Record, Scribe, Work
-from topics import BadRecordError, Placement, Profile, Progress, parse_request
+from topics import BadRecordError, Placement, Profile, Progress, ResultError, parse_request
 from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
 from workers.backend import Backend, Call, CallError, Outcome
-from workers.ending import Ending, Task
+from workers.ending import Ending, Task, released_at
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Worker:
             return False
         limit = self._in_flight_max
         if partition.topic == self._batch_topic:
-            limit = int(limit * BATCH_SHARE)
+            limit = max(1, int(limit * BATCH_SHARE))
         return sum(len(lane.open) for lane in self._lanes.values()) < limit
 
     def idle_s(self) -> float:
@@ -190,17 +191,27 @@ class Worker:
         if record.offset in lane.finished:
             return
         lane.open.add(record.offset)
-        now = self._clock.now()
         try:
             task = self._read(record)
         except BadRecordError as error:
-            effect = self._scribe.dead_letter(
-                record, error, stage=error.stage, reason=error.reason, now=now
-            )
-            lane.ready.append((record.offset, effect))
+            lane.ready.append((record.offset, self._unfit(record, error)))
             return
         key = (task.call.placement.model_variant, task.call.is_direct)
         self._waiting.setdefault(key, deque()).append((lane, task))
+
+    def _unfit(self, record: Record, error: BadRecordError) -> Effect:
+        """Dead-letter a record; if it is a request that was accepted, that has failed."""
+        now = self._clock.now()
+        effect = self._scribe.dead_letter(
+            record, error, stage=error.stage, reason=error.reason, now=now
+        )
+        try:
+            profile = h.read(record.headers, h.PROFILE, Profile)
+        except BadRecordError:
+            return effect
+        failure = ResultError(error.reason, error.message)
+        effect.records.append(self._scribe.no_answer(record, profile, "failed", failure, now))
+        return effect
 
     def _read(self, record: Record) -> Task:
         profile = h.read(record.headers, h.PROFILE, Profile)
@@ -211,6 +222,9 @@ class Worker:
                 "unknown_variant",
                 f"pool {self._pool} does not serve {placement.model_variant!r}",
             )
+        # Read where a bad one can still be a dead letter, and not when the answer is there.
+        h.read_batch(record.headers)
+        released_at(record)
         request = parse_request(
             record.value,
             bytes_max=INGEST_BYTES_MAX,
@@ -231,18 +245,20 @@ class Worker:
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)
-                    running.add_done_callback(lane.tasks.discard)
+                    running.add_done_callback(partial(self._ended, lane, variant))
+
+    def _ended(self, lane: _Lane, variant: str, running: asyncio.Task[None]) -> None:
+        # A callback, because a task that is cancelled before its first step runs no `finally`.
+        lane.tasks.discard(running)
+        self._running[variant] -= 1
+        self._start_waiting()
 
     async def _run(self, lane: _Lane, task: Task) -> None:
-        variant = task.call.placement.model_variant
         try:
             effect = await self._execute(task)
             lane.ready.append((task.record.offset, effect))
         except Exception as error:  # noqa: BLE001 - a defect of the backend ends the process
             self._failure = error
-        finally:
-            self._running[variant] -= 1
-            self._start_waiting()
 
     async def _execute(self, task: Task) -> Effect:
         deadline = task.call.profile.deadline

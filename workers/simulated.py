@@ -58,7 +58,9 @@ class SimulatedBackend:
         # Not the request's id: the same one may run again while its cancelled run still ends.
         name = str(next(self._names))
         replica = min(self._replicas, key=lambda r: r.running + r.queued)
-        job = Job(name, variant, profile.input_tokens, tokens, priority=0 if call.is_direct else 1)
+        # A client may hint that there are none; the model computes one at least.
+        input_tokens = max(1, profile.input_tokens)
+        job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
         future = self._waiting[name] = self._loop.create_future()
         prefill_s = self._options[variant].roofline.prefill_s(profile.input_tokens)
         self._queued_s[name] = prefill_s
@@ -72,14 +74,18 @@ class SimulatedBackend:
             self._queued_s.pop(name, None)
             if future.cancelled():
                 replica.cancel(name, self._model_now())
+                # What waited for its place is due sooner than the driver thinks.
+                self._changed.set()
         self._pace.learn(self._options[variant], job, sequences, done.device_s)
+        # Asked once, so that no jitter of two clocks puts the end before the first token.
+        origin_s = self._clock.now() - self._model_now() / self._time_scale
         answer = body(call.request, profile, variant, tokens, self._clock.now())
         return Outcome(
             Response(200, answer),
             Usage(profile.input_tokens, tokens),
-            started_at=self._epoch(done.started_at),
-            first_token_at=self._epoch(done.first_token_at) if tokens else None,
-            finished_at=self._epoch(done.finished_at),
+            started_at=origin_s + done.started_at / self._time_scale,
+            first_token_at=origin_s + done.first_token_at / self._time_scale if tokens else None,
+            finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
         )
 
@@ -127,6 +133,3 @@ class SimulatedBackend:
 
     def _model_now(self) -> float:
         return (self._loop.time() - self._began_at) * self._time_scale
-
-    def _epoch(self, model_s: float) -> float:
-        return self._clock.now() - (self._model_now() - model_s) / self._time_scale

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from shunter.client import read_by_key, run
-from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
+from shunter.client import note, read_by_key, run
+from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from shunter.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
 
@@ -38,7 +38,7 @@ def show(
             steps.append(decode(Evidence, record.value or b""))
         except BadRecordError as error:
             where = f"{topic}/{record.partition.number}@{record.offset}"
-            err.print(f"{where} is left out: {error.message}", markup=False, highlight=False)
+            note(f"{where} is left out: {error.message}")
     if not steps:
         raise UserError(
             f"nothing is known of request {request_id!r} on {topic} at"

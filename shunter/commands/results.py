@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from shunter.client import read_by_key, run, tail
-from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
+from shunter.client import note, read_by_key, run, tail
+from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from shunter.story import tokens, where
 from streams import Record
 from topics import BadRecordError, Catalogue, Result, Settings, Timing, decode
@@ -64,7 +64,7 @@ def _read(record: Record) -> Result | None:
         return decode(Result, record.value or b"")
     except BadRecordError as error:
         where = f"{record.partition.topic}/{record.partition.number}@{record.offset}"
-        err.print(f"{where} is left out: {error.message}", markup=False, highlight=False)
+        note(f"{where} is left out: {error.message}")
         return None
 
 
@@ -98,7 +98,7 @@ def _show_one(settings: Settings, request: str, *, as_json: bool) -> None:
             f" topic keeps, or the id is another one; see `shunter audit show {request}`"
         )
     if len(found) > 1:
-        err.print(f"{len(found)} results have this id; the newest is shown", highlight=False)
+        note(f"{len(found)} results have this id; the newest is shown")
     record, result = found[-1]
     if as_json:
         typer.echo((record.value or b"").decode())

@@ -12,7 +12,7 @@ import orjson
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from shunter.client import run, tail
+from shunter.client import note, run, tail
 from shunter.client_lines import Checked, check_lines, good_lines
 from shunter.client_submit import Tally, follow, publish
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
@@ -111,10 +111,10 @@ def _created(output: Path | None) -> Iterator[BinaryIO | None]:
 
 def _tell_bad(checked: Checked, name: str, *, skip_bad: bool) -> None:
     for line in checked.bad[:BAD_LINES_SHOWN_MAX]:
-        _note(f"{name}:{line.number}: {line.reason}")
+        note(f"{name}:{line.number}: {line.reason}")
     hidden = len(checked.bad) - BAD_LINES_SHOWN_MAX
     if hidden > 0:
-        _note(f"and {hidden} more")
+        note(f"and {hidden} more")
     if checked.bad and not skip_bad:
         raise UserError(
             f"{name}: {len(checked.bad)} of {len(checked.bad) + len(checked.ids)} lines are no"
@@ -183,8 +183,4 @@ def _tell_tally(tally: Tally, checked: Checked, *, as_json: bool) -> None:
             if count or name in {"submitted", "completed", "missing"}:
                 out.print(f"{name.replace('_', ' '):14}{count:>9,}", highlight=False)
     for name, reason in list(tally.dead_letters.items())[:DEAD_LETTERS_SHOWN_MAX]:
-        _note(f"dead letter: {name}: {reason}")
-
-
-def _note(line: str) -> None:
-    err.print(line, markup=False, highlight=False, soft_wrap=True)
+        note(f"dead letter: {name}: {reason}")

@@ -7,8 +7,8 @@ import orjson
 import typer
 from rich.table import Table
 
-from shunter.client import run
-from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, err, out, settings_from
+from shunter.client import note, run
+from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
 from streams.declarations import load_fleet
 from topics import Settings
 from topics import admin as administration
@@ -73,7 +73,7 @@ def _show(report: Report, settings: Settings, *, as_json: bool) -> None:
     else:
         out.print(_table(report))
     for line in _remedies(report, settings):
-        _warn(line)
+        note(line)
 
 
 def _table(report: Report) -> Table:
@@ -111,7 +111,3 @@ def _remedies(report: Report, settings: Settings) -> Iterator[str]:
             " as ingest and each key keeps its own: set SHUNTER_PARTITIONS (now"
             f" {settings.partitions}) to the number found, or take another topic prefix"
         )
-
-
-def _warn(line: str) -> None:
-    err.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -19,7 +19,6 @@ MAX_TOKENS_MIN = 64
 EMBEDDING_TOKENS_MAX = 512
 URLS = {"embedding": "/v1/embeddings", "safety_classification": "/v1/moderations"}
 TENANTS = ("shop", "lab", "bank", "clinic")
-BATCHABLE = frozenset({"summarization", "synthetic_data", "embedding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +110,6 @@ def _constraints(row: Row) -> dict[str, Any]:
             return {"precisions": ["bf16", gentle]}
         case 18:
             return {"exclude_pools": ["silicon-us", "cpu-eu"]}
-        case 23 if row.task in BATCHABLE:
+        case 23 if row.task == "synthetic_data":
             return {"labels": {"cooling": "air"}}
     return {}

@@ -1,0 +1,204 @@
+"""The end of a demo, for people: figures per class and pool, two stories, how to go on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from shunter.demo.ledger import Ledger
+from shunter.demo.run import Outcome
+from shunter.demo.system import variables
+from shunter.demo.view import saving
+from shunter.story import story
+
+WHERE = (
+    "SHUNTER_BOOTSTRAP_SERVERS",
+    "SHUNTER_TOPIC_PREFIX",
+    "SHUNTER_FLEET",
+    "SHUNTER_POLICY",
+)
+CLASS_HEADINGS = (
+    "number",
+    "batched",
+    "TTFT\np50",
+    "\np95",
+    "finish\np95",
+    "SLO\nmet",
+    "$",
+    "premium\n$",
+)
+EXAMPLES = (
+    ("One that was served at once", "direct", "chat"),
+    ("One that waited for a batch", "batch", "summarization"),
+)
+
+
+def report(outcome: Outcome, *, kept: bool) -> RenderableType:
+    """Return everything there is to tell at the end.
+
+    Args:
+        outcome: of the demo.
+        kept: whether the system stays up.
+    """
+    figures = outcome.figures
+    parts: list[RenderableType] = [
+        "",
+        _verdict(figures),
+        "",
+        _classes(figures),
+        "",
+        _pools(figures),
+        "",
+        _facts(figures),
+    ]
+    for example in EXAMPLES:
+        parts += _story(outcome, *example)
+    parts += ["", Rule("How to go on", align="left"), _further(outcome, kept=kept)]
+    return Group(*parts)
+
+
+def _verdict(figures: Mapping[str, Any]) -> Text:
+    if not figures["problems"]:
+        return Text(
+            f"{figures['requests']:,} requests in, {figures['results']:,} results out: none lost,"
+            " none twice, no constraint broken.",
+            style="bold green",
+        )
+    lines = [f"{figures['requests']:,} requests in, {figures['results']:,} results out, and:"]
+    return Text("\n".join([*lines, *figures["problems"]]), style="bold red")
+
+
+def _classes(figures: Mapping[str, Any]) -> Table:
+    table = _table("per class, in seconds of the trace")
+    table.add_column("class", no_wrap=True)
+    for heading in CLASS_HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for task, found in figures["by_task"].items():
+        table.add_row(
+            task,
+            f"{found['requests']:,}",
+            f"{found['batched']:,}" if found["batched"] else "",
+            _seconds(found["ttft_s"], "p50"),
+            _seconds(found["ttft_s"], "p95"),
+            _seconds(found["finish_s"], "p95"),
+            f"{figures['slo_attainment']['by_task'][task]:.1%}",
+            f"{found['cost_usd']:.4f}",
+            f"{found['cost_all_premium_usd']:.4f}",
+        )
+    return table
+
+
+def _pools(figures: Mapping[str, Any]) -> Table:
+    table = _table("per pool")
+    table.add_column("pool", no_wrap=True)
+    for heading in ("direct", "batch", "batches", "output tokens", "$"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for pool, found in figures["by_pool"].items():
+        counts = (found[name] for name in ("direct", "batch", "batches", "output_tokens"))
+        table.add_row(pool, *(f"{n:,}" if n else "" for n in counts), f"{found['cost_usd']:.4f}")
+    return table
+
+
+def _facts(figures: Mapping[str, Any]) -> Table:
+    batches, cost, premium = (
+        figures["batches"],
+        figures["cost_usd"],
+        figures["cost_all_premium_usd"],
+    )
+    return _grid(
+        [
+            ("money", f"${cost:.4f}; on premium GPUs ${premium:.4f} ({saving(cost, premium)})"),
+            ("batches", f"{batches['count']:,} of {batches['mean_size']:.1f} requests on average"),
+            ("SLO met", f"{figures['slo_attainment']['overall']:.1%} of all requests"),
+            ("took", f"{figures['wall_s']:.0f} s, at {figures['speed']:g} times the trace's speed"),
+        ]
+    )
+
+
+def _example(ledger: Ledger, path: str, task: str) -> str | None:
+    """Return a completed request that went this way, one of the task if there is any."""
+    able = [name for name in ledger.results if _went(ledger, name, path)]
+    return max(able, key=lambda name: _interest(ledger, name, task), default=None)
+
+
+def _went(ledger: Ledger, name: str, path: str) -> bool:
+    result = ledger.results[name]
+    if result.status != "completed" or result.placement is None:
+        return False
+    # A batch is decided on as one; the evidence of its first member has the candidates.
+    leads = all(step.batch is None or step.batch.index == 0 for step in ledger.evidence[name])
+    return result.placement.path == path and leads
+
+
+def _interest(ledger: Ledger, name: str, task: str) -> tuple[bool, int, bool]:
+    """Rank by class, then by the size of the batch, then by whether anything was refused."""
+    steps = ledger.evidence[name]
+    size = max((step.batch.size for step in steps if step.batch), default=0)
+    refused = any(candidate.refused for step in steps for candidate in step.candidates)
+    return steps[0].task == task, size, refused
+
+
+def _story(outcome: Outcome, title: str, path: str, task: str) -> Iterable[RenderableType]:
+    name = _example(outcome.ledger, path, task)
+    if name is None:
+        return
+    speed = outcome.figures["speed"]
+    yield from ("", Rule(title, align="left"))
+    if speed != 1:
+        yield Text(f"Seconds as they passed here; those of the trace are {speed:g} times as many.")
+    yield story(outcome.ledger.evidence[name])
+
+
+def _further(outcome: Outcome, *, kept: bool) -> Table:
+    name = next(iter(outcome.ledger.results), "demo-1")
+    if kept:
+        exports = variables(outcome.settings)
+        return _grid(
+            [
+                *((f"export {key}={exports[key]}", "") for key in WHERE),
+                (f"shunter audit show {name}", "the story of any other request"),
+                ("shunter submit FILE --wait", "requests of your own"),
+                (f"ls {outcome.run_dir}", "fleet, policy and the log of each process"),
+                ("Ctrl-C here", "stops everything"),
+            ]
+        )
+    further = [
+        ("shunter demo --keep", "the same, and it stays up to be looked at"),
+        ("shunter policy explain REQUEST.json", "where a request would go, and why"),
+        (
+            "shunter broker",
+            "a Kafka for this machine; then `topics apply`, `router`, `worker POOL`",
+        ),
+        ("shunter --help", "all commands"),
+    ]
+    if not outcome.is_good:
+        further.insert(0, (f"ls {outcome.run_dir}", "the log of each process"))
+    return _grid(further)
+
+
+def _seconds(spread: Mapping[str, float] | None, name: str) -> str:
+    return "" if spread is None else f"{spread[name]:.2f}"
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
+
+
+def _grid(facts: Sequence[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", overflow="fold")
+    grid.add_column(overflow="fold")
+    for label, value in facts:
+        grid.add_row(Text(label), Text(value))
+    return grid

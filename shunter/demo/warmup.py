@@ -1,0 +1,66 @@
+"""The first requests, which find out whether every lane is open.
+
+A worker reports before Kafka has given it its partitions. A request pinned to each direct lane
+proves that its router and its worker serve it; so the trace's first arrivals wait for nobody.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from policies import Fleet
+from shunter.demo.trace import PLACEHOLDER
+from topics import Catalogue, Settings, encode
+
+OUTPUT_TOKENS = 8
+WINDOW = "60s"
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """One request for one direct lane: a pool's topic at a partition."""
+
+    id: str
+    partition: int
+    request: Mapping[str, Any]
+
+
+def warm_ups(fleet: Fleet, partitions: int) -> Iterator[WarmUp]:
+    """Yield a request for each direct lane of the fleet."""
+    for name, pool in fleet.pools.items():
+        if "direct" not in pool.lanes:
+            continue
+        model = pool.serves[0].model
+        operation = fleet.models[model].operations[0]
+        body: dict[str, Any] = {"model": model}
+        if operation == "chat":
+            body["messages"] = [{"role": "user", "content": PLACEHOLDER}]
+        else:
+            body["input"] = PLACEHOLDER
+        for partition in range(partitions):
+            request_id = f"warmup-{name}-{partition}"
+            request = {
+                "id": request_id,
+                "url": "/v1/chat/completions" if operation == "chat" else f"/v1/{operation}",
+                "body": body,
+                "completion_window": WINDOW,
+                "constraints": {"pools": [name]},
+                "hints": {"batchable": False, "output_tokens": OUTPUT_TOKENS},
+            }
+            yield WarmUp(request_id, partition, request)
+
+
+async def publish(settings: Settings, requests: list[WarmUp]) -> None:
+    """Publish each on its partition, which is that of its lane.
+
+    Raises:
+        KafkaError: Kafka refuses one.
+    """
+    topic = Catalogue(settings).requests
+    async with AIOKafkaProducer(**settings.kafka_options(), acks="all") as producer:
+        for each in requests:
+            await producer.send_and_wait(
+                topic, encode(each.request), key=each.id.encode(), partition=each.partition
+            )

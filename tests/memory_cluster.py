@@ -1,0 +1,238 @@
+"""The brokers of the log in memory (``memory_log``): partitions, transactions, groups, faults."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from aiokafka.partitioner import murmur2
+
+from streams.log import Outgoing, Partition, Record
+
+CrashPoint = Literal["begin", "send", "append", "commit", "committed"]
+"""The calls at which a process may die: each before it took effect, ``committed`` just after."""
+
+
+class RefusedError(Exception):
+    """The log won't take this record, alone or with the others of its produce batch."""
+
+
+class ProcessKilledError(Exception):
+    """The process is gone."""
+
+
+@dataclass(slots=True)
+class Crash:
+    """The end of whatever process makes the ``nth`` call of this kind."""
+
+    point: CrashPoint
+    nth: int = 1
+    error: Exception = field(default_factory=lambda: ProcessKilledError("killed"))
+    calls: int = 0
+
+    @property
+    def has_struck(self) -> bool:
+        """Tell whether it has come to that."""
+        return self.calls >= self.nth
+
+    def strikes(self, point: CrashPoint | None) -> bool:
+        """Count a call, and tell whether it is the one."""
+        if point != self.point or self.has_struck:
+            return False
+        self.calls += 1
+        return self.has_struck
+
+
+@dataclass(slots=True, eq=False)
+class Transaction:
+    """Records on any number of partitions that end together."""
+
+    state: Literal["open", "committed", "aborted"] = "open"
+    touched: set[Partition] = field(default_factory=set)
+
+
+class _Entry(NamedTuple):
+    record: Record | None
+    """None for a control marker, and where compaction has taken the record."""
+    transaction: Transaction | None
+
+
+@dataclass(slots=True)
+class _PartitionLog:
+    entries: list[_Entry] = field(default_factory=list)
+    first: int = 0
+    open: dict[Transaction, int] = field(default_factory=dict)
+    """Open transactions, and the first offset of each."""
+
+    @property
+    def end(self) -> int:
+        return len(self.entries)
+
+    @property
+    def stable_end(self) -> int:
+        """The last stable offset: no committed reader passes the oldest open transaction."""
+        return min(self.open.values(), default=self.end)
+
+    def committed(self, start: int, end: int) -> Iterator[Record]:
+        for record, transaction in self.entries[max(start, self.first) : end]:
+            if record is not None and (transaction is None or transaction.state == "committed"):
+                yield record
+
+
+class Member(Protocol):
+    """A consumer as its group sees it."""
+
+    topics: Sequence[str]
+
+    async def lose_all(self) -> None:
+        """Have all partitions revoked."""
+        ...
+
+    async def gain(self, partitions: Collection[Partition]) -> None:
+        """Be given partitions."""
+        ...
+
+
+async def _pass() -> None:
+    await asyncio.sleep(0)
+
+
+async def _pass_at_once(_seconds: float) -> None:
+    await asyncio.sleep(0)
+
+
+class MemoryCluster:
+    """The brokers.
+
+    Args:
+        topics: partitions by topic.
+        now: the clock of record timestamps, epoch seconds.
+        checkpoint: awaited at each call.
+        sleep: awaited, with seconds, where a real client would wait for records.
+    """
+
+    def __init__(
+        self,
+        topics: Mapping[str, int],
+        *,
+        now: Callable[[], float] = time.time,
+        checkpoint: Callable[[], Awaitable[None]] = _pass,
+        sleep: Callable[[float], Awaitable[None]] = _pass_at_once,
+    ) -> None:
+        self.topics = dict(topics)
+        self.now = now
+        self.checkpoint = checkpoint
+        self.sleep = sleep
+        self.logs = {
+            Partition(t, n): _PartitionLog() for t, count in topics.items() for n in range(count)
+        }
+        self.members: dict[str, dict[str, Member]] = {}
+        self.offsets: dict[tuple[str, Partition], int] = {}
+        self.refuse: Callable[[Outgoing], bool] = lambda _record: False
+        """The broker's refusals; the whole produce batch falls: all of one partition."""
+        self.oversized: Callable[[Outgoing], bool] = lambda _record: False
+        """The client's own refusals, raised by ``send`` itself."""
+        self.lose_offset: Callable[[Partition, int], bool] = lambda _partition, _offset: False
+        """Committed transactions of which the group's offset is never seen (design, §5)."""
+        self.crash: Crash | None = None
+        self._epochs: dict[str, int] = {}
+        self._transactions: dict[str, Transaction] = {}
+        self._keyless = 0
+
+    def publish(self, record: Outgoing, timestamp_ms: int | None = None) -> Record:
+        """Append a record outside any transaction, as a foreign client does."""
+        return self.append(self.partition_of(record), record, None, timestamp_ms)
+
+    def records(self, topic: str, number: int | None = None) -> list[Record]:
+        """Return what a committed reader sees of a topic, or of one partition of it."""
+        numbers = range(self.topics[topic]) if number is None else [number]
+        logs = [self.logs[Partition(topic, n)] for n in numbers]
+        return [record for log in logs for record in log.committed(0, log.stable_end)]
+
+    def open_transactions(self) -> list[str]:
+        """Return the transactional ids that have a transaction open."""
+        return sorted(self._transactions)
+
+    def partition_of(self, record: Outgoing) -> Partition:
+        """Return where a record goes, by Kafka's own hash of its key."""
+        if record.partition is not None:
+            return Partition(record.topic, record.partition)
+        count = self.topics[record.topic]
+        if record.key is None:
+            self._keyless += 1
+            return Partition(record.topic, self._keyless % count)
+        return Partition(record.topic, (murmur2(record.key) & 0x7FFFFFFF) % count)
+
+    async def assign(self, group: str, shares: Mapping[str, Collection[Partition]]) -> None:
+        """Rebalance eagerly: all is revoked from all members, then given out anew."""
+        members = self.members[group]
+        await asyncio.gather(*(member.lose_all() for member in members.values()))
+        await asyncio.gather(*(members[name].gain(share) for name, share in shares.items()))
+
+    async def rebalance(self, group: str) -> None:
+        """Give each member its share of all partitions of the topics they read."""
+        members = self.members[group]
+        topics = {topic for member in members.values() for topic in member.topics}
+        wanted = sorted(p for p in self.logs if p.topic in topics)
+        names = sorted(members)
+        await self.assign(group, {name: wanted[at :: len(names)] for at, name in enumerate(names)})
+
+    def compact(self, topic: str) -> None:
+        """Keep only the newest committed record of each key; offsets stay as they are."""
+        for number in range(self.topics[topic]):
+            log = self.logs[Partition(topic, number)]
+            newest = {record.key: record.offset for record in log.committed(0, log.stable_end)}
+            for record in list(log.committed(0, log.stable_end)):
+                if newest[record.key] != record.offset:
+                    log.entries[record.offset] = _Entry(None, None)
+
+    def trim(self, partition: Partition, first: int) -> None:
+        """Delete what is older than an offset, as retention does."""
+        self.logs[partition].first = first
+
+    def time_out(self, transactional_id: str) -> None:
+        """Abort what an id has open, as the broker does when its time is over."""
+        self.fence(transactional_id)
+
+    def fence(self, transactional_id: str) -> int:
+        """Return the new epoch of an id; what an earlier one left open is aborted."""
+        if transactional_id in self._transactions:
+            self.end(transactional_id, "aborted")
+        self._epochs[transactional_id] = self._epochs.get(transactional_id, 0) + 1
+        return self._epochs[transactional_id]
+
+    def epoch(self, transactional_id: str) -> int:
+        """Return the epoch in force."""
+        return self._epochs[transactional_id]
+
+    def begin(self, transactional_id: str) -> Transaction:
+        """Open a transaction."""
+        return self._transactions.setdefault(transactional_id, Transaction())
+
+    def end(self, transactional_id: str, state: Literal["committed", "aborted"]) -> None:
+        """End a transaction: a control marker on each partition it has touched."""
+        transaction = self._transactions.pop(transactional_id)
+        transaction.state = state
+        for partition in transaction.touched:
+            log = self.logs[partition]
+            log.entries.append(_Entry(None, None))
+            del log.open[transaction]
+
+    def append(
+        self,
+        partition: Partition,
+        record: Outgoing,
+        transaction: Transaction | None,
+        timestamp_ms: int | None = None,
+    ) -> Record:
+        """Append a record to a partition, in a transaction or none."""
+        log = self.logs[partition]
+        at_ms = int(self.now() * 1000) if timestamp_ms is None else timestamp_ms
+        headers = tuple(record.headers)
+        found = Record(partition, log.end, record.key, record.value, headers, at_ms)
+        if transaction is not None:
+            transaction.touched.add(partition)
+            log.open.setdefault(transaction, found.offset)
+        log.entries.append(_Entry(found, transaction))
+        return found

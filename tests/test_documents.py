@@ -1,0 +1,105 @@
+"""The documents say what is true: fields, settings, commands, examples and paths."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from policies import parse_policy
+from streams.declarations import load_fleet
+from topics import InferenceRequest, Result, Settings
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README, OPERATIONS = ((ROOT / name).read_text() for name in ("README.md", "docs/operations.md"))
+TOP_LEVEL = "docs|tests|topics|policies|streams|workers|shunter|deploy"
+
+
+def first_column(document: str, heading: str) -> str:
+    """The first column of the table under a heading."""
+    section = document.split(f"## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    assert rows, heading
+    return "\n".join(row.split("|")[1] for row in rows)
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL)
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_table_of_request_fields_is_the_model() -> None:
+    told = re.findall(r"`(\w+)`", first_column(README, "The request"))
+    assert told == list(InferenceRequest.model_fields)
+
+
+def test_table_of_result_fields_is_the_record() -> None:
+    told = re.findall(r"`(\w+)`", first_column(README, "The result"))
+    assert sorted(told) == sorted(field.name for field in dataclasses.fields(Result))
+
+
+def test_table_of_settings_is_complete() -> None:
+    told = set(re.findall(r"`SHUNTER_(\w+)`", first_column(OPERATIONS, "Settings")))
+    # The cache is the embedded broker's own.
+    assert told - {"CACHE_DIR"} == {name.upper() for name in Settings.model_fields}
+
+
+def test_table_of_commands_is_complete() -> None:
+    told = re.findall(r"`shunter ([a-z ]+?)(?: [A-Z]+)?`", first_column(README, "Commands"))
+    assert sorted(told) == sorted(commands())
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    from shunter.cli import app
+
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        inner = getattr(command, "commands", None)
+        found.update({f"{name} {n}": c for n, c in inner.items()} if inner else {name: command})
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_commands_in_examples_can_be_typed(document: Path) -> None:
+    for line in "\n".join(blocks(document.read_text(), "sh")).splitlines():
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words[:1] != ["shunter"]:
+                continue
+            length = 2 if " ".join(words[1:3]) in commands() else 1
+            name = " ".join(words[1 : 1 + length])
+            assert name in commands(), line
+            # Raises UsageError where an option or argument isn't one.
+            commands()[name].make_context(name, words[1 + length :])
+
+
+def test_example_declarations_are_valid(tmp_path: Path) -> None:
+    examples = {next(iter(yaml.safe_load(text))): text for text in blocks(README, "yaml")}
+    (tmp_path / "fleet.yaml").write_text(examples["devices"])
+    assert list(load_fleet(tmp_path / "fleet.yaml").pools) == ["boards-eu"]
+    assert "nightly" in parse_policy(examples["classes"], "README.md").classes
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_paths_and_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+    for path in re.findall(rf"`((?:{TOP_LEVEL})/[\w/.-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
