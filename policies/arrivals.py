@@ -20,6 +20,8 @@ class Arrivals:
     def observe(self, group: str, now: float) -> None:
         """Count one arrival. Time that goes backwards counts as standing still."""
         rate, last = self._seen.pop(group, (self._prior_per_s, now))
+        if now - last > FORGET_S:
+            rate, last = self._prior_per_s, now
         decay = math.exp(-max(0.0, now - last) / self._memory_s)
         # Taken out and put back, the least recently seen group stands first.
         self._seen[group] = (rate * decay + 1.0 / self._memory_s, max(now, last))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from policies.constraints import explain, refusal
-from policies.estimate import Estimate, batch_limit, chance, estimate
+from policies.estimate import Estimate, batch_limit, chance, estimate, expected_cost_usd
 from policies.groups import group_of
 from policies.options import Option, Options
 from policies.situation import Situation
@@ -172,7 +172,6 @@ def _price(ask: _Question, option: Option, path: CandidatePath, found: Estimate)
     policy = ask.situation.policy
     elapsed_s = ask.now - ask.profile.created_at
     likely = chance(ask.profile, found, elapsed_s=elapsed_s, spread=policy.estimates.spread)
-    retry = option.failure_rate * policy.retry_cost_weight
     candidate = Candidate(
         pool=option.pool,
         model_variant=option.variant,
@@ -185,7 +184,7 @@ def _price(ask: _Question, option: Option, path: CandidatePath, found: Estimate)
         tpot_s=found.tpot_s,
         chance=likely,
     )
-    return _Priced(candidate, option, found, found.cost_usd * (1.0 + retry))
+    return _Priced(candidate, option, found, expected_cost_usd(found, option, policy))
 
 
 def _refused(option: Option, code: str) -> Candidate:

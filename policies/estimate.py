@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from policies.options import Option
+from policies.policy import Policy
 from policies.view import PoolLoad
 from topics import Profile
 
@@ -68,6 +69,11 @@ def estimate(
         finish_s=ttft_s + decode_steps * tpot_s,
         device_s=prefill_s / pace,
     )
+
+
+def expected_cost_usd(estimate: Estimate, option: Option, policy: Policy) -> float:
+    """Return the cost with that of the second try which a failure of this one would take."""
+    return estimate.cost_usd * (1.0 + option.failure_rate * policy.retry_cost_weight)
 
 
 def batch_limit(profile: Profile, option: Option, members_max: int) -> int:

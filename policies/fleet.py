@@ -81,7 +81,7 @@ class Serve(Declaration):
 class SimulatedBackend(Declaration):
     """A simulated accelerator: answers after the time that the roofline gives.
 
-    `time_scale` stretches that time: 0.1 runs ten times as fast.
+    `time_scale` 10 answers ten times as fast.
     """
 
     type: Literal["simulated"] = "simulated"

@@ -1,10 +1,12 @@
 """The release: where a group of held requests goes, decided when it goes (late binding)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from policies.constraints import refusal
-from policies.estimate import batch_limit, chance, estimate
+from policies.estimate import Estimate, batch_limit, chance, estimate, expected_cost_usd
 from policies.options import Option
+from policies.policy import Policy
 from policies.situation import Situation
 from policies.windows import Member, Target
 from topics import Candidate, Profile
@@ -14,64 +16,85 @@ from topics.placement import Path
 def find_target(members: Sequence[Member], situation: Situation, now: float) -> Target | None:
     """Return where these members would go now, or None where no live pool can take them.
 
-    They are alike to every constraint (policies.groups); the longest of them stands for all, and
-    the earliest deadline. The cheapest that finishes in time wins, else the best chance.
+    They are alike to every constraint (policies.groups), so the longest of them stands for all in
+    what fits, the longest prompt with the longest reply in how long it takes, the earliest deadline
+    in when it must be done; each has to be within the cost that they allow. The cheapest that
+    finishes in time wins, else the best chance. Requests that may share a batch go one by one where
+    no pool with a batch lane can take them.
     """
     first = members[0].profile
+    paths: tuple[Path, ...] = ("batch", "direct") if first.batchable else ("direct",)
+    for path in paths:
+        targets = _targets(members, path, situation, now)
+        if targets:
+            return _best(targets, first.target_chance, situation.policy)
+    return None
+
+
+def _targets(
+    members: Sequence[Member], path: Path, situation: Situation, now: float
+) -> list[Target]:
     longest = max((m.profile for m in members), key=lambda p: p.input_tokens + p.output_tokens)
-    path: Path = "batch" if first.batchable else "direct"
+    slowest = replace(
+        longest,
+        input_tokens=max(m.profile.input_tokens for m in members),
+        output_tokens=max(m.profile.output_tokens for m in members),
+    )
+    limit_usd = longest.max_cost_usd
     targets = []
-    for option in situation.options.by_model.get(first.model, ()):
+    for option in situation.options.by_model.get(longest.model, ()):
         if path not in option.lanes or refusal(longest, option) is not None:
             continue
-        if situation.view.load(option.pool).workers:
-            targets.append(_target(members, longest, option, situation, now))
-    limit_usd = first.max_cost_usd
-    if limit_usd is not None:
-        targets = [t for t in targets if t.estimate.cost_usd <= limit_usd]
-    if not targets:
-        return None
-    able = [t for t in targets if t.chance >= first.target_chance]
-    best = min(able, key=_price) if able else min(targets, key=lambda t: (-t.chance, _price(t)))
+        if not situation.view.load(option.pool).workers:
+            continue
+        # What goes direct goes alone; its companions of the moment are not a batch.
+        members_max = situation.policy.windows.members_max if path == "batch" else 1
+        limit = batch_limit(longest, option, members_max)
+        ask = _Ask(option, situation, min(limit, len(members)))
+        if limit_usd is None or all(ask.price_usd(m.profile) <= limit_usd for m in members):
+            targets.append(_target(members, ask, slowest, path, limit, now))
+    return targets
+
+
+def _best(targets: Sequence[Target], target_chance: float, policy: Policy) -> Target:
+    def price(target: Target) -> tuple[float, float, str, str]:
+        option = target.option
+        finish_s = target.estimate.finish_s
+        price_usd = expected_cost_usd(target.estimate, option, policy)
+        return (price_usd, finish_s, option.pool, option.variant)
+
+    able = [t for t in targets if t.chance >= target_chance]
+    best = min(able, key=price) if able else min(targets, key=lambda t: (-t.chance, price(t)))
     ranked = [best, *(t for t in targets if t is not best)]
-    return Target(
-        best.option,
-        best.path,
-        best.members_max,
-        best.tokens_max,
-        best.estimate,
-        best.chance,
-        tuple(c for target in ranked for c in target.candidates),
-    )
+    return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
 
 
-def _price(target: Target) -> tuple[float, float, str, str]:
-    option = target.option
-    return (target.estimate.cost_usd, target.estimate.finish_s, option.pool, option.variant)
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    option: Option
+    situation: Situation
+    members: int
+
+    def estimate(self, profile: Profile) -> Estimate:
+        return estimate(
+            profile,
+            self.option,
+            self.situation.view.load(self.option.pool),
+            transport_s=self.situation.policy.estimates.transport_s,
+            members=self.members,
+        )
+
+    def price_usd(self, profile: Profile) -> float:
+        return expected_cost_usd(self.estimate(profile), self.option, self.situation.policy)
 
 
 def _target(
-    members: Sequence[Member],
-    longest: Profile,
-    option: Option,
-    situation: Situation,
-    now: float,
+    members: Sequence[Member], ask: _Ask, slowest: Profile, path: Path, limit: int, now: float
 ) -> Target:
-    policy = situation.policy
-    path: Path = "batch" if longest.batchable else "direct"
-    # A request that waited for a pool goes alone; its companions of the moment are not a batch.
-    limit = batch_limit(longest, option, policy.windows.members_max) if path == "batch" else 1
-    found = estimate(
-        longest,
-        option,
-        situation.view.load(option.pool),
-        transport_s=policy.estimates.transport_s,
-        members=min(limit, len(members)),
-    )
+    option, found = ask.option, ask.estimate(slowest)
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
-    likely = chance(
-        urgent, found, elapsed_s=now - urgent.created_at, spread=policy.estimates.spread
-    )
+    spread = ask.situation.policy.estimates.spread
+    likely = chance(urgent, found, elapsed_s=now - urgent.created_at, spread=spread)
     candidate = Candidate(
         pool=option.pool,
         model_variant=option.variant,

@@ -21,7 +21,8 @@ _OPERATIONS = {
     "/v1/moderations": "moderations",
 }
 _CLASS_OF_OPERATION = {"embeddings": "embedding", "moderations": "safety_classification"}
-_AUDIO_PARTS = frozenset({"input_audio", "audio_url"})
+# A tuple, because what stands at `type` may be a list, which no set can be asked for.
+_AUDIO_PARTS = ("input_audio", "audio_url")
 _NO_OUTPUT = frozenset({"embeddings"})
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from policies.options import Option, Options
 from topics import PoolStatus
@@ -91,11 +92,15 @@ class FleetView:
             queued=sum(s.queued for s in reports),
             backlog_s=min((s.backlog_s for s in reports), default=0.0),
         )
+        speeds: dict[str, list[float]] = {}
         for status in reports:
             for variant, v in status.variants.items():
                 counts = load.running_by_variant
                 counts[variant] = counts.get(variant, 0) + v.running + v.queued
-                load.speed_by_variant[variant] = v.speed
+                if v.speed > 0:
+                    speeds.setdefault(variant, []).append(v.speed)
+        # fmean is exact, so the order in which workers were heard of makes no difference.
+        load.speed_by_variant = {variant: fmean(each) for variant, each in speeds.items()}
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
         self.version += 1

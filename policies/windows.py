@@ -65,6 +65,9 @@ class GivenUp:
     reason: Literal["deadline_passed", "pool_unavailable", "refused"]
 
 
+# A group is looked at no more often than this while nothing happens to it.
+LOOK_S_MIN = 0.1
+
 TargetOf = Callable[[Sequence[Member]], Target | None]
 
 
@@ -80,7 +83,7 @@ class Windows:
     """All windows of one partition of the hold.
 
     A group is looked at when it is due: after each arrival that may fill it, at the time its slack
-    or its window ends, and every ``retry_s`` while no pool can take it.
+    or its window ends and halfway there, and every ``retry_s`` while no pool can take it.
     """
 
     def __init__(self, *, members_max: int, margin_s: float, retry_s: float = 0.25) -> None:
@@ -164,7 +167,9 @@ class Windows:
             window_end = min(m.held_at + m.profile.window_s for m in waiting)
             reason = _reason(waiting[0], now, last_start, window_end, is_full=is_full)
             if reason is None:
-                window.due_at = min(last_start, window_end)
+                # More company or more load makes the batch take longer, which moves its last start.
+                ends_at = min(last_start, window_end)
+                window.due_at = min(ends_at, now + max(LOOK_S_MIN, (ends_at - now) / 2))
                 return
             yield Release(tuple(batch), target, reason, last_start - now)
             waiting = waiting[len(batch) :]

@@ -14,6 +14,7 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 
+from streams.hanging import end_hanging, hanging_partitions, last_outcome
 from streams.log import LogError, Membership, Outgoing, Partition, Record
 from streams.undecodable import read_undecodable
 from topics import Settings
@@ -276,7 +277,13 @@ class KafkaLog:
         return {offset: found[offset] for offset in wanted if offset in found}
 
     async def fence(self, transactional_id: str) -> KafkaWriter:
-        """Return the producer of this id; the broker aborts what an earlier one left open."""
+        """Return the producer of this id; the broker aborts what an earlier one left open.
+
+        Raises:
+            LogError: a broker lost the end of a transaction, and how it ended.
+        """
+        client = self._member._client  # noqa: SLF001 - for requests that aiokafka doesn't have
+        outcome = await last_outcome(client, transactional_id)
         producer = AIOKafkaProducer(
             **self._settings.kafka_options(),
             transactional_id=transactional_id,
@@ -285,6 +292,15 @@ class KafkaLog:
             retry_backoff_ms=TRANSACTION_RETRY_MS,
         )
         await producer.start()
+        try:
+            producer_id = producer._txn_manager.producer_id  # noqa: SLF001
+            topics_prefix = f"{self._settings.topic_prefix}."
+            hanging = await hanging_partitions(client, producer_id, topics_prefix)
+            if hanging:
+                await end_hanging(producer, hanging, outcome)
+        except BaseException:
+            await producer.stop()
+            raise
         return KafkaWriter(producer)
 
 

@@ -117,8 +117,6 @@ class Transactor:
         return sum(len(records) for records in polled.values())
 
     async def _take_over(self, partitions: Collection[Partition]) -> None:
-        if self._stopped:
-            return
         new = [p for p in partitions if p not in self._writers]
         writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
         self._writers.update(zip(new, writers, strict=True))

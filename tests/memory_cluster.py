@@ -150,6 +150,10 @@ class MemoryCluster:
         logs = [self.logs[Partition(topic, n)] for n in numbers]
         return [record for log in logs for record in log.committed(0, log.stable_end)]
 
+    def transaction_of(self, record: Record) -> Transaction | None:
+        """Return the transaction that wrote a record; None where there was none."""
+        return self.logs[record.partition].entries[record.offset].transaction
+
     def open_transactions(self) -> list[str]:
         """Return the transactional ids that have a transaction open."""
         return sorted(self._transactions)
@@ -168,7 +172,8 @@ class MemoryCluster:
         """Rebalance eagerly: all is revoked from all members, then given out anew."""
         members = self.members[group]
         await asyncio.gather(*(member.lose_all() for member in members.values()))
-        await asyncio.gather(*(members[name].gain(share) for name, share in shares.items()))
+        still_there = [(members[name], share) for name, share in shares.items() if name in members]
+        await asyncio.gather(*(member.gain(share) for member, share in still_there))
 
     async def rebalance(self, group: str) -> None:
         """Give each member its share of all partitions of the topics they read."""

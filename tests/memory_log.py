@@ -108,6 +108,7 @@ class MemoryWriter:
         """Let go; whatever is open stays open until the next of this id."""
         await self._cluster.checkpoint()
         self._is_closed = True
+        self._log.writers.discard(self._id)
 
     async def flush(self) -> None:
         """Write what is buffered, if another has not done so meanwhile."""
@@ -163,6 +164,8 @@ class MemoryLog:
         self.topics: Sequence[str] = ()
         self.is_dead = False
         self.last_poll: Poll | None = None
+        self.writers: set[str] = set()
+        """Ids of the writers that were not closed yet."""
         self._group = ""
         self._membership: Membership | None = None
         self._positions: dict[Partition, int] = {}
@@ -188,6 +191,7 @@ class MemoryLog:
         await self._call()
         async with self._callback:
             self._positions = {}
+            self._membership = None
             del self.cluster.members[self._group][self.name]
 
     async def lose_all(self) -> None:
@@ -209,6 +213,8 @@ class MemoryLog:
     ) -> Mapping[Partition, Sequence[Record]]:
         """Return new committed records; where there are none, sleep for the timeout first."""
         await self._call()
+        if self._membership is None:
+            raise LogError("not a member of a group: call join() first")
         self.last_poll = Poll(timeout_s, records_max, frozenset(paused))
         polled = self._take(records_max, paused)
         if not polled:
@@ -239,7 +245,13 @@ class MemoryLog:
         return self.cluster.offsets.get((self._group, partition))
 
     def seek(self, partition: Partition, offset: int) -> None:
-        """Let the next poll begin there; of no effect where the partition is not ours."""
+        """Let the next poll begin there; of no effect where the partition is not ours.
+
+        Kafka itself would go to the beginning from an offset before it; here that is a mistake.
+        """
+        first = self.cluster.logs[partition].first
+        if offset < first:
+            raise LogError(f"{partition} begins at {first}, after {offset}")
         if partition in self._positions:
             self._positions[partition] = offset
 
@@ -280,6 +292,7 @@ class MemoryLog:
     async def fence(self, transactional_id: str) -> MemoryWriter:
         """Return the writer of an id; any earlier one is dead, what it left open is aborted."""
         await self._call()
+        self.writers.add(transactional_id)
         return MemoryWriter(self, transactional_id, self.cluster.fence(transactional_id))
 
     async def _call(self) -> None:

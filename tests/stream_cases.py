@@ -1,4 +1,4 @@
-"""What the tests of the stages are made of: a small fleet, a policy, a clock, requests, a cluster."""
+"""What the tests of the stages are made of: a fleet, a policy, a clock, requests, a cluster."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,8 +24,18 @@ TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 FLEET = """
 devices:
-  fast: {kind: premium_gpu, memory_gb: 80, memory_bandwidth_tb_s: 4.0, tflops: {fp8: 1600}, usd_per_hour: 4.0}
-  slow: {kind: lpddr_board, memory_gb: 80, memory_bandwidth_tb_s: 0.6, tflops: {int8: 300}, usd_per_hour: 0.4}
+  fast:
+    kind: premium_gpu
+    memory_gb: 80
+    memory_bandwidth_tb_s: 4.0
+    tflops: {fp8: 1600}
+    usd_per_hour: 4.0
+  slow:
+    kind: lpddr_board
+    memory_gb: 80
+    memory_bandwidth_tb_s: 0.6
+    tflops: {int8: 300}
+    usd_per_hour: 0.4
 models:
   yard-8b: {parameters_b: 8.0, layers: 32, kv_heads: 8, head_dim: 128, context_tokens: 32768}
 pools:

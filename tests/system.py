@@ -79,9 +79,7 @@ class System:
     extra_env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settings = Settings(
-            bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix
-        )
+        self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
         self.catalogue = Catalogue(self.settings)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.results: dict[str, list[dict[str, Any]]] = {}

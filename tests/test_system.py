@@ -17,9 +17,7 @@ from topics.broker import EmbeddedBroker
 pytestmark = pytest.mark.kafka
 
 
-async def test_another_client_publishes_and_reads(
-    kafka: str, prefix: str, tmp_path: Path
-) -> None:
+async def test_another_client_publishes_and_reads(kafka: str, prefix: str, tmp_path: Path) -> None:
     """A native request and a line of an OpenAI Batch file, through librdkafka."""
     line = {
         "custom_id": "line-1",
@@ -122,9 +120,7 @@ async def test_kill_9_of_router_and_worker_loses_and_doubles_nothing(
             assert system.steps(request_id).count("executed") == 1
 
 
-async def test_held_requests_survive_a_restart_of_everything(
-    prefix: str, tmp_path: Path
-) -> None:
+async def test_held_requests_survive_a_restart_of_everything(prefix: str, tmp_path: Path) -> None:
     """Router, workers and the broker itself go away while requests are held."""
     ids = [f"held-{i}" for i in range(20)]
     window = {"task": "synthetic_data", "hints": {"batchable": True}}

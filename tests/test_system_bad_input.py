@@ -57,9 +57,7 @@ DEAD_LETTERS: dict[str, tuple[bytes | None, str, str]] = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(
-    kafka: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[System]:
+async def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     directory = tmp_path_factory.mktemp("system")
     async with System(kafka, f"bad-{os.getpid()}", directory) as system:
         system.start_all()

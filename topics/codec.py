@@ -5,6 +5,7 @@ checked before a value is believed.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, TypeVar
@@ -125,8 +126,8 @@ def check_unique_keys(value: bytes) -> None:
     def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         by_name = dict(pairs)
         if len(by_name) < len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise BadRecordError(
                 "decode", "duplicate_field", f"the field {cut(repr(twice))} stands twice"
             )

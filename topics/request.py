@@ -4,6 +4,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -12,20 +13,40 @@ from pydantic import (
     model_validator,
 )
 
-from topics.codec import decode_json_object, describe
+from topics.codec import check_unique_keys, cut, decode_json_object, describe
 from topics.errors import BadRecordError
 
 TOKENS_MAX = 10_000_000
 # 2100-01-01: a larger epoch is a time in milliseconds or a mistake.
 EPOCH_S_MAX = 4_102_444_800
+# A year: longer than any topic here keeps a request.
+DURATION_S_MAX = 366 * 86400
 SECONDS_PER_UNIT = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_s(text: str) -> float:
+    """Return a duration such as ``10m`` or ``1.5h`` in seconds."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
+    return float(number) * SECONDS_PER_UNIT[unit]
+
+
+def _at_most_a_year(text: str) -> str:
+    if duration_s(text) > DURATION_S_MAX:
+        raise ValueError(f"must be at most {DURATION_S_MAX // 86400}d")
+    return text
+
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Names = Annotated[list[Name], Field(max_length=64)]
 EpochSeconds = Annotated[float, Field(ge=0, le=EPOCH_S_MAX, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-Duration = Annotated[str, StringConstraints(pattern=r"^\d{1,9}(\.\d{1,3})?(ms|s|m|h|d)$")]
+# Not \d, which takes the digits of every script, and those of newer Unicode than `re` knows.
+Duration = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h|d)$"),
+    AfterValidator(_at_most_a_year),
+]
 ServiceTier = Literal["auto", "priority", "default", "flex", "batch"]
 
 
@@ -91,19 +112,12 @@ class InferenceRequest(_Strict):
     @property
     def output_tokens_max(self) -> int | None:
         """The body's own limit on the reply, in tokens."""
-        limit = self.body.get("max_completion_tokens", self.body.get("max_tokens"))
-        return limit if isinstance(limit, int) else None
+        limits = [self.body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+        return next((limit for limit in limits if isinstance(limit, int)), None)
 
 
-_KEYS = (*InferenceRequest.model_fields, "custom_id", "method", *Constraints.model_fields)
 _BODY_LIMITS = ("max_tokens", "max_completion_tokens")
 _BATCH_LINE_FIELDS = frozenset({"custom_id", "method", "url", "body"})
-
-
-def duration_s(text: str) -> float:
-    """Return a duration such as ``10m`` or ``1.5h`` in seconds."""
-    number, unit = re.fullmatch(r"([\d.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
-    return float(number) * SECONDS_PER_UNIT[unit]
 
 
 def parse_request(
@@ -128,7 +142,10 @@ def parse_request(
             f"the value has {len(value):,} bytes; the limit is {bytes_max:,}"
             " (SHUNTER_REQUEST_BYTES_MAX)",
         )
-    fields = decode_json_object(value, keys=_KEYS)
+    fields = decode_json_object(value, keys=())
+    # Parsers disagree on which of two equal keys wins, so a repeated constraint could be read one
+    # way by the client and another way here.
+    check_unique_keys(value)
     if "custom_id" in fields:
         fields = _from_batch_line(fields)
     elif default_id is not None:
@@ -150,12 +167,14 @@ def _from_batch_line(fields: dict[str, Any]) -> dict[str, Any]:
         raise BadRecordError(
             "validate",
             "invalid_request",
-            f"{unknown[0]}: not a field of an OpenAI Batch line (custom_id, method, url, body);"
-            " use id instead of custom_id for a native request",
+            f"{cut(unknown[0])}: not a field of an OpenAI Batch line (custom_id, method, url,"
+            " body); use id instead of custom_id for a native request",
         )
     method = fields.get("method", "POST")
     if method != "POST":
-        raise BadRecordError("validate", "invalid_request", f"method: {method!r} is not 'POST'")
+        raise BadRecordError(
+            "validate", "invalid_request", f"method: {cut(repr(method))} is not 'POST'"
+        )
     if "url" not in fields:
         raise BadRecordError("validate", "invalid_request", "url: Field required")
     # A Batch file is by its nature work that can wait: OpenAI's own window is a day.

@@ -1,5 +1,8 @@
 """Heartbeats: what routers know of a worker."""
 
+import asyncio
+import contextlib
+
 from aiokafka import AIOKafkaProducer
 from mode import Service
 
@@ -9,6 +12,8 @@ from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.status import State
 from workers.backend import Backend
 from workers.runtime import Worker
+
+FAREWELL_S_MAX = 2.0
 
 
 class Heartbeat(Service):  # type: ignore[misc]
@@ -51,9 +56,11 @@ class Heartbeat(Service):  # type: ignore[misc]
                 await self._report("draining" if self._worker.is_draining else "up")
 
     async def on_stop(self) -> None:
-        """Say that nothing more should come."""
-        await self._report("down")
-        await self._producer.stop()
+        """Say that nothing more should come; without a broker nobody could hear it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S_MAX):
+                await self._report("down")
+                await self._producer.stop()
 
     async def _report(self, state: State) -> None:
         load = self._backend.load()

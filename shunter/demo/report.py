@@ -152,31 +152,26 @@ def _story(outcome: Outcome, title: str, path: str, task: str) -> Iterable[Rende
     yield story(outcome.ledger.evidence[name])
 
 
-def _further(outcome: Outcome, *, kept: bool) -> Table:
-    name = next(iter(outcome.ledger.results), "demo-1")
-    if kept:
-        exports = variables(outcome.settings)
+def _further(outcome: Outcome, *, kept: bool) -> RenderableType:
+    if not kept:
         return _grid(
             [
-                *((f"export {key}={exports[key]}", "") for key in WHERE),
-                (f"shunter audit show {name}", "the story of any other request"),
-                ("shunter submit FILE --wait", "requests of your own"),
-                (f"ls {outcome.run_dir}", "fleet, policy and the log of each process"),
-                ("Ctrl-C here", "stops everything"),
+                ("shunter demo --keep", "the same, and it stays up to be looked at"),
+                ("shunter policy explain REQUEST.json", "where a request would go, and why"),
+                ("shunter broker", "a Kafka of your own; then topics apply, router, worker POOL"),
+                ("shunter --help", "all commands"),
             ]
         )
+    found = variables(outcome.settings)
+    exports = "\n".join(f"export {name}={found[name]}" for name in WHERE)
+    name = next(iter(outcome.ledger.results), "demo-1")
     further = [
-        ("shunter demo --keep", "the same, and it stays up to be looked at"),
-        ("shunter policy explain REQUEST.json", "where a request would go, and why"),
-        (
-            "shunter broker",
-            "a Kafka for this machine; then `topics apply`, `router`, `worker POOL`",
-        ),
-        ("shunter --help", "all commands"),
+        (f"shunter audit show {name}", "the story of another request"),
+        ("shunter submit FILE --wait", "requests of your own"),
+        (f"ls {outcome.run_dir}", "fleet, policy and the log of each process"),
+        ("Ctrl-C here", "stops everything"),
     ]
-    if not outcome.is_good:
-        further.insert(0, (f"ls {outcome.run_dir}", "the log of each process"))
-    return _grid(further)
+    return Group("In another terminal:", Text(exports, style="bold"), _grid(further))
 
 
 def _seconds(spread: Mapping[str, float] | None, name: str) -> str:

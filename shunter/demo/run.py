@@ -100,19 +100,20 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[Outcome], object]) -> bool:
     case = _prepare(plan)
     run_dir = Path(tempfile.mkdtemp(prefix="shunter-demo-"))
     _log_to(run_dir / "demo.log")
-    is_wanted = True
+    is_over = False
     try:
         with show, contextlib.ExitStack() as stack:
             settings = _settings(case, run_dir, stack, show)
-            is_good = asyncio.run(_run(case, settings, run_dir, show, tell))
-            is_wanted = not is_good
+            is_over = is_good = asyncio.run(_run(case, settings, run_dir, show, tell))
     except KeyboardInterrupt:
-        is_wanted = False
+        is_over = True
         raise
     finally:
-        # The logs are worth keeping where something went wrong.
-        if not is_wanted:
+        # Where something went wrong, what the processes logged is worth keeping.
+        if is_over or not (run_dir / "router.log").exists():
             shutil.rmtree(run_dir, ignore_errors=True)
+        else:
+            show.say(f"Logs of the processes: {run_dir}")
     return is_good
 
 

@@ -1,0 +1,105 @@
+"""The demo as a supervisor of processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shunter.console import UserError
+from shunter.demo import system as system_module
+from shunter.demo.member import END_S_MAX
+from shunter.demo.scaling import fleet_text, policy_text
+from shunter.demo.system import System
+from streams.declarations import load_fleet, load_policy
+from topics import Settings
+
+STARTED_S_MAX = 20.0
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-m", "shunter.demo.member", "router"],
+                         stdin=subprocess.PIPE, stdout=2, start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def assert_eventually(reached: Callable[[], object], within_s: float) -> None:
+    end = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < end, f"not within {within_s} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def silent_kafka() -> Iterator[socket.socket]:
+    """A port that takes connections and never says a word, so that who connects waits for long."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(STARTED_S_MAX)
+        yield server
+
+
+def address(server: socket.socket) -> str:
+    host, port = server.getsockname()
+    return f"{host}:{port}"
+
+
+def test_what_dies_is_started_again_until_it_dies_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(system_module, "RESTARTS_MAX", 1)
+    said: list[str] = []
+    system = System(tmp_path, Settings(fleet=tmp_path / "missing.yaml"), said.append)
+    system.start("victim", ["worker", "some-pool"])
+    try:
+        with pytest.raises(UserError, match=r"(?s)victim ended 2 times.*missing\.yaml"):
+            assert_eventually(system.tend, STARTED_S_MAX)
+        assert system.restarts == 1
+        assert said == ["victim ended with exit code 1 and was started again"]
+    finally:
+        system.stop()
+
+
+def test_stop_ends_what_runs(tmp_path: Path, silent_kafka: socket.socket):
+    fleet, policy = tmp_path / "fleet.yaml", tmp_path / "policy.yaml"
+    fleet.write_text(fleet_text(load_fleet(None), 1.0))
+    policy.write_text(policy_text(load_policy(None), 1.0))
+    settings = Settings(bootstrap_servers=address(silent_kafka), fleet=fleet, policy=policy)
+    system = System(tmp_path, settings, print)
+    system.start("router", ["router"])
+    connection, _ = silent_kafka.accept()
+    process = system._members[0].process
+    assert process.poll() is None
+    system.stop()
+    assert process.returncode is not None
+    connection.close()
+
+
+def test_a_member_ends_when_its_parent_is_gone(silent_kafka: socket.socket):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "SHUNTER_BOOTSTRAP_SERVERS": address(silent_kafka)},
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    connection, _ = silent_kafka.accept()  # it runs, and waits for an answer
+    assert lives(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert_eventually(lambda: not lives(child), END_S_MAX + 5)
+    connection.close()
+
+
+def lives(pid: int) -> bool:
+    """Tell whether a process runs; a zombie that nobody reaps has ended."""
+    asked = ["ps", "-o", "stat=", "-p", str(pid)]
+    state = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return bool(state) and not state.startswith("Z")

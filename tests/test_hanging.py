@@ -1,0 +1,129 @@
+"""A transaction without an end, as a dying broker leaves it, on real Kafka."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from streams import KafkaLog, LogError, Outgoing, Partition
+from streams.hanging import last_outcome
+from topics import Settings, admin
+from topics.broker import EmbeddedBroker
+
+pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
+
+TOPIC = "inference.results"
+ID = "inference.test-0"
+
+
+class Bystander:
+    async def assigned(self, partitions: Any) -> None:
+        pass
+
+    async def revoked(self, partitions: Any) -> None:
+        pass
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def settings(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Settings]:
+    # Without its verification the broker takes records of a partition that was never added to the
+    # transaction, and ends the transaction without a marker there: the same hanging transaction
+    # that a killed broker leaves, but on purpose.
+    lenient = {"transaction.partition.verification.enable": "false"}
+    with EmbeddedBroker(properties=lenient) as broker:
+        settings = Settings(bootstrap_servers=broker.bootstrap_servers)
+        await admin.apply(settings, [])
+        yield settings
+
+
+async def leave_hanging(
+    settings: Settings, transactional_id: str, value: bytes, *, committed: bool
+) -> None:
+    """Leave a record on partition 1 in a transaction whose marker reaches only partition 0."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=transactional_id
+    )
+    await producer.start()
+    await producer.begin_transaction()
+    await producer.send_and_wait(TOPIC, value, partition=0)
+    manager = producer._txn_manager
+    manager._txn_partitions.add(TopicPartition(TOPIC, 1))
+    await producer.send_and_wait(TOPIC, value, partition=1)
+    await (producer.commit_transaction() if committed else producer.abort_transaction())
+    await producer.stop()
+
+
+async def visible(settings: Settings, number: int, after: bytes) -> list[bytes]:
+    """Return the values of a partition up to ``after``, which must become visible."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.bootstrap_servers, isolation_level="read_committed"
+    )
+    consumer.assign([TopicPartition(TOPIC, number)])
+    await consumer.start()
+    await consumer.seek_to_beginning()
+    values: list[bytes] = []
+    try:
+        async with asyncio.timeout(10):
+            while after not in values:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    values += [record.value for record in records]
+    finally:
+        await consumer.stop()
+    return values
+
+
+async def joined(settings: Settings, group: str) -> KafkaLog:
+    log = KafkaLog(settings)
+    await log.join(group, ["inference.reroutes"], Bystander())
+    return log
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_successor_ends_it_as_the_coordinator_had(
+    settings: Settings, committed: bool
+) -> None:
+    name = f"{ID}-{committed}"
+    lost, marker = f"lost {committed}".encode(), f"after {committed}".encode()
+    await leave_hanging(settings, name, lost, committed=committed)
+    log = await joined(settings, f"inference.test-{committed}")
+    assert await last_outcome(log._member._client, name) == ("commit" if committed else "abort")
+
+    writer = await log.fence(name)
+    await writer.begin()
+    await (await writer.send(Outgoing(TOPIC, b"k", marker, partition=1)))
+    await writer.commit(Partition("inference.reroutes", 0), 0, f"inference.test-{committed}")
+    values = await visible(settings, 1, marker)
+    await writer.close()
+    await log.leave()
+
+    assert (lost in values) == committed
+
+
+async def test_without_a_known_outcome_an_operator_is_asked(settings: Settings) -> None:
+    name = f"{ID}-unknown"
+    await leave_hanging(settings, name, b"unknown", committed=False)
+    # A process that fenced it and died before it could end it: the coordinator has forgotten.
+    forgetful = AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=name
+    )
+    await forgetful.start()
+    await forgetful.stop()
+    log = await joined(settings, "inference.test-unknown")
+    with pytest.raises(LogError, match=r"kafka-transactions\.sh"):
+        await log.fence(name)
+    await log.leave()
+
+
+async def test_nothing_is_ended_where_nothing_hangs(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = await joined(settings, "inference.test-fresh")
+    for _ in range(2):
+        writer = await log.fence(f"{ID}-fresh")
+        await writer.close()
+    await log.leave()
+    assert not [r for r in caplog.records if r.name == "streams.hanging"]

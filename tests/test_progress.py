@@ -1,0 +1,72 @@
+"""Reading progress back."""
+
+import pytest
+from memory_log import MemoryCluster, MemoryLog
+
+from streams import progress as progress_module
+from streams.log import Outgoing, Partition
+from streams.progress import read_progress
+from topics import Progress, encode, progress_key
+
+P0, P1 = Partition("in", 0), Partition("in", 1)
+
+
+@pytest.fixture
+def cluster() -> MemoryCluster:
+    return MemoryCluster({"progress": 2})
+
+
+def write(cluster: MemoryCluster, partition: Partition, group: str, *offsets: int) -> None:
+    key = progress_key(group, partition.topic, partition.number)
+    for offset in offsets:
+        value = encode(Progress(offset, (offset + 2,)))
+        cluster.publish(Outgoing("progress", key, value, partition=partition.number))
+
+
+async def read(cluster: MemoryCluster, *partitions: Partition) -> dict[Partition, Progress]:
+    return await read_progress(MemoryLog(cluster), "progress", "g", partitions)
+
+
+async def test_the_newest_of_each_partition_counts(cluster: MemoryCluster) -> None:
+    write(cluster, P0, "g", 1, 5, 9)
+    write(cluster, P1, "g", 4)
+    assert await read(cluster, P0, P1) == {P0: Progress(9, (11,)), P1: Progress(4, (6,))}
+
+
+async def test_others_on_the_same_partition_are_left_aside(cluster: MemoryCluster) -> None:
+    write(cluster, P0, "g", 3)
+    write(cluster, P0, "h", 8)
+    write(cluster, Partition("other", 0), "g", 9)
+    cluster.publish(Outgoing("progress", progress_key("g", "in", 0), None, partition=1))
+    assert await read(cluster, P0, P1) == {P0: Progress(3, (5,))}
+
+
+async def test_no_progress_and_no_partitions_are_nothing(cluster: MemoryCluster) -> None:
+    assert await read(cluster, P0, P1) == {}
+    assert await read(cluster) == {}
+
+
+async def test_progress_older_than_the_tail_is_found_without_hiding_newer(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "TAIL_RECORDS", 4)
+    quiet, busy = P0, Partition("busy", 0)
+    write(cluster, quiet, "g", 2)
+    write(cluster, busy, "g", *range(20))
+    write(cluster, P1, "g", 7)
+    assert await read(cluster, quiet, busy, P1) == {
+        quiet: Progress(2, (4,)),
+        busy: Progress(19, (21,)),
+        P1: Progress(7, (9,)),
+    }
+
+
+async def test_what_an_aborted_transaction_wrote_does_not_count(cluster: MemoryCluster) -> None:
+    write(cluster, P0, "g", 1)
+    log = MemoryLog(cluster)
+    writer = await log.fence("w")
+    await writer.begin()
+    key = progress_key("g", "in", 0)
+    await (await writer.send(Outgoing("progress", key, encode(Progress(9)), partition=0)))
+    await log.fence("w")
+    assert await read(cluster, P0) == {P0: Progress(1, (3,))}

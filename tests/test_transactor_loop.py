@@ -1,0 +1,91 @@
+"""How the transactor's loop stops, pauses and waits."""
+
+import asyncio
+
+import pytest
+from copier import P0, P1, Copier, assert_once, fill, make_cluster, take
+from memory_log import MemoryCluster, MemoryLog
+from stream_cases import drain, make_transactor, soon
+
+
+@pytest.fixture
+def cluster() -> MemoryCluster:
+    return make_cluster()
+
+
+async def test_a_stop_waits_for_the_transaction_and_ends_the_membership(
+    cluster: MemoryCluster,
+) -> None:
+    names = fill(cluster, 4)
+    stage = Copier()
+    within, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_partition: object) -> None:
+        within.set()
+        await go_on.wait()
+
+    stage.meanwhile = wait
+    transactor = await take(cluster, stage)
+    step = asyncio.create_task(transactor.step())
+    await soon(within.wait(), "the work")
+    stop = asyncio.create_task(transactor.stop())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert "a" in cluster.members["copiers"]
+    go_on.set()
+    await soon(asyncio.gather(step, stop), "the stop")
+    assert_once(cluster, names)
+    assert cluster.members == {"copiers": {}}
+    assert cluster.open_transactions() == []
+    fill(cluster, 4, start=4)
+    assert await transactor.step() == 0
+    assert_once(cluster, names)
+
+
+async def test_a_stop_during_a_rebalance_does_not_hang(cluster: MemoryCluster) -> None:
+    fill(cluster, 2)
+    stage = Copier()
+    within, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_partition: object) -> None:
+        within.set()
+        await go_on.wait()
+
+    stage.meanwhile = wait
+    transactor = await take(cluster, stage)
+    step = asyncio.create_task(transactor.step())
+    await soon(within.wait(), "the work")
+    # Both want the lock that the step has: the stop first, then the rebalance.
+    stop = asyncio.create_task(transactor.stop())
+    await asyncio.sleep(0)
+    moving = asyncio.create_task(cluster.assign("copiers", {"a": [P0, P1]}))
+    await asyncio.sleep(0)
+    go_on.set()
+    await soon(asyncio.gather(step, stop, moving), "the stop, though a callback was waiting")
+    assert not transactor.partitions
+
+
+async def test_a_partition_that_the_stage_does_not_want_is_paused(cluster: MemoryCluster) -> None:
+    names = fill(cluster, 6)
+    stage = Copier()
+    stage.unwanted = {P1}
+    transactor = await take(cluster, stage)
+    await drain(transactor)
+    assert stage.worked == [(0, 0), (0, 1), (0, 2)]
+    stage.unwanted = set()
+    await drain(transactor)
+    assert_once(cluster, names)
+
+
+@pytest.mark.parametrize(("wait_s", "expected_s"), [(9.0, 0.1), (0.03, 0.03), (-1.0, 0.0)])
+async def test_a_poll_waits_no_longer_than_the_stage_can(
+    cluster: MemoryCluster, wait_s: float, expected_s: float
+) -> None:
+    stage = Copier()
+    stage.wait_s = wait_s
+    log = MemoryLog(cluster)
+    transactor = make_transactor(log, stage, "progress", poll_s_max=0.1, records_max=7)
+    await transactor.start()
+    await cluster.assign("copiers", {"a": [P0, P1]})
+    await transactor.step()
+    assert log.last_poll == (expected_s, 7, frozenset())
