@@ -1,8 +1,16 @@
 """The policy: what classes of work want, and what must never happen to them."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from policies.declaration import Declaration, digest, parse_declaration
 
@@ -66,6 +74,13 @@ class Windows(Declaration):
     """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
     prior_rate_per_s: PositiveFloat = 0.5
     """Arrival rate assumed of a group of which nothing has been seen."""
+
+    @field_validator("length_buckets_tokens")
+    @classmethod
+    def _buckets_grow(cls, bounds: tuple[int, ...]) -> tuple[int, ...]:
+        if any(upper <= lower for lower, upper in pairwise(bounds)):
+            raise ValueError("must grow: each bucket ends above the one before it")
+        return bounds
 
 
 class Estimates(Declaration):

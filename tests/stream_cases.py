@@ -7,11 +7,20 @@ from typing import Any, TypeVar
 import orjson
 from memory_log import MemoryCluster, MemoryLog
 
-from policies import Options, Policy, Situation, compile_options, parse_fleet, parse_policy
+from policies import Options, Policy, Situation, compile_options, parse_fleet, parse_policy, tag
 from policies import situation as new_situation
 from streams import Outgoing, Record, Scribe, Telemetry, Transactor
 from streams.stage import Stage
-from topics import Catalogue, Evidence, PoolStatus, Result, Settings, decode
+from topics import (
+    Catalogue,
+    Evidence,
+    PoolStatus,
+    Profile,
+    Result,
+    Settings,
+    decode,
+    parse_request,
+)
 from topics import headers as h
 
 T = TypeVar("T")
@@ -212,6 +221,14 @@ def request(**fields: Any) -> dict[str, Any]:
     """Return a request: a chat turn, unless the fields say otherwise."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "which track?"}]}
     return {"id": "r1", "body": body, "created_at": START} | fields
+
+
+def make_profile(policy: Policy, ingest_partition: int = 0, **fields: Any) -> Profile:
+    """Return what the router knows of a request."""
+    parsed = parse_request(orjson.dumps(request(**fields)), bytes_max=1_000_000)
+    return tag(
+        parsed, policy, received_at=START, now=START, ingest_partition=ingest_partition
+    ).profile
 
 
 def header(record: Record | Outgoing, name: str) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any
 import confluent_kafka
 import orjson
 import pytest
-
 from system import SPEED, System, chat, eventually
+
 from topics import Evidence, Result, decode
 from topics.broker import EmbeddedBroker
 

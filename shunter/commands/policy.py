@@ -2,11 +2,10 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
-from rich.table import Table
 
 from policies import (
     Decision,
@@ -21,8 +20,17 @@ from policies import (
 )
 from policies.situation import Situation
 from shunter.console import AsJson, FleetFile, PolicyFile, UserError, out, settings_from
+from shunter.story import story
 from streams.declarations import load_declarations, load_fleet, load_policy
-from topics import BadRecordError, parse_request
+from topics import BadRecordError, Evidence, Placement, Source, parse_request
+from topics.evidence import Step
+
+_STEPS: dict[str, Step] = {
+    "place": "placed",
+    "hold": "held",
+    "reject": "rejected",
+    "expire": "expired",
+}
 
 policy = typer.Typer(name="policy", help="Check fleet and policy; explain a decision.")
 
@@ -76,54 +84,50 @@ def explain(
     except (BadRecordError, UnservableError) as error:
         raise UserError(f"{request}: {error.message}") from error
     decision = decide(tagged.profile, idle, now)
-    tags = tagged.tags | decided_tags(tagged.profile, decision, options, now)
+    evidence = _evidence(tagged, decision, idle, str(request), now)
     if as_json:
         shown = {
             "action": decision.action,
             "reason": decision.reason,
             "message": decision.message,
-            "tags": tags,
+            "tags": evidence.tags,
             "candidates": decision.candidates,
             "promised": decision.promised,
             "group": decision.group,
             "refusals": decision.refusals,
-            "policy_version": checked_policy.version,
-            "fleet_version": options.version,
+            "policy_version": evidence.policy_version,
+            "fleet_version": evidence.fleet_version,
         }
         typer.echo(orjson.dumps(shown).decode())
         return
-    _print(tagged, tags, decision)
+    out.print(story([evidence]))
 
 
-def _print(tagged: Tagged, tags: dict[str, Any], decision: Decision) -> None:
-    known = Table("tag", "value", "source", "sure", title=f"request {tagged.profile.id}")
-    for name, found in tags.items():
-        value = orjson.dumps(found.value).decode()
-        known.add_row(name, value, found.source, f"{found.confidence:.2f}")
-    out.print(known)
-    table = Table("", "pool", "variant", "precision", "region", "path", title="candidates")
-    for heading in ("cost $", "TTFT s", "finish s", "chance", "refused"):
-        table.add_column(heading, justify="right")
-    chosen = decision.action in {"place", "hold"} and decision.promised is not None
-    for index, c in enumerate(decision.candidates):
-        table.add_row(
-            "→" if chosen and index == 0 else "",
-            c.pool,
-            c.model_variant,
-            c.precision,
-            c.region,
-            c.path,
-            _number(c.cost_usd, "{:.7f}"),
-            _number(c.ttft_s, "{:.3f}"),
-            _number(c.finish_s, "{:.2f}"),
-            _number(c.chance, "{:.3f}"),
-            c.refused or "",
+def _evidence(
+    tagged: Tagged, decision: Decision, situation: Situation, file: str, now: float
+) -> Evidence:
+    """Return the evidence that a router would write of this decision."""
+    profile, option = tagged.profile, decision.option
+    placement = None
+    if option is not None:
+        placement = Placement(
+            option.pool, option.device, option.variant, option.precision, option.region, "direct"
         )
-    out.print(table)
-    out.print(f"[bold]{decision.action}[/]: {decision.reason}", highlight=False)
-    if decision.message:
-        out.print(decision.message, highlight=False)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
+    return Evidence(
+        request_id=profile.id,
+        step=_STEPS[decision.action],
+        at=now,
+        writer="policy explain",
+        source=Source(file, 0, 0),
+        tenant=profile.tenant,
+        task=profile.task,
+        model=profile.model,
+        policy_version=situation.policy.version,
+        fleet_version=situation.options.version,
+        tags=tagged.tags | decided_tags(profile, decision, situation.options, now),
+        candidates=decision.candidates,
+        placement=placement,
+        promised=decision.promised,
+        reason=decision.reason,
+        message=decision.message,
+    )

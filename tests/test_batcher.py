@@ -1,0 +1,292 @@
+"""The batcher on the log in memory: what waits, what goes together, and what gives up."""
+
+import asyncio
+from zlib import crc32
+
+import pytest
+from hold_cases import hold, look, make_batcher, run
+from stream_cases import START, TRACEPARENT, Yard, header, heartbeat, keys
+
+from policies import windows
+from streams import LogError, Outgoing, Partition, batcher
+from topics import Envelope, Placement, Progress, decode
+from topics import headers as h
+
+
+async def test_a_full_batch_goes_out_whole_in_one_transaction() -> None:
+    yard = Yard()
+    held = [hold(yard, f"s{n}", headers=(("own", b"\xff"),)) for n in range(4)]
+    await look(yard)
+    members = yard.lane("boards-us", "batch")
+    assert sorted(keys(members)) == ["s0", "s1", "s2", "s3"]
+    batch_id = f"{held[0].partition.number}-0"
+    assert {m.partition.number for m in members} == {crc32(batch_id.encode()) % 4}
+    assert [h.read_batch(m.headers) for m in members] == [
+        batcher.Batch(batch_id, index, 4) for index in range(4)
+    ]
+    sent = {record.key: record.value for record in held}
+    for member in members:
+        assert member.value is sent[member.key], "the payload was copied"
+        assert h.find(member.headers, "own") == b"\xff"
+        assert header(member, h.RELEASED_AT) == repr(START)
+        assert h.read(member.headers, h.PLACEMENT, Placement) == Placement(
+            "boards-us", "slow", "yard-8b-int8", "int8", "us-east", "batch", batch_id
+        )
+        assert h.find(member.headers, h.HELD_AT) is None
+    assert not yard.held()
+
+    evidence = yard.evidence("released")
+    assert sorted(e.request_id for e in evidence) == ["s0", "s1", "s2", "s3"]
+    assert [len(e.candidates) for e in evidence].count(3) == 1, "candidates stand at one member"
+    for each in evidence:
+        assert each.hold is not None
+        assert (each.hold.reason, each.hold.held_s) == ("full", 0.0)
+        assert each.placement is not None
+        assert each.placement.batch_id == batch_id
+        assert each.source.topic == yard.catalogue.held
+    written = [
+        *members,
+        *yard.cluster.records(yard.catalogue.evidence),
+        *(r for r in yard.cluster.records(yard.catalogue.held) if r.value is None),
+        *yard.cluster.records(yard.catalogue.progress),
+    ]
+    assert len(written) == 13
+    assert len({id(yard.cluster.transaction_of(record)) for record in written}) == 1
+
+
+async def test_what_is_more_than_full_waits_for_its_own_batch() -> None:
+    yard = Yard()
+    for n in range(6):
+        hold(yard, f"s{n}")
+    batcher = await look(yard)
+    assert len(yard.lane("boards-us", "batch")) == 4
+    assert sum(batcher.sizes().values()) == 2
+    assert len(yard.held()) == 2
+
+
+async def test_the_window_closes_on_a_batch_that_never_filled() -> None:
+    yard = Yard()
+    hold(yard, "s0")
+    hold(yard, "s1", held_at=START + 10)
+    batcher = make_batcher(yard)
+    transactor = await run(yard, batcher)
+    for second in (0, 20, 44):
+        yard.clock.at = START + second
+        await transactor.step()
+        assert not yard.lane("boards-us", "batch")
+        assert 0 <= batcher.idle_s() <= 45 - second
+    yard.clock.at = START + 45
+    await transactor.step()
+    members = yard.lane("boards-us", "batch")
+    assert [header(m, h.BATCH_SIZE) for m in members] == ["2", "2"]
+    waited = {e.request_id: e.hold.held_s for e in yard.evidence("released") if e.hold}
+    assert waited == {"s0": 45.0, "s1": 35.0}
+    assert {e.reason for e in yard.evidence("released")} == {"window"}
+
+
+async def test_a_batch_goes_while_its_first_deadline_can_still_be_met() -> None:
+    yard = Yard()
+    hold(yard, "s0", deadline=START + 20)
+    transactor = await run(yard, make_batcher(yard))
+    while not yard.lane("boards-us", "batch"):
+        assert yard.clock.at < START + 20
+        await transactor.step()
+        yard.clock.at += 0.5
+    (member,) = yard.lane("boards-us", "batch")
+    (evidence,) = yard.evidence("released")
+    assert evidence.hold is not None
+    assert evidence.hold.reason == "slack"
+    assert -0.5 <= evidence.hold.slack_s <= 0
+    # Released in time for the margin of the policy, and not much before.
+    promised = h.read(member.headers, h.PROMISED, Envelope)
+    assert 18 - 0.5 <= promised.finish_s <= 18 + 0.5
+
+
+async def test_groups_that_must_not_mix_do_not() -> None:
+    yard = Yard()
+    for n in range(2):
+        hold(yard, f"any{n}")
+        hold(yard, f"eu{n}", constraints={"data_class": "regulated"})
+    yard.clock.at = START + 45
+    await look(yard)
+    batches: dict[str | None, set[str]] = {}
+    for pool in yard.options.by_pool:
+        for member in yard.lane(pool, "batch"):
+            batches.setdefault(header(member, h.BATCH_ID), set()).update(keys([member]))
+    assert sorted(map(sorted, batches.values())) == [["any0", "any1"], ["eu0", "eu1"]]
+    assert {"eu0", "eu1"} <= set(keys(yard.lane("premium-eu", "batch")))
+
+
+async def test_a_tombstone_ends_the_hold_without_a_word() -> None:
+    yard = Yard()
+    record = hold(yard, "s0")
+    batcher = make_batcher(yard)
+    transactor = await run(yard, batcher)
+    await transactor.step()
+    tombstone = Outgoing(yard.catalogue.held, b"s0", None, partition=record.partition.number)
+    yard.cluster.publish(tombstone)
+    await transactor.step()
+    assert batcher.sizes() == {}
+    yard.clock.at = START + 10_000
+    await transactor.step()
+    assert not yard.evidence()
+    assert not yard.results()
+
+
+async def test_a_request_held_twice_goes_once_as_it_was_held_last() -> None:
+    yard = Yard()
+    hold(yard, "s0", metadata=1)
+    last = hold(yard, "s0", metadata=2)
+    yard.clock.at = START + 45
+    await look(yard)
+    (member,) = yard.lane("boards-us", "batch")
+    assert member.value is last.value
+
+
+async def test_a_deadline_that_passes_in_the_hold_is_told() -> None:
+    yard = Yard(live=[])
+    hold(yard, "s0", deadline=START + 30, headers=(("traceparent", TRACEPARENT),), metadata="m")
+    transactor = await run(yard, make_batcher(yard))
+    yard.clock.at = START + 29.9
+    await transactor.step()
+    assert not yard.results()
+    yard.clock.at = START + 30.2
+    await transactor.step()
+    result = yard.results()["s0"]
+    assert (result.status, result.metadata) == ("expired", "m")
+    assert result.error is not None
+    assert result.error.code == "deadline_passed"
+    assert result.trace_id == TRACEPARENT.decode()[3:35]
+    (evidence,) = yard.evidence()
+    assert (evidence.step, evidence.reason) == ("expired", "deadline_passed")
+    assert not yard.held()
+
+
+async def test_a_request_for_which_no_pool_comes_is_rejected_after_its_longest_wait() -> None:
+    yard = Yard(live=[])
+    hold(yard, "c0", task="chat")
+    transactor = await run(yard, make_batcher(yard))
+    yard.clock.at = START + 29.9
+    await transactor.step()
+    assert not yard.results()
+    yard.clock.at = START + 30.2
+    await transactor.step()
+    result = yard.results()["c0"]
+    assert result.status == "rejected"
+    assert result.error is not None
+    assert result.error.code == "pool_unavailable"
+    assert [e.step for e in yard.evidence()] == ["rejected"]
+    assert not yard.held()
+
+
+async def test_a_pool_that_comes_alive_takes_what_waited_for_it_at_once() -> None:
+    yard = Yard(live=[])
+    for n in range(3):
+        hold(yard, f"c{n}", ingest_partition=n, task="chat")
+    situation = yard.situation()
+    batcher = make_batcher(yard)
+    batcher._situation = situation
+    transactor = await run(yard, batcher)
+    await transactor.step()
+    yard.clock.at = START + 5
+    assert batcher.idle_s() <= 0
+    await transactor.step()
+    assert not yard.evidence()
+    situation.view.report(heartbeat(yard.options, "premium-us", yard.clock.at))
+    yard.clock.at += windows.LOOK_S_MIN + 0.25
+    await transactor.step()
+    placed = yard.lane("premium-us", "direct")
+    assert {(r.key, r.partition.number) for r in placed} == {(b"c0", 0), (b"c1", 1), (b"c2", 2)}
+    for record in placed:
+        assert h.read_batch(record.headers) is None
+        assert h.read(record.headers, h.PLACEMENT, Placement).path == "direct"
+    assert {e.reason for e in yard.evidence("released")} == {"pool_available"}
+    assert not yard.held()
+
+
+@pytest.mark.parametrize("culprit", [0, 1, 3])
+async def test_a_member_that_the_lane_refuses_leaves_and_the_others_go(culprit: int) -> None:
+    yard = Yard()
+    for n in range(4):
+        hold(yard, f"s{n}", metadata=n)
+    lane = yard.catalogue.pool_lane("boards-us", "batch")
+    bad = f"s{culprit}"
+    yard.cluster.refuse = lambda r: r.topic == lane and r.key == bad.encode()
+    await look(yard)
+    rest = [f"s{n}" for n in range(4) if n != culprit]
+    members = yard.lane("boards-us", "batch")
+    assert sorted(keys(members)) == rest
+    assert [(header(m, h.BATCH_INDEX), header(m, h.BATCH_SIZE)) for m in members] == [
+        ("0", "3"),
+        ("1", "3"),
+        ("2", "3"),
+    ]
+    assert len({header(m, h.BATCH_ID) for m in members}) == 1
+    (result,) = yard.results().values()
+    assert (result.id, result.status, result.metadata) == (bad, "failed", culprit)
+    (letter,) = yard.dead_letters()
+    assert letter.key == bad.encode()
+    assert header(letter, h.REASON) == "refused"
+    assert sorted(e.request_id for e in yard.evidence("released")) == rest
+    assert not yard.held()
+
+
+async def test_no_more_is_taken_than_there_is_room_for_and_partitions_share_it() -> None:
+    yard = Yard()
+    first, second = (
+        Partition(yard.catalogue.held, hold(yard, name, partition=number).partition.number)
+        for number, name in enumerate(("p0", "p1"))
+    )
+    batcher = make_batcher(yard, held_records_max=3)
+    transactor = await run(yard, batcher)
+    assert batcher.wants(first)
+    hold(yard, "p0-2", partition=0)
+    await transactor.step()
+    assert not batcher.wants(first)
+    assert not batcher.wants(second)
+    hold(yard, "p1-2", partition=1)
+    await transactor.step()
+    assert sum(batcher.sizes().values()) == 3, "one more was taken"
+    yard.clock.at = START + 45
+    await transactor.step()
+    assert batcher.wants(second)
+    await transactor.step()
+    await transactor.step()
+    assert sorted(keys(yard.lane("boards-us", "batch"))) == ["p0", "p0-2", "p1", "p1-2"]
+
+
+async def test_more_than_a_transaction_should_hold_is_released_in_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batcher, "RELEASED_MAX", 4)
+    yard = Yard()
+    for n in range(12):
+        hold(yard, f"s{n}")
+    transactor = await run(yard, make_batcher(yard))
+    for released in (4, 8, 12):
+        await transactor.step()
+        assert len(yard.lane("boards-us", "batch")) == released
+
+
+async def test_the_offset_of_the_hold_moves_for_lag_tools_but_not_with_each_poll() -> None:
+    yard = Yard()
+    hold(yard, "s0", partition=0)
+    transactor = await run(yard, make_batcher(yard))
+    await transactor.step()
+    home = ("yard.batcher", Partition(yard.catalogue.held, 0))
+    assert yard.cluster.offsets[home] == 1
+    hold(yard, "s1", partition=0)
+    await transactor.step()
+    assert yard.cluster.offsets[home] == 1
+    yard.clock.at += batcher.COMMIT_EVERY_S
+    await transactor.step()
+    assert yard.cluster.offsets[home] == 2
+    record = yard.cluster.records(yard.catalogue.progress, 0)[-1]
+    assert decode(Progress, record.value or b"") == Progress(2)
+
+
+async def test_a_release_without_a_restore_is_a_defect() -> None:
+    yard = Yard()
+    with pytest.raises((KeyError, LogError)):
+        await make_batcher(yard).work(Partition(yard.catalogue.held, 0), [])
+    await asyncio.sleep(0)

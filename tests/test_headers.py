@@ -1,0 +1,256 @@
+"""Headers: what Shunter adds to a record, what it believes, and what it drops."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_cases import PROPERTY, profile, profiles
+
+from topics import BadRecordError, Batch, Envelope, Fallback, Placement, Profile
+from topics import headers as h
+from topics.headers import Headers
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01".encode()
+
+
+def test_the_trace_context_is_read() -> None:
+    headers = [("other", b"x"), ("traceparent", TRACEPARENT)]
+    assert h.traceparent(headers) == TRACEPARENT
+    assert h.trace_id(headers) == TRACE_ID
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"garbage",
+        b"\xff\xfe",
+        TRACEPARENT[:-1],
+        TRACEPARENT + b"\n",
+        TRACEPARENT + b"-extra",
+        b" " + TRACEPARENT,
+        TRACEPARENT.upper(),
+        b"ff" + TRACEPARENT[2:],
+        b"00-" + b"0" * 32 + TRACEPARENT[35:],
+        TRACEPARENT[:36] + b"0" * 16 + b"-01",
+        TRACEPARENT.replace(b"-", b"_"),
+        TRACEPARENT.replace(b"a", b"g"),
+    ],
+)
+def test_a_malformed_trace_context_counts_as_none(value: bytes) -> None:
+    headers = [("traceparent", value)]
+    assert h.traceparent(headers) is None
+    assert h.trace_id(headers) is None
+
+
+@settings(PROPERTY, max_examples=100)
+@given(value=st.binary(max_size=60) | st.from_regex(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-.."))
+def test_any_trace_context_is_one_or_none(value: bytes) -> None:
+    found = h.trace_id([("traceparent", value)])
+    if found is not None:
+        assert len(found) == 32
+        assert int(found, 16) > 0
+
+
+def test_no_headers_no_trace() -> None:
+    assert h.traceparent([]) is None
+    assert h.trace_id([]) is None
+
+
+def test_the_last_of_equal_headers_counts() -> None:
+    assert h.find([("a", b"1"), ("b", b"2"), ("a", b"3")], "a") == b"3"
+    assert h.find([("a", b"1")], "A") is None
+
+
+def test_a_client_cannot_place_its_own_request() -> None:
+    placement = h.encoded(placement=PLACEMENT)
+    forged = [*placement.items(), ("shunter-attempt", b"9"), ("shunter-", b"")]
+    own = [("traceparent", TRACEPARENT), ("x", b"1"), ("x", b"2"), ("my-shunter-x", b"3")]
+    assert h.client_headers([*own[:2], *forged, *own[2:]]) == own
+
+
+NAMES = st.sampled_from(["traceparent", "shunter-profile", "a", "b", "c"])
+HEADERS = st.lists(st.tuples(NAMES, st.binary(max_size=4)), max_size=8)
+
+
+@settings(PROPERTY, max_examples=100)
+@given(headers=HEADERS, new=st.dictionaries(NAMES, st.binary(max_size=4)))
+def test_replaced_headers_stand_once_and_the_others_stay(
+    headers: list[tuple[str, bytes]], new: dict[str, bytes]
+) -> None:
+    found = h.replaced(headers, new)
+    for name, value in new.items():
+        assert [v for k, v in found if k == name] == [value]
+    assert [each for each in found if each[0] not in new] == [
+        each for each in headers if each[0] not in new
+    ]
+    assert h.replaced(found, new) == found
+
+
+def test_a_cloud_event_is_known_by_its_version() -> None:
+    event = [("ce_specversion", b"1.0"), ("ce_id", b"e1")]
+    assert h.cloud_event_id(event) == "e1"
+    assert h.cloud_event_id(event[1:]) is None
+    assert h.cloud_event_id(event[:1]) is None
+    assert h.cloud_event_id([event[0], ("ce_id", b"\xff")]) == "\N{REPLACEMENT CHARACTER}"
+
+
+PLACEMENT = Placement("premium", "fast", "llama-fp8", "fp8", "eu-west", "direct")
+
+texts = st.text(max_size=8)
+names = st.lists(texts, max_size=3).map(tuple)
+seconds = st.floats(0, 1e9)
+maybe_seconds = st.none() | seconds
+fallbacks = st.lists(st.builds(Fallback, texts, texts), max_size=2).map(tuple)
+placements = st.builds(
+    Placement,
+    *[texts] * 5,
+    path=st.sampled_from(["direct", "batch"]),
+    batch_id=st.none() | texts,
+    attempt=st.integers(1, 9),
+    fallbacks=fallbacks,
+)
+envelopes = st.builds(Envelope, seconds, maybe_seconds, seconds, maybe_seconds, maybe_seconds)
+batches = st.builds(Batch, texts.filter(bool), st.integers(0, 999), st.integers(1, 999))
+
+
+@settings(PROPERTY, max_examples=100)
+@given(
+    sent=profiles(),
+    tried=fallbacks,
+    placement=placements,
+    promised=envelopes,
+    batch=st.none() | batches,
+)
+def test_what_is_known_of_a_request_survives_the_way(
+    sent: Profile,
+    tried: tuple[Fallback, ...],
+    placement: Placement,
+    promised: Envelope,
+    batch: Batch | None,
+) -> None:
+    sent = profile(**{n: getattr(sent, n) for n in Profile.__slots__} | {"fallbacks": tried})
+    added = h.encoded(profile=sent, placement=placement, promised=promised, batch=batch)
+    assert all(name.startswith(h.PREFIX) for name in added)
+    headers = h.replaced([("shunter-profile", b"old"), ("x", b"1")], added)
+    assert h.read(headers, h.PROFILE, Profile) == sent
+    assert h.read(headers, h.PLACEMENT, Placement) == placement
+    assert h.read(headers, h.PROMISED, Envelope) == promised
+    assert h.read_batch(headers) == batch
+
+
+def test_only_what_is_given_is_encoded() -> None:
+    assert h.encoded() == {}
+    assert set(h.encoded(placement=PLACEMENT)) == {"shunter-placement"}
+    assert set(h.encoded(batch=Batch("b", 0, 2))) == {
+        "shunter-batch-id",
+        "shunter-batch-index",
+        "shunter-batch-size",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "missing_header"),
+        (b"", "bad_header"),
+        (b"{", "bad_header"),
+        (b"[]", "bad_header"),
+        (b"{}", "bad_header"),
+        (b'{"pool":1}', "bad_header"),
+        (b"\xff", "bad_header"),
+    ],
+)
+def test_a_header_that_is_not_what_it_should_be_is_named(value: bytes | None, reason: str) -> None:
+    headers = [] if value is None else [(h.PLACEMENT, value)]
+    with pytest.raises(BadRecordError) as caught:
+        h.read(headers, h.PLACEMENT, Placement)
+    assert caught.value.reason == reason
+    assert h.PLACEMENT in caught.value.message
+
+
+def batch_headers(*values: bytes | None) -> Headers:
+    pairs = zip((h.BATCH_ID, h.BATCH_INDEX, h.BATCH_SIZE), values, strict=True)
+    return [(name, value) for name, value in pairs if value is not None]
+
+
+def test_no_batch_id_no_batch() -> None:
+    assert h.read_batch(batch_headers(None, b"1", b"2")) is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(b"b", None, b"2"), (b"b", b"1", None), (b"b", b"x", b"2"), (b"\xff", b"1", b"2"), (b"b", b"1.5", b"2")],
+)  # fmt: skip
+def test_bad_batch_headers_are_refused(values: tuple[bytes | None, ...]) -> None:
+    with pytest.raises(BadRecordError) as caught:
+        h.read_batch(batch_headers(*values))
+    assert caught.value.reason == "bad_header"
+
+
+def letter(headers: Headers, error: Exception) -> list[tuple[str, bytes]]:
+    return h.dead_letter(
+        headers,
+        topic="inference.requests",
+        partition=3,
+        offset=99,
+        error=error,
+        stage="validate",
+        reason="invalid_request",
+    )
+
+
+def test_a_dead_letter_tells_where_it_stood_and_why() -> None:
+    own = [("traceparent", TRACEPARENT), ("x", b"1"), ("x", b"2"), ("shunter-mine", b"kept")]
+    error = BadRecordError("validate", "invalid_request", "id: wrong Ü")
+    found = letter(own, error)
+    assert found[: len(own)] == own
+    assert dict(found[len(own) :]) == {
+        "__connect.errors.topic": b"inference.requests",
+        "__connect.errors.partition": b"3",
+        "__connect.errors.offset": b"99",
+        "__connect.errors.stage": b"validate",
+        "__connect.errors.exception.class.name": b"BadRecordError",
+        "__connect.errors.exception.message": "id: wrong Ü".encode(),
+        "shunter-reason": b"invalid_request",
+    }
+    assert letter(found, error) == found
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "message"),
+    [
+        (ValueError("no such topic"), b"ValueError", b"no such topic"),
+        (KeyError("x"), b"KeyError", b"'x'"),
+    ],
+)
+def test_a_dead_letter_of_any_error(error: Exception, name: bytes, message: bytes) -> None:
+    found = dict(letter([], error))
+    assert found["__connect.errors.exception.class.name"] == name
+    assert found["__connect.errors.exception.message"] == message
+
+
+@pytest.mark.parametrize("read", [h.traceparent, h.trace_id, h.cloud_event_id, h.read_batch])
+def test_headers_of_any_bytes_are_read_or_refused(read: Callable[[Headers], object]) -> None:
+    @settings(PROPERTY, max_examples=50)
+    @given(
+        headers=st.lists(
+            st.tuples(
+                st.sampled_from(["traceparent", "ce_id", "ce_specversion", h.BATCH_ID,
+                                 h.BATCH_INDEX, h.BATCH_SIZE]),
+                st.binary(max_size=6),
+            ),
+            max_size=6,
+        )
+    )  # fmt: skip
+    def check(headers: list[tuple[str, bytes]]) -> None:
+        refused = False
+        try:
+            read(headers)
+        except BadRecordError:
+            refused = True
+        assert not refused or read is h.read_batch
+
+    check()
