@@ -232,6 +232,13 @@ def _some(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
     return st.lists(st.sampled_from(names), unique=True, max_size=3).map(tuple)
 
 
+def _rarely(strategy: st.SearchStrategy[Any], otherwise: Any) -> st.SearchStrategy[Any]:
+    # Many constraints together leave nothing to choose from.
+    return st.sampled_from([False, False, False, True]).flatmap(
+        lambda constrained: strategy if constrained else st.just(otherwise)
+    )
+
+
 def profiles() -> st.SearchStrategy[Profile]:
     """Requests with any constraints, most of which something in the fleet satisfies."""
 
@@ -239,13 +246,9 @@ def profiles() -> st.SearchStrategy[Profile]:
         return (bulk if batchable else profile)(**base | changes)
 
     model = st.sampled_from(
-        [
-            {"model": "llama"},
-            {"model": "llama"},
-            {"model": "vector", "operation": "embeddings"},
-            {"model": "vector"},
-            {"model": "nobody"},
-        ]
+        [{"model": "llama"}] * 8
+        + [{"model": "vector", "operation": "embeddings"}] * 2
+        + [{"model": "vector"}, {"model": "nobody"}]
     )
     return st.builds(
         build,
@@ -253,14 +256,14 @@ def profiles() -> st.SearchStrategy[Profile]:
         st.booleans(),
         id=st.uuids().map(str),
         tenant=st.sampled_from(["a", "b"]),
-        regions=st.none() | _some(REGIONS),
-        precisions=st.none() | _some(PRECISIONS),
-        pools=st.none() | _some(POOLS),
-        exclude_pools=_some(POOLS[:2]),
-        labels=st.just({}) | st.just({"cooling": "air"}) | st.just({"operator": "acme"}),
-        max_cost_usd=st.none() | st.floats(0, 0.001),
-        input_tokens=st.integers(0, 600) | st.integers(0, 40_000),
-        output_tokens=st.integers(0, 600) | st.integers(0, 400_000),
+        regions=_rarely(_some(REGIONS), None),
+        precisions=_rarely(_some(PRECISIONS), None),
+        pools=_rarely(_some(POOLS), None),
+        exclude_pools=_rarely(_some(POOLS[:2]), ()),
+        labels=_rarely(st.sampled_from([{"cooling": "air"}, {"operator": "acme"}]), {}),
+        max_cost_usd=_rarely(st.floats(0, 0.002), None),
+        input_tokens=st.integers(0, 500) | _rarely(st.integers(0, 40_000), 300),
+        output_tokens=st.integers(0, 500) | _rarely(st.integers(0, 400_000), 200),
         deadline=st.floats(0.5, 4000).map(lambda s: NOW + s),
     )
 
@@ -284,10 +287,10 @@ def views(options: Options) -> st.SearchStrategy[FleetView]:
         ),
     )
 
-    def build(beats: list[PoolStatus]) -> FleetView:
+    def build(live: bool, beats: list[PoolStatus]) -> FleetView:
         view = FleetView(options)
-        for each in beats:
+        for each in [status(pool) for pool in options.by_pool if live] + beats:
             view.report(each)
         return view
 
-    return st.lists(beat, max_size=8).map(build)
+    return st.builds(build, st.booleans(), st.lists(beat, max_size=6))

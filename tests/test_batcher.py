@@ -16,9 +16,10 @@ from topics import headers as h
 async def test_a_full_batch_goes_out_whole_in_one_transaction() -> None:
     yard = Yard()
     held = [hold(yard, f"s{n}", headers=(("own", b"\xff"),)) for n in range(4)]
-    await look(yard)
+    batcher_view = (await look(yard))._situation.view
     members = yard.lane("boards-us", "batch")
     assert sorted(keys(members)) == ["s0", "s1", "s2", "s3"]
+    assert batcher_view.load("boards-us").running_by_variant == {"yard-8b-int8": 4}
     batch_id = f"{held[0].partition.number}-0"
     assert {m.partition.number for m in members} == {crc32(batch_id.encode()) % 4}
     assert [h.read_batch(m.headers) for m in members] == [

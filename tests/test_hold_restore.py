@@ -101,17 +101,17 @@ async def test_whatever_the_policy_was_when_it_was_held_a_batch_has_a_name_of_it
     assert first[0].offset == second[0].offset
     yard.policy = make_policy(DIFFERENT_BUCKETS)
     lane = yard.catalogue.pool_lane("boards-us", "batch")
-    yard.cluster.refuse = lambda r: r.topic == lane and r.key == b"b2"
+    yard.cluster.refuse = lambda r: r.topic == lane and r.key in (b"a2", b"b2")
     await look(yard)
     members = yard.lane("boards-us", "batch")
     by_batch: dict[str | None, list[str]] = {}
     for member in members:
         by_batch.setdefault(header(member, h.BATCH_ID), []).extend(keys([member]))
     assert sorted(sorted(names) for names in by_batch.values()) == [
-        ["a0", "a1", "a2", "a3"],
+        ["a0", "a1", "a3"],
         ["b0", "b1", "b3"],
     ]
-    assert [r.id for r in yard.results().values()] == ["b2"]
+    assert sorted(yard.results()) == ["a2", "b2"]
     assert not yard.held()
 
 
@@ -158,7 +158,10 @@ async def test_a_held_record_that_nobody_can_read_is_dead_lettered_once(kind: st
     hold(yard, "good", partition=0)
     yard.cluster.compact(yard.catalogue.held)
 
-    await drain(await run(yard, make_batcher(yard)))
+    # Full with the good one, it does not read the tombstone that it writes.
+    transactor = await run(yard, make_batcher(yard, held_records_max=1))
+    for _ in range(3):
+        await transactor.step()
     (letter,) = yard.dead_letters()
     assert (letter.key, letter.value) == (b"bad", record.value)
     assert header(letter, h.REASON) in ("missing_header", "bad_header")

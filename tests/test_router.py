@@ -369,7 +369,12 @@ async def test_progress_and_offset_stand_behind_what_was_routed() -> None:
     yard = Yard()
     for n in range(5):
         yard.publish(1, id=f"c{n}")
-    await route(yard)
+    router = make_router(yard)
+    await drain(await yard.run(router))
+    # Until the next heartbeat the view counts what was sent.
+    load = router._situation.view.load("premium-eu")
+    assert load.running_by_variant == {"yard-8b-fp8": 5}
+    assert load.backlog_s > 0
     assert decode(Progress, _progress(yard, 1).value or b"") == Progress(5)
     assert {p.number: o for (_, p), o in yard.cluster.offsets.items()} == {1: 5}
 

@@ -55,7 +55,7 @@ def demo(
     Example: shunter demo
     """
     # A polite end then goes the way of Ctrl-C, which stops what was started.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = Plan(speed, requests, bootstrap_servers, topic_prefix, keep)
     drawn = out.is_terminal and not as_json
     show = View(out, load_fleet(None), load_policy(None)) if drawn else Lines(err)

@@ -1,0 +1,241 @@
+"""The release: where a held group goes, decided when it goes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from policy_cases import (
+    NOW,
+    POLICY,
+    TWINS,
+    a_policy,
+    a_situation,
+    bulk,
+    nobody_lives,
+    profile,
+    some_options,
+    status,
+)
+
+from policies import Member, Situation, Target, decide, find_target, situation
+from policies.estimate import estimate
+from policies.groups import group_of
+from topics import Profile, VariantStatus
+
+BUCKETS = (512, 2048)
+
+
+def members(*requests: Profile) -> list[Member]:
+    return [Member(each, group_of(each, BUCKETS), NOW, n) for n, each in enumerate(requests)]
+
+
+def batch(size: int, **changes: Any) -> list[Member]:
+    return members(*(bulk(id=f"r{n}", **changes) for n in range(size)))
+
+
+def target_of(held: list[Member], where: Situation, now: float = NOW) -> Target:
+    target = find_target(held, where, now)
+    assert target is not None
+    return target
+
+
+def test_the_cheapest_pool_that_is_in_time_takes_the_batch() -> None:
+    target = target_of(batch(20), a_situation())
+    assert (target.option.pool, target.path) == ("board", "batch")
+    assert target.estimate.cost_usd == min(c.cost_usd or 0 for c in target.candidates)
+    assert len(target.candidates) == 4
+    assert target.candidates[0].pool == "board"
+
+
+def test_a_deadline_that_is_near_takes_a_faster_pool() -> None:
+    held = batch(20)
+    held[7] = replace(held[7], profile=replace(held[7].profile, deadline=NOW + 2))
+    target = target_of(held, a_situation())
+    assert target.option.pool != "board"
+    assert target.chance >= 0.9
+
+
+def test_the_best_chance_where_nothing_is_in_time() -> None:
+    target = target_of(batch(20, deadline=NOW + 0.3), a_situation())
+    assert target.chance < 0.9
+    assert target.chance == max(c.chance or 0 for c in target.candidates)
+
+
+def test_load_is_that_of_the_moment() -> None:
+    where = a_situation()
+    assert target_of(batch(20), where).option.pool == "board"
+    where.view.report(status("board", backlog_s=5000.0))
+    assert target_of(batch(20), where).option.pool != "board"
+
+
+def test_nothing_alive_no_target() -> None:
+    assert find_target(batch(3), nobody_lives(), NOW) is None
+    assert find_target(members(profile()), nobody_lives(), NOW) is None
+    assert find_target(batch(3, regions=("us-east",)), a_situation("board"), NOW) is None
+    assert find_target(batch(3, model="nobody"), a_situation(), NOW) is None
+
+
+def test_a_limit_of_cost_holds_at_the_release_too() -> None:
+    where = a_situation("premium")
+    full = target_of(batch(32), where).estimate.cost_usd
+    assert target_of(batch(32, max_cost_usd=full * 1.01), where).estimate.cost_usd <= full
+    assert find_target(batch(1, max_cost_usd=full * 1.01), where, NOW) is None
+
+
+def test_a_limit_of_cost_holds_for_the_dearest_member_and_not_only_the_longest() -> None:
+    where = a_situation("premium")
+    option = where.options.of("premium", "llama-fp8")
+    reads, writes = bulk(id="reads", input_tokens=500, output_tokens=1), bulk(
+        id="writes", input_tokens=10, output_tokens=400
+    )  # fmt: skip
+
+    def cost_usd(request: Profile) -> float:
+        load = where.view.load("premium")
+        return estimate(request, option, load, transport_s=0, members=2).cost_usd
+
+    limit_usd = (cost_usd(reads) + cost_usd(writes)) / 2
+    assert cost_usd(reads) < limit_usd < cost_usd(writes)
+    held = members(*(replace(each, max_cost_usd=limit_usd) for each in (reads, writes)))
+    assert held[0].group == held[1].group
+    assert find_target(held, where, NOW) is None
+    assert find_target(held[:1], where, NOW) is not None
+
+
+def test_the_longest_reply_tells_how_long_a_batch_takes() -> None:
+    where = a_situation("premium")
+    reads = bulk(id="reads", input_tokens=500, output_tokens=1)
+    writes = bulk(id="writes", input_tokens=10, output_tokens=400)
+    both = target_of(members(reads, writes), where)
+    alone = target_of(members(writes), where)
+    assert both.estimate.finish_s >= alone.estimate.finish_s
+
+
+def test_a_failure_makes_a_pool_dearer_at_the_release_too() -> None:
+    text = TWINS.replace("  right:", "    failure_rate: 0.01\n  right:")
+    where = situation(some_options(text), a_policy())
+    for name in ("left", "right"):
+        where.view.report(status(name))
+    assert target_of(batch(3), where).option.pool == "right"
+    assert target_of(batch(3), a_situation(fleet=TWINS)).option.pool == "left"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [((300, 200), 32), ((2000, 30_000), 11), ((30_000, 2_000), 11)],
+)
+def test_a_batch_is_as_large_as_policy_device_and_memory_allow(
+    tokens: tuple[int, int], expected: int
+) -> None:
+    where = a_situation("premium")
+    held = batch(40, input_tokens=tokens[0], output_tokens=tokens[1])
+    target = target_of(held, where)
+    assert target.members_max == expected
+    assert target.tokens_max == 366_210
+    assert expected == min(32, 366_210 // sum(tokens))
+
+
+def test_the_device_limits_a_batch_that_the_policy_would_not() -> None:
+    policy = POLICY.replace("members_max: 32", "members_max: 500")
+    where = a_situation("silicon", policy=policy)
+    assert target_of(batch(100), where).members_max == 64
+
+
+def test_a_larger_batch_is_cheaper_for_each_and_slower_for_all() -> None:
+    where = a_situation("board")
+    few, many = (target_of(batch(size), where).estimate for size in (2, 30))
+    assert many.cost_usd < few.cost_usd
+    assert many.finish_s > few.finish_s
+
+
+def test_what_waited_for_a_pool_goes_alone_and_direct() -> None:
+    held = members(profile(id="a"), profile(id="b"))
+    target = target_of(held, a_situation())
+    assert (target.path, target.members_max) == ("direct", 1)
+    assert "direct" in target.option.lanes
+    assert {c.path for c in target.candidates} == {"direct"}
+    assert find_target(held, a_situation("board"), NOW) is None
+
+
+def test_work_that_may_wait_goes_direct_where_no_pool_takes_batches() -> None:
+    direct_only = TWINS.replace("    region", "    lanes: [direct]\n    region")
+    where = situation(some_options(direct_only), a_policy())
+    # Held, because nothing lived; and released when something does, whatever its lanes.
+    assert decide(bulk(), where, NOW).action == "hold"
+    assert find_target(batch(3), where, NOW) is None
+    where.view.report(status("right"))
+    target = target_of(batch(3), where)
+    assert (target.option.pool, target.path, target.members_max) == ("right", "direct", 1)
+
+
+def test_a_pool_that_takes_batches_is_preferred_for_them() -> None:
+    cheap = "    lanes: [direct]\n    usd_per_hour: 0.1\n    region"
+    where = a_situation(fleet=TWINS.replace("    region", cheap, 1))
+    target = target_of(batch(1), where)
+    assert (target.option.pool, target.path) == ("right", "batch")
+
+
+def test_a_promise_counts_from_each_members_own_time() -> None:
+    target = target_of(batch(3), a_situation(), NOW + 10)
+    old, new = (target.promise(bulk(created_at=NOW + s), NOW + 10) for s in (0, 9))
+    assert old.finish_s == pytest.approx(10 + target.estimate.finish_s)
+    assert new.finish_s == pytest.approx(1 + target.estimate.finish_s)
+    assert (old.ttft_s or 0) - (new.ttft_s or 0) == pytest.approx(9)
+    assert (old.cost_usd, old.chance) == (target.estimate.cost_usd, target.chance)
+
+
+def test_the_waits_of_the_most_urgent_member_count() -> None:
+    where = a_situation("board")
+    where.view.report(status("board", variants={"llama-int8": VariantStatus(running=10)}))
+    calm = target_of(batch(5), where)
+    held = batch(5)
+    held[4] = replace(held[4], profile=replace(held[4].profile, deadline=NOW + 5))
+    assert target_of(held, where).chance < calm.chance
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"operation": "completions"},
+        {"regions": ("eu-west",)},
+        {"regions": ("us-east",)},
+        {"precisions": ("fp8",)},
+        {"pools": ("board",)},
+        {"exclude_pools": ("board",)},
+        {"labels": {"cooling": "air"}},
+        {"labels": {"cooling": "liquid"}},
+        {"max_cost_usd": 0.5},
+        {"max_cost_usd": 0.0},
+        {"input_tokens": 513},
+        {"input_tokens": 2049},
+        {"batchable": False},
+    ],
+)
+def test_groups_keep_apart_what_must_not_mix(change: dict[str, Any]) -> None:
+    assert group_of(bulk(**change), BUCKETS) != group_of(bulk(), BUCKETS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "other"},
+        {"tenant": "other"},
+        {"deadline": NOW + 1},
+        {"output_tokens": 1},
+        {"input_tokens": 512},
+        {"input_tokens": 0},
+        {"created_at": NOW - 5},
+        {"session": "s"},
+    ],
+)
+def test_groups_keep_nothing_else_apart(change: dict[str, Any]) -> None:
+    assert group_of(bulk(**change), BUCKETS) == group_of(bulk(), BUCKETS)
+
+
+def test_constraints_of_different_fields_make_different_groups() -> None:
+    values = ("a",)
+    fields = ("regions", "precisions", "pools", "exclude_pools")
+    groups = {group_of(bulk(**{field: values}), BUCKETS) for field in fields}
+    assert len(groups) == len(fields)
+    two = group_of(bulk(labels={"a": "1", "b": "2"}), BUCKETS)
+    assert two == group_of(bulk(labels={"b": "2", "a": "1"}), BUCKETS)
