@@ -75,14 +75,10 @@ def tag(
     tier = policy.tiers.get(request.service_tier, Tier())
     output_tag = _output_tokens(request, workload, operation)
     created_at = received_at if request.created_at is None else request.created_at
-    deadline_tag = _deadline(request, workload, tier, created_at)
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
     regions_tag, precisions_tag, labels = _locality(request, policy, workload)
-    slo_of_class = tier.slo and sensitive_tag.value
-    ttft_ms = request.slo.ttft_ms or (workload.ttft_ms if slo_of_class else None)
-    tpot_ms = request.slo.tpot_ms or (workload.tpot_ms if slo_of_class else None)
-    constraints = request.constraints
+    ttft_s, tpot_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
     profile = Profile(
         id=request.id,
         tenant=request.tenant,
@@ -91,27 +87,25 @@ def tag(
         operation=operation,
         tier=request.service_tier,
         created_at=created_at,
-        deadline=deadline_tag.value,
+        deadline=_deadline(request, workload, tier, created_at),
         input_tokens=input_tag.value,
         output_tokens=output_tag.value,
-        ttft_s=None if ttft_ms is None else ttft_ms / 1000,
-        tpot_s=None if tpot_ms is None else tpot_ms / 1000,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
         latency_sensitive=sensitive_tag.value,
         batchable=batchable_tag.value,
         target_chance=workload.target_chance,
-        longest_wait_s=workload.longest_wait_s
-        if tier.longest_wait_s is None
-        else tier.longest_wait_s,
-        window_s=workload.window_s if tier.window_s is None else tier.window_s,
+        longest_wait_s=_either(tier.longest_wait_s, workload.longest_wait_s),
+        window_s=_either(tier.window_s, workload.window_s),
         ingest_partition=ingest_partition,
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        pools=None if constraints.pools is None else tuple(constraints.pools),
-        exclude_pools=tuple(constraints.exclude_pools),
-        data_class=constraints.data_class,
+        pools=None if request.constraints.pools is None else tuple(request.constraints.pools),
+        exclude_pools=tuple(request.constraints.exclude_pools),
+        data_class=request.constraints.data_class,
         labels=labels,
-        max_cost_usd=constraints.max_cost_usd,
+        max_cost_usd=request.constraints.max_cost_usd,
         session=request.session,
     )
     tags = {
@@ -119,16 +113,7 @@ def tag(
         "context_length": input_tag,
         "output_length": output_tag,
         "batchability": batchable_tag,
-        "latency_sensitivity": Tag(
-            {
-                "direct": sensitive_tag.value,
-                "ttft_s": profile.ttft_s,
-                "tpot_s": profile.tpot_s,
-                "deadline_s": round(profile.deadline - created_at, 3),
-            },
-            sensitive_tag.source,
-            sensitive_tag.confidence,
-        ),
+        "latency_sensitivity": _latency(profile, sensitive_tag),
         "data_locality": regions_tag,
         "quantization_tolerance": precisions_tag,
     }
@@ -218,13 +203,41 @@ def _output_tokens(request: InferenceRequest, workload: WorkloadClass, operation
 
 def _deadline(
     request: InferenceRequest, workload: WorkloadClass, tier: Tier, created_at: float
-) -> Tag:
+) -> float:
     if request.deadline is not None:
-        return Tag(request.deadline, "client", 1.0)
+        return request.deadline
     if request.completion_window is not None:
-        return Tag(created_at + duration_s(request.completion_window), "client", 1.0)
-    seconds = workload.deadline_s if tier.deadline_s is None else tier.deadline_s
-    return Tag(created_at + seconds, "policy", 1.0)
+        return created_at + duration_s(request.completion_window)
+    return created_at + _either(tier.deadline_s, workload.deadline_s)
+
+
+def _either(of_tier: float | None, of_class: float) -> float:
+    return of_class if of_tier is None else of_tier
+
+
+def _slo_s(
+    request: InferenceRequest, workload: WorkloadClass, tier: Tier, *, latency_sensitive: bool
+) -> tuple[float | None, float | None]:
+    """Return the wanted TTFT and TPOT in seconds."""
+    of_class = (workload.ttft_ms, workload.tpot_ms)
+    if not (tier.slo and latency_sensitive):
+        of_class = (None, None)
+    ttft_ms = request.slo.ttft_ms or of_class[0]
+    tpot_ms = request.slo.tpot_ms or of_class[1]
+    return (
+        None if ttft_ms is None else ttft_ms / 1000,
+        None if tpot_ms is None else tpot_ms / 1000,
+    )
+
+
+def _latency(profile: Profile, sensitive: Tag) -> Tag:
+    wanted = {
+        "direct": sensitive.value,
+        "ttft_s": profile.ttft_s,
+        "tpot_s": profile.tpot_s,
+        "deadline_s": round(profile.deadline - profile.created_at, 3),
+    }
+    return Tag(wanted, sensitive.source, sensitive.confidence)
 
 
 def _latency_sensitive(request: InferenceRequest, workload: WorkloadClass, tier: Tier) -> Tag:

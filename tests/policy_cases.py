@@ -1,4 +1,4 @@
-"""What the tests of the policies build on: a small fleet, a policy, requests, requests' profiles."""
+"""What the tests of the policies build on: a small fleet, a policy, requests, profiles."""
 
 import json
 from dataclasses import replace
@@ -42,8 +42,8 @@ devices:
          usd_per_hour: 4.0}
   chip: {kind: inference_silicon, memory_gb: 200, memory_bandwidth_tb_s: 6,
          tflops: {bf16: 1000, fp8: 5000, fp4: 10000}, usd_per_hour: 9.0}
-  slow: {kind: lpddr_board, memory_gb: 160, memory_bandwidth_tb_s: 0.5, tflops: {int8: 300, bf16: 150},
-         usd_per_hour: 0.4}
+  slow: {kind: lpddr_board, memory_gb: 160, memory_bandwidth_tb_s: 0.5,
+         tflops: {int8: 300, bf16: 150}, usd_per_hour: 0.4}
   sock: {kind: cpu, memory_gb: 256, memory_bandwidth_tb_s: 0.4, tflops: {bf16: 20, fp32: 5},
          usd_per_hour: 0.1}
 models:

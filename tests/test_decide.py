@@ -138,7 +138,9 @@ def test_more_company_makes_waiting_cheaper_and_shorter() -> None:
 
 
 def test_waiting_without_company_buys_nothing() -> None:
-    where = situation(some_options(), a_policy(POLICY.replace("rate_per_s: 1.0", "rate_per_s: 0.01")))
+    where = situation(
+        some_options(), a_policy(POLICY.replace("rate_per_s: 1.0", "rate_per_s: 0.01"))
+    )
     where.view.report(status("premium"))
     decision = decide(bulk(), where, NOW)
     assert (decision.action, chosen(decision).path) == ("place", "direct")
@@ -367,7 +369,9 @@ def test_an_assumed_fleet_is_alive_and_idle() -> None:
     where = situation(some_options(), a_policy())
     view = idle_view(where.options, NOW)
     assert set(view.loads()) == {"premium", "silicon", "board", "small"}
-    assert decide(profile(), replace(where, view=view), NOW) == decide(profile(), a_situation(), NOW)
+    assert decide(profile(), replace(where, view=view), NOW) == decide(
+        profile(), a_situation(), NOW
+    )
 
 
 def test_a_chance_falls_from_one_to_zero_about_the_limit() -> None:

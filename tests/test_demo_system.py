@@ -60,7 +60,8 @@ def test_what_dies_is_started_again_until_it_dies_too_often(
         with pytest.raises(UserError, match=r"(?s)victim ended 2 times.*missing\.yaml"):
             assert_eventually(system.tend, STARTED_S_MAX)
         assert system.restarts == 1
-        assert said == ["victim ended with exit code 1 and was started again"]
+        assert len(said) == 1
+        assert said[0].startswith("victim ended with exit code 1 and was started again")
     finally:
         system.stop()
 

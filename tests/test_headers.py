@@ -182,8 +182,14 @@ def test_no_batch_id_no_batch() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [(b"b", None, b"2"), (b"b", b"1", None), (b"b", b"x", b"2"), (b"\xff", b"1", b"2"), (b"b", b"1.5", b"2")],
-)  # fmt: skip
+    [
+        (b"b", None, b"2"),
+        (b"b", b"1", None),
+        (b"b", b"x", b"2"),
+        (b"\xff", b"1", b"2"),
+        (b"b", b"1.5", b"2"),
+    ],
+)
 def test_bad_batch_headers_are_refused(values: tuple[bytes | None, ...]) -> None:
     with pytest.raises(BadRecordError) as caught:
         h.read_batch(batch_headers(*values))

@@ -32,6 +32,14 @@ def refusal(value: bytes | None, **options: Any) -> BadRecordError:
     return caught.value
 
 
+def refusal_or_none(value: bytes) -> BadRecordError | None:
+    try:
+        parse(value)
+    except BadRecordError as error:
+        return error
+    return None
+
+
 def refused(**fields: Any) -> BadRecordError:
     return refusal(json.dumps({"id": "r1", "body": BODY} | fields).encode())
 
@@ -399,21 +407,18 @@ def test_a_long_field_that_stands_twice_is_not_shown_in_full() -> None:
 )
 def test_large_and_hostile_values_are_decided_on_quickly(value: bytes) -> None:
     begin_s = time.process_time()
-    try:
-        parse(value)
-    except BadRecordError as error:
-        assert len(error.message) < 500
+    error = refusal_or_none(value)
     assert time.process_time() - begin_s < 1.0
+    assert error is None or len(error.message) < 500
 
 
 def read_or_refused(value: bytes) -> None:
-    try:
-        found = parse(value, bytes_max=100_000)
-    except BadRecordError as error:
+    error = refusal_or_none(value)
+    if error:
         assert error.stage in {"decode", "validate"}
-        assert error.message
-        assert len(error.message) < 1_000
+        assert 0 < len(error.message) < 1_000
     else:
+        found = parse(value)
         assert 1 <= len(found.id) <= 128
         assert orjson.loads(orjson.dumps(found.model_dump()))["id"] == found.id
 
@@ -465,8 +470,9 @@ def test_any_accepted_window_is_a_duration(number: int, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("10m", 600), ("24h", 86400), ("1.5h", 5400), ("250ms", 0.25), ("7d", 604800)]
-)  # fmt: skip
+    ("text", "seconds"),
+    [("10m", 600), ("24h", 86400), ("1.5h", 5400), ("250ms", 0.25), ("7d", 604800)],
+)
 def test_durations(text: str, seconds: float) -> None:
     assert duration_s(text) == seconds
     assert native(completion_window=text).completion_window == text

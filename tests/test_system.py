@@ -87,39 +87,6 @@ async def test_batches_form_and_stay_together(kafka: str, prefix: str, tmp_path:
         assert all(len(found) == 1 for found in system.results.values())
 
 
-async def test_kill_9_of_router_and_worker_loses_and_doubles_nothing(
-    kafka: str, prefix: str, tmp_path: Path
-) -> None:
-    ids = [f"r-{i}" for i in range(600)]
-    extra = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
-    async with System(kafka, prefix, tmp_path, extra_env=extra) as system:
-        system.start_all()
-
-        async def publish() -> None:
-            for index, request_id in enumerate(ids):
-                fields = {"task": "summarization"} if index % 2 else {}
-                await system.publish(chat(request_id, **fields))
-                await asyncio.sleep(0.02)
-
-        publishing = asyncio.create_task(publish())
-        for victim in ("router", "premium-eu", "router", "lpddr-us"):
-            await asyncio.sleep(2.5)
-            system.kill(victim)
-            await asyncio.sleep(0.5)
-            system.start(victim)
-        await publishing
-        await system.wait_for_results(ids, timeout_s=90)
-        # Whatever would come twice has come by the time that another request has gone all the way.
-        await system.publish(chat("last"))
-        await system.wait_for_results(["last"])
-        doubled = {name for name, found in system.results.items() if len(found) > 1}
-        assert not doubled, system.logs()
-        assert not system.dead_letters
-        for request_id in ids:
-            assert system.result(request_id)["status"] == "completed"
-            assert system.steps(request_id).count("executed") == 1
-
-
 async def test_held_requests_survive_a_restart_of_everything(prefix: str, tmp_path: Path) -> None:
     """Router, workers and the broker itself go away while requests are held."""
     ids = [f"held-{i}" for i in range(20)]

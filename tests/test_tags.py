@@ -85,7 +85,9 @@ def test_a_guess_that_the_policy_does_not_know_gives_way_to_the_next() -> None:
 
 
 def test_an_unknown_class_cannot_be_served() -> None:
-    with pytest.raises(UnservableError, match="'dance' is not a class of the policy: chat") as caught:
+    with pytest.raises(
+        UnservableError, match="'dance' is not a class of the policy: chat"
+    ) as caught:
         tagged(task="dance")
     assert caught.value.code == "unknown_task"
 
@@ -259,7 +261,7 @@ def test_a_class_that_tolerates_few_precisions_gives_way_to_the_client() -> None
 
 def test_labels_that_contradict_the_data_class_cannot_be_served() -> None:
     constraints = {"data_class": "regulated", "labels": {"operator": "other"}}
-    with pytest.raises(UnservableError, match="operator=other.*requires operator=acme") as caught:
+    with pytest.raises(UnservableError, match=r"operator=other.*requires operator=acme") as caught:
         tagged(constraints=constraints)
     assert caught.value.code == "conflicting_labels"
 

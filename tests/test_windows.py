@@ -89,7 +89,9 @@ def releases(ends: Sequence[End]) -> list[Release]:
     return [end for end in ends if isinstance(end, Release)]
 
 
-def run_to_first_end(held: Windows, target_of: TargetOf, start: float = NOW) -> tuple[float, list[End]]:
+def run_to_first_end(
+    held: Windows, target_of: TargetOf, start: float = NOW
+) -> tuple[float, list[End]]:
     """Let time pass from one due time to the next until something ends."""
     now = start
     for _ in range(5000):
@@ -475,7 +477,7 @@ def test_next_due_is_that_of_the_most_urgent_group() -> None:
 
 
 def test_windows_and_the_fleet_together() -> None:
-    """The real target: the board takes a batch when its window closes, and a faster pool when not."""
+    """The real target: the cheap board takes a batch, or, when it is down, another pool."""
     where = a_situation("premium", "board")
     held = filled(5)
     now, ends = run_to_first_end(held, lambda members: find_target(members, where, NOW))
@@ -635,7 +637,11 @@ class WindowsAgainstAList(RuleBasedStateMachine):
     @invariant()
     def nothing_overstays_while_there_is_a_target(self) -> None:
         """A pool that has just come is noticed within the retry."""
-        if self.alive and self.now > self.alive_since + RETRY_S and self.held.next_due_at() > self.now:
+        if (
+            self.alive
+            and self.now > self.alive_since + RETRY_S
+            and self.held.next_due_at() > self.now
+        ):
             for each in self.model.values():
                 assert each.profile.batchable
                 assert each.profile.deadline - SERVICE_S - MARGIN_S > self.now

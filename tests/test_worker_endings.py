@@ -95,6 +95,18 @@ async def test_the_last_attempt_fails_with_the_story_of_all() -> None:
     assert not yard.cluster.records(yard.catalogue.reroutes)
 
 
+async def test_the_last_but_one_attempt_is_not_the_last() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    profile = replace(make_profile(yard.policy, id="c0"), attempt=yard.policy.attempts_max - 1)
+    place(yard, "c0", profile=profile)
+    transactor = await started(yard, backend)
+    backend.lose("c0", elsewhere=True)
+    await step_until(transactor, yard.evidence, "the fallback")
+    assert len(yard.cluster.records(yard.catalogue.reroutes)) == 1
+    assert not yard.results()
+
+
 async def test_a_request_that_is_itself_at_fault_is_not_tried_again() -> None:
     yard = Yard()
     backend = ScriptedBackend()

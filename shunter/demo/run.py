@@ -104,7 +104,8 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[Outcome], object]) -> bool:
     try:
         with show, contextlib.ExitStack() as stack:
             settings = _settings(case, run_dir, stack, show)
-            is_over = is_good = asyncio.run(_run(case, settings, run_dir, show, tell))
+            outcome = asyncio.run(_run(case, settings, run_dir, show, tell))
+            is_over = outcome.is_good and outcome.figures["restarts"] == 0
     except KeyboardInterrupt:
         is_over = True
         raise
@@ -114,7 +115,7 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[Outcome], object]) -> bool:
             shutil.rmtree(run_dir, ignore_errors=True)
         else:
             show.say(f"Logs of the processes: {run_dir}")
-    return is_good
+    return outcome.is_good
 
 
 def _prepare(plan: Plan) -> _Case:
@@ -165,7 +166,7 @@ async def _run(
     run_dir: Path,
     show: Show,
     tell: Callable[[Outcome], object],
-) -> bool:
+) -> Outcome:
     began_at = time.monotonic()
     await _create_topics(settings, case.fleet)
     system = System(run_dir, settings, show.say)
@@ -187,7 +188,7 @@ async def _run(
         tell(outcome)
         if case.plan.keep:
             await _keep(system)
-        return outcome.is_good
+        return outcome
     finally:
         show.say("Stopping ...")
         system.stop()

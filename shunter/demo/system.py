@@ -69,7 +69,10 @@ class System:
             _close(member.process)
             member.restarts += 1
             member.process = self._launch(member.name, member.command, member.log)
-            self._say(f"{member.name} ended with exit code {code} and was started again")
+            self._say(
+                f"{member.name} ended with exit code {code} and was started again; its log is"
+                f" {member.log}"
+            )
 
     def stop(self) -> None:
         """End all politely, and by force what does not end in time."""

@@ -1,0 +1,233 @@
+"""The shape of the code: sizes, the direction of imports, purity, no dead files."""
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Each room may import from itself and from those to its right.
+ROOMS = ("shunter", "workers", "streams", "policies", "topics")
+FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 400
+
+# What would let policies look at the world outside their arguments.
+IMPURE = frozenset(
+    {
+        "aiokafka", "asyncio", "builtins", "concurrent", "datetime", "faust", "http", "importlib",
+        "io", "logging", "mode", "multiprocessing", "opentelemetry", "os", "pathlib", "random",
+        "secrets", "shutil", "signal", "socket", "subprocess", "sys", "tempfile", "threading",
+        "time", "uuid",
+    }
+)  # fmt: skip
+IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "__import__", "id", "hash"})
+# The readings of a clock; sleeping and formatting are another matter.
+CLOCK_READINGS = frozenset({"time", "time_ns", "monotonic", "monotonic_ns"})
+# Deadlines inside the embedded broker's own start-up and the thinning of its log lines, where no
+# request is concerned and no caller has a clock.
+OWN_CLOCK = frozenset({"topics/broker.py", "streams/logs.py"})
+
+
+def modules() -> dict[str, tuple[str, ast.Module]]:
+    """Every module of the project, as dotted name: (path from the root, tree)."""
+    found = {}
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            relative = path.relative_to(ROOT)
+            parts = relative.with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = (str(relative), ast.parse(path.read_text(), str(path)))
+    return found
+
+
+MODULES = modules()
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Dotted names that a module imports anywhere in it, with their lines.
+
+    ``from a import b`` counts as both ``a`` and ``a.b``, since ``b`` may be a module.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            yield module, node.lineno
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def room_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_the_rooms_are_all_there() -> None:
+    assert {room_of(name) for name in MODULES} == set(ROOMS)
+    assert len(MODULES) > 50
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    long = [
+        f"{path}: {count} lines, at most {FILE_LINES_MAX}"
+        for path, _ in MODULES.values()
+        if (count := len((ROOT / path).read_text().splitlines())) > FILE_LINES_MAX
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = [
+        f"{path}:{node.lineno}: {node.name} has {count} lines, at most {FUNCTION_LINES_MAX}"
+        for path, tree in MODULES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (count := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_imports_point_one_way() -> None:
+    wrong = sorted(
+        {
+            f"{path}:{line}: {room_of(name)} must not import {room_of(target)}"
+            for name, (path, tree) in MODULES.items()
+            for target, line in imported(tree)
+            if room_of(target) in ROOMS
+            if ROOMS.index(room_of(target)) < ROOMS.index(room_of(name))
+        }
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_module_imports_the_tests() -> None:
+    wrong = [
+        f"{path}:{line}: imports {target}"
+        for path, tree in MODULES.values()
+        for target, line in imported(tree)
+        if room_of(target) in {"tests", "benchmarks", "pytest", "hypothesis"}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_policies_import_nothing_that_sees_the_world() -> None:
+    wrong = sorted(
+        {
+            f"{path}:{line}: policies are pure and must not import {room_of(target)}"
+            for name, (path, tree) in MODULES.items()
+            if room_of(name) == "policies"
+            for target, line in imported(tree)
+            if room_of(target) in IMPURE
+        }
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+def test_policies_call_nothing_that_sees_the_world() -> None:
+    wrong = [
+        f"{path}:{node.lineno}: policies are pure and must not call {node.func.id}()"
+        for name, (path, tree) in MODULES.items()
+        if room_of(name) == "policies"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id in IMPURE_CALLS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_policies_use_only_the_record_models_of_topics() -> None:
+    administration = ("admin", "broker", "catalogue", "settings", "headers")
+    wrong = sorted(
+        {
+            f"{path}:{line}: policies must not import {target}"
+            for name, (path, tree) in MODULES.items()
+            if room_of(name) == "policies"
+            for target, line in imported(tree)
+            if any(target.startswith(f"topics.{each}") for each in administration)
+        }
+    )
+    assert not wrong, "\n".join(wrong)
+
+
+def clock_readings(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    aliases = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "time"
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in aliases and node.attr in CLOCK_READINGS:
+                yield f"time.{node.attr}", node.lineno
+            if node.attr in {"now", "utcnow", "today"} and node.value.id in {"datetime", "date"}:
+                yield f"{node.value.id}.{node.attr}", node.lineno
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            for alias in node.names:
+                if alias.name in CLOCK_READINGS:
+                    yield f"time.{alias.name}", node.lineno
+
+
+def test_time_is_passed_in_and_read_in_one_module() -> None:
+    wrong = [
+        f"{path}:{line}: reads {reading}; take a streams.clock.Clock"
+        for name, (path, tree) in MODULES.items()
+        if room_of(name) != "shunter" and path != "streams/clock.py" and path not in OWN_CLOCK
+        for reading, line in clock_readings(tree)
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert list(clock_readings(MODULES["streams.clock"][1]))
+
+
+def test_no_file_is_dead() -> None:
+    """A module is used by another one, or is where a program starts."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    used = {entry.partition(":")[0] for entry in scripts.values()}
+    for name, (_, tree) in MODULES.items():
+        used |= {target for target, _ in imported(tree) if target != name}
+        # `python -m NAME`, as a process starts another one.
+        used |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    dead = [
+        path
+        for name, (path, _) in MODULES.items()
+        if name not in used and not path.endswith(("__init__.py", "__main__.py"))
+    ]
+    assert not dead, "nothing imports " + ", ".join(dead)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_says_what_belongs_in_it_and_what_it_offers(room: str) -> None:
+    path, tree = MODULES[room]
+    assert ast.get_docstring(tree), f"{path} has no docstring"
+    listed = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+    ]
+    assert len(listed) == 1, f"{path} has no __all__"
+    public = ast.literal_eval(listed[0])
+    bound = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for alias in node.names
+    } | {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    assert set(public) <= bound, f"{path}: {sorted(set(public) - bound)} are not there"
+    assert len(set(public)) == len(public), f"{path} lists a name twice"
+
+
+def test_each_module_says_what_it_is() -> None:
+    silent = [
+        path for path, tree in MODULES.values() if tree.body and ast.get_docstring(tree) is None
+    ]
+    assert not silent, f"no docstring in {', '.join(silent)}"

@@ -1,0 +1,301 @@
+"""The simulated accelerator in real time, and the answers it gives."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+import pytest_asyncio
+from stream_cases import make_options, make_policy, make_profile, request, soon
+
+from policies import Option
+from streams import SystemClock
+from topics import Placement, parse_request
+from workers import Call, CallError, Outcome, SimulatedBackend
+from workers.answers import EMBEDDING_DIMENSIONS, body, output_tokens
+
+OPTION = make_options().of("premium-eu", "yard-8b-fp8")
+POLICY = make_policy()
+# Epoch seconds as floats are exact to a quarter of a microsecond, and the model's time runs faster.
+MODEL_JITTER_S = 2e-5
+
+
+def make_call(path: Any = "direct", **fields: Any) -> Call:
+    parsed = parse_request(orjson.dumps(request(**fields)), bytes_max=100_000)
+    placement = Placement("premium-eu", "fast", OPTION.variant, "fp8", "eu-west", path)
+    return Call(parsed, make_profile(POLICY, **fields), placement)
+
+
+def sized(name: str, input_tokens: int, output_tokens: int, path: Any = "direct") -> Call:
+    hints = {"input_tokens": input_tokens, "output_tokens": output_tokens}
+    return make_call(path, id=name, hints=hints)
+
+
+Start = Callable[..., Awaitable[SimulatedBackend]]
+
+
+@pytest_asyncio.fixture
+async def start() -> AsyncIterator[Start]:
+    """Return what starts a backend for the options given, by default that of one replica."""
+    backends: list[SimulatedBackend] = []
+
+    async def start_backend(*options: Option) -> SimulatedBackend:
+        backend = SimulatedBackend(options or (OPTION,), SystemClock())
+        await backend.start()
+        backends.append(backend)
+        return backend
+
+    yield start_backend
+    for backend in backends:
+        await backend.stop()
+
+
+def run(backend: SimulatedBackend, *calls: Call) -> list[asyncio.Task[Outcome]]:
+    return [asyncio.create_task(backend.execute(call)) for call in calls]
+
+
+async def until(check: Callable[[], bool], what: str) -> None:
+    async def wait() -> None:
+        while not check():  # noqa: ASYNC110 - the model has no event to wait for
+            await asyncio.sleep(0.001)
+
+    await soon(wait(), what)
+
+
+async def test_a_call_alone_takes_the_time_of_its_roofline(start: Start) -> None:
+    backend = await start()
+    before = time.time()
+    outcome = await backend.execute(sized("c0", 800, 300))
+    assert before <= outcome.started_at <= outcome.finished_at <= time.time()
+    assert (outcome.usage.input_tokens, outcome.usage.output_tokens) == (800, 300)
+    assert outcome.first_token_at is not None
+    prefill_s = (outcome.first_token_at - outcome.started_at) * OPTION.time_scale
+    decode_s = (outcome.finished_at - outcome.first_token_at) * OPTION.time_scale
+    expected_s = OPTION.roofline.decode_s(300, 1, 800)
+    assert prefill_s == pytest.approx(OPTION.roofline.prefill_s(800), abs=MODEL_JITTER_S)
+    assert decode_s == pytest.approx(expected_s, abs=MODEL_JITTER_S)
+    assert outcome.device_s == pytest.approx(OPTION.roofline.prefill_s(800) + expected_s)
+
+
+async def test_the_pace_of_the_pool_is_that_of_its_time_scale(start: Start) -> None:
+    backend = await start(replace(OPTION, time_scale=100.0))
+    before = time.monotonic()
+    outcome = await backend.execute(sized("c0", 800, 300))
+    assert time.monotonic() - before < 0.5 * outcome.device_s
+    device_s = (outcome.finished_at - outcome.started_at) * 100.0
+    assert device_s == pytest.approx(outcome.device_s, abs=10 * MODEL_JITTER_S)
+
+
+async def test_equal_calls_finish_in_the_order_they_came_and_share_the_device(
+    start: Start,
+) -> None:
+    backend = await start()
+    names = [f"c{n}" for n in range(10)]
+    finished: list[str] = []
+    tasks = run(backend, *(sized(name, 500, 100) for name in names))
+    for name, task in zip(names, tasks, strict=True):
+        task.add_done_callback(lambda _, name=name: finished.append(name))
+    running: list[int] = []
+
+    def all_done() -> bool:
+        running.append(backend.load().variants[OPTION.variant].running)
+        return len(finished) == len(names)
+
+    await until(all_done, "ten calls")
+    assert finished == names
+    assert max(running) == OPTION.max_batch
+    prefill_s = OPTION.roofline.prefill_s(500)
+    alone_s = prefill_s + OPTION.roofline.decode_s(100, 1, 500)
+    for outcome in [task.result() for task in tasks]:
+        assert outcome.first_token_at is not None
+        first_s = (outcome.first_token_at - outcome.started_at) * OPTION.time_scale
+        assert first_s >= prefill_s - MODEL_JITTER_S
+        assert outcome.started_at < outcome.first_token_at < outcome.finished_at
+        # Together they take less of the device than one after the other.
+        assert 0.5 * prefill_s < outcome.device_s < 0.6 * alone_s
+
+
+async def test_direct_work_is_admitted_before_batch_work(start: Start) -> None:
+    backend = await start(replace(OPTION, max_batch=1))
+    finished: list[str] = []
+    batch = run(backend, *(sized(f"s{n}", 500, 200, "batch") for n in range(3)))
+    await until(lambda: backend.load().variants[OPTION.variant].running == 1, "a full device")
+    tasks = [*batch, *run(backend, sized("c0", 500, 20))]
+    for name, task in zip(("s0", "s1", "s2", "c0"), tasks, strict=True):
+        task.add_done_callback(lambda _, name=name: finished.append(name))
+    await until(lambda: len(finished) == 4, "all")
+    assert finished == ["s0", "c0", "s1", "s2"]
+
+
+async def test_replicas_run_side_by_side(start: Start) -> None:
+    backend = await start(replace(OPTION, replicas=2))
+    tasks = run(backend, *(sized(f"c{n}", 500, 400) for n in range(8)))
+    await until(lambda: backend.load().variants[OPTION.variant].running == 8, "two full devices")
+    await soon(asyncio.gather(*tasks), "all")
+
+
+async def test_what_never_fits_is_refused_for_another_pool_and_harms_nobody(start: Start) -> None:
+    backend = await start()
+    fits, large = run(backend, sized("c0", 500, 20), sized("huge", 9_000_000, 10))
+    with pytest.raises(CallError, match="KV memory") as caught:
+        await soon(large, "the refusal")
+    assert (caught.value.code, caught.value.elsewhere) == ("memory", True)
+    assert (await soon(fits, "the other")).usage.output_tokens == 20
+    assert backend.load().backlog_s == 0.0
+
+
+async def test_a_cancelled_call_frees_its_place_at_once(start: Start) -> None:
+    backend = await start()
+    long = run(backend, *(sized(f"long{n}", 500, 20_000) for n in range(4)))
+    await until(lambda: backend.load().variants[OPTION.variant].running == 4, "a full device")
+    (waiting,) = run(backend, sized("c0", 500, 20))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    long[1].cancel()
+    await soon(waiting, "the one that waited", timeout_s=0.5)
+    for task in long:
+        task.cancel()
+    await asyncio.gather(*long, return_exceptions=True)
+    await until(lambda: backend.load().variants[OPTION.variant].running == 0, "an empty device")
+
+
+async def test_the_load_is_what_runs_what_waits_and_what_is_still_to_prefill(
+    start: Start,
+) -> None:
+    backend = await start()
+    load = backend.load()
+    assert load.backlog_s == 0.0
+    status = load.variants[OPTION.variant]
+    assert (status.running, status.queued, status.speed) == (0, 0, 1.0)
+    tasks = run(backend, *(sized(f"c{n}", 1000, 400) for n in range(6)))
+    await asyncio.sleep(0)
+    one_s = OPTION.roofline.prefill_s(1000) / OPTION.time_scale
+    assert backend.load().backlog_s == pytest.approx(6 * one_s)
+    await until(lambda: backend.load().backlog_s < 2.5 * one_s, "four prefills")
+    status = backend.load().variants[OPTION.variant]
+    assert (status.running, status.queued) == (4, 2)
+    assert backend.load().backlog_s == pytest.approx(2 * one_s)
+    await soon(asyncio.gather(*tasks), "all")
+    load = backend.load()
+    assert load.backlog_s == 0.0
+    # The device keeps to its roofline, so what is measured is not far from 1.
+    assert 0.5 < load.variants[OPTION.variant].speed < 2.0
+
+
+async def test_a_stop_cancels_what_runs(start: Start) -> None:
+    backend = await start()
+    tasks = run(backend, *(sized(f"c{n}", 500, 20_000) for n in range(6)))
+    await until(lambda: backend.load().variants[OPTION.variant].running == 4, "a full device")
+    await backend.stop()
+    outcomes = await soon(asyncio.gather(*tasks, return_exceptions=True), "the end")
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+
+
+async def test_a_hint_of_no_prompt_at_all_is_served(start: Start) -> None:
+    backend = await start()
+    outcome = await soon(backend.execute(sized("c0", 0, 5)), "the answer")
+    assert outcome.usage.output_tokens == 5
+
+
+async def test_a_call_without_output_ends_with_its_prefill(start: Start) -> None:
+    backend = await start()
+    embedding = make_call(url="/v1/embeddings", body={"model": "yard-8b", "input": "x" * 4000})
+    outcome = await soon(backend.execute(embedding), "the answer")
+    assert outcome.first_token_at is None
+    assert outcome.usage.output_tokens == 0
+    took_s = (outcome.finished_at - outcome.started_at) * OPTION.time_scale
+    assert took_s == pytest.approx(OPTION.roofline.prefill_s(1000), abs=MODEL_JITTER_S)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"metadata": {"simulate": {"output_tokens": 7}}, "hints": {"output_tokens": 9}}, 7),
+        ({"hints": {"output_tokens": 9}}, 9),
+        ({"metadata": {"simulate": {"output_tokens": -1}}, "hints": {"output_tokens": 9}}, 9),
+        ({"metadata": "text", "hints": {"output_tokens": 9}}, 9),
+        ({"hints": {"output_tokens": 9}, "body": {"model": "yard-8b", "max_tokens": 4}}, 4),
+        ({"metadata": {"simulate": {"output_tokens": 0}}}, 0),
+        ({"url": "/v1/embeddings", "hints": {"output_tokens": 9}}, 0),
+    ],
+)
+def test_how_long_an_answer_is(fields: dict[str, Any], tokens: int) -> None:
+    call = make_call(**fields)
+    assert output_tokens(call.request, call.profile) == tokens
+
+
+def test_a_length_that_nobody_told_is_drawn_alike_every_time() -> None:
+    drawn = []
+    for n in range(400):
+        call = make_call(id=f"r{n}")
+        drawn.append(output_tokens(call.request, call.profile))
+        assert drawn[-1] == output_tokens(call.request, call.profile)
+    assert min(drawn) >= 1
+    assert len(set(drawn)) > 100
+    # The class expects 100; the mean of 400 exponential draws is within a fifth of it.
+    assert 80 < sum(drawn) / len(drawn) < 120
+
+
+def answer(url: str, tokens: int, **fields: Any) -> dict[str, Any]:
+    """Return a body as a client reads it: through JSON."""
+    call = make_call(url=url, id="r1", hints={"input_tokens": 11}, **fields)
+    found: dict[str, Any] = orjson.loads(
+        orjson.dumps(body(call.request, call.profile, "yard-8b-fp8", tokens, 1_800_000_000.5))
+    )
+    assert found["model"] == "yard-8b-fp8"
+    usage = found["usage"]
+    assert usage["prompt_tokens"] == 11
+    assert usage["total_tokens"] == 11 + usage.get("completion_tokens", 0)
+    return found
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(6, "length"), (7, "stop"), (None, "stop")])
+def test_a_chat_completion_has_the_form_of_one(limit: int | None, reason: str) -> None:
+    fields = request()["body"] | ({} if limit is None else {"max_tokens": limit})
+    found = answer("/v1/chat/completions", 6, body=fields)
+    assert set(found) == {"id", "object", "created", "model", "choices", "usage"}
+    assert found["object"] == "chat.completion"
+    assert found["created"] == 1_800_000_000
+    (choice,) = found["choices"]
+    assert (choice["index"], choice["finish_reason"]) == (0, reason)
+    assert choice["message"]["role"] == "assistant"
+    assert len(choice["message"]["content"].split()) == 6
+    assert found["usage"]["completion_tokens"] == 6
+
+
+def test_a_completion_has_the_form_of_one() -> None:
+    found = answer("/v1/completions", 3, body={"model": "yard-8b", "prompt": "x"})
+    assert found["object"] == "text_completion"
+    (choice,) = found["choices"]
+    assert len(choice["text"].split()) == 3
+    assert (choice["index"], choice["finish_reason"]) == (0, "stop")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count"),
+    [("one", 1), (["a", "b", "c"], 3), ([5, 6, 7], 1), ([[5, 6], [7]], 2), ([], 1)],
+)
+def test_embeddings_are_one_unit_vector_for_each_input(inputs: Any, count: int) -> None:
+    found = answer("/v1/embeddings", 0, body={"model": "yard-8b", "input": inputs})
+    assert found["object"] == "list"
+    assert set(found["usage"]) == {"prompt_tokens", "total_tokens"}
+    assert [row["index"] for row in found["data"]] == list(range(count))
+    for row in found["data"]:
+        assert row["object"] == "embedding"
+        assert len(row["embedding"]) == EMBEDDING_DIMENSIONS
+        assert math.hypot(*row["embedding"]) == pytest.approx(1.0, abs=1e-4)
+    assert len({tuple(row["embedding"]) for row in found["data"]}) == count
+
+
+@pytest.mark.parametrize(("inputs", "count"), [("one", 1), (["a", "b"], 2)])
+def test_moderations_are_one_result_for_each_input(inputs: Any, count: int) -> None:
+    found = answer("/v1/moderations", 2, body={"model": "yard-8b", "input": inputs})
+    assert len(found["results"]) == count
+    for result in found["results"]:
+        assert result["flagged"] is False
+        assert result["categories"] == {}
+        assert result["category_scores"] == {}
