@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from policies.constraints import explain, refusal
-from policies.estimate import Estimate, batch_limit, chance, estimate, expected_cost_usd
+from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
 from policies.groups import group_of
 from policies.options import Option, Options
 from policies.situation import Situation
@@ -172,19 +172,8 @@ def _price(ask: _Question, option: Option, path: CandidatePath, found: Estimate)
     policy = ask.situation.policy
     elapsed_s = ask.now - ask.profile.created_at
     likely = chance(ask.profile, found, elapsed_s=elapsed_s, spread=policy.estimates.spread)
-    candidate = Candidate(
-        pool=option.pool,
-        model_variant=option.variant,
-        precision=option.precision,
-        region=option.region,
-        path=path,
-        cost_usd=found.cost_usd,
-        ttft_s=elapsed_s + found.ttft_s,
-        finish_s=elapsed_s + found.finish_s,
-        tpot_s=found.tpot_s,
-        chance=likely,
-    )
-    return _Priced(candidate, option, found, expected_cost_usd(found, option, policy))
+    offer = candidate(option, path, found, likely, elapsed_s)
+    return _Priced(offer, option, found, expected_cost_usd(found, option, policy))
 
 
 def _refused(option: Option, code: str) -> Candidate:

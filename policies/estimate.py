@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from policies.options import Option
 from policies.policy import Policy
 from policies.view import PoolLoad
-from topics import Profile
+from topics import Candidate, Profile
+from topics.placement import CandidatePath
 
 SQRT2 = math.sqrt(2.0)
 
@@ -109,3 +110,21 @@ def _below(predicted_s: float, limit_s: float, spread: float) -> float:
     if predicted_s <= 0:
         return 1.0
     return 0.5 * (1.0 + math.erf(math.log(limit_s / predicted_s) / (spread * SQRT2)))
+
+
+def candidate(
+    option: Option, path: CandidatePath, found: Estimate, likely: float, elapsed_s: float
+) -> Candidate:
+    """Return an estimate as evidence shows it: latencies count from ``created_at``."""
+    return Candidate(
+        pool=option.pool,
+        model_variant=option.variant,
+        precision=option.precision,
+        region=option.region,
+        path=path,
+        cost_usd=found.cost_usd,
+        ttft_s=elapsed_s + found.ttft_s,
+        finish_s=elapsed_s + found.finish_s,
+        tpot_s=found.tpot_s,
+        chance=likely,
+    )

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policies.constraints import refusal
-from policies.estimate import Estimate, batch_limit, chance, estimate, expected_cost_usd
+from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
 from policies.options import Option
 from policies.policy import Policy
 from policies.situation import Situation
 from policies.windows import Member, Target
-from topics import Candidate, Profile
+from topics import Profile
 from topics.placement import Path
 
 
@@ -93,18 +93,8 @@ def _target(
 ) -> Target:
     option, found = ask.option, ask.estimate(slowest)
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
+    elapsed_s = now - urgent.created_at
     spread = ask.situation.policy.estimates.spread
-    likely = chance(urgent, found, elapsed_s=now - urgent.created_at, spread=spread)
-    candidate = Candidate(
-        pool=option.pool,
-        model_variant=option.variant,
-        precision=option.precision,
-        region=option.region,
-        path=path,
-        cost_usd=found.cost_usd,
-        ttft_s=now - urgent.created_at + found.ttft_s,
-        finish_s=now - urgent.created_at + found.finish_s,
-        tpot_s=found.tpot_s,
-        chance=likely,
-    )
-    return Target(option, path, limit, option.kv_capacity_tokens, found, likely, (candidate,))
+    likely = chance(urgent, found, elapsed_s=elapsed_s, spread=spread)
+    offer = candidate(option, path, found, likely, elapsed_s)
+    return Target(option, path, limit, option.kv_capacity_tokens, found, likely, (offer,))

@@ -247,7 +247,7 @@ async def drain(transactor: Transactor) -> None:
 
 
 async def step_until(
-    transactor: Transactor, check: Callable[[], bool], what: str, timeout_s: float = 5.0
+    transactor: Transactor, check: Callable[[], object], what: str, timeout_s: float = 5.0
 ) -> None:
     """Step until the check holds."""
     try:

@@ -289,7 +289,7 @@ def test_a_long_trace_is_simulated_within_bounds_of_work() -> None:
             planned += 1
             return super()._plan()
 
-    draw = random.Random(20261124)  # noqa: S311 - a fixed trace, not a secret
+    draw = random.Random(20261124)
     accelerator = Counting({"llama": VariantLimits(LLAMA_8B, 64)})
     at = 0.0
     for index in range(2000):

@@ -9,7 +9,7 @@ from stream_cases import START, TRACEPARENT, Yard, header, heartbeat, keys
 
 from policies import windows
 from streams import LogError, Outgoing, Partition, batcher
-from topics import Envelope, Placement, Progress, decode
+from topics import Batch, Envelope, Placement, Progress, decode
 from topics import headers as h
 
 
@@ -23,7 +23,7 @@ async def test_a_full_batch_goes_out_whole_in_one_transaction() -> None:
     batch_id = f"{held[0].partition.number}-0"
     assert {m.partition.number for m in members} == {crc32(batch_id.encode()) % 4}
     assert [h.read_batch(m.headers) for m in members] == [
-        batcher.Batch(batch_id, index, 4) for index in range(4)
+        Batch(batch_id, index, 4) for index in range(4)
     ]
     sent = {record.key: record.value for record in held}
     for member in members:

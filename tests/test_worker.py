@@ -137,7 +137,7 @@ async def test_each_request_ends_once_wherever_the_worker_dies(point: CrashPoint
         for n in range(12):
             place(yard, f"c{n}", number=n % 2, lane="batch" if n % 3 == 0 else "direct")
         crash = yard.cluster.crash = Crash(point, nth)
-        chance = random.Random(nth)  # noqa: S311 - a schedule by its seed
+        chance = random.Random(nth)
         for name in ("first", "second", "third"):
             backend = ScriptedBackend()
             _, transactor = await serve(yard, backend, name)
