@@ -279,6 +279,13 @@ def test_a_pool_that_often_fails_is_dearer_than_it_says() -> None:
     assert pool(0.5, weight=0.0) == "left"
 
 
+def test_equal_pools_are_told_apart_by_name_wherever_they_stand() -> None:
+    swapped = TWINS.replace("left:", "tmp:").replace("right:", "left:").replace("tmp:", "right:")
+    for fleet in (TWINS, swapped):
+        for request in (profile(), bulk()):
+            assert chosen(decide(request, a_situation(fleet=fleet), NOW)).pool == "left"
+
+
 def test_a_burst_spreads_over_the_pools() -> None:
     where = a_situation(fleet=TWINS)
     pools: Counter[str] = Counter()

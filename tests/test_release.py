@@ -101,6 +101,13 @@ def test_a_limit_of_cost_holds_for_the_dearest_member_and_not_only_the_longest()
     assert find_target(held[:1], where, NOW) is not None
 
 
+def test_the_longest_member_tells_what_fits() -> None:
+    where = a_situation()
+    too_long = bulk(id="long", output_tokens=40_000)
+    for held in (members(bulk(), too_long), members(too_long, bulk())):
+        assert find_target(held, where, NOW) is None
+
+
 def test_the_longest_reply_tells_how_long_a_batch_takes() -> None:
     where = a_situation("premium")
     reads = bulk(id="reads", input_tokens=500, output_tokens=1)

@@ -203,6 +203,17 @@ def test_where_batchability_comes_from(fields: dict[str, Any], source: str) -> N
     assert tagged(**fields).tags["batchability"].source == source
 
 
+def test_a_tier_may_drop_the_slo_of_the_class_and_nothing_else() -> None:
+    policy = a_policy(POLICY.replace("tiers:", "tiers:\n  default: {slo: false}"))
+    plain, without = tagged(policy).profile, tagged(policy, service_tier="default").profile
+    assert (plain.ttft_s, plain.tpot_s) == (1.0, 0.1)
+    assert (without.ttft_s, without.tpot_s) == (None, None)
+    assert without.latency_sensitive
+    assert without.deadline == plain.deadline
+    own = tagged(policy, service_tier="default", slo={"ttft_ms": 250}).profile
+    assert (own.ttft_s, own.tpot_s) == (0.25, None)
+
+
 def test_a_tier_changes_the_waits() -> None:
     plain, flex = tagged().profile, tagged(service_tier="flex").profile
     assert (plain.window_s, plain.longest_wait_s, plain.tier) == (0.0, 20.0, "auto")
