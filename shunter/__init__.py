@@ -1,0 +1,8 @@
+"""The command line: one thin file per command, and the demo.
+
+Belongs here: what users type and see. Does not: anything another process relies on.
+"""
+
+from shunter.cli import main
+
+__all__ = ["main"]

@@ -138,6 +138,23 @@ async def test_replicas_run_side_by_side(start: Start) -> None:
     await soon(asyncio.gather(*tasks), "all")
 
 
+async def test_members_of_a_batch_share_a_replica(start: Start) -> None:
+    backend = await start(replace(OPTION, replicas=2))
+
+    async def device_s(batch_of: Callable[[int], str]) -> float:
+        calls = [sized(f"m{n}", 500, 100, "batch") for n in range(4)]
+        members = [
+            replace(call, placement=replace(call.placement, batch_id=batch_of(n)))
+            for n, call in enumerate(calls)
+        ]
+        outcomes = await soon(asyncio.gather(*run(backend, *members)), "the batch")
+        return sum(outcome.device_s for outcome in outcomes)
+
+    # A step streams the weights once, however many share it.
+    together = await device_s(lambda _: "one")
+    assert together < 0.6 * await device_s(lambda n: f"each-{n}")
+
+
 async def test_what_never_fits_is_refused_for_another_pool_and_harms_nobody(start: Start) -> None:
     backend = await start()
     fits, large = run(backend, sized("c0", 500, 20), sized("huge", 9_000_000, 10))

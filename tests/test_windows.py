@@ -579,6 +579,7 @@ class WindowsAgainstAList(RuleBasedStateMachine):
         while self.held.next_due_at() <= until:
             self.now = max(self.now, self.held.next_due_at())
             self.look()
+            assert self.held.next_due_at() > self.now, "due again at once: the loop would spin"
         self.now = until
 
     @rule(taken=st.integers(0, 3))

@@ -42,8 +42,8 @@ class Settings(BaseSettings):
     """Replicas of each topic; -1 is the broker's default."""
     request_bytes_max: int = Field(default=1 * MIB, ge=1024, le=8 * MIB)
     """Longest request value served; a longer one is dead-lettered."""
-    poll_records_max: int = Field(default=500, ge=1, le=10_000)
-    """Most records that one transaction consumes."""
+    poll_records_max: int = Field(default=100, ge=1, le=10_000)
+    """Most records that one poll takes; an urgent one waits for those before it in its poll."""
     poll_s_max: float = Field(default=0.1, gt=0, le=5)
     """Longest that a poll waits for records; a rebalance waits no longer than this for the loop."""
     held_payload_bytes_max: int = Field(default=256 * MIB, ge=0)

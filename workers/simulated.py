@@ -14,6 +14,8 @@ from workers.pace import Pace
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
+# Batches whose replica is remembered; far more than have members under way.
+BATCHES_MAX = 4096
 
 
 class SimulatedBackend:
@@ -32,6 +34,7 @@ class SimulatedBackend:
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
         self._queued_s: dict[str, float] = {}
         self._names = itertools.count()
+        self._batches: dict[str, Accelerator] = {}
         self._changed = asyncio.Event()
         self._pace = Pace()
         self._driver: asyncio.Task[None] | None = None
@@ -52,12 +55,12 @@ class SimulatedBackend:
             future.cancel()
 
     async def execute(self, call: Call) -> Outcome:
-        """Run a request on the least loaded replica."""
+        """Run a request on the least loaded replica; members of a batch on the same one."""
         profile, variant = call.profile, call.placement.model_variant
         tokens = output_tokens(call.request, profile)
         # Not the request's id: the same one may run again while its cancelled run still ends.
         name = str(next(self._names))
-        replica = min(self._replicas, key=lambda r: r.running + r.queued)
+        replica = self._replica_for(call.placement.batch_id)
         # A client may hint that there are none; the model computes one at least.
         input_tokens = max(1, profile.input_tokens)
         job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
@@ -88,6 +91,17 @@ class SimulatedBackend:
             finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
         )
+
+    def _replica_for(self, batch_id: str | None) -> Accelerator:
+        """Return where to run: a batch is sized for one device, and spread out it costs more."""
+        chosen = None if batch_id is None else self._batches.get(batch_id)
+        if chosen is None:
+            chosen = min(self._replicas, key=lambda r: r.running + r.queued)
+            if batch_id is not None:
+                self._batches[batch_id] = chosen
+                if len(self._batches) > BATCHES_MAX:
+                    del self._batches[next(iter(self._batches))]
+        return chosen
 
     def load(self) -> Load:
         """Return running and queued jobs, and the prefills that have not begun."""
