@@ -251,7 +251,10 @@ class Worker:
         # A callback, because a task that is cancelled before its first step runs no `finally`.
         lane.tasks.discard(running)
         self._running[variant] -= 1
-        self._start_waiting()
+        if not running.cancelled():
+            # What is cancelled makes room too, but perhaps all of it is being stopped; if not, the
+            # next step starts others.
+            self._start_waiting()
 
     async def _run(self, lane: _Lane, task: Task) -> None:
         try:
