@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from shunter.client import Tail
 from shunter.console import UserError
 from streams import Record
-from topics import BadRecordError, Catalogue, Result, Settings, decode
+from topics import BadRecordError, Catalogue, Evidence, Result, Settings, decode
 from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
 
@@ -35,6 +35,8 @@ class Tally:
     waiting: set[str] = field(default_factory=set)
     statuses: Counter[str] = field(default_factory=Counter)
     dead_letters: dict[str, str] = field(default_factory=dict)
+    duplicates: set[str] = field(default_factory=set)
+    """Requests that are not served, since one of their id came before."""
 
     @property
     def done(self) -> int:
@@ -127,10 +129,12 @@ async def follow(
     output: BinaryIO | None,
     changed: Callable[[], object],
 ) -> None:
-    """Read until each request of the tally has a result or a dead letter, or time is up.
+    """Read until each request of the tally has an end, or time is up.
+
+    An end is a result, a dead letter, or the evidence that it is a duplicate.
 
     Args:
-        tail: of results and dead letters, entered before the requests were published.
+        tail: of results, dead letters and evidence, entered before the requests were published.
         tally: brought up to date as ends appear.
         catalogue: the names of the topics.
         timeout_s: longest wait; None waits as long as it takes.
@@ -147,6 +151,8 @@ async def follow(
         for record in records:
             if record.partition.topic == catalogue.dead_letters:
                 _count_dead_letter(record, tally)
+            elif record.partition.topic == catalogue.evidence:
+                _count_duplicate(record, tally)
             else:
                 _count_result(record, tally, output)
         if records:
@@ -155,7 +161,7 @@ async def follow(
 
 def _count_result(record: Record, tally: Tally, output: BinaryIO | None) -> None:
     name = _name(record)
-    is_awaited = name in tally.waiting or name in tally.dead_letters
+    is_awaited = any(name in n for n in (tally.waiting, tally.dead_letters, tally.duplicates))
     if record.value is None or not is_awaited:
         return
     try:
@@ -165,8 +171,10 @@ def _count_result(record: Record, tally: Tally, output: BinaryIO | None) -> None
         where = f"{topic}/{partition}@{record.offset}"
         raise BadRecordError(error.stage, error.reason, f"{where}: {error.message}") from error
     tally.waiting.discard(name)
-    # A request that a lane refused has both; its result says more.
+    # A request that a lane refused has both, and the first of a duplicate's id may still run; a
+    # result says more.
     tally.dead_letters.pop(name, None)
+    tally.duplicates.discard(name)
     tally.statuses[result.status] += 1
     if output is not None:
         output.write(record.value + b"\n")
@@ -178,6 +186,16 @@ def _count_dead_letter(record: Record, tally: Tally) -> None:
         tally.waiting.discard(name)
         reason = h.find(record.headers, h.REASON) or b"no reason given"
         tally.dead_letters[name] = reason.decode("utf-8", "replace")
+
+
+def _count_duplicate(record: Record, tally: Tally) -> None:
+    # Evidence is plenty: most of it is passed over without a closer look.
+    name = _name(record)
+    if name not in tally.waiting or b'"duplicate"' not in (record.value or b""):
+        return
+    if decode(Evidence, record.value or b"").step == "duplicate":
+        tally.waiting.discard(name)
+        tally.duplicates.add(name)
 
 
 def _name(record: Record) -> str:

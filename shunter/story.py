@@ -20,6 +20,7 @@ STYLES = {
     "released": "cyan",
     "executed": "green",
     "fell_back": "magenta",
+    "duplicate": "yellow",
 }
 BAD_STYLE = "red"
 # What a reason code says, where its name alone doesn't.
@@ -35,6 +36,7 @@ IN_WORDS = {
     "pool_unavailable": "no pool that may serve it has a live worker",
     "deadline_passed": "its deadline passed",
     "no_pool": "no pool may serve it",
+    "same_id": "a request of this id came before; this one is not served",
     "unknown_model": "the fleet does not declare the model",
 }
 

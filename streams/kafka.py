@@ -7,7 +7,6 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import (
-    CorruptRecordException,
     InvalidTimestampError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
@@ -16,7 +15,7 @@ from aiokafka.errors import (
 
 from streams.hanging import end_hanging, hanging_partitions, last_outcome
 from streams.log import LogError, Membership, Outgoing, Partition, Record
-from streams.undecodable import read_undecodable
+from streams.undecodable import UNDECODABLE, poll_past_undecodable, records_of
 from topics import Settings
 from topics.catalogue import OUTPUT_BYTES_MAX
 
@@ -26,9 +25,8 @@ PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
 # (measured; docs/decisions/0002).
 TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
+READ_RECORDS_MAX = 5000
 CLOSE_S_MAX = 5.0
-# What the client raises, by its C and by its Python parser.
-UNDECODABLE = (UnicodeDecodeError, CorruptRecordException)
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -144,42 +142,10 @@ class KafkaLog:
                 *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
             )
         except UNDECODABLE:
-            return await self._poll_past_undecodable(wanted)
-        records = {Partition(*p): _records(Partition(*p), rs) for p, rs in polled.items()}
+            return await poll_past_undecodable(consumer, wanted, self._positions)
+        records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
         return records
-
-    async def _poll_past_undecodable(
-        self, wanted: Collection[TopicPartition]
-    ) -> Mapping[Partition, Sequence[Record]]:
-        """Poll again, one record at a time, around a batch that the client can't decode.
-
-        The client has lost what it had decoded before it, so go back to where we were.
-        """
-        consumer = self._member
-        found: dict[Partition, list[Record]] = {}
-        for topic_partition in wanted:
-            position = self._positions.get(Partition(*topic_partition))
-            if position is not None:
-                consumer.seek(topic_partition, position)
-        for topic_partition in wanted:
-            partition = Partition(*topic_partition)
-            records = found.setdefault(partition, [])
-            try:
-                while polled := await consumer.getmany(
-                    topic_partition, timeout_ms=100, max_records=1
-                ):
-                    records += _records(partition, polled[topic_partition])
-            except UNDECODABLE:
-                # The failed reading has ended; asking again moves the position on to the culprit.
-                await consumer.getmany(topic_partition, timeout_ms=0, max_records=1)
-                position = await consumer.position(topic_partition)
-                batch, next_offset = await read_undecodable(consumer, partition, position)
-                records += batch
-                consumer.seek(topic_partition, next_offset)
-            if records:
-                self._positions[partition] = records[-1].offset + 1
-        return found
 
     async def committed(self, partition: Partition) -> int | None:
         """Return the group's committed offset, asked of the broker (rule 2)."""
@@ -209,40 +175,51 @@ class KafkaLog:
             await probe.stop()
         return {Partition(*p): (first[p], end[p]) for p in wanted}
 
-    async def read(self, starts: Mapping[Partition, int]) -> AsyncIterator[Sequence[Record]]:
-        """Yield the committed records from each start to the end as it is now.
+    async def read(
+        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        """Yield the committed records from each start to its end, or to the end as it is now.
 
         Raises:
             LogError: an open transaction kept the end out of reach until after its timeout.
         """
-        ends = {p: end for p, (_, end) in (await self.bounds(starts)).items() if end > starts[p]}
-        if not ends:
+        wanted = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
+        for partition, end in (ends or {}).items():
+            wanted[partition] = min(end, wanted[partition])
+        wanted = {p: end for p, end in wanted.items() if end > starts[p]}
+        if not wanted:
             return
         reader = AIOKafkaConsumer(
             **consumer_options(self._settings), max_partition_fetch_bytes=READ_FETCH_BYTES
         )
-        reader.assign([TopicPartition(*p) for p in ends])
+        reader.assign([TopicPartition(*p) for p in wanted])
         await reader.start()
         try:
-            for partition in ends:
+            for partition in wanted:
                 reader.seek(TopicPartition(*partition), starts[partition])
-            async for records in self._read_to(reader, ends):
+            async for records in self._read_to(reader, dict(starts), wanted):
                 yield records
         finally:
             await reader.stop()
 
     async def _read_to(
-        self, reader: AIOKafkaConsumer, ends: Mapping[Partition, int]
+        self,
+        reader: AIOKafkaConsumer,
+        positions: dict[Partition, int],
+        ends: Mapping[Partition, int],
     ) -> AsyncIterator[Sequence[Record]]:
         loop = asyncio.get_running_loop()
         patience_s = 3 * self._settings.transaction_timeout_ms / 1000
         last_progress = loop.time()
         behind = dict(ends)
         while behind:
-            polled = await reader.getmany(timeout_ms=50, max_records=5000)
-            for partition, records in polled.items():
-                yield _records(Partition(*partition), records)
-                last_progress = loop.time()
+            # Of these only: what is left in the buffer of one that is read to its end is not.
+            wanted = [TopicPartition(*p) for p in behind]
+            for partition, records in (await _read_some(reader, wanted, positions)).items():
+                if records:
+                    yield [r for r in records if r.offset < ends[partition]]
+                    positions[partition] = records[-1].offset + 1
+                    last_progress = loop.time()
             # position() moves past control records, which are never returned.
             for partition in list(behind):
                 if await reader.position(TopicPartition(*partition)) >= behind[partition]:
@@ -269,7 +246,7 @@ class KafkaLog:
                     continue
                 reader.seek(topic_partition, offset)
                 polled = await reader.getmany(topic_partition, timeout_ms=5000)
-                for record in _records(partition, polled.get(topic_partition, ())):
+                for record in records_of(partition, polled.get(topic_partition, ())):
                     found[record.offset] = record
                     position = record.offset + 1
         finally:
@@ -304,5 +281,13 @@ class KafkaLog:
         return KafkaWriter(producer)
 
 
-def _records(partition: Partition, records: Sequence[Any]) -> list[Record]:
-    return [Record(partition, r.offset, r.key, r.value, r.headers, r.timestamp) for r in records]
+async def _read_some(
+    reader: AIOKafkaConsumer,
+    wanted: Sequence[TopicPartition],
+    positions: dict[Partition, int],
+) -> Mapping[Partition, Sequence[Record]]:
+    try:
+        polled = await reader.getmany(*wanted, timeout_ms=50, max_records=READ_RECORDS_MAX)
+    except UNDECODABLE:
+        return await poll_past_undecodable(reader, wanted, positions)
+    return {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}

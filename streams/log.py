@@ -123,8 +123,13 @@ class Log(Protocol):
         """Return each partition's first offset and its end (the high watermark)."""
         ...
 
-    def read(self, starts: Mapping[Partition, int]) -> AsyncIterator[Sequence[Record]]:
-        """Yield the committed records from each start to the end as it is now."""
+    def read(
+        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        """Yield the committed records from each start to the end as it is now.
+
+        A partition that ``ends`` names is read to that offset, excluded, where it comes earlier.
+        """
         ...
 
     async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:

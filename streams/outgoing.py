@@ -127,22 +127,44 @@ class Scribe:
             trace_id=trace_id,
             metadata=request.metadata,
         )
-        evidence = Evidence(
-            request_id=request.id,
-            step="rejected",
-            at=now,
-            writer=self.writer,
-            source=source_of(record),
-            tenant=request.tenant,
-            task=request.task,
-            model=request.model,
-            trace_id=trace_id,
-            policy_version=self.policy_version,
-            fleet_version=self.fleet_version,
-            reason=code,
-            message=message,
+        evidence = self._unprofiled(record, request, "rejected", code, message, now)
+        return Effect(record, [self.result(result), evidence])
+
+    def duplicate(
+        self, record: Record, request: InferenceRequest, first_offset: int, now: float
+    ) -> Effect:
+        """Return the evidence of a request whose id came before, at ``first_offset``; no result."""
+        topic, partition = record.partition
+        message = f"the first request of this id is {topic}/{partition}@{first_offset}"
+        evidence = self._unprofiled(record, request, "duplicate", "same_id", message, now)
+        return Effect(record, [evidence])
+
+    def _unprofiled(
+        self,
+        record: Record,
+        request: InferenceRequest,
+        step: Step,
+        reason: str,
+        message: str,
+        now: float,
+    ) -> Outgoing:
+        return self._evidence(
+            Evidence(
+                request_id=request.id,
+                step=step,
+                at=now,
+                writer=self.writer,
+                source=source_of(record),
+                tenant=request.tenant,
+                task=request.task,
+                model=request.model,
+                trace_id=h.trace_id(record.headers),
+                policy_version=self.policy_version,
+                fleet_version=self.fleet_version,
+                reason=reason,
+                message=message,
+            )
         )
-        return Effect(record, [self.result(result), self._evidence(evidence)])
 
     def dead_letter(
         self, record: Record, error: Exception, *, stage: str, reason: str, now: float

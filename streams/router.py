@@ -1,6 +1,7 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -8,10 +9,12 @@ from policies import Decision, Situation, UnservableError, decide, decided_tags,
 from streams.clock import Clock
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe
+from streams.recent_ids import RecentIds
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
 from topics import (
     BadRecordError,
+    InferenceRequest,
     Placement,
     Profile,
     Progress,
@@ -46,6 +49,7 @@ class Router:
         telemetry: Telemetry,
         *,
         request_bytes_max: int,
+        duplicate_window_records: int,
     ) -> None:
         self._situation = situation
         self._scribe = scribe
@@ -53,6 +57,8 @@ class Router:
         self._clock = clock
         self._telemetry = telemetry
         self._request_bytes_max = request_bytes_max
+        self._duplicate_window_records = duplicate_window_records
+        self._recent: dict[Partition, RecentIds] = {}
 
     @property
     def group(self) -> str:
@@ -65,10 +71,24 @@ class Router:
         return (self._catalogue.requests, self._catalogue.reroutes)
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Nothing to rebuild: a decision depends on the request and the fleet view."""
+        """Read back what ids came last; a decision depends on nothing else that came before."""
+        if partition.topic != self._catalogue.requests or not self._duplicate_window_records:
+            return
+        recent = self._recent[partition] = RecentIds(self._duplicate_window_records)
+        if progress is None:
+            return
+        first, _ = (await log.bounds([partition]))[partition]
+        start = max(first, progress.next_offset - self._duplicate_window_records)
+        async for records in log.read({partition: start}, {partition: progress.next_offset}):
+            for record in records:
+                # What is no request was no first one either.
+                with suppress(BadRecordError):
+                    recent.seen(self._read(record).id, record.offset)
+            recent.keep()
 
     def forget(self, partition: Partition) -> None:
-        """Nothing to forget."""
+        """Drop the ids of a partition that is another's."""
+        self._recent.pop(partition, None)
 
     def wants(self, partition: Partition) -> bool:
         """Whatever is polled is decided on at once; nothing piles up."""
@@ -79,7 +99,10 @@ class Router:
         return float("inf")
 
     def done(self, partition: Partition, work: Work) -> None:
-        """Nothing is kept."""
+        """The ids of what was routed are known from now on."""
+        recent = self._recent.get(partition)
+        if recent is not None:
+            recent.keep()
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
         """Return each record's effect."""
@@ -87,6 +110,9 @@ class Router:
             return None
         now = self._clock.now()
         self._situation.view.prune(now)
+        recent = self._recent.get(partition)
+        if recent is not None:
+            recent.drop()
         return Work(
             Progress(records[-1].offset + 1),
             [self._route(record, now) for record in records],
@@ -115,15 +141,22 @@ class Router:
                 record, error, stage=error.stage, reason=error.reason, now=now
             )
 
-    def _route_new(self, record: Record, now: float) -> Effect:
+    def _read(self, record: Record) -> InferenceRequest:
         unreadable = h.find(record.headers, h.UNREADABLE)
         if unreadable is not None:
             raise BadRecordError("decode", "header_not_utf8", unreadable.decode())
-        request = parse_request(
+        return parse_request(
             record.value,
             bytes_max=self._request_bytes_max,
             default_id=h.cloud_event_id(record.headers),
         )
+
+    def _route_new(self, record: Record, now: float) -> Effect:
+        request = self._read(record)
+        recent = self._recent.get(record.partition)
+        first = None if recent is None else recent.seen(request.id, record.offset)
+        if first is not None:
+            return self._scribe.duplicate(record, request, first, now)
         try:
             tagged = tag(
                 request,

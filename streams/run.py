@@ -62,7 +62,14 @@ def run_router(settings: Settings) -> NoReturn:
     scribe = Scribe(
         Catalogue(settings), f"router/{settings.instance}", policy.version, options.version
     )
-    router = Router(shared, scribe, clock, telemetry, request_bytes_max=settings.request_bytes_max)
+    router = Router(
+        shared,
+        scribe,
+        clock,
+        telemetry,
+        request_bytes_max=settings.request_bytes_max,
+        duplicate_window_records=settings.duplicate_window_records,
+    )
     batcher = Batcher(
         shared,
         scribe,

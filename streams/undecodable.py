@@ -6,9 +6,11 @@ for ever. So that batch, and no other, is fetched and decoded here with aiokafka
 lenient about names. It needs parts of aiokafka that are not public (tests/test_undecodable.py).
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CorruptRecordException
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
@@ -17,6 +19,10 @@ from streams.log import LogError, Partition, Record
 from topics import headers as h
 from topics.catalogue import OUTPUT_BYTES_MAX
 
+# What the client raises, by its C and by its Python parser.
+UNDECODABLE = (UnicodeDecodeError, CorruptRecordException)
+# Most records taken one at a time from a partition before the others have their turn.
+SINGLE_RECORDS_MAX = 1000
 READ_COMMITTED = 1
 WAIT_MS = 500
 
@@ -32,6 +38,49 @@ class _Lenient(bytearray):
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return super().decode(encoding, "backslashreplace")
+
+
+def records_of(partition: Partition, records: Sequence[Any]) -> list[Record]:
+    """Return what the client decoded as records."""
+    return [Record(partition, r.offset, r.key, r.value, r.headers, r.timestamp) for r in records]
+
+
+async def poll_past_undecodable(
+    consumer: AIOKafkaConsumer,
+    wanted: Collection[TopicPartition],
+    positions: dict[Partition, int],
+) -> dict[Partition, list[Record]]:
+    """Poll again, one record at a time, around a batch that the client can't decode.
+
+    The client has lost what it had decoded before it, so go back to ``positions``, where the last
+    records left off. They are brought up to date.
+
+    Raises:
+        LogError: as ``read_undecodable``.
+    """
+    found: dict[Partition, list[Record]] = {}
+    for topic_partition in wanted:
+        position = positions.get(Partition(*topic_partition))
+        if position is not None:
+            consumer.seek(topic_partition, position)
+    for topic_partition in wanted:
+        partition = Partition(*topic_partition)
+        records = found.setdefault(partition, [])
+        try:
+            while len(records) < SINGLE_RECORDS_MAX and (
+                polled := await consumer.getmany(topic_partition, timeout_ms=100, max_records=1)
+            ):
+                records += records_of(partition, polled[topic_partition])
+        except UNDECODABLE:
+            # The failed reading has ended; asking again moves the position on to the culprit.
+            await consumer.getmany(topic_partition, timeout_ms=0, max_records=1)
+            position = await consumer.position(topic_partition)
+            batch, next_offset = await read_undecodable(consumer, partition, position)
+            records += batch
+            consumer.seek(topic_partition, next_offset)
+        if records:
+            positions[partition] = records[-1].offset + 1
+    return found
 
 
 async def read_undecodable(

@@ -263,11 +263,14 @@ class MemoryLog:
         logs = self.cluster.logs
         return {p: (logs[p].first, logs[p].end) for p in partitions}
 
-    async def read(self, starts: Mapping[Partition, int]) -> AsyncIterator[Sequence[Record]]:
-        """Yield the committed records from each start to the end as it is now."""
-        ends = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
+    async def read(
+        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        """Yield the committed records from each start to its end, or the end as it is now."""
+        bounds = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
         waits = 0
-        for partition, end in ends.items():
+        for partition, last in bounds.items():
+            end = min(last, (ends or {}).get(partition, last))
             log, position = self.cluster.logs[partition], starts[partition]
             while position < end:
                 await self._call()

@@ -89,6 +89,22 @@ async def test_an_open_transaction_holds_back_readers_but_not_the_end() -> None:
     assert await soon(reading, "the end of the reading") == ["before", "open", "behind"]
 
 
+async def test_a_reading_stops_at_the_end_it_is_given_or_where_the_log_ends() -> None:
+    cluster = make_cluster()
+    log = await joined(cluster)
+    for value in ("a", "b", "c"):
+        cluster.publish(out(value))
+    cluster.publish(out("d", 1))
+
+    async def read(ends: dict[Partition, int]) -> list[str]:
+        found = [v async for rs in log.read({P0: 1, P1: 0}, ends) for v in values(rs)]
+        return sorted(found)
+
+    assert await read({}) == ["b", "c", "d"]
+    assert await read({P0: 2}) == ["b", "d"]
+    assert await read({P0: 99, P1: 0}) == ["b", "c"]
+
+
 async def test_a_reading_gives_up_on_a_transaction_that_never_ends() -> None:
     cluster = make_cluster()
     log = MemoryLog(cluster)

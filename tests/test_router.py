@@ -21,6 +21,7 @@ def make_router(yard: Yard) -> Router:
         yard.clock,
         yard.telemetry,
         request_bytes_max=yard.settings.request_bytes_max,
+        duplicate_window_records=yard.settings.duplicate_window_records,
     )
 
 

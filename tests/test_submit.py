@@ -27,10 +27,11 @@ from system import eventually
 from shunter.client import read_by_key
 from shunter.client_lines import check_lines, good_lines
 from shunter.console import UserError
-from topics import Catalogue, Settings, encode
+from topics import Catalogue, Evidence, Settings, Source, encode
 from topics import headers as h
 
 BYTES_MAX = 1024 * 1024
+START = 1_800_000_000.0
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,10 @@ async def published(settings: Settings) -> dict[str, bytes]:
 
 @asynccontextmanager
 async def answering(settings: Settings, ends: dict[str, Any]) -> AsyncIterator[None]:
-    """End each request that is published as ``ends`` says: a status, ``dead``, or not at all."""
+    """End each request that is published as ``ends`` says.
+
+    With a status, or as ``dead`` or ``duplicate``, or not at all.
+    """
     catalogue = Catalogue(settings)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.bootstrap_servers, auto_offset_reset="earliest"
@@ -81,6 +85,10 @@ async def answering(settings: Settings, ends: dict[str, Any]) -> AsyncIterator[N
                 await producer.send(
                     catalogue.dead_letters, record.value, key=record.key, headers=headers
                 )
+            elif end == "duplicate":
+                source = Source(catalogue.requests, record.partition, record.offset)
+                evidence = Evidence(name, "duplicate", START, "router/test", source)
+                await producer.send(catalogue.evidence, encode(evidence), key=record.key)
             elif end is not None:
                 value = encode(result(name, end))
                 await producer.send(catalogue.results, value, key=record.key)
@@ -196,6 +204,7 @@ class TestWaiting:
             "expired": 1,
             "rejected": 0,
             "cancelled": 0,
+            "duplicate": 0,
             "dead_lettered": 1,
             "missing": 0,
         }
@@ -204,6 +213,16 @@ class TestWaiting:
         assert {each["id"]: each["status"] for each in written} == {
             name: end for name, end in ends.items() if end != "dead"
         }
+
+    async def test_a_duplicate_is_not_waited_for(self, settings: Settings) -> None:
+        """The result of the first of its id may have come long before."""
+        ends = {"a": "completed", "b": "duplicate"}
+        lines = b"\n".join(map(request, ends))
+        async with answering(settings, ends):
+            outcome = await shunter("submit", "-", "--wait", "--json", stdin=lines)
+        assert outcome.exit_code == 0, outcome.output
+        counts = json.loads(outcome.stdout)
+        assert (counts["completed"], counts["duplicate"], counts["missing"]) == (1, 1, 0)
 
     async def test_what_is_missing_at_the_timeout_is_counted_and_fails(
         self, settings: Settings

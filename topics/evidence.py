@@ -16,6 +16,7 @@ Step = Literal[
     "failed",
     "expired",
     "rejected",
+    "duplicate",
     "dead_lettered",
 ]
 

@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """Most records that one poll takes; an urgent one waits for those before it in its poll."""
     poll_s_max: float = Field(default=0.1, gt=0, le=5)
     """Longest that a poll waits for records; a rebalance waits no longer than this for the loop."""
+    duplicate_window_records: int = Field(default=100_000, ge=0, le=10_000_000)
+    """Records of an ingest partition among which an id is served once; 0 serves each."""
     held_payload_bytes_max: int = Field(default=256 * MIB, ge=0)
     """Most payload bytes that a batcher keeps in memory; more are re-read from the log."""
     held_records_max: int = Field(default=1_000_000, ge=1)

@@ -50,8 +50,8 @@ def submit(
     """Publish requests: one a line, native or as in an OpenAI Batch file, each as it stands.
 
     Where a line is bad, each bad one is named and nothing is published, unless --skip-bad.
-    With --wait the exit code is 1 when a request has neither result nor dead letter at the
-    timeout; a request that failed has a result, so it counts as ended.
+    With --wait the exit code is 1 when a request has no end at the timeout: no result, no dead
+    letter, and none of its id came before, which would make it a duplicate that is not served.
 
     Example: shunter submit requests.jsonl --wait --timeout 600 --output results.jsonl
     """
@@ -139,8 +139,9 @@ async def _publish_and_follow(
     sink: BinaryIO | None,
 ) -> None:
     catalogue = Catalogue(settings)
+    topics = [catalogue.results, catalogue.dead_letters, catalogue.evidence]
     # Standing at the end before anything is published, no result can be missed.
-    async with tail(settings, [catalogue.results, catalogue.dead_letters]) as reader:
+    async with tail(settings, topics) as reader:
         await _publish_only(settings, lines, checked)
         with _progress("ended", tally.submitted) as advance:
             shown = 0
@@ -175,7 +176,8 @@ def _tell_published(checked: Checked, settings: Settings, *, as_json: bool) -> N
 def _tell_tally(tally: Tally, checked: Checked, *, as_json: bool) -> None:
     counts = {"submitted": tally.submitted, "skipped": len(checked.bad)}
     counts |= {status: tally.statuses[status] for status in STATUSES}
-    counts |= {"dead_lettered": len(tally.dead_letters), "missing": len(tally.waiting)}
+    counts |= {"duplicate": len(tally.duplicates), "dead_lettered": len(tally.dead_letters)}
+    counts |= {"missing": len(tally.waiting)}
     if as_json:
         typer.echo(orjson.dumps(counts).decode())
     else:

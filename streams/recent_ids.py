@@ -1,0 +1,76 @@
+"""The request ids of the last records of an ingest partition, by which duplicates are known.
+
+Whether a record is a duplicate depends on the records before it alone, so that a new owner who
+reads those back decides as its predecessor did: a request is a duplicate if one of its id stands at
+most ``records_max`` offsets before it, itself a duplicate or not.
+"""
+
+from hashlib import blake2b
+
+# Long enough that nobody can find an id that would pass for another's.
+DIGEST_BYTES = 16
+
+
+class RecentIds:
+    """The ids of one partition. What ``seen`` learns counts for good only after ``keep``."""
+
+    def __init__(self, records_max: int) -> None:
+        self._records_max = records_max
+        # The offset where each id was seen last, oldest first; and where it was seen first, for
+        # ids that were seen more than once.
+        self._last: dict[bytes, int] = {}
+        self._first: dict[bytes, int] = {}
+        self._new: dict[bytes, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def seen(self, request_id: str, offset: int) -> int | None:
+        """Take note of a request, and return the offset of the first of its id, None if new.
+
+        Offsets ascend from call to call.
+        """
+        digest = blake2b(request_id.encode(), digest_size=DIGEST_BYTES).digest()
+        first = self._known(digest, offset)
+        self._new.pop(digest, None)
+        self._new[digest] = (offset if first is None else first, offset)
+        return first
+
+    def keep(self) -> None:
+        """Remember what was seen since the last call, and forget what is too long ago."""
+        for digest, (first, last) in self._new.items():
+            self._last.pop(digest, None)
+            self._last[digest] = last
+            if first == last:
+                self._first.pop(digest, None)
+            else:
+                self._first[digest] = first
+        if self._new:
+            newest = next(reversed(self._last.values()))
+            self._evict(newest + 1 - self._records_max)
+        self._new.clear()
+
+    def drop(self) -> None:
+        """Unlearn what was seen since ``keep``."""
+        self._new.clear()
+
+    def _known(self, digest: bytes, offset: int) -> int | None:
+        oldest = offset - self._records_max
+        new = self._new.get(digest)
+        if new is not None:
+            first, last = new
+            return first if last >= oldest else None
+        last_kept = self._last.get(digest)
+        if last_kept is None or last_kept < oldest:
+            return None
+        return self._first.get(digest, last_kept)
+
+    def _evict(self, oldest: int) -> None:
+        gone = []
+        for digest, last in self._last.items():
+            if last >= oldest:
+                break
+            gone.append(digest)
+        for digest in gone:
+            del self._last[digest]
+            self._first.pop(digest, None)

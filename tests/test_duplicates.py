@@ -1,0 +1,238 @@
+"""A request that a client publishes twice is served once, whoever owns the partition by then."""
+
+import random
+from typing import Any
+
+import orjson
+import pytest
+from memory_log import Crash, MemoryLog, ProcessKilledError
+from stream_cases import Yard, drain, keys, make_transactor, request
+
+from streams import Outgoing, Partition, Router, Transactor
+from streams.recent_ids import RecentIds
+from topics import headers as h
+
+WINDOW = 100
+
+
+def make_router(yard: Yard, window_records: int = WINDOW) -> Router:
+    return Router(
+        yard.situation(),
+        yard.scribe(),
+        yard.clock,
+        yard.telemetry,
+        request_bytes_max=yard.settings.request_bytes_max,
+        duplicate_window_records=window_records,
+    )
+
+
+async def take_over(yard: Yard, window_records: int = WINDOW) -> Transactor:
+    """Return a new router that has all partitions; whoever had them is gone."""
+    yard.cluster.members.clear()
+    return await yard.run(make_router(yard, window_records))
+
+
+def served(yard: Yard) -> list[str]:
+    """Return what was sent to a pool, each as often as it was sent."""
+    return keys(yard.lane("premium-eu", "direct"))
+
+
+def duplicates(yard: Yard) -> list[tuple[str, int]]:
+    return [(e.request_id, e.source.offset) for e in yard.evidence("duplicate")]
+
+
+async def test_of_two_in_one_poll_the_first_is_served_and_the_second_evidenced() -> None:
+    yard = Yard()
+    for name in ("a", "b", "a"):
+        yard.publish(0, id=name)
+    await drain(await take_over(yard))
+    assert served(yard) == ["a", "b"]
+    (evidence,) = yard.evidence("duplicate")
+    assert (evidence.request_id, evidence.source.offset) == ("a", 2)
+    assert evidence.reason == "same_id"
+    assert f"{yard.catalogue.requests}/0@0" in (evidence.message or "")
+    assert (evidence.tenant, evidence.model) == ("default", "yard-8b")
+    assert not yard.results()
+    assert not yard.dead_letters()
+
+
+async def test_of_two_in_different_polls_the_first_is_served() -> None:
+    yard = Yard()
+    yard.publish(0, id="a")
+    transactor = await take_over(yard)
+    await drain(transactor)
+    for _ in range(2):
+        yard.publish(0, id="a")
+        await drain(transactor)
+    assert served(yard) == ["a"]
+    assert duplicates(yard) == [("a", 1), ("a", 2)]
+    # Each names the one that was served, not the duplicate before it.
+    assert all((e.message or "").endswith("@0") for e in yard.evidence("duplicate"))
+
+
+@pytest.mark.parametrize("kind", ["rejected", "held"])
+async def test_whatever_became_of_the_first_a_second_has_no_result(kind: str) -> None:
+    fields: dict[str, Any] = {"rejected": {"task": "knitting"}, "held": {"task": "summarization"}}
+    yard = Yard()
+    for _ in range(2):
+        yard.publish(0, id="a", **fields[kind])
+    await drain(await take_over(yard))
+    assert [e.step for e in yard.evidence()] == [kind, "duplicate"]
+    assert len(yard.results()) == (kind == "rejected")
+
+
+async def test_a_new_owner_knows_the_ids_of_its_predecessor() -> None:
+    yard = Yard()
+    yard.publish(0, id="a")
+    yard.publish(1, id="b")
+    await drain(await take_over(yard))
+    yard.publish(0, id="a")
+    yard.publish(1, id="b")
+    # Ids of another partition are not known: a window is that of one partition.
+    yard.publish(1, id="a")
+    await drain(await take_over(yard))
+    assert sorted(served(yard)) == ["a", "a", "b"]
+    assert sorted(duplicates(yard)) == [("a", 1), ("b", 1)]
+
+
+async def test_an_owner_that_gave_a_partition_up_forgets_its_ids() -> None:
+    yard = Yard()
+    yard.publish(0, id="a")
+    router = make_router(yard)
+    await drain(await yard.run(router))
+    partition = Partition(yard.catalogue.requests, 0)
+    assert len(router._recent[partition]) == 1
+    await yard.cluster.assign(router.group, {})
+    assert not router._recent
+
+
+async def test_what_lies_before_the_window_is_forgotten_alike_with_and_without_a_takeover() -> None:
+    for is_taken_over in (False, True):
+        yard = Yard()
+        for name in ("a", "b", "c", "d"):
+            yard.publish(0, id=name)
+        transactor = await take_over(yard, 3)
+        await drain(transactor)
+        # "b" stands three records before it, "a" four before its own.
+        for name in ("b", "a"):
+            yard.publish(0, id=name)
+        if is_taken_over:
+            transactor = await take_over(yard, 3)
+        await drain(transactor)
+        assert served(yard) == ["a", "b", "c", "d", "a"], is_taken_over
+        assert duplicates(yard) == [("b", 4)], is_taken_over
+
+
+async def test_a_window_of_none_serves_each() -> None:
+    yard = Yard()
+    for _ in range(2):
+        yard.publish(0, id="a")
+    await drain(await take_over(yard, 0))
+    assert served(yard) == ["a", "a"]
+    assert not duplicates(yard)
+
+
+@pytest.mark.parametrize("point", ["begin", "append", "commit", "committed"])
+async def test_a_transaction_that_was_aborted_leaves_no_id_behind(point: Any) -> None:
+    """The first is served exactly once, whether or not the one who saw it lived to commit it."""
+    yard = Yard()
+    yard.publish(0, id="a")
+    yard.publish(0, id="a")
+    yard.cluster.crash = Crash(point)
+    with pytest.raises(ProcessKilledError):
+        await drain(await take_over(yard))
+    await drain(await take_over(yard))
+    assert served(yard) == ["a"]
+    assert duplicates(yard) == [("a", 1)]
+
+
+async def test_a_request_that_the_log_refuses_is_the_first_of_its_id_all_the_same() -> None:
+    yard = Yard()
+    lane = yard.catalogue.pool_lane("premium-eu", "direct")
+    yard.cluster.refuse = lambda record: record.topic == lane
+    yard.publish(0, id="a")
+    transactor = await take_over(yard)
+    await drain(transactor)
+    yard.publish(0, id="a")
+    await drain(transactor)
+    # It has its one result: it failed.
+    assert yard.results()["a"].status == "failed"
+    assert duplicates(yard) == [("a", 1)]
+
+
+BAD: dict[str, tuple[bytes, list[tuple[str, bytes]]]] = {
+    "a misspelt constraint": (orjson.dumps(request(id="a", constraints={"region": []})), []),
+    "an unreadable header": (orjson.dumps(request(id="a")), [(h.UNREADABLE, b"not UTF-8")]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("is_taken_over", [False, True])
+async def test_what_was_no_request_can_be_mended_and_published_again(
+    kind: str, *, is_taken_over: bool
+) -> None:
+    value, headers = BAD[kind]
+    yard = Yard()
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, b"a", value, headers, 0))
+    transactor = await take_over(yard)
+    await drain(transactor)
+    yard.publish(0, id="a")
+    if is_taken_over:
+        transactor = await take_over(yard)
+    await drain(transactor)
+    assert len(yard.dead_letters()) == 1
+    assert served(yard) == ["a"]
+    assert not duplicates(yard)
+
+
+async def test_a_read_back_stops_where_routing_goes_on() -> None:
+    """What the predecessor did not come to is new, though it stands in the log already."""
+    yard = Yard()
+    for n in range(30):
+        yard.publish(0, id=f"c{n}")
+    router = make_router(yard, 10)
+    log = MemoryLog(yard.cluster)
+    first = make_transactor(log, router, yard.catalogue.progress, records_max=20)
+    await first.start()
+    await yard.cluster.rebalance(router.group)
+    await first.step()
+    assert len(served(yard)) == 20
+    yard.cluster.trim(Partition(yard.catalogue.requests, 0), 15)
+    await drain(await take_over(yard, 10))
+    assert served(yard) == [f"c{n}" for n in range(30)]
+    assert not duplicates(yard)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_read_back_ids_decide_as_those_that_were_there_all_along(seed: int) -> None:
+    rng = random.Random(seed)
+    window = rng.randint(1, 12)
+    offset, log, known = 0, [], RecentIds(window)
+    for _ in range(300):
+        offset += rng.choice([1, 1, 1, 2, 5])
+        name = f"r{rng.randint(0, 15)}"
+        before = {o: n for o, n in log if offset - window <= o}
+        restored = RecentIds(window)
+        for o, n in before.items():
+            restored.seen(n, o)
+            if rng.random() < 0.3:
+                restored.keep()
+        is_duplicate = name in before.values()
+        assert (known.seen(name, offset) is not None) is is_duplicate
+        assert (restored.seen(name, offset) is not None) is is_duplicate
+        log.append((offset, name))
+        if rng.random() < 0.5:
+            known.keep()
+            assert len(known) <= window
+
+
+def test_what_is_dropped_was_never_seen() -> None:
+    ids = RecentIds(10)
+    assert ids.seen("a", 0) is None
+    ids.drop()
+    ids.keep()
+    assert ids.seen("a", 0) is None
+    ids.keep()
+    assert ids.seen("a", 5) == 0
+    ids.drop()
+    assert ids.seen("a", 11) is None
