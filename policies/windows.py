@@ -1,7 +1,7 @@
 """Batch windows: which held requests to release, when, together. Time is passed in."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,10 +59,10 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """A member whose time is over, and which limit ended it."""
+    """A member that waits no longer, though no pool gets it, and why."""
 
     member: Member
-    reason: Literal["deadline_passed", "pool_unavailable", "refused"]
+    reason: Literal["deadline_passed", "pool_unavailable", "refused", "cancelled"]
 
 
 # A group is looked at no more often than this while nothing happens to it.
@@ -95,6 +95,11 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    def find(self, request_id: str) -> Member | None:
+        """Return the member of this id; None if it isn't held."""
+        group = self._groups.get(request_id)
+        return None if group is None else self._windows[group].members[request_id]
 
     def members(self) -> Iterable[Member]:
         """Return every member held, group by group."""
@@ -129,7 +134,9 @@ class Windows:
         """Return when a group must be looked at next, epoch seconds; inf when none is held."""
         return min((window.due_at for window in self._windows.values()), default=math.inf)
 
-    def due(self, now: float, target_of: TargetOf) -> Iterator[Release | GivenUp]:
+    def due(
+        self, now: float, target_of: TargetOf, without: Container[str] = ()
+    ) -> Iterator[Release | GivenUp]:
         """Yield what to release and what to give up now.
 
         Nothing is removed by this: the caller removes what it has committed. It may stop early;
@@ -139,12 +146,15 @@ class Windows:
             now: epoch seconds.
             target_of: where these members (in the order they would go) would go now, None where
                 no pool can take them. Asked again after each release, so that it can count it.
+            without: ids of members that are passed over, since they end otherwise.
         """
         for window in list(self._windows.values()):
             if window.due_at > now:
                 continue
             waiting = []
             for member in in_turn(window.members.values()):
+                if member.profile.id in without:
+                    continue
                 if member.profile.deadline <= now:
                     yield GivenUp(member, "deadline_passed")
                 else:

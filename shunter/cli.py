@@ -7,6 +7,7 @@ import typer
 from policies import DeclarationError
 from shunter.commands.audit import audit
 from shunter.commands.broker import broker
+from shunter.commands.cancel import cancel
 from shunter.commands.demo import demo
 from shunter.commands.policy import policy
 from shunter.commands.results import results
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, broker, router, worker, submit, results):
+for command in (demo, broker, router, worker, submit, cancel, results):
     app.command()(command)
 for group in (topics, policy, audit):
     app.add_typer(group)

@@ -60,7 +60,7 @@ async def publish(
         UserError: Kafka refuses a request, or does not acknowledge; those before it are published.
     """
     topic = Catalogue(settings).requests
-    async with _producer(settings) as producer:
+    async with producer_of(settings) as producer:
         batch: list[tuple[int, asyncio.Future[object]]] = []
         for number, name, value in requests:
             try:
@@ -79,7 +79,8 @@ async def publish(
 
 
 @contextlib.asynccontextmanager
-async def _producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+async def producer_of(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """Give a producer for what clients publish."""
     producer = AIOKafkaProducer(
         **settings.kafka_options(),
         acks="all",

@@ -21,6 +21,8 @@ STYLES = {
     "executed": "green",
     "fell_back": "magenta",
     "duplicate": "yellow",
+    "cancel_requested": "yellow",
+    "cancelled": "yellow",
 }
 BAD_STYLE = "red"
 # What a reason code says, where its name alone doesn't.
@@ -36,6 +38,7 @@ IN_WORDS = {
     "pool_unavailable": "no pool that may serve it has a live worker",
     "deadline_passed": "its deadline passed",
     "no_pool": "no pool may serve it",
+    "cancelled": "the client did not want it any more",
     "same_id": "a request of this id came before; this one is not served",
     "unknown_model": "the fleet does not declare the model",
 }

@@ -5,6 +5,8 @@ telemetry. Does not: why a request goes somewhere (``policies``), or what runs i
 """
 
 from streams.batcher import Batcher
+from streams.cancellations import CancellationFollower, Cancellations, message_of
+from streams.canceller import Canceller
 from streams.clock import Clock, SystemClock
 from streams.kafka import KafkaLog
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
@@ -17,6 +19,9 @@ from streams.transactor import Transactor
 
 __all__ = [
     "Batcher",
+    "CancellationFollower",
+    "Cancellations",
+    "Canceller",
     "Clock",
     "Effect",
     "KafkaLog",
@@ -33,5 +38,6 @@ __all__ = [
     "Transactor",
     "Work",
     "Writer",
+    "message_of",
     "run_router",
 ]

@@ -7,11 +7,13 @@ reads it from the beginning and knows exactly what is held.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 from zlib import crc32
 
 from policies import GivenUp, Member, Release, Situation, Target, Windows, find_target
 from policies.groups import group_of
+from streams.cancellations import Cancellations, message_of
 from streams.clock import Clock
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe
@@ -26,13 +28,14 @@ RELEASED_MAX = 1000
 # A partition's committed offset is only for lag tools, and moves no more often than this.
 COMMIT_EVERY_S = 1.0
 
-_Ending = Literal["expired", "rejected", "failed"]
+_Ending = Literal["expired", "rejected", "failed", "cancelled"]
 _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
     "deadline_passed": ("expired", "the deadline passed while the request waited"),
     "pool_unavailable": (
         "rejected",
         "no pool that may serve this request had a live worker in time",
     ),
+    "cancelled": ("cancelled", message_of(None)),
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
 }
 
@@ -48,6 +51,8 @@ class _Held:
     committed_offset: int = 0
     committed_at: float = 0.0
     unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+    """Of what is held, the ids that a client cancelled."""
 
 
 class Batcher:
@@ -59,6 +64,7 @@ class Batcher:
         scribe: Scribe,
         clock: Clock,
         telemetry: Telemetry,
+        cancellations: Cancellations,
         *,
         held_records_max: int,
         held_payload_bytes_max: int,
@@ -68,6 +74,8 @@ class Batcher:
         self._catalogue = scribe.catalogue
         self._clock = clock
         self._telemetry = telemetry
+        self._cancellations = cancellations
+        cancellations.tell(self._cancel)
         self._held_records_max = held_records_max
         self._room = Room(held_payload_bytes_max)
         self._log: Log | None = None
@@ -101,12 +109,13 @@ class Batcher:
         )
         first, end = (await log.bounds([partition]))[partition]
         held.next_offset = first
+        # Known before it is read, so that no cancellation that comes meanwhile is missed.
+        self._partitions[partition] = held
         async for records in log.read({partition: first}):
             for record in records:
                 self._take(held, record)
         held.next_offset = max(held.next_offset, end)
         self._log = log
-        self._partitions[partition] = held
         return held.next_offset
 
     def forget(self, partition: Partition) -> None:
@@ -120,7 +129,9 @@ class Batcher:
         return sum(len(held.windows) for held in self._partitions.values()) < self._held_records_max
 
     def idle_s(self) -> float:
-        """Return the time until a window is due."""
+        """Return the time until a window is due, or none where a request was cancelled."""
+        if any(held.cancelled for held in self._partitions.values()):
+            return 0.0
         due_at = min(
             (held.windows.next_due_at() for held in self._partitions.values()),
             default=float("inf"),
@@ -136,7 +147,7 @@ class Batcher:
         work = Work(Progress(held.next_offset))
         for record, error in held.unreadable.values():
             work.effects.append(self._unreadable(record, error, now))
-        if held.windows.next_due_at() <= now:
+        if held.cancelled or held.windows.next_due_at() <= now:
             work.effects += await self._due(partition, held, now)
         if not work.effects and not self._wants_commit(held, now):
             return None
@@ -193,17 +204,34 @@ class Batcher:
         group = group_of(profile, self._situation.policy.windows.length_buckets_tokens)
         held.windows.add(Member(profile, group, held_at, record.offset))
         held.payloads.add(profile.id, record)
+        if self._cancellations.find(profile.id) is not None:
+            held.cancelled.add(profile.id)
+
+    def _cancel(self, request_id: str) -> None:
+        """Remember to end a request, if it is held here."""
+        for held in self._partitions.values():
+            if held.windows.find(request_id) is not None:
+                held.cancelled.add(request_id)
 
     @staticmethod
     def _drop(held: _Held, request_id: str) -> None:
         held.windows.remove(request_id)
         held.payloads.remove(request_id)
+        held.cancelled.discard(request_id)
 
     async def _due(self, partition: Partition, held: _Held, now: float) -> list[Effect]:
         self._situation.view.prune(now)
-        ends: list[Release | GivenUp] = []
-        released = 0
-        for end in held.windows.due(now, lambda members: self._target(members, now)):
+        ends: list[Release | GivenUp] = [
+            GivenUp(member, "cancelled")
+            for request_id in islice(sorted(held.cancelled), RELEASED_MAX)
+            if (member := held.windows.find(request_id)) is not None
+        ]
+        released = len(ends)
+
+        def target(members: Sequence[Member]) -> Target | None:
+            return find_target(members, self._situation, now)
+
+        for end in held.windows.due(now, target, without=held.cancelled):
             ends.append(end)
             released += len(_members(end))
             if isinstance(end, Release):
@@ -221,9 +249,6 @@ class Batcher:
             else self._give_up(held, end, now)
             for end in ends
         ]
-
-    def _target(self, members: Sequence[Member], now: float) -> Target | None:
-        return find_target(members, self._situation, now)
 
     def _release(self, held: _Held, release: Release, now: float) -> Effect:
         target = release.target
@@ -303,6 +328,8 @@ class Batcher:
         profile = end.member.profile
         source = held.payloads.record(profile.id)
         status, message = _GIVEN_UP[end.reason]
+        if end.reason == "cancelled":
+            message = message_of(self._cancellations.find(profile.id))
         error = ResultError(end.reason, message)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._scribe.step(

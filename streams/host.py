@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import faust
 from mode import Service, Worker
 
-from streams.fleet_follower import FleetFollower
+from streams.follower import TopicFollower
 from streams.logs import set_up_logging
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
@@ -70,16 +70,16 @@ class StageService(Service):  # type: ignore[misc]
 
 
 class FollowerService(Service):  # type: ignore[misc]
-    """Keeps the fleet view up to date."""
+    """Keeps up to date what a process knows of a topic."""
 
     mundane_level = "debug"
 
-    def __init__(self, follower: FleetFollower) -> None:
+    def __init__(self, follower: TopicFollower) -> None:
         super().__init__()
         self._follower = follower
 
     async def on_start(self) -> None:
-        """Learn what the fleet is like before anything is decided."""
+        """Learn what there is before anything is decided."""
         await self._follower.start()
 
     @Service.task  # type: ignore[untyped-decorator]

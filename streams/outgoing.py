@@ -139,6 +139,22 @@ class Scribe:
         evidence = self._unprofiled(record, request, "duplicate", "same_id", message, now)
         return Effect(record, [evidence])
 
+    def cancel_requested(
+        self, record: Record, request_id: str, reason: str | None, now: float
+    ) -> Outgoing:
+        """Return the evidence that a client wanted a request to be ended, known or not."""
+        return self._evidence(
+            Evidence(
+                request_id=request_id,
+                step="cancel_requested",
+                at=now,
+                writer=self.writer,
+                source=source_of(record),
+                trace_id=h.trace_id(record.headers),
+                message=reason,
+            )
+        )
+
     def _unprofiled(
         self,
         record: Record,

@@ -1,4 +1,4 @@
-"""`shunter router`, put together: router and batcher over one view of the fleet."""
+"""`shunter router`, put together: router, batcher and canceller over one view of the fleet."""
 
 import asyncio
 from collections.abc import Iterable
@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from policies import situation
 from streams.batcher import Batcher
+from streams.cancellations import CancellationFollower, Cancellations
+from streams.canceller import Canceller
 from streams.clock import SystemClock
 from streams.declarations import load_declarations
 from streams.fleet_follower import FleetFollower
@@ -62,6 +64,7 @@ def run_router(settings: Settings) -> NoReturn:
     scribe = Scribe(
         Catalogue(settings), f"router/{settings.instance}", policy.version, options.version
     )
+    cancellations = Cancellations(clock)
     router = Router(
         shared,
         scribe,
@@ -75,6 +78,7 @@ def run_router(settings: Settings) -> NoReturn:
         scribe,
         clock,
         telemetry,
+        cancellations,
         held_records_max=settings.held_records_max,
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
@@ -84,7 +88,9 @@ def run_router(settings: Settings) -> NoReturn:
         [
             TelemetryService(telemetry),
             FollowerService(FleetFollower(settings, shared.view)),
+            FollowerService(CancellationFollower(settings, cancellations)),
             StageService(transactor(settings, router), "router"),
             StageService(transactor(settings, batcher), "batcher"),
+            StageService(transactor(settings, Canceller(scribe, clock)), "canceller"),
         ],
     )

@@ -17,6 +17,7 @@ from click.testing import Result as Outcome
 from typer.testing import CliRunner
 
 from shunter.commands.audit import audit
+from shunter.commands.cancel import cancel
 from shunter.commands.results import results
 from shunter.commands.submit import submit
 from shunter.commands.topics import topics
@@ -78,6 +79,7 @@ CANDIDATES = (
 )
 
 app = typer.Typer()
+app.command()(cancel)
 app.command()(submit)
 app.command()(results)
 app.add_typer(topics)

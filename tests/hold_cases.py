@@ -23,6 +23,7 @@ def make_batcher(
         yard.scribe(),
         yard.clock,
         yard.telemetry,
+        yard.cancellations,
         held_records_max=held_records_max,
         held_payload_bytes_max=held_payload_bytes_max,
     )

@@ -9,7 +9,7 @@ from memory_log import MemoryCluster, MemoryLog
 
 from policies import Options, Policy, Situation, compile_options, parse_fleet, parse_policy, tag
 from policies import situation as new_situation
-from streams import Outgoing, Record, Scribe, Telemetry, Transactor
+from streams import Cancellations, Outgoing, Record, Scribe, Telemetry, Transactor
 from streams.stage import Stage
 from topics import (
     Catalogue,
@@ -146,6 +146,7 @@ class Yard:
         topics = self.catalogue.topics(self.options.by_pool)
         self.cluster = MemoryCluster({t.name: t.partitions for t in topics}, now=self.clock.now)
         self.telemetry = Telemetry(None)
+        self.cancellations = Cancellations(self.clock)
         self.live = set(self.options.by_pool if live is None else live)
 
     def situation(self) -> Situation:

@@ -235,3 +235,32 @@ def chat(request_id: str, **fields: Any) -> dict[str, Any]:
         "max_tokens": 64,
     }
     return {"id": request_id, "body": body} | fields
+
+
+# Only this client's Python parser can send a header name that is not UTF-8.
+_UNREADABLE = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+class NotText(str):
+    def encode(self, *_): return b"\\xff\\xfe"
+async def main(servers, topic, key, value):
+    async with AIOKafkaProducer(bootstrap_servers=servers) as producer:
+        await producer.send_and_wait(
+            topic, value.encode(), key=key.encode(), partition=0, headers=[(NotText("x"), b"v")])
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def publish_unreadable(system: System, topic: str, key: bytes, value: bytes) -> None:
+    """Publish a record to partition 0 that the Kafka client of Shunter can't decode."""
+    publisher = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _UNREADABLE,
+        system.bootstrap_servers,
+        topic,
+        key.decode(),
+        value.decode(),
+        env=os.environ | {"AIOKAFKA_NO_EXTENSIONS": "1"},
+    )
+    assert await publisher.wait() == 0

@@ -1,4 +1,4 @@
-"""`shunter topics`, `results` and `audit`: what they read and what they say."""
+"""`shunter topics`, `cancel`, `results` and `audit`: what they read and what they say."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from client_commands import (
 
 from shunter.client import partition_of, read_by_key
 from shunter.console import UserError
-from topics import Catalogue, Settings, encode
+from topics import Cancellation, Catalogue, Settings, encode, parse_cancellation
 
 FLEET = """\
 pools:
@@ -196,3 +196,17 @@ async def test_a_broker_that_is_not_there_is_one_message() -> None:
 async def test_the_help_of_each_command_has_an_example(command: str) -> None:
     outcome = await shunter(*command.split(), "--help")
     assert f"Example: shunter {command}" in outcome.output
+
+
+async def test_what_is_no_id_is_not_cancelled() -> None:
+    outcome = await shunter("cancel", "x" * 129)
+    assert isinstance(outcome.exception, UserError)
+    assert "129 characters" in str(outcome.exception)
+
+
+@pytest.mark.kafka
+async def test_a_cancellation_is_keyed_by_the_request(settings: Settings) -> None:
+    outcome = await shunter("cancel", "a", "--reason", "the user has left", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    (record,) = await read_by_key(settings, Catalogue(settings).cancellations, b"a")
+    assert parse_cancellation(record.key, record.value) == ("a", Cancellation("the user has left"))

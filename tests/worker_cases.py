@@ -92,6 +92,7 @@ def make_worker(yard: Yard, backend: ScriptedBackend, *, in_flight_max: int = 10
         scribe,
         Ending(scribe, yard.telemetry, yard.policy.attempts_max),
         yard.clock,
+        yard.cancellations,
         in_flight_max=in_flight_max,
     )
 

@@ -4,6 +4,7 @@ Belongs here: what two processes must agree on, and what creates and checks topi
 decision about a request (``policies``), any loop that moves one (``streams``, ``workers``).
 """
 
+from topics.cancellation import Cancellation, parse_cancellation
 from topics.catalogue import Catalogue, Topic
 from topics.codec import decode, encode
 from topics.errors import BadRecordError
@@ -19,6 +20,7 @@ from topics.status import PoolStatus, VariantStatus, status_key
 __all__ = [
     "BadRecordError",
     "Batch",
+    "Cancellation",
     "Candidate",
     "Catalogue",
     "Cost",
@@ -44,6 +46,7 @@ __all__ = [
     "decode",
     "duration_s",
     "encode",
+    "parse_cancellation",
     "parse_request",
     "progress_key",
     "status_key",

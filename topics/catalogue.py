@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from topics.cancellation import CANCELLATION_S, Cancellation
 from topics.evidence import Evidence
 from topics.progress import Progress
 from topics.request import InferenceRequest
@@ -64,6 +65,7 @@ class Catalogue:
         self.prefix = settings.topic_prefix
         self.requests = f"{self.prefix}.requests"
         self.reroutes = f"{self.prefix}.reroutes"
+        self.cancellations = f"{self.prefix}.cancellations"
         self.held = f"{self.prefix}.held"
         self.results = f"{self.prefix}.results"
         self.evidence = f"{self.prefix}.evidence"
@@ -98,6 +100,14 @@ class Catalogue:
             ),
             Topic(
                 self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
+            ),
+            Topic(
+                self.cancellations,
+                n,
+                "id of the request that is not wanted any more",
+                "none, or why",
+                Cancellation,
+                retention_ms=CANCELLATION_S * 1000,
             ),
             Topic(
                 self.held,

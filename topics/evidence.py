@@ -17,6 +17,8 @@ Step = Literal[
     "expired",
     "rejected",
     "duplicate",
+    "cancel_requested",
+    "cancelled",
     "dead_lettered",
 ]
 

@@ -16,6 +16,7 @@ from pydantic import (
 from topics.codec import check_unique_keys, cut, decode_json_object, describe
 from topics.errors import BadRecordError
 
+ID_CHARACTERS_MAX = 128
 TOKENS_MAX = 10_000_000
 # 2100-01-01: a larger epoch is a time in milliseconds or a mistake.
 EPOCH_S_MAX = 4_102_444_800
@@ -36,7 +37,7 @@ def _at_most_a_year(text: str) -> str:
     return text
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=ID_CHARACTERS_MAX)]
 Names = Annotated[list[Name], Field(max_length=64)]
 EpochSeconds = Annotated[float, Field(ge=0, le=EPOCH_S_MAX, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]

@@ -18,7 +18,7 @@ from topics import (
 from topics import headers as h
 from workers.backend import Call, CallError, Outcome
 
-Unanswered = Literal["failed", "expired"]
+Unanswered = Literal["failed", "expired", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,10 @@ class Ending:
         message = f"the deadline passed before a device of {task.option.pool} was free"
         error = ResultError("deadline_passed", message)
         return self._without_answer(task, "expired", error, now)
+
+    def cancelled(self, task: Task, message: str, now: float) -> Effect:
+        """Return result and evidence of a request that its client doesn't want any more."""
+        return self._without_answer(task, "cancelled", ResultError("cancelled", message), now)
 
     def failed(self, task: Task, error: CallError, now: float) -> Effect:
         """Return another try elsewhere, or the failure where there is none to make."""

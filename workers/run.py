@@ -6,9 +6,9 @@ from typing import NoReturn
 from mode import Service
 
 from policies import Option
-from streams import Clock, Scribe, SystemClock
+from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_declarations, load_fleet
-from streams.host import StageService, TelemetryService, run_app
+from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.run import check_topics, transactor
 from streams.telemetry import from_environment
 from topics import Catalogue, Settings
@@ -95,6 +95,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     scribe = Scribe(
         catalogue, f"worker/{pool}/{settings.instance}", policy.version, options.version
     )
+    cancellations = Cancellations(clock)
     worker = Worker(
         pool,
         served,
@@ -102,6 +103,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         scribe,
         Ending(scribe, telemetry, policy.attempts_max),
         clock,
+        cancellations,
         in_flight_max=settings.in_flight_max,
     )
     run_app(
@@ -110,6 +112,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         [
             TelemetryService(telemetry),
             BackendService(backend),
+            FollowerService(CancellationFollower(settings, cancellations)),
             DrainingService(worker, settings),
             Heartbeat(settings, served[0], worker, backend, clock, options.version),
         ],

@@ -13,7 +13,19 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from policies import Option
-from streams import Clock, Effect, Log, LogError, Outgoing, Partition, Record, Scribe, Work
+from streams import (
+    Cancellations,
+    Clock,
+    Effect,
+    Log,
+    LogError,
+    Outgoing,
+    Partition,
+    Record,
+    Scribe,
+    Work,
+    message_of,
+)
 from topics import BadRecordError, Placement, Profile, Progress, ResultError, parse_request
 from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
@@ -61,6 +73,7 @@ class Worker:
         scribe: Scribe,
         ending: Ending,
         clock: Clock,
+        cancellations: Cancellations,
         *,
         in_flight_max: int,
     ) -> None:
@@ -71,12 +84,16 @@ class Worker:
         self._scribe = scribe
         self._ending = ending
         self._clock = clock
+        self._cancellations = cancellations
+        cancellations.tell(self._cancel)
         self._in_flight_max = in_flight_max
         self._direct_topic = scribe.catalogue.pool_lane(pool, "direct")
         self._batch_topic = scribe.catalogue.pool_lane(pool, "batch")
         self._lanes: dict[Partition, _Lane] = {}
         self._waiting: dict[tuple[str, bool], deque[tuple[_Lane, Task]]] = {}
         self._running: dict[str, int] = {}
+        self._runs: dict[asyncio.Task[None], tuple[_Lane, Task]] = {}
+        self._cancelled: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self.is_draining = False
 
@@ -196,6 +213,9 @@ class Worker:
         except BadRecordError as error:
             lane.ready.append((record.offset, self._unfit(record, error)))
             return
+        if self._cancellations.find(task.call.profile.id) is not None:
+            self._end_cancelled(lane, task)
+            return
         key = (task.call.placement.model_variant, task.call.is_direct)
         self._waiting.setdefault(key, deque()).append((lane, task))
 
@@ -233,6 +253,25 @@ class Worker:
         option = self._options[placement.model_variant]
         return Task(record, Call(request, profile, placement), option)
 
+    def _cancel(self, request_id: str) -> None:
+        """End a request that a client cancelled, if it waits or runs here."""
+        for key, waiting in self._waiting.items():
+            found = [entry for entry in waiting if entry[1].call.profile.id == request_id]
+            if found:
+                kept = (entry for entry in waiting if entry[1].call.profile.id != request_id)
+                self._waiting[key] = deque(kept)
+            for lane, task in found:
+                self._end_cancelled(lane, task)
+        for running, (_, task) in self._runs.items():
+            # What has its answer already keeps it.
+            if task.call.profile.id == request_id and running.cancel():
+                self._cancelled.add(running)
+
+    def _end_cancelled(self, lane: _Lane, task: Task) -> None:
+        message = message_of(self._cancellations.find(task.call.profile.id))
+        effect = self._ending.cancelled(task, message, self._clock.now())
+        lane.ready.append((task.record.offset, effect))
+
     def _start_waiting(self) -> None:
         """Start what fits: of each variant, direct work before batch work."""
         if self.is_draining:
@@ -245,13 +284,19 @@ class Worker:
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)
+                    self._runs[running] = (lane, task)
                     running.add_done_callback(partial(self._ended, lane, variant))
 
     def _ended(self, lane: _Lane, variant: str, running: asyncio.Task[None]) -> None:
         # A callback, because a task that is cancelled before its first step runs no `finally`.
         lane.tasks.discard(running)
         self._running[variant] -= 1
-        if not running.cancelled():
+        _, task = self._runs.pop(running)
+        is_by_client = running in self._cancelled
+        self._cancelled.discard(running)
+        if running.cancelled() and is_by_client:
+            self._end_cancelled(lane, task)
+        elif not running.cancelled():
             # What is cancelled makes room too, but perhaps all of it is being stopped; if not, the
             # next step starts others.
             self._start_waiting()

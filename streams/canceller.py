@@ -1,0 +1,78 @@
+"""The canceller: evidence of each cancellation, whatever came of it."""
+
+from collections.abc import Sequence
+
+from streams.clock import Clock
+from streams.log import Log, LogError, Outgoing, Partition, Record
+from streams.outgoing import Scribe
+from streams.stage import Effect, Work
+from topics import BadRecordError, Progress, parse_cancellation
+
+
+class Canceller:
+    """The stage from the cancellations to evidence.
+
+    It ends no request: whoever has the request does. It is the one owner of each cancellation, so
+    that there is one piece of evidence of it even where nobody knows the request.
+    """
+
+    def __init__(self, scribe: Scribe, clock: Clock) -> None:
+        self._scribe = scribe
+        self._catalogue = scribe.catalogue
+        self._clock = clock
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return f"{self._catalogue.prefix}.canceller"
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """The cancellations."""
+        return (self._catalogue.cancellations,)
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        """Nothing to rebuild."""
+
+    def forget(self, partition: Partition) -> None:
+        """Nothing to forget."""
+
+    def wants(self, partition: Partition) -> bool:
+        """Nothing piles up."""
+        return True
+
+    def idle_s(self) -> float:
+        """No timers here."""
+        return float("inf")
+
+    def done(self, partition: Partition, work: Work) -> None:
+        """Nothing is kept."""
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+        """Return the evidence of each record."""
+        if not records:
+            return None
+        now = self._clock.now()
+        progress = Progress(records[-1].offset + 1)
+        return Work(progress, [self._evidence(record, now) for record in records])
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """Dead-letter a cancellation of which the log won't take the evidence."""
+        if effect.source is None:
+            raise LogError(f"{record.topic} refused a record without a source") from error
+        now = self._clock.now()
+        return [
+            self._scribe.dead_letter(
+                effect.source, error, stage="produce", reason="refused", now=now
+            )
+        ]
+
+    def _evidence(self, record: Record, now: float) -> Effect:
+        try:
+            request_id, cancellation = parse_cancellation(record.key, record.value)
+        except BadRecordError as error:
+            return self._scribe.dead_letter(
+                record, error, stage=error.stage, reason=error.reason, now=now
+            )
+        evidence = self._scribe.cancel_requested(record, request_id, cancellation.reason, now)
+        return Effect(record, [evidence])
