@@ -50,10 +50,6 @@ class RecentIds:
             self._evict(newest + 1 - self._records_max)
         self._new.clear()
 
-    def drop(self) -> None:
-        """Unlearn what was seen since ``keep``."""
-        self._new.clear()
-
     def _known(self, digest: bytes, offset: int) -> int | None:
         oldest = offset - self._records_max
         new = self._new.get(digest)

@@ -110,9 +110,6 @@ class Router:
             return None
         now = self._clock.now()
         self._situation.view.prune(now)
-        recent = self._recent.get(partition)
-        if recent is not None:
-            recent.drop()
         return Work(
             Progress(records[-1].offset + 1),
             [self._route(record, now) for record in records],

@@ -1,16 +1,25 @@
 """A request that its client cancels ends once, as `cancelled`, wherever it is by then."""
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 from hold_cases import hold, make_batcher
 from hold_cases import run as run_batcher
-from memory_log import Crash, ProcessKilledError
+from memory_log import Crash, MemoryLog, ProcessKilledError
 from stream_cases import START, Yard, drain, keys, step_until
 from worker_cases import ScriptedBackend, place, progress, serve
 
-from streams import Cancellations, Canceller, Outgoing, Transactor, batcher
+from streams import (
+    Cancellations,
+    Canceller,
+    Outgoing,
+    Partition,
+    Record,
+    Transactor,
+    batcher,
+)
 from topics import BadRecordError, Cancellation, Progress, parse_cancellation
 from topics.cancellation import CANCELLATION_S
 
@@ -86,6 +95,23 @@ class TestHeld:
         cancel(yard, "s0")
         hold(yard, "s0")
         await drain(transactor)
+        assert_cancelled_once(yard, "s0")
+
+    async def test_one_that_comes_while_the_hold_is_read_back_is_not_missed(self) -> None:
+        yard = Yard()
+        hold(yard, "s0")
+
+        class Interrupted(MemoryLog):
+            async def read(
+                self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+            ) -> AsyncIterator[Sequence[Record]]:
+                async for records in super().read(starts, ends):
+                    yield records
+                    # The batcher has taken it in by now, and is not done with the partition.
+                    if records[0].partition.topic == yard.catalogue.held:
+                        cancel(yard, "s0")
+
+        await drain(await run_batcher(yard, make_batcher(yard), Interrupted(yard.cluster)))
         assert_cancelled_once(yard, "s0")
 
     async def test_more_than_a_transaction_takes_end_one_after_another(

@@ -203,6 +203,17 @@ async def test_a_read_back_stops_where_routing_goes_on() -> None:
     assert not duplicates(yard)
 
 
+async def test_ids_count_for_good_only_once_their_transaction_is_visible() -> None:
+    yard = Yard()
+    yard.publish(0, id="a")
+    router = make_router(yard)
+    transactor = await yard.run(router)
+    yard.cluster.crash = Crash("commit")
+    with pytest.raises(ProcessKilledError):
+        await drain(transactor)
+    assert not len(router._recent[Partition(yard.catalogue.requests, 0)])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_read_back_ids_decide_as_those_that_were_there_all_along(seed: int) -> None:
     rng = random.Random(seed)
@@ -224,15 +235,3 @@ def test_read_back_ids_decide_as_those_that_were_there_all_along(seed: int) -> N
         if rng.random() < 0.5:
             known.keep()
             assert len(known) <= window
-
-
-def test_what_is_dropped_was_never_seen() -> None:
-    ids = RecentIds(10)
-    assert ids.seen("a", 0) is None
-    ids.drop()
-    ids.keep()
-    assert ids.seen("a", 0) is None
-    ids.keep()
-    assert ids.seen("a", 5) == 0
-    ids.drop()
-    assert ids.seen("a", 11) is None
