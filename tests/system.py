@@ -222,6 +222,19 @@ class System:
         (result,) = self.results[request_id]
         return result
 
+    async def wait_for_steps(self, request_id: str, *steps: str) -> None:
+        """Wait until there is evidence of these steps, in any order, and see that it is all.
+
+        The topics of one transaction become visible one after another.
+        """
+
+        async def all_there() -> bool:
+            await self.read()
+            return len(self.steps(request_id)) >= len(steps)
+
+        await eventually(all_there, f"{request_id} has {steps}")
+        assert sorted(self.steps(request_id)) == sorted(steps), self.logs()
+
     def steps(self, request_id: str) -> list[str]:
         """Return the steps of which there is evidence, in the order they became visible."""
         return [e["step"] for e in self.evidence if e["request_id"] == request_id]
