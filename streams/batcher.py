@@ -5,6 +5,7 @@ tombstone for each member in the transaction that sends it. A process that takes
 reads it from the beginning and knows exactly what is held.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -185,10 +186,9 @@ class Batcher:
             return
         try:
             profile = h.read(record.headers, h.PROFILE, Profile)
-            held_at = float(h.find(record.headers, h.HELD_AT) or b"")
-        except (BadRecordError, ValueError) as error:
-            bad = error if isinstance(error, BadRecordError) else _bad_time(error)
-            held.unreadable[record.key or b""] = (record, bad)
+            held_at = _held_at(record)
+        except BadRecordError as error:
+            held.unreadable[record.key or b""] = (record, error)
             return
         group = group_of(profile, self._situation.policy.windows.length_buckets_tokens)
         held.windows.add(Member(profile, group, held_at, record.offset))
@@ -341,5 +341,14 @@ def _members(end: Release | GivenUp) -> Sequence[Member]:
     return end.members if isinstance(end, Release) else (end.member,)
 
 
-def _bad_time(error: ValueError) -> BadRecordError:
-    return BadRecordError("decode", "bad_header", f"header {h.HELD_AT}: {error}")
+def _held_at(record: Record) -> float:
+    value = h.find(record.headers, h.HELD_AT)
+    try:
+        held_at = float(value or b"")
+    except ValueError:
+        held_at = math.nan
+    if not math.isfinite(held_at):
+        raise BadRecordError(
+            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
+        )
+    return held_at
