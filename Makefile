@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: setup test lint demo
+.PHONY: setup test lint chaos demo
 
 setup: $(VENV)/dev.installed
 
@@ -13,6 +13,11 @@ lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+# Every fault in turn, under load: about two minutes a round. SEED=7 repeats a run.
+ROUNDS ?= 3
+chaos: setup
+	$(VENV)/bin/python tests/chaos/run.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) --table docs/reliability.md
 
 demo: $(VENV)/all.installed
 	$(VENV)/bin/shunter demo
