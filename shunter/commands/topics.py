@@ -1,4 +1,4 @@
-"""`shunter topics`: create and check all topics."""
+"""`shunter topics`: create and check all topics, and tell who may use them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from shunter.client import note, run
+from shunter.commands.acls import acls
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
 from streams.declarations import load_fleet
 from topics import Settings
@@ -15,6 +16,7 @@ from topics import admin as administration
 from topics.admin import PARTITIONS, Report
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
+topics.command()(acls)
 STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
 
 
