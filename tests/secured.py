@@ -193,11 +193,13 @@ def secured_kafka(directory: Path) -> Iterator[SecuredKafka]:
         },
     )
     with pytest.MonkeyPatch.context() as patch:
-        # The audit log: each right that is used, and each that is missed.
-        patch.setenv(
-            "JAVA_TOOL_OPTIONS",
-            "-Dorg.slf4j.simpleLogger.log.kafka.authorizer.logger=debug",
-        )
+        # The audit log: each right that is used, and each that is missed; and each failed login.
+        levels = {
+            "kafka.authorizer.logger": "debug",
+            "org.apache.kafka.common.network.Selector": "info",
+        }
+        options = [f"-Dorg.slf4j.simpleLogger.log.{n}={level}" for n, level in levels.items()]
+        patch.setenv("JAVA_TOOL_OPTIONS", " ".join(options))
         broker.start()
     try:
         yield SecuredKafka(broker, f"127.0.0.1:{port}", certificate)

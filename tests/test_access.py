@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import orjson
 import pytest
 import pytest_asyncio
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import TopicAuthorizationFailedError
 from client_commands import shunter
 from secured import SecuredKafka, secured_kafka, unused, user_of
 from system import FLEET, ROOT, System, chat, eventually
@@ -83,13 +85,12 @@ class TestCommand:
         assert outcome.exit_code == 1
         assert told in str(outcome.exception)
 
-    def test_no_pool_reaches_the_topics_or_ids_of_another_whose_name_begins_alike(self) -> None:
-        first, second = (
-            {g.name for g in role.grants if g.resource != "Topic" or ".pool." in g.name}
-            for role in roles(CATALOGUE, ["a", "a-b"])
-            if role.name == "worker"
-        )
-        assert not any(theirs.startswith(ours) for ours in first for theirs in second)
+    def test_no_pool_reaches_what_is_another_s_though_its_name_begins_alike(self) -> None:
+        short, long = (r for r in roles(CATALOGUE, ["a", "a-b"]) if r.name == "worker")
+        prefixes = [g.name for g in short.grants if g.pattern == "Prefixed"]
+        names = [g.name for g in long.grants]
+        assert len(prefixes) == 2
+        assert not any(name.startswith(prefix) for prefix in prefixes for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,10 @@ class TestTheWholeSystemWithTheseRights:
             (record,) = await records_of(system, lane)
             await system.producer.send_and_wait(lane, b"no placement", partition=0)
             profile = replace(
-                h.read(record.headers, h.PROFILE, Profile), id=f"huge-{pool}", input_tokens=10**8
+                h.read(record.headers, h.PROFILE, Profile),
+                id=f"huge-{pool}",
+                input_tokens=10**8,
+                deadline=time.time() + 600,
             )
             headers = h.replaced(record.headers, {h.PROFILE: encode(profile)})
             await system.producer.send_and_wait(lane, record.value, headers=headers, partition=0)
@@ -251,3 +255,111 @@ async def records_of(system: System, topic: str) -> list[Any]:
         return found
     finally:
         await consumer.stop()
+
+
+@pytest.mark.kafka
+@pytest.mark.asyncio(loop_scope="module")
+class TestWhatIsRefused:
+    async def test_a_client_can_not_write_results(
+        self, secured: SecuredKafka, system: System
+    ) -> None:
+        options = secured.settings(user("client"), PREFIX).kafka_options()
+        lane = CATALOGUE.pool_lane(POOLS[0], "direct")
+        async with AIOKafkaProducer(**options) as producer:
+            await producer.send_and_wait(CATALOGUE.requests, b"may be written")
+            for topic in (CATALOGUE.results, CATALOGUE.evidence, lane):
+                with pytest.raises(TopicAuthorizationFailedError):
+                    await producer.send_and_wait(topic, b"forged")
+
+    async def test_a_worker_can_not_read_the_lane_of_another_pool(
+        self, secured: SecuredKafka, system: System
+    ) -> None:
+        ours, theirs = (TopicPartition(CATALOGUE.pool_lane(p, "direct"), 0) for p in POOLS)
+        options = secured.settings(user(f"worker {POOLS[0]}"), PREFIX).kafka_options()
+
+        async def read(partition: TopicPartition) -> dict[TopicPartition, list[Any]]:
+            consumer = AIOKafkaConsumer(**options, auto_offset_reset="earliest")
+            consumer.assign([partition])
+            try:
+                await consumer.start()
+                return await consumer.getmany(partition, timeout_ms=5000)
+            finally:
+                await consumer.stop()
+
+        assert await read(ours)
+        with pytest.raises(TopicAuthorizationFailedError, match=theirs.topic):
+            await read(theirs)
+
+    @pytest.mark.parametrize("label", ["router", f"worker {POOLS[0]}", "client"])
+    async def test_a_wrong_password_is_one_error_and_one_try(
+        self, secured: SecuredKafka, system: System, tmp_path: Path, label: str
+    ) -> None:
+        began = time.monotonic()
+        tries, guess = failed_logins(secured), "guessed"
+        outcome = await asyncio.to_thread(
+            *(command, secured, user(label), *process(label, system, tmp_path)), password=guess
+        )
+        assert outcome.returncode == 1
+        assert time.monotonic() - began < 15
+        (line,) = outcome.stderr.splitlines()
+        assert f"refuses SHUNTER_SASL_USERNAME={user(label)}" in line
+        assert "SHUNTER_SASL_PASSWORD" in line
+        assert guess not in line
+        assert failed_logins(secured) - tries == 1
+
+    @pytest.mark.parametrize("label", ["router", f"worker {POOLS[0]}", "client"])
+    async def test_who_has_no_rights_is_told_where_they_are_listed(
+        self, secured: SecuredKafka, system: System, tmp_path: Path, label: str
+    ) -> None:
+        outcome = await asyncio.to_thread(
+            command, secured, "nobody", *process(label, system, tmp_path)
+        )
+        assert outcome.returncode == 1
+        (line,) = outcome.stderr.splitlines()
+        assert "nobody has no right to it: `shunter topics acls`" in line
+
+    @pytest.mark.parametrize(
+        ("resource", "operation", "told"),
+        [
+            ("Group", "Read", "GroupAuthorizationFailed"),
+            ("TransactionalId", "Write", "TransactionalIdAuthorizationFailed"),
+        ],
+    )
+    async def test_a_missing_right_ends_the_process_and_is_named(
+        self,
+        secured: SecuredKafka,
+        system: System,
+        tmp_path: Path,
+        resource: str,
+        operation: str,
+        told: str,
+    ) -> None:
+        label = f"worker {POOLS[0]}"
+        lacking = f"{PREFIX}-without-{resource}"
+        rest = [
+            g for g in ROLES[label].grants if (g.resource, g.operation) != (resource, operation)
+        ]
+        secured.add_users({lacking: rest})
+        outcome = await asyncio.to_thread(
+            command, secured, lacking, *process(label, system, tmp_path), "--instance", resource
+        )
+        assert outcome.returncode == 1
+        (line, *_) = [line for line in outcome.stderr.splitlines() if "CRITICAL" in line]
+        assert "Kafka refuses a right" in line
+        assert told in line
+        assert "shunter topics acls" in line
+        assert len(outcome.stderr.splitlines()) < 100
+
+
+def process(label: str, system: System, tmp_path: Path) -> list[object]:
+    """The command line of a role's process."""
+    declared = ["--fleet", system.directory / "fleet.yaml"]
+    if label == "client":
+        requests = tmp_path / "requests.jsonl"
+        requests.write_bytes(orjson.dumps(chat("r-1")))
+        return ["submit", requests]
+    return ["router", *declared] if label == "router" else ["worker", POOLS[0], *declared]
+
+
+def failed_logins(kafka: SecuredKafka) -> int:
+    return kafka.broker.log_path.read_text().count("Failed authentication")
