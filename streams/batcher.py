@@ -77,7 +77,7 @@ class Batcher:
     @property
     def group(self) -> str:
         """The consumer group."""
-        return f"{self._catalogue.prefix}.batcher"
+        return self._catalogue.batcher_group
 
     @property
     def topics(self) -> Sequence[str]:

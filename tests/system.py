@@ -78,6 +78,7 @@ class System:
     fleet: dict[str, Any] = field(default_factory=lambda: FLEET)
     extra_env: dict[str, str] = field(default_factory=dict)
     policy_speed: float = SPEED
+    env_of: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
@@ -137,7 +138,8 @@ class System:
                         "SHUNTER_POLICY": str(self.directory / "policy.yaml"),
                         "SHUNTER_INSTANCE": f"{name}-0",
                     }
-                    | self.extra_env,
+                    | self.extra_env
+                    | self.env_of.get(name, {}),
                 )
 
     def start_all(self) -> None:

@@ -83,7 +83,7 @@ class Worker:
     @property
     def group(self) -> str:
         """The consumer group."""
-        return f"{self._scribe.catalogue.prefix}.worker.{self._pool}"
+        return self._scribe.catalogue.worker_group(self._pool)
 
     @property
     def topics(self) -> Sequence[str]:

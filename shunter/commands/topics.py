@@ -1,4 +1,4 @@
-"""`shunter topics`: create, check and describe all topics."""
+"""`shunter topics`: create, check and describe all topics, and tell who may use them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from shunter.client import note, run
+from shunter.commands.acls import acls
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
 from streams.declarations import load_fleet
 from topics import Catalogue, Settings
@@ -17,6 +18,7 @@ from topics.admin import PARTITIONS, Report
 from topics.asyncapi import asyncapi
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
+topics.command()(acls)
 STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
 
 
