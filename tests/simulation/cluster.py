@@ -13,6 +13,9 @@ from streams.log import Membership, Outgoing, Partition, Record
 SESSION_S = 6.0
 REBALANCE_S = 4.0
 TRANSACTION_S = 10.0
+# A poll without news takes this long at least, or the seed would be spent on looking: a worker looks
+# for finished requests every 10 ms.
+POLL_S_MIN = 0.1
 
 
 class Home(Protocol):
@@ -75,7 +78,7 @@ class SimCluster(MemoryCluster):
             return
         loop = asyncio.get_running_loop()
         news: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(seconds, _end, news)
+        timer = loop.call_later(seconds and max(seconds, POLL_S_MIN), _end, news)
         for topic in topics:
             self._waiting.setdefault(topic, []).append(news)
         try:
