@@ -1,10 +1,12 @@
 """`python -m simulation`: run many seeds, or replay one and tell all that happened."""
 
 import argparse
+import multiprocessing
+import os
 import sys
 import time
 
-from simulation.world import run
+from simulation.world import problems_of, run
 
 
 def main() -> int:
@@ -13,6 +15,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2000, help="number of seeds")
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one, and print its trace")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes to use")
     options = parser.parse_args()
     if options.replay is not None:
         world = run(options.replay)
@@ -20,11 +23,12 @@ def main() -> int:
         print("\n".join(world.problems) or "all holds")
         return int(bool(world.problems))
     began_at, failed = time.monotonic(), []
-    for seed in range(options.start, options.start + options.seeds):
-        problems = run(seed).problems
-        if problems:
-            failed.append(seed)
-            print(f"seed {seed}: {'; '.join(problems)}", flush=True)
+    seeds = range(options.start, options.start + options.seeds)
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for seed, problems in pool.imap(problems_of, seeds, chunksize=10):
+            if problems:
+                failed.append(seed)
+                print(f"seed {seed}: {'; '.join(problems)}", flush=True)
     took_s = time.monotonic() - began_at
     print(f"{options.seeds} seeds from {options.start} in {took_s:.1f} s: {len(failed)} failed")
     if failed:

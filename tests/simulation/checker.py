@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import orjson
-
 from memory_cluster import Transaction
+
 from streams.log import Record
 from topics import Placement
 from topics import headers as h

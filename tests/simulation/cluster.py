@@ -15,7 +15,7 @@ REBALANCE_S = 4.0
 TRANSACTION_S = 10.0
 # A poll without news takes this long at least, or the seed would be spent on looking: a worker looks
 # for finished requests every 10 ms.
-POLL_S_MIN = 0.1
+POLL_S_MIN = 0.2
 
 
 class Home(Protocol):
@@ -25,6 +25,10 @@ class Home(Protocol):
 
     def spawn(self, coro: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         """Run something in the process."""
+        ...
+
+    async def rejoin(self, after_s: float) -> None:
+        """Join again where the group has gone on without this process."""
         ...
 
 
@@ -171,7 +175,10 @@ class Group:
                 await asyncio.wait(losing.values(), timeout=REBALANCE_S)
             for name in sorted(self.members):
                 if name not in losing or not losing[name].done():
-                    del self.members[name]
+                    log = self.members.pop(name)
+                    if not log.home.is_dead:
+                        # As Kafka does, it is told with its next heartbeat.
+                        log.home.spawn(log.home.rejoin(1.0))
             topics = sorted({topic for log in self.members.values() for topic in log.topics})
             counts = self._groups.cluster.topics
             wanted = [Partition(topic, n) for topic in topics for n in range(counts[topic])]

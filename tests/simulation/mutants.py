@@ -46,7 +46,9 @@ class AsksBeforeFencing(Transactor):
             writer = await self._log.fence(self._transactional_id(partition))
             offset, progress = known[partition], stored.get(partition)
             if offset is not None:
-                progress = Progress(offset) if progress is None else progress.further(Progress(offset))
+                progress = (
+                    Progress(offset) if progress is None else progress.further(Progress(offset))
+                )
             start = await self._stage.restore(partition, progress, self._log)
             if start is None:
                 start = 0 if progress is None else progress.next_offset
@@ -59,7 +61,10 @@ class _NoLock:
         await asyncio.sleep(0)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         await asyncio.sleep(0)
 

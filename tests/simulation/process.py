@@ -13,7 +13,7 @@ from streams.router import Router
 from streams.stage import Stage
 from streams.transactor import Transactor
 from topics import PoolStatus, Response, Usage
-from workers import Call, CallError, Load, Outcome, Worker
+from workers import Call, CallError, Load, Outcome
 from workers.ending import Ending
 
 if TYPE_CHECKING:
@@ -83,11 +83,12 @@ class Process:
             for log in self.logs:
                 if log.group:
                     self.world.groups.of(log.group).died(log)
-        self.spawn(self._rejoin(seconds + self.world.rng.uniform(0.0, 2.0)))
+        self.spawn(self.rejoin(seconds + self.world.rng.uniform(0.0, 2.0)))
 
-    async def _rejoin(self, after_s: float) -> None:
+    async def rejoin(self, after_s: float) -> None:
         """Find out, a while after waking, that the group has gone on."""
         await asyncio.sleep(after_s)
+        await self.awake()
         for log in self.logs:
             group = self.world.groups.of(log.group)
             if log.group and group.members.get(log.name) is not log and not self.is_leaving:

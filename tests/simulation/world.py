@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_log import ProcessKilledError
+from stream_cases import START, make_options, make_policy
+
 from simulation.checker import check
 from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
 from simulation.loop import SimTask, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
 from simulation.requests import Workload, make_workload
-from stream_cases import START, make_options, make_policy
-
 from streams.log import Outgoing, Record
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
@@ -252,3 +252,8 @@ def run(seed: int, rules: Rules | None = None) -> World:
     for problem in check(world):
         world.problem(problem)
     return world
+
+
+def problems_of(seed: int) -> tuple[int, list[str]]:
+    """Run a seed; return it with what was wrong."""
+    return seed, run(seed).problems
