@@ -13,7 +13,7 @@ from streams.log import Membership, Outgoing, Partition, Record
 SESSION_S = 6.0
 REBALANCE_S = 4.0
 TRANSACTION_S = 10.0
-# A poll without news takes this long at least, or the seed would be spent on looking: a worker looks
+# A poll without news takes this long at least, or a seed would be all looking: a worker looks
 # for finished requests every 10 ms.
 POLL_S_MIN = 0.2
 

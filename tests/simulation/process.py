@@ -99,7 +99,7 @@ class Process:
     async def awake(self) -> None:
         """Wait while the process stands still."""
         loop = asyncio.get_running_loop()
-        while self.paused_until_s > loop.time():
+        while self.paused_until_s > loop.time():  # noqa: ASYNC110 - a pause may be prolonged
             await asyncio.sleep(self.paused_until_s - loop.time())
 
     def run(self, stage: Stage) -> None:
