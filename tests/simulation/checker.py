@@ -36,7 +36,7 @@ def check(world: "World") -> Iterator[str]:
     yield from _evidence(world, topics)
     yield from _dead_letters(world, topics)
     yield from _progress(world, topics)
-    yield from (f"{_key(r)} is still held" for r in _held(world))
+    yield from (f"{_key(r)} is still held" for r in held(world))
 
 
 def _results(world: "World", topics: dict[str, Written]) -> Iterator[str]:
@@ -132,7 +132,8 @@ def _progress(world: "World", topics: dict[str, Written]) -> Iterator[str]:
         newest[key] = offset
 
 
-def _held(world: "World") -> list[Record]:
+def held(world: "World") -> list[Record]:
+    """Return what is held by the log's own account."""
     newest = {r.key: r for r in world.cluster.records(world.catalogue.held)}
     return [record for record in newest.values() if record.value is not None]
 
