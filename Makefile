@@ -2,7 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: setup test lint chaos demo
+# Of `make simulate`: how many seeds from which on, or the one to replay with all that happens.
+SEEDS ?= 2000
+START ?= 0
+REPLAY ?=
+
+.PHONY: setup test lint chaos demo simulate
 
 setup: $(VENV)/dev.installed
 
@@ -21,6 +26,9 @@ chaos: setup
 
 demo: $(VENV)/all.installed
 	$(VENV)/bin/shunter demo
+
+simulate: setup
+	PYTHONPATH=tests $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
 
 # The stem is the extra of pyproject.toml that is installed: dev holds all.
 $(VENV)/%.installed: pyproject.toml
