@@ -12,7 +12,7 @@ from simulation.world import Rules, run
 
 ROOT = Path(__file__).parent.parent.parent
 # A taste: `make simulate`, which continuous integration runs too, takes 2,000.
-SEEDS = 200
+SEEDS = 100
 # Within so many seeds the checker must find a broken rule.
 CAUGHT_WITHIN = 100
 
