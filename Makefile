@@ -2,7 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: setup test lint demo
+# Of `make simulate`: how many seeds from which on, or the one to replay with all that happens.
+SEEDS ?= 2000
+START ?= 0
+REPLAY ?=
+
+.PHONY: setup test lint chaos demo simulate
 
 setup: $(VENV)/dev.installed
 
@@ -14,8 +19,16 @@ lint: setup
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
+# Every fault in turn, under load: about two minutes a round. SEED=7 repeats a run.
+ROUNDS ?= 3
+chaos: setup
+	$(VENV)/bin/python tests/chaos/run.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) --table docs/reliability.md
+
 demo: $(VENV)/all.installed
 	$(VENV)/bin/shunter demo
+
+simulate: setup
+	PYTHONPATH=tests $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
 
 # The stem is the extra of pyproject.toml that is installed: dev holds all.
 $(VENV)/%.installed: pyproject.toml

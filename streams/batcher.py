@@ -5,6 +5,7 @@ tombstone for each member in the transaction that sends it. A process that takes
 reads it from the beginning and knows exactly what is held.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -84,7 +85,7 @@ class Batcher:
     @property
     def group(self) -> str:
         """The consumer group."""
-        return f"{self._catalogue.prefix}.batcher"
+        return self._catalogue.batcher_group
 
     @property
     def topics(self) -> Sequence[str]:
@@ -196,10 +197,9 @@ class Batcher:
             return
         try:
             profile = h.read(record.headers, h.PROFILE, Profile)
-            held_at = float(h.find(record.headers, h.HELD_AT) or b"")
-        except (BadRecordError, ValueError) as error:
-            bad = error if isinstance(error, BadRecordError) else _bad_time(error)
-            held.unreadable[record.key or b""] = (record, bad)
+            held_at = _held_at(record)
+        except BadRecordError as error:
+            held.unreadable[record.key or b""] = (record, error)
             return
         group = group_of(profile, self._situation.policy.windows.length_buckets_tokens)
         held.windows.add(Member(profile, group, held_at, record.offset))
@@ -368,5 +368,14 @@ def _members(end: Release | GivenUp) -> Sequence[Member]:
     return end.members if isinstance(end, Release) else (end.member,)
 
 
-def _bad_time(error: ValueError) -> BadRecordError:
-    return BadRecordError("decode", "bad_header", f"header {h.HELD_AT}: {error}")
+def _held_at(record: Record) -> float:
+    value = h.find(record.headers, h.HELD_AT)
+    try:
+        held_at = float(value or b"")
+    except ValueError:
+        held_at = math.nan
+    if not math.isfinite(held_at):
+        raise BadRecordError(
+            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
+        )
+    return held_at

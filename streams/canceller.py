@@ -24,7 +24,7 @@ class Canceller:
     @property
     def group(self) -> str:
         """The consumer group."""
-        return f"{self._catalogue.prefix}.canceller"
+        return self._catalogue.canceller_group
 
     @property
     def topics(self) -> Sequence[str]:

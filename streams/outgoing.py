@@ -226,7 +226,7 @@ def source_of(record: Record) -> Source:
 def metadata_of(value: bytes | None) -> object:
     """Return the metadata of a request that was parsed before."""
     try:
-        return decode_json_object(value or b"{}", keys=()).get("metadata")
+        return decode_json_object(value or b"{}").get("metadata")
     except BadRecordError:
         return None
 

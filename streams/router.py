@@ -63,7 +63,7 @@ class Router:
     @property
     def group(self) -> str:
         """The consumer group."""
-        return f"{self._catalogue.prefix}.router"
+        return self._catalogue.router_group
 
     @property
     def topics(self) -> Sequence[str]:

@@ -77,6 +77,8 @@ class System:
     directory: Path
     fleet: dict[str, Any] = field(default_factory=lambda: FLEET)
     extra_env: dict[str, str] = field(default_factory=dict)
+    policy_speed: float = SPEED
+    env_of: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
@@ -88,7 +90,7 @@ class System:
 
     async def __aenter__(self) -> Self:
         (self.directory / "fleet.yaml").write_text(yaml.safe_dump(self.fleet))
-        policy = load_policy(None).faster(SPEED)
+        policy = load_policy(None).faster(self.policy_speed)
         dumped = yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True))
         (self.directory / "policy.yaml").write_text(dumped)
         await admin.apply(self.settings, self.fleet["pools"])
@@ -136,7 +138,8 @@ class System:
                         "SHUNTER_POLICY": str(self.directory / "policy.yaml"),
                         "SHUNTER_INSTANCE": f"{name}-0",
                     }
-                    | self.extra_env,
+                    | self.extra_env
+                    | self.env_of.get(name, {}),
                 )
 
     def start_all(self) -> None:

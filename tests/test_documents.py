@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from rights_table import rows
 
 from policies import parse_policy
 from streams.declarations import load_fleet
@@ -49,6 +50,12 @@ def test_table_of_settings_is_complete() -> None:
     told = set(re.findall(r"`SHUNTER_(\w+)`", first_column(OPERATIONS, "Settings")))
     # The cache is the embedded broker's own.
     assert told - {"CACHE_DIR"} == {name.upper() for name in Settings.model_fields}
+
+
+def test_table_of_rights_is_what_the_roles_have() -> None:
+    section = OPERATIONS.split("## Rights\n")[1].split("\n## ", maxsplit=1)[0]
+    told = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert told == list(rows())
 
 
 def test_table_of_commands_is_complete() -> None:

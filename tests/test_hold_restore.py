@@ -144,6 +144,7 @@ UNREADABLE: dict[str, list[tuple[str, bytes]]] = {
     "a broken profile": [(h.PROFILE, b"{}"), (h.HELD_AT, b"1")],
     "no time": [],
     "a broken time": [(h.HELD_AT, b"noon")],
+    "no finite time": [(h.HELD_AT, b"nan")],
 }
 
 

@@ -423,6 +423,20 @@ def test_the_target_is_asked_again_after_each_release() -> None:
     assert len(held) == 8
 
 
+def test_the_target_is_asked_for_no_more_than_can_go_together() -> None:
+    """After an outage thousands wait, and each release must not look at all of them."""
+    held = filled(1000, into=windows(members_max=10))
+    asked: list[int] = []
+
+    def counted(members: Sequence[Member]) -> Target:
+        asked.append(len(members))
+        return target(members_max=4)
+
+    found = releases(run(held, NOW, counted))
+    assert sum(len(each.members) for each in found) == 1000
+    assert max(asked) == 10
+
+
 def test_what_is_not_committed_stays_due() -> None:
     held = filled(24)
     first = next(iter(held.due(NOW, always())))

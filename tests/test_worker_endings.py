@@ -233,3 +233,11 @@ async def test_a_reroute_that_the_log_refuses_is_a_failure() -> None:
     await step_until(transactor, yard.results, "the failure")
     assert yard.results()["c0"].status == "failed"
     assert [e.step for e in yard.evidence()] == ["failed"]
+
+
+def test_a_finished_offset_that_is_read_next_stays_finished() -> None:
+    """A successor that has read up to it must not run it again (seed 468 of the simulation)."""
+    from workers.runtime import _Lane
+
+    lane = _Lane(next_offset=3, open={2}, finished={3})
+    assert lane.progress([2]) == Progress(3, (3,))

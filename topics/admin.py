@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.conn import collect_hosts
+from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
+    AuthenticationFailedError,
     ClusterAuthorizationFailedError,
     InvalidReplicationFactorError,
     KafkaError,
     NodeNotReadyError,
+    SaslAuthenticationFailed,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -117,8 +120,17 @@ async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[
         raise AdminError(
             f"{settings.bootstrap_servers} has no topic {', '.join(missing)}; create it with"
             " `shunter topics apply`, or set SHUNTER_TOPIC_PREFIX to the prefix that is in use"
+            f"{_perhaps_hidden(settings)}"
         )
     return {topic: found[topic] for topic in topics}
+
+
+def _perhaps_hidden(settings: Settings) -> str:
+    """Kafka shows a user no topic that they may not describe."""
+    if settings.security_protocol == "PLAINTEXT":
+        return ""
+    user = settings.sasl_username or "this user"
+    return f"; or {user} has no right to it: `shunter topics acls` lists the rights of each role"
 
 
 @contextlib.asynccontextmanager
@@ -147,13 +159,40 @@ async def _administration(settings: Settings) -> AsyncIterator[AIOKafkaAdminClie
 async def _start(admin: AIOKafkaAdminClient, settings: Settings, answering: list[str]) -> None:
     try:
         async with asyncio.timeout(CONNECT_S_MAX):
+            await _log_in(settings, answering)
             await admin.start()
+    except (AuthenticationFailedError, SaslAuthenticationFailed) as error:
+        raise AdminError(
+            f"{', '.join(answering)} refuses SHUNTER_SASL_USERNAME={settings.sasl_username}:"
+            f" {' '.join(map(str, error.args)) or 'authentication failed'}; check"
+            " SHUNTER_SASL_PASSWORD, SHUNTER_SASL_MECHANISM and that the user exists"
+        ) from error
+    except ssl.SSLCertVerificationError as error:
+        raise AdminError(
+            f"the certificate of {', '.join(answering)} is not trusted: {error.verify_message};"
+            " set SHUNTER_SSL_CAFILE to the authority that signed it, and"
+            " SHUNTER_BOOTSTRAP_SERVERS to a name that it is for"
+        ) from error
     except (KafkaError, OSError, TimeoutError) as error:
         raise AdminError(
             f"{', '.join(answering)} answers, but not as a Kafka broker with"
             f" SHUNTER_SECURITY_PROTOCOL={settings.security_protocol} does; check that and the"
             " SHUNTER_SASL_* and SHUNTER_SSL_* settings"
         ) from error
+
+
+async def _log_in(settings: Settings, answering: Sequence[str]) -> None:
+    """Open one connection as the user: the client itself logs why it failed, and raises that not.
+
+    Tried once: a second try with the same password may lock the user out.
+    """
+    host, _, port = answering[0].rpartition(":")
+    options = {**settings.kafka_options(), "request_timeout_ms": int(CONNECT_S_MAX * 1000)}
+    del options["bootstrap_servers"]
+    connection = await create_conn(host.strip("[]"), int(port), **options)
+    closed = connection.close()
+    if closed is not None:
+        await closed
 
 
 async def _answering(bootstrap_servers: str) -> list[str]:

@@ -72,6 +72,9 @@ class Catalogue:
         self.dead_letters = f"{self.prefix}.dead-letters"
         self.pool_status = f"{self.prefix}.pool-status"
         self.progress = f"{self.prefix}.progress"
+        self.router_group = f"{self.prefix}.router"
+        self.batcher_group = f"{self.prefix}.batcher"
+        self.canceller_group = f"{self.prefix}.canceller"
 
     @property
     def partitions(self) -> int:
@@ -81,6 +84,10 @@ class Catalogue:
     def pool_lane(self, pool: str, lane: Lane) -> str:
         """Return the topic of one lane of a pool."""
         return f"{self.prefix}.pool.{pool}.{lane}"
+
+    def worker_group(self, pool: str) -> str:
+        """Return the consumer group of a pool's workers."""
+        return f"{self.prefix}.worker.{pool}"
 
     def topics(self, pools: Iterable[str]) -> list[Topic]:
         """Return every topic for a fleet with these pools, the shared ones first."""

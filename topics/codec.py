@@ -6,7 +6,6 @@ checked before a value is believed.
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -71,17 +70,11 @@ def cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[: SHOWN_CHARACTERS_MAX - 3]}..."
 
 
-def decode_json_object(value: bytes, *, keys: Iterable[str]) -> dict[str, Any]:
+def decode_json_object(value: bytes) -> dict[str, Any]:
     """Return untrusted bytes as a JSON object.
 
-    Args:
-        value: the bytes of a record.
-        keys: names whose repetition would make the object mean two things. Parsers disagree on
-            which of two equal keys wins, so a repeated constraint could be read one way by the
-            client and another way here.
-
     Raises:
-        BadRecordError: not UTF-8 JSON, not an object, nested too deep, or a key twice.
+        BadRecordError: not UTF-8 JSON, not an object, or nested too deep.
     """
     try:
         parsed = orjson.loads(value)
@@ -95,9 +88,6 @@ def decode_json_object(value: bytes, *, keys: Iterable[str]) -> dict[str, Any]:
     # Depth can't exceed the number of opening brackets, which is much cheaper to count.
     if value.count(b"[") + value.count(b"{") > JSON_DEPTH_MAX:
         _check_depth(parsed)
-    # An escaped key ("\\u0069d") would hide from the count, so escapes are looked at in full.
-    if b"\\u" in value or any(value.count(b'"%b"' % key.encode()) > 1 for key in keys):
-        check_unique_keys(value)
     return parsed
 
 

@@ -143,7 +143,7 @@ def parse_request(
             f"the value has {len(value):,} bytes; the limit is {bytes_max:,}"
             " (SHUNTER_REQUEST_BYTES_MAX)",
         )
-    fields = decode_json_object(value, keys=())
+    fields = decode_json_object(value)
     # Parsers disagree on which of two equal keys wins, so a repeated constraint could be read one
     # way by the client and another way here.
     check_unique_keys(value)

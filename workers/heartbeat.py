@@ -38,14 +38,16 @@ class Heartbeat(Service):  # type: ignore[misc]
         self._backend = backend
         self._clock = clock
         self._fleet_version = fleet_version
+        self._producer: AIOKafkaProducer | None = None
 
     async def on_start(self) -> None:
         """Report at once, so that work can come."""
         # Heartbeats are no part of a transaction: a lost one is followed by the next.
-        self._producer = AIOKafkaProducer(
+        producer = AIOKafkaProducer(
             **self._settings.kafka_options(), acks="all", enable_idempotence=True
         )
-        await self._producer.start()
+        await producer.start()
+        self._producer = producer
         await self._report("up")
 
     @Service.task  # type: ignore[untyped-decorator]
@@ -57,6 +59,8 @@ class Heartbeat(Service):  # type: ignore[misc]
 
     async def on_stop(self) -> None:
         """Say that nothing more should come; without a broker nobody could hear it."""
+        if self._producer is None:  # what starts before us has failed
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S_MAX):
                 await self._report("down")
@@ -80,4 +84,5 @@ class Heartbeat(Service):  # type: ignore[misc]
             fleet_version=self._fleet_version,
         )
         key = status_key(status.pool, status.instance)
+        assert self._producer is not None  # noqa: S101  made when we start
         await self._producer.send_and_wait(self._topic, encode(status), key=key)

@@ -12,6 +12,7 @@ from streams.host import FollowerService, StageService, TelemetryService, run_ap
 from streams.run import check_topics, transactor
 from streams.telemetry import from_environment
 from topics import Catalogue, Settings
+from topics.access import worker as worker_role
 from workers.backend import Backend
 from workers.ending import Ending
 from workers.heartbeat import Heartbeat
@@ -87,7 +88,9 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         known = ", ".join(sorted(options.by_pool))
         raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
     catalogue = Catalogue(settings)
-    check_topics(settings, catalogue.shared_topics() + catalogue.pool_topics(pool))
+    # Not those that a worker has no business with: it may not so much as see them.
+    own = worker_role(catalogue, pool).topics()
+    check_topics(settings, [topic for topic in catalogue.topics([pool]) if topic.name in own])
     served = options.by_pool[pool]
     clock = SystemClock()
     backend = make_backend(fleet.pools[pool].backend.type, served, clock)

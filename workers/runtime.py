@@ -47,7 +47,7 @@ class _Lane:
     next_offset: int
     open: set[int] = field(default_factory=set)
     finished: set[int] = field(default_factory=set)
-    """Offsets that are finished and visible, above the lowest open one."""
+    """Offsets that are finished and visible, from the lowest one not finished or not read on."""
     ready: list[tuple[int, Effect]] = field(default_factory=list)
     """Finished, and in no transaction yet."""
     committing: list[int] = field(default_factory=list)
@@ -59,7 +59,7 @@ class _Lane:
         done = self.finished.union(committing)
         still_open = self.open.difference(committing)
         lowest = min(still_open, default=self.next_offset)
-        return Progress(lowest, tuple(sorted(offset for offset in done if offset > lowest)))
+        return Progress(lowest, tuple(sorted(offset for offset in done if offset >= lowest)))
 
 
 class Worker:
@@ -100,7 +100,7 @@ class Worker:
     @property
     def group(self) -> str:
         """The consumer group."""
-        return f"{self._scribe.catalogue.prefix}.worker.{self._pool}"
+        return self._scribe.catalogue.worker_group(self._pool)
 
     @property
     def topics(self) -> Sequence[str]:
@@ -189,7 +189,7 @@ class Worker:
         lane = self._lanes[partition]
         lane.open.difference_update(lane.committing)
         lane.finished.update(lane.committing)
-        lane.finished = {o for o in lane.finished if o > work.progress.next_offset}
+        lane.finished = {o for o in lane.finished if o >= work.progress.next_offset}
         lane.committing = []
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:

@@ -1,20 +1,24 @@
-"""`shunter topics`: create and check all topics."""
+"""`shunter topics`: create, check and describe all topics, and tell who may use them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from importlib.metadata import version
 
 import orjson
 import typer
 from rich.table import Table
 
 from shunter.client import note, run
+from shunter.commands.acls import acls
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
 from streams.declarations import load_fleet
-from topics import Settings
+from topics import Catalogue, Settings
 from topics import admin as administration
 from topics.admin import PARTITIONS, Report
+from topics.asyncapi import asyncapi
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
+topics.command()(acls)
 STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
 
 
@@ -56,6 +60,17 @@ def describe(
     _show(report, settings, as_json=as_json)
     if not report.is_complete:
         raise typer.Exit(1)
+
+
+@topics.command("asyncapi")
+def document(topic_prefix: Prefix = None, fleet: FleetFile = None) -> None:
+    """Print the AsyncAPI document of the topics for a fleet, as JSON; asks no broker.
+
+    Example: shunter topics asyncapi > asyncapi.json
+    """
+    settings = _settings(None, topic_prefix, fleet)
+    described = asyncapi(Catalogue(settings).topics(_pools(settings)), version("shunter"))
+    typer.echo(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode())
 
 
 def _settings(bootstrap: Bootstrap, prefix: Prefix, fleet: FleetFile) -> Settings:

@@ -1,0 +1,40 @@
+"""`python -m simulation`: run many seeds, or replay one and tell all that happened."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+
+from simulation.world import problems_of, run
+
+
+def main() -> int:
+    """Run what the arguments say; return 1 where a seed has failed."""
+    parser = argparse.ArgumentParser(prog="simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2000, help="number of seeds")
+    parser.add_argument("--start", type=int, default=0, help="the first seed")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run one, and print its trace")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes to use")
+    options = parser.parse_args()
+    if options.replay is not None:
+        world = run(options.replay)
+        print("\n".join(world.trace))
+        print("\n".join(world.problems) or "all holds")
+        return int(bool(world.problems))
+    began_at, failed = time.monotonic(), []
+    seeds = range(options.start, options.start + options.seeds)
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        for seed, problems in pool.imap(problems_of, seeds, chunksize=10):
+            if problems:
+                failed.append(seed)
+                print(f"seed {seed}: {'; '.join(problems)}", flush=True)
+    took_s = time.monotonic() - began_at
+    print(f"{options.seeds} seeds from {options.start} in {took_s:.1f} s: {len(failed)} failed")
+    if failed:
+        print(f"replay one with: make simulate REPLAY={failed[0]}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

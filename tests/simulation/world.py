@@ -1,0 +1,261 @@
+"""One run of one seed: processes, clients, faults, and the wait until all has settled."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
+
+from memory_log import ProcessKilledError
+from stream_cases import START, make_options, make_policy
+
+from simulation.checker import check, held
+from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
+from simulation.faults import Faults
+from simulation.loop import SimTask, VirtualLoop
+from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
+from simulation.requests import Workload, make_workload
+from streams.log import Outgoing, Record
+from streams.telemetry import Telemetry
+from streams.transactor import Transactor
+from topics import Catalogue, Settings
+from topics import headers as h
+from workers import Worker
+
+REQUESTS = 20
+# Faults fall into the first seconds; what is left after SETTLED_S_MAX more will never end.
+FAULTS_S = 12.0
+SETTLED_S_MAX = 400.0
+FINAL_S = 3.0
+
+POLICY = """
+classes:
+  chat:
+    {latency_sensitive: true, batchable: false, ttft_ms: 1500, deadline_s: 40,
+     longest_wait_s: 12, output_tokens: 100}
+  summarization:
+    {latency_sensitive: false, batchable: true, deadline_s: 60, window_s: 4,
+     longest_wait_s: 15, output_tokens: 100}
+data_classes:
+  regulated: {regions: [eu-west]}
+windows: {members_max: 4, margin_s: 2.0, length_buckets_tokens: [512, 2048], prior_rate_per_s: 0.5}
+"""
+
+_SETTINGS = Settings(instance="simulation", topic_prefix="yard", partitions=2)
+_OPTIONS = make_options()
+_POLICY = make_policy(POLICY)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the world is made of; the tests put broken parts in."""
+
+    transactor: type[Transactor] = Transactor
+    worker: type[Worker] = Worker
+    lose_offsets_of: str | None = None
+    """A stage, by the end of its group's name, none of whose group offsets is ever seen."""
+
+
+class World:
+    """Everything there is in one run. It is also the clock of its processes."""
+
+    def __init__(self, seed: int, rules: Rules) -> None:
+        self.seed = seed
+        self.rules = rules
+        self.rng = random.Random(seed)
+        self.trace: list[str] = []
+        self.problems: list[str] = []
+        self.loop = VirtualLoop(self._own)
+        self.clock_offset_s = 0.0
+        self.options, self.policy = _OPTIONS, _POLICY
+        self.catalogue = Catalogue(_SETTINGS)
+        self.telemetry = Telemetry(None)
+        topics = self.catalogue.topics(self.options.by_pool)
+        self.cluster = SimCluster(
+            {t.name: t.partitions for t in topics},
+            tell=self.tell,
+            now=self.now,
+            checkpoint=self.checkpoint,
+        )
+        self.cluster.sleep = self.cluster.wait
+        self.cluster.on_commit = self._committed
+        self.groups = Groups(self.cluster, self.spawn)
+        self.heartbeats: list[Any] = []
+        self.slowness = dict.fromkeys(self.options.by_pool, 1.0)
+        self.processes: dict[str, Process] = {}
+        self.workload: Workload = make_workload(self.rng, REQUESTS)
+        self.bad: set[tuple[str, int, int]] = set()
+        self.ended: set[str] = set()
+        self.buried: set[tuple[str, int, int]] = set()
+        self.faults = Faults(self)
+        self.is_settled = False
+
+    def now(self) -> float:
+        return START + self.loop.at_s + self.clock_offset_s
+
+    def tell(self, event: str) -> None:
+        """Add to the trace."""
+        self.trace.append(f"{self.loop.at_s:9.4f} {event}")
+
+    def problem(self, what: str) -> None:
+        """Note what must not be."""
+        if what not in self.problems:
+            self.problems.append(what)
+
+    def spawn(self, coro: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
+        """Run something outside all processes."""
+        return self.loop.create_task(coro, context=Context())
+
+    def make_log(self, process: Process) -> SimLog:
+        return SimLog(self.groups, process.name, process)
+
+    def died(self, process: Process) -> None:
+        """Start another in its place, after a while."""
+        if not self.is_settled:
+            after_s = self.faults.restart_s(process)
+            self.loop.call_later(after_s, self._start, process.name, context=Context())
+
+    async def checkpoint(self) -> None:
+        """Be called at each call of Kafka: where others may run, and faults strike."""
+        process = PROCESS.get()
+        if process is None:
+            return
+        await self.faults.strike(process)
+        if process.is_dead:
+            raise ProcessKilledError(process.name)
+        draw = self.rng.random()
+        if draw > 0.9:
+            await asyncio.sleep((draw - 0.9) / 5)
+        elif draw > 0.5:
+            await asyncio.sleep(0)
+        await process.awake()
+        if process.is_dead:
+            raise ProcessKilledError(process.name)
+
+    async def main(self) -> None:
+        """Publish, suffer, heal, settle, and start everything once more."""
+        third = self.rng.choice(("boards-us", "premium-us"))
+        self.homes: dict[str, Callable[[], Process]] = {
+            "router-1": lambda: RouterProcess(self, "router-1"),
+            "router-2": lambda: RouterProcess(self, "router-2"),
+            "eu-1": lambda: WorkerProcess(self, "eu-1", "premium-eu"),
+            "eu-2": lambda: WorkerProcess(self, "eu-2", "premium-eu"),
+            "us-1": lambda: WorkerProcess(self, "us-1", third),
+        }
+        for name in self.homes:
+            self._start(name)
+        self.spawn(self._time_out())
+        self.spawn(self.faults.outside())
+        await self._publish()
+        await asyncio.sleep(max(0.0, FAULTS_S - self.loop.at_s))
+        self.faults.heal()
+        await self._settle()
+        self.is_settled = True
+        for process in self.processes.values():
+            process.kill("the end")
+        for name in self.homes:
+            self._start(name)
+        await asyncio.sleep(FINAL_S)
+
+    async def _publish(self) -> None:
+        await asyncio.sleep(self.rng.uniform(0.0, 1.0))
+        for name in self.workload.order:
+            if name is None:
+                self._publish_bad()
+            else:
+                expected = self.workload.expected[name]
+                expected.published += 1
+                number = self.rng.randrange(_SETTINGS.partitions)
+                self.cluster.publish(
+                    Outgoing(self.catalogue.requests, name.encode(), expected.value, [], number)
+                )
+            await asyncio.sleep(self.rng.expovariate(2.5))
+
+    def _publish_bad(self) -> None:
+        """Put what nobody can read where somebody reads."""
+        c = self.catalogue
+        lane = c.pool_lane("premium-eu", self.rng.choice(("direct", "batch")))
+        topic = self.rng.choice((c.requests, c.requests, c.reroutes, c.held, lane))
+        key = f"bad-{len(self.bad)}".encode()
+        number = self.rng.randrange(_SETTINGS.partitions)
+        record = self.cluster.publish(Outgoing(topic, key, b'{"id": 1, "', [], number))
+        self.bad.add((topic, number, record.offset))
+        self.tell(f"a bad record on {record.partition}")
+
+    async def _settle(self) -> None:
+        end_s = self.loop.at_s + SETTLED_S_MAX
+        while self.loop.at_s < end_s:
+            has_ended = self.ended >= self.workload.expected.keys()
+            # The second copy of a request may be held when the first has its result.
+            if has_ended and self.buried >= self.bad and not held(self):
+                return
+            await asyncio.sleep(0.5)
+        for name in sorted(self.workload.expected.keys() - self.ended):
+            self.problem(f"{name} has not ended")
+
+    async def _time_out(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for name, begun_at_s in list(self.cluster.begun_at_s.items()):
+                if self.loop.at_s - begun_at_s > TRANSACTION_S:
+                    self.tell(f"the transaction of {name} times out")
+                    self.cluster.time_out(name)
+
+    def _committed(self, record: Record) -> None:
+        topic = record.partition.topic
+        if topic == self.catalogue.results:
+            self.ended.add((record.key or b"").decode())
+        elif topic == self.catalogue.dead_letters:
+            self.buried.add(source_of(record))
+
+    def _start(self, name: str) -> None:
+        if name in self.processes and not self.processes[name].is_dead:
+            return
+        self.tell(f"{name} starts")
+        process = self.processes[name] = self.homes[name]()
+        process.start()
+
+    def topics_of(self, stage: str) -> set[str]:
+        """Return what a stage reads."""
+        c = self.catalogue
+        return {
+            "router": {c.requests, c.reroutes},
+            "batcher": {c.held},
+            "worker": {t.name for pool in self.options.by_pool for t in c.pool_topics(pool)},
+        }[stage]
+
+    @staticmethod
+    def _own(task: SimTask, context: Context | None) -> None:
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if process is not None:
+            process.own(task)
+
+
+def source_of(letter: Record) -> tuple[str, int, int]:
+    """Return where a dead letter stood."""
+    topic, partition, offset = (
+        (h.find(letter.headers, f"__connect.errors.{name}") or b"").decode()
+        for name in ("topic", "partition", "offset")
+    )
+    return topic, int(partition), int(offset)
+
+
+def run(seed: int, rules: Rules | None = None) -> World:
+    """Run one seed and return the world as it ends, with all problems found."""
+    world = World(seed, rules or Rules())
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        world.loop.finish(world.main())
+    finally:
+        logging.disable(before)
+    for problem in check(world):
+        world.problem(problem)
+    return world
+
+
+def problems_of(seed: int) -> tuple[int, list[str]]:
+    """Run a seed; return it with what was wrong."""
+    return seed, run(seed).problems
