@@ -86,9 +86,15 @@ class Tail:
 
 @contextlib.asynccontextmanager
 async def tail(
-    settings: Settings, topics: Sequence[str], *, from_beginning: bool = False
+    settings: Settings,
+    topics: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+    from_beginning: bool = False,
 ) -> AsyncIterator[Tail]:
     """Give a reader of these topics that already stands at their end, or beginning.
+
+    Those in ``also`` are read where the user may see them, and done without where not.
 
     Whatever is committed once this has been entered will be read.
 
@@ -96,6 +102,8 @@ async def tail(
         AdminError: Kafka can't be reached, or a topic is missing.
     """
     counts = await partition_counts(settings, topics)
+    with contextlib.suppress(AdminError):
+        counts |= await partition_counts(settings, also)
     options = consumer_options(settings)
     if not from_beginning:
         # Else the reset that starting begins could overtake ours.

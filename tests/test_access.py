@@ -172,6 +172,12 @@ class TestTheWholeSystemWithTheseRights:
         assert {paths[each["id"]] for each in direct} == {"direct"}
         assert {paths[each["id"]] for each in batch} == {"batch"}
 
+    async def test_a_client_cancels(self, secured: SecuredKafka, system: System) -> None:
+        outcome = await asyncio.to_thread(
+            command, secured, user("client"), "cancel", "nothing-of-that-name"
+        )
+        assert outcome.returncode == 0, outcome.stderr
+
     async def test_an_auditor_tells_the_story(self, secured: SecuredKafka, system: System) -> None:
         for arguments, told in (
             (("audit", "show", f"now-{POOLS[0]}"), "executed"),

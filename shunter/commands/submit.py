@@ -51,7 +51,8 @@ def submit(
 
     Where a line is bad, each bad one is named and nothing is published, unless --skip-bad.
     With --wait the exit code is 1 when a request has no end at the timeout: no result, no dead
-    letter, and none of its id came before, which would make it a duplicate that is not served.
+    letter, and none of its id came before, which would make it a duplicate that is not served
+    (known to those who may read the evidence).
 
     Example: shunter submit requests.jsonl --wait --timeout 600 --output results.jsonl
     """
@@ -139,9 +140,10 @@ async def _publish_and_follow(
     sink: BinaryIO | None,
 ) -> None:
     catalogue = Catalogue(settings)
-    topics = [catalogue.results, catalogue.dead_letters, catalogue.evidence]
-    # Standing at the end before anything is published, no result can be missed.
-    async with tail(settings, topics) as reader:
+    topics = [catalogue.results, catalogue.dead_letters]
+    # Evidence tells of duplicates, to those who may read it. Standing at the end before anything
+    # is published, no result can be missed.
+    async with tail(settings, topics, also=[catalogue.evidence]) as reader:
         await _publish_only(settings, lines, checked)
         with _progress("ended", tally.submitted) as advance:
             shown = 0
