@@ -34,6 +34,12 @@ def test_everything_holds_on_every_seed() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("seed", [468, 5097])
+def test_a_seed_that_found_a_bug_holds(seed: int) -> None:
+    """468: a finished offset right at the progress; 5097: a sleeper that fences its successor."""
+    assert not run(seed, Rules()).problems
+
+
 def test_a_seed_tells_the_same_story_in_every_process() -> None:
     for seed in ("3", "7", "19"):
         first, second = (simulate("--replay", seed, hash_seed=h) for h in ("1", "2"))
