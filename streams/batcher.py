@@ -112,10 +112,10 @@ class Batcher:
         held.next_offset = first
         # Known before it is read, so that no cancellation that comes meanwhile is missed.
         self._partitions[partition] = held
-        async for records in log.read({partition: first}):
+        async for records in log.read({partition: first}, {partition: end}):
             for record in records:
                 self._take(held, record)
-        held.next_offset = max(held.next_offset, end)
+        held.next_offset = end
         self._log = log
         return held.next_offset
 

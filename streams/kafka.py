@@ -183,10 +183,9 @@ class KafkaLog:
         Raises:
             LogError: an open transaction kept the end out of reach until after its timeout.
         """
-        wanted = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
-        for partition, end in (ends or {}).items():
-            wanted[partition] = min(end, wanted[partition])
-        wanted = {p: end for p, end in wanted.items() if end > starts[p]}
+        if ends is None:
+            ends = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
+        wanted = {p: end for p, end in ends.items() if end > starts[p]}
         if not wanted:
             return
         reader = AIOKafkaConsumer(

@@ -128,7 +128,7 @@ class Log(Protocol):
     ) -> AsyncIterator[Sequence[Record]]:
         """Yield the committed records from each start to the end as it is now.
 
-        A partition that ``ends`` names is read to that offset, excluded, where it comes earlier.
+        Whoever has asked for ``bounds`` already gives the ends, excluded, of the same partitions.
         """
         ...
 

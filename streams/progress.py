@@ -1,6 +1,6 @@
 """Reading progress back: where a predecessor really stood."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from streams.log import Log, Partition
 from topics import Progress, decode, progress_key
@@ -16,8 +16,10 @@ async def read_progress(
     """Return the newest progress of a group on each partition; absent where there is none."""
     homes = {partition: Partition(topic, partition.number) for partition in partitions}
     bounds = await log.bounds(set(homes.values()))
+    ends = {home: end for home, (_, end) in bounds.items()}
     tails = {home: max(first, end - TAIL_RECORDS) for home, (first, end) in bounds.items()}
-    found = await _scan(log, group, homes, tails)
+    keys = {progress_key(group, p.topic, p.number): p for p in partitions}
+    found = await _scan(log, keys, tails, ends)
     missing = {
         homes[p]: bounds[homes[p]][0]
         for p in partitions
@@ -25,16 +27,18 @@ async def read_progress(
     }
     if missing:
         # What the second reading finds of others is older than the tail or the same.
-        found = await _scan(log, group, homes, missing) | found
+        found = await _scan(log, keys, missing, {home: ends[home] for home in missing}) | found
     return found
 
 
 async def _scan(
-    log: Log, group: str, homes: dict[Partition, Partition], starts: dict[Partition, int]
+    log: Log,
+    keys: Mapping[bytes, Partition],
+    starts: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
 ) -> dict[Partition, Progress]:
-    keys = {progress_key(group, p.topic, p.number): p for p in homes}
     found: dict[Partition, Progress] = {}
-    async for records in log.read(starts):
+    async for records in log.read(starts, ends):
         for record in records:
             partition = keys.get(record.key or b"")
             if partition is not None and record.value is not None:

@@ -77,9 +77,10 @@ class Router:
         recent = self._recent[partition] = RecentIds(self._duplicate_window_records)
         if progress is None:
             return
-        first, _ = (await log.bounds([partition]))[partition]
+        first, end = (await log.bounds([partition]))[partition]
         start = max(first, progress.next_offset - self._duplicate_window_records)
-        async for records in log.read({partition: start}, {partition: progress.next_offset}):
+        stop = min(end, progress.next_offset)
+        async for records in log.read({partition: start}, {partition: stop}):
             for record in records:
                 # What is no request was no first one either.
                 with suppress(BadRecordError):
