@@ -1,7 +1,7 @@
 """Records that more than one stage writes: results, evidence, dead letters, tombstones."""
 
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from streams.log import Outgoing, Record
 from streams.stage import Effect
@@ -67,24 +67,35 @@ class Scribe:
     ) -> Outgoing:
         """Return the evidence of one step of a request, as a record keyed by request."""
         return self._evidence(
-            Evidence(
-                request_id=profile.id,
-                step=step,
-                at=now,
-                writer=self.writer,
-                source=source_of(record),
-                tenant=profile.tenant,
-                task=profile.task,
-                model=profile.model,
-                attempt=profile.attempt,
-                trace_id=h.trace_id(record.headers),
-                policy_version=self.policy_version,
-                fleet_version=self.fleet_version,
-                **details,
-            )
+            record,
+            profile.id,
+            step,
+            now,
+            tenant=profile.tenant,
+            task=profile.task,
+            model=profile.model,
+            attempt=profile.attempt,
+            **details,
         )
 
-    def _evidence(self, evidence: Evidence) -> Outgoing:
+    def _evidence(
+        self, record: Record, request_id: str, step: Step, now: float, **fields: Any
+    ) -> Outgoing:
+        """Return evidence as a record keyed by request, with what every piece of it has."""
+        evidence = Evidence(
+            request_id=request_id,
+            step=step,
+            at=now,
+            writer=self.writer,
+            source=source_of(record),
+            trace_id=h.trace_id(record.headers),
+            policy_version=self.policy_version,
+            fleet_version=self.fleet_version,
+            **fields,
+        )
+        return self._record(evidence)
+
+    def _record(self, evidence: Evidence) -> Outgoing:
         return Outgoing(self.catalogue.evidence, evidence.request_id.encode(), encode(evidence))
 
     def result(self, result: Result) -> Outgoing:
@@ -143,7 +154,8 @@ class Scribe:
         self, record: Record, request_id: str, reason: str | None, now: float
     ) -> Outgoing:
         """Return the evidence that a client wanted a request to be ended, known or not."""
-        return self._evidence(
+        # No fleet and no policy has a part in it, so that it names neither.
+        return self._record(
             Evidence(
                 request_id=request_id,
                 step="cancel_requested",
@@ -165,21 +177,15 @@ class Scribe:
         now: float,
     ) -> Outgoing:
         return self._evidence(
-            Evidence(
-                request_id=request.id,
-                step=step,
-                at=now,
-                writer=self.writer,
-                source=source_of(record),
-                tenant=request.tenant,
-                task=request.task,
-                model=request.model,
-                trace_id=h.trace_id(record.headers),
-                policy_version=self.policy_version,
-                fleet_version=self.fleet_version,
-                reason=reason,
-                message=message,
-            )
+            record,
+            request.id,
+            step,
+            now,
+            tenant=request.tenant,
+            task=request.task,
+            model=request.model,
+            reason=reason,
+            message=message,
         )
 
     def dead_letter(
@@ -203,19 +209,10 @@ class Scribe:
                 reason=reason,
             ),
         )
-        evidence = Evidence(
-            request_id=_name_of(record),
-            step="dead_lettered",
-            at=now,
-            writer=self.writer,
-            source=source_of(record),
-            trace_id=h.trace_id(record.headers),
-            policy_version=self.policy_version,
-            fleet_version=self.fleet_version,
-            reason=reason,
-            message=message,
+        evidence = self._evidence(
+            record, _name_of(record), "dead_lettered", now, reason=reason, message=message
         )
-        return Effect(record, [letter, self._evidence(evidence)], is_dead_letter=True)
+        return Effect(record, [letter, evidence], is_dead_letter=True)
 
 
 def source_of(record: Record) -> Source:

@@ -6,7 +6,6 @@ one transaction.
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,8 +30,6 @@ from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
 from workers.backend import Backend, Call, CallError, Outcome
 from workers.ending import Ending, Task, released_at
-
-logger = logging.getLogger(__name__)
 
 # How soon a finished request is looked for while any runs.
 FINISH_POLL_S = 0.01
