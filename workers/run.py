@@ -5,9 +5,9 @@ from typing import NoReturn
 
 from mode import Service
 
-from policies import Option
+from policies import Option, compile_options
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
-from streams.declarations import load_declarations, load_fleet
+from streams.declarations import load_fleet, load_policy
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.run import check_topics, transactor
 from streams.telemetry import from_environment
@@ -83,7 +83,8 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         UnknownPoolError: the fleet has no such pool.
     """
     fleet = load_fleet(settings.fleet)
-    options, policy = load_declarations(settings)
+    options = compile_options(fleet)
+    policy = load_policy(settings.policy)
     if pool not in options.by_pool:
         known = ", ".join(sorted(options.by_pool))
         raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
