@@ -121,7 +121,8 @@ async def test_without_a_live_pool_requests_wait_and_are_rejected_in_the_end(
     async with System(kafka, prefix, tmp_path) as system:
         system.start("router")
         started = time.monotonic()
-        await system.publish(chat("nobody"))
+        # Its deadline is far, so that a router that starts slowly does not find it expired.
+        await system.publish(chat("nobody", deadline=time.time() + 60))
         await system.wait_for_results(["nobody"])
         # A chat waits 30 s for a pool, at this speed.
         assert time.monotonic() - started >= 30 / SPEED

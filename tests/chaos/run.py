@@ -22,15 +22,12 @@ import orjson
 from aiokafka.errors import KafkaError
 from faults import FAULTS
 from system import System, chat
+from verdict import POLICY_SPEED, TIMEOUTS, problems, supervise
 
 from topics.broker import EmbeddedBroker
 
 Row = tuple[str, ...]
 
-ENDS = frozenset({"executed", "expired", "rejected", "failed"})
-# Long enough that requests outlast a fault, and their latency tells how long it was.
-POLICY_SPEED = 4.0
-TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
 CALM_S = 7.0
 MARGIN_S = 1.5
 
@@ -66,15 +63,6 @@ class Probes:
             and name in system.results
             and system.result(name)["status"] == "completed"
         ]
-
-
-async def supervise(system: System) -> None:
-    """Start again what has ended by itself, as any supervisor does."""
-    while True:
-        for name, process in list(system.processes.items()):
-            if process.poll() is not None:
-                system.start(name)
-        await asyncio.sleep(0.3)
 
 
 async def run(seed: int, rounds: int, per_second: int) -> tuple[list[Row], int]:
@@ -119,21 +107,19 @@ async def run(seed: int, rounds: int, per_second: int) -> tuple[list[Row], int]:
 
 
 def _rows(system: System, probes: Probes, spans: list[tuple[str, float, float]]) -> list[Row]:
-    doubled = [name for name, found in system.results.items() if len(found) > 1]
-    ends = Counter(e["request_id"] for e in system.evidence if e["step"] in ENDS)
-    wrong = [name for name in probes.published if ends[name] != 1]
     statuses = Counter(found[0]["status"] for found in system.results.values())
     print(f"{len(probes.published):,} requests: {dict(statuses)}")
-    if doubled or wrong or system.dead_letters:
-        raise SystemExit(f"doubled {doubled[:5]}, ends {wrong[:5]}; logs in {system.directory}")
+    found = problems(system, probes.published)
+    if found:
+        raise SystemExit(f"{len(found)} problems: {found[:5]}; logs in {system.directory}")
     rows = []
     for name in dict.fromkeys(name for name, _, _ in spans):
-        found = [(began, ended) for n, began, ended in spans if n == name]
-        worst = [max(probes.latencies_s(system, b, e), default=0.0) for b, e in found]
+        times = [(began, ended) for n, began, ended in spans if n == name]
+        worst = [max(probes.latencies_s(system, b, e), default=0.0) for b, e in times]
         median = statistics.median(
-            latency for b, e in found for latency in probes.latencies_s(system, b, e)
+            latency for b, e in times for latency in probes.latencies_s(system, b, e)
         )
-        rows.append((name, str(len(found)), f"{median:.2f}", f"{max(worst):.1f}"))
+        rows.append((name, str(len(times)), f"{median:.2f}", f"{max(worst):.1f}"))
     return rows
 
 

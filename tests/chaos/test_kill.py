@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import os
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from aiokafka.errors import KafkaError
 from system import System, chat
+from verdict import POLICY_SPEED, TIMEOUTS, problems, supervise
 
 from topics.broker import EmbeddedBroker
 
@@ -18,8 +18,13 @@ pytestmark = pytest.mark.kafka
 # A run that failed is repeated with its seed: CHAOS_SEED=... pytest tests/chaos
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 2**31)
 VICTIMS = ("router", "router", "premium-eu", "lpddr-us")
-TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
 PAUSE_S = 0.02
+
+
+def a_system(bootstrap_servers: str, prefix: str, directory: Path) -> System:
+    return System(
+        bootstrap_servers, prefix, directory, extra_env=TIMEOUTS, policy_speed=POLICY_SPEED
+    )
 
 
 async def publish(system: System, ids: list[str]) -> None:
@@ -34,33 +39,21 @@ async def publish(system: System, ids: list[str]) -> None:
         await asyncio.sleep(PAUSE_S)
 
 
-async def supervise(system: System) -> None:
-    """Start again what has ended by itself, as any supervisor does."""
-    while True:
-        for name, process in list(system.processes.items()):
-            if process.poll() is not None:
-                system.start(name)
-        await asyncio.sleep(0.3)
-
-
 async def check(system: System, ids: list[str]) -> None:
     """Every request has one result, one end in the evidence, and no dead letter."""
     await system.wait_for_results(ids, timeout_s=120)
     # Whatever would come twice has come by the time that another request has gone all the way.
     await system.publish(chat("last"))
     await system.wait_for_results(["last"])
-    told = f"CHAOS_SEED={SEED}\n{system.logs()}"
-    assert not [name for name, found in system.results.items() if len(found) > 1], told
-    assert not system.dead_letters, told
-    ends = Counter(e["request_id"] for e in system.evidence if e["step"] in {"executed", "expired"})
-    assert ends == Counter([*ids, "last"]), told
+    found = problems(system, [*ids, "last"])
+    assert not found, f"CHAOS_SEED={SEED}\n{found[:20]}\n{system.logs()}"
 
 
 async def test_killed_processes(kafka: str, prefix: str, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"CHAOS_SEED={SEED}")
     ids = [f"r-{i}" for i in range(500)]
-    async with System(kafka, prefix, tmp_path, extra_env=TIMEOUTS) as system:
+    async with a_system(kafka, prefix, tmp_path) as system:
         system.start_all()
         publishing = asyncio.create_task(publish(system, ids))
         for _ in range(5):
@@ -78,7 +71,7 @@ async def test_a_killed_broker(prefix: str, tmp_path: Path) -> None:
     print(f"CHAOS_SEED={SEED}")
     ids = [f"b-{i}" for i in range(500)]
     with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker:
-        async with System(broker.bootstrap_servers, prefix, tmp_path, extra_env=TIMEOUTS) as system:
+        async with a_system(broker.bootstrap_servers, prefix, tmp_path) as system:
             system.start_all()
             supervising = asyncio.create_task(supervise(system))
             publishing = asyncio.create_task(publish(system, ids))

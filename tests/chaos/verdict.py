@@ -1,0 +1,44 @@
+"""What the chaos tests and the long run share: how a system is kept up, and what must hold."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+
+from system import System
+
+TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
+# Long enough that requests outlast a fault: at the speed of other tests a chat waits 1.5 s for a
+# pool to come alive, less than a broker needs to come back.
+POLICY_SPEED = 4.0
+# The last step of a request, and the status that its result must have.
+ENDS = {
+    "executed": "completed",
+    "expired": "expired",
+    "rejected": "rejected",
+    "failed": "failed",
+}
+
+
+async def supervise(system: System) -> None:
+    """Start again what has ended by itself, as any supervisor does."""
+    while True:
+        for name, process in list(system.processes.items()):
+            if process.poll() is not None:
+                system.start(name)
+        await asyncio.sleep(0.3)
+
+
+def problems(system: System, ids: Iterable[str]) -> list[str]:
+    """Return what is wrong: each request has one result and one end, and the two agree."""
+    wanted = set(ids)
+    found = [f"dead letter {letter.key!r}" for letter in system.dead_letters]
+    ends = [(e["request_id"], e["step"]) for e in system.evidence if e["step"] in ENDS]
+    found += [f"{name} ended {n} times" for name, n in Counter(i for i, _ in ends).items() if n > 1]
+    ended = dict(ends)
+    for name in sorted(wanted | system.results.keys() | ended.keys()):
+        statuses = [result["status"] for result in system.results.get(name, [])]
+        if name not in wanted:
+            found.append(f"{name} was never published")
+        elif statuses != [ENDS.get(ended.get(name, ""), "no end")]:
+            found.append(f"{name} has results {statuses} and the end {ended.get(name)}")
+    return found
