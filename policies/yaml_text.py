@@ -68,6 +68,9 @@ def load_yaml_mapping(text: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        if "nesting depth" in str(error.problem):
+            # PyYAML 6.0.4 reads ahead of its events and has a limit of its own, of 1,000 levels.
+            raise YamlTextError(f"{where}nested deeper than {DEPTH_MAX} levels") from None
         raise YamlTextError(f"{where}not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # A character that no encoding has, or a number of thousands of digits.
