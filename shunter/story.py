@@ -36,6 +36,7 @@ IN_WORDS = {
     "window": "the batch window closed",
     "pool_available": "a pool became available",
     "pool_unavailable": "no pool that may serve it has a live worker",
+    "circuit_open": "each pool that may serve it fails at present",
     "deadline_passed": "its deadline passed",
     "no_pool": "no pool may serve it",
     "cancelled": "the client did not want it any more",

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from zlib import crc32
 
-from policies import Decision, Situation, UnservableError, decide, decided_tags, tag
+from policies import Decision, Situation, UnservableError, allow_again, decide, decided_tags, tag
 from streams.clock import Clock
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe
@@ -132,7 +132,9 @@ class Router:
     def _route(self, record: Record, now: float) -> Effect:
         try:
             if record.partition.topic == self._catalogue.reroutes:
-                return self._decide(record, h.read(record.headers, h.PROFILE, Profile), {}, now)
+                profile = h.read(record.headers, h.PROFILE, Profile)
+                profile = allow_again(profile, self._situation.options)
+                return self._decide(record, profile, {}, now)
             return self._route_new(record, now)
         except BadRecordError as error:
             return self._scribe.dead_letter(

@@ -160,7 +160,7 @@ async def test_what_never_fits_is_refused_for_another_pool_and_harms_nobody(star
     fits, large = run(backend, sized("c0", 500, 20), sized("huge", 9_000_000, 10))
     with pytest.raises(CallError, match="KV memory") as caught:
         await soon(large, "the refusal")
-    assert (caught.value.code, caught.value.elsewhere) == ("memory", True)
+    assert (caught.value.code, caught.value.retry) == ("memory", "elsewhere")
     assert (await soon(fits, "the other")).usage.output_tokens == 20
     assert backend.load().backlog_s == 0.0
 

@@ -118,13 +118,24 @@ async def test_a_request_that_is_itself_at_fault_is_not_tried_again() -> None:
     assert not yard.cluster.records(yard.catalogue.reroutes)
 
 
+async def test_a_variant_that_is_not_served_any_more_is_tried_elsewhere() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    place(yard, "c0", extra=((h.PLACEMENT, encode(STRANGER)),))
+    transactor = await started(yard, backend, 0)
+    await step_until(transactor, yard.evidence, "the fallback")
+    (record,) = yard.cluster.records(yard.catalogue.reroutes)
+    profile = h.read(record.headers, h.PROFILE, Profile)
+    assert profile.fallbacks == (Fallback("premium-eu", "variant_not_served"),)
+    assert not yard.results()
+
+
 STRANGER = Placement("premium-eu", "fast", "another-variant", "fp8", "eu-west", "direct")
 BAD: dict[str, tuple[dict[str, Any], str, bool]] = {
     "no profile": ({h.PROFILE: None}, "missing_header", False),
     "a broken profile": ({h.PROFILE: b"{}"}, "bad_header", False),
     "no placement": ({h.PLACEMENT: None}, "missing_header", True),
     "a broken placement": ({h.PLACEMENT: b"nonsense"}, "bad_header", True),
-    "a variant of another pool": ({h.PLACEMENT: encode(STRANGER)}, "unknown_variant", True),
     "a broken batch": ({h.BATCH_ID: b"b", h.BATCH_INDEX: b"one"}, "bad_header", True),
     "a broken time": ({h.RELEASED_AT: b"noon"}, "bad_header", True),
 }

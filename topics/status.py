@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 State = Literal["up", "draining", "down"]
+Circuit = Literal["closed", "open", "half_open"]
+"""Of a circuit breaker: only while it is ``closed`` should work be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,19 @@ class VariantStatus:
     running: int = 0
     queued: int = 0
     speed: float = 1.0
+    circuit: Circuit = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What a model server tells of itself; requests of its other clients are among them.
+
+    ``kv_usage`` is the share of its KV cache in use. None is what it does not tell.
+    """
+
+    running: int | None = None
+    queued: int | None = None
+    kv_usage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,7 @@ class PoolStatus:
     """Device time of the work taken and not begun, per replica, in seconds."""
     variants: dict[str, VariantStatus] = field(default_factory=dict)
     fleet_version: str = ""
+    server: ServerLoad | None = None
 
 
 def status_key(pool: str, instance: str) -> bytes:

@@ -1,11 +1,13 @@
 """`shunter worker`, put together."""
 
 import asyncio
+import random
 from typing import NoReturn
 
 from mode import Service
 
-from policies import Option, compile_options
+from policies import Option, Pool, compile_options
+from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import FollowerService, StageService, TelemetryService, run_app
@@ -13,15 +15,18 @@ from streams.run import check_topics, transactor
 from streams.telemetry import from_environment
 from topics import Catalogue, Settings
 from topics.access import worker as worker_role
+from workers.attempts import Attempts
 from workers.backend import Backend
+from workers.breaker import Breakers
 from workers.ending import Ending
 from workers.heartbeat import Heartbeat
+from workers.openai import OpenAIBackend
 from workers.runtime import Worker
 from workers.simulated import SimulatedBackend
 
 
 class UnknownPoolError(LookupError):
-    """The fleet has no such pool, or one that this version can't serve."""
+    """The fleet has no such pool."""
 
 
 class BackendService(Service):  # type: ignore[misc]
@@ -60,18 +65,29 @@ class DrainingService(StageService):
         await super().on_stop()
 
 
-def make_backend(kind: str, options: tuple[Option, ...], clock: Clock) -> Backend:
+class BreakerService(Service):  # type: ignore[misc]
+    """Probes what has failed until it answers again."""
+
+    mundane_level = "debug"
+
+    def __init__(self, breakers: Breakers) -> None:
+        super().__init__()
+        self._breakers = breakers
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _watch(self) -> None:
+        await self._breakers.watch()
+
+
+def make_backend(pool: Pool, options: tuple[Option, ...], clock: Clock) -> Backend:
     """Return the backend that a pool declares.
 
     Raises:
-        UnknownPoolError: this version has no such backend.
+        BackendSettingError: it can't be made of what is declared.
     """
-    if kind == "simulated":
-        return SimulatedBackend(options, clock)
-    raise UnknownPoolError(
-        f"pools.{options[0].pool}.backend.type: {kind!r} has no runtime in this version;"
-        " use 'simulated'"
-    )
+    if isinstance(pool.backend, DeclaredOpenAI):
+        return OpenAIBackend(pool.backend, options, clock)
+    return SimulatedBackend(options, clock)
 
 
 def run_worker(pool: str, settings: Settings) -> NoReturn:
@@ -81,6 +97,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
         UnknownPoolError: the fleet has no such pool.
+        BackendSettingError: its backend can't be made of what it declares.
     """
     fleet = load_fleet(settings.fleet)
     options = compile_options(fleet)
@@ -94,7 +111,8 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     check_topics(settings, [topic for topic in catalogue.topics([pool]) if topic.name in own])
     served = options.by_pool[pool]
     clock = SystemClock()
-    backend = make_backend(fleet.pools[pool].backend.type, served, clock)
+    backend = make_backend(fleet.pools[pool], served, clock)
+    breakers = Breakers(pool, [option.variant for option in served], backend, clock)
     telemetry = from_environment("worker", settings.instance)
     scribe = Scribe(
         catalogue, f"worker/{pool}/{settings.instance}", policy.version, options.version
@@ -103,7 +121,13 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     worker = Worker(
         pool,
         served,
-        backend,
+        Attempts(
+            backend,
+            breakers,
+            clock,
+            attempts_max=policy.attempts_max,
+            uniform=random.SystemRandom().random,
+        ),
         scribe,
         Ending(scribe, telemetry, policy.attempts_max),
         clock,
@@ -117,7 +141,8 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             TelemetryService(telemetry),
             BackendService(backend),
             FollowerService(CancellationFollower(settings, cancellations)),
+            BreakerService(breakers),
             DrainingService(worker, settings),
-            Heartbeat(settings, served[0], worker, backend, clock, options.version),
+            Heartbeat(settings, served[0], worker, backend, breakers, clock, options.version),
         ],
     )

@@ -28,7 +28,8 @@ from streams import (
 from topics import BadRecordError, Placement, Profile, Progress, ResultError, parse_request
 from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
-from workers.backend import Backend, Call, CallError, Outcome
+from workers.attempts import Attempts
+from workers.backend import Call, CallError
 from workers.ending import Ending, Task, released_at
 
 # How soon a finished request is looked for while any runs.
@@ -66,7 +67,7 @@ class Worker:
         self,
         pool: str,
         options: Sequence[Option],
-        backend: Backend,
+        attempts: Attempts,
         scribe: Scribe,
         ending: Ending,
         clock: Clock,
@@ -77,7 +78,7 @@ class Worker:
         self._pool = pool
         self._options = {option.variant: option for option in options}
         self._slots = {o.variant: o.max_batch * o.replicas for o in options}
-        self._backend = backend
+        self._attempts = attempts
         self._scribe = scribe
         self._ending = ending
         self._clock = clock
@@ -123,11 +124,15 @@ class Worker:
     def queued_prefill_s(self) -> float:
         """Time to prefill what was taken and does not run yet, per replica, in seconds."""
         return sum(
-            task.option.roofline.prefill_s(task.call.profile.input_tokens)
-            / (task.option.replicas * task.option.time_scale)
-            for waiting in self._waiting.values()
+            self._prefill_s(self._options[variant], task)
+            for (variant, _), waiting in self._waiting.items()
             for _, task in waiting
         )
+
+    @staticmethod
+    def _prefill_s(option: Option, task: Task) -> float:
+        prefill_s = option.roofline.prefill_s(task.call.profile.input_tokens)
+        return prefill_s / (option.replicas * option.time_scale)
 
     @property
     def has_open(self) -> bool:
@@ -195,7 +200,7 @@ class Worker:
             raise LogError(f"{record.topic} refused a record: {error}") from error
         code = "result_refused"
         message = f"{record.topic} refused the answer: {error}"
-        failure = CallError(code, message, elsewhere=False)
+        failure = CallError(code, message, retry="never")
         ended = self._ending.failed(effect.subject, failure, self._clock.now())
         ended.is_dead_letter = True
         return [ended]
@@ -213,7 +218,13 @@ class Worker:
         if self._cancellations.find(task.call.profile.id) is not None:
             self._end_cancelled(lane, task)
             return
-        key = (task.call.placement.model_variant, task.call.is_direct)
+        if task.variant not in self._options:
+            message = f"{self._pool} does not serve {task.variant!r} any more"
+            failure = CallError("variant_not_served", message, retry="elsewhere")
+            effect = self._ending.failed(task, failure, self._clock.now())
+            lane.ready.append((record.offset, effect))
+            return
+        key = (task.variant, task.call.is_direct)
         self._waiting.setdefault(key, deque()).append((lane, task))
 
     def _unfit(self, record: Record, error: BadRecordError) -> Effect:
@@ -233,12 +244,6 @@ class Worker:
     def _read(self, record: Record) -> Task:
         profile = h.read(record.headers, h.PROFILE, Profile)
         placement = h.read(record.headers, h.PLACEMENT, Placement)
-        if placement.model_variant not in self._options:
-            raise BadRecordError(
-                "validate",
-                "unknown_variant",
-                f"pool {self._pool} does not serve {placement.model_variant!r}",
-            )
         # Read where a bad one can still be a dead letter, and not when the answer is there.
         h.read_batch(record.headers)
         released_at(record)
@@ -247,8 +252,7 @@ class Worker:
             bytes_max=INGEST_BYTES_MAX,
             default_id=h.cloud_event_id(record.headers),
         )
-        option = self._options[placement.model_variant]
-        return Task(record, Call(request, profile, placement), option)
+        return Task(record, Call(request, profile, placement))
 
     def _cancel(self, request_id: str) -> None:
         """End a request that a client cancelled, if it waits or runs here."""
@@ -276,7 +280,10 @@ class Worker:
         for variant, slots in self._slots.items():
             for is_direct in (True, False):
                 waiting = self._waiting.get((variant, is_direct))
-                while waiting and self._running.get(variant, 0) < slots:
+                # What an open circuit sends elsewhere takes no place at the server.
+                while waiting and (
+                    self._running.get(variant, 0) < slots or not self._attempts.is_closed(variant)
+                ):
                     lane, task = waiting.popleft()
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
@@ -309,8 +316,12 @@ class Worker:
         deadline = task.call.profile.deadline
         if self._clock.now() >= deadline:
             return self._ending.expired(task, self._clock.now())
+        option = self._options[task.variant]
         try:
-            outcome: Outcome = await self._backend.execute(task.call)
+            outcome = await self._attempts.run(task.call, option)
         except CallError as error:
-            return self._ending.failed(task, error, self._clock.now())
-        return self._ending.completed(task, outcome)
+            now = self._clock.now()
+            if error.retry != "never" and now >= deadline:
+                return self._ending.expired(task, now, has_run=True)
+            return self._ending.failed(task, error, now)
+        return self._ending.completed(task, outcome, option)

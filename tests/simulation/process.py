@@ -14,7 +14,8 @@ from streams.router import Router
 from streams.stage import Stage
 from streams.transactor import Transactor
 from topics import PoolStatus, Response, Usage
-from workers import Call, CallError, Load, Outcome
+from workers import Attempts, Breakers, Call, CallError, Load, Outcome
+from workers.backend import Retry
 from workers.ending import Ending
 
 if TYPE_CHECKING:
@@ -193,8 +194,16 @@ class WorkerProcess(Process):
         scribe = Scribe(world.catalogue, self.name, world.policy.version, world.options.version)
         ending = Ending(scribe, world.telemetry, world.policy.attempts_max)
         options = world.options.by_pool[self.pool]
+        backend = SimBackend(world, self.pool)
+        attempts = Attempts(
+            backend,
+            Breakers(self.pool, [option.variant for option in options], backend, world),
+            world,
+            attempts_max=world.policy.attempts_max,
+            uniform=world.rng.random,
+        )
         self.worker = world.rules.worker(
-            self.pool, options, SimBackend(world, self.pool), scribe, ending, world,
+            self.pool, options, attempts, scribe, ending, world,
             Cancellations(world), in_flight_max=IN_FLIGHT_MAX,
         )  # fmt: skip
         self.spawn(self._beat())
@@ -247,6 +256,9 @@ class SimBackend:
     async def stop(self) -> None:
         """Nothing to stop."""
 
+    async def probe(self, variant: str) -> None:
+        """Never asked: no failure here is the pool's fault."""
+
     def load(self) -> Load:
         return Load(0.0, {})
 
@@ -255,7 +267,8 @@ class SimBackend:
         began_at, luck = world.now(), world.rng.random()
         await asyncio.sleep(world.rng.uniform(0.02, 0.8) * world.slowness[self._pool])
         if luck < ELSEWHERE + NOWHERE:
-            raise CallError("scripted", "as the dice fell", elsewhere=luck < ELSEWHERE)
+            retry: Retry = "elsewhere" if luck < ELSEWHERE else "never"
+            raise CallError("scripted", "as the dice fell", retry=retry)
         return Outcome(
             Response(200, {"id": call.request.id}),
             Usage(20, 10),
