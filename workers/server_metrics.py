@@ -49,7 +49,7 @@ class ServerMetrics:
     def __init__(self, declared: Declared, server: OpenAIServer) -> None:
         parts = urlsplit(declared.base_url)
         self._url = declared.metrics_url or f"{parts.scheme}://{parts.netloc}/metrics"
-        self._names: Mapping[str, str] = dict(declared.metrics_names)
+        self._names = {str(field): name for field, name in declared.metrics_names.items()}
         self._server = server
         self._task: asyncio.Task[None] | None = None
         self.load: ServerLoad | None = None
