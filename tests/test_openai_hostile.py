@@ -225,6 +225,7 @@ CASES |= {
     "404": (status(404), "not_found", "elsewhere", True),
     "too long": (status(400, TOO_LONG), "context_too_long", "elsewhere", False),
     "too long, llama.cpp": (status(400, LLAMA_CPP), "context_too_long", "elsewhere", False),
+    "501": (status(501), "operation_not_served", "elsewhere", False),
     "400": (status(400), "request_refused", "never", False),
     "refused": (status(400, {"code": "content_filter"}), "content_refused", "never", False),
 }

@@ -8,6 +8,8 @@ from workers.backend import CallError
 
 # Of a delta, the strings that name something; all others are pieces of text.
 _NAMES = frozenset({"role", "type", "id", "name", "finish_reason"})
+_IDENTITY = frozenset({"id", "created", "model", "system_fingerprint"})
+_OF_A_CHUNK = frozenset({"object", "choices"})
 DEPTH_MAX = 16
 CHOICES_MAX = 128
 
@@ -26,7 +28,6 @@ class Assembled:
         self._is_chat = object_name == "chat.completion"
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
-        self._usage: Any = None
         self.chunks = 0
         """Chunks that held a piece of the reply."""
 
@@ -38,11 +39,10 @@ class Assembled:
         """
         if not isinstance(chunk, dict) or not isinstance(chunk.get("choices", []), list):
             raise bad_answer("a chunk of the stream is no object with choices")
-        for name in ("id", "created", "model", "system_fingerprint"):
-            if chunk.get(name) is not None:
-                self._head.setdefault(name, chunk[name])
-        if chunk.get("usage"):
-            self._usage = chunk["usage"]
+        for name, value in chunk.items():
+            # What identifies the answer comes first; what measures it, usage included, last.
+            if name not in _OF_A_CHUNK and value is not None:
+                self._head[name] = self._head.get(name, value) if name in _IDENTITY else value
         is_piece = False
         for choice in chunk.get("choices") or ():
             is_piece = self._add_choice(choice) or is_piece
@@ -65,8 +65,7 @@ class Assembled:
                 is_pool_fault=True,
             )
         choices = [self._choices[index] for index in sorted(self._choices)]
-        found = {"object": self._object} | self._head | {"choices": choices}
-        return found if self._usage is None else found | {"usage": self._usage}
+        return {"object": self._object} | self._head | {"choices": choices}
 
     def _add_choice(self, choice: Any) -> bool:
         index = choice.get("index", 0) if isinstance(choice, dict) else None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 
 from topics import Response
@@ -35,28 +36,41 @@ def classify(status: int, body: Any, headers: Mapping[str, str], now: float) -> 
         now: epoch seconds, for a ``Retry-After`` that is a date.
     """
     told = _told(body)
-    answered = f"the server answered {status}"
-    if status == 429 and not _NO_QUOTA.search(told):
-        return CallError("overloaded", answered, retry="here", after_s=retry_after_s(headers, now))
-    if status in {503, 529}:
-        return CallError(
-            "unavailable",
-            answered,
-            retry="here",
-            is_pool_fault=True,
-            after_s=retry_after_s(headers, now),
-        )
+    if status in {429, 503, 529} and not _NO_QUOTA.search(told):
+        return _passing(status, retry_after_s(headers, now))
     if status == 413 or (status in {400, 422, 500} and _TOO_LONG.search(told)):
-        message = f"{answered}: the request is too long for it"
+        message = f"the server answered {status}: the request is too long for it"
         return CallError("context_too_long", message, retry="elsewhere")
-    if 400 <= status < 500 and _REFUSED.search(told):
-        message = f"{answered}: it refuses the content"
-        return CallError("content_refused", message, retry="never", response=Response(status, body))
     if 400 <= status < 500 and status not in _POOLS_FAULT:
-        message = f"{answered}: it finds the request at fault; its answer is in `response`"
-        return CallError("request_refused", message, retry="never", response=Response(status, body))
+        return _at_fault(status, body, told)
     code = "out_of_memory" if _OUT_OF_MEMORY.search(told) else _code(status)
-    return CallError(code, answered, retry="elsewhere", is_pool_fault=True)
+    message = f"the server answered {status}"
+    # An operation that it does not have says nothing of those that it has.
+    is_pool_fault = code != "operation_not_served"
+    return CallError(code, message, retry="elsewhere", is_pool_fault=is_pool_fault)
+
+
+def _passing(status: int, after_s: float | None) -> CallError:
+    """Return that the server has too much to do (429), or is not there for the moment."""
+    is_down = status != HTTPStatus.TOO_MANY_REQUESTS
+    return CallError(
+        "unavailable" if is_down else "overloaded",
+        f"the server answered {status}",
+        retry="here",
+        is_pool_fault=is_down,
+        after_s=after_s,
+    )
+
+
+def _at_fault(status: int, body: Any, told: str) -> CallError:
+    is_refused = _REFUSED.search(told) is not None
+    why = "it refuses the content" if is_refused else "it finds the request at fault"
+    return CallError(
+        "content_refused" if is_refused else "request_refused",
+        f"the server answered {status}: {why}; its answer is in `response`",
+        retry="never",
+        response=Response(status, body),
+    )
 
 
 # Of the statuses that blame the client, those that only a wrong key, URL or model name can cause,
@@ -77,6 +91,8 @@ _POOLS_FAULT = {
 def _code(status: int) -> str:
     if 300 <= status < 400:
         return "redirected"
+    if status == HTTPStatus.NOT_IMPLEMENTED:
+        return "operation_not_served"
     return _POOLS_FAULT.get(status, "server_error")
 
 
