@@ -32,8 +32,12 @@ async def test_an_answer_is_streamed_and_put_together_again(operation: str, kind
         await x.end()
 
     told: list[dict[str, Any]] = []
+
+    async def tell(chunk: dict[str, Any]) -> None:
+        told.append(chunk)
+
     async with serving(slow) as server, backend_at(server.base_url) as backend:
-        outcome = await backend.execute(call(operation, tell=told.append, max_tokens=9))
+        outcome = await backend.execute(call(operation, tell=tell, max_tokens=9))
     (exchange,) = server.asked
     assert exchange.path == PATHS[operation]
     assert exchange.body["stream"] is True

@@ -10,13 +10,14 @@ from model_server import good, serving
 from openai_cases import backend_at
 from stream_cases import START, Yard, heartbeat, make_profile, step_until
 from test_openai_hostile import CASES
-from worker_cases import POOL, place
+from worker_cases import POOL, MemorySink, place
 
 from policies import allow_again, decide
 from topics import Fallback, Profile, VariantStatus
 from topics import headers as h
 from workers import Attempts, Breakers, OpenAIBackend, Worker
 from workers.ending import Ending
+from workers.streaming import Streams
 
 VARIANT = "yard-8b-fp8"
 
@@ -30,8 +31,9 @@ def worker_on(yard: Yard, backend: OpenAIBackend) -> tuple[Worker, Breakers]:
     scribe = yard.scribe()
     ending = Ending(scribe, yard.telemetry, yard.policy.attempts_max)
     worker = Worker(
-        POOL, served, attempts, scribe, ending, yard.clock, yard.cancellations, in_flight_max=100
-    )
+        POOL, served, attempts, scribe, ending, yard.clock, yard.cancellations,
+        Streams(MemorySink(yard)), in_flight_max=100,
+    )  # fmt: skip
     return worker, breakers
 
 

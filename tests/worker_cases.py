@@ -15,14 +15,17 @@ from topics import (
     Profile,
     Progress,
     Response,
+    StreamPiece,
     Usage,
     VariantStatus,
     decode,
+    encode,
     progress_key,
 )
 from topics import headers as h
 from workers import Attempts, Breakers, Call, CallError, Load, Outcome, Worker
 from workers.ending import Ending
+from workers.streaming import Streams
 
 POOL = "premium-eu"
 GROUP = "yard.worker.premium-eu"
@@ -89,6 +92,21 @@ class ScriptedBackend:
         self.fail(name, CallError("timeout", "no answer in 30 s", retry=retry))
 
 
+class MemorySink:
+    """Puts pieces on the log in memory, in no transaction."""
+
+    def __init__(self, yard: Yard) -> None:
+        self._yard = yard
+        self.clock = yard.clock
+
+    async def send(self, piece: StreamPiece) -> asyncio.Future[None]:
+        topic = self._yard.catalogue.streams
+        self._yard.cluster.publish(Outgoing(topic, piece.id.encode(), encode(piece)))
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+
 def make_worker(yard: Yard, backend: ScriptedBackend, *, in_flight_max: int = 100) -> Worker:
     scribe = yard.scribe()
     served = yard.options.by_pool[POOL]
@@ -107,6 +125,7 @@ def make_worker(yard: Yard, backend: ScriptedBackend, *, in_flight_max: int = 10
         Ending(scribe, yard.telemetry, yard.policy.attempts_max),
         yard.clock,
         yard.cancellations,
+        Streams(MemorySink(yard)),
         in_flight_max=in_flight_max,
     )
 

@@ -16,6 +16,7 @@ from topics.request import InferenceRequest, duration_s, parse_request
 from topics.result import Cost, Response, Result, ResultError, Timing, Usage
 from topics.settings import Settings
 from topics.status import PoolStatus, ServerLoad, VariantStatus, status_key
+from topics.stream import StreamPiece
 
 __all__ = [
     "BadRecordError",
@@ -39,6 +40,7 @@ __all__ = [
     "ServerLoad",
     "Settings",
     "Source",
+    "StreamPiece",
     "Tag",
     "Timing",
     "Topic",

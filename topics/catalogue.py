@@ -11,6 +11,7 @@ from topics.request import InferenceRequest
 from topics.result import Result
 from topics.settings import MIB, Settings
 from topics.status import PoolStatus
+from topics.stream import StreamPiece
 
 DAY_MS = 24 * 3600 * 1000
 Lane = Literal["direct", "batch"]
@@ -68,6 +69,7 @@ class Catalogue:
         self.cancellations = f"{self.prefix}.cancellations"
         self.held = f"{self.prefix}.held"
         self.results = f"{self.prefix}.results"
+        self.streams = f"{self.prefix}.streams"
         self.evidence = f"{self.prefix}.evidence"
         self.dead_letters = f"{self.prefix}.dead-letters"
         self.pool_status = f"{self.prefix}.pool-status"
@@ -126,6 +128,14 @@ class Catalogue:
                 extra=_QUICK_COMPACTION,
             ),
             Topic(self.results, n, "request id", "the result", Result),
+            Topic(
+                self.streams,
+                n,
+                "request id",
+                "a piece of an answer as it comes; the result at the end",
+                StreamPiece,
+                retention_ms=DAY_MS,
+            ),
             Topic(
                 self.evidence,
                 n,

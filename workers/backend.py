@@ -1,6 +1,6 @@
 """The contract between the worker and whatever runs the models."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,7 +21,7 @@ class Call:
     request: InferenceRequest
     profile: Profile
     placement: Placement
-    tell: Callable[[dict[str, Any]], None] | None = None
+    tell: Callable[[dict[str, Any]], Awaitable[None]] | None = None
 
     @property
     def is_direct(self) -> bool:

@@ -74,6 +74,12 @@ class Breakers:
         """Return the state of a variant's circuit."""
         return self._breakers[variant].state
 
+    def distrust(self) -> None:
+        """Open all circuits, to be probed at once: a server may still load its model."""
+        now = self._clock.now()
+        for breaker in self._breakers.values():
+            breaker.state, breaker.probe_at = "open", now
+
     def succeeded(self, variant: str) -> None:
         """Count a call that the server answered, if only to say that the request is bad."""
         if self._breakers[variant].take(self._clock.now(), is_failure=False):

@@ -13,21 +13,24 @@ from topics import (
     Response,
     Result,
     ResultError,
+    StreamPiece,
     Timing,
     encode,
 )
 from topics import headers as h
 from workers.backend import Call, CallError, Outcome
+from workers.streaming import Stream
 
 Unanswered = Literal["failed", "expired", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A request of the pool, as it was read."""
+    """A request of the pool, as it was read, and its stream where the client wants one."""
 
     record: Record
     call: Call
+    stream: Stream | None = None
 
     @property
     def variant(self) -> str:
@@ -79,7 +82,7 @@ class Ending:
             usage=outcome.usage,
             batch=h.read_batch(task.record.headers),
         )
-        return Effect(task.record, [self._scribe.result(result), evidence], subject=task)
+        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
 
     def expired(self, task: Task, now: float, *, has_run: bool = False) -> Effect:
         """Return result and evidence of a request whose turn, or answer, came too late."""
@@ -156,7 +159,18 @@ class Ending:
             reason=error.code,
             message=error.message,
         )
-        return Effect(task.record, [self._scribe.result(result), evidence], subject=task)
+        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
+
+    def _results(self, task: Task, result: Result) -> list[Outgoing]:
+        """Return the result, and the end of the stream where there is one."""
+        written = [self._scribe.result(result)]
+        if task.stream is not None:
+            at = result.timing.finished_at or result.timing.created_at
+            attempt, index = task.call.profile.attempt, task.stream.pieces
+            end = StreamPiece(result.id, attempt, index, at, result=result)
+            topic = self._scribe.catalogue.streams
+            written.append(Outgoing(topic, result.id.encode(), encode(end)))
+        return written
 
     @staticmethod
     def _timing(task: Task, finished_at: float, outcome: Outcome | None) -> Timing:

@@ -167,7 +167,7 @@ class OpenAIBackend:
                 # Only what brings the answer on counts as a sign of life.
                 limit.reschedule(self._loop.time() + self._declared.idle_s_max)
                 if call.tell is not None:
-                    call.tell(chunk)
+                    await call.tell(chunk)
         return _Answer(_checked(assembled.body()), assembled.chunks, first_token_at)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[Any]:

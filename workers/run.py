@@ -23,6 +23,7 @@ from workers.heartbeat import Heartbeat
 from workers.openai import OpenAIBackend
 from workers.runtime import Worker
 from workers.simulated import SimulatedBackend
+from workers.streaming import StreamPublisher, Streams
 
 
 class UnknownPoolError(LookupError):
@@ -74,6 +75,10 @@ class BreakerService(Service):  # type: ignore[misc]
         super().__init__()
         self._breakers = breakers
 
+    async def on_start(self) -> None:
+        """Let nothing be sent before each variant has answered once."""
+        self._breakers.distrust()
+
     @Service.task  # type: ignore[untyped-decorator]
     async def _watch(self) -> None:
         await self._breakers.watch()
@@ -118,6 +123,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         catalogue, f"worker/{pool}/{settings.instance}", policy.version, options.version
     )
     cancellations = Cancellations(clock)
+    publisher = StreamPublisher(settings, clock)
     worker = Worker(
         pool,
         served,
@@ -132,6 +138,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         Ending(scribe, telemetry, policy.attempts_max),
         clock,
         cancellations,
+        Streams(publisher),
         in_flight_max=settings.in_flight_max,
     )
     run_app(
@@ -142,6 +149,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             BackendService(backend),
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
+            publisher,
             DrainingService(worker, settings),
             Heartbeat(settings, served[0], worker, backend, breakers, clock, options.version),
         ],

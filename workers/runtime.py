@@ -31,6 +31,7 @@ from topics.catalogue import INGEST_BYTES_MAX
 from workers.attempts import Attempts
 from workers.backend import Call, CallError
 from workers.ending import Ending, Task, released_at
+from workers.streaming import Streams
 
 # How soon a finished request is looked for while any runs.
 FINISH_POLL_S = 0.01
@@ -72,6 +73,7 @@ class Worker:
         ending: Ending,
         clock: Clock,
         cancellations: Cancellations,
+        streams: Streams,
         *,
         in_flight_max: int,
     ) -> None:
@@ -83,6 +85,7 @@ class Worker:
         self._ending = ending
         self._clock = clock
         self._cancellations = cancellations
+        self._streams = streams
         cancellations.tell(self._cancel)
         self._in_flight_max = in_flight_max
         self._direct_topic = scribe.catalogue.pool_lane(pool, "direct")
@@ -252,7 +255,10 @@ class Worker:
             bytes_max=INGEST_BYTES_MAX,
             default_id=h.cloud_event_id(record.headers),
         )
-        return Task(record, Call(request, profile, placement))
+        if request.body.get("stream") is not True:
+            return Task(record, Call(request, profile, placement))
+        stream = self._streams.open(profile)
+        return Task(record, Call(request, profile, placement, stream.tell), stream)
 
     def _cancel(self, request_id: str) -> None:
         """End a request that a client cancelled, if it waits or runs here."""
@@ -324,4 +330,7 @@ class Worker:
             if error.retry != "never" and now >= deadline:
                 return self._ending.expired(task, now, has_run=True)
             return self._ending.failed(task, error, now)
+        finally:
+            if task.stream is not None:
+                await task.stream.finish()
         return self._ending.completed(task, outcome, option)

@@ -1,22 +1,23 @@
 """Processes of a simulation: router with batcher, and worker, as ``run_router`` makes them."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 from policies import situation
 from simulation.cluster import SESSION_S, SimLog
-from streams import Scribe
+from streams import Clock, Scribe
 from streams.batcher import Batcher
 from streams.cancellations import Cancellations
 from streams.router import Router
 from streams.stage import Stage
 from streams.transactor import Transactor
-from topics import PoolStatus, Response, Usage
+from topics import PoolStatus, Response, StreamPiece, Usage
 from workers import Attempts, Breakers, Call, CallError, Load, Outcome
 from workers.backend import Retry
 from workers.ending import Ending
+from workers.streaming import Streams
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -204,7 +205,7 @@ class WorkerProcess(Process):
         )
         self.worker = world.rules.worker(
             self.pool, options, attempts, scribe, ending, world,
-            Cancellations(world), in_flight_max=IN_FLIGHT_MAX,
+            Cancellations(world), Streams(NoStreams()), in_flight_max=IN_FLIGHT_MAX,
         )  # fmt: skip
         self.spawn(self._beat())
         self.run(self.worker)
@@ -241,6 +242,17 @@ class WorkerProcess(Process):
         count = sum(len(lane.open) for lane in self.worker._lanes.values())
         if count > IN_FLIGHT_MAX + POLL_RECORDS_MAX:
             self.world.problem(f"{self.name} has taken {count} requests at once")
+
+
+class NoStreams:
+    """No request of the simulation asks for a stream."""
+
+    @property
+    def clock(self) -> Clock:
+        raise AssertionError("nothing is streamed here")
+
+    async def send(self, piece: StreamPiece) -> Awaitable[object]:
+        raise AssertionError("nothing is streamed here")
 
 
 class SimBackend:
