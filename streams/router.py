@@ -12,6 +12,7 @@ from streams.outgoing import Scribe
 from streams.recent_ids import RecentIds
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
+from streams.tokens import TokenCounter
 from topics import (
     BadRecordError,
     InferenceRequest,
@@ -50,7 +51,9 @@ class Router:
         *,
         request_bytes_max: int,
         duplicate_window_records: int,
+        tokens: TokenCounter,
     ) -> None:
+        self._tokens = tokens
         self._situation = situation
         self._scribe = scribe
         self._catalogue = scribe.catalogue
@@ -164,6 +167,7 @@ class Router:
                 received_at=record.timestamp_ms / 1000,
                 now=now,
                 ingest_partition=record.partition.number,
+                count=self._tokens.of(request),
             )
         except UnservableError as error:
             return self._scribe.unservable(record, request, error.code, error.message, now)

@@ -7,6 +7,7 @@ from typing import NoReturn
 from mode import Service
 
 from policies import Option, Pool, compile_options
+from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
@@ -18,6 +19,7 @@ from topics.access import worker as worker_role
 from workers.attempts import Attempts
 from workers.backend import Backend
 from workers.breaker import Breakers
+from workers.cpu import CPUBackend
 from workers.ending import Ending
 from workers.heartbeat import Heartbeat
 from workers.openai import OpenAIBackend
@@ -92,6 +94,8 @@ def make_backend(pool: Pool, options: tuple[Option, ...], clock: Clock) -> Backe
     """
     if isinstance(pool.backend, DeclaredOpenAI):
         return OpenAIBackend(pool.backend, options, clock)
+    if isinstance(pool.backend, DeclaredCPU):
+        return CPUBackend(pool.backend, options, clock)
     return SimulatedBackend(options, clock)
 
 
