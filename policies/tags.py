@@ -68,8 +68,7 @@ def tag(
         received_at: the record's timestamp, epoch seconds; when the request says no other time.
         now: epoch seconds.
         ingest_partition: the partition it came on, whose direct lanes it is bound to.
-        count: counts the tokens of a text as the model's own tokenizer does; they are estimated
-            by length without it.
+        count: of a text's tokens, by the model's own tokenizer; by length where None.
 
     Raises:
         UnservableError: an unknown class or data class.
@@ -77,8 +76,7 @@ def tag(
     operation = operation_of(request.url)
     input_tag = _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
-    workload = policy.classes[task_tag.value]
-    tier = policy.tiers.get(request.service_tier, Tier())
+    workload, tier = policy.classes[task_tag.value], policy.tiers.get(request.service_tier, Tier())
     output_tag = _output_tokens(request, workload, operation)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)

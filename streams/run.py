@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Iterable
 from typing import NoReturn
 
-from policies import situation
+from policies import compile_options, situation
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
 from streams.clock import SystemClock
-from streams.declarations import load_declarations
+from streams.declarations import load_fleet, load_policy
 from streams.fleet_follower import FleetFollower
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.kafka import KafkaLog
@@ -17,6 +17,7 @@ from streams.outgoing import Scribe
 from streams.router import Router
 from streams.stage import Stage
 from streams.telemetry import from_environment
+from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic
 from topics.admin import AdminError, partition_counts
@@ -56,7 +57,9 @@ def run_router(settings: Settings) -> NoReturn:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
     """
-    options, policy = load_declarations(settings)
+    fleet = load_fleet(settings.fleet)
+    options, policy = compile_options(fleet), load_policy(settings.policy)
+    tokens = load_token_counter(fleet)
     check_topics(settings, Catalogue(settings).topics(options.by_pool))
     shared = situation(options, policy)
     clock = SystemClock()
@@ -72,6 +75,7 @@ def run_router(settings: Settings) -> NoReturn:
         telemetry,
         request_bytes_max=settings.request_bytes_max,
         duplicate_window_records=settings.duplicate_window_records,
+        tokens=tokens,
     )
     batcher = Batcher(
         shared,

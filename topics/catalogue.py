@@ -97,6 +97,10 @@ class Catalogue:
 
     def shared_topics(self) -> list[Topic]:
         """Return the topics that are there whatever the pools."""
+        return self._public_topics() + self._inner_topics()
+
+    def _public_topics(self) -> list[Topic]:
+        """Return what clients write and read."""
         n = self._partitions
         return [
             Topic(
@@ -108,24 +112,12 @@ class Catalogue:
                 bytes_max=INGEST_BYTES_MAX,
             ),
             Topic(
-                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
-            ),
-            Topic(
                 self.cancellations,
                 n,
                 "id of the request that is not wanted any more",
                 "none, or why",
                 Cancellation,
                 retention_ms=CANCELLATION_S * 1000,
-            ),
-            Topic(
-                self.held,
-                n,
-                "request id",
-                "the request as it came; a tombstone releases it",
-                InferenceRequest,
-                cleanup="compact",
-                extra=_QUICK_COMPACTION,
             ),
             Topic(self.results, n, "request id", "the result", Result),
             Topic(
@@ -151,6 +143,24 @@ class Catalogue:
                 "as it came",
                 None,
                 retention_ms=30 * DAY_MS,
+            ),
+        ]
+
+    def _inner_topics(self) -> list[Topic]:
+        """Return what only Shunter writes and reads."""
+        n = self._partitions
+        return [
+            Topic(
+                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
+            ),
+            Topic(
+                self.held,
+                n,
+                "request id",
+                "the request as it came; a tombstone releases it",
+                InferenceRequest,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
             ),
             Topic(
                 self.pool_status,

@@ -74,6 +74,11 @@ class Breakers:
         """Return the state of a variant's circuit."""
         return self._breakers[variant].state
 
+    @property
+    def is_any_closed(self) -> bool:
+        """Tell whether any variant can be served."""
+        return any(breaker.state == "closed" for breaker in self._breakers.values())
+
     def distrust(self) -> None:
         """Open all circuits, to be probed at once: a server may still load its model."""
         now = self._clock.now()

