@@ -73,8 +73,7 @@ def tag(
     Raises:
         UnservableError: an unknown class or data class.
     """
-    operation = operation_of(request.url)
-    input_tag = _input_tokens(request, count)
+    operation, input_tag = operation_of(request.url), _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
     workload, tier = policy.classes[task_tag.value], policy.tiers.get(request.service_tier, Tier())
     output_tag = _output_tokens(request, workload, operation)

@@ -72,6 +72,10 @@ class FleetView:
         """Return a pool's load; one without workers has none."""
         return self._loads.get(pool, _NOBODY)
 
+    def reports(self, pool: str) -> Sequence[PoolStatus]:
+        """Return the newest heartbeat of each live worker of a pool."""
+        return [s for s in self._reports.get(pool, {}).values() if s.state == "up"]
+
     def loads(self) -> Mapping[str, PoolLoad]:
         """Return the load of every pool that has reported."""
         return self._loads

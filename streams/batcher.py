@@ -6,7 +6,7 @@ reads it from the beginning and knows exactly what is held.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -99,6 +99,10 @@ class Batcher:
             for group, size in held.windows.sizes().items():
                 sizes[group] = sizes.get(group, 0) + size
         return sizes
+
+    def windows(self) -> Iterator[Windows]:
+        """Yield what is held of each of our partitions, to look at."""
+        return (held.windows for held in self._partitions.values())
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from its beginning; what is left is what is held."""

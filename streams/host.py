@@ -8,7 +8,7 @@ import contextlib
 import gc
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,9 @@ from streams.logs import set_up_logging
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
 from topics import Settings
+
+Page = Callable[[], tuple[str, bytes]]
+"""Returns the content type of a page, and the page as it is at this moment."""
 
 REFUSED_RIGHTS = (
     TopicAuthorizationFailedError,
@@ -146,6 +149,7 @@ def run_app(
     services: Sequence[Service],
     *,
     is_ready: Callable[[], bool] = lambda: True,
+    pages: Mapping[str, Page] | None = None,
 ) -> NoReturn:
     """Run the services until SIGTERM or SIGINT (exit 0), or until one fails (exit 1, rule 5).
 
@@ -154,6 +158,7 @@ def run_app(
         settings: where to listen and how to log.
         services: started in this order, stopped in the reverse.
         is_ready: tells whether work can be done, once all services run.
+        pages: what is served beside health and readiness, by path.
     """
     set_up_logging(settings.log_level)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
@@ -171,10 +176,19 @@ def run_app(
     )
     if settings.web_port:
         _add_health(app, services, is_ready)
+        for path, page in (pages or {}).items():
+            _add_page(app, path, page)
     _calm_garbage_collector()
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
     raise AssertionError("the worker ends the process")
+
+
+def _add_page(app: faust.App, path: str, page: Page) -> None:
+    @app.page(path)  # type: ignore[untyped-decorator]
+    async def show(view: Any, _request: Any) -> Any:
+        content_type, content = page()
+        return view.bytes(content, content_type=content_type)
 
 
 def _calm_garbage_collector() -> None:

@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Iterable
 from typing import NoReturn
 
+from prometheus_client import CONTENT_TYPE_LATEST
+
 from policies import compile_options, situation
+from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
@@ -19,7 +22,7 @@ from streams.stage import Stage
 from streams.telemetry import from_environment
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
-from topics import Catalogue, Settings, Topic
+from topics import Catalogue, Settings, Topic, encode
 from topics.admin import AdminError, partition_counts
 
 
@@ -86,6 +89,7 @@ def run_router(settings: Settings) -> NoReturn:
         held_records_max=settings.held_records_max,
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
+    signal = AutoscalingSignal(shared, batcher, clock)
     run_app(
         "router",
         settings,
@@ -97,4 +101,8 @@ def run_router(settings: Settings) -> NoReturn:
             StageService(transactor(settings, batcher), "batcher"),
             StageService(transactor(settings, Canceller(scribe, clock)), "canceller"),
         ],
+        pages={
+            "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),
+            "/metrics": lambda: (CONTENT_TYPE_LATEST, signal.page()),
+        },
     )

@@ -7,6 +7,9 @@ State = Literal["up", "draining", "down"]
 Circuit = Literal["closed", "open", "half_open"]
 """Of a circuit breaker: only while it is ``closed`` should work be sent."""
 
+DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
+"""Bounds of the time to a deadline, by which unfinished work is told apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class VariantStatus:
@@ -52,6 +55,10 @@ class PoolStatus:
     variants: dict[str, VariantStatus] = field(default_factory=dict)
     fleet_version: str = ""
     server: ServerLoad | None = None
+    replicas: int = 1
+    """Replicas behind this worker."""
+    demand_s: tuple[float, ...] = ()
+    """Device time of the work taken and not finished, by when it is due (``DUE_S``)."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

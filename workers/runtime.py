@@ -7,11 +7,13 @@ one transaction.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from policies import Option
+from policies.autoscaling import device_s
 from streams import (
     Cancellations,
     Clock,
@@ -136,6 +138,16 @@ class Worker:
     def _prefill_s(option: Option, task: Task) -> float:
         prefill_s = option.roofline.prefill_s(task.call.profile.input_tokens)
         return prefill_s / (option.replicas * option.time_scale)
+
+    def unfinished(self) -> Iterator[tuple[float, float]]:
+        """Yield device time and deadline of each request that waits or runs here.
+
+        Of one that runs, all of its time counts: what is left of it is not known.
+        """
+        waiting = (task for entries in self._waiting.values() for _, task in entries)
+        for task in chain(waiting, (task for _, task in self._runs.values())):
+            profile = task.call.profile
+            yield device_s(profile, self._options[task.variant]), profile.deadline
 
     @property
     def has_open(self) -> bool:
