@@ -39,9 +39,9 @@ _LAST = (
     b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":1}}\n\n'
     b"data: [DONE]\n\n"
 )
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % (
-    len(_PIECE) + len(_LAST)
-)
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+_STREAM = _HEAD % (b"text/event-stream", len(_PIECE + _LAST)) + _PIECE + _LAST
+_WHOLE = _HEAD % (b"application/json", 2) + b"{}"
 
 
 async def serve(port: int) -> None:
@@ -55,9 +55,9 @@ async def serve(port: int) -> None:
                     writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                     continue
                 length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-                await reader.readexactly(length)
+                body = await reader.readexactly(length)
                 await asyncio.sleep(SERVICE_S)
-                writer.write(_ANSWER + _PIECE + _LAST)
+                writer.write(_STREAM if b'"stream":true' in body else _WHOLE)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", port, backlog=4096)
@@ -156,7 +156,7 @@ def run(concurrent: int, requests: int) -> dict[str, Any]:
     # What the last ones, fewer than there is room for, would take of the server alone.
     ideal_s = -(-requests // concurrent) * SERVICE_S
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.python_version()}",
         "concurrent": concurrent,
         "requests": requests,
         "seconds": round(finished - started, 2),
