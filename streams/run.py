@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Iterable
 from typing import NoReturn
 
-from prometheus_client import CONTENT_TYPE_LATEST
-
 from policies import compile_options, situation
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
@@ -24,6 +22,9 @@ from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
 from topics.admin import AdminError, partition_counts
+
+# Without the charset of the library's own constant, which the web server adds.
+PROMETHEUS = "text/plain; version=0.0.4"
 
 
 def transactor(settings: Settings, stage: Stage) -> Transactor:
@@ -103,6 +104,6 @@ def run_router(settings: Settings) -> NoReturn:
         ],
         pages={
             "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),
-            "/metrics": lambda: (CONTENT_TYPE_LATEST, signal.page()),
+            "/metrics": lambda: (PROMETHEUS, signal.page()),
         },
     )
