@@ -203,6 +203,24 @@ async def test_the_load_is_what_runs_what_waits_and_what_is_still_to_prefill(
     assert 0.5 < load.variants[OPTION.variant].speed < 2.0
 
 
+async def test_a_defect_of_the_devices_ends_every_call(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = await start()
+    running = asyncio.create_task(backend.execute(make_call(id="c0")))
+    await asyncio.sleep(0)
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("policies.accelerator.Accelerator.advance", broken)
+    backend._changed.set()
+    with pytest.raises(ZeroDivisionError):
+        await soon(running, "the end of the call")
+    with pytest.raises(RuntimeError, match="stand still"):
+        await backend.execute(make_call(id="c1"))
+
+
 async def test_a_stop_cancels_what_runs(start: Start) -> None:
     backend = await start()
     tasks = run(backend, *(sized(f"c{n}", 500, 20_000) for n in range(6)))

@@ -225,6 +225,27 @@ async def test_batch_work_takes_its_share_and_direct_work_the_rest() -> None:
     assert sum(len(lane.open) for lane in worker._lanes.values()) == 6
 
 
+async def test_a_partition_waits_behind_a_request_that_many_have_overtaken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.runtime.FINISHED_MAX", 3)
+    yard = Yard()
+    backend = ScriptedBackend()
+    for n in range(4):
+        place(yard, f"c{n}")
+    worker, transactor = await serve(yard, backend)
+    await step_until(transactor, lambda: len(backend.running) == 4, "the calls")
+    for name in ("c1", "c2", "c3"):
+        assert worker.wants(partition(yard))
+        backend.finish(name)
+        await step_until(transactor, lambda name=name: name in yard.results(), name)
+    assert not worker.wants(partition(yard))
+    assert worker.wants(partition(yard, 1))
+    backend.finish("c0")
+    await step_until(transactor, lambda: "c0" in yard.results(), "the first")
+    assert worker.wants(partition(yard))
+
+
 async def test_the_smallest_limit_still_takes_batch_work() -> None:
     yard = Yard()
     backend = ScriptedBackend()

@@ -37,6 +37,9 @@ from workers.streaming import Streams
 
 # How soon a finished request is looked for while any runs.
 FINISH_POLL_S = 0.01
+# Offsets finished above the lowest open one that a partition may have; progress lists them all, some
+# 80 kB then, in each transaction. Behind one request that takes so long the partition waits.
+FINISHED_MAX = 8192
 # Batch work may take this share of what a worker holds; the rest stays free for direct work.
 BATCH_SHARE = 0.5
 
@@ -174,7 +177,8 @@ class Worker:
 
     def wants(self, partition: Partition) -> bool:
         """Tell whether there is room: direct work may fill it all, batch work only its share."""
-        if self.is_draining:
+        lane = self._lanes.get(partition)
+        if self.is_draining or (lane is not None and len(lane.finished) >= FINISHED_MAX):
             return False
         limit = self._in_flight_max
         if partition.topic == self._batch_topic:
