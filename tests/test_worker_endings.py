@@ -60,7 +60,7 @@ async def test_a_pool_that_never_answers_leaves_time_for_another() -> None:
     place(yard, "c0", deadline=START + 0.2)
     transactor = await started(yard, backend)
     yard.clock.at = START + 0.1
-    await step_until(transactor, yard.evidence, "the fallback", 1.0)
+    await step_until(transactor, yard.evidence, "the fallback")
     (evidence,) = yard.evidence()
     assert (evidence.step, evidence.reason) == ("fell_back", "timeout")
     assert backend.cancelled == ["c0"]

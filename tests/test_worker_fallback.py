@@ -9,7 +9,7 @@ from memory_log import MemoryLog
 from model_server import good, serving
 from openai_cases import backend_at
 from stream_cases import START, Yard, heartbeat, make_profile, step_until
-from test_openai_hostile import CASES
+from test_openai_hostile import CASES, limits_for
 from worker_cases import POOL, MemorySink, place
 
 from policies import allow_again, decide
@@ -46,7 +46,7 @@ async def test_whatever_a_server_does_each_request_ends_and_the_worker_goes_on(n
     behave, code, retry, _ = CASES[name]
     yard = Yard()
     place(yard, "c0")
-    limits = {"first_token_s_max": 0.2, "idle_s_max": 0.1, "answer_bytes_max": 1024 * 1024}
+    limits = limits_for(code) | {"answer_bytes_max": 1024 * 1024}
     async with (
         serving(behave) as server,
         of_yard(yard, server.base_url, **limits) as backend,
@@ -59,6 +59,7 @@ async def test_whatever_a_server_does_each_request_ends_and_the_worker_goes_on(n
             # Three tries at one server that all fail open its circuit.
             await breakers._probe(VARIANT)
         place(yard, "c1")
+        backend._declared = backend._declared.model_copy(update={"first_token_s_max": 10.0})
         await step_until(transactor, lambda: "c1" in yard.results(), "the second")
     (first, *_) = yard.evidence()
     assert (first.request_id, first.reason) == ("c0", code)

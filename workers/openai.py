@@ -35,6 +35,8 @@ PATHS = {
     "embeddings": "embeddings",
     "moderations": "moderations",
 }
+# The end of a body follows the last event at once, or need not be waited for.
+END_S_MAX = 0.1
 _STREAMED = {"chat": "chat.completion", "completions": "text_completion"}
 _DONE = b"[DONE]"
 # The least that shows that a model answers.
@@ -174,14 +176,24 @@ class OpenAIBackend:
         pieces = response.content.iter_any()
         async for data in read_events(pieces, self._declared.answer_bytes_max):
             if data == _DONE:
+                # With the end of the body read, too, the connection can be used again.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(END_S_MAX):
+                        await response.content.readany()
                 return
             chunk = _parsed(data)
-            error = chunk.get("error") if isinstance(chunk, dict) else None
-            if error:
-                code = error.get("code") if isinstance(error, dict) else None
-                status = code if isinstance(code, int) and 400 <= code < 600 else 500
-                raise classify(status, chunk, {}, self._clock.now())
+            self._raise_error_of(chunk)
             yield chunk
+
+    def _raise_error_of(self, chunk: Any) -> None:
+        """Raise the error that a server tells inside a stream, as newer or older vLLM has it."""
+        if not isinstance(chunk, dict):
+            return
+        error = chunk if chunk.get("object") == "error" else chunk.get("error")
+        if error:
+            code = error.get("code") if isinstance(error, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 500
+            raise classify(status, chunk, {}, self._clock.now())
 
     async def _json(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
         """Return an answer that is not streamed. Raises CallError."""

@@ -37,8 +37,8 @@ from workers.streaming import Streams
 
 # How soon a finished request is looked for while any runs.
 FINISH_POLL_S = 0.01
-# Offsets finished above the lowest open one that a partition may have; progress lists them all, some
-# 80 kB then, in each transaction. Behind one request that takes so long the partition waits.
+# Offsets finished above the lowest open one that a partition may have: progress lists them, some
+# 80 kB then in each transaction. Behind one request that takes so long the partition waits.
 FINISHED_MAX = 8192
 # Batch work may take this share of what a worker holds; the rest stays free for direct work.
 BATCH_SHARE = 0.5
