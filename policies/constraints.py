@@ -64,6 +64,11 @@ def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR091
     return None
 
 
+def has_lane(profile: Profile, option: Option) -> bool:
+    """Tell whether the option has a lane for the request: batch lanes are for who may wait."""
+    return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
+
+
 def explain(refusals: Sequence[tuple[str, str]]) -> str:
     """Return refusals, as (pool, reason code), as one sentence for people."""
     parts = [f"{pool} {EXPLANATIONS.get(code, code)}" for pool, code in refusals]

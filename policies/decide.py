@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from policies.constraints import PASSING, explain, refusal
+from policies.constraints import PASSING, explain, has_lane, refusal
 from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
 from policies.groups import group_of
 from policies.options import Option, Options
@@ -121,7 +121,7 @@ def _refusal(ask: _Question, option: Option) -> str | None:
     code = refusal(ask.profile, option)
     if code is not None:
         return code
-    if "direct" not in option.lanes and not (ask.profile.batchable and "batch" in option.lanes):
+    if not has_lane(ask.profile, option):
         return "lane"
     return ask.situation.view.load(option.pool).obstacle(option.variant)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from policies.constraints import refusal
+from policies.constraints import has_lane, refusal
 from policies.options import Options
 from topics import Profile
 
@@ -28,7 +28,7 @@ def allow_again(profile: Profile, options: Options) -> Profile:
     stays excluded. The number of attempts has its limit whatever comes of this.
     """
     serving = options.by_model.get(profile.model, ())
-    if any(refusal(profile, option) is None for option in serving):
+    if any(has_lane(profile, each) and refusal(profile, each) is None for each in serving):
         return profile
     again = {f.pool for f in profile.fallbacks if f.reason in MAY_PASS}
     kept = tuple(pool for pool in profile.exclude_pools if pool not in again)

@@ -34,7 +34,7 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
     "deadline_passed": ("expired", "the deadline passed while the request waited"),
     "pool_unavailable": (
         "rejected",
-        "no pool that may serve this request had a live worker in time",
+        "no pool that may serve this request had a live worker that could, in time",
     ),
     "cancelled": ("cancelled", message_of(None)),
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
@@ -338,7 +338,10 @@ class Batcher:
         status, message = _GIVEN_UP[end.reason]
         if end.reason == "cancelled":
             message = message_of(self._cancellations.find(profile.id))
-        error = ResultError(end.reason, message)
+        tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
+        if tried and status == "rejected":
+            status = "failed"
+        error = ResultError(end.reason, message, tried or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._scribe.step(
             source, profile, status, now, hold=hold, reason=end.reason, message=message

