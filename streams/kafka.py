@@ -27,6 +27,8 @@ TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 5000
 CLOSE_S_MAX = 5.0
+# As long as looking for the coordinator may take.
+FENCE_S_MAX = 30.0
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
 
@@ -277,7 +279,12 @@ class KafkaLog:
             max_request_size=PRODUCER_BYTES_MAX,
             retry_backoff_ms=TRANSACTION_RETRY_MS,
         )
-        await producer.start()
+        try:
+            async with asyncio.timeout(FENCE_S_MAX):
+                await producer.start()
+        except TimeoutError as error:
+            await producer.stop()
+            raise LogError(f"no broker fences {transactional_id} in {FENCE_S_MAX} s") from error
         try:
             known = producer._txn_manager  # noqa: SLF001 - likewise
             fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)
