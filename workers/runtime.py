@@ -37,8 +37,8 @@ from workers.streaming import Streams
 
 # How soon a finished request is looked for while any runs.
 FINISH_POLL_S = 0.01
-# With this many running, results of a partition are committed together, no more often than this: a
-# transaction for each one or two took a third of a core from 500 requests per second.
+# With this many running, results of a partition are committed together, no more often than this,
+# and not in a transaction for every one or two of them.
 BUSY_RUNNING = 100
 COMMIT_EVERY_S = 0.05
 # Offsets finished above the lowest open one that a partition may have: progress lists them, some
