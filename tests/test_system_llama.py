@@ -25,6 +25,8 @@ pytestmark = [
     ),
 ]
 REQUESTS = int(os.environ.get("LLAMA_REQUESTS", "16"))
+PREDICTED = "llamacpp:tokens_predicted_total"
+CACHED = "llamacpp:prompt_tokens_cached_total"
 # The pace at which policy times pass; a window of a minute takes a second.
 SPEED = 60.0
 
@@ -123,6 +125,12 @@ async def test_mixed_requests_of_a_batch_file_are_answered_by_a_real_model(
     pools = fleet(wide=(server.base_url, 3), narrow=(server.base_url, 1))
     async with System(kafka, prefix, tmp_path, fleet=pools, policy_speed=SPEED) as system:
         system.start_all()
+
+        async def probed() -> bool:
+            return await asyncio.to_thread(server.counter, PREDICTED) == len(pools["pools"])
+
+        await eventually(probed, "each worker has asked for a token, to see that there is a server")
+        before = {name: server.counter(name) for name in (PREDICTED, CACHED)}
         output = tmp_path / "results.jsonl"
         told = await shunter(
             system, "submit", str(tmp_path / "batch.jsonl"), "--wait",
@@ -136,10 +144,11 @@ async def test_mixed_requests_of_a_batch_file_are_answered_by_a_real_model(
         check(result)
     # Every token that the server counted is told in some result, and none twice.
     told_tokens = {
-        "llamacpp:tokens_predicted_total": sum(r["usage"]["output_tokens"] for r in results),
-        "llamacpp:prompt_tokens_cached_total": sum(r["usage"]["cached_tokens"] for r in results),
+        PREDICTED: sum(r["usage"]["output_tokens"] for r in results),
+        CACHED: sum(r["usage"]["cached_tokens"] for r in results),
     }
-    assert {name: server.counter(name) for name in told_tokens} == told_tokens
+    counted = {name: server.counter(name) - before[name] for name in told_tokens}
+    assert counted == told_tokens
     assert len({r["usage"]["output_tokens"] for r in results}) > 3
 
 
