@@ -21,6 +21,7 @@ from streams.telemetry import from_environment
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
+from topics.access import router as router_role
 from topics.admin import AdminError, partition_counts
 
 # Without the charset of the library's own constant, which the web server adds.
@@ -66,13 +67,15 @@ def run_router(settings: Settings) -> NoReturn:
     fleet = load_fleet(settings.fleet)
     options, policy = compile_options(fleet), load_policy(settings.policy)
     tokens = load_token_counter(fleet)
-    check_topics(settings, Catalogue(settings).topics(options.by_pool))
+    catalogue = Catalogue(settings)
+    # Not those that a router has no business with: it may not so much as see them.
+    own = router_role(catalogue, options.by_pool).topics()
+    topics = catalogue.topics(options.by_pool)
+    check_topics(settings, [topic for topic in topics if topic.name in own])
     shared = situation(options, policy)
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)
-    scribe = Scribe(
-        Catalogue(settings), f"router/{settings.instance}", policy.version, options.version
-    )
+    scribe = Scribe(catalogue, f"router/{settings.instance}", policy.version, options.version)
     cancellations = Cancellations(clock)
     router = Router(
         shared,

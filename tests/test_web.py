@@ -52,7 +52,9 @@ async def test_a_worker_is_ready_when_its_server_answers_and_a_router_tells_what
         pool = FLEET["pools"]["premium-eu"]
         backend = {"type": "openai", "base_url": server.base_url}
         fleet = {"pools": {"premium-eu": pool | {"backend": backend}}}
-        async with System(kafka, prefix, tmp_path, fleet=fleet, env_of=env_of) as system:
+        async with System(
+            kafka, prefix, tmp_path, fleet=fleet, policy_speed=1.0, env_of=env_of
+        ) as system:
             system.start_all()
             port = ports["premium-eu"]
 
