@@ -149,10 +149,14 @@ class Router:
             raise LogError(f"{record.topic} refused a record without a source") from error
         letter = self._scribe.dead_letter(source, error, stage="produce", reason="refused", now=now)
         if isinstance(effect.subject, _Case):
+            profile = effect.subject.profile
             failure = ResultError("refused", f"{record.topic} refused the request: {error}")
-            letter.records.append(
-                self._scribe.no_answer(source, effect.subject.profile, "failed", failure, now)
-            )
+            letter.records += [
+                self._scribe.no_answer(source, profile, "failed", failure, now),
+                self._scribe.step(
+                    source, profile, "failed", now, reason=failure.code, message=failure.message
+                ),
+            ]
         return [letter]
 
     def _read(self, record: Record) -> InferenceRequest | BadRecordError:
