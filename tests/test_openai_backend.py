@@ -9,9 +9,12 @@ from typing import Any
 import orjson
 import pytest
 from model_server import USAGE, WORDS, Exchange, ModelServer, good, serving
-from openai_cases import PATHS, backend_at, call
+from openai_cases import FLEET, PATHS, backend_at, call
 from system import eventually
+from typer.testing import CliRunner
 
+from shunter.cli import app
+from shunter.console import UserError
 from topics import Usage
 from workers import BackendSettingError, CallError
 
@@ -141,6 +144,17 @@ async def test_a_key_that_is_missing_or_none_is_told_at_start(
     with pytest.raises(BackendSettingError, match=r"pools\.here\.backend\.api_key_env.*YARD_KEY"):
         async with backend_at("http://127.0.0.1:1/v1", api_key_env="YARD_KEY"):
             pass
+
+
+def test_the_command_tells_what_is_missing_before_it_looks_for_kafka(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("YARD_KEY", raising=False)
+    backend = "    backend: {type: openai, base_url: 'https://x.test/v1', api_key_env: YARD_KEY}\n"
+    (tmp_path / "fleet.yaml").write_text(FLEET + backend)
+    outcome = CliRunner().invoke(app, ["worker", "here", "--fleet", str(tmp_path / "fleet.yaml")])
+    assert isinstance(outcome.exception, UserError)
+    assert "the environment variable YARD_KEY is not set" in str(outcome.exception)
 
 
 async def test_authorities_that_can_not_be_read_are_told_at_start(tmp_path: Path) -> None:
