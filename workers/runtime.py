@@ -33,6 +33,7 @@ from topics.catalogue import INGEST_BYTES_MAX
 from workers.attempts import Attempts
 from workers.backend import Call, CallError
 from workers.ending import Ending, Task, released_at
+from workers.start_pace import StartPace
 from workers.streaming import Streams
 
 # How soon a finished request is looked for while any runs.
@@ -106,6 +107,8 @@ class Worker:
         self._running: dict[str, int] = {}
         self._runs: dict[asyncio.Task[None], tuple[_Lane, Task]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
+        self._pace = StartPace()
+        self._starting_later: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self.is_draining = False
 
@@ -314,16 +317,29 @@ class Worker:
         for variant, slots in self._slots.items():
             for is_direct in (True, False):
                 waiting = self._waiting.get((variant, is_direct))
-                # What an open circuit sends elsewhere takes no place at the server.
-                while waiting and (
-                    self._running.get(variant, 0) < slots or not self._attempts.is_closed(variant)
-                ):
+                while waiting and self._may_start(variant, slots):
                     lane, task = waiting.popleft()
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)
                     self._runs[running] = (lane, task)
                     running.add_done_callback(partial(self._ended, lane, variant))
+
+    def _may_start(self, variant: str, slots: int) -> bool:
+        if not self._attempts.is_closed(variant):
+            # What an open circuit sends elsewhere takes no place at the server.
+            return True
+        if self._running.get(variant, 0) >= slots or self._starting_later is not None:
+            return False
+        loop = asyncio.get_running_loop()
+        wait_s = self._pace.take(loop.time())
+        if wait_s > 0:
+            self._starting_later = loop.call_later(wait_s, self._start_later)
+        return wait_s == 0
+
+    def _start_later(self) -> None:
+        self._starting_later = None
+        self._start_waiting()
 
     def _ended(self, lane: _Lane, variant: str, running: asyncio.Task[None]) -> None:
         # A callback, because a task that is cancelled before its first step runs no `finally`.
