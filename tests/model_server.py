@@ -66,7 +66,8 @@ Behaviour = Callable[[Exchange], Awaitable[None]]
 async def good(x: Exchange) -> None:
     """Answer as a well server does, streaming where that is asked for."""
     if not (isinstance(x.body, dict) and x.body.get("stream")):
-        answer = {"object": "list", "data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 7}}
+        answer: dict[str, Any] = {"object": "list", "usage": {"prompt_tokens": 7}}
+        answer |= {"data": [{"embedding": [0.5]}], "results": [{"flagged": False}]}
         await x.json(answer)
         return
     await x.events()

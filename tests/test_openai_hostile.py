@@ -70,6 +70,14 @@ async def another_shape(x: Exchange) -> None:
     await x.json([1, 2, 3])
 
 
+async def nothing(x: Exchange) -> None:
+    await x.json({})
+
+
+async def error_under_200(x: Exchange) -> None:
+    await x.json({"error": {"message": "CUDA out of memory"}})
+
+
 async def another_shape_in_the_stream(x: Exchange) -> None:
     await x.events()
     await x.event({"choices": [{"index": "first"}]})
@@ -205,6 +213,8 @@ CASES: dict[str, tuple[Behave, str, str, bool]] = {
         (garbage_in_the_stream, "bad_answer", "elsewhere", True),
         (no_http, "bad_answer", "elsewhere", True),
         (another_shape, "bad_answer", "elsewhere", True),
+        (nothing, "bad_answer", "elsewhere", True),
+        (error_under_200, "out_of_memory", "elsewhere", True),
         (another_shape_in_the_stream, "bad_answer", "elsewhere", True),
         (no_choice, "bad_answer", "elsewhere", True),
         (deep, "bad_answer", "elsewhere", True),

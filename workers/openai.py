@@ -37,6 +37,12 @@ PATHS = {
 }
 # The end of a body follows the last event at once, or need not be waited for.
 END_S_MAX = 0.1
+_ANSWERED_IN = {
+    "chat": "choices",
+    "completions": "choices",
+    "embeddings": "data",
+    "moderations": "results",
+}
 _STREAMED = {"chat": "chat.completion", "completions": "text_completion"}
 _DONE = b"[DONE]"
 # The least that shows that a model answers.
@@ -154,7 +160,11 @@ class OpenAIBackend:
                 if is_streamed and response.content_type == "text/event-stream":
                     await self._refuse_unless_good(response)
                     return await self._read_stream(call, response, limit)
-                return _Answer(await self._json(response))
+                body = await self._json(response)
+                if not isinstance(body.get(_ANSWERED_IN[operation]), list):
+                    self._raise_error_of(body)
+                    raise bad_answer(f"it has no {_ANSWERED_IN[operation]}")
+                return _Answer(body)
         except TimeoutError as error:
             message = "the server was silent for longer than its pool allows"
             raise CallError("timeout", message, retry="elsewhere", is_pool_fault=True) from error
@@ -186,7 +196,7 @@ class OpenAIBackend:
             yield chunk
 
     def _raise_error_of(self, chunk: Any) -> None:
-        """Raise the error that a server tells inside a stream, as newer or older vLLM has it."""
+        """Raise the error that a server tells under status 200, as newer or older vLLM has it."""
         if not isinstance(chunk, dict):
             return
         error = chunk if chunk.get("object") == "error" else chunk.get("error")

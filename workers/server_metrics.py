@@ -65,6 +65,13 @@ class ServerMetrics:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _follow(self) -> None:
+        try:
+            await self._scrape_for_ever()
+        finally:
+            # What nobody reads any more would be told for ever.
+            self.load = None
+
+    async def _scrape_for_ever(self) -> None:
         while True:
             had_some, wait_s = self.load is not None, SCRAPE_S
             try:
