@@ -173,18 +173,6 @@ class TestTheWholeSystemWithTheseRights:
         assert {paths[each["id"]] for each in direct} == {"direct"}
         assert {paths[each["id"]] for each in batch} == {"batch"}
 
-    async def test_a_client_follows_an_answer_as_it_comes(
-        self, secured: SecuredKafka, system: System, tmp_path: Path
-    ) -> None:
-        streamed = chat("any")["body"] | {"stream": True}
-        (tmp_path / "streamed.jsonl").write_bytes(orjson.dumps(chat("streamed", body=streamed)))
-        outcome = await asyncio.to_thread(
-            *(command, secured, user("client"), "submit", tmp_path / "streamed.jsonl"),
-            *("--follow", "--timeout", "60"),
-        )
-        assert outcome.returncode == 0, outcome.stderr + system.logs()
-        assert "[streamed]" in outcome.stdout
-
     async def test_a_client_cancels(self, secured: SecuredKafka, system: System) -> None:
         outcome = await asyncio.to_thread(
             command, secured, user("client"), "cancel", "nothing-of-that-name"
@@ -225,6 +213,18 @@ class TestTheWholeSystemWithTheseRights:
             await eventually(all_there, "dead letters and fallbacks")
         except AssertionError as error:
             raise AssertionError(f"{error} {system.logs()}") from error
+
+    async def test_a_client_follows_an_answer_as_it_comes(
+        self, secured: SecuredKafka, system: System, tmp_path: Path
+    ) -> None:
+        streamed = chat("any")["body"] | {"stream": True}
+        (tmp_path / "streamed.jsonl").write_bytes(orjson.dumps(chat("streamed", body=streamed)))
+        outcome = await asyncio.to_thread(
+            *(command, secured, user("client"), "submit", tmp_path / "streamed.jsonl"),
+            *("--follow", "--timeout", "60"),
+        )
+        assert outcome.returncode == 0, outcome.stderr + system.logs()
+        assert "[streamed]" in outcome.stdout
 
     @pytest.mark.parametrize("label", ROLES)
     async def test_nothing_was_missed_and_each_right_was_used(

@@ -183,9 +183,14 @@ async def test_work_falls_back_when_a_server_is_killed_and_returns_when_it_does(
     ids = [f"c-{n}" for n in range(8)]
     async with System(kafka, prefix, tmp_path, fleet=pools, policy_speed=1.0) as system:
         system.start_all()
-        await system.publish(question("before"))
-        await system.wait_for_results(["before"])
-        assert system.result("before")["placement"]["pool"] == "first"
+
+        async def is_at_first() -> bool:
+            request_id = f"probe-{time.monotonic_ns()}"
+            await system.publish(question(request_id))
+            await system.wait_for_results([request_id])
+            return bool(system.result(request_id)["placement"]["pool"] == "first")
+
+        await eventually(is_at_first, "the first pool is up")
         for request_id in ids:
             await system.publish(question(request_id, max_tokens=32))
 
@@ -198,14 +203,7 @@ async def test_work_falls_back_when_a_server_is_killed_and_returns_when_it_does(
         await system.wait_for_results(ids)
         check_story(system, ids, killed_at)
         await asyncio.to_thread(first.start)
-
-        async def returned() -> bool:
-            request_id = f"after-{time.monotonic_ns()}"
-            await system.publish(question(request_id))
-            await system.wait_for_results([request_id])
-            return bool(system.result(request_id)["placement"]["pool"] == "first")
-
-        await eventually(returned, "traffic returns", 20)
+        await eventually(is_at_first, "traffic returns", 20)
         assert all(len(found) == 1 for found in system.results.values())
 
 
