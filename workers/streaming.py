@@ -90,20 +90,13 @@ class StreamPublisher(Service):  # type: ignore[misc]
         self._settings = settings
         self._topic = Catalogue(settings).streams
         self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
         self._clock = clock
 
     @property
     def clock(self) -> Clock:
         """Whose time pieces bear."""
         return self._clock
-
-    async def on_start(self) -> None:
-        """Connect."""
-        producer = AIOKafkaProducer(
-            **self._settings.kafka_options(), acks="all", enable_idempotence=True
-        )
-        await producer.start()
-        self._producer = producer
 
     async def on_stop(self) -> None:
         """Let go; what waits to be sent belongs to requests that run again."""
@@ -117,8 +110,22 @@ class StreamPublisher(Service):  # type: ignore[misc]
 
     async def send(self, piece: StreamPiece) -> Awaitable[object]:
         """Hand a piece over; the future returned ends when the log has it."""
-        assert self._producer is not None  # noqa: S101  made when we start
-        sent: Awaitable[object] = await self._producer.send(
+        producer = await self._connected()
+        sent: Awaitable[object] = await producer.send(
             self._topic, encode(piece), key=piece.id.encode()
         )
         return sent
+
+    async def _connected(self) -> AIOKafkaProducer:
+        """Return the producer, which is made when the first piece comes: many never stream."""
+        async with self._connecting:
+            if self._producer is None:
+                options = self._settings.kafka_options()
+                producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True)
+                try:
+                    await producer.start()
+                except BaseException:
+                    await producer.stop()
+                    raise
+                self._producer = producer
+        return self._producer
