@@ -9,6 +9,8 @@ from topics.evidence import Evidence
 from topics.progress import Progress
 from topics.request import InferenceRequest
 from topics.result import Result
+from topics.roots import KeyEntry, Root
+from topics.salts import Salt
 from topics.settings import MIB, Settings
 from topics.status import PoolStatus
 
@@ -69,6 +71,9 @@ class Catalogue:
         self.held = f"{self.prefix}.held"
         self.results = f"{self.prefix}.results"
         self.evidence = f"{self.prefix}.evidence"
+        self.evidence_roots = f"{self.prefix}.evidence-roots"
+        self.evidence_keys = f"{self.prefix}.evidence-keys"
+        self.evidence_salts = f"{self.prefix}.evidence-salts"
         self.dead_letters = f"{self.prefix}.dead-letters"
         self.pool_status = f"{self.prefix}.pool-status"
         self.progress = f"{self.prefix}.progress"
@@ -133,6 +138,32 @@ class Catalogue:
                 "one step of a request",
                 Evidence,
                 retention_ms=30 * DAY_MS,
+            ),
+            Topic(
+                self.evidence_roots,
+                n,
+                "chain",
+                "the signed root over the evidence of one transaction",
+                Root,
+                retention_ms=30 * DAY_MS,
+            ),
+            Topic(
+                self.evidence_keys,
+                1,
+                "kind/key",
+                "a public key, its revocation, or a writer's last roots",
+                KeyEntry,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+            Topic(
+                self.evidence_salts,
+                1,
+                "tenant/salt",
+                "what digests of a tenant's texts are made with; a tombstone forgets it",
+                Salt,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION | {"max.compaction.lag.ms": str(DAY_MS)},
             ),
             Topic(
                 self.dead_letters,
