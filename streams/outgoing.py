@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
+from streams.digests import Digests
 from streams.log import Outgoing, Record
 from streams.stage import Effect
 from topics import (
@@ -25,6 +26,7 @@ from topics import (
     encode,
 )
 from topics import headers as h
+from topics.canonical import canonical
 from topics.codec import decode_json_object
 from topics.errors import BadRecordError
 from topics.evidence import Step
@@ -54,6 +56,7 @@ class Scribe:
 
     catalogue: Catalogue
     writer: str
+    digests: Digests
     policy_version: str | None = None
     fleet_version: str | None = None
 
@@ -96,7 +99,10 @@ class Scribe:
         return self._record(evidence)
 
     def _record(self, evidence: Evidence) -> Outgoing:
-        return Outgoing(self.catalogue.evidence, evidence.request_id.encode(), encode(evidence))
+        # Canonical, because that is what is hashed and signed.
+        return Outgoing(
+            self.catalogue.evidence, evidence.request_id.encode(), canonical(evidence)
+        )
 
     def result(self, result: Result) -> Outgoing:
         """Return a result as a record, keyed by request."""

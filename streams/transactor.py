@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from typing import NamedTuple
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
+from streams.notary import Notary
 from streams.progress import read_progress
 from streams.stage import Effect, Stage, Work
 from topics import Progress, encode, progress_key
@@ -40,12 +41,14 @@ class Transactor:
         log: Log,
         stage: Stage,
         *,
+        notary: Notary,
         progress_topic: str,
         poll_s_max: float,
         poll_records_max: int,
     ) -> None:
         self._log = log
         self._stage = stage
+        self._notary = notary
         self._progress_topic = progress_topic
         self._poll_s_max = poll_s_max
         self._poll_records_max = poll_records_max
@@ -156,15 +159,19 @@ class Transactor:
 
     async def _commit(self, partition: Partition, work: Work) -> list[Refusal]:
         """Write the work as one transaction; where records were refused, abort and return them."""
-        writer = self._writers[partition]
+        writer, chain = self._writers[partition], self._transactional_id(partition)
         await writer.begin()
-        progress = Effect(None, [self._progress_record(partition, work.progress)])
-        refusals = await self._send(writer, [*work.effects, progress])
+        visible = self._visible.get(partition)
+        sealed, head = self._notary.seal(chain, visible and visible.head, work.effects)
+        progress = work.progress.with_head(head)
+        own = Effect(None, [self._progress_record(partition, progress), *sealed])
+        refusals = await self._send(writer, [*work.effects, own])
         if refusals:
             await self._start_over(partition)
             return refusals
         await writer.commit(partition, work.progress.next_offset, self._stage.group)
-        self._visible[partition] = work.progress
+        self._visible[partition] = progress
+        self._notary.committed(chain, head, sealed)
         return []
 
     async def _send(self, writer: Writer, effects: Sequence[Effect]) -> list[Refusal]:
@@ -234,7 +241,7 @@ class Transactor:
         effect, record, error = refusal
         at = next((i for i, candidate in enumerate(work.effects) if candidate is effect), None)
         if at is None or effect.is_dead_letter:
-            what = "the progress" if at is None else "even a dead letter"
+            what = "its share of every transaction" if at is None else "even a dead letter"
             raise LogError(f"{record.topic} refuses {what}: {error}") from error
         logger.warning("%s refused a record, which is replaced: %s", record.topic, error)
         work.effects[at : at + 1] = self._stage.refused(effect, record, error)

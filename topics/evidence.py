@@ -43,6 +43,14 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class TextDigest:
+    """HMAC-SHA-256 of a text as canonical JSON, in hexadecimal, and the id of the tenant's salt."""
+
+    salt: str
+    hmac: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it."""
 

@@ -63,6 +63,16 @@ class Settings(BaseSettings):
     drain_s_max: float = Field(default=10.0, ge=0)
     """How long a stopping worker waits for what runs; the rest is left for its successor."""
 
+    evidence_key: Path | None = None
+    """PEM file of the key that signs evidence (`shunter evidence keygen`); where unset, a new key
+    at each start, whose private half never leaves the process."""
+    evidence_key_valid_s: float | None = Field(default=None, gt=0)
+    """How long the key may sign after the start; unset for as long as it isn't revoked."""
+    evidence_secret: SecretStr | None = None
+    """What digests of texts are keyed with beside the tenant's salt; the same for all processes."""
+    evidence_heads_s: float = Field(default=10.0, gt=0, le=3600)
+    """Time between a process's signed reports of its chains' last roots."""
+
     web_host: str = "127.0.0.1"
     """Where the web server of a router or worker listens."""
     web_port: int = Field(default=0, ge=0, le=65535)

@@ -9,7 +9,8 @@ from policies import Option, compile_options
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import FollowerService, StageService, TelemetryService, run_app
-from streams.run import check_topics, transactor
+from streams.notary import Notary
+from streams.run import check_topics, make_notary, notary_services, transactor
 from streams.telemetry import from_environment
 from topics import Catalogue, Settings
 from topics.access import worker as worker_role
@@ -45,8 +46,8 @@ class BackendService(Service):  # type: ignore[misc]
 class DrainingService(StageService):
     """A stage that finishes what runs before it leaves, as far as the grace period goes."""
 
-    def __init__(self, worker: Worker, settings: Settings) -> None:
-        super().__init__(transactor(settings, worker), "worker")
+    def __init__(self, worker: Worker, settings: Settings, notary: Notary) -> None:
+        super().__init__(transactor(settings, worker, notary), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 
@@ -96,9 +97,9 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     clock = SystemClock()
     backend = make_backend(fleet.pools[pool].backend.type, served, clock)
     telemetry = from_environment("worker", settings.instance)
-    scribe = Scribe(
-        catalogue, f"worker/{pool}/{settings.instance}", policy.version, options.version
-    )
+    writer = f"worker/{pool}/{settings.instance}"
+    notary = make_notary(settings, writer, clock)
+    scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
     cancellations = Cancellations(clock)
     worker = Worker(
         pool,
@@ -115,9 +116,10 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         settings,
         [
             TelemetryService(telemetry),
+            *notary_services(settings, notary),
             BackendService(backend),
             FollowerService(CancellationFollower(settings, cancellations)),
-            DrainingService(worker, settings),
+            DrainingService(worker, settings, notary),
             Heartbeat(settings, served[0], worker, backend, clock, options.version),
         ],
     )

@@ -6,6 +6,8 @@ from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 from policies import situation
+from stream_cases import make_digests, make_key, make_notary
+
 from simulation.cluster import SESSION_S, SimLog
 from streams import Scribe
 from streams.batcher import Batcher
@@ -42,6 +44,10 @@ class Process:
         self.paused_until_s = 0.0
         self.tasks: list[asyncio.Task[Any]] = []
         self.logs: list[SimLog] = []
+        self._digests = make_digests(world.catalogue)
+        key = make_key(world.new_key())
+        self.notary = make_notary(world.catalogue, world, self._digests, key=key, writer=name)
+        world.keys.append(self.notary.publish())
         self._context = copy_context()
         self._context.run(PROCESS.set, self)
 
@@ -110,6 +116,7 @@ class Process:
         transactor = self.world.rules.transactor(
             log,
             stage,
+            notary=self.notary,
             progress_topic=self.world.catalogue.progress,
             poll_s_max=POLL_S_MAX,
             poll_records_max=POLL_RECORDS_MAX,
@@ -142,7 +149,13 @@ class RouterProcess(Process):
     def start(self) -> None:
         world = self.world
         shared = situation(world.options, world.policy)
-        scribe = Scribe(world.catalogue, self.name, world.policy.version, world.options.version)
+        scribe = Scribe(
+            world.catalogue,
+            self.name,
+            self._digests,
+            world.policy.version,
+            world.options.version,
+        )
         given = (shared, scribe, world, world.telemetry)
         self.spawn(self._follow(shared.view.report))
         self.run(Router(*given, request_bytes_max=100_000, duplicate_window_records=0))
@@ -190,7 +203,13 @@ class WorkerProcess(Process):
 
     def start(self) -> None:
         world = self.world
-        scribe = Scribe(world.catalogue, self.name, world.policy.version, world.options.version)
+        scribe = Scribe(
+            world.catalogue,
+            self.name,
+            self._digests,
+            world.policy.version,
+            world.options.version,
+        )
         ending = Ending(scribe, world.telemetry, world.policy.attempts_max)
         options = world.options.by_pool[self.pool]
         self.worker = world.rules.worker(
