@@ -30,6 +30,7 @@ class Notary:
         self._writer = writer
         self._clock = clock
         self.digests = digests
+        self._valid_from = 0.0
         self._heads: dict[str, ChainHead] = {}
 
     def seal(
@@ -50,8 +51,10 @@ class Notary:
         ]
         if not leaves:
             return [], head
+        # The machine's clock may be set back; nothing was signed before the key was valid.
+        at = max(self._clock.now(), self._valid_from)
         root, new = make_root(
-            self._key.private, self._key_id, self._writer, chain, head, leaves, self._clock.now()
+            self._key.private, self._key_id, self._writer, chain, head, leaves, at
         )
         return [
             Outgoing(self._roots, chain.encode(), encode(root)),
@@ -66,12 +69,12 @@ class Notary:
 
     def publish(self, valid_s: float | None = None) -> PublishedKey:
         """Return the public key, valid from now on, and for ``valid_s`` where that is given."""
-        now = self._clock.now()
+        now = self._valid_from = self._clock.now()
         return self._key.publish(self._writer, now, None if valid_s is None else now + valid_s)
 
     def heads(self) -> Heads:
         """Return the last root of each chain that this process has written to, signed."""
-        statement = HeadsStatement(
-            self._writer, self._key_id, self._clock.now(), dict(sorted(self._heads.items()))
-        )
+        at = max(self._clock.now(), self._valid_from)
+        heads = dict(sorted(self._heads.items()))
+        statement = HeadsStatement(self._writer, self._key_id, at, heads)
         return Heads(statement, sign(self._key.private, "heads", statement))

@@ -14,6 +14,7 @@ from topics import (
     Evidence,
     Fallback,
     Hold,
+    Host,
     InferenceRequest,
     Placement,
     Profile,
@@ -21,6 +22,7 @@ from topics import (
     ResultError,
     Source,
     Tag,
+    TextDigest,
     Timing,
     Usage,
     encode,
@@ -38,6 +40,7 @@ class StepDetails(TypedDict, total=False):
 
     view_version: int
     tags: dict[str, Tag] | None
+    profile: Profile | None
     candidates: tuple[Candidate, ...]
     placement: Placement | None
     promised: Envelope | None
@@ -46,6 +49,10 @@ class StepDetails(TypedDict, total=False):
     batch: Batch | None
     hold: Hold | None
     fallback: Fallback | None
+    host: Host | None
+    model_digest: str | None
+    request_digest: TextDigest | None
+    response_digest: TextDigest | None
     reason: str | None
     message: str | None
 
@@ -66,6 +73,7 @@ class Scribe:
         profile: Profile,
         step: Step,
         now: float,
+        /,
         **details: Unpack[StepDetails],
     ) -> Outgoing:
         """Return the evidence of one step of a request, as a record keyed by request."""
@@ -100,9 +108,7 @@ class Scribe:
 
     def _record(self, evidence: Evidence) -> Outgoing:
         # Canonical, because that is what is hashed and signed.
-        return Outgoing(
-            self.catalogue.evidence, evidence.request_id.encode(), canonical(evidence)
-        )
+        return Outgoing(self.catalogue.evidence, evidence.request_id.encode(), canonical(evidence))
 
     def result(self, result: Result) -> Outgoing:
         """Return a result as a record, keyed by request."""
@@ -190,6 +196,7 @@ class Scribe:
             tenant=request.tenant,
             task=request.task,
             model=request.model,
+            request_digest=self.digests.digest(request.tenant, request.body),
             reason=reason,
             message=message,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 from policies import Decision, Situation, UnservableError, decide, decided_tags, tag
@@ -20,6 +20,7 @@ from topics import (
     Progress,
     ResultError,
     Tag,
+    TextDigest,
     parse_request,
 )
 from topics import headers as h
@@ -35,6 +36,7 @@ class _Case:
     profile: Profile
     tags: dict[str, Tag]
     decision: Decision
+    digest: TextDigest | None
     now: float
 
 
@@ -132,7 +134,8 @@ class Router:
     def _route(self, record: Record, now: float) -> Effect:
         try:
             if record.partition.topic == self._catalogue.reroutes:
-                return self._decide(record, h.read(record.headers, h.PROFILE, Profile), {}, now)
+                profile = h.read(record.headers, h.PROFILE, Profile)
+                return self._decide(record, profile, {}, None, now)
             return self._route_new(record, now)
         except BadRecordError as error:
             return self._scribe.dead_letter(
@@ -165,9 +168,17 @@ class Router:
             )
         except UnservableError as error:
             return self._scribe.unservable(record, request, error.code, error.message, now)
-        return self._decide(record, tagged.profile, tagged.tags, now)
+        digest = self._scribe.digests.digest(request.tenant, request.body)
+        return self._decide(record, tagged.profile, tagged.tags, digest, now)
 
-    def _decide(self, record: Record, profile: Profile, tags: dict[str, Tag], now: float) -> Effect:
+    def _decide(
+        self,
+        record: Record,
+        profile: Profile,
+        tags: dict[str, Tag],
+        digest: TextDigest | None,
+        now: float,
+    ) -> Effect:
         decision = decide(profile, self._situation, now)
         if decision.group is not None:
             self._situation.arrivals.observe(decision.group, now)
@@ -181,6 +192,7 @@ class Router:
             profile,
             tags | decided_tags(profile, decision, self._situation.options, now),
             decision,
+            digest,
             now,
         )
         if decision.action == "place":
@@ -253,9 +265,16 @@ class Router:
             case.now,
             view_version=self._situation.view.version,
             tags=case.tags,
+            profile=_told(case.profile),
             candidates=decision.candidates,
             placement=placement,
             promised=decision.promised,
+            request_digest=case.digest,
             reason=decision.reason,
             message=decision.message,
         )
+
+
+def _told(profile: Profile) -> Profile:
+    """Return the profile for the evidence: who the client's conversation is with stays out."""
+    return profile if profile.session is None else replace(profile, session=None)

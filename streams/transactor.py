@@ -162,7 +162,8 @@ class Transactor:
         writer, chain = self._writers[partition], self._transactional_id(partition)
         await writer.begin()
         visible = self._visible.get(partition)
-        sealed, head = self._notary.seal(chain, visible and visible.head, work.effects)
+        last = None if visible is None else visible.head
+        sealed, head = self._notary.seal(chain, last, work.effects)
         progress = work.progress.with_head(head)
         own = Effect(None, [self._progress_record(partition, progress), *sealed])
         refusals = await self._send(writer, [*work.effects, own])

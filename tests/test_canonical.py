@@ -17,7 +17,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 # Where ECMAScript and msgspec part: whole numbers, small ones, large ones.
 numbers = finite | st.floats(1e-8, 1e-4) | st.integers(-50, 50).map(float) | st.floats(1e14, 1e23)
 texts = st.text(max_size=12) | st.sampled_from(
-    ['":1.0,', '1.0}', "x\\", '"', "\\\":2.0,", "e-6,", ":-0.0}", "\U0001f600", "\ue000", "1e5]"]
+    ['":1.0,', "1.0}", "x\\", '"', '\\":2.0,', "e-6,", ":-0.0}", "\U0001f600", "\ue000", "1e5]"]
 )
 values = st.recursive(
     st.none() | st.booleans() | numbers | texts | st.integers(-(2**53) + 1, 2**53 - 1),
@@ -68,7 +68,7 @@ def test_numbers_are_those_of_ecmascript(value: Any, written: bytes) -> None:
 
 @pytest.mark.parametrize("value", ["\ud800", [10**400]])
 def test_what_has_no_such_form_is_refused(value: Any) -> None:
-    with pytest.raises(ValueError, match="Unicode|range|large|canonical|nested"):
+    with pytest.raises(ValueError, match=r"Unicode|range|large|canonical|nested"):
         canonical_json(value)
 
 

@@ -8,7 +8,7 @@ from topics.cancellation import Cancellation, parse_cancellation
 from topics.catalogue import Catalogue, Topic
 from topics.codec import decode, encode
 from topics.errors import BadRecordError
-from topics.evidence import Evidence, Hold, Source, TextDigest
+from topics.evidence import Evidence, Hold, Host, Source, TextDigest
 from topics.placement import Batch, Candidate, Envelope, Placement
 from topics.profile import Fallback, Profile, Tag
 from topics.progress import Progress, progress_key
@@ -43,6 +43,7 @@ __all__ = [
     "Heads",
     "HeadsStatement",
     "Hold",
+    "Host",
     "InferenceRequest",
     "KeyEntry",
     "KeyStatement",

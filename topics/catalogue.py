@@ -131,40 +131,7 @@ class Catalogue:
                 extra=_QUICK_COMPACTION,
             ),
             Topic(self.results, n, "request id", "the result", Result),
-            Topic(
-                self.evidence,
-                n,
-                "request id",
-                "one step of a request",
-                Evidence,
-                retention_ms=30 * DAY_MS,
-            ),
-            Topic(
-                self.evidence_roots,
-                n,
-                "chain",
-                "the signed root over the evidence of one transaction",
-                Root,
-                retention_ms=30 * DAY_MS,
-            ),
-            Topic(
-                self.evidence_keys,
-                1,
-                "kind/key",
-                "a public key, its revocation, or a writer's last roots",
-                KeyEntry,
-                cleanup="compact",
-                extra=_QUICK_COMPACTION,
-            ),
-            Topic(
-                self.evidence_salts,
-                1,
-                "tenant/salt",
-                "what digests of a tenant's texts are made with; a tombstone forgets it",
-                Salt,
-                cleanup="compact",
-                extra=_QUICK_COMPACTION | {"max.compaction.lag.ms": str(DAY_MS)},
-            ),
+            *self._evidence_topics(),
             Topic(
                 self.dead_letters,
                 1,
@@ -190,6 +157,48 @@ class Catalogue:
                 Progress,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
+            ),
+        ]
+
+    def _evidence_topics(self) -> list[Topic]:
+        n = self._partitions
+        return [
+            Topic(
+                self.evidence,
+                n,
+                "request id",
+                "one step of a request",
+                Evidence,
+                retention_ms=30 * DAY_MS,
+            ),
+            Topic(
+                self.evidence_roots,
+                n,
+                "chain",
+                "the signed root over the evidence of one transaction",
+                Root,
+                # Longer than evidence by two segments of a week: no record outlives its root.
+                retention_ms=44 * DAY_MS,
+                # The broker's time stands beside the writer's.
+                extra={"message.timestamp.type": "LogAppendTime"},
+            ),
+            Topic(
+                self.evidence_keys,
+                1,
+                "kind/key",
+                "a public key, its revocation, or a writer's last roots",
+                KeyEntry,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+            Topic(
+                self.evidence_salts,
+                1,
+                "tenant/salt",
+                "what digests of a tenant's texts are made with; a tombstone forgets it",
+                Salt,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION | {"max.compaction.lag.ms": str(DAY_MS)},
             ),
         ]
 

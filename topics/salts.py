@@ -33,9 +33,9 @@ def salt_key(tenant: str, salt_id: str) -> bytes:
 
 def digest_key(salt: Salt, secret: bytes | None) -> bytes:
     """Return the 32 bytes that digests are keyed with."""
-    return HKDF(
-        SHA256(), 32, salt=base64.b64decode(salt.salt), info=b"shunter/digest"
-    ).derive(secret or b"shunter")
+    return HKDF(SHA256(), 32, salt=base64.b64decode(salt.salt), info=b"shunter/digest").derive(
+        secret or b"shunter"
+    )
 
 
 def text_digest(key: bytes, text: Any) -> str | None:

@@ -70,7 +70,9 @@ def load_signing_key(path: Path | None) -> SigningKey:
     except OSError as error:
         raise SigningKeyError(f"{path}: {error.strerror}") from error
     if not keys:
-        raise SigningKeyError(f"{path}: no PEM private key in it; make one: shunter evidence keygen")
+        raise SigningKeyError(
+            f"{path}: no PEM private key in it; `shunter evidence keygen` makes one"
+        )
     return SigningKey(keys[0], keys[1] if len(keys) > 1 else None)
 
 

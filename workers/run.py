@@ -17,6 +17,7 @@ from topics.access import worker as worker_role
 from workers.backend import Backend
 from workers.ending import Ending
 from workers.heartbeat import Heartbeat
+from workers.host import read_host
 from workers.runtime import Worker
 from workers.simulated import SimulatedBackend
 
@@ -106,7 +107,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         served,
         backend,
         scribe,
-        Ending(scribe, telemetry, policy.attempts_max),
+        Ending(scribe, telemetry, policy.attempts_max, read_host()),
         clock,
         cancellations,
         in_flight_max=settings.in_flight_max,

@@ -5,9 +5,9 @@ from collections.abc import Coroutine
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
-from policies import situation
 from stream_cases import make_digests, make_key, make_notary
 
+from policies import situation
 from simulation.cluster import SESSION_S, SimLog
 from streams import Scribe
 from streams.batcher import Batcher

@@ -1,0 +1,118 @@
+"""The trail as it stands on Kafka."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+from shunter.audit.findings import Findings
+from shunter.audit.keyring import Keyring
+from shunter.audit.verifier import Verifier
+from streams.log import Log, Partition, Record
+from topics import BadRecordError, Catalogue, ChainHead, KeyEntry, Progress, decode
+
+
+async def verify_topic(
+    log: Log,
+    catalogue: Catalogue,
+    *,
+    trusted: frozenset[str] | None = None,
+    witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
+    tell: Callable[[int], object] = lambda _count: None,
+) -> Findings:
+    """Verify all that the evidence topic holds, of a system that may be running.
+
+    What commits meanwhile must not look like a gap: heads are read before roots and roots before
+    evidence, and records that are newer than the roots are passed over.
+
+    Args:
+        log: to read from.
+        catalogue: names the topics, and their partitions.
+        trusted: ids of the only keys to believe; all that are published where None.
+        witnessed: heads that the auditor knows from before, and who told them.
+        tell: is told the number of records after each few thousand.
+
+    Raises:
+        LogError: a transaction stays open.
+    """
+    evidence = [Partition(catalogue.evidence, n) for n in range(catalogue.partitions)]
+    bounds = await log.bounds(evidence)
+    # Past this, no transaction that has a record before these ends is open any more.
+    last = {p: end - 1 for p, (first, end) in bounds.items() if end > first}
+    async for _ in log.read(last, {p: bounds[p][1] for p in last}):
+        pass
+    keyring = Keyring(trusted)
+    await read_keys(log, catalogue, keyring)
+    heads = await progress_heads(log, catalogue) | dict(witnessed or {})
+    verifier = Verifier(keyring, heads)
+    roots = [r async for r in read_all(log, catalogue.evidence_roots, catalogue.partitions)]
+    # A process that has started since may have signed; its heads may be beyond what was read.
+    await read_keys(log, catalogue, keyring, with_heads=False)
+    for record in roots:
+        verifier.add_root(record.value, place_of(record), record.timestamp_ms / 1000)
+    verifier.end_of_roots()
+    kept_from = None
+    async for record in read_all(log, catalogue.evidence, catalogue.partitions):
+        first, end = bounds[record.partition]
+        if first and record.offset == first:
+            kept_from = max(kept_from or 0.0, record.timestamp_ms / 1000)
+        verifier.add(
+            record.partition.number,
+            place_of(record),
+            record.key,
+            record.value,
+            is_fresh=record.offset >= end,
+        )
+        if verifier.findings.records % 5000 == 0:
+            tell(verifier.findings.records)
+    tell(verifier.findings.records)
+    return verifier.finish(kept_from)
+
+
+async def read_keys(
+    log: Log, catalogue: Catalogue, keyring: Keyring, *, with_heads: bool = True
+) -> None:
+    """Read the keys topic into a keyring."""
+    async for record in read_all(log, catalogue.evidence_keys, 1):
+        add_key(keyring, record.value, place_of(record), with_heads=with_heads)
+
+
+def add_key(keyring: Keyring, value: bytes | None, where: str, *, with_heads: bool = True) -> None:
+    """Take a record of the keys topic in; one that is unreadable is set aside."""
+    if value is None:
+        return
+    try:
+        entry = decode(KeyEntry, value)
+    except BadRecordError as error:
+        keyring.refused.append((where, error.message))
+        return
+    if with_heads or entry.heads is None:
+        keyring.add(entry, where)
+
+
+async def progress_heads(log: Log, catalogue: Catalogue) -> dict[str, tuple[ChainHead, str]]:
+    """Return the head of each chain as the progress has it, which is written with each root."""
+    heads: dict[str, tuple[ChainHead, str]] = {}
+    async for record in read_all(log, catalogue.progress, catalogue.partitions):
+        try:
+            progress = decode(Progress, record.value or b"")
+        except BadRecordError:
+            continue
+        if progress.head is not None:
+            # The names of groups and topics have no slash.
+            chain = (record.key or b"").decode("utf-8", "replace").replace("/", "-")
+            heads[chain] = (progress.head, f"the progress at {place_of(record)}")
+    return heads
+
+
+async def read_all(log: Log, topic: str, partitions: int) -> AsyncIterator[Record]:
+    """Yield every committed record of a topic, partition by partition in the order of offsets."""
+    wanted: Sequence[Partition] = [Partition(topic, n) for n in range(partitions)]
+    bounds = await log.bounds(wanted)
+    starts = {p: first for p, (first, _) in bounds.items()}
+    ends = {p: end for p, (_, end) in bounds.items()}
+    async for records in log.read(starts, ends):
+        for record in records:
+            yield record
+
+
+def place_of(record: Record) -> str:
+    """Return where a record stands."""
+    return f"{record.partition.topic}/{record.partition.number}@{record.offset}"
