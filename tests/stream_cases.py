@@ -167,11 +167,19 @@ class Yard:
             self.catalogue, "test", self.digests, self.policy.version, self.options.version
         )
 
-    async def run(self, stage: Stage, log: MemoryLog | None = None) -> Transactor:
+    async def run(
+        self,
+        stage: Stage,
+        log: MemoryLog | None = None,
+        notary: Notary | None = None,
+        records_max: int = 500,
+    ) -> Transactor:
         """Return a transactor that has all partitions of the stage's topics."""
         log = log or MemoryLog(self.cluster)
-        notary = make_notary(self.catalogue, self.clock, self.digests)
-        transactor = make_transactor(log, stage, self.catalogue.progress, notary=notary)
+        notary = notary or make_notary(self.catalogue, self.clock, self.digests)
+        transactor = make_transactor(
+            log, stage, self.catalogue.progress, notary=notary, records_max=records_max
+        )
         await transactor.start()
         await self.cluster.rebalance(stage.group)
         return transactor

@@ -1,11 +1,12 @@
 """The trail as it stands on Kafka."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.verifier import Verifier
-from streams.log import Log, Partition, Record
+from shunter.log_reading import place_of, read_all, settled_bounds
+from streams.log import Log
 from topics import BadRecordError, Catalogue, ChainHead, KeyEntry, Progress, decode
 
 
@@ -32,12 +33,7 @@ async def verify_topic(
     Raises:
         LogError: a transaction stays open.
     """
-    evidence = [Partition(catalogue.evidence, n) for n in range(catalogue.partitions)]
-    bounds = await log.bounds(evidence)
-    # Past this, no transaction that has a record before these ends is open any more.
-    last = {p: end - 1 for p, (first, end) in bounds.items() if end > first}
-    async for _ in log.read(last, {p: bounds[p][1] for p in last}):
-        pass
+    bounds = await settled_bounds(log, catalogue.evidence, catalogue.partitions)
     keyring = Keyring(trusted)
     await read_keys(log, catalogue, keyring)
     heads = await progress_heads(log, catalogue) | dict(witnessed or {})
@@ -100,19 +96,3 @@ async def progress_heads(log: Log, catalogue: Catalogue) -> dict[str, tuple[Chai
             chain = (record.key or b"").decode("utf-8", "replace").replace("/", "-")
             heads[chain] = (progress.head, f"the progress at {place_of(record)}")
     return heads
-
-
-async def read_all(log: Log, topic: str, partitions: int) -> AsyncIterator[Record]:
-    """Yield every committed record of a topic, partition by partition in the order of offsets."""
-    wanted: Sequence[Partition] = [Partition(topic, n) for n in range(partitions)]
-    bounds = await log.bounds(wanted)
-    starts = {p: first for p, (first, _) in bounds.items()}
-    ends = {p: end for p, (_, end) in bounds.items()}
-    async for records in log.read(starts, ends):
-        for record in records:
-            yield record
-
-
-def place_of(record: Record) -> str:
-    """Return where a record stands."""
-    return f"{record.partition.topic}/{record.partition.number}@{record.offset}"
