@@ -1,8 +1,22 @@
 """Reading topics whole: what the audit and the archive have in common."""
 
 from collections.abc import AsyncIterator
+from typing import Literal, NamedTuple
 
 from streams.log import Log, Partition, Record
+
+Kind = Literal["evidence", "roots", "keys"]
+
+
+class Row(NamedTuple):
+    """A record of the trail. ``at`` is the time that Kafka has of it, epoch seconds."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    at: float
+    where: str
 
 
 async def read_all(log: Log, topic: str, partitions: int) -> AsyncIterator[Record]:
@@ -33,6 +47,13 @@ async def settled_bounds(log: Log, topic: str, partitions: int) -> dict[Partitio
     async for _ in log.read(last, {p: bounds[p][1] for p in last}):
         pass
     return dict(bounds)
+
+
+def row_of(record: Record) -> Row:
+    """Return a record of a topic as one of the trail."""
+    at = record.timestamp_ms / 1000
+    number = record.partition.number
+    return Row(number, record.offset, record.key, record.value, at, place_of(record))
 
 
 def place_of(record: Record) -> str:

@@ -13,13 +13,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
-Kind = Literal["evidence", "roots", "keys"]
+from shunter.log_reading import Kind
+
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
 
 # Small enough that a lookup reads little, large enough to compress.
@@ -56,6 +58,11 @@ class Archive:
             self.fs, self.root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise ArchiveError(f"{url}: {error}") from error
+
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether it is not a directory of this machine."""
+        return not isinstance(self.fs, LocalFileSystem)
 
     def files(self, kind: Kind) -> list[ArchiveFile]:
         """Return the files of a kind, by partition and offset.
@@ -145,7 +152,8 @@ class Archive:
 
     def pattern(self, kind: Kind) -> str:
         """Return what a query engine takes for all files of a kind."""
-        return f"{self.fs.unstrip_protocol(self.root)}/{kind}/*/*/*.parquet"
+        root = self.fs.unstrip_protocol(self.root) if self.is_remote else self.root
+        return f"{root}/{kind}/*/*/*.parquet"
 
     def _parse(self, kind: Kind, paths: list[str]) -> Iterator[ArchiveFile]:
         for path in paths:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from shunter.archive.layout import Kind
+from shunter.log_reading import Kind
 from streams.log import Record
 
 _STANDING = [

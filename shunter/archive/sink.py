@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from shunter.archive.layout import KINDS, Archive, ArchiveFile, Kind
+from shunter.archive.layout import KINDS, Archive, ArchiveFile
 from shunter.archive.rows import table_of
-from shunter.log_reading import settled_bounds
+from shunter.log_reading import Kind, settled_bounds
 from streams.clock import Clock
 from streams.log import Log, Partition, Record
 from topics import Catalogue

@@ -1,54 +1,45 @@
 """The trail as it stands in an archive: verified offline, with nothing but its files."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
-from shunter.archive.layout import Archive, ArchiveFile, Kind
+import duckdb
+
+from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.archive.rows import value_of
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
+from shunter.audit.source import Witnessed
 from shunter.audit.topic import add_key
 from shunter.audit.verifier import Verifier
+from shunter.console import UserError
+from shunter.log_reading import Kind, Row
 from topics import ChainHead
 
 BATCH_ROWS = 10_000
 
 
-class Row(NamedTuple):
-    """A record of an archive. ``at`` is the time that Kafka has of it, epoch seconds."""
-
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    at: float
-    where: str
-
-
 def verify_archive(
     archive: Archive,
     *,
-    trusted: frozenset[str] | None = None,
-    witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
     keyring: Keyring | None = None,
+    witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
     tell: Callable[[int], object] = lambda _count: None,
 ) -> Findings:
     """Verify all that an archive holds; see ``verify_topic``.
 
     Args:
         archive: to read.
-        trusted: ids of the only keys to believe; all that are archived where None.
+        keyring: keys to begin with; those archived are added.
         witnessed: heads that the auditor knows from before, and who told them.
-        keyring: keys to believe in place of those archived.
         tell: is told the number of records after each file.
 
     Raises:
         ArchiveError: a file can't be read.
     """
-    if keyring is None:
-        keyring = Keyring(trusted)
-        for row in read_archive(archive, "keys"):
-            add_key(keyring, row.value, row.where)
+    keyring = keyring or Keyring()
+    for row in read_archive(archive, "keys"):
+        add_key(keyring, row.value, row.where)
     verifier = Verifier(keyring, witnessed)
     covered = archive.covered()
     for row in read_archive(archive, "roots"):
@@ -90,3 +81,77 @@ def _rows_of(archive: Archive, file: ArchiveFile) -> Iterator[Row]:
                 row["timestamp_ms"] / 1000,
                 f"{file.kind}/{row['partition']}@{row['offset']}",
             )
+
+
+class ArchiveTrail:
+    """The trail in an archive."""
+
+    def __init__(self, url: str) -> None:
+        with _told():
+            self._archive = Archive(url)
+            if not self._archive.files("evidence"):
+                raise UserError(f"{url}: no evidence is archived there")
+
+    def verify(
+        self, keyring: Keyring, witnessed: Witnessed, tell: Callable[[int], object]
+    ) -> Findings:
+        """Verify what the files hold."""
+        with _told():
+            return verify_archive(self._archive, keyring=keyring, witnessed=witnessed, tell=tell)
+
+    def each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+        """Hand over what the files hold."""
+        with _told():
+            for row in read_archive(self._archive, kind):
+                take(row)
+
+    def of_request(self, request_id: str) -> list[Row]:
+        """Return a request's evidence, found by the files' own statistics."""
+        with _told():
+            return find_request(self._archive, request_id)
+
+    def count(self) -> int | None:
+        """Offsets are not records, but nearly."""
+        with _told():
+            files = self._archive.files("evidence")
+        return sum(file.next_offset - file.first_offset for file in files)
+
+
+def find_request(archive: Archive, request_id: str) -> list[Row]:
+    """Return the evidence of a request, oldest first.
+
+    Raises:
+        ArchiveError: a file can't be read.
+    """
+    engine = duckdb.connect()
+    if archive.is_remote:
+        engine.register_filesystem(archive.fs)
+    query = (
+        'SELECT partition, "offset", key, value, raw, timestamp_ms FROM read_parquet(?)'
+        ' WHERE request_id = ? ORDER BY partition, "offset"'
+    )
+    try:
+        found = engine.execute(query, [archive.pattern("evidence"), request_id]).fetchall()
+    except duckdb.Error as error:
+        raise ArchiveError(f"{archive.url}: {error}") from error
+    finally:
+        engine.close()
+    return [
+        Row(
+            number,
+            offset,
+            key,
+            raw if value is None else value.encode(),
+            timestamp_ms / 1000,
+            f"evidence/{number}@{offset}",
+        )
+        for number, offset, key, value, raw, timestamp_ms in found
+    ]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (ArchiveError, OSError) as error:
+        raise UserError(str(error)) from error

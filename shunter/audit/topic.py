@@ -14,7 +14,7 @@ async def verify_topic(
     log: Log,
     catalogue: Catalogue,
     *,
-    trusted: frozenset[str] | None = None,
+    keyring: Keyring | None = None,
     witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
     tell: Callable[[int], object] = lambda _count: None,
 ) -> Findings:
@@ -26,7 +26,7 @@ async def verify_topic(
     Args:
         log: to read from.
         catalogue: names the topics, and their partitions.
-        trusted: ids of the only keys to believe; all that are published where None.
+        keyring: keys to begin with; those published on the topic are added.
         witnessed: heads that the auditor knows from before, and who told them.
         tell: is told the number of records after each few thousand.
 
@@ -34,7 +34,7 @@ async def verify_topic(
         LogError: a transaction stays open.
     """
     bounds = await settled_bounds(log, catalogue.evidence, catalogue.partitions)
-    keyring = Keyring(trusted)
+    keyring = keyring or Keyring()
     await read_keys(log, catalogue, keyring)
     heads = await progress_heads(log, catalogue) | dict(witnessed or {})
     verifier = Verifier(keyring, heads)
