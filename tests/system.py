@@ -119,7 +119,13 @@ class System:
     ) -> None:
         await self.producer.stop()
         await self.consumer.stop()
-        await asyncio.to_thread(self.stop)
+        try:
+            # After a failure how they end says nothing more, and would hide what it was.
+            if error is None:
+                await asyncio.to_thread(self.stop)
+        finally:
+            for name in self.processes:
+                self.kill(name)
 
     def start(self, *names: str) -> None:
         """Start processes: ``router``, or the name of a pool."""
@@ -155,8 +161,10 @@ class System:
         """Stop every process with SIGTERM and return the exit statuses."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        statuses = {name: p.wait(timeout_s) for name, p in self.processes.items()}
-        self.processes.clear()
+        statuses = {}
+        for name, process in list(self.processes.items()):
+            statuses[name] = process.wait(timeout_s)
+            del self.processes[name]
         return statuses
 
     def logs(self) -> str:
