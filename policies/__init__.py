@@ -12,6 +12,7 @@ from policies.declaration import DeclarationError, Problem
 from policies.fleet import Fleet, Pool, parse_fleet
 from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
+from policies.recorded import Inputs, decide_again, inputs_of
 from policies.release import find_target
 from policies.risk import decided_tags
 from policies.situation import Situation, situation
@@ -26,6 +27,7 @@ __all__ = [
     "Fleet",
     "FleetView",
     "GivenUp",
+    "Inputs",
     "Member",
     "Option",
     "Options",
@@ -42,9 +44,11 @@ __all__ = [
     "Windows",
     "compile_options",
     "decide",
+    "decide_again",
     "decided_tags",
     "find_target",
     "idle_view",
+    "inputs_of",
     "operation_of",
     "parse_fleet",
     "parse_policy",

@@ -41,6 +41,7 @@ class StepDetails(TypedDict, total=False):
     view_version: int
     tags: dict[str, Tag] | None
     profile: Profile | None
+    inputs: object
     candidates: tuple[Candidate, ...]
     placement: Placement | None
     promised: Envelope | None

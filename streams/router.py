@@ -7,12 +7,14 @@ from zlib import crc32
 
 from policies import (
     Decision,
+    Inputs,
     Rates,
     Shares,
     Situation,
     UnservableError,
     decide,
     decided_tags,
+    inputs_of,
     share_out,
     tag,
 )
@@ -47,6 +49,7 @@ class _Case:
     tags: dict[str, Tag]
     decision: Decision
     digest: TextDigest | None
+    inputs: Inputs
     now: float
 
 
@@ -203,6 +206,7 @@ class Router:
         digest: TextDigest | None,
         now: float,
     ) -> Effect:
+        inputs = inputs_of(profile, self._situation, now)
         decision = decide(profile, self._situation, now)
         decision = share_out(decision, profile, self._situation, self._shares, now)
         if decision.group is not None:
@@ -218,6 +222,7 @@ class Router:
             tags | decided_tags(profile, decision, self._situation.options, now),
             decision,
             digest,
+            inputs,
             now,
         )
         if decision.action == "place":
@@ -292,6 +297,7 @@ class Router:
             view_version=self._situation.view.version,
             tags=case.tags,
             profile=_told(case.profile),
+            inputs=case.inputs,
             candidates=decision.candidates,
             placement=placement,
             promised=decision.promised,

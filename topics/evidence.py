@@ -1,7 +1,7 @@
 """Evidence: one record per step of a request, written in the transaction of its effect."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from topics.placement import Batch, Candidate, Envelope, Placement
 from topics.profile import Fallback, Profile, Tag
@@ -83,6 +83,8 @@ class Evidence:
     tags: dict[str, Tag] | None = None
     profile: Profile | None = None
     """What the decision was made on, of a step that decides."""
+    inputs: Any = None
+    """And the state of fleet and arrivals that it was made in; ``policies.Inputs``."""
     candidates: tuple[Candidate, ...] = ()
     placement: Placement | None = None
     promised: Envelope | None = None

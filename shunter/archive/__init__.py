@@ -4,7 +4,7 @@ Belongs here: what the files are called and hold, writing and reading them. Need
 ``archive`` (pyarrow, fsspec, duckdb).
 """
 
-from shunter.archive.layout import Archive
-from shunter.archive.sink import Archiver
+from shunter.archive.layout import Archive, ArchiveError
+from shunter.archive.sink import Archiver, parse_holds
 
-__all__ = ["Archive", "Archiver"]
+__all__ = ["Archive", "ArchiveError", "Archiver", "parse_holds"]

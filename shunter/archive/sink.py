@@ -8,9 +8,9 @@ root there, and each root its records.
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
-from shunter.archive.layout import KINDS, Archive, ArchiveFile
+from shunter.archive.layout import KINDS, Archive, ArchiveError, ArchiveFile
 from shunter.archive.rows import table_of
 from shunter.log_reading import Kind, settled_bounds
 from streams.clock import Clock
@@ -29,12 +29,30 @@ class Keeping:
     days: int | None = None
     holds: Sequence[tuple[str, str]] = ()
 
-    def is_over(self, date: str, now: float) -> bool:
+    def is_over(self, day: str, now: float) -> bool:
         """Tell whether a day's files may go."""
-        if self.days is None or any(first <= date <= last for first, last in self.holds):
+        if self.days is None or any(first <= day <= last for first, last in self.holds):
             return False
         oldest = datetime.fromtimestamp(now, UTC).date() - timedelta(days=self.days)
-        return date < oldest.isoformat()
+        return day < oldest.isoformat()
+
+
+def parse_holds(text: str) -> list[tuple[str, str]]:
+    """Return the holds of a setting: ``first..last``, separated by commas.
+
+    Raises:
+        ArchiveError: one is none; nothing may be deleted then.
+    """
+    holds = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        first, _, last = part.partition("..")
+        try:
+            days = [date.fromisoformat(day).isoformat() for day in (first, last)]
+        except ValueError as error:
+            told = f"SHUNTER_ARCHIVE_HOLDS: {part!r:.60} is not like 2026-01-01..2026-03-31"
+            raise ArchiveError(told) from error
+        holds.append((days[0], days[1]))
+    return holds
 
 
 class Archiver:

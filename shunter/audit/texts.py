@@ -14,20 +14,28 @@ from topics import BadRecordError, Catalogue, Evidence, Salt, Settings, TextDige
 from topics.salts import digest_key, salt_key, text_digest
 
 
-async def match_text(settings: Settings, rows: Sequence[Row], path: Path) -> list[str]:
-    """Return a line for each step whose digest is that of the text in a file.
-
-    The text is JSON: a body, or a request or result with a body in it.
+def read_text(path: Path) -> Any:
+    """Return the JSON in a file.
 
     Raises:
-        UserError: the file is no JSON, nothing is known of the request, or it was forgotten.
+        UserError: there is none.
     """
     try:
-        given = orjson.loads(path.read_bytes())
+        return orjson.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except orjson.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
+
+
+async def match_text(settings: Settings, rows: Sequence[Row], given: Any) -> list[str]:
+    """Return a line for each step whose digest is that of a text.
+
+    The text is parsed JSON: a body, or a request or result with a body in it.
+
+    Raises:
+        UserError: nothing is known of the request, or its tenant was forgotten.
+    """
     digests = list(_digests(rows))
     if not digests:
         raise UserError("the evidence has no digest: nothing is known of the request, or of a body")
@@ -41,7 +49,7 @@ async def match_text(settings: Settings, rows: Sequence[Row], path: Path) -> lis
         if digest.salt in salts:
             key = digest_key(salts[digest.salt], raw_secret)
             if any(text_digest(key, body) == digest.hmac for body in _bodies(given)):
-                lines.append(f"{path} is the body of the {what}, by the evidence {step!r}")
+                lines.append(f"it is the body of the {what}, by the evidence {step!r}")
     return lines
 
 

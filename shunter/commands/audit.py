@@ -12,7 +12,7 @@ from shunter.audit import Findings, Keyring
 from shunter.audit.files import load_heads, load_keyring, write_heads
 from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.source import Trail, Witnessed, open_trail, read_keyring
-from shunter.audit.texts import forget_tenant, match_text
+from shunter.audit.texts import forget_tenant, match_text, read_text
 from shunter.client import note, run
 from shunter.commands.audit_report import export, replay, report
 from shunter.console import (
@@ -189,7 +189,7 @@ def match(
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     rows = open_trail(archive, settings).of_request(request_id)
-    found = run(match_text(settings, rows, file))
+    found = run(match_text(settings, rows, read_text(file)))
     for line in found:
         out.print(line, markup=False, highlight=False)
     if not found:
