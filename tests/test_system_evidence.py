@@ -79,7 +79,7 @@ async def traffic(system: System) -> dict[str, dict[str, object]]:
 
 async def check_topics(auditor: Auditor, tmp_path: Path) -> None:
     keys, heads = tmp_path / "keys.json", tmp_path / "heads.json"
-    assert "4 keys in" in await auditor.run("evidence", "keys", "--output", keys)
+    assert "3 keys in" in await auditor.run("evidence", "keys", "--output", keys)
     told = json.loads((await auditor.run("audit", "verify", "--json")).splitlines()[0])
     assert (told["good"], told["problems"]) == (True, []), told
     assert (told["requests"], told["open"]) == (COUNT, 0)
