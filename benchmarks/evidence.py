@@ -212,7 +212,7 @@ def verify(records: int, directory: Path) -> list[tuple[str, str]]:
 
 
 def lookup(records: int, directory: Path) -> list[tuple[str, str]]:
-    """Measure finding one request among so many records, two each, in files as the archiver cuts."""
+    """Measure finding one request among so many records, two each, in files as archived."""
     archive = Archive(str(directory))
     placed, executed = samples()
     schema = table_of("evidence", [_evidence_record(executed)]).schema

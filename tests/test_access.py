@@ -178,14 +178,33 @@ class TestTheWholeSystemWithTheseRights:
         )
         assert outcome.returncode == 0, outcome.stderr
 
-    async def test_an_auditor_tells_the_story(self, secured: SecuredKafka, system: System) -> None:
+    async def test_an_auditor_tells_the_story(
+        self, secured: SecuredKafka, system: System, tmp_path: Path
+    ) -> None:
+        body = tmp_path / "body.json"
+        body.write_bytes(orjson.dumps(chat("any")["body"]))
         for arguments, told in (
             (("audit", "show", f"now-{POOLS[0]}"), "executed"),
             (("results", "--request", f"now-{POOLS[0]}"), "completed"),
+            (("audit", "verify"), "verified: nothing was altered"),
+            (("audit", "match", f"now-{POOLS[0]}", body), "it is the body of the request"),
         ):
             outcome = await asyncio.to_thread(command, secured, user("auditor"), *arguments)
             assert outcome.returncode == 0, outcome.stderr
             assert told in outcome.stdout
+
+    async def test_a_custodian_forgets_and_revokes(
+        self, secured: SecuredKafka, system: System
+    ) -> None:
+        custodian = user("custodian")
+        listed = await asyncio.to_thread(command, secured, custodian, "evidence", "keys", "--json")
+        key = json.loads(listed.stdout)[0]["statement"]["key"]
+        for arguments in (
+            ("evidence", "revoke", key, "--reason", "a test", "--at", "4102444800"),
+            ("audit", "forget", "default", "--yes"),
+        ):
+            outcome = await asyncio.to_thread(command, secured, custodian, *arguments)
+            assert outcome.returncode == 0, outcome.stderr
 
     async def test_what_goes_wrong_finds_its_way_too(self, system: System) -> None:
         """Dead letters of router and worker, and another try at another pool."""

@@ -5,11 +5,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 import pytest
 from system import ROOT, System, chat
+from typer.testing import CliRunner
+
+from shunter import console
+from shunter.cli import app
 
 pytestmark = pytest.mark.kafka
 
@@ -17,39 +23,48 @@ COUNT = 12
 
 
 class Auditor:
-    """Runs commands, as a person at another machine would."""
+    """Runs commands with the settings of a system, and a terminal that is wide enough."""
 
-    def __init__(self, system: System, directory: Path) -> None:
-        self._directory = directory
-        self._env = os.environ | {
+    def __init__(self, system: System) -> None:
+        self._env = {
             "SHUNTER_BOOTSTRAP_SERVERS": system.bootstrap_servers,
             "SHUNTER_TOPIC_PREFIX": system.prefix,
             "SHUNTER_FLEET": str(system.directory / "fleet.yaml"),
             "SHUNTER_POLICY": str(system.directory / "policy.yaml"),
             "SHUNTER_EVIDENCE_SECRET": "a secret",
-            "COLUMNS": "200",
         }
 
     async def run(self, *arguments: object, code: int = 0) -> str:
-        words = [sys.executable, "-m", "shunter", *map(str, arguments)]
-        return await self._run(words, code)
+        """Run a command in this process; return what it printed, or the error it ended with."""
+        words = [str(word) for word in arguments]
+        with wide_terminal():
+            done = await asyncio.to_thread(CliRunner().invoke, app, words, env=self._env)
+        assert done.exit_code == code, (words, done.output, done.exception)
+        return f"{done.output}{done.exception if code else ''}"
 
-    async def second_verifier(self, directory: Path) -> str:
-        return await self._run(
-            [sys.executable, str(ROOT / "deploy/verify_trail.py"), str(directory)], 0
-        )
-
-    async def _run(self, words: list[str], code: int) -> str:
+    async def run_apart(self, *words: object) -> str:
+        """Run a program of its own."""
         process = await asyncio.create_subprocess_exec(
-            *words,
+            sys.executable,
+            *map(str, words),
             cwd=ROOT,
-            env=self._env,
+            env=os.environ | self._env,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
-        out, err = await process.communicate()
-        assert process.returncode == code, (words, out.decode(), err.decode())
-        return out.decode() + err.decode()
+        out, _ = await process.communicate()
+        assert process.returncode == 0, (words, out.decode())
+        return out.decode()
+
+
+@contextmanager
+def wide_terminal() -> Iterator[None]:
+    widths = console.out.width, console.err.width
+    console.out.width = console.err.width = 200
+    try:
+        yield
+    finally:
+        console.out.width, console.err.width = widths
 
 
 async def traffic(system: System) -> dict[str, dict[str, object]]:
@@ -80,7 +95,7 @@ async def traffic(system: System) -> dict[str, dict[str, object]]:
 async def check_topics(auditor: Auditor, tmp_path: Path) -> None:
     keys, heads = tmp_path / "keys.json", tmp_path / "heads.json"
     assert "3 keys in" in await auditor.run("evidence", "keys", "--output", keys)
-    told = json.loads((await auditor.run("audit", "verify", "--json")).splitlines()[0])
+    told = json.loads(await auditor.run("audit", "verify", "--json"))
     assert (told["good"], told["problems"]) == (True, []), told
     assert (told["requests"], told["open"]) == (COUNT, 0)
     for _ in range(2):
@@ -117,7 +132,7 @@ async def check_archive(auditor: Auditor, system: System, tmp_path: Path) -> Non
         "evidence", "archive", "--to", archive, "--once"
     )
     files = sorted(path.name for path in archive.rglob("*.parquet"))
-    await auditor.run("evidence", "archive", "--to", archive, "--once")
+    await auditor.run_apart("-m", "shunter", "evidence", "archive", "--to", archive, "--once")
     again = sorted(path.name for path in archive.rglob("*.parquet"))
     # Heartbeats go on, so the keys have news.
     assert set(files) <= set(again)
@@ -132,9 +147,11 @@ async def check_archive(auditor: Auditor, system: System, tmp_path: Path) -> Non
     await auditor.run("audit", "report", "--archive", archive, "--format", "html", "--output", page)
     assert "<td>tenant-1</td>" in page.read_text()
     await auditor.run("audit", "export", tmp_path / "trail", "--archive", archive)
-    assert "verified" in await auditor.second_verifier(tmp_path / "trail")
+    assert "verified" in await auditor.run_apart("deploy/verify_trail.py", tmp_path / "trail")
     await auditor.run("audit", "export", tmp_path / "trail-of-topic")
-    assert "verified" in await auditor.second_verifier(tmp_path / "trail-of-topic")
+    assert "verified" in await auditor.run_apart(
+        "deploy/verify_trail.py", tmp_path / "trail-of-topic"
+    )
 
 
 async def test_a_trail_is_signed_checked_archived_and_forgotten(
@@ -142,7 +159,7 @@ async def test_a_trail_is_signed_checked_archived_and_forgotten(
 ) -> None:
     extra = {"SHUNTER_EVIDENCE_SECRET": "a secret", "SHUNTER_EVIDENCE_HEADS_S": "1"}
     async with System(kafka, prefix, tmp_path, extra_env=extra) as system:
-        auditor = Auditor(system, tmp_path)
+        auditor = Auditor(system)
         key_file = tmp_path / "router.pem"
         await auditor.run("evidence", "keygen", key_file)
         system.env_of["router"] = {"SHUNTER_EVIDENCE_KEY": str(key_file)}

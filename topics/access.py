@@ -138,6 +138,7 @@ def custodian(catalogue: Catalogue) -> Role:
     return _role(
         "custodian",
         [
+            _topic(catalogue.evidence_keys, "Read", "know which keys there are"),
             _topic(catalogue.evidence_keys, "Write", "revoke a key"),
             _topic(catalogue.evidence_salts, "Read", "find the salts of a tenant"),
             _topic(catalogue.evidence_salts, "Write", "forget a tenant"),

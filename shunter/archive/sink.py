@@ -99,17 +99,24 @@ class Archiver:
 
     def clean(self, keeping: Keeping) -> list[ArchiveFile]:
         """Delete what need not be kept any more; keys stay. Return what was deleted."""
-        gone: list[ArchiveFile] = []
         now = self._clock.now()
-        for kind in ("evidence", "roots"):
-            files = self._archive.files(kind)
-            # The newest of a partition stays, since its name says where to go on.
-            newest = {file.partition: file for file in files}.values()
-            over = (f for f in files if f not in newest and keeping.is_over(f.date, now))
-            for file in over:
-                self._archive.delete(file)
-                gone.append(file)
+        evidence = self._deletable("evidence")
+        gone = [file for file in evidence if keeping.is_over(file.date, now)]
+        kept = [file.date for file in self._archive.files("evidence") if file not in gone]
+        if kept:
+            # A root stands later than its records, by a transaction, which may be past midnight.
+            oldest = (date.fromisoformat(min(kept)) - timedelta(days=1)).isoformat()
+            roots = self._deletable("roots")
+            gone += [f for f in roots if f.date < oldest and keeping.is_over(f.date, now)]
+        for file in gone:
+            self._archive.delete(file)
         return gone
+
+    def _deletable(self, kind: Kind) -> list[ArchiveFile]:
+        """Return all files but the newest of each partition, whose name says where to go on."""
+        files = self._archive.files(kind)
+        newest = {file.partition: file for file in files}.values()
+        return [file for file in files if file not in newest]
 
     async def _news(self, kind: Kind) -> AsyncIterator[Record]:
         """Yield what no file holds yet, partition by partition in the order of offsets."""

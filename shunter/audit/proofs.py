@@ -80,7 +80,7 @@ def check_proof(document: Any, keyring: Keyring | None) -> list[str]:
     if keyring is None:
         keyring = Keyring()
         for number, key in enumerate(document.get("keys") or ()):
-            published = _read(PublishedKey, key, "keys")
+            published = _read(PublishedKey, key, f"keys[{number}]")
             keyring.add(KeyEntry(published=published), f"keys[{number}]")
     return [
         _check(number, proof, str(document.get("request_id")), keyring)

@@ -11,6 +11,7 @@ from shunter.console import UserError
 from shunter.log_reading import Row, read_all
 from streams import KafkaLog
 from topics import BadRecordError, Catalogue, Evidence, Salt, Settings, TextDigest, decode
+from topics.admin import partition_counts
 from topics.salts import digest_key, salt_key, text_digest
 
 
@@ -68,6 +69,7 @@ async def read_salts(settings: Settings) -> list[Salt]:
 
 async def forget_tenant(settings: Settings, tenant: str) -> int:
     """Destroy the salts of a tenant; return how many there were."""
+    await partition_counts(settings, [Catalogue(settings).evidence_salts])
     gone = [salt for salt in await read_salts(settings) if salt.tenant == tenant]
     async with producer_of(settings) as producer:
         for salt in gone:

@@ -11,9 +11,10 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
+from shunter.audit import Keyring
 from shunter.audit.files import write_keys
 from shunter.audit.keyring import when
-from shunter.audit.source import TopicTrail, read_keyring
+from shunter.audit.topic import read_keys
 from shunter.client import note, run
 from shunter.client_submit import producer_of
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
@@ -66,7 +67,7 @@ def keys(
     Example: shunter evidence keys --output keys.json
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    keyring = read_keyring(TopicTrail(settings))
+    keyring = run(_published(settings))
     if output is not None:
         try:
             count = write_keys(output, keyring)
@@ -107,7 +108,7 @@ def revoke(
     Example: shunter evidence revoke 0f3c5ad1f2b54dd1b1fc0ab1a2ff3e21 --reason "a disk was stolen"
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    known = {each.statement.key for each in read_keyring(TopicTrail(settings)).published()}
+    known = {each.statement.key for each in run(_published(settings)).published()}
     if key not in known:
         raise UserError(f"no key {key!r:.80} was published; `shunter evidence keys` lists them")
     revocation = Revocation(key, time.time() if at is None else at, reason)
@@ -178,6 +179,14 @@ async def _archive(settings: Settings, url: str, *, once: bool) -> None:
                 await stopped.wait()
         except TimeoutError:
             continue
+
+
+async def _published(settings: Settings) -> Keyring:
+    names = Catalogue(settings)
+    await partition_counts(settings, [names.evidence_keys])
+    keyring = Keyring()
+    await read_keys(KafkaLog(settings), names, keyring)
+    return keyring
 
 
 async def _publish(settings: Settings, key: str, entry: KeyEntry) -> None:
