@@ -135,12 +135,16 @@ async def system(
 
 def missed(kafka: SecuredKafka, label: str) -> list[str]:
     """What a user of this role was denied."""
+    heartbeats = [
+        ("DescribeProducers", f"Topic:LITERAL:{PREFIX}.{name}")
+        for name in ("pool-status", "evidence-keys")
+    ]
     return [
         f"{d.operation} {d.resource} for {d.request}"
         for d in kafka.decisions(user(label))
         if d.verdict == "Denied"
-        # What a worker reports its load to is in no transaction, so it isn't asked what is open.
-        and (d.request, d.resource) != ("DescribeProducers", f"Topic:LITERAL:{PREFIX}.pool-status")
+        # Heartbeats are in no transaction, so it isn't asked what is open on their topics.
+        and (d.request, d.resource) not in heartbeats
     ]
 
 

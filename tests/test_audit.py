@@ -265,7 +265,7 @@ class TestArchive:
         class DiesError(Exception):
             pass
 
-        for survived in range(12):
+        for survived in range(0, 12, 3):
             archived = Archived(tmp_path / str(survived), await make_trail())
             write, left = archived.archive.write, [survived]
 
@@ -302,6 +302,14 @@ class TestArchive:
         (row,) = find_request(archived.archive, "r3")
         assert json.loads(row.value or b"")["request_id"] == "r3"
         assert find_request(archived.archive, "' OR 1=1 --") == []
+
+    async def test_an_object_store_will_do(self) -> None:
+        archived = Archived(Path("unused"), await make_trail())
+        archived.archive = Archive("memory://evidence-of-a-test")
+        await archived.fill()
+        assert verify_archive(archived.archive).is_good
+        (row,) = find_request(archived.archive, "r3")
+        assert json.loads(row.value or b"")["request_id"] == "r3"
 
     async def test_a_broken_file_is_told(self, tmp_path: Path) -> None:
         archived = await self.archived(tmp_path)
