@@ -242,7 +242,10 @@ class TestTheWholeSystemWithTheseRights:
     ) -> None:
         assert missed(secured, label) == []
         decisions = secured.decisions(user(label))
-        assert unused(decisions, ROLES[label].grants) == []
+        # A worker makes a salt only where it has not read yet what a router made; rarely, that is.
+        salts = [g for g in ROLES[label].grants if g.name == CATALOGUE.evidence_salts]
+        rare = [g for g in salts if g.operation == "Write" and label.startswith("worker")]
+        assert [g for g in unused(decisions, ROLES[label].grants) if g not in rare] == []
         looked = {d.resource for d in decisions if d.request == "DescribeProducers"}
         written = {
             f"Topic:LITERAL:{g.name}"

@@ -2,9 +2,9 @@
 
 Evidence is hashed and signed as the bytes that it is written in, so these must be canonical. The
 reference implementation takes 0.4 ms for a decision of nine candidates, more than the decision
-itself; msgspec sorts the names in 13 us, and differs from the RFC in three forms of numbers only,
-which are mended here. What looks like anything else goes to the reference implementation
-(one core, ``python benchmarks/evidence_cost.py``).
+itself; msgspec sorts the names in 13 us, and writes some numbers otherwise, which are mended here:
+1.0, 1e-6, 1e16 and 1e21 are 1, 0.000001, 10000000000000000 and 1e+21 in ECMAScript. Names that only
+UTF-16 sorts otherwise go to the reference (`python benchmarks/evidence.py write`).
 """
 
 import json
@@ -15,27 +15,32 @@ import msgspec
 import rfc8785
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
-# RFC 8785 writes numbers as ECMAScript does: 1, 0.000001 and 1e+21 where msgspec has 1.0, 1e-6
-# and 1e21. A number is a member's value where `:` and a name's closing quote stand before it, and
-# a closing quote follows a letter here: an opening one never does, and one inside a string has a
-# backslash before it. The look-behind wants a fixed width, so there is one for each.
+# Of a record of ours most odd numbers are whole, and members of an object: `:` and a name's closing
+# quote stand before them, and a letter before that, as it never does before an opening quote; one
+# inside a string has a backslash before it. The look-behind wants a fixed width, so there is one
+# for each.
 _WHOLE = re.compile(
     rb"\.0(?=[,}])(?:"
     + b"|".join(b'(?<=\\w":' + b"\\d" * digits + b"\\.0)" for digits in range(1, 16))
     + rb")"
 )
-_SMALL = re.compile(rb'(?<=\w":)(-?)(\d)(?:\.(\d+))?e-6(?=[,}])')
-# What is left of numbers, and strings that look like one. Each begins with a literal, which makes
-# the three searches four times as fast as one.
+# What is left of odd numbers, and strings that look like one. Each begins with a literal, which
+# makes the three searches four times as fast as one.
 _ODD = tuple(
     re.compile(form + rb"(?:[,}\]]|\Z)") for form in (rb"\.0", rb"e(?:-6|\d{1,3})", rb"-0")
 )
-# Names are sorted by UTF-16 there and by UTF-8 here, which differ from U+E000 on.
-_FAR = re.compile(rb"[\xee-\xf4]")
 # Whole numbers of a length that a double may not hold, and strings that look like one.
 _LONG = re.compile(rb"(?:[:,\[]|\A)-?\d{16}")
+_STRINGS = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")')
+_ODD_NUMBER = re.compile(
+    rb"(?<![\d.])(-?)(?:(\d+)\.0(?!\d)|(\d)(?:\.(\d+))?e(-?\d+)|(\d{16,})(?![.\d])|0(?![.\d]))"
+)
+# Names are sorted by UTF-16 there and by UTF-8 here, which differ from U+E000 on.
+_FAR = re.compile(rb"[\xee-\xf4]")
 # The largest integer that each reader of JSON can hold.
 _INTEGER_MAX = 2**53 - 1
+# From this exponent on ECMAScript writes one.
+_EXPONENT_MIN = 21
 
 
 def canonical(record: object) -> bytes:
@@ -44,19 +49,12 @@ def canonical(record: object) -> bytes:
     Its integers are below 2**53; for others there is ``canonical_json``.
 
     Raises:
-        ValueError: a number is infinite, or a string is no Unicode.
+        ValueError: a string is no Unicode.
     """
-    try:
-        raw = _WHOLE.sub(b"", _ENCODER.encode(record))
-    except UnicodeEncodeError as error:
-        raise ValueError(f"no Unicode: {error.reason}") from error
-    if _is_odd(raw):
-        raw = _SMALL.sub(_plain, raw)
-        if _is_odd(raw):
-            return _reference(json.loads(raw))
-    if not raw.isascii() and _FAR.search(raw):
-        return _reference(json.loads(raw))
-    return raw
+    raw = _encoded(record)
+    if any(form.search(raw) for form in _ODD):
+        raw = _mended(raw)
+    return raw if raw.isascii() or not _has_far_name(raw) else _reference(json.loads(raw))
 
 
 def canonical_json(value: Any) -> bytes:
@@ -70,9 +68,9 @@ def canonical_json(value: Any) -> bytes:
     """
     try:
         raw = canonical(value)
-        return _reference(value) if _LONG.search(raw) else raw
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
+        return _mended(raw) if _LONG.search(raw) else raw
+    except (RecursionError, OverflowError) as error:
+        raise ValueError(f"no canonical JSON: {error}") from error
 
 
 def is_canonical(raw: bytes) -> bool:
@@ -83,13 +81,52 @@ def is_canonical(raw: bytes) -> bool:
         return False
 
 
-def _is_odd(raw: bytes) -> bool:
-    return any(form.search(raw) for form in _ODD)
+def _encoded(record: object) -> bytes:
+    try:
+        return _WHOLE.sub(b"", _ENCODER.encode(record))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"no Unicode: {error.reason}") from error
+
+
+def _has_far_name(raw: bytes) -> bool:
+    if not _FAR.search(raw):
+        return False
+    parts = _STRINGS.split(raw)
+    return any(
+        parts[at + 1].startswith(b":") and _FAR.search(parts[at]) for at in range(1, len(parts), 2)
+    )
+
+
+def _mended(raw: bytes) -> bytes:
+    """Return JSON with every number as ECMAScript writes it."""
+    parts = _STRINGS.split(raw)
+    for at in range(0, len(parts), 2):
+        if len(parts[at]) > 1:
+            parts[at] = _ODD_NUMBER.sub(_plain, parts[at])
+    return b"".join(parts)
 
 
 def _plain(match: "re.Match[bytes]") -> bytes:
-    sign, first, rest = match.groups(default=b"")
-    return sign + b"0.00000" + first + rest
+    """Return a number that msgspec writes otherwise; each has the digits that tell it apart."""
+    sign, whole, first, rest, exponent, long = match.groups(default=b"")
+    if long:
+        return _double(match[0])
+    if whole:
+        return _double(match[0]) if len(whole) > 15 else sign * (whole != b"0") + whole
+    if not first:
+        return b"0"
+    power = int(exponent)
+    if power >= _EXPONENT_MIN:
+        return match[0].replace(b"e", b"e+")
+    if power >= 0:
+        return sign + first + rest + b"0" * (power - len(rest))
+    return sign + b"0.00000" + first + rest if power == -6 else match[0]
+
+
+def _double(digits: bytes) -> bytes:
+    digits = digits.removesuffix(b".0")
+    number = int(digits)
+    return digits if abs(number) <= _INTEGER_MAX else rfc8785.dumps(float(number))
 
 
 def _reference(value: Any) -> bytes:
