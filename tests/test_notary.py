@@ -52,8 +52,11 @@ async def test_a_refused_record_leaves_no_gap_and_what_takes_its_place_is_signed
     yard.cluster.members.clear()
     await drain(await yard.run(router(yard), MemoryLog(yard.cluster, "b")))
     statements = [root.statement for root in roots(yard)]
-    assert [(s.sequence, s.count) for s in statements] == [(0, 3), (1, 1)]
-    assert [e.step for e in yard.evidence() if e.request_id == "bad"] == ["dead_lettered"]
+    assert [(s.sequence, s.count) for s in statements] == [(0, 4), (1, 1)]
+    assert [e.step for e in yard.evidence() if e.request_id == "bad"] == [
+        "dead_lettered",
+        "failed",
+    ]
 
 
 @pytest.mark.parametrize("point", ["begin", "send", "append", "commit", "committed"])

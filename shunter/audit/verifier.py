@@ -21,7 +21,7 @@ _LEAF_BITS = 40
 
 
 class Verifier:
-    """Takes a trail in and tells what is wrong with it. Memory: about 150 bytes per record."""
+    """Takes a trail in and tells what is wrong with it. Memory: about 300 bytes for each record."""
 
     def __init__(
         self,
