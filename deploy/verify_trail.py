@@ -108,9 +108,7 @@ class Trail:
                 key = Ed25519PublicKey.from_public_bytes(raw)
                 is_named = sha256(raw).hex()[:32] == statement["key"]
                 if is_named and signed(key, "key", statement, published["signature"]):
-                    known = self.keys.get(statement["key"])
-                    if not known or statement["valid_from"] < known[1]["valid_from"]:
-                        self.keys[statement["key"]] = (key, statement)
+                    self.keys[statement["key"]] = (key, statement)
 
     def refusal(self, s, purpose, signature):
         """Why a statement is not believed, or None."""

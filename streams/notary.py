@@ -61,6 +61,10 @@ class Notary:
             *self.digests.unwritten(),
         ], new
 
+    def took_over(self, chain: str, head: ChainHead | None) -> None:
+        """A chain is ours from now on, and this its last root."""
+        self.committed(chain, head, [])
+
     def committed(self, chain: str, head: ChainHead | None, records: list[Outgoing]) -> None:
         """The transaction that these records were made for is visible."""
         self.digests.written(records)
@@ -68,9 +72,10 @@ class Notary:
             self._heads[chain] = head
 
     def publish(self, valid_s: float | None = None) -> PublishedKey:
-        """Return the public key, valid from now on, and for ``valid_s`` where that is given."""
-        now = self._valid_from = self._clock.now()
-        return self._key.publish(self._writer, now, None if valid_s is None else now + valid_s)
+        """Return the public key, which may sign for ``valid_s`` where that is given."""
+        published = self._key.publish(self._writer, self._clock.now(), valid_s)
+        self._valid_from = published.statement.valid_from
+        return published
 
     def heads(self) -> Heads:
         """Return the last root of each chain that this process has written to, signed."""

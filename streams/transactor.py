@@ -133,6 +133,8 @@ class Transactor:
         bounds = await self._log.bounds(new)
         for partition, committed in zip(new, offsets, strict=True):
             progress = self._visible[partition] = stored.get(partition)
+            if progress is not None:
+                self._notary.took_over(self._transactional_id(partition), progress.head)
             if committed is not None:
                 group = Progress(committed)
                 # Where both stand at the same offset, only the first knows what is finished above.

@@ -107,20 +107,24 @@ def test_a_root_is_never_before_its_key_nor_its_predecessor() -> None:
 def test_a_key_file_is_made_for_its_owner_alone_and_replaced_with_a_voucher(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     old = Ed25519PrivateKey.generate()
-    write_signing_key(path, [old])
+    write_signing_key(path, [old], START)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first = load_signing_key(path)
-    write_signing_key(path, [Ed25519PrivateKey.generate(), old])
+    write_signing_key(path, [Ed25519PrivateKey.generate(), old], START + 60)
     second = load_signing_key(path)
-    published = second.publish("router/a", START)
+    published = second.publish("router/a", START + 900, valid_s=100.0)
+    # However often it is published: compaction keeps the last.
+    assert published == second.publish("router/a", START + 990, valid_s=100.0)
+    statement = published.statement
+    assert (statement.valid_from, statement.valid_until) == (START + 60, START + 160)
     keyring = Keyring(trusted=frozenset({first.id}))
     keyring.add(KeyEntry(published=first.publish("router/a", START)), "first")
     keyring.add(KeyEntry(published=published), "second")
-    assert keyring.check(second.id, "router/a", START)
+    assert keyring.check(second.id, "router/a", START + 60)
     unendorsed = Keyring(trusted=frozenset({first.id}))
     unendorsed.add(KeyEntry(published=replace(published, endorser=None, endorsement=None)), "")
     with pytest.raises(KeyProblem, match="not among those trusted"):
-        unendorsed.check(second.id, "router/a", START)
+        unendorsed.check(second.id, "router/a", START + 60)
     path.chmod(0o644)
     with pytest.raises(SigningKeyError, match="chmod 600"):
         load_signing_key(path)

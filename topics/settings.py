@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     """PEM file of the key that signs evidence (`shunter evidence keygen`); where unset, a new key
     at each start, whose private half never leaves the process."""
     evidence_key_valid_s: float | None = Field(default=None, gt=0)
-    """How long the key may sign after the start; unset for as long as it isn't revoked."""
+    """How long the key may sign, from when it was made; unset for as long as it isn't revoked."""
     evidence_secret: SecretStr | None = None
     """What digests of texts are keyed with beside the tenant's salt; the same for all processes."""
     evidence_heads_s: float = Field(default=10.0, gt=0, le=3600)

@@ -116,16 +116,8 @@ class Keyring:
             self.refused.append((where, f"its id should be {key_id(raw)}"))
         elif not is_signed(public, "key", statement, published.signature):
             self.refused.append((where, "its holder has not signed it"))
-        elif statement.key in self._keys and self._keys[statement.key].published != published:
-            self._widen(statement.key, published)
         else:
             self._keys[statement.key] = _Key(published, public)
-
-    def _widen(self, key: str, published: PublishedKey) -> None:
-        """A key from a file is published at each start; it is valid from the first on."""
-        known = self._keys[key]
-        if published.statement.valid_from < known.published.statement.valid_from:
-            self._keys[key] = _Key(published, known.public)
 
     def _is_trusted(self, published: PublishedKey) -> bool:
         if self.trusted is None:

@@ -44,7 +44,7 @@ def keygen(
             keys.append(load_signing_key(path).private)
         elif path.exists():
             raise UserError(f"{path} is there already; --replace takes its place")
-        write_signing_key(path, keys)
+        write_signing_key(path, keys, time.time())
         key = load_signing_key(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
