@@ -1,5 +1,6 @@
 """What auditors make of a trail: proofs, replays, reports, stories that contradict themselves."""
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +10,25 @@ import pytest
 from audit_cases import Archived, Office, Trail, make_trail
 from stream_cases import START, Yard, drain, make_notary
 from test_notary import router
+from typer.testing import CliRunner
 
 from shunter.archive import Archive, ArchiveError, Archiver, parse_holds
 from shunter.archive.sink import Keeping
 from shunter.audit.archived import find_request, read_archive, verify_archive
+from shunter.audit.files import write_keys
 from shunter.audit.keyring import Keyring
 from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.replay import replay_steps
 from shunter.audit.report import Group, Report, as_csv, as_html
 from shunter.audit.topic import add_key
+from shunter.cli import app
 from shunter.console import UserError
 from shunter.log_reading import Row, row_of
 from streams.log import Outgoing
 from streams.stage import Effect
 from topics import Envelope, Evidence, KeyEntry, Placement, Profile, Source, Usage, encode
 from topics.canonical import canonical
+from topics.signing_key import load_signing_key
 
 
 def rows(trail: Trail, request_id: str) -> list[Row]:
@@ -338,3 +343,57 @@ class TestArchive:
     def test_a_hold_that_is_none_stops_everything(self, text: str) -> None:
         with pytest.raises(ArchiveError, match=r"is not like 2026-01-01\.\.2026-03-31"):
             parse_holds(text)
+
+
+def invoke(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+class TestCommands:
+    def test_a_key_is_made_replaced_and_never_overwritten(self, tmp_path: Path) -> None:
+        path = tmp_path / "key.pem"
+        first = invoke("evidence", "keygen", path)
+        assert first.exit_code == 0
+        assert load_signing_key(path).id in first.output
+        again = invoke("evidence", "keygen", path)
+        assert "--replace takes its place" in str(again.exception)
+        second = invoke("evidence", "keygen", path, "--replace")
+        assert second.exit_code == 0
+        key = load_signing_key(path)
+        assert key.id not in first.output
+        assert key.publish("router/a", START).endorser in first.output
+
+    async def test_a_proof_is_checked_without_a_broker(self, tmp_path: Path) -> None:
+        trail = await make_trail()
+        roots = [row_of(record) for record in trail.roots]
+        keyring = keyring_of(trail)
+        proof = tmp_path / "proof.json"
+        proof.write_text(json.dumps(make_proof("r3", rows(trail, "r3"), roots, keyring)))
+        keys = tmp_path / "keys.json"
+        assert write_keys(keys, keyring) == 2
+        told = await asyncio.to_thread(invoke, "audit", "verify-proof", proof, "--keys", keys)
+        assert told.exit_code == 0, told.exception
+        proof.write_text("[]")
+        told = await asyncio.to_thread(invoke, "audit", "verify-proof", proof)
+        assert "proves nothing: no proof of the format shunter-proof/1" in str(told.exception)
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (("audit", "verify", "--archive", "/nowhere"), "no evidence is archived there"),
+            (("audit", "verify", "--archive", "x://y"), "x://y"),
+            (("audit", "verify", "--keys", "/nowhere.json"), "/nowhere.json: No such file"),
+            (("audit", "report", "--from", "monday"), "'monday' is no date or time of ISO 8601"),
+            (
+                (
+                    "evidence",
+                    "archive",
+                ),
+                "name the archive",
+            ),
+        ],
+    )
+    def test_what_makes_no_sense_is_told(self, words: tuple[str, ...], told: str) -> None:
+        outcome = invoke(*words)
+        assert outcome.exit_code == 1
+        assert told in str(outcome.exception)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from audit_cases import Archived, Trail, changed, make_trail, resigned
+from memory_log import MemoryLog
 from stream_cases import START, make_key
 
 from shunter.audit.archived import verify_archive
 from shunter.audit.findings import Findings
-from streams.log import Record
+from shunter.audit.topic import verify_topic
+from streams.log import Partition, Record
 from topics import KeyEntry, Revocation, Root, decode, encode
 from topics.merkle import leaf_hash
 from topics.roots import key_id, leaves_of
@@ -223,6 +225,37 @@ async def test_it_shows_in_an_archive(tamper: Callable[[Trail], None], tmp_path:
     await archived.fill()
     archived.tamper(tamper)
     assert_found(verify_archive(archived.archive), TAMPERS[tamper])
+
+
+async def test_what_retention_has_taken_is_a_note() -> None:
+    trail = await make_trail()
+    cluster = trail.cluster()
+    for number in range(4):
+        home = Partition(trail.catalogue.evidence, number)
+        if cluster.logs[home].end > 2:
+            cluster.trim(home, 2)
+    findings = await verify_topic(MemoryLog(cluster), trail.catalogue)
+    assert findings.is_good, findings.problems
+    assert any("are not kept here any more" in note for note in findings.notes)
+
+
+async def test_who_rewrites_everything_is_told_by_the_heads_that_an_auditor_kept() -> None:
+    trail = await make_trail()
+    kept = {chain: (head, "last month") for chain, head in (await trail.verified()).heads.items()}
+    assert (await trail.verified(witnessed=kept)).is_good
+    delete_tail(trail)
+    trail.keys = [record for record in trail.keys if not (record.key or b"").startswith(b"heads")]
+    assert (await trail.verified()).is_good
+    assert_found(
+        await trail.verified(witnessed=kept),
+        {"truncated": "it ends with #6, but last month names #8"},
+    )
+    chain, (head, told) = kept.popitem()
+    other = {chain: (replace(head, sequence=4), told)}
+    assert_found(
+        await trail.verified(witnessed=other),
+        {"fork": f"{CHAIN}#4 is not the root that last month names"},
+    )
 
 
 def test_a_key_is_named_by_its_digest() -> None:

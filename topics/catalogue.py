@@ -15,6 +15,8 @@ from topics.settings import MIB, Settings
 from topics.status import PoolStatus
 
 DAY_MS = 24 * 3600 * 1000
+# How long evidence stays on its topic.
+EVIDENCE_MS = 30 * DAY_MS
 Lane = Literal["direct", "batch"]
 
 # Ingest takes more than a request may have, so that a request that is too large ends as a dead
@@ -169,7 +171,7 @@ class Catalogue:
                 "request id",
                 "one step of a request",
                 Evidence,
-                retention_ms=30 * DAY_MS,
+                retention_ms=EVIDENCE_MS,
             ),
             Topic(
                 self.evidence_roots,
@@ -178,7 +180,7 @@ class Catalogue:
                 "the signed root over the evidence of one transaction",
                 Root,
                 # Longer than evidence by two segments of a week: no record outlives its root.
-                retention_ms=44 * DAY_MS,
+                retention_ms=EVIDENCE_MS + 14 * DAY_MS,
                 # The broker's time stands beside the writer's.
                 extra={"message.timestamp.type": "LogAppendTime"},
             ),

@@ -77,7 +77,7 @@ def load_signing_key(path: Path | None) -> SigningKey:
     if path is None:
         return SigningKey(Ed25519PrivateKey.generate())
     try:
-        if path.stat().st_mode & 0o077:
+        if path.stat().st_mode & 0o007:
             raise SigningKeyError(f"{path}: others may read this key; chmod 600 it")
         text = path.read_bytes()
         keys = [_load(path, block) for block in _blocks(text)]

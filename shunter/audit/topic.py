@@ -8,6 +8,7 @@ from shunter.audit.verifier import Verifier
 from shunter.log_reading import place_of, read_all, settled_bounds
 from streams.log import Log
 from topics import BadRecordError, Catalogue, ChainHead, KeyEntry, Progress, decode
+from topics.catalogue import EVIDENCE_MS
 
 
 async def verify_topic(
@@ -44,11 +45,16 @@ async def verify_topic(
     for record in roots:
         verifier.add_root(record.value, place_of(record), record.timestamp_ms / 1000)
     verifier.end_of_roots()
-    kept_from = None
+    kept_from, begun = None, -1
+    if any(first == end > 0 for first, end in bounds.values()):
+        # Of a partition that is all gone it isn't known since when; so long as it may be.
+        newest = max((record.timestamp_ms for record in roots), default=0)
+        kept_from = (newest - EVIDENCE_MS) / 1000
     async for record in read_all(log, catalogue.evidence, catalogue.partitions):
         first, end = bounds[record.partition]
-        if first and record.offset == first:
+        if first and record.partition.number != begun:
             kept_from = max(kept_from or 0.0, record.timestamp_ms / 1000)
+        begun = record.partition.number
         verifier.add(
             record.partition.number,
             place_of(record),
