@@ -1,7 +1,7 @@
 """What a decision was made on, small enough to be kept with it, and the decision made again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
@@ -25,7 +25,7 @@ class Inputs:
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
-    """Return what a decision made now would depend on; it changes no more.
+    """Return what a decision made now depends on, to be written down before the view changes.
 
     Args:
         profile: of the request.
@@ -36,7 +36,7 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
     loads = situation.view.loads()
     group = group_of(profile, situation.policy.windows.length_buckets_tokens)
     return Inputs(
-        {o.pool: _copied(loads[o.pool]) for o in options if o.pool in loads},
+        {o.pool: loads[o.pool] for o in options if o.pool in loads},
         situation.arrivals.rate_per_s(group, now),
     )
 
@@ -67,12 +67,3 @@ class _RecordedView(FleetView):
 class _RecordedArrivals(Arrivals):
     def rate_per_s(self, group: str, now: float) -> float:
         return self._prior_per_s
-
-
-def _copied(load: PoolLoad) -> PoolLoad:
-    # The view goes on changing these.
-    return replace(
-        load,
-        running_by_variant=dict(load.running_by_variant),
-        speed_by_variant=dict(load.speed_by_variant),
-    )

@@ -276,8 +276,6 @@ class Router:
         option, estimate = decision.option, decision.estimate
         if option is None or estimate is None:
             raise ValueError("a decision to place without hardware")
-        self._situation.view.add_sent(option, estimate.device_s)
-        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         placement = Placement(
             pool=option.pool,
             device=option.device,
@@ -297,6 +295,9 @@ class Router:
             partition=profile.ingest_partition % self._catalogue.partitions,
         )
         records = [request, self._evidence(case, "placed", placement)]
+        # After the evidence, which has the loads as they were.
+        self._situation.view.add_sent(option, estimate.device_s)
+        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         return Effect(case.record, records, subject=case)
 
     def _hold(self, case: _Case) -> Effect:

@@ -25,12 +25,12 @@ _WHOLE = re.compile(
     + rb")"
 )
 # What is left of odd numbers, and strings that look like one. Each begins with a literal, which
-# makes the three searches four times as fast as one.
+# makes several searches faster than one.
 _ODD = tuple(
     re.compile(form + rb"(?:[,}\]]|\Z)") for form in (rb"\.0", rb"e(?:-6|\d{1,3})", rb"-0")
 )
 # Whole numbers of a length that a double may not hold, and strings that look like one.
-_LONG = re.compile(rb"(?:[:,\[]|\A)-?\d{16}")
+_LONG = tuple(re.compile(before + rb"-?\d{16}") for before in (rb":", rb",", rb"\[", rb"\A"))
 _STRINGS = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")')
 _ODD_NUMBER = re.compile(
     rb"(?<![\d.])(-?)(?:(\d+)\.0(?!\d)|(\d)(?:\.(\d+))?e(-?\d+)|(\d{16,})(?![.\d])|0(?![.\d]))"
@@ -68,7 +68,7 @@ def canonical_json(value: Any) -> bytes:
     """
     try:
         raw = canonical(value)
-        return _mended(raw) if _LONG.search(raw) else raw
+        return _mended(raw) if any(form.search(raw) for form in _LONG) else raw
     except (RecursionError, OverflowError) as error:
         raise ValueError(f"no canonical JSON: {error}") from error
 
