@@ -8,6 +8,8 @@ from system import System
 
 from shunter.audit.topic import verify_topic
 from streams import KafkaLog
+from topics import Catalogue
+from topics.admin import partition_counts
 
 TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
 # Long enough that requests outlast a fault: at the speed of other tests a chat waits 1.5 s for a
@@ -50,5 +52,9 @@ def problems(system: System, ids: Iterable[str]) -> list[str]:
 
 async def trail_problems(system: System) -> list[str]:
     """Return what an auditor finds wrong with the evidence that the system has left."""
-    findings = await verify_topic(KafkaLog(system.settings), system.catalogue)
+    topic = system.catalogue.evidence
+    # They may have been grown since the system was made.
+    counts = await partition_counts(system.settings, [topic])
+    settings = system.settings.model_copy(update={"partitions": counts[topic]})
+    findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
     return [f"trail: {p.kind} {p.where}: {p.message}" for p in findings.problems]
