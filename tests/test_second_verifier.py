@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import rfc8785
-from audit_cases import Trail, make_trail
+from audit_cases import Trail, changed, make_trail
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tamper import TAMPERS
@@ -73,6 +73,13 @@ async def test_both_agree(tamper: Callable[[Trail], None] | None, tmp_path: Path
     trail.progress = []
     first = await trail.verified()
     assert kinds_found(trail, tmp_path) == set(first.counts)
+
+
+async def test_both_find_what_is_added_to_a_signed_statement(tmp_path: Path) -> None:
+    trail = await make_trail()
+    trail.roots[0] = changed(trail.roots[0], b'{"chain":', b'{"note":"paid","chain":')
+    assert (await trail.verified()).counts["unreadable"] == 1
+    assert "forged" in kinds_found(trail, tmp_path)
 
 
 def run_it(directory: Path) -> "subprocess.CompletedProcess[str]":

@@ -12,9 +12,13 @@ from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ConfigDict
 
 from topics.canonical import canonical
 from topics.merkle import DIGEST_BYTES, tree_hash
+
+# What is signed is all there is: a member that is not known would be dropped, and pass unseen.
+_SIGNED = ConfigDict(extra="forbid")
 
 # What a signature is made for, so that one statement can't be taken for another.
 Purpose = Literal["root", "key", "endorsement", "heads"]
@@ -23,6 +27,8 @@ Purpose = Literal["root", "key", "endorsement", "heads"]
 @dataclass(frozen=True, slots=True)
 class ChainHead:
     """The last root of a chain. ``at`` is epoch seconds, ``digest`` that of the statement."""
+
+    __pydantic_config__ = _SIGNED
 
     sequence: int
     digest: str
@@ -36,6 +42,8 @@ class RootStatement:
     ``at`` is epoch seconds and never before that of the previous root. ``count`` is the number of
     leaves below ``tree``. Hashes are in hexadecimal.
     """
+
+    __pydantic_config__ = _SIGNED
 
     chain: str
     sequence: int
@@ -59,6 +67,8 @@ class Root:
 @dataclass(frozen=True, slots=True)
 class KeyStatement:
     """A public key, base64 of its 32 bytes, and when it may sign (epoch seconds)."""
+
+    __pydantic_config__ = _SIGNED
 
     key: str
     public_key: str
@@ -89,6 +99,8 @@ class Revocation:
 @dataclass(frozen=True, slots=True)
 class HeadsStatement:
     """The last root of each chain that a writer has written to, as it stood ``at``."""
+
+    __pydantic_config__ = _SIGNED
 
     writer: str
     key: str
