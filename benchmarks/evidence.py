@@ -26,11 +26,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import orjson
 import pyarrow as pa
 
-from policies import Arrivals, Situation, decide, decided_tags, idle_view, inputs_of, tag
+from policies import (
+    Arrivals,
+    Situation,
+    compile_options,
+    decide,
+    decided_tags,
+    idle_view,
+    inputs_of,
+    tag,
+)
 from shunter.archive import Archive
 from shunter.archive.rows import table_of
 from shunter.audit.archived import find_request, verify_archive
-from streams.declarations import load_declarations
+from streams.declarations import load_fleet, load_policy
 from streams.digests import Digests
 from streams.log import Outgoing, Partition, Record
 from streams.notary import Notary
@@ -68,7 +77,7 @@ class _Clock:
 
 def samples() -> tuple[Evidence, Evidence]:
     """Return a decision with all its candidates, and the execution of the request."""
-    options, policy = load_declarations(SETTINGS)
+    options, policy = compile_options(load_fleet(None)), load_policy(None)
     situation = Situation(options, policy, idle_view(options, NOW), Arrivals(0.5))
     body = {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "Which track?"}]}
     value = orjson.dumps({"id": "request-0000000", "task": "summarization", "body": body})

@@ -27,7 +27,8 @@ from topics.roots import (
 )
 from topics.salts import Salt
 from topics.settings import Settings
-from topics.status import PoolStatus, VariantStatus, status_key
+from topics.status import PoolStatus, ServerLoad, VariantStatus, status_key
+from topics.stream import StreamPiece
 
 __all__ = [
     "BadRecordError",
@@ -59,8 +60,10 @@ __all__ = [
     "Root",
     "RootStatement",
     "Salt",
+    "ServerLoad",
     "Settings",
     "Source",
+    "StreamPiece",
     "Tag",
     "TextDigest",
     "Timing",

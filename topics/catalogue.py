@@ -13,6 +13,7 @@ from topics.roots import KeyEntry, Root
 from topics.salts import Salt
 from topics.settings import MIB, Settings
 from topics.status import PoolStatus
+from topics.stream import StreamPiece
 
 DAY_MS = 24 * 3600 * 1000
 # How long evidence stays on its topic.
@@ -72,6 +73,7 @@ class Catalogue:
         self.cancellations = f"{self.prefix}.cancellations"
         self.held = f"{self.prefix}.held"
         self.results = f"{self.prefix}.results"
+        self.streams = f"{self.prefix}.streams"
         self.evidence = f"{self.prefix}.evidence"
         self.evidence_roots = f"{self.prefix}.evidence-roots"
         self.evidence_keys = f"{self.prefix}.evidence-keys"
@@ -102,6 +104,10 @@ class Catalogue:
 
     def shared_topics(self) -> list[Topic]:
         """Return the topics that are there whatever the pools."""
+        return self._public_topics() + self._inner_topics()
+
+    def _public_topics(self) -> list[Topic]:
+        """Return what clients write and read."""
         n = self._partitions
         return [
             Topic(
@@ -113,15 +119,39 @@ class Catalogue:
                 bytes_max=INGEST_BYTES_MAX,
             ),
             Topic(
-                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
-            ),
-            Topic(
                 self.cancellations,
                 n,
                 "id of the request that is not wanted any more",
                 "none, or why",
                 Cancellation,
                 retention_ms=CANCELLATION_S * 1000,
+            ),
+            Topic(self.results, n, "request id", "the result", Result),
+            Topic(
+                self.streams,
+                n,
+                "request id",
+                "a piece of an answer as it comes; the result at the end",
+                StreamPiece,
+                retention_ms=DAY_MS,
+            ),
+            *self._evidence_topics(),
+            Topic(
+                self.dead_letters,
+                1,
+                "as it came",
+                "as it came",
+                None,
+                retention_ms=30 * DAY_MS,
+            ),
+        ]
+
+    def _inner_topics(self) -> list[Topic]:
+        """Return what only Shunter writes and reads."""
+        n = self._partitions
+        return [
+            Topic(
+                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
             ),
             Topic(
                 self.held,
@@ -131,16 +161,6 @@ class Catalogue:
                 InferenceRequest,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
-            ),
-            Topic(self.results, n, "request id", "the result", Result),
-            *self._evidence_topics(),
-            Topic(
-                self.dead_letters,
-                1,
-                "as it came",
-                "as it came",
-                None,
-                retention_ms=30 * DAY_MS,
             ),
             Topic(
                 self.pool_status,

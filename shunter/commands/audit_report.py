@@ -12,6 +12,7 @@ from typing import Annotated, Any, BinaryIO
 import orjson
 import typer
 
+from policies import compile_options
 from shunter.audit.replay import replay_steps
 from shunter.audit.report import Report, as_csv, as_html
 from shunter.audit.source import open_trail
@@ -28,7 +29,7 @@ from shunter.console import (
     settings_from,
 )
 from shunter.log_reading import Kind, Row
-from streams.declarations import load_declarations
+from streams.declarations import load_fleet, load_policy
 from topics import BadRecordError, Evidence, decode
 
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
@@ -121,7 +122,8 @@ def replay(
             note(f"{row.where} is left out: {error.message}")
     if not steps:
         raise UserError(f"nothing is known of request {request_id!r}")
-    replayed = replay_steps(steps, *load_declarations(settings))
+    options = compile_options(load_fleet(settings.fleet))
+    replayed = replay_steps(steps, options, load_policy(settings.policy))
     if as_json:
         typer.echo(orjson.dumps(replayed).decode())
     for each in () if as_json else replayed:
