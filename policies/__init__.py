@@ -12,6 +12,7 @@ from policies.declaration import DeclarationError, Problem
 from policies.fleet import Fleet, Pool, parse_fleet
 from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
+from policies.recorded import Inputs, decide_again, inputs_of
 from policies.release import find_target
 from policies.risk import decided_tags
 from policies.second_chance import allow_again
@@ -27,6 +28,7 @@ __all__ = [
     "Fleet",
     "FleetView",
     "GivenUp",
+    "Inputs",
     "Member",
     "Option",
     "Options",
@@ -44,9 +46,11 @@ __all__ = [
     "allow_again",
     "compile_options",
     "decide",
+    "decide_again",
     "decided_tags",
     "find_target",
     "idle_view",
+    "inputs_of",
     "operation_of",
     "parse_fleet",
     "parse_policy",

@@ -9,6 +9,7 @@ from shunter.commands.audit import audit
 from shunter.commands.broker import broker
 from shunter.commands.cancel import cancel
 from shunter.commands.demo import demo
+from shunter.commands.evidence import evidence
 from shunter.commands.policy import policy
 from shunter.commands.results import results
 from shunter.commands.router import router
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 for command in (demo, broker, router, worker, submit, cancel, results):
     app.command()(command)
-for group in (topics, policy, audit):
+for group in (topics, policy, audit, evidence):
     app.add_typer(group)
 
 

@@ -38,6 +38,12 @@ Instance = Annotated[
     str | None,
     typer.Option("--instance", help="Stable name of this process.  [env: SHUNTER_INSTANCE]"),
 ]
+ArchiveUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--archive", help="Read this archive, a directory or URL, in place of Kafka.", metavar="URL"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

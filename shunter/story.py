@@ -113,6 +113,7 @@ def _details(step: Evidence, *, show_versions: bool) -> Iterator[RenderableType]
         ("hold", _hold(step)),
         ("fallback", step.fallback and f"{step.fallback.pool}: {step.fallback.reason}"),
         ("tokens", step.usage and tokens(step.usage)),
+        ("host", step.host and _host(step)),
     )
     yield _facts((label, value) for label, value in before if value)
     if step.promised or step.got:
@@ -152,6 +153,12 @@ def where(placement: Placement) -> str:
         tried = ", ".join(f"{tried.pool} ({tried.reason})" for tried in placement.fallbacks)
         place.append(f"attempt {placement.attempt}" + (f" after {tried}" if tried else ""))
     return " · ".join(place)
+
+
+def _host(step: Evidence) -> str:
+    host = step.host
+    told = [] if host is None else [host.name, host.system, host.cpu, *host.accelerators]
+    return " · ".join(each for each in [*told, step.model_digest] if each)
 
 
 def _batch(step: Evidence) -> str | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
+from streams.digests import Digests
 from streams.log import Outgoing, Record
 from streams.stage import Effect
 from topics import (
@@ -13,6 +14,7 @@ from topics import (
     Evidence,
     Fallback,
     Hold,
+    Host,
     InferenceRequest,
     Placement,
     Profile,
@@ -20,11 +22,13 @@ from topics import (
     ResultError,
     Source,
     Tag,
+    TextDigest,
     Timing,
     Usage,
     encode,
 )
 from topics import headers as h
+from topics.canonical import canonical
 from topics.codec import decode_json_object
 from topics.errors import BadRecordError
 from topics.evidence import Step
@@ -36,6 +40,8 @@ class StepDetails(TypedDict, total=False):
 
     view_version: int
     tags: dict[str, Tag] | None
+    profile: Profile | None
+    inputs: object
     candidates: tuple[Candidate, ...]
     placement: Placement | None
     promised: Envelope | None
@@ -44,6 +50,10 @@ class StepDetails(TypedDict, total=False):
     batch: Batch | None
     hold: Hold | None
     fallback: Fallback | None
+    host: Host | None
+    model_digest: str | None
+    request_digest: TextDigest | None
+    response_digest: TextDigest | None
     reason: str | None
     message: str | None
 
@@ -54,6 +64,7 @@ class Scribe:
 
     catalogue: Catalogue
     writer: str
+    digests: Digests
     policy_version: str | None = None
     fleet_version: str | None = None
 
@@ -63,6 +74,7 @@ class Scribe:
         profile: Profile,
         step: Step,
         now: float,
+        /,
         **details: Unpack[StepDetails],
     ) -> Outgoing:
         """Return the evidence of one step of a request, as a record keyed by request."""
@@ -96,7 +108,8 @@ class Scribe:
         return self._record(evidence)
 
     def _record(self, evidence: Evidence) -> Outgoing:
-        return Outgoing(self.catalogue.evidence, evidence.request_id.encode(), encode(evidence))
+        # Canonical, because that is what is hashed and signed.
+        return Outgoing(self.catalogue.evidence, evidence.request_id.encode(), canonical(evidence))
 
     def result(self, result: Result) -> Outgoing:
         """Return a result as a record, keyed by request."""
@@ -184,6 +197,7 @@ class Scribe:
             tenant=request.tenant,
             task=request.task,
             model=request.model,
+            request_digest=self.digests.digest(request.tenant, request.body),
             reason=reason,
             message=message,
         )

@@ -1,12 +1,13 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from zlib import crc32
 
 from policies import (
     Decision,
+    Inputs,
     Rates,
     Shares,
     Situation,
@@ -14,6 +15,7 @@ from policies import (
     allow_again,
     decide,
     decided_tags,
+    inputs_of,
     share_out,
     tag,
 )
@@ -32,6 +34,7 @@ from topics import (
     Progress,
     ResultError,
     Tag,
+    TextDigest,
     parse_request,
     peek_id,
 )
@@ -48,6 +51,8 @@ class _Case:
     profile: Profile
     tags: dict[str, Tag]
     decision: Decision
+    digest: TextDigest | None
+    inputs: Inputs
     now: float
 
 
@@ -201,7 +206,8 @@ class Router:
             profile = h.read(record.headers, h.PROFILE, Profile)
         except BadRecordError as error:
             return self._dead_letter(record, error, now)
-        return self._decide(record, allow_again(profile, self._situation.options), {}, now)
+        profile = allow_again(profile, self._situation.options)
+        return self._decide(record, profile, {}, None, now)
 
     def _dead_letter(self, record: Record, error: BadRecordError, now: float) -> Effect:
         return self._scribe.dead_letter(
@@ -235,9 +241,18 @@ class Router:
             )
         except UnservableError as error:
             return self._scribe.unservable(record, request, error.code, error.message, now)
-        return self._decide(record, tagged.profile, tagged.tags, now)
+        digest = self._scribe.digests.digest(request.tenant, request.body)
+        return self._decide(record, tagged.profile, tagged.tags, digest, now)
 
-    def _decide(self, record: Record, profile: Profile, tags: dict[str, Tag], now: float) -> Effect:
+    def _decide(
+        self,
+        record: Record,
+        profile: Profile,
+        tags: dict[str, Tag],
+        digest: TextDigest | None,
+        now: float,
+    ) -> Effect:
+        inputs = inputs_of(profile, self._situation, now)
         decision = decide(profile, self._situation, now)
         decision = share_out(decision, profile, self._situation, self._shares, now)
         if decision.group is not None:
@@ -252,6 +267,8 @@ class Router:
             profile,
             tags | decided_tags(profile, decision, self._situation.options, now),
             decision,
+            digest,
+            inputs,
             now,
         )
         if decision.action == "place":
@@ -265,8 +282,6 @@ class Router:
         option, estimate = decision.option, decision.estimate
         if option is None or estimate is None:
             raise ValueError("a decision to place without hardware")
-        self._situation.view.add_sent(option, estimate.device_s)
-        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         placement = Placement(
             pool=option.pool,
             device=option.device,
@@ -286,6 +301,9 @@ class Router:
             partition=profile.ingest_partition % self._catalogue.partitions,
         )
         records = [request, self._evidence(case, "placed", placement)]
+        # After the evidence, which has the loads as they were.
+        self._situation.view.add_sent(option, estimate.device_s)
+        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         return Effect(case.record, records, subject=case)
 
     def _hold(self, case: _Case) -> Effect:
@@ -329,9 +347,17 @@ class Router:
             case.now,
             view_version=self._situation.view.version,
             tags=case.tags,
+            profile=_told(case.profile),
+            inputs=case.inputs,
             candidates=decision.candidates,
             placement=placement,
             promised=decision.promised,
+            request_digest=case.digest,
             reason=decision.reason,
             message=decision.message,
         )
+
+
+def _told(profile: Profile) -> Profile:
+    """Return the profile for the evidence: who the client's conversation is with stays out."""
+    return profile if profile.session is None else replace(profile, session=None)

@@ -1,19 +1,25 @@
 """`shunter router`, put together: router, batcher and canceller over one view of the fleet."""
 
 import asyncio
+import secrets
 from collections.abc import Iterable
 from typing import NoReturn
+
+from mode import Service
 
 from policies import compile_options, situation
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
-from streams.clock import SystemClock
+from streams.clock import Clock, SystemClock
 from streams.declarations import load_fleet, load_policy
+from streams.digests import Digests, SaltFollower
 from streams.fleet_follower import FleetFollower
+from streams.heads import HeadsService
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.kafka import KafkaLog
+from streams.notary import Notary
 from streams.outgoing import Scribe
 from streams.router import Router
 from streams.stage import Stage
@@ -23,16 +29,42 @@ from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
 from topics.access import router as router_role
 from topics.admin import AdminError, partition_counts
+from topics.signing_key import load_signing_key
 
 # Without the charset of the library's own constant, which the web server adds.
 PROMETHEUS = "text/plain; version=0.0.4"
 
 
-def transactor(settings: Settings, stage: Stage) -> Transactor:
+def make_notary(settings: Settings, writer: str, clock: Clock) -> Notary:
+    """Return the notary of a process, with the key that the settings name or one of its own.
+
+    Raises:
+        SigningKeyError: the key's file can't be used.
+    """
+    catalogue = Catalogue(settings)
+    secret = settings.evidence_secret
+    digests = Digests(
+        catalogue,
+        None if secret is None else secret.get_secret_value().encode(),
+        secrets.token_bytes,
+    )
+    return Notary(catalogue, load_signing_key(settings.evidence_key), writer, clock, digests)
+
+
+def notary_services(settings: Settings, notary: Notary) -> list[Service]:
+    """Return what has to run, and before any stage, in a process that signs."""
+    return [
+        FollowerService(SaltFollower(settings, notary.digests)),
+        HeadsService(settings, notary),
+    ]
+
+
+def transactor(settings: Settings, stage: Stage, notary: Notary) -> Transactor:
     """Return a transactor that drives the stage over the Kafka of these settings."""
     return Transactor(
         KafkaLog(settings),
         stage,
+        notary=notary,
         progress_topic=Catalogue(settings).progress,
         poll_s_max=settings.poll_s_max,
         poll_records_max=settings.poll_records_max,
@@ -75,7 +107,9 @@ def run_router(settings: Settings) -> NoReturn:
     shared = situation(options, policy)
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)
-    scribe = Scribe(catalogue, f"router/{settings.instance}", policy.version, options.version)
+    writer = f"router/{settings.instance}"
+    notary = make_notary(settings, writer, clock)
+    scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
     cancellations = Cancellations(clock)
     router = Router(
         shared,
@@ -101,11 +135,12 @@ def run_router(settings: Settings) -> NoReturn:
         settings,
         [
             TelemetryService(telemetry),
+            *notary_services(settings, notary),
             FollowerService(FleetFollower(settings, shared.view)),
             FollowerService(CancellationFollower(settings, cancellations)),
-            StageService(transactor(settings, router), "router"),
-            StageService(transactor(settings, batcher), "batcher"),
-            StageService(transactor(settings, Canceller(scribe, clock)), "canceller"),
+            StageService(transactor(settings, router, notary), "router"),
+            StageService(transactor(settings, batcher, notary), "batcher"),
+            StageService(transactor(settings, Canceller(scribe, clock), notary), "canceller"),
         ],
         pages={
             "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
+from streams.notary import Notary
 from streams.progress import read_progress
 from streams.stage import Effect, Stage, Work
 from topics import Progress, encode, progress_key
@@ -42,6 +43,7 @@ class Transactor:
         log: Log,
         stage: Stage,
         *,
+        notary: Notary,
         progress_topic: str,
         poll_s_max: float,
         poll_records_max: int,
@@ -49,6 +51,7 @@ class Transactor:
     ) -> None:
         self._log = log
         self._stage = stage
+        self._notary = notary
         self._progress_topic = progress_topic
         self._poll_s_max = poll_s_max
         self._poll_records_max = poll_records_max
@@ -130,6 +133,8 @@ class Transactor:
         bounds = await self._log.bounds(new)
         for partition, committed in zip(new, offsets, strict=True):
             progress = self._visible[partition] = stored.get(partition)
+            if progress is not None:
+                self._notary.took_over(self._transactional_id(partition), progress.head)
             if committed is not None:
                 group = Progress(committed)
                 # Where both stand at the same offset, only the first knows what is finished above.
@@ -177,14 +182,19 @@ class Transactor:
 
     async def _commit(self, partition: Partition, work: Work) -> list[Refusal]:
         """Write the work as one transaction; leave it open and return what was refused."""
-        writer = self._writers[partition]
+        writer, chain = self._writers[partition], self._transactional_id(partition)
         await writer.begin()
-        progress = Effect(None, [self._progress_record(partition, work.progress)])
-        refusals = await self._send(writer, [*work.effects, progress])
+        visible = self._visible.get(partition)
+        last = None if visible is None else visible.head
+        sealed, head = self._notary.seal(chain, last, work.effects)
+        progress = work.progress.with_head(head)
+        own = Effect(None, [self._progress_record(partition, progress), *sealed])
+        refusals = await self._send(writer, [*work.effects, own])
         if refusals:
             return refusals
         await writer.commit(partition, work.progress.next_offset, self._stage.group)
-        self._visible[partition] = work.progress
+        self._visible[partition] = progress
+        self._notary.committed(chain, head, sealed)
         return []
 
     async def _send(self, writer: Writer, effects: Sequence[Effect]) -> list[Refusal]:
@@ -260,7 +270,7 @@ class Transactor:
         effect, record, error = refusal
         at = next((i for i, candidate in enumerate(work.effects) if candidate is effect), None)
         if at is None or effect.is_dead_letter:
-            what = "the progress" if at is None else "even a dead letter"
+            what = "its share of every transaction" if at is None else "even a dead letter"
             raise LogError(f"{record.topic} refuses {what}: {error}") from error
         logger.warning("%s refused a record, which is replaced: %s", record.topic, error)
         work.effects[at : at + 1] = self._stage.refused(effect, record, error)

@@ -1,15 +1,19 @@
 """What the tests of the stages are made of: a fleet, a policy, a clock, requests, a cluster."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from memory_log import MemoryCluster, MemoryLog
 
 from policies import Options, Policy, Situation, compile_options, parse_fleet, parse_policy, tag
 from policies import situation as new_situation
-from streams import Cancellations, Outgoing, Record, Scribe, Telemetry, Transactor
+from streams import Cancellations, Clock, Outgoing, Record, Scribe, Telemetry, Transactor
+from streams.digests import Digests
+from streams.notary import Notary
 from streams.stage import Stage
 from topics import (
     Catalogue,
@@ -22,6 +26,7 @@ from topics import (
     parse_request,
 )
 from topics import headers as h
+from topics.signing_key import SigningKey
 
 T = TypeVar("T")
 
@@ -147,6 +152,7 @@ class Yard:
         self.cluster = MemoryCluster({t.name: t.partitions for t in topics}, now=self.clock.now)
         self.telemetry = Telemetry(None)
         self.cancellations = Cancellations(self.clock)
+        self.digests = make_digests(self.catalogue)
         self.live = set(self.options.by_pool if live is None else live)
 
     def situation(self) -> Situation:
@@ -157,11 +163,23 @@ class Yard:
         return found
 
     def scribe(self) -> Scribe:
-        return Scribe(self.catalogue, "test", self.policy.version, self.options.version)
+        return Scribe(
+            self.catalogue, "test", self.digests, self.policy.version, self.options.version
+        )
 
-    async def run(self, stage: Stage, log: MemoryLog | None = None) -> Transactor:
+    async def run(
+        self,
+        stage: Stage,
+        log: MemoryLog | None = None,
+        notary: Notary | None = None,
+        records_max: int = 500,
+    ) -> Transactor:
         """Return a transactor that has all partitions of the stage's topics."""
-        transactor = make_transactor(log or MemoryLog(self.cluster), stage, self.catalogue.progress)
+        log = log or MemoryLog(self.cluster)
+        notary = notary or make_notary(self.catalogue, self.clock, self.digests)
+        transactor = make_transactor(
+            log, stage, self.catalogue.progress, notary=notary, records_max=records_max
+        )
         await transactor.start()
         await self.cluster.rebalance(stage.group)
         return transactor
@@ -201,17 +219,42 @@ class Yard:
         return [record for record in newest.values() if record.value is not None]
 
 
+def make_key(number: int = 1) -> SigningKey:
+    """Return a key that is the same each time."""
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big")))
+
+
+def make_digests(catalogue: Catalogue) -> Digests:
+    """Return digests whose salts are the same each time."""
+    serial = itertools.count(1)
+    return Digests(catalogue, b"secret", lambda size: next(serial).to_bytes(size, "big"))
+
+
+def make_notary(
+    catalogue: Catalogue,
+    clock: Clock,
+    digests: Digests | None = None,
+    *,
+    key: SigningKey | None = None,
+    writer: str = "test",
+) -> Notary:
+    digests = digests or make_digests(catalogue)
+    return Notary(catalogue, key or make_key(), writer, clock, digests)
+
+
 def make_transactor(
     log: MemoryLog,
     stage: Stage,
     progress_topic: str,
     *,
+    notary: Notary | None = None,
     poll_s_max: float = 0.1,
     records_max: int = 500,
 ) -> Transactor:
     return Transactor(
         log,
         stage,
+        notary=notary or make_notary(Catalogue(make_settings()), FakeClock()),
         progress_topic=progress_topic,
         poll_s_max=poll_s_max,
         transaction_s_max=60.0,

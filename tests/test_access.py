@@ -44,8 +44,8 @@ def user(label: str) -> str:
 class TestCommand:
     async def test_json_has_every_role_with_its_grants(self) -> None:
         told = json.loads((await shunter("topics", "acls", "--json")).stdout)
-        assert [each["role"] for each in told[:2] + told[-2:]] == [
-            *("client", "router", "auditor", "operator")
+        assert [each["role"] for each in told[:2] + told[-3:]] == [
+            *("client", "router", "auditor", "custodian", "operator")
         ]
         worker = next(each for each in told if each["pool"] == "silicon-us")
         assert worker["principal"] == "User:shunter-worker-silicon-us"
@@ -135,12 +135,16 @@ async def system(
 
 def missed(kafka: SecuredKafka, label: str) -> list[str]:
     """What a user of this role was denied."""
+    heartbeats = [
+        ("DescribeProducers", f"Topic:LITERAL:{PREFIX}.{name}")
+        for name in ("pool-status", "evidence-keys")
+    ]
     return [
         f"{d.operation} {d.resource} for {d.request}"
         for d in kafka.decisions(user(label))
         if d.verdict == "Denied"
-        # What a worker reports its load to is in no transaction, so it isn't asked what is open.
-        and (d.request, d.resource) != ("DescribeProducers", f"Topic:LITERAL:{PREFIX}.pool-status")
+        # Heartbeats are in no transaction, so it isn't asked what is open on their topics.
+        and (d.request, d.resource) not in heartbeats
     ]
 
 
@@ -179,14 +183,33 @@ class TestTheWholeSystemWithTheseRights:
         )
         assert outcome.returncode == 0, outcome.stderr
 
-    async def test_an_auditor_tells_the_story(self, secured: SecuredKafka, system: System) -> None:
+    async def test_an_auditor_tells_the_story(
+        self, secured: SecuredKafka, system: System, tmp_path: Path
+    ) -> None:
+        body = tmp_path / "body.json"
+        body.write_bytes(orjson.dumps(chat("any")["body"]))
         for arguments, told in (
             (("audit", "show", f"now-{POOLS[0]}"), "executed"),
             (("results", "--request", f"now-{POOLS[0]}"), "completed"),
+            (("audit", "verify"), "verified: nothing was altered"),
+            (("audit", "match", f"now-{POOLS[0]}", body), "it is the body of the request"),
         ):
             outcome = await asyncio.to_thread(command, secured, user("auditor"), *arguments)
             assert outcome.returncode == 0, outcome.stderr
             assert told in outcome.stdout
+
+    async def test_a_custodian_forgets_and_revokes(
+        self, secured: SecuredKafka, system: System
+    ) -> None:
+        custodian = user("custodian")
+        listed = await asyncio.to_thread(command, secured, custodian, "evidence", "keys", "--json")
+        key = json.loads(listed.stdout)[0]["statement"]["key"]
+        for arguments in (
+            ("evidence", "revoke", key, "--reason", "a test", "--at", "4102444800"),
+            ("audit", "forget", "default", "--yes"),
+        ):
+            outcome = await asyncio.to_thread(command, secured, custodian, *arguments)
+            assert outcome.returncode == 0, outcome.stderr
 
     async def test_what_goes_wrong_finds_its_way_too(self, system: System) -> None:
         """Dead letters of router and worker, and another try at another pool."""
@@ -232,7 +255,10 @@ class TestTheWholeSystemWithTheseRights:
     ) -> None:
         assert missed(secured, label) == []
         decisions = secured.decisions(user(label))
-        assert unused(decisions, ROLES[label].grants) == []
+        # A worker makes a salt only where it has not read yet what a router made; rarely, that is.
+        salts = [g for g in ROLES[label].grants if g.name == CATALOGUE.evidence_salts]
+        rare = [g for g in salts if g.operation == "Write" and label.startswith("worker")]
+        assert [g for g in unused(decisions, ROLES[label].grants) if g not in rare] == []
         looked = {d.resource for d in decisions if d.request == "DescribeProducers"}
         written = {
             f"Topic:LITERAL:{g.name}"

@@ -52,6 +52,9 @@ async def test_a_short_demo_loses_and_doubles_nothing(quick, kafka):
     assert set(found["by_task"]) == set(found["slo_attainment"]["by_task"]) == tasks
     assert found["batches"]["mean_size"] > 4
     assert found["cost_usd"] > 0
+    trail = found["trail"]
+    assert trail["problems"] == {}
+    assert trail["records"] > 2 * REQUESTS > trail["roots"] > trail["chains"] > 0
     assert found["cost_all_premium_usd"] > 0
     assert not [name for name in await topics(kafka) if name.startswith("demo-")]
     assert f"{REQUESTS}/{REQUESTS} published" in quick.stderr

@@ -67,7 +67,7 @@ def test_table_of_rights_is_what_the_roles_have() -> None:
 
 
 def test_table_of_commands_is_complete() -> None:
-    told = re.findall(r"`shunter ([a-z ]+?)(?: [A-Z]+)?`", first_column(README, "Commands"))
+    told = re.findall(r"`shunter ([a-z -]+?)(?: [A-Z]+)?`", first_column(README, "Commands"))
     assert sorted(told) == sorted(commands())
 
 

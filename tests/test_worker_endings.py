@@ -9,7 +9,7 @@ from stream_cases import MODEL, START, Yard, header, make_profile, step_until
 from worker_cases import PROMISED, ScriptedBackend, place, placed, progress, serve
 
 from streams import LogError, Outgoing, Transactor
-from topics import Fallback, Placement, Profile, Progress, encode
+from topics import Fallback, Placement, Profile, Progress, Response, encode
 from topics import headers as h
 
 
@@ -243,7 +243,7 @@ async def test_a_result_that_the_log_refuses_is_replaced_by_a_failure() -> None:
     yard.cluster.refuse = is_too_large
     transactor = await started(yard, backend, 3)
     backend.finish("c0")
-    backend.finish("c1", response={"status_code": 200, "body": "essay"})
+    backend.finish("c1", response=Response(200, "essay"))
     backend.finish("c2")
     await asyncio.sleep(0)
     await step_until(transactor, lambda: len(yard.results()) == 3, "three results")

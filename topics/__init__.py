@@ -8,12 +8,24 @@ from topics.cancellation import Cancellation, parse_cancellation
 from topics.catalogue import Catalogue, Topic
 from topics.codec import decode, encode
 from topics.errors import BadRecordError
-from topics.evidence import Evidence, Hold, Source
+from topics.evidence import Evidence, Hold, Host, Source, TextDigest
 from topics.placement import Batch, Candidate, Envelope, Placement
 from topics.profile import Fallback, Profile, Tag
 from topics.progress import Progress, progress_key
 from topics.request import InferenceRequest, duration_s, parse_request, peek_id
 from topics.result import Cost, Response, Result, ResultError, Timing, Usage
+from topics.roots import (
+    ChainHead,
+    Heads,
+    HeadsStatement,
+    KeyEntry,
+    KeyStatement,
+    PublishedKey,
+    Revocation,
+    Root,
+    RootStatement,
+)
+from topics.salts import Salt
 from topics.settings import Settings
 from topics.status import PoolStatus, ServerLoad, VariantStatus, status_key
 from topics.stream import StreamPiece
@@ -24,24 +36,36 @@ __all__ = [
     "Cancellation",
     "Candidate",
     "Catalogue",
+    "ChainHead",
     "Cost",
     "Envelope",
     "Evidence",
     "Fallback",
+    "Heads",
+    "HeadsStatement",
     "Hold",
+    "Host",
     "InferenceRequest",
+    "KeyEntry",
+    "KeyStatement",
     "Placement",
     "PoolStatus",
     "Profile",
     "Progress",
+    "PublishedKey",
     "Response",
     "Result",
     "ResultError",
+    "Revocation",
+    "Root",
+    "RootStatement",
+    "Salt",
     "ServerLoad",
     "Settings",
     "Source",
     "StreamPiece",
     "Tag",
+    "TextDigest",
     "Timing",
     "Topic",
     "Usage",

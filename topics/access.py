@@ -10,7 +10,7 @@ from topics.catalogue import Catalogue
 ResourceType = Literal["Topic", "Group", "TransactionalId"]
 Pattern = Literal["Literal", "Prefixed"]
 Operation = Literal["Read", "Write", "Describe", "Create", "DescribeConfigs"]
-RoleName = Literal["client", "router", "worker", "auditor", "operator"]
+RoleName = Literal["client", "router", "worker", "auditor", "custodian", "operator"]
 
 # Of a broker it is asked which transactions are open on a partition; it tells those who may read.
 REPAIR = "find there what a dying broker left open"
@@ -62,6 +62,7 @@ def roles(catalogue: Catalogue, pools: Sequence[str]) -> list[Role]:
         router(catalogue, pools),
         *(worker(catalogue, pool) for pool in pools),
         auditor(catalogue),
+        custodian(catalogue),
         operator(catalogue),
     ]
 
@@ -96,6 +97,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
             *_transactional_writes(written),
             _topic(catalogue.pool_status, "Read", "know the workers' load"),
+            *_signing(catalogue),
         ],
     )
 
@@ -111,6 +113,7 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
             *_transactional_writes([catalogue.reroutes, catalogue.streams, *_ends(catalogue)]),
             _topic(catalogue.pool_status, "Write", "report its load"),
             _topic(catalogue.cancellations, "Read", "know what was cancelled"),
+            *_signing(catalogue),
         ],
         pool,
     )
@@ -122,7 +125,24 @@ def auditor(catalogue: Catalogue) -> Role:
         "auditor",
         [
             _topic(catalogue.evidence, "Read", "tell a request's story"),
+            _topic(catalogue.evidence_roots, "Read", "check what was signed over it"),
+            _topic(catalogue.evidence_keys, "Read", "know who may sign"),
+            _topic(catalogue.evidence_salts, "Read", "compare a text with its digest"),
+            _topic(catalogue.progress, "Read", "see whether the newest is missing"),
             _topic(catalogue.results, "Read", "compare it with the result"),
+        ],
+    )
+
+
+def custodian(catalogue: Catalogue) -> Role:
+    """Return the rights of who revokes keys and forgets tenants."""
+    return _role(
+        "custodian",
+        [
+            _topic(catalogue.evidence_keys, "Read", "know which keys there are"),
+            _topic(catalogue.evidence_keys, "Write", "revoke a key"),
+            _topic(catalogue.evidence_salts, "Read", "find the salts of a tenant"),
+            _topic(catalogue.evidence_salts, "Write", "forget a tenant"),
         ],
     )
 
@@ -154,7 +174,18 @@ def _topic(name: str, operation: Operation, why: str) -> Grant:
 
 def _ends(catalogue: Catalogue) -> list[str]:
     """Return the topics that routers and workers both write in their transactions."""
-    return [catalogue.results, catalogue.evidence, catalogue.dead_letters, catalogue.progress]
+    return [
+        catalogue.results,
+        catalogue.evidence,
+        catalogue.evidence_roots,
+        catalogue.evidence_salts,
+        catalogue.dead_letters,
+        catalogue.progress,
+    ]
+
+
+def _signing(catalogue: Catalogue) -> Iterator[Grant]:
+    yield _topic(catalogue.evidence_keys, "Write", "publish its key and its last roots")
 
 
 def _stages(inputs: dict[str, tuple[str, ...]]) -> Iterator[Grant]:

@@ -9,11 +9,15 @@ from topics.evidence import Evidence
 from topics.progress import Progress
 from topics.request import InferenceRequest
 from topics.result import Result
+from topics.roots import KeyEntry, Root
+from topics.salts import Salt
 from topics.settings import MIB, Settings
 from topics.status import PoolStatus
 from topics.stream import StreamPiece
 
 DAY_MS = 24 * 3600 * 1000
+# How long evidence stays on its topic.
+EVIDENCE_MS = 30 * DAY_MS
 Lane = Literal["direct", "batch"]
 
 # Ingest takes more than a request may have, so that a request that is too large ends as a dead
@@ -71,6 +75,9 @@ class Catalogue:
         self.results = f"{self.prefix}.results"
         self.streams = f"{self.prefix}.streams"
         self.evidence = f"{self.prefix}.evidence"
+        self.evidence_roots = f"{self.prefix}.evidence-roots"
+        self.evidence_keys = f"{self.prefix}.evidence-keys"
+        self.evidence_salts = f"{self.prefix}.evidence-salts"
         self.dead_letters = f"{self.prefix}.dead-letters"
         self.pool_status = f"{self.prefix}.pool-status"
         self.progress = f"{self.prefix}.progress"
@@ -128,14 +135,7 @@ class Catalogue:
                 StreamPiece,
                 retention_ms=DAY_MS,
             ),
-            Topic(
-                self.evidence,
-                n,
-                "request id",
-                "one step of a request",
-                Evidence,
-                retention_ms=30 * DAY_MS,
-            ),
+            *self._evidence_topics(),
             Topic(
                 self.dead_letters,
                 1,
@@ -179,6 +179,48 @@ class Catalogue:
                 Progress,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
+            ),
+        ]
+
+    def _evidence_topics(self) -> list[Topic]:
+        n = self._partitions
+        return [
+            Topic(
+                self.evidence,
+                n,
+                "request id",
+                "one step of a request",
+                Evidence,
+                retention_ms=EVIDENCE_MS,
+            ),
+            Topic(
+                self.evidence_roots,
+                n,
+                "chain",
+                "the signed root over the evidence of one transaction",
+                Root,
+                # Longer than evidence by two segments of a week: no record outlives its root.
+                retention_ms=EVIDENCE_MS + 14 * DAY_MS,
+                # The broker's time stands beside the writer's.
+                extra={"message.timestamp.type": "LogAppendTime"},
+            ),
+            Topic(
+                self.evidence_keys,
+                1,
+                "kind/key",
+                "a public key, its revocation, or a writer's last roots",
+                KeyEntry,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+            Topic(
+                self.evidence_salts,
+                1,
+                "tenant/salt",
+                "what digests of a tenant's texts are made with; a tombstone forgets it",
+                Salt,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION | {"max.compaction.lag.ms": str(DAY_MS)},
             ),
         ]
 

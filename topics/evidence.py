@@ -1,10 +1,10 @@
 """Evidence: one record per step of a request, written in the transaction of its effect."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from topics.placement import Batch, Candidate, Envelope, Placement
-from topics.profile import Fallback, Tag
+from topics.profile import Fallback, Profile, Tag
 from topics.result import Usage
 
 Step = Literal[
@@ -43,6 +43,27 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """What a worker's machine says of itself; None where it says nothing."""
+
+    name: str
+    system: str
+    machine: str
+    cpu: str | None = None
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    accelerators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDigest:
+    """HMAC-SHA-256 of a text as canonical JSON, in hexadecimal, and the id of the tenant's salt."""
+
+    salt: str
+    hmac: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it."""
 
@@ -60,6 +81,10 @@ class Evidence:
     fleet_version: str | None = None
     view_version: int | None = None
     tags: dict[str, Tag] | None = None
+    profile: Profile | None = None
+    """What the decision was made on, of a step that decides."""
+    inputs: Any = None
+    """And the state of fleet and arrivals that it was made in; ``policies.Inputs``."""
     candidates: tuple[Candidate, ...] = ()
     placement: Placement | None = None
     promised: Envelope | None = None
@@ -68,5 +93,10 @@ class Evidence:
     batch: Batch | None = None
     hold: Hold | None = None
     fallback: Fallback | None = None
+    host: Host | None = None
+    model_digest: str | None = None
+    """What the model server calls the model that it ran, where it tells."""
+    request_digest: TextDigest | None = None
+    response_digest: TextDigest | None = None
     reason: str | None = None
     message: str | None = None

@@ -4,15 +4,25 @@ The group offset alone is not enough: a broker killed between a transaction's co
 marker on ``__consumer_offsets`` shows the records but loses the offset (docs/decisions/0002).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from topics.roots import ChainHead
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """All offsets below ``next_offset`` are finished, and so are those in ``finished``."""
+    """All offsets below ``next_offset`` are finished, and so are those in ``finished``.
+
+    ``head`` is the last root of the evidence that was written on the way.
+    """
 
     next_offset: int
     finished: tuple[int, ...] = ()
+    head: ChainHead | None = None
+
+    def with_head(self, head: ChainHead | None) -> "Progress":
+        """Return the same progress with another head."""
+        return replace(self, head=head)
 
     def further(self, other: "Progress | None") -> "Progress":
         """Return whichever of the two has come further."""

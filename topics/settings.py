@@ -63,6 +63,27 @@ class Settings(BaseSettings):
     drain_s_max: float = Field(default=10.0, ge=0)
     """How long a stopping worker waits for what runs; the rest is left for its successor."""
 
+    evidence_key: Path | None = None
+    """PEM file of the key that signs evidence (`shunter evidence keygen`); where unset, a new key
+    at each start, whose private half never leaves the process."""
+    evidence_key_valid_s: float | None = Field(default=None, gt=0)
+    """How long the key may sign, from when it was made; unset for as long as it isn't revoked."""
+    evidence_secret: SecretStr | None = None
+    """What digests of texts are keyed with beside the tenant's salt; the same for all processes."""
+    evidence_heads_s: float = Field(default=10.0, gt=0, le=3600)
+    """Time between a process's signed reports of its chains' last roots."""
+
+    archive: str | None = None
+    """Directory or URL (of fsspec) that `shunter evidence archive` writes to."""
+    archive_every_s: float = Field(default=300.0, gt=0, le=86_400)
+    """Time between two rounds of the archiver; each writes what has come."""
+    archive_rows_max: int = Field(default=200_000, ge=1)
+    """Most records of one file."""
+    archive_days: int | None = Field(default=None, ge=1)
+    """Days after which archived evidence is deleted; unset keeps it for ever."""
+    archive_holds: str = ""
+    """Legal hold: days that are never deleted, `2026-01-01..2026-03-31`, separated by commas."""
+
     web_host: str = "127.0.0.1"
     """Where the web server of a router or worker listens."""
     web_port: int = Field(default=0, ge=0, le=65535)

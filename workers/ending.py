@@ -10,6 +10,7 @@ from topics import (
     Cost,
     Envelope,
     Fallback,
+    Host,
     Response,
     Result,
     ResultError,
@@ -21,6 +22,7 @@ from topics import headers as h
 from workers.backend import Call, CallError, Outcome
 from workers.streaming import Stream
 
+MODEL_DIGEST_CHARACTERS_MAX = 128
 Unanswered = Literal["failed", "expired", "cancelled"]
 
 
@@ -46,10 +48,17 @@ class Task:
 class Ending:
     """Turns outcomes into records."""
 
-    def __init__(self, scribe: Scribe, telemetry: Telemetry, attempts_max: int) -> None:
+    def __init__(
+        self,
+        scribe: Scribe,
+        telemetry: Telemetry,
+        attempts_max: int,
+        host: Host | None = None,
+    ) -> None:
         self._scribe = scribe
         self._telemetry = telemetry
         self._attempts_max = attempts_max
+        self._host = host
 
     def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
         """Return result and evidence of an answer that the option's hardware gave."""
@@ -81,6 +90,9 @@ class Ending:
             got=got,
             usage=outcome.usage,
             batch=h.read_batch(task.record.headers),
+            host=self._host,
+            model_digest=_model_digest(outcome),
+            response_digest=self._scribe.digests.digest(profile.tenant, outcome.response.body),
         )
         return Effect(task.record, [*self._results(task, result), evidence], subject=task)
 
@@ -124,6 +136,7 @@ class Ending:
             placement=task.call.placement,
             promised=_promised(task.record),
             fallback=fallback,
+            host=self._host,
             reason=error.code,
             message=error.message,
         )
@@ -156,6 +169,7 @@ class Ending:
             placement=task.call.placement,
             promised=_promised(task.record),
             batch=h.read_batch(task.record.headers),
+            host=self._host,
             reason=error.code,
             message=error.message,
         )
@@ -197,6 +211,13 @@ def released_at(record: Record) -> float | None:
     except ValueError as error:
         message = f"header {h.RELEASED_AT}: {error}"
         raise BadRecordError("decode", "bad_header", message) from error
+
+
+def _model_digest(outcome: Outcome) -> str | None:
+    """Return the fingerprint that an OpenAI-compatible server gives of model and settings."""
+    body = outcome.response.body
+    told = body.get("system_fingerprint") if isinstance(body, dict) else None
+    return told[:MODEL_DIGEST_CHARACTERS_MAX] if isinstance(told, str) else None
 
 
 def _promised(record: Record) -> Envelope | None:

@@ -9,7 +9,7 @@ from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import FollowerService, TelemetryService, run_app
-from streams.run import check_topics
+from streams.run import check_topics, make_notary, notary_services
 from streams.telemetry import from_environment
 from topics import Catalogue, Settings
 from topics.access import worker as worker_role
@@ -19,6 +19,7 @@ from workers.breaker import Breakers
 from workers.cpu import CPUBackend
 from workers.ending import Ending
 from workers.heartbeat import Heartbeat
+from workers.host import read_host
 from workers.openai import OpenAIBackend
 from workers.runtime import Worker
 from workers.services import BackendService, BreakerService, DrainingService
@@ -69,8 +70,9 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     attempts = Attempts(backend, breakers, clock, attempts_max=policy.attempts_max, uniform=uniform)
     telemetry = from_environment("worker", settings.instance)
     writer = f"worker/{pool}/{settings.instance}"
-    scribe = Scribe(catalogue, writer, policy.version, options.version)
-    ending = Ending(scribe, telemetry, policy.attempts_max)
+    notary = make_notary(settings, writer, clock)
+    scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
+    ending = Ending(scribe, telemetry, policy.attempts_max, read_host())
     cancellations = Cancellations(clock)
     publisher = StreamPublisher(settings, clock)
     worker = Worker(
@@ -89,11 +91,12 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         settings,
         [
             TelemetryService(telemetry),
+            *notary_services(settings, notary),
             BackendService(backend),
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings),
+            DrainingService(worker, settings, notary),
             Heartbeat(settings, served[0], worker, backend, breakers, clock, options.version),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,

@@ -5,6 +5,7 @@ import asyncio
 from mode import Service
 
 from streams.host import StageService
+from streams.notary import Notary
 from streams.run import transactor
 from topics import Settings
 from workers.backend import Backend
@@ -33,8 +34,8 @@ class BackendService(Service):  # type: ignore[misc]
 class DrainingService(StageService):
     """A stage that finishes what runs before it leaves, as far as the grace period goes."""
 
-    def __init__(self, worker: Worker, settings: Settings) -> None:
-        super().__init__(transactor(settings, worker), "worker")
+    def __init__(self, worker: Worker, settings: Settings, notary: Notary) -> None:
+        super().__init__(transactor(settings, worker, notary), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 

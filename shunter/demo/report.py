@@ -102,6 +102,13 @@ def _pools(figures: Mapping[str, Any]) -> Table:
     return table
 
 
+def _trail(trail: Mapping[str, Any]) -> str:
+    counted = f"{trail['records']:,} records under {trail['roots']:,} signed roots"
+    if trail["problems"]:
+        return f"{counted}: {sum(trail['problems'].values())} problems"
+    return f"{counted}, verified"
+
+
 def _facts(figures: Mapping[str, Any]) -> Table:
     batches, cost, premium = (
         figures["batches"],
@@ -112,6 +119,7 @@ def _facts(figures: Mapping[str, Any]) -> Table:
         [
             ("money", f"${cost:.4f}; on premium GPUs ${premium:.4f} ({saving(cost, premium)})"),
             ("batches", f"{batches['count']:,} of {batches['mean_size']:.1f} requests on average"),
+            ("audit trail", _trail(figures["trail"])),
             ("SLO met", f"{figures['slo_attainment']['overall']:.1%} of all requests"),
             ("took", f"{figures['wall_s']:.0f} s, at {figures['speed']:g} times the trace's speed"),
         ]

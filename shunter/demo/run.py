@@ -16,6 +16,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from policies import Fleet, Policy, compile_options
+from shunter.audit import Findings
+from shunter.audit.topic import verify_topic
 from shunter.client import Tail, tail
 from shunter.console import UserError, settings_from
 from shunter.demo.baseline import premium_cost_usd
@@ -30,6 +32,7 @@ from shunter.demo.system import System, log_tail, members_of
 from shunter.demo.trace import Row, load_rows, request_of
 from shunter.demo.warmup import publish, warm_ups
 from shunter.demo.watch import PoolWatch, Watch
+from streams import KafkaLog
 from streams.declarations import load_fleet, load_policy
 from streams.logs import set_up_logging
 from topics import Catalogue, Settings
@@ -182,7 +185,8 @@ async def _run(
         )
         await _Replay(case, settings, run_dir, system, watch, show).run()
         ledger = await read_ledger(settings)
-        outcome = _judge(case, ledger, settings, run_dir)
+        findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
+        outcome = _judge(case, ledger, findings, settings, run_dir)
         outcome.figures["restarts"] = system.restarts
         outcome.figures["wall_s"] = round(time.monotonic() - began_at, 1)
         tell(outcome)
@@ -196,7 +200,9 @@ async def _run(
             await _delete_topics(settings, case.fleet)
 
 
-def _judge(case: _Case, ledger: Ledger, settings: Settings, run_dir: Path) -> Outcome:
+def _judge(
+    case: _Case, ledger: Ledger, findings: Findings, settings: Settings, run_dir: Path
+) -> Outcome:
     warm = {each.id for each in warm_ups(case.fleet, settings.partitions)}
     ledger = ledger.without(warm)
     verdict = judge(case.requests, ledger, case.rules)
@@ -209,7 +215,16 @@ def _judge(case: _Case, ledger: Ledger, settings: Settings, run_dir: Path) -> Ou
         pools=list(case.fleet.pools),
         speed=case.plan.speed,
     )
-    return Outcome(figures, ledger, settings, run_dir, verdict.is_good)
+    figures["trail"] = {
+        "records": findings.records,
+        "roots": findings.roots,
+        "chains": len(findings.heads),
+        "problems": dict(findings.counts),
+    }
+    told = [f"the audit trail: {p.kind} {p.where}: {p.message}" for p in findings.problems]
+    figures["problems"] = figures["problems"] + told
+    is_good = verdict.is_good and findings.is_good
+    return Outcome(figures, ledger, settings, run_dir, is_good)
 
 
 async def _create_topics(settings: Settings, fleet: Fleet) -> None:

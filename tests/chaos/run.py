@@ -23,7 +23,7 @@ from ledger import Ledger
 from load import Load
 from proxy import Proxy
 from system import System
-from verdict import POLICY_SPEED, supervise
+from verdict import POLICY_SPEED, supervise, trail_problems
 
 from topics.broker import EmbeddedBroker, Listener
 from topics.broker_settings import free_port
@@ -73,6 +73,7 @@ class Seen:
     spans: list[Span]
     kills: int
     held: int
+    trail: list[str]
     began: float
     ended: float
 
@@ -110,12 +111,12 @@ async def run(asked: Asked) -> Seen:
             spans = await _inject(scene, asked, publishing)
             publishing.cancel()
             await _drain(load, ledger)
-            held = await held_now(system)
+            held, trail = await held_now(system), await trail_problems(system)
             ended = time.time()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, publishing, return_exceptions=True)
-            return Seen(load, ledger, spans, system.kills, held, began, ended)
+            return Seen(load, ledger, spans, system.kills, held, trail, began, ended)
 
 
 async def _inject(scene: Scene, asked: Asked, publishing: "asyncio.Task[None]") -> list[Span]:
@@ -186,7 +187,7 @@ def rows(seen: Seen) -> list[tuple[str, ...]]:
 
 def found_wrong(seen: Seen) -> list[str]:
     """Return what must not be."""
-    found = seen.ledger.problems(seen.load)
+    found = seen.ledger.problems(seen.load) + seen.trail
     return [*found, f"{seen.held} requests are held for ever"] if seen.held else found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiokafka.errors import KafkaError
 from system import System, chat
-from verdict import POLICY_SPEED, TIMEOUTS, problems, supervise
+from verdict import POLICY_SPEED, TIMEOUTS, problems, supervise, trail_problems
 
 from topics.broker import EmbeddedBroker
 
@@ -45,7 +45,7 @@ async def check(system: System, ids: list[str]) -> None:
     # Whatever would come twice has come by the time that another request has gone all the way.
     await system.publish(chat("last"))
     await system.wait_for_results(["last"])
-    found = problems(system, [*ids, "last"])
+    found = problems(system, [*ids, "last"]) + await trail_problems(system)
     assert not found, f"CHAOS_SEED={SEED}\n{found[:20]}\n{system.logs()}"
 
 

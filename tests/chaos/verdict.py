@@ -6,6 +6,11 @@ from collections.abc import Container, Iterable
 
 from system import System
 
+from shunter.audit.topic import verify_topic
+from streams import KafkaLog
+from topics import Catalogue
+from topics.admin import partition_counts
+
 TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
 # Long enough that requests outlast a fault: at the speed of other tests a chat waits 1.5 s for a
 # pool to come alive, less than a broker needs to come back.
@@ -43,3 +48,13 @@ def problems(system: System, ids: Iterable[str]) -> list[str]:
         elif statuses != [ENDS.get(ended.get(name, ""), "no end")]:
             found.append(f"{name} has results {statuses} and the end {ended.get(name)}")
     return found
+
+
+async def trail_problems(system: System) -> list[str]:
+    """Return what an auditor finds wrong with the evidence that the system has left."""
+    topic = system.catalogue.evidence
+    # They may have been grown since the system was made.
+    counts = await partition_counts(system.settings, [topic])
+    settings = system.settings.model_copy(update={"partitions": counts[topic]})
+    findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
+    return [f"trail: {p.kind} {p.where}: {p.message}" for p in findings.problems]

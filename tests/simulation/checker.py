@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import orjson
 from memory_cluster import Transaction
 
+from shunter.audit import Keyring, Verifier
 from streams.log import Record
-from topics import Placement
+from topics import KeyEntry, Placement, Progress, decode
 from topics import headers as h
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def check(world: "World") -> Iterator[str]:
     yield from _evidence(world, topics)
     yield from _dead_letters(world, topics)
     yield from _progress(world, topics)
+    yield from _trail(world, topics)
     yield from (f"{_key(r)} is still held" for r in held(world))
 
 
@@ -130,6 +132,30 @@ def _progress(world: "World", topics: dict[str, Written]) -> Iterator[str]:
         if offset < newest.get(key, 0):
             yield f"{key}: progress went back from {newest[key]} to {offset}"
         newest[key] = offset
+
+
+def _trail(world: "World", topics: dict[str, Written]) -> Iterator[str]:
+    """Verify the trail as an auditor does, but that nothing of it may be open or set aside."""
+    keyring = Keyring()
+    for published in world.keys:
+        keyring.add(KeyEntry(published=published), published.statement.writer)
+    c, heads = world.catalogue, {}
+    for record, _ in topics[c.progress]:
+        head = decode(Progress, record.value or b"").head
+        if head is not None:
+            heads[_key(record).replace("/", "-")] = (head, "the progress")
+    verifier = Verifier(keyring, heads)
+    for record, _ in topics[c.evidence_roots]:
+        verifier.add_root(record.value, str(record.partition), record.timestamp_ms / 1000)
+    verifier.end_of_roots()
+    for record, _ in topics[c.evidence]:
+        number = record.partition.number
+        verifier.add(number, f"evidence {number}@{record.offset}", record.key, record.value)
+    findings = verifier.finish()
+    yield from (f"trail: {p.kind} {p.where}: {p.message}" for p in findings.problems)
+    yield from (f"trail: {note}" for note in findings.notes)
+    if findings.open:
+        yield f"trail: {findings.open} requests without an end"
 
 
 def held(world: "World") -> list[Record]:

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
+from stream_cases import make_digests, make_key, make_notary
+
 from policies import situation
 from simulation.cluster import SESSION_S, SimLog
 from streams import Clock, Scribe
@@ -45,6 +47,10 @@ class Process:
         self.paused_until_s = 0.0
         self.tasks: list[asyncio.Task[Any]] = []
         self.logs: list[SimLog] = []
+        self._digests = make_digests(world.catalogue)
+        key = make_key(world.new_key())
+        self.notary = make_notary(world.catalogue, world, self._digests, key=key, writer=name)
+        world.keys.append(self.notary.publish())
         self._context = copy_context()
         self._context.run(PROCESS.set, self)
 
@@ -113,6 +119,7 @@ class Process:
         transactor = self.world.rules.transactor(
             log,
             stage,
+            notary=self.notary,
             progress_topic=self.world.catalogue.progress,
             poll_s_max=POLL_S_MAX,
             poll_records_max=POLL_RECORDS_MAX,
@@ -146,7 +153,13 @@ class RouterProcess(Process):
     def start(self) -> None:
         world = self.world
         shared = situation(world.options, world.policy)
-        scribe = Scribe(world.catalogue, self.name, world.policy.version, world.options.version)
+        scribe = Scribe(
+            world.catalogue,
+            self.name,
+            self._digests,
+            world.policy.version,
+            world.options.version,
+        )
         given = (shared, scribe, world, world.telemetry)
         self.spawn(self._follow(shared.view.report))
         self.run(Router(*given, request_bytes_max=100_000, duplicate_window_records=0))
@@ -194,7 +207,13 @@ class WorkerProcess(Process):
 
     def start(self) -> None:
         world = self.world
-        scribe = Scribe(world.catalogue, self.name, world.policy.version, world.options.version)
+        scribe = Scribe(
+            world.catalogue,
+            self.name,
+            self._digests,
+            world.policy.version,
+            world.options.version,
+        )
         ending = Ending(scribe, world.telemetry, world.policy.attempts_max)
         options = world.options.by_pool[self.pool]
         backend = SimBackend(world, self.pool)

@@ -20,7 +20,7 @@ from simulation.requests import Workload, make_workload
 from streams.log import Outgoing, Record
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
-from topics import Catalogue, Settings
+from topics import Catalogue, PublishedKey, Settings
 from topics import headers as h
 from workers import Worker
 
@@ -83,6 +83,8 @@ class World:
         self.cluster.on_commit = self._committed
         self.groups = Groups(self.cluster, self.spawn)
         self.heartbeats: list[Any] = []
+        self.keys: list[PublishedKey] = []
+        """Of each process that ever started, as the keys topic has them."""
         self.slowness = dict.fromkeys(self.options.by_pool, 1.0)
         self.processes: dict[str, Process] = {}
         self.workload: Workload = make_workload(self.rng, REQUESTS)
@@ -94,6 +96,10 @@ class World:
 
     def now(self) -> float:
         return START + self.loop.at_s + self.clock_offset_s
+
+    def new_key(self) -> int:
+        """Return a number of which no other key of this run is made."""
+        return 1 + len(self.keys)
 
     def tell(self, event: str) -> None:
         """Add to the trace."""

@@ -1,0 +1,171 @@
+"""The files of an archive: where they are, and which offsets each holds.
+
+    evidence/date=2026-11-24/hour=12/3-00000000000000001200-00000000000000002415.parquet
+
+is partition 3 from offset 1200 up to, and without, 2415. A file appears whole or not at all, and
+nothing is written twice, because its name says what it holds.
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from shunter.log_reading import Kind
+
+KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
+
+# Small enough that a lookup reads little, large enough to compress.
+ROW_GROUP_ROWS = 20_000
+_NAME = re.compile(
+    r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/(\d+)-(\d{20})-(\d{20})\.parquet$", re.ASCII
+)
+_PART = ".part"
+_COVERED = "covered.json"
+
+
+class ArchiveError(Exception):
+    """The archive can't be used; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFile:
+    """One file. ``next_offset`` is the first that it doesn't hold."""
+
+    path: str
+    kind: Kind
+    date: str
+    partition: int
+    first_offset: int
+    next_offset: int
+
+
+class Archive:
+    """An archive at a URL that fsspec knows, or in a directory."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise ArchiveError(f"{url}: {error}") from error
+
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether it is not a directory of this machine."""
+        return not isinstance(self.fs, LocalFileSystem)
+
+    def files(self, kind: Kind) -> list[ArchiveFile]:
+        """Return the files of a kind, by partition and offset.
+
+        Raises:
+            ArchiveError: two of them hold the same offset, so that two archivers have written.
+        """
+        base = f"{self.root}/{kind}"
+        paths = self.fs.find(base) if self.fs.exists(base) else []
+        files = sorted(self._parse(kind, paths), key=lambda f: (f.partition, f.first_offset))
+        for before, after in itertools.pairwise(files):
+            if before.partition == after.partition and after.first_offset < before.next_offset:
+                raise ArchiveError(f"{before.path} and {after.path} hold the same offsets")
+        return files
+
+    def next_offsets(self, kind: Kind) -> dict[int, int]:
+        """Return, by partition, the first offset that no file holds."""
+        return {file.partition: file.next_offset for file in self.files(kind)}
+
+    def write(
+        self, kind: Kind, partition: int, offsets: tuple[int, int], at: float, table: pa.Table
+    ) -> ArchiveFile:
+        """Write a file, sorted by its first column, so that statistics tell where a value can be.
+
+        Args:
+            kind: of record.
+            partition: of its topic.
+            offsets: the first, and the first that isn't held.
+            at: the time of its first record, epoch seconds.
+            table: its rows.
+        """
+        time = datetime.fromtimestamp(at, UTC)
+        name = f"{partition}-{offsets[0]:020d}-{offsets[1]:020d}.parquet"
+        folder = f"{self.root}/{kind}/date={time:%Y-%m-%d}/hour={time:%H}"
+        path = f"{folder}/{name}"
+        self.fs.makedirs(folder, exist_ok=True)
+        with self.fs.open(path + _PART, "wb") as file:
+            pq.write_table(
+                table.sort_by(table.column_names[0]),
+                file,
+                compression="zstd",
+                row_group_size=ROW_GROUP_ROWS,
+                write_page_index=True,
+            )
+            _to_disk(file)
+        self.fs.mv(path + _PART, path)
+        return ArchiveFile(path, kind, f"{time:%Y-%m-%d}", partition, *offsets)
+
+    def read(self, file: ArchiveFile, columns: list[str]) -> pa.Table:
+        """Return columns of a file, in the order of offsets.
+
+        Raises:
+            ArchiveError: it is no such file.
+        """
+        try:
+            with self.fs.open(file.path, "rb") as opened:
+                return pq.ParquetFile(opened).read(columns=[*columns, "offset"]).sort_by("offset")
+        except (OSError, pa.ArrowException) as error:
+            raise ArchiveError(f"{file.path}: {error}") from error
+
+    def write_covered(self, ends: dict[int, int]) -> None:
+        """Say below which offset of each partition all evidence has its roots here."""
+        path = f"{self.root}/{_COVERED}"
+        with self.fs.open(path + _PART, "wb") as file:
+            file.write(json.dumps({str(number): end for number, end in ends.items()}).encode())
+            _to_disk(file)
+        self.fs.mv(path + _PART, path)
+
+    def covered(self) -> dict[int, int]:
+        """Return what ``write_covered`` said; nothing where it never did.
+
+        Raises:
+            ArchiveError: the file is no such file.
+        """
+        path = f"{self.root}/{_COVERED}"
+        if not self.fs.exists(path):
+            return {}
+        try:
+            told = json.loads(self.fs.cat_file(path))
+            return {int(number): int(end) for number, end in told.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ArchiveError(f"{path}: {error}") from error
+
+    def delete(self, file: ArchiveFile) -> None:
+        """Delete a file."""
+        self.fs.rm_file(file.path)
+
+    def pattern(self, kind: Kind) -> str:
+        """Return what a query engine takes for all files of a kind."""
+        root = self.fs.unstrip_protocol(self.root) if self.is_remote else self.root
+        return f"{root}/{kind}/*/*/*.parquet"
+
+    def _parse(self, kind: Kind, paths: list[str]) -> Iterator[ArchiveFile]:
+        for path in paths:
+            match = _NAME.search(path)
+            if match:
+                date, _, partition, first, following = match.groups()
+                yield ArchiveFile(path, kind, date, int(partition), int(first), int(following))
+
+
+def _to_disk(file: Any) -> None:
+    """Make sure of a local file; an object store has it when it is closed."""
+    raw = getattr(file, "f", None)
+    if raw is not None and hasattr(raw, "fileno"):
+        file.flush()
+        os.fsync(raw.fileno())

@@ -1,0 +1,177 @@
+"""Chains of roots: signatures, order, gaps, forks, and the tail."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from shunter.audit.findings import Findings
+from shunter.audit.keyring import KeyProblem, Keyring, when
+from topics import ChainHead, Root
+from topics.merkle import tree_hash
+from topics.roots import is_signed, leaves_of, statement_digest
+
+# Between a root's own time and the broker's: two clocks, and a transaction that took its time.
+CLOCKS_APART_S_MAX = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRoot:
+    """A root, where it stands, and when the broker took it (epoch seconds)."""
+
+    root: Root
+    where: str
+    taken_at: float
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The chain and the place in it."""
+        return f"{self.root.statement.chain}#{self.root.statement.sequence}"
+
+
+@dataclass(slots=True)
+class Chain:
+    """The roots of one chain that are there, in order, and the leaves they are over."""
+
+    name: str
+    roots: list[PlacedRoot] = field(default_factory=list)
+    leaves: list[bytes] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    """Of each root, the number of leaves before it."""
+
+    @property
+    def head(self) -> ChainHead:
+        """The last root that is there."""
+        last = self.roots[-1]
+        statement = last.root.statement
+        return ChainHead(statement.sequence, last.digest, statement.at)
+
+
+def place_root(root: Root, where: str, taken_at: float) -> PlacedRoot:
+    """Return a root with its digest."""
+    return PlacedRoot(root, where, taken_at, statement_digest(root.statement))
+
+
+def link(roots: Iterable[PlacedRoot], keyring: Keyring, findings: Findings) -> Iterator[Chain]:
+    """Yield each chain with the roots that can be believed; what is wrong goes to the findings."""
+    by_chain: dict[str, list[PlacedRoot]] = {}
+    for placed in roots:
+        findings.roots += 1
+        by_chain.setdefault(placed.root.statement.chain, []).append(placed)
+    for name in sorted(by_chain):
+        chain = Chain(name)
+        for placed in sorted(by_chain[name], key=lambda p: p.root.statement.sequence):
+            leaves = _believed(placed, keyring, findings)
+            if leaves is not None and _follows(chain, placed, findings):
+                chain.roots.append(placed)
+                chain.starts.append(len(chain.leaves))
+                chain.leaves += leaves
+        if chain.roots:
+            _note_beginning(chain, findings)
+            findings.heads[name] = chain.head
+            yield chain
+
+
+def check_tails(
+    chains: Iterable[Chain], witnessed: dict[str, tuple[ChainHead, str]], findings: Findings
+) -> None:
+    """Hold each chain against what was told of its last root, by whom."""
+    by_name = {chain.name: chain for chain in chains}
+    oldest = min((c.roots[0].root.statement.at for c in by_name.values()), default=None)
+    for name, (head, told) in sorted(witnessed.items()):
+        chain = by_name.get(name)
+        if chain is None:
+            if oldest is not None and head.at < oldest:
+                findings.notes.append(f"{name}: older than anything kept; {told} names it")
+                continue
+            findings.add(
+                "truncated", name, f"no root of it is left, but {told} names #{head.sequence}"
+            )
+        elif chain.head.sequence < head.sequence:
+            findings.add(
+                "truncated",
+                name,
+                f"the tail is cut off: it ends with #{chain.head.sequence}, but {told} names"
+                f" #{head.sequence}",
+            )
+        else:
+            same = (p for p in chain.roots if p.root.statement.sequence == head.sequence)
+            for placed in same:
+                if placed.digest != head.digest:
+                    findings.add(
+                        "fork", placed.where, f"{placed.name} is not the root that {told} names"
+                    )
+
+
+def _believed(placed: PlacedRoot, keyring: Keyring, findings: Findings) -> list[bytes] | None:
+    """Return the leaves of a root that its signature and its tree hold good for."""
+    root, statement = placed.root, placed.root.statement
+    try:
+        key = keyring.check(statement.key, statement.writer, statement.at)
+    except KeyProblem as problem:
+        findings.add(problem.kind, placed.where, f"{placed.name}: {problem.message}")
+        return None
+    if not is_signed(key, "root", statement, root.signature):
+        findings.add("forged", placed.where, f"{placed.name}: the signature is wrong")
+        return None
+    try:
+        leaves = leaves_of(root)
+    except ValueError as error:
+        findings.add("broken_root", placed.where, f"{placed.name}: {error}")
+        return None
+    if not leaves or len(leaves) != statement.count or tree_hash(leaves).hex() != statement.tree:
+        told = f"{placed.name}: its {len(leaves)} leaves are not the {statement.count} signed"
+        findings.add("broken_root", placed.where, told)
+        return None
+    return leaves
+
+
+def _follows(chain: Chain, placed: PlacedRoot, findings: Findings) -> bool:
+    statement = placed.root.statement
+    if abs(placed.taken_at - statement.at) > CLOCKS_APART_S_MAX:
+        findings.add(
+            "back_dated",
+            placed.where,
+            f"{placed.name} says {when(statement.at)}, but was written {when(placed.taken_at)}",
+        )
+    if not chain.roots:
+        return True
+    before = chain.roots[-1]
+    last = before.root.statement
+    if statement.sequence == last.sequence:
+        if placed.digest == before.digest:
+            findings.add("replayed", placed.where, f"{placed.name} stands at {before.where} too")
+        else:
+            findings.add(
+                "fork", placed.where, f"{placed.name} is another root than that at {before.where}"
+            )
+        return False
+    if statement.at < last.at:
+        findings.add(
+            "back_dated",
+            placed.where,
+            f"{placed.name} says {when(statement.at)}, before its predecessor's {when(last.at)}",
+        )
+    if statement.sequence > last.sequence + 1:
+        count = statement.sequence - last.sequence - 1
+        findings.add(
+            "gap",
+            placed.where,
+            f"{count} transactions of {chain.name} are missing: #{last.sequence + 1} to"
+            f" #{statement.sequence - 1}",
+        )
+    elif statement.previous != before.digest:
+        findings.add(
+            "broken_link", placed.where, f"{placed.name} names another root before it than is there"
+        )
+    return True
+
+
+def _note_beginning(chain: Chain, findings: Findings) -> None:
+    first = chain.roots[0].root.statement
+    if first.sequence > 0:
+        findings.notes.append(
+            f"{chain.name} begins with #{first.sequence} at {when(first.at)}: what came before is"
+            " not kept here"
+        )
+    elif first.previous is not None:
+        findings.add("broken_link", chain.roots[0].where, f"{chain.name}#0 names one before it")

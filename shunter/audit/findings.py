@@ -1,0 +1,71 @@
+"""What a verification has found."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from topics import ChainHead
+
+Kind = Literal[
+    "altered",
+    "missing",
+    "replayed",
+    "reordered",
+    "gap",
+    "fork",
+    "broken_link",
+    "broken_root",
+    "forged",
+    "unknown_key",
+    "revoked_key",
+    "outside_validity",
+    "back_dated",
+    "truncated",
+    "wrong_key",
+    "unreadable",
+    "ended_twice",
+    "constraint",
+]
+
+# Each problem of a kind beyond so many is counted, not told.
+TOLD_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: what, where, and what it means."""
+
+    kind: Kind
+    where: str
+    message: str
+
+
+@dataclass(slots=True)
+class Findings:
+    """The outcome. ``notes`` are no problems; they say what could not be checked.
+
+    ``open`` counts accepted requests that had not ended, ``fresh`` records that are newer than the
+    roots that were read; ``heads`` are the last roots, to be held
+    against at the next verification.
+    """
+
+    records: int = 0
+    roots: int = 0
+    requests: int = 0
+    open: int = 0
+    fresh: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    heads: dict[str, ChainHead] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everything held."""
+        return not self.counts
+
+    def add(self, kind: Kind, where: str, message: str) -> None:
+        """Book a problem."""
+        self.counts[kind] += 1
+        if self.counts[kind] <= TOLD_MAX:
+            self.problems.append(Problem(kind, where, message))

@@ -1,0 +1,188 @@
+"""The report: what was served where, what it cost, and whether promises were kept."""
+
+import csv
+import html
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields
+from typing import Any
+
+import msgspec
+
+from shunter.audit.keyring import when
+
+ENDS = ("executed", "failed", "expired", "rejected", "cancelled")
+# Between a promise and what was got, rounding alone.
+COST_TOLERANCE = 1e-9
+
+
+class _Placement(msgspec.Struct):
+    pool: str
+    region: str
+    precision: str
+
+
+class _Envelope(msgspec.Struct):
+    cost_usd: float
+    finish_s: float
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int
+    output_tokens: int
+
+
+class Step(msgspec.Struct):
+    """Of a piece of evidence, what the report counts."""
+
+    request_id: str
+    step: str
+    at: float
+    tenant: str | None = None
+    task: str | None = None
+    placement: _Placement | None = None
+    promised: _Envelope | None = None
+    got: _Envelope | None = None
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Group:
+    """What a line is about; an empty name is of what was never placed."""
+
+    tenant: str
+    task: str
+    pool: str
+    region: str
+    precision: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a line counts. ``late`` and ``dear`` are answers beyond what was promised."""
+
+    requests: int = 0
+    completed: int = 0
+    failed: int = 0
+    expired: int = 0
+    rejected: int = 0
+    cancelled: int = 0
+    fallbacks: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+    promised_usd: float = 0.0
+    in_envelope: int = 0
+    late: int = 0
+    dear: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """Counts of the requests that ended from ``start`` to ``end``, epoch seconds."""
+
+    start: float
+    end: float
+    groups: dict[Group, Counts] = field(default_factory=dict)
+    unreadable: int = 0
+
+    def add(self, value: bytes) -> None:
+        """Count a piece of evidence."""
+        try:
+            step = _DECODE(value)
+        except msgspec.MsgspecError:
+            self.unreadable += 1
+            return
+        if not self.start <= step.at < self.end:
+            return
+        if step.step == "fell_back":
+            self._counts(step).fallbacks += 1
+        elif step.step in ENDS:
+            self._end(step)
+
+    def total(self) -> Counts:
+        """Return the sums over all groups."""
+        total = Counts()
+        for counts in self.groups.values():
+            for each in fields(Counts):
+                name = each.name
+                setattr(total, name, getattr(total, name) + getattr(counts, name))
+        return total
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a line for each group, in the order of names."""
+        return [asdict(group) | asdict(self.groups[group]) for group in sorted(self.groups)]
+
+    def _counts(self, step: Step) -> Counts:
+        place = step.placement or _Placement("", "", "")
+        group = Group(step.tenant or "", step.task or "", place.pool, place.region, place.precision)
+        return self.groups.setdefault(group, Counts())
+
+    def _end(self, step: Step) -> None:
+        counts = self._counts(step)
+        counts.requests += 1
+        status = "completed" if step.step == "executed" else step.step
+        setattr(counts, status, getattr(counts, status) + 1)
+        if step.usage is not None:
+            counts.input_tokens += step.usage.input_tokens
+            counts.output_tokens += step.usage.output_tokens
+        if step.promised is not None:
+            counts.promised_usd += step.promised.cost_usd
+        if step.got is not None:
+            counts.cost_usd += step.got.cost_usd
+            if step.promised is not None:
+                is_dear = step.got.cost_usd > step.promised.cost_usd + COST_TOLERANCE
+                is_late = step.got.finish_s > step.promised.finish_s
+                counts.dear += is_dear
+                counts.late += is_late
+                counts.in_envelope += not (is_dear or is_late)
+
+
+_DECODE = msgspec.json.Decoder(Step).decode
+_HEADINGS = [each.name for each in (*fields(Group), *fields(Counts))]
+_STYLE = (
+    "body{font:14px sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
+    "th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:right}"
+    "th:nth-child(-n+5),td:nth-child(-n+5){text-align:left}tfoot td{font-weight:bold}"
+    "th{background:#f4f4f4;position:sticky;top:0}"
+)
+
+
+def as_csv(report: Report) -> str:
+    """Return the lines as CSV with a heading."""
+    written = io.StringIO()
+    writer = csv.DictWriter(written, _HEADINGS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(report.rows())
+    return written.getvalue()
+
+
+def as_html(report: Report) -> str:
+    """Return a page that needs nothing else: no script, no font, no picture."""
+    heading = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in _HEADINGS)
+    body = "".join(
+        _line([*astuple(group), *astuple(report.groups[group])]) for group in sorted(report.groups)
+    )
+    total = _line(["total", "", "", "", "", *astuple(report.total())])
+    span = "the beginning" if report.start <= 0 else when(report.start)
+    span += "" if math.isinf(report.end) else f" to {when(report.end)}"
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Shunter: what was served</title>"
+        f"<style>{_STYLE}</style><h1>What was served</h1>"
+        f"<p>Requests that ended from {span}. A request is in its envelope when it cost and took"
+        " no more than was promised when it was sent to its pool.</p>"
+        f"<table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody>"
+        f"<tfoot>{total}</tfoot></table></html>\n"
+    )
+
+
+def _line(values: Sequence[Any]) -> str:
+    cells = "".join(f"<td>{html.escape(_shown(value))}</td>" for value in values)
+    return f"<tr>{cells}</tr>"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.6f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

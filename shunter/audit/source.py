@@ -1,0 +1,114 @@
+"""Where a trail is read from: the topics, or an archive."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from shunter.audit.findings import Findings
+from shunter.audit.keyring import Keyring
+from shunter.audit.topic import add_key, verify_topic
+from shunter.client import read_by_key, run
+from shunter.console import UserError
+from shunter.log_reading import Kind, Row, read_all, row_of
+from streams import KafkaLog, Partition
+from topics import Catalogue, ChainHead, Settings
+from topics.admin import partition_counts
+
+Witnessed = Mapping[str, tuple[ChainHead, str]]
+
+
+class Trail(Protocol):
+    """A trail, wherever it stands. Each call may raise UserError."""
+
+    def verify(
+        self,
+        keyring: Keyring,
+        witnessed: Witnessed,
+        tell: Callable[[int], object],
+    ) -> Findings:
+        """Verify all of it, with the keys in the keyring and those published on it."""
+        ...
+
+    def each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+        """Hand every record over, partition by partition in the order of offsets."""
+        ...
+
+    def of_request(self, request_id: str) -> list[Row]:
+        """Return the evidence of a request, in the order it was written."""
+        ...
+
+    def count(self) -> int | None:
+        """Return about how many records of evidence there are, if that is quickly told."""
+        ...
+
+
+class TopicTrail:
+    """The trail on Kafka."""
+
+    def __init__(self, settings: Settings) -> None:
+        names = Catalogue(settings)
+        topics = [names.evidence, names.evidence_roots, names.evidence_keys]
+        counts = run(partition_counts(settings, topics))
+        self._settings = settings.model_copy(update={"partitions": counts[names.evidence]})
+        self._catalogue = Catalogue(self._settings)
+
+    def verify(
+        self, keyring: Keyring, witnessed: Witnessed, tell: Callable[[int], object]
+    ) -> Findings:
+        """Verify what the topics hold."""
+        log = KafkaLog(self._settings)
+        return run(
+            verify_topic(log, self._catalogue, keyring=keyring, witnessed=witnessed, tell=tell)
+        )
+
+    def each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+        """Hand over what a topic holds."""
+        run(self._each(kind, take))
+
+    async def _each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+        c = self._catalogue
+        topic, partitions = {
+            "evidence": (c.evidence, c.partitions),
+            "roots": (c.evidence_roots, c.partitions),
+            "keys": (c.evidence_keys, 1),
+        }[kind]
+        async for record in read_all(KafkaLog(self._settings), topic, partitions):
+            take(row_of(record))
+
+    def of_request(self, request_id: str) -> list[Row]:
+        """Return a request's evidence, from the one partition it is on."""
+        key = request_id.encode()
+        records = run(read_by_key(self._settings, self._catalogue.evidence, key))
+        return [row_of(record) for record in records]
+
+    def count(self) -> int | None:
+        """Offsets are not records, but nearly."""
+        return run(self._count())
+
+    async def _count(self) -> int:
+        c = self._catalogue
+        partitions = [Partition(c.evidence, n) for n in range(c.partitions)]
+        bounds = await KafkaLog(self._settings).bounds(partitions)
+        return sum(end - first for first, end in bounds.values())
+
+
+def open_trail(archive: str | None, settings: Settings) -> Trail:
+    """Return the trail at an archive's URL, or on the topics where none is given.
+
+    Raises:
+        UserError: it can't be read, or the extra ``archive`` is not installed.
+    """
+    if archive is None:
+        return TopicTrail(settings)
+    try:
+        from shunter.audit.archived import ArchiveTrail  # noqa: PLC0415  an optional dependency
+    except ImportError as error:
+        told = f"an archive needs more: pip install 'shunter[archive]' ({error})"
+        raise UserError(told) from error
+    return ArchiveTrail(archive)
+
+
+def read_keyring(trail: Trail) -> Keyring:
+    """Return the keys that a trail has, believed as they are."""
+    keyring = Keyring()
+    trail.each("keys", lambda row: add_key(keyring, row.value, row.where))
+    return keyring

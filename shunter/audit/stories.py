@@ -1,0 +1,127 @@
+"""Stories: each request ends once, and never where its constraints forbid."""
+
+import msgspec
+
+from shunter.audit.findings import Findings
+
+_ENDS = frozenset({"executed", "failed", "expired", "rejected", "cancelled"})
+_ROUTED = frozenset({"placed", "held", "failed", "expired", "rejected"})
+
+
+class _Source(msgspec.Struct):
+    topic: str
+    partition: int
+    offset: int
+
+
+class _Placement(msgspec.Struct):
+    pool: str
+    region: str
+    precision: str
+
+
+class _Limits(msgspec.Struct, frozen=True):
+    """Of a profile, what a placement can break."""
+
+    regions: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    pools: tuple[str, ...] | None = None
+    exclude_pools: tuple[str, ...] = ()
+    max_cost_usd: float | None = None
+
+
+class _Envelope(msgspec.Struct):
+    cost_usd: float
+
+
+class Seen(msgspec.Struct):
+    """Of a piece of evidence, what verification looks at."""
+
+    request_id: str
+    step: str
+    source: _Source
+    attempt: int = 1
+    placement: _Placement | None = None
+    promised: _Envelope | None = None
+    profile: _Limits | None = None
+
+
+class _Story:
+    __slots__ = ("accepted", "dead", "ended", "limits")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.ended = 0
+        self.dead = 0
+        self.limits: tuple[_Limits, ...] = ()
+
+
+class Stories:
+    """What is known of each request, and what is wrong with it."""
+
+    def __init__(self, findings: Findings) -> None:
+        self._findings = findings
+        self._stories: dict[str, _Story] = {}
+        self._limits: dict[_Limits, _Limits] = {}
+
+    def add(self, seen: Seen, where: str) -> None:
+        """Take a step in, in the order of its partition."""
+        story = self._stories.get(seen.request_id)
+        if story is None:
+            story = self._stories[seen.request_id] = _Story()
+        topic, step = seen.source.topic, seen.step
+        if topic.endswith(".requests") and step in _ROUTED:
+            story.accepted += 1
+        if step in _ENDS:
+            story.ended += 1
+        elif step == "dead_lettered" and not topic.endswith(".requests"):
+            story.dead += 1
+        # What a later attempt excludes besides is no wish of the client.
+        if seen.profile is not None and seen.attempt == 1:
+            # Few requests differ in these.
+            limits = self._limits.setdefault(seen.profile, seen.profile)
+            if limits not in story.limits:
+                story.limits = (*story.limits, limits)
+        if seen.placement is not None and story.limits:
+            broken = [_broken(each, seen.placement, seen.promised) for each in story.limits]
+            # An id that was published twice may have limits of two kinds.
+            if all(broken):
+                told = f"{seen.request_id} {step}: {'; '.join(broken[-1])}"
+                self._findings.add("constraint", where, told)
+
+    def finish(self, *, is_whole: bool) -> None:
+        """Count the ends; where the trail does not begin at its beginning, some lack theirs."""
+        for request_id, story in self._stories.items():
+            # A dead letter ends an accepted request, unless that has an end of its own besides.
+            ended = story.ended or min(story.dead, story.accepted)
+            if story.accepted:
+                self._findings.requests += 1
+                # One that was published twice may wait as one, and end as one.
+                self._findings.open += not ended
+            if ended > story.accepted and (is_whole or story.accepted):
+                self._findings.add(
+                    "ended_twice",
+                    request_id,
+                    f"accepted {_times(story.accepted)}, ended {_times(ended)}",
+                )
+
+
+def _broken(limits: _Limits, placement: _Placement, promised: _Envelope | None) -> list[str]:
+    found = []
+    for what, value, allowed in (
+        ("region", placement.region, limits.regions),
+        ("precision", placement.precision, limits.precisions),
+        ("pool", placement.pool, limits.pools),
+    ):
+        if allowed is not None and value not in allowed:
+            found.append(f"{what} {value} is not among {', '.join(allowed) or 'none'}")
+    if placement.pool in limits.exclude_pools:
+        found.append(f"pool {placement.pool} was excluded")
+    most = limits.max_cost_usd
+    if most is not None and promised is not None and promised.cost_usd > most:
+        found.append(f"{promised.cost_usd} USD were promised, at most {most} allowed")
+    return found
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")

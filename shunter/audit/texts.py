@@ -1,0 +1,101 @@
+"""Texts and their digests: proving that one is the one, and forgetting."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from shunter.client_submit import producer_of
+from shunter.console import UserError
+from shunter.log_reading import Row, read_all
+from streams import KafkaLog
+from topics import BadRecordError, Catalogue, Evidence, Salt, Settings, TextDigest, decode
+from topics.admin import partition_counts
+from topics.salts import digest_key, salt_key, text_digest
+
+
+def read_text(path: Path) -> Any:
+    """Return the JSON in a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+
+
+async def match_text(settings: Settings, rows: Sequence[Row], given: Any) -> list[str]:
+    """Return a line for each step whose digest is that of a text.
+
+    The text is parsed JSON: a body, or a request or result with a body in it.
+
+    Raises:
+        UserError: nothing is known of the request, or its tenant was forgotten.
+    """
+    digests = list(_digests(rows))
+    if not digests:
+        raise UserError("the evidence has no digest: nothing is known of the request, or of a body")
+    salts = {salt.id: salt for salt in await read_salts(settings)}
+    if not any(digest.salt in salts for _, _, digest in digests):
+        raise UserError("the tenant's salts are gone: it was forgotten")
+    secret = settings.evidence_secret
+    raw_secret = None if secret is None else secret.get_secret_value().encode()
+    lines = []
+    for step, what, digest in digests:
+        if digest.salt in salts:
+            key = digest_key(salts[digest.salt], raw_secret)
+            if any(text_digest(key, body) == digest.hmac for body in _bodies(given)):
+                lines.append(f"it is the body of the {what}, by the evidence {step!r}")
+    return lines
+
+
+async def read_salts(settings: Settings) -> list[Salt]:
+    """Return the salts that were not destroyed."""
+    salts: dict[bytes, Salt] = {}
+    async for record in read_all(KafkaLog(settings), Catalogue(settings).evidence_salts, 1):
+        salts.pop(record.key or b"", None)
+        if record.value is not None:
+            try:
+                salts[record.key or b""] = decode(Salt, record.value)
+            except BadRecordError:
+                continue
+    return list(salts.values())
+
+
+async def forget_tenant(settings: Settings, tenant: str) -> int:
+    """Destroy the salts of a tenant; return how many there were."""
+    await partition_counts(settings, [Catalogue(settings).evidence_salts])
+    gone = [salt for salt in await read_salts(settings) if salt.tenant == tenant]
+    async with producer_of(settings) as producer:
+        for salt in gone:
+            key = salt_key(tenant, salt.id)
+            await producer.send_and_wait(Catalogue(settings).evidence_salts, None, key=key)
+    return len(gone)
+
+
+def _digests(rows: Sequence[Row]) -> Iterator[tuple[str, str, TextDigest]]:
+    for row in rows:
+        try:
+            step = decode(Evidence, row.value or b"")
+        except BadRecordError:
+            continue
+        if step.request_digest is not None:
+            yield step.step, "request", step.request_digest
+        if step.response_digest is not None:
+            yield step.step, "answer", step.response_digest
+
+
+def _bodies(given: Any) -> Iterator[Any]:
+    """Yield what in a file may be meant: all of it, a request's body, or a result's."""
+    yield given
+    if isinstance(given, dict):
+        if "body" in given:
+            yield given["body"]
+        response = given.get("response")
+        if isinstance(response, dict) and "body" in response:
+            yield response["body"]

@@ -1,0 +1,169 @@
+"""`shunter audit report`, `export` and `replay`: what can be made of the evidence."""
+
+import base64
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import orjson
+import typer
+
+from policies import compile_options
+from shunter.audit.replay import replay_steps
+from shunter.audit.report import Report, as_csv, as_html
+from shunter.audit.source import open_trail
+from shunter.client import note
+from shunter.console import (
+    ArchiveUrl,
+    AsJson,
+    Bootstrap,
+    FleetFile,
+    PolicyFile,
+    Prefix,
+    UserError,
+    out,
+    settings_from,
+)
+from shunter.log_reading import Kind, Row
+from streams.declarations import load_fleet, load_policy
+from topics import BadRecordError, Evidence, decode
+
+KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
+
+
+class Format(StrEnum):
+    """How a report is written."""
+
+    CSV = "csv"
+    JSON = "json"
+    HTML = "html"
+
+
+def report(
+    start: Annotated[
+        str | None, typer.Option("--from", help="First day or time, ISO 8601, UTC if it says none.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="The first not counted.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.CSV,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
+    ] = None,
+    archive: ArchiveUrl = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Count what was served per tenant, class, pool, region and precision, and what it cost.
+
+    Example: shunter audit report --from 2026-11-01 --to 2026-12-01 --format html --output nov.html
+    """
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    found = Report(_time(start, 0.0), _time(end, math.inf))
+    trail = open_trail(archive, settings)
+    trail.each("evidence", lambda row: found.add(row.value or b""))
+    if found.unreadable:
+        note(f"{found.unreadable} records are no evidence and were left out")
+    text = {Format.CSV: as_csv, Format.HTML: as_html, Format.JSON: _as_json}[form](found)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is not there.")],
+    archive: ArchiveUrl = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Write the whole trail as JSONL: evidence, roots and keys, for programs of any kind.
+
+    Example: shunter audit export /tmp/trail
+    """
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    trail = open_trail(archive, settings)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for kind in KINDS:
+            path = directory / f"{kind}.jsonl"
+            with path.open("wb") as file:
+                trail.each(kind, write_lines(file))
+    except OSError as error:
+        raise UserError(f"{directory}: {error.strerror}") from error
+
+
+def replay(
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="The id of a request.")],
+    fleet: FleetFile = None,
+    policy: PolicyFile = None,
+    archive: ArchiveUrl = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the decisions on a request again, from what they were made on, and compare.
+
+    Wants the fleet and the policy of the versions that the evidence names. Ends with exit code 1
+    where a decision comes out otherwise.
+
+    Example: shunter audit replay request-1 --policy policy-of-november.yaml
+    """
+    settings = settings_from(
+        bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, fleet=fleet, policy=policy
+    )
+    steps = []
+    for row in open_trail(archive, settings).of_request(request_id):
+        try:
+            steps.append(decode(Evidence, row.value or b""))
+        except BadRecordError as error:
+            note(f"{row.where} is left out: {error.message}")
+    if not steps:
+        raise UserError(f"nothing is known of request {request_id!r}")
+    options = compile_options(load_fleet(settings.fleet))
+    replayed = replay_steps(steps, options, load_policy(settings.policy))
+    if as_json:
+        typer.echo(orjson.dumps(replayed).decode())
+    for each in () if as_json else replayed:
+        verdict = "differs" if each.differences else "the same again"
+        line = f"{each.step}, attempt {each.attempt}: {verdict}, {each.chosen} first"
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        for difference in each.differences:
+            out.print(f"  {difference}", markup=False, highlight=False, soft_wrap=True)
+    if any(each.differences for each in replayed):
+        raise typer.Exit(1)
+
+
+def _time(text: str | None, default: float) -> float:
+    if text is None:
+        return default
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UserError(f"{text!r} is no date or time of ISO 8601, such as 2026-11-24") from error
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _as_json(found: Report) -> str:
+    return orjson.dumps({"groups": found.rows(), "total": found.total()}).decode() + "\n"
+
+
+def write_lines(file: BinaryIO) -> Callable[[Row], object]:
+    """Return what writes each record to the file as a line of JSON (docs/evidence.md)."""
+
+    def write(row: Row) -> None:
+        line: dict[str, Any] = {
+            "partition": row.partition,
+            "offset": row.offset,
+            "at": row.at,
+            "key": None if row.key is None else row.key.decode("utf-8", "backslashreplace"),
+        }
+        try:
+            told = json.dumps(line | {"value": json.loads(row.value or b"null")})
+        except (ValueError, RecursionError):
+            told = json.dumps(line | {"raw": base64.b64encode(row.value or b"").decode()})
+        file.write(told.encode() + b"\n")
+
+    return write

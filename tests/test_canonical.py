@@ -1,0 +1,79 @@
+"""Canonical JSON: the fast form is the reference's, for whatever evidence may hold."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import rfc8785
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topics import Candidate, Evidence, Source, Tag
+from topics.canonical import canonical, canonical_json, is_canonical
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+# Where ECMAScript and msgspec part: whole numbers, small ones, large ones.
+numbers = finite | st.floats(1e-8, 1e-4) | st.integers(-50, 50).map(float) | st.floats(1e14, 1e23)
+texts = st.text(max_size=12) | st.sampled_from(
+    ['":1.0,', "1.0}", "x\\", '"', '\\":2.0,', "e-6,", ":-0.0}", "\U0001f600", "\ue000", "1e5]"]
+)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts | st.integers(-(2**53) + 1, 2**53 - 1),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(values)
+def test_any_json_is_written_as_the_reference_does(value: Any) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(numbers, numbers, texts, texts, values)
+def test_evidence_is_written_as_the_reference_does(
+    cost: float, at: float, name: str, message: str, value: Any
+) -> None:
+    evidence = Evidence(
+        request_id=name,
+        step="placed",
+        at=at,
+        writer="router/a",
+        source=Source("inference.requests", 0, 7),
+        tags={"task": Tag(value, "client", 1.0)},
+        candidates=(Candidate("p", "v", "fp8", "eu", "direct", cost_usd=cost, chance=1.0),),
+        message=message,
+    )
+    raw = canonical(evidence)
+    assert raw == rfc8785.dumps(json.loads(json.dumps(dataclasses.asdict(evidence))))
+    assert is_canonical(raw)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ({"b": 1.0, "a": 0.000001}, b'{"a":0.000001,"b":1}'),
+        ({"n": -0.0}, b'{"n":0}'),
+        ([1.0, 2.5e-6], b"[1,0.0000025]"),
+        ({"seed": 2**63}, b'{"seed":9223372036854776000}'),
+        ({"n": 1e21}, b'{"n":1e+21}'),
+    ],
+)
+def test_numbers_are_those_of_ecmascript(value: Any, written: bytes) -> None:
+    assert canonical_json(value) == written
+
+
+@pytest.mark.parametrize("value", ["\ud800", [10**400]])
+def test_what_has_no_such_form_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"Unicode|range|large|canonical|nested"):
+        canonical_json(value)
+
+
+def test_other_forms_are_told_apart() -> None:
+    assert not is_canonical(b'{"a": 1}')
+    assert not is_canonical(b'{"a":1.0}')
+    assert not is_canonical(b"{")
+    assert math.isfinite(json.loads(canonical_json(1.5)))
