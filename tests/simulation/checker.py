@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 Written = list[tuple[Record, Transaction | None]]
+Place = tuple[str, int, int]
+"""Topic, partition, offset."""
 
 # The steps that may be the evidence of a result.
 STEPS = {
@@ -22,6 +24,7 @@ STEPS = {
     "failed": {"failed", "dead_lettered"},
     "expired": {"expired"},
     "rejected": {"rejected"},
+    "cancelled": {"cancelled"},
 }
 
 
@@ -29,24 +32,88 @@ def check(world: "World") -> Iterator[str]:
     """Yield what is wrong."""
     topics: dict[str, Written] = defaultdict(list)
     for record, transaction in world.cluster.history:
-        if transaction is None or transaction.state == "committed":
+        if transaction is None or transaction.is_visible_on(record.partition):
             topics[record.partition.topic].append((record, transaction))
-    yield from _results(world, topics)
+    first = {name: records[0] for name, records in _published(world, topics).items()}
+    duplicates = _expected_duplicates(world, topics)
+    yield from _torn(world)
+    yield from _results(world, topics, duplicates)
+    yield from _deadlines(world, topics, first)
     yield from _constraints(world, topics)
     yield from _evidence(world, topics)
+    yield from _duplicates(world, topics, duplicates)
+    yield from _cancellations(world, topics)
     yield from _dead_letters(world, topics)
     yield from _progress(world, topics)
     yield from (f"{_key(r)} is still held" for r in held(world))
 
 
-def _results(world: "World", topics: dict[str, Written]) -> Iterator[str]:
+def _torn(world: "World") -> Iterator[str]:
+    """A transaction ends on each partition as its coordinator has decided."""
+    for transaction in {t: None for _, t in world.cluster.history if t is not None}:
+        for partition, marker in transaction.markers.items():
+            if marker != transaction.state:
+                yield (
+                    f"{transaction.transactional_id}: its transaction was {transaction.state},"
+                    f" but {marker} on {partition}"
+                )
+
+
+def _published(world: "World", topics: dict[str, Written]) -> dict[str, list[Record]]:
+    """Return the records of each request on the ingest topic."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for record, _ in topics[world.catalogue.requests]:
+        if _place(record) not in world.bad:
+            found[_key(record)].append(record)
+    return found
+
+
+def _expected_duplicates(world: "World", topics: dict[str, Written]) -> set[Place]:
+    """Return the records whose id came among the last ones before them, on their partition."""
+    duplicates = set()
+    for records in _published(world, topics).values():
+        for record, before in zip(records[1:], records, strict=False):
+            earlier = [
+                r.offset
+                for r in records[: records.index(before) + 1]
+                if r.partition == record.partition
+            ]
+            if earlier and record.offset - max(earlier) <= world.window_records:
+                duplicates.add(_place(record))
+    return duplicates
+
+
+def _results(
+    world: "World", topics: dict[str, Written], duplicates: set[Place]
+) -> Iterator[str]:
     counts = Counter(_key(record) for record, _ in topics[world.catalogue.results])
-    for name, expected in world.workload.expected.items():
-        # A request that is published twice is two records (docs/decisions/0002).
-        if not 1 <= counts[name] <= expected.published:
-            yield f"{name}: {counts[name]} results, published {expected.published} times"
+    for name, records in _published(world, topics).items():
+        accepted = sum(_place(record) not in duplicates for record in records)
+        # Of two that are accepted and held at once, the second takes the place of the first.
+        if not 1 <= counts[name] <= accepted:
+            yield f"{name}: {counts[name]} results, accepted {accepted} times"
     for name in counts.keys() - world.workload.expected.keys():
         yield f"{name}: a result of what was no request"
+
+
+def _deadlines(
+    world: "World", topics: dict[str, Written], first: dict[str, Record]
+) -> Iterator[str]:
+    """Nothing expires early, nothing begins late, by the clock of whoever decided."""
+    for record, _ in topics[world.catalogue.results]:
+        result, name = orjson.loads(record.value or b""), _key(record)
+        if name not in first:
+            continue
+        expected = world.workload.expected[name]
+        deadline = first[name].timestamp_ms / 1000 + expected.deadline_s
+        status, timing = result["status"], result["timing"]
+        is_late = status == "completed" and timing["started_at"] >= deadline
+        if is_late and len(_published(world, topics)[name]) == 1:
+            yield f"{name}: began {timing['started_at'] - deadline:.1f} s after its deadline"
+        if status == "expired" and timing["finished_at"] < deadline:
+            yield f"{name}: expired {deadline - timing['finished_at']:.1f} s before its deadline"
+        if status == "expired" and result["error"]["code"] != "deadline_passed":
+            yield f"{name}: expired, because of {result['error']['code']}"
 
 
 def _constraints(world: "World", topics: dict[str, Written]) -> Iterator[str]:
@@ -84,10 +151,9 @@ def _evidence(world: "World", topics: dict[str, Written]) -> Iterator[str]:
     tombstones = {(id(t), _key(r)) for r, t in topics[c.held] if r.value is None}
     for topic, written in topics.items():
         for record, transaction in written:
-            stood_at = (topic, record.partition.number, record.offset)
-            if topic == c.requests or stood_at in world.bad:
+            if topic in (c.requests, c.cancellations) or _place(record) in world.bad:
                 continue
-            at = id(transaction), _key(record)
+            at = id(transaction), _key(record) or _name(record)
             if transaction is None:
                 yield f"{record.partition} {record.offset}: written outside any transaction"
             wanted = _steps_of(world, record)
@@ -107,6 +173,47 @@ def _steps_of(world: "World", record: Record) -> set[str]:
     if topic == c.held:
         return set() if record.value is None else {"held"}
     return {c.reroutes: {"fell_back"}, c.dead_letters: {"dead_lettered"}}.get(topic, set())
+
+
+def _duplicates(
+    world: "World", topics: dict[str, Written], duplicates: set[Place]
+) -> Iterator[str]:
+    found = _sources(world, topics, "duplicate")
+    for place in sorted(duplicates | found.keys()):
+        if found[place] != (place in duplicates):
+            yield (
+                f"{place}: {found[place]} times evidenced as a duplicate, with a window of"
+                f" {world.window_records} records; it {'is' if place in duplicates else 'is not'} one"
+            )
+
+
+def _cancellations(world: "World", topics: dict[str, Written]) -> Iterator[str]:
+    """Each is evidenced once, and nothing else is cancelled."""
+    found = _sources(world, topics, "cancel_requested")
+    cancelled = set()
+    for record, _ in topics[world.catalogue.cancellations]:
+        if _place(record) not in world.bad:
+            cancelled.add(_key(record))
+            if found[_place(record)] != 1:
+                yield f"cancellation of {_key(record)}: {found[_place(record)]} times evidenced"
+    for record, _ in topics[world.catalogue.results]:
+        status, expected = orjson.loads(record.value or b"")["status"], world.workload.expected
+        if status == "cancelled" and _key(record) not in cancelled:
+            yield f"{_key(record)}: cancelled, which nobody wanted"
+        known = expected.get(_key(record))
+        if known is not None and known.is_known_cancelled and status != "cancelled":
+            yield f"{_key(record)}: {status}, though it had been cancelled long before"
+
+
+def _sources(world: "World", topics: dict[str, Written], step: str) -> Counter[Place]:
+    """Return what a kind of evidence is of, by where that stood."""
+    found: Counter[Place] = Counter()
+    for record, _ in topics[world.catalogue.evidence]:
+        evidence = orjson.loads(record.value or b"")
+        if evidence["step"] == step:
+            source = evidence["source"]
+            found[source["topic"], source["partition"], source["offset"]] += 1
+    return found
 
 
 def _dead_letters(world: "World", topics: dict[str, Written]) -> Iterator[str]:
@@ -140,3 +247,14 @@ def held(world: "World") -> list[Record]:
 
 def _key(record: Record) -> str:
     return (record.key or b"").decode()
+
+
+def _name(letter: Record) -> str:
+    """Return how the evidence names what has no key."""
+    from simulation.world import source_of
+
+    return "{}/{}/{}".format(*source_of(letter))
+
+
+def _place(record: Record) -> Place:
+    return (*record.partition, record.offset)
