@@ -146,6 +146,8 @@ class Transactor:
                 await writer.close()
 
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
+        # Even where there is nothing to do: readers of what was committed last may be waiting.
+        await self._replace_cut_off(partition)
         work = await self._stage.work(partition, records)
         if work is None:
             return
@@ -156,8 +158,7 @@ class Transactor:
 
     async def _commit(self, partition: Partition, work: Work) -> list[Refusal]:
         """Write the work as one transaction; where records were refused, abort and return them."""
-        if self._writers[partition].is_cut_off:
-            await self._start_over(partition)
+        await self._replace_cut_off(partition)
         writer = self._writers[partition]
         await writer.begin()
         progress = Effect(None, [self._progress_record(partition, work.progress)])
@@ -215,11 +216,19 @@ class Transactor:
             ) from error
         return list(culprits.values())
 
+    async def _replace_cut_off(self, partition: Partition) -> None:
+        """Replace a writer that the broker's death may have robbed of the end of its last commit.
+
+        Where markers are missing on some partitions (``streams/hanging.py``), their readers wait
+        for them, and the abort of our next transaction would reach what was committed.
+        """
+        if self._writers[partition].is_cut_off:
+            # Answered when the broker is back, however long that takes.
+            await self._log.committed(partition)
+            await self._start_over(partition)
+
     async def _start_over(self, partition: Partition) -> None:
         """Abort by fencing: a refused record leaves a gap that only a new producer can pass.
-
-        Also where the broker was away: it may have left a commit without markers on some
-        partitions (``streams/hanging.py``), and the abort of our next transaction would reach them.
 
         That fences a successor too, if we slept and there is one; what it has written since then
         shows in the progress (found by the simulation, seed 5097).
