@@ -161,6 +161,8 @@ async def test_a_writer_knows_that_it_was_cut_off_in_the_commit(
     async def commit_cut_off() -> None:
         for connection in list(producer.client._conns.values()):
             connection.close()
+        # As the client does when it has lost a broker: over a new connection.
+        await producer.client.force_metadata_update()
         await commit()
 
     monkeypatch.setattr(producer, "commit_transaction", commit_cut_off)

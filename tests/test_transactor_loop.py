@@ -97,7 +97,7 @@ async def test_a_writer_that_was_cut_off_is_replaced_before_it_goes_on(
     cluster: MemoryCluster,
 ) -> None:
     """What it committed last has no marker on one partition; its next transaction is aborted."""
-    names = fill(cluster, 4)
+    names = fill(cluster, 4, partitions=1)
     cluster.lose_marker = lambda partition: partition == Partition("out", 0)
     transactor = await take(cluster, Copier(), records_max=2)
     await transactor.step()
