@@ -41,6 +41,7 @@ class SimCluster(MemoryCluster):
         self.history: list[tuple[Record, Transaction | None]] = []
         self.begun_at_s: dict[str, float] = {}
         self.on_begin: Callable[[str], None] = lambda _id: None
+        self.on_fence: Callable[[str], None] = lambda _id: None
         self.on_end: Callable[[Transaction], None] = lambda _transaction: None
         self.on_commit: Callable[[Record], None] = lambda _record: None
         self._tell = tell
@@ -51,6 +52,10 @@ class SimCluster(MemoryCluster):
         self.begun_at_s[transactional_id] = asyncio.get_running_loop().time()
         self.on_begin(transactional_id)
         return super().begin(transactional_id)
+
+    def fence(self, transactional_id: str) -> int:
+        self.on_fence(transactional_id)
+        return super().fence(transactional_id)
 
     def end(self, transactional_id: str, state: Outcome) -> None:
         transaction = self._transactions[transactional_id]

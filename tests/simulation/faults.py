@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 # A fault strikes at the nth step of all processes, or some steps after the nth transaction began.
-STEPS_MAX = 6000
-BEGINS_MAX = 120
+STEPS_MAX = 2800
+BEGINS_MAX = 80
 STEPS_WITHIN_MAX = 40
 STRIKES_MAX = 7
 KINDS = {
@@ -44,7 +44,8 @@ class Faults:
         self._silent_from_s = rng.uniform(0.0, 8.0)
         self._at_step: dict[int, str] = {}
         self._within: dict[int, str] = {}
-        for kind in rng.choices(list(KINDS), KINDS.values(), k=rng.randint(0, STRIKES_MAX)):
+        kinds = dict.fromkeys(world.rules.strikes or (), 1) or KINDS
+        for kind in rng.choices(list(kinds), kinds.values(), k=rng.randint(0, STRIKES_MAX)):
             if rng.random() < 0.5:
                 self._at_step[rng.randint(1, STEPS_MAX)] = kind
             else:
@@ -54,11 +55,13 @@ class Faults:
         self._doomed: dict[str, str] = {}
         self._carriers = {world.catalogue.held, world.catalogue.reroutes, world.catalogue.results}
         for pool in pools:
-            self._carriers |= {world.catalogue.pool_lane(pool, lane) for lane in ("direct", "batch")}
+            self._carriers |= {
+                world.catalogue.pool_lane(pool, lane) for lane in ("direct", "batch")
+            }
         cluster = world.cluster
         cluster.lose_offset = self._loses_offset
         cluster.lose_marker = self._loses_marker
-        cluster.on_begin = self._begin
+        cluster.on_begin = cluster.on_fence = self._watch
         cluster.on_end = self._end
         if rng.random() < 0.5:
             cluster.refuse = self._refuses
@@ -77,13 +80,18 @@ class Faults:
         if kind_now is not None:
             self._strike(kind_now, process)
 
-    def _begin(self, transactional_id: str) -> None:
+    def _watch(self, transactional_id: str) -> None:
+        """Be told of each transaction and each fencing."""
+        self._begins += 1
+        kind = self._within.get(self._begins) or self._doomed.pop(transactional_id, None)
+        if kind is not None:
+            self._light(kind, transactional_id)
+
+    def _light(self, kind: str, transactional_id: str = "") -> None:
         from simulation.process import PROCESS
 
-        self._begins += 1
         process = PROCESS.get()
-        kind = self._within.get(self._begins) or self._doomed.pop(transactional_id, None)
-        if process is not None and kind is not None and not self._is_over:
+        if process is not None and not self._is_over:
             process.fuse = (self._rng.randint(0, STEPS_WITHIN_MAX), kind, transactional_id)
 
     def _strike(self, kind: str, process: "Process", transactional_id: str | None = None) -> None:
@@ -185,5 +193,9 @@ class Faults:
         if expected is None or not expected.is_refused or record.topic not in self._carriers:
             return False
         if record.topic == self._world.catalogue.results:
-            return b'"completed"' in (record.value or b"")
-        return record.value is not None
+            is_refused = b'"completed"' in (record.value or b"")
+        else:
+            is_refused = record.value is not None
+        if is_refused and self._rng.random() < 0.1:
+            self._light(self._rng.choice(("kill", "pause")))
+        return is_refused

@@ -30,10 +30,10 @@ PROCESS: ContextVar["Process | None"] = ContextVar("process", default=None)
 
 HEARTBEAT_S = 1.0
 FOLLOW_S = 0.5
-HELD_MAX = 8
+HELD_MAX = 4
 HELD_BYTES_MAX = 500
-IN_FLIGHT_MAX = 6
-POLL_RECORDS_MAX = 4
+IN_FLIGHT_MAX = 4
+POLL_RECORDS_MAX = 3
 POLL_S_MAX = 1.0
 # A supervisor kills what has not ended so long after it was told to.
 GRACE_S = 15.0

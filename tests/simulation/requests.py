@@ -93,7 +93,9 @@ def make_workload(rng: random.Random, count: int) -> Workload:
         kind, name = work.order[at]
         if kind == "request" and rng.random() < 0.12:
             # Before it is published, soon after it, or when it has ended long ago.
-            work.order.insert(max(0, at + rng.choice((-2, 0, 1, 1, 2, 3, 10))), Item("cancel", name))
+            work.order.insert(
+                max(0, at + rng.choice((-2, 0, 1, 1, 2, 3, 10))), Item("cancel", name)
+            )
     for name in ("", "nobody"):
         if rng.random() < 0.1:
             work.order.insert(rng.randrange(len(work.order)), Item("cancel", name))

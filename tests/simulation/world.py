@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from memory_log import MemoryWriter
 from stream_cases import START, make_options, make_policy
 
+from simulation.aftermath import source_of
 from simulation.checker import check, held
 from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
@@ -22,14 +23,15 @@ from streams.log import Outgoing, Record
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
 from topics import Catalogue, Settings
-from topics import headers as h
 from workers import Worker
 
 REQUESTS = 20
 # Faults fall into the first seconds; what is left after SETTLED_S_MAX more will never end.
 FAULTS_S = 12.0
 SETTLED_S_MAX = 400.0
-FINAL_S = 3.0
+FINAL_S = 2.0
+# By then every process has read a cancellation.
+KNOWN_S = 1.0
 
 POLICY = """
 classes:
@@ -60,6 +62,8 @@ class Rules:
     worker: type[Worker] = Worker
     log: type[SimLog] = SimLog
     writer: type[MemoryWriter] = MemoryWriter
+    strikes: Sequence[str] | None = None
+    """The faults to strike, in place of all."""
     lose_offsets_of: str | None = None
     """A stage, by the end of its group's name, none of whose group offsets is ever seen."""
 
@@ -194,7 +198,7 @@ class World:
         for name, task in (("late-1", "chat"), ("late-2", "summarization")):
             self.workload.add(self.rng, name, {"task": task}, POOLS).is_known_cancelled = True
             self._cancel(name)
-        await asyncio.sleep(FINAL_S)
+        await asyncio.sleep(KNOWN_S)
         for name in ("late-1", "late-2"):
             self._request(name, self.workload.homes[name])
 
@@ -271,15 +275,6 @@ class World:
             "canceller": {c.cancellations},
             "worker": {t.name for pool in self.options.by_pool for t in c.pool_topics(pool)},
         }[stage]
-
-
-def source_of(letter: Record) -> tuple[str, int, int]:
-    """Return where a dead letter stood."""
-    topic, partition, offset = (
-        (h.find(letter.headers, f"__connect.errors.{name}") or b"").decode()
-        for name in ("topic", "partition", "offset")
-    )
-    return topic, int(partition), int(offset)
 
 
 def run(seed: int, rules: Rules | None = None) -> World:
