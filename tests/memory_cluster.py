@@ -138,13 +138,12 @@ class MemoryCluster:
         checkpoint: Callable[[], Awaitable[None]] = _pass,
         sleep: Callable[[float], Awaitable[None]] = _pass_at_once,
     ) -> None:
-        self.topics = dict(topics)
+        self.topics: dict[str, int] = {}
+        self.logs: dict[Partition, _PartitionLog] = {}
+        self.create(topics)
         self.now = now
         self.checkpoint = checkpoint
         self.sleep = sleep
-        self.logs = {
-            Partition(t, n): _PartitionLog() for t, count in topics.items() for n in range(count)
-        }
         self.members: dict[str, dict[str, Member]] = {}
         self.offsets: dict[tuple[str, Partition], int] = {}
         self.refuse: Callable[[Outgoing], bool] = lambda _record: False
@@ -162,6 +161,13 @@ class MemoryCluster:
         self._transactions: dict[str, Transaction] = {}
         self._newest: dict[str, Transaction] = {}
         self._keyless = 0
+
+    def create(self, topics: Mapping[str, int]) -> None:
+        """Make topics, of so many partitions each."""
+        self.topics |= topics
+        for topic, count in topics.items():
+            for number in range(count):
+                self.logs[Partition(topic, number)] = _PartitionLog()
 
     def publish(self, record: Outgoing, timestamp_ms: int | None = None) -> Record:
         """Append a record outside any transaction, as a foreign client does."""

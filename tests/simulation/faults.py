@@ -95,16 +95,28 @@ class Faults:
             process.fuse = (self._rng.randint(0, STEPS_WITHIN_MAX), kind, transactional_id)
 
     def _strike(self, kind: str, process: "Process", transactional_id: str | None = None) -> None:
-        world, rng = self._world, self._rng
         if self._is_over:
             return
-        world.tell(f"fault: {kind} at step {self._steps}, of {process.name}")
+        self._world.tell(f"fault: {kind} at step {self._steps}, of {process.name}")
+        rng = self._rng
         if kind == "kill":
             process.kill("killed")
         elif kind == "pause":
             process.pause(rng.choice((0.3, 3.0, 9.0, 20.0)) * rng.uniform(0.5, 1.0))
-        elif kind == "rebalance":
-            group = rng.choice(world.groups.names() or [""])
+        elif kind == "error":
+            process.error = LogError("the broker has closed the connection")
+        elif kind == "clock":
+            offset_s = rng.choice((-100.0, -1.0, 1.0, 20.0, 100.0))
+            self._world.clock_offsets_s[process.name] = offset_s
+        elif kind == "leave":
+            process.leave("told to")
+        else:
+            self._strike_kafka(kind, transactional_id)
+
+    def _strike_kafka(self, kind: str, transactional_id: str | None) -> None:
+        world = self._world
+        if kind == "rebalance":
+            group = self._rng.choice(world.groups.names() or [""])
             world.spawn(world.groups.of(group).rebalance())
         elif kind == "broker":
             self._is_broker_dying = True
@@ -113,15 +125,11 @@ class Faults:
             name = transactional_id if transactional_id in is_open else next(iter(is_open), None)
             if name is not None:
                 world.cluster.time_out(name)
-        elif kind == "error":
-            process.error = LogError("the broker has closed the connection")
-        elif kind == "clock":
-            world.clock_offsets_s[process.name] = rng.choice((-100.0, -1.0, 1.0, 20.0, 100.0))
         elif kind == "compact":
             world.cluster.compact(world.catalogue.held)
             world.cluster.compact(world.catalogue.progress)
         else:
-            process.leave("told to")
+            raise ValueError(f"no such fault: {kind}")
 
     async def outside(self) -> None:
         """Let a pool be slow for a while, and one die for a while."""

@@ -6,6 +6,7 @@ gate doesn't run, no ``except`` and no ``finally`` of it either.
 """
 
 import asyncio
+import contextlib
 import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -171,7 +172,5 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         coro = task.get_coro()
         if task.done() or coro is None:
             return
-        try:
+        with contextlib.suppress(Exception):
             coro.close()  # type: ignore[union-attr]
-        except Exception:  # noqa: BLE001, S110 - the world is over
-            pass

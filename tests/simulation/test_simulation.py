@@ -43,10 +43,12 @@ def test_everything_holds_on_every_seed() -> None:
 
 def test_a_seed_tells_the_same_story_in_every_process() -> None:
     seeds = ("3", "7", "19")
-    with simulate("--replay", *seeds, hash_seed="1") as a:
-        with simulate("--replay", *seeds, hash_seed="2") as b:
-            first, errors = a.communicate()
-            second, _ = b.communicate()
+    with (
+        simulate("--replay", *seeds, hash_seed="1") as a,
+        simulate("--replay", *seeds, hash_seed="2") as b,
+    ):
+        first, errors = a.communicate()
+        second, _ = b.communicate()
     assert first.count("faults are over") == len(seeds), errors
     assert first == second
 

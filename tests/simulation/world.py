@@ -180,6 +180,8 @@ class World:
         for name in self.homes:
             self._start(name)
         await asyncio.sleep(FINAL_S)
+        # The second copy of a request may have been on its way back to the hold.
+        await self._settle()
 
     async def _publish(self) -> None:
         await asyncio.sleep(self.rng.uniform(0.0, 1.0))
@@ -227,7 +229,6 @@ class World:
         end_s = self.loop.at_s + SETTLED_S_MAX
         while self.loop.at_s < end_s:
             has_ended = self.ended >= self.workload.expected.keys()
-            # The second copy of a request may be held when the first has its result.
             if has_ended and self.buried >= self.bad and not held(self):
                 return
             await asyncio.sleep(0.5)
