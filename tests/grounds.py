@@ -1,7 +1,7 @@
 """Two logs under one interface, memory and a real Kafka, for behaviour that both must show."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -192,10 +192,8 @@ class KafkaGround:
 
     async def own(self, transactor: Transactor, count: int) -> None:
         await transactor.start()
-        async with asyncio.timeout(15):
-            while len(transactor.partitions) < count:
-                # Not a step: what is polled before the test has looked would be worked on.
-                await asyncio.sleep(0.01)
+        # Without a step, which might read and write already.
+        await until(lambda: len(transactor.partitions) == count)
 
     async def kill(self, log: Log) -> None:
         # A static member says nothing when it goes; its name is free for the next at once.
@@ -243,6 +241,13 @@ class KafkaGround:
             await writer.close()
         await self._reader.stop()
         await self._producer.stop()
+
+
+async def until(check: Callable[[], object]) -> None:
+    """Wait until something holds that the Kafka client does in the background."""
+    async with asyncio.timeout(15):
+        while not check():  # noqa: ASYNC110 - the client has no event for it
+            await asyncio.sleep(0.01)
 
 
 def kept(records: Collection[Record]) -> list[Record]:

@@ -278,7 +278,8 @@ class MemoryLog:
         """Yield the committed records from each start to its end, or the end as it is now."""
         bounds = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
         waits = 0
-        for partition, last in bounds.items():
+        # Sorted, since the caller's order may be that of a set.
+        for partition, last in sorted(bounds.items()):
             end = min(last, (ends or {}).get(partition, last))
             log, position = self.cluster.logs[partition], starts[partition]
             while position < end:

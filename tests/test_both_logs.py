@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 
 import pytest
-from grounds import SMALL_BYTES, KafkaGround, MemoryGround, kept, make_ground, values
+from grounds import SMALL_BYTES, KafkaGround, MemoryGround, kept, make_ground, until, values
 
 from streams.log import Log, Outgoing, Partition, Record, Writer
 
@@ -40,9 +40,7 @@ class Logs:
         await log.join(self.group, [self.topic], member)
         if isinstance(self.ground, MemoryGround):
             await self.ground.cluster.rebalance(self.group)
-        async with asyncio.timeout(15):
-            while len(member.partitions) < 2:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(member.partitions) == 2)
         return log
 
     async def fence(self, log: Log, name: str = "w") -> Writer:

@@ -103,6 +103,8 @@ class World:
         self.ended: set[str] = set()
         self.healed = asyncio.Event()
         self.buried: set[tuple[str, int, int]] = set()
+        self.cancellations_left = 0
+        """Published, and without evidence yet."""
         self.faults = Faults(self)
         self.is_settled = False
 
@@ -211,7 +213,9 @@ class World:
     def _cancel(self, name: str) -> None:
         self.tell(f"a client cancels {name!r}")
         record = self.cluster.publish(Outgoing(self.catalogue.cancellations, name.encode(), None))
-        if not name:
+        if name:
+            self.cancellations_left += 1
+        else:
             self.bad.add((*record.partition, record.offset))
 
     def _publish_bad(self) -> None:
@@ -229,7 +233,8 @@ class World:
         end_s = self.loop.at_s + SETTLED_S_MAX
         while self.loop.at_s < end_s:
             has_ended = self.ended >= self.workload.expected.keys()
-            if has_ended and self.buried >= self.bad and not held(self):
+            is_told = self.buried >= self.bad and self.cancellations_left <= 0
+            if has_ended and is_told and not held(self):
                 return
             await asyncio.sleep(0.5)
         for name in sorted(self.workload.expected.keys() - self.ended):
@@ -259,6 +264,8 @@ class World:
             self.ended.add((record.key or b"").decode())
         elif topic == self.catalogue.dead_letters:
             self.buried.add(source_of(record))
+        elif b'"cancel_requested"' in (record.value or b""):
+            self.cancellations_left -= 1
 
     def _start(self, name: str) -> None:
         if name in self.processes and not self.processes[name].is_dead:
