@@ -105,7 +105,11 @@ class Batcher:
         limits = self._situation.policy.windows
         held = _Held(
             partition,
-            Windows(members_max=limits.members_max, margin_s=limits.margin_s),
+            Windows(
+                members_max=limits.members_max,
+                margin_s=limits.margin_s,
+                share_of=lambda tenant: self._situation.policy.limits_of(tenant).share,
+            ),
             Payloads(partition, self._room),
         )
         first, end = (await log.bounds([partition]))[partition]

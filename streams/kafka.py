@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Seque
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     InvalidTimestampError,
     MessageSizeTooLargeError,
@@ -27,6 +28,11 @@ TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 5000
 CLOSE_S_MAX = 5.0
+# As long as looking for the coordinator may take.
+FENCE_S_MAX = 30.0
+# How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
+REBALANCE_S = 0.1
+UNDECODABLE_S_MAX = 10.0
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
 
@@ -39,6 +45,18 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
     }
+
+
+def _assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]:
+    """Return how a group shares its partitions out: by turns.
+
+    A static member that comes back is given what it had, without a rebalance, even where topics
+    have more partitions by now. A name with their number in it changes what the members agree on
+    once all know the new one, and Kafka lets them share out again.
+    """
+    name = f"{RoundRobinPartitionAssignor.name}-{partitions}"
+    numbered = type("_Numbered", (RoundRobinPartitionAssignor,), {"name": name})
+    return numbered, RoundRobinPartitionAssignor
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -122,6 +140,7 @@ class KafkaLog:
             **consumer_options(self._settings),
             group_id=group,
             group_instance_id=f"{group}-{self._settings.instance}",
+            partition_assignment_strategy=_assignors(self._settings.partitions),
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=min(1000, self._settings.session_timeout_ms // 3),
             rebalance_timeout_ms=30_000,
@@ -150,11 +169,17 @@ class KafkaLog:
             await asyncio.sleep(timeout_s)
             return {}
         try:
-            polled = await consumer.getmany(
-                *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
-            )
+            # Once a rebalance has begun the client waits for its end, whatever timeout it was
+            # given; and the rebalance waits for the caller of this to give up the partitions.
+            async with asyncio.timeout(timeout_s + REBALANCE_S):
+                polled = await consumer.getmany(
+                    *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
+                )
+        except TimeoutError:
+            return {}
         except UNDECODABLE:
-            return await poll_past_undecodable(consumer, wanted, self._positions)
+            async with asyncio.timeout(UNDECODABLE_S_MAX):
+                return await poll_past_undecodable(consumer, wanted, self._positions)
         records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
         return records
@@ -280,7 +305,12 @@ class KafkaLog:
             max_request_size=PRODUCER_BYTES_MAX,
             retry_backoff_ms=TRANSACTION_RETRY_MS,
         )
-        await producer.start()
+        try:
+            async with asyncio.timeout(FENCE_S_MAX):
+                await producer.start()
+        except TimeoutError as error:
+            await producer.stop()
+            raise LogError(f"no broker fences {transactional_id} in {FENCE_S_MAX} s") from error
         try:
             known = producer._txn_manager  # noqa: SLF001 - likewise
             fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)

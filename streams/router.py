@@ -1,11 +1,21 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from zlib import crc32
 
-from policies import Decision, Situation, UnservableError, decide, decided_tags, tag
+from policies import (
+    Decision,
+    Rates,
+    Shares,
+    Situation,
+    UnservableError,
+    decide,
+    decided_tags,
+    share_out,
+    tag,
+)
 from streams.clock import Clock
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe
@@ -21,6 +31,7 @@ from topics import (
     ResultError,
     Tag,
     parse_request,
+    peek_id,
 )
 from topics import headers as h
 from topics.evidence import Step
@@ -59,6 +70,10 @@ class Router:
         self._request_bytes_max = request_bytes_max
         self._duplicate_window_records = duplicate_window_records
         self._recent: dict[Partition, RecentIds] = {}
+        self._ingest: set[Partition] = set()
+        self._log: Log | None = None
+        self._rates = Rates(situation.policy)
+        self._shares = Shares(situation.policy)
 
     @property
     def group(self) -> str:
@@ -71,9 +86,13 @@ class Router:
         return (self._catalogue.requests, self._catalogue.reroutes)
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Read back what ids came last; a decision depends on nothing else that came before."""
-        if partition.topic != self._catalogue.requests or not self._duplicate_window_records:
+        """Read back what ids came last; no decision must depend on anything else before."""
+        if partition.topic != self._catalogue.requests:
             return
+        self._ingest.add(partition)
+        if not self._duplicate_window_records:
+            return
+        self._log = log
         recent = self._recent[partition] = RecentIds(self._duplicate_window_records)
         if progress is None:
             return
@@ -82,13 +101,13 @@ class Router:
         stop = min(end, progress.next_offset)
         async for records in log.read({partition: start}, {partition: stop}):
             for record in records:
-                # What is no request was no first one either.
-                with suppress(BadRecordError):
-                    recent.seen(self._read(record).id, record.offset)
-            recent.keep()
+                found = peek_id(record.value, h.cloud_event_id(record.headers))
+                if found is not None:
+                    recent.read_back(found, record.offset, partial(self._is_request, record))
 
     def forget(self, partition: Partition) -> None:
         """Drop the ids of a partition that is another's."""
+        self._ingest.discard(partition)
         self._recent.pop(partition, None)
 
     def wants(self, partition: Partition) -> bool:
@@ -111,10 +130,13 @@ class Router:
             return None
         now = self._clock.now()
         self._situation.view.prune(now)
-        return Work(
-            Progress(records[-1].offset + 1),
-            [self._route(record, now) for record in records],
-        )
+        if partition.topic == self._catalogue.reroutes:
+            effects = [self._route_again(record, now) for record in records]
+        else:
+            read = [self._read(record) for record in records]
+            await self._check_first(partition, read)
+            effects = [self._route(*each, now) for each in zip(records, read, strict=True)]
+        return Work(Progress(records[-1].offset + 1), effects)
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
         """Dead-letter the request that the log won't take; an accepted one fails besides."""
@@ -123,38 +145,81 @@ class Router:
             raise LogError(f"{record.topic} refused a record without a source") from error
         letter = self._scribe.dead_letter(source, error, stage="produce", reason="refused", now=now)
         if isinstance(effect.subject, _Case):
+            profile = effect.subject.profile
             failure = ResultError("refused", f"{record.topic} refused the request: {error}")
-            letter.records.append(
-                self._scribe.no_answer(source, effect.subject.profile, "failed", failure, now)
-            )
+            letter.records += [
+                self._scribe.no_answer(source, profile, "failed", failure, now),
+                self._scribe.step(
+                    source, profile, "failed", now, reason=failure.code, message=failure.message
+                ),
+            ]
         return [letter]
 
-    def _route(self, record: Record, now: float) -> Effect:
-        try:
-            if record.partition.topic == self._catalogue.reroutes:
-                return self._decide(record, h.read(record.headers, h.PROFILE, Profile), {}, now)
-            return self._route_new(record, now)
-        except BadRecordError as error:
-            return self._scribe.dead_letter(
-                record, error, stage=error.stage, reason=error.reason, now=now
-            )
-
-    def _read(self, record: Record) -> InferenceRequest:
+    def _read(self, record: Record) -> InferenceRequest | BadRecordError:
         unreadable = h.find(record.headers, h.UNREADABLE)
         if unreadable is not None:
-            raise BadRecordError("decode", "header_not_utf8", unreadable.decode())
-        return parse_request(
-            record.value,
-            bytes_max=self._request_bytes_max,
-            default_id=h.cloud_event_id(record.headers),
+            return BadRecordError("decode", "header_not_utf8", unreadable.decode())
+        try:
+            return parse_request(
+                record.value,
+                bytes_max=self._request_bytes_max,
+                default_id=h.cloud_event_id(record.headers),
+            )
+        except BadRecordError as error:
+            return error
+
+    def _is_request(self, record: Record) -> bool:
+        return isinstance(self._read(record), InferenceRequest)
+
+    async def _check_first(
+        self, partition: Partition, read: Iterable[InferenceRequest | BadRecordError]
+    ) -> None:
+        """Validate the records of the past that make some of these duplicates, if they are fit."""
+        recent = self._recent.get(partition)
+        if recent is None or self._log is None:
+            return
+        wanted = {
+            request.id: offset
+            for request in read
+            if isinstance(request, InferenceRequest)
+            and (offset := recent.unchecked(request.id)) is not None
+        }
+        if not wanted:
+            return
+        found = await self._log.fetch(partition, wanted.values())
+        for request_id, offset in wanted.items():
+            # One that retention has taken meanwhile counts for none: rather twice than not at all.
+            fit = offset in found and self._is_request(found[offset])
+            recent.check(request_id, is_request=fit)
+
+    def _route_again(self, record: Record, now: float) -> Effect:
+        try:
+            profile = h.read(record.headers, h.PROFILE, Profile)
+        except BadRecordError as error:
+            return self._dead_letter(record, error, now)
+        return self._decide(record, profile, {}, now)
+
+    def _dead_letter(self, record: Record, error: BadRecordError, now: float) -> Effect:
+        return self._scribe.dead_letter(
+            record, error, stage=error.stage, reason=error.reason, now=now
         )
 
-    def _route_new(self, record: Record, now: float) -> Effect:
-        request = self._read(record)
+    def _route(
+        self, record: Record, request: InferenceRequest | BadRecordError, now: float
+    ) -> Effect:
+        if isinstance(request, BadRecordError):
+            return self._dead_letter(record, request, now)
         recent = self._recent.get(record.partition)
         first = None if recent is None else recent.seen(request.id, record.offset)
         if first is not None:
             return self._scribe.duplicate(record, request, first, now)
+        # A backlog that is read at once came over time. Nobody gains by a wrong timestamp.
+        came_at = min(record.timestamp_ms / 1000, now)
+        part = len(self._ingest) / self._catalogue.partitions
+        wait_s = self._rates.wait_s(request.tenant, came_at, part)
+        if wait_s:
+            message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
+            return self._scribe.unservable(record, request, "rate_limited", message, now)
         try:
             tagged = tag(
                 request,
@@ -169,6 +234,7 @@ class Router:
 
     def _decide(self, record: Record, profile: Profile, tags: dict[str, Tag], now: float) -> Effect:
         decision = decide(profile, self._situation, now)
+        decision = share_out(decision, profile, self._situation, self._shares, now)
         if decision.group is not None:
             self._situation.arrivals.observe(decision.group, now)
         traceparent = self._telemetry.routed(record, profile, decision, now)
@@ -195,6 +261,7 @@ class Router:
         if option is None or estimate is None:
             raise ValueError("a decision to place without hardware")
         self._situation.view.add_sent(option, estimate.device_s)
+        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         placement = Placement(
             pool=option.pool,
             device=option.device,

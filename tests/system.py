@@ -83,6 +83,7 @@ class System:
     def __post_init__(self) -> None:
         self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
         self.catalogue = Catalogue(self.settings)
+        self.kills = 0
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.results: dict[str, list[dict[str, Any]]] = {}
         self.dead_letters: list[Any] = []
@@ -128,9 +129,9 @@ class System:
                 self.kill(name)
 
     def start(self, *names: str) -> None:
-        """Start processes: ``router``, or the name of a pool."""
+        """Start processes: ``router`` (or ``router-b`` and so on), or the name of a pool."""
         for name in names:
-            arguments = ["router"] if name == "router" else ["worker", name]
+            arguments = ["router"] if name.startswith("router") else ["worker", name]
             with (self.directory / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, "-m", "shunter", *arguments],
@@ -154,6 +155,7 @@ class System:
 
     def kill(self, name: str) -> None:
         """Kill a process without a word."""
+        self.kills += 1
         self.processes[name].kill()
         self.processes[name].wait()
 

@@ -7,7 +7,7 @@ from copier import P0, P1, Copier, assert_once, fill, make_cluster, succeed, tak
 from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import drain, make_transactor, soon
 
-from streams import Partition
+from streams import LogError, Partition
 
 
 @pytest.fixture
@@ -120,4 +120,21 @@ async def test_a_writer_that_was_cut_off_is_replaced_though_there_is_nothing_to_
     assert not cluster.records("out")
     cluster.restart()
     await transactor.step()
+    assert_once(cluster, names)
+
+
+async def test_a_transaction_that_never_ends_ends_the_process(cluster: MemoryCluster) -> None:
+    """A client that waits for ever would keep the lock, and the group its rebalance."""
+    names = fill(cluster, 2)
+    transactor = await take(cluster, Copier())
+    transactor._transaction_s_max = 0.05
+    writer = transactor._writers[P0]
+    writer.commit = lambda *_: asyncio.Event().wait()  # type: ignore[method-assign]
+    with pytest.raises(LogError, match=r"in\[0\] did not end in 0.05 s"):
+        await drain(transactor)
+    with pytest.raises(LogError):
+        await transactor.step()
+    await soon(transactor.stop(), "the stop")
+    cluster.members.clear()
+    await drain(await take(cluster, Copier()))
     assert_once(cluster, names)

@@ -135,7 +135,9 @@ class LeavesReadersWaiting(Transactor):
         work = await self._stage.work(partition, records)
         if work is None:
             return
-        while refusals := await self._commit(partition, work):
+        await self._replace_cut_off(partition)
+        while refusals := await self._in_time(partition, self._commit(partition, work)):
+            await self._start_over(partition)
             for refusal in await self._culprits(partition, refusals):
                 self._replace(work, refusal)
         self._stage.done(partition, work)

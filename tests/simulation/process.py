@@ -37,6 +37,7 @@ POLL_RECORDS_MAX = 3
 POLL_S_MAX = 1.0
 # A supervisor kills what has not ended so long after it was told to.
 GRACE_S = 15.0
+TRANSACTION_S_MAX = 15.0
 
 
 class Process:
@@ -132,6 +133,7 @@ class Process:
             progress_topic=self.world.catalogue.progress,
             poll_s_max=POLL_S_MAX,
             poll_records_max=POLL_RECORDS_MAX,
+            transaction_s_max=TRANSACTION_S_MAX,
         )
         self._stages_left += 1
         task = self.spawn(self._run(transactor, stage))
