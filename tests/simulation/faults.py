@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # A fault strikes at the nth step of all processes, or some steps after the nth transaction began.
 STEPS_MAX = 2800
 BEGINS_MAX = 80
-STEPS_WITHIN_MAX = 40
+STEPS_WITHIN_MAX = 25
 STRIKES_MAX = 7
 KINDS = {
     "kill": 6,
@@ -204,6 +204,6 @@ class Faults:
             is_refused = b'"completed"' in (record.value or b"")
         else:
             is_refused = record.value is not None
-        if is_refused and self._rng.random() < 0.1:
-            self._light(self._rng.choice(("kill", "pause")))
+        if is_refused and self._rng.random() < 0.2:
+            self._light(self._rng.choice(("kill", "pause", "pause")))
         return is_refused

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 self._drop(left)
             asyncio._set_running_loop(None)
 
-    def resume(self, steps: deque[Step]) -> None:
+    def resume(self, steps: Iterable[Step]) -> None:
         """Let steps run after all that the gate has refused before."""
         self._ready.extend(steps)
 
