@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 from simulation.world import problems_of, run
 
@@ -15,6 +16,15 @@ def replay(seed: int) -> int:
     print("\n".join(world.trace))
     print("\n".join(world.problems) or "all holds")
     return int(bool(world.problems))
+
+
+def outcomes(seeds: range, jobs: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield each seed with what was wrong."""
+    if jobs == 1:
+        yield from map(problems_of, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap(problems_of, seeds, chunksize=10)
 
 
 def main() -> int:
@@ -31,11 +41,10 @@ def main() -> int:
         return max(map(replay, options.replay))
     began_at, failed = time.monotonic(), []
     seeds = range(options.start, options.start + options.seeds)
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for seed, problems in pool.imap(problems_of, seeds, chunksize=10):
-            if problems:
-                failed.append(seed)
-                print(f"seed {seed}: {'; '.join(problems)}", flush=True)
+    for seed, problems in outcomes(seeds, options.jobs):
+        if problems:
+            failed.append(seed)
+            print(f"seed {seed}: {'; '.join(problems)}", flush=True)
     took_s = time.monotonic() - began_at
     print(f"{options.seeds} seeds from {options.start} in {took_s:.1f} s: {len(failed)} failed")
     if failed:
