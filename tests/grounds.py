@@ -194,6 +194,8 @@ class KafkaGround:
         await transactor.start()
         # Without a step, which might read and write already.
         await until(lambda: len(transactor.partitions) == count)
+        async with transactor._lock:
+            pass  # The takeover is complete: all of it is under the lock.
 
     async def kill(self, log: Log) -> None:
         # A static member says nothing when it goes; its name is free for the next at once.
