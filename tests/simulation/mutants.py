@@ -282,16 +282,6 @@ class ForgetsFinished(Worker):
         await super().restore(partition, only, log)
 
 
-class RunsTheNextAgain(Worker):
-    """Takes what is finished to lie above the next offset, never at it."""
-
-    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        if progress is not None:
-            above = tuple(o for o in progress.finished if o > progress.next_offset)
-            progress = Progress(progress.next_offset, above)
-        await super().restore(partition, progress, log)
-
-
 class TakesWithoutLimit(Worker):
     """Takes whatever comes."""
 
