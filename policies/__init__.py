@@ -14,6 +14,7 @@ from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
 from policies.release import find_target
 from policies.risk import decided_tags
+from policies.second_chance import allow_again
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
 from policies.view import FleetView, idle_view
@@ -40,6 +41,7 @@ __all__ = [
     "Target",
     "UnservableError",
     "Windows",
+    "allow_again",
     "compile_options",
     "decide",
     "decided_tags",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from topics import Response, Usage
 from workers import Call, CallError, Load, Outcome
+from workers.backend import Retry
 
 if TYPE_CHECKING:
     from simulation.process import Process
@@ -26,6 +27,9 @@ class SimBackend:
     async def stop(self) -> None:
         """Nothing to stop."""
 
+    async def probe(self, variant: str) -> None:
+        """Never asked: no failure here is the pool's fault."""
+
     def load(self) -> Load:
         return Load(0.0, {})
 
@@ -35,9 +39,10 @@ class SimBackend:
         await asyncio.sleep(world.rng.uniform(0.02, 0.8) * world.slowness[self._pool])
         if world.faults.is_silent(self._pool):
             await world.healed.wait()
-            raise CallError("timeout", "the device never answered", elsewhere=True)
+            raise CallError("timeout", "the device never answered", retry="elsewhere")
         if luck < ELSEWHERE + NOWHERE:
-            raise CallError("scripted", "as the dice fell", elsewhere=luck < ELSEWHERE)
+            retry: Retry = "elsewhere" if luck < ELSEWHERE else "never"
+            raise CallError("scripted", "as the dice fell", retry=retry)
         return Outcome(
             Response(200, {"id": call.request.id}),
             Usage(20, 10),

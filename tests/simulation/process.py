@@ -6,7 +6,7 @@ asks the world before each step (``loop.py``), and the world asks the process.
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,14 @@ from policies import situation
 from simulation.backend import SimBackend
 from simulation.cluster import SESSION_S, SimLog
 from simulation.loop import Step
-from streams import CancellationFollower, Scribe
+from streams import CancellationFollower, Clock, Scribe
 from streams.cancellations import Cancellations
 from streams.stage import Stage
 from streams.transactor import Transactor
-from topics import PoolStatus, Settings
+from topics import PoolStatus, Settings, StreamPiece
+from workers import Attempts, Breakers
 from workers.ending import Ending
+from workers.streaming import Streams
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -250,9 +252,17 @@ class WorkerProcess(Process):
         scribe = Scribe(world.catalogue, self.name, world.policy.version, world.options.version)
         ending = Ending(scribe, world.telemetry, world.policy.attempts_max)
         options = world.options.by_pool[self.pool]
+        backend = SimBackend(self, self.pool)
+        attempts = Attempts(
+            backend,
+            Breakers(self.pool, [option.variant for option in options], backend, self),
+            self,
+            attempts_max=world.policy.attempts_max,
+            uniform=world.rng.random,
+        )
         self.worker = world.rules.worker(
-            self.pool, options, SimBackend(self, self.pool), scribe, ending, self,
-            self.cancellations, in_flight_max=IN_FLIGHT_MAX,
+            self.pool, options, attempts, scribe, ending, self,
+            self.cancellations, Streams(NoStreams()), in_flight_max=IN_FLIGHT_MAX,
         )  # fmt: skip
         self.spawn(self._beat())
         self.run(self.worker)
@@ -288,6 +298,17 @@ class WorkerProcess(Process):
         count = sum(len(lane.open) for lane in self.worker._lanes.values())
         if count > IN_FLIGHT_MAX + POLL_RECORDS_MAX:
             self.world.problem(f"{self.name} has taken {count} requests at once")
+
+
+class NoStreams:
+    """No request of the simulation asks for a stream."""
+
+    @property
+    def clock(self) -> Clock:
+        raise AssertionError("nothing is streamed here")
+
+    async def send(self, piece: StreamPiece) -> Awaitable[object]:
+        raise AssertionError("nothing is streamed here")
 
 
 class SimFollower(CancellationFollower):
