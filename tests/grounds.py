@@ -1,6 +1,7 @@
 """Two logs under one interface, memory and a real Kafka, for behaviour that both must show."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
@@ -241,8 +242,12 @@ class KafkaGround:
             await log.leave()
         for writer in self._writers:
             await writer.close()
+            # A fenced one may wait for answers that never come, and leave its connections open.
+            await writer._producer.client.close()
         await self._reader.stop()
         await self._producer.stop()
+        # What a zombie has left is finalised here, not in the middle of something else.
+        gc.collect()
 
 
 async def until(check: Callable[[], object]) -> None:
