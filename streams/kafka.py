@@ -79,7 +79,7 @@ class KafkaWriter:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether a connection that the last transaction used is gone."""
+        """Whether a connection that the last transaction used is gone, even in its commit."""
         return not all(connection.connected() for connection in self._connections)
 
     async def begin(self) -> None:
@@ -101,8 +101,11 @@ class KafkaWriter:
         """Commit, with the group's offset."""
         offsets = {TopicPartition(*partition): next_offset}
         await self._producer.send_offsets_to_transaction(offsets, group)
+        # Where the broker dies in the commit, the client tries again over others, and succeeds.
+        before = list(self._producer.client._conns.values())  # noqa: SLF001
         await self._producer.commit_transaction()
-        self._connections = list(self._producer.client._conns.values())  # noqa: SLF001
+        after = self._producer.client._conns.values()  # noqa: SLF001
+        self._connections = [*before, *after]
 
     async def close(self) -> None:
         """Close the connections; an answer that never comes is not waited for."""

@@ -155,11 +155,12 @@ class Transactor:
                 await writer.close()
 
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
+        # Even where there is nothing to do: readers of what was committed last may be waiting.
+        await self._replace_cut_off(partition)
         work = await self._stage.work(partition, records)
         if work is None:
             return
-        if self._writers[partition].is_cut_off:
-            await self._start_over(partition)
+        await self._replace_cut_off(partition)
         while refusals := await self._in_time(partition, self._commit(partition, work)):
             await self._start_over(partition)
             for refusal in await self._culprits(partition, refusals):
@@ -246,11 +247,19 @@ class Transactor:
         await writer.begin()
         return bool(await self._send(writer, [Effect(None, [record])]))
 
+    async def _replace_cut_off(self, partition: Partition) -> None:
+        """Replace a writer that the broker's death may have robbed of the end of its last commit.
+
+        Where markers are missing on some partitions (``streams/hanging.py``), their readers wait
+        for them, and the abort of our next transaction would reach what was committed.
+        """
+        if self._writers[partition].is_cut_off:
+            # Answered when the broker is back, however long that takes.
+            await self._log.committed(partition)
+            await self._start_over(partition)
+
     async def _start_over(self, partition: Partition) -> None:
         """Abort by fencing: a refused record leaves a gap that only a new producer can pass.
-
-        Also where the broker was away: it may have left a commit without markers on some
-        partitions (``streams/hanging.py``), and the abort of our next transaction would reach them.
 
         That fences a successor too, if we slept and there is one; what it has written since then
         shows in the progress (found by the simulation, seed 5097).

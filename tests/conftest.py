@@ -20,7 +20,8 @@ def kafka() -> Iterator[str]:
     if existing:
         yield existing
         return
-    with EmbeddedBroker() as broker:
+    # The log cleaner looks every 15 s by default: too long for a test that waits for it.
+    with EmbeddedBroker(properties={"log.cleaner.backoff.ms": "200"}) as broker:
         yield broker.bootstrap_servers
 
 

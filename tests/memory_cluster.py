@@ -44,12 +44,28 @@ class Crash:
         return self.has_struck
 
 
+Outcome = Literal["committed", "aborted"]
+
+
 @dataclass(slots=True, eq=False)
 class Transaction:
-    """Records on any number of partitions that end together."""
+    """Records on any number of partitions that end together, as the coordinator has them.
 
+    Readers of a partition go by the marker there: they wait until it is written.
+    """
+
+    transactional_id: str
     state: Literal["open", "committed", "aborted"] = "open"
     touched: set[Partition] = field(default_factory=set)
+    markers: dict[Partition, Outcome] = field(default_factory=dict)
+
+    def is_visible_on(self, partition: Partition) -> bool:
+        """Tell whether committed readers of a partition see what was written there."""
+        return self.markers.get(partition) == "committed"
+
+    def unmarked(self) -> list[Partition]:
+        """Return the partitions whose readers still wait for the end."""
+        return sorted(self.touched - self.markers.keys())
 
 
 class _Entry(NamedTuple):
@@ -76,7 +92,9 @@ class _PartitionLog:
 
     def committed(self, start: int, end: int) -> Iterator[Record]:
         for record, transaction in self.entries[max(start, self.first) : end]:
-            if record is not None and (transaction is None or transaction.state == "committed"):
+            if record is None:
+                continue
+            if transaction is None or transaction.is_visible_on(record.partition):
                 yield record
 
 
@@ -120,13 +138,12 @@ class MemoryCluster:
         checkpoint: Callable[[], Awaitable[None]] = _pass,
         sleep: Callable[[float], Awaitable[None]] = _pass_at_once,
     ) -> None:
-        self.topics = dict(topics)
+        self.topics: dict[str, int] = {}
+        self.logs: dict[Partition, _PartitionLog] = {}
+        self.create(topics)
         self.now = now
         self.checkpoint = checkpoint
         self.sleep = sleep
-        self.logs = {
-            Partition(t, n): _PartitionLog() for t, count in topics.items() for n in range(count)
-        }
         self.members: dict[str, dict[str, Member]] = {}
         self.offsets: dict[tuple[str, Partition], int] = {}
         self.refuse: Callable[[Outgoing], bool] = lambda _record: False
@@ -135,10 +152,22 @@ class MemoryCluster:
         """The client's own refusals, raised by ``send`` itself."""
         self.lose_offset: Callable[[Partition, int], bool] = lambda _partition, _offset: False
         """Committed transactions of which the group's offset is never seen (design, §5)."""
+        self.lose_marker: Callable[[Partition], bool] = lambda _partition: False
+        """Partitions on which the end of a transaction isn't told (``streams/hanging.py``)."""
+        self.restarts = 0
+        """How often the broker was restarted; each time every connection is cut."""
         self.crash: Crash | None = None
         self._epochs: dict[str, int] = {}
         self._transactions: dict[str, Transaction] = {}
+        self._newest: dict[str, Transaction] = {}
         self._keyless = 0
+
+    def create(self, topics: Mapping[str, int]) -> None:
+        """Make topics, of so many partitions each."""
+        self.topics |= topics
+        for topic, count in topics.items():
+            for number in range(count):
+                self.logs[Partition(topic, number)] = _PartitionLog()
 
     def publish(self, record: Outgoing, timestamp_ms: int | None = None) -> Record:
         """Append a record outside any transaction, as a foreign client does."""
@@ -200,12 +229,34 @@ class MemoryCluster:
         """Abort what an id has open, as the broker does when its time is over."""
         self.fence(transactional_id)
 
+    def restart(self) -> None:
+        """Restart the broker: nothing is lost but connections (see ``Writer.is_cut_off``)."""
+        self.restarts += 1
+
+    def complete_commit(self, transactional_id: str) -> None:
+        """Write what markers a commit lacks, while the coordinator remembers that it was one."""
+        newest = self._newest.get(transactional_id)
+        if transactional_id in self._transactions:
+            # It is remembered no more: the predecessor went on over the missing markers.
+            return
+        if newest is not None and newest.state == "committed":
+            for partition in newest.unmarked():
+                self.mark(transactional_id, partition, "committed")
+
     def fence(self, transactional_id: str) -> int:
         """Return the new epoch of an id; what an earlier one left open is aborted."""
         if transactional_id in self._transactions:
             self.end(transactional_id, "aborted")
+        # How the last one had ended is forgotten.
+        self._newest.pop(transactional_id, None)
         self._epochs[transactional_id] = self._epochs.get(transactional_id, 0) + 1
         return self._epochs[transactional_id]
+
+    def abort_rest(self, transactional_id: str) -> None:
+        """Abort whatever an id still has open on some partition, though it has no transaction."""
+        for partition, log in self.logs.items():
+            if any(t.transactional_id == transactional_id for t in log.open):
+                self.mark(transactional_id, partition, "aborted")
 
     def epoch(self, transactional_id: str) -> int:
         """Return the epoch in force."""
@@ -213,16 +264,23 @@ class MemoryCluster:
 
     def begin(self, transactional_id: str) -> Transaction:
         """Open a transaction."""
-        return self._transactions.setdefault(transactional_id, Transaction())
+        return self._transactions.setdefault(transactional_id, Transaction(transactional_id))
 
-    def end(self, transactional_id: str, state: Literal["committed", "aborted"]) -> None:
+    def end(self, transactional_id: str, state: Outcome) -> None:
         """End a transaction: a control marker on each partition it has touched."""
-        transaction = self._transactions.pop(transactional_id)
+        transaction = self._newest[transactional_id] = self._transactions.pop(transactional_id)
         transaction.state = state
-        for partition in transaction.touched:
-            log = self.logs[partition]
-            log.entries.append(_Entry(None, None))
+        for partition in sorted(transaction.touched):
+            if not self.lose_marker(partition):
+                self.mark(transactional_id, partition, state)
+
+    def mark(self, transactional_id: str, partition: Partition, outcome: Outcome) -> None:
+        """Write a marker: it ends all that its producer has open on a partition."""
+        log = self.logs[partition]
+        log.entries.append(_Entry(None, None))
+        for transaction in [t for t in log.open if t.transactional_id == transactional_id]:
             del log.open[transaction]
+            transaction.markers[partition] = outcome
 
     def append(
         self,

@@ -72,7 +72,13 @@ class MemoryWriter:
         self._buffer: list[_Sent] = []
         self._broken: set[Partition] = set()
         self._is_closed = False
-        self.is_cut_off = False
+        # As in KafkaWriter: only what was used for a commit can be missed.
+        self._connected_at: int | None = None
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the broker was restarted since the last commit."""
+        return self._connected_at not in (None, self._cluster.restarts)
 
     async def begin(self) -> None:
         """Open a transaction."""
@@ -99,6 +105,7 @@ class MemoryWriter:
         self._check("commit")
         self._opened()
         self._write_buffer()
+        self._connected_at = self._cluster.restarts
         self._cluster.end(self._id, "committed")
         self._transaction = None
         if not self._cluster.lose_offset(partition, next_offset):
@@ -158,6 +165,7 @@ class MemoryLog:
     """One process: a member of a group, and its writers. ``name`` is that of the process."""
 
     refusals: tuple[type[Exception], ...] = (RefusedError,)
+    writer: type[MemoryWriter] = MemoryWriter
 
     def __init__(self, cluster: MemoryCluster, name: str = "a") -> None:
         self.cluster = cluster
@@ -270,7 +278,8 @@ class MemoryLog:
         """Yield the committed records from each start to its end, or the end as it is now."""
         bounds = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
         waits = 0
-        for partition, last in bounds.items():
+        # Sorted, since the caller's order may be that of a set.
+        for partition, last in sorted(bounds.items()):
             end = min(last, (ends or {}).get(partition, last))
             log, position = self.cluster.logs[partition], starts[partition]
             while position < end:
@@ -294,10 +303,19 @@ class MemoryLog:
         return {record.offset: record for record in found}
 
     async def fence(self, transactional_id: str) -> MemoryWriter:
-        """Return the writer of an id; any earlier one is dead, what it left open is aborted."""
+        """Return the writer of an id; any earlier one is dead, what it left open is aborted.
+
+        As ``KafkaLog`` does: one request after another, between which the process may die.
+        """
+        await self._call()
+        self.cluster.complete_commit(transactional_id)
         await self._call()
         self.writers.add(transactional_id)
-        return MemoryWriter(self, transactional_id, self.cluster.fence(transactional_id))
+        epoch = self.cluster.fence(transactional_id)
+        await self._call()
+        if epoch == self.cluster.epoch(transactional_id):
+            self.cluster.abort_rest(transactional_id)
+        return self.writer(self, transactional_id, epoch)
 
     async def _call(self) -> None:
         await self.cluster.checkpoint()

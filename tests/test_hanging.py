@@ -150,6 +150,32 @@ async def test_a_writer_knows_that_it_was_cut_off(settings: Settings) -> None:
     assert (before, after) == (False, True)
 
 
+async def test_a_writer_knows_that_it_was_cut_off_in_the_commit(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await joined(settings, "inference.test-cut-commit")
+    writer = await log.fence(f"{ID}-cut-commit")
+    assert isinstance(writer, KafkaWriter)
+    producer, commit = writer._producer, writer._producer.commit_transaction
+
+    async def commit_cut_off() -> None:
+        for connection in list(producer.client._conns.values()):
+            connection.close()
+        # As the client does when it has lost a broker: over a new connection.
+        await producer.client.force_metadata_update()
+        await commit()
+
+    monkeypatch.setattr(producer, "commit_transaction", commit_cut_off)
+    await writer.begin()
+    await (await writer.send(Outgoing(TOPIC, b"k", b"cut in the commit", partition=0)))
+    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test-cut-commit")
+    is_cut_off = writer.is_cut_off
+    await writer.close()
+    await log.leave()
+
+    assert is_cut_off
+
+
 async def test_nothing_is_ended_where_nothing_hangs(
     settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

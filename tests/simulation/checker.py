@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import orjson
-from memory_cluster import Transaction
 
 from shunter.audit import Keyring, Verifier
+from simulation.aftermath import Aftermath, key_of, place_of, source_of
 from streams.log import Record
 from topics import KeyEntry, Placement, Progress, decode
 from topics import headers as h
@@ -15,47 +15,72 @@ from topics import headers as h
 if TYPE_CHECKING:
     from simulation.world import World
 
-Written = list[tuple[Record, Transaction | None]]
-
 # The steps that may be the evidence of a result.
 STEPS = {
     "completed": {"executed"},
     "failed": {"failed", "dead_lettered"},
     "expired": {"expired"},
     "rejected": {"rejected"},
+    "cancelled": {"cancelled"},
 }
 
 
 def check(world: "World") -> Iterator[str]:
     """Yield what is wrong."""
-    topics: dict[str, Written] = defaultdict(list)
-    for record, transaction in world.cluster.history:
-        if transaction is None or transaction.state == "committed":
-            topics[record.partition.topic].append((record, transaction))
-    yield from _results(world, topics)
-    yield from _constraints(world, topics)
-    yield from _evidence(world, topics)
-    yield from _dead_letters(world, topics)
-    yield from _progress(world, topics)
-    yield from _trail(world, topics)
-    yield from (f"{_key(r)} is still held" for r in held(world))
+    after = Aftermath(world)
+    for invariant in (
+        _torn, _results, _deadlines, _constraints, _answers, _evidence,
+        _duplicates, _cancellations, _dead_letters, _progress, _trail,
+    ):  # fmt: skip
+        yield from invariant(after)
+    yield from (f"{key_of(r)} is still held" for r in held(world))
 
 
-def _results(world: "World", topics: dict[str, Written]) -> Iterator[str]:
-    counts = Counter(_key(record) for record, _ in topics[world.catalogue.results])
-    for name, expected in world.workload.expected.items():
-        # A request that is published twice is two records (docs/decisions/0002).
-        if not 1 <= counts[name] <= expected.published:
-            yield f"{name}: {counts[name]} results, published {expected.published} times"
-    for name in counts.keys() - world.workload.expected.keys():
+def _torn(after: Aftermath) -> Iterator[str]:
+    """A transaction ends on each partition as its coordinator has decided."""
+    for transaction in {t: None for _, t in after.world.cluster.history if t is not None}:
+        for partition, marker in transaction.markers.items():
+            if marker != transaction.state:
+                yield (
+                    f"{transaction.transactional_id}: its transaction was {transaction.state},"
+                    f" but {marker} on {partition}"
+                )
+
+
+def _results(after: Aftermath) -> Iterator[str]:
+    counts = Counter(name for name, _ in after.results)
+    for name, records in after.published.items():
+        accepted = sum(place_of(record) not in after.duplicates for record in records)
+        # Of two that are accepted and held at once, the second takes the place of the first.
+        if not 1 <= counts[name] <= accepted:
+            yield f"{name}: {counts[name]} results, accepted {accepted} times"
+    for name in counts.keys() - after.expected.keys():
         yield f"{name}: a result of what was no request"
 
 
-def _constraints(world: "World", topics: dict[str, Written]) -> Iterator[str]:
-    for pool in world.options.by_pool:
-        for topic in world.catalogue.pool_topics(pool):
-            for record, transaction in topics[topic.name]:
-                expected = world.workload.expected.get(_key(record))
+def _deadlines(after: Aftermath) -> Iterator[str]:
+    """Nothing expires early and nothing begins late, by the clock of whoever decides."""
+    for name, result in after.results:
+        records = after.published.get(name)
+        if records is None:
+            continue
+        first, last = (
+            record.timestamp_ms / 1000 + after.expected[name].deadline_s
+            for record in (records[0], records[-1])
+        )
+        if result["status"] == "completed" and result["timing"]["started_at"] >= last:
+            yield f"{name}: began after its deadline"
+        if result["status"] == "expired" and result["timing"]["finished_at"] < first:
+            yield f"{name}: expired before its deadline"
+        if (result["status"] == "completed") != (result["error"] is None):
+            yield f"{name}: {result['status']}, and its error is {result.get('error')}"
+
+
+def _constraints(after: Aftermath) -> Iterator[str]:
+    for pool in after.world.options.by_pool:
+        for topic in after.catalogue.pool_topics(pool):
+            for record, transaction in after.topics[topic.name]:
+                expected = after.expected.get(key_of(record))
                 if transaction is None or expected is None:
                     continue
                 placed = h.read(record.headers, h.PLACEMENT, Placement)
@@ -63,45 +88,47 @@ def _constraints(world: "World", topics: dict[str, Written]) -> Iterator[str]:
                     yield f"{expected.id}: sent to {pool}, allowed {expected.pools}, {placed}"
                 if record.value != expected.value:
                     yield f"{expected.id}: its payload was changed on the way"
-    yield from _answers(world, topics)
 
 
-def _answers(world: "World", topics: dict[str, Written]) -> Iterator[str]:
-    for record, _ in topics[world.catalogue.results]:
-        result = orjson.loads(record.value or b"")
-        expected = world.workload.expected.get(_key(record))
+def _answers(after: Aftermath) -> Iterator[str]:
+    for name, result in after.results:
+        expected = after.expected.get(name)
         if expected is not None and result["status"] == "completed":
             if result["placement"]["pool"] not in expected.pools:
-                yield f"{expected.id}: ran in {result['placement']['pool']}"
-            if result["response"]["body"] != {"id": expected.id}:
-                yield f"{expected.id}: has the answer of another"
+                yield f"{name}: ran in {result['placement']['pool']}"
+            if result["response"]["body"] != {"id": name}:
+                yield f"{name}: has the answer of another"
 
 
-def _evidence(world: "World", topics: dict[str, Written]) -> Iterator[str]:
-    c = world.catalogue
+def _evidence(after: Aftermath) -> Iterator[str]:
+    """Each effect has its evidence, and what else belongs to it, in its transaction."""
+    c = after.catalogue
     steps: dict[tuple[int, str], set[str]] = defaultdict(set)
-    for record, transaction in topics[c.evidence]:
-        step = orjson.loads(record.value or b"")["step"]
-        steps[id(transaction), _key(record)].add(step)
-    tombstones = {(id(t), _key(r)) for r, t in topics[c.held] if r.value is None}
-    for topic, written in topics.items():
+    for evidence, transaction in after.evidence:
+        steps[id(transaction), evidence["request_id"]].add(evidence["step"])
+    tombstones = {(id(t), key_of(r)) for r, t in after.topics[c.held] if r.value is None}
+    for topic, written in after.topics.items():
         for record, transaction in written:
-            stood_at = (topic, record.partition.number, record.offset)
-            if topic == c.requests or stood_at in world.bad:
+            if topic in (c.requests, c.cancellations) or place_of(record) in after.world.bad:
                 continue
-            at = id(transaction), _key(record)
+            at = id(transaction), _subject(record)
             if transaction is None:
                 yield f"{record.partition} {record.offset}: written outside any transaction"
-            wanted = _steps_of(world, record)
+            wanted = _steps_of(after, record)
             if wanted and not wanted & steps[at]:
                 yield f"{at[1]} on {topic}: no evidence of {wanted} in its transaction"
             if wanted == {"released"} and at not in tombstones:
                 yield f"{at[1]}: released without a tombstone in the same transaction"
 
 
-def _steps_of(world: "World", record: Record) -> set[str]:
+def _subject(record: Record) -> str:
+    """Return what evidence calls the request of a record: where it stood if it has no key."""
+    return key_of(record) or "{}/{}/{}".format(*source_of(record))
+
+
+def _steps_of(after: Aftermath, record: Record) -> set[str]:
     """Return the steps of which one must be the evidence of a record; none where it has none."""
-    c, topic = world.catalogue, record.partition.topic
+    c, topic = after.catalogue, record.partition.topic
     if topic.startswith(f"{c.prefix}.pool."):
         return {"placed" if h.find(record.headers, h.RELEASED_AT) is None else "released"}
     if topic == c.results:
@@ -111,44 +138,70 @@ def _steps_of(world: "World", record: Record) -> set[str]:
     return {c.reroutes: {"fell_back"}, c.dead_letters: {"dead_lettered"}}.get(topic, set())
 
 
-def _dead_letters(world: "World", topics: dict[str, Written]) -> Iterator[str]:
-    from simulation.world import source_of
+def _duplicates(after: Aftermath) -> Iterator[str]:
+    found = after.evidenced("duplicate")
+    for place in sorted(after.duplicates | found.keys()):
+        if found[place] != (place in after.duplicates):
+            what = "a duplicate" if place in after.duplicates else "no duplicate"
+            yield f"{place}: {what}, and {found[place]} times evidenced as one"
 
-    letters = [record for record, _ in topics[world.catalogue.dead_letters]]
+
+def _cancellations(after: Aftermath) -> Iterator[str]:
+    """Each is evidenced once, and nothing else is cancelled."""
+    found = after.evidenced("cancel_requested")
+    cancelled = set()
+    for record in after.records(after.catalogue.cancellations):
+        place = place_of(record)
+        if place not in after.world.bad:
+            cancelled.add(key_of(record))
+            if found[place] != 1:
+                yield f"cancellation of {key_of(record)}: {found[place]} times evidenced"
+    for name, result in after.results:
+        if result["status"] == "cancelled" and name not in cancelled:
+            yield f"{name}: cancelled, which nobody wanted"
+        expected = after.expected.get(name)
+        # What expires has come to nobody who reads cancellations.
+        is_known = expected is not None and expected.is_known_cancelled
+        if is_known and result["status"] not in ("cancelled", "expired"):
+            yield f"{name}: {result['status']}, though it had been cancelled long before"
+
+
+def _dead_letters(after: Aftermath) -> Iterator[str]:
+    letters = after.records(after.catalogue.dead_letters)
     counts = Counter(map(source_of, letters))
-    for stood_at in sorted(world.bad):
-        if counts[stood_at] != 1:
-            yield f"bad record {stood_at}: {counts[stood_at]} dead letters"
+    for place in sorted(after.world.bad):
+        if counts[place] != 1:
+            yield f"bad record {place}: {counts[place]} dead letters"
     for record in letters:
-        expected = world.workload.expected.get(_key(record))
-        if source_of(record) not in world.bad and not (expected and expected.is_refused):
-            yield f"{_key(record)} is a dead letter, and was neither bad nor refused"
+        expected = after.expected.get(key_of(record))
+        if source_of(record) not in after.world.bad and not (expected and expected.is_refused):
+            yield f"{key_of(record)} is a dead letter, and was neither bad nor refused"
 
 
-def _progress(world: "World", topics: dict[str, Written]) -> Iterator[str]:
+def _progress(after: Aftermath) -> Iterator[str]:
     newest: dict[str, int] = {}
-    for record, _ in topics[world.catalogue.progress]:
-        key, offset = _key(record), orjson.loads(record.value or b"")["next_offset"]
+    for record in after.records(after.catalogue.progress):
+        key, offset = key_of(record), orjson.loads(record.value or b"")["next_offset"]
         if offset < newest.get(key, 0):
             yield f"{key}: progress went back from {newest[key]} to {offset}"
         newest[key] = offset
 
 
-def _trail(world: "World", topics: dict[str, Written]) -> Iterator[str]:
+def _trail(after: Aftermath) -> Iterator[str]:
     """Verify the trail as an auditor does, but that nothing of it may be open or set aside."""
     keyring = Keyring()
-    for published in world.keys:
+    for published in after.world.keys:
         keyring.add(KeyEntry(published=published), published.statement.writer)
-    c, heads = world.catalogue, {}
-    for record, _ in topics[c.progress]:
+    c, heads = after.catalogue, {}
+    for record in after.records(c.progress):
         head = decode(Progress, record.value or b"").head
         if head is not None:
-            heads[_key(record).replace("/", "-")] = (head, "the progress")
+            heads[key_of(record).replace("/", "-")] = (head, "the progress")
     verifier = Verifier(keyring, heads)
-    for record, _ in topics[c.evidence_roots]:
+    for record in after.records(c.evidence_roots):
         verifier.add_root(record.value, str(record.partition), record.timestamp_ms / 1000)
     verifier.end_of_roots()
-    for record, _ in topics[c.evidence]:
+    for record in after.records(c.evidence):
         number = record.partition.number
         verifier.add(number, f"evidence {number}@{record.offset}", record.key, record.value)
     findings = verifier.finish()
@@ -162,7 +215,3 @@ def held(world: "World") -> list[Record]:
     """Return what is held by the log's own account."""
     newest = {r.key: r for r in world.cluster.records(world.catalogue.held)}
     return [record for record in newest.values() if record.value is not None]
-
-
-def _key(record: Record) -> str:
-    return (record.key or b"").decode()

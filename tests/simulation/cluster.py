@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Literal, Protocol
+from contextvars import Context
+from typing import Any, Protocol
 
-from memory_cluster import MemoryCluster, Transaction
+from memory_cluster import MemoryCluster, Outcome, Transaction
 from memory_log import MemoryLog
 
 from streams.log import Membership, Outgoing, Partition, Record
@@ -39,25 +40,40 @@ class SimCluster(MemoryCluster):
         super().__init__(*args, **options)
         self.history: list[tuple[Record, Transaction | None]] = []
         self.begun_at_s: dict[str, float] = {}
+        self.on_begin: Callable[[str], None] = lambda _id: None
+        self.on_fence: Callable[[str], None] = lambda _id: None
+        self.on_end: Callable[[Transaction], None] = lambda _transaction: None
         self.on_commit: Callable[[Record], None] = lambda _record: None
         self._tell = tell
-        self._written: dict[Transaction, list[Record]] = {}
+        self._written: dict[tuple[Transaction, Partition], list[Record]] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     def begin(self, transactional_id: str) -> Transaction:
         self.begun_at_s[transactional_id] = asyncio.get_running_loop().time()
+        self.on_begin(transactional_id)
         return super().begin(transactional_id)
 
-    def end(self, transactional_id: str, state: Literal["committed", "aborted"]) -> None:
+    def fence(self, transactional_id: str) -> int:
+        self.on_fence(transactional_id)
+        return super().fence(transactional_id)
+
+    def end(self, transactional_id: str, state: Outcome) -> None:
         transaction = self._transactions[transactional_id]
-        super().end(transactional_id, state)
         del self.begun_at_s[transactional_id]
-        written = self._written.pop(transaction, [])
-        self._tell(f"{state} {transactional_id}: {len(written)} records")
-        for record in written if state == "committed" else ():
-            self.on_commit(record)
-        for topic in sorted({partition.topic for partition in transaction.touched}):
-            self._wake(topic)
+        super().end(transactional_id, state)
+        self._tell(f"{state} {transactional_id}")
+        for partition in transaction.unmarked():
+            self._tell(f"... of which no marker stands on {partition}")
+        self.on_end(transaction)
+
+    def mark(self, transactional_id: str, partition: Partition, outcome: Outcome) -> None:
+        ended = [t for t in self.logs[partition].open if t.transactional_id == transactional_id]
+        super().mark(transactional_id, partition, outcome)
+        for transaction in ended:
+            for record in self._written.pop((transaction, partition), ()):
+                if outcome == "committed":
+                    self.on_commit(record)
+        self._wake(partition.topic)
 
     def append(
         self,
@@ -71,7 +87,7 @@ class SimCluster(MemoryCluster):
         if transaction is None:
             self._wake(partition.topic)
         else:
-            self._written.setdefault(transaction, []).append(found)
+            self._written.setdefault((transaction, partition), []).append(found)
         return found
 
     async def wait(self, seconds: float) -> None:
@@ -161,7 +177,9 @@ class Group:
 
     def died(self, log: SimLog) -> None:
         """A member is silent: its session ends unless its successor is back before."""
-        asyncio.get_running_loop().call_later(SESSION_S, self._expire, log)
+        # The coordinator's timer, not one of the process that may have called this.
+        loop = asyncio.get_running_loop()
+        loop.call_later(SESSION_S, self._expire, log, context=Context())
 
     async def rebalance(self) -> None:
         """Take all partitions from all members and give them out anew."""

@@ -1,15 +1,21 @@
-"""Transactors and a worker that break one rule each: what the simulation must catch."""
+"""Transactors, logs and stages that break one rule each: what the simulation must catch."""
 
 import asyncio
 import itertools
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
-from streams.log import LogError, Outgoing, Partition
+from memory_log import MemoryWriter
+
+from simulation.cluster import SimLog
+from streams import Batcher, Canceller, Router
+from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.progress import read_progress
 from streams.stage import Effect
 from streams.transactor import Refusal, Transactor
-from topics import Progress
+from topics import BadRecordError, Progress
 from workers import Worker
 
 _serial = itertools.count()
@@ -99,18 +105,209 @@ class GoesOnAfterErrors(Transactor):
             return 0
 
 
+class SwallowsRebalanceErrors(Transactor):
+    """Breaks rule 5 too: goes on with partitions whose takeover has failed."""
+
+    async def assigned(self, partitions: Collection[Partition]) -> None:
+        await super().assigned(partitions)
+        self._failure = None
+
+
+class DoesNotLookForSuccessor(Transactor):
+    """Starts over by fencing, as one does who never slept and has no successor."""
+
+    async def _start_over(self, partition: Partition) -> None:
+        await self._writers[partition].close()
+        self._writers[partition] = await self._log.fence(self._transactional_id(partition))
+
+
+class KeepsCutOffWriters(Transactor):
+    """Goes on with a writer whose last commit may lack markers."""
+
+    async def _replace_cut_off(self, partition: Partition) -> None:
+        pass
+
+
+class LeavesReadersWaiting(Transactor):
+    """Replaces a writer that was cut off only when there is something to write."""
+
+    async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
+        work = await self._stage.work(partition, records)
+        if work is None:
+            return
+        await self._replace_cut_off(partition)
+        while refusals := await self._in_time(partition, self._commit(partition, work)):
+            await self._start_over(partition)
+            for refusal in await self._culprits(partition, refusals):
+                self._replace(work, refusal)
+        self._stage.done(partition, work)
+
+
+class MissesTheCut(MemoryWriter):
+    """Looks at its connections after a commit, when the client has new ones."""
+
+    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
+        await super().commit(partition, next_offset, group)
+        self._connected_at = self._cluster.restarts
+
+
+class FencesBeforeCompleting(SimLog):
+    """Lets the coordinator forget that the last transaction was a commit."""
+
+    async def fence(self, transactional_id: str) -> MemoryWriter:
+        self.cluster.fence(transactional_id)
+        return await super().fence(transactional_id)
+
+
+class NeverCompletes(SimLog):
+    """Leaves to others what a dying broker has left open."""
+
+    async def fence(self, transactional_id: str) -> MemoryWriter:
+        await self._call()
+        self.writers.add(transactional_id)
+        return self.writer(self, transactional_id, self.cluster.fence(transactional_id))
+
+
 class NoProgress(Transactor):
-    """Breaks progress as data: only the group's offset is believed."""
+    """Breaks progress as data: of one stage only the group's offset is believed."""
+
+    of = ""
 
     def _progress_record(self, partition: Partition, progress: Progress) -> Outgoing:
         record = super()._progress_record(partition, progress)
-        record.key = b"unread/" + (record.key or b"")
+        if f".{self.of}" in self._stage.group:
+            record.key = b"unread/" + (record.key or b"")
         return record
+
+
+class NoProgressOfRouter(NoProgress):
+    of = "router"
+
+
+class NoProgressOfWorker(NoProgress):
+    of = "worker"
+
+
+class NoProgressOfCanceller(NoProgress):
+    of = "canceller"
+
+
+class IgnoresConstraints(Router):
+    """Sends a request to whatever pool comes first in the alphabet."""
+
+    def _place(self, case: Any) -> Effect:
+        options = self._situation.options
+        first = options.by_pool[min(p for p in options.by_pool if p.startswith("premium"))][0]
+        return super()._place(replace(case, decision=replace(case.decision, option=first)))
+
+
+class PlacesWithoutEvidence(Router):
+    """Sends a request on its way and says nothing of it."""
+
+    def _place(self, case: Any) -> Effect:
+        effect = super()._place(case)
+        return Effect(effect.source, effect.records[:1], subject=effect.subject)
+
+
+class SkipsBadRecords(Router):
+    """Passes over what it can't read."""
+
+    def _route(self, record: Record, now: float) -> Effect:
+        effect = super()._route(record, now)
+        return Effect(record, []) if effect.is_dead_letter else effect
+
+
+class StopsAtBadRecords(Router):
+    """Ends at what it can't read, and so does each successor."""
+
+    def _route(self, record: Record, now: float) -> Effect:
+        effect = super()._route(record, now)
+        if effect.is_dead_letter:
+            raise BadRecordError("decode", "not_json", "unreadable")
+        return effect
+
+
+class ForgetsIds(Router):
+    """Knows no id that its predecessor has read."""
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        await super().restore(partition, None, log)
+
+
+class HoldsInMemory(Batcher):
+    """Reads on where its predecessor stood, who alone knew what was held."""
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
+        end = await super().restore(partition, progress, log)
+        held = self._partitions[partition]
+        for member in list(held.windows.members()):
+            self._drop(held, member.profile.id)
+        return end
+
+
+class LeavesNoTombstone(Batcher):
+    """Releases a request, and leaves it to be found again."""
+
+    def _release_member(self, *details: Any) -> list[Outgoing]:
+        return [record for record in super()._release_member(*details) if record.value is not None]
+
+
+class HoldsWithoutLimit(Batcher):
+    """Takes whatever comes."""
+
+    def wants(self, partition: Partition) -> bool:
+        return True
+
+
+class GivesUpInSilence(Batcher):
+    """Drops what it can't release in time."""
+
+    def _give_up(self, held: Any, end: Any, now: float) -> Effect:
+        effect = super()._give_up(held, end, now)
+        return Effect(None, [r for r in effect.records if r.value is None], subject=end)
+
+
+class EvidencesNoCancellation(Canceller):
+    """Reads cancellations and says nothing of them."""
+
+    def _evidence(self, record: Record, now: float) -> Effect:
+        return Effect(record, [])
 
 
 class ForgetsFinished(Worker):
     """Breaks out-of-order progress: what is finished above the lowest open offset is not told."""
 
-    async def restore(self, partition: Partition, progress: Progress | None, log: object) -> None:
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         only = None if progress is None else Progress(progress.next_offset)
-        await super().restore(partition, only, log)  # type: ignore[arg-type]
+        await super().restore(partition, only, log)
+
+
+class TakesWithoutLimit(Worker):
+    """Takes whatever comes."""
+
+    def wants(self, partition: Partition) -> bool:
+        return True
+
+
+class RunsWhatIsLate(Worker):
+    """Looks at no deadline."""
+
+    async def _execute(self, task: Any) -> Effect:
+        profile = replace(task.call.profile, deadline=1e12)
+        return await super()._execute(replace(task, call=replace(task.call, profile=profile)))
+
+
+class CancelsInSilence(Worker):
+    """Drops what a client has cancelled."""
+
+    def _end_cancelled(self, lane: Any, task: Any) -> None:
+        lane.ready.append((task.record.offset, Effect(task.record, [])))
+
+
+class KnowsNoCancellation(Worker):
+    """Runs what a client has cancelled."""
+
+    def _take(self, lane: Any, record: Record) -> None:
+        find, self._cancellations.find = self._cancellations.find, lambda _id: None  # type: ignore[method-assign]
+        super()._take(lane, record)
+        self._cancellations.find = find  # type: ignore[method-assign]

@@ -1,23 +1,28 @@
-"""Processes of a simulation: router with batcher, and worker, as ``run_router`` makes them."""
+"""Processes of a simulation: ``shunter router`` and ``shunter worker``, put together as they are.
+
+They are killed and stopped as by the kernel, between any two steps of any of their tasks: the loop
+asks the world before each step (``loop.py``), and the world asks the process.
+"""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Coroutine
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
+from memory_cluster import MemoryCluster
 from stream_cases import make_digests, make_key, make_notary
 
 from policies import situation
+from simulation.backend import SimBackend
 from simulation.cluster import SESSION_S, SimLog
-from streams import Clock, Scribe
-from streams.batcher import Batcher
+from simulation.loop import Step
+from streams import CancellationFollower, Clock, Scribe
 from streams.cancellations import Cancellations
-from streams.router import Router
 from streams.stage import Stage
 from streams.transactor import Transactor
-from topics import PoolStatus, Response, StreamPiece, Usage
-from workers import Attempts, Breakers, Call, CallError, Load, Outcome
-from workers.backend import Retry
+from topics import PoolStatus, Settings, StreamPiece
+from workers import Attempts, Breakers
 from workers.ending import Ending
 from workers.streaming import Streams
 
@@ -27,78 +32,89 @@ if TYPE_CHECKING:
 PROCESS: ContextVar["Process | None"] = ContextVar("process", default=None)
 
 HEARTBEAT_S = 1.0
-HELD_MAX = 8
-IN_FLIGHT_MAX = 6
-POLL_RECORDS_MAX = 4
+FOLLOW_S = 0.5
+HELD_MAX = 4
+HELD_BYTES_MAX = 500
+IN_FLIGHT_MAX = 4
+POLL_RECORDS_MAX = 3
 POLL_S_MAX = 1.0
+# A supervisor kills what has not ended so long after it was told to.
+GRACE_S = 15.0
 TRANSACTION_S_MAX = 15.0
-# What may fail at a backend: the share of calls that another pool may serve, and of those none can.
-ELSEWHERE, NOWHERE = 0.08, 0.04
 
 
 class Process:
-    """Some stages that live and die together."""
+    """Some stages that live and die together. It is also their clock, which may be wrong."""
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
         self.name = name
         self.is_dead = False
         self.is_leaving = False
-        self.paused_until_s = 0.0
-        self.tasks: list[asyncio.Task[Any]] = []
+        self.parked: deque[Step] | None = None
+        """While the process is stopped: what would have run."""
+        self.fuse: tuple[int, str, str] | None = None
+        """So many steps until a fault strikes, which, and in what transaction."""
+        self.error: Exception | None = None
+        """What the next call of Kafka will raise."""
         self.logs: list[SimLog] = []
+        self.cancellations = Cancellations(self)
+        self._stages_left = 0
         self._digests = make_digests(world.catalogue)
         key = make_key(world.new_key())
-        self.notary = make_notary(world.catalogue, world, self._digests, key=key, writer=name)
+        self.notary = make_notary(world.catalogue, self, self._digests, key=key, writer=name)
         world.keys.append(self.notary.publish())
         self._context = copy_context()
         self._context.run(PROCESS.set, self)
 
+    def now(self) -> float:
+        return self.world.now() + self.world.clock_offsets_s.get(self.name, 0.0)
+
     def start(self) -> None:
         """Start everything that the process does."""
+        self.spawn(self._follow())
+
+    def run_stages(self) -> None:
+        """Start the stages; what is followed is known by now."""
         raise NotImplementedError
 
     def spawn(self, coro: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         """Run something that ends with the process."""
         return asyncio.get_running_loop().create_task(coro, context=self._context)
 
-    def own(self, task: asyncio.Task[Any]) -> None:
-        """Count a task as of this process."""
-        if len(self.tasks) > 64:
-            self.tasks = [t for t in self.tasks if not t.done()]
-        self.tasks.append(task)
-
     def kill(self, why: str) -> None:
-        """End at once, wherever the process is."""
+        """End at once: nothing of the process runs any more."""
         if self.is_dead:
             return
         self.world.tell(f"{self.name} dies: {why}")
         self.is_dead = True
-        current = asyncio.current_task()
+        self.parked = None
         for log in self.logs:
             log.is_dead = True
             if log.group:
                 self.world.groups.of(log.group).died(log)
-        for task in self.tasks:
-            if task is not current:
-                task.cancel()
         self.world.died(self)
 
-    async def pause(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Stand still, perhaps for so long that the group goes on without this process."""
-        loop = asyncio.get_running_loop()
-        self.world.tell(f"{self.name} sleeps for {seconds:.2f} s")
-        self.paused_until_s = loop.time() + seconds
-        if seconds > SESSION_S:
-            for log in self.logs:
-                if log.group:
-                    self.world.groups.of(log.group).died(log)
-        self.spawn(self.rejoin(seconds + self.world.rng.uniform(0.0, 2.0)))
+        self.world.tell(f"{self.name} stands still for {seconds:.2f} s")
+        self.parked = deque()
+        self.world.loop.call_later(seconds, self.wake, context=Context())
+        for log in self.logs:
+            if log.group and seconds > SESSION_S:
+                self.world.groups.of(log.group).died(log)
+        self.spawn(self.rejoin(self.world.rng.uniform(0.0, 2.0)))
+
+    def wake(self) -> None:
+        """Go on, with whatever has become due."""
+        if self.parked is not None:
+            self.world.tell(f"{self.name} wakes")
+            parked, self.parked = self.parked, None
+            self.world.loop.resume(parked)
 
     async def rejoin(self, after_s: float) -> None:
         """Find out, a while after waking, that the group has gone on."""
         await asyncio.sleep(after_s)
-        await self.awake()
         for log in self.logs:
             group = self.world.groups.of(log.group)
             if log.group and group.members.get(log.name) is not log and not self.is_leaving:
@@ -106,15 +122,17 @@ class Process:
                 group.members[log.name] = log
                 group.joined(log)
 
-    async def awake(self) -> None:
-        """Wait while the process stands still."""
-        loop = asyncio.get_running_loop()
-        while self.paused_until_s > loop.time():  # noqa: ASYNC110 - a pause may be prolonged
-            await asyncio.sleep(self.paused_until_s - loop.time())
+    def leave(self, why: str) -> None:
+        """End as after SIGTERM."""
+        if not self.is_leaving:
+            self.world.tell(f"{self.name} leaves: {why}")
+            self.is_leaving = True
+            self.world.loop.call_later(GRACE_S, self.kill, "its grace is over", context=Context())
 
     def run(self, stage: Stage) -> None:
         """Run a stage until the process ends, which it does with any error of the stage."""
-        log = self.world.make_log(self)
+        log = self.world.rules.log(self.world.groups, self.name, self)
+        log.writer = self.world.rules.writer
         self.logs.append(log)
         transactor = self.world.rules.transactor(
             log,
@@ -125,8 +143,21 @@ class Process:
             poll_records_max=POLL_RECORDS_MAX,
             transaction_s_max=TRANSACTION_S_MAX,
         )
+        self._stages_left += 1
         task = self.spawn(self._run(transactor, stage))
         task.topics = stage.topics  # type: ignore[attr-defined]
+
+    async def _follow(self) -> None:
+        follower = SimFollower(self.world.cluster, self.world.settings, self.cancellations)
+        try:
+            await follower.start()
+            self.run_stages()
+            while True:
+                await asyncio.sleep(FOLLOW_S)
+                await follower.step(0.0)
+                self.look()
+        except Exception as error:  # noqa: BLE001 - rule 5
+            self.fail(error)
 
     async def _run(self, transactor: Transactor, stage: Stage) -> None:
         try:
@@ -135,24 +166,43 @@ class Process:
                 await transactor.step()
                 self.check(stage)
             await self.drain(transactor)
-            await transactor.stop()
-            self.kill("has left")
         except Exception as error:  # noqa: BLE001 - rule 5
-            self.kill(f"{type(error).__name__}: {error}")
+            self.fail(error)
+        try:
+            await transactor.stop()
+        except Exception as error:  # noqa: BLE001 - it is leaving anyway
+            self.world.tell(f"{self.name} fails to leave: {error}")
+        self._stages_left -= 1
+        if not self._stages_left:
+            self.kill("has left")
+
+    def fail(self, error: Exception) -> None:
+        """End because of an error: at once, or as a supervisor does, who lets the others stop."""
+        why = f"{type(error).__name__}: {error}"
+        if self.world.rng.random() < 0.5:
+            self.kill(why)
+        else:
+            self.leave(why)
 
     async def drain(self, transactor: Transactor) -> None:
         """Finish what runs, before leaving."""
+
+    def look(self) -> None:
+        """Look at what others report, every FOLLOW_S."""
 
     def check(self, stage: Stage) -> None:
         """Look at the memory of a stage between two transactions."""
 
 
 class RouterProcess(Process):
-    """Router and batcher over one view of the fleet."""
+    """Router, batcher and canceller over one view of the fleet."""
 
-    def start(self) -> None:
-        world = self.world
+    def run_stages(self) -> None:
+        world, rules = self.world, self.world.rules
         shared = situation(world.options, world.policy)
+        self._report = shared.view.report
+        self._reports_seen = 0
+        self.look()
         scribe = Scribe(
             world.catalogue,
             self.name,
@@ -160,28 +210,30 @@ class RouterProcess(Process):
             world.policy.version,
             world.options.version,
         )
-        given = (shared, scribe, world, world.telemetry)
-        self.spawn(self._follow(shared.view.report))
-        self.run(Router(*given, request_bytes_max=100_000, duplicate_window_records=0))
-        self.batcher = Batcher(
+        given = (shared, scribe, self, world.telemetry)
+        self.router = rules.router(
+            *given, request_bytes_max=100_000, duplicate_window_records=world.window_records
+        )
+        self.batcher = rules.batcher(
             *given,
-            Cancellations(world),
+            self.cancellations,
             held_records_max=HELD_MAX,
-            held_payload_bytes_max=500,
+            held_payload_bytes_max=HELD_BYTES_MAX,
         )
         self.held_before: tuple[list[Any], int] = ([], 0)
-        self.run(self.batcher)
+        for stage in (self.router, self.batcher, rules.canceller(scribe, self)):
+            self.run(stage)
 
-    async def _follow(self, report: Any) -> None:
-        at = 0
-        while True:
-            for status in self.world.heartbeats[at:]:
-                report(status)
-            at = len(self.world.heartbeats)
-            await asyncio.sleep(HEARTBEAT_S / 2)
-            await self.awake()
+    def look(self) -> None:
+        for status in self.world.heartbeats[self._reports_seen :]:
+            self._report(status)
+        self._reports_seen = len(self.world.heartbeats)
 
     def check(self, stage: Stage) -> None:
+        if stage is self.router:
+            for partition, recent in self.router._recent.items():
+                if len(recent) > self.world.window_records:
+                    self.world.problem(f"{self.name} remembers {len(recent)} ids of {partition}")
         if stage is not self.batcher:
             return
         held = self.batcher._partitions
@@ -190,11 +242,13 @@ class RouterProcess(Process):
         if HELD_MAX <= self.held_before[1] < count and memories == self.held_before[0]:
             self.world.problem(f"{self.name} holds {count} requests, and has polled for more")
         self.held_before = memories, count
+        if self.batcher._room.bytes_used > HELD_BYTES_MAX and not count:
+            self.world.problem(f"{self.name} keeps payloads of what it does not hold")
         for partition, memory in held.items():
             entries = self.world.cluster.logs[partition].entries
             for member in memory.windows.members():
                 transaction = entries[member.offset].transaction
-                if transaction is not None and transaction.state != "committed":
+                if transaction is not None and not transaction.is_visible_on(partition):
                     self.world.problem(f"{member.profile.id} is held in memory only")
 
 
@@ -205,7 +259,7 @@ class WorkerProcess(Process):
         super().__init__(world, name)
         self.pool = pool
 
-    def start(self) -> None:
+    def run_stages(self) -> None:
         world = self.world
         scribe = Scribe(
             world.catalogue,
@@ -216,17 +270,17 @@ class WorkerProcess(Process):
         )
         ending = Ending(scribe, world.telemetry, world.policy.attempts_max)
         options = world.options.by_pool[self.pool]
-        backend = SimBackend(world, self.pool)
+        backend = SimBackend(self, self.pool)
         attempts = Attempts(
             backend,
-            Breakers(self.pool, [option.variant for option in options], backend, world),
-            world,
+            Breakers(self.pool, [option.variant for option in options], backend, self),
+            self,
             attempts_max=world.policy.attempts_max,
             uniform=world.rng.random,
         )
         self.worker = world.rules.worker(
-            self.pool, options, attempts, scribe, ending, world,
-            Cancellations(world), Streams(NoStreams()), in_flight_max=IN_FLIGHT_MAX,
+            self.pool, options, attempts, scribe, ending, self,
+            self.cancellations, Streams(NoStreams()), in_flight_max=IN_FLIGHT_MAX,
         )  # fmt: skip
         self.spawn(self._beat())
         self.run(self.worker)
@@ -245,7 +299,7 @@ class WorkerProcess(Process):
                 PoolStatus(
                     pool=self.pool,
                     instance=self.name,
-                    at=self.world.now(),
+                    at=self.now(),
                     state="draining" if self.worker.is_draining else "up",
                     interval_s=HEARTBEAT_S,
                     device=option.device,
@@ -257,7 +311,6 @@ class WorkerProcess(Process):
                 )
             )
             await asyncio.sleep(HEARTBEAT_S)
-            await self.awake()
 
     def check(self, stage: Stage) -> None:
         count = sum(len(lane.open) for lane in self.worker._lanes.values())
@@ -276,37 +329,23 @@ class NoStreams:
         raise AssertionError("nothing is streamed here")
 
 
-class SimBackend:
-    """Takes a while, fails at times, and answers with the request's id."""
+class SimFollower(CancellationFollower):
+    """Reads every cancellation, from memory instead of Kafka."""
 
-    def __init__(self, world: "World", pool: str) -> None:
-        self._world = world
-        self._pool = pool
+    def __init__(
+        self, cluster: MemoryCluster, settings: Settings, cancellations: Cancellations
+    ) -> None:
+        super().__init__(settings, cancellations)
+        self._cluster = cluster
+        self._seen = [0] * cluster.topics[self._topic]
 
     async def start(self) -> None:
-        """Nothing to start."""
+        await self.step(0.0)
 
-    async def stop(self) -> None:
-        """Nothing to stop."""
-
-    async def probe(self, variant: str) -> None:
-        """Never asked: no failure here is the pool's fault."""
-
-    def load(self) -> Load:
-        return Load(0.0, {})
-
-    async def execute(self, call: Call) -> Outcome:
-        world = self._world
-        began_at, luck = world.now(), world.rng.random()
-        await asyncio.sleep(world.rng.uniform(0.02, 0.8) * world.slowness[self._pool])
-        if luck < ELSEWHERE + NOWHERE:
-            retry: Retry = "elsewhere" if luck < ELSEWHERE else "never"
-            raise CallError("scripted", "as the dice fell", retry=retry)
-        return Outcome(
-            Response(200, {"id": call.request.id}),
-            Usage(20, 10),
-            started_at=began_at,
-            first_token_at=began_at,
-            finished_at=world.now(),
-            device_s=0.1,
-        )
+    async def step(self, timeout_s: float) -> None:
+        await self._cluster.checkpoint()
+        for number, seen in enumerate(self._seen):
+            records = self._cluster.records(self._topic, number)
+            for record in records[seen:]:
+                self.take(record)
+            self._seen[number] = len(records)

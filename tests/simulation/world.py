@@ -3,32 +3,35 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-from memory_log import ProcessKilledError
+from memory_log import MemoryWriter
 from stream_cases import START, make_options, make_policy
 
+from simulation.aftermath import source_of
 from simulation.checker import check, held
 from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
-from simulation.loop import SimTask, VirtualLoop
+from simulation.loop import Step, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
-from simulation.requests import Workload, make_workload
+from simulation.requests import PARTITIONS, POOLS, Workload, make_workload
+from streams import Batcher, Canceller, Router
 from streams.log import Outgoing, Record
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
 from topics import Catalogue, PublishedKey, Settings
-from topics import headers as h
 from workers import Worker
 
 REQUESTS = 20
 # Faults fall into the first seconds; what is left after SETTLED_S_MAX more will never end.
 FAULTS_S = 12.0
-SETTLED_S_MAX = 400.0
-FINAL_S = 3.0
+SETTLED_S_MAX = 250.0
+FINAL_S = 2.0
+# By then every process has read a cancellation.
+KNOWN_S = 1.0
 
 POLICY = """
 classes:
@@ -43,7 +46,7 @@ data_classes:
 windows: {members_max: 4, margin_s: 2.0, length_buckets_tokens: [512, 2048], prior_rate_per_s: 0.5}
 """
 
-_SETTINGS = Settings(instance="simulation", topic_prefix="yard", partitions=2)
+_SETTINGS = Settings(instance="simulation", topic_prefix="yard", partitions=PARTITIONS)
 _OPTIONS = make_options()
 _POLICY = make_policy(POLICY)
 
@@ -53,7 +56,14 @@ class Rules:
     """What the world is made of; the tests put broken parts in."""
 
     transactor: type[Transactor] = Transactor
+    router: type[Router] = Router
+    batcher: type[Batcher] = Batcher
+    canceller: type[Canceller] = Canceller
     worker: type[Worker] = Worker
+    log: type[SimLog] = SimLog
+    writer: type[MemoryWriter] = MemoryWriter
+    strikes: Sequence[str] | None = None
+    """The faults to strike, in place of all."""
     lose_offsets_of: str | None = None
     """A stage, by the end of its group's name, none of whose group offsets is ever seen."""
 
@@ -67,8 +77,11 @@ class World:
         self.rng = random.Random(seed)
         self.trace: list[str] = []
         self.problems: list[str] = []
-        self.loop = VirtualLoop(self._own)
-        self.clock_offset_s = 0.0
+        self.loop = VirtualLoop(self._lets)
+        self.clock_offsets_s: dict[str, float] = {}
+        """How far the clocks of processes are from that of the brokers, by name."""
+        self.window_records = self.rng.choice((0, 1, 3, 8, 100))
+        self.settings = _SETTINGS
         self.options, self.policy = _OPTIONS, _POLICY
         self.catalogue = Catalogue(_SETTINGS)
         self.telemetry = Telemetry(None)
@@ -90,12 +103,15 @@ class World:
         self.workload: Workload = make_workload(self.rng, REQUESTS)
         self.bad: set[tuple[str, int, int]] = set()
         self.ended: set[str] = set()
+        self.healed = asyncio.Event()
         self.buried: set[tuple[str, int, int]] = set()
+        self.cancellations_left = 0
+        """Published, and without evidence yet."""
         self.faults = Faults(self)
         self.is_settled = False
 
     def now(self) -> float:
-        return START + self.loop.at_s + self.clock_offset_s
+        return START + self.loop.at_s
 
     def new_key(self) -> int:
         """Return a number of which no other key of this run is made."""
@@ -114,9 +130,6 @@ class World:
         """Run something outside all processes."""
         return self.loop.create_task(coro, context=Context())
 
-    def make_log(self, process: Process) -> SimLog:
-        return SimLog(self.groups, process.name, process)
-
     def died(self, process: Process) -> None:
         """Start another in its place, after a while."""
         if not self.is_settled:
@@ -124,21 +137,30 @@ class World:
             self.loop.call_later(after_s, self._start, process.name, context=Context())
 
     async def checkpoint(self) -> None:
-        """Be called at each call of Kafka: where others may run, and faults strike."""
+        """Be called at each call of Kafka, which takes a while and may fail."""
         process = PROCESS.get()
         if process is None:
             return
-        await self.faults.strike(process)
-        if process.is_dead:
-            raise ProcessKilledError(process.name)
+        if process.error is not None:
+            error, process.error = process.error, None
+            raise error
         draw = self.rng.random()
         if draw > 0.9:
             await asyncio.sleep((draw - 0.9) / 5)
         elif draw > 0.5:
             await asyncio.sleep(0)
-        await process.awake()
-        if process.is_dead:
-            raise ProcessKilledError(process.name)
+
+    def _lets(self, step: Step) -> bool:
+        """Let a step be taken, unless its process is dead, or stands still, from now on too."""
+        process: Process | None = step.context.get(PROCESS)
+        if process is None:
+            return True
+        if not process.is_dead and process.parked is None:
+            self.faults.step(process)
+        if process.parked is not None:
+            process.parked.append(step)
+            return False
+        return not process.is_dead
 
     async def main(self) -> None:
         """Publish, suffer, heal, settle, and start everything once more."""
@@ -157,27 +179,51 @@ class World:
         await self._publish()
         await asyncio.sleep(max(0.0, FAULTS_S - self.loop.at_s))
         self.faults.heal()
+        await self._publish_late()
         await self._settle()
+        self._look_for_hanging()
         self.is_settled = True
         for process in self.processes.values():
             process.kill("the end")
         for name in self.homes:
             self._start(name)
         await asyncio.sleep(FINAL_S)
+        if not self.problems:
+            # The second copy of a request may have been on its way back to the hold.
+            await self._settle()
 
     async def _publish(self) -> None:
         await asyncio.sleep(self.rng.uniform(0.0, 1.0))
-        for name in self.workload.order:
-            if name is None:
+        for kind, name in self.workload.order:
+            if kind == "bad":
                 self._publish_bad()
+            elif kind == "cancel":
+                self._cancel(name)
             else:
-                expected = self.workload.expected[name]
-                expected.published += 1
-                number = self.rng.randrange(_SETTINGS.partitions)
-                self.cluster.publish(
-                    Outgoing(self.catalogue.requests, name.encode(), expected.value, [], number)
-                )
+                is_at_home = self.rng.random() < 0.75
+                self._request(name, self.workload.homes[name] ^ (not is_at_home))
             await asyncio.sleep(self.rng.expovariate(2.5))
+
+    async def _publish_late(self) -> None:
+        """Cancel two requests that come only when everybody must know."""
+        for name, task in (("late-1", "chat"), ("late-2", "summarization")):
+            self.workload.add(self.rng, name, {"task": task}, POOLS).is_known_cancelled = True
+            self._cancel(name)
+        await asyncio.sleep(KNOWN_S)
+        for name in ("late-1", "late-2"):
+            self._request(name, self.workload.homes[name])
+
+    def _request(self, name: str, number: int) -> None:
+        value = self.workload.expected[name].value
+        self.cluster.publish(Outgoing(self.catalogue.requests, name.encode(), value, [], number))
+
+    def _cancel(self, name: str) -> None:
+        self.tell(f"a client cancels {name!r}")
+        record = self.cluster.publish(Outgoing(self.catalogue.cancellations, name.encode(), None))
+        if name:
+            self.cancellations_left += 1
+        else:
+            self.bad.add((*record.partition, record.offset))
 
     def _publish_bad(self) -> None:
         """Put what nobody can read where somebody reads."""
@@ -185,7 +231,7 @@ class World:
         lane = c.pool_lane("premium-eu", self.rng.choice(("direct", "batch")))
         topic = self.rng.choice((c.requests, c.requests, c.reroutes, c.held, lane))
         key = f"bad-{len(self.bad)}".encode()
-        number = self.rng.randrange(_SETTINGS.partitions)
+        number = self.rng.randrange(PARTITIONS)
         record = self.cluster.publish(Outgoing(topic, key, b'{"id": 1, "', [], number))
         self.bad.add((topic, number, record.offset))
         self.tell(f"a bad record on {record.partition}")
@@ -194,12 +240,22 @@ class World:
         end_s = self.loop.at_s + SETTLED_S_MAX
         while self.loop.at_s < end_s:
             has_ended = self.ended >= self.workload.expected.keys()
-            # The second copy of a request may be held when the first has its result.
-            if has_ended and self.buried >= self.bad and not held(self):
+            is_told = self.buried >= self.bad and self.cancellations_left <= 0
+            if has_ended and is_told and not held(self):
                 return
             await asyncio.sleep(0.5)
         for name in sorted(self.workload.expected.keys() - self.ended):
             self.problem(f"{name} has not ended")
+
+    def _look_for_hanging(self) -> None:
+        """Find readers that wait for the end of a transaction that has ended."""
+        for partition, log in self.cluster.logs.items():
+            for transaction in log.open:
+                if transaction.state != "open":
+                    self.problem(
+                        f"{partition}: readers wait for the end of a transaction of"
+                        f" {transaction.transactional_id}, which was {transaction.state}"
+                    )
 
     async def _time_out(self) -> None:
         while True:
@@ -215,6 +271,8 @@ class World:
             self.ended.add((record.key or b"").decode())
         elif topic == self.catalogue.dead_letters:
             self.buried.add(source_of(record))
+        elif b'"cancel_requested"' in (record.value or b""):
+            self.cancellations_left -= 1
 
     def _start(self, name: str) -> None:
         if name in self.processes and not self.processes[name].is_dead:
@@ -229,23 +287,9 @@ class World:
         return {
             "router": {c.requests, c.reroutes},
             "batcher": {c.held},
+            "canceller": {c.cancellations},
             "worker": {t.name for pool in self.options.by_pool for t in c.pool_topics(pool)},
         }[stage]
-
-    @staticmethod
-    def _own(task: SimTask, context: Context | None) -> None:
-        process = PROCESS.get() if context is None else context.get(PROCESS)
-        if process is not None:
-            process.own(task)
-
-
-def source_of(letter: Record) -> tuple[str, int, int]:
-    """Return where a dead letter stood."""
-    topic, partition, offset = (
-        (h.find(letter.headers, f"__connect.errors.{name}") or b"").decode()
-        for name in ("topic", "partition", "offset")
-    )
-    return topic, int(partition), int(offset)
 
 
 def run(seed: int, rules: Rules | None = None) -> World:
@@ -257,6 +301,8 @@ def run(seed: int, rules: Rules | None = None) -> World:
         world.loop.finish(world.main())
     finally:
         logging.disable(before)
+    for error in world.loop.errors:
+        world.problem(f"a callback failed: {error!r}")
     for problem in check(world):
         world.problem(problem)
     return world

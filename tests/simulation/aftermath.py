@@ -1,0 +1,88 @@
+"""What a run has left in the log, as a committed reader sees it: read once, for all checks."""
+
+from collections import Counter, defaultdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from memory_cluster import Transaction
+
+from streams.log import Record
+from topics import headers as h
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+Place = tuple[str, int, int]
+"""Topic, partition, offset."""
+
+
+class Aftermath:
+    """Visible records, and what was to be expected of them."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.catalogue = world.catalogue
+        self.expected = world.workload.expected
+        self.topics: dict[str, list[tuple[Record, Transaction | None]]] = defaultdict(list)
+        for record, transaction in world.cluster.history:
+            if transaction is None or transaction.is_visible_on(record.partition):
+                self.topics[record.partition.topic].append((record, transaction))
+
+    def records(self, topic: str) -> list[Record]:
+        return [record for record, _ in self.topics[topic]]
+
+    @cached_property
+    def results(self) -> list[tuple[str, dict[str, Any]]]:
+        """Ids and results."""
+        found = self.records(self.catalogue.results)
+        return [(key_of(record), orjson.loads(record.value or b"")) for record in found]
+
+    @cached_property
+    def evidence(self) -> list[tuple[dict[str, Any], Transaction | None]]:
+        found = self.topics[self.catalogue.evidence]
+        return [(orjson.loads(record.value or b""), transaction) for record, transaction in found]
+
+    @cached_property
+    def published(self) -> dict[str, list[Record]]:
+        """The records of each request on the ingest topic."""
+        found: dict[str, list[Record]] = defaultdict(list)
+        for record in self.records(self.catalogue.requests):
+            if place_of(record) not in self.world.bad:
+                found[key_of(record)].append(record)
+        return found
+
+    @cached_property
+    def duplicates(self) -> set[Place]:
+        """Requests whose id came among the last records before them, on their partition."""
+        found = set()
+        for records in self.published.values():
+            newest: dict[int, int] = {}
+            for record in records:
+                before = newest.get(record.partition.number)
+                if before is not None and record.offset - before <= self.world.window_records:
+                    found.add(place_of(record))
+                newest[record.partition.number] = record.offset
+        return found
+
+    def evidenced(self, step: str) -> Counter[Place]:
+        """Return what there is evidence of a step of, by where that stood."""
+        sources = [evidence["source"] for evidence, _ in self.evidence if evidence["step"] == step]
+        return Counter((s["topic"], s["partition"], s["offset"]) for s in sources)
+
+
+def key_of(record: Record) -> str:
+    return (record.key or b"").decode()
+
+
+def place_of(record: Record) -> Place:
+    return (*record.partition, record.offset)
+
+
+def source_of(letter: Record) -> Place:
+    """Return where a dead letter stood."""
+    topic, partition, offset = (
+        (h.find(letter.headers, f"__connect.errors.{name}") or b"").decode()
+        for name in ("topic", "partition", "offset")
+    )
+    return topic, int(partition), int(offset)
