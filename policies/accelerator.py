@@ -19,7 +19,7 @@ from policies.iteration import (
     Run,
     VariantLimits,
 )
-from policies.roofline import MEMORY_UTILIZATION
+from policies.roofline import MEMORY_UTILIZATION, TYPICAL_CONTEXT_TOKENS
 
 __all__ = [
     "Accelerator",
@@ -179,6 +179,47 @@ class Accelerator:
     def queued_of(self, variant: str) -> int:
         """Jobs of one variant that wait for admission."""
         return len(self._lane_of[variant].queue)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job runs or waits."""
+        return not self._jobs
+
+    def round_s(self, joining: str | None = None, context_tokens: int = 0) -> float:
+        """Seconds of one decode iteration of each variant with work: variants take turns.
+
+        Jobs that wait or are in prefill count as if they decoded already.
+
+        Args:
+            joining: a variant that gets one more sequence.
+            context_tokens: of that sequence.
+        """
+        total_s = 0.0
+        joined = self._lane_of[joining] if joining is not None else None
+        for lane in self._lanes:
+            soon = len(lane.prefilling) + len(lane.queue)
+            tokens = lane.context_tokens + soon * TYPICAL_CONTEXT_TOKENS
+            if lane is joined:
+                soon += 1
+                tokens += context_tokens
+            sequences = min(lane.max_batch, len(lane.decoding) + soon)
+            if sequences:
+                total_s += lane.roofline.step_s(sequences, tokens)
+        return total_s
+
+    def has_room(self, variant: str, tokens: int) -> bool:
+        """Tell whether a job of ``tokens``, input and output, would be admitted at once."""
+        lane = self._lane_of[variant]
+        if lane.running + len(lane.queue) >= lane.max_batch:
+            return False
+        waiting_bytes = sum(state.kv_bytes for each in self._lanes for _, state in each.queue)
+        needed_bytes = tokens * lane.roofline.kv_bytes_per_token
+        return self._kv_used_bytes() + waiting_bytes + needed_bytes <= self._kv_capacity_bytes
+
+    @property
+    def decoded(self) -> tuple[int, int]:
+        """Decode steps so far, and the tokens that they yielded."""
+        return sum(lane.steps for lane in self._lanes), sum(lane.tokens for lane in self._lanes)
 
     @property
     def kv_tokens_used(self) -> int:

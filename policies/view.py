@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from policies.options import Option, Options
+from policies.roofline import TYPICAL_CONTEXT_TOKENS
 from topics import PoolStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
-# Context of a running sequence where a heartbeat doesn't tell; the mean of the open trace.
-TYPICAL_CONTEXT_TOKENS = 1700
 
 
 @dataclass(slots=True)

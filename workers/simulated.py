@@ -10,7 +10,7 @@ from streams import Clock
 from topics import Response, Usage, VariantStatus
 from workers.answers import body, output_tokens
 from workers.backend import Call, CallError, Load, Outcome
-from workers.pace import Pace
+
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
