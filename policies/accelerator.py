@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+# Prompt tokens that one iteration computes beside the decodes (vLLM's default on large GPUs).
+PREFILL_CHUNK_TOKENS = 2048
+
+
 class Accelerator:
     """A replica on which one or more model variants are resident.
 
@@ -56,7 +60,10 @@ class Accelerator:
     """
 
     def __init__(
-        self, variants: Mapping[str, VariantLimits], *, prefill_chunk_tokens: int = 2048
+        self,
+        variants: Mapping[str, VariantLimits],
+        *,
+        prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
     ) -> None:
         rooflines = [limits.roofline for limits in variants.values()]
         if len({roofline.memory_bytes for roofline in rooflines}) != 1:

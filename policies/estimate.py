@@ -10,6 +10,9 @@ from topics import Candidate, Profile
 from topics.placement import CandidatePath
 
 SQRT2 = math.sqrt(2.0)
+# Of the steps of a variant that joins other variants on a replica, the share that makes the
+# replica busy for longer. At low traffic it would have been busy all the same; at high traffic not.
+BUSY_ANYWAY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,9 @@ def estimate(
 ) -> Estimate:
     """Return what one of ``members`` like requests costs, sent together after ``wait_s``.
 
-    They join what runs of the variant already. A decode step is shared by all sequences in it, so
-    its price is divided by their number; a prefill is the request's own, and the members' prefills
-    follow each other. Other variants on the device take turns with this one (``load.round_s``).
+    Cost is the marginal device time, see `_decode_device_s`. Latencies are those of a pool whose
+    replicas share its work evenly; the members' prefills follow each other, and other variants on
+    the device take turns with this one (``load.round_s``).
     """
     roofline = option.roofline
     speed = load.speed_by_variant.get(option.variant, 1.0)
@@ -48,7 +51,9 @@ def estimate(
     prefill_s = roofline.prefill_s(profile.input_tokens)
     decode_steps = max(0, profile.output_tokens - 1)
     step_s = roofline.step_s(sequences, sequences * context_tokens) if decode_steps else 0.0
-    device_s = (prefill_s + decode_steps * step_s / sequences) / speed
+    device_s = prefill_s / speed
+    if decode_steps:
+        device_s += decode_steps * _decode_device_s(option, load, members, context_tokens) / speed
     pace = speed * option.time_scale
     tpot_s = step_s / pace + load.round_s
     slots = option.max_batch * replicas
@@ -70,6 +75,28 @@ def estimate(
         finish_s=ttft_s + decode_steps * tpot_s,
         device_s=prefill_s / pace,
     )
+
+
+def _decode_device_s(option: Option, load: PoolLoad, members: int, context_tokens: int) -> float:
+    """Return the device time that one decode step of one member adds, in seconds.
+
+    Work gathers on few replicas of a pool (`policies.replica`). Where the variant decodes already,
+    the weights are streamed anyway, and a sequence more adds its own tokens; as the pool fills, it
+    also takes a place from later ones, who will need another replica: that is its share of a full
+    step, in proportion to how full the pool is. A replica that is busy with other variants would
+    be busy without this one too, for part of the time. An idle one is woken for these members.
+    """
+    step_s = option.roofline.step_s
+    others = load.running_by_variant.get(option.variant, 0)
+    together = min(option.max_batch, others + members)
+    own_s = step_s(together, together * context_tokens)
+    if others == 0:
+        share = 1.0 if load.is_idle else BUSY_ANYWAY
+        return share * own_s / min(members, together)
+    alone_s = step_s(1, 0)
+    growth_s = (own_s - alone_s) / together
+    slots = option.max_batch * max(1, load.workers) * option.replicas
+    return growth_s + alone_s / option.max_batch * min(1.0, others / slots)
 
 
 def expected_cost_usd(estimate: Estimate, option: Option, policy: Policy) -> float:

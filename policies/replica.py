@@ -1,18 +1,19 @@
 """A replica as its pool sees it, and the choice among the replicas of a pool."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from policies.accelerator import Accelerator
+from policies.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
 from policies.iteration import Event, FirstToken, Job
+from policies.roofline import Roofline
 
 # Of a latency SLO, the share that a replica may use up by what it knows when it takes a request;
-# the rest is for what comes after.
+# the rest is for what comes after. Chosen by backtests of the open trace at rates 1, 10 and 50.
 TPOT_SHARE = 0.65
 TTFT_SHARE = 0.5
-# Seconds over which the share of prefill in a replica's time is averaged, and the most of it that
-# counts: beyond it the replica takes no more beside what decodes.
-PREFILL_MEMORY_S = 10.0
+# Seconds over which the share of prefill in a replica's time is averaged, and the most of it
+# beside which a replica that decodes takes more.
+PREFILL_MEMORY_S = 5.0
 PREFILL_SHARE_MAX = 0.6
 
 
@@ -23,44 +24,90 @@ class Ask:
     variant: str
     input_tokens: int
     output_tokens: int
-    prefill_s: float
     ttft_left_s: float | None = None
     tpot_s: float | None = None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(slots=True)
+class _Prompts:
+    """The prompts of one variant that have no first token yet."""
+
+    roofline: Roofline
+    short_tokens: int = 0
+    long_tokens: int = 0
+    long_s: float = 0.0
+
+    def add(self, tokens: int, sign: int = 1) -> None:
+        if tokens <= PREFILL_CHUNK_TOKENS:
+            self.short_tokens += sign * tokens
+        else:
+            self.long_tokens += sign * tokens
+            self.long_s += sign * self.roofline.prefill_s(tokens)
+
+    def seconds(self) -> float:
+        """Return the time they take: short ones share chunks, long ones attend to themselves."""
+        return (self.long_s if self.long_tokens else 0.0) + _chunked_s(
+            self.roofline, self.short_tokens
+        )
+
+    def chunks(self) -> int:
+        """Return the iterations they take."""
+        return -(-(self.short_tokens + self.long_tokens) // PREFILL_CHUNK_TOKENS)
+
+
+def _chunked_s(roofline: Roofline, tokens: int) -> float:
+    full, rest = divmod(tokens, PREFILL_CHUNK_TOKENS)
+    full_s = full * roofline.prefill_s(PREFILL_CHUNK_TOKENS) if full else 0.0
+    return full_s + (roofline.prefill_s(rest) if rest else 0.0)
+
+
+@dataclass(eq=False, slots=True, init=False)
 class Replica:
     """An accelerator, with what its scheduler remembers of the jobs on it."""
 
     accelerator: Accelerator
-    backlog_s: float = 0.0
-    """Prefills of the jobs that have no first token yet, in seconds."""
-    _tpot_of: dict[str, float] = field(default_factory=dict)
-    _waiting: dict[str, float] = field(default_factory=dict)
-    _prefilled_s: float = 0.0
-    _prefilled_at: float = 0.0
+    _prompts: dict[str, _Prompts]
+    _waiting: dict[str, Job]
+    _tpot_of: dict[str, float]
+    _prefilled_s: float
+    _prefilled_at: float
+
+    def __init__(self, variants: Mapping[str, VariantLimits]) -> None:
+        self.accelerator = Accelerator(variants)
+        self._prompts = {name: _Prompts(limits.roofline) for name, limits in variants.items()}
+        self._waiting = {}
+        self._tpot_of = {}
+        self._prefilled_s = 0.0
+        self._prefilled_at = 0.0
 
     @property
     def jobs(self) -> int:
         """Jobs that run or wait."""
         return self.accelerator.running + self.accelerator.queued
 
-    def submit(self, job: Job, ask: Ask, now: float) -> None:
-        """Queue a job."""
-        if ask.tpot_s is not None:
-            self._tpot_of[job.id] = ask.tpot_s
-        self._waiting[job.id] = ask.prefill_s
-        self.backlog_s += ask.prefill_s
+    @property
+    def backlog_s(self) -> float:
+        """Time of the prompts that have no first token yet, in seconds."""
+        return sum(prompts.seconds() for prompts in self._prompts.values()) if self._waiting else 0
+
+    def submit(self, job: Job, tpot_s: float | None, now: float) -> None:
+        """Queue a job; ``tpot_s`` is its SLO."""
+        if tpot_s is not None:
+            self._tpot_of[job.id] = tpot_s
+        self._waiting[job.id] = job
+        self._prompts[job.variant].add(job.input_tokens)
         self.accelerator.submit(job, now)
 
     def advance(self, now: float) -> list[Event]:
         """Return what happened up to ``now`` and was not yet told."""
         events = self.accelerator.advance(now)
         for event in events:
-            prefill_s = self._waiting.pop(event.id, None)
-            if prefill_s is not None:
-                self.backlog_s = self.backlog_s - prefill_s if self._waiting else 0.0
-                self._prefilled_s = self._recent_prefill_s(now) + prefill_s
+            job = self._waiting.pop(event.id, None)
+            if job is not None:
+                prompts = self._prompts[job.variant]
+                prompts.add(job.input_tokens, -1)
+                spent_s = prompts.roofline.prefill_s(job.input_tokens)
+                self._prefilled_s = self._recent_prefill_s(now) + spent_s
                 self._prefilled_at = now
             if not isinstance(event, FirstToken):
                 self._tpot_of.pop(event.id, None)
@@ -78,12 +125,23 @@ class Replica:
             limits_s.append(ask.tpot_s)
         round_s = accelerator.round_s(ask.variant, ask.input_tokens)
         if limits_s:
-            share = (self._recent_prefill_s(now) + self.backlog_s) / PREFILL_MEMORY_S
+            busy_s = self._recent_prefill_s(now) + self.backlog_s
+            share = busy_s / PREFILL_MEMORY_S
             if share > PREFILL_SHARE_MAX or round_s / (1.0 - share) > TPOT_SHARE * min(limits_s):
                 return False
         if ask.ttft_left_s is None:
             return True
-        return self.backlog_s + ask.prefill_s + round_s <= TTFT_SHARE * ask.ttft_left_s
+        return self._ttft_s(ask, round_s) <= TTFT_SHARE * ask.ttft_left_s
+
+    def _ttft_s(self, ask: Ask, round_s: float) -> float:
+        """Return the time to the request's first token: each chunk waits for all lanes' turns."""
+        own = self._prompts[ask.variant]
+        chunks = -(-(own.short_tokens + own.long_tokens + ask.input_tokens) // PREFILL_CHUNK_TOKENS)
+        total_s = chunks * round_s + own.seconds() + own.roofline.prefill_s(ask.input_tokens)
+        for prompts in self._prompts.values():
+            if prompts is not own and (theirs := prompts.chunks()):
+                total_s += prompts.seconds() * min(1.0, chunks / theirs)
+        return total_s
 
     def _recent_prefill_s(self, now: float) -> float:
         passed_s = max(0.0, now - self._prefilled_at)

@@ -28,6 +28,11 @@ class PoolLoad:
     running_by_variant: dict[str, int] = field(default_factory=dict)
     speed_by_variant: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits in the pool."""
+        return not any(self.running_by_variant.values())
+
 
 _NOBODY = PoolLoad()
 

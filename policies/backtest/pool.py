@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-from policies.accelerator import Accelerator, VariantLimits
+from policies.accelerator import VariantLimits
 from policies.backtest.outcome import Outcome
 from policies.backtest.reality import Reality
 from policies.iteration import Cancelled, Completion, FirstToken, Job
@@ -67,7 +67,7 @@ class ModelPool:
             limits = {
                 o.variant: VariantLimits(at_speed(o.roofline, factor), o.max_batch) for o in options
             }
-            self.replicas.append(Replica(Accelerator(limits)))
+            self.replicas.append(Replica(limits))
 
     @property
     def busy_s(self) -> float:
@@ -84,8 +84,6 @@ class ModelPool:
             variant=option.variant,
             input_tokens=outcome.input_tokens,
             output_tokens=profile.output_tokens,
-            prefill_s=option.roofline.prefill_s(outcome.input_tokens)
-            / self._pace.speed(option.variant),
             ttft_left_s=None
             if profile.ttft_s is None
             else profile.created_at + profile.ttft_s - now,
@@ -107,7 +105,7 @@ class ModelPool:
         self._tries[name] = attempt
         priority = 0 if attempt.path == "direct" else 1
         job = Job(name, option.variant, outcome.input_tokens, output_tokens, priority=priority)
-        replica.submit(job, ask, now)
+        replica.submit(job, profile.tpot_s, now)
         return index
 
     def advance(self, index: int, now: float) -> Iterator[Ended]:

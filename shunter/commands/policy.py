@@ -19,6 +19,7 @@ from policies import (
     tag,
 )
 from policies.situation import Situation
+from shunter.commands.policy_backtest import backtest
 from shunter.console import AsJson, FleetFile, PolicyFile, UserError, out, settings_from
 from shunter.story import story
 from streams.declarations import load_declarations, load_fleet, load_policy
@@ -32,7 +33,8 @@ _STEPS: dict[str, Step] = {
     "expire": "expired",
 }
 
-policy = typer.Typer(name="policy", help="Check fleet and policy; explain a decision.")
+policy = typer.Typer(name="policy", help="Check fleet and policy; explain a decision; backtest.")
+policy.command()(backtest)
 
 
 @policy.command()
