@@ -13,6 +13,10 @@ SQRT2 = math.sqrt(2.0)
 # Of the steps of a variant that joins other variants on a replica, the share that makes the
 # replica busy for longer. At low traffic it would have been busy all the same; at high traffic not.
 BUSY_ANYWAY = 0.5
+# A pool counts as full by this share at least: what runs at its peak takes places for certain.
+FULLNESS_MIN = 0.25
+# Share of a replica's places that batch work fills; the rest is for what can't wait.
+BATCH_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ def estimate(
     step_s = roofline.step_s(sequences, sequences * context_tokens) if decode_steps else 0.0
     device_s = prefill_s / speed
     if decode_steps:
-        device_s += decode_steps * _decode_device_s(option, load, members, context_tokens) / speed
+        added_s = _decode_device_s(option, load, members, context_tokens, fills_gaps=wait_s > 0)
+        device_s += decode_steps * added_s / speed
     pace = speed * option.time_scale
     tpot_s = step_s / pace + load.round_s
     slots = option.max_batch * replicas
@@ -77,7 +82,9 @@ def estimate(
     )
 
 
-def _decode_device_s(option: Option, load: PoolLoad, members: int, context_tokens: int) -> float:
+def _decode_device_s(
+    option: Option, load: PoolLoad, members: int, context_tokens: int, *, fills_gaps: bool
+) -> float:
     """Return the device time that one decode step of one member adds, in seconds.
 
     Work gathers on few replicas of a pool (`policies.replica`). Where the variant decodes already,
@@ -85,6 +92,8 @@ def _decode_device_s(option: Option, load: PoolLoad, members: int, context_token
     also takes a place from later ones, who will need another replica: that is its share of a full
     step, in proportion to how full the pool is. A replica that is busy with other variants would
     be busy without this one too, for part of the time. An idle one is woken for these members.
+
+    Work that waits for room (``fills_gaps``) takes places that nobody else wants.
     """
     step_s = option.roofline.step_s
     others = load.running_by_variant.get(option.variant, 0)
@@ -95,8 +104,11 @@ def _decode_device_s(option: Option, load: PoolLoad, members: int, context_token
         return share * own_s / min(members, together)
     alone_s = step_s(1, 0)
     growth_s = (own_s - alone_s) / together
+    if fills_gaps:
+        return growth_s
     slots = option.max_batch * max(1, load.workers) * option.replicas
-    return growth_s + alone_s / option.max_batch * min(1.0, others / slots)
+    fullness = max(FULLNESS_MIN, min(1.0, others / slots))
+    return growth_s + fullness * alone_s / option.max_batch
 
 
 def expected_cost_usd(estimate: Estimate, option: Option, policy: Policy) -> float:
@@ -108,6 +120,18 @@ def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
     """Return how many requests like this one fill the device: by sequences or by KV memory."""
     tokens = max(1, profile.input_tokens + profile.output_tokens)
     return max(1, min(members_max, option.max_batch, option.kv_capacity_tokens // tokens))
+
+
+def room(option: Option, load: PoolLoad) -> int:
+    """Return how many sequences more fit beside those that run, without waking a replica.
+
+    The pool gathers a variant's sequences (`policies.replica`), so those that run are taken to
+    fill their replicas one after another, up to the share that batch work may take. Where none
+    runs, a replica has to be woken for the first anyway.
+    """
+    places = max(1, int(option.max_batch * BATCH_SHARE))
+    running = load.running_by_variant.get(option.variant, 0)
+    return places - running % places if running % places or not running else 0
 
 
 def chance(profile: Profile, estimate: Estimate, *, elapsed_s: float, spread: float) -> float:

@@ -70,6 +70,9 @@ class Windows(Declaration):
     """Most members of a batch, whatever the device could take."""
     margin_s: Annotated[float, Field(ge=0)] = 1.0
     """Time left over when a batch is released by slack: transport and the estimate's error."""
+    room_wait_s: Annotated[float, Field(ge=0)] = 0.0
+    """Longest wait for room beside work that runs already, where a batch that is ready would wake
+    a device for itself. It ends earlier where what waits could be late."""
     length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
     """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
     prior_rate_per_s: PositiveFloat = 0.5
@@ -124,7 +127,7 @@ class Policy(Declaration):
 
     def faster(self, factor: float) -> Self:
         """Return this policy for a replay at ``factor`` times the speed: all times divided."""
-        times = {"ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s", "margin_s"}
+        times = {"ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s", "margin_s", "room_wait_s"}
 
         def divided(node: Any) -> Any:
             if not isinstance(node, dict):

@@ -26,6 +26,8 @@ class Ask:
     output_tokens: int
     ttft_left_s: float | None = None
     tpot_s: float | None = None
+    members: int = 1
+    """Of the batch that it leads; all of them go to one replica."""
 
 
 @dataclass(slots=True)
@@ -118,7 +120,9 @@ class Replica:
         accelerator = self.accelerator
         if accelerator.is_idle:
             return True
-        if not accelerator.has_room(ask.variant, ask.input_tokens + ask.output_tokens):
+        if not accelerator.has_room(
+            ask.variant, ask.input_tokens + ask.output_tokens, ask.members
+        ):
             return False
         limits_s = [*self._tpot_of.values()]
         if ask.tpot_s is not None:

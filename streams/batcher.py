@@ -105,7 +105,11 @@ class Batcher:
         limits = self._situation.policy.windows
         held = _Held(
             partition,
-            Windows(members_max=limits.members_max, margin_s=limits.margin_s),
+            Windows(
+                members_max=limits.members_max,
+                margin_s=limits.margin_s,
+                room_wait_s=limits.room_wait_s,
+            ),
             Payloads(partition, self._room),
         )
         first, end = (await log.bounds([partition]))[partition]

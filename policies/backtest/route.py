@@ -24,6 +24,7 @@ class Send:
     option: Option
     path: Path
     batch_id: str | None = None
+    batch_size: int = 1
     promised: Envelope | None = None
 
 
@@ -58,7 +59,11 @@ class Shunter:
     def __init__(self, options: Options, policy: Policy) -> None:
         self.situation: Situation = situation(options, policy)
         limits = policy.windows
-        self._windows = Windows(members_max=limits.members_max, margin_s=limits.margin_s)
+        self._windows = Windows(
+            members_max=limits.members_max,
+            margin_s=limits.margin_s,
+            room_wait_s=limits.room_wait_s,
+        )
         self._held = 0
 
     def hear(self, status: PoolStatus, now: float) -> None:
@@ -113,7 +118,8 @@ class Shunter:
         for member in release.members:
             self._windows.remove(member.profile.id)
             promised = target.promise(member.profile, now)
-            yield Send(member.profile, target.option, target.path, batch_id, promised)
+            size = len(release.members)
+            yield Send(member.profile, target.option, target.path, batch_id, size, promised)
 
 
 @dataclass(slots=True)
@@ -150,4 +156,4 @@ class FixedDelay:
             option, batch = self._batches.pop(key)
             self._count += 1
             for profile in batch.members:
-                yield Send(profile, option, "batch", str(self._count))
+                yield Send(profile, option, "batch", str(self._count), len(batch.members))
