@@ -127,11 +127,13 @@ def room(option: Option, load: PoolLoad) -> int:
 
     The pool gathers a variant's sequences (`policies.replica`), so those that run are taken to
     fill their replicas one after another, up to the share that batch work may take. Where none
-    runs, a replica has to be woken for the first anyway.
+    runs, a replica has to be woken anyway, and is free for the whole batch.
     """
-    places = max(1, int(option.max_batch * BATCH_SHARE))
     running = load.running_by_variant.get(option.variant, 0)
-    return places - running % places if running % places or not running else 0
+    if not running:
+        return option.max_batch
+    places = max(1, int(option.max_batch * BATCH_SHARE))
+    return -running % places
 
 
 def chance(profile: Profile, estimate: Estimate, *, elapsed_s: float, spread: float) -> float:
