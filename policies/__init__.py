@@ -5,6 +5,7 @@ windows, the model of an accelerator. All of it pure: no I/O, no clock, no rando
 no logging; the same inputs give the same decision on any machine.
 """
 
+from policies.admission import Rates, Shares, share_out
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
 from policies.declaration import DeclarationError, Problem
@@ -31,7 +32,9 @@ __all__ = [
     "Policy",
     "Pool",
     "Problem",
+    "Rates",
     "Release",
+    "Shares",
     "Situation",
     "Tagged",
     "Target",
@@ -45,6 +48,7 @@ __all__ = [
     "operation_of",
     "parse_fleet",
     "parse_policy",
+    "share_out",
     "situation",
     "tag",
 ]

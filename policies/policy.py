@@ -17,6 +17,9 @@ from policies.declaration import Declaration, digest, parse_declaration
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
+_TIMES = ("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s", "margin_s", "room_wait_s")
+_RATES = ("prior_rate_per_s", "rate_per_s")
+
 
 class WorkloadClass(Declaration):
     """What one class of requests wants, where the request itself says nothing."""
@@ -63,6 +66,16 @@ class DataClass(Declaration):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
+class TenantLimits(Declaration):
+    """How much of the system a tenant may take."""
+
+    rate_per_s: PositiveFloat | None = None
+    """Requests per second over all ingest partitions, counted over 10 s; more are rejected. None
+    sets no limit."""
+    share: PositiveFloat = 1.0
+    """Weight against other tenants where there is not enough for all."""
+
+
 class Windows(Declaration):
     """Limits of batch windows."""
 
@@ -106,6 +119,9 @@ class Policy(Declaration):
     """Prompts of at least this length are ``long_context`` where nothing tells another class."""
     tiers: dict[str, Tier] = Field(default_factory=dict)
     data_classes: dict[str, DataClass] = Field(default_factory=dict)
+    tenants: dict[str, TenantLimits] = Field(default_factory=dict)
+    default_tenant: TenantLimits = Field(default_factory=TenantLimits)
+    """Of each tenant that ``tenants`` doesn't name."""
     windows: Windows = Field(default_factory=Windows)
     estimates: Estimates = Field(default_factory=Estimates)
     attempts_max: PositiveInt = 3
@@ -120,28 +136,30 @@ class Policy(Declaration):
             raise ValueError(f"default_class {self.default_class!r} is not one of {known}")
         return self
 
+    def limits_of(self, tenant: str) -> TenantLimits:
+        """Return what a tenant may take."""
+        return self.tenants.get(tenant, self.default_tenant)
+
     @property
     def version(self) -> str:
         """Return the digest that evidence names."""
         return digest(self)
 
     def faster(self, factor: float) -> Self:
-        """Return this policy for a replay at ``factor`` times the speed: all times divided."""
-        times = {"ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s", "margin_s", "room_wait_s"}
+        """Return this policy for a replay at ``factor`` times the speed."""
+        powers = dict.fromkeys(_TIMES, -1) | dict.fromkeys(_RATES, 1)
 
-        def divided(node: Any) -> Any:
+        def scaled(node: Any) -> Any:
             if not isinstance(node, dict):
                 return node
             return {
-                key: value / factor
-                if key in times and isinstance(value, int | float)
-                else divided(value)
+                key: value * factor ** powers[key]
+                if key in powers and isinstance(value, int | float)
+                else scaled(value)
                 for key, value in node.items()
             }
 
-        scaled = divided(self.model_dump(exclude_none=True))
-        scaled["windows"]["prior_rate_per_s"] *= factor
-        return type(self).model_validate(scaled)
+        return type(self).model_validate(scaled(self.model_dump(exclude_none=True)))
 
 
 def parse_policy(text: str, file: str) -> Policy:

@@ -71,6 +71,11 @@ class GivenUp:
 LOOK_S_MIN = 0.1
 
 TargetOf = Callable[[Sequence[Member]], Target | None]
+ShareOf = Callable[[str], float]
+
+
+def _equal_share(_tenant: str) -> float:
+    return 1.0
 
 
 @dataclass(slots=True)
@@ -95,11 +100,13 @@ class Windows:
         margin_s: float,
         retry_s: float = 0.25,
         room_wait_s: float = 0.0,
+        share_of: ShareOf = _equal_share,
     ) -> None:
         self._members_max = members_max
         self._margin_s = margin_s
         self._room_wait_s = room_wait_s
         self._retry_s = retry_s
+        self._share_of = share_of
         self._windows: dict[str, _Window] = {}
         self._groups: dict[str, str] = {}
 
@@ -162,7 +169,7 @@ class Windows:
             if window.due_at > now:
                 continue
             waiting = []
-            for member in in_turn(window.members.values()):
+            for member in in_turn(window.members.values(), self._share_of):
                 if member.profile.id in without:
                     continue
                 if member.profile.deadline <= now:
@@ -253,13 +260,16 @@ def _reason(
     return None
 
 
-def in_turn(members: Iterable[Member]) -> list[Member]:
-    """Return members by deadline, fair among tenants: each tenant's n-th before any (n+1)-th."""
+def in_turn(members: Iterable[Member], share_of: ShareOf = _equal_share) -> list[Member]:
+    """Return members by deadline, fair among tenants.
+
+    Tenants take turns, one with twice the share of another twice as often.
+    """
     by_deadline = sorted(members, key=lambda m: (m.profile.deadline, m.held_at, m.profile.id))
-    turns: dict[str, int] = {}
+    turns: dict[str, float] = {}
     placed = []
     for member in by_deadline:
-        turn = turns.get(member.profile.tenant, 0)
-        turns[member.profile.tenant] = turn + 1
+        tenant = member.profile.tenant
+        turn = turns[tenant] = turns.get(tenant, 0.0) + 1.0 / share_of(tenant)
         placed.append((turn, member))
     return [m for _, m in sorted(placed, key=lambda pair: pair[0])]

@@ -1,269 +1,232 @@
 """Ending transactions that a dying broker left without an end.
 
-Checked on Kafka 4.3.1, one broker, ``kill -9`` of the broker while a transaction was open: the
-restarted coordinator aborted it in its own log, but wrote no marker to the partitions. For their
-readers that transaction is open for ever, and none passes it: all routers and workers stood still
-(docs/decisions/0002). Kafka's own cure is an operator with ``kafka-transactions.sh``.
+Checked on Kafka 4.3.1, one broker, ``kill -9`` of the broker while a transaction was open or had
+just been committed: the restarted coordinator ended it in its own log while the partitions had no
+leader yet, and wrote no marker to them. For their readers that transaction is open for ever, and
+none passes it: all routers and workers stood still (docs/decisions/0002). Kafka's own cure is an
+operator with ``kafka-transactions.sh``.
 
-A marker closes whatever its producer id has open on a partition. So the successor, which has the
-same transactional id and so the same producer id, adds the partition to a transaction without a
-record and ends that the way the coordinator had ended the lost one.
+A marker closes whatever its producer id has open on a partition. So the successor adds the
+partition to a transaction without a record and ends that the way the lost one had ended:
 
-aiokafka has neither of the two requests, and no way to add a partition without a record.
+- a commit *before* it fences the predecessor, in the predecessor's name: fencing makes the
+  coordinator forget how the last transaction ended, and a successor that died right after it
+  would leave nobody who knows;
+- an abort *after* fencing. Whatever is open then can only be one: commits are complete.
+
+A predecessor that is alive can't be in the middle of another transaction meanwhile: what loses a
+marker also cuts its connection, and a writer that was cut off is replaced before it goes on.
 """
 
 import asyncio
 import logging
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import (
+    ConcurrentTransactions,
+    KafkaConnectionError,
+    KafkaError,
+    LeaderNotAvailableError,
+    NodeNotReadyError,
+    NotCoordinatorForGroupError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.errors import (
     GroupCoordinatorNotAvailableError as CoordinatorNotAvailable,
 )
 from aiokafka.errors import (
     GroupLoadInProgressError as CoordinatorLoadInProgress,
 )
-from aiokafka.errors import (
-    KafkaConnectionError,
-    NodeNotReadyError,
-    NotCoordinatorForGroupError,
-    RequestTimedOutError,
-)
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Int64,
-    Schema,
-    TaggedFields,
-)
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
 
 from streams.log import LogError
+from streams.transaction_requests import DescribeProducers, DescribeTransactions
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["commit", "abort"]
-
-COORDINATOR_TRIES_MAX = 150
-COORDINATOR_RETRY_S = 0.2
+# 30 s in all: a broker that was killed is back in about 5.
+TRIES_MAX = 150
+RETRY_S = 0.2
+# A code of the protocol that aiokafka has no class for.
+TRANSACTIONAL_ID_NOT_FOUND = 105
+NO_LEADER = -1
+# What passes: a broker that is starting, a leader or coordinator that is elected or moves.
 _PASSING_ERRORS = (
-    CoordinatorNotAvailable,
+    ConcurrentTransactions,
     CoordinatorLoadInProgress,
-    NodeNotReadyError,
+    CoordinatorNotAvailable,
     KafkaConnectionError,
+    LeaderNotAvailableError,
+    NodeNotReadyError,
+    NotCoordinatorForGroupError,
+    NotLeaderForPartitionError,
     RequestTimedOutError,
-)
-_PASSING_CODES = frozenset(
-    {
-        CoordinatorLoadInProgress.errno,
-        CoordinatorNotAvailable.errno,
-        NotCoordinatorForGroupError.errno,
-    }
+    UnknownTopicOrPartitionError,
 )
 
-_TEXT = CompactString("utf-8")
-_OUTCOMES: dict[str, Outcome] = {
-    "Ongoing": "abort",
-    "PrepareAbort": "abort",
-    "CompleteAbort": "abort",
-    "PrepareEpochFence": "abort",
-    "PrepareCommit": "commit",
-    "CompleteCommit": "commit",
-}
+
+class Producer(NamedTuple):
+    """A transactional producer as its coordinator knows it."""
+
+    transactional_id: str
+    producer_id: int
+    epoch: int
 
 
-class _DescribeTransactionsResponse(Response):  # type: ignore[misc]
-    API_KEY = 65
-    API_VERSION = 0
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "transaction_states",
-            CompactArray(
-                ("error_code", Int16),
-                ("transactional_id", _TEXT),
-                ("transaction_state", _TEXT),
-                ("transaction_timeout_ms", Int32),
-                ("transaction_start_time_ms", Int64),
-                ("producer_id", Int64),
-                ("producer_epoch", Int16),
-                (
-                    "topics",
-                    CompactArray(
-                        ("topic", _TEXT),
-                        ("partitions", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
+async def complete_commit(
+    client: AIOKafkaClient, transactional_id: str, topics_prefix: str
+) -> None:
+    """Write the markers that the newest transaction of an id lacks, if it was committed.
 
-
-class _DescribeTransactionsRequestV0(RequestStruct):  # type: ignore[misc]
-    FLEXIBLE_VERSION = True
-    API_KEY = 65
-    API_VERSION = 0
-    RESPONSE_TYPE = _DescribeTransactionsResponse
-    SCHEMA = Schema(("transactional_ids", CompactArray(_TEXT)), ("tags", TaggedFields))
-
-
-class _DescribeTransactions(Request[_DescribeTransactionsRequestV0]):  # type: ignore[misc]
-    API_KEY = 65
-
-    def __init__(self, transactional_id: str) -> None:
-        self._transactional_id = transactional_id
-
-    def build(self, struct: Any) -> Any:
-        return struct([self._transactional_id], {})
-
-
-class _DescribeProducersResponse(Response):  # type: ignore[misc]
-    API_KEY = 61
-    API_VERSION = 0
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("name", _TEXT),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition_index", Int32),
-                        ("error_code", Int16),
-                        ("error_message", _TEXT),
-                        (
-                            "active_producers",
-                            CompactArray(
-                                ("producer_id", Int64),
-                                ("producer_epoch", Int32),
-                                ("last_sequence", Int32),
-                                ("last_timestamp", Int64),
-                                ("coordinator_epoch", Int32),
-                                ("current_txn_start_offset", Int64),
-                                ("tags", TaggedFields),
-                            ),
-                        ),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _DescribeProducersRequestV0(RequestStruct):  # type: ignore[misc]
-    FLEXIBLE_VERSION = True
-    API_KEY = 61
-    API_VERSION = 0
-    RESPONSE_TYPE = _DescribeProducersResponse
-    SCHEMA = Schema(
-        (
-            "topics",
-            CompactArray(
-                ("name", _TEXT),
-                ("partition_indexes", CompactArray(Int32)),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _DescribeProducers(Request[_DescribeProducersRequestV0]):  # type: ignore[misc]
-    API_KEY = 61
-
-    def __init__(self, partitions: Collection[TopicPartition]) -> None:
-        self._topics: dict[str, list[int]] = {}
-        for topic, number in partitions:
-            self._topics.setdefault(topic, []).append(number)
-
-    def build(self, struct: Any) -> Any:
-        return struct([(topic, numbers, {}) for topic, numbers in self._topics.items()], {})
-
-
-async def last_outcome(client: AIOKafkaClient, transactional_id: str) -> Outcome | None:
-    """Return how the newest transaction of an id ended, or will end once its owner is fenced.
-
-    To be asked before fencing, which makes the coordinator forget. None where there was none.
+    To be called before fencing.
 
     Raises:
-        LogError: the coordinator can't be asked.
+        LogError: the cluster can't be asked, or the predecessor lives and has gone on.
     """
-    for _ in range(COORDINATOR_TRIES_MAX):
+    state, predecessor = await _last_transaction(client, transactional_id)
+    if state == "CompleteCommit":
+        hanging = await _hanging_partitions(client, predecessor.producer_id, topics_prefix)
+        if hanging:
+            await _end(client, predecessor, hanging, "commit")
+
+
+async def abort_rest(client: AIOKafkaClient, fenced: Producer, topics_prefix: str) -> None:
+    """Write the markers that the newest transaction of a producer that was just fenced lacks.
+
+    Raises:
+        LogError: the cluster can't be asked, or the producer was fenced in turn.
+    """
+    hanging = await _hanging_partitions(client, fenced.producer_id, topics_prefix)
+    if hanging:
+        await _end(client, fenced, hanging, "abort")
+
+
+async def _last_transaction(
+    client: AIOKafkaClient, transactional_id: str
+) -> tuple[str | None, Producer]:
+    """Return the state of an id's newest transaction, None where there was none, and its owner."""
+    for _ in range(TRIES_MAX):
         try:
-            node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
-            response = await client.send(node, _DescribeTransactions(transactional_id))
-            code, _, state = response.transaction_states[0][:3]
-            if code not in _PASSING_CODES:
-                return _OUTCOMES.get(state)
+            # On a new broker the coordinator's topic is made by this very question.
+            response = await _ask_coordinator(
+                client, transactional_id, DescribeTransactions(transactional_id)
+            )
+            code, _, state, _, _, producer_id, epoch = response.transaction_states[0][:7]
+            if code == TRANSACTIONAL_ID_NOT_FOUND:
+                return None, Producer(transactional_id, -1, -1)
+            _raise_for(code)
+            if not state.startswith("Prepare"):
+                return state, Producer(transactional_id, producer_id, epoch)
+            # The outcome is known and its markers are on their way, or about to be left out.
         except _PASSING_ERRORS as error:
-            # It is starting, or moving; on a new broker its topic is made by this very question.
             logger.debug("no coordinator of %s yet: %r", transactional_id, error)
-        await asyncio.sleep(COORDINATOR_RETRY_S)
+        await asyncio.sleep(RETRY_S)
     raise LogError(f"no broker coordinates the transactions of {transactional_id}")
 
 
-async def hanging_partitions(
+async def _hanging_partitions(
     client: AIOKafkaClient, producer_id: int, topics_prefix: str
 ) -> list[TopicPartition]:
-    """Return the partitions on which a producer that was just fenced has a transaction open.
+    """Return the partitions on which a producer without a transaction has one open.
 
-    Fencing ends every transaction of the id, so that there should be none. A partition that we
-    may not look into is passed over: we may not write to it either.
+    A partition that we may not look into is passed over: we may not write to it either.
     """
+    error: Exception | None = None
+    for _ in range(TRIES_MAX):
+        try:
+            return await _look_for(client, producer_id, topics_prefix)
+        except _PASSING_ERRORS as passing:
+            error = passing
+            await asyncio.sleep(RETRY_S)
+    raise LogError(f"some partition of {topics_prefix}* has no leader: {error!r}")
+
+
+async def _look_for(
+    client: AIOKafkaClient, producer_id: int, topics_prefix: str
+) -> list[TopicPartition]:
     by_leader: dict[int, list[TopicPartition]] = {}
     cluster = await client.fetch_all_metadata()
     for topic in cluster.topics():
         if topic.startswith(topics_prefix):
             for number in cluster.partitions_for_topic(topic) or ():
                 partition = TopicPartition(topic, number)
-                by_leader.setdefault(cluster.leader_for_partition(partition), []).append(partition)
+                leader = cluster.leader_for_partition(partition)
+                if leader is None or leader == NO_LEADER:
+                    raise LeaderNotAvailableError(f"{topic}[{number}]")
+                by_leader.setdefault(leader, []).append(partition)
     hanging = []
     for node, partitions in by_leader.items():
-        response = await client.send(node, _DescribeProducers(partitions))
+        response = await client.send(node, DescribeProducers(partitions))
         for topic, found, _ in response.topics:
-            for number, _, _, producers, _ in found:
-                if any(p[0] == producer_id and p[5] >= 0 for p in producers or ()):
+            for number, code, _, producers, _ in found:
+                if code == TopicAuthorizationFailedError.errno:
+                    continue
+                _raise_for(code)
+                if any(p[0] == producer_id and p[5] >= 0 for p in producers):
                     hanging.append(TopicPartition(topic, number))
     return hanging
 
 
-async def end_hanging(
-    producer: AIOKafkaProducer, partitions: Collection[TopicPartition], outcome: Outcome | None
+async def _end(
+    client: AIOKafkaClient,
+    producer: Producer,
+    partitions: Collection[TopicPartition],
+    outcome: Literal["commit", "abort"],
 ) -> None:
-    """Write the markers that are missing on these partitions.
-
-    Raises:
-        LogError: nobody knows how the transaction ended; an operator must decide.
-    """
+    """Write the markers that are missing on these partitions."""
     names = ", ".join(f"{topic}[{number}]" for topic, number in partitions)
-    manager = producer._txn_manager  # noqa: SLF001 - see above
-    if outcome is None:
-        raise LogError(
-            f"a broker died and left a transaction of {manager.transactional_id} without an end on"
-            f" {names}, and its outcome is not known any more; no reader gets past it. Find it with"
-            " kafka-transactions.sh find-hanging, and end it with kafka-transactions.sh abort"
-        )
     logger.warning(
         "a broker died and left a transaction of %s without its %s on %s; writing it now",
-        manager.transactional_id,
+        producer.transactional_id,
         outcome,
         names,
     )
-    await producer.begin_transaction()
-    for partition in partitions:
-        manager.maybe_add_partition_to_txn(partition)
-    if outcome == "commit":
-        await producer.commit_transaction()
-    else:
-        await producer.abort_transaction()
+    by_topic: dict[str, list[int]] = {}
+    for topic, number in partitions:
+        by_topic.setdefault(topic, []).append(number)
+    add = AddPartitionsToTxnRequest(*producer, list(by_topic.items()))
+    end = EndTxnRequest(*producer, outcome == "commit")
+    try:
+        for request in (add, end):
+            await _send_until_done(client, producer.transactional_id, request)
+    except KafkaError as error:
+        raise LogError(
+            f"the {outcome} of {producer.transactional_id} can't be written on {names}: {error!r}"
+        ) from error
+    # It is written when the coordinator is through with it.
+    await _last_transaction(client, producer.transactional_id)
+
+
+async def _send_until_done(client: AIOKafkaClient, transactional_id: str, request: Any) -> None:
+    for _ in range(TRIES_MAX):
+        try:
+            response = await _ask_coordinator(client, transactional_id, request)
+            if isinstance(request, EndTxnRequest):
+                _raise_for(response.error_code)
+            else:
+                for _, errors in response.errors:
+                    for _, code in errors:
+                        _raise_for(code)
+        except _PASSING_ERRORS as error:
+            logger.debug("%s of %s again: %r", type(request).__name__, transactional_id, error)
+            await asyncio.sleep(RETRY_S)
+        else:
+            return
+    raise LogError(f"no broker coordinates the transactions of {transactional_id}")
+
+
+async def _ask_coordinator(client: AIOKafkaClient, transactional_id: str, request: Any) -> Any:
+    node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
+    return await client.send(node, request)
+
+
+def _raise_for(code: int) -> None:
+    if code:
+        raise for_code(code)(f"error code {code}")

@@ -13,7 +13,7 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 
-from streams.hanging import end_hanging, hanging_partitions, last_outcome
+from streams.hanging import Producer, abort_rest, complete_commit
 from streams.log import LogError, Membership, Outgoing, Partition, Record
 from streams.undecodable import UNDECODABLE, poll_past_undecodable, records_of
 from topics import Settings
@@ -27,6 +27,8 @@ TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 5000
 CLOSE_S_MAX = 5.0
+# So often does a broker look for transactions beyond their timeout, by default.
+EXPIRY_CHECK_S = 10.0
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -55,6 +57,12 @@ class KafkaWriter:
 
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
+        self._connections: list[Any] = []
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a connection that the last transaction used is gone."""
+        return not all(connection.connected() for connection in self._connections)
 
     async def begin(self) -> None:
         """Open a transaction."""
@@ -76,6 +84,7 @@ class KafkaWriter:
         offsets = {TopicPartition(*partition): next_offset}
         await self._producer.send_offsets_to_transaction(offsets, group)
         await self._producer.commit_transaction()
+        self._connections = list(self._producer.client._conns.values())  # noqa: SLF001
 
     async def close(self) -> None:
         """Close the connections; an answer that never comes is not waited for."""
@@ -208,7 +217,7 @@ class KafkaLog:
         ends: Mapping[Partition, int],
     ) -> AsyncIterator[Sequence[Record]]:
         loop = asyncio.get_running_loop()
-        patience_s = 3 * self._settings.transaction_timeout_ms / 1000
+        patience_s = 2 * self._settings.transaction_timeout_ms / 1000 + EXPIRY_CHECK_S
         last_progress = loop.time()
         behind = dict(ends)
         while behind:
@@ -256,10 +265,11 @@ class KafkaLog:
         """Return the producer of this id; the broker aborts what an earlier one left open.
 
         Raises:
-            LogError: a broker lost the end of a transaction, and how it ended.
+            LogError: the cluster did not answer in time, or another owner came between.
         """
         client = self._member._client  # noqa: SLF001 - for requests that aiokafka doesn't have
-        outcome = await last_outcome(client, transactional_id)
+        topics_prefix = f"{self._settings.topic_prefix}."
+        await complete_commit(client, transactional_id, topics_prefix)
         producer = AIOKafkaProducer(
             **self._settings.kafka_options(),
             transactional_id=transactional_id,
@@ -269,11 +279,9 @@ class KafkaLog:
         )
         await producer.start()
         try:
-            producer_id = producer._txn_manager.producer_id  # noqa: SLF001
-            topics_prefix = f"{self._settings.topic_prefix}."
-            hanging = await hanging_partitions(client, producer_id, topics_prefix)
-            if hanging:
-                await end_hanging(producer, hanging, outcome)
+            known = producer._txn_manager  # noqa: SLF001 - likewise
+            fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)
+            await abort_rest(client, fenced, topics_prefix)
         except BaseException:
             await producer.stop()
             raise

@@ -62,6 +62,14 @@ class Writer(Protocol):
     ``refusals``: after one of them the writer can only be closed and replaced.
     """
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the log may have lost the end of the last transaction.
+
+        If so the writer must be replaced: its next transaction could change how that ended.
+        """
+        ...
+
     async def begin(self) -> None:
         """Open a transaction."""
         ...

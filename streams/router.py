@@ -5,7 +5,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from zlib import crc32
 
-from policies import Decision, Situation, UnservableError, decide, decided_tags, tag
+from policies import (
+    Decision,
+    Rates,
+    Shares,
+    Situation,
+    UnservableError,
+    decide,
+    decided_tags,
+    share_out,
+    tag,
+)
 from streams.clock import Clock
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe
@@ -59,6 +69,9 @@ class Router:
         self._request_bytes_max = request_bytes_max
         self._duplicate_window_records = duplicate_window_records
         self._recent: dict[Partition, RecentIds] = {}
+        self._ingest: set[Partition] = set()
+        self._rates = Rates(situation.policy)
+        self._shares = Shares(situation.policy)
 
     @property
     def group(self) -> str:
@@ -71,8 +84,11 @@ class Router:
         return (self._catalogue.requests, self._catalogue.reroutes)
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Read back what ids came last; a decision depends on nothing else that came before."""
-        if partition.topic != self._catalogue.requests or not self._duplicate_window_records:
+        """Read back what ids came last; no decision must depend on anything else before."""
+        if partition.topic != self._catalogue.requests:
+            return
+        self._ingest.add(partition)
+        if not self._duplicate_window_records:
             return
         recent = self._recent[partition] = RecentIds(self._duplicate_window_records)
         if progress is None:
@@ -89,6 +105,7 @@ class Router:
 
     def forget(self, partition: Partition) -> None:
         """Drop the ids of a partition that is another's."""
+        self._ingest.discard(partition)
         self._recent.pop(partition, None)
 
     def wants(self, partition: Partition) -> bool:
@@ -155,6 +172,13 @@ class Router:
         first = None if recent is None else recent.seen(request.id, record.offset)
         if first is not None:
             return self._scribe.duplicate(record, request, first, now)
+        # A backlog that is read at once came over time. Nobody gains by a wrong timestamp.
+        came_at = min(record.timestamp_ms / 1000, now)
+        part = len(self._ingest) / self._catalogue.partitions
+        wait_s = self._rates.wait_s(request.tenant, came_at, part)
+        if wait_s:
+            message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
+            return self._scribe.unservable(record, request, "rate_limited", message, now)
         try:
             tagged = tag(
                 request,
@@ -169,6 +193,7 @@ class Router:
 
     def _decide(self, record: Record, profile: Profile, tags: dict[str, Tag], now: float) -> Effect:
         decision = decide(profile, self._situation, now)
+        decision = share_out(decision, profile, self._situation, self._shares, now)
         if decision.group is not None:
             self._situation.arrivals.observe(decision.group, now)
         traceparent = self._telemetry.routed(record, profile, decision, now)
@@ -195,6 +220,7 @@ class Router:
         if option is None or estimate is None:
             raise ValueError("a decision to place without hardware")
         self._situation.view.add_sent(option, estimate.device_s)
+        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         placement = Placement(
             pool=option.pool,
             device=option.device,

@@ -156,6 +156,8 @@ class Transactor:
 
     async def _commit(self, partition: Partition, work: Work) -> list[Refusal]:
         """Write the work as one transaction; where records were refused, abort and return them."""
+        if self._writers[partition].is_cut_off:
+            await self._start_over(partition)
         writer = self._writers[partition]
         await writer.begin()
         progress = Effect(None, [self._progress_record(partition, work.progress)])
@@ -215,6 +217,9 @@ class Transactor:
 
     async def _start_over(self, partition: Partition) -> None:
         """Abort by fencing: a refused record leaves a gap that only a new producer can pass.
+
+        Also where the broker was away: it may have left a commit without markers on some
+        partitions (``streams/hanging.py``), and the abort of our next transaction would reach them.
 
         That fences a successor too, if we slept and there is one; what it has written since then
         shows in the progress (found by the simulation, seed 5097).

@@ -72,6 +72,7 @@ class MemoryWriter:
         self._buffer: list[_Sent] = []
         self._broken: set[Partition] = set()
         self._is_closed = False
+        self.is_cut_off = False
 
     async def begin(self) -> None:
         """Open a transaction."""

@@ -83,6 +83,7 @@ class System:
     def __post_init__(self) -> None:
         self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
         self.catalogue = Catalogue(self.settings)
+        self.kills = 0
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.results: dict[str, list[dict[str, Any]]] = {}
         self.dead_letters: list[Any] = []
@@ -119,12 +120,18 @@ class System:
     ) -> None:
         await self.producer.stop()
         await self.consumer.stop()
-        await asyncio.to_thread(self.stop)
+        try:
+            # After a failure how they end says nothing more, and would hide what it was.
+            if error is None:
+                await asyncio.to_thread(self.stop)
+        finally:
+            for name in self.processes:
+                self.kill(name)
 
     def start(self, *names: str) -> None:
-        """Start processes: ``router``, or the name of a pool."""
+        """Start processes: ``router`` (or ``router-b`` and so on), or the name of a pool."""
         for name in names:
-            arguments = ["router"] if name == "router" else ["worker", name]
+            arguments = ["router"] if name.startswith("router") else ["worker", name]
             with (self.directory / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, "-m", "shunter", *arguments],
@@ -148,6 +155,7 @@ class System:
 
     def kill(self, name: str) -> None:
         """Kill a process without a word."""
+        self.kills += 1
         self.processes[name].kill()
         self.processes[name].wait()
 
@@ -155,8 +163,10 @@ class System:
         """Stop every process with SIGTERM and return the exit statuses."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        statuses = {name: p.wait(timeout_s) for name, p in self.processes.items()}
-        self.processes.clear()
+        statuses = {}
+        for name, process in list(self.processes.items()):
+            statuses[name] = process.wait(timeout_s)
+            del self.processes[name]
         return statuses
 
     def logs(self) -> str:

@@ -9,8 +9,9 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from streams import KafkaLog, LogError, Outgoing, Partition
-from streams.hanging import last_outcome
+from streams import KafkaLog, Outgoing, Partition
+from streams.hanging import complete_commit
+from streams.kafka import KafkaWriter
 from topics import Settings, admin
 from topics.broker import EmbeddedBroker
 
@@ -90,8 +91,6 @@ async def test_a_successor_ends_it_as_the_coordinator_had(
     lost, marker = f"lost {committed}".encode(), f"after {committed}".encode()
     await leave_hanging(settings, name, lost, committed=committed)
     log = await joined(settings, f"inference.test-{committed}")
-    assert await last_outcome(log._member._client, name) == ("commit" if committed else "abort")
-
     writer = await log.fence(name)
     await writer.begin()
     await (await writer.send(Outgoing(TOPIC, b"k", marker, partition=1)))
@@ -103,19 +102,52 @@ async def test_a_successor_ends_it_as_the_coordinator_had(
     assert (lost in values) == committed
 
 
-async def test_without_a_known_outcome_an_operator_is_asked(settings: Settings) -> None:
-    name = f"{ID}-unknown"
-    await leave_hanging(settings, name, b"unknown", committed=False)
-    # A process that fenced it and died before it could end it: the coordinator has forgotten.
+async def fence_and_die(settings: Settings, transactional_id: str) -> None:
+    """Fence as a process does that ends before anything else: the coordinator has forgotten."""
     forgetful = AIOKafkaProducer(
-        bootstrap_servers=settings.bootstrap_servers, transactional_id=name
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=transactional_id
     )
     await forgetful.start()
     await forgetful.stop()
-    log = await joined(settings, "inference.test-unknown")
-    with pytest.raises(LogError, match=r"kafka-transactions\.sh"):
-        await log.fence(name)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_successor_that_died_after_fencing_changes_no_outcome(
+    settings: Settings, committed: bool
+) -> None:
+    name = f"{ID}-twice-{committed}"
+    lost, marker = f"lost twice {committed}".encode(), f"after twice {committed}".encode()
+    await leave_hanging(settings, name, lost, committed=committed)
+    log = await joined(settings, f"inference.test-twice-{committed}")
+    await complete_commit(log._member._client, name, "inference.")
+    await fence_and_die(settings, name)
+
+    writer = await log.fence(name)
+    await writer.begin()
+    await (await writer.send(Outgoing(TOPIC, b"k", marker, partition=1)))
+    await writer.commit(Partition("inference.reroutes", 0), 0, f"inference.test-twice-{committed}")
+    values = await visible(settings, 1, marker)
+    await writer.close()
     await log.leave()
+
+    assert (lost in values) == committed
+
+
+async def test_a_writer_knows_that_it_was_cut_off(settings: Settings) -> None:
+    log = await joined(settings, "inference.test-cut")
+    writer = await log.fence(f"{ID}-cut")
+    assert isinstance(writer, KafkaWriter)
+    await writer.begin()
+    await (await writer.send(Outgoing(TOPIC, b"k", b"cut", partition=0)))
+    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test-cut")
+    before = writer.is_cut_off
+    for connection in list(writer._producer.client._conns.values()):
+        connection.close()
+    after = writer.is_cut_off
+    await writer.close()
+    await log.leave()
+
+    assert (before, after) == (False, True)
 
 
 async def test_nothing_is_ended_where_nothing_hangs(

@@ -7,7 +7,7 @@ from zlib import crc32
 import orjson
 import pytest
 from memory_log import Crash, MemoryLog, ProcessKilledError
-from stream_cases import MODEL, START, TRACEPARENT, Yard, drain, header, keys, request
+from stream_cases import MODEL, POLICY, START, TRACEPARENT, Yard, drain, header, keys, request
 
 from streams import Outgoing, Record, Router
 from topics import Envelope, Fallback, Placement, Profile, Progress, decode, encode
@@ -399,3 +399,30 @@ async def test_a_cloud_event_lends_its_id() -> None:
     yard.cluster.publish(Outgoing(yard.catalogue.requests, None, value, headers, 0))
     await route(yard)
     assert keys(yard.lane("premium-eu", "direct")) == ["event-1"]
+
+
+RATED = (
+    POLICY
+    + """
+tenants:
+  acme: {rate_per_s: 0.5}
+"""
+)
+
+
+async def test_what_exceeds_a_tenants_rate_is_rejected_and_the_others_are_not() -> None:
+    yard = Yard(policy=RATED)
+    for n in range(20):
+        yard.publish(n % 4, id=f"a{n}", tenant="acme")
+        yard.publish(n % 4, id=f"b{n}", tenant="other")
+    await route(yard)
+    results = yard.results()
+    assert len(results) == 15, "five in ten seconds were admitted"
+    assert all(name.startswith("a") for name in results)
+    assert {(r.status, r.error.code if r.error else None) for r in results.values()} == {
+        ("rejected", "rate_limited")
+    }
+    assert len(yard.evidence("placed")) == 25
+    (rejected, *_) = yard.evidence("rejected")
+    assert rejected.message is not None
+    assert "'acme' exceeds its rate; try again in" in rejected.message

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from copier import P0, P1, Copier, assert_once, fill, make_cluster, take
-from memory_log import MemoryCluster, MemoryLog
+from memory_log import MemoryCluster, MemoryLog, MemoryWriter
 from stream_cases import drain, make_transactor, soon
 
 
@@ -89,3 +89,18 @@ async def test_a_poll_waits_no_longer_than_the_stage_can(
     await cluster.assign("copiers", {"a": [P0, P1]})
     await transactor.step()
     assert log.last_poll == (expected_s, 7, frozenset())
+
+
+async def test_a_writer_that_was_cut_off_is_replaced_before_it_goes_on(
+    cluster: MemoryCluster,
+) -> None:
+    names = fill(cluster, 2)
+    transactor = await take(cluster, Copier())
+    await drain(transactor)
+    writer = transactor._writers[P0]
+    assert isinstance(writer, MemoryWriter)
+    writer.is_cut_off = True
+    names += fill(cluster, 2, start=2)
+    await drain(transactor)
+    assert transactor._writers[P0] is not writer
+    assert_once(cluster, names)

@@ -332,6 +332,13 @@ def test_turns_keep_each_tenants_deadlines_in_order() -> None:
     assert in_turn(reversed(some)) == placed
 
 
+def test_a_tenant_with_twice_the_share_has_twice_the_turns() -> None:
+    some = [member(n, tenant="ab"[n % 2], deadline=NOW + 100 + n) for n in range(24)]
+    placed = in_turn(some, {"a": 2.0, "b": 1.0}.__getitem__)
+    assert [m.profile.tenant for m in placed[:12]].count("a") == 8
+    assert sorted(ids(placed)) == list(range(24))
+
+
 def test_a_member_whose_deadline_has_passed_is_given_up() -> None:
     held = filled(2)
     held.add(member(2, deadline=NOW))

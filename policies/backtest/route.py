@@ -63,6 +63,7 @@ class Shunter:
             members_max=limits.members_max,
             margin_s=limits.margin_s,
             room_wait_s=limits.room_wait_s,
+            share_of=lambda tenant: policy.limits_of(tenant).share,
         )
         self._held = 0
 

@@ -1,85 +1,282 @@
-"""Faults: what is done to a running system, one at a time."""
+"""Faults: what is done to a running system, one at a time. The docstring is what the table says."""
 
 import asyncio
+import contextlib
 import random
+import resource
 import signal
-from collections.abc import Awaitable, Callable
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    ResourcePatternType,
+    ResourceType,
+)
+from load import Load
+from proxy import Proxy
 from system import System
 
+from topics import admin
 from topics.broker import EmbeddedBroker
 
-Fault = Callable[[System, EmbeddedBroker, random.Random], Awaitable[None]]
-
 POOLS = ("premium-eu", "lpddr-us")
-# Longer than the session timeout of the run, so that the group gives the partitions away.
-STOPPED_S = 8.0
+ROUTERS = ("router", "router-b")
+# Of the run: how long a silent member stays in its group, and a transaction may stay open.
+SESSION_S, TRANSACTION_S = 6.0, 3.0
+PARTITIONS_GROWN = 6
+# The clients of the run log in as nobody.
+NOBODY = "User:ANONYMOUS"
 
 
-async def kill_router(system: System, _broker: EmbeddedBroker, _rng: random.Random) -> None:
-    """`kill -9` of the router and batcher, started again at once"""
-    system.kill("router")
-    system.start("router")
+@dataclass
+class Scene:
+    """All that a fault can do something to."""
+
+    system: System
+    broker: EmbeddedBroker
+    proxy: Proxy
+    load: Load
+    rng: random.Random
+    resting: set[str]
+    """Processes that the supervisor leaves alone."""
+
+    @cached_property
+    def kafka(self) -> AdminClient:
+        """A client for the operator's work; what it was asked ends with it."""
+        return AdminClient({"bootstrap.servers": self.broker.bootstrap_servers})
 
 
-async def kill_worker(system: System, _broker: EmbeddedBroker, rng: random.Random) -> None:
+Fault = Callable[[Scene], Awaitable[None]]
+
+
+async def kill_router(scene: Scene) -> None:
+    """`kill -9` of a router with its batcher, started again at once"""
+    _kill_and_start(scene.system, scene.rng.choice(ROUTERS))
+
+
+async def kill_worker(scene: Scene) -> None:
     """`kill -9` of a worker, started again at once"""
-    victim = rng.choice(POOLS)
-    system.kill(victim)
-    system.start(victim)
+    _kill_and_start(scene.system, scene.rng.choice(POOLS))
 
 
-async def kill_all(system: System, _broker: EmbeddedBroker, _rng: random.Random) -> None:
-    """`kill -9` of router and workers together, started again at once"""
-    for name in list(system.processes):
-        system.kill(name)
-    system.start_all()
+async def kill_all(scene: Scene) -> None:
+    """`kill -9` of all routers and workers together, started again at once"""
+    names = list(scene.system.processes)
+    for name in names:
+        scene.system.kill(name)
+    scene.system.start(*names)
 
 
-async def stop_router(system: System, _broker: EmbeddedBroker, _rng: random.Random) -> None:
-    """SIGSTOP of the router for 8 s, beyond its session timeout of 6 s, then SIGCONT"""
-    await _freeze(system, "router")
+async def lose_router(scene: Scene) -> None:
+    """`kill -9` of a router that stays away for 12 s: the other takes its partitions over"""
+    with _resting(scene, scene.rng.choice(ROUTERS)) as name:
+        scene.system.kill(name)
+        await asyncio.sleep(2 * SESSION_S)
+    scene.system.start(name)
 
 
-async def stop_worker(system: System, _broker: EmbeddedBroker, rng: random.Random) -> None:
+async def stop_router(scene: Scene) -> None:
+    """SIGSTOP of a router for 8 s, beyond its session timeout of 6 s, then SIGCONT"""
+    await _freeze(scene.system, scene.rng.choice(ROUTERS), SESSION_S + 2)
+
+
+async def stop_worker(scene: Scene) -> None:
     """SIGSTOP of a worker for 8 s, beyond its session timeout of 6 s, then SIGCONT"""
-    await _freeze(system, rng.choice(POOLS))
+    await _freeze(scene.system, scene.rng.choice(POOLS), SESSION_S + 2)
 
 
-async def _freeze(system: System, name: str) -> None:
-    process = system.processes[name]
-    process.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(STOPPED_S)
-    process.send_signal(signal.SIGCONT)
+async def time_transaction_out(scene: Scene) -> None:
+    """SIGSTOP of a router for 4.5 s: beyond its transaction timeout of 3 s, within its session"""
+    await _freeze(scene.system, scene.rng.choice(ROUTERS), TRANSACTION_S + 1.5)
 
 
-async def restart_rolling(system: System, _broker: EmbeddedBroker, _rng: random.Random) -> None:
+async def restart_rolling(scene: Scene) -> None:
     """SIGTERM of every process, one after the other, each started again when it has ended"""
-    for name in list(system.processes):
-        process = system.processes[name]
-        process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(process.wait)
-        system.start(name)
+    for name in list(scene.system.processes):
+        await _restart(scene.system, name)
 
 
-async def kill_broker(_system: System, broker: EmbeddedBroker, _rng: random.Random) -> None:
+async def shake_groups(scene: Scene) -> None:
+    """Rebalance storm: a third router comes and goes 4 times in about 12 s"""
+    with _resting(scene, "router-c") as name:
+        for _ in range(4):
+            scene.system.start(name)
+            await asyncio.sleep(scene.rng.uniform(1.5, 3))
+            scene.system.kill(name)
+    del scene.system.processes[name]
+
+
+async def kill_broker(scene: Scene) -> None:
     """`kill -9` of the only broker, started again at once"""
-    await asyncio.to_thread(broker.kill)
-    await asyncio.to_thread(broker.start)
+    await asyncio.to_thread(scene.broker.kill)
+    await asyncio.to_thread(scene.broker.start)
 
 
-async def restart_broker(_system: System, broker: EmbeddedBroker, _rng: random.Random) -> None:
+async def restart_broker(scene: Scene) -> None:
     """SIGTERM of the only broker, started again when it has ended"""
-    await asyncio.to_thread(broker.restart)
+    await asyncio.to_thread(scene.broker.restart)
+
+
+async def cut_connections(scene: Scene) -> None:
+    """Every connection to the broker reset, and refused for 3 s"""
+    scene.proxy.cut()
+    await asyncio.sleep(3)
+    scene.proxy.heal()
+
+
+async def swallow_packets(scene: Scene) -> None:
+    """Nothing passes between broker and processes for 12 s, and nothing is closed"""
+    scene.proxy.swallow()
+    await asyncio.sleep(12)
+    scene.proxy.heal()
+
+
+async def slow_the_link(scene: Scene) -> None:
+    """For 10 s each packet 50 ms late each way, and 1 MB/s for each connection"""
+    scene.proxy.slow_down(0.05, 1e6)
+    await asyncio.sleep(10)
+    scene.proxy.heal()
+
+
+async def fill_the_disk(scene: Scene) -> None:
+    """No room in the broker's log directory: each write fails, it stops, and starts with room"""
+    pid = scene.broker.pid
+    assert pid is not None
+    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    # Kafka treats a file that may not grow as it does a full disk: the log directory is lost.
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, most))
+    for _ in range(100):
+        if not scene.broker.running:
+            break
+        await asyncio.sleep(0.2)
+    else:
+        raise AssertionError("the broker runs on with a full disk")
+    await asyncio.to_thread(scene.broker.start)
+
+
+async def refuse_large(scene: Scene) -> None:
+    """For 4 s a pool's topic takes no record above 512 bytes, which each request exceeds"""
+    catalogue = scene.system.catalogue
+    name = catalogue.pool_lane("premium-eu", "direct")
+    (topic,) = (t for t in catalogue.topics(scene.system.fleet["pools"]) if t.name == name)
+    await _limit_records(scene, name, 512)
+    await asyncio.sleep(4)
+    await _limit_records(scene, name, topic.bytes_max)
+
+
+async def delete_topic(scene: Scene) -> None:
+    """The dead-letter topic deleted, and created again after 5 s"""
+    topic = scene.system.catalogue.dead_letters
+    # What it holds would be gone: its reader must have it first.
+    scene.load.bad = False
+    await asyncio.sleep(5)
+    await asyncio.to_thread(scene.kafka.delete_topics([topic])[topic].result)
+    scene.load.bad = True
+    await asyncio.sleep(5)
+    await admin.apply(scene.system.settings, scene.system.fleet["pools"])
+
+
+async def deny_results(scene: Scene) -> None:
+    """The right to write results taken away for 5 s"""
+    rule = (ResourceType.TOPIC, scene.system.catalogue.results, ResourcePatternType.LITERAL)
+    denied = (NOBODY, "*", AclOperation.WRITE, AclPermissionType.DENY)
+    await _each(scene.kafka.create_acls([AclBinding(*rule, *denied)]))
+    await asyncio.sleep(5)
+    await _each(scene.kafka.delete_acls([AclBindingFilter(*rule, *denied)]))
+
+
+async def grow_partitions(scene: Scene) -> None:
+    """Partitions of every topic grown from 4 to 6, then each process restarted with 6"""
+    system = scene.system
+    # A request that comes twice may now come on two partitions, where none knows the other.
+    scene.load.twice = False
+    await asyncio.sleep(1)
+    # Ingest last: what comes on a new partition finds the others there.
+    topics = [t for t in system.catalogue.topics(system.fleet["pools"]) if t.partitions > 1]
+    for topic in sorted(topics, key=lambda t: t.name == system.catalogue.requests):
+        grown = NewPartitions(topic.name, PARTITIONS_GROWN)
+        await _each(scene.kafka.create_partitions([grown]))
+    system.extra_env["SHUNTER_PARTITIONS"] = str(PARTITIONS_GROWN)
+    for name in list(system.processes):
+        await _restart(system, name)
 
 
 FAULTS: tuple[Fault, ...] = (
     kill_router,
     kill_worker,
     kill_all,
+    lose_router,
     stop_router,
     stop_worker,
+    time_transaction_out,
     restart_rolling,
+    shake_groups,
     kill_broker,
     restart_broker,
+    cut_connections,
+    swallow_packets,
+    slow_the_link,
+    fill_the_disk,
+    refuse_large,
+    delete_topic,
+    deny_results,
 )
+# What can't be undone comes once, at the end.
+LAST_FAULTS: tuple[Fault, ...] = (grow_partitions,)
+
+
+@contextlib.contextmanager
+def _resting(scene: Scene, name: str) -> Iterator[str]:
+    """Keep the supervisor from starting a process again."""
+    scene.resting.add(name)
+    try:
+        yield name
+    finally:
+        scene.resting.discard(name)
+
+
+def _kill_and_start(system: System, name: str) -> None:
+    system.kill(name)
+    system.start(name)
+
+
+async def _freeze(system: System, name: str, seconds: float) -> None:
+    process = system.processes[name]
+    process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(seconds)
+    process.send_signal(signal.SIGCONT)
+
+
+async def _restart(system: System, name: str) -> None:
+    process = system.processes[name]
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.to_thread(process.wait, 30)
+    except subprocess.TimeoutExpired:
+        # As a supervisor does whose grace period has ended.
+        system.kill(name)
+    system.start(name)
+
+
+async def _limit_records(scene: Scene, topic: str, bytes_max: int) -> None:
+    entry = ConfigEntry(
+        "max.message.bytes", str(bytes_max), incremental_operation=AlterConfigOpType.SET
+    )
+    wanted = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    await _each(scene.kafka.incremental_alter_configs([wanted]))
+
+
+async def _each(futures: Mapping[object, object]) -> None:
+    for future in futures.values():
+        await asyncio.to_thread(future.result, 20)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from system import System
 
@@ -12,6 +12,7 @@ TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_M
 POLICY_SPEED = 4.0
 # The last step of a request, and the status that its result must have.
 ENDS = {
+    "cancelled": "cancelled",
     "executed": "completed",
     "expired": "expired",
     "rejected": "rejected",
@@ -19,11 +20,11 @@ ENDS = {
 }
 
 
-async def supervise(system: System) -> None:
-    """Start again what has ended by itself, as any supervisor does."""
+async def supervise(system: System, resting: Container[str] = ()) -> None:
+    """Start again what has ended by itself, as any supervisor does, but for what rests."""
     while True:
         for name, process in list(system.processes.items()):
-            if process.poll() is not None:
+            if name not in resting and process.poll() is not None:
                 system.start(name)
         await asyncio.sleep(0.3)
 

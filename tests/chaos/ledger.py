@@ -1,0 +1,157 @@
+"""What came of the load: counted as it is read, a few bytes a request, and checked at the end."""
+
+import asyncio
+import contextlib
+from array import array
+from collections import Counter
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from load import BAD, DIRECT, REQUEST, Load, kind_of
+from system import System
+from verdict import ENDS
+
+STATUSES = ("", *ENDS.values())
+
+
+class _Column:
+    """A small number for each request, 0 at first."""
+
+    def __init__(self, code: str) -> None:
+        self._values = array(code)
+
+    def __getitem__(self, number: int) -> float:
+        return self._values[number] if number < len(self._values) else 0
+
+    def __setitem__(self, number: int, value: float) -> None:
+        missing = number + 1 - len(self._values)
+        if missing > 0:
+            self._values.extend([0] * missing)
+        self._values[number] = value
+
+
+class Ledger:
+    """Reads results, evidence and dead letters, read_committed, from the beginning."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        self._topics = system.catalogue
+        self._results, self._ends = _Column("B"), _Column("B")
+        self._status, self._end = _Column("B"), _Column("B")
+        self._entries, self._duplicates = _Column("B"), _Column("B")
+        self._finished_at = _Column("d")
+        self._dead: Counter[str] = Counter()
+        self._wrong: list[str] = []
+        self.results = 0
+        self.codes: Counter[str] = Counter()
+
+    async def read(self) -> None:
+        """Read until cancelled; whatever is wrong with the broker passes."""
+        consumer = AIOKafkaConsumer(
+            self._topics.results,
+            self._topics.dead_letters,
+            self._topics.evidence,
+            bootstrap_servers=self._system.bootstrap_servers,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+        )
+        await consumer.start()
+        try:
+            while True:
+                try:
+                    polled = await consumer.getmany(timeout_ms=200, max_records=2000)
+                except KafkaError:
+                    await asyncio.sleep(0.5)
+                    continue
+                for partition, records in polled.items():
+                    for record in records:
+                        self._take(partition.topic, record)
+                    # A long read must not keep the load from its beat.
+                    await asyncio.sleep(0)
+        finally:
+            with contextlib.suppress(KafkaError):
+                await consumer.stop()
+
+    def _take(self, topic: str, record: Any) -> None:
+        if topic == self._topics.dead_letters:
+            self._dead[(record.key or b"").decode()] += 1
+            return
+        told = orjson.loads(record.value)
+        if topic == self._topics.results:
+            self._take_result(told)
+        elif str(told["request_id"]).startswith(f"{REQUEST}-"):
+            self._take_evidence(told)
+
+    def _take_result(self, result: dict[str, Any]) -> None:
+        number = int(result["id"].partition("-")[2])
+        status, kind = result["status"], kind_of(number)
+        self.results += self._results[number] == 0
+        self._results[number] += 1
+        self._status[number] = STATUSES.index(status)
+        if status not in kind.ends:
+            self._wrong.append(f"{result['id']}, a {kind.name}, ended as {status}")
+        if status == "completed":
+            placement = result["placement"]
+            self._finished_at[number] = result["timing"]["finished_at"]
+            if placement["region"] not in kind.regions:
+                self._wrong.append(f"{result['id']} was served in {placement['region']}")
+            if placement["precision"] not in kind.precisions:
+                self._wrong.append(f"{result['id']} was served in {placement['precision']}")
+        else:
+            self.codes[f"{status}: {(result.get('error') or {}).get('code')}"] += 1
+
+    def _take_evidence(self, evidence: dict[str, Any]) -> None:
+        number = int(evidence["request_id"].partition("-")[2])
+        step = evidence["step"]
+        if step in ENDS:
+            self._ends[number] += 1
+            self._end[number] = STATUSES.index(ENDS[step])
+        elif step in {"placed", "held"}:
+            self._entries[number] += 1
+        elif step == "duplicate":
+            self._duplicates[number] += 1
+
+    def latencies_s(self, load: Load, since: float, until: float) -> list[tuple[float, float]]:
+        """Return when direct requests of a span of time were published, and how long they took."""
+        return [
+            (at, finished - at)
+            for number, at in enumerate(load.published_at)
+            if since <= at <= until
+            and kind_of(number) is DIRECT
+            and (finished := self._finished_at[number])
+        ]
+
+    def statuses(self, load: Load) -> Counter[str]:
+        """Return how many requests ended how."""
+        return Counter(STATUSES[int(self._status[n])] for n in range(len(load.published_at)))
+
+    def problems(self, load: Load) -> list[str]:
+        """Return what is wrong: anything lost, doubled, unexplained, or misplaced."""
+        found = list(self._wrong)
+        for number in range(len(load.published_at)):
+            name = f"{REQUEST}-{number}"
+            if name in load.unsure:
+                continue
+            results, ends = self._results[number], self._ends[number]
+            status, end = STATUSES[int(self._status[number])], STATUSES[int(self._end[number])]
+            if (results, ends) != (1, 1) or status != end:
+                found.append(f"{name} has {results} results ({status}) and {ends} ends ({end})")
+            if status == "completed" and not self._entries[number]:
+                found.append(f"{name} was completed, and neither placed nor held")
+            if not is_refused_rightly(self._dead[name], status):
+                found.append(f"{name} is a dead letter and {status}")
+        duplicates = sum(int(self._duplicates[n]) for n in range(len(load.published_at)))
+        if duplicates != load.published_twice and not load.unsure:
+            found.append(f"{load.published_twice} came twice, {duplicates} are known as duplicates")
+        bad = {key: count for key, count in self._dead.items() if key.startswith(f"{BAD}-")}
+        found += [f"{key} is {count} dead letters" for key, count in bad.items() if count != 1]
+        if len(bad) != load.published_bad and not load.unsure:
+            found.append(f"{load.published_bad} bad records came, {len(bad)} are dead letters")
+        return found
+
+
+def is_refused_rightly(dead_letters: int, status: str) -> bool:
+    """Tell whether a request is a dead letter once if Kafka refused it, and never else."""
+    return dead_letters == 0 or (dead_letters == 1 and status == "failed")

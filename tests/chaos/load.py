@@ -1,0 +1,147 @@
+"""What is published while faults are injected, and what may become of each of it.
+
+All of a request follows from its number, so that whoever reads a result back knows what was asked.
+"""
+
+import asyncio
+import contextlib
+import time
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiokafka.errors import KafkaError
+from system import System
+
+MODEL = "llama-3.1-8b"
+EU, US = "eu-west", "us-east"
+# The first part of a key tells a request from what is none.
+REQUEST, BAD = "r", "bad"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of request: its fields, where it may be served, and how it may end."""
+
+    name: str
+    fields: dict[str, Any]
+    regions: frozenset[str] = frozenset({EU, US})
+    precisions: frozenset[str] = frozenset({"fp8", "int8"})
+    ends: frozenset[str] = frozenset({"completed", "expired", "rejected", "failed"})
+
+
+# A chat turn goes straight to a pool: its latency tells of a fault.
+DIRECT = Kind("direct", {"task": "chat"}, regions=frozenset({EU}))
+WAITS = Kind("waits", {"task": "summarization"})
+REGULATED = Kind(
+    "regulated",
+    {"task": "summarization", "constraints": {"data_class": "regulated"}},
+    regions=frozenset({EU}),
+)
+PRECISE = Kind(
+    "precise",
+    {"task": "summarization", "constraints": {"precisions": ["int8"]}},
+    precisions=frozenset({"int8"}),
+)
+NOWHERE = Kind(
+    "nowhere",
+    {"task": "chat", "constraints": {"regions": ["eu-north"]}},
+    ends=frozenset({"rejected"}),
+)
+CANCELLED = Kind(
+    "cancelled",
+    {"task": "synthetic_data"},
+    ends=frozenset({"cancelled", "completed", "expired", "rejected", "failed"}),
+)
+
+
+def kind_of(number: int) -> Kind:
+    """Return what request number so-and-so is."""
+    if number % 97 == 96:
+        return NOWHERE
+    if number % 61 == 60:
+        return CANCELLED
+    return (DIRECT, WAITS, DIRECT, REGULATED, DIRECT, WAITS, DIRECT, PRECISE)[number % 8]
+
+
+def is_twice(number: int) -> bool:
+    """Tell whether this request is published twice."""
+    return number % 50 == 49
+
+
+def is_followed_by_bad(number: int) -> bool:
+    """Tell whether a record that is no request comes after this one."""
+    return number % 71 == 70
+
+
+def id_of(number: int) -> str:
+    """Return the request's id."""
+    return f"{REQUEST}-{number}"
+
+
+class Load:
+    """Publishes at a steady beat; ``published_at`` has the time of each request."""
+
+    def __init__(self, system: System, per_second: float, most: int | None = None) -> None:
+        self._system = system
+        self._per_second = per_second
+        self._most = most
+        self._to_cancel: list[str] = []
+        self.published_at = array("d")
+        self.twice = True
+        """Whether some are published twice; not where keys move to other partitions."""
+        self.bad = True
+        """Whether some records are no requests."""
+        self.published_twice = 0
+        self.published_bad = 0
+        self.unsure: set[str] = set()
+        """Keys of which the client does not know whether Kafka has them."""
+
+    async def publish(self) -> None:
+        """Publish until cancelled, or until there are enough."""
+        began = time.monotonic()
+        while self._most is None or len(self.published_at) < self._most:
+            behind = int((time.monotonic() - began) * self._per_second) - len(self.published_at)
+            for _ in range(min(behind, 200)):
+                await self._publish_next()
+            await asyncio.sleep(0.01)
+
+    async def _publish_next(self) -> None:
+        number = len(self.published_at)
+        kind = kind_of(number)
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "why " * 20}]}
+        request = {"id": id_of(number), "body": body | {"max_tokens": 8}, **kind.fields}
+        self.published_at.append(time.time())
+        await self._send(id_of(number), orjson.dumps(request))
+        if self.twice and is_twice(number):
+            self.published_twice += 1
+            await self._send(id_of(number), orjson.dumps(request))
+        if self.bad and is_followed_by_bad(number):
+            self.published_bad += 1
+            await self._send(f"{BAD}-{number}", b'{"id": 5')
+        if kind is CANCELLED:
+            await self._cancel(id_of(number))
+
+    async def _send(self, key: str, value: bytes) -> None:
+        # Sent, not awaited: a dead broker must not keep the next from being asked for. The
+        # producer is idempotent, so that a resend is no second request.
+        try:
+            sent = await self._system.producer.send(
+                self._system.catalogue.requests, value, key=key.encode()
+            )
+        except KafkaError:
+            self.unsure.add(key)
+        else:
+            sent.add_done_callback(lambda done: done.exception() and self.unsure.add(key))
+
+    async def _cancel(self, request_id: str) -> None:
+        """Cancel the one before, so that it has had time to get somewhere."""
+        self._to_cancel.append(request_id)
+        if len(self._to_cancel) > 1:
+            with contextlib.suppress(KafkaError):
+                await self._system.producer.send(
+                    self._system.catalogue.cancellations,
+                    b"{}",
+                    key=self._to_cancel.pop(0).encode(),
+                )
