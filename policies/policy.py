@@ -17,7 +17,15 @@ from policies.declaration import Declaration, digest, parse_declaration
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
-_TIMES = ("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s", "margin_s", "room_wait_s")
+_TIMES = (
+    "ttft_ms",
+    "tpot_ms",
+    "deadline_s",
+    "window_s",
+    "longest_wait_s",
+    "margin_s",
+    "room_wait_s",
+)
 _RATES = ("prior_rate_per_s", "rate_per_s")
 
 

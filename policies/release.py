@@ -4,14 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policies.constraints import refusal
-from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd, room
+from policies.estimate import (
+    Estimate,
+    batch_limit,
+    candidate,
+    chance,
+    estimate,
+    expected_cost_usd,
+    room,
+)
 from policies.options import Option
 from policies.policy import Policy
 from policies.situation import Situation
 from policies.windows import Member, Target
 from topics import Profile
 from topics.placement import Path
-
 
 # Fewer than these are no batch: better to wait for more room.
 ROOM_MIN = 8

@@ -1,7 +1,7 @@
 """A replica as its pool sees it, and the choice among the replicas of a pool."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from policies.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
 from policies.iteration import Event, FirstToken, Job
@@ -120,9 +120,7 @@ class Replica:
         accelerator = self.accelerator
         if accelerator.is_idle:
             return True
-        if not accelerator.has_room(
-            ask.variant, ask.input_tokens + ask.output_tokens, ask.members
-        ):
+        if not accelerator.has_room(ask.variant, ask.input_tokens + ask.output_tokens, ask.members):
             return False
         limits_s = [*self._tpot_of.values()]
         if ask.tpot_s is not None:

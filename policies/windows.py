@@ -221,9 +221,7 @@ class Windows:
         earliest = min(m.profile.deadline for m in members)
         return earliest - target.estimate.finish_s - self._margin_s
 
-    def _may_wait(
-        self, head: Sequence[Member], batches: float, target: Target, now: float
-    ) -> bool:
+    def _may_wait(self, head: Sequence[Member], batches: float, target: Target, now: float) -> bool:
         """Tell whether all that waits would be in time, one batch after another from now on."""
         first = head[0]
         if not first.profile.batchable or now >= first.held_at + self._room_wait_s:

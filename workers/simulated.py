@@ -13,7 +13,6 @@ from topics import Response, Usage, VariantStatus
 from workers.answers import body, output_tokens
 from workers.backend import Call, CallError, Load, Outcome
 
-
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
 # Batches whose replica is remembered; far more than have members under way.
@@ -127,7 +126,9 @@ class SimulatedBackend:
             )
             for variant in self._options
         }
-        backlog_s = sum(r.backlog_s for r in self._replicas) / len(self._replicas) / self._time_scale
+        backlog_s = (
+            sum(r.backlog_s for r in self._replicas) / len(self._replicas) / self._time_scale
+        )
         return Load(backlog_s, variants)
 
     async def _drive(self) -> None:

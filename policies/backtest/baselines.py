@@ -67,8 +67,8 @@ def _may(profile: Profile, option: Option) -> bool:
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
-def least_loaded(profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
-    """Return the option whose pool has the fewest requests per slot."""
+def least_loaded(_: Profile, able: Sequence[Option], view: FleetView) -> Option:
+    """Return the option whose pool has the fewest requests per replica."""
 
     def load(option: Option) -> tuple[float, str, str]:
         running = sum(view.load(option.pool).running_by_variant.values())
@@ -107,7 +107,7 @@ def fastest(profile: Profile, able: Sequence[Option], view: FleetView) -> Option
     return min(able, key=finish)
 
 
-def cheapest_blind(profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
+def cheapest_blind(profile: Profile, able: Sequence[Option], _: FleetView) -> Option:
     """Return the option that is cheapest at a usual batch and meets the SLO when idle.
 
     Load plays no part; where none meets the SLO, the fastest when idle serves.

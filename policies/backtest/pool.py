@@ -129,8 +129,9 @@ class ModelPool:
                 outcome.started_s = event.started_at
                 outcome.first_token_s = event.first_token_at if outcome.output_tokens else None
                 outcome.finished_s = event.finished_at
-                job = Job(event.id, attempt.option.variant, outcome.input_tokens,
-                          outcome.output_tokens)
+                job = Job(
+                    event.id, attempt.option.variant, outcome.input_tokens, outcome.output_tokens
+                )
                 self._pace.learn(attempt.option, job, attempt.sequences, event.device_s)
                 yield Ended(attempt, event.finished_at)
             else:

@@ -73,7 +73,7 @@ def calibration_of(outcomes: Iterable[Outcome]) -> dict[str, Any]:
         "promises": len(every),
         "promised": _mean(chance for chance, _ in every),
         "met": _share(met for _, met in every),
-        "met_of_promised_95": _share(met for chance, met in every if chance >= 0.95),  # noqa: PLR2004
+        "met_of_promised_95": _share(met for chance, met in every if chance >= 0.95),
         "bins": [
             {
                 "chance_max": bound,

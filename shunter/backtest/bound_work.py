@@ -60,9 +60,7 @@ def add_work(
         programme.at_most += [(compute, 0.0), (memory, 0.0)]
 
 
-def _limit_sharing(
-    programme: Programme, option: Option, served: Served, steps: int
-) -> None:
+def _limit_sharing(programme: Programme, option: Option, served: Served, steps: int) -> None:
     """Bound the iterations from below: so much shares one, and no more."""
     places: dict[int, float] = {steps: -1.0}
     memory: dict[int, float] = {steps: -1.0}
@@ -111,8 +109,10 @@ def _weights(option: Option, served: Sequence[Demand]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """Seconds on an option: per token computed, per attention pair, per cached token read, of the
-    weights that one and a full batch of sequences touch, and of an iteration's overhead.
+    """Seconds that an option takes.
+
+    Per token computed, per attention pair, per cached token read; of the weights that one and a
+    full batch of sequences touch; of an iteration's overhead.
     """
 
     token_s: float

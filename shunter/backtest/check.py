@@ -13,21 +13,19 @@ def is_broken(outcome: Outcome, fleet: Fleet, policy: Policy) -> bool:
     if outcome.device is None:
         return False
     pool, profile = fleet.pools[outcome.pool], outcome.profile
-    served = {serve.variant: serve for serve in pool.serves}
-    serve = served.get(outcome.variant)
-    if serve is None or (serve.model, serve.precision) != (profile.model, outcome.precision):
+    serve = {each.variant: each for each in pool.serves}.get(outcome.variant)
+    if serve is None:
         return True
-    if outcome.path not in pool.lanes:
-        return True
+    model, tokens = fleet.models[serve.model], outcome.input_tokens + outcome.output_tokens
     allowed = policy.classes[profile.task].precisions
-    if allowed is not None and serve.precision not in allowed:
-        return True
-    model = fleet.models[serve.model]
-    if profile.operation not in model.operations:
-        return True
-    tokens = outcome.input_tokens + outcome.output_tokens
-    if tokens > model.context_tokens:
-        return True
     weights = sum(fleet.models[s.model].weights_bytes(s.precision) for s in pool.serves)
-    memory = fleet.devices[pool.device].memory_bytes * serve.tensor_parallel * MEMORY_UTILIZATION
-    return weights + tokens * model.kv_bytes_per_token > memory
+    usable = fleet.devices[pool.device].memory_bytes * serve.tensor_parallel * MEMORY_UTILIZATION
+    keeps = (
+        (serve.model, serve.precision) == (profile.model, outcome.precision),
+        outcome.path in pool.lanes,
+        allowed is None or serve.precision in allowed,
+        profile.operation in model.operations,
+        tokens <= model.context_tokens,
+        weights + tokens * model.kv_bytes_per_token <= usable,
+    )
+    return not all(keeps)

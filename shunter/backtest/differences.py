@@ -13,9 +13,7 @@ def differences(first: Run, second: Run) -> dict[str, Any]:
     ``listed`` holds the requests whose cost differs most.
     """
     pairs = list(zip(first.outcomes, second.outcomes, strict=True))
-    moved = [
-        (a, b) for a, b in pairs if (a.pool, a.variant, a.path) != (b.pool, b.variant, b.path)
-    ]
+    moved = [(a, b) for a, b in pairs if (a.pool, a.variant, a.path) != (b.pool, b.variant, b.path)]
     dearest = sorted(moved, key=lambda ab: -abs(ab[0].cost_usd - ab[1].cost_usd))
     return {
         "placed_otherwise": len(moved),

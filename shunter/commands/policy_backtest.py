@@ -21,7 +21,9 @@ from streams.declarations import load_fleet, load_policy
 
 Trace = Annotated[
     Path | None,
-    typer.Option("--trace", help="CSV of requests, may be gzipped; a packaged sample if not given."),
+    typer.Option(
+        "--trace", help="CSV of requests, may be gzipped; a packaged sample if not given."
+    ),
 ]
 Compare = Annotated[
     Path | None, typer.Option("--compare", help="A second policy YAML, run beside the first.")
@@ -153,4 +155,4 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"
