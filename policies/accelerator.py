@@ -187,6 +187,15 @@ class Accelerator:
         """Jobs of one variant that wait for admission."""
         return len(self._lane_of[variant].queue)
 
+    def jobs_of(self, variant: str) -> int:
+        """Jobs of one variant, running or waiting."""
+        lane = self._lane_of[variant]
+        return lane.running + len(lane.queue)
+
+    def max_batch_of(self, variant: str) -> int:
+        """Return how many sequences of a variant may run together."""
+        return self._lane_of[variant].max_batch
+
     @property
     def is_idle(self) -> bool:
         """Whether no job runs or waits."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from policies.options import Option
 from policies.policy import Policy
-from policies.view import PoolLoad
+from policies.view import PoolLoad, running_step_s
 from topics import Candidate, Profile
 from topics.placement import CandidatePath
 
@@ -60,7 +60,9 @@ def estimate(
         added_s = _decode_device_s(option, load, members, context_tokens, fills_gaps=wait_s > 0)
         device_s += decode_steps * added_s / speed
     pace = speed * option.time_scale
-    tpot_s = step_s / pace + load.round_s
+    # The round of what runs holds a step of the variant's own already.
+    others_s = max(0.0, load.round_s - running_step_s(option, load, others))
+    tpot_s = step_s / pace + others_s
     slots = option.max_batch * replicas
     # Sequences that must end before there is a place, taken as alike and evenly spread in age.
     ahead = max(0, others + members - slots)
@@ -70,7 +72,7 @@ def estimate(
         + transport_s
         + load.backlog_s
         + slot_wait_s
-        + load.round_s
+        + others_s
         + members * prefill_s / pace
     )
     return Estimate(

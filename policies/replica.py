@@ -15,6 +15,9 @@ TTFT_SHARE = 0.5
 # beside which a replica that decodes takes more.
 PREFILL_MEMORY_S = 5.0
 PREFILL_SHARE_MAX = 0.6
+# Of a replica's places for a variant, the share whose use anywhere in the pool makes the variant
+# worth a replica of its own.
+OWN_REPLICA_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +159,16 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
     Work gathers: a replica that decodes the variant already takes one more sequence for the price
     of its own tokens, one that is busy with another streams that variant's weights as well, and an
     idle one runs for it alone. So the fullest of the first kind that still meets every SLO on it
-    is chosen, then of the second, then an idle one; where none can, the one with the least to do.
+    is chosen, then of the second, then an idle one. Where a variant's sequences would fill a
+    replica, the idle one comes before the mixed one: shared by many variants, every step of each
+    waits for those of the others. Where none can, the one with the least to do is chosen.
     """
+    same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
+    is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
 
-    def rank(index: int) -> tuple[int, int, int]:
-        accelerator = replicas[index].accelerator
-        same = accelerator.running_of(ask.variant) + accelerator.queued_of(ask.variant)
-        return (-same, -replicas[index].jobs, index)
+    def rank(index: int) -> tuple[int, bool, int, int]:
+        jobs = replicas[index].jobs
+        return (-same[index], is_much and jobs > 0, -jobs, index)
 
     for index in sorted(range(len(replicas)), key=rank):
         if replicas[index].can_take(ask, now):

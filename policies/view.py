@@ -111,12 +111,12 @@ class FleetView:
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:
         return sum(
-            step_s(option, load, load.running_by_variant.get(option.variant, 0))
+            running_step_s(option, load, load.running_by_variant.get(option.variant, 0))
             for option in self._options.by_pool[pool]
         )
 
 
-def step_s(
+def running_step_s(
     option: Option, load: PoolLoad, sequences: int, context_tokens: int = TYPICAL_CONTEXT_TOKENS
 ) -> float:
     """Return one decode step of the variant with its sequences spread over all replicas."""
