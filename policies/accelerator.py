@@ -223,13 +223,13 @@ class Accelerator:
                 total_s += lane.roofline.step_s(sequences, tokens)
         return total_s
 
-    def has_room(self, variant: str, tokens: int, jobs: int = 1) -> bool:
-        """Tell whether ``jobs`` of ``tokens`` each, input and output, would be admitted at once."""
+    def has_room(self, variant: str, tokens: int) -> bool:
+        """Tell whether a job of ``tokens``, input and output, would be admitted at once."""
         lane = self._lane_of[variant]
-        if lane.running + len(lane.queue) + jobs > lane.max_batch:
+        if lane.running + len(lane.queue) >= lane.max_batch:
             return False
         waiting_bytes = sum(state.kv_bytes for each in self._lanes for _, state in each.queue)
-        needed_bytes = jobs * tokens * lane.roofline.kv_bytes_per_token
+        needed_bytes = tokens * lane.roofline.kv_bytes_per_token
         return self._kv_used_bytes() + waiting_bytes + needed_bytes <= self._kv_capacity_bytes
 
     @property

@@ -29,8 +29,6 @@ class Ask:
     output_tokens: int
     ttft_left_s: float | None = None
     tpot_s: float | None = None
-    members: int = 1
-    """Of the batch that it leads; all of them go to one replica."""
 
 
 @dataclass(slots=True)
@@ -123,7 +121,7 @@ class Replica:
         accelerator = self.accelerator
         if accelerator.is_idle:
             return True
-        if not accelerator.has_room(ask.variant, ask.input_tokens + ask.output_tokens, ask.members):
+        if not accelerator.has_room(ask.variant, ask.input_tokens + ask.output_tokens):
             return False
         limits_s = [*self._tpot_of.values()]
         if ask.tpot_s is not None:

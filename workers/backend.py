@@ -8,15 +8,11 @@ from topics import InferenceRequest, Placement, Profile, Response, Usage, Varian
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to run. ``is_direct`` work goes before batch work.
-
-    ``batch_size`` is the number of requests in its batch, itself included.
-    """
+    """One request to run. ``is_direct`` work goes before batch work."""
 
     request: InferenceRequest
     profile: Profile
     placement: Placement
-    batch_size: int = 1
 
     @property
     def is_direct(self) -> bool:

@@ -240,7 +240,7 @@ class Worker:
                 f"pool {self._pool} does not serve {placement.model_variant!r}",
             )
         # Read where a bad one can still be a dead letter, and not when the answer is there.
-        batch = h.read_batch(record.headers)
+        h.read_batch(record.headers)
         released_at(record)
         request = parse_request(
             record.value,
@@ -248,8 +248,7 @@ class Worker:
             default_id=h.cloud_event_id(record.headers),
         )
         option = self._options[placement.model_variant]
-        call = Call(request, profile, placement, 1 if batch is None else batch.size)
-        return Task(record, call, option)
+        return Task(record, Call(request, profile, placement), option)
 
     def _cancel(self, request_id: str) -> None:
         """End a request that a client cancelled, if it waits or runs here."""

@@ -104,7 +104,6 @@ class SimulatedBackend:
                 output_tokens=profile.output_tokens,
                 ttft_left_s=self._in_model(left_s),
                 tpot_s=self._in_model(profile.tpot_s),
-                members=call.batch_size,
             )
             chosen = self._replicas[choose_replica(self._replicas, ask, self._model_now())]
             if batch_id is not None:

@@ -31,7 +31,6 @@ class Try:
     option: Option
     path: str
     batch_id: str | None
-    batch_size: int = 1
     fails: bool = False
     replica: int = 0
     sequences: int = 1
@@ -89,7 +88,6 @@ class ModelPool:
             if profile.ttft_s is None
             else profile.created_at + profile.ttft_s - now,
             tpot_s=profile.tpot_s,
-            members=attempt.batch_size,
         )
         index = self._replica_for(attempt.batch_id, ask, now)
         attempt.replica = index

@@ -155,7 +155,7 @@ class Replay:
         if action.promised is not None:
             outcome.promised_chance = action.promised.chance
             outcome.promised_finish_s = action.promised.finish_s
-        attempt = Try(outcome, action.option, action.path, action.batch_id, action.batch_size)
+        attempt = Try(outcome, action.option, action.path, action.batch_id)
         self._push(now + self._transport_s, _SUBMIT, attempt)
 
     def _submit(self, attempt: Try, now: float) -> None:

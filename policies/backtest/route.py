@@ -24,7 +24,6 @@ class Send:
     option: Option
     path: Path
     batch_id: str | None = None
-    batch_size: int = 1
     promised: Envelope | None = None
 
 
@@ -119,8 +118,7 @@ class Shunter:
         for member in release.members:
             self._windows.remove(member.profile.id)
             promised = target.promise(member.profile, now)
-            size = len(release.members)
-            yield Send(member.profile, target.option, target.path, batch_id, size, promised)
+            yield Send(member.profile, target.option, target.path, batch_id, promised)
 
 
 @dataclass(slots=True)
@@ -157,4 +155,4 @@ class FixedDelay:
             option, batch = self._batches.pop(key)
             self._count += 1
             for profile in batch.members:
-                yield Send(profile, option, "batch", str(self._count), len(batch.members))
+                yield Send(profile, option, "batch", str(self._count))
