@@ -68,12 +68,7 @@ def estimate(
     ahead = max(0, others + members - slots)
     slot_wait_s = ahead * max(1, profile.output_tokens) * tpot_s / slots
     ttft_s = (
-        wait_s
-        + transport_s
-        + load.backlog_s
-        + slot_wait_s
-        + others_s
-        + members * prefill_s / pace
+        wait_s + transport_s + load.backlog_s + slot_wait_s + others_s + members * prefill_s / pace
     )
     return Estimate(
         cost_usd=device_s * option.usd_per_s,

@@ -6,6 +6,8 @@ the weights it touches, no more sequences share a step than places, memory and T
 device that decodes is busy.
 """
 
+from collections.abc import Container
+
 from policies import compile_options
 from policies.backtest.workload import profiles_of
 from shunter.backtest.bound_streaming import streaming_bound
@@ -14,10 +16,14 @@ from shunter.backtest.demand import Demand, true_options
 from shunter.backtest.suite import Setting
 
 
-def lower_bound(setting: Setting) -> float | None:
+def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float | None:
     """Return the bound in US dollars; None where replicas differ by an unknown noise.
 
     Failures and outages of the reality only add cost, so they are left out; speeds are taken in.
+
+    Args:
+        setting: trace, fleet, policy and reality.
+        rows: the rows of the trace that must be served in time; None: all that can be.
 
     Raises:
         UserError: scipy is missing, or the solver finds no solution.
@@ -29,5 +35,6 @@ def lower_bound(setting: Setting) -> float | None:
     demands = [
         Demand(profile, profile.input_tokens, arrival.output_tokens)
         for profile, arrival in zip(profiles, setting.arrivals, strict=True)
+        if rows is None or arrival.row in rows
     ]
     return max(volume_bound(demands, options), streaming_bound(demands, options))

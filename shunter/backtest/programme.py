@@ -27,8 +27,8 @@ class Programme:
             self.limits[len(self.prices) - 1] = limit
         return len(self.prices) - 1
 
-    def solve(self) -> float:
-        """Return the least cost.
+    def solve(self, method: str = "highs") -> float:
+        """Return the least cost; ``method`` is one of scipy's for HiGHS.
 
         Raises:
             UserError: scipy is missing, or there is no solution.
@@ -56,7 +56,7 @@ class Programme:
             A_eq=matrix(self.equal),
             b_eq=[limit for _, limit in self.equal],
             bounds=[(0.0, self.limits.get(index)) for index in range(len(self.prices))],
-            method="highs-ipm",
+            method=method,
         )
         if found.status != 0:
             raise UserError(f"the lower bound was not found: {found.message}")
