@@ -13,6 +13,7 @@ from policies.fleet import Fleet, Pool, parse_fleet
 from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
 from policies.release import find_target
+from policies.review import review
 from policies.risk import decided_tags
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
@@ -48,6 +49,7 @@ __all__ = [
     "operation_of",
     "parse_fleet",
     "parse_policy",
+    "review",
     "share_out",
     "situation",
     "tag",

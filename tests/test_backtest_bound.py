@@ -54,7 +54,7 @@ def test_noise_that_nobody_knows_leaves_no_bound() -> None:
 
 def test_one_request_alone_costs_its_prefill_and_decode_at_the_cheapest_pool_that_is_in_time() -> (
     None
-):  # noqa: E501
+):
     (alone,) = demands(chat())
     prices = {
         option.pool: option.usd_per_s
