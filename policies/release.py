@@ -20,7 +20,8 @@ from policies.windows import Member, Target
 from topics import Profile
 from topics.placement import Path
 
-# Fewer than these are no batch: better to wait for more room.
+# Fewer than these, or than a quarter of a replica's places, are no batch: better to wait for more
+# room.
 ROOM_MIN = 8
 
 
@@ -63,7 +64,7 @@ def _targets(
         limit = batch_limit(longest, option, members_max)
         load = situation.view.load(option.pool)
         free = room(option, load) if path == "batch" else 1
-        is_crowded = free < min(limit, ROOM_MIN)
+        is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
         if not is_crowded:
             limit = min(limit, free)
         ask = _Ask(option, situation, min(limit, len(members)))
