@@ -27,6 +27,11 @@ TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 5000
 CLOSE_S_MAX = 5.0
+# As long as looking for the coordinator may take.
+FENCE_S_MAX = 30.0
+# How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
+REBALANCE_S = 0.1
+UNDECODABLE_S_MAX = 10.0
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
 
@@ -147,11 +152,17 @@ class KafkaLog:
             await asyncio.sleep(timeout_s)
             return {}
         try:
-            polled = await consumer.getmany(
-                *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
-            )
+            # Once a rebalance has begun the client waits for its end, whatever timeout it was
+            # given; and the rebalance waits for the caller of this to give up the partitions.
+            async with asyncio.timeout(timeout_s + REBALANCE_S):
+                polled = await consumer.getmany(
+                    *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
+                )
+        except TimeoutError:
+            return {}
         except UNDECODABLE:
-            return await poll_past_undecodable(consumer, wanted, self._positions)
+            async with asyncio.timeout(UNDECODABLE_S_MAX):
+                return await poll_past_undecodable(consumer, wanted, self._positions)
         records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
         return records
@@ -277,7 +288,12 @@ class KafkaLog:
             max_request_size=PRODUCER_BYTES_MAX,
             retry_backoff_ms=TRANSACTION_RETRY_MS,
         )
-        await producer.start()
+        try:
+            async with asyncio.timeout(FENCE_S_MAX):
+                await producer.start()
+        except TimeoutError as error:
+            await producer.stop()
+            raise LogError(f"no broker fences {transactional_id} in {FENCE_S_MAX} s") from error
         try:
             known = producer._txn_manager  # noqa: SLF001 - likewise
             fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)

@@ -3,8 +3,13 @@
 Whether a record is a duplicate depends on the records before it alone, so that a new owner who
 reads those back decides as its predecessor did: a request is a duplicate if one of its id stands at
 most ``records_max`` offsets before it, itself a duplicate or not.
+
+What is read back is not validated record by record, which takes three times as long as to look at
+the ids alone: the first record of an id that is read back is ``unchecked``. Whether it is a request
+at all is asked only when another of its id comes.
 """
 
+from collections.abc import Callable
 from hashlib import blake2b
 
 # Long enough that nobody can find an id that would pass for another's.
@@ -21,6 +26,8 @@ class RecentIds:
         self._last: dict[bytes, int] = {}
         self._first: dict[bytes, int] = {}
         self._new: dict[bytes, tuple[int, int]] = {}
+        # Of ids that were read back: the first record, and the first after it that is a request.
+        self._unchecked: dict[bytes, tuple[int, int | None]] = {}
 
     def __len__(self) -> int:
         return len(self._last)
@@ -30,11 +37,54 @@ class RecentIds:
 
         Offsets ascend from call to call.
         """
-        digest = blake2b(request_id.encode(), digest_size=DIGEST_BYTES).digest()
+        digest = _digest(request_id)
         first = self._known(digest, offset)
         self._new.pop(digest, None)
         self._new[digest] = (offset if first is None else first, offset)
         return first
+
+    def read_back(self, request_id: str, offset: int, is_request: Callable[[], bool]) -> None:
+        """Take note of a record of the past that bears an id. Offsets ascend from call to call.
+
+        Args:
+            request_id: its id.
+            offset: its offset.
+            is_request: tells whether it is a request; asked only where the id came before.
+        """
+        digest = _digest(request_id)
+        last = self._last.get(digest)
+        if last is None or last < offset - self._records_max:
+            self._first.pop(digest, None)
+            self._unchecked[digest] = (offset, None)
+        elif is_request():
+            first, second = self._unchecked.get(digest, (None, None))
+            if first is not None and second is None:
+                self._unchecked[digest] = (first, offset)
+            self._first.setdefault(digest, last)
+        else:
+            return
+        self._last.pop(digest, None)
+        self._last[digest] = offset
+        self._evict(offset + 1 - self._records_max)
+
+    def unchecked(self, request_id: str) -> int | None:
+        """Return the offset of the record to validate before ``seen`` is asked about this id."""
+        found = self._unchecked.get(_digest(request_id))
+        return None if found is None else found[0]
+
+    def check(self, request_id: str, *, is_request: bool) -> None:
+        """Take in whether the unchecked record of an id was a request."""
+        digest = _digest(request_id)
+        _, second = self._unchecked.pop(digest)
+        if is_request:
+            return
+        if second is None:
+            self._last.pop(digest, None)
+            self._first.pop(digest, None)
+        elif self._last[digest] == second:
+            self._first.pop(digest, None)
+        else:
+            self._first[digest] = second
 
     def keep(self) -> None:
         """Remember what was seen since the last call, and forget what is too long ago."""
@@ -70,3 +120,8 @@ class RecentIds:
         for digest in gone:
             del self._last[digest]
             self._first.pop(digest, None)
+            self._unchecked.pop(digest, None)
+
+
+def _digest(request_id: str) -> bytes:
+    return blake2b(request_id.encode(), digest_size=DIGEST_BYTES).digest()

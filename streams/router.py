@@ -1,8 +1,8 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from zlib import crc32
 
 from policies import (
@@ -31,6 +31,7 @@ from topics import (
     ResultError,
     Tag,
     parse_request,
+    peek_id,
 )
 from topics import headers as h
 from topics.evidence import Step
@@ -70,6 +71,7 @@ class Router:
         self._duplicate_window_records = duplicate_window_records
         self._recent: dict[Partition, RecentIds] = {}
         self._ingest: set[Partition] = set()
+        self._log: Log | None = None
         self._rates = Rates(situation.policy)
         self._shares = Shares(situation.policy)
 
@@ -90,6 +92,7 @@ class Router:
         self._ingest.add(partition)
         if not self._duplicate_window_records:
             return
+        self._log = log
         recent = self._recent[partition] = RecentIds(self._duplicate_window_records)
         if progress is None:
             return
@@ -98,10 +101,9 @@ class Router:
         stop = min(end, progress.next_offset)
         async for records in log.read({partition: start}, {partition: stop}):
             for record in records:
-                # What is no request was no first one either.
-                with suppress(BadRecordError):
-                    recent.seen(self._read(record).id, record.offset)
-            recent.keep()
+                found = peek_id(record.value, h.cloud_event_id(record.headers))
+                if found is not None:
+                    recent.read_back(found, record.offset, partial(self._is_request, record))
 
     def forget(self, partition: Partition) -> None:
         """Drop the ids of a partition that is another's."""
@@ -128,10 +130,13 @@ class Router:
             return None
         now = self._clock.now()
         self._situation.view.prune(now)
-        return Work(
-            Progress(records[-1].offset + 1),
-            [self._route(record, now) for record in records],
-        )
+        if partition.topic == self._catalogue.reroutes:
+            effects = [self._route_again(record, now) for record in records]
+        else:
+            read = [self._read(record) for record in records]
+            await self._check_first(partition, read)
+            effects = [self._route(*each, now) for each in zip(records, read, strict=True)]
+        return Work(Progress(records[-1].offset + 1), effects)
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
         """Dead-letter the request that the log won't take; an accepted one fails besides."""
@@ -140,34 +145,70 @@ class Router:
             raise LogError(f"{record.topic} refused a record without a source") from error
         letter = self._scribe.dead_letter(source, error, stage="produce", reason="refused", now=now)
         if isinstance(effect.subject, _Case):
+            profile = effect.subject.profile
             failure = ResultError("refused", f"{record.topic} refused the request: {error}")
-            letter.records.append(
-                self._scribe.no_answer(source, effect.subject.profile, "failed", failure, now)
-            )
+            letter.records += [
+                self._scribe.no_answer(source, profile, "failed", failure, now),
+                self._scribe.step(
+                    source, profile, "failed", now, reason=failure.code, message=failure.message
+                ),
+            ]
         return [letter]
 
-    def _route(self, record: Record, now: float) -> Effect:
-        try:
-            if record.partition.topic == self._catalogue.reroutes:
-                return self._decide(record, h.read(record.headers, h.PROFILE, Profile), {}, now)
-            return self._route_new(record, now)
-        except BadRecordError as error:
-            return self._scribe.dead_letter(
-                record, error, stage=error.stage, reason=error.reason, now=now
-            )
-
-    def _read(self, record: Record) -> InferenceRequest:
+    def _read(self, record: Record) -> InferenceRequest | BadRecordError:
         unreadable = h.find(record.headers, h.UNREADABLE)
         if unreadable is not None:
-            raise BadRecordError("decode", "header_not_utf8", unreadable.decode())
-        return parse_request(
-            record.value,
-            bytes_max=self._request_bytes_max,
-            default_id=h.cloud_event_id(record.headers),
+            return BadRecordError("decode", "header_not_utf8", unreadable.decode())
+        try:
+            return parse_request(
+                record.value,
+                bytes_max=self._request_bytes_max,
+                default_id=h.cloud_event_id(record.headers),
+            )
+        except BadRecordError as error:
+            return error
+
+    def _is_request(self, record: Record) -> bool:
+        return isinstance(self._read(record), InferenceRequest)
+
+    async def _check_first(
+        self, partition: Partition, read: Iterable[InferenceRequest | BadRecordError]
+    ) -> None:
+        """Validate the records of the past that make some of these duplicates, if they are fit."""
+        recent = self._recent.get(partition)
+        if recent is None or self._log is None:
+            return
+        wanted = {
+            request.id: offset
+            for request in read
+            if isinstance(request, InferenceRequest)
+            and (offset := recent.unchecked(request.id)) is not None
+        }
+        if not wanted:
+            return
+        found = await self._log.fetch(partition, wanted.values())
+        for request_id, offset in wanted.items():
+            # One that retention has taken meanwhile counts for none: rather twice than not at all.
+            fit = offset in found and self._is_request(found[offset])
+            recent.check(request_id, is_request=fit)
+
+    def _route_again(self, record: Record, now: float) -> Effect:
+        try:
+            profile = h.read(record.headers, h.PROFILE, Profile)
+        except BadRecordError as error:
+            return self._dead_letter(record, error, now)
+        return self._decide(record, profile, {}, now)
+
+    def _dead_letter(self, record: Record, error: BadRecordError, now: float) -> Effect:
+        return self._scribe.dead_letter(
+            record, error, stage=error.stage, reason=error.reason, now=now
         )
 
-    def _route_new(self, record: Record, now: float) -> Effect:
-        request = self._read(record)
+    def _route(
+        self, record: Record, request: InferenceRequest | BadRecordError, now: float
+    ) -> Effect:
+        if isinstance(request, BadRecordError):
+            return self._dead_letter(record, request, now)
         recent = self._recent.get(record.partition)
         first = None if recent is None else recent.seen(request.id, record.offset)
         if first is not None:

@@ -30,6 +30,8 @@ def transactor(settings: Settings, stage: Stage) -> Transactor:
         progress_topic=Catalogue(settings).progress,
         poll_s_max=settings.poll_s_max,
         poll_records_max=settings.poll_records_max,
+        # From its first record on the broker counts; what comes before is quick.
+        transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
     )
 
 

@@ -14,7 +14,7 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 import asyncio
 import logging
 from collections.abc import Awaitable, Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
 from streams.progress import read_progress
@@ -22,6 +22,8 @@ from streams.stage import Effect, Stage, Work
 from topics import Progress, encode, progress_key
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Refusal(NamedTuple):
@@ -43,12 +45,14 @@ class Transactor:
         progress_topic: str,
         poll_s_max: float,
         poll_records_max: int,
+        transaction_s_max: float,
     ) -> None:
         self._log = log
         self._stage = stage
         self._progress_topic = progress_topic
         self._poll_s_max = poll_s_max
         self._poll_records_max = poll_records_max
+        self._transaction_s_max = transaction_s_max
         self._lock = asyncio.Lock()
         self._writers: dict[Partition, Writer] = {}
         self._visible: dict[Partition, Progress | None] = {}
@@ -149,10 +153,24 @@ class Transactor:
         work = await self._stage.work(partition, records)
         if work is None:
             return
-        while refusals := await self._commit(partition, work):
+        while refusals := await self._in_time(partition, self._commit(partition, work)):
             for refusal in await self._culprits(partition, refusals):
                 self._replace(work, refusal)
         self._stage.done(partition, work)
+
+    async def _in_time(self, partition: Partition, transaction: Awaitable[T]) -> T:
+        """Wait for a transaction, but no longer than the broker lets it be open.
+
+        A connection cut at the wrong moment, or a transaction that the broker aborted while the
+        process slept, leaves the client waiting for ever; and with it the lock, and the group.
+        """
+        try:
+            async with asyncio.timeout(self._transaction_s_max):
+                return await transaction
+        except TimeoutError as error:
+            raise LogError(
+                f"a transaction on {partition} did not end in {self._transaction_s_max} s"
+            ) from error
 
     async def _commit(self, partition: Partition, work: Work) -> list[Refusal]:
         """Write the work as one transaction; where records were refused, abort and return them."""
@@ -202,9 +220,7 @@ class Transactor:
         for effect, record, error in refusals:
             if id(effect) in culprits:
                 continue
-            writer = self._writers[partition]
-            await writer.begin()
-            if await self._send(writer, [Effect(None, [record])]):
+            if await self._in_time(partition, self._is_refused(partition, record)):
                 culprits[id(effect)] = Refusal(effect, record, error)
             await self._start_over(partition)
         if not culprits:
@@ -214,6 +230,11 @@ class Transactor:
                 f" max.message.bytes smaller than a produce batch? {error}"
             ) from error
         return list(culprits.values())
+
+    async def _is_refused(self, partition: Partition, record: Outgoing) -> bool:
+        writer = self._writers[partition]
+        await writer.begin()
+        return bool(await self._send(writer, [Effect(None, [record])]))
 
     async def _start_over(self, partition: Partition) -> None:
         """Abort by fencing: a refused record leaves a gap that only a new producer can pass.

@@ -214,6 +214,7 @@ def make_transactor(
         stage,
         progress_topic=progress_topic,
         poll_s_max=poll_s_max,
+        transaction_s_max=60.0,
         poll_records_max=records_max,
     )
 

@@ -7,6 +7,7 @@ import os
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 
 import orjson
 import pytest
@@ -23,6 +24,7 @@ from topics import (
     Result,
     decode,
     parse_request,
+    peek_id,
 )
 from topics import headers as h
 
@@ -103,6 +105,14 @@ def read_or_refused(read: Callable[[], object]) -> None:
 @given(value=VALUES)
 def test_any_value_is_a_request_or_refused(value: bytes) -> None:
     read_or_refused(lambda: parse_request(value, bytes_max=MIB))
+
+
+@PROPERTY
+@given(value=VALUES, default_id=st.none() | st.just("c"))
+def test_a_request_has_the_id_that_a_peek_finds(value: bytes, default_id: str | None) -> None:
+    peeked = peek_id(value, default_id)
+    with suppress(BadRecordError):
+        assert parse_request(value, bytes_max=MIB, default_id=default_id).id == peeked
 
 
 @PROPERTY

@@ -214,24 +214,47 @@ async def test_ids_count_for_good_only_once_their_transaction_is_visible() -> No
     assert not len(router._recent[Partition(yard.catalogue.requests, 0)])
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(40))
 def test_read_back_ids_decide_as_those_that_were_there_all_along(seed: int) -> None:
+    """Records that bear an id and are no request count for nothing, read back or not."""
     rng = random.Random(seed)
     window = rng.randint(1, 12)
     offset, log, known = 0, [], RecentIds(window)
+    fit: dict[int, bool] = {}
     for _ in range(300):
         offset += rng.choice([1, 1, 1, 2, 5])
         name = f"r{rng.randint(0, 15)}"
+        fit[offset] = rng.random() < 0.7
         before = {o: n for o, n in log if offset - window <= o}
         restored = RecentIds(window)
         for o, n in before.items():
-            restored.seen(n, o)
-            if rng.random() < 0.3:
-                restored.keep()
-        is_duplicate = name in before.values()
-        assert (known.seen(name, offset) is not None) is is_duplicate
-        assert (restored.seen(name, offset) is not None) is is_duplicate
+            restored.read_back(n, o, lambda o=o: fit[o])
+        if fit[offset]:
+            is_duplicate = name in [n for o, n in before.items() if fit[o]]
+            assert (known.seen(name, offset) is not None) is is_duplicate
+            if (unchecked := restored.unchecked(name)) is not None:
+                restored.check(name, is_request=fit[unchecked])
+            first = restored.seen(name, offset)
+            assert (first is not None) is is_duplicate
+            assert first is None or (
+                fit[first] and log[[o for o, _ in log].index(first)][1] == name
+            )
         log.append((offset, name))
         if rng.random() < 0.5:
             known.keep()
             assert len(known) <= window
+
+
+async def test_a_bad_record_that_is_read_back_does_not_make_a_request_its_duplicate() -> None:
+    yard = Yard()
+    yard.publish(0, id="mended", slo="soon")
+    yard.publish(0, id="served")
+    yard.publish(0, id="twice")
+    yard.publish(0, id="twice", slo="soon")
+    await drain(await take_over(yard))
+    for name in ("mended", "served", "twice"):
+        yard.publish(0, id=name)
+    await drain(await take_over(yard))
+    assert served(yard) == ["served", "twice", "mended"]
+    assert duplicates(yard) == [("served", 5), ("twice", 6)]
+    assert len(yard.dead_letters()) == 2

@@ -159,3 +159,17 @@ async def test_nothing_is_ended_where_nothing_hangs(
         await writer.close()
     await log.leave()
     assert not [r for r in caplog.records if r.name == "streams.hanging"]
+
+
+async def test_a_poll_in_a_rebalance_ends_so_that_the_rebalance_can_go_on(
+    settings: Settings,
+) -> None:
+    """The client's own poll would wait for the new assignment, and that for its caller's lock."""
+    log = await joined(settings, "inference.test-rebalance")
+    async with asyncio.timeout(15):
+        while not log._member.assignment():  # noqa: ASYNC110 - the client tells nobody
+            await asyncio.sleep(0.05)
+    log._member._subscription.begin_reassignment()
+    async with asyncio.timeout(2):
+        assert await log.poll(0.1, 100, ()) == {}
+    await log.leave()

@@ -345,6 +345,7 @@ async def test_a_placement_that_the_log_refuses_has_failed_and_its_neighbours_ar
     assert sorted((e.request_id, e.step) for e in yard.evidence()) == [
         ("c0", "placed"),
         ("c1", "dead_lettered"),
+        ("c1", "failed"),
         ("c2", "placed"),
     ]
 

@@ -7,6 +7,8 @@ from copier import P0, P1, Copier, assert_once, fill, make_cluster, take
 from memory_log import MemoryCluster, MemoryLog, MemoryWriter
 from stream_cases import drain, make_transactor, soon
 
+from streams import LogError
+
 
 @pytest.fixture
 def cluster() -> MemoryCluster:
@@ -103,4 +105,21 @@ async def test_a_writer_that_was_cut_off_is_replaced_before_it_goes_on(
     names += fill(cluster, 2, start=2)
     await drain(transactor)
     assert transactor._writers[P0] is not writer
+    assert_once(cluster, names)
+
+
+async def test_a_transaction_that_never_ends_ends_the_process(cluster: MemoryCluster) -> None:
+    """A client that waits for ever would keep the lock, and the group its rebalance."""
+    names = fill(cluster, 2)
+    transactor = await take(cluster, Copier())
+    transactor._transaction_s_max = 0.05
+    writer = transactor._writers[P0]
+    writer.commit = lambda *_: asyncio.Event().wait()  # type: ignore[method-assign]
+    with pytest.raises(LogError, match=r"in\[0\] did not end in 0.05 s"):
+        await drain(transactor)
+    with pytest.raises(LogError):
+        await transactor.step()
+    await soon(transactor.stop(), "the stop")
+    cluster.members.clear()
+    await drain(await take(cluster, Copier()))
     assert_once(cluster, names)

@@ -12,7 +12,7 @@ from topics.evidence import Evidence, Hold, Source
 from topics.placement import Batch, Candidate, Envelope, Placement
 from topics.profile import Fallback, Profile, Tag
 from topics.progress import Progress, progress_key
-from topics.request import InferenceRequest, duration_s, parse_request
+from topics.request import InferenceRequest, duration_s, parse_request, peek_id
 from topics.result import Cost, Response, Result, ResultError, Timing, Usage
 from topics.settings import Settings
 from topics.status import PoolStatus, VariantStatus, status_key
@@ -48,6 +48,7 @@ __all__ = [
     "encode",
     "parse_cancellation",
     "parse_request",
+    "peek_id",
     "progress_key",
     "status_key",
 ]

@@ -43,6 +43,9 @@ class Ledger:
         self._entries, self._duplicates = _Column("B"), _Column("B")
         self._finished_at = _Column("d")
         self._dead: Counter[str] = Counter()
+        # A reader that lost its place begins again: what it has had is passed over.
+        self._read_to: dict[tuple[str, int], int] = {}
+        self._dead_read: set[tuple[int, int]] = set()
         self._wrong: list[str] = []
         self.results = 0
         self.codes: Counter[str] = Counter()
@@ -76,8 +79,15 @@ class Ledger:
 
     def _take(self, topic: str, record: Any) -> None:
         if topic == self._topics.dead_letters:
-            self._dead[(record.key or b"").decode()] += 1
+            # A topic that was deleted and made again counts its offsets from 0 again.
+            place = (record.offset, record.timestamp)
+            if place not in self._dead_read:
+                self._dead_read.add(place)
+                self._dead[(record.key or b"").decode()] += 1
             return
+        if record.offset <= self._read_to.get((topic, record.partition), -1):
+            return
+        self._read_to[topic, record.partition] = record.offset
         told = orjson.loads(record.value)
         if topic == self._topics.results:
             self._take_result(told)

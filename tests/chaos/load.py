@@ -47,7 +47,7 @@ PRECISE = Kind(
 NOWHERE = Kind(
     "nowhere",
     {"task": "chat", "constraints": {"regions": ["eu-north"]}},
-    ends=frozenset({"rejected"}),
+    ends=frozenset({"rejected", "expired"}),
 )
 CANCELLED = Kind(
     "cancelled",
@@ -63,6 +63,11 @@ def kind_of(number: int) -> Kind:
     if number % 61 == 60:
         return CANCELLED
     return (DIRECT, WAITS, DIRECT, REGULATED, DIRECT, WAITS, DIRECT, PRECISE)[number % 8]
+
+
+def content_of(number: int) -> str:
+    """Return the text of a request: a large one now and then."""
+    return "why " * (10_000 if number % 53 == 52 else 20)
 
 
 def is_twice(number: int) -> bool:
@@ -110,7 +115,7 @@ class Load:
     async def _publish_next(self) -> None:
         number = len(self.published_at)
         kind = kind_of(number)
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "why " * 20}]}
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content_of(number)}]}
         request = {"id": id_of(number), "body": body | {"max_tokens": 8}, **kind.fields}
         self.published_at.append(time.time())
         await self._send(id_of(number), orjson.dumps(request))

@@ -122,7 +122,7 @@ async def _inject(scene: Scene, asked: Asked, publishing: "asyncio.Task[None]") 
     await asyncio.sleep(2 * CALM_S)
     now = time.time()
     spans = [Span("none", now - CALM_S, now - CALM_S, now - MARGIN_S)]
-    wanted = [fault for fault in FAULTS if asked.only in fault.__name__]
+    wanted = [fault for fault in FAULTS if is_wanted(fault, asked)]
     number = 0
 
     async def inject(fault: Fault) -> None:
@@ -134,9 +134,14 @@ async def _inject(scene: Scene, asked: Asked, publishing: "asyncio.Task[None]") 
             if not (asked.requests and publishing.done()):
                 await inject(fault)
     for fault in LAST_FAULTS:
-        if asked.only in fault.__name__:
+        if is_wanted(fault, asked):
             await inject(fault)
     return spans
+
+
+def is_wanted(fault: Fault, asked: Asked) -> bool:
+    """Tell whether a fault is among those asked for."""
+    return any(part in fault.__name__ for part in asked.only.split(","))
 
 
 async def _inject_one(scene: Scene, fault: Fault, number: int) -> Span:
@@ -221,7 +226,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="times that each fault is injected")
     parser.add_argument("--rate", type=float, default=60, help="requests per second")
     parser.add_argument("--requests", type=int, default=0, help="go on until so many have come")
-    parser.add_argument("--only", default="", help="faults whose name has this in it")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="faults whose names have one of these, separated by commas, in it",
+    )
     parser.add_argument("--table", type=Path, help="where to write the table")
     asked = Asked(**vars(parser.parse_args()))
     print(f"seed {asked.seed}", flush=True)

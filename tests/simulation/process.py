@@ -27,6 +27,7 @@ HELD_MAX = 8
 IN_FLIGHT_MAX = 6
 POLL_RECORDS_MAX = 4
 POLL_S_MAX = 1.0
+TRANSACTION_S_MAX = 15.0
 # What may fail at a backend: the share of calls that another pool may serve, and of those none can.
 ELSEWHERE, NOWHERE = 0.08, 0.04
 
@@ -113,6 +114,7 @@ class Process:
             progress_topic=self.world.catalogue.progress,
             poll_s_max=POLL_S_MAX,
             poll_records_max=POLL_RECORDS_MAX,
+            transaction_s_max=TRANSACTION_S_MAX,
         )
         task = self.spawn(self._run(transactor, stage))
         task.topics = stage.topics  # type: ignore[attr-defined]
