@@ -93,7 +93,8 @@ class Windows(Declaration):
     """Time left over when a batch is released by slack: transport and the estimate's error."""
     room_wait_s: Annotated[float, Field(ge=0)] = 0.0
     """Longest wait for room beside work that runs already, where a batch that is ready would wake
-    a device for itself. It ends earlier where what waits could be late."""
+    a device for itself. It ends earlier where what waits could be late. 0: as many go at once as
+    the device takes."""
     length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
     """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
     prior_rate_per_s: PositiveFloat = 0.5

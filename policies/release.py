@@ -62,11 +62,12 @@ def _targets(
         # What goes direct goes alone; its companions of the moment are not a batch.
         members_max = situation.policy.windows.members_max if path == "batch" else 1
         limit = batch_limit(longest, option, members_max)
-        load = situation.view.load(option.pool)
-        free = room(option, load) if path == "batch" else 1
-        is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
-        if not is_crowded:
-            limit = min(limit, free)
+        is_crowded = False
+        # What may not wait for room takes what the device has.
+        if path == "batch" and situation.policy.windows.room_wait_s > 0:
+            free = room(option, situation.view.load(option.pool))
+            is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
+            limit = limit if is_crowded else min(limit, free)
         ask = _Ask(option, situation, min(limit, len(members)))
         if limit_usd is None or all(ask.price_usd(m.profile) <= limit_usd for m in members):
             target = _target(members, ask, slowest, path, limit, now)

@@ -1,7 +1,7 @@
 """A batch that is ready fills the places beside what runs, or waits for them within its time."""
 
 import pytest
-from policy_cases import NOW, a_situation, bulk, profile, some_options, status
+from policy_cases import NOW, POLICY, a_situation, bulk, profile, some_options, status
 from test_release import batch, target_of
 from test_windows import MARGIN_S, RETRY_S, SERVICE_S, always, filled, releases, run
 
@@ -12,6 +12,7 @@ from topics import VariantStatus
 
 BOARD = some_options().of("board", "llama-int8")
 ROOM_WAIT_S = 120.0
+PATIENT = POLICY.replace("margin_s: 1.0", "margin_s: 1.0, room_wait_s: 120")
 
 
 def load(running: int, **others: int) -> PoolLoad:
@@ -49,7 +50,7 @@ def test_the_members_of_a_batch_share_the_waking() -> None:
 
 
 def test_a_batch_is_no_larger_than_the_room_and_says_when_there_is_none() -> None:
-    where = a_situation("board")
+    where = a_situation("board", policy=PATIENT)
     where.view.report(status("board", variants={BOARD.variant: VariantStatus(running=30)}))
     found = target_of(batch(60), where)
     assert (found.members_max, found.is_crowded) == (18, False)
@@ -57,8 +58,15 @@ def test_a_batch_is_no_larger_than_the_room_and_says_when_there_is_none() -> Non
     assert target_of(batch(60), where).is_crowded
 
 
+def test_without_a_wait_for_room_a_batch_takes_what_the_device_has() -> None:
+    where = a_situation("board")
+    where.view.report(status("board", variants={BOARD.variant: VariantStatus(running=45)}))
+    found = target_of(batch(60), where)
+    assert (found.members_max, found.is_crowded) == (32, False)
+
+
 def test_what_goes_alone_needs_no_room() -> None:
-    where = a_situation("premium")
+    where = a_situation("premium", policy=PATIENT)
     where.view.report(status("premium", variants={"llama-fp8": VariantStatus(running=24)}))
     held = [*batch(1)]
     direct = held[0].__class__(profile(), "direct", NOW, 0)
