@@ -15,6 +15,9 @@ SQRT2 = math.sqrt(2.0)
 BUSY_ANYWAY = 0.5
 # A pool counts as full by this share at least: what runs at its peak takes places for certain.
 FULLNESS_MIN = 0.25
+# Of the streaming that a sequence shares with others, the share that goes on because it came: the
+# fewer there are, the sooner the replica would have had nothing to do.
+SUSTAINED = 0.5
 # Share of a replica's places that batch work fills; the rest is for what can't wait.
 BATCH_SHARE = 0.75
 
@@ -105,7 +108,7 @@ def _decode_device_s(
         return growth_s
     slots = option.max_batch * max(1, load.workers) * option.replicas
     fullness = max(FULLNESS_MIN, min(1.0, others / slots))
-    return growth_s + fullness * alone_s / option.max_batch
+    return growth_s + alone_s * max(fullness / option.max_batch, SUSTAINED / (others + 1))
 
 
 def expected_cost_usd(estimate: Estimate, option: Option, policy: Policy) -> float:
