@@ -88,10 +88,12 @@ def _decode_device_s(
     """Return the device time that one decode step of one member adds, in seconds.
 
     Work gathers on few replicas of a pool (`policies.replica`). Where the variant decodes already,
-    the weights are streamed anyway, and a sequence more adds its own tokens; as the pool fills, it
-    also takes a place from later ones, who will need another replica: that is its share of a full
-    step, in proportion to how full the pool is. A replica that is busy with other variants would
-    be busy without this one too, for part of the time. An idle one is woken for these members.
+    the weights are streamed anyway, and a sequence more adds its own tokens. But the streaming goes
+    on because sequences keep coming, so it sustains a share of it; else pools that decode a little
+    each would look equally cheap and hold each other up. As the pool fills, it takes a place from
+    later ones, who will need another replica: at least that share of a full step. A replica that
+    is busy with other variants would be busy without this one too, for part of the time. An idle
+    one is woken for these members.
 
     Work that waits for room (``fills_gaps``) takes places that nobody else wants.
     """

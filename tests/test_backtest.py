@@ -40,7 +40,7 @@ def test_each_request_has_one_end(plain: Run) -> None:
 @pytest.mark.parametrize("name", ["shunter", *BASELINES])
 @pytest.mark.parametrize("reality", [Reality(), TROUBLE], ids=["as-declared", "in-trouble"])
 def test_money_is_busy_time_times_price(name: str, reality: Reality) -> None:
-    run, options = replay(name, reality=reality, rows=700)
+    run, options = replay(name, reality=reality, rows=250)
     paid = sum(options.by_pool[p][0].usd_per_s * busy_s for p, busy_s in run.busy_s.items())
     assert cost_usd(run) == pytest.approx(paid, rel=1e-6)
     assert all(outcome.status is not None for outcome in run.outcomes)
@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
 
 
 def test_what_fails_is_tried_elsewhere_and_the_rest_of_the_fleet_carries_an_outage() -> None:
-    run, _ = replay(reality=TROUBLE, rows=1000)
+    run, _ = replay(reality=TROUBLE, rows=800)
     tries = Counter(outcome.tries for outcome in run.outcomes)
     assert tries[2] > 20
     assert max(tries) <= POLICY.attempts_max
