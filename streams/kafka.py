@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Seque
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     InvalidTimestampError,
     MessageSizeTooLargeError,
@@ -44,6 +45,18 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
     }
+
+
+def _assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]:
+    """Return how a group shares its partitions out: by turns.
+
+    A static member that comes back is given what it had, without a rebalance, even where topics
+    have more partitions by now. A name with their number in it changes what the members agree on
+    once all know the new one, and Kafka lets them share out again.
+    """
+    name = f"{RoundRobinPartitionAssignor.name}-{partitions}"
+    numbered = type("_Numbered", (RoundRobinPartitionAssignor,), {"name": name})
+    return numbered, RoundRobinPartitionAssignor
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -124,6 +137,7 @@ class KafkaLog:
             **consumer_options(self._settings),
             group_id=group,
             group_instance_id=f"{group}-{self._settings.instance}",
+            partition_assignment_strategy=_assignors(self._settings.partitions),
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=min(1000, self._settings.session_timeout_ms // 3),
             rebalance_timeout_ms=30_000,

@@ -153,7 +153,10 @@ class Transactor:
         work = await self._stage.work(partition, records)
         if work is None:
             return
+        if self._writers[partition].is_cut_off:
+            await self._start_over(partition)
         while refusals := await self._in_time(partition, self._commit(partition, work)):
+            await self._start_over(partition)
             for refusal in await self._culprits(partition, refusals):
                 self._replace(work, refusal)
         self._stage.done(partition, work)
@@ -173,15 +176,12 @@ class Transactor:
             ) from error
 
     async def _commit(self, partition: Partition, work: Work) -> list[Refusal]:
-        """Write the work as one transaction; where records were refused, abort and return them."""
-        if self._writers[partition].is_cut_off:
-            await self._start_over(partition)
+        """Write the work as one transaction; leave it open and return what was refused."""
         writer = self._writers[partition]
         await writer.begin()
         progress = Effect(None, [self._progress_record(partition, work.progress)])
         refusals = await self._send(writer, [*work.effects, progress])
         if refusals:
-            await self._start_over(partition)
             return refusals
         await writer.commit(partition, work.progress.next_offset, self._stage.group)
         self._visible[partition] = work.progress

@@ -54,7 +54,7 @@ class Scene:
     @cached_property
     def kafka(self) -> AdminClient:
         """A client for the operator's work; what it was asked ends with it."""
-        return AdminClient({"bootstrap.servers": self.broker.bootstrap_servers})
+        return AdminClient({"bootstrap.servers": self.broker.bootstrap_servers, "log_level": 0})
 
 
 Fault = Callable[[Scene], Awaitable[None]]

@@ -184,6 +184,12 @@ def rows(seen: Seen) -> list[tuple[str, ...]]:
     return found
 
 
+def found_wrong(seen: Seen) -> list[str]:
+    """Return what must not be."""
+    found = seen.ledger.problems(seen.load)
+    return [*found, f"{seen.held} requests are held for ever"] if seen.held else found
+
+
 def document(seen: Seen, command: str) -> str:
     """Return the table as a Markdown document."""
     load, minutes = seen.load, (seen.ended - seen.began) / 60
@@ -241,8 +247,7 @@ def main() -> None:
         f"--{name} {value}" for name, value in vars(asked).items() if value and name != "table"
     ]
     found = document(seen, shlex.join(["python", "tests/chaos/run.py", *" ".join(given).split()]))
-    problems = seen.ledger.problems(seen.load)
-    problems += [f"{seen.held} requests are held for ever"] if seen.held else []
+    problems = found_wrong(seen)
     print(found)
     if seen.load.unsure:
         print(f"{len(seen.load.unsure)} may not have reached Kafka, and are left out")
