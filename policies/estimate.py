@@ -60,7 +60,12 @@ def estimate(
     step_s = roofline.step_s(sequences, sequences * context_tokens) if decode_steps else 0.0
     device_s = prefill_s / speed
     if decode_steps:
-        added_s = _decode_device_s(option, load, members, context_tokens, fills_gaps=wait_s > 0)
+        together = min(option.max_batch, others + members)
+        # Where nothing runs the two are one step; a router asks this for every candidate.
+        together_s = step_s
+        if together != sequences:
+            together_s = roofline.step_s(together, together * context_tokens)
+        added_s = _decode_device_s(option, load, members, together_s, fills_gaps=wait_s > 0)
         device_s += decode_steps * added_s / speed
     pace = speed * option.time_scale
     # The round of what runs holds a step of the variant's own already.
@@ -83,7 +88,7 @@ def estimate(
 
 
 def _decode_device_s(
-    option: Option, load: PoolLoad, members: int, context_tokens: int, *, fills_gaps: bool
+    option: Option, load: PoolLoad, members: int, together_s: float, *, fills_gaps: bool
 ) -> float:
     """Return the device time that one decode step of one member adds, in seconds.
 
@@ -95,17 +100,16 @@ def _decode_device_s(
     is busy with other variants would be busy without this one too, for part of the time. An idle
     one is woken for these members.
 
-    Work that waits for room (``fills_gaps``) takes places that nobody else wants.
+    Work that waits for room (``fills_gaps``) takes places that nobody else wants. ``together_s`` is
+    a step of the members with all that run on one replica, as far as it has places.
     """
-    step_s = option.roofline.step_s
     others = load.running_by_variant.get(option.variant, 0)
     together = min(option.max_batch, others + members)
-    own_s = step_s(together, together * context_tokens)
     if others == 0:
         share = 1.0 if load.is_idle else BUSY_ANYWAY
-        return share * own_s / min(members, together)
-    alone_s = step_s(1, 0)
-    growth_s = (own_s - alone_s) / together
+        return share * together_s / min(members, together)
+    alone_s = option.roofline.step_s(1, 0)
+    growth_s = (together_s - alone_s) / together
     if fills_gaps:
         return growth_s
     slots = option.max_batch * max(1, load.workers) * option.replicas
