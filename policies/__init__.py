@@ -15,6 +15,7 @@ from policies.policy import Policy, parse_policy
 from policies.release import find_target
 from policies.review import review
 from policies.risk import decided_tags
+from policies.second_chance import allow_again
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
 from policies.view import FleetView, idle_view
@@ -41,6 +42,7 @@ __all__ = [
     "Target",
     "UnservableError",
     "Windows",
+    "allow_again",
     "compile_options",
     "decide",
     "decided_tags",

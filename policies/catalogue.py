@@ -142,6 +142,8 @@ class Model(Declaration):
     weights_gb: dict[Precision, Positive] = Field(default_factory=dict)
     operations: tuple[Operation, ...] = Field(default=("chat", "completions"), min_length=1)
     source: str = ""
+    tokenizer_file: Annotated[str, Field(min_length=1, max_length=4_096)] | None = None
+    """The model's own `tokenizer.json`, by which a router counts the tokens of prompts."""
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:

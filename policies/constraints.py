@@ -19,8 +19,11 @@ Refusal = Literal[
     "max_cost",
     "lane",
     "pool_unavailable",
+    "circuit_open",
 ]
-"""Stable reason codes. The last can pass with time; the others can't."""
+"""Stable reason codes. The last two can pass with time; the others can't."""
+
+PASSING = frozenset({"pool_unavailable", "circuit_open"})
 
 EXPLANATIONS: dict[str, str] = {
     "model_not_served": "does not serve the model",
@@ -34,6 +37,7 @@ EXPLANATIONS: dict[str, str] = {
     "memory": "prompt and reply do not fit the device's memory beside the weights",
     "max_cost": "would cost more than constraints.max_cost_usd",
     "pool_unavailable": "has no live worker",
+    "circuit_open": "fails, and gets no work until it answers a probe",
     "lane": "has no lane for this kind of work",
 }
 
@@ -58,6 +62,11 @@ def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR091
     if tokens > option.kv_capacity_tokens:
         return "memory"
     return None
+
+
+def has_lane(profile: Profile, option: Option) -> bool:
+    """Tell whether the option has a lane for the request: batch lanes are for who may wait."""
+    return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
 def explain(refusals: Sequence[tuple[str, str]]) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from policies.constraints import explain, refusal
+from policies.constraints import PASSING, explain, has_lane, refusal
 from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
 from policies.groups import group_of
 from policies.options import Option, Options
@@ -121,11 +121,9 @@ def _refusal(ask: _Question, option: Option) -> str | None:
     code = refusal(ask.profile, option)
     if code is not None:
         return code
-    if "direct" not in option.lanes and not (ask.profile.batchable and "batch" in option.lanes):
+    if not has_lane(ask.profile, option):
         return "lane"
-    if ask.situation.view.load(option.pool).workers == 0:
-        return "pool_unavailable"
-    return None
+    return ask.situation.view.load(option.pool).obstacle(option.variant)
 
 
 def _too_dear(profile: Profile, priced: _Priced) -> bool:
@@ -198,11 +196,13 @@ def _why(best: _Priced, priced: list[_Priced], profile: Profile) -> str:
 
 
 def _unplaced(ask: _Question, refused: list[Candidate]) -> Decision:
-    """Wait where time may help: a declared pool without a worker is not a refusal."""
+    """Wait where time may help: a pool without a worker, or one that fails, is not a refusal."""
     profile, options, group = ask.profile, ask.situation.options, ask.group
     candidates = tuple(refused)
-    if any(candidate.refused == "pool_unavailable" for candidate in refused):
-        return Decision("hold", candidates, "pool_unavailable", group=group)
+    passing = {candidate.refused for candidate in refused} & PASSING
+    if passing:
+        reason = "pool_unavailable" if "pool_unavailable" in passing else "circuit_open"
+        return Decision("hold", candidates, reason, group=group)
     refusals = per_pool_refusals(options, candidates)
     if profile.model not in options.models:
         known = ", ".join(sorted(options.models))

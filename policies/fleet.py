@@ -36,6 +36,7 @@ __all__ = [
     "BYTES_PER_WEIGHT",
     "COMPUTED_IN",
     "Backend",
+    "CPUBackend",
     "Device",
     "Fleet",
     "Kind",
@@ -60,6 +61,8 @@ _Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 _ServedName = Annotated[str, Field(min_length=1, max_length=256)]
 """Whatever the server calls it: vLLM and llama.cpp also use paths."""
+
+_File = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 _Found = tuple[tuple[str | int, ...], Any, str]
 
@@ -100,20 +103,65 @@ def _plain_http_url(url: str) -> str:
     return url
 
 
+_Url = Annotated[str, Field(max_length=2_048), AfterValidator(_plain_http_url)]
+_MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,255}$")]
+
+
 class OpenAIBackend(Declaration):
-    """A model server with the OpenAI API, such as vLLM, SGLang or llama.cpp.
+    """A model server with the OpenAI API, such as vLLM, SGLang, TGI, llama.cpp or a vendor's.
 
     `api_key_env` names the environment variable that holds the key. `served_name` gives the model
     name that the server knows a variant by, where that is not the variant's own.
     """
 
     type: Literal["openai"]
-    base_url: Annotated[str, Field(max_length=2_048), AfterValidator(_plain_http_url)]
+    base_url: _Url
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")] | None = None
     served_name: dict[Name, _ServedName] = Field(default_factory=dict)
+    ca_file: _File | None = None
+    """PEM file of the authorities to trust in place of the machine's."""
+    stream: Annotated[bool, Field(strict=True)] = True
+    """False for a server that can't stream: the time to the first token is then not known."""
+    connect_s_max: Positive = 3.0
+    """Longest wait for a connection."""
+    first_token_s_max: Positive = 120.0
+    """Longest wait for the first token: queue and prefill of the server."""
+    idle_s_max: Positive = 30.0
+    """Longest wait between two tokens, and for the rest of an answer that is not streamed."""
+    answer_bytes_max: Annotated[int, Field(strict=True, ge=1_024, le=10 * 1024 * 1024)] = (
+        8 * 1024 * 1024
+    )
+    """Longest answer; the rest of a longer one is not read."""
+    metrics_url: _Url | None = None
+    """Prometheus metrics of the server; `/metrics` of its origin where unset."""
+    metrics_names: dict[Literal["running", "queued", "kv_usage"], _MetricName] = Field(
+        default_factory=dict
+    )
+    """What its metrics are called, where it is none of vLLM, SGLang, TGI and llama.cpp."""
 
 
-Backend = Annotated[SimulatedBackend | OpenAIBackend, Field(discriminator="type")]
+class CPUBackend(Declaration):
+    """A small embedding model and a classifier of offensive language, run by the worker itself.
+
+    Both come with the package's extra `cpu`. `model_file` and `tokenizer_file` name another
+    sentence-transformers model in their place: ONNX with mean pooling, and its `tokenizer.json`.
+    """
+
+    type: Literal["cpu"]
+    model_file: _File | None = None
+    tokenizer_file: _File | None = None
+    threads: Annotated[int, Field(strict=True, ge=1, le=1_024)] = 1
+    """Requests computed side by side, each by one thread."""
+
+    @model_validator(mode="after")
+    def _both_files_or_none(self) -> Self:
+        if (self.model_file is None) != (self.tokenizer_file is None):
+            message = "must be given together with the other of model_file and tokenizer_file"
+            raise cross_field_error("CPUBackend", [(("model_file",), self.model_file, message)])
+        return self
+
+
+Backend = Annotated[SimulatedBackend | OpenAIBackend | CPUBackend, Field(discriminator="type")]
 
 
 class Pool(Declaration):

@@ -57,7 +57,7 @@ def _targets(
     for option in situation.options.by_model.get(longest.model, ()):
         if path not in option.lanes or refusal(longest, option) is not None:
             continue
-        if not situation.view.load(option.pool).workers:
+        if situation.view.load(option.pool).obstacle(option.variant):
             continue
         # What goes direct goes alone; its companions of the moment are not a batch.
         members_max = situation.policy.windows.members_max if path == "batch" else 1

@@ -1,6 +1,6 @@
 """Tags: what can be known of a request before it is placed, and how it is known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ _CLASS_OF_OPERATION = {"embeddings": "embedding", "moderations": "safety_classif
 # A tuple, because what stands at `type` may be a list, which no set can be asked for.
 _AUDIO_PARTS = ("input_audio", "audio_url")
 _NO_OUTPUT = frozenset({"embeddings"})
+
+
+CountTokens = Callable[[str], int]
 
 
 class UnservableError(ValueError):
@@ -55,6 +58,7 @@ def tag(
     received_at: float,
     now: float,
     ingest_partition: int,
+    count: CountTokens | None = None,
 ) -> Tagged:
     """Return what the router knows of a request.
 
@@ -64,15 +68,14 @@ def tag(
         received_at: the record's timestamp, epoch seconds; when the request says no other time.
         now: epoch seconds.
         ingest_partition: the partition it came on, whose direct lanes it is bound to.
+        count: of a text's tokens, by the model's own tokenizer; by length where None.
 
     Raises:
         UnservableError: an unknown class or data class.
     """
-    operation = operation_of(request.url)
-    input_tag = _input_tokens(request)
+    operation, input_tag = operation_of(request.url), _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
-    workload = policy.classes[task_tag.value]
-    tier = policy.tiers.get(request.service_tier, Tier())
+    workload, tier = policy.classes[task_tag.value], policy.tiers.get(request.service_tier, Tier())
     output_tag = _output_tokens(request, workload, operation)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
@@ -163,29 +166,36 @@ def _parts(body: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _input_tokens(request: InferenceRequest) -> Tag:
+def _input_tokens(request: InferenceRequest, count: CountTokens | None) -> Tag:
     if request.hints.input_tokens is not None:
         return Tag(request.hints.input_tokens, "client", 1.0)
     body = request.body
     messages = body.get("messages")
-    count = 0
+    of_text = count or _tokens_by_length
     if isinstance(messages, list):
-        count = TOKENS_PER_MESSAGE * len(messages)
-        count += sum(_text_tokens(m.get("content")) for m in messages if isinstance(m, dict))
+        contents = [message.get("content") for message in messages if isinstance(message, dict)]
+        tokens = TOKENS_PER_MESSAGE * len(messages)
+        tokens += sum(_text_tokens(content, of_text) for content in contents)
+        # What a chat template adds is known roughly, in proportion to little.
+        counted = 0.95
     else:
-        count = _text_tokens(body.get("prompt", body.get("input")))
-    return Tag(max(1, count), "estimate", 0.6)
+        tokens, counted = _text_tokens(body.get("prompt", body.get("input")), of_text), 1.0
+    return Tag(max(1, tokens), "estimate", 0.6 if count is None else counted)
 
 
-def _text_tokens(content: object) -> int:
-    """Estimate the tokens of a text, a list of texts or parts, or a list of token ids."""
+def _tokens_by_length(text: str) -> int:
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def _text_tokens(content: object, of_text: CountTokens) -> int:
+    """Return the tokens of a text, a list of texts or parts, or a list of token ids."""
     if isinstance(content, str):
-        return -(-len(content) // CHARACTERS_PER_TOKEN)
+        return of_text(content)
     if isinstance(content, dict):
         text = content.get("text")
-        return _text_tokens(text) if isinstance(text, str) else TOKENS_PER_MEDIA_PART
+        return _text_tokens(text, of_text) if isinstance(text, str) else TOKENS_PER_MEDIA_PART
     if isinstance(content, Sequence):
-        return sum(1 if isinstance(part, int) else _text_tokens(part) for part in content)
+        return sum(1 if isinstance(part, int) else _text_tokens(part, of_text) for part in content)
     return 0
 
 

@@ -1,8 +1,9 @@
 """The fleet view: what is known of each pool's load at this moment."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Literal
 
 from policies.options import Option, Options
 from policies.roofline import TYPICAL_CONTEXT_TOKENS
@@ -17,7 +18,7 @@ class PoolLoad:
     """Load of one pool over its live workers. ``backlog_s`` is device time per replica.
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
-    a device take turns.
+    a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
     """
 
     workers: int = 0
@@ -27,6 +28,13 @@ class PoolLoad:
     round_s: float = 0.0
     running_by_variant: dict[str, int] = field(default_factory=dict)
     speed_by_variant: dict[str, float] = field(default_factory=dict)
+    failing: frozenset[str] = frozenset()
+
+    def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
+        """Return why nothing should be sent to a variant now, though time may help; else None."""
+        if not self.workers:
+            return "pool_unavailable"
+        return "circuit_open" if variant in self.failing else None
 
     @property
     def is_idle(self) -> bool:
@@ -68,6 +76,10 @@ class FleetView:
         """Return a pool's load; one without workers has none."""
         return self._loads.get(pool, _NOBODY)
 
+    def reports(self, pool: str) -> Sequence[PoolStatus]:
+        """Return the newest heartbeat of each live worker of a pool."""
+        return [s for s in self._reports.get(pool, {}).values() if s.state == "up"]
+
     def loads(self) -> Mapping[str, PoolLoad]:
         """Return the load of every pool that has reported."""
         return self._loads
@@ -105,6 +117,7 @@ class FleetView:
                     speeds.setdefault(variant, []).append(v.speed)
         # fmean is exact, so the order in which workers were heard of makes no difference.
         load.speed_by_variant = {variant: fmean(each) for variant, each in speeds.items()}
+        load.failing = _failing(reports)
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
         self.version += 1
@@ -114,6 +127,11 @@ class FleetView:
             running_step_s(option, load, load.running_by_variant.get(option.variant, 0))
             for option in self._options.by_pool[pool]
         )
+
+
+def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:
+    broken = [{v for v, s in r.variants.items() if s.circuit != "closed"} for r in reports]
+    return frozenset(set.intersection(*broken)) if broken else frozenset()
 
 
 def running_step_s(

@@ -1,7 +1,7 @@
 """Batch windows: which held requests to release, when, together. Time is passed in."""
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -121,6 +121,10 @@ class Windows:
     def members(self) -> Iterable[Member]:
         """Return every member held, group by group."""
         return (m for window in self._windows.values() for m in window.members.values())
+
+    def groups(self) -> Iterable[Collection[Member]]:
+        """Return the members of each group."""
+        return [window.members.values() for window in self._windows.values()]
 
     def sizes(self) -> dict[str, int]:
         """Return the number of members of each group."""

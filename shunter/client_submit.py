@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from shunter.client import Tail
+from shunter.client_stream import Printer
 from shunter.console import UserError
 from streams import Record
 from topics import BadRecordError, Catalogue, Evidence, Result, Settings, decode
@@ -32,6 +33,7 @@ class Tally:
     """What has become of the requests submitted. ``statuses`` counts results by status."""
 
     submitted: int = 0
+    ids: frozenset[str] = frozenset()
     waiting: set[str] = field(default_factory=set)
     statuses: Counter[str] = field(default_factory=Counter)
     dead_letters: dict[str, str] = field(default_factory=dict)
@@ -129,6 +131,7 @@ async def follow(
     timeout_s: float | None,
     output: BinaryIO | None,
     changed: Callable[[], object],
+    printer: Printer | None = None,
 ) -> None:
     """Read until each request of the tally has an end, or time is up.
 
@@ -141,6 +144,7 @@ async def follow(
         timeout_s: longest wait; None waits as long as it takes.
         output: gets the results, one a line, in the order of their arrival.
         changed: told after each poll that found something.
+        printer: gets the pieces of answers, where the tail reads those too.
 
     Raises:
         BadRecordError: the result of one of the requests can't be read.
@@ -152,6 +156,9 @@ async def follow(
         for record in records:
             if record.partition.topic == catalogue.dead_letters:
                 _count_dead_letter(record, tally)
+            elif record.partition.topic == catalogue.streams:
+                if printer is not None and _name(record) in tally.ids:
+                    printer.take(record)
             elif record.partition.topic == catalogue.evidence:
                 _count_duplicate(record, tally)
             else:

@@ -6,7 +6,7 @@ reads it from the beginning and knows exactly what is held.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -34,7 +34,7 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
     "deadline_passed": ("expired", "the deadline passed while the request waited"),
     "pool_unavailable": (
         "rejected",
-        "no pool that may serve this request had a live worker in time",
+        "no pool that may serve this request had a live worker that could, in time",
     ),
     "cancelled": ("cancelled", message_of(None)),
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
@@ -99,6 +99,10 @@ class Batcher:
             for group, size in held.windows.sizes().items():
                 sizes[group] = sizes.get(group, 0) + size
         return sizes
+
+    def windows(self) -> Iterator[Windows]:
+        """Yield what is held of each of our partitions, to look at."""
+        return (held.windows for held in self._partitions.values())
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from its beginning; what is left is what is held."""
@@ -335,7 +339,10 @@ class Batcher:
         status, message = _GIVEN_UP[end.reason]
         if end.reason == "cancelled":
             message = message_of(self._cancellations.find(profile.id))
-        error = ResultError(end.reason, message)
+        tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
+        if tried and status == "rejected":
+            status = "failed"
+        error = ResultError(end.reason, message, tried or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._scribe.step(
             source, profile, status, now, hold=hold, reason=end.reason, message=message

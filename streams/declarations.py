@@ -3,9 +3,8 @@
 from importlib import resources
 from pathlib import Path
 
-from policies import Fleet, Options, Policy, compile_options, parse_fleet, parse_policy
+from policies import Fleet, Policy, parse_fleet, parse_policy
 from policies.declaration import DeclarationError, Problem
-from topics import Settings
 
 _PACKAGED = resources.files("policies.defaults")
 
@@ -38,15 +37,6 @@ def load_policy(path: Path | None) -> Policy:
     """
     text, name = _read(path, "policy.yaml")
     return parse_policy(text, name)
-
-
-def load_declarations(settings: Settings) -> tuple[Options, Policy]:
-    """Return what a process decides by: the fleet's options and the policy.
-
-    Raises:
-        DeclarationError: naming file, field and value of each problem.
-    """
-    return compile_options(load_fleet(settings.fleet)), load_policy(settings.policy)
 
 
 def _read(path: Path | None, default: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import contextlib
 import gc
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,9 @@ from streams.logs import set_up_logging
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
 from topics import Settings
+
+Page = Callable[[], tuple[str, bytes]]
+"""Returns the content type of a page, and the page as it is at this moment."""
 
 REFUSED_RIGHTS = (
     TopicAuthorizationFailedError,
@@ -140,13 +143,22 @@ class TelemetryService(Service):  # type: ignore[misc]
         self._telemetry.close()
 
 
-def run_app(name: str, settings: Settings, services: Sequence[Service]) -> NoReturn:
+def run_app(
+    name: str,
+    settings: Settings,
+    services: Sequence[Service],
+    *,
+    is_ready: Callable[[], bool] = lambda: True,
+    pages: Mapping[str, Page] | None = None,
+) -> NoReturn:
     """Run the services until SIGTERM or SIGINT (exit 0), or until one fails (exit 1, rule 5).
 
     Args:
         name: of the process, as in its logs.
         settings: where to listen and how to log.
         services: started in this order, stopped in the reverse.
+        is_ready: tells whether work can be done, once all services run.
+        pages: what is served beside health and readiness, by path.
     """
     set_up_logging(settings.log_level)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
@@ -163,11 +175,20 @@ def run_app(name: str, settings: Settings, services: Sequence[Service]) -> NoRet
         datadir=Path(tempfile.gettempdir()) / "shunter-faust",
     )
     if settings.web_port:
-        _add_health(app, services)
+        _add_health(app, services, is_ready)
+        for path, page in (pages or {}).items():
+            _add_page(app, path, page)
     _calm_garbage_collector()
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
     raise AssertionError("the worker ends the process")
+
+
+def _add_page(app: faust.App, path: str, page: Page) -> None:
+    @app.page(path)  # type: ignore[untyped-decorator]
+    async def show(view: Any, _request: Any) -> Any:
+        content_type, content = page()
+        return view.bytes(content, content_type=content_type)
 
 
 def _calm_garbage_collector() -> None:
@@ -181,10 +202,20 @@ def _calm_garbage_collector() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-def _add_health(app: faust.App, services: Sequence[Service]) -> None:
-    """Serve ``/healthz``: 200 while every service runs, else 503."""
+def _add_health(app: faust.App, services: Sequence[Service], is_ready: Callable[[], bool]) -> None:
+    """Serve ``/healthz`` while every service runs, ``/readyz`` while work can be done besides."""
+
+    def is_up() -> bool:
+        return all(service.started and not service.crashed for service in services)
 
     @app.page("/healthz")  # type: ignore[untyped-decorator]
     async def health(view: Any, _request: Any) -> Any:
-        up = all(service.started and not service.crashed for service in services)
+        up = is_up()
         return view.json({"status": "up" if up else "down"}, status=200 if up else 503)
+
+    @app.page("/readyz")  # type: ignore[untyped-decorator]
+    async def readiness(view: Any, _request: Any) -> Any:
+        ready = is_up() and is_ready()
+        return view.json(
+            {"status": "ready" if ready else "not ready"}, status=200 if ready else 503
+        )

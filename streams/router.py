@@ -11,6 +11,7 @@ from policies import (
     Shares,
     Situation,
     UnservableError,
+    allow_again,
     decide,
     decided_tags,
     share_out,
@@ -22,6 +23,7 @@ from streams.outgoing import Scribe
 from streams.recent_ids import RecentIds
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
+from streams.tokens import TokenCounter
 from topics import (
     BadRecordError,
     InferenceRequest,
@@ -61,7 +63,9 @@ class Router:
         *,
         request_bytes_max: int,
         duplicate_window_records: int,
+        tokens: TokenCounter | None = None,
     ) -> None:
+        self._tokens = tokens or TokenCounter({})
         self._situation = situation
         self._scribe = scribe
         self._catalogue = scribe.catalogue
@@ -197,7 +201,7 @@ class Router:
             profile = h.read(record.headers, h.PROFILE, Profile)
         except BadRecordError as error:
             return self._dead_letter(record, error, now)
-        return self._decide(record, profile, {}, now)
+        return self._decide(record, allow_again(profile, self._situation.options), {}, now)
 
     def _dead_letter(self, record: Record, error: BadRecordError, now: float) -> Effect:
         return self._scribe.dead_letter(
@@ -227,6 +231,7 @@ class Router:
                 received_at=record.timestamp_ms / 1000,
                 now=now,
                 ingest_partition=record.partition.number,
+                count=self._tokens.of(request),
             )
         except UnservableError as error:
             return self._scribe.unservable(record, request, error.code, error.message, now)
@@ -298,7 +303,11 @@ class Router:
 
     def _end(self, case: _Case) -> Effect:
         decision, profile = case.decision, case.profile
-        error = ResultError(decision.reason, decision.message or "", decision.refusals)
+        tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
+        details = decision.refusals
+        if tried:
+            details = (details or {}) | tried
+        error = ResultError(decision.reason, decision.message or "", details)
         status: Status
         step: Step
         if decision.action == "expire":

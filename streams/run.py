@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Iterable
 from typing import NoReturn
 
-from policies import situation
+from policies import compile_options, situation
+from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
 from streams.clock import SystemClock
-from streams.declarations import load_declarations
+from streams.declarations import load_fleet, load_policy
 from streams.fleet_follower import FleetFollower
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.kafka import KafkaLog
@@ -17,9 +18,14 @@ from streams.outgoing import Scribe
 from streams.router import Router
 from streams.stage import Stage
 from streams.telemetry import from_environment
+from streams.tokens import load_token_counter
 from streams.transactor import Transactor
-from topics import Catalogue, Settings, Topic
+from topics import Catalogue, Settings, Topic, encode
+from topics.access import router as router_role
 from topics.admin import AdminError, partition_counts
+
+# Without the charset of the library's own constant, which the web server adds.
+PROMETHEUS = "text/plain; version=0.0.4"
 
 
 def transactor(settings: Settings, stage: Stage) -> Transactor:
@@ -58,14 +64,18 @@ def run_router(settings: Settings) -> NoReturn:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
     """
-    options, policy = load_declarations(settings)
-    check_topics(settings, Catalogue(settings).topics(options.by_pool))
+    fleet = load_fleet(settings.fleet)
+    options, policy = compile_options(fleet), load_policy(settings.policy)
+    tokens = load_token_counter(fleet)
+    catalogue = Catalogue(settings)
+    # Not those that a router has no business with: it may not so much as see them.
+    own = router_role(catalogue, options.by_pool).topics()
+    topics = catalogue.topics(options.by_pool)
+    check_topics(settings, [topic for topic in topics if topic.name in own])
     shared = situation(options, policy)
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)
-    scribe = Scribe(
-        Catalogue(settings), f"router/{settings.instance}", policy.version, options.version
-    )
+    scribe = Scribe(catalogue, f"router/{settings.instance}", policy.version, options.version)
     cancellations = Cancellations(clock)
     router = Router(
         shared,
@@ -74,6 +84,7 @@ def run_router(settings: Settings) -> NoReturn:
         telemetry,
         request_bytes_max=settings.request_bytes_max,
         duplicate_window_records=settings.duplicate_window_records,
+        tokens=tokens,
     )
     batcher = Batcher(
         shared,
@@ -84,6 +95,7 @@ def run_router(settings: Settings) -> NoReturn:
         held_records_max=settings.held_records_max,
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
+    signal = AutoscalingSignal(shared, batcher, clock)
     run_app(
         "router",
         settings,
@@ -95,4 +107,8 @@ def run_router(settings: Settings) -> NoReturn:
             StageService(transactor(settings, batcher), "batcher"),
             StageService(transactor(settings, Canceller(scribe, clock)), "canceller"),
         ],
+        pages={
+            "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),
+            "/metrics": lambda: (PROMETHEUS, signal.page()),
+        },
     )

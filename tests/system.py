@@ -129,9 +129,11 @@ class System:
                 self.kill(name)
 
     def start(self, *names: str) -> None:
-        """Start processes: ``router`` (or ``router-b`` and so on), or the name of a pool."""
+        """Start processes: ``router`` (or ``router-b`` and so on), ``pool`` (or ``pool#1``)."""
         for name in names:
-            arguments = ["router"] if name.startswith("router") else ["worker", name]
+            arguments = (
+                ["router"] if name.startswith("router") else ["worker", name.partition("#")[0]]
+            )
             with (self.directory / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, "-m", "shunter", *arguments],

@@ -151,7 +151,8 @@ class TestTheWholeSystemWithTheseRights:
         self, secured: SecuredKafka, system: System, tmp_path: Path
     ) -> None:
         await all_pools_up(system)
-        direct = [chat(f"now-{p}", constraints={"pools": [p]}) for p in POOLS]
+        streamed = chat("any")["body"] | {"stream": True}
+        direct = [chat(f"now-{p}", constraints={"pools": [p]}, body=streamed) for p in POOLS]
         batch = [
             chat(f"doc-{p}-{i}", task="summarization", constraints={"pools": [p]})
             for p in POOLS
@@ -212,6 +213,18 @@ class TestTheWholeSystemWithTheseRights:
             await eventually(all_there, "dead letters and fallbacks")
         except AssertionError as error:
             raise AssertionError(f"{error} {system.logs()}") from error
+
+    async def test_a_client_follows_an_answer_as_it_comes(
+        self, secured: SecuredKafka, system: System, tmp_path: Path
+    ) -> None:
+        streamed = chat("any")["body"] | {"stream": True}
+        (tmp_path / "streamed.jsonl").write_bytes(orjson.dumps(chat("streamed", body=streamed)))
+        outcome = await asyncio.to_thread(
+            *(command, secured, user("client"), "submit", tmp_path / "streamed.jsonl"),
+            *("--follow", "--timeout", "60"),
+        )
+        assert outcome.returncode == 0, outcome.stderr + system.logs()
+        assert "[streamed]" in outcome.stdout
 
     @pytest.mark.parametrize("label", ROLES)
     async def test_nothing_was_missed_and_each_right_was_used(

@@ -1,6 +1,7 @@
 """The batcher on the log in memory: what waits, what goes together, and what gives up."""
 
 import asyncio
+from dataclasses import replace
 from zlib import crc32
 
 import pytest
@@ -9,7 +10,7 @@ from stream_cases import START, TRACEPARENT, Yard, header, heartbeat, keys
 
 from policies import windows
 from streams import LogError, Outgoing, Partition, batcher
-from topics import Batch, Envelope, Placement, Progress, decode
+from topics import Batch, Envelope, Fallback, Placement, Profile, Progress, decode
 from topics import headers as h
 
 
@@ -178,6 +179,26 @@ async def test_a_request_for_which_no_pool_comes_is_rejected_after_its_longest_w
     assert result.error.code == "pool_unavailable"
     assert [e.step for e in yard.evidence()] == ["rejected"]
     assert not yard.held()
+
+
+async def test_one_that_was_tried_before_it_waited_in_vain_has_failed_and_tells_where() -> None:
+    yard = Yard(live=[])
+    record = hold(yard, "c0", task="chat")
+    tried = replace(
+        h.read(record.headers, h.PROFILE, Profile),
+        attempt=2,
+        fallbacks=(Fallback("premium-eu", "connect"),),
+    )
+    headers = h.replaced(record.headers, h.encoded(profile=tried))
+    _, number = record.partition
+    yard.cluster.publish(Outgoing(yard.catalogue.held, b"c0", record.value, headers, number))
+    transactor = await run(yard, make_batcher(yard))
+    yard.clock.at = START + 30.2
+    await transactor.step()
+    result = yard.results()["c0"]
+    assert result.status == "failed"
+    assert result.error is not None
+    assert result.error.details == {"premium-eu": "connect"}
 
 
 async def test_a_pool_that_comes_alive_takes_what_waited_for_it_at_once() -> None:

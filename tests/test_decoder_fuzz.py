@@ -166,9 +166,9 @@ HOSTILE = {
 def test_the_worst_of_a_full_size_takes_bounded_time_and_memory(kind: str) -> None:
     value = HOSTILE[kind]
     assert len(value) <= MIB
-    began = time.perf_counter()
+    began = time.process_time()
     read_or_refused(lambda: parse_request(value, bytes_max=MIB))
-    took_s = time.perf_counter() - began
+    took_s = time.process_time() - began
     tracemalloc.start()
     try:
         read_or_refused(lambda: parse_request(value, bytes_max=MIB))

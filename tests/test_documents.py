@@ -11,12 +11,15 @@ import yaml
 from rights_table import rows
 
 from policies import parse_policy
+from policies.fleet import OpenAIBackend
 from streams.declarations import load_fleet
 from topics import InferenceRequest, Result, Settings
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-README, OPERATIONS = ((ROOT / name).read_text() for name in ("README.md", "docs/operations.md"))
+README, OPERATIONS, WORKERS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/operations.md", "docs/workers.md")
+)
 TOP_LEVEL = "docs|tests|topics|policies|streams|workers|shunter|deploy"
 
 
@@ -50,6 +53,11 @@ def test_table_of_settings_is_complete() -> None:
     told = set(re.findall(r"`SHUNTER_(\w+)`", first_column(OPERATIONS, "Settings")))
     # The cache is the embedded broker's own.
     assert told - {"CACHE_DIR"} == {name.upper() for name in Settings.model_fields}
+
+
+def test_table_of_a_model_server_is_what_can_be_declared() -> None:
+    told = re.findall(r"`(\w+)`", first_column(WORKERS, "Model servers"))
+    assert told == list(OpenAIBackend.model_fields)
 
 
 def test_table_of_rights_is_what_the_roles_have() -> None:

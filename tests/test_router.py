@@ -247,13 +247,15 @@ async def test_a_record_with_an_unreadable_header_is_dead_lettered_whatever_its_
     assert keys(yard.lane("premium-eu", "direct")) == ["c2"]
 
 
-def reroute(yard: Yard, profile: Profile, *tried: str, partition: int = 0) -> Record:
+def reroute(
+    yard: Yard, profile: Profile, *tried: str, partition: int = 0, reason: str = "timeout"
+) -> Record:
     """Send a request back as a worker does: one attempt later, without the pools that failed."""
     again = replace(
         profile,
         attempt=profile.attempt + len(tried),
         exclude_pools=tried,
-        fallbacks=tuple(Fallback(pool, "timeout") for pool in tried),
+        fallbacks=tuple(Fallback(pool, reason) for pool in tried),
     )
     value = orjson.dumps(request(id=profile.id, metadata=7))
     headers = [("own", b"1"), (h.PROFILE, encode(again))]
@@ -292,18 +294,29 @@ async def test_a_failed_try_goes_elsewhere_and_tells_its_story() -> None:
 async def test_where_no_pool_is_left_to_try_the_request_has_failed() -> None:
     yard = Yard()
     profile = await routed_profile(yard, id="c1")
-    reroute(yard, profile, "premium-eu", "premium-us")
+    reroute(yard, profile, "premium-eu", "premium-us", reason="context_too_long")
     await route(yard)
     result = yard.results()["c1"]
     assert result.status == "failed"
     assert result.error is not None
     assert result.error.details == {
-        "premium-eu": "pool_excluded",
-        "premium-us": "pool_excluded",
+        "premium-eu": "context_too_long",
+        "premium-us": "context_too_long",
         "boards-us": "lane",
     }
     assert result.metadata == 7
     assert [e.step for e in yard.evidence()][-1] == "failed"
+
+
+async def test_where_no_other_pool_could_serve_it_one_that_may_be_well_again_is_tried() -> None:
+    yard = Yard()
+    profile = await routed_profile(yard, id="c1", constraints={"pools": ["premium-eu"]})
+    reroute(yard, profile, "premium-eu", reason="connection_lost")
+    await route(yard)
+    first, second = yard.lane("premium-eu", "direct")
+    assert profile_of(second).exclude_pools == ()
+    assert profile_of(second).fallbacks == (Fallback("premium-eu", "connection_lost"),)
+    assert (profile_of(first).attempt, profile_of(second).attempt) == (1, 2)
 
 
 async def test_a_reroute_that_is_too_late_has_expired() -> None:

@@ -161,7 +161,7 @@ async def test_what_never_fits_is_refused_for_another_pool_and_harms_nobody(star
     fits, large = run(backend, sized("c0", 500, 20), sized("huge", 9_000_000, 10))
     with pytest.raises(CallError, match="KV memory") as caught:
         await soon(large, "the refusal")
-    assert (caught.value.code, caught.value.elsewhere) == ("memory", True)
+    assert (caught.value.code, caught.value.retry) == ("memory", "elsewhere")
     assert (await soon(fits, "the other")).usage.output_tokens == 20
     assert backend.load().backlog_s == 0.0
 
@@ -205,6 +205,24 @@ async def test_the_load_is_what_runs_what_waits_and_what_is_still_to_prefill(
     assert load.backlog_s == 0.0
     # The device keeps to its roofline, so what is measured is not far from 1.
     assert 0.5 < load.variants[OPTION.variant].speed < 2.0
+
+
+async def test_a_defect_of_the_devices_ends_every_call(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = await start()
+    running = asyncio.create_task(backend.execute(make_call(id="c0")))
+    await asyncio.sleep(0)
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("policies.accelerator.Accelerator.advance", broken)
+    backend._changed.set()
+    with pytest.raises(ZeroDivisionError):
+        await soon(running, "the end of the call")
+    with pytest.raises(RuntimeError, match="stand still"):
+        await backend.execute(make_call(id="c1"))
 
 
 async def test_a_stop_cancels_what_runs(start: Start) -> None:

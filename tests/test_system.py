@@ -40,8 +40,9 @@ async def test_another_client_publishes_and_reads(kafka: str, prefix: str, tmp_p
         )
         consumer.subscribe([f"{prefix}.results"])
         found: dict[str, dict[str, Any]] = {}
+        wanted = {"native-1", "line-1"}
         end_at = time.monotonic() + 40
-        while len(found) < 2 and time.monotonic() < end_at:
+        while not wanted <= found.keys() and time.monotonic() < end_at:
             message = consumer.poll(0.5)
             if message is not None and message.error() is None:
                 found[message.key().decode()] = json.loads(message.value())
@@ -50,8 +51,11 @@ async def test_another_client_publishes_and_reads(kafka: str, prefix: str, tmp_p
 
     async with System(kafka, prefix, tmp_path) as system:
         system.start_all()
+        # One with the patience for processes that start slowly tells when they are up.
+        await system.publish(chat("patient", task="summarization", hints={"batchable": False}))
+        await system.wait_for_results(["patient"])
         found = await asyncio.to_thread(through_librdkafka)
-        assert found.keys() == {"native-1", "line-1"}, system.logs()
+        assert found.keys() == {"patient", "native-1", "line-1"}, system.logs()
         direct, batched = found["native-1"], found["line-1"]
         assert direct["status"] == batched["status"] == "completed"
         assert direct["placement"]["path"] == "direct"

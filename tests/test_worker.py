@@ -20,6 +20,7 @@ from worker_cases import (
 from streams import LogError
 from topics import Cost, Progress, Response, Timing, Usage
 from workers.runtime import FINISH_POLL_S
+from workers.start_pace import BURST, PER_S, StartPace
 
 
 async def step_times(transactor: Any, times: int = 5) -> None:
@@ -223,6 +224,57 @@ async def test_batch_work_takes_its_share_and_direct_work_the_rest() -> None:
     await step_until(transactor, lambda: worker.queued == 2 and worker.running == 4, "c3 taken")
     await step_times(transactor)
     assert sum(len(lane.open) for lane in worker._lanes.values()) == 6
+
+
+async def test_a_partition_waits_behind_a_request_that_many_have_overtaken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.runtime.FINISHED_MAX", 3)
+    yard = Yard()
+    backend = ScriptedBackend()
+    for n in range(4):
+        place(yard, f"c{n}")
+    worker, transactor = await serve(yard, backend)
+    await step_until(transactor, lambda: len(backend.running) == 4, "the calls")
+    for name in ("c1", "c2", "c3"):
+        assert worker.wants(partition(yard))
+        backend.finish(name)
+        await step_until(transactor, lambda name=name: name in yard.results(), name)
+    assert not worker.wants(partition(yard))
+    assert worker.wants(partition(yard, 1))
+    backend.finish("c0")
+    await step_until(transactor, lambda: "c0" in yard.results(), "the first")
+    assert worker.wants(partition(yard))
+
+
+def test_starts_beyond_a_burst_are_spread() -> None:
+    pace = StartPace()
+    assert all(pace.take(100.0) == 0 for _ in range(BURST))
+    wait_s = pace.take(100.0)
+    assert 0 < wait_s <= 1 / PER_S
+    assert pace.take(100.0 + wait_s * 1.01) == 0
+    taken = sum(pace.take(101.0 + n / 10_000) == 0 for n in range(10_000))
+    assert taken == pytest.approx(BURST + PER_S, abs=2)
+
+
+async def test_what_may_not_start_at_once_starts_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.start_pace.BURST", 1)
+    yard = Yard()
+    backend = ScriptedBackend()
+    for n in range(4):
+        place(yard, f"c{n}")
+    _, transactor = await serve(yard, backend)
+    await transactor.step()
+    await asyncio.sleep(0)
+    assert len(backend.running) == 1
+    # Without another step, by the clock of the loop alone.
+    await eventually_running(backend, 4)
+
+
+async def eventually_running(backend: ScriptedBackend, count: int) -> None:
+    async with asyncio.timeout(5):
+        while len(backend.running) < count:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.001)
 
 
 async def test_the_smallest_limit_still_takes_batch_work() -> None:

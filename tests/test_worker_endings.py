@@ -39,6 +39,34 @@ async def test_what_comes_to_its_turn_too_late_has_expired() -> None:
     assert [e.step for e in yard.evidence() if e.request_id == "late"] == ["expired"]
 
 
+async def test_what_runs_at_its_deadline_is_stopped_and_has_expired() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    profile = replace(make_profile(yard.policy, id="c0", deadline=START + 0.1), attempt=3)
+    place(yard, "c0", profile=profile)
+    transactor = await started(yard, backend)
+    yard.clock.at = START + 0.1
+    await step_until(transactor, yard.results, "the end")
+    result = yard.results()["c0"]
+    assert (result.status, result.placement is not None) == ("expired", True)
+    assert result.error is not None
+    assert "while it ran" in result.error.message
+    assert backend.cancelled == ["c0"]
+
+
+async def test_a_pool_that_never_answers_leaves_time_for_another() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    place(yard, "c0", deadline=START + 0.2)
+    transactor = await started(yard, backend)
+    yard.clock.at = START + 0.1
+    await step_until(transactor, yard.evidence, "the fallback")
+    (evidence,) = yard.evidence()
+    assert (evidence.step, evidence.reason) == ("fell_back", "timeout")
+    assert backend.cancelled == ["c0"]
+    assert len(yard.cluster.records(yard.catalogue.reroutes)) == 1
+
+
 async def test_a_failure_that_another_pool_may_not_have_is_tried_elsewhere() -> None:
     yard = Yard()
     backend = ScriptedBackend()
@@ -118,13 +146,24 @@ async def test_a_request_that_is_itself_at_fault_is_not_tried_again() -> None:
     assert not yard.cluster.records(yard.catalogue.reroutes)
 
 
+async def test_a_variant_that_is_not_served_any_more_is_tried_elsewhere() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    place(yard, "c0", extra=((h.PLACEMENT, encode(STRANGER)),))
+    transactor = await started(yard, backend, 0)
+    await step_until(transactor, yard.evidence, "the fallback")
+    (record,) = yard.cluster.records(yard.catalogue.reroutes)
+    profile = h.read(record.headers, h.PROFILE, Profile)
+    assert profile.fallbacks == (Fallback("premium-eu", "variant_not_served"),)
+    assert not yard.results()
+
+
 STRANGER = Placement("premium-eu", "fast", "another-variant", "fp8", "eu-west", "direct")
 BAD: dict[str, tuple[dict[str, Any], str, bool]] = {
     "no profile": ({h.PROFILE: None}, "missing_header", False),
     "a broken profile": ({h.PROFILE: b"{}"}, "bad_header", False),
     "no placement": ({h.PLACEMENT: None}, "missing_header", True),
     "a broken placement": ({h.PLACEMENT: b"nonsense"}, "bad_header", True),
-    "a variant of another pool": ({h.PLACEMENT: encode(STRANGER)}, "unknown_variant", True),
     "a broken batch": ({h.BATCH_ID: b"b", h.BATCH_INDEX: b"one"}, "bad_header", True),
     "a broken time": ({h.RELEASED_AT: b"noon"}, "bad_header", True),
 }

@@ -15,14 +15,17 @@ from topics import (
     Profile,
     Progress,
     Response,
+    StreamPiece,
     Usage,
     VariantStatus,
     decode,
+    encode,
     progress_key,
 )
 from topics import headers as h
-from workers import Call, CallError, Load, Outcome, Worker
+from workers import Attempts, Breakers, Call, CallError, Load, Outcome, Worker
 from workers.ending import Ending
+from workers.streaming import Streams
 
 POOL = "premium-eu"
 GROUP = "yard.worker.premium-eu"
@@ -35,6 +38,7 @@ class ScriptedBackend:
     def __init__(self) -> None:
         self.began: list[str] = []
         self.cancelled: list[str] = []
+        self.is_well = True
         self._calls: dict[str, asyncio.Future[Outcome]] = {}
 
     async def start(self) -> None:
@@ -45,6 +49,10 @@ class ScriptedBackend:
 
     def load(self) -> Load:
         return Load(0.0, {"yard-8b-fp8": VariantStatus(running=len(self.running))})
+
+    async def probe(self, variant: str) -> None:
+        if not self.is_well:
+            raise CallError("connect", "still gone", retry="here", is_pool_fault=True)
 
     @property
     def running(self) -> list[str]:
@@ -80,19 +88,44 @@ class ScriptedBackend:
 
     def lose(self, name: str, *, elsewhere: bool) -> None:
         """Let a call fail as a backend may."""
-        self.fail(name, CallError("timeout", "no answer in 30 s", elsewhere=elsewhere))
+        retry: Any = "elsewhere" if elsewhere else "never"
+        self.fail(name, CallError("timeout", "no answer in 30 s", retry=retry))
+
+
+class MemorySink:
+    """Puts pieces on the log in memory, in no transaction."""
+
+    def __init__(self, yard: Yard) -> None:
+        self._yard = yard
+        self.clock = yard.clock
+
+    async def send(self, piece: StreamPiece) -> asyncio.Future[None]:
+        topic = self._yard.catalogue.streams
+        self._yard.cluster.publish(Outgoing(topic, piece.id.encode(), encode(piece)))
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
 
 def make_worker(yard: Yard, backend: ScriptedBackend, *, in_flight_max: int = 100) -> Worker:
     scribe = yard.scribe()
+    served = yard.options.by_pool[POOL]
+    breakers = Breakers(POOL, [option.variant for option in served], backend, yard.clock)
     return Worker(
         POOL,
-        yard.options.by_pool[POOL],
-        backend,
+        served,
+        Attempts(
+            backend,
+            breakers,
+            yard.clock,
+            attempts_max=yard.policy.attempts_max,
+            uniform=lambda: 0.5,
+        ),
         scribe,
         Ending(scribe, yard.telemetry, yard.policy.attempts_max),
         yard.clock,
         yard.cancellations,
+        Streams(MemorySink(yard)),
         in_flight_max=in_flight_max,
     )
 

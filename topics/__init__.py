@@ -15,7 +15,8 @@ from topics.progress import Progress, progress_key
 from topics.request import InferenceRequest, duration_s, parse_request, peek_id
 from topics.result import Cost, Response, Result, ResultError, Timing, Usage
 from topics.settings import Settings
-from topics.status import PoolStatus, VariantStatus, status_key
+from topics.status import PoolStatus, ServerLoad, VariantStatus, status_key
+from topics.stream import StreamPiece
 
 __all__ = [
     "BadRecordError",
@@ -36,8 +37,10 @@ __all__ = [
     "Response",
     "Result",
     "ResultError",
+    "ServerLoad",
     "Settings",
     "Source",
+    "StreamPiece",
     "Tag",
     "Timing",
     "Topic",

@@ -74,6 +74,7 @@ def client(catalogue: Catalogue) -> Role:
             _topic(catalogue.requests, "Write", "submit requests"),
             _topic(catalogue.cancellations, "Write", "cancel requests"),
             _topic(catalogue.results, "Read", "follow results"),
+            _topic(catalogue.streams, "Read", "follow answers as they come"),
             _topic(catalogue.dead_letters, "Read", "follow what became a dead letter"),
         ],
     )
@@ -107,7 +108,7 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
         [
             *_stages({catalogue.worker_group(pool): lanes}),
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
-            *_transactional_writes([catalogue.reroutes, *_ends(catalogue)]),
+            *_transactional_writes([catalogue.reroutes, catalogue.streams, *_ends(catalogue)]),
             _topic(catalogue.pool_status, "Write", "report its load"),
             _topic(catalogue.cancellations, "Read", "know what was cancelled"),
         ],

@@ -11,6 +11,7 @@ from topics.request import InferenceRequest
 from topics.result import Result
 from topics.settings import MIB, Settings
 from topics.status import PoolStatus
+from topics.stream import StreamPiece
 
 DAY_MS = 24 * 3600 * 1000
 Lane = Literal["direct", "batch"]
@@ -68,6 +69,7 @@ class Catalogue:
         self.cancellations = f"{self.prefix}.cancellations"
         self.held = f"{self.prefix}.held"
         self.results = f"{self.prefix}.results"
+        self.streams = f"{self.prefix}.streams"
         self.evidence = f"{self.prefix}.evidence"
         self.dead_letters = f"{self.prefix}.dead-letters"
         self.pool_status = f"{self.prefix}.pool-status"
@@ -95,6 +97,10 @@ class Catalogue:
 
     def shared_topics(self) -> list[Topic]:
         """Return the topics that are there whatever the pools."""
+        return self._public_topics() + self._inner_topics()
+
+    def _public_topics(self) -> list[Topic]:
+        """Return what clients write and read."""
         n = self._partitions
         return [
             Topic(
@@ -106,9 +112,6 @@ class Catalogue:
                 bytes_max=INGEST_BYTES_MAX,
             ),
             Topic(
-                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
-            ),
-            Topic(
                 self.cancellations,
                 n,
                 "id of the request that is not wanted any more",
@@ -116,16 +119,15 @@ class Catalogue:
                 Cancellation,
                 retention_ms=CANCELLATION_S * 1000,
             ),
+            Topic(self.results, n, "request id", "the result", Result),
             Topic(
-                self.held,
+                self.streams,
                 n,
                 "request id",
-                "the request as it came; a tombstone releases it",
-                InferenceRequest,
-                cleanup="compact",
-                extra=_QUICK_COMPACTION,
+                "a piece of an answer as it comes; the result at the end",
+                StreamPiece,
+                retention_ms=DAY_MS,
             ),
-            Topic(self.results, n, "request id", "the result", Result),
             Topic(
                 self.evidence,
                 n,
@@ -141,6 +143,24 @@ class Catalogue:
                 "as it came",
                 None,
                 retention_ms=30 * DAY_MS,
+            ),
+        ]
+
+    def _inner_topics(self) -> list[Topic]:
+        """Return what only Shunter writes and reads."""
+        n = self._partitions
+        return [
+            Topic(
+                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
+            ),
+            Topic(
+                self.held,
+                n,
+                "request id",
+                "the request as it came; a tombstone releases it",
+                InferenceRequest,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
             ),
             Topic(
                 self.pool_status,

@@ -4,6 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 State = Literal["up", "draining", "down"]
+Circuit = Literal["closed", "open", "half_open"]
+"""Of a circuit breaker: only while it is ``closed`` should work be sent."""
+
+DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
+"""Bounds of the time to a deadline, by which unfinished work is told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +21,19 @@ class VariantStatus:
     running: int = 0
     queued: int = 0
     speed: float = 1.0
+    circuit: Circuit = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLoad:
+    """What a model server tells of itself; requests of its other clients are among them.
+
+    ``kv_usage`` is the share of its KV cache in use. None is what it does not tell.
+    """
+
+    running: int | None = None
+    queued: int | None = None
+    kv_usage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,11 @@ class PoolStatus:
     """Device time of the work taken and not begun, per replica, in seconds."""
     variants: dict[str, VariantStatus] = field(default_factory=dict)
     fleet_version: str = ""
+    server: ServerLoad | None = None
+    replicas: int = 1
+    """Replicas behind this worker."""
+    demand_s: tuple[float, ...] = ()
+    """Device time of the work taken and not finished, by when it is due (``DUE_S``)."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

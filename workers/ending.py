@@ -10,24 +10,37 @@ from topics import (
     Cost,
     Envelope,
     Fallback,
+    Response,
     Result,
     ResultError,
+    StreamPiece,
     Timing,
     encode,
 )
 from topics import headers as h
 from workers.backend import Call, CallError, Outcome
+from workers.streaming import Stream
 
 Unanswered = Literal["failed", "expired", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A request of the pool, as it was read, and the hardware it runs on."""
+    """A request of the pool, as it was read, and its stream where the client wants one."""
 
     record: Record
     call: Call
-    option: Option
+    stream: Stream | None = None
+
+    @property
+    def variant(self) -> str:
+        """The model variant that it was placed on."""
+        return self.call.placement.model_variant
+
+    @property
+    def pool(self) -> str:
+        """The pool that it was placed in."""
+        return self.call.placement.pool
 
 
 class Ending:
@@ -38,11 +51,11 @@ class Ending:
         self._telemetry = telemetry
         self._attempts_max = attempts_max
 
-    def completed(self, task: Task, outcome: Outcome) -> Effect:
-        """Return result and evidence of an answer."""
+    def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
+        """Return result and evidence of an answer that the option's hardware gave."""
         profile, placement = task.call.profile, task.call.placement
         promised = _promised(task.record)
-        got = _got(task, outcome)
+        got = _got(task, outcome, option.usd_per_s)
         times = (outcome.started_at, outcome.first_token_at, outcome.finished_at)
         self._telemetry.executed(
             task.record, profile, placement, outcome.usage, times, got.cost_usd
@@ -69,11 +82,12 @@ class Ending:
             usage=outcome.usage,
             batch=h.read_batch(task.record.headers),
         )
-        return Effect(task.record, [self._scribe.result(result), evidence], subject=task)
+        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
 
-    def expired(self, task: Task, now: float) -> Effect:
-        """Return result and evidence of a request whose turn came too late."""
-        message = f"the deadline passed before a device of {task.option.pool} was free"
+    def expired(self, task: Task, now: float, *, has_run: bool = False) -> Effect:
+        """Return result and evidence of a request whose turn, or answer, came too late."""
+        when = "while it ran at" if has_run else "before its turn came at"
+        message = f"the deadline passed {when} {task.pool}"
         error = ResultError("deadline_passed", message)
         return self._without_answer(task, "expired", error, now)
 
@@ -84,16 +98,15 @@ class Ending:
     def failed(self, task: Task, error: CallError, now: float) -> Effect:
         """Return another try elsewhere, or the failure where there is none to make."""
         profile = task.call.profile
-        if not error.elsewhere or profile.attempt >= self._attempts_max:
-            tried = {f.pool: f.reason for f in profile.fallbacks} | {task.option.pool: error.code}
-            return self._without_answer(
-                task, "failed", ResultError(error.code, error.message, tried), now
-            )
-        fallback = Fallback(task.option.pool, error.code)
+        if error.retry == "never" or profile.attempt >= self._attempts_max:
+            tried = {f.pool: f.reason for f in profile.fallbacks} | {task.pool: error.code}
+            failure = ResultError(error.code, error.message, tried)
+            return self._without_answer(task, "failed", failure, now, error.response)
+        fallback = Fallback(task.pool, error.code)
         again = replace(
             profile,
             attempt=profile.attempt + 1,
-            exclude_pools=(*profile.exclude_pools, task.option.pool),
+            exclude_pools=(*profile.exclude_pools, task.pool),
             fallbacks=(*profile.fallbacks, fallback),
         )
         reroute = Outgoing(
@@ -117,13 +130,19 @@ class Ending:
         return Effect(task.record, [reroute, evidence], subject=task)
 
     def _without_answer(
-        self, task: Task, status: Unanswered, error: ResultError, now: float
+        self,
+        task: Task,
+        status: Unanswered,
+        error: ResultError,
+        now: float,
+        response: Response | None = None,
     ) -> Effect:
         profile = task.call.profile
         result = Result(
             id=profile.id,
             status=status,
             timing=self._timing(task, now, None),
+            response=response,
             error=error,
             placement=task.call.placement,
             trace_id=h.trace_id(task.record.headers),
@@ -140,7 +159,18 @@ class Ending:
             reason=error.code,
             message=error.message,
         )
-        return Effect(task.record, [self._scribe.result(result), evidence], subject=task)
+        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
+
+    def _results(self, task: Task, result: Result) -> list[Outgoing]:
+        """Return the result, and the end of the stream where there is one."""
+        written = [self._scribe.result(result)]
+        if task.stream is not None:
+            at = result.timing.finished_at or result.timing.created_at
+            attempt, index = task.call.profile.attempt, task.stream.pieces
+            end = StreamPiece(result.id, attempt, index, at, result=result)
+            topic = self._scribe.catalogue.streams
+            written.append(Outgoing(topic, result.id.encode(), encode(end)))
+        return written
 
     @staticmethod
     def _timing(task: Task, finished_at: float, outcome: Outcome | None) -> Timing:
@@ -176,11 +206,11 @@ def _promised(record: Record) -> Envelope | None:
         return None
 
 
-def _got(task: Task, outcome: Outcome) -> Envelope:
+def _got(task: Task, outcome: Outcome, usd_per_s: float) -> Envelope:
     created_at = task.call.profile.created_at
     first, steps = outcome.first_token_at, outcome.usage.output_tokens - 1
     return Envelope(
-        cost_usd=outcome.device_s * task.option.usd_per_s,
+        cost_usd=outcome.device_s * usd_per_s,
         ttft_s=None if first is None else first - created_at,
         finish_s=outcome.finished_at - created_at,
         tpot_s=(outcome.finished_at - first) / steps if first is not None and steps > 0 else None,

@@ -2,22 +2,25 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 from aiokafka import AIOKafkaProducer
 from mode import Service
 
 from policies import Option
+from policies.autoscaling import demand
 from streams import Clock
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.status import State
 from workers.backend import Backend
+from workers.breaker import Breakers
 from workers.runtime import Worker
 
 FAREWELL_S_MAX = 2.0
 
 
 class Heartbeat(Service):  # type: ignore[misc]
-    """Reports a worker's load at a steady beat, and its end when it stops."""
+    """Reports a worker's load at a steady beat, a circuit at once, and its end when it stops."""
 
     mundane_level = "debug"
 
@@ -27,6 +30,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         option: Option,
         worker: Worker,
         backend: Backend,
+        breakers: Breakers,
         clock: Clock,
         fleet_version: str,
     ) -> None:
@@ -36,6 +40,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         self._option = option
         self._worker = worker
         self._backend = backend
+        self._breakers = breakers
         self._clock = clock
         self._fleet_version = fleet_version
         self._producer: AIOKafkaProducer | None = None
@@ -53,8 +58,9 @@ class Heartbeat(Service):  # type: ignore[misc]
     @Service.task  # type: ignore[untyped-decorator]
     async def _beat(self) -> None:
         while not self.should_stop:
-            await self.sleep(self._settings.heartbeat_s)
+            await self.wait(self._breakers.changed, timeout=self._settings.heartbeat_s)
             if not self.should_stop:
+                self._breakers.changed.clear()
                 await self._report("draining" if self._worker.is_draining else "up")
 
     async def on_stop(self) -> None:
@@ -68,6 +74,10 @@ class Heartbeat(Service):  # type: ignore[misc]
 
     async def _report(self, state: State) -> None:
         load = self._backend.load()
+        variants = {
+            variant: replace(status, circuit=self._breakers.state(variant))
+            for variant, status in load.variants.items()
+        }
         status = PoolStatus(
             pool=self._option.pool,
             instance=self._settings.instance,
@@ -80,8 +90,11 @@ class Heartbeat(Service):  # type: ignore[misc]
             running=self._worker.running,
             queued=self._worker.queued,
             backlog_s=load.backlog_s + self._worker.queued_prefill_s,
-            variants=load.variants,
+            variants=variants,
             fleet_version=self._fleet_version,
+            server=load.server,
+            replicas=self._option.replicas,
+            demand_s=demand(self._worker.unfinished(), self._clock.now()),
         )
         key = status_key(status.pool, status.instance)
         assert self._producer is not None  # noqa: S101  made when we start

@@ -7,11 +7,13 @@ one transaction.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from policies import Option
+from policies.autoscaling import device_s
 from streams import (
     Cancellations,
     Clock,
@@ -28,11 +30,21 @@ from streams import (
 from topics import BadRecordError, Placement, Profile, Progress, ResultError, parse_request
 from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
-from workers.backend import Backend, Call, CallError, Outcome
+from workers.attempts import Attempts
+from workers.backend import Call, CallError
 from workers.ending import Ending, Task, released_at
+from workers.start_pace import StartPace
+from workers.streaming import Streams
 
 # How soon a finished request is looked for while any runs.
 FINISH_POLL_S = 0.01
+# With this many running, results of a partition are committed together, no more often than this,
+# and not in a transaction for every one or two of them.
+BUSY_RUNNING = 100
+COMMIT_EVERY_S = 0.05
+# Offsets finished above the lowest open one that a partition may have: progress lists them, some
+# 80 kB then in each transaction. Behind one request that takes so long the partition waits.
+FINISHED_MAX = 8192
 # Batch work may take this share of what a worker holds; the rest stays free for direct work.
 BATCH_SHARE = 0.5
 
@@ -50,6 +62,8 @@ class _Lane:
     committing: list[int] = field(default_factory=list)
     """Offsets in the transaction under way; others may finish meanwhile."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    commit_at: float = 0.0
+    """When the next commit may be, by the loop's clock, while the worker is busy."""
 
     def progress(self, committing: Sequence[int]) -> Progress:
         """Return the progress once these offsets are committed."""
@@ -66,22 +80,24 @@ class Worker:
         self,
         pool: str,
         options: Sequence[Option],
-        backend: Backend,
+        attempts: Attempts,
         scribe: Scribe,
         ending: Ending,
         clock: Clock,
         cancellations: Cancellations,
+        streams: Streams,
         *,
         in_flight_max: int,
     ) -> None:
         self._pool = pool
         self._options = {option.variant: option for option in options}
         self._slots = {o.variant: o.max_batch * o.replicas for o in options}
-        self._backend = backend
+        self._attempts = attempts
         self._scribe = scribe
         self._ending = ending
         self._clock = clock
         self._cancellations = cancellations
+        self._streams = streams
         cancellations.tell(self._cancel)
         self._in_flight_max = in_flight_max
         self._direct_topic = scribe.catalogue.pool_lane(pool, "direct")
@@ -91,6 +107,8 @@ class Worker:
         self._running: dict[str, int] = {}
         self._runs: dict[asyncio.Task[None], tuple[_Lane, Task]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
+        self._pace = StartPace()
+        self._starting_later: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self.is_draining = False
 
@@ -123,11 +141,25 @@ class Worker:
     def queued_prefill_s(self) -> float:
         """Time to prefill what was taken and does not run yet, per replica, in seconds."""
         return sum(
-            task.option.roofline.prefill_s(task.call.profile.input_tokens)
-            / (task.option.replicas * task.option.time_scale)
-            for waiting in self._waiting.values()
+            self._prefill_s(self._options[variant], task)
+            for (variant, _), waiting in self._waiting.items()
             for _, task in waiting
         )
+
+    @staticmethod
+    def _prefill_s(option: Option, task: Task) -> float:
+        prefill_s = option.roofline.prefill_s(task.call.profile.input_tokens)
+        return prefill_s / (option.replicas * option.time_scale)
+
+    def unfinished(self) -> Iterator[tuple[float, float]]:
+        """Yield device time and deadline of each request that waits or runs here.
+
+        Of one that runs, all of its time counts: what is left of it is not known.
+        """
+        waiting = (task for entries in self._waiting.values() for _, task in entries)
+        for task in chain(waiting, (task for _, task in self._runs.values())):
+            profile = task.call.profile
+            yield device_s(profile, self._options[task.variant]), profile.deadline
 
     @property
     def has_open(self) -> bool:
@@ -154,7 +186,8 @@ class Worker:
 
     def wants(self, partition: Partition) -> bool:
         """Tell whether there is room: direct work may fill it all, batch work only its share."""
-        if self.is_draining:
+        lane = self._lanes.get(partition)
+        if self.is_draining or (lane is not None and len(lane.finished) >= FINISHED_MAX):
             return False
         limit = self._in_flight_max
         if partition.topic == self._batch_topic:
@@ -163,9 +196,13 @@ class Worker:
 
     def idle_s(self) -> float:
         """Return how soon a finished request may be there to commit."""
-        if any(lane.ready for lane in self._lanes.values()):
-            return 0.0
-        return FINISH_POLL_S if self.running else float("inf")
+        now = asyncio.get_running_loop().time()
+        waits = [self._commit_in_s(lane, now) for lane in self._lanes.values() if lane.ready]
+        return min(waits, default=FINISH_POLL_S if self.running else float("inf"))
+
+    def _commit_in_s(self, lane: _Lane, now: float) -> float:
+        is_busy = self.running > BUSY_RUNNING and not self.is_draining
+        return max(0.0, lane.commit_at - now) if is_busy else 0.0
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
         """Take records in, start what can run, and return what has finished."""
@@ -175,8 +212,10 @@ class Worker:
         for record in records:
             self._take(lane, record)
         self._start_waiting()
-        if not lane.ready:
+        now = asyncio.get_running_loop().time()
+        if not lane.ready or self._commit_in_s(lane, now) > 0:
             return None
+        lane.commit_at = now + COMMIT_EVERY_S
         ready, lane.ready = lane.ready, []
         lane.committing = [offset for offset, _ in ready]
         return Work(lane.progress(lane.committing), [effect for _, effect in ready])
@@ -195,7 +234,7 @@ class Worker:
             raise LogError(f"{record.topic} refused a record: {error}") from error
         code = "result_refused"
         message = f"{record.topic} refused the answer: {error}"
-        failure = CallError(code, message, elsewhere=False)
+        failure = CallError(code, message, retry="never")
         ended = self._ending.failed(effect.subject, failure, self._clock.now())
         ended.is_dead_letter = True
         return [ended]
@@ -213,7 +252,13 @@ class Worker:
         if self._cancellations.find(task.call.profile.id) is not None:
             self._end_cancelled(lane, task)
             return
-        key = (task.call.placement.model_variant, task.call.is_direct)
+        if task.variant not in self._options:
+            message = f"{self._pool} does not serve {task.variant!r} any more"
+            failure = CallError("variant_not_served", message, retry="elsewhere")
+            effect = self._ending.failed(task, failure, self._clock.now())
+            lane.ready.append((record.offset, effect))
+            return
+        key = (task.variant, task.call.is_direct)
         self._waiting.setdefault(key, deque()).append((lane, task))
 
     def _unfit(self, record: Record, error: BadRecordError) -> Effect:
@@ -233,12 +278,6 @@ class Worker:
     def _read(self, record: Record) -> Task:
         profile = h.read(record.headers, h.PROFILE, Profile)
         placement = h.read(record.headers, h.PLACEMENT, Placement)
-        if placement.model_variant not in self._options:
-            raise BadRecordError(
-                "validate",
-                "unknown_variant",
-                f"pool {self._pool} does not serve {placement.model_variant!r}",
-            )
         # Read where a bad one can still be a dead letter, and not when the answer is there.
         h.read_batch(record.headers)
         released_at(record)
@@ -247,8 +286,10 @@ class Worker:
             bytes_max=INGEST_BYTES_MAX,
             default_id=h.cloud_event_id(record.headers),
         )
-        option = self._options[placement.model_variant]
-        return Task(record, Call(request, profile, placement), option)
+        if request.body.get("stream") is not True:
+            return Task(record, Call(request, profile, placement))
+        stream = self._streams.open(profile)
+        return Task(record, Call(request, profile, placement, stream.tell), stream)
 
     def _cancel(self, request_id: str) -> None:
         """End a request that a client cancelled, if it waits or runs here."""
@@ -276,13 +317,29 @@ class Worker:
         for variant, slots in self._slots.items():
             for is_direct in (True, False):
                 waiting = self._waiting.get((variant, is_direct))
-                while waiting and self._running.get(variant, 0) < slots:
+                while waiting and self._may_start(variant, slots):
                     lane, task = waiting.popleft()
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)
                     self._runs[running] = (lane, task)
                     running.add_done_callback(partial(self._ended, lane, variant))
+
+    def _may_start(self, variant: str, slots: int) -> bool:
+        if not self._attempts.is_closed(variant):
+            # What an open circuit sends elsewhere takes no place at the server.
+            return True
+        if self._running.get(variant, 0) >= slots or self._starting_later is not None:
+            return False
+        loop = asyncio.get_running_loop()
+        wait_s = self._pace.take(loop.time())
+        if wait_s > 0:
+            self._starting_later = loop.call_later(wait_s, self._start_later)
+        return wait_s == 0
+
+    def _start_later(self) -> None:
+        self._starting_later = None
+        self._start_waiting()
 
     def _ended(self, lane: _Lane, variant: str, running: asyncio.Task[None]) -> None:
         # A callback, because a task that is cancelled before its first step runs no `finally`.
@@ -309,8 +366,15 @@ class Worker:
         deadline = task.call.profile.deadline
         if self._clock.now() >= deadline:
             return self._ending.expired(task, self._clock.now())
+        option = self._options[task.variant]
         try:
-            outcome: Outcome = await self._backend.execute(task.call)
+            outcome = await self._attempts.run(task.call, option)
         except CallError as error:
-            return self._ending.failed(task, error, self._clock.now())
-        return self._ending.completed(task, outcome)
+            now = self._clock.now()
+            if error.retry != "never" and now >= deadline:
+                return self._ending.expired(task, now, has_run=True)
+            return self._ending.failed(task, error, now)
+        finally:
+            if task.stream is not None:
+                await task.stream.finish()
+        return self._ending.completed(task, outcome, option)

@@ -45,6 +45,7 @@ class SimulatedBackend:
         self._loop = asyncio.get_running_loop()
         self._began_at = self._loop.time()
         self._driver = asyncio.create_task(self._drive())
+        self._driver.add_done_callback(self._fail_waiting)
 
     async def stop(self) -> None:
         """Stop; calls under way are cancelled."""
@@ -56,6 +57,8 @@ class SimulatedBackend:
 
     async def execute(self, call: Call) -> Outcome:
         """Run a request on the replica that suits it best; members of a batch on the same one."""
+        if self._driver is None or self._driver.done():
+            raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
         tokens = output_tokens(call.request, profile)
         # Not the request's id: the same one may run again while its cancelled run still ends.
@@ -89,6 +92,9 @@ class SimulatedBackend:
             finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
         )
+
+    async def probe(self, variant: str) -> None:
+        """Answer at once: what is simulated never fails of itself."""
 
     def _replica_for(self, call: Call, input_tokens: int) -> Replica:
         """Return where to run: a batch is sized for one device, and spread out it costs more."""
@@ -130,6 +136,15 @@ class SimulatedBackend:
         )
         return Load(backlog_s, variants)
 
+    def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
+        """End every call with the defect that ended the driver; nothing else would."""
+        failure = None if driver.cancelled() else driver.exception()
+        if failure is None:
+            return
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(failure)
+
     async def _drive(self) -> None:
         while True:
             now = self._model_now()
@@ -154,7 +169,7 @@ class SimulatedBackend:
         if future is None or future.done():
             return
         if isinstance(event, Refused):
-            future.set_exception(CallError("memory", event.reason, elsewhere=True))
+            future.set_exception(CallError("memory", event.reason, retry="elsewhere"))
         elif isinstance(event, Completion):
             future.set_result(event)
 

@@ -24,7 +24,8 @@ from policies.situation import Situation
 from shunter.commands.policy_backtest import backtest
 from shunter.console import AsJson, FleetFile, PolicyFile, UserError, out, settings_from
 from shunter.story import story
-from streams.declarations import load_declarations, load_fleet, load_policy
+from streams.declarations import load_fleet, load_policy
+from streams.tokens import load_token_counter
 from topics import BadRecordError, Evidence, Placement, Source, parse_request
 from topics.evidence import Step
 
@@ -82,13 +83,21 @@ def explain(
     Example: shunter policy explain request.json
     """
     settings = settings_from(fleet=fleet, policy=policy)
-    options, checked_policy = load_declarations(settings)
+    fleet_read = load_fleet(settings.fleet)
+    options, checked_policy = compile_options(fleet_read), load_policy(settings.policy)
     now = time.time()
     bare = situation(options, checked_policy)
     idle = Situation(options, checked_policy, idle_view(options, now), bare.arrivals)
     try:
         parsed = parse_request(request.read_bytes(), bytes_max=settings.request_bytes_max)
-        tagged = tag(parsed, checked_policy, received_at=now, now=now, ingest_partition=0)
+        tagged = tag(
+            parsed,
+            checked_policy,
+            received_at=now,
+            now=now,
+            ingest_partition=0,
+            count=load_token_counter(fleet_read).of(parsed),
+        )
     except OSError as error:
         raise UserError(f"{request}: {error.strerror}") from error
     except (BadRecordError, UnservableError) as error:

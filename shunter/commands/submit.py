@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shunter.client import note, run, tail
 from shunter.client_lines import Checked, check_lines, good_lines
+from shunter.client_stream import Printer
 from shunter.client_submit import Tally, follow, publish
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
 from topics import Catalogue, Settings
@@ -36,6 +37,13 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow the requests to their results.")
     ] = False,
+    follow_streams: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Print answers as they come, of requests whose body has stream: true; waits.",
+        ),
+    ] = False,
     timeout_s: Annotated[
         float | None,
         typer.Option(
@@ -52,12 +60,14 @@ def submit(
     Where a line is bad, each bad one is named and nothing is published, unless --skip-bad.
     With --wait the exit code is 1 when a request has no end at the timeout: no result, no dead
     letter, and none of its id came before, which would make it a duplicate that is not served
-    (known to those who may read the evidence).
+    (known to those who may read the evidence). --follow prints answers as they come.
 
     Example: shunter submit requests.jsonl --wait --timeout 600 --output results.jsonl
     """
+    wait = wait or follow_streams
     if not wait and (timeout_s is not None or output is not None):
         raise UserError("--timeout and --output say how to wait: add --wait")
+    printer = Printer(out) if follow_streams else None
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     tally = Tally()
     with _opened(file) as (lines, name), _created(output) as sink:
@@ -70,8 +80,9 @@ def submit(
             _tell_published(checked, settings, as_json=as_json)
             return
         tally.waiting = set(checked.ids.values())
+        tally.ids = frozenset(tally.waiting)
         try:
-            run(_publish_and_follow(settings, lines, checked, tally, timeout_s, sink))
+            run(_publish_and_follow(settings, lines, checked, tally, timeout_s, sink, printer))
         except KeyboardInterrupt:
             _tell_tally(tally, checked, as_json=as_json)
             raise typer.Exit(130) from None
@@ -138,14 +149,18 @@ async def _publish_and_follow(
     tally: Tally,
     timeout_s: float | None,
     sink: BinaryIO | None,
+    printer: Printer | None,
 ) -> None:
     catalogue = Catalogue(settings)
     topics = [catalogue.results, catalogue.dead_letters]
+    if printer is not None:
+        topics.append(catalogue.streams)
     # Evidence tells of duplicates, to those who may read it. Standing at the end before anything
     # is published, no result can be missed.
     async with tail(settings, topics, also=[catalogue.evidence]) as reader:
         await _publish_only(settings, lines, checked)
-        with _progress("ended", tally.submitted) as advance:
+        # A bar among the answers would tear them apart.
+        with _progress("ended", tally.submitted, is_shown=printer is None) as advance:
             shown = 0
 
             def changed() -> None:
@@ -154,14 +169,21 @@ async def _publish_and_follow(
                 shown = tally.done
 
             await follow(
-                reader, tally, catalogue, timeout_s=timeout_s, output=sink, changed=changed
+                reader,
+                tally,
+                catalogue,
+                timeout_s=timeout_s,
+                output=sink,
+                changed=changed,
+                printer=printer,
             )
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+def _progress(what: str, total: int, *, is_shown: bool = True) -> Iterator[Callable[[int], object]]:
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    is_hidden = not (is_shown and err.is_terminal)
+    with Progress(*columns, console=err, transient=True, disable=is_hidden) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -13,7 +13,7 @@ from shunter.console import (
     UserError,
     settings_from,
 )
-from workers import UnknownPoolError, run_worker
+from workers import BackendSettingError, UnknownPoolError, run_worker
 
 
 def worker(
@@ -41,5 +41,5 @@ def worker(
     )
     try:
         run_worker(pool, settings)
-    except UnknownPoolError as error:
+    except (UnknownPoolError, BackendSettingError) as error:
         raise UserError(str(error)) from error

@@ -1,21 +1,23 @@
 """Processes of a simulation: router with batcher, and worker, as ``run_router`` makes them."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 from policies import situation
 from simulation.cluster import SESSION_S, SimLog
-from streams import Scribe
+from streams import Clock, Scribe
 from streams.batcher import Batcher
 from streams.cancellations import Cancellations
 from streams.router import Router
 from streams.stage import Stage
 from streams.transactor import Transactor
-from topics import PoolStatus, Response, Usage
-from workers import Call, CallError, Load, Outcome
+from topics import PoolStatus, Response, StreamPiece, Usage
+from workers import Attempts, Breakers, Call, CallError, Load, Outcome
+from workers.backend import Retry
 from workers.ending import Ending
+from workers.streaming import Streams
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -195,9 +197,17 @@ class WorkerProcess(Process):
         scribe = Scribe(world.catalogue, self.name, world.policy.version, world.options.version)
         ending = Ending(scribe, world.telemetry, world.policy.attempts_max)
         options = world.options.by_pool[self.pool]
+        backend = SimBackend(world, self.pool)
+        attempts = Attempts(
+            backend,
+            Breakers(self.pool, [option.variant for option in options], backend, world),
+            world,
+            attempts_max=world.policy.attempts_max,
+            uniform=world.rng.random,
+        )
         self.worker = world.rules.worker(
-            self.pool, options, SimBackend(world, self.pool), scribe, ending, world,
-            Cancellations(world), in_flight_max=IN_FLIGHT_MAX,
+            self.pool, options, attempts, scribe, ending, world,
+            Cancellations(world), Streams(NoStreams()), in_flight_max=IN_FLIGHT_MAX,
         )  # fmt: skip
         self.spawn(self._beat())
         self.run(self.worker)
@@ -236,6 +246,17 @@ class WorkerProcess(Process):
             self.world.problem(f"{self.name} has taken {count} requests at once")
 
 
+class NoStreams:
+    """No request of the simulation asks for a stream."""
+
+    @property
+    def clock(self) -> Clock:
+        raise AssertionError("nothing is streamed here")
+
+    async def send(self, piece: StreamPiece) -> Awaitable[object]:
+        raise AssertionError("nothing is streamed here")
+
+
 class SimBackend:
     """Takes a while, fails at times, and answers with the request's id."""
 
@@ -249,6 +270,9 @@ class SimBackend:
     async def stop(self) -> None:
         """Nothing to stop."""
 
+    async def probe(self, variant: str) -> None:
+        """Never asked: no failure here is the pool's fault."""
+
     def load(self) -> Load:
         return Load(0.0, {})
 
@@ -257,7 +281,8 @@ class SimBackend:
         began_at, luck = world.now(), world.rng.random()
         await asyncio.sleep(world.rng.uniform(0.02, 0.8) * world.slowness[self._pool])
         if luck < ELSEWHERE + NOWHERE:
-            raise CallError("scripted", "as the dice fell", elsewhere=luck < ELSEWHERE)
+            retry: Retry = "elsewhere" if luck < ELSEWHERE else "never"
+            raise CallError("scripted", "as the dice fell", retry=retry)
         return Outcome(
             Response(200, {"id": call.request.id}),
             Usage(20, 10),

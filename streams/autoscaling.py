@@ -1,0 +1,99 @@
+"""The autoscaling signal of every pool, as JSON for KEDA and as Prometheus metrics."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from policies import Option, Situation
+from policies.autoscaling import SAMPLED_MAX, demand, device_s, replicas_needed, total
+from policies.constraints import refusal
+from streams.batcher import Batcher
+from streams.clock import Clock
+from topics import Profile
+from topics.status import DUE_S
+
+
+class AutoscalingSignal(Collector):
+    """What each pool has to do and what it needs for that, as this router sees it.
+
+    It counts what live workers have taken, by their heartbeats, and what is held on this router's
+    partitions, at the cheapest pool that may serve it: so a pool without a worker is told to have
+    one. What waits unread in a lane, beyond what its workers have taken, is lag of their group.
+    """
+
+    def __init__(self, situation: Situation, batcher: Batcher, clock: Clock) -> None:
+        self._situation = situation
+        self._batcher = batcher
+        self._clock = clock
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def pools(self) -> dict[str, dict[str, Any]]:
+        """Return the signal of each pool.
+
+        ``replicas_needed`` is a fraction, ``workers_needed`` rounded up to whole workers of the
+        pool; ``device_s`` is device time by when it is due, in seconds.
+        """
+        now = self._clock.now()
+        held = self._held(now)
+        return {
+            pool: self._signal(pool, options[0], held.get(pool, ()))
+            for pool, options in self._situation.options.by_pool.items()
+        }
+
+    def page(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the metrics, made when they are asked for."""
+        needed = GaugeMetricFamily(
+            "shunter_pool_replicas_needed",
+            "Replicas that must run from now on for each deadline to be kept.",
+            labels=["pool"],
+        )
+        workers = GaugeMetricFamily("shunter_pool_workers", "Live workers.", labels=["pool"])
+        backlog = GaugeMetricFamily(
+            "shunter_pool_backlog_device_seconds",
+            "Device time of unfinished work that is due within so many seconds.",
+            labels=["pool", "due_s"],
+        )
+        for pool, signal in self.pools().items():
+            needed.add_metric([pool], signal["replicas_needed"])
+            workers.add_metric([pool], signal["workers"])
+            for due_s, seconds in signal["device_s"].items():
+                backlog.add_metric([pool, due_s], seconds)
+        yield from (needed, workers, backlog)
+
+    def _signal(self, pool: str, option: Option, held: Iterable[float]) -> dict[str, Any]:
+        reports = self._situation.view.reports(pool)
+        due = total([*(report.demand_s for report in reports), tuple(held)])
+        needed = replicas_needed(due)
+        return {
+            "workers": len(reports),
+            "replicas_needed": round(needed, 4),
+            "workers_needed": math.ceil(needed / option.replicas),
+            "device_s": {f"{bound:g}": round(s, 4) for bound, s in zip(DUE_S, due, strict=True)},
+        }
+
+    def _held(self, now: float) -> dict[str, tuple[float, ...]]:
+        work: dict[str, list[tuple[float, float]]] = {}
+        for windows in self._batcher.windows():
+            for members in windows.groups():
+                sample = [m.profile for _, m in zip(range(SAMPLED_MAX), members, strict=False)]
+                option = self._cheapest(sample[0])
+                if option is None:
+                    continue
+                each = len(members) / len(sample)
+                found = work.setdefault(option.pool, [])
+                found += [(device_s(p, option) * each, p.deadline) for p in sample]
+        return {pool: demand(found, now) for pool, found in work.items()}
+
+    def _cheapest(self, profile: Profile) -> Option | None:
+        serving = self._situation.options.by_model.get(profile.model, ())
+        able = [option for option in serving if refusal(profile, option) is None]
+        return min(able, key=lambda o: (device_s(profile, o) * o.usd_per_s, o.pool), default=None)

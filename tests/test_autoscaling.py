@@ -1,0 +1,142 @@
+"""The autoscaling signal: what unfinished work needs to be in time."""
+
+from dataclasses import replace
+from zlib import crc32
+
+import orjson
+import pytest
+from memory_log import MemoryLog
+from prometheus_client.parser import text_string_to_metric_families
+from stream_cases import START, Yard, heartbeat, make_profile, request
+from worker_cases import POOL, ScriptedBackend, make_worker, place
+
+from policies.autoscaling import demand, device_s, replicas_needed, total
+from policies.groups import group_of
+from streams import Outgoing
+from streams.autoscaling import AutoscalingSignal
+from streams.batcher import Batcher
+from topics import headers as h
+from topics.status import DUE_S
+
+
+def test_work_is_told_apart_by_when_it_is_due() -> None:
+    work = [(1.0, START + 0.5), (2.0, START + 4), (3.0, START + 5), (4.0, START + 1e9), (5.0, 0.0)]
+    found = demand(work, START)
+    assert found == (6.0, 5.0, 0, 0, 0, 0, 0, 0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("due", "needed"),
+    [
+        ((), 0.0),
+        ((0.5,), 0.5),
+        ((3.0,), 3.0),
+        ((0, 10.0), 2.0),  # 10 s of work due in 5 s
+        ((1.0, 14.0), 3.0),
+        ((0, 0, 0, 0, 300.0), 1.0),
+        ((0, 0, 0, 0, 0, 0, 0, 0, 86_400.0), 1.0),
+    ],
+)
+def test_the_tightest_deadline_says_how_many_replicas(
+    due: tuple[float, ...], needed: float
+) -> None:
+    padded = (*due, *[0.0] * (len(DUE_S) - len(due)))
+    assert replicas_needed(padded) == pytest.approx(needed)
+
+
+def test_the_same_work_weighs_more_when_it_is_due_sooner() -> None:
+    needed = [replicas_needed(demand([(30.0, START + s)], START)) for s in (1, 15, 300, 80_000)]
+    assert needed == sorted(needed, reverse=True)
+    assert len(set(needed)) == 4
+
+
+def test_demands_of_another_version_count_as_due_last() -> None:
+    one = demand([(1.0, START + 4)], START)
+    assert total([one, one, (7.0, 1.0)]) == (0, 2.0, 0, 0, 0, 0, 0, 0, 8.0)
+
+
+async def test_a_worker_tells_of_what_it_has_taken() -> None:
+    yard = Yard()
+    for n in range(6):
+        place(yard, f"c{n}")
+    worker = make_worker(yard, ScriptedBackend())
+    transactor = await yard.run(worker, MemoryLog(yard.cluster, "a"))
+    await transactor.step()
+    option = yard.options.by_pool[POOL][0]
+    each = device_s(make_profile(yard.policy, id="c0"), option)
+    found = list(worker.unfinished())
+    # Four run and two wait.
+    assert found == [(pytest.approx(each), START + 120.0)] * 6
+
+
+def batcher_of(yard: Yard) -> Batcher:
+    return Batcher(
+        yard.situation(),
+        yard.scribe(),
+        yard.clock,
+        yard.telemetry,
+        yard.cancellations,
+        held_records_max=1000,
+        held_payload_bytes_max=1_000_000,
+    )
+
+
+async def test_a_router_sums_heartbeats_and_what_it_holds() -> None:
+    yard = Yard(live=[])
+    batcher = batcher_of(yard)
+    transactor = await yard.run(batcher, MemoryLog(yard.cluster, "b"))
+    situation = yard.situation()
+    signal = AutoscalingSignal(situation, batcher, yard.clock)
+    assert {pool: each["workers_needed"] for pool, each in signal.pools().items()} == {
+        "premium-eu": 0,
+        "premium-us": 0,
+        "boards-us": 0,
+    }
+    report = heartbeat(yard.options, POOL, START, demand_s=demand([(12.0, START + 4)], START))
+    situation.view.report(report)
+    situation.view.report(replace(report, instance="worker-2"))
+    told = signal.pools()[POOL]
+    assert (told["workers"], told["replicas_needed"], told["workers_needed"]) == (2, 4.8, 5)
+    assert told["device_s"]["5"] == 24.0
+    hold(yard, 300)
+    for _ in range(4):
+        await transactor.step()
+    held = signal.pools()
+    # It goes to the cheapest pool that may serve it, though that has no worker yet.
+    assert held["boards-us"]["workers"] == 0
+    assert held["boards-us"]["workers_needed"] == 1
+    option = yard.options.by_pool["boards-us"][0]
+    each = device_s(make_profile(yard.policy, id="s", task="summarization"), option)
+    assert sum(held["boards-us"]["device_s"].values()) == pytest.approx(300 * each, rel=0.01)
+
+
+def hold(yard: Yard, count: int) -> None:
+    """Put requests on the hold, as a router does."""
+    for n in range(count):
+        fields = {"id": f"s{n}", "task": "summarization"}
+        profile = make_profile(yard.policy, **fields)
+        group = group_of(profile, yard.policy.windows.length_buckets_tokens)
+        headers = h.encoded(profile=profile)
+        headers |= {h.GROUP: group.encode(), h.HELD_AT: repr(START).encode()}
+        yard.cluster.publish(
+            Outgoing(
+                yard.catalogue.held,
+                profile.id.encode(),
+                orjson.dumps(request(**fields)),
+                list(headers.items()),
+                crc32(group.encode()) % 4,
+            )
+        )
+
+
+async def test_metrics_are_in_the_format_of_prometheus() -> None:
+    yard = Yard()
+    signal = AutoscalingSignal(yard.situation(), batcher_of(yard), yard.clock)
+    families = {f.name: f for f in text_string_to_metric_families(signal.page().decode())}
+    assert families.keys() == {
+        "shunter_pool_replicas_needed",
+        "shunter_pool_workers",
+        "shunter_pool_backlog_device_seconds",
+    }
+    backlog = families["shunter_pool_backlog_device_seconds"].samples
+    assert len(backlog) == len(yard.options.by_pool) * len(DUE_S)

