@@ -14,6 +14,7 @@ from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
 from policies.recorded import Inputs, decide_again, inputs_of
 from policies.release import find_target
+from policies.review import review
 from policies.risk import decided_tags
 from policies.second_chance import allow_again
 from policies.situation import Situation, situation
@@ -54,6 +55,7 @@ __all__ = [
     "operation_of",
     "parse_fleet",
     "parse_policy",
+    "review",
     "share_out",
     "situation",
     "tag",

@@ -19,7 +19,7 @@ from policies.iteration import (
     Run,
     VariantLimits,
 )
-from policies.roofline import MEMORY_UTILIZATION
+from policies.roofline import MEMORY_UTILIZATION, TYPICAL_CONTEXT_TOKENS
 
 __all__ = [
     "Accelerator",
@@ -31,6 +31,10 @@ __all__ = [
     "Refused",
     "VariantLimits",
 ]
+
+
+# Prompt tokens that one iteration computes beside the decodes (vLLM's default on large GPUs).
+PREFILL_CHUNK_TOKENS = 2048
 
 
 class Accelerator:
@@ -56,7 +60,10 @@ class Accelerator:
     """
 
     def __init__(
-        self, variants: Mapping[str, VariantLimits], *, prefill_chunk_tokens: int = 2048
+        self,
+        variants: Mapping[str, VariantLimits],
+        *,
+        prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
     ) -> None:
         rooflines = [limits.roofline for limits in variants.values()]
         if len({roofline.memory_bytes for roofline in rooflines}) != 1:
@@ -179,6 +186,56 @@ class Accelerator:
     def queued_of(self, variant: str) -> int:
         """Jobs of one variant that wait for admission."""
         return len(self._lane_of[variant].queue)
+
+    def jobs_of(self, variant: str) -> int:
+        """Jobs of one variant, running or waiting."""
+        lane = self._lane_of[variant]
+        return lane.running + len(lane.queue)
+
+    def max_batch_of(self, variant: str) -> int:
+        """Return how many sequences of a variant may run together."""
+        return self._lane_of[variant].max_batch
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job runs or waits."""
+        return not self._jobs
+
+    def round_s(self, joining: str | None = None, context_tokens: int = 0) -> float:
+        """Seconds of one decode iteration of each variant with work: variants take turns.
+
+        Jobs that wait or are in prefill count as if they decoded already.
+
+        Args:
+            joining: a variant that gets one more sequence.
+            context_tokens: of that sequence.
+        """
+        total_s = 0.0
+        joined = self._lane_of[joining] if joining is not None else None
+        for lane in self._lanes:
+            soon = len(lane.prefilling) + len(lane.queue)
+            tokens = lane.context_tokens + soon * TYPICAL_CONTEXT_TOKENS
+            if lane is joined:
+                soon += 1
+                tokens += context_tokens
+            sequences = min(lane.max_batch, len(lane.decoding) + soon)
+            if sequences:
+                total_s += lane.roofline.step_s(sequences, tokens)
+        return total_s
+
+    def has_room(self, variant: str, tokens: int) -> bool:
+        """Tell whether a job of ``tokens``, input and output, would be admitted at once."""
+        lane = self._lane_of[variant]
+        if lane.running + len(lane.queue) >= lane.max_batch:
+            return False
+        waiting_bytes = sum(state.kv_bytes for each in self._lanes for _, state in each.queue)
+        needed_bytes = tokens * lane.roofline.kv_bytes_per_token
+        return self._kv_used_bytes() + waiting_bytes + needed_bytes <= self._kv_capacity_bytes
+
+    @property
+    def decoded(self) -> tuple[int, int]:
+        """Decode steps so far, and the tokens that they yielded."""
+        return sum(lane.steps for lane in self._lanes), sum(lane.tokens for lane in self._lanes)
 
     @property
     def kv_tokens_used(self) -> int:

@@ -140,6 +140,7 @@ class Lane:
     prefilling: list[JobState] = field(default_factory=list)  # sorted by key
     decoding: list[tuple[int, int, JobState]] = field(default_factory=list)  # heap by finish step
     steps: int = 0
+    tokens: int = 0  # decoded in those steps
     context_tokens: int = 0  # of the decoding sequences, together
     reserved_tokens: int = 0  # of all admitted jobs
     sequence_s: float = 0.0  # device time of a sequence that has decoded all the while
@@ -195,6 +196,7 @@ class Lane:
     def decode(self, steps: int, sequence_s: float) -> None:
         """Let each decoding sequence go on by `steps` tokens for `sequence_s` of device time."""
         self.steps += steps
+        self.tokens += steps * len(self.decoding)
         self.context_tokens += steps * len(self.decoding)
         self.sequence_s += sequence_s
 

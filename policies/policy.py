@@ -17,7 +17,15 @@ from policies.declaration import Declaration, digest, parse_declaration
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
-_TIMES = ("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s", "margin_s")
+_TIMES = (
+    "ttft_ms",
+    "tpot_ms",
+    "deadline_s",
+    "window_s",
+    "longest_wait_s",
+    "margin_s",
+    "room_wait_s",
+)
 _RATES = ("prior_rate_per_s", "rate_per_s")
 
 
@@ -83,6 +91,10 @@ class Windows(Declaration):
     """Most members of a batch, whatever the device could take."""
     margin_s: Annotated[float, Field(ge=0)] = 1.0
     """Time left over when a batch is released by slack: transport and the estimate's error."""
+    room_wait_s: Annotated[float, Field(ge=0)] = 0.0
+    """Longest wait for room beside work that runs already, where a batch that is ready would wake
+    a device for itself. It ends earlier where what waits could be late. 0: as many go at once as
+    the device takes."""
     length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
     """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
     prior_rate_per_s: PositiveFloat = 0.5

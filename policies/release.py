@@ -4,13 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policies.constraints import refusal
-from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
+from policies.estimate import (
+    Estimate,
+    batch_limit,
+    candidate,
+    chance,
+    estimate,
+    expected_cost_usd,
+    room,
+)
 from policies.options import Option
 from policies.policy import Policy
 from policies.situation import Situation
 from policies.windows import Member, Target
 from topics import Profile
 from topics.placement import Path
+
+# Fewer than these, or than a quarter of a replica's places, are no batch: better to wait for more
+# room.
+ROOM_MIN = 8
 
 
 def find_target(members: Sequence[Member], situation: Situation, now: float) -> Target | None:
@@ -50,9 +62,16 @@ def _targets(
         # What goes direct goes alone; its companions of the moment are not a batch.
         members_max = situation.policy.windows.members_max if path == "batch" else 1
         limit = batch_limit(longest, option, members_max)
+        is_crowded = False
+        # What may not wait for room takes what the device has.
+        if path == "batch" and situation.policy.windows.room_wait_s > 0:
+            free = room(option, situation.view.load(option.pool))
+            is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
+            limit = limit if is_crowded else min(limit, free)
         ask = _Ask(option, situation, min(limit, len(members)))
         if limit_usd is None or all(ask.price_usd(m.profile) <= limit_usd for m in members):
-            targets.append(_target(members, ask, slowest, path, limit, now))
+            target = _target(members, ask, slowest, path, limit, now)
+            targets.append(replace(target, is_crowded=is_crowded))
     return targets
 
 

@@ -6,12 +6,11 @@ from statistics import fmean
 from typing import Literal
 
 from policies.options import Option, Options
+from policies.roofline import TYPICAL_CONTEXT_TOKENS
 from topics import PoolStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
-# Context of a running sequence where a heartbeat doesn't tell; the mean of the open trace.
-TYPICAL_CONTEXT_TOKENS = 1700
 
 
 @dataclass(slots=True)
@@ -36,6 +35,11 @@ class PoolLoad:
         if not self.workers:
             return "pool_unavailable"
         return "circuit_open" if variant in self.failing else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits in the pool."""
+        return not any(self.running_by_variant.values())
 
 
 _NOBODY = PoolLoad()
@@ -120,7 +124,7 @@ class FleetView:
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:
         return sum(
-            step_s(option, load, load.running_by_variant.get(option.variant, 0))
+            running_step_s(option, load, load.running_by_variant.get(option.variant, 0))
             for option in self._options.by_pool[pool]
         )
 
@@ -130,7 +134,7 @@ def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:
     return frozenset(set.intersection(*broken)) if broken else frozenset()
 
 
-def step_s(
+def running_step_s(
     option: Option, load: PoolLoad, sequences: int, context_tokens: int = TYPICAL_CONTEXT_TOKENS
 ) -> float:
     """Return one decode step of the variant with its sequences spread over all replicas."""

@@ -34,6 +34,8 @@ class Target:
     estimate: Estimate
     chance: float
     candidates: tuple[Candidate, ...]
+    is_crowded: bool = False
+    """Nothing fits beside what runs there: to go now would wake a replica, or wait for a place."""
 
     def promise(self, profile: Profile, now: float) -> Envelope:
         """Return the envelope promised to one member, latencies from its ``created_at``."""
@@ -97,10 +99,12 @@ class Windows:
         members_max: int,
         margin_s: float,
         retry_s: float = 0.25,
+        room_wait_s: float = 0.0,
         share_of: ShareOf = _equal_share,
     ) -> None:
         self._members_max = members_max
         self._margin_s = margin_s
+        self._room_wait_s = room_wait_s
         self._retry_s = retry_s
         self._share_of = share_of
         self._windows: dict[str, _Window] = {}
@@ -194,6 +198,9 @@ class Windows:
                 return
             batch, is_full = self._fill(head, target)
             last_start = self._last_start(head, target)
+            if target.is_crowded and self._may_wait(head, len(waiting) / len(batch), target, now):
+                window.due_at = now + self._retry_s
+                return
             window_end = min(m.held_at + m.profile.window_s for m in head)
             reason = _reason(head[0], now, last_start, window_end, is_full=is_full)
             if reason is None:
@@ -217,6 +224,14 @@ class Windows:
     def _last_start(self, members: Iterable[Member], target: Target) -> float:
         earliest = min(m.profile.deadline for m in members)
         return earliest - target.estimate.finish_s - self._margin_s
+
+    def _may_wait(self, head: Sequence[Member], batches: float, target: Target, now: float) -> bool:
+        """Tell whether all that waits would be in time, one batch after another from now on."""
+        first = head[0]
+        if not first.profile.batchable or now >= first.held_at + self._room_wait_s:
+            return False
+        earliest = min(m.profile.deadline for m in head)
+        return now + batches * target.estimate.finish_s + self._margin_s < earliest
 
     def _due_at(self, window: _Window, member: Member) -> float:
         target = window.target

@@ -112,6 +112,7 @@ class Batcher:
             Windows(
                 members_max=limits.members_max,
                 margin_s=limits.margin_s,
+                room_wait_s=limits.room_wait_s,
                 share_of=lambda tenant: self._situation.policy.limits_of(tenant).share,
             ),
             Payloads(partition, self._room),

@@ -141,8 +141,8 @@ async def test_replicas_run_side_by_side(start: Start) -> None:
 async def test_members_of_a_batch_share_a_replica(start: Start) -> None:
     backend = await start(replace(OPTION, replicas=2))
 
-    async def device_s(batch_of: Callable[[int], str]) -> float:
-        calls = [sized(f"m{n}", 500, 100, "batch") for n in range(4)]
+    async def device_s(batch_of: Callable[[int], str], count: int = 4) -> float:
+        calls = [sized(f"m{n}", 500, 100, "batch") for n in range(count)]
         members = [
             replace(call, placement=replace(call.placement, batch_id=batch_of(n)))
             for n, call in enumerate(calls)
@@ -150,9 +150,10 @@ async def test_members_of_a_batch_share_a_replica(start: Start) -> None:
         outcomes = await soon(asyncio.gather(*run(backend, *members)), "the batch")
         return sum(outcome.device_s for outcome in outcomes)
 
-    # A step streams the weights once, however many share it.
+    # They fill a replica; so four batches of one would, as work gathers; two batches need two.
     together = await device_s(lambda _: "one")
-    assert together < 0.6 * await device_s(lambda n: f"each-{n}")
+    assert together == pytest.approx(await device_s(lambda n: f"each-{n}"), rel=0.05)
+    assert together < 0.6 * await device_s(lambda n: "full" if n < 4 else "other", count=8)
 
 
 async def test_what_never_fits_is_refused_for_another_pool_and_harms_nobody(start: Start) -> None:
@@ -190,12 +191,15 @@ async def test_the_load_is_what_runs_what_waits_and_what_is_still_to_prefill(
     assert (status.running, status.queued, status.speed) == (0, 0, 1.0)
     tasks = run(backend, *(sized(f"c{n}", 1000, 400) for n in range(6)))
     await asyncio.sleep(0)
-    one_s = OPTION.roofline.prefill_s(1000) / OPTION.time_scale
-    assert backend.load().backlog_s == pytest.approx(6 * one_s)
-    await until(lambda: backend.load().backlog_s < 2.5 * one_s, "four prefills")
+    # Short prompts are computed together, up to the size of a chunk.
+    full_s = OPTION.roofline.prefill_s(2048)
+    six_s = (2 * full_s + OPTION.roofline.prefill_s(6000 - 2 * 2048)) / OPTION.time_scale
+    two_s = OPTION.roofline.prefill_s(2000) / OPTION.time_scale
+    assert backend.load().backlog_s == pytest.approx(six_s)
+    await until(lambda: backend.load().backlog_s < 1.1 * two_s, "four prefills")
     status = backend.load().variants[OPTION.variant]
     assert (status.running, status.queued) == (4, 2)
-    assert backend.load().backlog_s == pytest.approx(2 * one_s)
+    assert backend.load().backlog_s == pytest.approx(two_s)
     await soon(asyncio.gather(*tasks), "all")
     load = backend.load()
     assert load.backlog_s == 0.0

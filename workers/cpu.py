@@ -8,11 +8,11 @@ from typing import Any
 from policies import Option
 from policies.accelerator import Job
 from policies.fleet import CPUBackend as Declared
+from policies.pace import Pace
 from streams import Clock
 from topics import Response, Usage, VariantStatus
 from workers.backend import Call, CallError, Load, Outcome
 from workers.cpu_models import Classifier, Embedder, TooLongError
-from workers.pace import Pace
 
 INPUTS_MAX = 2048
 ENCODINGS = ("float", "base64")

@@ -13,6 +13,7 @@ import orjson
 from policies import Option
 from policies.accelerator import Job
 from policies.fleet import OpenAIBackend as Declared
+from policies.pace import NEWEST, Pace
 from streams import Clock
 from topics import Response, VariantStatus
 from topics.codec import JSON_DEPTH_MAX
@@ -21,7 +22,6 @@ from workers.device_share import DeviceShare
 from workers.openai_answer import Assembled, bad_answer, usage_of
 from workers.openai_errors import classify
 from workers.openai_server import OpenAIServer, read_body
-from workers.pace import NEWEST, Pace
 from workers.server_metrics import ServerMetrics
 from workers.sse import read_events
 

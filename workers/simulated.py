@@ -5,12 +5,13 @@ import itertools
 from collections.abc import Sequence
 
 from policies import Option
-from policies.accelerator import Accelerator, Completion, FirstToken, Job, Refused, VariantLimits
+from policies.accelerator import Completion, Job, Refused, VariantLimits
+from policies.pace import Pace
+from policies.replica import Ask, Replica, choose_replica
 from streams import Clock
 from topics import Response, Usage, VariantStatus
 from workers.answers import body, output_tokens
 from workers.backend import Call, CallError, Load, Outcome
-from workers.pace import Pace
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
@@ -27,14 +28,13 @@ class SimulatedBackend:
     def __init__(self, options: Sequence[Option], clock: Clock) -> None:
         limits = {o.variant: VariantLimits(o.roofline, o.max_batch) for o in options}
         self._options = {o.variant: o for o in options}
-        self._replicas = [Accelerator(limits) for _ in range(options[0].replicas)]
+        self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
         self._time_scale = options[0].time_scale
         self._clock = clock
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
-        self._queued_s: dict[str, float] = {}
         self._names = itertools.count()
-        self._batches: dict[str, Accelerator] = {}
+        self._batches: dict[str, Replica] = {}
         self._changed = asyncio.Event()
         self._pace = Pace()
         self._driver: asyncio.Task[None] | None = None
@@ -56,30 +56,28 @@ class SimulatedBackend:
             future.cancel()
 
     async def execute(self, call: Call) -> Outcome:
-        """Run a request on the least loaded replica; members of a batch on the same one."""
+        """Run a request on the replica that suits it best; members of a batch on the same one."""
         if self._driver is None or self._driver.done():
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
         tokens = output_tokens(call.request, profile)
         # Not the request's id: the same one may run again while its cancelled run still ends.
         name = str(next(self._names))
-        replica = self._replica_for(call.placement.batch_id)
         # A client may hint that there are none; the model computes one at least.
         input_tokens = max(1, profile.input_tokens)
+        replica = self._replica_for(call, input_tokens)
         job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
         future = self._waiting[name] = self._loop.create_future()
-        prefill_s = self._options[variant].roofline.prefill_s(profile.input_tokens)
-        self._queued_s[name] = prefill_s
-        sequences = 1 + replica.running_of(variant) + replica.queued_of(variant)
-        replica.submit(job, self._model_now())
+        accelerator = replica.accelerator
+        sequences = 1 + accelerator.running_of(variant) + accelerator.queued_of(variant)
+        replica.submit(job, self._in_model(profile.tpot_s), self._model_now())
         self._changed.set()
         try:
             done = await future
         finally:
             self._waiting.pop(name, None)
-            self._queued_s.pop(name, None)
             if future.cancelled():
-                replica.cancel(name, self._model_now())
+                accelerator.cancel(name, self._model_now())
                 # What waited for its place is due sooner than the driver thinks.
                 self._changed.set()
         self._pace.learn(self._options[variant], job, sequences, done.device_s)
@@ -98,28 +96,44 @@ class SimulatedBackend:
     async def probe(self, variant: str) -> None:
         """Answer at once: what is simulated never fails of itself."""
 
-    def _replica_for(self, batch_id: str | None) -> Accelerator:
+    def _replica_for(self, call: Call, input_tokens: int) -> Replica:
         """Return where to run: a batch is sized for one device, and spread out it costs more."""
+        profile, batch_id = call.profile, call.placement.batch_id
         chosen = None if batch_id is None else self._batches.get(batch_id)
         if chosen is None:
-            chosen = min(self._replicas, key=lambda r: r.running + r.queued)
+            left_s = None
+            if profile.ttft_s is not None:
+                left_s = profile.created_at + profile.ttft_s - self._clock.now()
+            ask = Ask(
+                variant=call.placement.model_variant,
+                input_tokens=input_tokens,
+                output_tokens=profile.output_tokens,
+                ttft_left_s=self._in_model(left_s),
+                tpot_s=self._in_model(profile.tpot_s),
+            )
+            chosen = self._replicas[choose_replica(self._replicas, ask, self._model_now())]
             if batch_id is not None:
                 self._batches[batch_id] = chosen
                 if len(self._batches) > BATCHES_MAX:
                     del self._batches[next(iter(self._batches))]
         return chosen
 
+    def _in_model(self, wall_s: float | None) -> float | None:
+        return None if wall_s is None else wall_s * self._time_scale
+
     def load(self) -> Load:
         """Return running and queued jobs, and the prefills that have not begun."""
         variants = {
             variant: VariantStatus(
-                running=sum(r.running_of(variant) for r in self._replicas),
-                queued=sum(r.queued_of(variant) for r in self._replicas),
+                running=sum(r.accelerator.running_of(variant) for r in self._replicas),
+                queued=sum(r.accelerator.queued_of(variant) for r in self._replicas),
                 speed=self._pace.speed(variant),
             )
             for variant in self._options
         }
-        backlog_s = sum(self._queued_s.values()) / len(self._replicas) / self._time_scale
+        backlog_s = (
+            sum(r.backlog_s for r in self._replicas) / len(self._replicas) / self._time_scale
+        )
         return Load(backlog_s, variants)
 
     def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
@@ -137,7 +151,9 @@ class SimulatedBackend:
             for replica in self._replicas:
                 for event in replica.advance(now):
                     self._tell(event)
-            upcoming = [at for r in self._replicas if (at := r.next_event_at()) is not None]
+            upcoming = [
+                at for r in self._replicas if (at := r.accelerator.next_event_at()) is not None
+            ]
             wait_s = SLEEP_S_MAX
             if upcoming:
                 wait_s = max(0.0, (min(upcoming) - self._model_now()) / self._time_scale)
@@ -149,9 +165,6 @@ class SimulatedBackend:
                 continue
 
     def _tell(self, event: object) -> None:
-        if isinstance(event, FirstToken):
-            self._queued_s.pop(event.id, None)
-            return
         future = self._waiting.get(event.id) if isinstance(event, Completion | Refused) else None
         if future is None or future.done():
             return

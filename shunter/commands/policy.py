@@ -2,10 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.markup import escape
 
 from policies import (
     Decision,
@@ -15,10 +16,12 @@ from policies import (
     decide,
     decided_tags,
     idle_view,
+    review,
     situation,
     tag,
 )
 from policies.situation import Situation
+from shunter.commands.policy_backtest import backtest
 from shunter.console import AsJson, FleetFile, PolicyFile, UserError, out, settings_from
 from shunter.story import story
 from streams.declarations import load_fleet, load_policy
@@ -33,29 +36,36 @@ _STEPS: dict[str, Step] = {
     "expire": "expired",
 }
 
-policy = typer.Typer(name="policy", help="Check fleet and policy; explain a decision.")
+policy = typer.Typer(name="policy", help="Check fleet and policy; explain a decision; backtest.")
+policy.command()(backtest)
 
 
 @policy.command()
 def check(fleet: FleetFile = None, policy: PolicyFile = None, as_json: AsJson = False) -> None:
     """Validate the fleet and the policy; each problem names file, field and value.
 
+    Warnings tell of what is valid and can't work: a model that no pool serves, a class that no pool
+    serves within its SLO, a region without a second pool for a model.
+
     Example: shunter policy check --fleet fleet.yaml --policy policy.yaml
     """
     settings = settings_from(fleet=fleet, policy=policy)
     checked_fleet, checked_policy = load_fleet(settings.fleet), load_policy(settings.policy)
     options = compile_options(checked_fleet)
-    report = {
+    report: dict[str, Any] = {
         "fleet_version": checked_fleet.version,
         "policy_version": checked_policy.version,
         "pools": len(checked_fleet.pools),
         "options": sum(map(len, options.by_pool.values())),
         "models_served": sorted(options.by_model),
         "classes": sorted(checked_policy.classes),
+        "warnings": review(checked_fleet, options, checked_policy),
     }
     if as_json:
         typer.echo(orjson.dumps(report).decode())
         return
+    for warning in report.pop("warnings"):
+        out.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     for name, value in report.items():
         shown = ", ".join(value) if isinstance(value, list) else value
         out.print(f"[bold]{name.replace('_', ' ')}[/]: {shown}", highlight=False)

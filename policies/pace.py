@@ -1,7 +1,7 @@
 """The speed of a pool as measured: predicted over actual device time, per variant."""
 
-from policies import Option
-from policies.accelerator import Job
+from policies.iteration import Job
+from policies.options import Option
 
 # Weight of the newest execution: the last fifty or so count.
 NEWEST = 0.04

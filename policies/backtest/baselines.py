@@ -1,0 +1,169 @@
+"""Baselines: simple ways to choose a pool, under the same hard constraints as every policy.
+
+Each of them names a pool; which of its replicas serves is chosen by the pool, as for any request.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from policies.backtest.route import End, FixedDelay, Send
+from policies.constraints import refusal
+from policies.estimate import estimate
+from policies.options import Option, Options
+from policies.policy import Policy
+from policies.roofline import TYPICAL_CONTEXT_TOKENS
+from policies.view import FleetView, PoolLoad
+from topics import PoolStatus, Profile
+
+PREMIUM = "premium_gpu"
+# What fixed-delay batching waits for company, unless the class's own window is shorter.
+DELAY_S = 5.0
+BLIND_SEQUENCES = 16
+
+Choose = Callable[[Profile, Sequence[Option], FleetView], Option]
+
+
+class Baseline:
+    """Chooses among the options that a request's constraints leave, by one rule."""
+
+    def __init__(
+        self, options: Options, policy: Policy, choose: Choose, *, is_batching: bool = False
+    ) -> None:
+        self._options = options
+        self._policy = policy
+        self._choose = choose
+        self._view = FleetView(options)
+        self._delayed = FixedDelay(DELAY_S, policy.windows.members_max) if is_batching else None
+
+    def hear(self, status: PoolStatus, now: float) -> None:
+        """Take a heartbeat in."""
+        self._view.report(status)
+
+    def arrive(self, profile: Profile, now: float) -> Send | End | None:
+        """Send the request to the option that the rule names, or let it wait for a batch."""
+        able = [o for o in self._options.by_model.get(profile.model, ()) if _may(profile, o)]
+        if not able:
+            return End(profile, "no_pool")
+        live = [o for o in able if self._view.load(o.pool).workers] or able
+        option = self._choose(profile, live, self._view)
+        self._view.add_sent(option, option.roofline.prefill_s(profile.input_tokens))
+        if self._delayed and profile.batchable and "batch" in option.lanes:
+            self._delayed.add(profile, option, now)
+            return None
+        return Send(profile, option, "direct" if "direct" in option.lanes else "batch")
+
+    def due_at(self) -> float:
+        """Return when a batch is due."""
+        return self._delayed.due_at() if self._delayed else float("inf")
+
+    def release(self, now: float) -> Iterator[Send]:
+        """Yield the members of batches that are due."""
+        if self._delayed:
+            yield from self._delayed.release(now)
+
+
+def _may(profile: Profile, option: Option) -> bool:
+    if refusal(profile, option) is not None:
+        return False
+    return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
+
+
+def least_loaded(_: Profile, able: Sequence[Option], view: FleetView) -> Option:
+    """Return the option whose pool has the fewest requests per replica."""
+
+    def load(option: Option) -> tuple[float, str, str]:
+        running = sum(view.load(option.pool).running_by_variant.values())
+        return (running / option.replicas, option.pool, option.variant)
+
+    return min(able, key=load)
+
+
+def all_premium(profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
+    """Return the least loaded premium option; any other only where no premium may serve."""
+    premium = [option for option in able if option.kind == PREMIUM]
+    return least_loaded(profile, premium or able, view)
+
+
+class RoundRobin:
+    """Each eligible option in turn, by model."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, int] = {}
+
+    def __call__(self, profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
+        """Return the next."""
+        turn = self._turns.get(profile.model, 0)
+        self._turns[profile.model] = turn + 1
+        return able[turn % len(able)]
+
+
+def fastest(profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
+    """Return the option with the earliest expected finish."""
+
+    def finish(option: Option) -> tuple[float, str, str]:
+        load = view.load(option.pool)
+        found = estimate(profile, option, load, transport_s=0.0)
+        return (found.finish_s, option.pool, option.variant)
+
+    return min(able, key=finish)
+
+
+def cheapest_blind(profile: Profile, able: Sequence[Option], _: FleetView) -> Option:
+    """Return the option that is cheapest at a usual batch and meets the SLO when idle.
+
+    Load plays no part; where none meets the SLO, the fastest when idle serves.
+    """
+
+    def device_s(option: Option) -> float:
+        roofline = option.roofline
+        context_tokens = profile.input_tokens + profile.output_tokens // 2
+        sequences = min(BLIND_SEQUENCES, option.max_batch)
+        step_s = roofline.step_s(sequences, sequences * context_tokens) / sequences
+        return roofline.prefill_s(profile.input_tokens) + profile.output_tokens * step_s
+
+    def price(option: Option) -> tuple[float, str, str]:
+        return (device_s(option) * option.usd_per_s, option.pool, option.variant)
+
+    in_time = [option for option in able if _meets_idle(profile, option)]
+    if not in_time:
+        return fastest(profile, able, _NO_LOAD)
+    return min(in_time, key=price)
+
+
+def _meets_idle(profile: Profile, option: Option) -> bool:
+    found = estimate(profile, option, PoolLoad(workers=1), transport_s=0.0)
+    if profile.ttft_s is not None and found.ttft_s > profile.ttft_s:
+        return False
+    usual = min(BLIND_SEQUENCES, option.max_batch)
+    step_s = option.roofline.step_s(usual, usual * TYPICAL_CONTEXT_TOKENS)
+    return profile.tpot_s is None or step_s <= profile.tpot_s
+
+
+class StaticRules:
+    """A class goes to a kind of hardware, by a table; what may wait is batched by a fixed delay."""
+
+    def __init__(self) -> None:
+        self._turns = RoundRobin()
+
+    def __call__(self, profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
+        """Return the next pool of the kind that the table names, else of any."""
+        kinds: tuple[str, ...] = (PREMIUM,)
+        if profile.operation == "embeddings":
+            kinds = ("cpu",)
+        elif profile.batchable:
+            kinds = ("lpddr_board", "cpu")
+        named = [option for option in able if option.kind in kinds]
+        return self._turns(profile, named or able, view)
+
+
+_NO_LOAD = FleetView(Options("", {}, {}, frozenset()))
+
+BASELINES: dict[str, Callable[[Options, Policy], Baseline]] = {
+    "all_premium": lambda options, policy: Baseline(options, policy, all_premium),
+    "round_robin": lambda options, policy: Baseline(options, policy, RoundRobin()),
+    "least_loaded": lambda options, policy: Baseline(options, policy, least_loaded),
+    "lowest_latency": lambda options, policy: Baseline(options, policy, fastest),
+    "cheapest_blind": lambda options, policy: Baseline(options, policy, cheapest_blind),
+    "static_rules": lambda options, policy: Baseline(
+        options, policy, StaticRules(), is_batching=True
+    ),
+}

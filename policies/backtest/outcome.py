@@ -1,0 +1,73 @@
+"""What became of each request of a backtest."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from topics import Profile
+from topics.placement import Path
+
+Status = Literal["completed", "failed", "expired", "rejected"]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One request, with the hardware of its last try. Times are seconds since the trace's start.
+
+    ``cost_usd`` is its share of busy device time, earlier tries included. ``promised_chance`` is
+    the chance of meeting its SLO as last stated when it was sent to a pool.
+    """
+
+    row: int
+    profile: Profile
+    input_tokens: int
+    output_tokens: int
+    status: Status | None = None
+    reason: str = ""
+    pool: str = ""
+    device: int | None = None
+    variant: str = ""
+    precision: str = ""
+    path: Path | None = None
+    batch_id: str | None = None
+    dispatched_s: float | None = None
+    started_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    cost_usd: float = 0.0
+    tries: int = 0
+    promised_chance: float | None = None
+    promised_finish_s: float | None = None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From arrival to the first token."""
+        if self.first_token_s is None:
+            return None
+        return self.first_token_s - self.profile.created_at
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Per output token after the first."""
+        if self.finished_s is None or self.first_token_s is None or self.output_tokens < 2:
+            return None
+        return (self.finished_s - self.first_token_s) / (self.output_tokens - 1)
+
+    @property
+    def met_deadline(self) -> bool:
+        """Whether it was answered by its deadline."""
+        at = self.finished_s
+        return self.status == "completed" and at is not None and at <= self.profile.deadline
+
+    @property
+    def attained(self) -> bool:
+        """Whether it was answered within deadline, TTFT and TPOT."""
+        profile = self.profile
+        return (
+            self.met_deadline
+            and _within(self.ttft_s, profile.ttft_s)
+            and _within(self.tpot_s, profile.tpot_s)
+        )
+
+
+def _within(seconds: float | None, limit_s: float | None) -> bool:
+    return seconds is None or limit_s is None or seconds <= limit_s

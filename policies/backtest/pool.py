@@ -1,0 +1,193 @@
+"""A pool of the modelled fleet: its replicas, driven by calls, as a worker's simulated backend."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+from policies.accelerator import VariantLimits
+from policies.backtest.outcome import Outcome
+from policies.backtest.reality import Reality
+from policies.iteration import Cancelled, Completion, FirstToken, Job
+from policies.options import Option
+from policies.pace import Pace
+from policies.replica import Ask, Replica, choose_replica
+from policies.roofline import Roofline
+from topics import PoolStatus, VariantStatus
+
+HEARTBEAT_S = 1.0
+# Batches whose replica is remembered, as in the simulated backend.
+BATCHES_MAX = 4096
+
+Draw = Callable[[], float]
+"""A uniform random number in [0, 1)."""
+
+
+@dataclass(eq=False, slots=True)
+class Try:
+    """One request on its way to, or at, a pool. ``sequences`` share its steps as it begins."""
+
+    outcome: Outcome
+    option: Option
+    path: str
+    batch_id: str | None
+    fails: bool = False
+    replica: int = 0
+    sequences: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A try is over. ``reason`` says why it failed; None: it completed."""
+
+    attempt: Try
+    at: float
+    reason: str | None = None
+
+
+class ModelPool:
+    """All replicas of a pool. Times are virtual seconds; what it does depends on the calls only."""
+
+    def __init__(self, options: Sequence[Option], reality: Reality, draw: Draw) -> None:
+        self.options = {option.variant: option for option in options}
+        self.name = options[0].pool
+        self._failure_rate = reality.failure_rate
+        self._draw = draw
+        self._pace = Pace()
+        self._tries: dict[str, Try] = {}
+        self._batches: dict[str, int] = {}
+        self._failed: deque[Ended] = deque()
+        self._count = 0
+        self.is_down = False
+        speed = reality.speed.get(self.name, 1.0)
+        self.replicas = []
+        for _ in range(options[0].replicas):
+            noise = NormalDist(0.0, reality.noise).inv_cdf(draw()) if reality.noise else 0.0
+            factor = speed * 2.718281828459045**noise
+            limits = {
+                o.variant: VariantLimits(at_speed(o.roofline, factor), o.max_batch) for o in options
+            }
+            self.replicas.append(Replica(limits))
+
+    @property
+    def busy_s(self) -> float:
+        """Busy time of all replicas."""
+        return sum(replica.accelerator.busy_s for replica in self.replicas)
+
+    def submit(self, attempt: Try, now: float) -> int | None:
+        """Send a request to a replica; None where the pool is down and the try fails at once."""
+        outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
+        if self.is_down:
+            self._failed.append(Ended(attempt, now, "unavailable"))
+            return None
+        ask = Ask(
+            variant=option.variant,
+            input_tokens=outcome.input_tokens,
+            output_tokens=profile.output_tokens,
+            ttft_left_s=None
+            if profile.ttft_s is None
+            else profile.created_at + profile.ttft_s - now,
+            tpot_s=profile.tpot_s,
+        )
+        index = self._replica_for(attempt.batch_id, ask, now)
+        attempt.replica = index
+        replica = self.replicas[index]
+        accelerator = replica.accelerator
+        attempt.sequences = (
+            1 + accelerator.running_of(option.variant) + accelerator.queued_of(option.variant)
+        )
+        output_tokens = outcome.output_tokens
+        if self._failure_rate and self._draw() < self._failure_rate:
+            attempt.fails = True
+            output_tokens = round(output_tokens * self._draw())
+        name = str(self._count)
+        self._count += 1
+        self._tries[name] = attempt
+        priority = 0 if attempt.path == "direct" else 1
+        job = Job(name, option.variant, outcome.input_tokens, output_tokens, priority=priority)
+        replica.submit(job, profile.tpot_s, now)
+        return index
+
+    def advance(self, index: int, now: float) -> Iterator[Ended]:
+        """Yield the tries that ended on a replica up to ``now``."""
+        for event in self.replicas[index].advance(now):
+            attempt = self._tries[event.id]
+            if isinstance(event, FirstToken):
+                continue
+            del self._tries[event.id]
+            outcome = attempt.outcome
+            if isinstance(event, Cancelled):
+                outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                yield Ended(attempt, event.at, "unavailable")
+            elif isinstance(event, Completion):
+                outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                if attempt.fails:
+                    yield Ended(attempt, event.finished_at, "backend_error")
+                    continue
+                outcome.started_s = event.started_at
+                outcome.first_token_s = event.first_token_at if outcome.output_tokens else None
+                outcome.finished_s = event.finished_at
+                job = Job(
+                    event.id, attempt.option.variant, outcome.input_tokens, outcome.output_tokens
+                )
+                self._pace.learn(attempt.option, job, attempt.sequences, event.device_s)
+                yield Ended(attempt, event.finished_at)
+            else:
+                yield Ended(attempt, event.at, "memory")
+
+    def failed(self) -> Iterator[Ended]:
+        """Yield the tries that failed before they reached a replica."""
+        while self._failed:
+            yield self._failed.popleft()
+
+    def lose(self, index: int, now: float) -> None:
+        """Fail all that runs or waits on a replica, as its model server ends."""
+        for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
+            self.replicas[index].accelerator.cancel(name, now)
+
+    def status(self, now: float) -> PoolStatus:
+        """Return the heartbeat that the pool's worker would send now."""
+        accelerators = [replica.accelerator for replica in self.replicas]
+        first = next(iter(self.options.values()))
+        backlog_s = sum(replica.backlog_s for replica in self.replicas) / len(self.replicas)
+        return PoolStatus(
+            pool=self.name,
+            instance="model",
+            at=now,
+            state="down" if self.is_down else "up",
+            interval_s=HEARTBEAT_S,
+            device=first.device,
+            region=first.region,
+            slots=sum(o.max_batch * o.replicas for o in self.options.values()),
+            running=sum(a.running for a in accelerators),
+            queued=sum(a.queued for a in accelerators),
+            backlog_s=backlog_s,
+            variants={
+                variant: VariantStatus(
+                    running=sum(a.running_of(variant) for a in accelerators),
+                    queued=sum(a.queued_of(variant) for a in accelerators),
+                    speed=self._pace.speed(variant),
+                )
+                for variant in self.options
+            },
+        )
+
+    def _replica_for(self, batch_id: str | None, ask: Ask, now: float) -> int:
+        chosen = None if batch_id is None else self._batches.get(batch_id)
+        if chosen is None:
+            chosen = choose_replica(self.replicas, ask, now)
+            if batch_id is not None:
+                self._batches[batch_id] = chosen
+                if len(self._batches) > BATCHES_MAX:
+                    del self._batches[next(iter(self._batches))]
+        return chosen
+
+
+def at_speed(roofline: Roofline, factor: float) -> Roofline:
+    """Return the roofline of a device ``factor`` times as fast."""
+    return replace(
+        roofline,
+        flops=roofline.flops * factor,
+        bandwidth_bytes_per_s=roofline.bandwidth_bytes_per_s * factor,
+        step_overhead_s=roofline.step_overhead_s / factor,
+    )

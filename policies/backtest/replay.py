@@ -1,0 +1,241 @@
+"""The replay: a trace through a policy and a modelled fleet, from event to event."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+from policies.backtest.outcome import Outcome
+from policies.backtest.pool import HEARTBEAT_S, Draw, Ended, ModelPool, Try
+from policies.backtest.reality import Reality
+from policies.backtest.route import End, Route, Send
+from policies.options import Options
+from policies.policy import Policy
+from topics import Fallback, Profile
+
+# What happens at one instant happens in this order.
+_REPLICA, _BEAT, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a policy did with a trace. ``busy_s`` is by pool, ``steps`` and ``tokens`` decoded."""
+
+    outcomes: list[Outcome]
+    busy_s: dict[str, float]
+    steps: int
+    tokens: int
+    batches: int
+    batched: int
+    held_s: float
+    released: int
+
+
+class Replay:
+    """One run. Virtual time jumps to the next event; nothing happens between two."""
+
+    def __init__(
+        self, route: Route, options: Options, policy: Policy, reality: Reality, draw: Draw
+    ) -> None:
+        self._route = route
+        self._policy = policy
+        self._transport_s = policy.estimates.transport_s
+        self._pools = {
+            name: ModelPool(choices, reality, draw) for name, choices in options.by_pool.items()
+        }
+        self._reality = reality
+        self._draw = draw
+        self._events: list[tuple[float, int, int, Any]] = []
+        self._order = count()
+        self._due: dict[tuple[str, int], float] = {}
+        self._release_at = math.inf
+        self._left = 0
+        self._outcomes: dict[str, Outcome] = {}
+        self._batch_ids: set[str] = set()
+        self._batched = 0
+        self._held_s = 0.0
+        self._released = 0
+
+    def run(self, profiles: Sequence[Profile], output_tokens: Sequence[int]) -> Run:
+        """Replay the requests, sorted by ``created_at``, and return what became of each.
+
+        Args:
+            profiles: what a router knows of them.
+            output_tokens: how long each reply will be, which no policy is told.
+        """
+        for row, (profile, tokens) in enumerate(zip(profiles, output_tokens, strict=True)):
+            self._outcomes[profile.id] = Outcome(row, profile, profile.input_tokens, tokens)
+        self._left = len(profiles)
+        self._schedule_faults(profiles[-1].created_at)
+        self._push(0.0, _BEAT, None)
+        arrivals = iter(profiles)
+        self._push_arrival(arrivals)
+        while self._events and self._left:
+            at, kind, _, what = heappop(self._events)
+            if kind == _REPLICA:
+                self._advance(what, at)
+            elif kind == _ARRIVAL:
+                self._push_arrival(arrivals)
+                self._arrive(what, at)
+            elif kind == _AGAIN:
+                self._arrive(what, at)
+            elif kind == _SUBMIT:
+                self._submit(what, at)
+            elif kind == _BEAT:
+                self._beat(at)
+            elif kind == _RELEASE:
+                self._release(at)
+            else:
+                self._fault(what, at)
+        return self._result()
+
+    def _result(self) -> Run:
+        decoded = [r.accelerator.decoded for p in self._pools.values() for r in p.replicas]
+        return Run(
+            outcomes=list(self._outcomes.values()),
+            busy_s={name: pool.busy_s for name, pool in self._pools.items()},
+            steps=sum(steps for steps, _ in decoded),
+            tokens=sum(tokens for _, tokens in decoded),
+            batches=len(self._batch_ids),
+            batched=self._batched,
+            held_s=self._held_s,
+            released=self._released,
+        )
+
+    def _push(self, at: float, kind: int, what: Any) -> None:
+        heappush(self._events, (at, kind, next(self._order), what))
+
+    def _push_arrival(self, arrivals: Iterator[Profile]) -> None:
+        profile = next(arrivals, None)
+        if profile is not None:
+            self._push(profile.created_at, _ARRIVAL, profile)
+
+    def _arrive(self, profile: Profile, now: float) -> None:
+        self._take(self._route.arrive(profile, now), now)
+        self._plan_release(now)
+
+    def _release(self, now: float) -> None:
+        if now < self._release_at:  # an earlier one took its place
+            return
+        self._release_at = math.inf
+        for action in self._route.release(now):
+            held_s = now - self._outcomes[action.profile.id].profile.routed_at
+            self._held_s += held_s
+            self._released += 1
+            self._take(action, now)
+        self._plan_release(now)
+
+    def _plan_release(self, now: float) -> None:
+        due_at = max(now, self._route.due_at())
+        if due_at < self._release_at:
+            self._release_at = due_at
+            self._push(due_at, _RELEASE, None)
+
+    def _take(self, action: Send | End | None, now: float) -> None:
+        if action is None:
+            return
+        outcome = self._outcomes[action.profile.id]
+        if isinstance(action, End):
+            failed = outcome.tries > 0 and not action.expired
+            outcome.status = "expired" if action.expired else "failed" if failed else "rejected"
+            outcome.reason = action.reason
+            self._left -= 1
+            return
+        outcome.profile = action.profile
+        outcome.tries += 1
+        outcome.pool, outcome.path = action.option.pool, action.path
+        outcome.variant, outcome.precision = action.option.variant, action.option.precision
+        outcome.dispatched_s = now
+        outcome.batch_id = action.batch_id
+        if action.batch_id is not None:
+            self._batch_ids.add(action.batch_id)
+            self._batched += 1
+        if action.promised is not None:
+            outcome.promised_chance = action.promised.chance
+            outcome.promised_finish_s = action.promised.finish_s
+        attempt = Try(outcome, action.option, action.path, action.batch_id)
+        self._push(now + self._transport_s, _SUBMIT, attempt)
+
+    def _submit(self, attempt: Try, now: float) -> None:
+        outcome, pool = attempt.outcome, self._pools[attempt.option.pool]
+        if now >= outcome.profile.deadline:
+            outcome.status, outcome.reason = "expired", "deadline_passed"
+            self._left -= 1
+            return
+        index = pool.submit(attempt, now)
+        if index is None:
+            for ended in pool.failed():
+                self._end(ended, now)
+            return
+        outcome.device = index
+        self._watch(pool, index, now)
+
+    def _watch(self, pool: ModelPool, index: int, now: float) -> None:
+        due_at = pool.replicas[index].accelerator.next_event_at()
+        key = (pool.name, index)
+        if due_at is None:
+            self._due.pop(key, None)
+        else:
+            due_at = max(due_at, now)
+            if self._due.get(key) != due_at:
+                self._due[key] = due_at
+                self._push(due_at, _REPLICA, key)
+
+    def _advance(self, key: tuple[str, int], now: float) -> None:
+        if self._due.get(key) != now:  # the replica was given more since
+            return
+        del self._due[key]
+        pool = self._pools[key[0]]
+        for ended in pool.advance(key[1], now):
+            self._end(ended, now)
+        self._watch(pool, key[1], now)
+
+    def _end(self, ended: Ended, now: float) -> None:
+        outcome = ended.attempt.outcome
+        if ended.reason is None:
+            outcome.status = "completed"
+            self._left -= 1
+            return
+        profile, pool = outcome.profile, outcome.pool
+        if outcome.tries >= self._policy.attempts_max:
+            outcome.status, outcome.reason = "failed", ended.reason
+            self._left -= 1
+            return
+        again = replace(
+            profile,
+            attempt=profile.attempt + 1,
+            exclude_pools=(*profile.exclude_pools, pool),
+            fallbacks=(*profile.fallbacks, Fallback(pool, ended.reason)),
+            routed_at=now,
+        )
+        self._push(now + self._transport_s, _AGAIN, again)
+
+    def _beat(self, now: float) -> None:
+        for pool in self._pools.values():
+            self._route.hear(pool.status(now), now)
+        self._push(now + HEARTBEAT_S, _BEAT, None)
+
+    def _schedule_faults(self, last_s: float) -> None:
+        for outage in self._reality.outages:
+            self._push(outage.from_s, _FAULT, (outage.pool, None, True))
+            self._push(outage.to_s, _FAULT, (outage.pool, None, False))
+        for name, per_hour in self._reality.preemptions_per_hour.items():
+            for index in range(len(self._pools[name].replicas)):
+                at = 0.0
+                while per_hour:
+                    at -= math.log(1.0 - self._draw()) * 3600.0 / per_hour
+                    if at > last_s:
+                        break
+                    self._push(at, _FAULT, (name, index, True))
+
+    def _fault(self, fault: tuple[str, int | None, bool], now: float) -> None:
+        name, only, is_down = fault
+        pool = self._pools[name]
+        if only is None:
+            pool.is_down = is_down
+        if is_down:
+            for index in range(len(pool.replicas)) if only is None else (only,):
+                pool.lose(index, now)
+                self._watch(pool, index, now)

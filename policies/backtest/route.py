@@ -1,0 +1,158 @@
+"""Routes: what decides in a backtest, beginning with Shunter's own code."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from policies.decide import decide
+from policies.groups import group_of
+from policies.options import Option, Options
+from policies.policy import Policy
+from policies.release import find_target
+from policies.situation import Situation, situation
+from policies.windows import GivenUp, Member, Release, Target, Windows
+from topics import Envelope, PoolStatus, Profile
+from topics.placement import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A request goes to a pool."""
+
+    profile: Profile
+    option: Option
+    path: Path
+    batch_id: str | None = None
+    promised: Envelope | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A request ends without an answer: ``rejected`` or ``expired``, with the reason code."""
+
+    profile: Profile
+    reason: str
+    expired: bool = False
+
+
+class Route(Protocol):
+    """A policy under test. It sees what a router sees: requests, heartbeats and the time."""
+
+    def hear(self, status: PoolStatus, now: float) -> None:
+        """Take a heartbeat in."""
+
+    def arrive(self, profile: Profile, now: float) -> Send | End | None:
+        """Decide on a request; None: it waits."""
+
+    def due_at(self) -> float:
+        """Return when `release` must be asked next; inf while nothing waits."""
+
+    def release(self, now: float) -> Iterator[Send | End]:
+        """Yield what waits no longer."""
+
+
+class Shunter:
+    """The router and the batcher without Kafka: the same decisions, the same windows."""
+
+    def __init__(self, options: Options, policy: Policy) -> None:
+        self.situation: Situation = situation(options, policy)
+        limits = policy.windows
+        self._windows = Windows(
+            members_max=limits.members_max,
+            margin_s=limits.margin_s,
+            room_wait_s=limits.room_wait_s,
+            share_of=lambda tenant: policy.limits_of(tenant).share,
+        )
+        self._held = 0
+
+    def hear(self, status: PoolStatus, now: float) -> None:
+        """Take a heartbeat in."""
+        self.situation.view.report(status)
+
+    def arrive(self, profile: Profile, now: float) -> Send | End | None:
+        """Decide on a request as `streams.router.Router` does."""
+        here = self.situation
+        decision = decide(profile, here, now)
+        if decision.group is not None:
+            here.arrivals.observe(decision.group, now)
+        if decision.option is not None and decision.estimate is not None:
+            here.view.add_sent(decision.option, decision.estimate.device_s)
+            return Send(profile, decision.option, "direct", promised=decision.promised)
+        if decision.action == "hold":
+            # A router names the group; the batcher works it out again from the profile.
+            group = group_of(profile, here.policy.windows.length_buckets_tokens)
+            self._windows.add(Member(profile, group, now, self._held))
+            self._held += 1
+            return None
+        return End(profile, decision.reason, expired=decision.action == "expire")
+
+    def due_at(self) -> float:
+        """Return when a window is due."""
+        return self._windows.next_due_at()
+
+    def release(self, now: float) -> Iterator[Send | End]:
+        """Release as `streams.batcher.Batcher` does."""
+        view = self.situation.view
+        ends: list[Release | GivenUp] = []
+
+        def target(members: Sequence[Member]) -> Target | None:
+            return find_target(members, self.situation, now)
+
+        for end in self._windows.due(now, target):
+            ends.append(end)
+            if isinstance(end, Release):
+                device_s = end.target.estimate.device_s * len(end.members)
+                view.add_sent(end.target.option, device_s, len(end.members))
+        for end in ends:
+            if isinstance(end, Release):
+                yield from self._send(end, now)
+            else:
+                self._windows.remove(end.member.profile.id)
+                expired = end.reason == "deadline_passed"
+                yield End(end.member.profile, end.reason, expired=expired)
+
+    def _send(self, release: Release, now: float) -> Iterator[Send]:
+        target = release.target
+        batch_id = str(release.members[0].offset) if target.path == "batch" else None
+        for member in release.members:
+            self._windows.remove(member.profile.id)
+            promised = target.promise(member.profile, now)
+            yield Send(member.profile, target.option, target.path, batch_id, promised)
+
+
+@dataclass(slots=True)
+class _Batch:
+    members: list[Profile]
+    due_at: float
+
+
+class FixedDelay:
+    """Batches of what comes for one variant within a fixed delay: of rules that batch blindly."""
+
+    def __init__(self, delay_s: float, members_max: int) -> None:
+        self._delay_s = delay_s
+        self._members_max = members_max
+        self._batches: dict[tuple[str, str], tuple[Option, _Batch]] = {}
+        self._count = 0
+
+    def add(self, profile: Profile, option: Option, now: float) -> None:
+        """Let a request wait."""
+        key = (option.pool, option.variant)
+        _, batch = self._batches.setdefault(key, (option, _Batch([], now + self._delay_s)))
+        batch.members.append(profile)
+        if len(batch.members) >= min(self._members_max, option.max_batch):
+            batch.due_at = now
+
+    def due_at(self) -> float:
+        """Return when the first batch is due."""
+        return min((batch.due_at for _, batch in self._batches.values()), default=math.inf)
+
+    def release(self, now: float) -> Iterator[Send]:
+        """Yield the members of each batch that is due."""
+        due = [key for key, (_, batch) in self._batches.items() if batch.due_at <= now]
+        for key in due:
+            option, batch = self._batches.pop(key)
+            self._count += 1
+            for profile in batch.members:
+                yield Send(profile, option, "batch", str(self._count))

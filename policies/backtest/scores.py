@@ -1,0 +1,103 @@
+"""What a backtest counts: money, attainment, latencies, and whether promises were kept."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from math import ceil
+from typing import Any
+
+from policies.backtest.outcome import Outcome
+from policies.backtest.replay import Run
+from policies.options import Options
+
+# Upper ends of the bins of promised chances.
+CHANCE_BINS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+def scores_of(run: Run, options: Options, violations: int) -> dict[str, Any]:
+    """Return the figures of one run, as they stand in the report.
+
+    Costs are US dollars of busy device time. Attainment is the share of all requests that were
+    answered within deadline, TTFT and TPOT; percentiles are of completed requests.
+    ``mean_batch_size`` is the mean number of sequences in a decode step.
+    """
+    outcomes = run.outcomes
+    done = [o for o in outcomes if o.status == "completed"]
+    cost_usd = sum(o.cost_usd for o in outcomes)
+    tokens = sum(o.input_tokens + o.output_tokens for o in done)
+    ttft_ms = sorted(1000 * o.ttft_s for o in done if o.ttft_s is not None)
+    finish_s = sorted(o.finished_s - o.profile.created_at for o in done if o.finished_s is not None)
+    return {
+        "cost_usd": cost_usd,
+        "usd_per_million_tokens": 1e6 * cost_usd / tokens if tokens else None,
+        "slo_attainment": _share(o.attained for o in outcomes),
+        "slo_by_task": _by_task(outcomes),
+        "deadline_misses": sum(not o.met_deadline for o in outcomes),
+        "rejected": sum(o.status == "rejected" for o in outcomes),
+        "refusals": dict(Counter(o.reason for o in outcomes if o.status != "completed")),
+        "constraint_violations": violations,
+        "p50_ttft_ms": percentile(ttft_ms, 0.5),
+        "p99_ttft_ms": percentile(ttft_ms, 0.99),
+        "p50_finish_s": percentile(finish_s, 0.5),
+        "p99_finish_s": percentile(finish_s, 0.99),
+        "mean_batch_size": run.tokens / run.steps if run.steps else None,
+        "batches": run.batches,
+        "mean_batch_members": run.batched / run.batches if run.batches else None,
+        "mean_held_s": run.held_s / run.released if run.released else 0.0,
+        "tries": sum(o.tries for o in outcomes),
+        "busy_s_by_pool": run.busy_s,
+        "usd_by_pool": {
+            pool: busy_s * options.by_pool[pool][0].usd_per_s for pool, busy_s in run.busy_s.items()
+        },
+    }
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """Return the nearest-rank percentile of sorted values; None of none."""
+    return ordered[ceil(share * len(ordered)) - 1] if ordered else None
+
+
+def calibration_of(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    """Return how often promises of each chance were kept.
+
+    A promise is the chance of meeting deadline, TTFT and TPOT that was stated when the request was
+    sent to a pool for the last time.
+    """
+    bins: dict[float, list[tuple[float, bool]]] = defaultdict(list)
+    for outcome in outcomes:
+        chance = outcome.promised_chance
+        if chance is not None:
+            bound = next(b for b in CHANCE_BINS if chance <= b)
+            bins[bound].append((chance, outcome.attained))
+    every = [pair for pairs in bins.values() for pair in pairs]
+    return {
+        "promises": len(every),
+        "promised": _mean(chance for chance, _ in every),
+        "met": _share(met for _, met in every),
+        "met_of_promised_95": _share(met for chance, met in every if chance >= 0.95),
+        "bins": [
+            {
+                "chance_max": bound,
+                "promises": len(bins[bound]),
+                "promised": _mean(chance for chance, _ in bins[bound]),
+                "met": _share(met for _, met in bins[bound]),
+            }
+            for bound in CHANCE_BINS
+            if bound in bins
+        ],
+    }
+
+
+def _by_task(outcomes: Iterable[Outcome]) -> dict[str, float | None]:
+    by_task: dict[str, list[bool]] = defaultdict(list)
+    for outcome in outcomes:
+        by_task[outcome.profile.task].append(outcome.attained)
+    return {task: _share(by_task[task]) for task in sorted(by_task)}
+
+
+def _share(values: Iterable[bool]) -> float | None:
+    return _mean(float(value) for value in values)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None

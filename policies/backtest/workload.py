@@ -1,0 +1,129 @@
+"""The requests of a trace, as the router would see them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+
+from policies.fleet import Fleet
+from policies.policy import Policy
+from policies.tags import tag
+from topics import InferenceRequest, Profile
+from topics.request import Hints
+
+URLS = {"embedding": "/v1/embeddings", "safety_classification": "/v1/moderations"}
+TOKENS_MAX = 10_000_000
+
+
+class TraceError(ValueError):
+    """A trace that can't be replayed; the message names row and column."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request of a trace. ``row`` counts from 0, ``arrival_s`` from the trace's start."""
+
+    row: int
+    arrival_s: float
+    task: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    session: str | None
+
+
+def parse_arrivals(rows: Iterable[Mapping[str, str | None]], file: str) -> list[Arrival]:
+    """Return the requests of a trace, as read from its CSV columns.
+
+    Raises:
+        TraceError: a column is missing or a value is out of range, or the rows aren't sorted.
+    """
+    arrivals: list[Arrival] = []
+    before_s = 0.0
+    for number, fields in enumerate(rows):
+        arrival = _parse(number, fields, file)
+        if arrival.arrival_s < before_s:
+            raise TraceError(
+                f"{file}: row {number}: arrival_s {arrival.arrival_s:g} is before the row above"
+                f" ({before_s:g}); sort the file by arrival_s"
+            )
+        before_s = arrival.arrival_s
+        arrivals.append(arrival)
+    if not arrivals:
+        raise TraceError(f"{file}: holds no request")
+    return arrivals
+
+
+def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
+    def text(column: str) -> str:
+        value = fields.get(column)
+        if not value:
+            raise TraceError(f"{file}: row {number}: column {column} is missing or empty")
+        return value
+
+    def count(column: str, least: int) -> int:
+        value = text(column)
+        if not (value.isascii() and value.isdigit() and least <= int(value[:9]) <= TOKENS_MAX):
+            raise TraceError(
+                f"{file}: row {number}: {column} is {value[:40]!r}: give a whole number from"
+                f" {least} to {TOKENS_MAX:,}"
+            )
+        return int(value)
+
+    try:
+        arrival_s = float(text("arrival_s"))
+    except ValueError as error:
+        if isinstance(error, TraceError):
+            raise
+        arrival_s = -1.0
+    if not (isfinite(arrival_s) and arrival_s >= 0):
+        raise TraceError(f"{file}: row {number}: arrival_s must be seconds from the trace's start")
+    return Arrival(
+        row=number,
+        arrival_s=arrival_s,
+        task=text("task"),
+        model=text("model"),
+        input_tokens=count("input_tokens", 1),
+        output_tokens=count("output_tokens", 0),
+        session=fields.get("session") or None,
+    )
+
+
+def compress(arrivals: Iterable[Arrival], rate: float) -> list[Arrival]:
+    """Return the same requests, arriving ``rate`` times as fast."""
+    return [replace(a, arrival_s=a.arrival_s / rate) for a in arrivals]
+
+
+def profiles_of(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> list[Profile]:
+    """Return each request as the router tags it: prompt length known, reply length not.
+
+    An embedding's prompt is cut to what its model reads, as clients of such models do.
+
+    Raises:
+        TraceError: a task that the policy doesn't have.
+    """
+    return [_profile(arrival, fleet, policy) for arrival in arrivals]
+
+
+def _profile(arrival: Arrival, fleet: Fleet, policy: Policy) -> Profile:
+    if arrival.task not in policy.classes:
+        known = ", ".join(policy.classes)
+        raise TraceError(f"row {arrival.row}: task {arrival.task!r} is not one of {known}")
+    request = InferenceRequest(
+        id=str(arrival.row),
+        body={"model": arrival.model},
+        url=URLS.get(arrival.task, "/v1/chat/completions"),
+        model=arrival.model,
+        task=arrival.task,
+        session=arrival.session,
+        hints=Hints(input_tokens=prompt_tokens(arrival, fleet)),
+    )
+    at = arrival.arrival_s
+    return tag(request, policy, received_at=at, now=at, ingest_partition=0).profile
+
+
+def prompt_tokens(arrival: Arrival, fleet: Fleet) -> int:
+    """Return the prompt's length as the model gets it."""
+    model = fleet.models.get(arrival.model)
+    if model is not None and arrival.output_tokens == 0 and "embeddings" in model.operations:
+        return min(arrival.input_tokens, model.context_tokens)
+    return arrival.input_tokens

@@ -1,0 +1,85 @@
+"""What fleet and policy allow but can't work: warnings of `shunter policy check`."""
+
+from collections.abc import Iterator
+
+from policies.catalogue import BYTES_PER_WEIGHT
+from policies.fleet import Fleet
+from policies.options import Option, Options
+from policies.policy import Policy, WorkloadClass
+from policies.roofline import MEMORY_UTILIZATION
+
+# Prompt of the request that a class is tried with: short, so that a warning is a certain one.
+PROMPT_TOKENS = 256
+
+
+def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
+    """Return one sentence for each thing that is valid and won't work."""
+    return [
+        *_unserved_models(fleet, options),
+        *_hopeless_classes(options, policy),
+        *_lone_pools(fleet, options),
+    ]
+
+
+def _unserved_models(fleet: Fleet, options: Options) -> Iterator[str]:
+    for name, model in fleet.models.items():
+        if name in options.by_model:
+            continue
+        fits = [
+            pool_name
+            for pool_name, pool in fleet.pools.items()
+            for precision in BYTES_PER_WEIGHT
+            if fleet.devices[pool.device].computes_in(precision)
+            and model.weights_bytes(precision)
+            <= MEMORY_UTILIZATION * fleet.devices[pool.device].memory_bytes * pool.count
+        ]
+        where = "and no pool could hold its weights" if not fits else f"though {fits[0]} could"
+        yield f"model {name}: no pool serves it, {where}; each request for it is rejected"
+
+
+def _hopeless_classes(options: Options, policy: Policy) -> Iterator[str]:
+    for name, workload in policy.classes.items():
+        for model, choices in options.by_model.items():
+            replies = workload.output_tokens > 0
+            if replies != ("embeddings" not in choices[0].operations):
+                continue
+            if not any(_allows(workload, option) for option in choices):
+                wanted = ", ".join(workload.precisions or ())
+                yield (
+                    f"class {name}: no pool serves {model} to it: none has a lane for it at a"
+                    f" precision it tolerates ({wanted or 'any'})"
+                )
+            elif not any(_allows(workload, o) and _keeps_slo(workload, o) for o in choices):
+                yield (
+                    f"class {name}: no pool serves {model} within its TTFT"
+                    f" ({workload.ttft_ms or '-'} ms) and TPOT ({workload.tpot_ms or '-'} ms),"
+                    f" even idle and for a prompt of {PROMPT_TOKENS} tokens"
+                )
+
+
+def _allows(workload: WorkloadClass, option: Option) -> bool:
+    if workload.precisions is not None and option.precision not in workload.precisions:
+        return False
+    return "direct" in option.lanes or (workload.batchable and "batch" in option.lanes)
+
+
+def _keeps_slo(workload: WorkloadClass, option: Option) -> bool:
+    if not workload.latency_sensitive:
+        return True
+    roofline, pace = option.roofline, option.time_scale
+    ttft_ms = 1000 * roofline.prefill_s(PROMPT_TOKENS) / pace
+    tpot_ms = 1000 * roofline.step_s(1, PROMPT_TOKENS) / pace
+    if workload.ttft_ms is not None and ttft_ms > workload.ttft_ms:
+        return False
+    return workload.tpot_ms is None or workload.output_tokens < 2 or tpot_ms <= workload.tpot_ms
+
+
+def _lone_pools(fleet: Fleet, options: Options) -> Iterator[str]:
+    for region in sorted({pool.region for pool in fleet.pools.values()}):
+        for model, choices in options.by_model.items():
+            pools = sorted({option.pool for option in choices if option.region == region})
+            if len(pools) == 1:
+                yield (
+                    f"region {region}: only {pools[0]} serves {model}; what must stay in the region"
+                    " has no fallback"
+                )

@@ -1,0 +1,40 @@
+"""The lower bound: less than this no schedule costs that serves every request within its SLO.
+
+docs/placement.md derives each inequality. In short: a clairvoyant plan knows arrivals and lengths
+and may split requests among pools, but each token is computed somewhere, each decode step streams
+the weights it touches, no more sequences share a step than places, memory and TPOT allow, and a
+device that decodes is busy.
+"""
+
+from collections.abc import Container
+
+from policies import compile_options
+from policies.backtest.workload import profiles_of
+from shunter.backtest.bound_streaming import streaming_bound
+from shunter.backtest.bound_work import volume_bound
+from shunter.backtest.demand import Demand, true_options
+from shunter.backtest.suite import Setting
+
+
+def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float | None:
+    """Return the bound in US dollars; None where replicas differ by an unknown noise.
+
+    Failures and outages of the reality only add cost, so they are left out; speeds are taken in.
+
+    Args:
+        setting: trace, fleet, policy and reality.
+        rows: the rows of the trace that must be served in time; None: all that can be.
+
+    Raises:
+        UserError: scipy is missing, or the solver finds no solution.
+    """
+    if setting.reality.noise:
+        return None
+    options = true_options(compile_options(setting.fleet), setting.reality.speed)
+    profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
+    demands = [
+        Demand(profile, profile.input_tokens, arrival.output_tokens)
+        for profile, arrival in zip(profiles, setting.arrivals, strict=True)
+        if rows is None or arrival.row in rows
+    ]
+    return max(volume_bound(demands, options), streaming_bound(demands, options))

@@ -1,0 +1,145 @@
+"""The streaming of the bound: a device that decodes for a request is busy, however few share it.
+
+Time is cut into windows, each a linear programme of its own, because a schedule's cost is the sum
+of what its devices were busy in each. Within a window a request picks a pool and a moment for its
+first token; while it is certainly under way there, the pool is busy.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import floor
+
+from policies import Option, Options
+from shunter.backtest.bound_work import add_work
+from shunter.backtest.demand import Demand, able
+from shunter.backtest.programme import Programme
+
+WINDOW_S = 300.0
+# The grain of moments and of busy time. Finer is tighter and slower.
+CELL_S = 0.5
+# Requests of a window whose moments are modelled, the longest; the others count by their work.
+TIMED_MAX = 350
+# Requests of a window that count at all, the longest: to leave one out only lowers the bound.
+COUNTED_MAX = 3000
+# A request that is under way for this long is a matter of the pool's work, not of its moment.
+UNDER_WAY_S_MAX = 12.0
+
+
+def streaming_bound(demands: Sequence[Demand], options: Options) -> float:
+    """Return the least cost in US dollars of what can't wait."""
+    urgent = [d for d in demands if d.profile.ttft_s is not None]
+    if not urgent:
+        return 0.0
+    windows = floor(max(d.profile.created_at for d in urgent) / WINDOW_S) + 1
+    return sum(_Window(options, index * WINDOW_S).solve(urgent) for index in range(windows))
+
+
+@dataclass(slots=True)
+class _Window:
+    options: Options
+    start_s: float
+    programme: Programme = field(default_factory=Programme)
+    busy: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + WINDOW_S
+
+    def solve(self, urgent: Sequence[Demand]) -> float:
+        """Return the least cost of this window."""
+        here = [d for d in urgent if self.start_s <= d.profile.created_at < self.end_s]
+        if not here:
+            return 0.0
+        for pool, choices in self.options.by_pool.items():
+            limit_s = CELL_S * choices[0].replicas
+            self.busy[pool] = [
+                self.programme.variable(choices[0].usd_per_s, limit_s)
+                for _ in range(round(WINDOW_S / CELL_S))
+            ]
+        ranked = sorted(here, key=self._shortest_s, reverse=True)
+        timed = {d.profile.id for d in ranked[:TIMED_MAX] if self._shortest_s(d) > CELL_S}
+        served: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
+        for demand in ranked[:COUNTED_MAX]:
+            self._add(demand, served, is_timed=demand.profile.id in timed)
+        add_work(self.programme, self.options, served, self.busy)
+        # Many short rows: the interior-point method takes half the time of the simplex here.
+        return self.programme.solve("highs-ipm")
+
+    def _shortest_s(self, demand: Demand) -> float:
+        decodes = [_decode_s(demand, option) for option in able(demand, self.options)]
+        return min(decodes, default=0.0)
+
+    def _add(
+        self,
+        demand: Demand,
+        served: dict[tuple[str, str], list[tuple[int, Demand]]],
+        *,
+        is_timed: bool,
+    ) -> None:
+        choices = list(able(demand, self.options))
+        # A choice whose work may fall outside this window is free here.
+        mine: dict[int, float] = {}
+        for option in choices:
+            moments = list(_moments(demand, option)) if is_timed else []
+            is_inside = _latest_end_s(demand) <= self.end_s
+            whole = self.programme.variable()
+            if is_inside:
+                served.setdefault((option.pool, option.variant), []).append((whole, demand))
+            mine[whole] = 1.0
+            if moments:
+                self._cover(whole, option, moments)
+        if mine:
+            self.programme.equal.append((mine, 1.0))
+
+    def _cover(self, whole: int, option: Option, moments: Sequence[tuple[float, float]]) -> None:
+        """Split a choice among its moments; each keeps the pool busy in the cells it covers."""
+        split = {whole: -1.0}
+        covered: dict[int, dict[int, float]] = {}
+        for from_s, to_s in moments:
+            column = self.programme.variable()
+            split[column] = 1.0
+            for cell, overlap_s in self._cells(from_s, to_s):
+                covered.setdefault(cell, {})[column] = overlap_s
+        self.programme.equal.append((split, 0.0))
+        for cell, row in covered.items():
+            row[self.busy[option.pool][cell]] = -1.0
+            self.programme.at_most.append((row, 0.0))
+
+    def _cells(self, from_s: float, to_s: float) -> Iterator[tuple[int, float]]:
+        first = max(0, floor((from_s - self.start_s) / CELL_S))
+        cells = len(next(iter(self.busy.values())))
+        for cell in range(first, cells):
+            cell_s = self.start_s + cell * CELL_S
+            overlap_s = min(to_s, cell_s + CELL_S) - max(from_s, cell_s)
+            if overlap_s <= 0:
+                return
+            yield cell, overlap_s
+
+
+def _decode_s(demand: Demand, option: Option) -> float:
+    """Return the least time from the first token to the last: alone on the device."""
+    if not demand.steps:
+        return 0.0
+    return option.roofline.decode_s(demand.output_tokens, 1, demand.input_tokens)
+
+
+def _moments(demand: Demand, option: Option) -> Iterator[tuple[float, float]]:
+    """Yield when the request is certainly under way, for each slot of its first token."""
+    profile, decode_s = demand.profile, _decode_s(demand, option)
+    if profile.ttft_s is None or decode_s > UNDER_WAY_S_MAX:
+        return
+    prefill_s = option.roofline.prefill_s(demand.input_tokens)
+    first_s, last_s = profile.created_at + prefill_s, profile.created_at + profile.ttft_s
+    while first_s <= last_s:
+        next_s = min(first_s + CELL_S, last_s)
+        yield next_s - prefill_s, first_s + decode_s
+        first_s += CELL_S
+
+
+def _latest_end_s(demand: Demand) -> float:
+    profile = demand.profile
+    if profile.ttft_s is None or profile.tpot_s is None:
+        return profile.deadline
+    return min(
+        profile.deadline, profile.created_at + profile.ttft_s + demand.steps * profile.tpot_s
+    )

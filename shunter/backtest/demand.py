@@ -1,0 +1,59 @@
+"""What the bound knows of a request, and who could serve it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from policies import Option, Options
+from policies.backtest.pool import at_speed
+from policies.constraints import refusal
+from topics import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One request as the bound sees it. ``steps`` are the decode steps after the first token."""
+
+    profile: Profile
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def steps(self) -> int:
+        """Output tokens after the first."""
+        return max(0, self.output_tokens - 1)
+
+
+def true_options(options: Options, speed: dict[str, float]) -> Options:
+    """Return the options with the speeds that the devices really have."""
+    by_pool = {
+        pool: tuple(
+            replace(option, roofline=at_speed(option.roofline, speed.get(pool, 1.0)))
+            for option in choices
+        )
+        for pool, choices in options.by_pool.items()
+    }
+    by_model: dict[str, tuple[Option, ...]] = {}
+    for choices in by_pool.values():
+        for option in choices:
+            by_model[option.model] = (*by_model.get(option.model, ()), option)
+    return replace(options, by_pool=by_pool, by_model=by_model)
+
+
+def able(demand: Demand, options: Options) -> Iterator[Option]:
+    """Yield the options that could serve the request within its SLO, alone on the device."""
+    profile = replace(demand.profile, output_tokens=demand.output_tokens)
+    for option in options.by_model.get(profile.model, ()):
+        if refusal(profile, option) is not None:
+            continue
+        if "direct" not in option.lanes and not (profile.batchable and "batch" in option.lanes):
+            continue
+        roofline, prompt = option.roofline, demand.input_tokens
+        if profile.ttft_s is not None and roofline.prefill_s(prompt) > profile.ttft_s:
+            continue
+        if (
+            profile.tpot_s is not None
+            and demand.steps
+            and roofline.step_s(1, prompt + 1) > profile.tpot_s
+        ):
+            continue
+        yield option

@@ -1,0 +1,101 @@
+"""The backtest's files: the trace that comes in, the assignments that go out."""
+
+import csv
+import gzip
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from policies.backtest.outcome import Outcome
+from policies.backtest.workload import Arrival, TraceError, parse_arrivals
+from shunter.console import UserError
+
+PACKAGED = "workload-open-small.csv.gz"
+ROWS_MAX = 2_000_000
+
+COLUMNS = (
+    "row",
+    "pool",
+    "device",
+    "variant",
+    "precision",
+    "path",
+    "dispatched_s",
+    "started_s",
+    "first_token_s",
+    "finished_s",
+    "cost_usd",
+    "status",
+)
+
+
+def read_trace(path: Path | None) -> list[Arrival]:
+    """Return the requests of a CSV file, gzipped where its name ends in .gz; packaged for None.
+
+    Raises:
+        UserError: naming the file, and the row and column where there is one.
+    """
+    name = str(path) if path else f"packaged {PACKAGED}"
+    try:
+        with _open(path) as text:
+            rows: Iterator[Mapping[str, str | None]] = csv.DictReader(text)
+            arrivals = parse_arrivals(islice(rows, ROWS_MAX + 1), name)
+    except TraceError as error:
+        raise UserError(str(error)) from error
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{name}: can't be read: {error}") from error
+    if len(arrivals) > ROWS_MAX:
+        raise UserError(f"{name}: more than {ROWS_MAX:,} rows; split the file")
+    return arrivals
+
+
+@contextmanager
+def _open(path: Path | None) -> Iterator[TextIO]:
+    if path is None:
+        packed = (resources.files("shunter.data") / PACKAGED).read_bytes()
+        with gzip.open(io.BytesIO(packed), "rt", encoding="utf-8", newline="") as text:
+            yield text
+    elif path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as text:
+            yield text
+    else:
+        with path.open(encoding="utf-8", newline="") as text:
+            yield text
+
+
+def write_assignments(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Write what was done with each request, one row each. What did not happen stays empty.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", newline="") as text:
+            writer = csv.writer(text)
+            writer.writerow(COLUMNS)
+            writer.writerows(_row(outcome) for outcome in outcomes)
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror}") from error
+
+
+def _row(outcome: Outcome) -> tuple[object, ...]:
+    # Without output (an embedding) the first result is the last.
+    first_s = outcome.finished_s if outcome.output_tokens == 0 else outcome.first_token_s
+    return (
+        outcome.row,
+        outcome.pool,
+        outcome.device,
+        outcome.variant,
+        outcome.precision,
+        outcome.path,
+        outcome.dispatched_s,
+        outcome.started_s,
+        first_s,
+        outcome.finished_s,
+        outcome.cost_usd,
+        outcome.status,
+    )

@@ -1,0 +1,130 @@
+"""The runs of a backtest: Shunter, the baselines, and what each is compared with."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from policies import Fleet, Options, Policy, compile_options
+from policies.backtest.baselines import BASELINES, PREMIUM
+from policies.backtest.pool import at_speed
+from policies.backtest.reality import Reality
+from policies.backtest.replay import Replay, Run
+from policies.backtest.route import Route, Shunter
+from policies.backtest.scores import scores_of
+from policies.backtest.workload import Arrival, TraceError, profiles_of
+from shunter.backtest.check import is_broken
+from shunter.console import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all runs of a backtest share."""
+
+    arrivals: Sequence[Arrival]
+    fleet: Fleet
+    policy: Policy
+    reality: Reality
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A run with its name and figures."""
+
+    name: str
+    run: Run
+    scores: dict[str, Any]
+
+
+def scaled(fleet: Fleet, factor: float) -> Fleet:
+    """Return the fleet with ``factor`` times the replicas in each pool, one at least."""
+    pools = {}
+    for name, pool in fleet.pools.items():
+        wide = pool.serves[0].tensor_parallel
+        replicas = max(1, round(pool.count / wide * factor))
+        pools[name] = pool.model_copy(update={"count": replicas * wide})
+    return fleet.model_copy(update={"pools": pools})
+
+
+def runs(
+    setting: Setting, *, with_baselines: bool, compared: Policy | None = None
+) -> Iterator[Scored]:
+    """Yield one scored run after the other, Shunter's first.
+
+    ``shunter_premium`` is the same policy with nothing but the premium GPUs, ``shunter_told`` with
+    the reality as its declaration (speeds and failure rates; not the outages to come), and
+    ``compared`` is Shunter with the second policy.
+
+    Raises:
+        UserError: the trace names what the policy doesn't have.
+    """
+    fleet, policy = setting.fleet, setting.policy
+    options = compile_options(fleet)
+    yield run_one("shunter", setting, options, Shunter(options, policy))
+    if compared is not None:
+        other = replace(setting, policy=compared)
+        yield run_one("compared", other, options, Shunter(options, compared))
+    if setting.reality != Reality():
+        told = _told(options, setting.reality)
+        yield run_one("shunter_told", setting, options, Shunter(told, policy))
+    if not with_baselines:
+        return
+    premium = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == PREMIUM}
+    if premium:
+        only = replace(setting, fleet=fleet.model_copy(update={"pools": premium}))
+        confined = compile_options(only.fleet)
+        yield run_one("shunter_premium", only, confined, Shunter(confined, policy))
+    for name, baseline in BASELINES.items():
+        yield run_one(name, setting, options, baseline(options, policy))
+
+
+def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scored:
+    """Return one run of a route over the modelled fleet."""
+    try:
+        profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
+    except TraceError as error:
+        raise UserError(str(error)) from error
+    output_tokens = [arrival.output_tokens for arrival in setting.arrivals]
+    reality = _within(setting.reality, options)
+    draw = random.Random(reality.seed).random  # noqa: S311 - a model, not a secret
+    replay = Replay(route, options, setting.policy, reality, draw)
+    run = replay.run(profiles, output_tokens)
+    broken = sum(is_broken(o, setting.fleet, setting.policy) for o in run.outcomes)
+    return Scored(name, run, scores_of(run, options, broken))
+
+
+def _within(reality: Reality, options: Options) -> Reality:
+    """Return what of the reality concerns these pools."""
+    return reality.model_copy(
+        update={
+            "outages": tuple(o for o in reality.outages if o.pool in options.by_pool),
+            "preemptions_per_hour": {
+                pool: rate
+                for pool, rate in reality.preemptions_per_hour.items()
+                if pool in options.by_pool
+            },
+        }
+    )
+
+
+def _told(options: Options, reality: Reality) -> Options:
+    by_pool = {
+        pool: tuple(
+            replace(
+                option,
+                roofline=at_speed(option.roofline, reality.speed.get(pool, 1.0)),
+                failure_rate=reality.failure_rate,
+            )
+            for option in choices
+        )
+        for pool, choices in options.by_pool.items()
+    }
+    by_model: dict[str, list[Any]] = {}
+    for choices in by_pool.values():
+        for option in choices:
+            by_model.setdefault(option.model, []).append(option)
+    return replace(
+        options,
+        by_pool=by_pool,
+        by_model={model: tuple(choices) for model, choices in by_model.items()},
+    )

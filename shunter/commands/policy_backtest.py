@@ -1,0 +1,158 @@
+"""`shunter policy backtest`: a trace through the policy and a modelled fleet, in virtual time."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.table import Table
+
+from policies.backtest.reality import Reality, parse_reality
+from policies.backtest.scores import calibration_of
+from policies.backtest.workload import compress
+from shunter.backtest.bound import lower_bound
+from shunter.backtest.differences import differences
+from shunter.backtest.files import read_trace, write_assignments
+from shunter.backtest.plot import draw
+from shunter.backtest.suite import Scored, Setting, runs, scaled
+from shunter.console import AsJson, FleetFile, PolicyFile, UserError, err, out, settings_from
+from streams.declarations import load_fleet, load_policy
+
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", help="CSV of requests, may be gzipped; a packaged sample if not given."
+    ),
+]
+Compare = Annotated[
+    Path | None, typer.Option("--compare", help="A second policy YAML, run beside the first.")
+]
+Rate = Annotated[
+    float, typer.Option("--rate", min=0.001, max=10_000, help="Divide arrival times by this.")
+]
+FleetScale = Annotated[
+    float, typer.Option("--fleet-scale", min=0.01, max=1000, help="Multiply each pool's replicas.")
+]
+RealityFile = Annotated[
+    Path | None,
+    typer.Option("--reality", help="YAML: how the fleet differs from its declaration, untold."),
+]
+Assignments = Annotated[
+    Path | None, typer.Option("--assignments", help="CSV to write: what Shunter did, row by row.")
+]
+Plot = Annotated[Path | None, typer.Option("--plot", help="PNG to draw.")]
+Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Run the baselines.")]
+Bound = Annotated[bool, typer.Option("--bound/--no-bound", help="Compute the lower bound.")]
+
+
+def backtest(
+    trace: Trace = None,
+    fleet: FleetFile = None,
+    policy: PolicyFile = None,
+    compare: Compare = None,
+    rate: Rate = 1.0,
+    fleet_scale: FleetScale = 1.0,
+    reality: RealityFile = None,
+    assignments: Assignments = None,
+    plot: Plot = None,
+    baselines: Baselines = True,
+    bound: Bound = True,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a trace in virtual time: cost, SLO attainment, baselines and a lower bound.
+
+    Example: shunter policy backtest --trace trace.csv.gz --rate 10 --fleet-scale 10
+    """
+    settings = settings_from(fleet=fleet, policy=policy)
+    setting = Setting(
+        arrivals=compress(read_trace(trace), rate),
+        fleet=scaled(load_fleet(settings.fleet), fleet_scale),
+        policy=load_policy(settings.policy),
+        reality=_reality(reality),
+    )
+    unknown = setting.reality.unknown_pools(setting.fleet)
+    if unknown:
+        raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
+    second = None if compare is None else load_policy(compare)
+    started_at = time.monotonic()
+    scored = []
+    for each in runs(setting, with_baselines=baselines, compared=second):
+        took_s = time.monotonic() - started_at
+        err.print(f"{each.name}: {took_s:.1f} s", highlight=False)
+        scored.append(each)
+        started_at = time.monotonic()
+    limit_usd = lower_bound(setting) if bound else None
+    ours = scored[0]
+    if assignments is not None:
+        write_assignments(assignments, ours.run.outcomes)
+    if plot is not None:
+        draw(plot, scored, limit_usd)
+    report: dict[str, Any] = {
+        "requests": len(setting.arrivals),
+        "rate": rate,
+        "fleet_scale": fleet_scale,
+        "policies": {each.name: each.scores for each in scored},
+        "lower_bound_usd": limit_usd,
+        "calibration": calibration_of(ours.run.outcomes),
+    }
+    if compare is not None:
+        report["differences"] = differences(ours.run, scored[1].run)
+    if as_json:
+        typer.echo(orjson.dumps(report).decode())
+    else:
+        _show(scored, report)
+
+
+def _reality(path: Path | None) -> Reality:
+    if path is None:
+        return Reality()
+    try:
+        return parse_reality(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: can't be read: {error}") from error
+
+
+def _show(scored: list[Scored], report: dict[str, Any]) -> None:
+    table = Table("policy", "US dollars", "per Mtok", "SLO attained", "worst class", "TTFT p50 ms",
+                  "p99 ms", "missed", "rejected", "violations", "step fill")  # fmt: skip
+    for each in scored:
+        found = each.scores
+        worst = min(found["slo_by_task"].items(), key=lambda pair: pair[1])
+        table.add_row(
+            each.name,
+            f"{found['cost_usd']:.4f}",
+            _number(found["usd_per_million_tokens"], 4),
+            f"{found['slo_attainment']:.2%}",
+            f"{worst[0]} {worst[1]:.2%}",
+            _number(found["p50_ttft_ms"], 0),
+            _number(found["p99_ttft_ms"], 0),
+            str(found["deadline_misses"]),
+            str(found["rejected"]),
+            str(found["constraint_violations"]),
+            _number(found["mean_batch_size"], 1),
+        )
+    out.print(table)
+    limit_usd = report["lower_bound_usd"]
+    if limit_usd:
+        ratio = scored[0].scores["cost_usd"] / limit_usd
+        out.print(f"lower bound: {limit_usd:.4f} US dollars; shunter at {ratio:.2f} times that")
+    kept = report["calibration"]
+    if kept["met_of_promised_95"] is not None:
+        out.print(
+            f"calibration: of the requests promised 95 % or more, {kept['met_of_promised_95']:.2%}"
+            f" met their SLO; {kept['promised']:.2%} promised on average, {kept['met']:.2%} met"
+        )
+    if "differences" in report:
+        found = report["differences"]
+        first, second = found["cost_usd"]
+        out.print(
+            f"compared: {found['placed_otherwise']} requests placed otherwise; {first:.4f} and"
+            f" {second:.4f} US dollars; SLO met by the first alone"
+            f" {found['attained_only_by_first']}, by the second alone"
+            f" {found['attained_only_by_second']}"
+        )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

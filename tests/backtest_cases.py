@@ -1,0 +1,55 @@
+"""What the tests of the backtest build on: the packaged sample on the packaged fleet."""
+
+import random
+from dataclasses import replace
+from functools import cache
+
+from policies import Fleet, Options, Policy, compile_options
+from policies.backtest.baselines import BASELINES
+from policies.backtest.outcome import Outcome
+from policies.backtest.reality import Reality
+from policies.backtest.replay import Replay, Run
+from policies.backtest.route import Shunter
+from policies.backtest.workload import Arrival, compress, profiles_of
+from shunter.backtest.files import read_trace
+from shunter.backtest.suite import Setting, scaled
+from streams.declarations import load_fleet, load_policy
+
+FLEET, POLICY = load_fleet(None), load_policy(None)
+
+
+@cache
+def sample(rows: int = 2000, rate: float = 1.0) -> tuple[Arrival, ...]:
+    return tuple(compress(read_trace(None)[:rows], rate))
+
+
+def setting(rows: int = 2000, rate: float = 1.0, reality: Reality | None = None) -> Setting:
+    return Setting(sample(rows, rate), scaled(FLEET, rate), POLICY, reality or Reality())
+
+
+def replay(
+    name: str = "shunter",
+    *,
+    rows: int = 2000,
+    rate: float = 1.0,
+    reality: Reality | None = None,
+    fleet: Fleet = FLEET,
+    policy: Policy = POLICY,
+) -> tuple[Run, Options]:
+    reality = reality or Reality()
+    arrivals = sample(rows, rate)
+    options = compile_options(scaled(fleet, rate))
+    route = Shunter(options, policy) if name == "shunter" else BASELINES[name](options, policy)
+    draw = random.Random(reality.seed).random
+    run = Replay(route, options, policy, reality, draw).run(
+        profiles_of(arrivals, fleet, policy), [a.output_tokens for a in arrivals]
+    )
+    return run, options
+
+
+def cost_usd(run: Run) -> float:
+    return sum(outcome.cost_usd for outcome in run.outcomes)
+
+
+def moved(outcome: Outcome, **changes: object) -> Outcome:
+    return replace(outcome, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,180 @@
+"""The backtest keeps to physics, to the books, and to its own rules."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from backtest_cases import FLEET, POLICY, cost_usd, moved, replay
+
+from policies.backtest.baselines import BASELINES
+from policies.backtest.outcome import Outcome
+from policies.backtest.reality import Outage, Reality
+from policies.backtest.replay import Run
+from policies.backtest.scores import calibration_of, percentile, scores_of
+from policies.roofline import MEMORY_UTILIZATION
+from shunter.backtest.check import is_broken
+
+TROUBLE = Reality(
+    speed={"silicon-us": 0.6, "lpddr-eu": 1.6, "cpu-eu": 0.8},
+    noise=0.1,
+    failure_rate=0.05,
+    outages=(Outage(pool="silicon-us", from_s=20.0, to_s=60.0),),
+    preemptions_per_hour={"premium-us": 60.0},
+    seed=7,
+)
+
+
+def done(run: Run) -> list[Outcome]:
+    return [outcome for outcome in run.outcomes if outcome.status == "completed"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Run:
+    return replay()[0]
+
+
+def test_each_request_has_one_end(plain: Run) -> None:
+    assert [outcome.row for outcome in plain.outcomes] == list(range(2000))
+    assert {outcome.status for outcome in plain.outcomes} == {"completed"}
+
+
+@pytest.mark.parametrize("name", ["shunter", *BASELINES])
+@pytest.mark.parametrize("reality", [Reality(), TROUBLE], ids=["as-declared", "in-trouble"])
+def test_money_is_busy_time_times_price(name: str, reality: Reality) -> None:
+    run, options = replay(name, reality=reality, rows=250)
+    paid = sum(options.by_pool[p][0].usd_per_s * busy_s for p, busy_s in run.busy_s.items())
+    assert cost_usd(run) == pytest.approx(paid, rel=1e-6)
+    assert all(outcome.status is not None for outcome in run.outcomes)
+
+
+def test_no_prefill_is_faster_than_the_flops_allow(plain: Run) -> None:
+    for outcome in done(plain):
+        pool, model = FLEET.pools[outcome.pool], FLEET.models[outcome.profile.model]
+        wide = pool.serves[0].tensor_parallel
+        flops = FLEET.devices[pool.device].flops(outcome.precision) * wide
+        end_s = outcome.finished_s if outcome.first_token_s is None else outcome.first_token_s
+        least_s = 2 * model.active_parameters * outcome.input_tokens / flops
+        assert end_s - outcome.started_s >= least_s
+
+
+def test_no_decode_step_is_faster_than_the_weights_stream(plain: Run) -> None:
+    for outcome in done(plain):
+        if outcome.output_tokens > 1:
+            pool, model = FLEET.pools[outcome.pool], FLEET.models[outcome.profile.model]
+            wide = pool.serves[0].tensor_parallel
+            bandwidth = FLEET.devices[pool.device].bandwidth_bytes_per_s * wide
+            least_s = model.active_weights_bytes(outcome.precision) / bandwidth
+            assert outcome.tpot_s >= least_s, outcome
+
+
+def test_no_device_holds_more_than_its_memory(plain: Run) -> None:
+    changes: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    for outcome in done(plain):
+        model = FLEET.models[outcome.profile.model]
+        tokens = outcome.input_tokens + outcome.output_tokens
+        kv_bytes = tokens * model.kv_bytes_per_token
+        where = changes[outcome.pool, outcome.device]
+        where += [(outcome.started_s, kv_bytes), (outcome.finished_s, -kv_bytes)]
+    for (name, _), steps in changes.items():
+        pool = FLEET.pools[name]
+        weights = sum(FLEET.models[s.model].weights_bytes(s.precision) for s in pool.serves)
+        wide = pool.serves[0].tensor_parallel
+        usable = FLEET.devices[pool.device].memory_bytes * wide * MEMORY_UTILIZATION - weights
+        held = 0.0
+        # What ends at an instant makes room for what begins at it.
+        for _, change in sorted(steps):
+            held += change
+            assert held <= usable * (1 + 1e-9)
+
+
+def test_times_are_in_order(plain: Run) -> None:
+    for outcome in done(plain):
+        created = outcome.profile.created_at
+        first_s = outcome.finished_s if outcome.first_token_s is None else outcome.first_token_s
+        assert created <= outcome.dispatched_s < outcome.started_s
+        assert outcome.started_s < first_s <= outcome.finished_s
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
+    first, again = (replay(reality=TROUBLE, rows=300)[0].outcomes for _ in range(2))
+    assert first == again
+    other = TROUBLE.model_copy(update={"seed": 8})
+    assert replay(reality=other, rows=300)[0].outcomes != first
+
+
+def test_what_fails_is_tried_elsewhere_and_the_rest_of_the_fleet_carries_an_outage() -> None:
+    run, _ = replay(reality=TROUBLE, rows=800)
+    tries = Counter(outcome.tries for outcome in run.outcomes)
+    assert tries[2] > 20
+    assert max(tries) <= POLICY.attempts_max
+    for outcome in done(run):
+        excluded = outcome.profile.exclude_pools
+        assert outcome.pool not in excluded
+        assert len(excluded) == outcome.tries - 1
+        if outcome.pool == "silicon-us":
+            assert not 20.0 < outcome.finished_s < 60.0
+    attained = sum(outcome.attained for outcome in run.outcomes)
+    assert attained >= 0.9 * len(run.outcomes)
+
+
+def test_a_slower_reality_shows_in_the_speeds_that_a_policy_hears() -> None:
+    slow = Reality(speed={"silicon-us": 0.5})
+    as_declared, distorted = replay(rows=1000)[0], replay(rows=1000, reality=slow)[0]
+    assert distorted.busy_s["silicon-us"] != as_declared.busy_s["silicon-us"]
+    share = sum(o.pool == "silicon-us" for o in distorted.outcomes)
+    assert share < sum(o.pool == "silicon-us" for o in as_declared.outcomes)
+
+
+def test_all_premium_uses_premium_gpus_only() -> None:
+    run, options = replay("all_premium", rows=500)
+    kinds = {pool: choices[0].kind for pool, choices in options.by_pool.items()}
+    assert {kinds[outcome.pool] for outcome in run.outcomes} == {"premium_gpu"}
+
+
+def test_shunter_meets_the_slo_for_less_than_the_premium_gpus(plain: Run) -> None:
+    assert sum(outcome.attained for outcome in plain.outcomes) >= 0.99 * 2000
+    premium, _ = replay("all_premium")
+    assert cost_usd(plain) < 0.4 * cost_usd(premium)
+
+
+def test_the_check_of_constraints_can_fail(plain: Run) -> None:
+    code = next(o for o in plain.outcomes if o.profile.task == "code_planning")
+    chat = next(o for o in plain.outcomes if o.variant == "llama-3.1-70b-fp4")
+    assert not any(is_broken(outcome, FLEET, POLICY) for outcome in plain.outcomes)
+    broken = [
+        moved(code, pool="cpu-eu"),
+        moved(code, precision="fp8"),
+        moved(chat, pool="lpddr-us", path="direct"),
+        moved(chat, input_tokens=200_000),
+        moved(chat, profile=moved(chat.profile, task="code_planning")),  # type: ignore[arg-type]
+        moved(chat, profile=moved(chat.profile, operation="embeddings")),  # type: ignore[arg-type]
+    ]
+    assert all(is_broken(outcome, FLEET, POLICY) for outcome in broken)
+
+
+def test_scores_count_what_happened(plain: Run) -> None:
+    _, options = replay(rows=10)
+    late = moved(plain.outcomes[0], finished_s=1e6)
+    refused = moved(plain.outcomes[1], status="rejected", reason="no_pool")
+    run = Run([late, refused, *plain.outcomes[2:10]], {}, 0, 0, 0, 0, 0.0, 0)
+    scores = scores_of(run, options, violations=3)
+    assert scores["slo_attainment"] == 0.8
+    assert (scores["deadline_misses"], scores["rejected"]) == (2, 1)
+    assert scores["refusals"] == {"no_pool": 1}
+    assert scores["constraint_violations"] == 3
+
+
+def test_calibration_compares_promises_with_what_came() -> None:
+    run, _ = replay(rows=200)
+    kept = moved(run.outcomes[0], promised_chance=0.97)
+    broken = moved(run.outcomes[1], promised_chance=0.96, finished_s=1e6)
+    doubtful = moved(run.outcomes[2], promised_chance=0.4)
+    found = calibration_of([kept, broken, doubtful])
+    assert found["promises"] == 3
+    assert found["met_of_promised_95"] == 0.5
+    assert [each["promises"] for each in found["bins"]] == [1, 2]
+
+
+def test_percentiles_are_of_the_nearest_rank() -> None:
+    assert percentile([], 0.5) is None
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.99) == 4.0

@@ -1,0 +1,98 @@
+"""The lower bound: exact where that can be worked out by hand, and beaten by no run."""
+
+import pytest
+from backtest_cases import FLEET, POLICY, cost_usd, replay, sample, setting
+
+from policies import compile_options
+from policies.backtest.reality import Reality
+from policies.backtest.workload import Arrival, profiles_of
+from shunter.backtest.bound import lower_bound
+from shunter.backtest.bound_streaming import streaming_bound
+from shunter.backtest.bound_work import volume_bound
+from shunter.backtest.demand import Demand, able
+from shunter.backtest.suite import Setting
+
+OPTIONS = compile_options(FLEET)
+ROUTES = ["shunter", "all_premium", "least_loaded", "cheapest_blind", "static_rules"]
+
+
+def demands(*arrivals: Arrival) -> list[Demand]:
+    profiles = profiles_of(arrivals, FLEET, POLICY)
+    return [
+        Demand(profile, profile.input_tokens, arrival.output_tokens)
+        for profile, arrival in zip(profiles, arrivals, strict=True)
+    ]
+
+
+def chat(at_s: float = 1.0, output_tokens: int = 400, model: str = "llama-3.1-70b") -> Arrival:
+    return Arrival(0, at_s, "chat", model, 1000, output_tokens, None)
+
+
+@pytest.mark.parametrize(("rate", "rows"), [(1.0, 100), (20.0, 200)])
+def test_no_run_beats_the_bound_of_what_it_served_in_time(rate: float, rows: int) -> None:
+    for name in ROUTES:
+        run, _ = replay(name, rows=rows, rate=rate)
+        in_time = {outcome.row for outcome in run.outcomes if outcome.attained}
+        bound_usd = lower_bound(setting(rows, rate), in_time)
+        assert bound_usd is not None
+        assert 0 < bound_usd <= cost_usd(run), name
+
+
+def test_no_run_beats_the_bound_in_a_distorted_reality() -> None:
+    reality = Reality(speed={"silicon-us": 2.0, "lpddr-eu": 0.5}, failure_rate=0.02)
+    run, _ = replay(rows=200, reality=reality)
+    in_time = {outcome.row for outcome in run.outcomes if outcome.attained}
+    bound_usd = lower_bound(setting(200, reality=reality), in_time)
+    assert bound_usd is not None
+    assert 0.2 * cost_usd(run) < bound_usd <= cost_usd(run)
+
+
+def test_noise_that_nobody_knows_leaves_no_bound() -> None:
+    assert lower_bound(setting(20, reality=Reality(noise=0.1))) is None
+
+
+def test_one_request_alone_costs_its_prefill_and_decode_at_the_cheapest_pool_that_is_in_time() -> (
+    None
+):
+    (alone,) = demands(chat())
+    prices = {
+        option.pool: option.usd_per_s
+        * (option.roofline.prefill_s(1000) + option.roofline.decode_s(400, 1, 1000))
+        for option in able(alone, OPTIONS)
+    }
+    assert set(prices) == {"premium-us", "premium-eu", "silicon-us"}  # at 80 ms a token
+    bound_usd = streaming_bound([alone], OPTIONS)
+    # When exactly it starts is known to a cell only.
+    assert 0.8 * min(prices.values()) < bound_usd <= min(prices.values())
+
+
+def test_two_that_can_decode_together_cost_little_more_and_two_apart_cost_twice() -> None:
+    alone = streaming_bound(demands(chat()), OPTIONS)
+    together = streaming_bound(demands(chat(), chat()), OPTIONS)
+    apart = streaming_bound(demands(chat(), chat(at_s=60.0)), OPTIONS)
+    assert together < 1.2 * alone
+    assert apart == pytest.approx(2 * alone, rel=0.02)
+
+
+def test_work_grows_with_the_tokens_and_a_full_step_is_shared_by_no_more_than_its_places() -> None:
+    many = demands(*(chat(output_tokens=401) for _ in range(200)))
+    silicon = OPTIONS.of("silicon-us", "llama-3.1-70b-fp4")
+    streamed_s = silicon.roofline.step_s(1, 0) * 200 * 400 / silicon.max_batch
+    bound_usd = volume_bound(many, OPTIONS)
+    assert bound_usd >= streamed_s * silicon.usd_per_s
+    assert volume_bound(many[:100], OPTIONS) == pytest.approx(bound_usd / 2, rel=1e-6)
+
+
+def test_what_nobody_can_serve_in_time_costs_nothing() -> None:
+    endless = Arrival(0, 0.0, "chat", "llama-3.1-70b", 60_000, 100, None)
+    assert not list(able(demands(endless)[0], OPTIONS))
+    only = Setting([endless], FLEET, POLICY, Reality())
+    assert lower_bound(only) == 0.0
+
+
+def test_a_cheaper_trace_has_a_lower_bound() -> None:
+    whole = lower_bound(setting(120))
+    part = lower_bound(setting(120), {arrival.row for arrival in sample(120)[:80]})
+    assert whole is not None
+    assert part is not None
+    assert part < whole

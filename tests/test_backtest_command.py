@@ -1,0 +1,198 @@
+"""`shunter policy backtest` as users run it: its report, its files, its errors."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backtest_cases import FLEET
+from typer.testing import CliRunner
+
+from policies.backtest.workload import compress
+from policies.declaration import DeclarationError
+from shunter.backtest.files import COLUMNS, read_trace
+from shunter.backtest.suite import scaled
+from shunter.cli import app
+from shunter.console import UserError
+from streams.declarations import packaged
+
+HEADER = "arrival_s,task,model,input_tokens,output_tokens,prefix_tokens,session,source\n"
+ROWS = (
+    "0.000,chat,llama-3.1-8b,374,44,0,,a:1\n"
+    "0.255,agent_step,gpt-oss-120b,230,45,0,f50,b:51\n"
+    "0.300,embedding,minilm-embedding,600,0,0,,c:1\n"
+    "0.500,summarization,llama-3.1-8b,2000,150,0,,d:1\n"
+    "4.000,chat,llama-3.1-70b,900,200,0,,a:2\n"
+)
+SCORES = {
+    *("cost_usd", "slo_attainment", "slo_by_task", "deadline_misses", "rejected"),
+    *("constraint_violations", "p50_ttft_ms", "p99_ttft_ms", "mean_batch_size"),
+}
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "trace.csv"
+    path.write_text(HEADER + ROWS)
+    return path
+
+
+def invoke(*words: str | Path) -> Any:
+    result = CliRunner().invoke(app, ["policy", "backtest", *map(str, words)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_the_report_has_what_programs_rely_on(trace: Path) -> None:
+    report = json.loads(invoke("--trace", trace, "--json").stdout)
+    assert set(report["policies"]) == {
+        *("shunter", "shunter_premium", "all_premium", "round_robin", "least_loaded"),
+        *("lowest_latency", "cheapest_blind", "static_rules"),
+    }
+    for scores in report["policies"].values():
+        assert scores.keys() >= SCORES
+        assert scores["constraint_violations"] == 0
+    ours = report["policies"]["shunter"]
+    assert ours["slo_attainment"] == 1.0
+    assert 0 < report["lower_bound_usd"] <= ours["cost_usd"]
+    assert report["calibration"]["promises"] == 5
+
+
+def test_the_table_names_each_policy_and_the_bound(trace: Path) -> None:
+    shown = invoke("--trace", trace).stdout
+    assert "lower bound" in shown
+    for word in ("shunter", "calibration"):
+        assert word in shown
+
+
+def test_each_row_of_the_trace_has_its_assignment(trace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    report = json.loads(
+        invoke(
+            "--trace", trace, "--no-baselines", "--no-bound", "--assignments", path, "--json"
+        ).stdout
+    )
+    with path.open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["row"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert {row["status"] for row in rows} == {"completed"}
+    assert sum(float(row["cost_usd"]) for row in rows) == pytest.approx(
+        report["policies"]["shunter"]["cost_usd"]
+    )
+    for row in rows:
+        times = [float(row[f"{t}_s"]) for t in ("dispatched", "started", "first_token", "finished")]
+        assert times == sorted(times)
+        assert row["path"] in {"direct", "batch"}
+        assert int(row["device"]) >= 0
+    assert report["lower_bound_usd"] is None
+
+
+def test_a_gzipped_trace_is_the_same_trace(trace: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "trace.csv.gz"
+    packed.write_bytes(gzip.compress(trace.read_bytes()))
+    assert read_trace(packed) == read_trace(trace)
+    assert len(read_trace(None)) == 2000
+
+
+def test_the_plot_is_a_picture(trace: Path, tmp_path: Path) -> None:
+    invoke("--trace", trace, "--no-baselines", "--no-bound", "--plot", tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_policies_are_compared_request_by_request(trace: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(packaged("policy.yaml").replace("window_s: 45", "window_s: 0"))
+    report = json.loads(
+        invoke(
+            *("--trace", trace, "--no-baselines", "--no-bound"), "--compare", other, "--json"
+        ).stdout
+    )
+    found = report["differences"]
+    assert set(report["policies"]) == {"shunter", "compared"}
+    assert found["cost_usd"] == [
+        report["policies"][name]["cost_usd"] for name in ("shunter", "compared")
+    ]
+    assert len(found["listed"]) == found["placed_otherwise"] <= 5
+
+
+def test_a_rate_compresses_arrivals_and_a_scale_grows_the_fleet(trace: Path) -> None:
+    words = ("--trace", trace, "--no-baselines", "--no-bound", "--json")
+    report = json.loads(invoke(*words, "--rate", "10", "--fleet-scale", "2").stdout)
+    assert (report["rate"], report["fleet_scale"]) == (10.0, 2.0)
+    compressed = [a.arrival_s for a in compress(read_trace(trace), 10)]
+    assert compressed == pytest.approx([0, 0.0255, 0.03, 0.05, 0.4])
+    counts = {name: pool.count for name, pool in FLEET.pools.items()}
+    assert {n: p.count for n, p in scaled(FLEET, 2).pools.items()} == {
+        name: 2 * count for name, count in counts.items()
+    }
+    # Never less than one replica, which may be more than one device.
+    assert scaled(FLEET, 0.01).pools["premium-us"].count == 2
+
+
+def test_a_reality_is_hidden_from_the_policy_and_told_to_its_twin(
+    trace: Path, tmp_path: Path
+) -> None:
+    reality = tmp_path / "reality.yaml"
+    reality.write_text("speed: {silicon-us: 0.5}\nnoise: 0.1\n")
+    words = ("--trace", trace, "--no-baselines", "--reality", reality, "--json")
+    report = json.loads(invoke(*words).stdout)
+    assert set(report["policies"]) == {"shunter", "shunter_told"}
+    assert report["lower_bound_usd"] is None  # replicas differ, by what nobody knows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no request"),
+        (HEADER, "holds no request"),
+        ("task,model\nchat,m\n", "row 0: column arrival_s is missing"),
+        (HEADER + ROWS.replace("374", "-1"), "row 0: input_tokens is '-1'"),
+        (HEADER + ROWS.replace("374", "99999999999"), "row 0: input_tokens is '99999999999'"),
+        (HEADER + ROWS.replace("0.255", "nan"), "row 1: arrival_s must be"),
+        (HEADER + ROWS.replace("0.300", "0.100"), "row 2: arrival_s 0.1 is before"),
+        (HEADER + ROWS.replace("chat", "gossip"), "row 0: task 'gossip' is not one of"),
+    ],
+)
+def test_a_bad_trace_is_named_by_row_and_column(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        invoke("--trace", path, "--no-baselines", "--no-bound")
+
+
+def test_a_missing_file_and_one_that_is_no_gzip_are_errors_for_people(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be read"):
+        read_trace(tmp_path / "none.csv")
+    (tmp_path / "bad.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match="can't be read"):
+        read_trace(tmp_path / "bad.csv.gz")
+
+
+def test_a_bad_reality_is_named_by_field(trace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "reality.yaml"
+    path.write_text("speed: {silicon-us: 0}\n")
+    with pytest.raises(DeclarationError, match=r"speed\.silicon-us"):
+        invoke("--trace", trace, "--reality", path)
+    path.write_text("outages: [{pool: silicon-us, from_s: 5, to_s: 5}]\n")
+    with pytest.raises(DeclarationError, match="to_s must be after from_s"):
+        invoke("--trace", trace, "--reality", path)
+    path.write_text("speed: {nowhere: 2}\n")
+    with pytest.raises(UserError, match="no such pool in the fleet: nowhere"):
+        invoke("--trace", trace, "--reality", path)
+
+
+def test_a_request_that_no_pool_can_serve_is_rejected_and_counted(
+    trace: Path, tmp_path: Path
+) -> None:
+    trace.write_text(HEADER + ROWS + "5.0,chat,no-such-model,10,10,0,,x\n")
+    path = tmp_path / "out.csv"
+    words = ("--trace", trace, "--no-bound", "--assignments", path, "--json")
+    report = json.loads(invoke(*words).stdout)
+    for scores in report["policies"].values():
+        assert scores["rejected"] == 1
+    assert path.read_text().splitlines()[-1] == "5,,,,,,,,,,0.0,rejected"

@@ -1,0 +1,129 @@
+"""Which replica of a pool serves: work gathers where every SLO on it still holds."""
+
+from policies.accelerator import VariantLimits
+from policies.iteration import Job
+from policies.replica import PREFILL_MEMORY_S, Ask, Replica, choose_replica
+from policies.roofline import Roofline
+
+ROOFLINE = Roofline(
+    weights_bytes=16e9,
+    active_weights_bytes=16e9,
+    active_parameters=8e9,
+    kv_bytes_per_token=131072,
+    layers=32,
+    attention_width=4096,
+    flops=1e15,
+    bandwidth_bytes_per_s=3e12,
+    memory_bytes=80e9,
+    compute_efficiency=0.6,
+    bandwidth_efficiency=0.6,
+    step_overhead_s=1e-4,
+)
+VARIANTS = {name: VariantLimits(ROOFLINE, max_batch=4) for name in ("one", "two")}
+STEP_S = ROOFLINE.step_s(1, 500)
+
+
+def pool(replicas: int = 3) -> list[Replica]:
+    return [Replica(VARIANTS) for _ in range(replicas)]
+
+
+def give(replica: Replica, variant: str = "one", count: int = 1, tokens: int = 500) -> None:
+    """Let a replica decode some long replies from second 1 on."""
+    for _ in range(count):
+        name = f"{variant}-{replica.jobs}"
+        replica.submit(Job(name, variant, tokens, 50_000), None, 0.0)
+    replica.advance(1.0)
+
+
+def ask(variant: str = "one", tokens: int = 500, **limits: float) -> Ask:
+    return Ask(variant, tokens, 100, **limits)
+
+
+def test_an_idle_pool_begins_with_its_first_replica() -> None:
+    assert choose_replica(pool(), ask(), 1.0) == 0
+
+
+def test_work_joins_what_decodes_the_same_variant_then_what_is_busy() -> None:
+    replicas = pool()
+    give(replicas[1], "two")
+    give(replicas[2], "one")
+    assert choose_replica(replicas, ask("one"), 1.0) == 2
+    assert choose_replica(replicas, ask("two"), 1.0) == 1
+    replicas = pool()
+    give(replicas[1], "two")
+    assert choose_replica(replicas, ask("one"), 1.0) == 1
+
+
+def test_the_fullest_that_has_a_place_is_joined() -> None:
+    replicas = pool()
+    give(replicas[0], count=1)
+    give(replicas[1], count=3)
+    give(replicas[2], count=4)
+    assert choose_replica(replicas, ask(), 1.0) == 1
+
+
+def test_a_variant_that_fills_a_replica_gets_an_idle_one_before_a_mixed_one() -> None:
+    replicas = pool()
+    give(replicas[0], "one", count=4)
+    give(replicas[1], "two", count=2)
+    assert choose_replica(replicas, ask("one"), 1.0) == 2
+
+
+def test_nobody_joins_where_a_step_would_break_a_tpot() -> None:
+    replicas = pool()
+    give(replicas[0], "two")
+    # Two variants take turns: each token waits for two steps.
+    assert choose_replica(replicas, ask(tpot_s=10 * STEP_S), 1.0) == 0
+    assert choose_replica(replicas, ask(tpot_s=2 * STEP_S), 1.0) == 1
+    replicas = pool()
+    replicas[0].submit(Job("urgent", "two", 500, 50_000), 2 * STEP_S, 0.0)
+    replicas[0].advance(1.0)
+    assert choose_replica(replicas, ask(), 1.0) == 1
+
+
+def test_nobody_joins_behind_prompts_that_take_the_ttft() -> None:
+    replicas = pool()
+    replicas[0].submit(Job("long", "two", 100_000, 10), None, 1.0)
+    assert choose_replica(replicas, ask(), 1.0) == 0
+    assert choose_replica(replicas, ask(ttft_left_s=60.0), 1.0) == 0
+    assert choose_replica(replicas, ask(tokens=40_000, ttft_left_s=2.0), 1.0) == 1
+
+
+def test_nobody_joins_where_the_kv_cache_would_not_fit() -> None:
+    replicas = pool()
+    give(replicas[0], tokens=100_000)
+    assert choose_replica(replicas, ask(tokens=200_000), 1.0) == 1
+
+
+def test_a_device_busy_with_prompts_takes_no_more_decoding_until_they_are_past() -> None:
+    replicas = pool(2)
+    tokens = 2_000
+    count = int(0.9 * PREFILL_MEMORY_S / ROOFLINE.prefill_s(tokens))
+    for index in range(count):
+        replicas[0].submit(Job(str(index), "one", tokens, 1), None, 0.0)
+    replicas[0].submit(Job("running", "one", 100, 200_000), 0.2, 0.0)
+    replicas[0].advance(PREFILL_MEMORY_S)
+    assert choose_replica(replicas, ask(tpot_s=0.2), PREFILL_MEMORY_S) == 1
+    later = 2.5 * PREFILL_MEMORY_S
+    replicas[0].advance(later)
+    assert choose_replica(replicas, ask(tpot_s=0.2), later) == 0
+
+
+def test_where_none_can_the_one_with_the_least_to_do_serves() -> None:
+    replicas = pool(2)
+    give(replicas[0], count=6)
+    give(replicas[1], count=5)
+    assert choose_replica(replicas, ask(), 1.0) == 1
+
+
+def test_the_backlog_is_the_prompts_without_a_first_token() -> None:
+    (replica,) = pool(1)
+    assert replica.backlog_s == 0
+    replica.submit(Job("a", "one", 1_000, 5), None, 0.0)
+    replica.submit(Job("b", "one", 500, 5), None, 0.0)
+    assert replica.backlog_s == ROOFLINE.prefill_s(1_500)  # one chunk
+    replica.submit(Job("c", "two", 6_000, 5), None, 0.0)
+    assert replica.backlog_s == ROOFLINE.prefill_s(1_500) + ROOFLINE.prefill_s(6_000)
+    replica.advance(60.0)
+    assert replica.backlog_s == 0
+    assert replica.accelerator.is_idle

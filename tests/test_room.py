@@ -1,0 +1,110 @@
+"""A batch that is ready fills the places beside what runs, or waits for them within its time."""
+
+import pytest
+from policy_cases import NOW, POLICY, a_situation, bulk, profile, some_options, status
+from test_release import batch, target_of
+from test_windows import MARGIN_S, RETRY_S, SERVICE_S, always, filled, releases, run
+
+from policies import Windows
+from policies.estimate import BUSY_ANYWAY, estimate, room
+from policies.view import PoolLoad
+from topics import VariantStatus
+
+BOARD = some_options().of("board", "llama-int8")
+ROOM_WAIT_S = 120.0
+PATIENT = POLICY.replace("margin_s: 1.0", "margin_s: 1.0, room_wait_s: 120")
+
+
+def load(running: int, **others: int) -> PoolLoad:
+    return PoolLoad(workers=1, running_by_variant={BOARD.variant: running, **others})
+
+
+def cost_usd(pool: PoolLoad, *, members: int = 1, wait_s: float = 0.0) -> float:
+    found = estimate(bulk(), BOARD, pool, transport_s=0.0, members=members, wait_s=wait_s)
+    return found.cost_usd
+
+
+@pytest.mark.parametrize(
+    ("running", "free"), [(0, 64), (1, 47), (40, 8), (48, 0), (49, 47), (96, 0), (100, 44)]
+)
+def test_room_is_what_is_left_of_the_replicas_that_run(running: int, free: int) -> None:
+    assert BOARD.max_batch == 64
+    assert room(BOARD, load(running)) == free
+
+
+def test_joining_is_cheaper_than_waking_and_a_mixed_device_lies_between() -> None:
+    woken, mixed, joined = (cost_usd(pool) for pool in (load(0), load(0, other=3), load(5)))
+    assert joined < mixed < woken
+    prefill_usd = BOARD.roofline.prefill_s(bulk().input_tokens) * BOARD.usd_per_s
+    assert mixed - prefill_usd == pytest.approx(BUSY_ANYWAY * (woken - prefill_usd))
+
+
+def test_a_place_in_a_fuller_pool_is_dearer_unless_nobody_else_wants_it() -> None:
+    assert cost_usd(load(40)) < cost_usd(load(100))
+    assert cost_usd(load(100), wait_s=5.0) < cost_usd(load(40))
+
+
+def test_the_members_of_a_batch_share_the_waking() -> None:
+    alone, one_of_ten = (cost_usd(load(0), members=n) for n in (1, 10))
+    assert one_of_ten < 0.5 * alone
+
+
+def test_a_batch_is_no_larger_than_the_room_and_says_when_there_is_none() -> None:
+    where = a_situation("board", policy=PATIENT)
+    where.view.report(status("board", variants={BOARD.variant: VariantStatus(running=30)}))
+    found = target_of(batch(60), where)
+    assert (found.members_max, found.is_crowded) == (18, False)
+    where.view.report(status("board", variants={BOARD.variant: VariantStatus(running=45)}))
+    assert target_of(batch(60), where).is_crowded
+
+
+def test_without_a_wait_for_room_a_batch_takes_what_the_device_has() -> None:
+    where = a_situation("board")
+    where.view.report(status("board", variants={BOARD.variant: VariantStatus(running=45)}))
+    found = target_of(batch(60), where)
+    assert (found.members_max, found.is_crowded) == (32, False)
+
+
+def test_what_goes_alone_needs_no_room() -> None:
+    where = a_situation("premium", policy=PATIENT)
+    where.view.report(status("premium", variants={"llama-fp8": VariantStatus(running=24)}))
+    held = [*batch(1)]
+    direct = held[0].__class__(profile(), "direct", NOW, 0)
+    assert not target_of([direct], where).is_crowded
+
+
+def crowded_windows(room_wait_s: float = ROOM_WAIT_S) -> Windows:
+    limits = {"members_max": 32, "margin_s": MARGIN_S, "retry_s": RETRY_S}
+    return filled(8, into=Windows(**limits, room_wait_s=room_wait_s))  # type: ignore[arg-type]
+
+
+def test_a_full_batch_waits_for_room_and_goes_when_there_is_some() -> None:
+    held = crowded_windows()
+    assert run(held, NOW, always(is_crowded=True)) == []
+    assert held.next_due_at() == NOW + RETRY_S
+    (release,) = releases(run(held, NOW + RETRY_S, always()))
+    assert release.reason == "full"
+
+
+def test_it_waits_no_longer_than_the_policy_allows() -> None:
+    held = crowded_windows()
+    assert run(held, NOW + ROOM_WAIT_S - 1, always(is_crowded=True)) == []
+    assert releases(run(held, NOW + ROOM_WAIT_S, always(is_crowded=True)))
+
+
+def test_without_a_wait_for_room_nothing_changes() -> None:
+    assert releases(run(crowded_windows(0.0), NOW, always(is_crowded=True)))
+
+
+def test_it_does_not_wait_where_what_waits_would_be_late_one_batch_after_the_other() -> None:
+    limits = {"members_max": 32, "margin_s": MARGIN_S, "retry_s": RETRY_S}
+    batches = 4
+    time_s = batches * SERVICE_S + MARGIN_S
+
+    def ends(left_s: float) -> int:
+        held = Windows(**limits, room_wait_s=1e6)  # type: ignore[arg-type]
+        filled(8 * batches, into=held, deadline=NOW + left_s)
+        return len(run(held, NOW, always(is_crowded=True)))
+
+    assert ends(time_s + 1) == 0
+    assert ends(time_s - 1) > 0
