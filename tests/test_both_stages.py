@@ -99,7 +99,7 @@ async def test_a_request_is_placed_with_its_evidence_and_progress_moves_with_it(
     assert (evidence.request_id, evidence.source.partition, evidence.source.offset) == ("a", 1, 0)
     assert yard.lane("premium-eu", "direct")[0].partition.number == 1
     await yard.settle(transactor, lambda: yard.progress(router.group, *requests))
-    assert yard.progress(router.group, *requests) == Progress(1)
+    assert yard.progress(router.group, *requests).with_head(None) == Progress(1)
     assert await log.committed(requests) == 1
 
 
@@ -212,7 +212,7 @@ async def test_what_finished_out_of_order_is_not_run_again_by_a_successor(
     await yard.settle(old, yard.results)
     lane = Partition(yard.catalogue.pool_lane("premium-eu", "direct"), 0)
     await yard.settle(old, lambda: yard.progress(worker.group, *lane))
-    assert yard.progress(worker.group, *lane) == Progress(0, (1,))
+    assert yard.progress(worker.group, *lane).with_head(None) == Progress(0, (1,))
     await yard.ground.kill(log)
 
     second = ScriptedBackend()
