@@ -272,7 +272,12 @@ class Worker:
         except BadRecordError:
             return effect
         failure = ResultError(error.reason, error.message)
-        effect.records.append(self._scribe.no_answer(record, profile, "failed", failure, now))
+        effect.records += [
+            self._scribe.no_answer(record, profile, "failed", failure, now),
+            self._scribe.step(
+                record, profile, "failed", now, reason=failure.code, message=failure.message
+            ),
+        ]
         return effect
 
     def _read(self, record: Record) -> Task:
