@@ -16,7 +16,12 @@ from aiokafka.errors import (
 
 from streams.hanging import Producer, abort_rest, complete_commit
 from streams.log import LogError, Membership, Outgoing, Partition, Record
-from streams.undecodable import UNDECODABLE, poll_past_undecodable, records_of
+from streams.undecodable import (
+    UNDECODABLE,
+    poll_past_undecodable,
+    read_undecodable,
+    records_of,
+)
 from topics import Settings
 from topics.catalogue import OUTPUT_BYTES_MAX
 
@@ -281,8 +286,12 @@ class KafkaLog:
                 if offset < position:
                     continue
                 reader.seek(topic_partition, offset)
-                polled = await reader.getmany(topic_partition, timeout_ms=5000)
-                for record in records_of(partition, polled.get(topic_partition, ())):
+                try:
+                    polled = await reader.getmany(topic_partition, timeout_ms=5000)
+                    records = records_of(partition, polled.get(topic_partition, ()))
+                except UNDECODABLE:
+                    records, _ = await read_undecodable(reader, partition, offset)
+                for record in records:
                     found[record.offset] = record
                     position = record.offset + 1
         finally:

@@ -247,8 +247,13 @@ class System:
             await self.read()
             return len(self.steps(request_id)) >= len(steps)
 
-        await eventually(all_there, f"{request_id} has {steps}")
-        assert sorted(self.steps(request_id)) == sorted(steps), self.logs()
+        try:
+            await eventually(all_there, f"{request_id} has {steps}")
+        except AssertionError as error:
+            found = self.steps(request_id)
+            raise AssertionError(f"{error}, but {found}\n{self.logs()}") from error
+        found = sorted(self.steps(request_id))
+        assert found == sorted(steps), f"{request_id} has {found}\n{self.logs()}"
 
     def steps(self, request_id: str) -> list[str]:
         """Return the steps of which there is evidence, in the order they became visible."""

@@ -187,7 +187,7 @@ class TestTheWholeSystemWithTheseRights:
         self, secured: SecuredKafka, system: System, tmp_path: Path
     ) -> None:
         body = tmp_path / "body.json"
-        body.write_bytes(orjson.dumps(chat("any")["body"]))
+        body.write_bytes(orjson.dumps(chat("any")["body"] | {"stream": True}))
         for arguments, told in (
             (("audit", "show", f"now-{POOLS[0]}"), "executed"),
             (("results", "--request", f"now-{POOLS[0]}"), "completed"),

@@ -13,7 +13,8 @@ async def test_a_request_published_again_is_served_once_even_by_another_router(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
     """The new router reads back what its killed predecessor had, a record it can't decode too."""
-    async with System(kafka, prefix, tmp_path) as system:
+    # Slower than others: no request may run out of time while the pools come alive.
+    async with System(kafka, prefix, tmp_path, policy_speed=2.0) as system:
         system.start_all()
         for request_id in ("a", "b", "a"):
             await system.publish(chat(request_id), partition=0)

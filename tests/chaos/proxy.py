@@ -30,9 +30,10 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._do(self._cut())
+        self._do(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def cut(self) -> None:
         """Reset every connection, and every new one, until ``heal``."""
@@ -58,7 +59,15 @@ class Proxy:
 
     async def _start(self) -> None:
         self._passes.set()
-        await asyncio.start_server(self._connected, HOST, self.port)
+        self._server = await asyncio.start_server(self._connected, HOST, self.port)
+
+    async def _stop(self) -> None:
+        self._server.close()
+        await self._cut()
+        passing = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in passing:
+            task.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
 
     async def _cut(self) -> None:
         for writer in list(self._writers):
