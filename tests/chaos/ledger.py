@@ -59,6 +59,8 @@ class Ledger:
             bootstrap_servers=self._system.bootstrap_servers,
             isolation_level="read_committed",
             auto_offset_reset="earliest",
+            # Partitions that are added meanwhile are read soon.
+            metadata_max_age_ms=3000,
         )
         await consumer.start()
         try:
