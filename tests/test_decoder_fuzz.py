@@ -176,5 +176,5 @@ def test_the_worst_of_a_full_size_takes_bounded_time_and_memory(kind: str) -> No
     finally:
         tracemalloc.stop()
     print(f"{kind}: {took_s * 1000:.0f} ms, {peak_bytes / MIB:.0f} MiB")
-    assert took_s < 2
+    assert took_s < 5
     assert peak_bytes < 100 * MIB
