@@ -19,7 +19,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-# Every fault in turn, under load: about two minutes a round. SEED=7 repeats a run.
+# Every fault in turn, under load: about six minutes a round. SEED=7 repeats a run.
 ROUNDS ?= 3
 chaos: setup
 	$(VENV)/bin/python tests/chaos/run.py --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) --table docs/reliability.md

@@ -69,6 +69,8 @@ class RecentIds:
 
     def unchecked(self, request_id: str) -> int | None:
         """Return the offset of the record to validate before ``seen`` is asked about this id."""
+        if not self._unchecked:
+            return None
         found = self._unchecked.get(_digest(request_id))
         return None if found is None else found[0]
 

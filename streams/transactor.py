@@ -158,8 +158,11 @@ class Transactor:
         # Even where there is nothing to do: readers of what was committed last may be waiting.
         await self._replace_cut_off(partition)
         work = await self._stage.work(partition, records)
-        if work is None:
-            return
+        if work is not None:
+            await self._write(partition, work)
+
+    async def _write(self, partition: Partition, work: Work) -> None:
+        """Commit the work, without what the log won't take."""
         await self._replace_cut_off(partition)
         while refusals := await self._in_time(partition, self._commit(partition, work)):
             await self._start_over(partition)

@@ -83,23 +83,31 @@ async def joined(settings: Settings, group: str) -> KafkaLog:
     return log
 
 
+async def seen_by_successor(
+    settings: Settings, log: KafkaLog, transactional_id: str
+) -> list[bytes]:
+    """Let a successor fence and commit a record, and return what a reader then sees up to it."""
+    value = f"after {transactional_id}".encode()
+    writer = await log.fence(transactional_id)
+    await writer.begin()
+    await (await writer.send(Outgoing(TOPIC, b"k", value, partition=1)))
+    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test")
+    values = await visible(settings, 1, value)
+    await writer.close()
+    await log.leave()
+    return values
+
+
 @pytest.mark.parametrize("committed", [False, True])
 async def test_a_successor_ends_it_as_the_coordinator_had(
     settings: Settings, committed: bool
 ) -> None:
     name = f"{ID}-{committed}"
-    lost, marker = f"lost {committed}".encode(), f"after {committed}".encode()
+    lost = f"lost {committed}".encode()
     await leave_hanging(settings, name, lost, committed=committed)
     log = await joined(settings, f"inference.test-{committed}")
-    writer = await log.fence(name)
-    await writer.begin()
-    await (await writer.send(Outgoing(TOPIC, b"k", marker, partition=1)))
-    await writer.commit(Partition("inference.reroutes", 0), 0, f"inference.test-{committed}")
-    values = await visible(settings, 1, marker)
-    await writer.close()
-    await log.leave()
 
-    assert (lost in values) == committed
+    assert (lost in await seen_by_successor(settings, log, name)) == committed
 
 
 async def fence_and_die(settings: Settings, transactional_id: str) -> None:
@@ -116,21 +124,13 @@ async def test_a_successor_that_died_after_fencing_changes_no_outcome(
     settings: Settings, committed: bool
 ) -> None:
     name = f"{ID}-twice-{committed}"
-    lost, marker = f"lost twice {committed}".encode(), f"after twice {committed}".encode()
+    lost = f"lost twice {committed}".encode()
     await leave_hanging(settings, name, lost, committed=committed)
     log = await joined(settings, f"inference.test-twice-{committed}")
     await complete_commit(log._member._client, name, "inference.")
     await fence_and_die(settings, name)
 
-    writer = await log.fence(name)
-    await writer.begin()
-    await (await writer.send(Outgoing(TOPIC, b"k", marker, partition=1)))
-    await writer.commit(Partition("inference.reroutes", 0), 0, f"inference.test-twice-{committed}")
-    values = await visible(settings, 1, marker)
-    await writer.close()
-    await log.leave()
-
-    assert (lost in values) == committed
+    assert (lost in await seen_by_successor(settings, log, name)) == committed
 
 
 async def test_a_writer_knows_that_it_was_cut_off(settings: Settings) -> None:

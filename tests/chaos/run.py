@@ -18,12 +18,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from faults import FAULTS, LAST_FAULTS, POOLS, ROUTERS, SESSION_S, TRANSACTION_S, Fault, Scene
-from held import held_now
 from ledger import Ledger
 from load import Load
 from proxy import Proxy
 from system import System
-from verdict import POLICY_SPEED, supervise, trail_problems
+from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
 from topics.broker import EmbeddedBroker, Listener
 from topics.broker_settings import free_port

@@ -7,8 +7,9 @@ from collections.abc import Container, Iterable
 from system import System
 
 from shunter.audit.topic import verify_topic
+from shunter.log_reading import read_all
 from streams import KafkaLog
-from topics import Catalogue
+from topics import Catalogue, Settings
 from topics.admin import partition_counts
 
 TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
@@ -50,11 +51,24 @@ def problems(system: System, ids: Iterable[str]) -> list[str]:
     return found
 
 
+async def grown(system: System, topic: str) -> Settings:
+    """Return the settings with as many partitions as the topic has now: it may have grown."""
+    counts = await partition_counts(system.settings, [topic])
+    return system.settings.model_copy(update={"partitions": counts[topic]})
+
+
+async def held_now(system: System) -> int:
+    """Return the number of requests in the hold: keys whose newest record is no tombstone."""
+    topic = system.catalogue.held
+    settings = await grown(system, topic)
+    held: dict[bytes | None, bool] = {}
+    async for record in read_all(KafkaLog(settings), topic, settings.partitions):
+        held[record.key] = record.value is not None
+    return sum(held.values())
+
+
 async def trail_problems(system: System) -> list[str]:
     """Return what an auditor finds wrong with the evidence that the system has left."""
-    topic = system.catalogue.evidence
-    # They may have been grown since the system was made.
-    counts = await partition_counts(system.settings, [topic])
-    settings = system.settings.model_copy(update={"partitions": counts[topic]})
+    settings = await grown(system, system.catalogue.evidence)
     findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
     return [f"trail: {p.kind} {p.where}: {p.message}" for p in findings.problems]

@@ -133,14 +133,8 @@ class LeavesReadersWaiting(Transactor):
 
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
         work = await self._stage.work(partition, records)
-        if work is None:
-            return
-        await self._replace_cut_off(partition)
-        while refusals := await self._in_time(partition, self._commit(partition, work)):
-            await self._start_over(partition)
-            for refusal in await self._culprits(partition, refusals):
-                self._replace(work, refusal)
-        self._stage.done(partition, work)
+        if work is not None:
+            await self._write(partition, work)
 
 
 class MissesTheCut(MemoryWriter):
