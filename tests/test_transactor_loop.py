@@ -131,7 +131,7 @@ async def test_a_transaction_that_never_ends_ends_the_process(cluster: MemoryClu
     writer = transactor._writers[P0]
     writer.commit = lambda *_: asyncio.Event().wait()  # type: ignore[method-assign]
     with pytest.raises(LogError, match=r"in\[0\] did not end in 0.05 s"):
-        await drain(transactor)
+        await soon(drain(transactor), "the end")
     with pytest.raises(LogError):
         await transactor.step()
     await soon(transactor.stop(), "the stop")
