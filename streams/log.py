@@ -30,13 +30,17 @@ class Record(NamedTuple):
 
 @dataclass(slots=True)
 class Outgoing:
-    """A record to write. ``partition`` None lets the key choose, as in every Kafka client."""
+    """A record to write. ``partition`` None lets the key choose, as in every Kafka client.
+
+    ``tells`` is what the value says, before it was encoded, for whoever watches what is committed.
+    """
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers = field(default_factory=list)
     partition: int | None = None
+    tells: object = None
 
 
 class LogError(Exception):

@@ -109,11 +109,13 @@ class Scribe:
 
     def _record(self, evidence: Evidence) -> Outgoing:
         # Canonical, because that is what is hashed and signed.
-        return Outgoing(self.catalogue.evidence, evidence.request_id.encode(), canonical(evidence))
+        key = evidence.request_id.encode()
+        return Outgoing(self.catalogue.evidence, key, canonical(evidence), tells=evidence)
 
     def result(self, result: Result) -> Outgoing:
         """Return a result as a record, keyed by request."""
-        return Outgoing(self.catalogue.results, result.id.encode(), encode(result))
+        key = result.id.encode()
+        return Outgoing(self.catalogue.results, key, encode(result), tells=result)
 
     def no_answer(
         self,

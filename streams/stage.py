@@ -1,6 +1,6 @@
 """A stage: what is done with the records of a partition, apart from how it is made to last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,10 @@ class Work:
 
     progress: Progress
     effects: list[Effect] = field(default_factory=list)
+
+
+Observer = Callable[[Partition, Sequence[Effect]], None]
+"""Told of the effects of a transaction on a partition once they are visible. May not raise."""
 
 
 class Stage(Protocol):

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
 from streams.notary import Notary
 from streams.progress import read_progress
-from streams.stage import Effect, Stage, Work
+from streams.stage import Effect, Observer, Stage, Work
 from topics import Progress, encode, progress_key
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Transactor:
         poll_s_max: float,
         poll_records_max: int,
         transaction_s_max: float,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._log = log
         self._stage = stage
@@ -56,6 +57,7 @@ class Transactor:
         self._poll_s_max = poll_s_max
         self._poll_records_max = poll_records_max
         self._transaction_s_max = transaction_s_max
+        self._observers = observers
         self._lock = asyncio.Lock()
         self._writers: dict[Partition, Writer] = {}
         self._visible: dict[Partition, Progress | None] = {}
@@ -169,6 +171,8 @@ class Transactor:
             for refusal in await self._culprits(partition, refusals):
                 self._replace(work, refusal)
         self._stage.done(partition, work)
+        for observe in self._observers:
+            observe(partition, work.effects)
 
     async def _in_time(self, partition: Partition, transaction: Awaitable[T]) -> T:
         """Wait for a transaction, but no longer than the broker lets it be open.
