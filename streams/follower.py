@@ -31,7 +31,14 @@ class TopicFollower(ABC):
         """Read what there is, so that it is known before anything is decided."""
         # Without a group the client assigns itself every partition of the topics.
         self._consumer = AIOKafkaConsumer(*self._topics, **consumer_options(self._settings))
-        await self._consumer.start()
+        try:
+            await self._consumer.start()
+            await self._catch_up()
+        except BaseException:
+            await self._consumer.stop()
+            raise
+
+    async def _catch_up(self) -> None:
         assigned = self._consumer.assignment()
         ends = await self._consumer.end_offsets(assigned)
         self._positions = await self._starts(self._consumer, assigned)

@@ -13,6 +13,7 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     RecordTooLargeError,
 )
+from aiokafka.partitioner import DefaultPartitioner
 
 from streams.hanging import Producer, abort_rest, complete_commit
 from streams.log import LogError, Membership, Outgoing, Partition, Record
@@ -50,6 +51,12 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
     }
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
+    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
+    return number
 
 
 def _assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]:

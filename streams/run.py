@@ -19,6 +19,7 @@ from streams.fleet_follower import FleetFollower
 from streams.heads import HeadsService
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.kafka import KafkaLog
+from streams.live.page import LivePage
 from streams.notary import Notary
 from streams.outgoing import Scribe
 from streams.router import Router
@@ -130,6 +131,7 @@ def run_router(settings: Settings) -> NoReturn:
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
     signal = AutoscalingSignal(shared, batcher, clock)
+    page = LivePage(settings, options, policy, clock)
     run_app(
         "router",
         settings,
@@ -141,9 +143,11 @@ def run_router(settings: Settings) -> NoReturn:
             StageService(transactor(settings, router, notary), "router"),
             StageService(transactor(settings, batcher, notary), "batcher"),
             StageService(transactor(settings, Canceller(scribe, clock), notary), "canceller"),
+            page.watching,
         ],
         pages={
             "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),
             "/metrics": lambda: (PROMETHEUS, signal.page()),
         },
+        views=page.views(),
     )

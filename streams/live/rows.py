@@ -1,7 +1,12 @@
 """From the folded counts to the rows of a snapshot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import fmean
+from typing import Any
+
+import orjson
+
+from policies import Option
 
 from streams.live.holds import Waiting
 from streams.live.snapshot import (
@@ -20,6 +25,8 @@ from topics import PoolStatus
 
 GROUPS_MAX = 200
 SECONDS_PER_HOUR = 3600
+# In the order in which policies.groups has them.
+CONSTRAINTS = ("regions", "precisions", "pools", "exclude_pools", "labels", "max_cost_usd")
 
 
 def snapshot_of(view: LiveView, now: float, *, is_current: bool = True) -> Snapshot:
@@ -93,6 +100,7 @@ def _pools(view: LiveView, recent: Tally, now: float, seconds: float) -> Iterato
             running=running,
             queued=sum(s.queued for s in reports),
             load=running / slots if slots else 0.0,
+            busy=_busy(declared.get(name, ()), reports, told.usd, seconds),
             backlog_s=min(backlogs, default=0.0),
             speed=_speed(reports),
             circuits=_circuits(reports),
@@ -107,6 +115,16 @@ def _pools(view: LiveView, recent: Tally, now: float, seconds: float) -> Iterato
             total_fallbacks=total.fallbacks,
             total_usd=total.usd,
         )
+
+
+def _busy(
+    options: Sequence[Option], reports: list[PoolStatus], usd: float, seconds: float
+) -> float | None:
+    replicas = sum(report.replicas for report in reports)
+    if not options or not replicas or options[0].usd_per_s <= 0:
+        return None
+    # What a device that is simulated faster is paid for is not faster.
+    return usd / (options[0].usd_per_s * options[0].time_scale * replicas * seconds)
 
 
 def _state(reports: list[PoolStatus]) -> str:
@@ -161,15 +179,16 @@ def _hold(
     group: str, waiting: Waiting | None, full: int, told: GroupTally, total: GroupTally, now: float
 ) -> Hold:
     # As policies.groups makes it.
-    model, operation, kind, prompt, *constraints = [*group.split("|", 4), "", "", ""][:5]
+    model, operation, kind, prompt, constraints = [*group.split("|", 4), "", "", "", ""][:5]
+    tokens = prompt.removeprefix("le")
     held = 0 if waiting is None else waiting.held
     return Hold(
         group=group,
         model=model,
         operation=operation,
         is_batch=kind == "batch",
-        prompt=prompt,
-        is_constrained=any(constraints),
+        prompt_tokens_max=int(tokens) if tokens.isdecimal() else None,
+        constraints=_constraints(constraints),
         held=held,
         full=full,
         fill=held / full,
@@ -181,6 +200,16 @@ def _hold(
         total_released=total.released,
         total_batches=total.batches,
     )
+
+
+def _constraints(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    values = zip(CONSTRAINTS, orjson.loads(text), strict=False)
+    found = {name: value for name, value in values if value not in (None, [])}
+    if "labels" in found:
+        found["labels"] = dict(found["labels"])
+    return found
 
 
 def _classes(view: LiveView, recent: Tally, seconds: float) -> Iterator[Workload]:

@@ -5,6 +5,7 @@ Times are epoch seconds. None is what is not known.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,9 @@ class Money:
 class Pool:
     """A pool. ``state`` is `up`, `draining` or `none`, where no worker reports.
 
-    ``load`` is ``running`` over ``slots``. ``speed`` has predicted over measured device time by
+    ``load`` is ``running`` over ``slots``, which counts every variant's slots, so that it is never
+    full; ``busy`` is the device time of what was completed in the window over that of all replicas,
+    None where that is not known: what ends at once can exceed it for a while. ``speed`` has predicted over measured device time by
     model variant; ``circuits`` the variants whose circuit breaker is not closed on some worker.
     ``usd_per_hour`` is of what ran in the window, not the price of the devices.
     """
@@ -66,6 +69,7 @@ class Pool:
     running: int
     queued: int
     load: float
+    busy: float | None
     backlog_s: float
     speed: dict[str, float]
     circuits: dict[str, str]
@@ -87,15 +91,16 @@ class Hold:
 
     ``fill`` is ``held`` over ``full``, the most members that the policy lets into a batch; a device
     may take fewer. ``release_in_s`` is the time until its window ends; negative where it waits for
-    a pool or for room. A full group, or one without slack, leaves before that.
+    a pool or for room. ``prompt_tokens_max`` is the end of its bucket, ``constraints`` what all of
+    its members have, as in a request. A full group, or one without slack, leaves before that.
     """
 
     group: str
     model: str
     operation: str
     is_batch: bool
-    prompt: str
-    is_constrained: bool
+    prompt_tokens_max: int | None
+    constraints: dict[str, Any]
     held: int
     full: int
     fill: float

@@ -15,6 +15,7 @@ from streams.log import Record
 from topics import BadRecordError, Catalogue, PoolStatus, decode
 
 PREMIUM = "premium_gpu"
+WINDOW_S = 60.0
 FALLBACKS_MAX = 50
 # Of so many requests on their way it is remembered what they want; about 400 bytes each.
 ASKED_MAX = 100_000
@@ -35,7 +36,7 @@ class LiveView:
         policy: Policy,
         *,
         since: float,
-        window_s: float = 60.0,
+        window_s: float = WINDOW_S,
         held_records_max: int = 1_000_000,
     ) -> None:
         """Begin at ``since``, epoch seconds; what happened before that is not counted."""
