@@ -14,6 +14,7 @@ from shunter.commands.policy import policy
 from shunter.commands.results import results
 from shunter.commands.router import router
 from shunter.commands.submit import submit
+from shunter.commands.top import top
 from shunter.commands.topics import topics
 from shunter.commands.worker import worker
 from shunter.console import UserError, complain
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, broker, router, worker, submit, cancel, results):
+for command in (demo, broker, router, worker, submit, cancel, results, top):
     app.command()(command)
 for group in (topics, policy, audit, evidence):
     app.add_typer(group)

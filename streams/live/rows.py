@@ -7,7 +7,6 @@ from typing import Any
 import orjson
 
 from policies import Option
-
 from streams.live.holds import Waiting
 from streams.live.snapshot import (
     Ended,

@@ -54,8 +54,9 @@ class Pool:
 
     ``load`` is ``running`` over ``slots``, which counts every variant's slots, so that it is never
     full; ``busy`` is the device time of what was completed in the window over that of all replicas,
-    None where that is not known: what ends at once can exceed it for a while. ``speed`` has predicted over measured device time by
-    model variant; ``circuits`` the variants whose circuit breaker is not closed on some worker.
+    None where that is not known: what ends at once can exceed it for a while. ``speed`` has
+    predicted over measured device time by model variant; ``circuits`` the variants whose circuit
+    breaker is not closed on some worker.
     ``usd_per_hour`` is of what ran in the window, not the price of the devices.
     """
 
