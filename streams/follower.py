@@ -15,12 +15,24 @@ class TopicFollower(ABC):
     """Reads topics. Assigned, not by group: each process sees every record."""
 
     def __init__(
-        self, settings: Settings, *topics: str, poll_records_max: int | None = None
+        self,
+        settings: Settings,
+        *topics: str,
+        poll_records_max: int | None = None,
+        fetch_bytes_min: int = 1,
     ) -> None:
-        """Follow these topics, taking in so many records at once, or all that have come."""
+        """Follow these topics.
+
+        Args:
+            settings: where they are.
+            topics: their names.
+            poll_records_max: how many are taken in at once; None for all that have come.
+            fetch_bytes_min: what the broker waits for, half a second at most, before it answers.
+        """
         self._topics = topics
         self._settings = settings
         self._poll_records_max = poll_records_max
+        self._fetch_bytes_min = fetch_bytes_min
         self._positions: dict[Partition, int] = {}
 
     @abstractmethod
@@ -30,7 +42,11 @@ class TopicFollower(ABC):
     async def start(self) -> None:
         """Read what there is, so that it is known before anything is decided."""
         # Without a group the client assigns itself every partition of the topics.
-        self._consumer = AIOKafkaConsumer(*self._topics, **consumer_options(self._settings))
+        self._consumer = AIOKafkaConsumer(
+            *self._topics,
+            **consumer_options(self._settings),
+            fetch_min_bytes=self._fetch_bytes_min,
+        )
         try:
             await self._consumer.start()
             await self._catch_up()

@@ -43,21 +43,28 @@ def table(
     A heading is marked where rows are sorted by it.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    cells = [[_text(column.show(row)) for row in rows] for column in columns]
     for index, column in enumerate(columns):
         mark = "*" if column.heading == sorted_by else ""
         heading = Text(mark + column.heading)
         if not index and title is not None:
             heading = Text(mark).append_text(title)
+        widest = max([heading.cell_len, *(cell.cell_len for cell in cells[index])])
         made.add_column(
             heading,
             justify=column.justify,
             no_wrap=True,
             overflow="ellipsis",
-            ratio=1 if column.is_flexible else None,
+            # Where there is not room for all, only what is flexible gives way.
+            min_width=None if column.is_flexible else widest,
         )
-    for row in rows:
-        made.add_row(*(column.show(row) for column in columns))
+    for row in zip(*cells, strict=True):
+        made.add_row(*row)
     return made
+
+
+def _text(shown: str | Text) -> Text:
+    return Text(shown) if isinstance(shown, str) else shown
 
 
 def wide_enough(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
@@ -123,8 +130,8 @@ CLASSES: Sequence[Column[Workload]] = (
     Column("SLO", lambda c: _kept(c.attainment), lambda c: -(c.attainment or 0.0)),
     Column("TTFT p50", lambda c: duration(c.ttft_p50_s), lambda c: c.ttft_p50_s or 0.0),
     Column("p99", lambda c: duration(c.ttft_p99_s), lambda c: c.ttft_p99_s or 0.0),
-    Column("end p50", lambda c: duration(c.finish_p50_s), lambda c: c.finish_p50_s or 0.0),
-    Column("end p99", lambda c: duration(c.finish_p99_s), lambda c: c.finish_p99_s or 0.0),
+    Column("e2e p50", lambda c: duration(c.finish_p50_s), lambda c: c.finish_p50_s or 0.0),
+    Column("e2e p99", lambda c: duration(c.finish_p99_s), lambda c: c.finish_p99_s or 0.0),
     Column("no answer", lambda c: count(c.without_answer), lambda c: c.without_answer),
     Column("in all", lambda c: count(c.total_ended), lambda c: c.total_ended, 110),
     Column("SLO in all", lambda c: percent(c.total_attainment), None, 110),

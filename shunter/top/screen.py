@@ -13,6 +13,7 @@ from streams.live.snapshot import Snapshot
 
 # No worker's heartbeat for so long is worth a word.
 SILENT_S = 10.0
+WIDE = 100
 KEYS = "q quit  p pause  / filter  Tab table  s sort  r reverse  Enter zoom  ? help"
 HELP = """
 q        quit                           p, Space  pause, and go on
@@ -33,7 +34,7 @@ Any key leads back."""
 HEAD_LINES = 3
 FOOT_LINES = 1
 # So many rows each table gets before any gets more, if it has them.
-ROWS_MIN, ROWS_FEW = 2, 6
+ROWS_MIN, ROWS_FEW = 2, 8
 
 
 def screen(
@@ -55,7 +56,10 @@ def screen(
         where: topics and brokers that are looked at.
         warning: what is wrong, in a line.
     """
-    parts: list[RenderableType] = [_title(snapshot, state, width, where), *_summary(snapshot)]
+    parts: list[RenderableType] = [
+        _title(snapshot, state, width, where),
+        *_summary(snapshot, width),
+    ]
     if state.has_help:
         parts.append(Text(HELP, no_wrap=True, overflow="ellipsis"))
     else:
@@ -91,7 +95,7 @@ def _title(snapshot: Snapshot, state: State, width: int, where: str) -> Text:
     return line
 
 
-def _summary(snapshot: Snapshot) -> list[Text]:
+def _summary(snapshot: Snapshot, width: int) -> list[Text]:
     ended, money, total = snapshot.ended, snapshot.money, snapshot.money_total
     flow = Text(no_wrap=True, overflow="ellipsis")
     flow.append(f"{rate(ended.per_s)}", "bold").append(" ended/s  ")
@@ -100,13 +104,17 @@ def _summary(snapshot: Snapshot) -> list[Text]:
     if refusals := {**ended.refusals, **ended.dead_letters}:
         flow.append(f"; {counts(refusals)}", "yellow")
     spent = Text(no_wrap=True, overflow="ellipsis")
-    spent.append(f"{usd(money.usd_per_hour)}/h", "bold").append(" spent, on premium ")
-    spent.append(f"{usd(money.premium_estimate_usd_per_hour)}/h", "bold").append(" estimated")
+    spent.append(f"{usd(money.usd_per_hour)}/h", "bold").append(" spent, ")
+    spent.append(f"{usd(money.premium_estimate_usd_per_hour)}/h", "bold")
+    spent.append(" estimated on premium")
     if money.saving is not None:
         word = "less" if money.saving >= 0 else "more"
         spent.append(f": {percent(abs(money.saving))} {word}", "green" if word == "less" else "red")
-    spent.append(f"; in all {usd(total.usd)}", "dim")
-    spent.append(f" against {usd(total.premium_estimate_usd)}", "dim")
+    if width >= WIDE:
+        spent.append(f"; in all {usd(total.usd)}, {usd(total.premium_estimate_usd)}", "dim")
+        spent.append(
+            f" for {count(total.compared)} of {count(snapshot.ended_total.requests)}", "dim"
+        )
     return [flow, spent]
 
 

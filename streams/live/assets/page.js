@@ -202,7 +202,7 @@ function ends(view) {
 function tiles(view) {
   const { money, ended, holds } = view;
   const saved = money.saving;
-  const compared = isNumber(saved) ? `${percent(Math.abs(saved))} ${saved >= 0 ? "less than" : "more than"} estimated` : "nothing to compare";
+  const compared = isNumber(saved) ? `spent ${percent(Math.abs(saved))} ${saved >= 0 ? "less" : "more"}, for ${whole(money.compared)} requests` : "nothing to compare";
   const lost = ended.requests - (ended.statuses.completed ?? 0);
   const shown = [
     ["Ended", `${rate(ended.per_s)} /s`, `${whole(view.ended_total.requests)} since ${clock(view.since)}`],
