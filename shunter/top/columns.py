@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 from rich.table import Table
 from rich.text import Text
 
-from shunter.top.figures import NONE, bar, count, counts, duration, percent, rate, usd
+from shunter.top.figures import NONE, bar, count, counts, duration, mean, percent, rate, usd
 from streams.live.snapshot import Fallback, Hold, Pool, Workload
 
 T = TypeVar("T")
@@ -32,31 +32,36 @@ class Column(Generic[T]):
 
 
 def table(
-    columns: Sequence[Column[T]],
+    of: Sequence[Column[T]],
     rows: Sequence[T],
+    width: int,
     *,
     title: Text | None = None,
     sorted_by: str = "",
 ) -> Table:
     """Return rows as a table, a line each, with its title in place of the first heading.
 
-    A heading is marked where rows are sorted by it.
+    A heading is marked where rows are sorted by it. Where there is not room for all, only what is
+    flexible gives way.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    cells = [[_text(column.show(row)) for row in rows] for column in columns]
-    for index, column in enumerate(columns):
-        mark = "*" if column.heading == sorted_by else ""
-        heading = Text(mark + column.heading)
-        if not index and title is not None:
-            heading = Text(mark).append_text(title)
-        widest = max([heading.cell_len, *(cell.cell_len for cell in cells[index])])
+    headings = [Text(("*" if c.heading == sorted_by else "") + c.heading) for c in of]
+    if title is not None:
+        headings[0] = Text("*" if of[0].heading == sorted_by else "").append_text(title)
+    cells = [[_text(column.show(row)) for row in rows] for column in of]
+    widths = [
+        max([heading.cell_len, *(cell.cell_len for cell in each)])
+        for heading, each in zip(headings, cells, strict=True)
+    ]
+    excess = sum(widths) + len(widths) - width
+    for column, heading, widest in zip(of, headings, widths, strict=True):
+        shown = max(heading.cell_len, widest - excess) if column.is_flexible else widest
         made.add_column(
             heading,
             justify=column.justify,
             no_wrap=True,
             overflow="ellipsis",
-            # Where there is not room for all, only what is flexible gives way.
-            min_width=None if column.is_flexible else widest,
+            width=min(widest, shown),
         )
     for row in zip(*cells, strict=True):
         made.add_row(*row)
@@ -67,9 +72,15 @@ def _text(shown: str | Text) -> Text:
     return Text(shown) if isinstance(shown, str) else shown
 
 
-def wide_enough(columns: Sequence[Column[T]], width: int) -> list[Column[T]]:
+def columns(of: Sequence[Column[T]], *headings: str) -> list[Column[T]]:
+    """Return the columns of these headings."""
+    by_heading = {column.heading: column for column in of}
+    return [by_heading[heading] for heading in headings]
+
+
+def wide_enough(of: Sequence[Column[T]], width: int) -> list[Column[T]]:
     """Return the columns that a terminal of a width has room for."""
-    return [column for column in columns if column.columns_min <= width]
+    return [column for column in of if column.columns_min <= width]
 
 
 def _busy(pool: Pool) -> str | Text:
@@ -172,7 +183,7 @@ HOLDS: Sequence[Column[Hold]] = (
     Column("oldest", lambda h: duration(h.oldest_s), lambda h: h.oldest_s or 0.0),
     Column("goes", _release, lambda h: -(h.release_in_s or 1e9)),
     Column("batches", lambda h: count(h.batches), lambda h: h.batches),
-    Column("mean", lambda h: f"{h.released / h.batches:.1f}" if h.batches else NONE, None),
+    Column("mean", lambda h: mean(h.released, h.batches)),
     Column("because of", lambda h: counts(h.reasons), None, 120, "left"),
 )
 

@@ -40,6 +40,11 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if size < 5940 else f"{seconds / 3600:.1f} h"
 
 
+def mean(total: float, parts: int) -> str:
+    """Return the mean of some parts; of none there is none."""
+    return f"{total / parts:.1f}" if parts else NONE
+
+
 def bar(share: float, width: int) -> str:
     """Return a share as a bar; something is never shown as nothing."""
     filled = min(width, max(round(share * width), 1 if share > 0 else 0))

@@ -72,7 +72,8 @@ def screen(
             title = _heading(name, state, len(rows), shown[name])
             if rows:
                 some = rows[: shown[name]]
-                parts.append(table(columns, some, title=title, sorted_by=state.sort[name]))
+                sorted_by = state.sort[name]
+                parts.append(table(columns, some, width, title=title, sorted_by=sorted_by))
             else:
                 parts.append(title)
     if height is not None:
