@@ -51,8 +51,8 @@ class Topics:
         if premium_usd is not None:
             candidates.append(direct | {"pool": "premium-us", "cost_usd": premium_usd})
             candidates.append(direct | {"pool": "premium-eu", "cost_usd": 2 * premium_usd})
-            cheap = {"pool": "premium-us", "path": "hold", "cost_usd": premium_usd / 10}
-            candidates.append(direct | cheap)
+            refused = {"pool": "premium-us", "refused": "lane"}
+            candidates.append(direct | refused)
         self.step(request_id, "placed", profile=profile, candidates=candidates)
 
     def executed(

@@ -28,7 +28,7 @@ breaker  model variants whose circuit is not closed; nothing is sent to them
 SLO      completed by the deadline, with TTFT and TPOT as wanted; cancelled ones left out
 goes     when the group's window ends; it goes earlier if it is full or its slack runs out
 spent    of busy device time; "on premium" is what the router estimated for the same
-         requests on the cheapest premium GPU, at the load of that moment
+         requests on the cheapest premium GPU, in a batch where they may wait
 
 Any key leads back."""
 HEAD_LINES = 3

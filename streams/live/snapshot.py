@@ -33,10 +33,10 @@ class Money:
     """US dollars of busy device time, as results have it.
 
     ``premium_estimate_usd`` is what the router estimated, when it decided, for the same requests
-    on the cheapest premium GPU that may serve each, at once; ``compared_usd`` is what they took.
-    The estimate is for the load of that moment: premium GPUs that really served everything would
-    run fuller, and so cheaper. Requests that no premium GPU may or could serve, and those whose
-    decision was not seen, are not compared.
+    on the cheapest premium GPU that may serve each, at once or, where it may wait, in a batch;
+    ``compared_usd`` is what they took. The estimate is for the load of that moment: premium GPUs
+    that really served everything would run fuller, and so cheaper. Requests that no premium GPU may
+    or could serve, and those whose decision was not seen, are not compared.
     """
 
     usd: float

@@ -28,7 +28,6 @@ class SeenCandidate(msgspec.Struct):
     """A way to serve the request, as it was estimated; no cost where it was refused."""
 
     pool: str
-    path: str
     cost_usd: float | None = None
 
 

@@ -101,9 +101,7 @@ class LiveView:
         costs = [
             candidate.cost_usd
             for candidate in step.candidates
-            if candidate.path == "direct"
-            and candidate.cost_usd is not None
-            and candidate.pool in self._premium
+            if candidate.cost_usd is not None and candidate.pool in self._premium
         ]
         self._asked[step.request_id] = (step.profile, min(costs, default=None))
         if len(self._asked) > ASKED_MAX:

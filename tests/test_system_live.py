@@ -1,0 +1,367 @@
+"""`shunter top` and the page against the topics, on a real Kafka."""
+
+import asyncio
+import json
+import math
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from system import ROOT, System, chat, eventually
+
+from policies import compile_options
+from streams import SystemClock
+from streams.declarations import load_fleet, load_policy
+from streams.live import LiveView, find, watching
+from streams.live.watching import Watching
+from topics import Catalogue
+from topics.broker_settings import free_port
+
+pytestmark = pytest.mark.kafka
+
+HOSTILE = "<img src=x onerror=\"document.title='taken over'\">"
+# Held for long, so that something is, whenever one looks.
+WAITS = {"task": "synthetic_data", "hints": {"batchable": True}, "completion_window": "24h"}
+
+
+async def shown_once(system: System) -> Any:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "shunter", "top", "--once", "--json", "--window", "600"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(system),
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return json.loads(out)
+
+
+def environment(system: System) -> dict[str, str]:
+    return os.environ | {
+        "SHUNTER_BOOTSTRAP_SERVERS": system.bootstrap_servers,
+        "SHUNTER_TOPIC_PREFIX": system.prefix,
+        "SHUNTER_FLEET": str(system.directory / "fleet.yaml"),
+        "SHUNTER_POLICY": str(system.directory / "policy.yaml"),
+    }
+
+
+async def asked(port: int, path: str) -> tuple[int, Any]:
+    def ask() -> tuple[int, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as page:
+                return page.status, json.loads(page.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    return await asyncio.to_thread(ask)
+
+
+async def current(port: int) -> Any:
+    """The page's view, once it has read what there is."""
+    found: Any = None
+
+    async def is_current() -> bool:
+        nonlocal found
+        _, found = await asked(port, "/view.json")
+        return bool(found["is_current"])
+
+    await eventually(is_current, "the page's view is current", 30)
+    return found
+
+
+def compare(shown: Any, system: System) -> None:
+    """Hold a view against every result, every piece of evidence and what is held."""
+    results = [result for each in system.results.values() for result in each]
+    completed = [r for r in results if r["status"] == "completed"]
+    total = shown["ended_total"]
+    assert total["statuses"] == Counter(r["status"] for r in results)
+    refused = Counter(r["error"]["code"] for r in results if r["status"] != "completed")
+    assert total["refusals"] == refused
+    assert sum(total["dead_letters"].values()) == len(system.dead_letters)
+    duplicates = [e for e in system.evidence if e["step"] == "duplicate"]
+    assert total["duplicates"] == len(duplicates)
+    usd = math.fsum(r["cost"]["usd"] for r in completed)
+    assert shown["money_total"]["usd"] == pytest.approx(usd)
+    for pool in shown["pools"]:
+        own = [r for r in completed if r["placement"]["pool"] == pool["pool"]]
+        paths = Counter(r["placement"]["path"] for r in own)
+        assert (pool["total_direct"], pool["total_batch"]) == (paths["direct"], paths["batch"])
+        assert pool["total_usd"] == pytest.approx(math.fsum(r["cost"]["usd"] for r in own))
+    compare_classes(shown, completed, system)
+    compare_money(shown, system)
+
+
+def compare_classes(shown: Any, completed: Sequence[Any], system: System) -> None:
+    task_of = {
+        e["request_id"]: e["task"] for e in system.evidence if e["step"] in {"placed", "held"}
+    }
+    wanted = {e["request_id"]: e["profile"] for e in system.evidence if e.get("profile")}
+    for workload in shown["classes"]:
+        own = [r for r in completed if task_of[r["id"]] == workload["task"]]
+        timing = [r["timing"] for r in own]
+        ttft = sorted(t["first_token_at"] - t["created_at"] for t in timing)
+        finish = sorted(t["finished_at"] - t["created_at"] for t in timing)
+        assert workload["statuses"].get("completed", 0) == len(own)
+        for name, values in (("ttft", ttft), ("finish", finish)):
+            for share in (50, 99):
+                rank = math.ceil(share / 100 * len(values)) - 1
+                if values:
+                    exact = pytest.approx(values[rank], rel=0.025)
+                    assert workload[f"{name}_p{share}_s"] == exact
+        kept = sum(is_kept(r, wanted[r["id"]]) for r in own)
+        assert workload["kept"] == kept
+
+
+def is_kept(result: Any, wanted: Any) -> bool:
+    timing, usage = result["timing"], result["usage"]
+    ttft_s = timing["first_token_at"] - timing["created_at"]
+    tpot_s = (timing["finished_at"] - timing["first_token_at"]) / max(1, usage["output_tokens"] - 1)
+    return bool(
+        timing["finished_at"] <= wanted["deadline"]
+        and ttft_s <= (wanted["ttft_s"] or math.inf)
+        and tpot_s <= (wanted["tpot_s"] or math.inf)
+    )
+
+
+def compare_money(shown: Any, system: System) -> None:
+    estimates: dict[str, float] = {}
+    for step in system.evidence:
+        costs = [
+            c["cost_usd"]
+            for c in step["candidates"]
+            if c["pool"] == "premium-eu" and c["cost_usd"] is not None
+        ]
+        if step["step"] in {"placed", "held"} and costs:
+            estimates[step["request_id"]] = min(costs)
+    done = [e["request_id"] for e in system.evidence if e["step"] == "executed"]
+    money = shown["money_total"]
+    compared = [name for name in done if name in estimates]
+    assert money["compared"] == len(compared)
+    assert money["premium_estimate_usd"] == pytest.approx(math.fsum(estimates[n] for n in compared))
+
+
+async def held_ids(system: System) -> set[str]:
+    from test_access import records_of
+
+    held: dict[bytes, bool] = {}
+    for record in await records_of(system, system.catalogue.held):
+        held[record.key] = record.value is not None
+    return {key.decode() for key, is_held in held.items() if is_held}
+
+
+async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = {"router": {"SHUNTER_WEB_PORT": str(port)}}
+    async with System(kafka, prefix, tmp_path, env_of=env) as system:
+        system.start_all()
+        served: list[str] = []
+
+        async def load(count: int) -> None:
+            for n in range(len(served), len(served) + count):
+                request = chat(f"r{n}") if n % 3 else chat(f"r{n}", task="summarization")
+                if n % 10 == 9:
+                    request["constraints"] = {"regions": ["moon"]}
+                served.append(request["id"])
+                await system.publish(request)
+                await asyncio.sleep(0.01)
+
+        await load(20)
+        await system.wait_for_results(served)
+        await current(port)
+        running = asyncio.create_task(load(300))
+        while not running.done():
+            await system.catch_up()
+            before = sum(map(len, system.results.values()))
+            # As long as the broker may wait before it answers the view, and more.
+            await asyncio.sleep(1.0)
+            _, shown = await asked(port, "/view.json")
+            await system.catch_up()
+            after = sum(map(len, system.results.values()))
+            assert before <= shown["ended_total"]["requests"] <= after
+        await running
+        await system.publish(b"not a request", key=b"bad")
+        await system.publish(chat("r0"))
+        waiting = [f"w{n}" for n in range(5)]
+        for name in waiting:
+            await system.publish(chat(name, **WAITS, constraints={"pools": ["lpddr-us"]}))
+        await system.wait_for_results(served)
+
+        async def all_there() -> bool:
+            await system.catch_up()
+            steps = Counter(e["step"] for e in system.evidence)
+            return steps["duplicate"] == steps["dead_lettered"] == 1 and steps["held"] > 5
+
+        await eventually(all_there, "the last steps")
+        held = await held_ids(system)
+        top, page = await shown_once(system), None
+
+        async def page_is_level() -> bool:
+            nonlocal page
+            _, page = await asked(port, "/view.json")
+            return bool(page["ended_total"] | {"per_s": 0} == top["ended_total"] | {"per_s": 0})
+
+        await eventually(page_is_level, "the page has what top has")
+        await system.catch_up()
+        assert top["unreadable"] == page["unreadable"] == 0  # type: ignore[index]
+        for shown in (top, page):
+            compare(shown, system)
+        assert await held_ids(system) == held, "what was compared changed meanwhile"
+        assert top["holds"]["held"] == len(held) >= len(waiting)
+
+
+async def test_the_page_tells_stories_and_takes_nothing_for_markup(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = {"router": {"SHUNTER_WEB_PORT": str(port)}}
+    async with System(kafka, prefix, tmp_path, env_of=env) as system:
+        system.start_all()
+        hostile = {"tenant": HOSTILE[:60], "metadata": {"note": HOSTILE}}
+        await system.publish(chat(HOSTILE, **hostile))
+        await system.publish(chat("nowhere", constraints={"regions": [HOSTILE]}))
+        await system.wait_for_results([HOSTILE, "nowhere"])
+        await current(port)
+        status, found = await asked(port, f"/story.json?id={urllib.parse.quote(HOSTILE)}")
+        assert status == 200
+        assert [step["step"] for step in found["story"]["steps"]] == ["placed", "executed"]
+        status, found = await asked(port, "/story.json?id=nobody")
+        assert status == 404
+        assert "nothing is known of request 'nobody'" in found["error"]
+        assert (await asked(port, "/story.json?id="))[0] == 400
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        if chromium is None:
+            pytest.skip("no Chromium here")
+        page = await dom(chromium, f"http://127.0.0.1:{port}/?id={urllib.parse.quote(HOSTILE)}")
+        assert "<title>Shunter</title>" in page
+        assert "<img" not in page
+        assert "Request &lt;img src=x onerror=" in page
+        for part in (
+            ">placed<",
+            ">executed<",
+            ">promised<",
+            "premium-eu · h200",
+            "Pools",
+            "live, ",
+        ):
+            assert part in page, part
+        # The figures of the view are there too.
+        assert ">premium-eu</th>" in page
+        assert "rejected" in page
+
+
+async def dom(chromium: str, url: str) -> str:
+    """The document as it stands once its scripts have run."""
+    with tempfile.TemporaryDirectory() as profile:
+        process = await asyncio.create_subprocess_exec(
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+            *("--disable-component-update", f"--user-data-dir={profile}"),
+            *("--virtual-time-budget=4000", "--dump-dom", url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return out.decode()
+
+
+async def test_a_search_has_an_end_and_a_view_that_nobody_looks_at_too(
+    kafka: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with System(kafka, prefix, tmp_path) as system:
+        system.start("router")
+        names = [f"r{n}" for n in range(40)]
+        for name in names:
+            await system.publish(chat(name, constraints={"regions": ["moon"]}))
+        await system.wait_for_results(names)
+        clock = SystemClock()
+        found = await find.find_evidence(system.settings, clock, "r0")
+        assert ([e.request_id for e in found.evidence], found.is_whole) == (["r0"], True)
+        monkeypatch.setattr(find, "FIRST_RECORDS", 1)
+        monkeypatch.setattr(find, "RECORDS_MAX", 3)
+        limited = await find.find_evidence(system.settings, clock, "nobody")
+        # Each record has a place of its own; a transaction's end takes one too.
+        assert 0 < limited.records <= 3
+        assert (limited.evidence, limited.is_whole) == ([], False)
+
+        monkeypatch.setattr(watching, "UNWATCHED_S", 1.0)
+        options = compile_options(load_fleet(system.directory / "fleet.yaml"))
+        policy = load_policy(None)
+
+        def new_view() -> LiveView:
+            catalogue = Catalogue(system.settings)
+            return LiveView(catalogue, options, policy, since=clock.now() - 60)
+
+        watched = Watching(system.settings, clock, new_view)
+        assert not watched.look().is_current
+
+        async def is_current() -> bool:
+            return watched.look().is_current
+
+        await eventually(is_current, "the view is current")
+        assert watched.look().ended.statuses == {"rejected": 40}
+        following = watched._following
+        assert following is not None
+        await asyncio.wait_for(following, 10)
+        # It begins again at the next look, from the topics.
+        await eventually(is_current, "the view is current again")
+        assert watched.look().ended.statuses == {"rejected": 40}
+        await watched.on_stop()
+
+
+@pytest.mark.parametrize("how", ["q", "SIGINT", "SIGTERM"])
+async def test_the_terminal_is_left_as_it_was(
+    kafka: str, prefix: str, tmp_path: Path, how: str
+) -> None:
+    async with System(kafka, prefix, tmp_path) as system:
+        ours, theirs = pty.openpty()
+        before = termios.tcgetattr(theirs)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "shunter", "top", "--interval", "0.2"),
+            cwd=ROOT,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(system) | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+        )
+        drawn = bytearray()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, lambda: drawn.extend(os.read(ours, 65536)))
+        try:
+
+            async def is_drawn() -> bool:
+                return b"POOLS" in drawn
+
+            await eventually(is_drawn, "the view is drawn")
+            assert termios.tcgetattr(theirs)[3] & termios.ECHO == 0
+            if how == "q":
+                os.write(ours, b"q")
+            else:
+                process.send_signal(getattr(signal, how))
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert termios.tcgetattr(theirs) == before
+            await asyncio.sleep(0.1)
+            # Out of the alternate screen, the cursor back.
+            assert drawn.rfind(b"\x1b[?1049l") > drawn.rfind(b"\x1b[?1049h") > -1
+            assert drawn.rfind(b"\x1b[?25h") > drawn.rfind(b"\x1b[?25l")
+            assert b"Traceback" not in drawn
+        finally:
+            loop.remove_reader(ours)
+            os.close(ours)
+            os.close(theirs)
