@@ -3,6 +3,8 @@
 
 const EVERY_MS = 2000;
 const SOON_MS = 400;
+// Groups that hold something are all shown; those that something left of late up to this many.
+const GROUPS_SHOWN = 10;
 const NONE = "–";
 const get = (id) => document.getElementById(id);
 
@@ -36,12 +38,13 @@ function counts(found) {
   return told.join(", ") || NONE;
 }
 
-// A column is [heading, kind, cell]; kind is "head", "text" or "" for figures.
+// A column is [heading, kind, cell]; kind is "head", "text", "text wide", which a narrow screen
+// leaves out, or "" for figures.
 function draw(id, columns, rows, none) {
   const table = get(id);
   const head = make("tr");
   for (const [heading, kind] of columns) {
-    const cell = make("th", heading, kind ? "text" : "");
+    const cell = make("th", heading, kind === "head" ? "text" : kind);
     cell.scope = "col";
     head.append(cell);
   }
@@ -50,7 +53,7 @@ function draw(id, columns, rows, none) {
     const line = make("tr");
     for (const [, kind, content] of columns) {
       const found = content(row);
-      const cell = make(kind === "head" ? "th" : "td", null, kind ? "text" : "");
+      const cell = make(kind === "head" ? "th" : "td", null, kind === "head" ? "text" : kind);
       if (kind === "head") cell.scope = "row";
       cell.append(...(Array.isArray(found) ? found : [found ?? NONE]));
       line.append(cell);
@@ -107,11 +110,10 @@ function speed(pool) {
 
 const POOLS = [
   ["pool", "head", (p) => p.pool],
-  ["device", "text", (p) => p.device],
+  ["device", "text wide", (p) => p.device],
   ["state", "text", state],
   ["busy", "", (p) => (isNumber(p.busy) ? [meter(p.busy, `device time of ${p.pool} in use`), percent(p.busy)] : NONE)],
-  ["runs", "", (p) => whole(p.running)],
-  ["of slots", "", (p) => whole(p.slots)],
+  ["runs / slots", "", (p) => `${whole(p.running)} / ${whole(p.slots)}`],
   ["queued", "", (p) => whole(p.queued)],
   ["backlog", "", (p) => duration(p.backlog_s)],
   ["speed", "", speed],
@@ -225,7 +227,8 @@ function show(view) {
   tiles(view);
   draw("pools", POOLS, view.pools, "The fleet declares no pool.");
   draw("classes", CLASSES, view.classes, "Nothing has ended yet.");
-  draw("holds", HOLDS, view.holds.groups, "Nothing is held.");
+  const groups = view.holds.groups.filter((hold, n) => hold.held || n < GROUPS_SHOWN);
+  draw("holds", HOLDS, groups, "Nothing is held.");
   draw("fallbacks", FALLBACKS, view.fallbacks.slice(0, 12), "None.");
   draw("ends", ENDS, ends(view), "None yet.");
   const notes = [
