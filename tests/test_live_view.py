@@ -199,6 +199,16 @@ class TestMoney:
         assert money.premium_estimate_usd == pytest.approx(0.004)
         assert money.saving == pytest.approx(0.75)
 
+    def test_a_release_for_a_whole_batch_says_nothing_of_its_first_member(self) -> None:
+        topics = Topics()
+        topics.placed("a", premium_usd=0.004)
+        candidate = {"pool": "premium-us", "path": "batch", "cost_usd": 0.4}
+        profile = {"created_at": 0, "deadline": 0}
+        topics.step("a", "released", profile=profile, candidates=[candidate])
+        topics.executed("a")
+        assert topics.shown().money_total.premium_estimate_usd == pytest.approx(0.004)
+        assert of_class(topics.shown()).attainment == 1.0
+
     def test_it_is_told_per_hour(self) -> None:
         topics = Topics()
         topics.executed("a", usd=0.5)
@@ -293,6 +303,16 @@ class TestHolds:
             "labels": {"cooling": "air"},
             "max_cost_usd": 0.5,
         }
+
+    @pytest.mark.parametrize(
+        "name", ["", "m", "m|c|batch|x|{", "m|c|batch|le5|7", "m|c|b|l|[0,0,0,0,1]"]
+    )
+    def test_a_group_of_another_version_is_shown_by_its_name(self, name: str) -> None:
+        topics = Topics()
+        topics.hold("a", name)
+        (group,) = topics.shown().holds.groups
+        assert (group.group, group.held) == (name, 1)
+        assert "labels" not in group.constraints
 
     def test_what_left_is_told_with_its_batches_and_reasons(self) -> None:
         topics = Topics()

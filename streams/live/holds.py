@@ -6,6 +6,7 @@ from itertools import islice
 
 import msgspec
 
+from streams.held import held_at_of
 from streams.log import Record
 from topics import headers as h
 
@@ -59,14 +60,14 @@ class Holds:
         """Take a record of the hold in.
 
         Raises:
-            ValueError, msgspec.MsgspecError: a held request without what Shunter adds.
+            BadRecordError, msgspec.MsgspecError: a held request without what Shunter adds.
         """
         key = record.key or b""
         self._drop(key)
         if record.value is None:
             return
         group = (h.find(record.headers, h.GROUP) or b"").decode("utf-8", "replace")
-        held_at = float(h.find(record.headers, h.HELD_AT) or b"")
+        held_at = held_at_of(record)
         profile = _decode_profile(h.find(record.headers, h.PROFILE) or b"")
         if len(self._group_of) >= self._members_max:
             self.left_out += 1

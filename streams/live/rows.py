@@ -202,13 +202,13 @@ def _hold(
 
 
 def _constraints(text: str) -> dict[str, Any]:
-    if not text:
+    try:
+        values = zip(CONSTRAINTS, orjson.loads(text or "[]"), strict=False)
+        found = {name: value for name, value in values if value not in (None, [])}
+        return found | {name: dict(found[name]) for name in ("labels",) if name in found}
+    except (ValueError, TypeError):
+        # Named by another version; the group's whole name tells what there is to tell.
         return {}
-    values = zip(CONSTRAINTS, orjson.loads(text), strict=False)
-    found = {name: value for name, value in values if value not in (None, [])}
-    if "labels" in found:
-        found["labels"] = dict(found["labels"])
-    return found
 
 
 def _classes(view: LiveView, recent: Tally, seconds: float) -> Iterator[Workload]:

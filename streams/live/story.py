@@ -115,7 +115,7 @@ def _any(values: Iterable[str | None]) -> str | None:
 
 
 def _told(step: Evidence, first_at: float, *, show_versions: bool) -> Told:
-    source, fallback = step.source, step.fallback
+    source, fallback, leader = step.source, step.fallback, step.decided_with
     versions = _versions(step.policy_version, step.fleet_version) if show_versions else ""
     return Told(
         clock=f"{datetime.fromtimestamp(step.at, UTC):%H:%M:%S.%f}"[:-3],
@@ -128,6 +128,7 @@ def _told(step: Evidence, first_at: float, *, show_versions: bool) -> Told:
             ("tags", _tags(step)),
             ("where", where(step.placement) if step.placement else None),
             ("batch", _batch(step)),
+            ("decided", f"with all of the batch; see {leader}" if leader else None),
             ("hold", _hold(step)),
             ("fallback", f"{fallback.pool}: {fallback.reason}" if fallback else None),
             ("tokens", tokens(step.usage) if step.usage else None),

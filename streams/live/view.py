@@ -79,7 +79,7 @@ class LiveView:
             elif topic == self._catalogue.pool_status:
                 self.workers.take(decode(PoolStatus, value))
                 self.workers.forget(now)
-        except (msgspec.MsgspecError, ValueError, BadRecordError):
+        except (msgspec.MsgspecError, BadRecordError):
             self.unreadable += 1
 
     def step(self, step: Step, now: float) -> None:
@@ -96,7 +96,8 @@ class LiveView:
             self._asked.pop(step.request_id, None)
 
     def _remember(self, step: Step) -> None:
-        if step.profile is None:
+        # A release decides for a whole batch, and is told by its first member alone.
+        if step.profile is None or step.step == "released":
             return
         costs = [
             candidate.cost_usd
