@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_live_view import OPTIONS, POLICY
+from live_cases import OPTIONS, POLICY
 
 from streams import SystemClock
 from streams.live.page import LivePage

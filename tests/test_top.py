@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from live_cases import CATALOGUE, NOW, OPTIONS, Topics
 from rich.console import Console
-from test_live_view import CATALOGUE, NOW, OPTIONS, Topics
 from typer.testing import CliRunner
 
 from shunter.cli import app
