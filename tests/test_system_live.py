@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.kafka
 HOSTILE = "<img src=x onerror=\"document.title='taken over'\">"
 # No worker of this pool is started: what may go nowhere else is held.
 ABSENT = "absent"
-FLEET_AND_ABSENT = {"pools": FLEET["pools"] | {ABSENT: FLEET["pools"]["lpddr-us"]}}
+FLEET_AND_ABSENT = {"pools": FLEET["pools"] | {ABSENT: deepcopy(FLEET["pools"]["lpddr-us"])}}
 
 
 async def shown_once(system: System) -> Any:
@@ -192,7 +193,7 @@ async def test_the_page_tells_stories_and_takes_nothing_for_markup(
             ">promised<",
             "premium-eu · h200",
             "Pools",
-            "live, ",
+            ">live<",
         ):
             assert part in page, part
         # The figures of the view are there too.

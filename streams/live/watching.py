@@ -58,9 +58,9 @@ class Watching(Service):  # type: ignore[misc]
                     await follower.step(STEP_S)
             finally:
                 await follower.stop()
-        except Exception:
-            # The process routes on; whoever looks again begins again.
-            logger.warning("the live view can't be followed", exc_info=True)
+        except Exception as error:  # noqa: BLE001  the process routes on, whatever this is
+            # Whoever looks again begins again.
+            logger.warning("the live view can't be followed: %r", error)
 
     async def on_stop(self) -> None:
         """Stop following."""

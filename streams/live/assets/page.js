@@ -38,10 +38,18 @@ function counts(found) {
   return told.join(", ") || NONE;
 }
 
+// Whoever has a link of it in focus, or marks some of it, keeps it as it is until they are done.
+function isInUse(table) {
+  const marked = getSelection();
+  const isMarked = !marked.isCollapsed && table.contains(marked.anchorNode);
+  return isMarked || table.contains(document.activeElement);
+}
+
 // A column is [heading, kind, cell]; kind is "head", "text", "text wide", which a narrow screen
 // leaves out, or "" for figures.
 function draw(id, columns, rows, none) {
   const table = get(id);
+  if (isInUse(table)) return;
   const head = make("tr");
   for (const [heading, kind] of columns) {
     const cell = make("th", heading, kind === "head" ? "text" : kind);
@@ -240,8 +248,9 @@ function show(view) {
   get("notes").textContent = notes.join(" ");
 }
 
+// Read out by screen readers, so it changes only where there is something new to say.
 function say(text, isWarning) {
-  get("status").textContent = text;
+  if (get("status").textContent !== text) get("status").textContent = text;
   get("status").className = isWarning ? "warn" : "";
 }
 
@@ -259,8 +268,10 @@ async function refresh() {
     show(view);
     const isSilent = view.is_current && view.silent_s > 10;
     if (!view.is_current) say("reads the topics …");
-    else if (isSilent) say(`nothing new for ${duration(view.silent_s)}`, true);
-    else say(`live, ${clock(view.at)}`);
+    else if (isSilent) say("no news from Kafka", true);
+    else say("live");
+    const since = isSilent ? `for ${duration(view.silent_s)}` : "";
+    get("at").textContent = `${clock(view.at)} ${since}`;
     if (!view.is_current) wait = SOON_MS;
   } catch (error) {
     say(`no view: ${error.message}`, true);
