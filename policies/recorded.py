@@ -1,7 +1,6 @@
 """What a decision was made on, small enough to be kept with it, and the decision made again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
@@ -9,8 +8,10 @@ from policies.groups import group_of
 from policies.options import Options
 from policies.policy import Policy
 from policies.situation import Situation
-from policies.view import FleetView, PoolLoad
+from policies.standing import PoolLoad
+from policies.view import FleetView
 from topics import Profile
+from topics.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from zlib import crc32
 
@@ -40,6 +40,7 @@ from topics import (
 )
 from topics import headers as h
 from topics.evidence import Step
+from topics.records import dataclass
 from topics.result import Status
 
 

@@ -1,0 +1,176 @@
+"""What is measured: a fleet of any size, its heartbeats, requests of any size, a router on them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from policies import FleetView, Options, Policy, Situation, compile_options, parse_fleet, situation
+from streams.declarations import load_policy, packaged
+from streams.digests import Digests
+from streams.log import Partition, Record
+from streams.notary import Notary
+from streams.outgoing import Scribe
+from streams.router import Router
+from streams.stage import Effect
+from streams.telemetry import Telemetry
+from topics import Catalogue, PoolStatus, Settings
+from topics.signing_key import load_signing_key
+
+NOW = 1_800_000_000.0
+MODEL = "llama-3.1-8b"
+POOLS, VARIANTS = 10, 3
+REQUEST_BYTES = 1024
+PRECISIONS = ("fp8", "bf16", "int4")
+DEVICES = ("h200", "b200", "maia-200", "crescent-island")
+REGIONS = ("us-east", "eu-west", "ap-south")
+# Far ahead: a run is no test of heartbeats.
+INTERVAL_S = 1e9
+
+
+class Clock:
+    """A clock that stands."""
+
+    def now(self) -> float:
+        """Return the one time."""
+        return NOW
+
+
+def fleet_text(pools: int = POOLS, variants: int = VARIANTS, models: int = 1) -> str:
+    """Return a fleet file, as JSON, which YAML includes: each pool serves each variant.
+
+    Args:
+        pools: of it; devices and regions take turns.
+        variants: of the model, in each pool.
+        models: how many models the pools are divided among.
+    """
+    declared = {
+        f"pool-{n:03d}": {
+            "device": DEVICES[n % len(DEVICES)],
+            "count": 4,
+            "region": REGIONS[n % len(REGIONS)],
+            "serves": [
+                {
+                    "model": MODEL if models == 1 else f"model-{n % models}",
+                    "variant": f"variant-{v}-{PRECISIONS[v % len(PRECISIONS)]}",
+                    "precision": PRECISIONS[v % len(PRECISIONS)],
+                    "max_batch": 64,
+                }
+                for v in range(variants)
+            ],
+            "backend": {"type": "simulated"},
+        }
+        for n in range(pools)
+    }
+    fleet: dict[str, Any] = {"pools": declared}
+    if models > 1:
+        shape = {"parameters_b": 8.03, "layers": 32, "kv_heads": 8, "head_dim": 128}
+        fleet["models"] = {
+            f"model-{n}": {**shape, "context_tokens": 131_072} for n in range(models)
+        }
+    return orjson.dumps(fleet).decode()
+
+
+def make_options(pools: int = POOLS, variants: int = VARIANTS, models: int = 1) -> Options:
+    """Return the options of such a fleet."""
+    fleet = parse_fleet(
+        fleet_text(pools, variants, models),
+        "the benchmark's fleet",
+        packaged_devices_text=packaged("devices.yaml"),
+        packaged_models_text=packaged("models.yaml"),
+    )
+    return compile_options(fleet)
+
+
+def heartbeats(options: Options, now: float = NOW) -> list[PoolStatus]:
+    """Return the report of one idle worker for each pool."""
+    return [
+        PoolStatus(
+            pool=pool,
+            instance="w",
+            at=now,
+            state="up",
+            interval_s=INTERVAL_S,
+            device=of_pool[0].device,
+            region=of_pool[0].region,
+            slots=sum(o.max_batch * o.replicas for o in of_pool),
+            running=0,
+            queued=0,
+            backlog_s=0.0,
+        )
+        for pool, of_pool in options.by_pool.items()
+    ]
+
+
+def live_situation(options: Options, policy: Policy) -> Situation:
+    """Return a situation in which every pool lives and nothing runs."""
+    found = situation(options, policy)
+    report_all(found.view, options)
+    return found
+
+
+def report_all(view: FleetView, options: Options) -> None:
+    """Let every pool report that nothing runs; what was sent before is forgotten."""
+    for status in heartbeats(options):
+        view.report(status)
+
+
+def request_value(number: int, size: int = REQUEST_BYTES, **fields: Any) -> bytes:
+    """Return a request of so many bytes: a chat turn, unless the fields say otherwise.
+
+    Prompts differ in length, by their number, so that no two in a row are the same work.
+    """
+    text = "Which track does this wagon go to, and which engine shunts it there? "
+    messages = [{"role": "user", "content": ""}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 100 + number % 97}
+    value = {"id": f"r-{number:09d}", "body": body, "metadata": {"n": number}, **fields}
+    short = size - len(orjson.dumps(value)) - number % 31
+    messages[0]["content"] = (text * (short // len(text) + 1))[: max(1, short)]
+    return orjson.dumps(value)
+
+
+def records_of(values: Sequence[bytes], topic: str, first: int = 0) -> list[Record]:
+    """Return them as read from one partition of the ingest topic."""
+    home, at = Partition(topic, 0), int(NOW * 1000)
+    return [
+        Record(home, first + n, b"r-%09d" % (first + n), value, (), at)
+        for n, value in enumerate(values)
+    ]
+
+
+class Yard:
+    """A router with its notary, on a fleet of its own and on no log."""
+
+    def __init__(self, options: Options | None = None, policy: Policy | None = None) -> None:
+        self.options = options or make_options()
+        self.policy = policy or load_policy(None)
+        self.catalogue = Catalogue(Settings(topic_prefix="bench", instance="bench"))
+        self.situation = live_situation(self.options, self.policy)
+        digests = Digests(self.catalogue, None, os.urandom)
+        clock = Clock()
+        writer = "router/router-0"
+        self.notary = Notary(self.catalogue, load_signing_key(None), writer, clock, digests)
+        self.scribe = Scribe(
+            self.catalogue, writer, digests, self.policy.version, self.options.version
+        )
+        self.router = Router(
+            self.situation,
+            self.scribe,
+            clock,
+            Telemetry(None),
+            request_bytes_max=1 << 20,
+            duplicate_window_records=0,
+        )
+
+    def route(self, records: Sequence[Record]) -> list[Effect]:
+        """Return the effects of one poll, sealed as one transaction."""
+        routing = self.router.work(records[0].partition, records)
+        try:
+            routing.send(None)
+        except StopIteration as end:
+            work = end.value
+        else:
+            raise RuntimeError("routing waits for something")
+        sealed, _ = self.notary.seal("chain", None, work.effects)
+        return [*work.effects, Effect(None, sealed)]
