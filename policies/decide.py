@@ -6,6 +6,7 @@ from policies.constraints import PASSING, explain, has_lane, refusal
 from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
 from policies.groups import group_of
 from policies.options import Option, Options
+from policies.policy import Policy
 from policies.situation import Situation
 from policies.standing import Standing
 from topics import Candidate, Envelope, Profile
@@ -44,11 +45,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
+    """What is the same for every candidate of a request. ``rate_per_s`` is that of its group."""
+
     profile: Profile
-    situation: Situation
-    group: str
-    now: float
+    policy: Policy
     elapsed_s: float
+    rate_per_s: float
+    transport_s: float
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +80,14 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
             message=f"the deadline passed {late_s:.1f} s before the request was routed",
         )
     group = group_of(profile, situation.policy.windows.length_buckets_tokens)
-    ask = _Question(profile, situation, group, now, now - profile.created_at)
+    policy, standing_of = situation.policy, situation.view.standing
+    assumed, rate_per_s = policy.estimates, situation.arrivals.rate_per_s(group, now)
+    elapsed_s = now - profile.created_at
+    ask = _Question(profile, policy, elapsed_s, rate_per_s, assumed.transport_s, assumed.spread)
     priced: list[_Priced] = []
     refused: list[Candidate] = []
     for option in situation.options.by_model.get(profile.model, ()):
-        standing = situation.view.standing(option)
+        standing = standing_of(option)
         code = _refusal(profile, standing)
         if code is None:
             offers = _offers(ask, standing)
@@ -91,7 +98,7 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
         if code is not None:
             refused.append(_refused(option, code))
     if not priced:
-        return _unplaced(ask, refused)
+        return _unplaced(profile, situation.options, group, refused)
     best = choose(priced, profile.target_chance)
     candidates = (best.candidate, *(p.candidate for p in priced if p is not best), *refused)
     reason = _why(best, priced, profile)
@@ -145,31 +152,24 @@ def _offers(ask: _Question, standing: Standing) -> list[_Priced]:
 
 
 def _now(ask: _Question, standing: Standing) -> _Priced:
-    transport_s = ask.situation.policy.estimates.transport_s
-    return _price(ask, standing, "direct", estimate(ask.profile, standing, transport_s=transport_s))
+    return _price(ask, standing, "direct", estimate(ask.profile, standing, ask.transport_s))
 
 
 def _hold(ask: _Question, standing: Standing) -> _Priced:
-    profile, policy = ask.profile, ask.situation.policy
-    rate_per_s = ask.situation.arrivals.rate_per_s(ask.group, ask.now)
-    limit = batch_limit(profile, standing.option, policy.windows.members_max)
+    profile, rate_per_s = ask.profile, ask.rate_per_s
+    limit = batch_limit(profile, standing.option, ask.policy.windows.members_max)
     others = min(limit - 1, int(rate_per_s * profile.window_s))
-    found = estimate(
-        profile,
-        standing,
-        transport_s=policy.estimates.transport_s,
-        members=1 + others,
-        # Without company it waits for the whole window.
-        wait_s=min(profile.window_s, others / rate_per_s) if others else profile.window_s,
-    )
+    # Without company it waits for the whole window.
+    wait_s = min(profile.window_s, others / rate_per_s) if others else profile.window_s
+    found = estimate(profile, standing, ask.transport_s, 1 + others, wait_s)
     return _price(ask, standing, "hold", found)
 
 
 def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
-    policy, option, elapsed_s = ask.situation.policy, standing.option, ask.elapsed_s
-    likely = chance(ask.profile, found, elapsed_s=elapsed_s, spread=policy.estimates.spread)
+    option, elapsed_s = standing.option, ask.elapsed_s
+    likely = chance(ask.profile, found, elapsed_s, ask.spread)
     offer = candidate(option, path, found, likely, elapsed_s)
-    return _Priced(offer, option, found, expected_cost_usd(found, option, policy))
+    return _Priced(offer, option, found, expected_cost_usd(found, option, ask.policy))
 
 
 def _refused(option: Option, code: str) -> Candidate:
@@ -193,9 +193,8 @@ def _why(best: _Priced, priced: list[_Priced], profile: Profile) -> str:
     return "cheapest_in_time"
 
 
-def _unplaced(ask: _Question, refused: list[Candidate]) -> Decision:
+def _unplaced(profile: Profile, options: Options, group: str, refused: list[Candidate]) -> Decision:
     """Wait where time may help: a pool without a worker, or one that fails, is not a refusal."""
-    profile, options, group = ask.profile, ask.situation.options, ask.group
     candidates = tuple(refused)
     passing = {candidate.refused for candidate in refused} & PASSING
     if passing:

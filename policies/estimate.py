@@ -1,6 +1,6 @@
 """Estimates: what serving a request somewhere would cost and how long it would take."""
 
-from math import erf, log, sqrt
+from math import erf, inf, log, sqrt
 
 from policies.options import Option
 from policies.policy import Policy
@@ -37,7 +37,6 @@ class Estimate:
 def estimate(
     profile: Profile,
     standing: Standing,
-    *,
     transport_s: float,
     members: int = 1,
     wait_s: float = 0.0,
@@ -57,14 +56,15 @@ def estimate(
     if decode_steps:
         step = option.roofline.step_s
         context_tokens = profile.input_tokens + output_tokens // 2
-        sequences = min(option.max_batch, running // standing.replicas + members)
+        max_batch = option.max_batch
+        sequences = min(max_batch, running // standing.replicas + members)
         step_s = step(sequences, sequences * context_tokens)
-        together = min(option.max_batch, running + members)
+        together = min(max_batch, running + members)
         # Where nothing runs the two are one step; a router asks this for every candidate.
         together_s = step_s
         if together != sequences:
             together_s = step(together, together * context_tokens)
-        added_s = _decode_device_s(standing, members, together, together_s, fills_gaps=wait_s > 0)
+        added_s = _decode_device_s(standing, members, together, together_s, wait_s > 0)
         device_s += decode_steps * added_s / standing.speed
     pace, others_s = standing.pace, standing.others_s
     tpot_s = step_s / pace + others_s
@@ -89,7 +89,7 @@ def estimate(
 
 
 def _decode_device_s(
-    standing: Standing, members: int, together: int, together_s: float, *, fills_gaps: bool
+    standing: Standing, members: int, together: int, together_s: float, fills_gaps: bool
 ) -> float:
     """Return the device time that one decode step of one member adds, in seconds.
 
@@ -141,7 +141,7 @@ def room(standing: Standing) -> int:
     return -standing.running % places
 
 
-def chance(profile: Profile, estimate: Estimate, *, elapsed_s: float, spread: float) -> float:
+def chance(profile: Profile, estimate: Estimate, elapsed_s: float, spread: float) -> float:
     """Return the chance of meeting deadline, TTFT and TPOT.
 
     The actual latency is taken as log-normal about the estimate, with ``spread`` the standard
@@ -154,22 +154,20 @@ def chance(profile: Profile, estimate: Estimate, *, elapsed_s: float, spread: fl
         elapsed_s: time since ``created_at``.
         spread: of past errors.
     """
-    lowest = _below(estimate.finish_s, profile.deadline - profile.created_at - elapsed_s, spread)
+    least = _times(estimate.finish_s, profile.deadline - profile.created_at - elapsed_s)
     if profile.ttft_s is not None:
-        of_ttft = _below(estimate.ttft_s, profile.ttft_s - elapsed_s, spread)
-        lowest = min(lowest, of_ttft)
+        least = min(least, _times(estimate.ttft_s, profile.ttft_s - elapsed_s))
     if profile.tpot_s is not None and profile.output_tokens > 1:
-        of_tpot = _below(estimate.tpot_s, profile.tpot_s, spread)
-        lowest = min(lowest, of_tpot)
-    return lowest
+        least = min(least, _times(estimate.tpot_s, profile.tpot_s))
+    # The chance grows with the ratio, so that one is asked for in place of three.
+    return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
 
 
-def _below(predicted_s: float, limit_s: float, spread: float) -> float:
+def _times(predicted_s: float, limit_s: float) -> float:
+    """Return how many times the predicted time the limit is."""
     if limit_s <= 0:
         return 0.0
-    if predicted_s <= 0:
-        return 1.0
-    return 0.5 * (1.0 + erf(log(limit_s / predicted_s) / (spread * SQRT2)))
+    return limit_s / predicted_s if predicted_s > 0 else inf
 
 
 def candidate(

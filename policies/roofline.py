@@ -166,11 +166,19 @@ class Roofline:
             prefill_tokens: prompt tokens computed beside them, taken as the beginning of one
                 prompt. For later chunks of a long prompt use `iteration_s`.
         """
-        return self.iteration_s(
-            sequences + prefill_tokens,
-            context_tokens,
-            context_tokens + 0.5 * prefill_tokens * prefill_tokens,
-        )
+        if prefill_tokens or not sequences:
+            return self.iteration_s(
+                sequences + prefill_tokens,
+                context_tokens,
+                context_tokens + 0.5 * prefill_tokens * prefill_tokens,
+            )
+        # `iteration_s` as it is here, like the one in `prefill_s`.
+        compute_s = sequences * self._token_s + context_tokens * self._pair_s
+        memory_s = self._weights_s
+        if self._untouched_share:
+            memory_s *= 1.0 - self._untouched_share**sequences
+        memory_s += context_tokens * self._kv_token_s
+        return max(compute_s, memory_s) + self.step_overhead_s
 
     def decode_s(self, output_tokens: int, sequences: int, context_tokens_each: int) -> float:
         """Seconds from the first output token to the last, in a steady batch.
