@@ -45,6 +45,10 @@ _ODD_NUMBER = re.compile(
 _FAR = re.compile(rb"[\xee-\xf4]")
 # The largest integer that each reader of JSON can hold.
 _INTEGER_MAX = 2**53 - 1
+# Of these msgspec writes the digits as ECMAScript does.
+_PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e16
+# Values among which odd ones are looked for one by one; of more, among their bytes.
+_LOOKED_AT_MAX = 200
 # From this exponent on ECMAScript writes one.
 _EXPONENT_MIN = 21
 
@@ -57,7 +61,7 @@ def canonical(record: object) -> bytes:
     Raises:
         ValueError: a string is no Unicode.
     """
-    raw = _without_small(_encoded(record))
+    raw = _without_small(_WHOLE.sub(b"", _by_msgspec(record)))
     if any(form.search(raw) for form in _ODD):
         raw = _mended(raw)
     return raw if raw.isascii() or not _has_far_name(raw) else _reference(json.loads(raw))
@@ -73,10 +77,38 @@ def canonical_json(value: Any) -> bytes:
             is nested too deep.
     """
     try:
+        if _is_plain(value):
+            return _by_msgspec(value)
         raw = canonical(value)
         return _mended(raw) if any(form.search(raw) for form in _LONG) else raw
     except (RecursionError, OverflowError) as error:
         raise ValueError(f"no canonical JSON: {error}") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether nothing in parsed JSON is written otherwise by msgspec; False where in doubt.
+
+    To look at the few values of a request's body takes 3 us, to look for odd numbers through the
+    bytes of one with 400 KB of text over 1,000 (`python -m benchmarks.budget`).
+    """
+    left = [value]
+    for _ in range(_LOOKED_AT_MAX):
+        if not left:
+            return True
+        each = left.pop()
+        kind = type(each)
+        if kind is dict:
+            if not all(map(str.isascii, each)):
+                return False
+            left += each.values()
+        elif kind is list:
+            left += each
+        elif kind is float:
+            if each.is_integer() or not _PLAIN_MIN <= abs(each) < _PLAIN_MAX:
+                return False
+        elif kind is int and not -_INTEGER_MAX <= each <= _INTEGER_MAX:
+            return False
+    return not left
 
 
 def is_canonical(raw: bytes) -> bool:
@@ -87,9 +119,9 @@ def is_canonical(raw: bytes) -> bool:
         return False
 
 
-def _encoded(record: object) -> bytes:
+def _by_msgspec(record: object) -> bytes:
     try:
-        return _WHOLE.sub(b"", _ENCODER.encode(record))
+        return _ENCODER.encode(record)
     except UnicodeEncodeError as error:
         raise ValueError(f"no Unicode: {error.reason}") from error
 
