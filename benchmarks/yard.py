@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ MODEL = "llama-3.1-8b"
 POOLS, VARIANTS = 10, 3
 REQUEST_BYTES = 1024
 PRECISIONS = ("fp8", "bf16", "int4")
+MODELS = ((MODEL, "fp8"), ("llama-guard-3-8b", "fp8"), ("minilm-embedding", "bf16"))
 DEVICES = ("h200", "b200", "maia-200", "crescent-island")
 REGIONS = ("us-east", "eu-west", "ap-south")
 # Far ahead: a run is no test of heartbeats.
@@ -37,45 +39,42 @@ class Clock:
         return NOW
 
 
-def fleet_text(pools: int = POOLS, variants: int = VARIANTS, models: int = 1) -> str:
+def fleet_text(pools: int = POOLS, variants: int = VARIANTS, *, is_mixed: bool = False) -> str:
     """Return a fleet file, as JSON, which YAML includes: each pool serves each variant.
 
     Args:
         pools: of it; devices and regions take turns.
-        variants: of the model, in each pool.
-        models: how many models the pools are divided among.
+        variants: in each pool.
+        is_mixed: they are of as many models, not of one.
     """
+    serves = [
+        {"model": MODEL, "variant": f"variant-{n}-{precision}", "precision": precision}
+        for n, precision in enumerate(islice(cycle(PRECISIONS), variants))
+    ]
+    if is_mixed:
+        serves = [
+            {"model": model, "variant": f"{model}-{precision}", "precision": precision}
+            for model, precision in MODELS[:variants]
+        ]
     declared = {
         f"pool-{n:03d}": {
             "device": DEVICES[n % len(DEVICES)],
             "count": 4,
             "region": REGIONS[n % len(REGIONS)],
-            "serves": [
-                {
-                    "model": MODEL if models == 1 else f"model-{n % models}",
-                    "variant": f"variant-{v}-{PRECISIONS[v % len(PRECISIONS)]}",
-                    "precision": PRECISIONS[v % len(PRECISIONS)],
-                    "max_batch": 64,
-                }
-                for v in range(variants)
-            ],
+            "serves": [{**each, "max_batch": 64} for each in serves],
             "backend": {"type": "simulated"},
         }
         for n in range(pools)
     }
-    fleet: dict[str, Any] = {"pools": declared}
-    if models > 1:
-        shape = {"parameters_b": 8.03, "layers": 32, "kv_heads": 8, "head_dim": 128}
-        fleet["models"] = {
-            f"model-{n}": {**shape, "context_tokens": 131_072} for n in range(models)
-        }
-    return orjson.dumps(fleet).decode()
+    return orjson.dumps({"pools": declared}).decode()
 
 
-def make_options(pools: int = POOLS, variants: int = VARIANTS, models: int = 1) -> Options:
+def make_options(
+    pools: int = POOLS, variants: int = VARIANTS, *, is_mixed: bool = False
+) -> Options:
     """Return the options of such a fleet."""
     fleet = parse_fleet(
-        fleet_text(pools, variants, models),
+        fleet_text(pools, variants, is_mixed=is_mixed),
         "the benchmark's fleet",
         packaged_devices_text=packaged("devices.yaml"),
         packaged_models_text=packaged("models.yaml"),
@@ -163,14 +162,20 @@ class Yard:
             duplicate_window_records=0,
         )
 
+    def decide(self, record: Record) -> Effect:
+        """Return the effect of one request, without a signature."""
+        return self._work([record])[0]
+
     def route(self, records: Sequence[Record]) -> list[Effect]:
         """Return the effects of one poll, sealed as one transaction."""
+        effects = self._work(records)
+        sealed, _ = self.notary.seal("chain", None, effects)
+        return [*effects, Effect(None, sealed)]
+
+    def _work(self, records: Sequence[Record]) -> list[Effect]:
         routing = self.router.work(records[0].partition, records)
         try:
             routing.send(None)
         except StopIteration as end:
-            work = end.value
-        else:
-            raise RuntimeError("routing waits for something")
-        sealed, _ = self.notary.seal("chain", None, work.effects)
-        return [*work.effects, Effect(None, sealed)]
+            return list(end.value.effects)
+        raise RuntimeError("routing waits for something")
