@@ -89,10 +89,11 @@ def table(figures: Sequence[Figure]) -> str:
         "| --- | ---: | --- | ---: | ---: | ---: | --- |",
     ]
     for figure in figures:
+        met = "met" if figure.ok else "not met"
         sign = "≤" if figure.at_most else "≥"
         reference = "" if figure.reference is None else f"{figure.reference:,.6g} {figure.unit}"
         lines.append(
             f"| {figure.name} | {figure.value:,.6g} {figure.unit} | {figure.against} |"
-            f" {reference} | {figure.ratio:.2f} | {sign} {figure.reach:g} | {'met' if figure.ok else 'not met'} |"
+            f" {reference} | {figure.ratio:.2f} | {sign} {figure.reach:g} | {met} |"
         )
     return "\n".join(lines)

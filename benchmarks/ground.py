@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from benchmarks.yard import heartbeats
 from policies import Options
@@ -45,6 +46,26 @@ class Ground:
     async def apply(self, pools: Collection[str]) -> None:
         """Create the topics of a fleet of these pools."""
         await admin.apply(self.settings, pools)
+
+    def producer(self) -> AIOKafkaProducer:
+        """Return a producer for what is published beforehand."""
+        return AIOKafkaProducer(
+            bootstrap_servers=self.servers,
+            linger_ms=5,
+            max_batch_size=1 << 20,
+            max_request_size=1 << 23,
+        )
+
+    async def delete(self) -> None:
+        """Delete the topics, so that the disk has room for the next round's."""
+        client = AIOKafkaAdminClient(bootstrap_servers=self.servers)
+        await client.start()
+        try:
+            ours = f"{self.prefix}."
+            names = [name for name in await client.list_topics() if name.startswith(ours)]
+            await client.delete_topics(names)
+        finally:
+            await client.close()
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a Python module with these arguments; its words go to a file of its own."""
@@ -99,12 +120,7 @@ def ground(
 
 async def publish(here: Ground, topic: str, values: Sequence[bytes]) -> None:
     """Publish values by turns over the topic's partitions."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=here.servers,
-        linger_ms=5,
-        max_batch_size=1 << 20,
-        max_request_size=1 << 23,
-    )
+    producer = here.producer()
     await producer.start()
     try:
         for number, value in enumerate(values):

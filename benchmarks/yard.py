@@ -34,9 +34,12 @@ INTERVAL_S = 1e9
 class Clock:
     """A clock that stands."""
 
+    def __init__(self, at: float) -> None:
+        self._at = at
+
     def now(self) -> float:
         """Return the one time."""
-        return NOW
+        return self._at
 
 
 def fleet_text(pools: int = POOLS, variants: int = VARIANTS, *, is_mixed: bool = False) -> str:
@@ -102,16 +105,16 @@ def heartbeats(options: Options, now: float = NOW) -> list[PoolStatus]:
     ]
 
 
-def live_situation(options: Options, policy: Policy) -> Situation:
+def live_situation(options: Options, policy: Policy, now: float = NOW) -> Situation:
     """Return a situation in which every pool lives and nothing runs."""
     found = situation(options, policy)
-    report_all(found.view, options)
+    report_all(found.view, options, now)
     return found
 
 
-def report_all(view: FleetView, options: Options) -> None:
+def report_all(view: FleetView, options: Options, now: float = NOW) -> None:
     """Let every pool report that nothing runs; what was sent before is forgotten."""
-    for status in heartbeats(options):
+    for status in heartbeats(options, now):
         view.report(status)
 
 
@@ -141,13 +144,16 @@ def records_of(values: Sequence[bytes], topic: str, first: int = 0) -> list[Reco
 class Yard:
     """A router with its notary, on a fleet of its own and on no log."""
 
-    def __init__(self, options: Options | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self, options: Options | None = None, policy: Policy | None = None, now: float = NOW
+    ) -> None:
+        self.now = now
         self.options = options or make_options()
         self.policy = policy or load_policy(None)
         self.catalogue = Catalogue(Settings(topic_prefix="bench", instance="bench"))
-        self.situation = live_situation(self.options, self.policy)
+        self.situation = live_situation(self.options, self.policy, now)
         digests = Digests(self.catalogue, None, os.urandom)
-        clock = Clock()
+        clock = Clock(now)
         writer = "router/router-0"
         self.notary = Notary(self.catalogue, load_signing_key(None), writer, clock, digests)
         self.scribe = Scribe(

@@ -24,6 +24,7 @@ class Loop:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.servers, self.prefix = arguments.servers, arguments.prefix
         self.poll_records = arguments.poll_records
+        self.numbers = range(arguments.loop, PARTITIONS, arguments.loops)
         self.group = f"{self.prefix}.bare"
         self.evidence = os.urandom(arguments.evidence_bytes)
         third = arguments.header_bytes // 3
@@ -33,7 +34,6 @@ class Loop:
     async def run(self) -> None:
         """Copy until the process is ended."""
         consumer = AIOKafkaConsumer(
-            f"{self.prefix}.requests",
             bootstrap_servers=self.servers,
             group_id=self.group,
             isolation_level="read_committed",
@@ -41,7 +41,7 @@ class Loop:
             auto_offset_reset="earliest",
         )
         await consumer.start()
-        for number in range(PARTITIONS):
+        for number in self.numbers:
             self.producers[number] = AIOKafkaProducer(
                 bootstrap_servers=self.servers,
                 transactional_id=f"{self.group}-{number}",
@@ -50,7 +50,8 @@ class Loop:
                 max_batch_size=1 << 18,
             )
             await self.producers[number].start()
-        partitions = [TopicPartition(f"{self.prefix}.requests", n) for n in range(PARTITIONS)]
+        partitions = [TopicPartition(f"{self.prefix}.requests", n) for n in self.numbers]
+        consumer.assign(partitions)
         while True:
             polled = await consumer.getmany(timeout_ms=100, max_records=self.poll_records)
             for partition in partitions:
@@ -87,6 +88,8 @@ def main() -> None:
     parser.add_argument("--evidence-bytes", type=int, default=11_700)
     parser.add_argument("--header-bytes", type=int, default=900)
     parser.add_argument("--poll-records", type=int, default=100)
+    parser.add_argument("--loop", type=int, default=0, help="which of several loops this is")
+    parser.add_argument("--loops", type=int, default=1)
     asyncio.run(Loop(parser.parse_args()).run())
 
 
