@@ -94,8 +94,8 @@ def bare(
                 f"--evidence-bytes={evidence}",
                 f"--header-bytes={headers}",
                 f"--poll-records={poll_records}",
-                f"--loop={number}",
-                f"--loops={loops}",
+                f"--share={number}",
+                f"--shares={loops}",
             )
 
     return Side("bare loop", start)

@@ -1,16 +1,16 @@
 """What is measured: a fleet of any size, its heartbeats, requests of any size, a router on them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from policies import FleetView, Options, Policy, Situation, compile_options, parse_fleet, situation
 from streams.declarations import load_policy, packaged
 from streams.digests import Digests
-from streams.log import Partition, Record
+from streams.log import Log, Partition, Record
 from streams.notary import Notary
 from streams.outgoing import Scribe
 from streams.router import Router
@@ -29,6 +29,8 @@ DEVICES = ("h200", "b200", "maia-200", "crescent-island")
 REGIONS = ("us-east", "eu-west", "ap-south")
 # Far ahead: a run is no test of heartbeats.
 INTERVAL_S = 1e9
+# Without a window for duplicates a router reads nothing back.
+_NO_LOG = cast("Log", None)
 
 
 class Clock:
@@ -167,6 +169,8 @@ class Yard:
             request_bytes_max=1 << 20,
             duplicate_window_records=0,
         )
+        home = Partition(self.catalogue.requests, 0)
+        _result_of(self.router.restore(home, None, _NO_LOG))
 
     def decide(self, record: Record) -> Effect:
         """Return the effect of one request, without a signature."""
@@ -179,9 +183,13 @@ class Yard:
         return [*effects, Effect(None, sealed)]
 
     def _work(self, records: Sequence[Record]) -> list[Effect]:
-        routing = self.router.work(records[0].partition, records)
-        try:
-            routing.send(None)
-        except StopIteration as end:
-            return list(end.value.effects)
-        raise RuntimeError("routing waits for something")
+        return list(_result_of(self.router.work(records[0].partition, records)).effects)
+
+
+def _result_of(work: Coroutine[Any, Any, Any]) -> Any:
+    """Return what a coroutine returns that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("it waits for something")

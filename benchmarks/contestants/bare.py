@@ -24,7 +24,7 @@ class Loop:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.servers, self.prefix = arguments.servers, arguments.prefix
         self.poll_records = arguments.poll_records
-        self.numbers = range(arguments.loop, PARTITIONS, arguments.loops)
+        self.numbers = range(arguments.share, PARTITIONS, arguments.shares)
         self.group = f"{self.prefix}.bare"
         self.evidence = os.urandom(arguments.evidence_bytes)
         third = arguments.header_bytes // 3
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--evidence-bytes", type=int, default=11_700)
     parser.add_argument("--header-bytes", type=int, default=900)
     parser.add_argument("--poll-records", type=int, default=100)
-    parser.add_argument("--loop", type=int, default=0, help="which of several loops this is")
-    parser.add_argument("--loops", type=int, default=1)
+    parser.add_argument("--share", type=int, default=0, help="which share of the partitions this one has")
+    parser.add_argument("--shares", type=int, default=1)
     asyncio.run(Loop(parser.parse_args()).run())
 
 

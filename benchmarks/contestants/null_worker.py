@@ -22,7 +22,10 @@ class NullBackend:
     async def stop(self) -> None:
         """Nothing to stop."""
 
-    async def run(self, call: Call) -> Outcome:
+    async def probe(self, variant: str) -> None:
+        """It answers."""
+
+    async def execute(self, call: Call) -> Outcome:
         """Return the answer."""
         now = time.time()
         return Outcome(Response(200, ANSWER), Usage(100, 4), now, now, now, 0.001)
