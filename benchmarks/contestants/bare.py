@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--evidence-bytes", type=int, default=11_700)
     parser.add_argument("--header-bytes", type=int, default=900)
     parser.add_argument("--poll-records", type=int, default=100)
-    parser.add_argument("--share", type=int, default=0, help="which share of the partitions this one has")
+    parser.add_argument("--share", type=int, default=0, help="which of all")
     parser.add_argument("--shares", type=int, default=1)
     asyncio.run(Loop(parser.parse_args()).run())
 
