@@ -30,6 +30,9 @@ from topics import Settings
 Page = Callable[[], tuple[str, bytes]]
 """Returns the content type of a page, and the page as it is at this moment."""
 
+MetricsPage = Callable[[str], tuple[str, bytes]]
+"""The same of metrics, given the header ``Accept`` of who asks."""
+
 REFUSED_RIGHTS = (
     TopicAuthorizationFailedError,
     GroupAuthorizationFailedError,
@@ -150,6 +153,7 @@ def run_app(
     *,
     is_ready: Callable[[], bool] = lambda: True,
     pages: Mapping[str, Page] | None = None,
+    metrics: MetricsPage | None = None,
 ) -> NoReturn:
     """Run the services until SIGTERM or SIGINT (exit 0), or until one fails (exit 1, rule 5).
 
@@ -159,6 +163,7 @@ def run_app(
         services: started in this order, stopped in the reverse.
         is_ready: tells whether work can be done, once all services run.
         pages: what is served beside health and readiness, by path.
+        metrics: what is served at ``/metrics``.
     """
     set_up_logging(settings.log_level)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
@@ -178,6 +183,8 @@ def run_app(
         _add_health(app, services, is_ready)
         for path, page in (pages or {}).items():
             _add_page(app, path, page)
+        if metrics is not None:
+            _add_metrics(app, metrics)
     _calm_garbage_collector()
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
@@ -188,6 +195,13 @@ def _add_page(app: faust.App, path: str, page: Page) -> None:
     @app.page(path)  # type: ignore[untyped-decorator]
     async def show(view: Any, _request: Any) -> Any:
         content_type, content = page()
+        return view.bytes(content, content_type=content_type)
+
+
+def _add_metrics(app: faust.App, page: MetricsPage) -> None:
+    @app.page("/metrics")  # type: ignore[untyped-decorator]
+    async def show(view: Any, request: Any) -> Any:
+        content_type, content = page(request.headers.get("Accept", ""))
         return view.bytes(content, content_type=content_type)
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
+    IllegalStateError,
     InvalidTimestampError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
@@ -38,8 +39,18 @@ FENCE_S_MAX = 30.0
 # How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
 REBALANCE_S = 0.1
 UNDECODABLE_S_MAX = 10.0
+# A partition that was just assigned may have no position yet.
+POSITION_S_MAX = 0.1
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
+
+
+Timed = Callable[[str, Partition, float], None]
+"""Told of each committed transaction: its group, its input partition, and how long it took in s."""
+
+
+def _untimed(_group: str, _partition: Partition, _seconds: float) -> None:
+    """Tell nobody."""
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -78,8 +89,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 class KafkaWriter:
     """A transactional producer."""
 
-    def __init__(self, producer: AIOKafkaProducer) -> None:
+    def __init__(self, producer: AIOKafkaProducer, timed: Timed) -> None:
         self._producer = producer
+        self._timed = timed
+        self._began_at = 0.0
         self._connections: list[Any] = []
 
     @property
@@ -89,6 +102,7 @@ class KafkaWriter:
 
     async def begin(self) -> None:
         """Open a transaction."""
+        self._began_at = asyncio.get_running_loop().time()
         await self._producer.begin_transaction()
 
     async def send(self, record: Outgoing) -> Awaitable[object]:
@@ -111,6 +125,7 @@ class KafkaWriter:
         await self._producer.commit_transaction()
         after = self._producer.client._conns.values()  # noqa: SLF001
         self._connections = [*before, *after]
+        self._timed(group, partition, asyncio.get_running_loop().time() - self._began_at)
 
     async def close(self) -> None:
         """Close the connections; an answer that never comes is not waited for."""
@@ -128,8 +143,9 @@ class KafkaLog:
         InvalidTimestampError,
     )
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timed: Timed = _untimed) -> None:
         self._settings = settings
+        self._timed = timed
         self._consumer: AIOKafkaConsumer | None = None
         self._positions: dict[Partition, int] = {}
 
@@ -193,6 +209,23 @@ class KafkaLog:
         """Return the group's committed offset, asked of the broker (rule 2)."""
         offset: int | None = await self._member.committed(TopicPartition(*partition))
         return offset
+
+    async def lag(self) -> Mapping[Partition, int]:
+        """Return how many offsets below the last committed one each of our partitions is behind.
+
+        Nothing is asked of a broker: the ends are those of the last fetch.
+        """
+        lags: dict[Partition, int] = {}
+        consumer = self._consumer
+        if consumer is None:
+            return lags
+        for partition in consumer.assignment():
+            end = consumer.last_stable_offset(partition)
+            with contextlib.suppress(TimeoutError, IllegalStateError):
+                async with asyncio.timeout(POSITION_S_MAX):
+                    behind = (end or 0) - await consumer.position(partition)
+                    lags[Partition(*partition)] = max(0, behind)
+        return lags
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Let the next poll of the partition begin at the offset."""
@@ -327,7 +360,7 @@ class KafkaLog:
         except BaseException:
             await producer.stop()
             raise
-        return KafkaWriter(producer)
+        return KafkaWriter(producer, self._timed)
 
 
 async def _read_some(
