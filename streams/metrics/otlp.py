@@ -91,7 +91,7 @@ def _point(
 ) -> NumberDataPoint | HistogramDataPoint:
     attributes = dict(zip(metric.attributes, labels, strict=True))
     if metric.kind != "histogram":
-        return NumberDataPoint(attributes, started_ns, now_ns, samples[0].value)
+        return NumberDataPoint(attributes, started_ns, now_ns, float(samples[0].value))
     buckets = [s for s in samples if s.name.endswith("_bucket")]
     below = [0.0, *(s.value for s in buckets)]
     (total,) = (s.value for s in samples if s.name.endswith("_sum"))
@@ -112,7 +112,8 @@ def _point(
 
 def _exemplar(found: FoundExemplar) -> Exemplar:
     at_ns = int(float(found.timestamp or 0.0) * NS_PER_S)
-    return Exemplar({}, found.value, at_ns, None, int(found.labels["trace_id"], 16))
+    # Evidence names no span. All zeros is none to a reader, and the encoder wants both or neither.
+    return Exemplar({}, found.value, at_ns, 0, int(found.labels["trace_id"], 16))
 
 
 def exporter_from_environment() -> MetricExporter | None:
