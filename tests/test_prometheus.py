@@ -1,0 +1,177 @@
+"""A real Prometheus reads real processes under load, and each query of each dashboard has data."""
+
+import asyncio
+import contextlib
+import json
+import math
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from model_server import Exchange, good, serving
+from promql import filled
+from stream_cases import TRACEPARENT
+from system import FLEET, System, chat, eventually
+from test_dashboards import DASHBOARDS, PROMETHEUS, RECORDED
+
+from topics.broker_settings import free_port
+
+pytestmark = pytest.mark.kafka
+
+BINARY = shutil.which("prometheus")
+INTERVAL = "30s"
+
+
+async def model(x: Exchange) -> None:
+    """Answer well, but a request that asks for it with nonsense."""
+    if isinstance(x.body, dict) and x.body.get("user") == "unlucky":
+        await x.json({"nonsense": True})
+    else:
+        await good(x)
+
+
+@contextlib.asynccontextmanager
+async def prometheus(ports: dict[str, int], directory: Path) -> AsyncIterator[str]:
+    """Run a Prometheus with the rules of the repository; yield its address."""
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(PROMETHEUS / name) for name in config["rule_files"]]
+    targets = [f"127.0.0.1:{port}" for port in ports.values()]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": targets}]
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+    assert BINARY is not None
+    address = f"127.0.0.1:{free_port()}"
+    with (directory / "prometheus.txt").open("wb") as log:
+        process = subprocess.Popen(  # noqa: ASYNC220  starts at once
+            [
+                BINARY,
+                f"--config.file={directory / 'prometheus.yml'}",
+                f"--storage.tsdb.path={directory / 'tsdb'}",
+                f"--web.listen-address={address}",
+                "--enable-feature=exemplar-storage",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def ask(address: str, path: str, **parameters: str) -> list[Any]:
+    def get() -> Any:
+        url = f"{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310  of this machine
+            return json.load(response)["data"]
+
+    data = await asyncio.to_thread(get)
+    return data["result"] if isinstance(data, dict) else data
+
+
+async def value(address: str, query: str) -> float:
+    """Return the one value of a query."""
+    found = await ask(address, "query", query=query)
+    return float(found[0]["value"][1]) if found else math.nan
+
+
+async def load(system: System, seconds: float) -> list[str]:
+    """Publish requests that go each way there is, for some seconds; return the ids of the fit."""
+    ids: list[str] = []
+    end_at = time.monotonic() + seconds
+    while time.monotonic() < end_at:
+        n = len(ids)
+        await system.publish(chat(f"c{n}"), headers=[("traceparent", TRACEPARENT)])
+        await system.publish(chat(f"s{n}", task="summarization", completion_window="3s"))
+        either = {"pools": ["flaky", "premium-eu"]}
+        unlucky = chat(f"f{n}", constraints=either)
+        unlucky["body"] = unlucky["body"] | {"user": "unlucky" if n % 4 == 0 else "lucky"}
+        await system.publish(unlucky)
+        await system.publish(chat(f"n{n}", constraints={"regions": ["mars"]}))
+        await system.publish(b"{", key=b"no request")
+        ids += [f"c{n}", f"s{n}", f"f{n}", f"n{n}"]
+        await asyncio.sleep(0.1)
+    return ids
+
+
+async def test_each_query_of_each_dashboard_has_data_on_a_real_prometheus(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    if BINARY is None:
+        pytest.skip("prometheus is missing; it comes with Debian's package prometheus")
+    names = ["router", "premium-eu", "lpddr-us", "flaky"]
+    ports = {name: free_port() for name in names}
+    env_of = {name: {"SHUNTER_WEB_PORT": str(port)} for name, port in ports.items()}
+    async with serving(model) as server:
+        flaky = FLEET["pools"]["premium-eu"] | {
+            "usd_per_hour": 0.01,
+            "lanes": ["direct"],
+            "backend": {"type": "openai", "base_url": server.base_url},
+        }
+        fleet = {"pools": FLEET["pools"] | {"flaky": flaky}}
+        async with System(kafka, prefix, tmp_path, fleet=fleet, env_of=env_of) as system:
+            system.start_all()
+            async with prometheus(ports, tmp_path) as address:
+
+                async def all_up() -> bool:
+                    with contextlib.suppress(OSError):
+                        return await value(address, "sum(shunter_pool_workers)") == 3
+                    return False
+
+                await eventually(all_up, "each worker is known", 30)
+                ids = await load(system, 4.0)
+                await system.wait_for_results(ids)
+                await system.catch_up()
+                await assert_same_counts(system, address)
+                await assert_all_have_data(address)
+
+
+async def assert_same_counts(system: System, address: str) -> None:
+    """Prometheus has come to the numbers that the evidence has."""
+    ended = sum(len(results) for results in system.results.values())
+    steps = len(system.evidence)
+
+    async def is_there() -> bool:
+        return (
+            await value(address, "sum(shunter_requests_ended_total)") == ended
+            and await value(address, "sum(shunter_steps_total)") == steps
+        )
+
+    await eventually(is_there, f"{ended} ended and {steps} steps are counted", 10)
+    spent = sum(e["got"]["cost_usd"] for e in system.evidence if e["step"] == "executed")
+    assert await value(address, "sum(shunter_cost_usd_total)") == pytest.approx(spent)
+
+
+async def assert_all_have_data(address: str) -> None:
+    queries = [
+        (f"{name}: {panel['title']}", filled(target["expr"], INTERVAL))
+        for name, dashboard in DASHBOARDS.items()
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+    ]
+    queries += [("a rule", rule["record"]) for rule in RECORDED]
+    empty = [each for each in queries if not await has_data(address, each[1])]
+    assert not empty, "\n".join(f"{where}: {query}" for where, query in empty)
+    found = await ask(
+        address,
+        "query_exemplars",
+        query="gen_ai_server_request_duration_seconds_bucket",
+        start=str(time.time() - 600),
+        end=str(time.time() + 600),
+    )
+    traces = {e["labels"]["trace_id"] for series in found for e in series["exemplars"]}
+    assert traces == {TRACEPARENT.decode().split("-")[1]}
+
+
+async def has_data(address: str, query: str) -> bool:
+    """Tell whether a query has a value that is a number."""
+    found = await ask(address, "query", query=query)
+    return any(not math.isnan(float(each["value"][1])) for each in found)
