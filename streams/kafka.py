@@ -8,8 +8,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
-    IllegalStateError,
     InvalidTimestampError,
+    KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     RecordTooLargeError,
@@ -220,11 +220,12 @@ class KafkaLog:
         if consumer is None:
             return lags
         for partition in consumer.assignment():
-            end = consumer.last_stable_offset(partition)
-            with contextlib.suppress(TimeoutError, IllegalStateError):
+            # What is wrong with the member it finds out itself.
+            with contextlib.suppress(TimeoutError, KafkaError):
                 async with asyncio.timeout(POSITION_S_MAX):
-                    behind = (end or 0) - await consumer.position(partition)
-                    lags[Partition(*partition)] = max(0, behind)
+                    position = await consumer.position(partition)
+                end = consumer.last_stable_offset(partition) or 0
+                lags[Partition(*partition)] = max(0, end - position)
         return lags
 
     def seek(self, partition: Partition, offset: int) -> None:

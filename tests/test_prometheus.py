@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import shutil
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ pytestmark = pytest.mark.kafka
 
 BINARY = shutil.which("prometheus")
 INTERVAL = "30s"
+WINDOW_S = 86_400
+# The class of what is published before the load.
+PROBES = "agent_step"
 
 
 async def model(x: Exchange) -> None:
@@ -65,6 +71,70 @@ async def prometheus(ports: dict[str, int], directory: Path) -> AsyncIterator[st
     finally:
         process.terminate()
         process.wait(10)
+
+
+@contextlib.asynccontextmanager
+async def ledger(system: System) -> AsyncIterator[str]:
+    """Run a live ledger; yield where it is served."""
+    port = free_port()
+    command = ["ledger", "--port", str(port), "--window", str(WINDOW_S)]
+    process = subprocess.Popen(  # noqa: ASYNC220  starts at once
+        [sys.executable, "-m", "shunter", *command, *where(system)]
+    )
+    try:
+        yield f"http://127.0.0.1:{port}/ledger"
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+def where(system: System) -> list[str]:
+    """Return the flags that lead a command to this system."""
+    servers, prefix = system.bootstrap_servers, system.prefix
+    return ["--bootstrap-servers", servers, "--topic-prefix", prefix]
+
+
+async def rows_of(live: str) -> list[Any]:
+    def get() -> Any:
+        with urllib.request.urlopen(live, timeout=5) as response:  # noqa: S310  of this machine
+            return json.load(response)["rows"]
+
+    with contextlib.suppress(OSError):
+        return list(await asyncio.to_thread(get))
+    return []
+
+
+async def until_the_ledger_follows(system: System, live: str) -> None:
+    """Publish until something shows: it begins with what comes once it has its partitions."""
+    numbers = itertools.count()
+
+    async def follows() -> bool:
+        for _ in range(8):
+            await system.publish(chat(f"p{next(numbers)}", task=PROBES))
+        await asyncio.sleep(0.3)
+        return bool(await rows_of(live))
+
+    await eventually(follows, "the ledger follows", 30)
+
+
+async def assert_the_ledgers_agree(system: System, live: str) -> None:
+    """What the live one has of the load is what the evidence has."""
+    command = ["ledger", "--exact", "--json", "--window", str(WINDOW_S), *where(system)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "shunter", *command, stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await process.communicate()
+    exact = [row for row in json.loads(told)["rows"] if row["task"] != PROBES]
+    # Both lanes, and what was turned away.
+    assert {(row["lane"], row["task"]) for row in exact} >= {
+        ("interactive", "chat"),
+        ("background", "summarization"),
+    }
+
+    async def agree() -> bool:
+        return [row for row in await rows_of(live) if row["task"] != PROBES] == exact
+
+    await eventually(agree, f"the live ledger has {exact}", 5)
 
 
 async def ask(address: str, path: str, **parameters: str) -> list[Any]:
@@ -111,7 +181,7 @@ async def test_each_query_of_each_dashboard_has_data_on_a_real_prometheus(
     ports = {name: free_port() for name in names}
     env_of = {name: {"SHUNTER_WEB_PORT": str(port)} for name, port in ports.items()}
     async with serving(model) as server:
-        flaky = FLEET["pools"]["premium-eu"] | {
+        flaky = deepcopy(FLEET["pools"]["premium-eu"]) | {
             "usd_per_hour": 0.01,
             "lanes": ["direct"],
             "backend": {"type": "openai", "base_url": server.base_url},
@@ -119,7 +189,7 @@ async def test_each_query_of_each_dashboard_has_data_on_a_real_prometheus(
         fleet = {"pools": FLEET["pools"] | {"flaky": flaky}}
         async with System(kafka, prefix, tmp_path, fleet=fleet, env_of=env_of) as system:
             system.start_all()
-            async with prometheus(ports, tmp_path) as address:
+            async with prometheus(ports, tmp_path) as address, ledger(system) as live:
 
                 async def all_up() -> bool:
                     with contextlib.suppress(OSError):
@@ -127,11 +197,14 @@ async def test_each_query_of_each_dashboard_has_data_on_a_real_prometheus(
                     return False
 
                 await eventually(all_up, "each worker is known", 30)
+                await until_the_ledger_follows(system, live)
                 ids = await load(system, 4.0)
                 await system.wait_for_results(ids)
                 await system.catch_up()
                 await assert_same_counts(system, address)
                 await assert_all_have_data(address)
+                await assert_the_ledgers_agree(system, live)
+                await assert_nothing_lags(address)
 
 
 async def assert_same_counts(system: System, address: str) -> None:
@@ -148,6 +221,24 @@ async def assert_same_counts(system: System, address: str) -> None:
     await eventually(is_there, f"{ended} ended and {steps} steps are counted", 10)
     spent = sum(e["got"]["cost_usd"] for e in system.evidence if e["step"] == "executed")
     assert await value(address, "sum(shunter_cost_usd_total)") == pytest.approx(spent)
+
+
+async def assert_nothing_lags(address: str) -> None:
+    """Each member tells its lag, which ends at nothing: markers of transactions are none."""
+
+    async def is_read() -> bool:
+        found = await ask(
+            address, "query", query="sum by (messaging_consumer_group_name) (shunter_lag)"
+        )
+        lags = {
+            each["metric"]["messaging_consumer_group_name"].partition(".")[2]: each["value"][1]
+            for each in found
+        }
+        stages = ("router", "batcher", "canceller")
+        pools = ("premium-eu", "lpddr-us", "flaky")
+        return lags == dict.fromkeys([*stages, *(f"worker.{pool}" for pool in pools)], "0")
+
+    await eventually(is_read, "nothing lags", 15)
 
 
 async def assert_all_have_data(address: str) -> None:

@@ -196,9 +196,10 @@ class MetricsService(Service):  # type: ignore[misc]
             await self._export(self._exporter)
 
     async def on_shutdown(self) -> None:
-        """Send what was counted last, and close the exporter."""
+        """Send what was counted last, unless nobody took it before, and close the exporter."""
         if self._exporter is not None:
-            await self._export(self._exporter)
+            if not self._has_failed:
+                await self._export(self._exporter)
             await asyncio.to_thread(self._exporter.shutdown)
 
     async def _export(self, exporter: MetricExporter) -> None:
