@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import json
 import math
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ledger_cases import PROBES, rows_of, until_the_ledger_follows
 from model_server import Exchange, good, serving
 from promql import filled
 from stream_cases import TRACEPARENT
@@ -31,8 +31,6 @@ pytestmark = pytest.mark.kafka
 BINARY = shutil.which("prometheus")
 INTERVAL = "30s"
 WINDOW_S = 86_400
-# The class of what is published before the load.
-PROBES = "agent_step"
 
 
 async def model(x: Exchange) -> None:
@@ -92,29 +90,6 @@ def where(system: System) -> list[str]:
     """Return the flags that lead a command to this system."""
     servers, prefix = system.bootstrap_servers, system.prefix
     return ["--bootstrap-servers", servers, "--topic-prefix", prefix]
-
-
-async def rows_of(live: str) -> list[Any]:
-    def get() -> Any:
-        with urllib.request.urlopen(live, timeout=5) as response:  # noqa: S310  of this machine
-            return json.load(response)["rows"]
-
-    with contextlib.suppress(OSError):
-        return list(await asyncio.to_thread(get))
-    return []
-
-
-async def until_the_ledger_follows(system: System, live: str) -> None:
-    """Publish until something shows: it begins with what comes once it has its partitions."""
-    numbers = itertools.count()
-
-    async def follows() -> bool:
-        for _ in range(8):
-            await system.publish(chat(f"p{next(numbers)}", task=PROBES))
-        await asyncio.sleep(0.3)
-        return bool(await rows_of(live))
-
-    await eventually(follows, "the ledger follows", 30)
 
 
 async def assert_the_ledgers_agree(system: System, live: str) -> None:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.table import Table
 
-from shunter.audit.keyring import when
 from shunter.audit.source import Trail, open_trail
 from shunter.client import note, run
 from shunter.commands.audit_report import time_of
@@ -89,12 +89,14 @@ def _show(rows: dict[tuple[float, Line], Row], window_s: float, *, as_json: bool
     if as_json:
         typer.echo(orjson.dumps({"window_s": window_s, "rows": figures}).decode())
         return
-    table = Table("from", "lane", "class", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("from, UTC", "lane", "class"):
+        table.add_column(heading, no_wrap=True)
     for heading in _COLUMNS:
         table.add_column(heading, justify="right")
     for row in figures:
         cells = [_cell(of(row)) for of in _COLUMNS.values()]
-        table.add_row(when(row["from"]), row["lane"], row["task"], *cells)
+        table.add_row(_minute(row["from"]), row["lane"], row["task"], *cells)
     out.print(table)
 
 
@@ -112,6 +114,10 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
     "pools": lambda row: " ".join(f"{pool}:{n}" for pool, n in row["pools"].items()),
     "failures": lambda row: " ".join(f"{code}:{n}" for code, n in row["failures"].items()),
 }
+
+
+def _minute(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _cell(value: object) -> str:

@@ -4,6 +4,7 @@ It is a view: it begins with what comes after its first start, forgets all when 
 lose or double a record where its partitions move. What must be right is read from the evidence.
 """
 
+import logging
 import ssl
 import tempfile
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ from streams.ledger.fold import Ending, Endings, Line, Row, as_json
 from streams.logs import set_up_logging
 from topics import Catalogue, Settings
 
+logger = logging.getLogger(__name__)
+
 # How many windows are kept.
 WINDOWS_KEPT = 60
 NOTE = "live: a view that may lose a record; `shunter ledger --exact` reads the evidence"
@@ -27,6 +30,8 @@ NOTE = "live: a view that may lose a record; `shunter ledger --exact` reads the 
 class _Reader(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Reads what is committed, which Faust does in its own transactions alone."""
 
+    mundane_level = "debug"
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # noqa: SLF001  before it starts
@@ -34,6 +39,8 @@ class _Reader(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
 
 class _Consumer(driver.Consumer):  # type: ignore[misc]
+    mundane_level = "debug"
+
     def _new_consumer_thread(self) -> _Reader:
         return _Reader(self, loop=self.loop, beacon=self.beacon)
 
@@ -45,6 +52,8 @@ class _Transport(driver.Transport):  # type: ignore[misc]
 class _Table(faust.Table):  # type: ignore[misc]
     """A table that is in memory alone: no changelog, so that it needs no topic and no right."""
 
+    mundane_level = "debug"
+
     async def on_start(self) -> None:
         await self.add_runtime_dependency(self.data)
 
@@ -55,8 +64,13 @@ class _Table(faust.Table):  # type: ignore[misc]
         self._maybe_del_key_ttl(key, 0)
 
 
+class _ReadsOnly(faust.App.BootStrategy):  # type: ignore[misc]
+    enable_kafka_producer = False
+
+
 class _App(faust.App):  # type: ignore[misc]
     mundane_level = "debug"
+    BootStrategy = _ReadsOnly
     table: Service
 
     def _new_transport(self) -> _Transport:
@@ -131,6 +145,8 @@ def run_ledger(settings: Settings, window_s: float) -> NoReturn:
     """
     set_up_logging(settings.log_level)
     app = ledger_app(settings, window_s)
+    where = f"http://{settings.web_host}:{settings.web_port}/ledger"
+    logger.info("ledger of windows of %g s at %s", window_s, where)
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
     raise AssertionError("the worker ends the process")

@@ -57,7 +57,7 @@ class Fold:
         self._profile_of = profile_of
         self._has_failed = False
         # A share of what never happened is none, and an alert on it would be silent.
-        for task in self._tasks:
+        for task in tasks:
             for dimension in DIMENSIONS:
                 for outcome in ("kept", "missed"):
                     instruments.add(m.SLO_OUTCOMES, (task, dimension, outcome), 0)
