@@ -5,6 +5,8 @@ import math
 # A bucket is wider than the one below it by this, so that a quantile is off by 2 % at most.
 GROWTH = 1.04
 _LOG = math.log(GROWTH)
+# Below every bucket that a value of a nanosecond or more has.
+_ZERO = -1000
 
 
 class Sketch:
@@ -19,8 +21,7 @@ class Sketch:
 
     def add(self, value: float) -> None:
         """Count a value, 0 or more; what is less counts as 0."""
-        # Below every bucket that a value of a microsecond or more has.
-        index = -1000 if value < 1e-9 else math.ceil(math.log(value) / _LOG)
+        index = _ZERO if value < 1e-9 else math.ceil(math.log(value) / _LOG)
         self.buckets[index] = self.buckets.get(index, 0) + 1
         self.count += 1
         self.total += max(0.0, value)
@@ -36,5 +37,5 @@ class Sketch:
         for index in sorted(self.buckets):
             seen += self.buckets[index]
             if seen > rank:
-                return 0.0 if index == -1000 else 2 * GROWTH**index / (GROWTH + 1)
+                return 0.0 if index == _ZERO else 2 * GROWTH**index / (GROWTH + 1)
         return None
