@@ -24,12 +24,14 @@ async def rows_of(live: str) -> list[Any]:
 
 
 async def until_the_ledger_follows(system: System, live: str) -> None:
-    """Publish until something shows: it begins with what comes once it has its partitions."""
+    """Publish what nobody serves until it shows: the ledger begins with what comes then."""
     numbers = itertools.count()
 
     async def follows() -> bool:
         for _ in range(8):
-            await system.publish(chat(f"p{next(numbers)}", task=PROBES))
+            nowhere = {"regions": ["moon"]}
+            probe = chat(f"probe-{next(numbers)}", task=PROBES, constraints=nowhere)
+            await system.publish(probe)
         await asyncio.sleep(0.3)
         return bool(await rows_of(live))
 
