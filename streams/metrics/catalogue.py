@@ -95,6 +95,7 @@ FALLBACKS = Metric(
     "{request}",
     "Attempts that failed at a pool and went to another",
     ("task", "pool", "reason"),
+    told_by="worker",
 )
 DEAD_LETTERS = Metric(
     "shunter.dead_letters",
