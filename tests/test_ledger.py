@@ -150,6 +150,18 @@ async def test_the_ledger_understands_the_evidence_of_the_stages() -> None:
     assert chat["failures"] == {"no_pool": 1}
 
 
+def test_the_exact_ledger_is_told_to_people(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "open_trail", lambda *_: Trail(RECORDS))
+    outcome = CliRunner().invoke(app, ["ledger", "--exact"])
+    told = capsys.readouterr().out + outcome.output
+    assert "2027-01-15 08:00 UTC  interactive chat" in told
+    assert "3 ended: completed 1, failed 1, expired 1; 33.3% retried" in told
+    assert "without an answer: deadline_passed 1, timeout 1" in told
+    assert "at premium-eu 1; yard-fp8 1" in told
+
+
 def test_how_urgent_open_requests_are_is_remembered_of_so_many() -> None:
     endings = Endings(open_max=2)
     for name in ("a", "b", "c"):

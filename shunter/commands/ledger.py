@@ -1,13 +1,12 @@
 """`shunter ledger`: what each class of work was and what came of it, in windows of time."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.table import Table
 
 from shunter.audit.source import Trail, open_trail
 from shunter.client import note, run
@@ -15,8 +14,8 @@ from shunter.commands.audit_report import time_of
 from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from shunter.log_reading import Row as Record
 from streams.ledger import Endings, Line, Row, run_ledger
+from streams.ledger.fold import STATUSES, window_of
 from streams.ledger.fold import as_json as rows_as_json
-from streams.ledger.fold import window_of
 from topics import Catalogue
 from topics.admin import partition_counts
 
@@ -89,38 +88,37 @@ def _show(rows: dict[tuple[float, Line], Row], window_s: float, *, as_json: bool
     if as_json:
         typer.echo(orjson.dumps({"window_s": window_s, "rows": figures}).decode())
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("from, UTC", "lane", "class"):
-        table.add_column(heading, no_wrap=True)
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="right")
     for row in figures:
-        cells = [_cell(of(row)) for of in _COLUMNS.values()]
-        table.add_row(_minute(row["from"]), row["lane"], row["task"], *cells)
-    out.print(table)
+        heading = f"{_minute(row['from'])}  {row['lane']} {row['task']}"
+        for line in (heading, *(f"    {told}" for told in _told(row))):
+            out.print(line, markup=False, highlight=False)
 
 
-_COLUMNS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "ended": lambda row: row["requests"],
-    "answered": lambda row: row["completed"],
-    "retried": lambda row: row["retry_rate"],
-    "context p50": lambda row: row["context_tokens"]["p50"],
-    "output p50": lambda row: row["output_tokens"]["p50"],
-    "cached": lambda row: row["cache_hit_rate"],
-    "tools": lambda row: row["tool_calls_mean"],
-    "ttft p99 s": lambda row: row["ttft_s"]["p99"],
-    "end p99 s": lambda row: row["finish_s"]["p99"],
-    "usd": lambda row: row["cost_usd"],
-    "pools": lambda row: " ".join(f"{pool}:{n}" for pool, n in row["pools"].items()),
-    "failures": lambda row: " ".join(f"{code}:{n}" for code, n in row["failures"].items()),
-}
+def _told(row: dict[str, Any]) -> Iterator[str]:
+    """Yield what a row says, line by line; a line of what never happened is left out."""
+    ends = {status: row[status] for status in STATUSES.values() if row[status]}
+    yield f"{row['requests']} ended: {_counts(ends)}; {row['retry_rate']:.1%} retried"
+    if row["finish_s"]["p50"] is not None:
+        first, each, end = (_spread(row[name]) for name in ("ttft_s", "tpot_s", "finish_s"))
+        yield f"p50/p99: first token {first} s; token {each} s; end {end} s"
+        context, output = (_spread(row[name]) for name in ("context_tokens", "output_tokens"))
+        cached, tools = row["cache_hit_rate"] or 0.0, row["tool_calls_mean"] or 0.0
+        yield f"tokens: context {context}; output {output}; {cached:.1%} cached"
+        yield f"{tools:g} tool calls an answer; {row['cost_usd']:.6f} USD"
+    if row["pools"]:
+        yield f"at {_counts(row['pools'])}; {_counts(row['model_variants'])}"
+    if row["failures"]:
+        yield f"without an answer: {_counts(row['failures'])}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _spread(values: dict[str, float | None]) -> str:
+    middle, top = values["p50"], values["p99"]
+    return "-" if middle is None or top is None else f"{middle:.3g}/{top:.3g}"
 
 
 def _minute(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _cell(value: object) -> str:
-    if value is None or value == "":
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

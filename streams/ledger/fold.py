@@ -10,7 +10,7 @@ import msgspec
 from streams.ledger.sketch import Sketch
 
 # How a request ends that was accepted or could have been.
-_STATUSES = {
+STATUSES = {
     "executed": "completed",
     "failed": "failed",
     "expired": "expired",
@@ -104,7 +104,7 @@ class Endings:
             self._open[step.request_id] = step.profile.latency_sensitive
             if len(self._open) > self._open_max:
                 self._open.popitem(last=False)
-        if step.step not in _STATUSES:
+        if step.step not in STATUSES:
             return None
         urgent = self._open.pop(step.request_id, None)
         lane: Lane = "unknown" if urgent is None else "interactive" if urgent else "background"
@@ -137,7 +137,7 @@ class Row:
     def add(self, ending: Ending) -> None:
         """Count a request that ended."""
         step = ending.step
-        status = _STATUSES[step.step]
+        status = STATUSES[step.step]
         self.statuses[status] += 1
         self.retried += step.attempt > 1
         if status != "completed":
@@ -164,7 +164,7 @@ class Row:
         read = self.context_tokens.total
         return {
             "requests": requests,
-            **{status: self.statuses[status] for status in _STATUSES.values()},
+            **{status: self.statuses[status] for status in STATUSES.values()},
             "retry_rate": round(self.retried / requests, 4) if requests else None,
             "context_tokens": _spread(self.context_tokens),
             "output_tokens": _spread(self.output_tokens),
