@@ -2,6 +2,7 @@
 
 import random
 import statistics
+import time
 from typing import Any
 
 import orjson
@@ -17,7 +18,7 @@ from shunter.commands import ledger as command
 from shunter.log_reading import Row as Record
 from streams.ledger import Endings, Line, Row
 from streams.ledger.fold import as_json, window_of
-from streams.ledger.live import _rows, ledger_app
+from streams.ledger.live import WINDOWS_KEPT, _rows, ledger_app
 from streams.ledger.sketch import Sketch
 
 WINDOW_S = 60.0
@@ -123,6 +124,21 @@ async def test_the_live_ledger_agrees_with_the_exact_one() -> None:
     live.consumer._thread.thread_loop.close()
     assert as_json(_rows(table)) == as_json(exact(RECORDS))
     assert not live.tables, "a table of the manager's would have a changelog topic"
+
+
+async def test_the_live_ledger_keeps_the_newest_windows_alone() -> None:
+    live = ledger_app(make_settings(web_port=6067), WINDOW_S)
+    now = time.time()
+    async with live.agents["ledger"].test_context() as agent:
+        for age_windows in (0, 1, WINDOWS_KEPT - 2, WINDOWS_KEPT + 2, 10 * WINDOWS_KEPT):
+            at = now - START - age_windows * WINDOW_S
+            await agent.put(executed(f"r{age_windows}", at))
+            await agent.put(executed(f"again-{age_windows}", at))
+    live.consumer._thread.thread_loop.close()
+    await live.table._del_old_keys()
+    starts = sorted(start for start, _ in _rows(live.table))
+    assert len(starts) == 3
+    assert min(starts) > now - WINDOWS_KEPT * WINDOW_S
 
 
 async def test_the_ledger_understands_the_evidence_of_the_stages() -> None:
