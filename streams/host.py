@@ -31,6 +31,9 @@ from topics import Settings
 Page = Callable[[], tuple[str, bytes]]
 """Returns the content type of a page, and the page as it is at this moment."""
 
+MetricsPage = Callable[[str], tuple[str, bytes]]
+"""The same of metrics, given the header ``Accept`` of who asks."""
+
 REFUSED_RIGHTS = (
     TopicAuthorizationFailedError,
     GroupAuthorizationFailedError,
@@ -152,6 +155,7 @@ def run_app(
     is_ready: Callable[[], bool] = lambda: True,
     pages: Mapping[str, Page] | None = None,
     views: Mapping[str, View] | None = None,
+    metrics: MetricsPage | None = None,
 ) -> NoReturn:
     """Run the services until SIGTERM or SIGINT (exit 0), or until one fails (exit 1, rule 5).
 
@@ -162,6 +166,7 @@ def run_app(
         is_ready: tells whether work can be done, once all services run.
         pages: what is served beside health and readiness, by path.
         views: the same, of pages that answer what they are asked.
+        metrics: what is served at ``/metrics``.
     """
     set_up_logging(settings.log_level)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
@@ -183,6 +188,8 @@ def run_app(
             _add_page(app, path, page)
         for path, view in (views or {}).items():
             _add_view(app, path, view)
+        if metrics is not None:
+            _add_metrics(app, metrics)
     _calm_garbage_collector()
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
@@ -206,6 +213,13 @@ def _add_view(app: faust.App, path: str, answer: View) -> None:
             status=found.status,
             headers=dict(found.headers),
         )
+
+
+def _add_metrics(app: faust.App, page: MetricsPage) -> None:
+    @app.page("/metrics")  # type: ignore[untyped-decorator]
+    async def show(view: Any, request: Any) -> Any:
+        content_type, content = page(request.headers.get("Accept", ""))
+        return view.bytes(content, content_type=content_type)
 
 
 def _calm_garbage_collector() -> None:

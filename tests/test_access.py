@@ -18,6 +18,7 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 from client_commands import shunter
+from ledger_cases import until_the_ledger_follows
 from secured import SecuredKafka, secured_kafka, unused, user_of
 from system import FLEET, ROOT, System, chat, eventually
 
@@ -222,6 +223,27 @@ class TestTheWholeSystemWithTheseRights:
         await eventually(is_current, "the view is current", 30)
         story = (await asyncio.to_thread(ask, f"/story.json?id=now-{POOLS[0]}"))["story"]
         assert [step["step"] for step in story["steps"]] == ["placed", "executed"]
+
+    async def test_an_auditor_follows_the_live_ledger(
+        self, secured: SecuredKafka, system: System, tmp_path: Path
+    ) -> None:
+        port, log = free_port(), tmp_path / "ledger.txt"
+        with log.open("wb") as file:
+            process = subprocess.Popen(  # noqa: ASYNC220  starts at once
+                [sys.executable, "-m", "shunter", "ledger", "--port", str(port)],
+                cwd=ROOT,
+                env=os.environ | {"SHUNTER_TOPIC_PREFIX": PREFIX} | secured.env(user("auditor")),
+                stderr=file,
+            )
+        try:
+            follows = until_the_ledger_follows(system, f"http://127.0.0.1:{port}/ledger")
+            try:
+                await follows
+            except AssertionError as error:
+                raise AssertionError(f"{error} {log.read_text()[-2000:]}") from error
+        finally:
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 20) == 0
 
     async def test_a_custodian_forgets_and_revokes(
         self, secured: SecuredKafka, system: System
