@@ -61,6 +61,8 @@ class _Held:
 class Batcher:
     """The stage from the hold to the lanes of the pools."""
 
+    piles_up = True
+
     def __init__(
         self,
         situation: Situation,
