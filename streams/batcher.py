@@ -57,6 +57,8 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
 class Batcher:
     """The stage from the hold to the lanes of the pools."""
 
+    piles_up = True
+
     def __init__(
         self,
         situation: Situation,

@@ -116,9 +116,17 @@ class Log(Protocol):
         ...
 
     async def poll(
-        self, timeout_s: float, records_max: int, paused: Collection[Partition]
+        self,
+        timeout_s: float,
+        records_max: int,
+        paused: Collection[Partition],
+        *,
+        of_each: bool = False,
     ) -> Mapping[Partition, Sequence[Record]]:
-        """Return new records of our partitions, none of those paused. Raises LogError."""
+        """Return new records of our partitions, none of those paused. Raises LogError.
+
+        At most ``records_max`` in all, or as many ``of_each`` partition that has them ready.
+        """
         ...
 
     async def committed(self, partition: Partition) -> int | None:

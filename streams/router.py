@@ -59,6 +59,8 @@ class _Case:
 class Router:
     """The stage from the ingest topic (and the reroutes) to lanes, hold and results."""
 
+    piles_up = False
+
     def __init__(
         self,
         situation: Situation,
@@ -120,7 +122,7 @@ class Router:
         self._recent.pop(partition, None)
 
     def wants(self, partition: Partition) -> bool:
-        """Whatever is polled is decided on at once; nothing piles up."""
+        """Nothing piles up."""
         return True
 
     def idle_s(self) -> float:

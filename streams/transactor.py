@@ -122,7 +122,9 @@ class Transactor:
     async def _step(self) -> int:
         paused = [p for p in self._writers if not self._stage.wants(p)]
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
-        polled = await self._log.poll(timeout_s, self._poll_records_max, paused)
+        polled = await self._log.poll(
+            timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
+        )
         await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
         return sum(len(records) for records in polled.values())
 

@@ -76,6 +76,8 @@ class _Lane:
 class Worker:
     """The stage from the two lanes of a pool to results."""
 
+    piles_up = True
+
     def __init__(
         self,
         pool: str,
