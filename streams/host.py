@@ -4,6 +4,7 @@ Faust hosts, aiokafka carries (docs/decisions/0001): no record of the data plane
 Faust agent or table.
 """
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -139,8 +140,8 @@ class TelemetryService(Service):  # type: ignore[misc]
         self._telemetry = telemetry
 
     async def on_stop(self) -> None:
-        """Close the exporter."""
-        self._telemetry.close()
+        """Close the exporter, which may take its time."""
+        await asyncio.to_thread(self._telemetry.close)
 
 
 def run_app(

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from mode import Service
@@ -20,10 +20,11 @@ from streams.heads import HeadsService
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.kafka import KafkaLog
 from streams.notary import Notary
+from streams.otel import from_environment
 from streams.outgoing import Scribe
+from streams.route_spans import RouteSpans
 from streams.router import Router
-from streams.stage import Stage
-from streams.telemetry import from_environment
+from streams.stage import Observer, Stage
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
@@ -59,7 +60,9 @@ def notary_services(settings: Settings, notary: Notary) -> list[Service]:
     ]
 
 
-def transactor(settings: Settings, stage: Stage, notary: Notary) -> Transactor:
+def transactor(
+    settings: Settings, stage: Stage, notary: Notary, observers: Sequence[Observer] = ()
+) -> Transactor:
     """Return a transactor that drives the stage over the Kafka of these settings."""
     return Transactor(
         KafkaLog(settings),
@@ -70,6 +73,7 @@ def transactor(settings: Settings, stage: Stage, notary: Notary) -> Transactor:
         poll_records_max=settings.poll_records_max,
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
+        observers=observers,
     )
 
 
@@ -95,6 +99,7 @@ def run_router(settings: Settings) -> NoReturn:
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     fleet = load_fleet(settings.fleet)
     options, policy = compile_options(fleet), load_policy(settings.policy)
@@ -130,6 +135,7 @@ def run_router(settings: Settings) -> NoReturn:
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
     signal = AutoscalingSignal(shared, batcher, clock)
+    observers = [RouteSpans(telemetry, catalogue, clock)]
     run_app(
         "router",
         settings,
@@ -138,8 +144,8 @@ def run_router(settings: Settings) -> NoReturn:
             *notary_services(settings, notary),
             FollowerService(FleetFollower(settings, shared.view)),
             FollowerService(CancellationFollower(settings, cancellations)),
-            StageService(transactor(settings, router, notary), "router"),
-            StageService(transactor(settings, batcher, notary), "batcher"),
+            StageService(transactor(settings, router, notary, observers), "router"),
+            StageService(transactor(settings, batcher, notary, observers), "batcher"),
             StageService(transactor(settings, Canceller(scribe, clock), notary), "canceller"),
         ],
         pages={

@@ -9,8 +9,8 @@ from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import FollowerService, TelemetryService, run_app
+from streams.otel import from_environment
 from streams.run import check_topics, make_notary, notary_services
-from streams.telemetry import from_environment
 from topics import Catalogue, Settings
 from topics.access import worker as worker_role
 from workers.attempts import Attempts
@@ -24,6 +24,7 @@ from workers.openai import OpenAIBackend
 from workers.runtime import Worker
 from workers.services import BackendService, BreakerService, DrainingService
 from workers.simulated import SimulatedBackend
+from workers.spans import WorkSpans
 from workers.streaming import StreamPublisher, Streams
 
 
@@ -52,6 +53,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         DeclarationError: fleet or policy can't be used.
         UnknownPoolError: the fleet has no such pool.
         BackendSettingError: its backend can't be made of what it declares.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     fleet, policy = load_fleet(settings.fleet), load_policy(settings.policy)
     options = compile_options(fleet)
@@ -75,6 +77,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     ending = Ending(scribe, telemetry, policy.attempts_max, read_host())
     cancellations = Cancellations(clock)
     publisher = StreamPublisher(settings, clock)
+    observers = [WorkSpans(telemetry, catalogue, clock, pool)]
     worker = Worker(
         pool,
         served,
@@ -96,7 +99,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, notary),
+            DrainingService(worker, settings, notary, observers),
             Heartbeat(settings, served[0], worker, backend, breakers, clock, options.version),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,

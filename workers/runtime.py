@@ -8,7 +8,7 @@ one transaction.
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -324,6 +324,7 @@ class Worker:
                 waiting = self._waiting.get((variant, is_direct))
                 while waiting and self._may_start(variant, slots):
                     lane, task = waiting.popleft()
+                    task = replace(task, began_at=self._clock.now())
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)

@@ -1,12 +1,14 @@
 """What runs beside the stage in a worker's process, and how it ends."""
 
 import asyncio
+from collections.abc import Sequence
 
 from mode import Service
 
 from streams.host import StageService
 from streams.notary import Notary
 from streams.run import transactor
+from streams.stage import Observer
 from topics import Settings
 from workers.backend import Backend
 from workers.breaker import Breakers
@@ -34,8 +36,14 @@ class BackendService(Service):  # type: ignore[misc]
 class DrainingService(StageService):
     """A stage that finishes what runs before it leaves, as far as the grace period goes."""
 
-    def __init__(self, worker: Worker, settings: Settings, notary: Notary) -> None:
-        super().__init__(transactor(settings, worker, notary), "worker")
+    def __init__(
+        self,
+        worker: Worker,
+        settings: Settings,
+        notary: Notary,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        super().__init__(transactor(settings, worker, notary, observers), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 

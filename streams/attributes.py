@@ -1,0 +1,118 @@
+"""What spans say: the messaging and GenAI conventions, and ``shunter.*`` where they have no name.
+
+No text of a request or of an answer is ever among it.
+"""
+
+from collections.abc import Iterator
+
+from opentelemetry.util.types import AttributeValue
+
+from topics import Candidate, Evidence, Placement
+
+Said = dict[str, AttributeValue]
+
+# Of a fleet with more ways to serve a model, the others are counted only.
+CANDIDATES_MAX = 16
+
+
+def messaging(topic: str, operation: str) -> Said:
+    """Return what the conventions want of every span of a topic; ``send`` or ``process``."""
+    return {
+        "messaging.system": "kafka",
+        "messaging.operation.type": operation,
+        "messaging.operation.name": operation,
+        "messaging.destination.name": topic,
+    }
+
+
+def consumed(evidence: Evidence, group: str) -> Said:
+    """Return what the conventions want of the span that processes a record."""
+    source = evidence.source
+    return {
+        **messaging(source.topic, "process"),
+        "messaging.destination.partition.id": str(source.partition),
+        "messaging.kafka.offset": source.offset,
+        "messaging.consumer.group.name": group,
+    }
+
+
+def request(evidence: Evidence) -> Said:
+    """Return what says which request a span belongs to, and by what it was decided on."""
+    told = {
+        "messaging.message.id": evidence.request_id,
+        "shunter.task": evidence.task,
+        "shunter.tenant": evidence.tenant,
+        "gen_ai.request.model": evidence.model,
+        "shunter.attempt": evidence.attempt,
+        "shunter.policy.version": evidence.policy_version,
+        "shunter.fleet.version": evidence.fleet_version,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def hardware(placement: Placement) -> Said:
+    """Return where a request was placed."""
+    told: Said = {
+        "shunter.pool": placement.pool,
+        "shunter.device": placement.device,
+        "shunter.model_variant": placement.model_variant,
+        "shunter.precision": placement.precision,
+        "shunter.region": placement.region,
+        "shunter.placement.path": placement.path,
+    }
+    if placement.batch_id is not None:
+        told["shunter.batch.id"] = placement.batch_id
+    if placement.fallbacks:
+        told["shunter.fallback.pools"] = [f"{f.pool}: {f.reason}" for f in placement.fallbacks]
+    return told
+
+
+def decision(evidence: Evidence) -> Said:
+    """Return what was decided, why, and what was promised."""
+    told: Said = {"shunter.decision": evidence.step}
+    if evidence.reason is not None:
+        told["shunter.decision.reason"] = evidence.reason
+    if evidence.placement is not None:
+        told |= hardware(evidence.placement)
+    if (promised := evidence.promised) is not None:
+        told["shunter.promised.cost_usd"] = promised.cost_usd
+        told["shunter.promised.finish_s"] = promised.finish_s
+        if promised.chance is not None:
+            told["shunter.promised.chance"] = promised.chance
+    if (left_out := len(evidence.candidates) - CANDIDATES_MAX) > 0:
+        told["shunter.candidates.left_out"] = left_out
+    return told
+
+
+def candidates(evidence: Evidence) -> Iterator[tuple[str, float, Said]]:
+    """Yield an event for each candidate of a decision, the chosen one first."""
+    target = None if evidence.profile is None else evidence.profile.target_chance
+    is_choice = evidence.step in {"placed", "released"} or evidence.promised is not None
+    for number, each in enumerate(evidence.candidates[:CANDIDATES_MAX]):
+        chosen = evidence.reason if number == 0 and is_choice else None
+        yield "candidate", evidence.at, _candidate(each, chosen, target)
+
+
+def _candidate(candidate: Candidate, chosen: str | None, target: float | None) -> Said:
+    told: Said = {
+        "shunter.pool": candidate.pool,
+        "shunter.model_variant": candidate.model_variant,
+        "shunter.placement.path": candidate.path,
+        "shunter.candidate.reason": candidate.refused or chosen or _passed_over(candidate, target),
+        "shunter.candidate.is_chosen": chosen is not None,
+    }
+    for name, value in (
+        ("shunter.cost.usd", candidate.cost_usd),
+        ("shunter.candidate.ttft_s", candidate.ttft_s),
+        ("shunter.candidate.finish_s", candidate.finish_s),
+        ("shunter.candidate.chance", candidate.chance),
+    ):
+        if value is not None:
+            told[name] = value
+    return told
+
+
+def _passed_over(candidate: Candidate, target: float | None) -> str:
+    """Return why a candidate that could serve was not chosen."""
+    chance = candidate.chance
+    return "chance_too_low" if target and chance is not None and chance < target else "costs_more"

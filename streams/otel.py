@@ -1,0 +1,73 @@
+"""Telemetry as the standard ``OTEL_*`` variables ask for it; by default none."""
+
+import os
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter
+
+from streams.outbox import Outbox
+from streams.telemetry import Telemetry
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class TelemetryError(RuntimeError):
+    """The ``OTEL_*`` variables ask for something that can't be had; the message says what to do."""
+
+
+def from_environment(service: str, instance: str) -> Telemetry:
+    """Return the telemetry that the environment asks for.
+
+    Raises:
+        TelemetryError: it asks for an exporter or protocol that there is not, or the extra ``otlp``
+            isn't installed.
+    """
+    if not _is_wanted():
+        return Telemetry(None)
+    own = {"service.name": f"shunter-{service}", "service.instance.id": instance}
+    # What the environment says of the service wins; the SDK would let ours win.
+    resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    return Telemetry(provider, Outbox(_exporter()))
+
+
+def _is_wanted() -> bool:
+    if _told("SDK_DISABLED").lower() == "true":
+        return False
+    exporter = _told("TRACES_EXPORTER")
+    if exporter not in {"", "otlp", "none"}:
+        raise TelemetryError(
+            f"OTEL_TRACES_EXPORTER={exporter} is not one that Shunter has: set otlp, or none"
+        )
+    # The SDK's own default would be an endpoint on this machine; nobody has asked for that.
+    return exporter != "none" and (exporter == "otlp" or any(map(os.environ.get, _ENDPOINTS)))
+
+
+def _told(name: str) -> str:
+    return os.environ.get(f"OTEL_{name}", "").strip()
+
+
+def _exporter() -> SpanExporter:
+    protocol = _told("EXPORTER_OTLP_TRACES_PROTOCOL") or _told("EXPORTER_OTLP_PROTOCOL") or "grpc"
+    try:
+        if protocol == "http/protobuf":
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - the extra may be missing
+                OTLPSpanExporter as HttpExporter,
+            )
+
+            return HttpExporter()
+        if protocol == "grpc":
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - the extra may be missing
+                OTLPSpanExporter as GrpcExporter,
+            )
+
+            return GrpcExporter()
+    except ImportError as error:
+        raise TelemetryError(
+            "traces are asked for, but the exporter is missing: pip install 'shunter[otlp]'"
+        ) from error
+    raise TelemetryError(
+        f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is not one that Shunter speaks: set grpc, or"
+        " http/protobuf"
+    )
