@@ -161,7 +161,7 @@ def run_app(
         is_ready: tells whether work can be done, once all services run.
         pages: what is served beside health and readiness, by path.
     """
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
     logger.info("%s %r starts with %s", name, settings.instance, shown or "default settings")
     app = _App(

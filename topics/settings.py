@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     web_port: int = Field(default=0, ge=0, le=65535)
     """Its port; 0 switches it off."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["pretty", "json"] = "pretty"
+    """Lines for people, or one JSON object a line; both name the trace of a request."""
+    jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
+    """Page of the Jaeger that `shunter trace` reads from."""
 
     def kafka_options(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.

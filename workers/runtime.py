@@ -293,7 +293,7 @@ class Worker:
         )
         if request.body.get("stream") is not True:
             return Task(record, Call(request, profile, placement))
-        stream = self._streams.open(profile)
+        stream = self._streams.open(profile, record.trace_id)
         return Task(record, Call(request, profile, placement, stream.tell), stream)
 
     def _cancel(self, request_id: str) -> None:
