@@ -110,6 +110,7 @@ def _details(step: Evidence, *, show_versions: bool) -> Iterator[RenderableType]
         ("tags", _tags(step)),
         ("where", step.placement and where(step.placement)),
         ("batch", _batch(step)),
+        ("decided", step.decided_with and f"with all of the batch; see {step.decided_with}"),
         ("hold", _hold(step)),
         ("fallback", step.fallback and f"{step.fallback.pool}: {step.fallback.reason}"),
         ("tokens", step.usage and tokens(step.usage)),

@@ -101,13 +101,19 @@ async def trace_of(system: System, jaeger: real.Jaeger, name: str, size: int) ->
 def shape(spans: list[Span], topics: str, parent_id: str = "") -> Any:
     """The names as a tree, with what they hold: a list of (name, what is below it)."""
     known = {span.span_id for span in spans}
-    here = [s for s in spans if s.parent_id == parent_id or (not parent_id and s.parent_id not in known)]
-    return [(s.name.replace(topics, "T"), shape(spans, topics, s.span_id)) for s in sorted(here, key=lambda s: (s.start, s.name))]
+    here = [
+        s for s in spans if s.parent_id == parent_id or (not parent_id and s.parent_id not in known)
+    ]
+    return [
+        (s.name.replace(topics, "T"), shape(spans, topics, s.span_id))
+        for s in sorted(here, key=lambda s: (s.start, s.name))
+    ]
 
 
 async def test_direct(system: System, jaeger: real.Jaeger) -> None:
     from shunter.trace_tree import tree
     from rich.console import Console
+
     for name in ("direct", "b-0", "fallback", "rejected", "expired"):
         spans = await trace_of(system, jaeger, name, 1)
         print(shape(spans, system.prefix))
@@ -117,4 +123,9 @@ async def test_direct(system: System, jaeger: real.Jaeger) -> None:
     link = next(l for s in await trace_of(system, jaeger, "b-0", 1) for l in s.links)
     Console(width=110).print(tree(await read_trace(jaeger.page, link.trace_id)))
     print(orjson.dumps([s.attributes for s in spans], option=orjson.OPT_INDENT_2).decode())
-    print(orjson.dumps([s.attributes for s in await trace_of(system, jaeger, "direct", 1)], option=orjson.OPT_INDENT_2).decode())
+    print(
+        orjson.dumps(
+            [s.attributes for s in await trace_of(system, jaeger, "direct", 1)],
+            option=orjson.OPT_INDENT_2,
+        ).decode()
+    )
