@@ -99,11 +99,11 @@ def _candidate(candidate: Candidate, chosen: str | None, target: float | None) -
         "shunter.model_variant": candidate.model_variant,
         "shunter.placement.path": candidate.path,
         "shunter.candidate.reason": candidate.refused or chosen or _passed_over(candidate, target),
-        "shunter.candidate.is_chosen": chosen is not None,
     }
+    if chosen is not None:
+        told["shunter.candidate.is_chosen"] = True
     for name, value in (
         ("shunter.cost.usd", candidate.cost_usd),
-        ("shunter.candidate.ttft_s", candidate.ttft_s),
         ("shunter.candidate.finish_s", candidate.finish_s),
         ("shunter.candidate.chance", candidate.chance),
     ):

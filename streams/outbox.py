@@ -25,6 +25,7 @@ class _Counted(SpanExporter):
         self._exporter = exporter
         self._is_down = False
         self.taken = 0
+        self.sent = 0
         self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -37,6 +38,8 @@ class _Counted(SpanExporter):
         is_down = result is not SpanExportResult.SUCCESS
         if is_down:
             self.failed += len(spans)
+        else:
+            self.sent += len(spans)
         if is_down is not self._is_down:
             self._is_down = is_down
             if is_down:
@@ -89,7 +92,7 @@ class Outbox:
         closing = threading.Thread(target=self._processor.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_S_MAX)
-        if (left := self._put - self._exporter.taken) > 0 or closing.is_alive():
+        left = self._put - self._exporter.sent - self._exporter.failed
+        if left > 0:
             self._refused += left
-            self._put -= left
-            logger.warning("%d spans were not sent before the end", self.dropped)
+            logger.warning("%d spans were not sent before the end", left)

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from copy import deepcopy
@@ -14,7 +12,7 @@ import orjson
 import pytest
 import pytest_asyncio
 from model_server import Exchange, good, serving
-from system import FLEET, ROOT, System, chat, eventually
+from system import FLEET, System, chat, eventually
 
 from shunter.jaeger import Span, find_trace_ids, read_trace
 
@@ -111,8 +109,9 @@ def shape(spans: list[Span], topics: str, parent_id: str = "") -> Any:
 
 
 async def test_direct(system: System, jaeger: real.Jaeger) -> None:
-    from shunter.trace_tree import tree
     from rich.console import Console
+
+    from shunter.trace_tree import tree
 
     for name in ("direct", "b-0", "fallback", "rejected", "expired"):
         spans = await trace_of(system, jaeger, name, 1)
