@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -10,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
 from shunter.demo import Outcome, Plan, run_demo
-from shunter.demo.report import report
+from shunter.demo.report import report, traces
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams import LogError
@@ -43,6 +44,22 @@ def demo(
         str | None,
         typer.Option("--topic-prefix", help="What topic names begin with; must not be in use."),
     ] = None,
+    jaeger: Annotated[
+        bool,
+        typer.Option(
+            "--jaeger",
+            help="Send traces to the Jaeger on this machine (or of OTEL_EXPORTER_OTLP_ENDPOINT and"
+            " SHUNTER_JAEGER_URL), and end with the addresses of two.",
+        ),
+    ] = False,
+    jaeger_program: Annotated[
+        Path | None,
+        typer.Option(
+            "--jaeger-program",
+            metavar="FILE",
+            help="Run this Jaeger meanwhile; add --keep to look.",
+        ),
+    ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave everything up at the end, until Ctrl-C.")
     ] = False,
@@ -56,7 +73,15 @@ def demo(
     """
     # A polite end then goes the way of Ctrl-C, which stops what was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    plan = Plan(speed, requests, bootstrap_servers, topic_prefix, keep)
+    plan = Plan(
+        speed,
+        requests,
+        bootstrap_servers,
+        topic_prefix,
+        keep,
+        traced=jaeger or jaeger_program is not None,
+        jaeger_program=jaeger_program,
+    )
     drawn = out.is_terminal and not as_json
     show = View(out, load_fleet(None), load_policy(None)) if drawn else Lines(err)
 
@@ -64,7 +89,8 @@ def demo(
         if isinstance(show, View):
             show.close()
         if as_json:
-            typer.echo(orjson.dumps(outcome.figures).decode())
+            figures = outcome.figures | ({"traces": traces(outcome)} if outcome.jaeger else {})
+            typer.echo(orjson.dumps(figures).decode())
             sys.stdout.flush()
         else:
             out.print(report(outcome, kept=keep))

@@ -57,7 +57,20 @@ def report(outcome: Outcome, *, kept: bool) -> RenderableType:
     for example in EXAMPLES:
         parts += _story(outcome, *example)
     parts += ["", Rule("How to go on", align="left"), _further(outcome, kept=kept)]
+    if outcome.jaeger is not None:
+        parts += ["", Rule("Traces", align="left"), _grid(list(traces(outcome).items()))]
     return Group(*parts)
+
+
+def traces(outcome: Outcome) -> dict[str, str]:
+    """Return the addresses of the traces to look at first, by what they show."""
+    found = {}
+    for title, path, task in EXAMPLES:
+        name = _example(outcome.ledger, path, task)
+        trace_id = None if name is None else outcome.ledger.results[name].trace_id
+        if outcome.jaeger is not None and trace_id is not None:
+            found[title] = outcome.jaeger.address(trace_id)
+    return found
 
 
 def _verdict(figures: Mapping[str, Any]) -> Text:
