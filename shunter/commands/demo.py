@@ -21,6 +21,21 @@ from topics.admin import AdminError
 
 SPEED = 4.0
 
+Traced = Annotated[
+    bool,
+    typer.Option(
+        "--jaeger",
+        help="Send traces to the Jaeger on this machine (or of OTEL_EXPORTER_OTLP_ENDPOINT and"
+        " SHUNTER_JAEGER_URL), and end with the addresses of two.",
+    ),
+]
+JaegerProgram = Annotated[
+    Path | None,
+    typer.Option(
+        "--jaeger-program", metavar="FILE", help="Run this Jaeger meanwhile; add --keep to look."
+    ),
+]
+
 
 def demo(
     as_json: AsJson = False,
@@ -44,22 +59,8 @@ def demo(
         str | None,
         typer.Option("--topic-prefix", help="What topic names begin with; must not be in use."),
     ] = None,
-    jaeger: Annotated[
-        bool,
-        typer.Option(
-            "--jaeger",
-            help="Send traces to the Jaeger on this machine (or of OTEL_EXPORTER_OTLP_ENDPOINT and"
-            " SHUNTER_JAEGER_URL), and end with the addresses of two.",
-        ),
-    ] = False,
-    jaeger_program: Annotated[
-        Path | None,
-        typer.Option(
-            "--jaeger-program",
-            metavar="FILE",
-            help="Run this Jaeger meanwhile; add --keep to look.",
-        ),
-    ] = None,
+    jaeger: Traced = False,
+    jaeger_program: JaegerProgram = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave everything up at the end, until Ctrl-C.")
     ] = False,

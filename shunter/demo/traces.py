@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from shunter.console import UserError
+from shunter.demo.system import log_tail
 
 # Where a Jaeger listens by itself.
 ENDPOINT = "http://127.0.0.1:4317"
@@ -58,7 +59,7 @@ def jaeger(page: str, program: Path | None, log: Path) -> Iterator[Jaeger]:
         if missing := found.missing():
             raise UserError(
                 f"no Jaeger listens at {missing}: start one, name another by"
-                " OTEL_EXPORTER_OTLP_ENDPOINT and SHUNTER_JAEGER_URL, or let the demo start one with"
+                " OTEL_EXPORTER_OTLP_ENDPOINT and SHUNTER_JAEGER_URL, or let the demo start one:"
                 " --jaeger-program FILE"
             )
         yield found
@@ -82,10 +83,8 @@ def _run(program: Path, wanted: Jaeger, log: Path) -> Iterator[None]:
         end = time.monotonic() + START_S_MAX
         while missing := wanted.missing():
             if process.poll() is not None or time.monotonic() > end:
-                told = log.read_text(encoding="utf-8", errors="replace")[-1000:]
-                raise UserError(
-                    f"{program} does not listen at {missing}; its log ends with:\n{told}"
-                )
+                told = log_tail(log)
+                raise UserError(f"{program}: nothing at {missing}; its log ends with:\n{told}")
             time.sleep(POLL_S)
         yield
     finally:
