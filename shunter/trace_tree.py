@@ -17,7 +17,6 @@ _LABELS = {
     "shunter.ended": "ended",
     "messaging.batch.message_count": "batch of",
     "shunter.fallback.reason": "fallback",
-    "shunter.attempt": "attempt",
 }
 _STYLES = {"hold": "yellow", "queue": "yellow"}
 _CHOICES_SHOWN_MAX = 8
@@ -73,6 +72,8 @@ def _told(span: Span) -> Iterator[str]:
     if span.name.startswith("send "):
         return
     yield from (f"{label}: {said[name]}" for name, label in _LABELS.items() if name in said)
+    if said.get("shunter.attempt", 1) > 1:
+        yield f"attempt {said['shunter.attempt']}"
     for name in ("shunter.decision.reason", "shunter.hold.release_reason"):
         if name in said and said[name] != said.get("error.type"):
             yield IN_WORDS.get(said[name], said[name])

@@ -45,20 +45,27 @@ class RouteSpans(Spans):
             said["shunter.deadline.slack_s"] = profile.deadline - evidence.at
             if profile.fallbacks:
                 said["shunter.fallback.reason"] = profile.fallbacks[-1].reason
+        waited = (came_at, evidence.at)
+        is_queue_seen = evidence.at - came_at >= QUEUE_SEEN_S
+        # What begins the trace holds all the rest of it, the wait too.
+        is_root = not visible.parent_id
         process_id = self.write(
             visible,
             f"process {topic}",
             SpanKind.CONSUMER,
             visible.parent_id,
-            (evidence.at, visible.at),
+            (came_at if is_root else evidence.at, visible.at),
             said,
             events=a.candidates(evidence),
             error=visible.error,
         )
-        if evidence.at - came_at >= QUEUE_SEEN_S:
-            waited = (came_at, evidence.at)
-            queue: a.Said = {"messaging.destination.name": topic}
-            above = visible.parent_id or process_id
+        if is_queue_seen:
+            queue: a.Said = {
+                "messaging.message.id": evidence.request_id,
+                "messaging.destination.name": topic,
+                "shunter.queue.seconds": evidence.at - came_at,
+            }
+            above = process_id if is_root else visible.parent_id
             self.write(visible, "queue", SpanKind.INTERNAL, above, waited, queue)
         self.send(visible, process_id)
 
