@@ -24,7 +24,7 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("streams.x")
     logger.warning("%s refused\na record", "topic", extra={"trace_id": TRACE_ID})
     try:
-        raise ValueError("no")
+        int("no number")
     except ValueError:
         logger.exception("failed")
     logger.debug("too fine")
@@ -33,7 +33,7 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert (first["severity_text"], first["logger"]) == ("WARNING", "streams.x")
     assert first["trace_id"] == TRACE_ID
     assert first["timestamp"].endswith("+00:00")
-    assert "ValueError: no" in second["exception"]
+    assert "ValueError: invalid" in second["exception"]
     assert "trace_id" not in second
 
 
