@@ -10,6 +10,8 @@ from stream_cases import START, TRACEPARENT, Yard, drain, header, step_until
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
 
+from streams import Outgoing
+
 CLIENT = TRACEPARENT.decode()
 UNSAMPLED = (CLIENT[:-2] + "00").encode()
 DIRECT = "yard.pool.premium-eu.direct"
@@ -188,7 +190,8 @@ async def test_a_request_without_an_answer_has_a_trace_that_says_why(
 
 async def test_a_dead_letter_is_traced_and_keeps_the_headers_it_came_with() -> None:
     yard = TracedYard()
-    yard.publish(headers=[("traceparent", b"00-not-a-context-01"), ("own", b"x")], bad=True)
+    headers = [("traceparent", b"00-not-a-context-01"), ("own", b"x")]
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, None, b"{}", headers, 0))
     await route(yard)
     assert tree(yard.spans()) == [("process yard.requests", [("send yard.dead-letters", [])])]
     (letter,) = yard.dead_letters()
