@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
+from urllib.parse import urlencode
 
 import jaeger as real
 import orjson
@@ -25,7 +26,9 @@ TEXT = "Which track does this wagon go to?"
 BAD_TEXT = "This one derails"
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SUMMARY = {"task": "summarization", "completion_window": "10m"}
-POOLS = ("premium-eu", "flaky-eu", "lpddr-us")
+# A real server is not as fast as the policy, which is that of a faster world, would have it.
+PATIENT = {"slo": {"ttft_ms": 60_000, "tpot_ms": 5_000}, "completion_window": "10m"}
+DIRECT_POOLS = ("premium-eu", "flaky-eu")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +63,10 @@ async def system(
             kafka, f"jaeger-{os.getpid()}", directory, fleet=fleet, extra_env=jaeger.environment()
         ) as system:
             system.start_all()
-            # Once each pool has served one, the paths of the others are certain.
-            for pool in POOLS:
-                warm = SUMMARY | {"constraints": {"pools": [pool]}}
-                await system.publish(chat(f"warm-{pool}", **warm))
-            await system.wait_for_results({f"warm-{pool}" for pool in POOLS}, 40)
+            # Once both have served one, the paths of the others are certain.
+            for pool in DIRECT_POOLS:
+                await system.publish(chat(f"warm-{pool}", constraints={"pools": [pool]}, **PATIENT))
+            await system.wait_for_results({f"warm-{pool}" for pool in DIRECT_POOLS}, 40)
             await publish_all(system)
             ends = {"direct", "b-0", "b-1", "b-2", "fallback", "rejected", "expired"}
             await system.wait_for_results(ends, 20)
@@ -78,7 +80,7 @@ async def publish_all(system: System) -> None:
     await system.publish(chat("direct", constraints={"pools": ["premium-eu"]}), headers=parent)
     both = {"pools": ["premium-eu", "flaky-eu"]}
     bad = {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": BAD_TEXT}]}
-    await system.publish(chat("fallback", constraints=both, body=bad))
+    await system.publish(chat("fallback", constraints=both, body=bad, **PATIENT))
     for n in range(3):
         await system.publish(chat(f"b-{n}", constraints={"pools": ["lpddr-us"]}, **SUMMARY))
     await system.publish(chat("rejected", constraints={"regions": ["eu-north"]}))
@@ -243,14 +245,21 @@ async def test_no_text_of_requests_or_answers_is_in_any_trace(
     assert {"shunter-router", "shunter-worker"} <= set(services)
     told = ""
     for service in ("shunter-router", "shunter-worker"):
-        url = f"{jaeger.page}/api/traces?service={service}&limit=100&lookback=1h"
-        told += await asyncio.to_thread(read, url)
+        told += await asyncio.to_thread(read, jaeger.page, service)
     assert "lpddr-us" in told
     for text in (TEXT, BAD_TEXT, system.result("b-0")["response"]["body"]["choices"][0]):
         assert (text if isinstance(text, str) else text["message"]["content"]) not in told
 
 
-def read(url: str) -> str:
+def read(page: str, service: str) -> str:
+    """Whatever Jaeger has of a service, as it tells it."""
+    query = {
+        "query.service_name": service,
+        "query.start_time_min": "2020-01-01T00:00:00Z",
+        "query.start_time_max": "2100-01-01T00:00:00Z",
+        "query.search_depth": 1000,
+    }
+    url = f"{page}/api/v3/traces?{urlencode(query)}"
     with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - our own address
         return str(response.read(), "utf-8")
 

@@ -58,7 +58,12 @@ def report(outcome: Outcome, *, kept: bool) -> RenderableType:
         parts += _story(outcome, *example)
     parts += ["", Rule("How to go on", align="left"), _further(outcome, kept=kept)]
     if outcome.jaeger is not None:
-        parts += ["", Rule("Traces", align="left"), _grid(list(traces(outcome).items()))]
+        parts += ["", Rule("Traces", align="left")]
+        # An address that is broken over two lines can't be opened.
+        parts += [
+            Text(f"{title}:\n{address}", no_wrap=True, overflow="ignore")
+            for title, address in traces(outcome).items()
+        ]
     return Group(*parts)
 
 
