@@ -42,7 +42,7 @@ def request(evidence: Evidence) -> Said:
         "messaging.message.id": evidence.request_id,
         "shunter.task": evidence.task,
         "shunter.tenant": evidence.tenant,
-        "gen_ai.request.model": evidence.model,
+        "shunter.model": evidence.model,
         "shunter.attempt": evidence.attempt,
         "shunter.policy.version": evidence.policy_version,
         "shunter.fleet.version": evidence.fleet_version,

@@ -33,7 +33,7 @@ def write_earlier(telemetry: Telemetry, catalogue: Catalogue, record: Record) ->
         "messaging.message.id": profile.id,
         "shunter.task": profile.task,
         "shunter.tenant": profile.tenant,
-        "gen_ai.request.model": profile.model,
+        "shunter.model": profile.model,
         "shunter.sampled.late": True,
     }
     context = Context(own.trace_id, 0, is_sampled=True)
