@@ -10,6 +10,7 @@ from stream_cases import START, TRACEPARENT, Yard, drain, header, step_until
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
 
+from shunter.client_spans import SubmitSpans
 from streams import Outgoing
 
 CLIENT = TRACEPARENT.decode()
@@ -71,6 +72,35 @@ async def test_a_direct_request_is_one_trace_below_the_span_of_its_client() -> N
     assert routed.parent is not None
     assert f"{routed.parent.span_id:016x}" == CLIENT[36:52]
     assert yard.results()["c1"].trace_id == CLIENT[3:35]
+
+
+async def test_submit_begins_the_trace_once_the_request_is_acknowledged() -> None:
+    yard = TracedYard()
+    spans = SubmitSpans(yard.telemetry, yard.catalogue.requests, yard.clock)
+    yard.publish(headers=spans.begin("c1"), id="c1")
+    assert not yard.spans()
+    yard.clock.at += 0.5
+    spans.end()
+    await route(yard)
+    assert tree(yard.spans()) == [
+        (
+            "send yard.requests",
+            [("queue", []), ("process yard.requests", [(f"send {DIRECT}", [])])],
+        )
+    ]
+    assert said(yard.span("queue"), "shunter.queue.seconds") == [0.5]
+
+
+async def test_what_waited_for_the_router_shows_it() -> None:
+    yard = TracedYard()
+    yard.publish(id="c1")
+    yard.clock.at += 2.0
+    await route(yard)
+    assert tree(yard.spans()) == [
+        ("process yard.requests", [("queue", []), (f"send {DIRECT}", [])])
+    ]
+    queue = yard.span("queue")
+    assert (queue.end_time or 0) - (queue.start_time or 0) == 2_000_000_000
 
 
 async def test_the_decision_shows_every_candidate_and_why() -> None:
