@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
 from shunter.demo import Outcome, Plan, run_demo
-from shunter.demo.report import report, traces
+from shunter.demo.report import print_traces, report, traces
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams import LogError
@@ -95,6 +95,7 @@ def demo(
             sys.stdout.flush()
         else:
             out.print(report(outcome, kept=keep))
+            print_traces(out, outcome)
 
     try:
         is_good = run_demo(plan, show, tell)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -57,14 +57,16 @@ def report(outcome: Outcome, *, kept: bool) -> RenderableType:
     for example in EXAMPLES:
         parts += _story(outcome, *example)
     parts += ["", Rule("How to go on", align="left"), _further(outcome, kept=kept)]
-    if outcome.jaeger is not None:
-        parts += ["", Rule("Traces", align="left")]
-        # An address that is broken over two lines can't be opened.
-        parts += [
-            Text(f"{title}:\n{address}", no_wrap=True, overflow="ignore")
-            for title, address in traces(outcome).items()
-        ]
     return Group(*parts)
+
+
+def print_traces(console: Console, outcome: Outcome) -> None:
+    """Print the addresses of the traces to look at first, each on one line so that it opens."""
+    if found := traces(outcome):
+        console.print("", Rule("Traces", align="left"))
+    for title, address in found.items():
+        console.print(Text(title))
+        console.print(Text(address), soft_wrap=True)
 
 
 def traces(outcome: Outcome) -> dict[str, str]:
