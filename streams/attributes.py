@@ -94,21 +94,26 @@ def candidates(evidence: Evidence) -> Iterator[tuple[str, float, Said]]:
 
 
 def _candidate(candidate: Candidate, chosen: str | None, target: float | None) -> Said:
+    reason = candidate.refused or chosen or _passed_over(candidate, target)
+    way = f"{candidate.pool} {candidate.model_variant} {candidate.path}"
     told: Said = {
+        # Pages show the attributes of an event in one line, by name, until that is full.
+        "shunter.candidate": f"{way}: {reason}",
+        "shunter.candidate.reason": reason,
         "shunter.pool": candidate.pool,
         "shunter.model_variant": candidate.model_variant,
         "shunter.placement.path": candidate.path,
-        "shunter.candidate.reason": candidate.refused or chosen or _passed_over(candidate, target),
     }
     if chosen is not None:
         told["shunter.candidate.is_chosen"] = True
-    for name, value in (
-        ("shunter.cost.usd", candidate.cost_usd),
-        ("shunter.candidate.finish_s", candidate.finish_s),
-        ("shunter.candidate.chance", candidate.chance),
-    ):
-        if value is not None:
-            told[name] = value
+    cost_usd, finish_s, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
+    if cost_usd is not None and finish_s is not None and chance is not None:
+        told["shunter.candidate"] = (
+            f"{way}: {reason}; ${cost_usd:.7f}, {finish_s:.3f} s, {chance:.1%} in time"
+        )
+        told["shunter.cost.usd"] = cost_usd
+        told["shunter.candidate.finish_s"] = finish_s
+        told["shunter.candidate.chance"] = chance
     return told
 
 

@@ -117,6 +117,9 @@ async def test_the_decision_shows_every_candidate_and_why() -> None:
     assert chosen["shunter.candidate.is_chosen"] is True
     assert chosen["shunter.candidate.reason"] == "cheapest_in_time"
     assert 0 < chosen["shunter.cost.usd"] < other["shunter.cost.usd"]  # type: ignore[operator]
+    assert str(chosen["shunter.candidate"]).startswith(
+        "premium-eu yard-8b-fp8 direct: cheapest_in_time; $0.000"
+    )
     assert {"shunter.candidate.finish_s", "shunter.candidate.chance"} <= chosen.keys()
     assert (other["shunter.pool"], other["shunter.candidate.reason"]) == (
         "premium-us", "costs_more",
