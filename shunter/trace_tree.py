@@ -64,7 +64,7 @@ def _lines(span: Span, began: float) -> Iterator[Text]:
     left_out = len(choices) - _CHOICES_SHOWN_MAX
     left_out = max(left_out, 0) + int(span.attributes.get("shunter.candidates.left_out", 0))
     if left_out:
-        yield Text(f"  and {left_out} more candidates", style="dim")
+        yield Text(f"  and {left_out} more", style="dim")
 
 
 def _told(span: Span) -> Iterator[str]:

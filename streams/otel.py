@@ -20,8 +20,8 @@ def from_environment(service: str, instance: str) -> Telemetry:
     """Return the telemetry that the environment asks for.
 
     Raises:
-        TelemetryError: it asks for an exporter or protocol that there is not, or the extra ``otlp``
-            isn't installed.
+        TelemetryError: it asks for an exporter or protocol that there is not, a value is unfit, or
+            the extra ``otlp`` isn't installed.
     """
     if not _is_wanted():
         return Telemetry(None)
@@ -29,7 +29,10 @@ def from_environment(service: str, instance: str) -> Telemetry:
     # What the environment says of the service wins; the SDK would let ours win.
     resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    return Telemetry(provider, Outbox(_exporter()))
+    try:
+        return Telemetry(provider, Outbox(_exporter()))
+    except ValueError as error:
+        raise TelemetryError(f"one of the OTEL_BSP_* variables is unfit: {error}") from error
 
 
 def _is_wanted() -> bool:

@@ -62,7 +62,7 @@ def test_a_tree_shows_when_how_long_where_and_why() -> None:
     assert lines[0] == f"trace {TRACE}  4 spans, 2.50 s"
     assert "decided: placed · the cheapest likely enough to be in time · eu" in text
     assert "● eu m-fp8 direct  $0.0001234  500.0 ms  97%  cheapest_in_time" in text
-    assert "and 3 more candidates" in text
+    assert "and 3 more" in text
     assert [line.split("+")[1] for line in lines if "+" in line] == [
         "0.0 ms process T  4.0 ms  shunter-router",
         "1.0 ms send L  3.0 ms  shunter-router",
