@@ -132,7 +132,7 @@ def test_what_cannot_be_had_is_named(
 def test_an_unfit_limit_is_an_error_for_people(environment: pytest.MonkeyPatch) -> None:
     environment.setenv(TRACES, "http://127.0.0.1:1")
     environment.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "many")
-    with pytest.raises(TelemetryError, match="OTEL_BSP.*many"):
+    with pytest.raises(TelemetryError, match=r"OTEL_BSP.*many"):
         from_environment("router", "r-0")
 
 
