@@ -15,6 +15,16 @@ Said = dict[str, AttributeValue]
 CANDIDATES_MAX = 16
 
 
+def seconds(value: float) -> float:
+    """Return a time as a person can read it: to the microsecond."""
+    return round(value, 6)
+
+
+def usd(value: float) -> float:
+    """Return an amount as a person can read it: to the billionth."""
+    return round(value, 9)
+
+
 def messaging(topic: str, operation: str) -> Said:
     """Return what the conventions want of every span of a topic; ``send`` or ``process``."""
     return {
@@ -75,10 +85,10 @@ def decision(evidence: Evidence) -> Said:
     if evidence.placement is not None:
         told |= hardware(evidence.placement)
     if (promised := evidence.promised) is not None:
-        told["shunter.promised.cost_usd"] = promised.cost_usd
-        told["shunter.promised.finish_s"] = promised.finish_s
+        told["shunter.promised.cost_usd"] = usd(promised.cost_usd)
+        told["shunter.promised.finish_s"] = seconds(promised.finish_s)
         if promised.chance is not None:
-            told["shunter.promised.chance"] = promised.chance
+            told["shunter.promised.chance"] = round(promised.chance, 4)
     if (left_out := len(evidence.candidates) - CANDIDATES_MAX) > 0:
         told["shunter.candidates.left_out"] = left_out
     return told
@@ -111,9 +121,9 @@ def _candidate(candidate: Candidate, chosen: str | None, target: float | None) -
         told["shunter.candidate"] = (
             f"{way}: {reason}; ${cost_usd:.7f}, {finish_s:.3f} s, {chance:.1%} in time"
         )
-        told["shunter.cost.usd"] = cost_usd
-        told["shunter.candidate.finish_s"] = finish_s
-        told["shunter.candidate.chance"] = chance
+        told["shunter.cost.usd"] = usd(cost_usd)
+        told["shunter.candidate.finish_s"] = seconds(finish_s)
+        told["shunter.candidate.chance"] = round(chance, 4)
     return told
 
 

@@ -50,7 +50,7 @@ def write_earlier(telemetry: Telemetry, catalogue: Catalogue, record: Record) ->
         routed if placement is None else {**routed, **a.hardware(placement)},
     )
     if released_at is not None:
-        held: a.Said = {**said, "shunter.hold.seconds": released_at - routed_at}
+        held: a.Said = {**said, "shunter.hold.seconds": a.seconds(released_at - routed_at)}
         times = (routed_at, released_at)
         last = telemetry.write("hold", SpanKind.INTERNAL, context, last, times, held)
     return last

@@ -39,10 +39,10 @@ class RouteSpans(Spans):
         is_hold = topic == self.catalogue.held
         group = self.catalogue.batcher_group if is_hold else self.catalogue.router_group
         said = a.consumed(evidence, group) | a.request(evidence) | a.decision(evidence)
-        said["shunter.queue.seconds"] = evidence.at - came_at
+        said["shunter.queue.seconds"] = a.seconds(evidence.at - came_at)
         profile = evidence.profile
         if profile is not None:
-            said["shunter.deadline.slack_s"] = profile.deadline - evidence.at
+            said["shunter.deadline.slack_s"] = a.seconds(profile.deadline - evidence.at)
             if profile.fallbacks:
                 said["shunter.fallback.reason"] = profile.fallbacks[-1].reason
         waited = (came_at, evidence.at)
@@ -63,7 +63,7 @@ class RouteSpans(Spans):
             queue: a.Said = {
                 "messaging.message.id": evidence.request_id,
                 "messaging.destination.name": topic,
-                "shunter.queue.seconds": evidence.at - came_at,
+                "shunter.queue.seconds": a.seconds(evidence.at - came_at),
             }
             above = process_id if is_root else visible.parent_id
             self.write(visible, "queue", SpanKind.INTERNAL, above, waited, queue)
@@ -73,15 +73,13 @@ class RouteSpans(Spans):
         evidence = visible.evidence
         said = a.request(evidence) | {
             "shunter.hold.group": hold.group,
-            "shunter.hold.seconds": hold.held_s,
+            "shunter.hold.seconds": a.seconds(hold.held_s),
             "shunter.hold.release_reason": hold.reason,
-            "shunter.deadline.slack_s": hold.slack_s,
+            "shunter.deadline.slack_s": a.seconds(hold.slack_s),
         }
         batch = evidence.batch
         if evidence.placement is not None:
             said |= a.hardware(evidence.placement)
-        # A batch has the candidates in its own span.
-        events = a.candidates(evidence) if batch is None else ()
         if batch is not None:
             said["messaging.batch.message_count"] = batch.size
         hold_id = self.write(
@@ -91,7 +89,8 @@ class RouteSpans(Spans):
             visible.parent_id,
             (evidence.at - max(hold.held_s, 0.0), evidence.at),
             said,
-            events=events,
+            # Of a batch, its first member has them; the batch's own span too.
+            events=a.candidates(evidence),
             error=visible.error,
         )
         whole = batch_of(visible.sent)
@@ -112,7 +111,7 @@ class RouteSpans(Spans):
             "messaging.batch.message_count": len(release.members),
             "shunter.hold.release_reason": release.reason,
             "shunter.hold.group": release.members[0].group,
-            "shunter.deadline.slack_s": release.slack_s,
+            "shunter.deadline.slack_s": a.seconds(release.slack_s),
             "shunter.pool": option.pool,
             "shunter.device": option.device,
             "shunter.model_variant": option.variant,

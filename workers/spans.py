@@ -35,7 +35,7 @@ class WorkSpans(Spans):
             began_at = evidence.at if task.began_at is None else task.began_at
             self._queue(visible, task, began_at)
             said |= a.hardware(task.call.placement)
-            said["shunter.deadline.slack_s"] = task.call.profile.deadline - evidence.at
+            said["shunter.deadline.slack_s"] = a.seconds(task.call.profile.deadline - evidence.at)
         said["shunter.ended"] = evidence.step
         fallback = evidence.fallback
         if fallback is not None:
@@ -69,7 +69,7 @@ class WorkSpans(Spans):
         said: a.Said = {
             "messaging.message.id": profile.id,
             "shunter.pool": task.pool,
-            "shunter.queue.seconds": times[1] - times[0],
+            "shunter.queue.seconds": a.seconds(times[1] - times[0]),
         }
         parent_id = visible.parent_id
         self.write(visible, "queue", SpanKind.INTERNAL, parent_id, times, said)
@@ -85,20 +85,20 @@ class WorkSpans(Spans):
             **_asked(profile),
             "gen_ai.response.model": task.variant,
             **a.hardware(task.call.placement),
-            "shunter.deadline.slack_s": profile.deadline - evidence.at,
+            "shunter.deadline.slack_s": a.seconds(profile.deadline - evidence.at),
         }
         if (usage := evidence.usage) is not None:
             said["gen_ai.usage.input_tokens"] = usage.input_tokens
             said["gen_ai.usage.output_tokens"] = usage.output_tokens
             said["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
         if evidence.got is not None:
-            said["shunter.cost.usd"] = evidence.got.cost_usd
+            said["shunter.cost.usd"] = a.usd(evidence.got.cost_usd)
         for outgoing in visible.sent:
             result = outgoing.tells
             if isinstance(result, Result) and (started := result.timing.started_at) is not None:
                 times = (started, evidence.at)
                 if (first := result.timing.first_token_at) is not None:
-                    said["gen_ai.response.time_to_first_chunk"] = first - started
+                    said["gen_ai.response.time_to_first_chunk"] = a.seconds(first - started)
         self.write(
             visible,
             f"{operation} {profile.model}",
