@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -46,7 +47,7 @@ def _add(node: Tree, spans: Sequence[Span], here: Sequence[Span], began: float) 
         _add(node.add(Group(*_lines(span, began))), spans, below, began)
 
 
-def _lines(span: Span, began: float) -> Iterator[Text]:
+def _lines(span: Span, began: float) -> Iterator[RenderableType]:
     line = Text(f"+{_s(span.start - began)} ", style="dim")
     style = "bold red" if span.error is not None else f"bold {_STYLES.get(span.name, '')}".strip()
     line.append(span.name, style=f"not dim {style}")
@@ -59,8 +60,8 @@ def _lines(span: Span, began: float) -> Iterator[Text]:
     if told:
         yield Text(told)
     choices = [event for event in span.events if event.name == "candidate"]
-    for event in choices[:_CHOICES_SHOWN_MAX]:
-        yield _choice(event)
+    if choices:
+        yield _choices(choices[:_CHOICES_SHOWN_MAX])
     left_out = len(choices) - _CHOICES_SHOWN_MAX
     left_out = max(left_out, 0) + int(span.attributes.get("shunter.candidates.left_out", 0))
     if left_out:
@@ -93,13 +94,21 @@ def _figures(said: Mapping[str, Any]) -> Iterator[str]:
         yield "traced late"
 
 
-def _choice(event: Event) -> Text:
-    said = event.attributes
-    line = Text("  ")
-    is_chosen = bool(said.get("shunter.candidate.is_chosen"))
-    line.append("● " if is_chosen else "○ ", style="green" if is_chosen else "dim")
+def _choices(events: Sequence[Event]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    # Where a line is too long, the rest stands below its own beginning.
+    table.add_column(overflow="fold")
+    for event in events:
+        is_chosen = bool(event.attributes.get("shunter.candidate.is_chosen"))
+        mark = Text("  ●" if is_chosen else "  ○", style="green" if is_chosen else "dim")
+        table.add_row(mark, _choice(event.attributes))
+    return table
+
+
+def _choice(said: Mapping[str, Any]) -> Text:
     names = ("shunter.pool", "shunter.model_variant", "shunter.placement.path")
-    line.append(" ".join(str(said.get(name, "?")) for name in names))
+    line = Text(" ".join(str(said.get(name, "?")) for name in names))
     if "shunter.cost.usd" in said:
         line.append(f"  ${said['shunter.cost.usd']:.7f}")
     if "shunter.candidate.finish_s" in said:
