@@ -1,6 +1,7 @@
 """Two workers of one pool on a model server: they share the work, and one leaves in peace."""
 
 import asyncio
+import copy
 import signal
 from pathlib import Path
 
@@ -52,3 +53,47 @@ async def test_a_worker_that_is_stopped_leaves_what_it_can_not_finish_to_the_oth
 
 def asked(exchanges: list[Exchange]) -> list[Exchange]:
     return [exchange for exchange in exchanges if exchange.body.get("stream")]
+
+
+async def test_a_pool_that_never_answers_is_left_and_avoided(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    async def mute(x: Exchange) -> None:
+        # The metrics are answered, so that it looks well from outside.
+        if isinstance(x.body, dict) and x.body.get("stream"):
+            await asyncio.Event().wait()
+        await good(x)
+
+    async with serving(mute) as server:
+        pool = FLEET["pools"]["premium-eu"] | {"backend": {"type": "simulated"}}
+        backend = {"type": "openai", "base_url": server.base_url, "first_token_s_max": 1.0}
+        # Of two alike, the first by name is taken.
+        fleet = {"pools": {"mute": copy.deepcopy(pool) | {"backend": backend}, "premium-eu": pool}}
+        async with System(kafka, prefix, tmp_path, fleet=fleet, policy_speed=1.0) as system:
+            system.start_all()
+            first: list[str] = []
+
+            async def one_fell_back() -> bool:
+                first.append(f"a-{len(first)}")
+                await system.publish(chat(first[-1]))
+                await system.read()
+                return any(fallbacks(system, name) for name in system.results)
+
+            await eventually(one_fell_back, "one falls back", 40)
+            await system.wait_for_results(first)
+            assert {system.result(name)["status"] for name in first} == {"completed"}
+            assert {system.result(name)["placement"]["pool"] for name in first} == {"premium-eu"}
+            fell = {f["pool"] for name in first for f in fallbacks(system, name)}
+            assert fell == {"mute"}
+            tried = len(asked(server.asked))
+            later = [f"b-{n}" for n in range(20)]
+            for request_id in later:
+                await system.publish(chat(request_id))
+            await system.wait_for_results(later)
+            # Its circuit is open: nothing is sent but a probe now and then.
+            assert len(asked(server.asked)) - tried <= 2
+            assert sum(bool(fallbacks(system, name)) for name in later) <= 2
+
+
+def fallbacks(system: System, request_id: str) -> list[dict[str, str]]:
+    return system.result(request_id)["placement"]["fallbacks"]
