@@ -148,7 +148,7 @@ def main() -> None:
     for name, times in found.items():
         lost = 1 - medians["none"] / medians[name]
         span = f"{min(times):.0f} to {max(times):.0f}"
-        share = "–" if name == "none" else f"{-lost:+.1%}"
+        share = "" if name == "none" else f"{-lost:+.1%}"
         print(f"| {name} | {medians[name]:.0f} | {span} | {share} |")
     if asked.json:
         lost = {name: 1 - medians["none"] / medians[name] for name in GOALS}
