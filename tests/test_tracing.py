@@ -125,6 +125,7 @@ async def test_the_decision_shows_every_candidate_and_why() -> None:
         "premium-us", "costs_more",
     )  # fmt: skip
     assert (refused["shunter.pool"], refused["shunter.candidate.reason"]) == ("boards-us", "lane")
+    assert refused["shunter.candidate"] == "boards-us yard-8b-int8 direct: lane"
     assert "shunter.cost.usd" not in refused
 
 
