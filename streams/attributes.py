@@ -97,14 +97,35 @@ def decision(evidence: Evidence) -> Said:
 def candidates(evidence: Evidence) -> Iterator[tuple[str, float, Said]]:
     """Yield an event for each candidate of a decision, the chosen one first."""
     target = None if evidence.profile is None else evidence.profile.target_chance
-    is_choice = evidence.step in {"placed", "released"} or evidence.promised is not None
+    # One that ended here has candidates, and none of them was chosen.
+    is_choice = evidence.promised is not None and evidence.step in {"placed", "held", "released"}
+    chosen = _chosen(evidence, target) if is_choice else None
     for number, each in enumerate(evidence.candidates[:CANDIDATES_MAX]):
-        chosen = evidence.reason if number == 0 and is_choice else None
-        yield "candidate", evidence.at, _candidate(each, chosen, target)
+        is_chosen = number == 0 and chosen is not None
+        reason = chosen if is_chosen else each.refused or _passed_over(each, chosen, target)
+        yield "candidate", evidence.at, _candidate(each, reason or "", is_chosen=is_chosen)
 
 
-def _candidate(candidate: Candidate, chosen: str | None, target: float | None) -> Said:
-    reason = candidate.refused or chosen or _passed_over(candidate, target)
+def _chosen(evidence: Evidence, target: float | None) -> str | None:
+    """Return why the first was chosen; the reason of a release is why it was made then."""
+    if evidence.step != "released":
+        return evidence.reason
+    is_unlikely = any(_is_unlikely(each, target) for each in evidence.candidates[:1])
+    return "best_chance" if is_unlikely else "cheapest_in_time"
+
+
+def _passed_over(candidate: Candidate, chosen: str | None, target: float | None) -> str:
+    """Return why a candidate that could serve was not chosen."""
+    if chosen == "best_chance":
+        return "lower_chance"
+    return "chance_too_low" if _is_unlikely(candidate, target) else "costs_more"
+
+
+def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
+    return target is not None and candidate.chance is not None and candidate.chance < target
+
+
+def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> Said:
     way = f"{candidate.pool} {candidate.model_variant} {candidate.path}"
     told: Said = {
         # Pages show the attributes of an event in one line, by name, until that is full.
@@ -114,7 +135,7 @@ def _candidate(candidate: Candidate, chosen: str | None, target: float | None) -
         "shunter.model_variant": candidate.model_variant,
         "shunter.placement.path": candidate.path,
     }
-    if chosen is not None:
+    if is_chosen:
         told["shunter.candidate.is_chosen"] = True
     cost_usd, finish_s, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
     if cost_usd is not None and finish_s is not None and chance is not None:
@@ -125,9 +146,3 @@ def _candidate(candidate: Candidate, chosen: str | None, target: float | None) -
         told["shunter.candidate.finish_s"] = seconds(finish_s)
         told["shunter.candidate.chance"] = round(chance, 4)
     return told
-
-
-def _passed_over(candidate: Candidate, target: float | None) -> str:
-    """Return why a candidate that could serve was not chosen."""
-    chance = candidate.chance
-    return "chance_too_low" if target and chance is not None and chance < target else "costs_more"

@@ -147,7 +147,8 @@ async def test_a_batch_has_its_own_trace_and_links_lead_both_ways() -> None:
         assert span_id_of_link(link) == span_id_of(whole)
         assert trace_id_of(member) != trace_id_of(whole)
     assert said(whole, "messaging.batch.message_count", "shunter.pool") == [2, "boards-us"]
-    assert [event.name for event in whole.events]
+    chosen, *_ = [(event.attributes or {})["shunter.candidate.reason"] for event in whole.events]
+    assert chosen == "cheapest_in_time"
     hold, _ = [s for s in yard.spans() if s.name == "hold"]
     assert said(hold, "shunter.hold.release_reason", "shunter.hold.seconds") == ["window", 46.0]
     assert (hold.end_time or 0) - (hold.start_time or 0) == pytest.approx(46e9)
