@@ -7,7 +7,7 @@ SEEDS ?= 2000
 START ?= 0
 REPLAY ?=
 
-.PHONY: setup test lint chaos demo simulate
+.PHONY: setup test lint chaos demo simulate bench guard
 
 setup: $(VENV)/dev.installed
 
@@ -29,6 +29,15 @@ demo: $(VENV)/all.installed
 
 simulate: setup
 	PYTHONPATH=tests $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
+
+# The table of docs/performance.md, about 40 minutes; BENCH=--quick for 3.
+BENCH ?=
+bench: $(VENV)/bench.installed
+	$(VENV)/bin/python -m benchmarks $(BENCH)
+
+# Whether what a request costs has grown by more than a third since it was recorded.
+guard: setup
+	$(VENV)/bin/python -m benchmarks.guard
 
 # The stem is the extra of pyproject.toml that is installed: dev holds all.
 $(VENV)/%.installed: pyproject.toml

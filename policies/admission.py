@@ -9,6 +9,7 @@ from policies.estimate import chance, estimate
 from policies.options import Option
 from policies.policy import Policy
 from policies.situation import Situation
+from policies.standing import standing_of
 from topics import Profile
 
 Key = TypeVar("Key")
@@ -130,7 +131,7 @@ def _is_crowded_out(profile: Profile, option: Option, situation: Situation, now:
     load = situation.view.load(option.pool)
     empty = replace(load, running=0, queued=0, backlog_s=0.0, round_s=0.0, running_by_variant={})
     assumed = situation.policy.estimates
-    found = estimate(profile, option, empty, transport_s=assumed.transport_s)
+    found = estimate(profile, standing_of(option, empty), transport_s=assumed.transport_s)
     elapsed_s = now - profile.created_at
     likely = chance(profile, found, elapsed_s=elapsed_s, spread=assumed.spread)
     return likely >= profile.target_chance

@@ -1,15 +1,17 @@
 """The decision: (request, fleet view, now) to placement, hold or refusal, with its reasons."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from policies.constraints import PASSING, explain, has_lane, refusal
 from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
 from policies.groups import group_of
 from policies.options import Option, Options
+from policies.policy import Policy
 from policies.situation import Situation
+from policies.standing import Standing
 from topics import Candidate, Envelope, Profile
 from topics.placement import CandidatePath
+from topics.records import dataclass
 
 Action = Literal["place", "hold", "reject", "expire"]
 
@@ -43,10 +45,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
+    """What is the same for every candidate of a request. ``rate_per_s`` is that of its group."""
+
     profile: Profile
-    situation: Situation
-    group: str
-    now: float
+    policy: Policy
+    elapsed_s: float
+    rate_per_s: float
+    transport_s: float
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +80,25 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
             message=f"the deadline passed {late_s:.1f} s before the request was routed",
         )
     group = group_of(profile, situation.policy.windows.length_buckets_tokens)
-    ask = _Question(profile, situation, group, now)
+    policy, standing_of = situation.policy, situation.view.standing
+    assumed, rate_per_s = policy.estimates, situation.arrivals.rate_per_s(group, now)
+    elapsed_s = now - profile.created_at
+    ask = _Question(profile, policy, elapsed_s, rate_per_s, assumed.transport_s, assumed.spread)
     priced: list[_Priced] = []
     refused: list[Candidate] = []
     for option in situation.options.by_model.get(profile.model, ()):
-        code = _refusal(ask, option)
-        offers = [] if code else _offers(ask, option)
-        affordable = [o for o in offers if not _too_dear(profile, o)]
-        priced += affordable
-        if not affordable:
-            refused.append(_refused(option, code or "max_cost"))
+        standing = standing_of(option)
+        code = _refusal(profile, standing)
+        if code is None:
+            offers = _offers(ask, standing)
+            if profile.max_cost_usd is not None:
+                offers = [o for o in offers if o.price_usd <= profile.max_cost_usd]
+            priced += offers
+            code = None if offers else "max_cost"
+        if code is not None:
+            refused.append(_refused(option, code))
     if not priced:
-        return _unplaced(ask, refused)
+        return _unplaced(profile, situation.options, group, refused)
     best = choose(priced, profile.target_chance)
     candidates = (best.candidate, *(p.candidate for p in priced if p is not best), *refused)
     reason = _why(best, priced, profile)
@@ -108,7 +121,10 @@ def choose(priced: list[_Priced], target_chance: float) -> _Priced:
     """
     able = [p for p in priced if (p.candidate.chance or 0.0) >= target_chance]
     if able:
-        return min(able, key=lambda p: (p.price_usd, *_tie(p)))
+        lowest = min([p.price_usd for p in able])
+        # Two prices are seldom the same, so that the rest of the key is seldom asked for.
+        cheapest = [p for p in able if p.price_usd == lowest]
+        return cheapest[0] if len(cheapest) == 1 else min(cheapest, key=_tie)
     return min(priced, key=lambda p: (-(p.candidate.chance or 0.0), p.price_usd, *_tie(p)))
 
 
@@ -117,61 +133,43 @@ def _tie(priced: _Priced) -> tuple[float, str, str, str]:
     return (priced.estimate.finish_s, c.pool, c.model_variant, c.path)
 
 
-def _refusal(ask: _Question, option: Option) -> str | None:
-    code = refusal(ask.profile, option)
+def _refusal(profile: Profile, standing: Standing) -> str | None:
+    option = standing.option
+    code = refusal(profile, option)
     if code is not None:
         return code
-    if not has_lane(ask.profile, option):
-        return "lane"
-    return ask.situation.view.load(option.pool).obstacle(option.variant)
+    return standing.obstacle if has_lane(profile, option) else "lane"
 
 
-def _too_dear(profile: Profile, priced: _Priced) -> bool:
-    return profile.max_cost_usd is not None and priced.price_usd > profile.max_cost_usd
-
-
-def _offers(ask: _Question, option: Option) -> list[_Priced]:
+def _offers(ask: _Question, standing: Standing) -> list[_Priced]:
+    lanes = standing.option.lanes
     offers = []
-    if "direct" in option.lanes:
-        offers.append(_now(ask, option))
-    if ask.profile.batchable and "batch" in option.lanes:
-        offers.append(_hold(ask, option))
+    if "direct" in lanes:
+        offers.append(_now(ask, standing))
+    if ask.profile.batchable and "batch" in lanes:
+        offers.append(_hold(ask, standing))
     return offers
 
 
-def _now(ask: _Question, option: Option) -> _Priced:
-    found = estimate(
-        ask.profile,
-        option,
-        ask.situation.view.load(option.pool),
-        transport_s=ask.situation.policy.estimates.transport_s,
-    )
-    return _price(ask, option, "direct", found)
+def _now(ask: _Question, standing: Standing) -> _Priced:
+    return _price(ask, standing, "direct", estimate(ask.profile, standing, ask.transport_s))
 
 
-def _hold(ask: _Question, option: Option) -> _Priced:
-    profile, policy = ask.profile, ask.situation.policy
-    rate_per_s = ask.situation.arrivals.rate_per_s(ask.group, ask.now)
-    limit = batch_limit(profile, option, policy.windows.members_max)
+def _hold(ask: _Question, standing: Standing) -> _Priced:
+    profile, rate_per_s = ask.profile, ask.rate_per_s
+    limit = batch_limit(profile, standing.option, ask.policy.windows.members_max)
     others = min(limit - 1, int(rate_per_s * profile.window_s))
-    found = estimate(
-        profile,
-        option,
-        ask.situation.view.load(option.pool),
-        transport_s=policy.estimates.transport_s,
-        members=1 + others,
-        # Without company it waits for the whole window.
-        wait_s=min(profile.window_s, others / rate_per_s) if others else profile.window_s,
-    )
-    return _price(ask, option, "hold", found)
+    # Without company it waits for the whole window.
+    wait_s = min(profile.window_s, others / rate_per_s) if others else profile.window_s
+    found = estimate(profile, standing, ask.transport_s, 1 + others, wait_s)
+    return _price(ask, standing, "hold", found)
 
 
-def _price(ask: _Question, option: Option, path: CandidatePath, found: Estimate) -> _Priced:
-    policy = ask.situation.policy
-    elapsed_s = ask.now - ask.profile.created_at
-    likely = chance(ask.profile, found, elapsed_s=elapsed_s, spread=policy.estimates.spread)
+def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
+    option, elapsed_s = standing.option, ask.elapsed_s
+    likely = chance(ask.profile, found, elapsed_s, ask.spread)
     offer = candidate(option, path, found, likely, elapsed_s)
-    return _Priced(offer, option, found, expected_cost_usd(found, option, policy))
+    return _Priced(offer, option, found, expected_cost_usd(found, option, ask.policy))
 
 
 def _refused(option: Option, code: str) -> Candidate:
@@ -195,9 +193,8 @@ def _why(best: _Priced, priced: list[_Priced], profile: Profile) -> str:
     return "cheapest_in_time"
 
 
-def _unplaced(ask: _Question, refused: list[Candidate]) -> Decision:
+def _unplaced(profile: Profile, options: Options, group: str, refused: list[Candidate]) -> Decision:
     """Wait where time may help: a pool without a worker, or one that fails, is not a refusal."""
-    profile, options, group = ask.profile, ask.situation.options, ask.group
     candidates = tuple(refused)
     passing = {candidate.refused for candidate in refused} & PASSING
     if passing:

@@ -1,15 +1,15 @@
 """Estimates: what serving a request somewhere would cost and how long it would take."""
 
-import math
-from dataclasses import dataclass
+from math import erf, inf, log, sqrt
 
 from policies.options import Option
 from policies.policy import Policy
-from policies.view import PoolLoad, running_step_s
+from policies.standing import Standing
 from topics import Candidate, Profile
 from topics.placement import CandidatePath
+from topics.records import dataclass
 
-SQRT2 = math.sqrt(2.0)
+SQRT2 = sqrt(2.0)
 # Of the steps of a variant that joins other variants on a replica, the share that makes the
 # replica busy for longer. At low traffic it would have been busy all the same; at high traffic not.
 BUSY_ANYWAY = 0.5
@@ -36,9 +36,7 @@ class Estimate:
 
 def estimate(
     profile: Profile,
-    option: Option,
-    load: PoolLoad,
-    *,
+    standing: Standing,
     transport_s: float,
     members: int = 1,
     wait_s: float = 0.0,
@@ -47,48 +45,51 @@ def estimate(
 
     Cost is the marginal device time, see `_decode_device_s`. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
-    the device take turns with this one (``load.round_s``).
+    the device take turns with this one (``standing.others_s``).
     """
-    roofline = option.roofline
-    speed = load.speed_by_variant.get(option.variant, 1.0)
-    replicas = max(1, load.workers) * option.replicas
-    others = load.running_by_variant.get(option.variant, 0)
-    sequences = min(option.max_batch, others // replicas + members)
-    context_tokens = profile.input_tokens + profile.output_tokens // 2
-    prefill_s = roofline.prefill_s(profile.input_tokens)
-    decode_steps = max(0, profile.output_tokens - 1)
-    step_s = roofline.step_s(sequences, sequences * context_tokens) if decode_steps else 0.0
-    device_s = prefill_s / speed
+    option, running = standing.option, standing.running
+    prefill_s = option.roofline.prefill_s(profile.input_tokens)
+    device_s = prefill_s / standing.speed
+    output_tokens = profile.output_tokens
+    decode_steps = output_tokens - 1 if output_tokens > 0 else 0
+    step_s = 0.0
     if decode_steps:
-        together = min(option.max_batch, others + members)
+        step = option.roofline.step_s
+        context_tokens = profile.input_tokens + output_tokens // 2
+        max_batch = option.max_batch
+        sequences = min(max_batch, running // standing.replicas + members)
+        step_s = step(sequences, sequences * context_tokens)
+        together = min(max_batch, running + members)
         # Where nothing runs the two are one step; a router asks this for every candidate.
         together_s = step_s
         if together != sequences:
-            together_s = roofline.step_s(together, together * context_tokens)
-        added_s = _decode_device_s(option, load, members, together_s, fills_gaps=wait_s > 0)
-        device_s += decode_steps * added_s / speed
-    pace = speed * option.time_scale
-    # The round of what runs holds a step of the variant's own already.
-    others_s = max(0.0, load.round_s - running_step_s(option, load, others))
+            together_s = step(together, together * context_tokens)
+        added_s = _decode_device_s(standing, members, together, together_s, wait_s > 0)
+        device_s += decode_steps * added_s / standing.speed
+    pace, others_s = standing.pace, standing.others_s
     tpot_s = step_s / pace + others_s
-    slots = option.max_batch * replicas
     # Sequences that must end before there is a place, taken as alike and evenly spread in age.
-    ahead = max(0, others + members - slots)
-    slot_wait_s = ahead * max(1, profile.output_tokens) * tpot_s / slots
+    ahead = running + members - standing.slots
+    slot_wait_s = ahead * max(1, output_tokens) * tpot_s / standing.slots if ahead > 0 else 0.0
     ttft_s = (
-        wait_s + transport_s + load.backlog_s + slot_wait_s + others_s + members * prefill_s / pace
+        wait_s
+        + transport_s
+        + standing.backlog_s
+        + slot_wait_s
+        + others_s
+        + members * prefill_s / pace
     )
     return Estimate(
-        cost_usd=device_s * option.usd_per_s,
-        ttft_s=ttft_s,
-        tpot_s=tpot_s,
-        finish_s=ttft_s + decode_steps * tpot_s,
-        device_s=prefill_s / pace,
+        device_s * option.usd_per_s,
+        ttft_s,
+        tpot_s,
+        ttft_s + decode_steps * tpot_s,
+        prefill_s / pace,
     )
 
 
 def _decode_device_s(
-    option: Option, load: PoolLoad, members: int, together_s: float, *, fills_gaps: bool
+    standing: Standing, members: int, together: int, together_s: float, fills_gaps: bool
 ) -> float:
     """Return the device time that one decode step of one member adds, in seconds.
 
@@ -101,20 +102,19 @@ def _decode_device_s(
     one is woken for these members.
 
     Work that waits for room (``fills_gaps``) takes places that nobody else wants. ``together_s`` is
-    a step of the members with all that run on one replica, as far as it has places.
+    a step of the members with all that run on one replica, as far as it has places: ``together``.
     """
-    others = load.running_by_variant.get(option.variant, 0)
-    together = min(option.max_batch, others + members)
-    if others == 0:
-        share = 1.0 if load.is_idle else BUSY_ANYWAY
+    running = standing.running
+    if running == 0:
+        share = 1.0 if standing.is_idle else BUSY_ANYWAY
         return share * together_s / min(members, together)
-    alone_s = option.roofline.step_s(1, 0)
+    alone_s = standing.option.roofline.alone_s
     growth_s = (together_s - alone_s) / together
     if fills_gaps:
         return growth_s
-    slots = option.max_batch * max(1, load.workers) * option.replicas
-    fullness = max(FULLNESS_MIN, min(1.0, others / slots))
-    return growth_s + alone_s * max(fullness / option.max_batch, SUSTAINED / (others + 1))
+    fullness = max(FULLNESS_MIN, min(1.0, running / standing.slots))
+    max_batch = standing.option.max_batch
+    return growth_s + alone_s * max(fullness / max_batch, SUSTAINED / (running + 1))
 
 
 def expected_cost_usd(estimate: Estimate, option: Option, policy: Policy) -> float:
@@ -128,21 +128,20 @@ def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
     return max(1, min(members_max, option.max_batch, option.kv_capacity_tokens // tokens))
 
 
-def room(option: Option, load: PoolLoad) -> int:
+def room(standing: Standing) -> int:
     """Return how many sequences more fit beside those that run, without waking a replica.
 
     The pool gathers a variant's sequences (`policies.replica`), so those that run are taken to
     fill their replicas one after another, up to the share that batch work may take. Where none
     runs, a replica has to be woken anyway, and is free for the whole batch.
     """
-    running = load.running_by_variant.get(option.variant, 0)
-    if not running:
-        return option.max_batch
-    places = max(1, int(option.max_batch * BATCH_SHARE))
-    return -running % places
+    if not standing.running:
+        return standing.option.max_batch
+    places = max(1, int(standing.option.max_batch * BATCH_SHARE))
+    return -standing.running % places
 
 
-def chance(profile: Profile, estimate: Estimate, *, elapsed_s: float, spread: float) -> float:
+def chance(profile: Profile, estimate: Estimate, elapsed_s: float, spread: float) -> float:
     """Return the chance of meeting deadline, TTFT and TPOT.
 
     The actual latency is taken as log-normal about the estimate, with ``spread`` the standard
@@ -155,20 +154,20 @@ def chance(profile: Profile, estimate: Estimate, *, elapsed_s: float, spread: fl
         elapsed_s: time since ``created_at``.
         spread: of past errors.
     """
-    lowest = _below(estimate.finish_s, profile.deadline - profile.created_at - elapsed_s, spread)
+    least = _times(estimate.finish_s, profile.deadline - profile.created_at - elapsed_s)
     if profile.ttft_s is not None:
-        lowest = min(lowest, _below(estimate.ttft_s, profile.ttft_s - elapsed_s, spread))
+        least = min(least, _times(estimate.ttft_s, profile.ttft_s - elapsed_s))
     if profile.tpot_s is not None and profile.output_tokens > 1:
-        lowest = min(lowest, _below(estimate.tpot_s, profile.tpot_s, spread))
-    return lowest
+        least = min(least, _times(estimate.tpot_s, profile.tpot_s))
+    # The chance grows with the ratio, so that one is asked for in place of three.
+    return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
 
 
-def _below(predicted_s: float, limit_s: float, spread: float) -> float:
+def _times(predicted_s: float, limit_s: float) -> float:
+    """Return how many times the predicted time the limit is."""
     if limit_s <= 0:
         return 0.0
-    if predicted_s <= 0:
-        return 1.0
-    return 0.5 * (1.0 + math.erf(math.log(limit_s / predicted_s) / (spread * SQRT2)))
+    return limit_s / predicted_s if predicted_s > 0 else inf
 
 
 def candidate(
@@ -176,14 +175,14 @@ def candidate(
 ) -> Candidate:
     """Return an estimate as evidence shows it: latencies count from ``created_at``."""
     return Candidate(
-        pool=option.pool,
-        model_variant=option.variant,
-        precision=option.precision,
-        region=option.region,
-        path=path,
-        cost_usd=found.cost_usd,
-        ttft_s=elapsed_s + found.ttft_s,
-        finish_s=elapsed_s + found.finish_s,
-        tpot_s=found.tpot_s,
-        chance=likely,
+        option.pool,
+        option.variant,
+        option.precision,
+        option.region,
+        path,
+        found.cost_usd,
+        elapsed_s + found.ttft_s,
+        elapsed_s + found.finish_s,
+        found.tpot_s,
+        likely,
     )

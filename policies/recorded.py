@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
@@ -11,9 +11,11 @@ from policies.options import Options
 from policies.policy import Policy
 from policies.release import find_target
 from policies.situation import Situation
-from policies.view import FleetView, PoolLoad
+from policies.standing import PoolLoad
+from policies.view import FleetView
 from policies.windows import Member, Release, windows_of
 from topics import Profile
+from topics.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,8 @@ def _targets(
     for option in situation.options.by_model.get(longest.model, ()):
         if path not in option.lanes or refusal(longest, option) is not None:
             continue
-        if situation.view.load(option.pool).obstacle(option.variant):
+        standing = situation.view.standing(option)
+        if standing.obstacle:
             continue
         # What goes direct goes alone; its companions of the moment are not a batch.
         members_max = situation.policy.windows.members_max if path == "batch" else 1
@@ -66,7 +67,7 @@ def _targets(
         is_crowded = False
         # What may not wait for room takes what the device has.
         if path == "batch" and situation.policy.windows.room_wait_s > 0:
-            free = room(option, situation.view.load(option.pool))
+            free = room(standing)
             is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
             limit = limit if is_crowded else min(limit, free)
         ask = _Ask(option, situation, min(limit, len(members)))
@@ -98,8 +99,7 @@ class _Ask:
     def estimate(self, profile: Profile) -> Estimate:
         return estimate(
             profile,
-            self.option,
-            self.situation.view.load(self.option.pool),
+            self.situation.view.standing(self.option),
             transport_s=self.situation.policy.estimates.transport_s,
             members=self.members,
         )

@@ -65,6 +65,9 @@ class Roofline:
     bandwidth_efficiency: float
     step_overhead_s: float
 
+    alone_s: float = field(init=False, repr=False, compare=False)
+    """A decode step that streams the weights for one sequence of no length, in seconds."""
+
     # Derived once, because a router asks for every candidate of every request.
     _token_s: float = field(init=False, repr=False, compare=False)
     _pair_s: float = field(init=False, repr=False, compare=False)
@@ -106,6 +109,7 @@ class Roofline:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "alone_s", self.step_s(1, 0))
 
     def iteration_s(self, tokens: int, kv_tokens: int, attention_pairs: float) -> float:
         """Seconds of one pass of `tokens` through the model.
@@ -139,6 +143,13 @@ class Roofline:
             tokens: the whole prompt, cached part included.
             cached_tokens: the part of it whose keys and values are in the cache.
         """
+        if tokens > 0 and not cached_tokens:
+            # `iteration_s` as it is here, which a router asks for every candidate of every request.
+            compute_s = tokens * self._token_s + tokens * (0.5 * tokens) * self._pair_s
+            memory_s = self._weights_s
+            if self._untouched_share:
+                memory_s *= 1.0 - self._untouched_share**tokens
+            return (max(memory_s, compute_s)) + self.step_overhead_s
         computed = tokens - cached_tokens
         if computed < 1:
             computed, cached_tokens = 1, max(tokens - 1, 0)
@@ -155,11 +166,19 @@ class Roofline:
             prefill_tokens: prompt tokens computed beside them, taken as the beginning of one
                 prompt. For later chunks of a long prompt use `iteration_s`.
         """
-        return self.iteration_s(
-            sequences + prefill_tokens,
-            context_tokens,
-            context_tokens + 0.5 * prefill_tokens * prefill_tokens,
-        )
+        if prefill_tokens or not sequences:
+            return self.iteration_s(
+                sequences + prefill_tokens,
+                context_tokens,
+                context_tokens + 0.5 * prefill_tokens * prefill_tokens,
+            )
+        # `iteration_s` as it is here, like the one in `prefill_s`.
+        compute_s = sequences * self._token_s + context_tokens * self._pair_s
+        memory_s = self._weights_s
+        if self._untouched_share:
+            memory_s *= 1.0 - self._untouched_share**sequences
+        memory_s += context_tokens * self._kv_token_s
+        return max(compute_s, memory_s) + self.step_overhead_s
 
     def decode_s(self, output_tokens: int, sequences: int, context_tokens_each: int) -> float:
         """Seconds from the first output token to the last, in a steady batch.

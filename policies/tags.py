@@ -1,11 +1,11 @@
 """Tags: what can be known of a request before it is placed, and how it is known."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from policies.policy import Policy, Tier, WorkloadClass
 from topics import InferenceRequest, Profile, Tag, duration_s
+from topics.records import dataclass
 
 # A token of English text is about four characters in the vocabularies of current models.
 CHARACTERS_PER_TOKEN = 4

@@ -1,45 +1,14 @@
 """The fleet view: what is known of each pool's load at this moment."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Literal
 
 from policies.options import Option, Options
-from policies.roofline import TYPICAL_CONTEXT_TOKENS
+from policies.standing import PoolLoad, Standing, running_step_s, standing_of
 from topics import PoolStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
-
-
-@dataclass(slots=True)
-class PoolLoad:
-    """Load of one pool over its live workers. ``backlog_s`` is device time per replica.
-
-    ``round_s`` is the time of one iteration of every variant that runs now: variants that share
-    a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
-    """
-
-    workers: int = 0
-    running: int = 0
-    queued: int = 0
-    backlog_s: float = 0.0
-    round_s: float = 0.0
-    running_by_variant: dict[str, int] = field(default_factory=dict)
-    speed_by_variant: dict[str, float] = field(default_factory=dict)
-    failing: frozenset[str] = frozenset()
-
-    def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
-        """Return why nothing should be sent to a variant now, though time may help; else None."""
-        if not self.workers:
-            return "pool_unavailable"
-        return "circuit_open" if variant in self.failing else None
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing runs or waits in the pool."""
-        return not any(self.running_by_variant.values())
 
 
 _NOBODY = PoolLoad()
@@ -55,6 +24,8 @@ class FleetView:
         self._options = options
         self._reports: dict[str, dict[str, PoolStatus]] = {}
         self._loads: dict[str, PoolLoad] = {}
+        # By pool, then by variant; of a pool whose load changes all are dropped.
+        self._standings: dict[str, dict[str, Standing]] = {}
         self.version = 0
 
     def report(self, status: PoolStatus) -> None:
@@ -75,6 +46,16 @@ class FleetView:
     def load(self, pool: str) -> PoolLoad:
         """Return a pool's load; one without workers has none."""
         return self._loads.get(pool, _NOBODY)
+
+    def standing(self, option: Option) -> Standing:
+        """Return how an option stands; the same until the load of its pool changes."""
+        standings = self._standings.get(option.pool)
+        if standings is None:
+            standings = self._standings[option.pool] = {}
+        found = standings.get(option.variant)
+        if found is None or found.option is not option:
+            found = standings[option.variant] = standing_of(option, self.load(option.pool))
+        return found
 
     def reports(self, pool: str) -> Sequence[PoolStatus]:
         """Return the newest heartbeat of each live worker of a pool."""
@@ -99,6 +80,7 @@ class FleetView:
         running = load.running_by_variant
         running[option.variant] = running.get(option.variant, 0) + count
         load.round_s = self._round_s(option.pool, load)
+        self._standings.pop(option.pool, None)
 
     def _refresh(self, pool: str) -> None:
         reports = [s for s in self._reports[pool].values() if s.state == "up"]
@@ -120,6 +102,7 @@ class FleetView:
         load.failing = _failing(reports)
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
+        self._standings.pop(pool, None)
         self.version += 1
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:
@@ -132,18 +115,6 @@ class FleetView:
 def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:
     broken = [{v for v, s in r.variants.items() if s.circuit != "closed"} for r in reports]
     return frozenset(set.intersection(*broken)) if broken else frozenset()
-
-
-def running_step_s(
-    option: Option, load: PoolLoad, sequences: int, context_tokens: int = TYPICAL_CONTEXT_TOKENS
-) -> float:
-    """Return one decode step of the variant with its sequences spread over all replicas."""
-    if sequences == 0:
-        return 0.0
-    replicas = max(1, load.workers) * option.replicas
-    each = min(option.max_batch, -(-sequences // replicas))
-    speed = load.speed_by_variant.get(option.variant, 1.0) * option.time_scale
-    return option.roofline.step_s(each, each * context_tokens) / speed
 
 
 def is_live(status: PoolStatus, now: float) -> bool:

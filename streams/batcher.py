@@ -8,6 +8,7 @@ reads it from the beginning and knows exactly what is held.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from sys import intern
 from typing import Literal
 from zlib import crc32
 
@@ -32,6 +33,7 @@ from streams.outgoing import Scribe, told
 from streams.payloads import Payloads, Room
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
+from streams.thrift import share_common
 from topics import BadRecordError, Batch, Hold, Placement, Profile, Progress, ResultError
 from topics import headers as h
 
@@ -197,7 +199,8 @@ class Batcher:
         except BadRecordError as error:
             held.unreadable[record.key or b""] = (record, error)
             return
-        group = group_of(profile, self._situation.policy.windows.length_buckets_tokens)
+        share_common(profile)
+        group = intern(group_of(profile, self._situation.policy.windows.length_buckets_tokens))
         held.windows.add(Member(profile, group, held_at, record.offset))
         held.payloads.add(profile.id, record)
         if self._cancellations.find(profile.id) is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -15,7 +15,8 @@ from aiokafka.errors import (
 )
 
 from streams.hanging import Producer, abort_rest, complete_commit
-from streams.log import LogError, Membership, Outgoing, Partition, Record
+from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter
+from streams.log import LogError, Membership, Partition, Record
 from streams.undecodable import (
     UNDECODABLE,
     poll_past_undecodable,
@@ -23,16 +24,12 @@ from streams.undecodable import (
     records_of,
 )
 from topics import Settings
-from topics.catalogue import OUTPUT_BYTES_MAX
 
-# Larger than any topic takes, so that the broker decides, by the topic's own limit.
-PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
 # With the client's default of 100 ms the p99 of routing is 165 ms; with 5 ms it is 14 ms
 # (measured; docs/decisions/0002).
 TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 5000
-CLOSE_S_MAX = 5.0
 # As long as looking for the coordinator may take.
 FENCE_S_MAX = 30.0
 # How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
@@ -73,49 +70,6 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         await self._membership.assigned([Partition(*p) for p in assigned])
-
-
-class KafkaWriter:
-    """A transactional producer."""
-
-    def __init__(self, producer: AIOKafkaProducer) -> None:
-        self._producer = producer
-        self._connections: list[Any] = []
-
-    @property
-    def is_cut_off(self) -> bool:
-        """Whether a connection that the last transaction used is gone, even in its commit."""
-        return not all(connection.connected() for connection in self._connections)
-
-    async def begin(self) -> None:
-        """Open a transaction."""
-        await self._producer.begin_transaction()
-
-    async def send(self, record: Outgoing) -> Awaitable[object]:
-        """Hand a record over."""
-        future: Awaitable[object] = await self._producer.send(
-            record.topic,
-            value=record.value,
-            key=record.key,
-            partition=record.partition,
-            headers=record.headers,
-        )
-        return future
-
-    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
-        """Commit, with the group's offset."""
-        offsets = {TopicPartition(*partition): next_offset}
-        await self._producer.send_offsets_to_transaction(offsets, group)
-        # Where the broker dies in the commit, the client tries again over others, and succeeds.
-        before = list(self._producer.client._conns.values())  # noqa: SLF001
-        await self._producer.commit_transaction()
-        after = self._producer.client._conns.values()  # noqa: SLF001
-        self._connections = [*before, *after]
-
-    async def close(self) -> None:
-        """Close the connections; an answer that never comes is not waited for."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._producer.stop(), CLOSE_S_MAX)
 
 
 class KafkaLog:
@@ -180,6 +134,8 @@ class KafkaLog:
                 polled = await consumer.getmany(
                     *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
                 )
+            if polled:
+                polled |= await _buffered(consumer, wanted - polled.keys(), records_max)
         except TimeoutError:
             return {}
         except UNDECODABLE:
@@ -312,6 +268,7 @@ class KafkaLog:
             transactional_id=transactional_id,
             transaction_timeout_ms=self._settings.transaction_timeout_ms,
             max_request_size=PRODUCER_BYTES_MAX,
+            max_batch_size=BATCH_BYTES_MAX,
             retry_backoff_ms=TRANSACTION_RETRY_MS,
         )
         try:
@@ -328,6 +285,23 @@ class KafkaLog:
             await producer.stop()
             raise
         return KafkaWriter(producer)
+
+
+async def _buffered(
+    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], records_max: int
+) -> dict[TopicPartition, Sequence[Any]]:
+    """Return what the client has of these partitions already, at most so many of each.
+
+    It fills a poll from one partition for as long as it has records of that. But of each partition
+    there is a transaction, and while one commits another can be worked on.
+    """
+    found: dict[TopicPartition, Sequence[Any]] = {}
+    # As in `poll`; what was found until then must not be lost.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REBALANCE_S):
+            for partition in partitions:
+                found |= await consumer.getmany(partition, max_records=records_max)
+    return found
 
 
 async def _read_some(

@@ -1,7 +1,6 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from zlib import crc32
 
@@ -40,6 +39,7 @@ from topics import (
 )
 from topics import headers as h
 from topics.evidence import Step
+from topics.records import dataclass
 from topics.result import Status
 
 

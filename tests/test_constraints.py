@@ -242,8 +242,7 @@ def test_no_release_breaks_a_constraint_of_any_member(
         if request.max_cost_usd is not None:
             found = estimate(
                 member.profile,
-                target.option,
-                where.view.load(target.option.pool),
+                where.view.standing(target.option),
                 transport_s=0.0,
                 members=min(target.members_max, len(members)),
             )

@@ -342,9 +342,9 @@ def test_load_makes_a_pool_slower(load: dict[str, Any]) -> None:
 def test_measured_speed_scales_cost_and_time() -> None:
     where = a_situation("silicon")
     option = where.options.of("silicon", "llama-fp8")
-    slow = estimate(profile(), option, where.view.load("silicon"), transport_s=0)
+    slow = estimate(profile(), where.view.standing(option), transport_s=0)
     where.view.report(status("silicon", variants={"llama-fp8": VariantStatus(speed=2.0)}))
-    fast = estimate(profile(), option, where.view.load("silicon"), transport_s=0)
+    fast = estimate(profile(), where.view.standing(option), transport_s=0)
     assert fast.cost_usd == pytest.approx(slow.cost_usd / 2)
     assert fast.finish_s == pytest.approx(slow.finish_s / 2)
 
@@ -384,9 +384,10 @@ def test_an_assumed_fleet_is_alive_and_idle() -> None:
 def test_a_chance_falls_from_one_to_zero_about_the_limit() -> None:
     where = a_situation("premium")
     found = estimate(
-        profile(), where.options.of("premium", "llama-fp8"), where.view.load("premium"),
+        profile(),
+        where.view.standing(where.options.of("premium", "llama-fp8")),
         transport_s=0.05,
-    )  # fmt: skip
+    )
 
     def of(limit_s: float, **changes: Any) -> float:
         request = profile(**{"ttft_s": None, "tpot_s": None, "deadline": NOW + limit_s} | changes)

@@ -90,8 +90,8 @@ def test_a_limit_of_cost_holds_for_the_dearest_member_and_not_only_the_longest()
     )  # fmt: skip
 
     def cost_usd(request: Profile) -> float:
-        load = where.view.load("premium")
-        return estimate(request, option, load, transport_s=0, members=2).cost_usd
+        standing = where.view.standing(option)
+        return estimate(request, standing, transport_s=0, members=2).cost_usd
 
     limit_usd = (cost_usd(reads) + cost_usd(writes)) / 2
     assert cost_usd(reads) < limit_usd < cost_usd(writes)

@@ -7,7 +7,7 @@ from test_windows import MARGIN_S, RETRY_S, SERVICE_S, always, filled, releases,
 
 from policies import Windows
 from policies.estimate import BUSY_ANYWAY, estimate, room
-from policies.view import PoolLoad
+from policies.standing import PoolLoad, standing_of
 from topics import VariantStatus
 
 BOARD = some_options().of("board", "llama-int8")
@@ -20,7 +20,8 @@ def load(running: int, **others: int) -> PoolLoad:
 
 
 def cost_usd(pool: PoolLoad, *, members: int = 1, wait_s: float = 0.0) -> float:
-    found = estimate(bulk(), BOARD, pool, transport_s=0.0, members=members, wait_s=wait_s)
+    standing = standing_of(BOARD, pool)
+    found = estimate(bulk(), standing, transport_s=0.0, members=members, wait_s=wait_s)
     return found.cost_usd
 
 
@@ -29,7 +30,7 @@ def cost_usd(pool: PoolLoad, *, members: int = 1, wait_s: float = 0.0) -> float:
 )
 def test_room_is_what_is_left_of_the_replicas_that_run(running: int, free: int) -> None:
     assert BOARD.max_batch == 64
-    assert room(BOARD, load(running)) == free
+    assert room(standing_of(BOARD, load(running))) == free
 
 
 def test_joining_is_cheaper_than_waking_and_a_mixed_device_lies_between() -> None:

@@ -1,9 +1,12 @@
-"""Two workers of one pool on a model server: they share the work, and one leaves in peace."""
+"""Workers on a model server: two share the work and one leaves in peace; one gets no answer."""
 
 import asyncio
 import copy
+import itertools
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from model_server import Exchange, good, serving
@@ -55,35 +58,47 @@ def asked(exchanges: list[Exchange]) -> list[Exchange]:
     return [exchange for exchange in exchanges if exchange.body.get("stream")]
 
 
-async def test_a_pool_that_never_answers_is_left_and_avoided(
+async def test_a_pool_that_answers_no_more_is_left_and_avoided(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
-    async def mute(x: Exchange) -> None:
-        # The metrics are answered, so that it looks well from outside.
-        if isinstance(x.body, dict) and x.body.get("stream"):
+    is_mute = asyncio.Event()
+
+    async def falls_silent(x: Exchange) -> None:
+        if "chat" in x.path and is_mute.is_set():
             await asyncio.Event().wait()
         await good(x)
 
-    async with serving(mute) as server:
+    async with serving(falls_silent) as server:
         pool = FLEET["pools"]["premium-eu"] | {"backend": {"type": "simulated"}}
         backend = {"type": "openai", "base_url": server.base_url, "first_token_s_max": 1.0}
-        # Of two alike, the first by name is taken.
-        fleet = {"pools": {"mute": copy.deepcopy(pool) | {"backend": backend}, "premium-eu": pool}}
+        cheap = {
+            "kind": "premium_gpu",
+            "memory_gb": 141,
+            "memory_bandwidth_tb_s": 4.8,
+            "tflops": {"bf16": 989, "fp8": 1979},
+            "usd_per_hour": 0.1,
+        }
+        mute_pool = copy.deepcopy(pool) | {"device": "cheap", "backend": backend}
+        fleet = {"devices": {"cheap": cheap}, "pools": {"mute": mute_pool, "premium-eu": pool}}
         async with System(kafka, prefix, tmp_path, fleet=fleet, policy_speed=1.0) as system:
             system.start_all()
-            first: list[str] = []
+            names = (f"r-{n}" for n in itertools.count())
 
-            async def one_fell_back() -> bool:
-                first.append(f"a-{len(first)}")
-                await system.publish(chat(first[-1]))
-                await system.read()
-                return any(fallbacks(system, name) for name in system.results)
+            async def publish_until(holds: Callable[[Any], bool], what: str) -> None:
+                async def one_does() -> bool:
+                    await system.publish(chat(next(names)))
+                    await system.read()
+                    return any(holds(system.result(name)["placement"]) for name in system.results)
 
-            await eventually(one_fell_back, "one falls back", 40)
-            await system.wait_for_results(first)
-            assert {system.result(name)["status"] for name in first} == {"completed"}
-            assert {system.result(name)["placement"]["pool"] for name in first} == {"premium-eu"}
-            fell = {f["pool"] for name in first for f in fallbacks(system, name)}
+                await eventually(one_does, what, 40)
+
+            await publish_until(lambda p: p["pool"] == "mute", "the cheap pool serves")
+            is_mute.set()
+            await publish_until(lambda p: bool(p["fallbacks"]), "a request falls back")
+            sent = int(next(names)[2:])
+            await system.wait_for_results(f"r-{n}" for n in range(sent))
+            assert {r["status"] for (r,) in system.results.values()} == {"completed"}
+            fell = {f["pool"] for name in system.results for f in fallbacks(system, name)}
             assert fell == {"mute"}
             tried = len(asked(server.asked))
             later = [f"b-{n}" for n in range(20)]

@@ -1,10 +1,10 @@
 """Evidence: one record per step of a request, written in the transaction of its effect."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from topics.placement import Batch, Candidate, Envelope, Placement
 from topics.profile import Fallback, Profile, Tag
+from topics.records import dataclass
 from topics.result import Usage
 
 Step = Literal[

@@ -1,9 +1,9 @@
 """Where a request goes, what that was expected to cost, and what else was considered."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from topics.profile import Fallback
+from topics.records import dataclass
 
 Path = Literal["direct", "batch"]
 CandidatePath = Literal["direct", "batch", "hold"]

@@ -4,8 +4,10 @@ The request is parsed once, by the router. Every later stage (batcher, router ag
 fallback, worker) reads this profile and leaves the payload untouched.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
+
+from topics.records import dataclass
 
 TagSource = Literal["client", "policy", "estimate"]
 

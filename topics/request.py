@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from topics.codec import check_unique_keys, cut, decode_json_object, describe
+from topics.codec import cut, decode_unique_json_object, describe
 from topics.errors import BadRecordError
 
 ID_CHARACTERS_MAX = 128
@@ -144,10 +144,9 @@ def parse_request(
             f"the value has {len(value):,} bytes; the limit is {bytes_max:,}"
             " (SHUNTER_REQUEST_BYTES_MAX)",
         )
-    fields = decode_json_object(value)
     # Parsers disagree on which of two equal keys wins, so a repeated constraint could be read one
     # way by the client and another way here.
-    check_unique_keys(value)
+    fields = decode_unique_json_object(value)
     if "custom_id" in fields:
         fields = _from_batch_line(fields)
     elif default_id is not None:

@@ -11,7 +11,8 @@ from policies.estimate import estimate
 from policies.options import Option, Options
 from policies.policy import Policy
 from policies.roofline import TYPICAL_CONTEXT_TOKENS
-from policies.view import FleetView, PoolLoad
+from policies.standing import PoolLoad, standing_of
+from policies.view import FleetView
 from topics import PoolStatus, Profile
 
 PREMIUM = "premium_gpu"
@@ -100,8 +101,7 @@ def fastest(profile: Profile, able: Sequence[Option], view: FleetView) -> Option
     """Return the option with the earliest expected finish."""
 
     def finish(option: Option) -> tuple[float, str, str]:
-        load = view.load(option.pool)
-        found = estimate(profile, option, load, transport_s=0.0)
+        found = estimate(profile, view.standing(option), transport_s=0.0)
         return (found.finish_s, option.pool, option.variant)
 
     return min(able, key=finish)
@@ -130,7 +130,7 @@ def cheapest_blind(profile: Profile, able: Sequence[Option], _: FleetView) -> Op
 
 
 def _meets_idle(profile: Profile, option: Option) -> bool:
-    found = estimate(profile, option, PoolLoad(workers=1), transport_s=0.0)
+    found = estimate(profile, standing_of(option, PoolLoad(workers=1)), transport_s=0.0)
     if profile.ttft_s is not None and found.ttft_s > profile.ttft_s:
         return False
     usual = min(BLIND_SEQUENCES, option.max_batch)

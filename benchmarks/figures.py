@@ -1,0 +1,99 @@
+"""Figures: what was measured, against what, and what is to be reached."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table.
+
+    Attributes:
+        name: what is measured.
+        value: of Shunter, in ``unit``.
+        reference: of what it is measured against; None where a limit is all there is.
+        ratio: value over reference, or the value where there is no reference.
+        reach: the ratio to reach.
+        at_most: whether less is better.
+        unit: of value and reference.
+        against: what the reference is.
+        rounds: the raw values of each side.
+        note: what a reader must know.
+    """
+
+    name: str
+    value: float
+    reference: float | None
+    ratio: float
+    reach: float
+    at_most: bool = False
+    unit: str = "/s"
+    against: str = ""
+    rounds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is reached."""
+        return self.ratio <= self.reach if self.at_most else self.ratio >= self.reach
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a program reads."""
+        return {
+            "name": self.name,
+            "value": round(self.value, 6),
+            "reference": None if self.reference is None else round(self.reference, 6),
+            "ratio": round(self.ratio, 4),
+            "reach": self.reach,
+            "ok": self.ok,
+            "unit": self.unit,
+            "against": self.against,
+            "rounds": {name: [round(x, 6) for x in each] for name, each in self.rounds.items()},
+            "note": self.note,
+        }
+
+
+def compared(
+    name: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    reach: float,
+    *,
+    against: str,
+    at_most: bool = False,
+    unit: str = "/s",
+    note: str = "",
+) -> Figure:
+    """Return the row of medians of rounds that were run by turns."""
+    value, reference = statistics.median(ours), statistics.median(theirs)
+    return Figure(
+        name,
+        value,
+        reference,
+        value / reference,
+        reach,
+        at_most,
+        unit,
+        against,
+        {"shunter": list(ours), against: list(theirs)},
+        note,
+    )
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Return the figures as a table of Markdown."""
+    lines = [
+        "| figure | value | against | reference | ratio | reach | |",
+        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
+    ]
+    for figure in figures:
+        met = "met" if figure.ok else "not met"
+        sign = "≤" if figure.at_most else "≥"
+        reference = "" if figure.reference is None else f"{figure.reference:,.6g} {figure.unit}"
+        lines.append(
+            f"| {figure.name} | {figure.value:,.6g} {figure.unit} | {figure.against} |"
+            f" {reference} | {figure.ratio:.2f} | {sign} {figure.reach:g} | {met} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,228 @@
+"""Where it is measured: a real broker, topics of one prefix, a backlog, what becomes visible."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from benchmarks.yard import heartbeats
+from policies import Options
+from topics import Catalogue, Settings, admin, encode, status_key
+
+ROOT = Path(__file__).parents[1]
+PARTITIONS = 4
+LOOK_EVERY_S = 0.02
+# Of all that will become visible, the share that is left out as the start.
+WARM = 0.15
+STALLED_S = 60.0
+
+
+@dataclass
+class Ground:
+    """Topics under one prefix, and the processes that were started over them."""
+
+    servers: str
+    prefix: str
+    directory: Path
+    partitions: int = PARTITIONS
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(
+            bootstrap_servers=self.servers, topic_prefix=self.prefix, partitions=self.partitions
+        )
+        self.catalogue = Catalogue(self.settings)
+
+    async def apply(self, pools: Collection[str]) -> None:
+        """Create the topics of a fleet of these pools."""
+        await admin.apply(self.settings, pools)
+
+    def producer(self) -> AIOKafkaProducer:
+        """Return a producer for what is published beforehand."""
+        return AIOKafkaProducer(
+            bootstrap_servers=self.servers,
+            linger_ms=5,
+            max_batch_size=1 << 20,
+            max_request_size=1 << 23,
+        )
+
+    async def delete(self) -> None:
+        """Delete the topics, so that the disk has room for the next round's."""
+        client = AIOKafkaAdminClient(bootstrap_servers=self.servers)
+        await client.start()
+        try:
+            ours = f"{self.prefix}."
+            names = [name for name in await client.list_topics() if name.startswith(ours)]
+            await client.delete_topics(names)
+        finally:
+            await client.close()
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a Python module with these arguments; its words go to a file of its own."""
+        ours = {
+            "SHUNTER_BOOTSTRAP_SERVERS": self.servers,
+            "SHUNTER_TOPIC_PREFIX": self.prefix,
+            "SHUNTER_PARTITIONS": str(self.partitions),
+            "SHUNTER_LOG_LEVEL": "warning",
+        }
+        name = f"{self.prefix}-{len(self.processes)}.log"
+        with (self.directory / name).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env=os.environ | ours | environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def require_alive(self) -> None:
+        """Raise RuntimeError, with its last words, where a process has ended."""
+        for number, process in enumerate(self.processes):
+            if process.poll() is not None:
+                log = (self.directory / f"{self.prefix}-{number}.log").read_text()
+                raise RuntimeError(f"{process.args} ended with {process.returncode}: {log[-2000:]}")
+
+    def stop(self) -> None:
+        """End what was started."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+        self.processes.clear()
+
+
+@contextmanager
+def ground(
+    servers: str, prefix: str, directory: Path, partitions: int = PARTITIONS
+) -> Iterator[Ground]:
+    """Yield ground of this prefix, and end its processes."""
+    found = Ground(servers, prefix, directory, partitions)
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+async def publish(here: Ground, topic: str, values: Sequence[bytes]) -> None:
+    """Publish values by turns over the topic's partitions."""
+    producer = here.producer()
+    await producer.start()
+    try:
+        for number, value in enumerate(values):
+            await producer.send(topic, value, b"%d" % number, partition=number % here.partitions)
+        await producer.flush()
+    finally:
+        await producer.stop()
+
+
+async def beat(here: Ground, options: Options, *, once: bool = False) -> None:
+    """Report every pool as alive and idle, each second, until cancelled."""
+    producer = AIOKafkaProducer(bootstrap_servers=here.servers)
+    await producer.start()
+    try:
+        while True:
+            for status in heartbeats(options, time.time()):
+                key = status_key(status.pool, status.instance)
+                await producer.send(here.catalogue.pool_status, encode(status), key)
+            await producer.flush()
+            if once:
+                return
+            await asyncio.sleep(1.0)
+    finally:
+        await producer.stop()
+
+
+class Watch:
+    """How many records of some topics a ``read_committed`` reader could have read by now.
+
+    Told by the last stable offsets, which cost the broker and this process next to nothing; the
+    markers that transactions leave among the records are counted too.
+    """
+
+    def __init__(self, here: Ground, topics: Collection[str]) -> None:
+        self._here = here
+        self._wanted = [
+            TopicPartition(topic, number) for topic in topics for number in range(here.partitions)
+        ]
+        self._reader = AIOKafkaConsumer(
+            bootstrap_servers=here.servers, isolation_level="read_committed"
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._reader.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._reader.stop()
+
+    async def visible(self) -> int:
+        """Return the sum of the last stable offsets."""
+        return sum((await self._reader.end_offsets(self._wanted)).values())
+
+    async def rate(self, records: int) -> float:
+        """Wait until all these records are visible and return how many came per second.
+
+        The time counts from the moment at which a part of them was there, so that no start of a
+        process is in it.
+        """
+        points: list[tuple[float, int]] = []
+        while True:
+            points.append((time.perf_counter(), await self.visible()))
+            if points[-1][1] >= records and self._stands(points):
+                break
+            if points[-1][0] - self._last_growth(points) > STALLED_S:
+                raise RuntimeError(f"{points[-1][1]} of {records} records in {STALLED_S} s")
+            self._here.require_alive()
+            await asyncio.sleep(LOOK_EVERY_S)
+        final = points[-1][1]
+        ended = next(n for n, point in enumerate(points) if point[1] >= 0.999 * final)
+        began = next(n for n, point in enumerate(points) if point[1] >= WARM * final)
+        # All may have come between two looks.
+        (began_at, before), (ended_at, after) = points[min(began, ended - 1)], points[ended]
+        return (after - before) / final * records / (ended_at - began_at)
+
+    @staticmethod
+    def _stands(points: Sequence[tuple[float, int]]) -> bool:
+        return len(points) > 15 and points[-15][1] == points[-1][1]
+
+    @staticmethod
+    def _last_growth(points: Sequence[tuple[float, int]]) -> float:
+        return next(at for at, count in points if count == points[-1][1])
+
+
+def cpu_s_of(process: subprocess.Popen[bytes]) -> float:
+    """Return the processor time that a process has taken, where Linux tells it."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return float("nan")
+
+
+def machine() -> Mapping[str, Any]:
+    """Return what the figures were measured on."""
+    cpu = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "system": " ".join(os.uname()[i] for i in (0, 2, 4)),
+        "load_before": os.getloadavg()[0],
+    }

@@ -1,0 +1,126 @@
+"""The guard of continuous integration: what routing costs, against a yardstick that never changes.
+
+    python -m benchmarks.guard            # fails where a ratio fell by more than a quarter
+    python -m benchmarks.guard --record   # writes benchmarks/recorded.json
+
+Both are run by turns in one process and timed by its processor time, so that whatever else the
+machine does slows both down alike. A ratio is the yardstick's time over ours: higher is better.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import erf, log
+from pathlib import Path
+
+import orjson
+
+from benchmarks.ground import machine
+from benchmarks.hold import Filled
+from benchmarks.yard import Yard, make_options, records_of, report_all, request_value
+from topics import parse_request
+
+RECORDED = Path(__file__).with_name("recorded.json")
+# Of the last recorded ratio; a machine of another kind moves it by a tenth.
+LEAST = 0.75
+ROUNDS = 30
+POLL = 50
+LARGE_BYTES = 102_400
+
+
+@dataclass
+class _Stick:
+    name: str
+    number: int
+    price: float
+    chance: float
+
+
+def yardstick() -> None:
+    """Do what routers do, in plain Python and orjson: look up, reckon, make records, write them."""
+    known = {f"pool-{number}": 1.0 + number for number in range(30)}
+    text = orjson.dumps({"id": "r", "body": {"messages": ["which track? " * 60]}})
+    for number in range(400):
+        found = orjson.loads(text)
+        sticks = []
+        for name, weight in known.items():
+            price = 1e-5 * weight * (number + 3.25) / 7.5 + min(weight, 3.0)
+            chance = 0.5 * (1.0 + erf(log(price * 40.0) / 0.5))
+            sticks.append(_Stick(name, number, price, chance))
+        best = min(sticks, key=lambda stick: stick.price)
+        raw = orjson.dumps([best, sticks[:5], found])
+        hashlib.sha256(raw).hexdigest()
+
+
+def works() -> Mapping[str, Callable[[], object]]:
+    """Return what is guarded: each a piece of work of some milliseconds."""
+    few, many = Yard(make_options(is_mixed=True)), Yard()
+    direct = records_of([request_value(n) for n in range(POLL)], few.catalogue.requests)
+    waiting = [request_value(n, task="summarization", completion_window="1h") for n in range(POLL)]
+    held = records_of(waiting, many.catalogue.requests)
+    large = request_value(1, LARGE_BYTES)
+    filled = Filled(1000)
+
+    def route(yard: Yard, records: list) -> None:  # type: ignore[type-arg]
+        report_all(yard.situation.view, yard.options)
+        yard.route(records)
+
+    return {
+        "routed at once, 10 candidates": lambda: route(few, direct),
+        "held, 60 candidates": lambda: route(many, held),
+        "read, 100 KB": lambda: [parse_request(large, bytes_max=1 << 20) for _ in range(POLL)],
+        "held and released": lambda: filled.per_request_us(512),
+    }
+
+
+def ratios() -> dict[str, float]:
+    """Return the ratio of each, the median of rounds."""
+    work = works()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    found: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(ROUNDS):
+        for name, run in work.items():
+            # The yardstick before and after, since a neighbour may come in between.
+            before, ours, after = (_time_s(each) for each in (yardstick, run, yardstick))
+            found[name].append((before + after) / 2 / ours)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def _time_s(run: Callable[[], object]) -> float:
+    began = time.process_time()
+    run()
+    return time.process_time() - began
+
+
+def main() -> None:
+    """Record, or compare with what was recorded."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__)
+    parser.add_argument("--record", action="store_true")
+    asked = parser.parse_args()
+    found = ratios()
+    if asked.record:
+        told = {"machine": machine(), "ratios": {n: round(x, 3) for n, x in found.items()}}
+        RECORDED.write_text(json.dumps(told, indent=1) + "\n")
+    recorded = json.loads(RECORDED.read_text())["ratios"]
+    fallen = 0
+    for name, ratio in found.items():
+        of_recorded = ratio / recorded[name]
+        is_fallen = of_recorded < LEAST
+        fallen += is_fallen
+        verdict = f"below {LEAST}: slower than recorded" if is_fallen else "well"
+        print(f"{name}: {ratio:.3f}, {of_recorded:.2f} of the recorded ratio: {verdict}")
+    if fallen:
+        print("find what made it slow, or record anew with --record and say why in the commit")
+    sys.exit(1 if fallen else 0)
+
+
+if __name__ == "__main__":
+    main()

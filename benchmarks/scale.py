@@ -1,0 +1,156 @@
+"""What a cluster needs for a rate: cores, partitions, transactions, bytes. A calculation.
+
+    python -m benchmarks.scale --rate 1000000 --candidates 10 --pools 40
+
+The bytes of a request are those that the code here writes; its processor time is measured first,
+or given. Broker figures are assumptions, named in the table, each with a flag.
+"""
+
+import argparse
+import math
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.growth import routed_us
+from benchmarks.yard import Yard, make_options, records_of, request_value
+
+DAY_S = 86_400
+MB = 1e6
+# What `kafka_writer` adds to a request's own bytes in a batch: lengths, offsets, timestamps.
+RECORD_OVERHEAD_BYTES = 12
+PROGRESS_BYTES, ROOT_BYTES, LEAF_BYTES = 250, 345, 44
+# Evidence of an execution, which has no candidates.
+EXECUTED_BYTES = 1500
+# Of a transaction the coordinator writes: its partitions (about once for each that is added
+# together), its offsets, the decision to commit and its end.
+COORDINATOR_WRITES = 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one request is, in bytes and in microseconds of one core."""
+
+    bytes: int
+    lane_bytes: int
+    evidence_bytes: int
+    evidence_zlib: float
+    result_bytes: int
+    router_us: float
+    client_us: float
+
+
+def sampled(candidates: int, size: int, client_us: float) -> Request:
+    """Return what a request costs here, with so many candidates."""
+    yard = Yard(make_options(candidates, 1))
+    effects = [
+        yard.decide(records_of([request_value(n, size)], yard.catalogue.requests)[0])
+        for n in range(50)
+    ]
+    sent, evidence = effects[0].records
+    pressed = zlib.compress(b"".join(e.records[1].value or b"" for e in effects), 6)
+    plain = sum(len(e.records[1].value or b"") for e in effects)
+    headers = sum(len(name) + len(value) for name, value in sent.headers)
+    return Request(
+        bytes=size,
+        lane_bytes=size + headers,
+        evidence_bytes=len(evidence.value or b""),
+        evidence_zlib=len(pressed) / plain,
+        result_bytes=1500,
+        router_us=routed_us(yard),
+        client_us=client_us,
+    )
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What is assumed of the cluster."""
+
+    rate: float
+    pools: int
+    records_per_transaction: int
+    replicas: int
+    broker_mb_s: float
+    broker_writes_s: float
+    headroom: float
+    evidence_days: float
+
+
+def needs(request: Request, assumed: Assumed) -> Iterator[tuple[str, float, str]]:
+    """Yield what is needed, as (what, how much, how it comes about)."""
+    rate, per = assumed.rate, assumed.records_per_transaction
+    each_us = request.router_us + request.client_us
+    yield "processor time of a request, us", each_us, "deciding and signing, and the Kafka client"
+    routers = rate * each_us / 1e6 / assumed.headroom
+    yield "router processes (a core each)", math.ceil(routers), f"at {assumed.headroom:.0%} load"
+    partitions = math.ceil(routers)
+    yield "partitions of ingest", partitions, "one a router at least: a partition has one owner"
+    # The lanes of all pools have as many, and so have hold, results, evidence and the rest.
+    yield "partitions in all", partitions * (2 * assumed.pools + 12), "each topic has as many"
+    yield "transactional producers", partitions * (4 + 2 * assumed.pools), "one a partition read"
+    transactions = 2 * rate / per
+    yield "transactions/s", transactions, f"{per} records each; router and worker"
+    # A router's transaction reaches the lane of each pool that it chose, evidence on any partition.
+    touched = min(assumed.pools, per) + min(partitions, per) + 3
+    yield "partitions that a transaction touches", touched, "each takes a marker when it ends"
+    writes = transactions * (COORDINATOR_WRITES + touched)
+    yield "writes of coordinators and markers/s", writes, "small, but each a request"
+    yield "brokers for these", math.ceil(writes / assumed.broker_writes_s), "see --broker-writes-s"
+    overhead = RECORD_OVERHEAD_BYTES + (PROGRESS_BYTES + ROOT_BYTES) / per + LEAF_BYTES
+    evidence = request.evidence_bytes + EXECUTED_BYTES
+    written = request.bytes + request.lane_bytes + evidence + request.result_bytes + 4 * overhead
+    yield "bytes written for a request", written, "ingest, lane, evidence of two steps, result"
+    yield "of them evidence", evidence, f"zlib leaves {request.evidence_zlib:.0%} of it"
+    total_mb_s = rate * written * assumed.replicas / MB
+    yield "MB/s written in all replicas", total_mb_s, f"{assumed.replicas} replicas"
+    yield (
+        "brokers for these bytes",
+        math.ceil(total_mb_s / assumed.broker_mb_s),
+        "see --broker-mb-s",
+    )
+    pressed = rate * (written - evidence * (1 - request.evidence_zlib)) * assumed.replicas / MB
+    brokers = math.ceil(pressed / assumed.broker_mb_s)
+    yield (
+        "brokers, evidence compressed",
+        brokers,
+        "`compression.type` of its topic",
+    )
+    kept = rate * evidence * request.evidence_zlib * assumed.evidence_days * DAY_S
+    yield "TB of evidence kept", kept * assumed.replicas / 1e12, f"{assumed.evidence_days:g} days"
+
+
+def main() -> None:
+    """Print what is needed as a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--rate", type=float, default=1e6, help="requests per second")
+    parser.add_argument("--candidates", type=int, default=10, help="options that serve a request")
+    parser.add_argument("--pools", type=int, default=40)
+    parser.add_argument("--bytes", type=int, default=1024, help="of a request")
+    parser.add_argument("--client-us", type=float, default=60.0, help="the bare loop's time")
+    parser.add_argument("--records-per-transaction", type=int, default=100)
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--broker-mb-s", type=float, default=500.0, help="that a broker writes")
+    parser.add_argument("--broker-writes-s", type=float, default=100_000.0, help="small ones")
+    parser.add_argument("--headroom", type=float, default=0.6, help="share of a core in use")
+    parser.add_argument("--evidence-days", type=float, default=30.0)
+    asked = parser.parse_args()
+    request = sampled(asked.candidates, asked.bytes, asked.client_us)
+    assumed = Assumed(
+        asked.rate,
+        asked.pools,
+        asked.records_per_transaction,
+        asked.replicas,
+        asked.broker_mb_s,
+        asked.broker_writes_s,
+        asked.headroom,
+        asked.evidence_days,
+    )
+    print(f"{asked.rate:,.0f} requests/s of {asked.bytes:,} bytes, {time.strftime('%Y-%m-%d')}\n")
+    print("| need | | |\n| --- | ---: | --- |")
+    for what, amount, how in needs(request, assumed):
+        print(f"| {what} | {amount:,.0f} | {how} |")
+
+
+if __name__ == "__main__":
+    main()

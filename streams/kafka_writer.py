@@ -1,0 +1,112 @@
+"""A transactional producer on a real Kafka, through aiokafka."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Generator
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
+
+from streams.log import Outgoing, Partition
+from topics.catalogue import OUTPUT_BYTES_MAX
+
+# Larger than any topic takes, so that the broker decides, by the topic's own limit.
+PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
+# Of one produce batch. With the client's default of 16 KB a batch holds one decision's evidence.
+# Far below the smallest `max.message.bytes` that anyone sets, which a batch counts against.
+BATCH_BYTES_MAX = 256 * 1024
+CLOSE_S_MAX = 5.0
+
+_PARTITIONER = DefaultPartitioner()
+
+
+class _Batch:
+    """Records for one partition; awaited, it ends when the broker has them or refuses them."""
+
+    def __init__(self, writer: "KafkaWriter", builder: Any) -> None:
+        self.builder = builder
+        self.sent: Awaitable[object] | None = None
+        self._writer = writer
+
+    def __await__(self) -> Generator[Any, None, object]:
+        if self.sent is None:
+            yield from self._writer.flush().__await__()
+        if self.sent is None:
+            raise AssertionError("a flush sends each batch")
+        return (yield from self.sent.__await__())
+
+
+class KafkaWriter:
+    """A transactional producer that is handed batches, not records.
+
+    The client makes a future for each record that it is handed, wakes whoever waits for it, and
+    looks its topic up again.
+    """
+
+    def __init__(self, producer: AIOKafkaProducer) -> None:
+        self._producer = producer
+        self._connections: list[Any] = []
+        self._open: dict[TopicPartition, _Batch] = {}
+        self._partitions: dict[str, list[int]] = {}
+        self._sending = asyncio.Lock()
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a connection that the last transaction used is gone, even in its commit."""
+        return not all(connection.connected() for connection in self._connections)
+
+    async def begin(self) -> None:
+        """Open a transaction."""
+        await self._producer.begin_transaction()
+        # A topic may have been given more partitions.
+        self._partitions.clear()
+
+    async def send(self, record: Outgoing) -> Awaitable[object]:
+        """Hand a record over; those of one batch share what is returned."""
+        key, value, headers = record.key, record.value, record.headers
+        if value is not None and len(value) > OUTPUT_BYTES_MAX:
+            raise MessageSizeTooLargeError(f"a value of {len(value):,} bytes")
+        number = record.partition
+        if number is None:
+            number = _PARTITIONER(key, await self._partitions_of(record.topic), [])
+        where = TopicPartition(record.topic, number)
+        batch = self._open.get(where)
+        while (
+            batch is None
+            or batch.builder.append(timestamp=None, key=key, value=value, headers=headers) is None
+        ):
+            if batch is not None:
+                await self.flush()
+            batch = self._open[where] = _Batch(self, self._producer.create_batch())
+        return batch
+
+    async def flush(self) -> None:
+        """Let the client have what was handed over. It sends of each partition a batch at once."""
+        async with self._sending:
+            batches, self._open = self._open, {}
+            for (topic, number), batch in batches.items():
+                batch.sent = await self._producer.send_batch(batch.builder, topic, partition=number)
+
+    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
+        """Commit, with the group's offset."""
+        offsets = {TopicPartition(*partition): next_offset}
+        await self._producer.send_offsets_to_transaction(offsets, group)
+        # Where the broker dies in the commit, the client tries again over others, and succeeds.
+        before = list(self._producer.client._conns.values())  # noqa: SLF001
+        await self._producer.commit_transaction()
+        after = self._producer.client._conns.values()  # noqa: SLF001
+        self._connections = [*before, *after]
+
+    async def close(self) -> None:
+        """Close the connections; an answer that never comes is not waited for."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._producer.stop(), CLOSE_S_MAX)
+
+    async def _partitions_of(self, topic: str) -> list[int]:
+        found = self._partitions.get(topic)
+        if found is None:
+            found = sorted(await self._producer.partitions_for(topic))
+            self._partitions[topic] = found
+        return found

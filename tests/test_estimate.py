@@ -1,0 +1,134 @@
+"""The fast forms of estimates are, to the last bit, the formulas that they stand for."""
+
+from dataclasses import replace
+from math import erf, log, sqrt
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_cases import NOW, bulk, some_options, status, views
+from test_roofline import rooflines
+
+from policies.estimate import BUSY_ANYWAY, FULLNESS_MIN, SUSTAINED, Estimate, chance, estimate
+from policies.options import Option
+from policies.roofline import Roofline
+from policies.standing import PoolLoad, running_step_s, standing_of
+from policies.view import FleetView
+from topics import Profile, VariantStatus
+
+FLEET = some_options()
+every_option = st.sampled_from([option for of_pool in FLEET.by_pool.values() for option in of_pool])
+profiles = st.builds(
+    lambda **fields: replace(bulk(), **fields),
+    input_tokens=st.integers(1, 30_000),
+    output_tokens=st.integers(0, 5000),
+    ttft_s=st.none() | st.floats(1e-3, 100),
+    tpot_s=st.none() | st.floats(1e-4, 1),
+    deadline=st.floats(NOW, NOW + 10_000),
+)
+
+
+def plain_estimate(
+    profile: Profile,
+    option: Option,
+    load: PoolLoad,
+    transport_s: float,
+    members: int,
+    wait_s: float,
+) -> Estimate:
+    """The estimate with every term where it is used, as the documents tell it."""
+    roofline = option.roofline
+    speed = load.speed_by_variant.get(option.variant, 1.0)
+    replicas = max(1, load.workers) * option.replicas
+    running = load.running_by_variant.get(option.variant, 0)
+    slots = option.max_batch * replicas
+    context = profile.input_tokens + profile.output_tokens // 2
+    steps = max(0, profile.output_tokens - 1)
+    tokens = profile.input_tokens
+    prefill_s = roofline.iteration_s(tokens, 0, tokens * (0.5 * tokens))
+
+    def step_s(sequences: int) -> float:
+        return roofline.iteration_s(sequences, sequences * context, sequences * context)
+
+    together = min(option.max_batch, running + members)
+    alone_s = roofline.iteration_s(1, 0, 0)
+    if running == 0:
+        idle = not any(load.running_by_variant.values())
+        added_s = (1.0 if idle else BUSY_ANYWAY) * step_s(together) / min(members, together)
+    else:
+        added_s = (step_s(together) - alone_s) / together
+        if wait_s == 0:
+            full = max(FULLNESS_MIN, min(1.0, running / slots))
+            added_s += alone_s * max(full / option.max_batch, SUSTAINED / (running + 1))
+    device_s = prefill_s / speed
+    step = 0.0
+    if steps:
+        device_s += steps * added_s / speed
+        step = step_s(min(option.max_batch, running // replicas + members))
+    pace = speed * option.time_scale
+    others_s = max(0.0, load.round_s - running_step_s(option, load, running))
+    tpot_s = step / pace + others_s
+    ahead = max(0, running + members - slots)
+    queue_s = ahead * max(1, profile.output_tokens) * tpot_s / slots
+    starts_s = wait_s + transport_s + load.backlog_s + queue_s + others_s
+    ttft_s = starts_s + members * prefill_s / pace
+    return Estimate(
+        device_s * option.usd_per_s, ttft_s, tpot_s, ttft_s + steps * tpot_s, prefill_s / pace
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(profiles, every_option, views(FLEET), st.integers(1, 100), st.sampled_from([0.0, 30.0]))
+def test_an_estimate_is_that_of_the_plain_formula(
+    profile: Profile, option: Option, view: FleetView, members: int, wait_s: float
+) -> None:
+    load = view.load(option.pool)
+    plain = plain_estimate(profile, option, load, 0.05, members, wait_s)
+    assert estimate(profile, standing_of(option, load), 0.05, members, wait_s) == plain
+
+
+@settings(max_examples=200, deadline=None)
+@given(profiles, st.floats(1e-5, 1e3), st.floats(1e-5, 10), st.floats(0, 100), st.floats(0.05, 2))
+def test_a_chance_is_the_least_of_those_of_each_limit(
+    profile: Profile, finish_s: float, tpot_s: float, elapsed_s: float, spread: float
+) -> None:
+    found = Estimate(1e-5, finish_s / 2, tpot_s, finish_s, 0.0)
+
+    def below(predicted_s: float, limit_s: float) -> float:
+        if limit_s <= 0:
+            return 0.0
+        return 0.5 * (1.0 + erf(log(limit_s / predicted_s) / (spread * sqrt(2.0))))
+
+    chances = [below(finish_s, profile.deadline - profile.created_at - elapsed_s)]
+    if profile.ttft_s is not None:
+        chances.append(below(finish_s / 2, profile.ttft_s - elapsed_s))
+    if profile.tpot_s is not None and profile.output_tokens > 1:
+        chances.append(below(tpot_s, profile.tpot_s))
+    assert chance(profile, found, elapsed_s, spread) == min(chances)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rooflines, st.integers(1, 500), st.integers(0, 10**6))
+def test_short_forms_of_an_iteration_are_the_iteration(
+    roofline: Roofline, sequences: int, tokens: int
+) -> None:
+    step = roofline.iteration_s(sequences, tokens, tokens)
+    assert roofline.step_s(sequences, tokens) == step
+    prompt = sequences
+    assert roofline.prefill_s(prompt) == roofline.iteration_s(prompt, 0, prompt * (0.5 * prompt))
+
+
+def test_a_standing_is_found_anew_when_something_is_sent_or_reported() -> None:
+    view = FleetView(FLEET)
+    option = FLEET.of("premium", "llama-fp8")
+    assert view.standing(option).obstacle == "pool_unavailable"
+    view.report(status("premium"))
+    first = view.standing(option)
+    assert (first.obstacle, first.running) == (None, 0)
+    assert view.standing(option) is first
+    view.add_sent(option, 0.5)
+    sent = view.standing(option)
+    assert (sent.running, sent.backlog_s) == (1, 0.5 / sent.replicas)
+    view.report(status("premium", variants={"llama-fp8": VariantStatus(7, 0, 1.0)}))
+    assert view.standing(option).running == 7
+    view.prune(NOW + 10_000)
+    assert view.standing(option).obstacle == "pool_unavailable"
