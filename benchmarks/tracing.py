@@ -18,16 +18,16 @@ import platform
 import statistics
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import grpc
 import orjson
 from memory_log import MemoryCluster, MemoryLog
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from stream_cases import Yard, drain, make_notary, make_transactor
@@ -35,31 +35,25 @@ from stream_cases import Yard, drain, make_notary, make_transactor
 from policies import compile_options
 from streams import Outgoing, Router, Telemetry
 from streams.declarations import load_fleet, load_policy
+from streams.otlp import GrpcExporter
 from streams.outbox import Outbox
 from streams.route_spans import RouteSpans
 
+SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 RATIOS: dict[str, float | None] = {"none": None, "10 %": 0.1, "100 %": 1.0}
 GOALS = {"10 %": 0.10, "100 %": 0.50}
 
 
-class _Sink(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 def serve(tell: Connection) -> None:
     """Take spans, and throw them away."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Sink)
-    tell.send(server.server_port)
-    server.serve_forever()
+    server = grpc.server(ThreadPoolExecutor(2))
+    take = grpc.unary_unary_rpc_method_handler(lambda _, __: b"")
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(SERVICE, {"Export": take})]
+    )
+    tell.send(server.add_insecure_port("127.0.0.1:0"))
+    server.start()
+    server.wait_for_termination()
 
 
 class PackagedYard(Yard):
@@ -75,7 +69,7 @@ class PackagedYard(Yard):
         self.outbox = None
         if ratio is not None:
             provider = TracerProvider(ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
-            exporter = OTLPSpanExporter(f"http://127.0.0.1:{port}/v1/traces")
+            exporter = GrpcExporter(f"http://127.0.0.1:{port}", insecure=True)
             self.outbox = Outbox(exporter)
             self.telemetry = Telemetry(provider, self.outbox)
 

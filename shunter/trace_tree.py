@@ -107,8 +107,7 @@ def _choices(events: Sequence[Event]) -> Table:
 
 
 def _choice(said: Mapping[str, Any]) -> Text:
-    names = ("shunter.pool", "shunter.model_variant", "shunter.placement.path")
-    line = Text(" ".join(str(said.get(name, "?")) for name in names))
+    line = Text(str(said.get("shunter.candidate", "?")).partition(":")[0])
     if "shunter.cost.usd" in said:
         line.append(f"  ${said['shunter.cost.usd']:.7f}")
     if "shunter.candidate.finish_s" in said:

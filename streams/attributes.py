@@ -60,14 +60,11 @@ def request(evidence: Evidence) -> Said:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def hardware(placement: Placement) -> Said:
-    """Return where a request was placed."""
+def place(placement: Placement) -> Said:
+    """Return where a request was sent."""
     told: Said = {
         "shunter.pool": placement.pool,
-        "shunter.device": placement.device,
         "shunter.model_variant": placement.model_variant,
-        "shunter.precision": placement.precision,
-        "shunter.region": placement.region,
         "shunter.placement.path": placement.path,
     }
     if placement.batch_id is not None:
@@ -77,18 +74,22 @@ def hardware(placement: Placement) -> Said:
     return told
 
 
+def hardware(placement: Placement) -> Said:
+    """Return what a request ran on."""
+    return place(placement) | {
+        "shunter.device": placement.device,
+        "shunter.precision": placement.precision,
+        "shunter.region": placement.region,
+    }
+
+
 def decision(evidence: Evidence) -> Said:
-    """Return what was decided, why, and what was promised."""
+    """Return what was decided, and why; what was promised is told by the first candidate."""
     told: Said = {"shunter.decision": evidence.step}
     if evidence.reason is not None:
         told["shunter.decision.reason"] = evidence.reason
     if evidence.placement is not None:
-        told |= hardware(evidence.placement)
-    if (promised := evidence.promised) is not None:
-        told["shunter.promised.cost_usd"] = usd(promised.cost_usd)
-        told["shunter.promised.finish_s"] = seconds(promised.finish_s)
-        if promised.chance is not None:
-            told["shunter.promised.chance"] = round(promised.chance, 4)
+        told |= place(evidence.placement)
     if (left_out := len(evidence.candidates) - CANDIDATES_MAX) > 0:
         told["shunter.candidates.left_out"] = left_out
     return told
@@ -126,22 +127,21 @@ def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
 
 
 def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> Said:
-    way = f"{candidate.pool} {candidate.model_variant} {candidate.path}"
+    # Encoding an attribute takes 2 us: what stands in the line for people, such as the path, has no
+    # other unless programs would look for it.
+    line = f"{candidate.pool} {candidate.model_variant} {candidate.path}: {reason}"
     told: Said = {
-        # Pages show the attributes of an event in one line, by name, until that is full.
-        "shunter.candidate": f"{way}: {reason}",
+        # Pages show the attributes of an event by name, in one line, until that is full.
+        "shunter.candidate": line,
         "shunter.candidate.reason": reason,
         "shunter.pool": candidate.pool,
         "shunter.model_variant": candidate.model_variant,
-        "shunter.placement.path": candidate.path,
     }
     if is_chosen:
         told["shunter.candidate.is_chosen"] = True
     cost_usd, finish_s, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
     if cost_usd is not None and finish_s is not None and chance is not None:
-        told["shunter.candidate"] = (
-            f"{way}: {reason}; ${cost_usd:.7f}, {finish_s:.3f} s, {chance:.1%} in time"
-        )
+        told["shunter.candidate"] = f"{line}; ${cost_usd:.7f}, {finish_s:.3f} s, {chance:.1%}"
         told["shunter.cost.usd"] = usd(cost_usd)
         told["shunter.candidate.finish_s"] = seconds(finish_s)
         told["shunter.candidate.chance"] = round(chance, 4)

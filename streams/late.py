@@ -47,7 +47,7 @@ def write_earlier(telemetry: Telemetry, catalogue: Catalogue, record: Record) ->
         context,
         0,
         (routed_at, routed_at),
-        routed if placement is None else {**routed, **a.hardware(placement)},
+        routed if placement is None else {**routed, **a.place(placement)},
     )
     if released_at is not None:
         held: a.Said = {**said, "shunter.hold.seconds": a.seconds(released_at - routed_at)}

@@ -61,9 +61,7 @@ def _exporter() -> SpanExporter:
 
             return HttpExporter()
         if protocol == "grpc":
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - the extra may be missing
-                OTLPSpanExporter as GrpcExporter,
-            )
+            from streams.otlp import GrpcExporter  # noqa: PLC0415 - the extra may be missing
 
             return GrpcExporter()
     except ImportError as error:

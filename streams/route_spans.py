@@ -79,7 +79,7 @@ class RouteSpans(Spans):
         }
         batch = evidence.batch
         if evidence.placement is not None:
-            said |= a.hardware(evidence.placement)
+            said |= a.place(evidence.placement)
         if batch is not None:
             said["messaging.batch.message_count"] = batch.size
         hold_id = self.write(

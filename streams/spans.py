@@ -26,6 +26,8 @@ from topics.evidence import Source, Step
 # Steps on the way to an answer. Any other is worth a trace, sampled or not.
 _ON_THE_WAY: frozenset[Step] = frozenset({"placed", "held", "released", "executed"})
 
+_NONE = Context(0, 0, is_sampled=False)
+
 Links = Sequence[tuple[Context, a.Said]]
 
 
@@ -68,7 +70,8 @@ class Spans(ABC):
             return
         now = self._clock.now()
         for effect in effects:
-            self.effect(effect, list(self._visible(effect, now)))
+            if self._is_of_interest(effect):
+                self.effect(effect, self._visible(effect, now))
 
     def effect(self, effect: Effect, visible: Sequence[Visible]) -> None:
         """Write the spans of one effect, of which these records are traced."""
@@ -118,9 +121,9 @@ class Spans(ABC):
                 span_id=span_id, links=links,
             )  # fmt: skip
 
-    def is_worth_it(self, visible: Visible) -> bool:
+    def is_worth_it(self, evidence: Evidence, effect: Effect) -> bool:
         """Tell whether a request that was not sampled should be traced after all."""
-        return visible.error is not None
+        return evidence.step not in _ON_THE_WAY
 
     def _passed_on(self, outgoing: Outgoing) -> Context | None:
         """Return the context of a record that a stage goes on with; others keep the client's."""
@@ -128,17 +131,27 @@ class Spans(ABC):
             return None
         return Context.of(outgoing.headers)
 
-    def _visible(self, effect: Effect, now: float) -> Iterable[Visible]:
+    def _is_of_interest(self, effect: Effect) -> bool:
+        """Tell whether anything of an effect may be traced: for most, nothing more is looked at."""
+        return any(
+            self._context(out.about).is_sampled or self.is_worth_it(out.tells, effect)
+            for out in effect.records
+            if out.about is not None and isinstance(out.tells, Evidence)
+        )
+
+    def _context(self, record: Record) -> Context:
+        return record.context or self.telemetry.entered(record).context or _NONE
+
+    def _visible(self, effect: Effect, now: float) -> list[Visible]:
         found: dict[Source, Visible] = {}
         sent: dict[bytes, list[Outgoing]] = {}
         for outgoing in effect.records:
             told, about = outgoing.tells, outgoing.about
             if isinstance(told, Evidence) and about is not None:
-                own = about.context or self.telemetry.entered(about).context
-                if own is not None:
-                    mine = sent.setdefault(told.request_id.encode(), [])
-                    # The last piece of evidence of a record tells how it ended.
-                    found[told.source] = Visible(told, about, effect, own, mine, now, own.span_id)
+                own = self._context(about)
+                mine = sent.setdefault(told.request_id.encode(), [])
+                # The last piece of evidence of a record tells how it ended.
+                found[told.source] = Visible(told, about, effect, own, mine, now, own.span_id)
             elif outgoing.value is not None and outgoing.topic != self.catalogue.streams:
                 sent.setdefault(outgoing.key or b"", []).append(outgoing)
         if len(found) == 1:
@@ -150,7 +163,7 @@ class Spans(ABC):
     def _is_traced(self, visible: Visible) -> bool:
         if visible.own.is_sampled:
             return True
-        if not self.is_worth_it(visible):
+        if not self.is_worth_it(visible.evidence, visible.effect):
             return False
         going_on = [c for each in visible.sent if (c := self._passed_on(each)) is not None]
         if going_on:

@@ -10,12 +10,18 @@ from socket import socket
 from typing import Any
 
 import pytest
+from hold_cases import make_batcher
+from hold_cases import run as run_batcher
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
+from stream_cases import START, drain
+from trace_cases import TracedYard
 
 from streams import Telemetry
 from streams.otel import TelemetryError, from_environment
+from streams.otlp import encoded
 from streams.outbox import Outbox
 
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -184,6 +190,28 @@ def test_spans_go_over_http_where_that_is_asked_for(environment: pytest.MonkeyPa
         assert server.seen == ["/v1/traces"]  # type: ignore[attr-defined]
         assert telemetry.dropped_spans == 0
         server.shutdown()
+
+
+async def test_spans_are_encoded_as_the_library_would() -> None:
+    yard = TracedYard()
+    yard.publish(id="c1", deadline=START - 1)
+    for name in ("s1", "s2"):
+        yard.publish(1, id=name, task="summarization")
+    await drain(await yard.run(yard.router()))
+    yard.clock.at += 46.0
+    await (await run_batcher(yard, make_batcher(yard))).step()
+    spans = yard.spans()
+    assert any(span.links for span in spans)
+    assert any(span.events for span in spans)
+    assert any(span.status.description for span in spans)
+    yard.telemetry.write(
+        "kinds", SpanKind.CLIENT, yard.telemetry.begin(), 0, (1.0, 2.0),
+        {"text": "é", "truth": True, "number": -7, "real": 0.5, "list": ["a", "b"], "none": []},
+    )  # fmt: skip
+    spans = yard.spans()
+    assert encoded(spans) == encode_spans(spans)
+    # A second time from what was kept.
+    assert encoded(spans) == encode_spans(spans)
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["dead", "hangs"])

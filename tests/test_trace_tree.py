@@ -35,9 +35,7 @@ def shown(*spans: Span) -> list[str]:
 
 def test_a_tree_shows_when_how_long_where_and_why() -> None:
     candidate = {
-        "shunter.pool": "eu",
-        "shunter.model_variant": "m-fp8",
-        "shunter.placement.path": "direct",
+        "shunter.candidate": "eu m-fp8 direct: cheapest_in_time; $0.0001234, 0.500 s, 97.0%",
         "shunter.candidate.reason": "cheapest_in_time",
         "shunter.candidate.is_chosen": True,
         "shunter.cost.usd": 0.0001234,

@@ -2,10 +2,10 @@
 
 from opentelemetry.trace import SpanKind
 
-from streams import Clock, Telemetry
+from streams import Clock, Effect, Telemetry
 from streams import attributes as a
 from streams.spans import Spans, Visible, batch_of
-from topics import Catalogue, Profile, Result
+from topics import Catalogue, Evidence, Profile, Result
 from workers.ending import Task, released_at
 
 _GEN_AI_OPERATIONS = {"completions": "text_completion"}
@@ -20,11 +20,11 @@ class WorkSpans(Spans):
         super().__init__(telemetry, catalogue, clock)
         self._group = catalogue.worker_group(pool)
 
-    def is_worth_it(self, visible: Visible) -> bool:
+    def is_worth_it(self, evidence: Evidence, effect: Effect) -> bool:
         """Tell whether a request ended badly, or too late."""
-        task = visible.effect.subject
-        is_late = isinstance(task, Task) and visible.evidence.at > task.call.profile.deadline
-        return is_late or super().is_worth_it(visible)
+        task = effect.subject
+        is_late = isinstance(task, Task) and evidence.at > task.call.profile.deadline
+        return is_late or super().is_worth_it(evidence, effect)
 
     def record(self, visible: Visible) -> None:
         """Write the spans of one record."""
@@ -34,7 +34,7 @@ class WorkSpans(Spans):
         if isinstance(task, Task):
             began_at = evidence.at if task.began_at is None else task.began_at
             self._queue(visible, task, began_at)
-            said |= a.hardware(task.call.placement)
+            said |= a.place(task.call.placement)
             said["shunter.deadline.slack_s"] = a.seconds(task.call.profile.deadline - evidence.at)
         said["shunter.ended"] = evidence.step
         fallback = evidence.fallback
