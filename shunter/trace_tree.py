@@ -108,8 +108,8 @@ def _choices(events: Sequence[Event]) -> Table:
 
 def _choice(said: Mapping[str, Any]) -> Text:
     line = Text(str(said.get("shunter.candidate", "?")).partition(":")[0])
-    if "shunter.cost.usd" in said:
-        line.append(f"  ${said['shunter.cost.usd']:.7f}")
+    if "shunter.candidate.cost_usd" in said:
+        line.append(f"  ${said['shunter.candidate.cost_usd']:.7f}")
     if "shunter.candidate.finish_s" in said:
         line.append(f"  {_s(said['shunter.candidate.finish_s'])}")
     if "shunter.candidate.chance" in said:

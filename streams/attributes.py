@@ -127,22 +127,21 @@ def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
 
 
 def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> Said:
-    # Encoding an attribute takes 2 us: what stands in the line for people, such as the path, has no
-    # other unless programs would look for it.
-    line = f"{candidate.pool} {candidate.model_variant} {candidate.path}: {reason}"
     told: Said = {
         # Pages show the attributes of an event by name, in one line, until that is full.
-        "shunter.candidate": line,
+        "shunter.candidate": (
+            f"{candidate.pool} {candidate.model_variant} {candidate.path}: {reason}"
+        ),
         "shunter.candidate.reason": reason,
         "shunter.pool": candidate.pool,
         "shunter.model_variant": candidate.model_variant,
     }
     if is_chosen:
         told["shunter.candidate.is_chosen"] = True
-    cost_usd, finish_s, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
-    if cost_usd is not None and finish_s is not None and chance is not None:
-        told["shunter.candidate"] = f"{line}; ${cost_usd:.7f}, {finish_s:.3f} s, {chance:.1%}"
-        told["shunter.cost.usd"] = usd(cost_usd)
-        told["shunter.candidate.finish_s"] = seconds(finish_s)
-        told["shunter.candidate.chance"] = round(chance, 4)
+    if candidate.cost_usd is not None:
+        told["shunter.candidate.cost_usd"] = usd(candidate.cost_usd)
+    if candidate.finish_s is not None:
+        told["shunter.candidate.finish_s"] = seconds(candidate.finish_s)
+    if candidate.chance is not None:
+        told["shunter.candidate.chance"] = round(candidate.chance, 4)
     return told

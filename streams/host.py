@@ -179,7 +179,7 @@ def run_app(
         _add_health(app, services, is_ready)
         for path, page in (pages or {}).items():
             _add_page(app, path, page)
-    _calm_garbage_collector()
+    calm_garbage_collector()
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
     raise AssertionError("the worker ends the process")
@@ -192,7 +192,7 @@ def _add_page(app: faust.App, path: str, page: Page) -> None:
         return view.bytes(content, content_type=content_type)
 
 
-def _calm_garbage_collector() -> None:
+def calm_garbage_collector() -> None:
     """Look for cycles less often, and never among what was loaded at start.
 
     A request makes a few hundred objects and no cycle of its own. Deciding on one took 213 us with

@@ -16,8 +16,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 from opentelemetry.sdk.trace import ReadableSpan
 
-# Texts kept; those of one request alone, such as its id, push each other out.
-TEXTS_MAX = 4096
+# Attributes kept; those of one request alone, such as its id, push each other out.
+KEPT_MAX = 4096
 
 # That a parent is not of another process is told by its being there at all.
 _FLAGS = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
@@ -82,15 +82,17 @@ def _attributes(attributes: Mapping[str, Any] | None) -> Iterable[KeyValue]:
     return [_attribute(name, value) for name, value in (attributes or {}).items()]
 
 
-def _attribute(name: str, value: object) -> KeyValue:
-    if isinstance(value, str):
-        return _text(name, value)
+def _attribute(name: str, value: Any) -> KeyValue:
+    # A number that is measured is hardly ever seen again, a list can't be looked up.
+    if isinstance(value, str | int):
+        return _kept(name, value)
     return KeyValue(key=name, value=_value(value))
 
 
-@lru_cache(TEXTS_MAX)
-def _text(name: str, value: str) -> KeyValue:
-    return KeyValue(key=name, value=AnyValue(string_value=value))
+# Typed, because 1 and True are one key otherwise.
+@lru_cache(KEPT_MAX, typed=True)
+def _kept(name: str, value: str | int) -> KeyValue:
+    return KeyValue(key=name, value=_value(value))
 
 
 def _value(value: object) -> AnyValue:

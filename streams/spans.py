@@ -133,11 +133,13 @@ class Spans(ABC):
 
     def _is_of_interest(self, effect: Effect) -> bool:
         """Tell whether anything of an effect may be traced: for most, nothing more is looked at."""
-        return any(
-            self._context(out.about).is_sampled or self.is_worth_it(out.tells, effect)
-            for out in effect.records
-            if out.about is not None and isinstance(out.tells, Evidence)
-        )
+        for outgoing in effect.records:
+            told, about = outgoing.tells, outgoing.about
+            if about is None or not isinstance(told, Evidence):
+                continue
+            if self._context(about).is_sampled or self.is_worth_it(told, effect):
+                return True
+        return False
 
     def _context(self, record: Record) -> Context:
         return record.context or self.telemetry.entered(record).context or _NONE

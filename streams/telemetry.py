@@ -62,7 +62,7 @@ class Telemetry:
         """Return a record that comes from outside, with its context and the sampler's decision."""
         if self._provider is None:
             return record
-        return record._replace(context=self._sampled(Context.of(record.headers)))
+        return Record(*record[:-1], self._sampled(Context.of(record.headers)))
 
     def entered(self, record: Record) -> Record:
         """Return a record of an inner topic with its context; what was decided on it stands."""
@@ -81,9 +81,10 @@ class Telemetry:
         """
         if self._provider is None:
             return {}
-        own = self.entered(record).context or self.begin()
+        own = record.context or Context.of(record.headers) or self.begin()
         is_sampled = own.is_sampled or (late_at is not None and self.may_begin_late(late_at))
-        return {h.TRACEPARENT: Context(own.trace_id, self.new_id(), is_sampled).header()}
+        span_id = self._provider.id_generator.generate_span_id()
+        return {h.TRACEPARENT: Context(own.trace_id, span_id, is_sampled).header()}
 
     def batch(self, members: Iterable[Record]) -> dict[str, bytes]:
         """Return the header by which members of a batch know its span, in a trace of its own."""

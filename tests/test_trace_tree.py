@@ -35,10 +35,10 @@ def shown(*spans: Span) -> list[str]:
 
 def test_a_tree_shows_when_how_long_where_and_why() -> None:
     candidate = {
-        "shunter.candidate": "eu m-fp8 direct: cheapest_in_time; $0.0001234, 0.500 s, 97.0%",
+        "shunter.candidate": "eu m-fp8 direct: cheapest_in_time",
         "shunter.candidate.reason": "cheapest_in_time",
         "shunter.candidate.is_chosen": True,
-        "shunter.cost.usd": 0.0001234,
+        "shunter.candidate.cost_usd": 0.0001234,
         "shunter.candidate.finish_s": 0.5,
         "shunter.candidate.chance": 0.97,
     }
