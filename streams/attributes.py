@@ -12,7 +12,7 @@ from topics import Candidate, Evidence, Placement
 Said = dict[str, AttributeValue]
 
 # Of a fleet with more ways to serve a model, the others are counted only.
-CANDIDATES_MAX = 16
+CANDIDATES_MAX = 10
 
 
 def seconds(value: float) -> float:
