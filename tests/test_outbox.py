@@ -208,6 +208,10 @@ async def test_spans_are_encoded_as_the_library_would() -> None:
         "kinds", SpanKind.CLIENT, yard.telemetry.begin(), 0, (1.0, 2.0),
         {"text": "é", "truth": True, "number": -7, "real": 0.5, "list": ["a", "b"], "none": []},
     )  # fmt: skip
+    # One and True are the same key of a dictionary.
+    yard.telemetry.write(
+        "kinds", SpanKind.INTERNAL, yard.telemetry.begin(), 0, (1.0, 2.0), {"truth": 1}
+    )
     spans = yard.spans()
     assert encoded(spans) == encode_spans(spans)
     # A second time from what was kept.
