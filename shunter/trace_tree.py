@@ -9,7 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from shunter.jaeger import Event, Span
-from shunter.story import IN_WORDS
+from streams.live.story import IN_WORDS
 
 # What of a span's attributes answers where, why, how long and what for.
 _PLACE = ("shunter.pool", "shunter.device", "shunter.model_variant", "shunter.precision")

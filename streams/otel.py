@@ -25,14 +25,18 @@ def from_environment(service: str, instance: str) -> Telemetry:
     """
     if not _is_wanted():
         return Telemetry(None)
-    own = {"service.name": f"shunter-{service}", "service.instance.id": instance}
-    # What the environment says of the service wins; the SDK would let ours win.
-    resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource_of(service, instance), shutdown_on_exit=False)
     try:
         return Telemetry(provider, Outbox(_exporter()))
     except ValueError as error:
         raise TelemetryError(f"one of the OTEL_BSP_* variables is unfit: {error}") from error
+
+
+def resource_of(service: str, instance: str) -> Resource:
+    """Return what telemetry says of this process; the environment may name it otherwise."""
+    own = {"service.name": f"shunter-{service}", "service.instance.id": instance}
+    # The SDK would let ours win.
+    return Resource.create({**own, **OTELResourceDetector().detect().attributes})
 
 
 def _is_wanted() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mode import Service
 
 from streams.host import StageService
+from streams.metrics import Metrics
 from streams.notary import Notary
 from streams.run import transactor
 from streams.stage import Observer
@@ -41,9 +42,10 @@ class DrainingService(StageService):
         worker: Worker,
         settings: Settings,
         notary: Notary,
+        metrics: Metrics,
         observers: Sequence[Observer] = (),
     ) -> None:
-        super().__init__(transactor(settings, worker, notary, observers), "worker")
+        super().__init__(transactor(settings, worker, notary, metrics, observers), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 

@@ -15,7 +15,6 @@ from shunter.demo.report import print_traces, report, traces
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams import LogError
-from streams.declarations import load_fleet, load_policy
 from topics import BadRecordError
 from topics.admin import AdminError
 
@@ -84,7 +83,7 @@ def demo(
         jaeger_program=jaeger_program,
     )
     drawn = out.is_terminal and not as_json
-    show = View(out, load_fleet(None), load_policy(None)) if drawn else Lines(err)
+    show = View(out) if drawn else Lines(err)
 
     def tell(outcome: Outcome) -> None:
         if isinstance(show, View):
