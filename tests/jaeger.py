@@ -113,8 +113,9 @@ def running(program: Path, directory: Path) -> Iterator[Jaeger]:
             time.sleep(0.05)
         yield found
     finally:
-        process.terminate()
-        process.wait(10)
+        # All it has is in memory; asked politely it may take over 10 s on a busy machine.
+        process.kill()
+        process.wait()
 
 
 def answers(url: str) -> bool:
