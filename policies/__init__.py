@@ -12,7 +12,14 @@ from policies.declaration import DeclarationError, Problem
 from policies.fleet import Fleet, Pool, parse_fleet
 from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
-from policies.recorded import Inputs, decide_again, inputs_of
+from policies.recorded import (
+    Inputs,
+    ReleaseInputs,
+    decide_again,
+    inputs_of,
+    release_again,
+    release_inputs_of,
+)
 from policies.release import find_target
 from policies.review import review
 from policies.risk import decided_tags
@@ -20,7 +27,7 @@ from policies.second_chance import allow_again
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
 from policies.view import FleetView, idle_view
-from policies.windows import GivenUp, Member, Release, Target, Windows
+from policies.windows import GivenUp, Member, Release, Target, Windows, windows_of
 
 __all__ = [
     "Arrivals",
@@ -38,6 +45,7 @@ __all__ = [
     "Problem",
     "Rates",
     "Release",
+    "ReleaseInputs",
     "Shares",
     "Situation",
     "Tagged",
@@ -55,8 +63,11 @@ __all__ = [
     "operation_of",
     "parse_fleet",
     "parse_policy",
+    "release_again",
+    "release_inputs_of",
     "review",
     "share_out",
     "situation",
     "tag",
+    "windows_of",
 ]

@@ -1,15 +1,19 @@
 """What a decision was made on, small enough to be kept with it, and the decision made again."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, replace
 
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
 from policies.groups import group_of
 from policies.options import Options
 from policies.policy import Policy
+from policies.release import find_target
 from policies.situation import Situation
 from policies.standing import PoolLoad
 from policies.view import FleetView
+from policies.windows import Member, Release, windows_of
 from topics import Profile
 from topics.records import dataclass
 
@@ -25,6 +29,35 @@ class Inputs:
     arrivals_per_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Of a member of the hold, what a release depends on and in which members may differ."""
+
+    id: str
+    held_at: float
+    created_at: float
+    deadline: float
+    window_s: float
+    input_tokens: int
+    output_tokens: int
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseInputs:
+    """Of a situation, what a release depends on beside policy, fleet and its first member.
+
+    ``loads`` are those of the pools that serve the model, ``head`` the members that were looked at
+    in the order they would go, of ``waiting`` in all. In anything else that decides they are like
+    the first, whose profile is in the same evidence.
+    """
+
+    loads: dict[str, PoolLoad]
+    head: tuple[Waiting, ...]
+    waiting: int
+
+
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
     """Return what a decision made now depends on, to be written down before the view changes.
 
@@ -33,13 +66,8 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
         situation: that the decision is made in.
         now: epoch seconds.
     """
-    options = situation.options.by_model.get(profile.model, ())
-    loads = situation.view.loads()
     group = group_of(profile, situation.policy.windows.length_buckets_tokens)
-    return Inputs(
-        {o.pool: loads[o.pool] for o in options if o.pool in loads},
-        situation.arrivals.rate_per_s(group, now),
-    )
+    return Inputs(_loads(profile.model, situation), situation.arrivals.rate_per_s(group, now))
 
 
 def decide_again(
@@ -57,6 +85,63 @@ def decide_again(
     view = _RecordedView(options, inputs.loads)
     arrivals = _RecordedArrivals(inputs.arrivals_per_s)
     return decide(profile, Situation(options, policy, view, arrivals), now)
+
+
+def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:
+    """Return what a release just judged depends on, before the view counts it."""
+    profile = release.head[0].profile
+    head = tuple(_waiting(member) for member in release.head)
+    loads = deepcopy(_loads(profile.model, situation))
+    return ReleaseInputs(loads, head, release.waiting)
+
+
+def release_again(
+    first: Profile, inputs: ReleaseInputs, options: Options, policy: Policy, now: float
+) -> Release | None:
+    """Return the release that these inputs lead to; None where they lead to none.
+
+    Args:
+        first: the profile of the first member, as it was recorded.
+        inputs: as they were recorded.
+        options: of the fleet of the recorded version.
+        policy: of the recorded version.
+        now: when it was judged, epoch seconds.
+    """
+    head = [_member(first, waiting) for waiting in inputs.head]
+    view = _RecordedView(options, inputs.loads)
+    target = find_target(head, Situation(options, policy, view, _RecordedArrivals(0.0)), now)
+    if target is None:
+        return None
+    found = windows_of(policy).judge(head, inputs.waiting, target, now)
+    return found if isinstance(found, Release) else None
+
+
+def _waiting(member: Member) -> Waiting:
+    profile = member.profile
+    return Waiting(
+        profile.id,
+        member.held_at,
+        profile.created_at,
+        profile.deadline,
+        profile.window_s,
+        profile.input_tokens,
+        profile.output_tokens,
+        profile.ttft_s,
+        profile.tpot_s,
+    )
+
+
+def _member(first: Profile, waiting: Waiting) -> Member:
+    own = asdict(waiting)
+    held_at = own.pop("held_at")
+    return Member(replace(first, **own), "", held_at, 0)
+
+
+def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
+    """Return the loads of the pools that serve a model; they change with the view."""
+    loads = situation.view.loads()
+    options = situation.options.by_model.get(model, ())
+    return {o.pool: loads[o.pool] for o in options if o.pool in loads}
 
 
 class _RecordedView(FleetView):

@@ -32,12 +32,13 @@ def find_target(members: Sequence[Member], situation: Situation, now: float) -> 
     what fits, the longest prompt with the longest reply in how long it takes, the earliest deadline
     in when it must be done; each has to be within the cost that they allow. The cheapest that
     finishes in time wins, else the best chance. Requests that may share a batch go one by one where
-    no pool with a batch lane can take them.
+    no pool with a batch lane can take them; then only the first counts.
     """
     first = members[0].profile
     paths: tuple[Path, ...] = ("batch", "direct") if first.batchable else ("direct",)
     for path in paths:
-        targets = _targets(members, path, situation, now)
+        asked = members if path == "batch" else members[:1]
+        targets = _targets(asked, path, situation, now)
         if targets:
             return _best(targets, first.target_chance, situation.policy)
     return None
@@ -116,4 +117,6 @@ def _target(
     spread = ask.situation.policy.estimates.spread
     likely = chance(urgent, found, elapsed_s=elapsed_s, spread=spread)
     offer = candidate(option, path, found, likely, elapsed_s)
-    return Target(option, path, limit, option.kv_capacity_tokens, found, likely, (offer,))
+    return Target(
+        option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)
+    )

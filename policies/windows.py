@@ -1,12 +1,14 @@
 """Batch windows: which held requests to release, when, together. Time is passed in."""
 
 import math
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.estimate import Estimate
 from policies.options import Option
+from policies.policy import Policy
 from topics import Candidate, Envelope, Profile
 from topics.placement import Path
 
@@ -34,6 +36,8 @@ class Target:
     estimate: Estimate
     chance: float
     candidates: tuple[Candidate, ...]
+    asked: int
+    """Of the members it was found for, how many counted, from the first on."""
     is_crowded: bool = False
     """Nothing fits beside what runs there: to go now would wake a replica, or wait for a place."""
 
@@ -51,12 +55,17 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Members of one group that go together. ``slack_s`` is left before their last start."""
+    """Members of one group that go together. ``slack_s`` is left before their last start.
+
+    ``head`` are those that the target was found for, of ``waiting`` in all, in the order they go.
+    """
 
     members: tuple[Member, ...]
     target: Target
     reason: ReleaseReason
     slack_s: float
+    head: tuple[Member, ...]
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,7 @@ class Windows:
         self._share_of = share_of
         self._windows: dict[str, _Window] = {}
         self._groups: dict[str, str] = {}
+        self._tasks: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -130,12 +140,21 @@ class Windows:
         """Return the number of members of each group."""
         return {group: len(window.members) for group, window in self._windows.items()}
 
+    def tasks(self) -> Mapping[str, int]:
+        """Return the number of members of each class; 0 of one that has none any more."""
+        return self._tasks
+
+    def oldest(self) -> dict[str, float]:
+        """Return since when the first member of each group has been held, epoch seconds."""
+        return {g: next(iter(w.members.values())).held_at for g, w in self._windows.items()}
+
     def add(self, member: Member) -> None:
         """Hold a request. One of the same id that is held already is replaced."""
         self.remove(member.profile.id)
         window = self._windows.setdefault(member.group, _Window())
         window.members[member.profile.id] = member
         window.tokens += _tokens(member)
+        self._tasks[member.profile.task] += 1
         self._groups[member.profile.id] = member.group
         window.due_at = min(window.due_at, self._due_at(window, member))
 
@@ -147,6 +166,7 @@ class Windows:
         window = self._windows[group]
         member = window.members.pop(request_id)
         window.tokens -= _tokens(member)
+        self._tasks[member.profile.task] -= 1
         if not window.members:
             del self._windows[group]
         return member
@@ -196,20 +216,37 @@ class Windows:
                         yield GivenUp(member, "pool_unavailable")
                 window.due_at = now + self._retry_s
                 return
-            batch, is_full = self._fill(head, target)
-            last_start = self._last_start(head, target)
-            if target.is_crowded and self._may_wait(head, len(waiting) / len(batch), target, now):
-                window.due_at = now + self._retry_s
+            release = self.judge(head, len(waiting), target, now)
+            if not isinstance(release, Release):
+                window.due_at = release
                 return
-            window_end = min(m.held_at + m.profile.window_s for m in head)
-            reason = _reason(head[0], now, last_start, window_end, is_full=is_full)
-            if reason is None:
-                # More company or more load makes the batch take longer, which moves its last start.
-                ends_at = min(last_start, window_end)
-                window.due_at = min(ends_at, now + max(LOOK_S_MIN, (ends_at - now) / 2))
-                return
-            yield Release(tuple(batch), target, reason, last_start - now)
-            waiting = waiting[len(batch) :]
+            yield release
+            waiting = waiting[len(release.members) :]
+
+    def judge(
+        self, head: Sequence[Member], waiting: int, target: Target, now: float
+    ) -> Release | float:
+        """Return the release of the first members, or when to look at them again.
+
+        Args:
+            head: of those that wait, the first, in the order they would go.
+            waiting: how many wait.
+            target: where the head would go now.
+            now: epoch seconds.
+        """
+        head = head[: target.asked]
+        batch, is_full = self._fill(head, target)
+        last_start = self._last_start(head, target)
+        if target.is_crowded and self._may_wait(head, waiting / len(batch), target, now):
+            return now + self._retry_s
+        window_end = min(m.held_at + m.profile.window_s for m in head)
+        reason = _reason(head[0], now, last_start, window_end, is_full=is_full)
+        if reason is None:
+            # More company or more load makes the batch take longer, which moves its last start.
+            ends_at = min(last_start, window_end)
+            return min(ends_at, now + max(LOOK_S_MIN, (ends_at - now) / 2))
+        slack_s = last_start - now
+        return Release(tuple(batch), target, reason, slack_s, tuple(head), waiting)
 
     def _fill(self, waiting: Sequence[Member], target: Target) -> tuple[Sequence[Member], bool]:
         """Return the members of the next batch, and whether the device takes no more."""
@@ -241,6 +278,17 @@ class Windows:
         if is_full or window.tokens >= target.tokens_max or not member.profile.batchable:
             return 0.0
         return min(self._last_start([member], target), member.held_at + member.profile.window_s)
+
+
+def windows_of(policy: Policy) -> Windows:
+    """Return empty windows with the limits of a policy, and its shares of tenants."""
+    limits = policy.windows
+    return Windows(
+        members_max=limits.members_max,
+        margin_s=limits.margin_s,
+        room_wait_s=limits.room_wait_s,
+        share_of=lambda tenant: policy.limits_of(tenant).share,
+    )
 
 
 def _tokens(member: Member) -> int:

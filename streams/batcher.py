@@ -5,20 +5,31 @@ tombstone for each member in the transaction that sends it. A process that takes
 reads it from the beginning and knows exactly what is held.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from sys import intern
 from typing import Literal
 from zlib import crc32
 
-from policies import GivenUp, Member, Release, Situation, Target, Windows, find_target
+from policies import (
+    GivenUp,
+    Member,
+    Release,
+    ReleaseInputs,
+    Situation,
+    Target,
+    Windows,
+    find_target,
+    release_inputs_of,
+    windows_of,
+)
 from policies.groups import group_of
 from streams.cancellations import Cancellations, message_of
 from streams.clock import Clock
+from streams.held import Held, held_at_of
 from streams.log import Log, LogError, Outgoing, Partition, Record
-from streams.outgoing import Scribe
+from streams.outgoing import Scribe, told
 from streams.payloads import Payloads, Room
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
@@ -41,21 +52,6 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
     "cancelled": ("cancelled", message_of(None)),
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
 }
-
-
-@dataclass(slots=True)
-class _Held:
-    """The memory of one partition."""
-
-    partition: Partition
-    windows: Windows
-    payloads: Payloads
-    next_offset: int = 0
-    committed_offset: int = 0
-    committed_at: float = 0.0
-    unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
-    cancelled: set[str] = field(default_factory=set)
-    """Of what is held, the ids that a client cancelled."""
 
 
 class Batcher:
@@ -84,7 +80,7 @@ class Batcher:
         self._held_records_max = held_records_max
         self._room = Room(held_payload_bytes_max)
         self._log: Log | None = None
-        self._partitions: dict[Partition, _Held] = {}
+        self._partitions: dict[Partition, Held] = {}
 
     @property
     def group(self) -> str:
@@ -110,17 +106,8 @@ class Batcher:
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from its beginning; what is left is what is held."""
-        limits = self._situation.policy.windows
-        held = _Held(
-            partition,
-            Windows(
-                members_max=limits.members_max,
-                margin_s=limits.margin_s,
-                room_wait_s=limits.room_wait_s,
-                share_of=lambda tenant: self._situation.policy.limits_of(tenant).share,
-            ),
-            Payloads(partition, self._room),
-        )
+        windows = windows_of(self._situation.policy)
+        held = Held(partition, windows, Payloads(partition, self._room))
         first, end = (await log.bounds([partition]))[partition]
         held.next_offset = first
         # Known before it is read, so that no cancellation that comes meanwhile is missed.
@@ -198,11 +185,11 @@ class Batcher:
             letter.subject = end.subject
             effects.append(letter)
         if culprits and rest:
-            again = Release(rest, release.target, release.reason, release.slack_s)
-            effects.append(self._release(held, again, now))
+            again = replace(release, members=rest)
+            effects.append(self._release(held, again, None, now))
         return effects
 
-    def _take(self, held: _Held, record: Record) -> None:
+    def _take(self, held: Held, record: Record) -> None:
         held.next_offset = record.offset + 1
         held.unreadable.pop(record.key or b"", None)
         if record.value is None:
@@ -210,7 +197,7 @@ class Batcher:
             return
         try:
             profile = h.read(record.headers, h.PROFILE, Profile)
-            held_at = _held_at(record)
+            held_at = held_at_of(record)
         except BadRecordError as error:
             held.unreadable[record.key or b""] = (record, error)
             return
@@ -228,15 +215,15 @@ class Batcher:
                 held.cancelled.add(request_id)
 
     @staticmethod
-    def _drop(held: _Held, request_id: str) -> None:
+    def _drop(held: Held, request_id: str) -> None:
         held.windows.remove(request_id)
         held.payloads.remove(request_id)
         held.cancelled.discard(request_id)
 
-    async def _due(self, partition: Partition, held: _Held, now: float) -> list[Effect]:
+    async def _due(self, partition: Partition, held: Held, now: float) -> list[Effect]:
         self._situation.view.prune(now)
-        ends: list[Release | GivenUp] = [
-            GivenUp(member, "cancelled")
+        ends: list[tuple[Release | GivenUp, ReleaseInputs | None]] = [
+            (GivenUp(member, "cancelled"), None)
             for request_id in islice(sorted(held.cancelled), RELEASED_MAX)
             if (member := held.windows.find(request_id)) is not None
         ]
@@ -246,25 +233,30 @@ class Batcher:
             return find_target(members, self._situation, now)
 
         for end in held.windows.due(now, target, without=held.cancelled):
-            ends.append(end)
-            released += len(_members(end))
+            inputs = None
             if isinstance(end, Release):
+                # Before the view counts it.
+                inputs = release_inputs_of(end, self._situation)
                 device_s = end.target.estimate.device_s * len(end.members)
                 self._situation.view.add_sent(end.target.option, device_s, len(end.members))
+            ends.append((end, inputs))
+            released += len(_members(end))
             if released >= RELEASED_MAX:
                 break
         if self._log is None:
             raise LogError("work before restore")
-        wanted = [m for end in ends for m in _members(end)]
+        wanted = [m for end, _ in ends for m in _members(end)]
         await held.payloads.load(self._log, [(m.profile.id, m.offset) for m in wanted])
         return [
-            self._release(held, end, now)
+            self._release(held, end, inputs, now)
             if isinstance(end, Release)
             else self._give_up(held, end, now)
-            for end in ends
+            for end, inputs in ends
         ]
 
-    def _release(self, held: _Held, release: Release, now: float) -> Effect:
+    def _release(
+        self, held: Held, release: Release, inputs: ReleaseInputs | None, now: float
+    ) -> Effect:
         target = release.target
         first = release.members[0]
         # A request leads one batch of its partition at most, so its offset names the batch.
@@ -284,7 +276,8 @@ class Batcher:
             batch = None
             if target.path == "batch":
                 batch = Batch(batch_id, index, len(release.members))
-            records += self._release_member(release, member, source, batch, topic, now)
+            of_first = inputs if index == 0 else None
+            records += self._release_member(release, member, source, batch, topic, of_first, now)
         if target.path == "batch":
             self._telemetry.batched(batch_id, topic, traced, now)
         return Effect(None, records, subject=release)
@@ -296,6 +289,7 @@ class Batcher:
         source: Record,
         batch: Batch | None,
         topic: str,
+        inputs: ReleaseInputs | None,
         now: float,
     ) -> list[Outgoing]:
         """Return the request on its lane, its tombstone, and the evidence."""
@@ -311,6 +305,7 @@ class Batcher:
             attempt=profile.attempt,
             fallbacks=profile.fallbacks,
         )
+        is_first = member is release.members[0]
         promised = target.promise(profile, now)
         added = h.encoded(profile=profile, placement=placement, promised=promised, batch=batch)
         added |= {h.RELEASED_AT: repr(now).encode()}
@@ -328,8 +323,11 @@ class Batcher:
             "released",
             now,
             view_version=self._situation.view.version,
-            # A batch is decided on as one; its first member carries the candidates.
-            candidates=target.candidates if batch is None or batch.index == 0 else (),
+            # A batch is decided on as one; its first member carries what it was decided on.
+            candidates=target.candidates if is_first else (),
+            profile=None if inputs is None else told(profile),
+            inputs=inputs,
+            decided_with=None if is_first else release.members[0].profile.id,
             placement=placement,
             promised=promised,
             batch=batch,
@@ -338,7 +336,7 @@ class Batcher:
         )
         return [request, self._tombstone(source), evidence]
 
-    def _give_up(self, held: _Held, end: GivenUp, now: float) -> Effect:
+    def _give_up(self, held: Held, end: GivenUp, now: float) -> Effect:
         profile = end.member.profile
         source = held.payloads.record(profile.id)
         status, message = _GIVEN_UP[end.reason]
@@ -367,7 +365,7 @@ class Batcher:
             self._catalogue.held, record.key or b"", None, partition=record.partition.number
         )
 
-    def _holder(self, member: Member) -> _Held:
+    def _holder(self, member: Member) -> Held:
         """Return where a member is held; its group need not tell, under a policy that changed."""
         return next(
             held
@@ -376,23 +374,10 @@ class Batcher:
         )
 
     @staticmethod
-    def _wants_commit(held: _Held, now: float) -> bool:
+    def _wants_commit(held: Held, now: float) -> bool:
         moved = held.next_offset > held.committed_offset
         return moved and now - held.committed_at >= COMMIT_EVERY_S
 
 
 def _members(end: Release | GivenUp) -> Sequence[Member]:
     return end.members if isinstance(end, Release) else (end.member,)
-
-
-def _held_at(record: Record) -> float:
-    value = h.find(record.headers, h.HELD_AT)
-    try:
-        held_at = float(value or b"")
-    except ValueError:
-        held_at = math.nan
-    if not math.isfinite(held_at):
-        raise BadRecordError(
-            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
-        )
-    return held_at

@@ -1,6 +1,6 @@
 """Records that more than one stage writes: results, evidence, dead letters, tombstones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 from streams.digests import Digests
@@ -42,6 +42,7 @@ class StepDetails(TypedDict, total=False):
     tags: dict[str, Tag] | None
     profile: Profile | None
     inputs: object
+    decided_with: str | None
     candidates: tuple[Candidate, ...]
     placement: Placement | None
     promised: Envelope | None
@@ -229,6 +230,11 @@ class Scribe:
             record, _name_of(record), "dead_lettered", now, reason=reason, message=message
         )
         return Effect(record, [letter, evidence], is_dead_letter=True)
+
+
+def told(profile: Profile) -> Profile:
+    """Return the profile for the evidence: who the client's conversation is with stays out."""
+    return profile if profile.session is None else replace(profile, session=None)
 
 
 def source_of(record: Record) -> Source:

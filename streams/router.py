@@ -1,7 +1,6 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from zlib import crc32
 
@@ -21,7 +20,7 @@ from policies import (
 )
 from streams.clock import Clock
 from streams.log import Log, LogError, Outgoing, Partition, Record
-from streams.outgoing import Scribe
+from streams.outgoing import Scribe, told
 from streams.recent_ids import RecentIds
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
@@ -350,7 +349,7 @@ class Router:
             case.now,
             view_version=self._situation.view.version,
             tags=case.tags,
-            profile=_told(case.profile),
+            profile=told(case.profile),
             inputs=case.inputs,
             candidates=decision.candidates,
             placement=placement,
@@ -359,8 +358,3 @@ class Router:
             reason=decision.reason,
             message=decision.message,
         )
-
-
-def _told(profile: Profile) -> Profile:
-    """Return the profile for the evidence: who the client's conversation is with stays out."""
-    return profile if profile.session is None else replace(profile, session=None)

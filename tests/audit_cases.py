@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import orjson
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 from memory_log import MemoryCluster, MemoryLog
-from stream_cases import MODEL, START, FakeClock, Yard, drain, make_key, make_notary
+from stream_cases import MODEL, START, FakeClock, Yard, drain, make_key, make_notary, make_settings
 
 from shunter.archive import Archive, Archiver
 from shunter.archive.layout import KINDS as ARCHIVE_KINDS
@@ -65,6 +67,25 @@ class Trail:
                     record.timestamp_ms,
                 )
         return cluster
+
+    def publish(self, bootstrap_servers: str, prefix: str) -> Catalogue:
+        """Put these records, and nothing else, on topics of a real Kafka; return their names."""
+        catalogue = Catalogue(make_settings().model_copy(update={"topic_prefix": prefix}))
+        admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        # The records are older than now, or newer; what the broker may change is left as it is.
+        config = {"message.timestamp.after.max.ms": str(2**62), "retention.ms": "-1"}
+        names = {kind: self.topic(kind).replace("yard", prefix, 1) for kind in KINDS}
+        partitions = {topic.name: topic.partitions for topic in catalogue.topics([])}
+        topics = [NewTopic(name, partitions[name], config=config) for name in names.values()]
+        for future in admin.create_topics(topics).values():
+            future.result(20)
+        producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 0})
+        for kind, name in names.items():
+            for record in getattr(self, kind):
+                number, at_ms = record.partition.number, record.timestamp_ms
+                producer.produce(name, record.value, record.key, number, timestamp=at_ms)
+        assert producer.flush(20) == 0
+        return catalogue
 
     async def verified(self, **options: object) -> Findings:
         """Return what an auditor finds on the topics."""

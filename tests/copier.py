@@ -6,7 +6,7 @@ from memory_log import MemoryCluster, MemoryLog
 from stream_cases import drain, make_transactor
 
 from streams.log import Log, Outgoing, Partition, Record
-from streams.stage import Effect, Work
+from streams.stage import Effect, Observer, Work
 from streams.transactor import Transactor
 from topics import Progress
 
@@ -102,10 +102,13 @@ async def take(
     name: str = "a",
     records_max: int = 500,
     log: MemoryLog | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Transactor:
     """Return a transactor that has joined, and holds all partitions."""
     log = log or MemoryLog(cluster, name)
-    transactor = make_transactor(log, stage, "progress", records_max=records_max)
+    transactor = make_transactor(
+        log, stage, "progress", records_max=records_max, observers=observers
+    )
     await transactor.start()
     await cluster.assign(stage.group, {name: [P0, P1]})
     return transactor

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -14,7 +14,7 @@ from policies import situation as new_situation
 from streams import Cancellations, Clock, Outgoing, Record, Scribe, Telemetry, Transactor
 from streams.digests import Digests
 from streams.notary import Notary
-from streams.stage import Stage
+from streams.stage import Observer, Stage
 from topics import (
     Catalogue,
     Evidence,
@@ -250,6 +250,7 @@ def make_transactor(
     notary: Notary | None = None,
     poll_s_max: float = 0.1,
     records_max: int = 500,
+    observers: Sequence[Observer] = (),
 ) -> Transactor:
     return Transactor(
         log,
@@ -259,6 +260,7 @@ def make_transactor(
         poll_s_max=poll_s_max,
         transaction_s_max=60.0,
         poll_records_max=records_max,
+        observers=observers,
     )
 
 

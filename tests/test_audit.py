@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from audit_cases import Archived, Office, Trail, make_trail
+from hold_cases import look
 from stream_cases import START, Yard, drain, make_notary
 from test_notary import router
 from typer.testing import CliRunner
@@ -18,7 +19,7 @@ from shunter.audit.archived import find_request, read_archive, verify_archive
 from shunter.audit.files import write_keys
 from shunter.audit.keyring import Keyring
 from shunter.audit.proofs import ProofError, check_proof, make_proof
-from shunter.audit.replay import replay_steps
+from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import Group, Report, as_csv, as_html
 from shunter.audit.topic import add_key
 from shunter.cli import app
@@ -26,7 +27,7 @@ from shunter.console import UserError
 from shunter.log_reading import Row, row_of
 from streams.log import Outgoing
 from streams.stage import Effect
-from topics import Envelope, Evidence, KeyEntry, Placement, Profile, Source, Usage, encode
+from topics import Batch, Envelope, Evidence, KeyEntry, Placement, Profile, Source, Usage, encode
 from topics.canonical import canonical
 from topics.signing_key import load_signing_key
 
@@ -117,6 +118,47 @@ class TestReplay:
         for step in steps:
             (found,) = replay_steps([step], yard.options, yard.policy)
             assert found.differences == ()
+
+    async def released(self) -> tuple[Yard, list[Evidence]]:
+        """Six of which four fill a batch, and two go when their window ends."""
+        yard = Yard()
+        for n in range(6):
+            yard.publish(id=f"r{n}", task="summarization", session="s")
+        await drain(await yard.run(router(yard)))
+        yard.clock.at += 60
+        await look(yard)
+        return yard, yard.evidence()
+
+    async def test_a_release_comes_out_the_same_and_each_member_names_it(self) -> None:
+        yard, steps = await self.released()
+        released = [step for step in steps if step.step == "released"]
+        assert {step.profile.session for step in released if step.profile} == {None}
+        # Another try of a first member, in another batch, has no say in this one.
+        elsewhere = [replace(s, batch=Batch("9-9", 0, 1)) for s in released if s.profile]
+        assert sorted(step.batch.size for step in released if step.batch) == [2, 2, 4, 4, 4, 4]
+        for step in released:
+            told = steps if step.decided_with is None else [*steps, *elsewhere]
+            found = decisions_on(
+                step.request_id, lambda name, told=told: [s for s in told if s.request_id == name]
+            )
+            held, again = replay_steps(found, yard.options, yard.policy)
+            assert (held.step, again.step) == ("held", "released")
+            assert (held.differences, again.differences) == ((), ())
+            assert again.request_id == (step.decided_with or step.request_id)
+
+    async def test_a_false_release_is_found_out(self) -> None:
+        yard, steps = await self.released()
+        step = next(s for s in steps if s.inputs is not None and s.batch and s.batch.size == 2)
+        assert step.batch is not None
+        assert step.hold is not None
+        for false, told in (
+            (replace(step, reason="full"), "reason: recorded full, found window"),
+            (replace(step, batch=replace(step.batch, size=3)), "members: recorded 3, found 2"),
+            (replace(step, at=step.at - 25), "found that it should have waited"),
+            (replace(step, candidates=step.candidates[1:]), "candidates: recorded"),
+        ):
+            (found,) = replay_steps([false], yard.options, yard.policy)
+            assert told in "; ".join(found.differences)
 
     async def test_a_false_record_is_found_out(self) -> None:
         yard, (step,) = await self.steps()

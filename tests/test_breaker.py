@@ -180,3 +180,17 @@ async def test_a_probe_that_passes_closes_the_circuit_and_one_that_fails_waits_l
     for _ in range(FAILURES_MAX):
         breakers.failed(VARIANT)
     assert breaker.probe_at == pytest.approx(clock.at + 1.0)
+
+
+def test_a_server_that_answers_probes_alone_is_probed_less_and_less_often() -> None:
+    breaker, waits = Breaker(), []
+    for _ in range(6):
+        while not breaker.take(START, is_failure=True):
+            pass
+        waits.append(breaker.probe_at - START)
+        breaker.close()
+    assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    breaker.take(START, is_failure=False)
+    while not breaker.take(START, is_failure=True):
+        pass
+    assert breaker.probe_at - START == 1.0

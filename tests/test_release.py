@@ -97,15 +97,26 @@ def test_a_limit_of_cost_holds_for_the_dearest_member_and_not_only_the_longest()
     assert cost_usd(reads) < limit_usd < cost_usd(writes)
     held = members(*(replace(each, max_cost_usd=limit_usd) for each in (reads, writes)))
     assert held[0].group == held[1].group
-    assert find_target(held, where, NOW) is None
-    assert find_target(held[:1], where, NOW) is not None
+    # No batch of the two; the first goes alone, and the second can't go at all.
+    assert (target_of(held, where).path, target_of(held, where).asked) == ("direct", 1)
+    assert target_of(held[:1], where).path == "batch"
+    assert find_target(held[::-1], where, NOW) is None
 
 
 def test_the_longest_member_tells_what_fits() -> None:
     where = a_situation()
     too_long = bulk(id="long", output_tokens=40_000)
-    for held in (members(bulk(), too_long), members(too_long, bulk())):
-        assert find_target(held, where, NOW) is None
+    assert target_of(members(bulk(), too_long), where).path == "direct"
+    assert find_target(members(too_long, bulk()), where, NOW) is None
+
+
+def test_what_goes_direct_is_promised_what_it_takes_itself() -> None:
+    where = a_situation("premium")
+    urgent, long = (
+        bulk(id="urgent", batchable=False, deadline=NOW + 60),
+        bulk(id="long", batchable=False, output_tokens=3000),
+    )
+    assert target_of(members(urgent, long), where) == target_of(members(urgent), where)
 
 
 def test_the_longest_reply_tells_how_long_a_batch_takes() -> None:

@@ -1,8 +1,12 @@
-"""Two workers of one pool on a model server: they share the work, and one leaves in peace."""
+"""Workers on a model server: two share the work and one leaves in peace; one gets no answer."""
 
 import asyncio
+import copy
+import itertools
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from model_server import Exchange, good, serving
@@ -52,3 +56,59 @@ async def test_a_worker_that_is_stopped_leaves_what_it_can_not_finish_to_the_oth
 
 def asked(exchanges: list[Exchange]) -> list[Exchange]:
     return [exchange for exchange in exchanges if exchange.body.get("stream")]
+
+
+async def test_a_pool_that_answers_no_more_is_left_and_avoided(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    is_mute = asyncio.Event()
+
+    async def falls_silent(x: Exchange) -> None:
+        if "chat" in x.path and is_mute.is_set():
+            await asyncio.Event().wait()
+        await good(x)
+
+    async with serving(falls_silent) as server:
+        pool = FLEET["pools"]["premium-eu"] | {"backend": {"type": "simulated"}}
+        backend = {"type": "openai", "base_url": server.base_url, "first_token_s_max": 1.0}
+        cheap = {
+            "kind": "premium_gpu",
+            "memory_gb": 141,
+            "memory_bandwidth_tb_s": 4.8,
+            "tflops": {"bf16": 989, "fp8": 1979},
+            "usd_per_hour": 0.1,
+        }
+        mute_pool = copy.deepcopy(pool) | {"device": "cheap", "backend": backend}
+        fleet = {"devices": {"cheap": cheap}, "pools": {"mute": mute_pool, "premium-eu": pool}}
+        async with System(kafka, prefix, tmp_path, fleet=fleet, policy_speed=1.0) as system:
+            system.start_all()
+            names = (f"r-{n}" for n in itertools.count())
+
+            async def publish_until(holds: Callable[[Any], bool], what: str) -> None:
+                async def one_does() -> bool:
+                    await system.publish(chat(next(names)))
+                    await system.read()
+                    return any(holds(system.result(name)["placement"]) for name in system.results)
+
+                await eventually(one_does, what, 40)
+
+            await publish_until(lambda p: p["pool"] == "mute", "the cheap pool serves")
+            is_mute.set()
+            await publish_until(lambda p: bool(p["fallbacks"]), "a request falls back")
+            sent = int(next(names)[2:])
+            await system.wait_for_results(f"r-{n}" for n in range(sent))
+            assert {r["status"] for (r,) in system.results.values()} == {"completed"}
+            fell = {f["pool"] for name in system.results for f in fallbacks(system, name)}
+            assert fell == {"mute"}
+            tried = len(asked(server.asked))
+            later = [f"b-{n}" for n in range(20)]
+            for request_id in later:
+                await system.publish(chat(request_id))
+            await system.wait_for_results(later)
+            # Its circuit is open: nothing is sent but a probe now and then.
+            assert len(asked(server.asked)) - tried <= 2
+            assert sum(bool(fallbacks(system, name)) for name in later) <= 2
+
+
+def fallbacks(system: System, request_id: str) -> list[dict[str, str]]:
+    return system.result(request_id)["placement"]["fallbacks"]

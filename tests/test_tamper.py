@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from audit_cases import Archived, Trail, changed, make_trail, resigned
 from memory_log import MemoryLog
-from stream_cases import START, make_key
+from stream_cases import START, make_key, make_settings
 
 from shunter.audit.archived import verify_archive
 from shunter.audit.findings import Findings
 from shunter.audit.topic import verify_topic
+from streams.kafka import KafkaLog
 from streams.log import Partition, Record
 from topics import KeyEntry, Revocation, Root, decode, encode
 from topics.merkle import leaf_hash
@@ -217,6 +218,36 @@ async def test_it_shows_on_the_topics(tamper: Callable[[Trail], None]) -> None:
     trail = await make_trail()
     tamper(trail)
     assert_found(await trail.verified(), TAMPERS[tamper])
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("tamper", TAMPERS, ids=lambda tamper: tamper.__name__)
+async def test_it_shows_on_a_real_kafka(
+    tamper: Callable[[Trail], None], kafka: str, prefix: str
+) -> None:
+    trail = await make_trail()
+    tamper(trail)
+    catalogue = trail.publish(kafka, prefix)
+    log = KafkaLog(make_settings(bootstrap_servers=kafka))
+    try:
+        found = await verify_topic(log, catalogue)
+    finally:
+        await log.leave()
+    assert_found(found, TAMPERS[tamper])
+
+
+@pytest.mark.kafka
+async def test_nothing_shows_on_a_real_kafka_where_nobody_touched_it(
+    kafka: str, prefix: str
+) -> None:
+    trail = await make_trail()
+    log = KafkaLog(make_settings(bootstrap_servers=kafka))
+    try:
+        found = await verify_topic(log, trail.publish(kafka, prefix))
+    finally:
+        await log.leave()
+    assert found.is_good, found.problems
+    assert (found.records, found.roots, found.notes) == (16, 9, [])
 
 
 @pytest.mark.parametrize("tamper", TAMPERS, ids=lambda tamper: tamper.__name__)

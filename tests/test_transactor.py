@@ -1,13 +1,15 @@
 """Exactly once: each rule of the transactor, and what happens where it would be broken."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from copier import P0, P1, Copier, assert_once, fill, make_cluster, succeed, take, values
 from memory_log import Crash, CrashPoint, MemoryCluster, MemoryLog, MemoryWriter, ProcessKilledError
 from stream_cases import drain, make_transactor, soon
 
-from streams.log import LogError, Outgoing
+from streams.log import LogError, Outgoing, Partition
+from streams.stage import Effect
 from topics import Progress, encode, progress_key
 
 
@@ -32,6 +34,29 @@ async def test_each_record_has_its_effect_once_and_progress_moves_with_it(
         assert record.key == progress_key("copiers", "in", number)
         assert record.value == encode(Progress(5))
     await transactor.stop()
+
+
+async def test_observers_see_what_became_visible_and_nothing_else(cluster: MemoryCluster) -> None:
+    names = fill(cluster, 6)
+    seen: list[str] = []
+
+    def observe(partition: Partition, effects: Sequence[Effect]) -> None:
+        seen.extend((effect.records[0].value or b"").decode() for effect in effects)
+        assert set(seen) <= {*values(cluster, "out"), *values(cluster, "dead")}
+        assert all(
+            effect.source is None or effect.source.partition == partition for effect in effects
+        )
+
+    cluster.refuse = lambda record: record.topic == "out" and record.value == b"r2"
+    cluster.crash = Crash("commit", 2)
+    with pytest.raises(ProcessKilledError):
+        await drain(await take(cluster, Copier(), observers=[observe]))
+    died_with = sorted(seen)
+    assert len(died_with) == 3
+    cluster.members.clear()
+    await drain(await take(cluster, Copier(), "successor", observers=[observe]))
+    # The one refused is seen as the dead letter that it became.
+    assert sorted(seen) == names
 
 
 # Rule 1: the predecessor is fenced, what it left open is aborted.

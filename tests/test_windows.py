@@ -37,6 +37,7 @@ def target(**changes: Any) -> Target:
         estimate=Estimate(0.001, 1.0, 0.01, service_s, 0.1),
         chance=0.99,
         candidates=(),
+        asked=1000,
     )
     return replace(found, **changes)
 

@@ -84,7 +84,9 @@ class Evidence:
     profile: Profile | None = None
     """What the decision was made on, of a step that decides."""
     inputs: Any = None
-    """And the state of fleet and arrivals that it was made in; ``policies.Inputs``."""
+    """And the state of fleet and hold that it was made in; see ``policies.recorded``."""
+    decided_with: str | None = None
+    """Of a decision on several at once, the request whose evidence has what it was made on."""
     candidates: tuple[Candidate, ...] = ()
     placement: Placement | None = None
     promised: Envelope | None = None
@@ -100,3 +102,8 @@ class Evidence:
     response_digest: TextDigest | None = None
     reason: str | None = None
     message: str | None = None
+
+    @property
+    def batch_id(self) -> str | None:
+        """The id of the batch, of a step in which there is one."""
+        return None if self.batch is None else self.batch.id

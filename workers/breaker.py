@@ -39,6 +39,8 @@ class Breaker:
         if self.state != "closed":
             return False
         self.last.append(is_failure)
+        if not is_failure:
+            self.probe_after_s = PROBE_AFTER_S
         newest = list(self.last)[-FAILURES_MAX:]
         is_row = len(newest) == FAILURES_MAX and all(newest)
         is_share = len(self.last) == LAST_CALLS and sum(self.last) >= LAST_CALLS * FAILED_SHARE_MAX
@@ -53,9 +55,8 @@ class Breaker:
         self.probe_after_s = min(self.probe_after_s * 2, PROBE_AFTER_S_MAX)
 
     def close(self) -> None:
-        """Send again."""
+        """Send again. A server that answers probes alone is asked less and less often."""
         self.state = "closed"
-        self.probe_after_s = PROBE_AFTER_S
         self.last.clear()
 
 
@@ -73,6 +74,10 @@ class Breakers:
     def state(self, variant: str) -> Circuit:
         """Return the state of a variant's circuit."""
         return self._breakers[variant].state
+
+    def states(self) -> dict[str, Circuit]:
+        """Return the state of each variant's circuit."""
+        return {variant: breaker.state for variant, breaker in self._breakers.items()}
 
     @property
     def is_any_closed(self) -> bool:

@@ -11,7 +11,7 @@ from policies.options import Option, Options
 from policies.policy import Policy
 from policies.release import find_target
 from policies.situation import Situation, situation
-from policies.windows import GivenUp, Member, Release, Target, Windows
+from policies.windows import GivenUp, Member, Release, Target, windows_of
 from topics import Envelope, PoolStatus, Profile
 from topics.placement import Path
 
@@ -57,13 +57,7 @@ class Shunter:
 
     def __init__(self, options: Options, policy: Policy) -> None:
         self.situation: Situation = situation(options, policy)
-        limits = policy.windows
-        self._windows = Windows(
-            members_max=limits.members_max,
-            margin_s=limits.margin_s,
-            room_wait_s=limits.room_wait_s,
-            share_of=lambda tenant: policy.limits_of(tenant).share,
-        )
+        self._windows = windows_of(policy)
         self._held = 0
 
     def hear(self, status: PoolStatus, now: float) -> None:

@@ -1,13 +1,16 @@
 """Making a recorded decision again: the same inputs give the same decision on any machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import orjson
 
-from policies import Inputs, Options, Policy, decide_again
+from policies import Inputs, Options, Policy, ReleaseInputs, decide_again, release_again
 from shunter.console import UserError
-from topics import BadRecordError, Evidence, decode, encode
+from topics import BadRecordError, Candidate, Evidence, Profile, decode, encode
+
+T = TypeVar("T")
 
 # Made after the decision, from what others have had: the tenant's share.
 BY_SHARE = "over_share"
@@ -15,13 +18,32 @@ BY_SHARE = "over_share"
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A decision made again. ``differences`` name field, recorded and found; none where alike."""
+    """A decision made again. ``differences`` name field, recorded and found; none where alike.
 
+    ``request_id`` is that of another where a batch was decided on with its first member.
+    """
+
+    request_id: str
     step: str
     attempt: int
     at: float
     chosen: str
     differences: tuple[str, ...]
+
+
+def decisions_on(request_id: str, read: Callable[[str], Sequence[Evidence]]) -> list[Evidence]:
+    """Return the evidence of a request, and of the releases decided on with another member.
+
+    Args:
+        request_id: its id.
+        read: returns the evidence of a request.
+    """
+    steps = list(read(request_id))
+    for step in tuple(steps):
+        if step.decided_with is not None:
+            others = read(step.decided_with)
+            steps += [o for o in others if o.step == "released" and o.batch_id == step.batch_id]
+    return steps
 
 
 def replay_steps(steps: Sequence[Evidence], options: Options, policy: Policy) -> list[Replayed]:
@@ -48,36 +70,65 @@ def replay_steps(steps: Sequence[Evidence], options: Options, policy: Policy) ->
                     f"the decision {step.step!r} was made with {what} {named}, and this is {given};"
                     f" name the file of that time with --{what}"
                 )
-    return [_again(step, options, policy) for step in decisions]
+    return [
+        (_release_again if step.step == "released" else _decision_again)(step, options, policy)
+        for step in decisions
+    ]
 
 
-def _again(step: Evidence, options: Options, policy: Policy) -> Replayed:
+def _inputs(kind: type[T], step: Evidence) -> tuple[Profile, T]:
     if step.profile is None:
         raise ValueError("a step that was no decision")
     try:
-        inputs = decode(Inputs, orjson.dumps(step.inputs))
+        return step.profile, decode(kind, orjson.dumps(step.inputs))
     except BadRecordError as error:
         raise UserError(f"the inputs of {step.step!r} are of another version: {error}") from error
-    found = decide_again(step.profile, inputs, options, policy, step.at)
-    differences = []
+
+
+def _release_again(step: Evidence, options: Options, policy: Policy) -> Replayed:
+    profile, inputs = _inputs(ReleaseInputs, step)
+    found = release_again(profile, inputs, options, policy, step.at)
+    if found is None:
+        return _replayed(step, (), ["step: recorded released, found that it should have waited"])
+    size = 1 if step.batch is None else step.batch.size
+    slack_s = None if step.hold is None else step.hold.slack_s
+    promised = found.target.promise(profile, step.at)
+    facts = [
+        ("reason", step.reason, found.reason),
+        ("members", size, len(found.members)),
+        ("slack_s", slack_s, found.slack_s),
+        ("promised", step.promised, promised),
+    ]
+    return _replayed(step, found.target.candidates, _unlike(facts))
+
+
+def _decision_again(step: Evidence, options: Options, policy: Policy) -> Replayed:
+    profile, inputs = _inputs(Inputs, step)
+    found = decide_again(profile, inputs, options, policy, step.at)
     action = {"place": "placed", "hold": "held", "reject": "rejected", "expire": "expired"}
     wanted = action[found.action]
-    if found.action == "reject" and step.profile.attempt > 1:
+    if found.action == "reject" and profile.attempt > 1:
         wanted = "failed"
-    if step.reason != BY_SHARE:
-        if step.step != wanted:
-            differences.append(f"step: recorded {step.step}, found {wanted}")
-        if step.reason != found.reason:
-            differences.append(f"reason: recorded {step.reason}, found {found.reason}")
-        if step.promised != found.promised:
-            differences.append(f"promised: recorded {step.promised}, found {found.promised}")
-    recorded = [encode(each) for each in step.candidates]
-    again = [encode(each) for each in found.candidates]
+    facts = [
+        ("step", step.step, wanted),
+        ("reason", step.reason, found.reason),
+        ("promised", step.promised, found.promised),
+    ]
+    differences = [] if step.reason == BY_SHARE else _unlike(facts)
+    return _replayed(step, found.candidates, differences)
+
+
+def _unlike(facts: Sequence[tuple[str, object, object]]) -> list[str]:
+    return [f"{name}: recorded {a}, found {b}" for name, a, b in facts if a != b]
+
+
+def _replayed(step: Evidence, found: Sequence[Candidate], differences: list[str]) -> Replayed:
+    recorded, again = ([encode(each) for each in side] for side in (step.candidates, found))
     if recorded != again:
         differences.append(f"candidates: {_first_unlike(recorded, again)}")
-    best = found.candidates[0] if found.candidates else None
+    best = found[0] if found else None
     chosen = "none" if best is None else f"{best.pool} {best.model_variant} {best.path}"
-    return Replayed(step.step, step.profile.attempt, step.at, chosen, tuple(differences))
+    return Replayed(step.request_id, step.step, step.attempt, step.at, chosen, tuple(differences))
 
 
 def _first_unlike(recorded: Sequence[bytes], found: Sequence[bytes]) -> str:

@@ -13,9 +13,9 @@ import orjson
 import typer
 
 from policies import compile_options
-from shunter.audit.replay import replay_steps
+from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import Report, as_csv, as_html
-from shunter.audit.source import open_trail
+from shunter.audit.source import Trail, open_trail
 from shunter.client import note
 from shunter.console import (
     ArchiveUrl,
@@ -61,7 +61,7 @@ def report(
     Example: shunter audit report --from 2026-11-01 --to 2026-12-01 --format html --output nov.html
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    found = Report(_time(start, 0.0), _time(end, math.inf))
+    found = Report(time_of(start, 0.0), time_of(end, math.inf))
     trail = open_trail(archive, settings)
     trail.each("evidence", lambda row: found.add(row.value or b""))
     if found.unreadable:
@@ -95,6 +95,16 @@ def export(
         raise UserError(f"{directory}: {error.strerror}") from error
 
 
+def _steps(trail: Trail, request_id: str) -> list[Evidence]:
+    steps = []
+    for row in trail.of_request(request_id):
+        try:
+            steps.append(decode(Evidence, row.value or b""))
+        except BadRecordError as error:
+            note(f"{row.where} is left out: {error.message}")
+    return steps
+
+
 def replay(
     request_id: Annotated[str, typer.Argument(metavar="ID", help="The id of a request.")],
     fleet: FleetFile = None,
@@ -114,12 +124,8 @@ def replay(
     settings = settings_from(
         bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, fleet=fleet, policy=policy
     )
-    steps = []
-    for row in open_trail(archive, settings).of_request(request_id):
-        try:
-            steps.append(decode(Evidence, row.value or b""))
-        except BadRecordError as error:
-            note(f"{row.where} is left out: {error.message}")
+    trail = open_trail(archive, settings)
+    steps = decisions_on(request_id, lambda name: _steps(trail, name))
     if not steps:
         raise UserError(f"nothing is known of request {request_id!r}")
     options = compile_options(load_fleet(settings.fleet))
@@ -128,7 +134,8 @@ def replay(
         typer.echo(orjson.dumps(replayed).decode())
     for each in () if as_json else replayed:
         verdict = "differs" if each.differences else "the same again"
-        line = f"{each.step}, attempt {each.attempt}: {verdict}, {each.chosen} first"
+        with_ = "" if each.request_id == request_id else f", decided on with {each.request_id}"
+        line = f"{each.step}, attempt {each.attempt}{with_}: {verdict}, {each.chosen} first"
         out.print(line, markup=False, highlight=False, soft_wrap=True)
         for difference in each.differences:
             out.print(f"  {difference}", markup=False, highlight=False, soft_wrap=True)
@@ -136,7 +143,12 @@ def replay(
         raise typer.Exit(1)
 
 
-def _time(text: str | None, default: float) -> float:
+def time_of(text: str | None, default: float) -> float:
+    """Return a time that a user gave, epoch seconds.
+
+    Raises:
+        UserError: it is none.
+    """
     if text is None:
         return default
     try:

@@ -9,7 +9,9 @@ from typing import Any
 
 from memory_log import MemoryWriter
 
+from policies import Rates, release_inputs_of
 from simulation.cluster import SimLog
+from simulation.requests import HURRIED
 from streams import Batcher, Canceller, Router
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.progress import read_progress
@@ -259,6 +261,27 @@ class GivesUpInSilence(Batcher):
     def _give_up(self, held: Any, end: Any, now: float) -> Effect:
         effect = super()._give_up(held, end, now)
         return Effect(None, [r for r in effect.records if r.value is None], subject=end)
+
+
+class WritesInputsLate(Batcher):
+    """Notes what a release was judged on when the view has counted it already."""
+
+    def _release(self, held: Any, release: Any, inputs: Any, now: float) -> Effect:
+        inputs = release_inputs_of(release, self._situation)
+        return super()._release(held, release, inputs, now)
+
+
+class _OneRate(Rates):
+    def wait_s(self, tenant: str, at: float, part: float) -> float:
+        return super().wait_s(HURRIED, at, part)
+
+
+class LimitsEverybody(Router):
+    """Holds all tenants to the rate of one of them."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._rates = _OneRate(self._situation.policy)
 
 
 class EvidencesNoCancellation(Canceller):

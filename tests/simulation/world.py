@@ -43,6 +43,8 @@ classes:
      longest_wait_s: 15, output_tokens: 100}
 data_classes:
   regulated: {regions: [eu-west]}
+tenants:
+  hurried: {rate_per_s: 0.5}
 windows: {members_max: 4, margin_s: 2.0, length_buckets_tokens: [512, 2048], prior_rate_per_s: 0.5}
 """
 

@@ -1,0 +1,43 @@
+"""What a batcher remembers of one partition of the hold."""
+
+import math
+from dataclasses import dataclass, field
+
+from policies import Windows
+from streams.log import Partition, Record
+from streams.payloads import Payloads
+from topics import BadRecordError
+from topics import headers as h
+
+
+@dataclass(slots=True)
+class Held:
+    """The memory of one partition of the hold."""
+
+    partition: Partition
+    windows: Windows
+    payloads: Payloads
+    next_offset: int = 0
+    committed_offset: int = 0
+    committed_at: float = 0.0
+    unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+    """Of what is held, the ids that a client cancelled."""
+
+
+def held_at_of(record: Record) -> float:
+    """Return since when a record is held, epoch seconds.
+
+    Raises:
+        BadRecordError: the header is no time.
+    """
+    value = h.find(record.headers, h.HELD_AT)
+    try:
+        held_at = float(value or b"")
+    except ValueError:
+        held_at = math.nan
+    if not math.isfinite(held_at):
+        raise BadRecordError(
+            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
+        )
+    return held_at
