@@ -7,6 +7,9 @@ import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from sys import intern
+from typing import Any
+
+import orjson
 
 from benchmarks.figures import Figure, compared
 from benchmarks.ground import Ground, Watch, beat, ground
@@ -15,6 +18,7 @@ from benchmarks.throughput import Hall
 from benchmarks.yard import NOW, Yard, make_options, records_of, request_value
 from policies import Member, Windows, find_target
 from policies.groups import group_of
+from streams.declarations import load_policy
 from streams.log import Outgoing, Partition, Record
 from streams.payloads import Payloads, Room
 from streams.thrift import share_common
@@ -49,7 +53,9 @@ async def released_per_s(hall: Hall, count: int) -> float:
         load = Load(0, is_mixed=True)
         fleet = here.directory / f"{here.prefix}.yaml"
         fleet.write_text(load.fleet())
-        here.start("shunter", "router", SHUNTER_FLEET=str(fleet))
+        policy = here.directory / f"{here.prefix}-policy.yaml"
+        policy.write_bytes(orjson.dumps(roomless()))
+        here.start("shunter", "router", SHUNTER_FLEET=str(fleet), SHUNTER_POLICY=str(policy))
         try:
             lanes = [here.catalogue.pool_lane(pool, "batch") for pool in options.by_pool]
             async with Watch(here, lanes) as watch:
@@ -58,6 +64,14 @@ async def released_per_s(hall: Hall, count: int) -> float:
         finally:
             beating.cancel()
             await here.delete()
+
+
+def roomless() -> dict[str, Any]:
+    """Return the packaged policy, in which a full batch does not wait for room beside others."""
+    policy = load_policy(None)
+    windows = policy.windows.model_copy(update={"room_wait_s": 0.0})
+    changed = policy.model_copy(update={"windows": windows})
+    return changed.model_dump(mode="json", exclude_none=True)
 
 
 async def _fill(here: Ground, yard: Yard, count: int) -> None:
