@@ -34,11 +34,20 @@ IN_MEMORY = 50_000
 
 
 def held_records(yard: Yard, count: int, size: int = 1024) -> Iterator[Outgoing]:
-    """Yield records of the hold as the router writes them, by turns of some groups."""
-    for number in range(count):
-        hints = {"input_tokens": INPUT_TOKENS[number % len(INPUT_TOKENS)], "output_tokens": 100}
+    """Yield records of the hold as the router writes them, by turns of some groups.
+
+    One of each group is decided on, and the others are like it but for their ids.
+    """
+    first = []
+    for number, tokens in enumerate(INPUT_TOKENS):
+        hints = {"input_tokens": tokens, "output_tokens": 100}
         value = request_value(number, size, created_at=yard.now, hints=hints, **WAITING)
-        yield yard.decide(records_of([value], yard.catalogue.requests)[0]).records[0]
+        first.append(yard.decide(records_of([value], yard.catalogue.requests)[0]).records[0])
+    for number in range(count):
+        like = first[number % len(first)]
+        old, new = like.key or b"", b"r-%09d" % number
+        headers = [(name, value.replace(old, new)) for name, value in like.headers]
+        yield Outgoing(like.topic, new, (like.value or b"").replace(old, new), headers)
 
 
 async def released_per_s(hall: Hall, count: int) -> float:
@@ -153,10 +162,11 @@ def bytes_each(count: int = IN_MEMORY) -> float:
 
 def hold(hall: Hall) -> list[Figure]:
     """Return the figures of the hold."""
-    count = hall.records(20_000)
+    # A transaction releases up to 1,000, so that few of them tell nothing.
+    count = hall.records(100_000)
     ours, theirs = [], []
     for _ in range(hall.rounds):
-        theirs.append(hall.measure(bare(), Load(count, is_mixed=True)))
+        theirs.append(hall.measure(bare(), Load(hall.records(20_000), is_mixed=True)))
         ours.append(asyncio.run(released_per_s(hall, count)))
         print(f"  batcher: {ours[-1]:,.0f}/s", flush=True)
     few, many = Filled(FEW), Filled(int(MANY * hall.scale))
