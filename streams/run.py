@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from mode import Service
@@ -21,12 +21,13 @@ from streams.host import FollowerService, StageService, TelemetryService, run_ap
 from streams.kafka import KafkaLog
 from streams.live.page import LivePage
 from streams.metrics import Metrics, MetricsService
-from streams.metrics.gauges import hold_gauges, target_gauges
+from streams.metrics.gauges import hold_gauges, span_gauges, target_gauges
 from streams.notary import Notary
+from streams.otel import from_environment
 from streams.outgoing import Scribe
+from streams.route_spans import RouteSpans
 from streams.router import Router
-from streams.stage import Stage
-from streams.telemetry import from_environment
+from streams.stage import Observer, Stage
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
@@ -59,7 +60,13 @@ def notary_services(settings: Settings, notary: Notary) -> list[Service]:
     ]
 
 
-def transactor(settings: Settings, stage: Stage, notary: Notary, metrics: Metrics) -> Transactor:
+def transactor(
+    settings: Settings,
+    stage: Stage,
+    notary: Notary,
+    metrics: Metrics,
+    observers: Sequence[Observer] = (),
+) -> Transactor:
     """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
     log = KafkaLog(settings, metrics.timed)
     metrics.watch(stage.group, log)
@@ -72,7 +79,7 @@ def transactor(settings: Settings, stage: Stage, notary: Notary, metrics: Metric
         poll_records_max=settings.poll_records_max,
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
-        observers=[metrics.observer],
+        observers=[metrics.observer, *observers],
     )
 
 
@@ -98,6 +105,7 @@ def run_router(settings: Settings) -> NoReturn:
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     fleet = load_fleet(settings.fleet)
     options, policy = compile_options(fleet), load_policy(settings.policy)
@@ -133,9 +141,11 @@ def run_router(settings: Settings) -> NoReturn:
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
     signal = AutoscalingSignal(shared, batcher, clock)
+    spans = [RouteSpans(telemetry, catalogue, clock)]
     page = LivePage(settings, options, policy, clock)
     metrics = Metrics(options, policy, tenants_max=settings.metrics_tenants_max)
-    for source in (signal.gauges, hold_gauges(batcher, policy, clock), target_gauges(policy)):
+    gauges = [signal.gauges, hold_gauges(batcher, policy, clock), target_gauges(policy)]
+    for source in [*gauges, span_gauges(lambda: telemetry.dropped_spans)]:
         metrics.gauges.read_from(source)
     run_app(
         "router",
@@ -146,8 +156,8 @@ def run_router(settings: Settings) -> NoReturn:
             *notary_services(settings, notary),
             FollowerService(FleetFollower(settings, shared.view)),
             FollowerService(CancellationFollower(settings, cancellations)),
-            StageService(transactor(settings, router, notary, metrics), "router"),
-            StageService(transactor(settings, batcher, notary, metrics), "batcher"),
+            StageService(transactor(settings, router, notary, metrics, spans), "router"),
+            StageService(transactor(settings, batcher, notary, metrics, spans), "batcher"),
             StageService(
                 transactor(settings, Canceller(scribe, clock), notary, metrics), "canceller"
             ),

@@ -21,6 +21,7 @@ from streams.notary import Notary
 from streams.progress import read_progress
 from streams.stage import Effect, Observer, Stage, Work
 from topics import Progress, encode, progress_key
+from topics import headers as h
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +291,10 @@ class Transactor:
         if at is None or effect.is_dead_letter:
             what = "its share of every transaction" if at is None else "even a dead letter"
             raise LogError(f"{record.topic} refuses {what}: {error}") from error
-        logger.warning("%s refused a record, which is replaced: %s", record.topic, error)
+        trace = {"trace_id": h.trace_id(record.headers)}
+        logger.warning(
+            "%s refused a record, which is replaced: %s", record.topic, error, extra=trace
+        )
         work.effects[at : at + 1] = self._stage.refused(effect, record, error)
 
     def _progress_record(self, partition: Partition, progress: Progress) -> Outgoing:

@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     metrics_tenants_max: int = Field(default=20, ge=0, le=1000)
     """Most tenants that metrics name, those of the policy first; the others are one, ``other``."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["pretty", "json"] = "pretty"
+    """Lines for people, or one JSON object a line; both name the trace of a request."""
+    jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
+    """Page of the Jaeger that `shunter trace` reads from."""
 
     def kafka_options(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.
