@@ -92,6 +92,9 @@ class Outbox:
         closing = threading.Thread(target=self._processor.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_S_MAX)
+        if closing.is_alive():
+            # No more tries: the thread that sends ends, as soon as its call does.
+            self._exporter.shutdown()
         left = self._put - self._exporter.sent - self._exporter.failed
         if left > 0:
             self._refused += left

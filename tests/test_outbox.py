@@ -228,7 +228,9 @@ def test_a_grpc_endpoint_that_is_dead_or_hangs_holds_up_nothing(
             deaf.listen()
         environment.setenv(TRACES, f"http://127.0.0.1:{deaf.getsockname()[1]}")
         environment.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+        environment.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
         environment.setattr("streams.outbox.CLOSE_S_MAX", 0.2)
+        before = set(threading.enumerate())
         telemetry = from_environment("router", "r-0")
         began = time.monotonic()
         write(telemetry, 500)
@@ -236,3 +238,8 @@ def test_a_grpc_endpoint_that_is_dead_or_hangs_holds_up_nothing(
         telemetry.close()
         assert time.monotonic() - began < 2.0
         assert telemetry.dropped_spans > 400
+        # Its thread doesn't try again and again, which in here would stir the random numbers of
+        # other tests.
+        for thread in set(threading.enumerate()) - before:
+            thread.join(3.0)
+            assert not thread.is_alive()
