@@ -4,7 +4,7 @@ from typing import Literal
 
 from policies.constraints import PASSING, explain, has_lane, refusal
 from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
-from policies.groups import group_of
+from policies.groups import group_in
 from policies.options import Option, Options
 from policies.policy import Policy
 from policies.situation import Situation
@@ -79,7 +79,7 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
             "deadline_passed",
             message=f"the deadline passed {late_s:.1f} s before the request was routed",
         )
-    group = group_of(profile, situation.policy.windows.length_buckets_tokens)
+    group = group_in(profile, situation)
     policy, standing_of = situation.policy, situation.view.standing
     assumed, rate_per_s = policy.estimates, situation.arrivals.rate_per_s(group, now)
     elapsed_s = now - profile.created_at

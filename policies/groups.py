@@ -3,7 +3,13 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from policies.situation import Situation
 from topics import Profile, encode
+
+
+def group_in(profile: Profile, situation: Situation) -> str:
+    """Return the name of a request's group under the policy in force."""
+    return group_of(profile, situation.policy.windows.length_buckets_tokens)
 
 
 def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """The autoscaling signal of every pool, as JSON for KEDA and as Prometheus metrics."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -25,7 +25,7 @@ class AutoscalingSignal(Collector):
     one. What waits unread in a lane, beyond what its workers have taken, is lag of their group.
     """
 
-    def __init__(self, situation: Situation, batcher: Batcher, clock: Clock) -> None:
+    def __init__(self, situation: Callable[[], Situation], batcher: Batcher, clock: Clock) -> None:
         self._situation = situation
         self._batcher = batcher
         self._clock = clock
@@ -42,7 +42,7 @@ class AutoscalingSignal(Collector):
         held = self._held(now)
         return {
             pool: self._signal(pool, options[0], held.get(pool, ()))
-            for pool, options in self._situation.options.by_pool.items()
+            for pool, options in self._situation().options.by_pool.items()
         }
 
     def page(self) -> bytes:
@@ -70,7 +70,7 @@ class AutoscalingSignal(Collector):
         yield from (needed, workers, backlog)
 
     def _signal(self, pool: str, option: Option, held: Iterable[float]) -> dict[str, Any]:
-        reports = self._situation.view.reports(pool)
+        reports = self._situation().view.reports(pool)
         due = total([*(report.demand_s for report in reports), tuple(held)])
         needed = replicas_needed(due)
         return {
@@ -94,6 +94,6 @@ class AutoscalingSignal(Collector):
         return {pool: demand(found, now) for pool, found in work.items()}
 
     def _cheapest(self, profile: Profile) -> Option | None:
-        serving = self._situation.options.by_model.get(profile.model, ())
+        serving = self._situation().options.by_model.get(profile.model, ())
         able = [option for option in serving if refusal(profile, option) is None]
         return min(able, key=lambda o: (device_s(profile, o) * o.usd_per_s, o.pool), default=None)

@@ -1,12 +1,23 @@
-"""The files that users declare fleet and policy in, read once at start."""
+"""What users declare fleet and policy in: files read at start, and texts on the policies topic."""
 
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from policies import Fleet, Policy, parse_fleet, parse_policy
 from policies.declaration import DeclarationError, Problem
+from topics import PolicyChange, PolicyLog
+from topics.policy_log import DeclaredKind
 
 _PACKAGED = resources.files("policies.defaults")
+
+
+@dataclass(frozen=True, slots=True)
+class Declarations:
+    """A fleet and a policy that are in force together."""
+
+    fleet: Fleet
+    policy: Policy
 
 
 def packaged(name: str) -> str:
@@ -37,6 +48,53 @@ def load_policy(path: Path | None) -> Policy:
     """
     text, name = _read(path, "policy.yaml")
     return parse_policy(text, name)
+
+
+def text_of(declaration: Fleet | Policy) -> str:
+    """Return a declaration as JSON that is complete: what was packaged is written out."""
+    return declaration.model_dump_json(by_alias=True)
+
+
+def declared_by(said: PolicyLog, change: PolicyChange, own: Declarations) -> Declarations:
+    """Return what a change puts in force; ``own`` counts for what it leaves open.
+
+    Raises:
+        DeclarationError: a text is missing, can't be read here, or is not that of its version.
+    """
+    fleet, policy = own.fleet, own.policy
+    if change.fleet is not None:
+        fleet = published_fleet(said, change.fleet)
+    if change.policy is not None:
+        policy = published_policy(said, change.policy)
+    return Declarations(fleet, policy)
+
+
+def published_policy(said: PolicyLog, version: str) -> Policy:
+    """Return a policy by its version. Raises DeclarationError."""
+    policy = parse_policy(*_published(said, "policy", version))
+    _refuse_another("policy", version, policy.version)
+    return policy
+
+
+def published_fleet(said: PolicyLog, version: str) -> Fleet:
+    """Return a fleet by its version. Raises DeclarationError."""
+    fleet = parse_fleet(*_published(said, "fleet", version))
+    _refuse_another("fleet", version, fleet.version)
+    return fleet
+
+
+def _published(said: PolicyLog, kind: DeclaredKind, version: str) -> tuple[str, str]:
+    name, found = f"{kind} {version}", said.find(kind, version)
+    if found is None:
+        raise DeclarationError([Problem(name, "", "", "is not on the topic")])
+    return found.text, name
+
+
+def _refuse_another(kind: DeclaredKind, named: str, found: str) -> None:
+    """A field that was lost, or whose default is another here, shows in the digest."""
+    if named != found:
+        message = f"reads as version {found} here; does it come from another version of Shunter?"
+        raise DeclarationError([Problem(f"{kind} {named}", "", "", message)])
 
 
 def _read(path: Path | None, default: str) -> tuple[str, str]:

@@ -33,13 +33,16 @@ class TopicFollower(ABC):
         ends = await self._consumer.end_offsets(assigned)
         behind = {partition: end for partition, end in ends.items() if end}
         while behind:
-            await self.step(timeout_s=0.1)
+            await self._read(0.1)
             for partition in list(behind):
                 if await self._consumer.position(partition) >= behind[partition]:
                     del behind[partition]
 
     async def step(self, timeout_s: float) -> None:
         """Take in what has come."""
+        await self._read(timeout_s)
+
+    async def _read(self, timeout_s: float) -> None:
         try:
             polled = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000))
             found = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}

@@ -19,6 +19,7 @@ from policies import (
     tag,
 )
 from streams.clock import Clock
+from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
 from streams.recent_ids import RecentIds
@@ -93,6 +94,11 @@ class Router:
     def topics(self) -> Sequence[str]:
         """Ingest, and what comes back for another try."""
         return (self._catalogue.requests, self._catalogue.reroutes)
+
+    def take_terms(self, terms: Terms) -> None:
+        """Go on under other terms. Only while no work is under way."""
+        self._situation, self._scribe, self._tokens = terms.situation, terms.scribe, terms.tokens
+        self._rates.policy = self._shares.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Read back what ids came last; no decision must depend on anything else before."""

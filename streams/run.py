@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NoReturn
 
 from mode import Service
@@ -13,14 +13,16 @@ from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
 from streams.clock import Clock, SystemClock
-from streams.declarations import load_fleet, load_policy
+from streams.declarations import Declarations, load_fleet, load_policy
 from streams.digests import Digests, SaltFollower
 from streams.fleet_follower import FleetFollower
 from streams.heads import HeadsService
 from streams.host import FollowerService, StageService, TelemetryService, run_app
+from streams.in_force import InForce, Terms
 from streams.kafka import KafkaLog
 from streams.notary import Notary
 from streams.outgoing import Scribe
+from streams.policy_follower import PolicyFollower
 from streams.router import Router
 from streams.stage import Stage
 from streams.telemetry import from_environment
@@ -59,7 +61,12 @@ def notary_services(settings: Settings, notary: Notary) -> list[Service]:
     ]
 
 
-def transactor(settings: Settings, stage: Stage, notary: Notary) -> Transactor:
+def transactor(
+    settings: Settings,
+    stage: Stage,
+    notary: Notary,
+    before_step: Callable[[], None] = lambda: None,
+) -> Transactor:
     """Return a transactor that drives the stage over the Kafka of these settings."""
     return Transactor(
         KafkaLog(settings),
@@ -70,6 +77,7 @@ def transactor(settings: Settings, stage: Stage, notary: Notary) -> Transactor:
         poll_records_max=settings.poll_records_max,
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
+        before_step=before_step,
     )
 
 
@@ -79,8 +87,14 @@ def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
     Raises:
         AdminError: Kafka can't be reached, or a topic is missing or has other partitions.
     """
+    asyncio.run(_check_topics(settings, topics))
+
+
+async def _check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
     wanted = {topic.name: topic.partitions for topic in topics}
-    found = asyncio.run(partition_counts(settings, wanted))
+    if not wanted:
+        return
+    found = await partition_counts(settings, wanted)
     for name, partitions in wanted.items():
         if found[name] != partitions:
             raise AdminError(
@@ -101,18 +115,18 @@ def run_router(settings: Settings) -> NoReturn:
     tokens = load_token_counter(fleet)
     catalogue = Catalogue(settings)
     # Not those that a router has no business with: it may not so much as see them.
-    own = router_role(catalogue, options.by_pool).topics()
+    seen = router_role(catalogue, options.by_pool).topics()
     topics = catalogue.topics(options.by_pool)
-    check_topics(settings, [topic for topic in topics if topic.name in own])
-    shared = situation(options, policy)
+    check_topics(settings, [topic for topic in topics if topic.name in seen])
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)
     writer = f"router/{settings.instance}"
     notary = make_notary(settings, writer, clock)
     scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
+    in_force = InForce(Terms(situation(options, policy), scribe, tokens))
     cancellations = Cancellations(clock)
     router = Router(
-        shared,
+        in_force.situation,
         scribe,
         clock,
         telemetry,
@@ -121,7 +135,7 @@ def run_router(settings: Settings) -> NoReturn:
         tokens=tokens,
     )
     batcher = Batcher(
-        shared,
+        in_force.situation,
         scribe,
         clock,
         telemetry,
@@ -129,17 +143,28 @@ def run_router(settings: Settings) -> NoReturn:
         held_records_max=settings.held_records_max,
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
-    signal = AutoscalingSignal(shared, batcher, clock)
+    signal = AutoscalingSignal(lambda: in_force.situation, batcher, clock)
+
+    async def check_pools(pools: Collection[str]) -> None:
+        await _check_topics(settings, [t for pool in pools for t in catalogue.pool_topics(pool)])
+
+    own = Declarations(fleet, policy)
+    policies = PolicyFollower(settings, in_force, own, check_pools, clock)
     run_app(
         "router",
         settings,
         [
             TelemetryService(telemetry),
             *notary_services(settings, notary),
-            FollowerService(FleetFollower(settings, shared.view)),
+            FollowerService(FleetFollower(settings, in_force.report)),
+            FollowerService(policies),
             FollowerService(CancellationFollower(settings, cancellations)),
-            StageService(transactor(settings, router, notary), "router"),
-            StageService(transactor(settings, batcher, notary), "batcher"),
+            StageService(
+                transactor(settings, router, notary, in_force.keep(router.take_terms)), "router"
+            ),
+            StageService(
+                transactor(settings, batcher, notary, in_force.keep(batcher.take_terms)), "batcher"
+            ),
             StageService(transactor(settings, Canceller(scribe, clock), notary), "canceller"),
         ],
         pages={

@@ -113,7 +113,7 @@ def test_each_pool_has_its_workers_and_their_scaling() -> None:
 
 def test_the_scaler_reads_what_a_router_tells() -> None:
     yard = Yard()
-    signal = AutoscalingSignal(yard.situation(), batcher_of(yard), yard.clock)
+    signal = AutoscalingSignal(yard.situation, batcher_of(yard), yard.clock)
     pools = load_fleet(HERE / "fleet.yaml").pools
     page = {"pools": dict.fromkeys(pools, signal.pools()["premium-eu"])}
     for each in SCALED.values():
