@@ -24,6 +24,7 @@ from policies.release import find_target
 from policies.review import review
 from policies.risk import decided_tags
 from policies.second_chance import allow_again
+from policies.shadow import beside, decide_beside
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
 from policies.view import FleetView, idle_view
@@ -53,9 +54,11 @@ __all__ = [
     "UnservableError",
     "Windows",
     "allow_again",
+    "beside",
     "compile_options",
     "decide",
     "decide_again",
+    "decide_beside",
     "decided_tags",
     "find_target",
     "idle_view",

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from topics import Candidate, Envelope, Evidence, Placement, Usage
+from topics import Candidate, Envelope, Evidence, Placement, Shadow, Usage
 
 INDENT = 2
 LABEL_WIDTH = 10
@@ -124,10 +124,19 @@ def _details(step: Evidence, *, show_versions: bool) -> Iterator[RenderableType]
     source = step.source
     after = (
         ("refused", _refused(step)),
+        ("shadow", step.shadow and _shadow(step.shadow)),
         ("by", f"{step.writer}, from {source.topic}/{source.partition}@{source.offset}"),
         ("versions", show_versions and _versions(step.policy_version, step.fleet_version)),
     )
     yield _facts((label, value) for label, value in after if value)
+
+
+def _shadow(shadow: Shadow) -> str:
+    told = f"policy {shadow.policy_version} would {shadow.action} it ({shadow.reason})"
+    if shadow.pool is None:
+        return told
+    price = f"${shadow.cost_usd or 0.0:.8f}, chance {shadow.chance or 0.0:.3f}"
+    return f"{told}: {shadow.pool} {shadow.model_variant}, {price}"
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> Table:

@@ -14,10 +14,11 @@ _PACKAGED = resources.files("policies.defaults")
 
 @dataclass(frozen=True, slots=True)
 class Declarations:
-    """A fleet and a policy that are in force together."""
+    """A fleet and a policy that are in force together, and a policy that decides beside it."""
 
     fleet: Fleet
     policy: Policy
+    shadow: Policy | None = None
 
 
 def packaged(name: str) -> str:
@@ -66,7 +67,8 @@ def declared_by(said: PolicyLog, change: PolicyChange, own: Declarations) -> Dec
         fleet = published_fleet(said, change.fleet)
     if change.policy is not None:
         policy = published_policy(said, change.policy)
-    return Declarations(fleet, policy)
+    shadow = None if change.shadow is None else published_policy(said, change.shadow)
+    return Declarations(fleet, policy, shadow)
 
 
 def published_policy(said: PolicyLog, version: str) -> Policy:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from policies import Options, Situation, compile_options
+from policies import Options, Policy, Situation, beside, compile_options
 from streams.declarations import Declarations
 from streams.outgoing import Scribe
 from streams.tokens import TokenCounter, load_token_counter
@@ -12,11 +12,15 @@ from topics import PoolStatus
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a stage decides by, and the scribe who writes down that it was by this."""
+    """What a stage decides by, and the scribe who writes down that it was by this.
+
+    ``shadow`` is the situation of a second policy, where one decides beside the first.
+    """
 
     situation: Situation
     scribe: Scribe
     tokens: TokenCounter
+    shadow: Situation | None = None
 
 
 class InForce:
@@ -54,7 +58,17 @@ class InForce:
             policy_version=declared.policy.version,
             fleet_version=options.version,
         )
-        self.terms = Terms(now.under(options, declared.policy), scribe, tokens)
+        here = now.under(options, declared.policy)
+        self.terms = Terms(here, scribe, tokens, self._shadow(declared.shadow, here))
+
+    def _shadow(self, policy: Policy | None, here: Situation) -> Situation | None:
+        if policy is None:
+            return None
+        before = self.terms.shadow
+        if before is not None and before.policy.version == policy.version:
+            # It goes on with what it has seen come.
+            return Situation(here.options, before.policy, here.view, before.arrivals)
+        return beside(here.options, policy, here.view)
 
     def keep(self, take: Callable[[Terms], None]) -> Callable[[], None]:
         """Return what hands new terms to a stage, to be called while none of its work goes on."""

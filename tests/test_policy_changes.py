@@ -47,8 +47,11 @@ class Office:
         self.yard = yard
         self.in_force = InForce(Terms(yard.situation(), yard.scribe(), TokenCounter({})))
 
-    def change(self, *, to_fleet: str = FLEET, to_policy: str = POLICY) -> None:
-        self.in_force.change(Declarations(fleet(to_fleet), policy(to_policy)))
+    def change(
+        self, *, to_fleet: str = FLEET, to_policy: str = POLICY, shadow: str | None = None
+    ) -> None:
+        beside = None if shadow is None else policy(shadow)
+        self.in_force.change(Declarations(fleet(to_fleet), policy(to_policy), beside))
 
     async def router(self) -> tuple[Router, Transactor]:
         router = make_router(self.yard)

@@ -8,7 +8,7 @@ from topics.cancellation import Cancellation, parse_cancellation
 from topics.catalogue import Catalogue, Topic
 from topics.codec import decode, encode
 from topics.errors import BadRecordError
-from topics.evidence import Evidence, Hold, Host, Source, TextDigest
+from topics.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
 from topics.placement import Batch, Candidate, Envelope, Placement
 from topics.policy_log import (
     Declared,
@@ -73,6 +73,7 @@ __all__ = [
     "Salt",
     "ServerLoad",
     "Settings",
+    "Shadow",
     "Source",
     "StreamPiece",
     "Tag",

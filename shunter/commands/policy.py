@@ -23,6 +23,7 @@ from policies import (
 from policies.situation import Situation
 from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
+from shunter.commands.policy_shadow import shadow
 from shunter.console import AsJson, FleetFile, PolicyFile, UserError, out, settings_from
 from shunter.story import story
 from streams.declarations import load_fleet, load_policy
@@ -42,6 +43,7 @@ policy.command()(backtest)
 policy.command()(apply)
 policy.command()(rollback)
 policy.command()(history)
+policy.command()(shadow)
 
 
 @policy.command()

@@ -28,6 +28,10 @@ By = Annotated[
 def apply(
     policy: Annotated[Path | None, typer.Option("--policy", help="Policy YAML.")] = None,
     fleet: Annotated[Path | None, typer.Option("--fleet", help="Fleet YAML.")] = None,
+    shadow: Annotated[
+        Path | None,
+        typer.Option("--shadow", help="Policy YAML that decides beside the live one, for show."),
+    ] = None,
     by: By = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -37,25 +41,33 @@ def apply(
 
     Checked first as by `shunter policy check`, and refused with file, field and value. What is not
     given stays as it is. Creates the topics of new pools. Wins over the files that routers were
-    started with; workers keep theirs.
+    started with; workers keep theirs. A shadow is put on record and never acted upon.
 
     Example: shunter policy apply --policy policy.yaml
     """
-    if policy is None and fleet is None:
-        raise UserError("nothing to apply: name a file with --policy or --fleet")
+    if policy is None and fleet is None and shadow is None:
+        raise UserError("nothing to apply: name a file with --policy, --fleet or --shadow")
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     new_policy = None if policy is None else load_policy(policy)
     new_fleet = None if fleet is None else load_fleet(fleet)
+    new_shadow = None if shadow is None else load_policy(shadow)
     said = run(read_policy_log(settings))
-    change = _next(said, "apply", by)
+    change = next_change(said, "apply" if policy or fleet else "shadow", by)
     if new_policy is not None:
         change = replace(change, policy=new_policy.version)
     if new_fleet is not None:
         change = replace(change, fleet=new_fleet.version)
-    _warn(settings, said, change, new_fleet, new_policy)
+    if new_shadow is not None:
+        change = replace(change, shadow=new_shadow.version)
+    if change.shadow == change.policy:
+        # What is live needs no second opinion of its own.
+        change = replace(change, shadow=None)
+    _warn(settings, said, change, new_fleet, new_policy or new_shadow)
     if new_fleet is not None:
         _provide_topics(settings, new_fleet)
-    _publish(settings, said, change, [d for d in (new_policy, new_fleet) if d is not None])
+    publish_change(
+        settings, said, change, [d for d in (new_policy, new_fleet, new_shadow) if d is not None]
+    )
     _tell(said, change, settings, as_json=as_json)
 
 
@@ -89,13 +101,13 @@ def rollback(
             )
     # Before the first change each router had what it was started with.
     policy, fleet = (None, None) if back is None else (back.policy, back.fleet)
-    change = replace(_next(said, "rollback", by), policy=policy, fleet=fleet)
+    change = replace(next_change(said, "rollback", by), policy=policy, fleet=fleet)
     # A text that this version can't read no router of this version takes.
     if change.policy is not None:
         published_policy(said, change.policy)
     if change.fleet is not None:
         _provide_topics(settings, published_fleet(said, change.fleet))
-    _publish(settings, said, change, [])
+    publish_change(settings, said, change, [])
     _tell(said, change, settings, as_json=as_json)
 
 
@@ -124,7 +136,7 @@ def history(
     out.print(table)
 
 
-def _next(said: PolicyLog, action: ChangeAction, by: str | None) -> PolicyChange:
+def next_change(said: PolicyLog, action: ChangeAction, by: str | None) -> PolicyChange:
     """Return a change that keeps what is in force."""
     current = said.current or PolicyChange(0, "apply", 0.0, "")
     return replace(
@@ -175,17 +187,23 @@ async def _report(settings: Settings, fleet: Fleet) -> administration.Report:
     return await administration.apply(settings, fleet.pools)
 
 
-def _publish(
+def publish_change(
     settings: Settings, said: PolicyLog, change: PolicyChange, new: list[Fleet | Policy]
 ) -> None:
+    """Publish a change, after those declarations that it names first; none if it changes nothing.
+
+    Raises:
+        UserError: Kafka can't be reached, or refuses.
+    """
     before = said.current
     if before is not None and _in_force(before) == _in_force(change):
         return
-    entries = []
+    entries, known = [], set[str]()
     for declaration in new:
         kind: DeclaredKind = "fleet" if isinstance(declaration, Fleet) else "policy"
         version = declaration.version
-        if said.find(kind, version) is None:
+        if said.find(kind, version) is None and version not in known:
+            known.add(version)
             text = text_of(declaration)
             declared = Declared(kind, version, text, change.at, change.by)
             entries.append(PolicyEntry(declared=declared))
@@ -207,5 +225,6 @@ def _tell(said: PolicyLog, change: PolicyChange, settings: Settings, *, as_json:
         out.print(f"policy {policy}, fleet {fleet}: in force already", highlight=False)
         return
     topic = Catalogue(settings).policies
-    told = f"change {change.number} on {topic}: policy {policy}, fleet {fleet}"
+    beside = f", policy {change.shadow} in its shadow" if change.shadow else ""
+    told = f"change {change.number} on {topic}: policy {policy}, fleet {fleet}{beside}"
     out.print(told, markup=False, highlight=False, soft_wrap=True)

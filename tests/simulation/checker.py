@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from shunter.audit import Keyring, Verifier
+from shunter.audit.replay import replay_steps
 from simulation.aftermath import Aftermath, key_of, place_of, source_of
 from streams.log import Record
-from topics import KeyEntry, Placement, Progress, decode
+from topics import Evidence, KeyEntry, Placement, Progress, decode
 from topics import headers as h
 
 if TYPE_CHECKING:
@@ -30,10 +31,26 @@ def check(world: "World") -> Iterator[str]:
     after = Aftermath(world)
     for invariant in (
         _torn, _results, _deadlines, _constraints, _answers, _evidence,
-        _duplicates, _cancellations, _dead_letters, _progress, _trail,
+        _duplicates, _cancellations, _dead_letters, _progress, _trail, _replays,
     ):  # fmt: skip
         yield from invariant(after)
     yield from (f"{key_of(r)} is still held" for r in held(world))
+
+
+def _replays(after: Aftermath) -> Iterator[str]:
+    """Each decision comes out the same under the version of the policy that it names."""
+    world = after.world
+    for record in after.records(after.catalogue.evidence):
+        step = decode(Evidence, record.value or b"")
+        if step.profile is None or step.inputs is None:
+            continue
+        if step.policy_version not in world.policies:
+            yield f"{step.request_id}: {step.step} by policy {step.policy_version}, which is none"
+            continue
+        policy = world.policies[step.policy_version]
+        (again,) = replay_steps([step], lambda *_, policy=policy: (world.options, policy))
+        if again.differences:
+            yield f"{step.request_id}: {step.step} does not replay: {again.differences[0]}"
 
 
 def _torn(after: Aftermath) -> Iterator[str]:
@@ -109,7 +126,10 @@ def _evidence(after: Aftermath) -> Iterator[str]:
     tombstones = {(id(t), key_of(r)) for r, t in after.topics[c.held] if r.value is None}
     for topic, written in after.topics.items():
         for record, transaction in written:
-            if topic in (c.requests, c.cancellations) or place_of(record) in after.world.bad:
+            if (
+                topic in (c.requests, c.cancellations, c.policies)
+                or place_of(record) in after.world.bad
+            ):
                 continue
             at = id(transaction), _subject(record)
             if transaction is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from memory_log import MemoryWriter
 
 from simulation.cluster import SimLog
-from streams import Batcher, Canceller, Router
+from streams import Batcher, Canceller, InForce, Router, Terms
+from streams.declarations import Declarations
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.progress import read_progress
 from streams.stage import Effect
@@ -305,3 +306,15 @@ class KnowsNoCancellation(Worker):
         find, self._cancellations.find = self._cancellations.find, lambda _id: None  # type: ignore[method-assign]
         super()._take(lane, record)
         self._cancellations.find = find  # type: ignore[method-assign]
+
+
+def take_at_once(in_force: InForce, take: Callable[[Terms], None]) -> Callable[[], None]:
+    """Gives a stage new terms while its work may be under way."""
+    change = in_force.change
+
+    def change_and_tell(declared: Declarations) -> None:
+        change(declared)
+        take(in_force.terms)
+
+    in_force.change = change_and_tell  # type: ignore[method-assign]
+    return lambda: None

@@ -122,6 +122,7 @@ STAGES = {
         Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced"
     ),
     "the hold is the log": Broken(Rules(batcher=mutants.HoldsInMemory), r"is still held"),
+    "terms change between two steps": Broken(Rules(keep=mutants.take_at_once), r"does not replay"),
     "a release leaves a tombstone": Broken(Rules(batcher=mutants.LeavesNoTombstone), TWICE),
     "the hold has a limit": Broken(
         Rules(batcher=mutants.HoldsWithoutLimit), r"has polled for more", ("kill",), seed=8
@@ -137,7 +138,7 @@ STAGES = {
         Rules(worker=mutants.TakesWithoutLimit), r"has taken \d+ requests at once", seed=10
     ),
     "what is late does not run": Broken(
-        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=57
+        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=281
     ),
     "a cancellation is an outcome": Broken(Rules(worker=mutants.CancelsInSilence), r"0 results"),
     "a cancellation is known": Broken(
