@@ -9,6 +9,7 @@ from policies.admission import Rates, Shares, share_out
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
 from policies.declaration import DeclarationError, Problem
+from policies.extension import Extension, refused_by
 from policies.fleet import Fleet, Pool, parse_fleet
 from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
@@ -34,6 +35,7 @@ __all__ = [
     "Arrivals",
     "Decision",
     "DeclarationError",
+    "Extension",
     "Fleet",
     "FleetView",
     "GivenUp",
@@ -66,6 +68,7 @@ __all__ = [
     "operation_of",
     "parse_fleet",
     "parse_policy",
+    "refused_by",
     "release_again",
     "release_inputs_of",
     "review",

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from policies import Option, Situation
+from policies import Option, Situation, refused_by
 from policies.autoscaling import SAMPLED_MAX, demand, device_s, replicas_needed, total
 from policies.constraints import refusal
 from streams.batcher import Batcher
@@ -94,6 +94,11 @@ class AutoscalingSignal(Collector):
         return {pool: demand(found, now) for pool, found in work.items()}
 
     def _cheapest(self, profile: Profile) -> Option | None:
-        serving = self._situation().options.by_model.get(profile.model, ())
-        able = [option for option in serving if refusal(profile, option) is None]
+        here = self._situation()
+        able = [
+            option
+            for option in here.options.by_model.get(profile.model, ())
+            if refusal(profile, option) is None
+            and refused_by(here.policy.rules, profile, option) is None
+        ]
         return min(able, key=lambda o: (device_s(profile, o) * o.usd_per_s, o.pool), default=None)

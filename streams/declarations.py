@@ -5,7 +5,8 @@ from importlib import resources
 from pathlib import Path
 
 from policies import Fleet, Policy, parse_fleet, parse_policy
-from policies.declaration import DeclarationError, Problem
+from policies.declaration import DeclarationError, Problem, digest_of_text
+from streams.extensions import load_extensions
 from topics import PolicyChange, PolicyLog
 from topics.policy_log import DeclaredKind
 
@@ -48,7 +49,7 @@ def load_policy(path: Path | None) -> Policy:
         DeclarationError: naming file, field and value of each problem.
     """
     text, name = _read(path, "policy.yaml")
-    return parse_policy(text, name)
+    return load_extensions(parse_policy(text, name), name)
 
 
 def text_of(declaration: Fleet | Policy) -> str:
@@ -73,30 +74,27 @@ def declared_by(said: PolicyLog, change: PolicyChange, own: Declarations) -> Dec
 
 def published_policy(said: PolicyLog, version: str) -> Policy:
     """Return a policy by its version. Raises DeclarationError."""
-    policy = parse_policy(*_published(said, "policy", version))
-    _refuse_another("policy", version, policy.version)
-    return policy
+    text, name = _published(said, "policy", version)
+    return load_extensions(parse_policy(text, name), name).published_as(version)
 
 
 def published_fleet(said: PolicyLog, version: str) -> Fleet:
     """Return a fleet by its version. Raises DeclarationError."""
-    fleet = parse_fleet(*_published(said, "fleet", version))
-    _refuse_another("fleet", version, fleet.version)
-    return fleet
+    return parse_fleet(*_published(said, "fleet", version)).published_as(version)
 
 
 def _published(said: PolicyLog, kind: DeclaredKind, version: str) -> tuple[str, str]:
     name, found = f"{kind} {version}", said.find(kind, version)
     if found is None:
         raise DeclarationError([Problem(name, "", "", "is not on the topic")])
+    try:
+        is_whole = digest_of_text(found.text) == version
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        message = "its text has another digest: it is not what was applied"
+        raise DeclarationError([Problem(name, "", "", message)])
     return found.text, name
-
-
-def _refuse_another(kind: DeclaredKind, named: str, found: str) -> None:
-    """A field that was lost, or whose default is another here, shows in the digest."""
-    if named != found:
-        message = f"reads as version {found} here; does it come from another version of Shunter?"
-        raise DeclarationError([Problem(f"{kind} {named}", "", "", message)])
 
 
 def _read(path: Path | None, default: str) -> tuple[str, str]:

@@ -219,7 +219,7 @@ class Router:
             profile = h.read(record.headers, h.PROFILE, Profile)
         except BadRecordError as error:
             return self._dead_letter(record, error, now)
-        profile = allow_again(profile, self._situation.options)
+        profile = allow_again(profile, self._situation.options, self._situation.policy.rules)
         shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
         return self._decide(record, profile, {}, None, shadow, now)
 

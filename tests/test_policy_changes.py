@@ -327,4 +327,5 @@ def test_a_published_declaration_is_complete_and_reads_as_the_same_version() -> 
     said = PolicyLog()
     said.add(encode(declared(packaged)))
     # Without the packaged devices and models that its file leans on.
-    assert published_fleet(said, packaged.version) == packaged
+    found = published_fleet(said, packaged.version)
+    assert (found.version, found.model_dump()) == (packaged.version, packaged.model_dump())

@@ -51,7 +51,7 @@ async def test_applied_under_load_and_rolled_back(kafka: str, prefix: str, tmp_p
         # A pool that nobody knew when the router started, and the cheapest there is.
         fleet: dict[str, Any] = copy.deepcopy(FLEET)
         fleet["pools"]["new-eu"] = fleet["pools"]["premium-eu"] | {"usd_per_hour": 0.01}
-        (tmp_path / "bigger.yaml").write_text(yaml.safe_dump(fleet))
+        (tmp_path / "bigger.yaml").write_bytes(orjson.dumps(fleet))
         names = [f"load-{n}" for n in range(300)]
 
         async def load() -> None:
