@@ -108,6 +108,7 @@ async def test_each_decision_replays_under_the_version_it_names() -> None:
     await drain(await office.batcher())
     decisions = [e for e in yard.evidence() if e.inputs is not None]
     assert {e.step for e in decisions} == {"placed", "held", "released"}
+    assert {e.policy_version for e in decisions} == terms.keys()
     found = replay_steps(decisions, lambda _, version: (yard.options, terms[str(version)]))
     assert [each.differences for each in found] == [()] * len(decisions)
 
