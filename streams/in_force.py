@@ -31,11 +31,16 @@ class InForce:
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
+        self._told: list[Callable[[Situation], object]] = []
 
     @property
     def situation(self) -> Situation:
         """The newest situation."""
         return self.terms.situation
+
+    def tell(self, changed: Callable[[Situation], object]) -> None:
+        """Let ``changed`` know each new situation at once: for what only counts or shows."""
+        self._told.append(changed)
 
     def report(self, status: PoolStatus) -> None:
         """Take a heartbeat in."""
@@ -60,6 +65,8 @@ class InForce:
         )
         here = now.under(options, declared.policy)
         self.terms = Terms(here, scribe, tokens, self._shadow(declared.shadow, here))
+        for changed in self._told:
+            changed(here)
 
     def _shadow(self, policy: Policy | None, here: Situation) -> Situation | None:
         if policy is None:

@@ -36,6 +36,7 @@ class PolicyFollower(TopicFollower):
         clock: Clock,
     ) -> None:
         super().__init__(settings, Catalogue(settings).policies)
+        self._topic = Catalogue(settings).policies
         self._in_force = in_force
         self._own = own
         self._check = check
@@ -44,16 +45,20 @@ class PolicyFollower(TopicFollower):
         self._settled: PolicyChange | None = None
         self._complained: PolicyChange | None = None
         self._again_at = 0.0
+        self._is_current = False
 
     async def start(self) -> None:
         """Read what there is, and put the last of it in force."""
         await super().start()
+        self._is_current = True
         await self.settle()
 
     async def step(self, timeout_s: float) -> None:
         """Take in what has come."""
         await super().step(timeout_s)
-        await self.settle()
+        # What stood in between, before this process began, was never in force here.
+        if self._is_current:
+            await self.settle()
 
     def take(self, record: Record) -> None:
         """Take a record in; one of a newer version is left aside as a whole."""

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from mode import Service
 
-from policies import compile_options, situation
+from policies import Policy, compile_options, situation
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
@@ -20,6 +20,9 @@ from streams.heads import HeadsService
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.in_force import InForce, Terms
 from streams.kafka import KafkaLog
+from streams.live.page import LivePage
+from streams.metrics import Metrics, MetricsService
+from streams.metrics.gauges import hold_gauges, target_gauges
 from streams.notary import Notary
 from streams.outgoing import Scribe
 from streams.policy_follower import PolicyFollower
@@ -32,9 +35,6 @@ from topics import Catalogue, Settings, Topic, encode
 from topics.access import router as router_role
 from topics.admin import AdminError, partition_counts
 from topics.signing_key import load_signing_key
-
-# Without the charset of the library's own constant, which the web server adds.
-PROMETHEUS = "text/plain; version=0.0.4"
 
 
 def make_notary(settings: Settings, writer: str, clock: Clock) -> Notary:
@@ -65,11 +65,14 @@ def transactor(
     settings: Settings,
     stage: Stage,
     notary: Notary,
+    metrics: Metrics,
     before_step: Callable[[], None] = lambda: None,
 ) -> Transactor:
-    """Return a transactor that drives the stage over the Kafka of these settings."""
+    """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
+    log = KafkaLog(settings, metrics.timed)
+    metrics.watch(stage.group, log)
     return Transactor(
-        KafkaLog(settings),
+        log,
         stage,
         notary=notary,
         progress_topic=Catalogue(settings).progress,
@@ -77,6 +80,7 @@ def transactor(
         poll_records_max=settings.poll_records_max,
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
+        observers=[metrics.observer],
         before_step=before_step,
     )
 
@@ -103,6 +107,38 @@ async def _check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
             )
 
 
+def _policies(
+    settings: Settings, in_force: InForce, own: Declarations, clock: Clock
+) -> PolicyFollower:
+    """Return what puts in force what is applied, once the topics of new pools are there."""
+    catalogue = Catalogue(settings)
+
+    async def check(pools: Collection[str]) -> None:
+        await _check_topics(settings, [t for pool in pools for t in catalogue.pool_topics(pool)])
+
+    return PolicyFollower(settings, in_force, own, check, clock)
+
+
+def _metrics(
+    settings: Settings,
+    in_force: InForce,
+    batcher: Batcher,
+    signal: AutoscalingSignal,
+    clock: Clock,
+) -> Metrics:
+    """Return the metrics of a router, which follow what is in force."""
+    here = in_force.situation
+    metrics = Metrics(here.options, here.policy, tenants_max=settings.metrics_tenants_max)
+    in_force.tell(metrics.change)
+
+    def policy() -> Policy:
+        return in_force.situation.policy
+
+    for source in (signal.gauges, hold_gauges(batcher, policy, clock), target_gauges(policy)):
+        metrics.gauges.read_from(source)
+    return metrics
+
+
 def run_router(settings: Settings) -> NoReturn:
     """Route requests and release batches until told to stop.
 
@@ -110,32 +146,31 @@ def run_router(settings: Settings) -> NoReturn:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
     """
-    fleet = load_fleet(settings.fleet)
-    options, policy = compile_options(fleet), load_policy(settings.policy)
-    tokens = load_token_counter(fleet)
+    own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
+    begun = situation(compile_options(own.fleet), own.policy)
     catalogue = Catalogue(settings)
     # Not those that a router has no business with: it may not so much as see them.
-    seen = router_role(catalogue, options.by_pool).topics()
-    topics = catalogue.topics(options.by_pool)
+    seen = router_role(catalogue, begun.options.by_pool).topics()
+    topics = catalogue.topics(begun.options.by_pool)
     check_topics(settings, [topic for topic in topics if topic.name in seen])
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)
     writer = f"router/{settings.instance}"
     notary = make_notary(settings, writer, clock)
-    scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
-    in_force = InForce(Terms(situation(options, policy), scribe, tokens))
+    scribe = Scribe(catalogue, writer, notary.digests, own.policy.version, begun.options.version)
+    in_force = InForce(Terms(begun, scribe, load_token_counter(own.fleet)))
     cancellations = Cancellations(clock)
     router = Router(
-        in_force.situation,
+        begun,
         scribe,
         clock,
         telemetry,
         request_bytes_max=settings.request_bytes_max,
         duplicate_window_records=settings.duplicate_window_records,
-        tokens=tokens,
+        tokens=in_force.terms.tokens,
     )
     batcher = Batcher(
-        in_force.situation,
+        begun,
         scribe,
         clock,
         telemetry,
@@ -144,31 +179,32 @@ def run_router(settings: Settings) -> NoReturn:
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
     signal = AutoscalingSignal(lambda: in_force.situation, batcher, clock)
-
-    async def check_pools(pools: Collection[str]) -> None:
-        await _check_topics(settings, [t for pool in pools for t in catalogue.pool_topics(pool)])
-
-    own = Declarations(fleet, policy)
-    policies = PolicyFollower(settings, in_force, own, check_pools, clock)
+    metrics = _metrics(settings, in_force, batcher, signal, clock)
+    page = LivePage(settings, begun.options, begun.policy, clock)
+    in_force.tell(page.change)
+    # In the order of starting: all that is followed is known before a stage decides.
+    stages = (
+        (router, "router", in_force.keep(router.take_terms)),
+        (batcher, "batcher", in_force.keep(batcher.take_terms)),
+        (Canceller(scribe, clock), "canceller", lambda: None),
+    )
     run_app(
         "router",
         settings,
         [
             TelemetryService(telemetry),
+            MetricsService(metrics, "router", settings.instance, clock),
             *notary_services(settings, notary),
             FollowerService(FleetFollower(settings, in_force.report)),
-            FollowerService(policies),
+            FollowerService(_policies(settings, in_force, own, clock)),
             FollowerService(CancellationFollower(settings, cancellations)),
-            StageService(
-                transactor(settings, router, notary, in_force.keep(router.take_terms)), "router"
+            *(
+                StageService(transactor(settings, stage, notary, metrics, before_step), name)
+                for stage, name, before_step in stages
             ),
-            StageService(
-                transactor(settings, batcher, notary, in_force.keep(batcher.take_terms)), "batcher"
-            ),
-            StageService(transactor(settings, Canceller(scribe, clock), notary), "canceller"),
+            page.watching,
         ],
-        pages={
-            "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),
-            "/metrics": lambda: (PROMETHEUS, signal.page()),
-        },
+        pages={"/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()}))},
+        views=page.views(),
+        metrics=metrics.page,
     )

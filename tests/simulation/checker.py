@@ -2,13 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from shunter.audit import Keyring, Verifier
 from shunter.audit.replay import replay_steps
 from simulation.aftermath import Aftermath, key_of, place_of, source_of
+from simulation.requests import HURRIED
 from streams.log import Record
 from topics import Evidence, KeyEntry, Placement, Progress, decode
 from topics import headers as h
@@ -26,31 +27,18 @@ STEPS = {
 }
 
 
+KNOWN_ENDS = {"cancelled", "expired", "rate_limited"}
+
+
 def check(world: "World") -> Iterator[str]:
     """Yield what is wrong."""
     after = Aftermath(world)
     for invariant in (
         _torn, _results, _deadlines, _constraints, _answers, _evidence,
-        _duplicates, _cancellations, _dead_letters, _progress, _trail, _replays,
+        _duplicates, _cancellations, _dead_letters, _progress, _trail, _rates, _replays,
     ):  # fmt: skip
         yield from invariant(after)
     yield from (f"{key_of(r)} is still held" for r in held(world))
-
-
-def _replays(after: Aftermath) -> Iterator[str]:
-    """Each decision comes out the same under the version of the policy that it names."""
-    world = after.world
-    for record in after.records(after.catalogue.evidence):
-        step = decode(Evidence, record.value or b"")
-        if step.profile is None or step.inputs is None:
-            continue
-        if step.policy_version not in world.policies:
-            yield f"{step.request_id}: {step.step} by policy {step.policy_version}, which is none"
-            continue
-        policy = world.policies[step.policy_version]
-        (again,) = replay_steps([step], lambda *_, policy=policy: (world.options, policy))
-        if again.differences:
-            yield f"{step.request_id}: {step.step} does not replay: {again.differences[0]}"
 
 
 def _torn(after: Aftermath) -> Iterator[str]:
@@ -180,10 +168,15 @@ def _cancellations(after: Aftermath) -> Iterator[str]:
         if result["status"] == "cancelled" and name not in cancelled:
             yield f"{name}: cancelled, which nobody wanted"
         expected = after.expected.get(name)
-        # What expires has come to nobody who reads cancellations.
+        # What expires, or is more than its tenant may send, has come to nobody who reads them.
         is_known = expected is not None and expected.is_known_cancelled
-        if is_known and result["status"] not in ("cancelled", "expired"):
+        if is_known and _how(result) not in KNOWN_ENDS:
             yield f"{name}: {result['status']}, though it had been cancelled long before"
+
+
+def _how(result: dict[str, Any]) -> str:
+    code = (result["error"] or {}).get("code")
+    return "rate_limited" if code == "rate_limited" else str(result["status"])
 
 
 def _dead_letters(after: Aftermath) -> Iterator[str]:
@@ -229,6 +222,28 @@ def _trail(after: Aftermath) -> Iterator[str]:
     yield from (f"trail: {note}" for note in findings.notes)
     if findings.open:
         yield f"trail: {findings.open} requests without an end"
+
+
+def _rates(after: Aftermath) -> Iterator[str]:
+    """Only a tenant that has a rate is ever held to it."""
+    for evidence, _ in after.evidence:
+        if evidence["reason"] == "rate_limited" and evidence["tenant"] != HURRIED:
+            yield f"{evidence['request_id']}: of {evidence['tenant']}, which has no rate"
+
+
+def _replays(after: Aftermath) -> Iterator[str]:
+    """Each decision comes out as it is recorded, by the policy and the inputs that it names."""
+    world = after.world
+    for record in after.records(after.catalogue.evidence):
+        step = decode(Evidence, record.value or b"")
+        if step.inputs is None:
+            continue
+        policy = world.policies.get(step.policy_version or "")
+        if policy is None:
+            yield f"{step.request_id}: {step.step} by policy {step.policy_version}, which is none"
+            continue
+        (found,) = replay_steps([step], lambda *_, policy=policy: (world.options, policy))
+        yield from (f"{step.request_id}: {step.step} again: {d}" for d in found.differences)
 
 
 def held(world: "World") -> list[Record]:

@@ -2,16 +2,17 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from memory_log import MemoryWriter
 
+from policies import Rates, release_inputs_of
 from simulation.cluster import SimLog
-from streams import Batcher, Canceller, InForce, Router, Terms
-from streams.declarations import Declarations
+from simulation.requests import HURRIED
+from streams import Batcher, Canceller, Router, Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.progress import read_progress
 from streams.stage import Effect
@@ -262,6 +263,27 @@ class GivesUpInSilence(Batcher):
         return Effect(None, [r for r in effect.records if r.value is None], subject=end)
 
 
+class WritesInputsLate(Batcher):
+    """Notes what a release was judged on when the view has counted it already."""
+
+    def _release(self, held: Any, release: Any, inputs: Any, now: float) -> Effect:
+        inputs = release_inputs_of(release, self._situation)
+        return super()._release(held, release, inputs, now)
+
+
+class _OneRate(Rates):
+    def wait_s(self, tenant: str, at: float, part: float) -> float:
+        return super().wait_s(HURRIED, at, part)
+
+
+class LimitsEverybody(Router):
+    """Holds all tenants to the rate of one of them."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._rates = _OneRate(self._situation.policy)
+
+
 class EvidencesNoCancellation(Canceller):
     """Reads cancellations and says nothing of them."""
 
@@ -308,13 +330,8 @@ class KnowsNoCancellation(Worker):
         self._cancellations.find = find  # type: ignore[method-assign]
 
 
-def take_at_once(in_force: InForce, take: Callable[[Terms], None]) -> Callable[[], None]:
-    """Gives a stage new terms while its work may be under way."""
-    change = in_force.change
+class NamesTheFirstPolicy(Router):
+    """Decides by what is in force, and writes down what was when it began."""
 
-    def change_and_tell(declared: Declarations) -> None:
-        change(declared)
-        take(in_force.terms)
-
-    in_force.change = change_and_tell  # type: ignore[method-assign]
-    return lambda: None
+    def take_terms(self, terms: Terms) -> None:
+        super().take_terms(replace(terms, scribe=self._scribe))

@@ -234,8 +234,8 @@ class RouterProcess(Process):
             held_payload_bytes_max=HELD_BYTES_MAX,
         )
         self.held_before: tuple[list[Any], int] = ([], 0)
-        self.run(self.router, rules.keep(in_force, self.router.take_terms))
-        self.run(self.batcher, rules.keep(in_force, self.batcher.take_terms))
+        self.run(self.router, in_force.keep(self.router.take_terms))
+        self.run(self.batcher, in_force.keep(self.batcher.take_terms))
         self.run(rules.canceller(scribe, self))
 
     async def take_policies(self) -> None:
@@ -363,6 +363,7 @@ class SimFollower(CancellationFollower):
     ) -> None:
         super().__init__(settings, cancellations)
         self._cluster = cluster
+        (self._topic,) = self._topics
         self._seen = [0] * cluster.topics[self._topic]
 
     async def start(self) -> None:

@@ -10,6 +10,8 @@ from stream_cases import MODEL
 Pools = tuple[str, ...]
 POOLS: Pools = ("premium-eu", "premium-us", "boards-us")
 PARTITIONS = 2
+# The tenant with a rate.
+HURRIED = "hurried"
 # Of each class, as the policy of the simulation has it.
 DEADLINES_S = {"chat": 40.0, "summarization": 60.0}
 
@@ -49,7 +51,7 @@ class Workload:
         request = {
             "id": name,
             "model": MODEL,
-            "tenant": rng.choice(("a", "b")),
+            "tenant": rng.choice(("a", "b", HURRIED)),
             "body": {"messages": [{"role": "user", "content": "which track?"}]},
         } | fields
         deadline_s = DEADLINES_S[fields.get("task", "chat")]

@@ -73,14 +73,14 @@ ENGINE = {
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),
     "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=65),
     "rule 3, the critical section": Broken(
-        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=44
+        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=73
     ),
     "rule 4, awaited sends": Broken(Rules(transactor=mutants.AwaitsNoSend), NEVER),
     "rule 5, errors end the process": Broken(
         Rules(transactor=mutants.GoesOnAfterErrors), NEVER, ("error",)
     ),
     "rule 5, errors of a rebalance": Broken(
-        Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=10
+        Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=38
     ),
     "a sleeper looks for its successor": Broken(
         Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=15
@@ -122,12 +122,18 @@ STAGES = {
         Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced"
     ),
     "the hold is the log": Broken(Rules(batcher=mutants.HoldsInMemory), r"is still held"),
-    "terms change between two steps": Broken(Rules(keep=mutants.take_at_once), r"does not replay"),
+    "a decision names its policy": Broken(Rules(router=mutants.NamesTheFirstPolicy), r" again: "),
     "a release leaves a tombstone": Broken(Rules(batcher=mutants.LeavesNoTombstone), TWICE),
     "the hold has a limit": Broken(
         Rules(batcher=mutants.HoldsWithoutLimit), r"has polled for more", ("kill",), seed=8
     ),
     "giving up is an outcome": Broken(Rules(batcher=mutants.GivesUpInSilence), r"0 results"),
+    "a decision names what it was made on": Broken(
+        Rules(batcher=mutants.WritesInputsLate), r"released again: candidates"
+    ),
+    "rates are those of a tenant": Broken(
+        Rules(router=mutants.LimitsEverybody), r"which has no rate"
+    ),
     "cancellations have evidence": Broken(
         Rules(canceller=mutants.EvidencesNoCancellation), r"cancellation of .*: 0 times evidenced"
     ),
@@ -138,7 +144,7 @@ STAGES = {
         Rules(worker=mutants.TakesWithoutLimit), r"has taken \d+ requests at once", seed=10
     ),
     "what is late does not run": Broken(
-        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=281
+        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=92
     ),
     "a cancellation is an outcome": Broken(Rules(worker=mutants.CancelsInSilence), r"0 results"),
     "a cancellation is known": Broken(

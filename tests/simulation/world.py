@@ -19,7 +19,7 @@ from simulation.faults import Faults
 from simulation.loop import Step, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
 from simulation.requests import PARTITIONS, POOLS, Workload, make_workload
-from streams import Batcher, Canceller, InForce, Router, Terms
+from streams import Batcher, Canceller, Router
 from streams.declarations import text_of
 from streams.log import Outgoing, Record
 from streams.telemetry import Telemetry
@@ -54,6 +54,8 @@ classes:
      longest_wait_s: 15, output_tokens: 100}
 data_classes:
   regulated: {regions: [eu-west]}
+tenants:
+  hurried: {rate_per_s: 0.5}
 windows: {members_max: 4, margin_s: 2.0, length_buckets_tokens: [512, 2048], prior_rate_per_s: 0.5}
 """
 
@@ -84,8 +86,6 @@ class Rules:
     writer: type[MemoryWriter] = MemoryWriter
     strikes: Sequence[str] | None = None
     """The faults to strike, in place of all."""
-    keep: Callable[[InForce, Callable[[Terms], None]], Callable[[], None]] = InForce.keep
-    """How a stage is brought up to date."""
     lose_offsets_of: str | None = None
     """A stage, by the end of its group's name, none of whose group offsets is ever seen."""
 
