@@ -24,8 +24,7 @@ from topics import headers as h
 WAITING = {"task": "summarization", "completion_window": "24h"}
 # Prompts of a group are of one length bucket, so that these are groups of their own.
 INPUT_TOKENS = (100, 1000, 4000, 20_000)
-# Of what is published all but the last, unfilled batches are released at once.
-RELEASED_SHARE = 0.97
+BATCH_MEMBERS = 64
 MANY, FEW, SAMPLE = 1_000_000, 10_000, 5_000
 IN_MEMORY = 50_000
 
@@ -54,7 +53,8 @@ async def released_per_s(hall: Hall, count: int) -> float:
         try:
             lanes = [here.catalogue.pool_lane(pool, "batch") for pool in options.by_pool]
             async with Watch(here, lanes) as watch:
-                return await watch.rate(int(count * RELEASED_SHARE))
+                # The last of each group fill no batch, and wait for the end of their window.
+                return await watch.rate(count - BATCH_MEMBERS * len(INPUT_TOKENS))
         finally:
             beating.cancel()
             await here.delete()
@@ -84,7 +84,7 @@ class Filled:
 
     def __init__(self, waiting: int) -> None:
         self.yard = Yard(make_options(is_mixed=True))
-        self.windows = Windows(members_max=64, margin_s=1.0)
+        self.windows = Windows(members_max=BATCH_MEMBERS, margin_s=1.0)
         value = request_value(0, **WAITING)
         tagged = self.yard.decide(records_of([value], self.yard.catalogue.requests)[0])
         self.profile = h.read(tagged.records[0].headers, h.PROFILE, Profile)
@@ -106,7 +106,7 @@ class Filled:
         for number in range(count):
             profile = replace(self.profile, id=f"goes-{number}")
             self.windows.add(Member(profile, self.group, NOW, number))
-            if number % 64 == 63:
+            if number % BATCH_MEMBERS == BATCH_MEMBERS - 1:
                 for end in self.windows.due(NOW, target):
                     for member in end.members:
                         self.windows.remove(member.profile.id)
@@ -117,7 +117,7 @@ def bytes_each(count: int = IN_MEMORY) -> float:
     """Return what a held request takes beside its payload, in windows and payloads."""
     yard = Yard(make_options(is_mixed=True))
     home = Partition(yard.catalogue.held, 0)
-    windows, payloads = Windows(members_max=64, margin_s=1.0), Payloads(home, Room(0))
+    windows, payloads = Windows(members_max=BATCH_MEMBERS, margin_s=1.0), Payloads(home, Room(0))
     records = [
         Record(home, n, out.key, out.value, out.headers, int(NOW * 1000))
         for n, out in enumerate(held_records(yard, count))

@@ -65,6 +65,8 @@ class _Case:
 class Router:
     """The stage from the ingest topic (and the reroutes) to lanes, hold and results."""
 
+    piles_up = False
+
     def __init__(
         self,
         situation: Situation,
@@ -133,7 +135,7 @@ class Router:
         self._recent.pop(partition, None)
 
     def wants(self, partition: Partition) -> bool:
-        """Whatever is polled is decided on at once; nothing piles up."""
+        """Nothing piles up."""
         return True
 
     def idle_s(self) -> float:
@@ -153,8 +155,9 @@ class Router:
         now = self._clock.now()
         self._situation.view.prune(now)
         if partition.topic == self._catalogue.reroutes:
-            effects = [self._route_again(record, now) for record in records]
+            effects = [self._route_again(self._telemetry.entered(r), now) for r in records]
         else:
+            records = [self._telemetry.admitted(record) for record in records]
             read = [self._read(record) for record in records]
             await self._check_first(partition, read)
             effects = [self._route(*each, now) for each in zip(records, read, strict=True)]
@@ -287,11 +290,6 @@ class Router:
         decision = share_out(decision, profile, self._situation, self._shares, now)
         if decision.group is not None:
             self._situation.arrivals.observe(decision.group, now)
-        traceparent = self._telemetry.routed(record, profile, decision, now)
-        if traceparent is not None:
-            # What is written from here on belongs to this step of the trace.
-            headers = h.replaced(record.headers, {h.TRACEPARENT: traceparent})
-            record = record._replace(headers=headers)
         case = _Case(
             record,
             profile,
@@ -324,6 +322,7 @@ class Router:
             fallbacks=profile.fallbacks,
         )
         added = h.encoded(profile=profile, placement=placement, promised=decision.promised)
+        added |= self._telemetry.sent(case.record)
         request = Outgoing(
             self._catalogue.pool_lane(option.pool, "direct"),
             profile.id.encode(),
@@ -341,6 +340,7 @@ class Router:
         profile, group = case.profile, case.decision.group or ""
         added = h.encoded(profile=profile, promised=case.decision.promised)
         added |= {h.GROUP: group.encode(), h.HELD_AT: repr(case.now).encode()}
+        added |= self._telemetry.sent(case.record)
         held = Outgoing(
             self._catalogue.held,
             profile.id.encode(),

@@ -2,12 +2,12 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NoReturn
 
 from mode import Service
 
-from policies import Policy, compile_options, situation
+from policies import Policy, Situation, compile_options, situation
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
@@ -22,13 +22,14 @@ from streams.in_force import InForce, Terms
 from streams.kafka import KafkaLog
 from streams.live.page import LivePage
 from streams.metrics import Metrics, MetricsService
-from streams.metrics.gauges import hold_gauges, target_gauges
+from streams.metrics.gauges import hold_gauges, span_gauges, target_gauges
 from streams.notary import Notary
+from streams.otel import from_environment
 from streams.outgoing import Scribe
 from streams.policy_follower import PolicyFollower
+from streams.route_spans import RouteSpans
 from streams.router import Router
-from streams.stage import Stage
-from streams.telemetry import from_environment
+from streams.stage import Observer, Stage
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
@@ -66,6 +67,7 @@ def transactor(
     stage: Stage,
     notary: Notary,
     metrics: Metrics,
+    observers: Sequence[Observer] = (),
     before_step: Callable[[], None] = lambda: None,
 ) -> Transactor:
     """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
@@ -80,7 +82,7 @@ def transactor(
         poll_records_max=settings.poll_records_max,
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
-        observers=[metrics.observer],
+        observers=[metrics.observer, *observers],
         before_step=before_step,
     )
 
@@ -105,6 +107,16 @@ async def _check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
                 f"topic {name} has {found[name]} partitions, where SHUNTER_PARTITIONS wants"
                 f" {partitions}; set it to what the topics were created with"
             )
+
+
+def _begin(settings: Settings, own: Declarations) -> Situation:
+    """Return the situation that a router begins in, once its topics are known to be there."""
+    begun, catalogue = situation(compile_options(own.fleet), own.policy), Catalogue(settings)
+    # Not those that a router has no business with: it may not so much as see them.
+    seen = router_role(catalogue, begun.options.by_pool).topics()
+    topics = catalogue.topics(begun.options.by_pool)
+    check_topics(settings, [topic for topic in topics if topic.name in seen])
+    return begun
 
 
 def _policies(
@@ -145,14 +157,11 @@ def run_router(settings: Settings) -> NoReturn:
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
-    begun = situation(compile_options(own.fleet), own.policy)
+    begun = _begin(settings, own)
     catalogue = Catalogue(settings)
-    # Not those that a router has no business with: it may not so much as see them.
-    seen = router_role(catalogue, begun.options.by_pool).topics()
-    topics = catalogue.topics(begun.options.by_pool)
-    check_topics(settings, [topic for topic in topics if topic.name in seen])
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)
     writer = f"router/{settings.instance}"
@@ -180,14 +189,16 @@ def run_router(settings: Settings) -> NoReturn:
     )
     signal = AutoscalingSignal(lambda: in_force.situation, batcher, clock)
     metrics = _metrics(settings, in_force, batcher, signal, clock)
+    metrics.gauges.read_from(span_gauges(lambda: telemetry.dropped_spans))
+    spans = [RouteSpans(telemetry, catalogue, clock)]
     page = LivePage(settings, begun.options, begun.policy, clock)
     in_force.tell(page.change)
     # In the order of starting: all that is followed is known before a stage decides.
-    stages = (
-        (router, "router", in_force.keep(router.take_terms)),
-        (batcher, "batcher", in_force.keep(batcher.take_terms)),
-        (Canceller(scribe, clock), "canceller", lambda: None),
-    )
+    stages: list[tuple[Stage, str, Sequence[Observer], Callable[[], None]]] = [
+        (router, "router", spans, in_force.keep(router.take_terms)),
+        (batcher, "batcher", spans, in_force.keep(batcher.take_terms)),
+        (Canceller(scribe, clock), "canceller", [], lambda: None),
+    ]
     run_app(
         "router",
         settings,
@@ -199,8 +210,10 @@ def run_router(settings: Settings) -> NoReturn:
             FollowerService(_policies(settings, in_force, own, clock)),
             FollowerService(CancellationFollower(settings, cancellations)),
             *(
-                StageService(transactor(settings, stage, notary, metrics, before_step), name)
-                for stage, name, before_step in stages
+                StageService(
+                    transactor(settings, stage, notary, metrics, observers, before_step), name
+                )
+                for stage, name, observers, before_step in stages
             ),
             page.watching,
         ],

@@ -21,6 +21,7 @@ from streams.notary import Notary
 from streams.progress import read_progress
 from streams.stage import Effect, Observer, Stage, Work
 from topics import Progress, encode, progress_key
+from topics import headers as h
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ class Transactor:
         self._before_step()
         paused = [p for p in self._writers if not self._stage.wants(p)]
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
-        polled = await self._log.poll(timeout_s, self._poll_records_max, paused)
+        polled = await self._log.poll(
+            timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
+        )
         await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
         return sum(len(records) for records in polled.values())
 
@@ -292,7 +295,10 @@ class Transactor:
         if at is None or effect.is_dead_letter:
             what = "its share of every transaction" if at is None else "even a dead letter"
             raise LogError(f"{record.topic} refuses {what}: {error}") from error
-        logger.warning("%s refused a record, which is replaced: %s", record.topic, error)
+        trace = {"trace_id": h.trace_id(record.headers)}
+        logger.warning(
+            "%s refused a record, which is replaced: %s", record.topic, error, extra=trace
+        )
         work.effects[at : at + 1] = self._stage.refused(effect, record, error)
 
     def _progress_record(self, partition: Partition, progress: Progress) -> Outgoing:

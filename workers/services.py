@@ -1,6 +1,7 @@
 """What runs beside the stage in a worker's process, and how it ends."""
 
 import asyncio
+from collections.abc import Sequence
 
 from mode import Service
 
@@ -8,6 +9,7 @@ from streams.host import StageService
 from streams.metrics import Metrics
 from streams.notary import Notary
 from streams.run import transactor
+from streams.stage import Observer
 from topics import Settings
 from workers.backend import Backend
 from workers.breaker import Breakers
@@ -36,9 +38,14 @@ class DrainingService(StageService):
     """A stage that finishes what runs before it leaves, as far as the grace period goes."""
 
     def __init__(
-        self, worker: Worker, settings: Settings, notary: Notary, metrics: Metrics
+        self,
+        worker: Worker,
+        settings: Settings,
+        notary: Notary,
+        metrics: Metrics,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        super().__init__(transactor(settings, worker, notary, metrics), "worker")
+        super().__init__(transactor(settings, worker, notary, metrics, observers), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 
