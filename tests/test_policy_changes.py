@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hold_cases import hold
 from memory_log import MemoryLog
+from metrics_cases import make_metrics
 from stream_cases import FLEET, POLICY, START, Yard, drain, heartbeat, keys, make_options
 from test_router import make_router
 
@@ -15,6 +16,9 @@ from policies import Fleet, Policy, parse_fleet, parse_policy
 from shunter.audit.replay import replay_steps
 from streams import Batcher, InForce, Partition, Record, Router, Terms, Transactor
 from streams.declarations import Declarations, load_fleet, load_policy, published_fleet, text_of
+from streams.live.page import LivePage
+from streams.live.rows import snapshot_of
+from streams.metrics.gauges import target_gauges
 from streams.policy_follower import AGAIN_S, PolicyFollower
 from streams.tokens import TokenCounter
 from topics import Declared, PolicyChange, PolicyEntry, PolicyLog, encode
@@ -187,6 +191,23 @@ async def test_a_change_in_the_middle_of_a_transaction_waits_for_its_end() -> No
     yard.clock.at += 60
     await drain(transactor)
     assert yard.evidence()[-1].policy_version == policy(WIDE).version
+
+
+async def test_what_counts_and_what_shows_follow_a_change() -> None:
+    yard = Yard()
+    office = Office(yard)
+    metrics = make_metrics(yard)
+    metrics.gauges.read_from(target_gauges(lambda: office.in_force.situation.policy))
+    page = LivePage(yard.settings, yard.options, yard.policy, yard.clock)
+    office.in_force.tell(metrics.change)
+    office.in_force.tell(page.change)
+    nightly = POLICY.replace("  summarization:", "  nightly:")
+    office.change(to_policy=nightly, to_fleet=FLEET + CHEAPER)
+    text = metrics.page("")[1].decode()
+    assert 'shunter_slo_target_ratio{task="nightly"}' in text
+    assert 'outcome="missed",task="nightly"' in text.replace(" ", "")
+    shown = snapshot_of(page.watching._view, START, is_current=True)
+    assert "boards-eu" in {pool.pool for pool in shown.pools}
 
 
 class Topic:
