@@ -220,7 +220,8 @@ def _tell(said: PolicyLog, change: PolicyChange, settings: Settings, *, as_json:
     if as_json:
         typer.echo(encode(change if is_new or before is None else before).decode())
         return
-    policy, fleet = change.policy or "of each router's file", change.fleet or "of its file"
+    own = "that of each router's file"
+    policy, fleet = change.policy or own, change.fleet or own
     if not is_new:
         out.print(f"policy {policy}, fleet {fleet}: in force already", highlight=False)
         return
