@@ -24,10 +24,11 @@ from policies import (
     release_inputs_of,
     windows_of,
 )
-from policies.groups import group_of
+from policies.groups import group_in
 from streams.cancellations import Cancellations, message_of
 from streams.clock import Clock
 from streams.held import Held, held_at_of
+from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
 from streams.payloads import Payloads, Room
@@ -103,6 +104,12 @@ class Batcher:
     def windows(self) -> Iterator[Windows]:
         """Yield what is held of each of our partitions, to look at."""
         return (held.windows for held in self._partitions.values())
+
+    def take_terms(self, terms: Terms) -> None:
+        """Go on under other terms. Only while no work is under way."""
+        self._situation, self._scribe = terms.situation, terms.scribe
+        for held in self._partitions.values():
+            held.regroup(self._situation)
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from its beginning; what is left is what is held."""
@@ -202,7 +209,7 @@ class Batcher:
             held.unreadable[record.key or b""] = (record, error)
             return
         share_common(profile)
-        group = intern(group_of(profile, self._situation.policy.windows.length_buckets_tokens))
+        group = intern(group_in(profile, self._situation))
         held.windows.add(Member(profile, group, held_at, record.offset))
         held.payloads.add(profile.id, record)
         if self._cancellations.find(profile.id) is not None:

@@ -20,6 +20,7 @@ from topics import (
     Profile,
     Result,
     ResultError,
+    Shadow,
     Source,
     Tag,
     TextDigest,
@@ -44,6 +45,7 @@ class StepDetails(TypedDict, total=False):
     inputs: object
     decided_with: str | None
     candidates: tuple[Candidate, ...]
+    shadow: Shadow | None
     placement: Placement | None
     promised: Envelope | None
     got: Envelope | None

@@ -7,18 +7,22 @@ from zlib import crc32
 from policies import (
     Decision,
     Inputs,
+    Policy,
     Rates,
     Shares,
     Situation,
+    Tagged,
     UnservableError,
     allow_again,
     decide,
+    decide_beside,
     decided_tags,
     inputs_of,
     share_out,
     tag,
 )
 from streams.clock import Clock
+from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
 from streams.recent_ids import RecentIds
@@ -32,6 +36,7 @@ from topics import (
     Profile,
     Progress,
     ResultError,
+    Shadow,
     Tag,
     TextDigest,
     parse_request,
@@ -53,6 +58,7 @@ class _Case:
     decision: Decision
     digest: TextDigest | None
     inputs: Inputs
+    shadow: Shadow | None
     now: float
 
 
@@ -74,6 +80,7 @@ class Router:
     ) -> None:
         self._tokens = tokens or TokenCounter({})
         self._situation = situation
+        self._shadow: Situation | None = None
         self._scribe = scribe
         self._catalogue = scribe.catalogue
         self._clock = clock
@@ -95,6 +102,12 @@ class Router:
     def topics(self) -> Sequence[str]:
         """Ingest, and what comes back for another try."""
         return (self._catalogue.requests, self._catalogue.reroutes)
+
+    def take_terms(self, terms: Terms) -> None:
+        """Go on under other terms. Only while no work is under way."""
+        self._situation, self._scribe, self._tokens = terms.situation, terms.scribe, terms.tokens
+        self._shadow = terms.shadow
+        self._rates.policy = self._shares.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Read back what ids came last; no decision must depend on anything else before."""
@@ -209,8 +222,9 @@ class Router:
             profile = h.read(record.headers, h.PROFILE, Profile)
         except BadRecordError as error:
             return self._dead_letter(record, error, now)
-        profile = allow_again(profile, self._situation.options)
-        return self._decide(record, profile, {}, None, now)
+        profile = allow_again(profile, self._situation.options, self._situation.policy.rules)
+        shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
+        return self._decide(record, profile, {}, None, shadow, now)
 
     def _dead_letter(self, record: Record, error: BadRecordError, now: float) -> Effect:
         return self._scribe.dead_letter(
@@ -234,18 +248,33 @@ class Router:
             message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
             return self._scribe.unservable(record, request, "rate_limited", message, now)
         try:
-            tagged = tag(
-                request,
-                self._situation.policy,
-                received_at=record.timestamp_ms / 1000,
-                now=now,
-                ingest_partition=record.partition.number,
-                count=self._tokens.of(request),
-            )
+            tagged = self._tag(record, request, self._situation.policy, now)
         except UnservableError as error:
             return self._scribe.unservable(record, request, error.code, error.message, now)
         digest = self._scribe.digests.digest(request.tenant, request.body)
-        return self._decide(record, tagged.profile, tagged.tags, digest, now)
+        shadow = self._beside(record, request, now)
+        return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now)
+
+    def _tag(self, record: Record, request: InferenceRequest, policy: Policy, now: float) -> Tagged:
+        return tag(
+            request,
+            policy,
+            received_at=record.timestamp_ms / 1000,
+            now=now,
+            ingest_partition=record.partition.number,
+            count=self._tokens.of(request),
+        )
+
+    def _beside(self, record: Record, request: InferenceRequest, now: float) -> Shadow | None:
+        """Return what the second policy would do, if there is one."""
+        here = self._shadow
+        if here is None:
+            return None
+        try:
+            tagged = self._tag(record, request, here.policy, now)
+        except UnservableError as error:
+            return Shadow(here.policy.version, "reject", error.code)
+        return decide_beside(tagged.profile, here, now)
 
     def _decide(
         self,
@@ -253,6 +282,7 @@ class Router:
         profile: Profile,
         tags: dict[str, Tag],
         digest: TextDigest | None,
+        shadow: Shadow | None,
         now: float,
     ) -> Effect:
         inputs = inputs_of(profile, self._situation, now)
@@ -267,6 +297,7 @@ class Router:
             decision,
             digest,
             inputs,
+            shadow,
             now,
         )
         if decision.action == "place":
@@ -350,6 +381,7 @@ class Router:
             profile=told(case.profile),
             inputs=case.inputs,
             candidates=decision.candidates,
+            shadow=case.shadow,
             placement=placement,
             promised=decision.promised,
             request_digest=case.digest,

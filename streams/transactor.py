@@ -13,7 +13,7 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
@@ -50,6 +50,7 @@ class Transactor:
         poll_records_max: int,
         transaction_s_max: float,
         observers: Sequence[Observer] = (),
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = log
         self._stage = stage
@@ -59,6 +60,7 @@ class Transactor:
         self._poll_records_max = poll_records_max
         self._transaction_s_max = transaction_s_max
         self._observers = observers
+        self._before_step = before_step
         self._lock = asyncio.Lock()
         self._writers: dict[Partition, Writer] = {}
         self._visible: dict[Partition, Progress | None] = {}
@@ -121,6 +123,8 @@ class Transactor:
             self._failure = error
 
     async def _step(self) -> int:
+        # No work of the stage is under way here, on any of its partitions.
+        self._before_step()
         paused = [p for p in self._writers if not self._stage.wants(p)]
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
         polled = await self._log.poll(

@@ -8,8 +8,15 @@ from topics.cancellation import Cancellation, parse_cancellation
 from topics.catalogue import Catalogue, Topic
 from topics.codec import decode, encode
 from topics.errors import BadRecordError
-from topics.evidence import Evidence, Hold, Host, Source, TextDigest
+from topics.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
 from topics.placement import Batch, Candidate, Envelope, Placement
+from topics.policy_log import (
+    Declared,
+    PolicyChange,
+    PolicyEntry,
+    PolicyLog,
+    entry_key,
+)
 from topics.profile import Fallback, Profile, Tag
 from topics.progress import Progress, progress_key
 from topics.request import InferenceRequest, duration_s, parse_request, peek_id
@@ -38,6 +45,7 @@ __all__ = [
     "Catalogue",
     "ChainHead",
     "Cost",
+    "Declared",
     "Envelope",
     "Evidence",
     "Fallback",
@@ -49,6 +57,9 @@ __all__ = [
     "KeyEntry",
     "KeyStatement",
     "Placement",
+    "PolicyChange",
+    "PolicyEntry",
+    "PolicyLog",
     "PoolStatus",
     "Profile",
     "Progress",
@@ -62,6 +73,7 @@ __all__ = [
     "Salt",
     "ServerLoad",
     "Settings",
+    "Shadow",
     "Source",
     "StreamPiece",
     "Tag",
@@ -73,6 +85,7 @@ __all__ = [
     "decode",
     "duration_s",
     "encode",
+    "entry_key",
     "parse_cancellation",
     "parse_request",
     "peek_id",
