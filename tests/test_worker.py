@@ -19,7 +19,7 @@ from worker_cases import (
 
 from streams import LogError
 from topics import Cost, Progress, Response, Timing, Usage
-from workers.runtime import FINISH_POLL_S
+from workers.runtime import FINISH_POLL_S_MAX, FINISH_POLL_S_MIN
 from workers.start_pace import BURST, PER_S, StartPace
 
 
@@ -257,6 +257,32 @@ def test_starts_beyond_a_burst_are_spread() -> None:
     assert taken == pytest.approx(BURST + PER_S, abs=2)
 
 
+def test_where_calls_are_short_more_may_start() -> None:
+    pace = StartPace()
+    for _ in range(100):
+        pace.ended(0.002, 32)
+    assert sum(pace.take(100.0 + n / 100_000) == 0 for n in range(10_000)) > 3 * BURST
+    long = StartPace()
+    for _ in range(100):
+        long.ended(2.0, 900)
+    assert sum(long.take(100.0 + n / 100_000) == 0 for n in range(10_000)) <= 2 * BURST + 1
+
+
+async def test_short_calls_are_looked_for_sooner() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    worker, transactor = await serve(yard, backend)
+    for n in range(60):
+        place(yard, f"c{n}")
+        await step_until(transactor, lambda n=n: f"c{n}" in backend.running, "it runs")
+        assert worker.idle_s() <= FINISH_POLL_S_MAX
+        backend.finish(f"c{n}")
+        await step_until(transactor, lambda n=n: f"c{n}" in yard.results(), "its result")
+    place(yard, "last")
+    await step_until(transactor, lambda: "last" in backend.running, "the last runs")
+    assert worker.idle_s() == FINISH_POLL_S_MIN
+
+
 async def test_what_may_not_start_at_once_starts_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.start_pace.BURST", 1)
     yard = Yard()
@@ -384,5 +410,5 @@ async def test_what_a_worker_tells_of_itself() -> None:
     option = yard.options.of("premium-eu", "yard-8b-fp8")
     expected_s = 2 * option.roofline.prefill_s(1000) / option.time_scale
     assert worker.queued_prefill_s == pytest.approx(expected_s)
-    assert worker.idle_s() == FINISH_POLL_S
+    assert worker.idle_s() == FINISH_POLL_S_MAX
     assert worker.has_open

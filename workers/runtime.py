@@ -36,8 +36,9 @@ from workers.ending import Ending, Task, released_at
 from workers.start_pace import StartPace
 from workers.streaming import Streams
 
-# How soon a finished request is looked for while any runs.
-FINISH_POLL_S = 0.01
+# How soon a finished request is looked for while any runs: in a part of the time that they take.
+FINISH_POLL_S_MIN, FINISH_POLL_S_MAX = 0.001, 0.01
+FINISH_POLL_PART = 0.1
 # With this many running, results of a partition are committed together, no more often than this,
 # and not in a transaction for every one or two of them.
 BUSY_RUNNING = 100
@@ -200,7 +201,10 @@ class Worker:
         """Return how soon a finished request may be there to commit."""
         now = asyncio.get_running_loop().time()
         waits = [self._commit_in_s(lane, now) for lane in self._lanes.values() if lane.ready]
-        return min(waits, default=FINISH_POLL_S if self.running else float("inf"))
+        if waits or not self.running:
+            return min(waits, default=float("inf"))
+        part_s = self._pace.call_s * FINISH_POLL_PART
+        return min(max(part_s, FINISH_POLL_S_MIN), FINISH_POLL_S_MAX)
 
     def _commit_in_s(self, lane: _Lane, now: float) -> float:
         is_busy = self.running > BUSY_RUNNING and not self.is_draining
@@ -354,6 +358,8 @@ class Worker:
         lane.tasks.discard(running)
         self._running[variant] -= 1
         _, task = self._runs.pop(running)
+        if task.began_at is not None:
+            self._pace.ended(self._clock.now() - task.began_at, self.running)
         is_by_client = running in self._cancelled
         self._cancelled.discard(running)
         if running.cancelled() and is_by_client:

@@ -5,6 +5,11 @@
 # all took 0.2 to 0.3 s in which the server had nothing to do.
 BURST = 100
 PER_S = 1000.0
+# Where calls are short more must start: what runs may be replaced so many times in a call's time.
+REPLACED_MAX = 2.0
+CALL_S_MIN = 0.001
+# What is learned from calls is a mean in which the newest has this weight.
+NEWEST = 0.1
 
 
 class StartPace:
@@ -13,12 +18,21 @@ class StartPace:
     def __init__(self) -> None:
         self._tokens = float(BURST)
         self._at = 0.0
+        self.call_s = 1.0
+        """The time that a call takes of late, in seconds."""
+        self._running = 0.0
+
+    def ended(self, took_s: float, running: int) -> None:
+        """Learn how long a call took, in seconds, and how many ran when it ended."""
+        self.call_s += NEWEST * (max(took_s, 0.0) - self.call_s)
+        self._running += NEWEST * (running - self._running)
 
     def take(self, now: float) -> float:
         """Take a start; return 0.0, or the seconds to wait where there is none to take."""
-        self._tokens = min(float(BURST), self._tokens + max(0.0, now - self._at) * PER_S)
+        per_s = max(PER_S, REPLACED_MAX * self._running / max(self.call_s, CALL_S_MIN))
+        self._tokens = min(float(BURST), self._tokens + max(0.0, now - self._at) * per_s)
         self._at = now
         if self._tokens < 1.0:
-            return (1.0 - self._tokens) / PER_S
+            return (1.0 - self._tokens) / per_s
         self._tokens -= 1.0
         return 0.0
