@@ -167,9 +167,9 @@ def _hold(ask: _Question, standing: Standing) -> _Priced:
 
 def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
     option, elapsed_s = standing.option, ask.elapsed_s
-    likely = chance(ask.profile, found, elapsed_s, ask.spread)
+    likely = chance(ask.profile, found, elapsed_s, ask.spread, standing.errors)
     offer = candidate(option, path, found, likely, elapsed_s)
-    return _Priced(offer, option, found, expected_cost_usd(found, option, ask.policy))
+    return _Priced(offer, option, found, expected_cost_usd(found, standing, ask.policy))
 
 
 def _refused(option: Option, code: str) -> Candidate:

@@ -5,7 +5,7 @@ from math import erf, inf, log, sqrt
 from policies.options import Option
 from policies.policy import Policy
 from policies.standing import Standing
-from topics import Candidate, Profile
+from topics import Candidate, LatencyErrors, Profile
 from topics.placement import CandidatePath
 from topics.records import dataclass
 
@@ -32,6 +32,8 @@ class Estimate:
     finish_s: float
     device_s: float
     """Device time before a later request can start, in seconds."""
+    latest_s: float
+    """The finish of a reply as long as such replies seldom are."""
 
 
 def estimate(
@@ -79,12 +81,11 @@ def estimate(
         + others_s
         + members * prefill_s / pace
     )
+    finish_s = ttft_s + decode_steps * tpot_s
+    high = profile.output_tokens_high
+    latest_s = finish_s if high is None else ttft_s + max(decode_steps, high - 1) * tpot_s
     return Estimate(
-        device_s * option.usd_per_s,
-        ttft_s,
-        tpot_s,
-        ttft_s + decode_steps * tpot_s,
-        prefill_s / pace,
+        device_s * option.usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s
     )
 
 
@@ -117,9 +118,9 @@ def _decode_device_s(
     return growth_s + alone_s * max(fullness / max_batch, SUSTAINED / (running + 1))
 
 
-def expected_cost_usd(estimate: Estimate, option: Option, policy: Policy) -> float:
+def expected_cost_usd(estimate: Estimate, standing: Standing, policy: Policy) -> float:
     """Return the cost with that of the second try which a failure of this one would take."""
-    return estimate.cost_usd * (1.0 + option.failure_rate * policy.retry_cost_weight)
+    return estimate.cost_usd * (1.0 + standing.failure_rate * policy.retry_cost_weight)
 
 
 def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
@@ -141,26 +142,46 @@ def room(standing: Standing) -> int:
     return -standing.running % places
 
 
-def chance(profile: Profile, estimate: Estimate, elapsed_s: float, spread: float) -> float:
+def chance(
+    profile: Profile,
+    estimate: Estimate,
+    elapsed_s: float,
+    spread: float,
+    errors: LatencyErrors | None = None,
+) -> float:
     """Return the chance of meeting deadline, TTFT and TPOT.
 
-    The actual latency is taken as log-normal about the estimate, with ``spread`` the standard
-    deviation of ln(actual / predicted). One error drives all three, so the least chance counts
-    and not the product.
+    The actual latency is taken as log-normal about the estimate. One error drives all three, so the
+    least chance counts and not the product. The finish counts for a reply of high length.
 
     Args:
         profile: whose SLO it is.
         estimate: latencies from now.
         elapsed_s: time since ``created_at``.
-        spread: of past errors.
+        spread: standard deviation of ln(actual / predicted) before anything was learned.
+        errors: of past promises of that option, if enough were seen.
     """
-    least = _times(estimate.finish_s, profile.deadline - profile.created_at - elapsed_s)
+    finish = _times(estimate.latest_s, profile.deadline - profile.created_at - elapsed_s)
+    ttft = tpot = inf
     if profile.ttft_s is not None:
-        least = min(least, _times(estimate.ttft_s, profile.ttft_s - elapsed_s))
+        ttft = _times(estimate.ttft_s, profile.ttft_s - elapsed_s)
     if profile.tpot_s is not None and profile.output_tokens > 1:
-        least = min(least, _times(estimate.tpot_s, profile.tpot_s))
-    # The chance grows with the ratio, so that one is asked for in place of three.
-    return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
+        tpot = _times(estimate.tpot_s, profile.tpot_s)
+    if errors is None:
+        # The chance grows with the ratio, so that one is asked for in place of three.
+        least = min(finish, ttft, tpot)
+        return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
+    if not (finish > 0 and ttft > 0 and tpot > 0):
+        return 0.0
+    # In standard deviations, of which again the least is enough. A prompt and a reply are behind
+    # the finish, so that either may be what delays it.
+    bias, ttft_spread = errors.ttft_bias, errors.ttft_spread
+    margin = (log(min(finish, ttft)) - bias) / ttft_spread
+    tpot_bias, tpot_spread = errors.tpot_bias, errors.tpot_spread
+    if tpot_bias is None or tpot_spread is None:
+        tpot_bias, tpot_spread = 0.0, spread
+    margin = min(margin, (log(min(finish, tpot)) - tpot_bias) / tpot_spread)
+    return 0.5 * (1.0 + erf(margin / SQRT2))
 
 
 def _times(predicted_s: float, limit_s: float) -> float:

@@ -42,6 +42,7 @@ class Waiting:
     output_tokens: int
     ttft_s: float | None = None
     tpot_s: float | None = None
+    output_tokens_high: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ def _waiting(member: Member) -> Waiting:
         profile.output_tokens,
         profile.ttft_s,
         profile.tpot_s,
+        profile.output_tokens_high,
     )
 
 

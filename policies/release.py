@@ -14,8 +14,8 @@ from policies.estimate import (
     room,
 )
 from policies.options import Option
-from policies.policy import Policy
 from policies.situation import Situation
+from policies.standing import Standing
 from policies.windows import Member, Target
 from topics import Profile
 from topics.placement import Path
@@ -40,7 +40,7 @@ def find_target(members: Sequence[Member], situation: Situation, now: float) -> 
         asked = members if path == "batch" else members[:1]
         targets = _targets(asked, path, situation, now)
         if targets:
-            return _best(targets, first.target_chance, situation.policy)
+            return _best(targets, first.target_chance, situation)
     return None
 
 
@@ -52,6 +52,7 @@ def _targets(
         longest,
         input_tokens=max(m.profile.input_tokens for m in members),
         output_tokens=max(m.profile.output_tokens for m in members),
+        output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
     )
     limit_usd = longest.max_cost_usd
     targets = []
@@ -77,11 +78,12 @@ def _targets(
     return targets
 
 
-def _best(targets: Sequence[Target], target_chance: float, policy: Policy) -> Target:
+def _best(targets: Sequence[Target], target_chance: float, situation: Situation) -> Target:
     def price(target: Target) -> tuple[float, float, str, str]:
         option = target.option
         finish_s = target.estimate.finish_s
-        price_usd = expected_cost_usd(target.estimate, option, policy)
+        standing = situation.view.standing(option)
+        price_usd = expected_cost_usd(target.estimate, standing, situation.policy)
         return (price_usd, finish_s, option.pool, option.variant)
 
     able = [t for t in targets if t.chance >= target_chance]
@@ -96,16 +98,20 @@ class _Ask:
     situation: Situation
     members: int
 
+    @property
+    def standing(self) -> Standing:
+        return self.situation.view.standing(self.option)
+
     def estimate(self, profile: Profile) -> Estimate:
         return estimate(
             profile,
-            self.situation.view.standing(self.option),
+            self.standing,
             transport_s=self.situation.policy.estimates.transport_s,
             members=self.members,
         )
 
     def price_usd(self, profile: Profile) -> float:
-        return expected_cost_usd(self.estimate(profile), self.option, self.situation.policy)
+        return expected_cost_usd(self.estimate(profile), self.standing, self.situation.policy)
 
 
 def _target(
@@ -115,7 +121,9 @@ def _target(
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
     elapsed_s = now - urgent.created_at
     spread = ask.situation.policy.estimates.spread
-    likely = chance(urgent, found, elapsed_s=elapsed_s, spread=spread)
+    # Errors are of direct requests: what a batch is promised is what its slowest member needs.
+    errors = ask.standing.errors if path == "direct" else None
+    likely = chance(urgent, found, elapsed_s, spread, errors)
     offer = candidate(option, path, found, likely, elapsed_s)
     return Target(
         option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)

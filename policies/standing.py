@@ -9,6 +9,7 @@ from typing import Literal
 
 from policies.options import Option
 from policies.roofline import TYPICAL_CONTEXT_TOKENS
+from topics import LatencyErrors
 
 
 @dataclass(slots=True)
@@ -17,6 +18,7 @@ class PoolLoad:
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
+    Errors and failure rate are those that the workers have learned, absent before.
     """
 
     workers: int = 0
@@ -27,6 +29,8 @@ class PoolLoad:
     running_by_variant: dict[str, int] = field(default_factory=dict)
     speed_by_variant: dict[str, float] = field(default_factory=dict)
     failing: frozenset[str] = frozenset()
+    errors_by_variant: dict[str, LatencyErrors] = field(default_factory=dict)
+    failure_rate: float | None = None
 
     def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
         """Return why nothing should be sent to a variant now, though time may help; else None."""
@@ -55,6 +59,8 @@ class Standing:
         pace: the same, times that of the backend's clock.
         backlog_s: device time before a request can start.
         others_s: time of one iteration of all other variants that run.
+        failure_rate: share of tries that fail, learned or declared.
+        errors: of past promises; None before enough were seen.
     """
 
     option: Option
@@ -67,6 +73,8 @@ class Standing:
     pace: float
     backlog_s: float
     others_s: float
+    failure_rate: float = 0.0
+    errors: LatencyErrors | None = None
 
 
 def standing_of(option: Option, load: PoolLoad) -> Standing:
@@ -86,6 +94,8 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         backlog_s=load.backlog_s,
         # The round of what runs holds a step of the variant's own already.
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
+        failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
+        errors=load.errors_by_variant.get(option.variant),
     )
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
+from policies.lengths import Lengths
 from policies.options import Option, Options
 from policies.standing import PoolLoad, Standing, running_step_s, standing_of
-from topics import PoolStatus
+from topics import LatencyErrors, PoolStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
@@ -26,12 +27,14 @@ class FleetView:
         self._loads: dict[str, PoolLoad] = {}
         # By pool, then by variant; of a pool whose load changes all are dropped.
         self._standings: dict[str, dict[str, Standing]] = {}
+        self.lengths = Lengths()
         self.version = 0
 
     def report(self, status: PoolStatus) -> None:
         """Take a heartbeat in. A pool that the fleet file doesn't have is left aside."""
         if status.pool in self._options.by_pool:
             self._reports.setdefault(status.pool, {})[status.instance] = status
+            self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
             self._refresh(status.pool)
 
     def prune(self, now: float) -> None:
@@ -40,6 +43,7 @@ class FleetView:
             dead = [name for name, s in reports.items() if not is_live(s, now)]
             for name in dead:
                 del reports[name]
+                self.lengths.drop(_worker(pool, name))
             if dead:
                 self._refresh(pool)
 
@@ -100,6 +104,9 @@ class FleetView:
         # fmean is exact, so the order in which workers were heard of makes no difference.
         load.speed_by_variant = {variant: fmean(each) for variant, each in speeds.items()}
         load.failing = _failing(reports)
+        rates = [s.failure_rate for s in reports if s.failure_rate is not None]
+        load.failure_rate = fmean(rates) if rates else None
+        load.errors_by_variant = _errors(reports)
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
         self._standings.pop(pool, None)
@@ -110,6 +117,33 @@ class FleetView:
             running_step_s(option, load, load.running_by_variant.get(option.variant, 0))
             for option in self._options.by_pool[pool]
         )
+
+
+def _worker(pool: str, instance: str) -> str:
+    return f"{pool}/{instance}"
+
+
+def _errors(reports: Sequence[PoolStatus]) -> dict[str, LatencyErrors]:
+    """Return each variant's errors, the means of what the workers have learned."""
+    learned: dict[str, list[LatencyErrors]] = {}
+    for status in reports:
+        for variant, v in status.variants.items():
+            if v.errors is not None:
+                learned.setdefault(variant, []).append(v.errors)
+    return {variant: _mean_error(each) for variant, each in learned.items()}
+
+
+def _mean_error(each: Sequence[LatencyErrors]) -> LatencyErrors:
+    def mean(values: Iterable[float | None]) -> float | None:
+        told = [value for value in values if value is not None]
+        return fmean(told) if told else None
+
+    return LatencyErrors(
+        fmean(e.ttft_bias for e in each),
+        fmean(e.ttft_spread for e in each),
+        mean(e.tpot_bias for e in each),
+        mean(e.tpot_spread for e in each),
+    )
 
 
 def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:

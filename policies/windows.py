@@ -248,7 +248,7 @@ class Windows:
 
     def _last_start(self, members: Iterable[Member], target: Target) -> float:
         earliest = min(m.profile.deadline for m in members)
-        return earliest - target.estimate.finish_s - self._margin_s
+        return earliest - target.estimate.latest_s - self._margin_s
 
     def _may_wait(self, head: Sequence[Member], batches: float, target: Target, now: float) -> bool:
         """Tell whether all that waits would be in time, one batch after another from now on."""
@@ -256,7 +256,9 @@ class Windows:
         if not first.profile.batchable or now >= first.held_at + self._room_wait_s:
             return False
         earliest = min(m.profile.deadline for m in head)
-        return now + batches * target.estimate.finish_s + self._margin_s < earliest
+        found = target.estimate
+        ends_at = now + (batches - 1) * found.finish_s + found.latest_s
+        return ends_at + self._margin_s < earliest
 
     def _due_at(self, window: _Window, member: Member) -> float:
         target = window.target

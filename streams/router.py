@@ -238,6 +238,7 @@ class Router:
                 now=now,
                 ingest_partition=record.partition.number,
                 count=self._tokens.of(request),
+                lengths=self._situation.view.lengths,
             )
         except UnservableError as error:
             return self._scribe.unservable(record, request, error.code, error.message, now)

@@ -27,7 +27,14 @@ from topics.roots import (
 )
 from topics.salts import Salt
 from topics.settings import Settings
-from topics.status import PoolStatus, ServerLoad, VariantStatus, status_key
+from topics.status import (
+    LatencyErrors,
+    OutputLengths,
+    PoolStatus,
+    ServerLoad,
+    VariantStatus,
+    status_key,
+)
 from topics.stream import StreamPiece
 
 __all__ = [
@@ -48,6 +55,8 @@ __all__ = [
     "InferenceRequest",
     "KeyEntry",
     "KeyStatement",
+    "LatencyErrors",
+    "OutputLengths",
     "Placement",
     "PoolStatus",
     "Profile",

@@ -12,16 +12,45 @@ DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyErrors:
+    """How far off latencies promised to direct requests were, as ln(actual / promised).
+
+    ``bias`` is the median, ``spread`` the standard deviation of a normal distribution with the same
+    upper tail. That of TPOT is None where replies are too short to tell.
+    """
+
+    ttft_bias: float
+    ttft_spread: float
+    tpot_bias: float | None = None
+    tpot_spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VariantStatus:
     """Load of one model variant on a worker.
 
     ``speed`` is predicted over measured device time: 2.0 runs twice as fast as its roofline.
+    ``errors`` are None before enough requests were served.
     """
 
     running: int = 0
     queued: int = 0
     speed: float = 1.0
     circuit: Circuit = "closed"
+    errors: LatencyErrors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLengths:
+    """Lengths of the replies that a worker has seen, of one class, model and tenant.
+
+    ``counts`` are those of a sketch (``policies.sketch``): its first bin, then the counts from it on.
+    """
+
+    task: str
+    model: str
+    tenant: str
+    counts: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +88,10 @@ class PoolStatus:
     """Replicas behind this worker."""
     demand_s: tuple[float, ...] = ()
     """Device time of the work taken and not finished, by when it is due (``DUE_S``)."""
+    output_lengths: tuple[OutputLengths, ...] = ()
+    """Of the kinds of requests that this worker has served most."""
+    failure_rate: float | None = None
+    """Share of tries that failed; None where the worker doesn't count them."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from topics import Profile
+from topics import Envelope, Profile
 from topics.placement import Path
 
 Status = Literal["completed", "failed", "expired", "rejected"]
@@ -13,8 +13,8 @@ Status = Literal["completed", "failed", "expired", "rejected"]
 class Outcome:
     """One request, with the hardware of its last try. Times are seconds since the trace's start.
 
-    ``cost_usd`` is its share of busy device time, earlier tries included. ``promised_chance`` is
-    the chance of meeting its SLO as last stated when it was sent to a pool.
+    ``cost_usd`` is its share of busy device time, earlier tries included. ``promised`` is
+    what was last stated when it was sent to a pool.
     """
 
     row: int
@@ -35,8 +35,7 @@ class Outcome:
     finished_s: float | None = None
     cost_usd: float = 0.0
     tries: int = 0
-    promised_chance: float | None = None
-    promised_finish_s: float | None = None
+    promised: Envelope | None = None
 
     @property
     def ttft_s(self) -> float | None:

@@ -8,12 +8,13 @@ from statistics import NormalDist
 from policies.accelerator import VariantLimits
 from policies.backtest.outcome import Outcome
 from policies.backtest.reality import Reality
+from policies.experience import Experience
 from policies.iteration import Cancelled, Completion, FirstToken, Job
 from policies.options import Option
 from policies.pace import Pace
 from policies.replica import Ask, Replica, choose_replica
 from policies.roofline import Roofline
-from topics import PoolStatus, VariantStatus
+from topics import Envelope, PoolStatus, VariantStatus
 
 HEARTBEAT_S = 1.0
 # Batches whose replica is remembered, as in the simulated backend.
@@ -54,6 +55,7 @@ class ModelPool:
         self._failure_rate = reality.failure_rate
         self._draw = draw
         self._pace = Pace()
+        self._experience = Experience(options[0].failure_rate)
         self._tries: dict[str, Try] = {}
         self._batches: dict[str, int] = {}
         self._failed: deque[Ended] = deque()
@@ -78,6 +80,7 @@ class ModelPool:
         """Send a request to a replica; None where the pool is down and the try fails at once."""
         outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
         if self.is_down:
+            self._experience.failed()
             self._failed.append(Ended(attempt, now, "unavailable"))
             return None
         ask = Ask(
@@ -118,10 +121,12 @@ class ModelPool:
             outcome = attempt.outcome
             if isinstance(event, Cancelled):
                 outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                self._experience.failed()
                 yield Ended(attempt, event.at, "unavailable")
             elif isinstance(event, Completion):
                 outcome.cost_usd += event.device_s * attempt.option.usd_per_s
                 if attempt.fails:
+                    self._experience.failed()
                     yield Ended(attempt, event.finished_at, "backend_error")
                     continue
                 outcome.started_s = event.started_at
@@ -131,9 +136,21 @@ class ModelPool:
                     event.id, attempt.option.variant, outcome.input_tokens, outcome.output_tokens
                 )
                 self._pace.learn(attempt.option, job, attempt.sequences, event.device_s)
+                self._learn(attempt, event.device_s * attempt.option.usd_per_s)
                 yield Ended(attempt, event.finished_at)
             else:
                 yield Ended(attempt, event.at, "memory")
+
+    def _learn(self, attempt: Try, cost_usd: float) -> None:
+        outcome, profile = attempt.outcome, attempt.outcome.profile
+        self._experience.completed(profile, outcome.output_tokens)
+        promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
+        if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
+            return
+        finish_s = finished_s - profile.created_at
+        got = Envelope(cost_usd, outcome.ttft_s, finish_s, outcome.tpot_s)
+        elapsed_s = sent_s - profile.created_at
+        self._experience.kept(attempt.option.variant, promised, got, elapsed_s)
 
     def failed(self) -> Iterator[Ended]:
         """Yield the tries that failed before they reached a replica."""
@@ -167,9 +184,12 @@ class ModelPool:
                     running=sum(a.running_of(variant) for a in accelerators),
                     queued=sum(a.queued_of(variant) for a in accelerators),
                     speed=self._pace.speed(variant),
+                    errors=self._experience.errors(variant),
                 )
                 for variant in self.options
             },
+            output_lengths=self._experience.lengths.told(),
+            failure_rate=self._experience.failure_rate,
         )
 
     def _replica_for(self, batch_id: str | None, ask: Ask, now: float) -> int:

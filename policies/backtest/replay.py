@@ -152,9 +152,7 @@ class Replay:
         if action.batch_id is not None:
             self._batch_ids.add(action.batch_id)
             self._batched += 1
-        if action.promised is not None:
-            outcome.promised_chance = action.promised.chance
-            outcome.promised_finish_s = action.promised.finish_s
+        outcome.promised = action.promised
         attempt = Try(outcome, action.option, action.path, action.batch_id)
         self._push(now + self._transport_s, _SUBMIT, attempt)
 

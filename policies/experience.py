@@ -1,0 +1,81 @@
+"""Experience: what a worker learns of its pool from the work that it has done."""
+
+from math import log
+
+from policies.lengths import LengthLog
+from policies.sketch import Sketch, merged, quantile
+from topics import Envelope, LatencyErrors, Profile
+
+# Executions whose errors count, about, and those before what was seen is worth telling.
+MEMORY = 500
+SEEN_MIN = 50.0
+# Tries whose ends count, about: at a true rate of 2 % their mean is off by a percentage point.
+TRIES = 200
+# From the median to the quantile that the spread is read off, in standard deviations: what matters
+# is how much slower than usual it may get, and the quick tail is much longer than the slow one.
+UPPER, UPPER_DEVIATIONS = 0.9, 1.2816
+SPREAD_MIN = 0.05
+
+
+class Experience:
+    """Of the executions in one pool: reply lengths, errors of promises, failures."""
+
+    def __init__(self, failure_rate: float) -> None:
+        """Start from the failure rate that the fleet declares."""
+        self.lengths = LengthLog()
+        self._failure_rate = failure_rate
+        self._ttft: dict[str, Sketch] = {}
+        self._tpot: dict[str, Sketch] = {}
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of tries that failed, with the declared rate for those before the first."""
+        return round(self._failure_rate, 4)
+
+    def failed(self) -> None:
+        """Count a try that failed through no fault of the request."""
+        self._failure_rate += (1.0 - self._failure_rate) / TRIES
+
+    def completed(self, profile: Profile, output_tokens: int) -> None:
+        """Count an answer."""
+        self._failure_rate -= self._failure_rate / TRIES
+        self.lengths.learn(profile.task, profile.model, profile.tenant, output_tokens)
+
+    def kept(self, variant: str, promised: Envelope, got: Envelope, elapsed_s: float) -> None:
+        """Compare what a request that went direct was promised with what it got.
+
+        A batch is promised what its slowest member needs, which says nothing of the others.
+
+        Args:
+            variant: that served it.
+            promised: as last stated; latencies count from ``created_at``.
+            got: likewise.
+            elapsed_s: from ``created_at`` to the promise.
+        """
+        until_s = promised.finish_s if promised.ttft_s is None else promised.ttft_s
+        took_s = got.finish_s if got.ttft_s is None else got.ttft_s
+        _compare(self._ttft, variant, until_s - elapsed_s, took_s - elapsed_s)
+        if promised.tpot_s is not None and got.tpot_s is not None:
+            _compare(self._tpot, variant, promised.tpot_s, got.tpot_s)
+
+    def errors(self, variant: str) -> LatencyErrors | None:
+        """Return how far off promises of a variant are; None before enough were seen."""
+        ttft = _error(self._ttft.get(variant))
+        if ttft is None:
+            return None
+        tpot = _error(self._tpot.get(variant))
+        return LatencyErrors(*ttft, *(tpot or (None, None)))
+
+
+def _compare(sketches: dict[str, Sketch], variant: str, promised_s: float, took_s: float) -> None:
+    if promised_s > 0 and took_s > 0:
+        sketches.setdefault(variant, Sketch(MEMORY)).add(took_s / promised_s)
+
+
+def _error(sketch: Sketch | None) -> tuple[float, float] | None:
+    if sketch is None or sketch.total < SEEN_MIN:
+        return None
+    counts = merged([sketch.counts()])
+    median = log(quantile(counts, 0.5))
+    spread = (log(quantile(counts, UPPER)) - median) / UPPER_DEVIATIONS
+    return round(median, 3), round(max(SPREAD_MIN, spread), 3)
