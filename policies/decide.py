@@ -167,7 +167,8 @@ def _hold(ask: _Question, standing: Standing) -> _Priced:
 
 def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
     option, elapsed_s = standing.option, ask.elapsed_s
-    likely = chance(ask.profile, found, elapsed_s, ask.spread, standing.errors)
+    ttft, tpot = standing.ttft_error, standing.tpot_error
+    likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft, tpot)
     offer = candidate(option, path, found, likely, elapsed_s)
     return _Priced(offer, option, found, expected_cost_usd(found, standing, ask.policy))
 

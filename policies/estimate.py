@@ -1,11 +1,11 @@
 """Estimates: what serving a request somewhere would cost and how long it would take."""
 
-from math import erf, inf, log, sqrt
+from math import erf, exp, inf, log, sqrt
 
 from policies.options import Option
 from policies.policy import Policy
 from policies.standing import Standing
-from topics import Candidate, LatencyErrors, Profile
+from topics import Candidate, LatencyError, Profile
 from topics.placement import CandidatePath
 from topics.records import dataclass
 
@@ -18,6 +18,8 @@ FULLNESS_MIN = 0.25
 # Of the streaming that a sequence shares with others, the share that goes on because it came: the
 # fewer there are, the sooner the replica would have had nothing to do.
 SUSTAINED = 0.5
+# Of what `exp` takes; a float ends a little above.
+LOG_MAX = 700.0
 # Share of a replica's places that batch work fills; the rest is for what can't wait.
 BATCH_SHARE = 0.75
 
@@ -147,7 +149,8 @@ def chance(
     estimate: Estimate,
     elapsed_s: float,
     spread: float,
-    errors: LatencyErrors | None = None,
+    ttft_error: LatencyError | None = None,
+    tpot_error: LatencyError | None = None,
 ) -> float:
     """Return the chance of meeting deadline, TTFT and TPOT.
 
@@ -158,30 +161,26 @@ def chance(
         profile: whose SLO it is.
         estimate: latencies from now.
         elapsed_s: time since ``created_at``.
-        spread: standard deviation of ln(actual / predicted) before anything was learned.
-        errors: of past promises of that option, if enough were seen.
+        spread: standard deviation of ln(actual / predicted) where nothing was learned.
+        ttft_error: of past promises of that option, if enough were seen.
+        tpot_error: likewise.
     """
-    finish = _times(estimate.latest_s, profile.deadline - profile.created_at - elapsed_s)
-    ttft = tpot = inf
+    least = _times(estimate.latest_s, profile.deadline - profile.created_at - elapsed_s)
     if profile.ttft_s is not None:
         ttft = _times(estimate.ttft_s, profile.ttft_s - elapsed_s)
+        least = min(least, _as_usual(ttft, ttft_error, spread))
     if profile.tpot_s is not None and profile.output_tokens > 1:
         tpot = _times(estimate.tpot_s, profile.tpot_s)
-    if errors is None:
-        # The chance grows with the ratio, so that one is asked for in place of three.
-        least = min(finish, ttft, tpot)
-        return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
-    if not (finish > 0 and ttft > 0 and tpot > 0):
-        return 0.0
-    # In standard deviations, of which again the least is enough. A prompt and a reply are behind
-    # the finish, so that either may be what delays it.
-    bias, ttft_spread = errors.ttft_bias, errors.ttft_spread
-    margin = (log(min(finish, ttft)) - bias) / ttft_spread
-    tpot_bias, tpot_spread = errors.tpot_bias, errors.tpot_spread
-    if tpot_bias is None or tpot_spread is None:
-        tpot_bias, tpot_spread = 0.0, spread
-    margin = min(margin, (log(min(finish, tpot)) - tpot_bias) / tpot_spread)
-    return 0.5 * (1.0 + erf(margin / SQRT2))
+        least = min(least, _as_usual(tpot, tpot_error, spread))
+    # The chance grows with the ratio, so that one is asked for in place of three.
+    return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
+
+
+def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
+    """Return the ratio that is as likely to be kept with no bias and that spread."""
+    if error is None or times <= 0:
+        return times
+    return exp(min(LOG_MAX, (log(times) - error.bias) * spread / error.spread))
 
 
 def _times(predicted_s: float, limit_s: float) -> float:

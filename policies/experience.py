@@ -4,13 +4,16 @@ from math import log
 
 from policies.lengths import LengthLog
 from policies.sketch import Sketch, merged, quantile
-from topics import Envelope, LatencyErrors, Profile
+from topics import Envelope, LatencyError, Profile
 
 # Executions whose errors count, about, and those before what was seen is worth telling.
 MEMORY = 500
 SEEN_MIN = 50.0
 # Tries whose ends count, about: at a true rate of 2 % their mean is off by a percentage point.
 TRIES = 200
+# Of an SLO, the share that a promise must have come to so that its error counts. A pool uses what
+# room an SLO leaves (policies.replica): far from it, errors are large and don't matter.
+NEAR = 0.25
 # From the median to the quantile that the spread is read off, in standard deviations: what matters
 # is how much slower than usual it may get, and the quick tail is much longer than the slow one.
 UPPER, UPPER_DEVIATIONS = 0.9, 1.2816
@@ -41,41 +44,47 @@ class Experience:
         self._failure_rate -= self._failure_rate / TRIES
         self.lengths.learn(profile.task, profile.model, profile.tenant, output_tokens)
 
-    def kept(self, variant: str, promised: Envelope, got: Envelope, elapsed_s: float) -> None:
+    def kept(
+        self, profile: Profile, variant: str, promised: Envelope, got: Envelope, elapsed_s: float
+    ) -> None:
         """Compare what a request that went direct was promised with what it got.
 
         A batch is promised what its slowest member needs, which says nothing of the others.
 
         Args:
+            profile: of the request; without an SLO there is nothing to learn.
             variant: that served it.
             promised: as last stated; latencies count from ``created_at``.
             got: likewise.
             elapsed_s: from ``created_at`` to the promise.
         """
-        until_s = promised.finish_s if promised.ttft_s is None else promised.ttft_s
-        took_s = got.finish_s if got.ttft_s is None else got.ttft_s
-        _compare(self._ttft, variant, until_s - elapsed_s, took_s - elapsed_s)
-        if promised.tpot_s is not None and got.tpot_s is not None:
-            _compare(self._tpot, variant, promised.tpot_s, got.tpot_s)
+        if profile.ttft_s is not None and promised.ttft_s is not None and got.ttft_s is not None:
+            promised_s = promised.ttft_s - elapsed_s
+            left_s = profile.ttft_s - elapsed_s
+            _compare(self._ttft, variant, promised_s, got.ttft_s - elapsed_s, left_s)
+        if profile.tpot_s is not None and promised.tpot_s is not None and got.tpot_s is not None:
+            _compare(self._tpot, variant, promised.tpot_s, got.tpot_s, profile.tpot_s)
 
-    def errors(self, variant: str) -> LatencyErrors | None:
-        """Return how far off promises of a variant are; None before enough were seen."""
-        ttft = _error(self._ttft.get(variant))
-        if ttft is None:
-            return None
-        tpot = _error(self._tpot.get(variant))
-        return LatencyErrors(*ttft, *(tpot or (None, None)))
+    def ttft_error(self, variant: str) -> LatencyError | None:
+        """Return how far off promised TTFTs of a variant are; None before enough were seen."""
+        return _error(self._ttft.get(variant))
+
+    def tpot_error(self, variant: str) -> LatencyError | None:
+        """Return the same of TPOTs."""
+        return _error(self._tpot.get(variant))
 
 
-def _compare(sketches: dict[str, Sketch], variant: str, promised_s: float, took_s: float) -> None:
-    if promised_s > 0 and took_s > 0:
+def _compare(
+    sketches: dict[str, Sketch], variant: str, promised_s: float, took_s: float, limit_s: float
+) -> None:
+    if took_s > 0 and promised_s > 0 and promised_s >= NEAR * limit_s:
         sketches.setdefault(variant, Sketch(MEMORY)).add(took_s / promised_s)
 
 
-def _error(sketch: Sketch | None) -> tuple[float, float] | None:
+def _error(sketch: Sketch | None) -> LatencyError | None:
     if sketch is None or sketch.total < SEEN_MIN:
         return None
     counts = merged([sketch.counts()])
     median = log(quantile(counts, 0.5))
     spread = (log(quantile(counts, UPPER)) - median) / UPPER_DEVIATIONS
-    return round(median, 3), round(max(SPREAD_MIN, spread), 3)
+    return LatencyError(round(median, 3), round(max(SPREAD_MIN, spread), 3))

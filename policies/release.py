@@ -17,7 +17,7 @@ from policies.options import Option
 from policies.situation import Situation
 from policies.standing import Standing
 from policies.windows import Member, Target
-from topics import Profile
+from topics import LatencyError, Profile
 from topics.placement import Path
 
 # Fewer than these, or than a quarter of a replica's places, are no batch: better to wait for more
@@ -102,6 +102,10 @@ class _Ask:
     def standing(self) -> Standing:
         return self.situation.view.standing(self.option)
 
+    @property
+    def errors(self) -> tuple[LatencyError | None, LatencyError | None]:
+        return self.standing.ttft_error, self.standing.tpot_error
+
     def estimate(self, profile: Profile) -> Estimate:
         return estimate(
             profile,
@@ -122,8 +126,8 @@ def _target(
     elapsed_s = now - urgent.created_at
     spread = ask.situation.policy.estimates.spread
     # Errors are of direct requests: what a batch is promised is what its slowest member needs.
-    errors = ask.standing.errors if path == "direct" else None
-    likely = chance(urgent, found, elapsed_s, spread, errors)
+    errors = ask.errors if path == "direct" else (None, None)
+    likely = chance(urgent, found, elapsed_s, spread, *errors)
     offer = candidate(option, path, found, likely, elapsed_s)
     return Target(
         option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)

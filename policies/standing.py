@@ -9,7 +9,7 @@ from typing import Literal
 
 from policies.options import Option
 from policies.roofline import TYPICAL_CONTEXT_TOKENS
-from topics import LatencyErrors
+from topics import LatencyError
 
 
 @dataclass(slots=True)
@@ -29,7 +29,8 @@ class PoolLoad:
     running_by_variant: dict[str, int] = field(default_factory=dict)
     speed_by_variant: dict[str, float] = field(default_factory=dict)
     failing: frozenset[str] = frozenset()
-    errors_by_variant: dict[str, LatencyErrors] = field(default_factory=dict)
+    ttft_error_by_variant: dict[str, LatencyError] = field(default_factory=dict)
+    tpot_error_by_variant: dict[str, LatencyError] = field(default_factory=dict)
     failure_rate: float | None = None
 
     def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
@@ -60,7 +61,8 @@ class Standing:
         backlog_s: device time before a request can start.
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
-        errors: of past promises; None before enough were seen.
+        ttft_error: of past promises; None before enough were seen.
+        tpot_error: likewise.
     """
 
     option: Option
@@ -74,7 +76,8 @@ class Standing:
     backlog_s: float
     others_s: float
     failure_rate: float = 0.0
-    errors: LatencyErrors | None = None
+    ttft_error: LatencyError | None = None
+    tpot_error: LatencyError | None = None
 
 
 def standing_of(option: Option, load: PoolLoad) -> Standing:
@@ -95,7 +98,8 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         # The round of what runs holds a step of the variant's own already.
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
-        errors=load.errors_by_variant.get(option.variant),
+        ttft_error=load.ttft_error_by_variant.get(option.variant),
+        tpot_error=load.tpot_error_by_variant.get(option.variant),
     )
 
 

@@ -1,12 +1,12 @@
 """The fleet view: what is known of each pool's load at this moment."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from policies.lengths import Lengths
 from policies.options import Option, Options
 from policies.standing import PoolLoad, Standing, running_step_s, standing_of
-from topics import LatencyErrors, PoolStatus
+from topics import LatencyError, PoolStatus, VariantStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
@@ -106,7 +106,8 @@ class FleetView:
         load.failing = _failing(reports)
         rates = [s.failure_rate for s in reports if s.failure_rate is not None]
         load.failure_rate = fmean(rates) if rates else None
-        load.errors_by_variant = _errors(reports)
+        load.ttft_error_by_variant = _errors(reports, lambda v: v.ttft_error)
+        load.tpot_error_by_variant = _errors(reports, lambda v: v.tpot_error)
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
         self._standings.pop(pool, None)
@@ -123,27 +124,20 @@ def _worker(pool: str, instance: str) -> str:
     return f"{pool}/{instance}"
 
 
-def _errors(reports: Sequence[PoolStatus]) -> dict[str, LatencyErrors]:
-    """Return each variant's errors, the means of what the workers have learned."""
-    learned: dict[str, list[LatencyErrors]] = {}
+def _errors(
+    reports: Sequence[PoolStatus], error_of: Callable[[VariantStatus], LatencyError | None]
+) -> dict[str, LatencyError]:
+    """Return each variant's error, the mean of what the workers have learned."""
+    learned: dict[str, list[LatencyError]] = {}
     for status in reports:
-        for variant, v in status.variants.items():
-            if v.errors is not None:
-                learned.setdefault(variant, []).append(v.errors)
-    return {variant: _mean_error(each) for variant, each in learned.items()}
-
-
-def _mean_error(each: Sequence[LatencyErrors]) -> LatencyErrors:
-    def mean(values: Iterable[float | None]) -> float | None:
-        told = [value for value in values if value is not None]
-        return fmean(told) if told else None
-
-    return LatencyErrors(
-        fmean(e.ttft_bias for e in each),
-        fmean(e.ttft_spread for e in each),
-        mean(e.tpot_bias for e in each),
-        mean(e.tpot_spread for e in each),
-    )
+        for variant, told in status.variants.items():
+            error = error_of(told)
+            if error is not None:
+                learned.setdefault(variant, []).append(error)
+    return {
+        variant: LatencyError(fmean(e.bias for e in each), fmean(e.spread for e in each))
+        for variant, each in learned.items()
+    }
 
 
 def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:

@@ -28,7 +28,7 @@ from topics.roots import (
 from topics.salts import Salt
 from topics.settings import Settings
 from topics.status import (
-    LatencyErrors,
+    LatencyError,
     OutputLengths,
     PoolStatus,
     ServerLoad,
@@ -55,7 +55,7 @@ __all__ = [
     "InferenceRequest",
     "KeyEntry",
     "KeyStatement",
-    "LatencyErrors",
+    "LatencyError",
     "OutputLengths",
     "Placement",
     "PoolStatus",

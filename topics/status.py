@@ -12,17 +12,15 @@ DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyErrors:
-    """How far off latencies promised to direct requests were, as ln(actual / promised).
+class LatencyError:
+    """How far off promises of a latency were, as ln(actual / promised).
 
     ``bias`` is the median, ``spread`` the standard deviation of a normal distribution with the same
-    upper tail. That of TPOT is None where replies are too short to tell.
+    upper tail.
     """
 
-    ttft_bias: float
-    ttft_spread: float
-    tpot_bias: float | None = None
-    tpot_spread: float | None = None
+    bias: float
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +28,22 @@ class VariantStatus:
     """Load of one model variant on a worker.
 
     ``speed`` is predicted over measured device time: 2.0 runs twice as fast as its roofline.
-    ``errors`` are None before enough requests were served.
+    Errors are those of direct requests, None before enough were served.
     """
 
     running: int = 0
     queued: int = 0
     speed: float = 1.0
     circuit: Circuit = "closed"
-    errors: LatencyErrors | None = None
+    ttft_error: LatencyError | None = None
+    tpot_error: LatencyError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OutputLengths:
     """Lengths of the replies that a worker has seen, of one class, model and tenant.
 
-    ``counts`` are those of a sketch (``policies.sketch``): its first bin, then the counts from it on.
+    ``counts`` are those of a sketch (``policies.sketch``): its first bin, then counts from it on.
     """
 
     task: str

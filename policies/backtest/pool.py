@@ -150,7 +150,7 @@ class ModelPool:
         finish_s = finished_s - profile.created_at
         got = Envelope(cost_usd, outcome.ttft_s, finish_s, outcome.tpot_s)
         elapsed_s = sent_s - profile.created_at
-        self._experience.kept(attempt.option.variant, promised, got, elapsed_s)
+        self._experience.kept(profile, attempt.option.variant, promised, got, elapsed_s)
 
     def failed(self) -> Iterator[Ended]:
         """Yield the tries that failed before they reached a replica."""
@@ -184,7 +184,8 @@ class ModelPool:
                     running=sum(a.running_of(variant) for a in accelerators),
                     queued=sum(a.queued_of(variant) for a in accelerators),
                     speed=self._pace.speed(variant),
-                    errors=self._experience.errors(variant),
+                    ttft_error=self._experience.ttft_error(variant),
+                    tpot_error=self._experience.tpot_error(variant),
                 )
                 for variant in self.options
             },
