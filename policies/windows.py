@@ -1,7 +1,8 @@
 """Batch windows: which held requests to release, when, together. Time is passed in."""
 
 import math
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,6 +118,7 @@ class Windows:
         self._share_of = share_of
         self._windows: dict[str, _Window] = {}
         self._groups: dict[str, str] = {}
+        self._tasks: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -138,12 +140,21 @@ class Windows:
         """Return the number of members of each group."""
         return {group: len(window.members) for group, window in self._windows.items()}
 
+    def tasks(self) -> Mapping[str, int]:
+        """Return the number of members of each class; 0 of one that has none any more."""
+        return self._tasks
+
+    def oldest(self) -> dict[str, float]:
+        """Return since when the first member of each group has been held, epoch seconds."""
+        return {g: next(iter(w.members.values())).held_at for g, w in self._windows.items()}
+
     def add(self, member: Member) -> None:
         """Hold a request. One of the same id that is held already is replaced."""
         self.remove(member.profile.id)
         window = self._windows.setdefault(member.group, _Window())
         window.members[member.profile.id] = member
         window.tokens += _tokens(member)
+        self._tasks[member.profile.task] += 1
         self._groups[member.profile.id] = member.group
         window.due_at = min(window.due_at, self._due_at(window, member))
 
@@ -155,6 +166,7 @@ class Windows:
         window = self._windows[group]
         member = window.members.pop(request_id)
         window.tokens -= _tokens(member)
+        self._tasks[member.profile.task] -= 1
         if not window.members:
             del self._windows[group]
         return member

@@ -10,10 +10,12 @@ from shunter.commands.broker import broker
 from shunter.commands.cancel import cancel
 from shunter.commands.demo import demo
 from shunter.commands.evidence import evidence
+from shunter.commands.ledger import ledger
 from shunter.commands.policy import policy
 from shunter.commands.results import results
 from shunter.commands.router import router
 from shunter.commands.submit import submit
+from shunter.commands.top import top
 from shunter.commands.topics import topics
 from shunter.commands.worker import worker
 from shunter.console import UserError, complain
@@ -26,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, broker, router, worker, submit, cancel, results):
+for command in (demo, broker, router, worker, submit, cancel, results, top, ledger):
     app.command()(command)
 for group in (topics, policy, audit, evidence):
     app.add_typer(group)

@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from aiokafka.partitioner import DefaultPartitioner
 
 from shunter.console import UserError, err
 from streams import KafkaLog, LogError, Partition, Record
-from streams.kafka import consumer_options
+from streams.kafka import consumer_options, partition_of
 from streams.logs import set_up_logging
 from topics import BadRecordError, Settings
 from topics.admin import AdminError, partition_counts
@@ -39,12 +38,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def note(line: str) -> None:
     """Print a line on standard error, as it is."""
     err.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
-    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
-    return number
 
 
 async def read_by_key(settings: Settings, topic: str, key: bytes) -> list[Record]:

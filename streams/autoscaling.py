@@ -1,23 +1,21 @@
-"""The autoscaling signal of every pool, as JSON for KEDA and as Prometheus metrics."""
+"""The autoscaling signal of every pool, as JSON for KEDA and as metrics."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from policies import Option, Situation
 from policies.autoscaling import SAMPLED_MAX, demand, device_s, replicas_needed, total
 from policies.constraints import refusal
 from streams.batcher import Batcher
 from streams.clock import Clock
+from streams.metrics import catalogue as m
+from streams.metrics.gauges import Readings
 from topics import Profile
 from topics.status import DUE_S
 
 
-class AutoscalingSignal(Collector):
+class AutoscalingSignal:
     """What each pool has to do and what it needs for that, as this router sees it.
 
     It counts what live workers have taken, by their heartbeats, and what is held on this router's
@@ -29,8 +27,6 @@ class AutoscalingSignal(Collector):
         self._situation = situation
         self._batcher = batcher
         self._clock = clock
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
     def pools(self) -> dict[str, dict[str, Any]]:
         """Return the signal of each pool.
@@ -45,29 +41,13 @@ class AutoscalingSignal(Collector):
             for pool, options in self._situation.options.by_pool.items()
         }
 
-    def page(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def gauges(self) -> Readings:
         """Yield the metrics, made when they are asked for."""
-        needed = GaugeMetricFamily(
-            "shunter_pool_replicas_needed",
-            "Replicas that must run from now on for each deadline to be kept.",
-            labels=["pool"],
-        )
-        workers = GaugeMetricFamily("shunter_pool_workers", "Live workers.", labels=["pool"])
-        backlog = GaugeMetricFamily(
-            "shunter_pool_backlog_device_seconds",
-            "Device time of unfinished work that is due within so many seconds.",
-            labels=["pool", "due_s"],
-        )
         for pool, signal in self.pools().items():
-            needed.add_metric([pool], signal["replicas_needed"])
-            workers.add_metric([pool], signal["workers"])
+            yield m.REPLICAS_NEEDED, (pool,), signal["replicas_needed"]
+            yield m.WORKERS, (pool,), signal["workers"]
             for due_s, seconds in signal["device_s"].items():
-                backlog.add_metric([pool, due_s], seconds)
-        yield from (needed, workers, backlog)
+                yield m.BACKLOG, (pool, due_s), seconds
 
     def _signal(self, pool: str, option: Option, held: Iterable[float]) -> dict[str, Any]:
         reports = self._situation.view.reports(pool)

@@ -1,8 +1,9 @@
-"""Following a topic: read from its beginning, then on and on, by each process for itself."""
+"""Following topics: read from the beginning, then on and on, by each process for itself."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.kafka import consumer_options
 from streams.log import Partition, Record
@@ -11,11 +12,27 @@ from topics import Settings
 
 
 class TopicFollower(ABC):
-    """Reads a topic. Assigned, not by group: each process sees every record."""
+    """Reads topics. Assigned, not by group: each process sees every record."""
 
-    def __init__(self, settings: Settings, topic: str) -> None:
-        self._topic = topic
+    def __init__(
+        self,
+        settings: Settings,
+        *topics: str,
+        poll_records_max: int | None = None,
+        fetch_bytes_min: int = 1,
+    ) -> None:
+        """Follow these topics.
+
+        Args:
+            settings: where they are.
+            topics: their names.
+            poll_records_max: how many are taken in at once; None for all that have come.
+            fetch_bytes_min: what the broker waits for, half a second at most, before it answers.
+        """
+        self._topics = topics
         self._settings = settings
+        self._poll_records_max = poll_records_max
+        self._fetch_bytes_min = fetch_bytes_min
         self._positions: dict[Partition, int] = {}
 
     @abstractmethod
@@ -24,13 +41,25 @@ class TopicFollower(ABC):
 
     async def start(self) -> None:
         """Read what there is, so that it is known before anything is decided."""
-        # Without a group the client assigns itself every partition of the topic.
-        self._consumer = AIOKafkaConsumer(self._topic, **consumer_options(self._settings))
-        await self._consumer.start()
+        # Without a group the client assigns itself every partition of the topics.
+        self._consumer = AIOKafkaConsumer(
+            *self._topics,
+            **consumer_options(self._settings),
+            fetch_min_bytes=self._fetch_bytes_min,
+        )
+        try:
+            await self._consumer.start()
+            await self._catch_up()
+        except BaseException:
+            await self._consumer.stop()
+            raise
+
+    async def _catch_up(self) -> None:
         assigned = self._consumer.assignment()
-        firsts = await self._consumer.beginning_offsets(assigned)
-        self._positions = {Partition(*p): first for p, first in firsts.items()}
         ends = await self._consumer.end_offsets(assigned)
+        self._positions = await self._starts(self._consumer, assigned)
+        for partition, position in self._positions.items():
+            self._consumer.seek(TopicPartition(*partition), position)
         behind = {partition: end for partition, end in ends.items() if end}
         while behind:
             await self.step(timeout_s=0.1)
@@ -38,10 +67,19 @@ class TopicFollower(ABC):
                 if await self._consumer.position(partition) >= behind[partition]:
                     del behind[partition]
 
+    async def _starts(
+        self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]
+    ) -> dict[Partition, int]:
+        """Return where to begin: at the first record there is."""
+        firsts = await consumer.beginning_offsets(assigned)
+        return {Partition(*p): first for p, first in firsts.items()}
+
     async def step(self, timeout_s: float) -> None:
         """Take in what has come."""
         try:
-            polled = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000))
+            polled = await self._consumer.getmany(
+                timeout_ms=int(timeout_s * 1000), max_records=self._poll_records_max
+            )
             found = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
         except UNDECODABLE:
             wanted = self._consumer.assignment()

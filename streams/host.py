@@ -25,10 +25,14 @@ from streams.follower import TopicFollower
 from streams.logs import set_up_logging
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
+from streams.web import Asked, View
 from topics import Settings
 
 Page = Callable[[], tuple[str, bytes]]
 """Returns the content type of a page, and the page as it is at this moment."""
+
+MetricsPage = Callable[[str], tuple[str, bytes]]
+"""The same of metrics, given the header ``Accept`` of who asks."""
 
 REFUSED_RIGHTS = (
     TopicAuthorizationFailedError,
@@ -150,6 +154,8 @@ def run_app(
     *,
     is_ready: Callable[[], bool] = lambda: True,
     pages: Mapping[str, Page] | None = None,
+    views: Mapping[str, View] | None = None,
+    metrics: MetricsPage | None = None,
 ) -> NoReturn:
     """Run the services until SIGTERM or SIGINT (exit 0), or until one fails (exit 1, rule 5).
 
@@ -159,6 +165,8 @@ def run_app(
         services: started in this order, stopped in the reverse.
         is_ready: tells whether work can be done, once all services run.
         pages: what is served beside health and readiness, by path.
+        views: the same, of pages that answer what they are asked.
+        metrics: what is served at ``/metrics``.
     """
     set_up_logging(settings.log_level)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
@@ -178,6 +186,10 @@ def run_app(
         _add_health(app, services, is_ready)
         for path, page in (pages or {}).items():
             _add_page(app, path, page)
+        for path, view in (views or {}).items():
+            _add_view(app, path, view)
+        if metrics is not None:
+            _add_metrics(app, metrics)
     _calm_garbage_collector()
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
@@ -188,6 +200,25 @@ def _add_page(app: faust.App, path: str, page: Page) -> None:
     @app.page(path)  # type: ignore[untyped-decorator]
     async def show(view: Any, _request: Any) -> Any:
         content_type, content = page()
+        return view.bytes(content, content_type=content_type)
+
+
+def _add_view(app: faust.App, path: str, answer: View) -> None:
+    @app.page(path)  # type: ignore[untyped-decorator]
+    async def show(view: Any, request: Any) -> Any:
+        found = await answer(Asked(request.query, request.headers))
+        return view.bytes(
+            found.content,
+            content_type=found.content_type,
+            status=found.status,
+            headers=dict(found.headers),
+        )
+
+
+def _add_metrics(app: faust.App, page: MetricsPage) -> None:
+    @app.page("/metrics")  # type: ignore[untyped-decorator]
+    async def show(view: Any, request: Any) -> Any:
+        content_type, content = page(request.headers.get("Accept", ""))
         return view.bytes(content, content_type=content_type)
 
 

@@ -9,13 +9,15 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     InvalidTimestampError,
+    KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     RecordTooLargeError,
 )
+from aiokafka.partitioner import DefaultPartitioner
 
 from streams.hanging import Producer, abort_rest, complete_commit
-from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter
+from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter, Timed, untimed
 from streams.log import LogError, Membership, Partition, Record
 from streams.undecodable import (
     UNDECODABLE,
@@ -35,6 +37,8 @@ FENCE_S_MAX = 30.0
 # How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
 REBALANCE_S = 0.1
 UNDECODABLE_S_MAX = 10.0
+# A partition that was just assigned may have no position yet.
+POSITION_S_MAX = 0.1
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
 
@@ -47,6 +51,12 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
     }
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
+    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
+    return number
 
 
 def _assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]:
@@ -82,8 +92,9 @@ class KafkaLog:
         InvalidTimestampError,
     )
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timed: Timed = untimed) -> None:
         self._settings = settings
+        self._timed = timed
         self._consumer: AIOKafkaConsumer | None = None
         self._positions: dict[Partition, int] = {}
 
@@ -149,6 +160,24 @@ class KafkaLog:
         """Return the group's committed offset, asked of the broker (rule 2)."""
         offset: int | None = await self._member.committed(TopicPartition(*partition))
         return offset
+
+    async def lag(self) -> Mapping[Partition, int]:
+        """Return how many offsets below the last committed one each of our partitions is behind.
+
+        Nothing is asked of a broker: the ends are those of the last fetch.
+        """
+        lags: dict[Partition, int] = {}
+        consumer = self._consumer
+        if consumer is None:
+            return lags
+        for partition in consumer.assignment():
+            # What is wrong with the member it finds out itself.
+            with contextlib.suppress(TimeoutError, KafkaError):
+                async with asyncio.timeout(POSITION_S_MAX):
+                    position = await consumer.position(partition)
+                end = consumer.last_stable_offset(partition) or 0
+                lags[Partition(*partition)] = max(0, end - position)
+        return lags
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Let the next poll of the partition begin at the offset."""
@@ -284,7 +313,7 @@ class KafkaLog:
         except BaseException:
             await producer.stop()
             raise
-        return KafkaWriter(producer)
+        return KafkaWriter(producer, self._timed)
 
 
 async def _buffered(

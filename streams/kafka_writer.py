@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -20,6 +20,13 @@ BATCH_BYTES_MAX = 256 * 1024
 CLOSE_S_MAX = 5.0
 
 _PARTITIONER = DefaultPartitioner()
+
+Timed = Callable[[str, Partition, float], None]
+"""Told of each committed transaction: its group, its input partition, and how long it took in s."""
+
+
+def untimed(_group: str, _partition: Partition, _seconds: float) -> None:
+    """Tell nobody."""
 
 
 class _Batch:
@@ -45,8 +52,10 @@ class KafkaWriter:
     looks its topic up again.
     """
 
-    def __init__(self, producer: AIOKafkaProducer) -> None:
+    def __init__(self, producer: AIOKafkaProducer, timed: Timed) -> None:
         self._producer = producer
+        self._timed = timed
+        self._began_at = 0.0
         self._connections: list[Any] = []
         self._open: dict[TopicPartition, _Batch] = {}
         self._partitions: dict[str, list[int]] = {}
@@ -59,6 +68,7 @@ class KafkaWriter:
 
     async def begin(self) -> None:
         """Open a transaction."""
+        self._began_at = asyncio.get_running_loop().time()
         await self._producer.begin_transaction()
         # A topic may have been given more partitions.
         self._partitions.clear()
@@ -98,6 +108,7 @@ class KafkaWriter:
         await self._producer.commit_transaction()
         after = self._producer.client._conns.values()  # noqa: SLF001
         self._connections = [*before, *after]
+        self._timed(group, partition, asyncio.get_running_loop().time() - self._began_at)
 
     async def close(self) -> None:
         """Close the connections; an answer that never comes is not waited for."""

@@ -19,6 +19,9 @@ from streams.fleet_follower import FleetFollower
 from streams.heads import HeadsService
 from streams.host import FollowerService, StageService, TelemetryService, run_app
 from streams.kafka import KafkaLog
+from streams.live.page import LivePage
+from streams.metrics import Metrics, MetricsService
+from streams.metrics.gauges import hold_gauges, target_gauges
 from streams.notary import Notary
 from streams.outgoing import Scribe
 from streams.router import Router
@@ -30,9 +33,6 @@ from topics import Catalogue, Settings, Topic, encode
 from topics.access import router as router_role
 from topics.admin import AdminError, partition_counts
 from topics.signing_key import load_signing_key
-
-# Without the charset of the library's own constant, which the web server adds.
-PROMETHEUS = "text/plain; version=0.0.4"
 
 
 def make_notary(settings: Settings, writer: str, clock: Clock) -> Notary:
@@ -59,10 +59,12 @@ def notary_services(settings: Settings, notary: Notary) -> list[Service]:
     ]
 
 
-def transactor(settings: Settings, stage: Stage, notary: Notary) -> Transactor:
-    """Return a transactor that drives the stage over the Kafka of these settings."""
+def transactor(settings: Settings, stage: Stage, notary: Notary, metrics: Metrics) -> Transactor:
+    """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
+    log = KafkaLog(settings, metrics.timed)
+    metrics.watch(stage.group, log)
     return Transactor(
-        KafkaLog(settings),
+        log,
         stage,
         notary=notary,
         progress_topic=Catalogue(settings).progress,
@@ -70,6 +72,7 @@ def transactor(settings: Settings, stage: Stage, notary: Notary) -> Transactor:
         poll_records_max=settings.poll_records_max,
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
+        observers=[metrics.observer],
     )
 
 
@@ -130,20 +133,29 @@ def run_router(settings: Settings) -> NoReturn:
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
     signal = AutoscalingSignal(shared, batcher, clock)
+    page = LivePage(settings, options, policy, clock)
+    metrics = Metrics(options, policy, tenants_max=settings.metrics_tenants_max)
+    for source in (signal.gauges, hold_gauges(batcher, policy, clock), target_gauges(policy)):
+        metrics.gauges.read_from(source)
     run_app(
         "router",
         settings,
         [
             TelemetryService(telemetry),
+            MetricsService(metrics, "router", settings.instance, clock),
             *notary_services(settings, notary),
             FollowerService(FleetFollower(settings, shared.view)),
             FollowerService(CancellationFollower(settings, cancellations)),
-            StageService(transactor(settings, router, notary), "router"),
-            StageService(transactor(settings, batcher, notary), "batcher"),
-            StageService(transactor(settings, Canceller(scribe, clock), notary), "canceller"),
+            StageService(transactor(settings, router, notary, metrics), "router"),
+            StageService(transactor(settings, batcher, notary, metrics), "batcher"),
+            StageService(
+                transactor(settings, Canceller(scribe, clock), notary, metrics), "canceller"
+            ),
+            page.watching,
         ],
         pages={
             "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),
-            "/metrics": lambda: (PROMETHEUS, signal.page()),
         },
+        views=page.views(),
+        metrics=metrics.page,
     )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,14 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 from client_commands import shunter
+from ledger_cases import until_the_ledger_follows
 from secured import SecuredKafka, secured_kafka, unused, user_of
 from system import FLEET, ROOT, System, chat, eventually
 
 from topics import Catalogue, Profile, Settings, admin, encode
 from topics import headers as h
 from topics.access import roles
+from topics.broker_settings import free_port
 
 PREFIX = "yard"
 POOLS = tuple(FLEET["pools"])
@@ -34,6 +37,7 @@ BOTH_LANES = {
     }
 }
 CATALOGUE = Catalogue(Settings(topic_prefix=PREFIX))
+PAGE_PORT = free_port()
 ROLES = {role.label: role for role in roles(CATALOGUE, POOLS)}
 
 
@@ -126,7 +130,7 @@ async def system(
         PREFIX,
         tmp_path_factory.mktemp("system"),
         fleet=BOTH_LANES,
-        env_of={"router": secured.env(user("router"))} | env,
+        env_of={"router": secured.env(user("router")) | {"SHUNTER_WEB_PORT": str(PAGE_PORT)}} | env,
     )
     async with system:
         system.start_all()
@@ -197,6 +201,49 @@ class TestTheWholeSystemWithTheseRights:
             outcome = await asyncio.to_thread(command, secured, user("auditor"), *arguments)
             assert outcome.returncode == 0, outcome.stderr
             assert told in outcome.stdout
+
+    async def test_a_viewer_watches(self, secured: SecuredKafka, system: System) -> None:
+        outcome = await asyncio.to_thread(
+            command, secured, user("viewer"), "top", "--once", "--json", "--window", "600"
+        )
+        assert outcome.returncode == 0, outcome.stderr
+        shown = json.loads(outcome.stdout)
+        assert (shown["ended"]["statuses"]["completed"], shown["unreadable"]) == (10, 0)
+
+    async def test_the_page_needs_no_more_than_the_router_has(self, system: System) -> None:
+        def ask(path: str) -> Any:
+            url = f"http://127.0.0.1:{PAGE_PORT}{path}"
+            with urllib.request.urlopen(url, timeout=30) as response:
+                return json.loads(response.read())
+
+        async def is_current() -> bool:
+            shown = await asyncio.to_thread(ask, "/view.json")
+            return bool(shown["is_current"] and shown["silent_s"] is not None)
+
+        await eventually(is_current, "the view is current", 30)
+        story = (await asyncio.to_thread(ask, f"/story.json?id=now-{POOLS[0]}"))["story"]
+        assert [step["step"] for step in story["steps"]] == ["placed", "executed"]
+
+    async def test_an_auditor_follows_the_live_ledger(
+        self, secured: SecuredKafka, system: System, tmp_path: Path
+    ) -> None:
+        port, log = free_port(), tmp_path / "ledger.txt"
+        with log.open("wb") as file:
+            process = subprocess.Popen(  # noqa: ASYNC220  starts at once
+                [sys.executable, "-m", "shunter", "ledger", "--port", str(port)],
+                cwd=ROOT,
+                env=os.environ | {"SHUNTER_TOPIC_PREFIX": PREFIX} | secured.env(user("auditor")),
+                stderr=file,
+            )
+        try:
+            follows = until_the_ledger_follows(system, f"http://127.0.0.1:{port}/ledger")
+            try:
+                await follows
+            except AssertionError as error:
+                raise AssertionError(f"{error} {log.read_text()[-2000:]}") from error
+        finally:
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 20) == 0
 
     async def test_a_custodian_forgets_and_revokes(
         self, secured: SecuredKafka, system: System

@@ -237,7 +237,9 @@ def test_no_release_breaks_a_constraint_of_any_member(
     assert 1 <= target.members_max <= target.option.max_batch
     assert target.tokens_max == target.option.kv_capacity_tokens
     assert target.candidates[0].pool == target.option.pool
-    for member in members:
+    # What goes direct is judged alone.
+    assert target.asked == (len(members) if target.path == "batch" else 1)
+    for member in members[: target.asked]:
         assert broken(member.profile, target.option) == []
         if request.max_cost_usd is not None:
             found = estimate(

@@ -1,5 +1,6 @@
 """The demo's figures: attainment, summary, the all-premium baseline, and the running totals."""
 
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -14,15 +15,15 @@ from shunter.demo.ledger import Ledger
 from shunter.demo.rules import Rules
 from shunter.demo.summary import summarize
 from shunter.demo.trace import Row, load_rows, request_of
-from shunter.demo.watch import PoolWatch, Watch
+from shunter.demo.watch import Watch
 from streams import Partition, Record
 from streams.declarations import load_fleet, load_policy
+from streams.live import LiveView, snapshot_of
 from topics import (
-    Batch,
     Catalogue,
     Cost,
+    Envelope,
     Evidence,
-    Hold,
     Placement,
     PoolStatus,
     Result,
@@ -32,6 +33,7 @@ from topics import (
     Usage,
     encode,
 )
+from topics import headers as h
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
 OPTIONS, RULES = compile_options(FLEET), Rules(FLEET, POLICY)
@@ -139,28 +141,34 @@ class Topics:
 
     def __init__(self) -> None:
         self.catalogue = Catalogue(Settings())
-        pools = {pool: PoolWatch() for pool in FLEET.pools}
-        self.watch = Watch(self.catalogue, {"a": 0.005, "b": 0.005}, 2, pools)
+        live = LiveView(self.catalogue, OPTIONS, POLICY, since=time.time())
+        self.watch = Watch(self.catalogue, {"a": 0.005, "b": 0.005}, 2, live)
 
-    def put(self, topic: str, value: object, key: str = "a") -> None:
-        record = Record(Partition(topic, 0), 0, key.encode(), encode(value), [], 0)
+    def put(self, topic: str, value: object, key: str = "a", headers: object = ()) -> None:
+        content = None if value is None else encode(value)
+        record = Record(Partition(topic, 0), 0, key.encode(), content, headers, 0)  # type: ignore[arg-type]
         self.watch.take(record)
 
-    def step(self, what: str, **details: object) -> None:
-        found = Evidence("a", what, 1.0, "w", Source("t", 0, 0), task="summarization", **details)  # type: ignore[arg-type]
-        self.put(self.catalogue.evidence, found)
+    def step(self, name: str, what: str, **details: object) -> None:
+        now = time.time()
+        found = Evidence(name, what, now, "w", Source("t", 0, 0), task="chat", **details)  # type: ignore[arg-type]
+        self.put(self.catalogue.evidence, found, key=name)
 
 
-def test_the_watch_knows_what_waits_and_what_left_in_batches():
+def test_the_watch_knows_what_waits():
     topics = Topics()
-    topics.step("held")
-    topics.step("held")
+    now = time.time()
+    profile = {"deadline": now + 60, "window_s": 10.0}
+    headers = [
+        (h.GROUP, b"m|chat|batch|le512"),
+        (h.HELD_AT, repr(now).encode()),
+        (h.PROFILE, encode(profile)),
+    ]
+    for name in "ab":
+        topics.put(topics.catalogue.held, {}, key=name, headers=headers)
     assert topics.watch.held == 2
-    hold = Hold("g", "full", 1.0, 1.0)
-    for index in range(2):
-        topics.step("released", hold=hold, batch=Batch("0-1", index, 2))
-    window = topics.watch.windows["summarization"]
-    assert (window.held, window.batches, window.released) == (0, 1, 2)
+    topics.put(topics.catalogue.held, None, key="a")
+    assert topics.watch.held == 1
 
 
 def test_the_watch_counts_each_end_once_and_warm_ups_apart():
@@ -175,25 +183,38 @@ def test_the_watch_counts_each_end_once_and_warm_ups_apart():
     assert watch.finished == {"a", "b"}
     assert watch.statuses == {"completed": 1, "dead_lettered": 1}
     assert (watch.cost_usd, watch.cost_all_premium_usd) == (0.001, 0.01)
-    assert watch.pools["silicon-us"].direct == 1
+
+
+def test_the_live_view_of_a_demo_has_its_requests_and_no_warm_up():
+    topics = Topics()
+    got = Envelope(cost_usd=0.001, ttft_s=0.1, finish_s=1.0)
+    for name in ("warmup-x-0", "a"):
+        topics.step(name, "executed", got=got, placement=US)
+    shown = snapshot_of(topics.watch.live, time.time())
+    assert shown.ended_total.requests == 1
+    (pool,) = [p for p in shown.pools if p.total_direct]
+    assert (pool.pool, pool.total_direct, pool.total_usd) == ("silicon-us", 1, 0.001)
 
 
 def test_the_watch_knows_when_workers_are_up_and_idle():
     topics = Topics()
     assert not topics.watch.pools_up()
+    assert topics.watch.silent_pools() == list(FLEET.pools)
 
     def report(running: int, at: float) -> None:
         for pool in FLEET.pools:
             status = PoolStatus(pool, "w", at, "up", 1.0, "d", "r", 8, running, 0, 0.0)
             topics.put(topics.catalogue.pool_status, status)
 
-    report(running=0, at=1.0)
+    now = time.time()
+    report(running=0, at=now)
     assert topics.watch.pools_up()
+    assert topics.watch.silent_pools() == []
     assert topics.watch.idle()
     topics.put(topics.catalogue.results, result("a"))
     # That report is older than the last result.
     assert not topics.watch.idle()
-    report(running=1, at=4e9)
+    report(running=1, at=now + 60)
     assert not topics.watch.idle()
-    report(running=0, at=4e9)
+    report(running=0, at=now + 60)
     assert topics.watch.idle()

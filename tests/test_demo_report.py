@@ -1,12 +1,14 @@
 """What a demo prints fits a terminal of 80 columns."""
 
 import io
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from policies import compile_options
 from shunter.demo.check import Verdict
 from shunter.demo.ledger import Ledger
 from shunter.demo.report import report
@@ -15,8 +17,10 @@ from shunter.demo.show import Lines
 from shunter.demo.summary import summarize
 from shunter.demo.trace import load_rows
 from shunter.demo.view import View, saving
-from shunter.demo.watch import PoolWatch, Watch, WindowWatch
+from shunter.demo.watch import Watch
+from streams import Partition, Record
 from streams.declarations import load_fleet, load_policy
+from streams.live import LiveView
 from topics import (
     Batch,
     Catalogue,
@@ -29,9 +33,12 @@ from topics import (
     Source,
     Timing,
     Usage,
+    encode,
 )
+from topics import headers as h
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
+OPTIONS = compile_options(FLEET)
 
 
 def console(width: int) -> Console:
@@ -97,28 +104,47 @@ def test_the_report_says_what_went_wrong():
 
 
 def watch() -> Watch:
-    pools = {}
-    for name, pool in FLEET.pools.items():
-        status = PoolStatus(name, "w", 1.0, "up", 1.0, pool.device, pool.region, 640, 100, 100, 0.0)
-        pools[name] = PoolWatch(status, 1000, 1000, 0.1234)
-    pools["cpu-eu"].status = None
-    found = Watch(Catalogue(Settings()), {}, 2000, pools)
-    found.windows["synthetic_data"] = WindowWatch(held=499, batches=3, released=300)
+    now = time.time()
+    catalogue = Catalogue(Settings())
+    found = Watch(catalogue, {}, 2000, LiveView(catalogue, OPTIONS, POLICY, since=now))
     found.cost_usd, found.cost_all_premium_usd = 0.6, 0.9
+    for name, pool in FLEET.pools.items():
+        if name != "cpu-eu":
+            status = PoolStatus(name, "w", now, "up", 1.0, pool.device, pool.region, 640, 9, 8, 0.0)
+            found.live.workers.take(status)
+        found.live.total.of_pool(name).usd = 1.5
+    group = found.live.total.of_group("llama-3.1-70b|chat|batch|le512")
+    group.batches, group.released = 3, 300
+    profile = encode({"deadline": now + 60, "window_s": 30.0})
+    for number in range(49):
+        headers = [
+            (h.GROUP, b"llama-3.1-70b|chat|batch|le512"),
+            (h.HELD_AT, repr(now).encode()),
+            (h.PROFILE, profile),
+        ]
+        key = str(number).encode()
+        found.take(Record(Partition(catalogue.held, 0), number, key, b"{}", headers, 0))
     return found
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_live_view_shows_all_of_it_at(width):
     on = console(width)
-    with View(on, FLEET, POLICY) as view:
+    with View(on) as view:
         view.update(watch())
         view.say("a worker was started again")
     text = printed(on)
-    for shown in ["published", "silicon-us", "crescent-island", "synthetic_data", "499", "100.0"]:
+    for shown in [
+        "published",
+        "silicon-us",
+        "crescent-island",
+        "llama-3.1-70b",
+        "49",
+        "100.0",
+        "no worker",
+    ]:
         assert shown in text
     assert "33% less" in text
-    assert "starts" in text
     assert "a worker was started again" in text
     assert "…" not in text
 

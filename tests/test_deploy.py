@@ -89,6 +89,52 @@ def advertised_listener(name: str) -> str:
     return dict(each.split("://") for each in listeners.split(","))[name]
 
 
+def test_prometheus_reads_each_process_and_has_rules_that_are_there() -> None:
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    port = RUNNING["router"]["environment"]["SHUNTER_WEB_PORT"]
+    assert sorted(job["static_configs"][0]["targets"]) == sorted(f"{n}:{port}" for n in RUNNING)
+    # The alerts name the job.
+    assert job["job_name"] == "shunter"
+    assert all((ROOT / "deploy/prometheus" / name).exists() for name in config["rule_files"])
+    # Another container can't reach a server that listens on its own loopback.
+    hosts = {service["environment"]["SHUNTER_WEB_HOST"] for service in RUNNING.values()}
+    assert hosts == {"0.0.0.0"}  # noqa: S104  no port is published
+    assert not any(service.get("ports") for service in RUNNING.values())
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_what_is_mounted_is_there_and_can_not_be_written(name: str) -> None:
+    mounts = [v for v in SERVICES[name]["volumes"] if v.startswith("./")]
+    assert mounts
+    for mount in mounts:
+        source, _, mode = mount.split(":")
+        assert (ROOT / source).is_dir()
+        assert mode == "ro"
+
+
+def test_grafana_finds_its_sources_and_its_dashboards() -> None:
+    provisioning = ROOT / "deploy/grafana/provisioning"
+    sources = yaml.safe_load((provisioning / "datasources/shunter.yaml").read_text())["datasources"]
+    hosts = {source["url"].split("//")[1].split(":")[0] for source in sources}
+    assert hosts <= SERVICES.keys()
+    uids = {source["uid"] for source in sources}
+    linked = sources[0]["jsonData"]["exemplarTraceIdDestinations"][0]["datasourceUid"]
+    assert linked in uids
+    (provider,) = yaml.safe_load((provisioning / "dashboards/shunter.yaml").read_text())[
+        "providers"
+    ]
+    mounted = [v.split(":")[1] for v in SERVICES["grafana"]["volumes"]]
+    assert provider["options"]["path"] in mounted
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (ROOT / "deploy/grafana/dashboards" / Path(home).name).exists()
+
+
+@pytest.mark.parametrize("name", [n for n, s in SERVICES.items() if "image" in s])
+def test_images_are_pinned_to_a_version(name: str) -> None:
+    assert re.search(r":v?\d+\.\d+\.\d+$", SERVICES[name]["image"])
+
+
 def test_kafka_is_where_this_machines_clients_look_for_it_by_default() -> None:
     assert advertised_listener("MACHINE") == Settings.model_fields["bootstrap_servers"].default
     assert "127.0.0.1:9092:9092" in SERVICES["kafka"]["ports"]

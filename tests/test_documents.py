@@ -13,6 +13,8 @@ from rights_table import rows
 from policies import parse_policy
 from policies.fleet import OpenAIBackend
 from streams.declarations import load_fleet
+from streams.live import Snapshot
+from streams.live import snapshot as live
 from topics import InferenceRequest, Result, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,15 @@ def test_table_of_settings_is_complete() -> None:
 def test_table_of_a_model_server_is_what_can_be_declared() -> None:
     told = re.findall(r"`(\w+)`", first_column(WORKERS, "Model servers"))
     assert told == list(OpenAIBackend.model_fields)
+
+
+def test_table_of_the_live_view_has_each_field_of_it() -> None:
+    section = (ROOT / "docs/live.md").read_text().split("## Fields\n")[1]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")][1:]
+    told = [re.findall(r"`(\w+)`", row) for row in rows]
+    parts = (Snapshot, live.Window, live.Ended, live.Money, live.Pool, live.Holds, live.Hold)
+    parts += (live.Workload, live.Fallback)
+    assert [row for row in told if row] == [[f.name for f in dataclasses.fields(p)] for p in parts]
 
 
 def test_table_of_rights_is_what_the_roles_have() -> None:

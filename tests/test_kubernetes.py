@@ -111,6 +111,16 @@ def test_each_pool_has_its_workers_and_their_scaling() -> None:
         assert spec["maxReplicaCount"] <= int(SETTINGS["SHUNTER_PARTITIONS"])
 
 
+@pytest.mark.parametrize("each", [w for w in WORKLOADS if w["kind"] != "Job"], ids=named)
+def test_prometheus_finds_the_web_port(each: dict[str, Any]) -> None:
+    template = each["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert template["metadata"]["annotations"] == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(container["ports"][0]["containerPort"]),
+    }
+
+
 def test_the_scaler_reads_what_a_router_tells() -> None:
     yard = Yard()
     signal = AutoscalingSignal(yard.situation(), batcher_of(yard), yard.clock)

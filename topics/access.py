@@ -10,7 +10,7 @@ from topics.catalogue import Catalogue
 ResourceType = Literal["Topic", "Group", "TransactionalId"]
 Pattern = Literal["Literal", "Prefixed"]
 Operation = Literal["Read", "Write", "Describe", "Create", "DescribeConfigs"]
-RoleName = Literal["client", "router", "worker", "auditor", "custodian", "operator"]
+RoleName = Literal["client", "router", "worker", "viewer", "auditor", "custodian", "operator"]
 
 # Of a broker it is asked which transactions are open on a partition; it tells those who may read.
 REPAIR = "find there what a dying broker left open"
@@ -61,6 +61,7 @@ def roles(catalogue: Catalogue, pools: Sequence[str]) -> list[Role]:
         client(catalogue),
         router(catalogue, pools),
         *(worker(catalogue, pool) for pool in pools),
+        viewer(catalogue),
         auditor(catalogue),
         custodian(catalogue),
         operator(catalogue),
@@ -119,11 +120,24 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
     )
 
 
+def viewer(catalogue: Catalogue) -> Role:
+    """Return the rights of who watches the live view; what is held has its payload beside it."""
+    return _role(
+        "viewer",
+        [
+            _topic(catalogue.evidence, "Read", "see what is decided and what came of it"),
+            _topic(catalogue.pool_status, "Read", "see the workers' load"),
+            _topic(catalogue.held, "Read", "see what waits"),
+        ],
+    )
+
+
 def auditor(catalogue: Catalogue) -> Role:
     """Return the rights of who looks into the audit trail and changes nothing."""
     return _role(
         "auditor",
         [
+            Grant("Group", catalogue.ledger_group, "Literal", "Read", "follow the live ledger"),
             _topic(catalogue.evidence, "Read", "tell a request's story"),
             _topic(catalogue.evidence_roots, "Read", "check what was signed over it"),
             _topic(catalogue.evidence_keys, "Read", "know who may sign"),

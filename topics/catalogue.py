@@ -84,6 +84,7 @@ class Catalogue:
         self.router_group = f"{self.prefix}.router"
         self.batcher_group = f"{self.prefix}.batcher"
         self.canceller_group = f"{self.prefix}.canceller"
+        self.ledger_group = f"{self.prefix}.ledger"
 
     @property
     def partitions(self) -> int:

@@ -27,11 +27,12 @@ class ResultError:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read, written, and read from a cache."""
+    """Tokens read, written, and read from a cache; tools that the answer calls."""
 
     input_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    tool_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)

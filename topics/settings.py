@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     """Where the web server of a router or worker listens."""
     web_port: int = Field(default=0, ge=0, le=65535)
     """Its port; 0 switches it off."""
+    web_page: bool | None = None
+    """Whether a router serves the live view and the stories of requests there, to whoever reaches
+    it; unset, only where `web_host` is a loopback address."""
+    metrics_tenants_max: int = Field(default=20, ge=0, le=1000)
+    """Most tenants that metrics name, those of the policy first; the others are one, ``other``."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def kafka_options(self) -> dict[str, Any]:

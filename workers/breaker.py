@@ -75,6 +75,10 @@ class Breakers:
         """Return the state of a variant's circuit."""
         return self._breakers[variant].state
 
+    def states(self) -> dict[str, Circuit]:
+        """Return the state of each variant's circuit."""
+        return {variant: breaker.state for variant, breaker in self._breakers.items()}
+
     @property
     def is_any_closed(self) -> bool:
         """Tell whether any variant can be served."""

@@ -63,19 +63,18 @@ class Ending:
     def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
         """Return result and evidence of an answer that the option's hardware gave."""
         profile, placement = task.call.profile, task.call.placement
+        usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
         promised = _promised(task.record)
         got = _got(task, outcome, option.usd_per_s)
         times = (outcome.started_at, outcome.first_token_at, outcome.finished_at)
-        self._telemetry.executed(
-            task.record, profile, placement, outcome.usage, times, got.cost_usd
-        )
+        self._telemetry.executed(task.record, profile, placement, usage, times, got.cost_usd)
         result = Result(
             id=profile.id,
             status="completed",
             timing=self._timing(task, outcome.finished_at, outcome),
             response=outcome.response,
             placement=placement,
-            usage=outcome.usage,
+            usage=usage,
             cost=Cost(got.cost_usd, None if promised is None else promised.cost_usd),
             trace_id=h.trace_id(task.record.headers),
             metadata=task.call.request.metadata,
@@ -88,7 +87,7 @@ class Ending:
             placement=placement,
             promised=promised,
             got=got,
-            usage=outcome.usage,
+            usage=usage,
             batch=h.read_batch(task.record.headers),
             host=self._host,
             model_digest=_model_digest(outcome),
@@ -218,6 +217,14 @@ def _model_digest(outcome: Outcome) -> str | None:
     body = outcome.response.body
     told = body.get("system_fingerprint") if isinstance(body, dict) else None
     return told[:MODEL_DIGEST_CHARACTERS_MAX] if isinstance(told, str) else None
+
+
+def _tool_calls(body: object) -> int:
+    """Return how many tools an answer calls, over all its choices."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    messages = [c.get("message") for c in choices or () if isinstance(c, dict)]
+    calls = [m.get("tool_calls") for m in messages if isinstance(m, dict)]
+    return sum(len(each) for each in calls if isinstance(each, list))
 
 
 def _promised(record: Record) -> Envelope | None:

@@ -9,6 +9,7 @@ from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import FollowerService, TelemetryService, run_app
+from streams.metrics import Metrics, MetricsService
 from streams.run import check_topics, make_notary, notary_services
 from streams.telemetry import from_environment
 from topics import Catalogue, Settings
@@ -18,6 +19,7 @@ from workers.backend import Backend
 from workers.breaker import Breakers
 from workers.cpu import CPUBackend
 from workers.ending import Ending
+from workers.gauges import profile_of, worker_gauges
 from workers.heartbeat import Heartbeat
 from workers.host import read_host
 from workers.openai import OpenAIBackend
@@ -86,18 +88,24 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         Streams(publisher),
         in_flight_max=settings.in_flight_max,
     )
+    metrics = Metrics(
+        options, policy, tenants_max=settings.metrics_tenants_max, profile_of=profile_of
+    )
+    metrics.gauges.read_from(worker_gauges(pool, worker, breakers))
     run_app(
         f"worker-{pool}",
         settings,
         [
             TelemetryService(telemetry),
+            MetricsService(metrics, "worker", settings.instance, clock),
             *notary_services(settings, notary),
             BackendService(backend),
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, notary),
+            DrainingService(worker, settings, notary, metrics),
             Heartbeat(settings, served[0], worker, backend, breakers, clock, options.version),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,
+        metrics=metrics.page,
     )

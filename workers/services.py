@@ -5,6 +5,7 @@ import asyncio
 from mode import Service
 
 from streams.host import StageService
+from streams.metrics import Metrics
 from streams.notary import Notary
 from streams.run import transactor
 from topics import Settings
@@ -34,8 +35,10 @@ class BackendService(Service):  # type: ignore[misc]
 class DrainingService(StageService):
     """A stage that finishes what runs before it leaves, as far as the grace period goes."""
 
-    def __init__(self, worker: Worker, settings: Settings, notary: Notary) -> None:
-        super().__init__(transactor(settings, worker, notary), "worker")
+    def __init__(
+        self, worker: Worker, settings: Settings, notary: Notary, metrics: Metrics
+    ) -> None:
+        super().__init__(transactor(settings, worker, notary, metrics), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 

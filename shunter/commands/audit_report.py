@@ -61,7 +61,7 @@ def report(
     Example: shunter audit report --from 2026-11-01 --to 2026-12-01 --format html --output nov.html
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    found = Report(_time(start, 0.0), _time(end, math.inf))
+    found = Report(time_of(start, 0.0), time_of(end, math.inf))
     trail = open_trail(archive, settings)
     trail.each("evidence", lambda row: found.add(row.value or b""))
     if found.unreadable:
@@ -143,7 +143,12 @@ def replay(
         raise typer.Exit(1)
 
 
-def _time(text: str | None, default: float) -> float:
+def time_of(text: str | None, default: float) -> float:
+    """Return a time that a user gave, epoch seconds.
+
+    Raises:
+        UserError: it is none.
+    """
     if text is None:
         return default
     try:

@@ -14,7 +14,6 @@ from shunter.demo.report import report
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams import LogError
-from streams.declarations import load_fleet, load_policy
 from topics import BadRecordError
 from topics.admin import AdminError
 
@@ -58,7 +57,7 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = Plan(speed, requests, bootstrap_servers, topic_prefix, keep)
     drawn = out.is_terminal and not as_json
-    show = View(out, load_fleet(None), load_policy(None)) if drawn else Lines(err)
+    show = View(out) if drawn else Lines(err)
 
     def tell(outcome: Outcome) -> None:
         if isinstance(show, View):

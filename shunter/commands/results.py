@@ -11,8 +11,8 @@ from rich.text import Text
 
 from shunter.client import note, read_by_key, run, tail
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
-from shunter.story import tokens, where
 from streams import Record
+from streams.live.story import tokens, where
 from topics import BadRecordError, Catalogue, Result, Settings, Timing, decode
 
 POLL_S = 0.5

@@ -174,6 +174,7 @@ def _further(outcome: Outcome, *, kept: bool) -> RenderableType:
     exports = "\n".join(f"export {name}={found[name]}" for name in WHERE)
     name = next(iter(outcome.ledger.results), "demo-1")
     further = [
+        ("shunter top", "the live view, with keys"),
         (f"shunter audit show {name}", "the story of another request"),
         ("shunter submit FILE --wait", "requests of your own"),
         (f"ls {outcome.run_dir}", "fleet, policy and the log of each process"),

@@ -31,9 +31,10 @@ from shunter.demo.summary import summarize
 from shunter.demo.system import System, log_tail, members_of
 from shunter.demo.trace import Row, load_rows, request_of
 from shunter.demo.warmup import publish, warm_ups
-from shunter.demo.watch import PoolWatch, Watch
+from shunter.demo.watch import Watch
 from streams import KafkaLog
 from streams.declarations import load_fleet, load_policy
+from streams.live import LiveView
 from streams.logs import set_up_logging
 from topics import Catalogue, Settings
 from topics.admin import apply
@@ -177,12 +178,14 @@ async def _run(
         for name, command in members_of(case.fleet.pools):
             system.start(name, command)
         show.say(f"Starting the router and {len(case.fleet.pools)} workers ...")
-        watch = Watch(
+        live = LiveView(
             Catalogue(settings),
-            case.premium_usd,
-            len(case.rows),
-            {pool: PoolWatch() for pool in case.fleet.pools},
+            # At the speed of the demo, as the system has it.
+            compile_options(load_fleet(settings.fleet)),
+            load_policy(settings.policy),
+            since=time.time(),
         )
+        watch = Watch(Catalogue(settings), case.premium_usd, len(case.rows), live)
         await _Replay(case, settings, run_dir, system, watch, show).run()
         ledger = await read_ledger(settings)
         findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
@@ -271,9 +274,7 @@ class _Replay:
 
     async def run(self) -> None:
         """Return when each request has an end, or nothing moves any more."""
-        names = self.watch.catalogue
-        topics = [names.results, names.evidence, names.dead_letters, names.pool_status]
-        async with tail(self.settings, topics, from_beginning=True) as reader:
+        async with tail(self.settings, self.watch.topics, from_beginning=True) as reader:
             await self._open_lanes(reader)
             self.show.say(
                 f"Replaying {len(self.case.rows)} requests at {self.case.plan.speed:g} times"
@@ -284,7 +285,7 @@ class _Replay:
 
     async def _open_lanes(self, reader: Tail) -> None:
         if not await self._until(reader, self.watch.pools_up, START_S_MAX):
-            down = [name for name, pool in self.watch.pools.items() if pool.status is None]
+            down = self.watch.silent_pools() or list(self.case.fleet.pools)
             raise UserError(self._not_ready(f"{', '.join(down)}: no report", down[0]))
         requests = list(warm_ups(self.case.fleet, self.settings.partitions))
         await publish(self.settings, requests)

@@ -1,6 +1,7 @@
 """The live view of a demo, for a terminal of 80 columns or more."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,21 +11,34 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from policies import Fleet, Policy
-from shunter.demo.watch import PoolWatch, Watch
+from shunter.demo.watch import Watch
+from shunter.top.columns import HOLDS, POOLS, Column, columns, table
+from shunter.top.figures import count, mean, usd
+from streams.live import snapshot_of
+from streams.live.snapshot import Hold, Pool
 
 DRAWN_EVERY_S = 0.25
-LOAD_WIDTH = 10
-WINDOW_WIDTH = 24
+GROUPS_SHOWN = 8
+
+# What a run has come to, where `shunter top` has the last minute.
+_POOLS: Sequence[Column[Pool]] = (
+    *columns(POOLS, "pool", "device", "busy", "runs", "queued"),
+    Column("direct", lambda p: count(p.total_direct)),
+    Column("batch", lambda p: count(p.total_batch)),
+    Column("spent", lambda p: usd(p.total_usd)),
+)
+_HOLDS: Sequence[Column[Hold]] = (
+    *columns(HOLDS, "held as", "held", "of a batch", "goes"),
+    Column("batches", lambda h: count(h.total_batches)),
+    Column("mean size", lambda h: mean(h.total_released, h.total_batches)),
+)
 
 
 class View:
-    """Progress, load per pool, windows filling, and money, drawn in place."""
+    """Progress, load per pool, batches filling, and money, drawn in place."""
 
-    def __init__(self, console: Console, fleet: Fleet, policy: Policy) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._fleet = fleet
-        self._members_max = policy.windows.members_max
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._began_at = time.monotonic()
         self._drawn_at = 0.0
@@ -57,52 +71,19 @@ class View:
         self._live.stop()
 
     def _drawn(self, watch: Watch, elapsed_s: float) -> RenderableType:
+        now = snapshot_of(watch.live, time.time())
+        groups = now.holds.groups[:GROUPS_SHOWN]
+        width = self._console.width
         return Group(
             "",
             _progress(watch, elapsed_s),
             "",
-            self._pools(watch),
+            table(_POOLS, now.pools, width),
             "",
-            self._windows(watch),
+            table(_HOLDS, groups, width) if groups else Text("nothing waits for a batch", "dim"),
             "",
             _money(watch),
         )
-
-    def _pools(self, watch: Watch) -> Table:
-        table = _table("pool", "device")
-        table.add_column("load", width=LOAD_WIDTH)
-        for heading in ("runs", "queued", "direct", "batch", "spent $"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, pool in watch.pools.items():
-            table.add_row(name, self._fleet.pools[name].device, *self._load(pool))
-        return table
-
-    def _load(self, pool: PoolWatch) -> tuple[RenderableType, ...]:
-        ends = (f"{pool.direct:,}", f"{pool.batch:,}", f"{pool.cost_usd:.4f}")
-        status = pool.status
-        if status is None or status.state != "up":
-            return (Text("starts" if status is None else status.state, "dim"), "", "", *ends)
-        # Beside all the slots of a pool its load would not show; a full batch fills the bar.
-        shown = min(status.running, self._members_max)
-        bar = ProgressBar(self._members_max, shown, width=LOAD_WIDTH)
-        return (bar, f"{status.running:,}", f"{status.queued:,}", *ends)
-
-    def _windows(self, watch: Watch) -> Table:
-        table = _table("waits for a batch")
-        table.add_column("held", justify="right")
-        table.add_column(f"to a full one ({self._members_max})", width=WINDOW_WIDTH)
-        for heading in ("batches", "mean size"):
-            table.add_column(heading, justify="right")
-        for task, window in sorted(watch.windows.items()):
-            mean = f"{window.released / window.batches:.1f}" if window.batches else ""
-            filled = min(window.held, self._members_max)
-            bar = ProgressBar(
-                self._members_max, filled, width=WINDOW_WIDTH, complete_style="yellow"
-            )
-            table.add_row(task, f"{window.held:,}", bar, f"{window.batches:,}", mean)
-        if not watch.windows:
-            table.add_row("nothing yet")
-        return table
 
 
 def saving(cost_usd: float, premium_usd: float) -> str:
@@ -117,9 +98,9 @@ def _progress(watch: Watch, elapsed_s: float) -> Table:
     grid = Table.grid(padding=(0, 1))
     for style in ("bold", "", ""):
         grid.add_column(style=style)
-    for label, count in (("published", watch.published), ("results", len(watch.finished))):
-        bar = ProgressBar(watch.total, count, width=40)
-        grid.add_row(label, bar, f"{count:,} of {watch.total:,}")
+    for label, done in (("published", watch.published), ("results", len(watch.finished))):
+        bar = ProgressBar(watch.total, done, width=40)
+        grid.add_row(label, bar, f"{done:,} of {watch.total:,}")
     grid.add_row("time", f"{elapsed_s:.0f} s", "")
     return grid
 
@@ -132,10 +113,3 @@ def _money(watch: Watch) -> Text:
     if words := saving(watch.cost_usd, premium):
         line.append(f" ({words})", style="not bold")
     return line
-
-
-def _table(*labels: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for label in labels:
-        table.add_column(label, no_wrap=True)
-    return table

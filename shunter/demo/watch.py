@@ -5,62 +5,58 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from streams import Record
-from topics import Catalogue, Evidence, PoolStatus, Result, decode
-
-
-@dataclass(slots=True)
-class WindowWatch:
-    """One class that waits for batches."""
-
-    held: int = 0
-    batches: int = 0
-    released: int = 0
-
-
-@dataclass(slots=True)
-class PoolWatch:
-    """One pool: the newest report of its worker, and what it has finished."""
-
-    status: PoolStatus | None = None
-    direct: int = 0
-    batch: int = 0
-    cost_usd: float = 0.0
+from streams.live import LiveView
+from topics import Catalogue, PoolStatus, Result, decode
 
 
 @dataclass(slots=True)
 class Watch:
-    """Running totals over the requests of the trace. ``moved_at`` is monotonic, in seconds."""
+    """Running totals over the requests of the trace, and the live view of the system.
+
+    ``moved_at`` is monotonic, in seconds.
+    """
 
     catalogue: Catalogue
     premium_usd: dict[str, float]
     total: int
-    pools: dict[str, PoolWatch]
+    live: LiveView
     published: int = 0
     finished: set[str] = field(default_factory=set)
     warm: set[str] = field(default_factory=set)
     statuses: Counter[str] = field(default_factory=Counter)
-    windows: dict[str, WindowWatch] = field(default_factory=dict)
     cost_usd: float = 0.0
     cost_all_premium_usd: float = 0.0
     moved_at: float = field(default_factory=time.monotonic)
     last_result_at: float = 0.0
 
     @property
+    def topics(self) -> list[str]:
+        """The topics that have to be read, from their beginning."""
+        names = self.catalogue
+        return [names.results, names.dead_letters, *self.live.topics]
+
+    @property
     def held(self) -> int:
         """Requests that wait for a batch."""
-        return sum(window.held for window in self.windows.values())
+        return len(self.live.holds)
+
+    def silent_pools(self) -> list[str]:
+        """Return the pools of which no worker has reported."""
+        return [pool for pool in self.live.options.by_pool if self._newest(pool) is None]
 
     def pools_up(self) -> bool:
         """Tell whether every pool has a worker that reports."""
-        return all(p.status is not None and p.status.state == "up" for p in self.pools.values())
+        newest = map(self._newest, self.live.options.by_pool)
+        return all(status is not None and status.state == "up" for status in newest)
 
     def idle(self) -> bool:
         """Tell whether each worker has reported since the last result, and runs nothing."""
+        newest = map(self._newest, self.live.options.by_pool)
         return all(
-            p.status is not None
-            and p.status.at > self.last_result_at
-            and p.status.running + p.status.queued == 0
-            for p in self.pools.values()
+            status is not None
+            and status.at > self.last_result_at
+            and status.running + status.queued == 0
+            for status in newest
         )
 
     def acknowledged(self, _id: str) -> None:
@@ -69,37 +65,30 @@ class Watch:
         self.moved_at = time.monotonic()
 
     def take(self, record: Record) -> None:
-        """Take a record of the results, evidence, dead letters or pool status in."""
-        topic, value = record.partition.topic, record.value or b""
-        if topic == self.catalogue.pool_status:
-            status = decode(PoolStatus, value)
-            if status.pool in self.pools:
-                self.pools[status.pool].status = status
-            return
-        self.moved_at = time.monotonic()
+        """Take a record of one of the topics in."""
+        topic = record.partition.topic
+        if topic != self.catalogue.pool_status:
+            self.moved_at = time.monotonic()
         if topic == self.catalogue.results:
-            self._result(decode(Result, value))
-        elif topic == self.catalogue.evidence:
-            self._step(decode(Evidence, value))
-        elif record.key is not None:
-            self._end(record.key.decode("utf-8", "replace"), "dead_lettered")
+            self._result(decode(Result, record.value or b""))
+        elif topic == self.catalogue.dead_letters:
+            if record.key is not None:
+                self._end(record.key.decode("utf-8", "replace"), "dead_lettered")
+        elif not self._is_warm_up(record):
+            self.live.take(record, time.time())
+
+    def _newest(self, pool: str) -> PoolStatus | None:
+        return self.live.workers.newest(pool)
+
+    def _is_warm_up(self, record: Record) -> bool:
+        key = (record.key or b"").decode("utf-8", "replace")
+        return record.partition.topic == self.catalogue.evidence and key not in self.premium_usd
 
     def _result(self, result: Result) -> None:
         if result.id not in self.premium_usd:
             self.warm.add(result.id)
-            return
-        if not self._end(result.id, result.status):
-            return
-        usd = result.cost.usd if result.cost else 0.0
-        self.cost_usd += usd
-        placement = result.placement
-        if placement is not None and placement.pool in self.pools:
-            pool = self.pools[placement.pool]
-            pool.cost_usd += usd
-            if placement.path == "batch":
-                pool.batch += 1
-            else:
-                pool.direct += 1
+        elif self._end(result.id, result.status):
+            self.cost_usd += result.cost.usd if result.cost else 0.0
 
     def _end(self, name: str, status: str) -> bool:
         """Count the end of a request, once; tell whether this was it."""
@@ -110,15 +99,3 @@ class Watch:
         self.cost_all_premium_usd += self.premium_usd[name]
         self.last_result_at = time.time()
         return True
-
-    def _step(self, step: Evidence) -> None:
-        if step.task is None:
-            return
-        if step.step == "held":
-            self.windows.setdefault(step.task, WindowWatch()).held += 1
-        elif step.hold is not None:
-            window = self.windows.setdefault(step.task, WindowWatch())
-            window.held -= 1
-            if step.step == "released":
-                window.released += 1
-                window.batches += step.batch is None or step.batch.index == 0

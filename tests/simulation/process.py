@@ -337,6 +337,7 @@ class SimFollower(CancellationFollower):
     ) -> None:
         super().__init__(settings, cancellations)
         self._cluster = cluster
+        (self._topic,) = self._topics
         self._seen = [0] * cluster.topics[self._topic]
 
     async def start(self) -> None:

@@ -1,0 +1,124 @@
+"""`shunter ledger`: what each class of work was and what came of it, in windows of time."""
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from shunter.audit.source import Trail, open_trail
+from shunter.client import note, run
+from shunter.commands.audit_report import time_of
+from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, UserError, out, settings_from
+from shunter.log_reading import Row as Record
+from streams.ledger import Endings, Line, Row, run_ledger
+from streams.ledger.fold import STATUSES, window_of
+from streams.ledger.fold import as_json as rows_as_json
+from topics import Catalogue
+from topics.admin import partition_counts
+
+
+def ledger(
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Read the evidence and end, instead of serving.")
+    ] = False,
+    start: Annotated[
+        str | None, typer.Option("--from", help="First day or time, ISO 8601, UTC if it says none.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="The first not counted.")] = None,
+    window_s: Annotated[float, typer.Option("--window", min=1.0, help="Of a row, in s.")] = 60.0,
+    port: Annotated[int, typer.Option(help="Where the live ledger is served.")] = 6067,
+    archive: ArchiveUrl = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell per class, interactive apart from background, what was asked, served, paid and missed.
+
+    Without --exact it follows the evidence from now on, and serves the windows of the last hour
+    (60 of them) as JSON at http://127.0.0.1:6067/ledger: a view that may lose a record. With it the
+    evidence is read once, from Kafka or an archive.
+
+    Example: shunter ledger --exact --from 2026-11-24 --window 3600
+    """
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    if exact:
+        found = exact_rows(open_trail(archive, settings), start, end, window_s)
+        _show(found, as_json=as_json, window_s=window_s)
+        return
+    if start or end or archive or as_json:
+        raise UserError("--from, --to, --archive and --json are of --exact; add it")
+    evidence = Catalogue(settings).evidence
+    # Faust alone would wait for ever where no broker or no topic is.
+    partitions = run(partition_counts(settings, [evidence]))[evidence]
+    served = settings.model_copy(update={"web_port": port, "partitions": partitions})
+    try:
+        run_ledger(served, window_s)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def exact_rows(
+    trail: Trail, start: str | None, end: str | None, window_s: float
+) -> dict[tuple[float, Line], Row]:
+    """Return the rows of what ended from ``start`` to ``end``, by start of window and line.
+
+    All of the evidence is read: how urgent a request is stands where it was decided on.
+    """
+    first, last = time_of(start, 0.0), time_of(end, math.inf)
+    endings: dict[int, Endings] = {}
+    rows: dict[tuple[float, Line], Row] = {}
+
+    def take(record: Record) -> None:
+        found = endings.setdefault(record.partition, Endings()).take(record.value)
+        if found is not None and first <= found.at < last:
+            rows.setdefault((window_of(found.at, window_s), found.line), Row()).add(found)
+
+    trail.each("evidence", take)
+    unreadable = sum(each.unreadable for each in endings.values())
+    if unreadable:
+        note(f"{unreadable} records are no evidence and were left out")
+    return rows
+
+
+def _show(rows: dict[tuple[float, Line], Row], window_s: float, *, as_json: bool) -> None:
+    figures = rows_as_json(rows)
+    if as_json:
+        typer.echo(orjson.dumps({"window_s": window_s, "rows": figures}).decode())
+        return
+    for row in figures:
+        heading = f"{_minute(row['from'])}  {row['lane']} {row['task']}"
+        for line in (heading, *(f"    {told}" for told in _told(row))):
+            out.print(line, markup=False, highlight=False)
+
+
+def _told(row: dict[str, Any]) -> Iterator[str]:
+    """Yield what a row says, line by line; a line of what never happened is left out."""
+    ends = {status: row[status] for status in STATUSES.values() if row[status]}
+    yield f"{row['requests']} ended: {_counts(ends)}; {row['retry_rate']:.1%} retried"
+    if row["finish_s"]["p50"] is not None:
+        first, each, end = (_spread(row[name]) for name in ("ttft_s", "tpot_s", "finish_s"))
+        yield f"p50/p99: first token {first} s; token {each} s; end {end} s"
+        context, output = (_spread(row[name]) for name in ("context_tokens", "output_tokens"))
+        cached, tools = row["cache_hit_rate"] or 0.0, row["tool_calls_mean"] or 0.0
+        yield f"tokens: context {context}; output {output}; {cached:.1%} cached"
+        yield f"{tools:g} tool calls an answer; {row['cost_usd']:.6f} USD"
+    if row["pools"]:
+        yield f"at {_counts(row['pools'])}; {_counts(row['model_variants'])}"
+    if row["failures"]:
+        yield f"without an answer: {_counts(row['failures'])}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _spread(values: dict[str, float | None]) -> str:
+    middle, top = values["p50"], values["p99"]
+    return "-" if middle is None or top is None else f"{middle:.3g}/{top:.3g}"
+
+
+def _minute(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

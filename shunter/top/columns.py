@@ -1,0 +1,206 @@
+"""The tables of the live view: which columns they have, and from which width on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+from rich.table import Table
+from rich.text import Text
+
+from shunter.top.figures import NONE, bar, count, counts, duration, mean, percent, rate, usd
+from streams.live.snapshot import Fallback, Hold, Pool, Workload
+
+T = TypeVar("T")
+
+BAR = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[T]):
+    """One column. ``value`` is what rows are sorted by, where they can be.
+
+    It is shown on terminals of at least ``columns_min`` columns.
+    """
+
+    heading: str
+    show: Callable[[T], str | Text]
+    value: Callable[[T], Any] | None = None
+    columns_min: int = 0
+    justify: Literal["left", "right"] = "right"
+    is_flexible: bool = False
+
+
+def table(
+    of: Sequence[Column[T]],
+    rows: Sequence[T],
+    width: int,
+    *,
+    title: Text | None = None,
+    sorted_by: str = "",
+) -> Table:
+    """Return rows as a table, a line each, with its title in place of the first heading.
+
+    A heading is marked where rows are sorted by it. Where there is not room for all, only what is
+    flexible gives way.
+    """
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    headings = [Text(("*" if c.heading == sorted_by else "") + c.heading) for c in of]
+    if title is not None:
+        headings[0] = Text("*" if of[0].heading == sorted_by else "").append_text(title)
+    cells = [[_text(column.show(row)) for row in rows] for column in of]
+    widths = [
+        max([heading.cell_len, *(cell.cell_len for cell in each)])
+        for heading, each in zip(headings, cells, strict=True)
+    ]
+    excess = sum(widths) + len(widths) - width
+    for column, heading, widest in zip(of, headings, widths, strict=True):
+        shown = max(heading.cell_len, widest - excess) if column.is_flexible else widest
+        made.add_column(
+            heading,
+            justify=column.justify,
+            no_wrap=True,
+            overflow="ellipsis",
+            width=min(widest, shown),
+        )
+    for row in zip(*cells, strict=True):
+        made.add_row(*row)
+    return made
+
+
+def _text(shown: str | Text) -> Text:
+    return Text(shown) if isinstance(shown, str) else shown
+
+
+def columns(of: Sequence[Column[T]], *headings: str) -> list[Column[T]]:
+    """Return the columns of these headings."""
+    by_heading = {column.heading: column for column in of}
+    return [by_heading[heading] for heading in headings]
+
+
+def wide_enough(of: Sequence[Column[T]], width: int) -> list[Column[T]]:
+    """Return the columns that a terminal of a width has room for."""
+    return [column for column in of if column.columns_min <= width]
+
+
+def _busy(pool: Pool) -> str | Text:
+    if pool.state == "none":
+        return Text("no worker", "red")
+    if pool.state == "draining":
+        return Text("draining", "yellow")
+    if pool.busy is None:
+        return NONE
+    return f"{bar(pool.busy, BAR)} {pool.busy:>4.0%}"
+
+
+def _circuit(pool: Pool) -> str | Text:
+    if pool.state == "none":
+        return NONE
+    if not pool.circuits:
+        return "closed"
+    return Text(f"{len(pool.circuits)} open", "bold red")
+
+
+def _speed(pool: Pool) -> str:
+    if not pool.speed:
+        return NONE
+    low, high = (f"{end(pool.speed.values()):.2f}" for end in (min, max))
+    return f"{low}x" if low == high else f"{low}-{high}x"
+
+
+POOLS: Sequence[Column[Pool]] = (
+    Column("pool", lambda p: Text(p.pool, "bold"), lambda p: p.pool, justify="left"),
+    Column("device", lambda p: p.device or NONE, lambda p: p.device or "", 105, "left"),
+    Column("region", lambda p: p.region or NONE, lambda p: p.region or "", 150, "left"),
+    Column("busy", _busy, lambda p: p.busy or 0.0, justify="left"),
+    Column("runs", lambda p: count(p.running), lambda p: p.running),
+    Column("slots", lambda p: count(p.slots), lambda p: p.slots, 115),
+    Column("queued", lambda p: count(p.queued), lambda p: p.queued),
+    Column("backlog", lambda p: duration(p.backlog_s), lambda p: p.backlog_s),
+    Column("speed", _speed, lambda p: min(p.speed.values(), default=0.0)),
+    Column("breaker", _circuit, lambda p: len(p.circuits), justify="left"),
+    Column("direct", lambda p: count(p.direct), lambda p: p.direct, 130),
+    Column("batch", lambda p: count(p.batch), lambda p: p.batch, 130),
+    Column("failed", lambda p: count(p.fallbacks), lambda p: p.fallbacks, 130),
+    Column("req/s", lambda p: rate(p.per_s), lambda p: p.per_s),
+    Column("$/h", lambda p: usd(p.usd_per_hour), lambda p: p.usd_per_hour),
+    Column("$ in all", lambda p: usd(p.total_usd), lambda p: p.total_usd, 140),
+)
+
+
+def _kept(share: float | None) -> Text:
+    if share is None:
+        return Text(NONE)
+    return Text(percent(share), "green" if share >= 0.99 else "yellow" if share >= 0.9 else "red")
+
+
+CLASSES: Sequence[Column[Workload]] = (
+    Column("class", lambda c: Text(c.task, "bold"), lambda c: c.task, justify="left"),
+    Column("ended/s", lambda c: rate(c.per_s), lambda c: c.per_s),
+    Column("ended", lambda c: count(c.ended), lambda c: c.ended, 90),
+    Column("SLO", lambda c: _kept(c.attainment), lambda c: -(c.attainment or 0.0)),
+    Column("TTFT p50", lambda c: duration(c.ttft_p50_s), lambda c: c.ttft_p50_s or 0.0),
+    Column("p99", lambda c: duration(c.ttft_p99_s), lambda c: c.ttft_p99_s or 0.0),
+    Column("e2e p50", lambda c: duration(c.finish_p50_s), lambda c: c.finish_p50_s or 0.0),
+    Column("e2e p99", lambda c: duration(c.finish_p99_s), lambda c: c.finish_p99_s or 0.0),
+    Column("no answer", lambda c: count(c.without_answer), lambda c: c.without_answer),
+    Column("in all", lambda c: count(c.total_ended), lambda c: c.total_ended, 110),
+    Column("SLO in all", lambda c: percent(c.total_attainment), None, 110),
+)
+
+
+def group(hold: Hold) -> Text:
+    """Return what the members of a batch group have in common."""
+    told = Text(hold.model, "bold")
+    told.append(f" {hold.operation}", "not bold")
+    if hold.prompt_tokens_max is not None:
+        told.append(f" ≤{hold.prompt_tokens_max:,}", "not bold")
+    if not hold.is_batch:
+        told.append(" waits for a pool", "not bold")
+    for name, value in hold.constraints.items():
+        told.append(f" {name.replace('_', ' ')} {_words(value)}", "not bold dim")
+    return told
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {each}" for key, each in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _release(hold: Hold) -> str | Text:
+    if hold.release_in_s is None:
+        return NONE
+    if hold.release_in_s < 0:
+        return Text(f"due {duration(-hold.release_in_s)}", "yellow")
+    return f"in {duration(hold.release_in_s)}"
+
+
+HOLDS: Sequence[Column[Hold]] = (
+    Column("held as", group, lambda h: h.group, justify="left", is_flexible=True),
+    Column("held", lambda h: count(h.held), lambda h: h.held),
+    Column("of a batch", lambda h: f"{bar(h.fill, BAR)} {h.fill:>4.0%}", None, justify="left"),
+    Column("oldest", lambda h: duration(h.oldest_s), lambda h: h.oldest_s or 0.0),
+    Column("goes", _release, lambda h: -(h.release_in_s or 1e9)),
+    Column("batches", lambda h: count(h.batches), lambda h: h.batches),
+    Column("mean", lambda h: mean(h.released, h.batches)),
+    Column("because of", lambda h: counts(h.reasons), None, 120, "left"),
+)
+
+
+def _clock(fallback: Fallback) -> str:
+    return f"{datetime.fromtimestamp(fallback.at).astimezone():%H:%M:%S}"
+
+
+FALLBACKS: Sequence[Column[Fallback]] = (
+    Column("fell back", _clock, lambda f: f.at, justify="left"),
+    Column("request", lambda f: Text(f.request_id), justify="left", is_flexible=True),
+    Column("class", lambda f: Text(f.task or NONE), None, 110, "left"),
+    Column(
+        "from → to",
+        lambda f: Text(f"{f.from_pool} → {f.to_pool or '…'}"),
+        lambda f: f.from_pool,
+        justify="left",
+    ),
+    Column("reason", lambda f: Text(f.reason or NONE), lambda f: f.reason or "", justify="left"),
+)

@@ -1,0 +1,64 @@
+"""Reading the topics of the live view: those that are compacted in whole, the evidence of late."""
+
+import asyncio
+from collections.abc import Collection
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from streams.clock import Clock
+from streams.follower import TopicFollower
+from streams.live.view import LiveView
+from streams.log import Partition, Record
+from topics import Settings
+
+# Taken in within about 2 ms, so that whatever else the process does is not kept waiting.
+POLL_RECORDS_MAX = 100
+# One answer of the broker for some 20 steps, not one for each: most of the work of following
+# quiet topics is answers. Where less comes, the view is half a second late.
+FETCH_BYTES_MIN = 64 * 1024
+
+
+class LiveFollower(TopicFollower):
+    """Keeps a live view up to date, from its ``since`` on."""
+
+    def __init__(self, settings: Settings, view: LiveView, clock: Clock) -> None:
+        super().__init__(
+            settings,
+            *view.topics,
+            poll_records_max=POLL_RECORDS_MAX,
+            fetch_bytes_min=FETCH_BYTES_MIN,
+        )
+        self._view = view
+        self._clock = clock
+        self.is_current = False
+        """Whether all that was there at the start has been read."""
+
+    def take(self, record: Record) -> None:
+        """Take a record in."""
+        self._view.take(record, self._clock.now())
+
+    async def start(self) -> None:
+        """Read what there is."""
+        await super().start()
+        self.is_current = True
+
+    async def step(self, timeout_s: float) -> None:
+        """Take in some of what has come, and let the process do something else."""
+        await super().step(timeout_s)
+        # What is in the client's buffer is returned without waiting for anything.
+        await asyncio.sleep(0)
+
+    async def _starts(
+        self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]
+    ) -> dict[Partition, int]:
+        starts = await super()._starts(consumer, assigned)
+        recent = [p for p in assigned if p.topic not in self._view.whole_topics]
+        since_ms = int(self._view.since * 1000)
+        # Asked first: what comes before the answer to the next question is then not passed over.
+        ends = await consumer.end_offsets(recent)
+        # A record is stamped when it is sent, after the step that it tells of.
+        found = await consumer.offsets_for_times(dict.fromkeys(recent, since_ms))
+        for partition in recent:
+            first = found.get(partition)
+            starts[Partition(*partition)] = ends[partition] if first is None else first.offset
+        return starts

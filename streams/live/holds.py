@@ -1,0 +1,98 @@
+"""What is held, from the log that the hold is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import msgspec
+
+from streams.held import held_at_of
+from streams.log import Record
+from topics import headers as h
+
+# A group's window ends with that of a member that came early; so many are looked at.
+LOOKED_AT_MAX = 1000
+
+
+class _Profile(msgspec.Struct):
+    """Of a held request's profile, when it has to leave. Epoch seconds and seconds."""
+
+    deadline: float
+    window_s: float = 0.0
+    longest_wait_s: float = 0.0
+    batchable: bool = True
+
+
+_decode_profile = msgspec.json.Decoder(_Profile).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A batch group that waits. Times are epoch seconds.
+
+    ``due_at`` is when its first member's window ends, at the latest; a group leaves before that if
+    it is full or if its slack runs out, and after it where no pool can take it.
+    """
+
+    group: str
+    held: int
+    oldest_at: float
+    due_at: float
+
+
+class Holds:
+    """The members of each group, by the ids that a tombstone names. No payload is kept.
+
+    A member takes about 300 bytes. At most ``members_max`` are known; ``left_out`` tells how many
+    were not when there were more, of which none is known to have left.
+    """
+
+    def __init__(self, members_max: int) -> None:
+        self._members_max = members_max
+        self._groups: dict[str, dict[bytes, tuple[float, float]]] = {}
+        self._group_of: dict[bytes, str] = {}
+        self.left_out = 0
+
+    def __len__(self) -> int:
+        return len(self._group_of)
+
+    def take(self, record: Record) -> None:
+        """Take a record of the hold in.
+
+        Raises:
+            BadRecordError, msgspec.MsgspecError: a held request without what Shunter adds.
+        """
+        key = record.key or b""
+        self._drop(key)
+        if record.value is None:
+            return
+        group = (h.find(record.headers, h.GROUP) or b"").decode("utf-8", "replace")
+        held_at = held_at_of(record)
+        profile = _decode_profile(h.find(record.headers, h.PROFILE) or b"")
+        if len(self._group_of) >= self._members_max:
+            self.left_out += 1
+            return
+        wait_s = profile.window_s if profile.batchable else profile.longest_wait_s
+        due_at = min(profile.deadline, held_at + wait_s)
+        self._groups.setdefault(group, {})[key] = (held_at, due_at)
+        self._group_of[key] = group
+
+    def waiting(self) -> Iterator[Waiting]:
+        """Yield each group that has members."""
+        for group, members in self._groups.items():
+            # In the order of the log, which is that of the time, within a group.
+            early = list(islice(members.values(), LOOKED_AT_MAX))
+            yield Waiting(
+                group,
+                len(members),
+                min(held_at for held_at, _ in early),
+                min(due_at for _, due_at in early),
+            )
+
+    def _drop(self, key: bytes) -> None:
+        group = self._group_of.pop(key, None)
+        if group is not None:
+            members = self._groups[group]
+            del members[key]
+            if not members:
+                del self._groups[group]

@@ -1,0 +1,184 @@
+"""The live view at one moment, as programs read it: names are stable, units stand in them.
+
+What is of the window counts from ``window.begins_at`` to ``at``; what is a total, from ``since``.
+Times are epoch seconds. None is what is not known.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The time that rates, shares and quantiles are of."""
+
+    begins_at: float
+    s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Ends of requests. ``refusals`` counts those without an answer by their reason code."""
+
+    requests: int
+    per_s: float
+    statuses: dict[str, int]
+    refusals: dict[str, int]
+    dead_letters: dict[str, int]
+    duplicates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """US dollars of busy device time, as results have it.
+
+    ``premium_estimate_usd`` is what the router estimated, when it decided, for the same requests
+    on the cheapest premium GPU that may serve each, at once or, where it may wait, in a batch;
+    ``compared_usd`` is what they took. The estimate is for the load of that moment: premium GPUs
+    that really served everything would run fuller, and so cheaper. Requests that no premium GPU may
+    or could serve, and those whose decision was not seen, are not compared.
+    """
+
+    usd: float
+    usd_per_hour: float
+    compared: int
+    compared_usd: float
+    premium_estimate_usd: float
+    premium_estimate_usd_per_hour: float
+    saving: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A pool. ``state`` is `up`, `draining` or `none`, where no worker reports.
+
+    ``load`` is ``running`` over ``slots``, which counts every variant's slots, so that it is never
+    full; ``busy`` is the device time of what was completed in the window over that of all replicas,
+    None where that is not known: what ends at once can exceed it for a while. ``speed`` has
+    predicted over measured device time by model variant; ``circuits`` the variants whose circuit
+    breaker is not closed on some worker.
+    ``usd_per_hour`` is of what ran in the window, not the price of the devices.
+    """
+
+    pool: str
+    device: str | None
+    kind: str | None
+    region: str | None
+    state: str
+    workers: int
+    slots: int
+    running: int
+    queued: int
+    load: float
+    busy: float | None
+    backlog_s: float
+    speed: dict[str, float]
+    circuits: dict[str, str]
+    direct: int
+    batch: int
+    fallbacks: int
+    per_s: float
+    usd: float
+    usd_per_hour: float
+    total_direct: int
+    total_batch: int
+    total_fallbacks: int
+    total_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A batch group that waits, or that something left in the window.
+
+    ``fill`` is ``held`` over ``full``, the most members that the policy lets into a batch; a device
+    may take fewer. ``release_in_s`` is the time until its window ends; negative where it waits for
+    a pool or for room. ``prompt_tokens_max`` is the end of its bucket, ``constraints`` what all of
+    its members have, as in a request. A full group, or one without slack, leaves before that.
+    """
+
+    group: str
+    model: str
+    operation: str
+    is_batch: bool
+    prompt_tokens_max: int | None
+    constraints: dict[str, Any]
+    held: int
+    full: int
+    fill: float
+    oldest_s: float | None
+    release_in_s: float | None
+    released: int
+    batches: int
+    reasons: dict[str, int]
+    total_released: int
+    total_batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """All groups, those that hold most first. ``left_out`` is beyond what the view remembers."""
+
+    held: int
+    left_out: int
+    groups: list[Hold]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A workload class. Latencies are seconds since ``created_at``, within 2 %.
+
+    ``kept`` of the ``judged`` were completed by their deadline and within their latency SLO; that
+    share is ``attainment``. What was cancelled, and what ended without its decision having been
+    seen, is not judged.
+    """
+
+    task: str
+    ended: int
+    per_s: float
+    statuses: dict[str, int]
+    without_answer: int
+    judged: int
+    kept: int
+    attainment: float | None
+    ttft_p50_s: float | None
+    ttft_p99_s: float | None
+    finish_p50_s: float | None
+    finish_p99_s: float | None
+    total_ended: int
+    total_attainment: float | None
+
+
+@dataclass(slots=True)
+class Fallback:
+    """A try that failed. ``to_pool`` is where the request went then, None while that is open."""
+
+    request_id: str
+    at: float
+    task: str | None
+    from_pool: str
+    to_pool: str | None
+    reason: str | None
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything. ``is_current`` tells whether what was there at the start has been read.
+
+    ``silent_s`` is the time since the newest record; ``unreadable`` records were passed over.
+    """
+
+    at: float
+    since: float
+    window: Window
+    is_current: bool
+    silent_s: float | None
+    unreadable: int
+    ended: Ended
+    ended_total: Ended
+    money: Money
+    money_total: Money
+    pools: list[Pool]
+    holds: Holds
+    classes: list[Workload]
+    fallbacks: list[Fallback] = field(default_factory=list)

@@ -1,0 +1,188 @@
+"""The live view: one look at the whole system, folded from its topics. No clock, no I/O."""
+
+from collections import OrderedDict, deque
+
+import msgspec
+
+from policies import Options, Policy
+from streams.live.holds import Holds
+from streams.live.sliding import Sliding
+from streams.live.snapshot import Fallback
+from streams.live.steps import ENDS, Got, Step, Wanted, decode_step, is_kept
+from streams.live.tally import NAMES_MAX, OTHER, Tally, name_in
+from streams.live.workers import Workers
+from streams.log import Record
+from topics import BadRecordError, Catalogue, PoolStatus, decode
+
+PREMIUM = "premium_gpu"
+WINDOW_S = 60.0
+FALLBACKS_MAX = 50
+# Of so many requests on their way it is remembered what they want; about 400 bytes each.
+ASKED_MAX = 100_000
+
+_Asked = tuple[Wanted, float | None]
+
+
+class LiveView:
+    """Folds evidence, heartbeats and the hold. The evidence of an end tells all of its result.
+
+    Memory is bounded by what is held (``held_records_max``) and by limits on everything else.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        options: Options,
+        policy: Policy,
+        *,
+        since: float,
+        window_s: float = WINDOW_S,
+        held_records_max: int = 1_000_000,
+    ) -> None:
+        """Begin at ``since``, epoch seconds; what happened before that is not counted."""
+        self._catalogue = catalogue
+        self.options = options
+        self.policy = policy
+        self.since = since
+        self.window = Sliding(window_s)
+        self.total = Tally()
+        self.workers = Workers()
+        self.holds = Holds(held_records_max)
+        self.fallbacks: deque[Fallback] = deque(maxlen=FALLBACKS_MAX)
+        self.unreadable = 0
+        self.newest_at: float | None = None
+        self._premium = {p for p, o in options.by_pool.items() if o[0].kind == PREMIUM}
+        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        self._tasks = set(policy.classes)
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics that have to be read: those that change from now on, and those in whole."""
+        return [self._catalogue.evidence, *self.whole_topics]
+
+    @property
+    def whole_topics(self) -> list[str]:
+        """Those of which every record counts, however old: compacted ones."""
+        return [self._catalogue.pool_status, self._catalogue.held]
+
+    def take(self, record: Record, now: float) -> None:
+        """Take a record in. One that can't be read is counted and passed over."""
+        topic, value = record.partition.topic, record.value
+        self.newest_at = max(self.newest_at or 0.0, record.timestamp_ms / 1000)
+        try:
+            if topic == self._catalogue.held:
+                self.holds.take(record)
+            elif value is None:
+                return
+            elif topic == self._catalogue.evidence:
+                self.step(decode_step(value), now)
+            elif topic == self._catalogue.pool_status:
+                self.workers.take(decode(PoolStatus, value))
+                self.workers.forget(now)
+        except (msgspec.MsgspecError, BadRecordError):
+            self.unreadable += 1
+
+    def step(self, step: Step, now: float) -> None:
+        """Take a piece of evidence in. A clock that is ahead of ours counts as ours."""
+        step.at = min(step.at, now)
+        self._remember(step)
+        if step.at < self.since:
+            return
+        for tally in (self.window.at(step.at, now), self.total):
+            if tally is not None:
+                self._count(step, tally)
+        self._follow_fallback(step)
+        if step.step in ENDS:
+            self._asked.pop(step.request_id, None)
+
+    def _remember(self, step: Step) -> None:
+        # A release decides for a whole batch, and is told by its first member alone.
+        if step.profile is None or step.step == "released":
+            return
+        costs = [
+            candidate.cost_usd
+            for candidate in step.candidates
+            if candidate.cost_usd is not None and candidate.pool in self._premium
+        ]
+        self._asked[step.request_id] = (step.profile, min(costs, default=None))
+        if len(self._asked) > ASKED_MAX:
+            self._asked.popitem(last=False)
+
+    def _count(self, step: Step, tally: Tally) -> None:
+        if step.step == "dead_lettered":
+            tally.dead_letters[name_in(tally.dead_letters, step.reason or OTHER)] += 1
+        elif step.step == "duplicate":
+            tally.duplicates += 1
+        elif step.step == "fell_back":
+            if step.fallback is not None:
+                tally.of_pool(step.fallback.pool).fallbacks += 1
+        elif step.step in ENDS:
+            self._count_end(step, ENDS[step.step], tally)
+        # A batch ran in the hold; its members leave it by a step of their own.
+        if step.hold is not None and step.step == "released":
+            group = tally.of_group(step.hold.group)
+            group.released += 1
+            group.batches += step.batch is None or step.batch.index == 0
+            group.reasons[name_in(group.reasons, step.reason or OTHER)] += 1
+
+    def _count_end(self, step: Step, status: str, tally: Tally) -> None:
+        tally.statuses[status] += 1
+        workload = tally.of_class(self._task(step))
+        workload.statuses[status] += 1
+        if step.got is None:
+            tally.refusals[name_in(tally.refusals, step.reason or OTHER)] += 1
+        asked = self._asked.get(step.request_id)
+        # Where not even a profile could be made, nothing was given, whatever was wanted.
+        is_unprofiled = status == "rejected" and step.hold is None
+        if status != "cancelled" and (asked is not None or is_unprofiled):
+            workload.judged += 1
+            workload.kept += (
+                asked is not None and step.got is not None and is_kept(step.got, asked[0])
+            )
+        if step.got is None:
+            return
+        workload.finish.add(step.got.finish_s)
+        if step.got.ttft_s is not None:
+            workload.ttft.add(step.got.ttft_s)
+        self._count_money(step, step.got, asked, tally)
+
+    @staticmethod
+    def _count_money(step: Step, got: Got, asked: _Asked | None, tally: Tally) -> None:
+        tally.usd += got.cost_usd
+        if step.placement is not None:
+            pool = tally.of_pool(step.placement.pool)
+            pool.usd += got.cost_usd
+            if step.placement.path == "batch":
+                pool.batch += 1
+            else:
+                pool.direct += 1
+        if asked is not None and asked[1] is not None:
+            tally.compared += 1
+            tally.compared_usd += got.cost_usd
+            tally.premium_usd += asked[1]
+
+    def _task(self, step: Step) -> str:
+        """Return the class of a step; one that only the client's words tell need not be one."""
+        if step.task is None:
+            return OTHER
+        if (step.step != "rejected" or step.profile is not None) and (len(self._tasks) < NAMES_MAX):
+            self._tasks.add(step.task)
+        return step.task if step.task in self._tasks else OTHER
+
+    def _follow_fallback(self, step: Step) -> None:
+        if step.step == "fell_back" and step.fallback is not None:
+            self.fallbacks.append(
+                Fallback(
+                    step.request_id,
+                    step.at,
+                    step.task,
+                    step.fallback.pool,
+                    None,
+                    step.reason,
+                    step.attempt,
+                )
+            )
+        elif step.attempt > 1 and step.placement is not None:
+            for fallback in self.fallbacks:
+                if (fallback.request_id, fallback.attempt) == (step.request_id, step.attempt - 1):
+                    fallback.to_pool = step.placement.pool

@@ -1,0 +1,11 @@
+"""Metrics: what became visible, counted once, and what stands at this moment.
+
+Belongs here: the catalogue of all metrics, the fold of committed evidence into them, gauges, and
+how they are told (a page for Prometheus, OTLP). Does not: what is done about them.
+"""
+
+from streams.metrics.catalogue import METRICS, Metric
+from streams.metrics.otlp import MetricsService
+from streams.metrics.process import Metrics
+
+__all__ = ["METRICS", "Metric", "Metrics", "MetricsService"]

@@ -1,0 +1,354 @@
+"""Every metric there is: instruments, documents and the checks of dashboards are made from it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+Teller = Literal["router", "worker", "both"]
+
+_SUFFIXES = {"s": "_seconds"}
+# To a day, since work that may wait does.
+_LONG_S = (120.0, 300.0, 1_200.0, 3_600.0, 14_400.0, 86_400.0)
+# The bounds that the GenAI conventions advise, and longer ones.
+_TTFT_S = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
+_TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_DURATION_S = tuple(0.01 * 2**n for n in range(14))
+_TRANSACTION_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TOKENS = tuple(float(4**n) for n in range(11))
+_RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+# Upper bounds of the label `chance` of what was promised.
+CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+# No two are equal but each to itself, which makes them quick as keys.
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """One metric. ``unit`` is UCUM as OpenTelemetry writes it; ``bounds`` are of a histogram."""
+
+    name: str
+    kind: Kind
+    unit: str
+    text: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    told_by: Teller = "both"
+
+    @property
+    def family(self) -> str:
+        """The name in Prometheus' format, without what a counter or a histogram adds."""
+        name, suffix = self.name.replace(".", "_"), _SUFFIXES.get(self.unit, "")
+        return name if name.endswith(suffix) else name + suffix
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names that a query in Prometheus may use."""
+        if self.kind == "counter":
+            return (f"{self.family}_total",)
+        if self.kind == "histogram":
+            return tuple(f"{self.family}_{part}" for part in ("bucket", "count", "sum"))
+        return (self.family,)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The labels as OpenTelemetry names them."""
+        return tuple(_ATTRIBUTES.get(label, label) for label in self.labels)
+
+
+_ATTRIBUTES = {
+    "gen_ai_token_type": "gen_ai.token.type",
+    "messaging_consumer_group_name": "messaging.consumer.group.name",
+    "messaging_destination_name": "messaging.destination.name",
+}
+_CONSUMER = ("messaging_consumer_group_name", "messaging_destination_name")
+
+STEPS = Metric(
+    "shunter.steps",
+    "counter",
+    "{step}",
+    "Steps of requests, as evidence has them",
+    ("step", "task"),
+)
+ENDED = Metric(
+    "shunter.requests.ended",
+    "counter",
+    "{request}",
+    "Requests that ended, by how",
+    ("task", "tenant", "status"),
+)
+FAILURES = Metric(
+    "shunter.failures",
+    "counter",
+    "{request}",
+    "Requests that ended without an answer: refused, failed, expired or cancelled, and why",
+    ("task", "status", "reason", "pool"),
+)
+RETRIED = Metric(
+    "shunter.requests.retried",
+    "counter",
+    "{request}",
+    "Requests that ended after more than one attempt",
+    ("task",),
+)
+FALLBACKS = Metric(
+    "shunter.fallbacks",
+    "counter",
+    "{request}",
+    "Attempts that failed at a pool and went to another",
+    ("task", "pool", "reason"),
+    told_by="worker",
+)
+DEAD_LETTERS = Metric(
+    "shunter.dead_letters",
+    "counter",
+    "{record}",
+    "Records that became dead letters",
+    ("reason",),
+)
+PLACEMENTS = Metric(
+    "shunter.placements",
+    "counter",
+    "{request}",
+    "Requests sent to a pool, at once or out of the hold",
+    ("task", "pool", "model_variant", "path"),
+    told_by="router",
+)
+REFUSED = Metric(
+    "shunter.candidates.refused",
+    "counter",
+    "{candidate}",
+    "Candidates that a decision could not take, and why",
+    ("pool", "reason"),
+    told_by="router",
+)
+DECISION_COST = Metric(
+    "shunter.decision.cost.usd",
+    "counter",
+    "{USD}",
+    "Estimates at the first decision: of what was chosen, and of the cheapest premium GPU at once."
+    " Of requests alone that a premium GPU could serve",
+    ("task", "candidate"),
+    told_by="router",
+)
+RELEASES = Metric(
+    "shunter.releases",
+    "counter",
+    "{request}",
+    "Requests that the hold let go, and why",
+    ("task", "reason"),
+    told_by="router",
+)
+HOLD_DURATION = Metric(
+    "shunter.hold.duration",
+    "histogram",
+    "s",
+    "Time in the hold, of what was released",
+    ("task",),
+    (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, *_LONG_S),
+    told_by="router",
+)
+BATCH_SIZE = Metric(
+    "shunter.batch.size",
+    "histogram",
+    "{request}",
+    "Members of a batch",
+    ("pool", "model_variant"),
+    tuple(float(2**n) for n in range(11)),
+    told_by="router",
+)
+BATCH_FILL = Metric(
+    "shunter.batch.fill_ratio",
+    "histogram",
+    "1",
+    "Members of a batch by as many as could have gone",
+    ("pool", "model_variant"),
+    (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99),
+    told_by="router",
+)
+TTFT = Metric(
+    "gen_ai.server.time_to_first_token",
+    "histogram",
+    "s",
+    "Time from a request's `created_at` to its first token",
+    ("task", "pool", "model_variant"),
+    (*_TTFT_S, *_LONG_S),
+    told_by="worker",
+)
+TPOT = Metric(
+    "gen_ai.server.time_per_output_token",
+    "histogram",
+    "s",
+    "Time per output token after the first",
+    ("task", "pool", "model_variant"),
+    _TPOT_S,
+    told_by="worker",
+)
+DURATION = Metric(
+    "gen_ai.server.request.duration",
+    "histogram",
+    "s",
+    "Time from a request's `created_at` to its answer",
+    ("task", "pool", "model_variant"),
+    (*_DURATION_S, *_LONG_S),
+    told_by="worker",
+)
+EXECUTION = Metric(
+    "shunter.execution.duration",
+    "histogram",
+    "s",
+    "Time from the start of an execution to its end, without any wait before",
+    ("pool", "model_variant"),
+    (*_DURATION_S, *_LONG_S),
+    told_by="worker",
+)
+TOKENS = Metric(
+    "gen_ai.client.token.usage",
+    "histogram",
+    "{token}",
+    "Tokens of a prompt (`input`) and of its answer (`output`)",
+    ("gen_ai_token_type", "task", "pool"),
+    _TOKENS,
+    told_by="worker",
+)
+CACHED = Metric(
+    "shunter.tokens.cached",
+    "counter",
+    "{token}",
+    "Tokens of prompts that the model server had in its cache",
+    ("task", "pool"),
+    told_by="worker",
+)
+TOOL_CALLS = Metric(
+    "shunter.tool_calls",
+    "histogram",
+    "{call}",
+    "Calls of tools in an answer",
+    ("task",),
+    (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+    told_by="worker",
+)
+COST = Metric(
+    "shunter.cost.usd",
+    "counter",
+    "{USD}",
+    "Cost of answers: busy device time by its price",
+    ("task", "pool", "tenant"),
+    told_by="worker",
+)
+SLO_OUTCOMES = Metric(
+    "shunter.slo.outcomes",
+    "counter",
+    "{request}",
+    "SLOs kept and missed, one by one and `all` together. An accepted request without an answer"
+    " has missed `deadline`, unless its client cancelled it",
+    ("task", "dimension", "outcome"),
+)
+SLO_TARGET = Metric(
+    "shunter.slo.target_ratio",
+    "gauge",
+    "1",
+    "Share of requests that is to keep its SLO: the class's `target_chance`",
+    ("task",),
+    told_by="router",
+)
+PREDICTION = Metric(
+    "shunter.prediction.ratio",
+    "histogram",
+    "1",
+    "What was got by what was promised",
+    ("pool", "dimension"),
+    _RATIOS,
+    told_by="worker",
+)
+CALIBRATION = Metric(
+    "shunter.prediction.outcomes",
+    "counter",
+    "{request}",
+    "SLOs kept and missed, by the upper bound of the chance that was promised",
+    ("pool", "chance", "outcome"),
+    told_by="worker",
+)
+TRANSACTION = Metric(
+    "messaging.process.duration",
+    "histogram",
+    "s",
+    "Time of a transaction, from its first record to the end of its commit",
+    _CONSUMER,
+    _TRANSACTION_S,
+)
+LAG = Metric(
+    "shunter.lag",
+    "gauge",
+    "{record}",
+    "Committed records that wait unread on this process's partitions",
+    _CONSUMER,
+)
+HOLD_REQUESTS = Metric(
+    "shunter.hold.requests", "gauge", "{request}", "Requests held", ("task",), told_by="router"
+)
+GROUP_REQUESTS = Metric(
+    "shunter.hold.group.requests",
+    "gauge",
+    "{request}",
+    "Requests held, of the largest batch groups by name and of the `other` together",
+    ("group",),
+    told_by="router",
+)
+GROUP_AGE = Metric(
+    "shunter.hold.group.oldest_age",
+    "gauge",
+    "s",
+    "Time that the first of a batch group has been held",
+    ("group",),
+    told_by="router",
+)
+REPLICAS_NEEDED = Metric(
+    "shunter.pool.replicas_needed",
+    "gauge",
+    "{replica}",
+    "Replicas that must run from now on for each deadline to be kept",
+    ("pool",),
+    told_by="router",
+)
+WORKERS = Metric(
+    "shunter.pool.workers", "gauge", "{worker}", "Live workers", ("pool",), told_by="router"
+)
+BACKLOG = Metric(
+    "shunter.pool.backlog.device_seconds",
+    "gauge",
+    "s",
+    "Device time of unfinished work that is due within so many seconds",
+    ("pool", "due_s"),
+    told_by="router",
+)
+IN_FLIGHT = Metric(
+    "shunter.worker.requests",
+    "gauge",
+    "{request}",
+    "Requests that a worker has taken and that run or wait there",
+    ("pool", "state"),
+    told_by="worker",
+)
+SLOTS = Metric(
+    "shunter.worker.slots",
+    "gauge",
+    "{request}",
+    "Requests that a worker can run at once",
+    ("pool",),
+    told_by="worker",
+)
+CIRCUIT_CLOSED = Metric(
+    "shunter.circuit.closed",
+    "gauge",
+    "{circuit}",
+    "1 while a variant's circuit is closed, else 0: nothing is sent to it then",
+    ("pool", "model_variant"),
+    told_by="worker",
+)
+DROPPED_SPANS = Metric(
+    "shunter.spans.dropped",
+    "counter",
+    "{span}",
+    "Spans given up, since no exporter took them in time",
+)
+
+METRICS = tuple(each for each in globals().values() if isinstance(each, Metric))

@@ -1,0 +1,102 @@
+"""Gauges: what stands at the moment that someone asks, read from whoever knows it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from zlib import crc32
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from policies import Policy
+from streams.batcher import Batcher
+from streams.clock import Clock
+from streams.metrics import catalogue as m
+from streams.metrics.instruments import Names
+
+# Groups by name; what constrains requests is in the names, so clients could make many.
+GROUPS_MAX = 20
+GROUP_CHARACTERS_MAX = 120
+
+Readings = Iterable[tuple[m.Metric, tuple[str, ...], float]]
+"""A metric of the catalogue, the values of its labels, and the value."""
+
+
+Family = GaugeMetricFamily | CounterMetricFamily
+_FAMILIES: dict[str, type[Family]] = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily}
+
+
+class Gauges(Collector):
+    """Asks its sources when it is asked. All on one thread: that of the event loop."""
+
+    def __init__(self) -> None:
+        self._sources: list[Callable[[], Readings]] = []
+
+    def read_from(self, source: Callable[[], Readings]) -> None:
+        """Ask this one too from now on."""
+        self._sources.append(source)
+
+    def collect(self) -> Iterator[Family]:
+        """Yield what the sources say."""
+        families: dict[m.Metric, Family] = {}
+        for source in self._sources:
+            for metric, labels, value in source():
+                family = families.get(metric)
+                if family is None:
+                    make = _FAMILIES[metric.kind]
+                    family = families[metric] = make(
+                        metric.family, metric.text, labels=metric.labels
+                    )
+                family.add_metric(labels, value)
+        yield from families.values()
+
+
+def hold_gauges(batcher: Batcher, policy: Policy, clock: Clock) -> Callable[[], Readings]:
+    """Return what tells of the hold on a router's partitions."""
+
+    def read() -> Readings:
+        tasks: Counter[str] = Counter(dict.fromkeys(policy.classes, 0))
+        oldest: dict[str, float] = {}
+        for windows in batcher.windows():
+            tasks.update(windows.tasks())
+            for group, held_at in windows.oldest().items():
+                oldest[group] = min(held_at, oldest.get(group, held_at))
+        for task, count in tasks.items():
+            yield m.HOLD_REQUESTS, (task,), count
+        sizes = Counter(batcher.sizes()).most_common()
+        now = clock.now()
+        for group, size in sizes[:GROUPS_MAX]:
+            name = (_shortened(group),)
+            yield m.GROUP_REQUESTS, name, size
+            yield m.GROUP_AGE, name, now - oldest[group]
+        rest = [group for group, _ in sizes[GROUPS_MAX:]]
+        if rest:
+            yield m.GROUP_REQUESTS, (Names.OTHER,), sum(size for _, size in sizes[GROUPS_MAX:])
+            yield m.GROUP_AGE, (Names.OTHER,), now - min(oldest[group] for group in rest)
+
+    return read
+
+
+def _shortened(group: str) -> str:
+    """Return a group's name, or its beginning and a digest: two series of one name are an error."""
+    if len(group) <= GROUP_CHARACTERS_MAX:
+        return group
+    return f"{group[:GROUP_CHARACTERS_MAX]}~{crc32(group.encode()):08x}"
+
+
+def span_gauges(dropped: Callable[[], int]) -> Callable[[], Readings]:
+    """Return what tells of spans that were given up."""
+
+    def read() -> Readings:
+        yield m.DROPPED_SPANS, (), dropped()
+
+    return read
+
+
+def target_gauges(policy: Policy) -> Callable[[], Readings]:
+    """Return what tells the share of requests that is to keep its SLO, by class."""
+
+    def read() -> Readings:
+        for task, wanted in policy.classes.items():
+            yield m.SLO_TARGET, (task,), wanted.target_chance
+
+    return read

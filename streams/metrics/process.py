@@ -1,0 +1,86 @@
+"""The metrics of one process: what it counts, what stands there, and the page that shows both."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from policies import Options, Policy
+from streams.kafka import KafkaLog
+from streams.log import Partition
+from streams.metrics import catalogue as m
+from streams.metrics.fold import Fold, ProfileOf, no_profile
+from streams.metrics.gauges import Gauges, Readings
+from streams.metrics.instruments import Instruments, Names
+
+PREMIUM = "premium_gpu"
+# Without the charset of the library's own constants, which the web server adds.
+TEXT = "text/plain; version=0.0.4"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+class Metrics:
+    """Counts what its observer is told of, and shows it with the gauges.
+
+    Args:
+        options: tells which pools are premium GPUs.
+        policy: names the classes, and the tenants that have a name of their own first.
+        tenants_max: tenants by name; those beyond it are ``other`` together.
+        profile_of: the request of an effect, where the stage knows it and its evidence doesn't.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        policy: Policy,
+        *,
+        tenants_max: int,
+        profile_of: ProfileOf = no_profile,
+    ) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._instruments = Instruments(self.registry)
+        self._logs: list[tuple[str, KafkaLog]] = []
+        self._lag: dict[tuple[str, str], int] = {}
+        self.gauges = Gauges()
+        self.gauges.read_from(self._lags)
+        self.registry.register(self.gauges)
+        self.observer = Fold(
+            self._instruments,
+            tasks=policy.classes,
+            tenants=Names(tuple(sorted(policy.tenants)), tenants_max),
+            premium_pools=[n for n, each in options.by_pool.items() if each[0].kind == PREMIUM],
+            profile_of=profile_of,
+        )
+
+    def timed(self, group: str, partition: Partition, seconds: float) -> None:
+        """Count a transaction."""
+        self._instruments.observe(m.TRANSACTION, seconds, group, partition.topic)
+
+    def watch(self, group: str, log: KafkaLog) -> None:
+        """Tell the lag of this member of a group from now on."""
+        self._logs.append((group, log))
+
+    async def sample(self) -> None:
+        """Look how far behind the members are; what is shown is as of the last look."""
+        lag: dict[tuple[str, str], int] = {}
+        for group, log in self._logs:
+            for partition, records in (await log.lag()).items():
+                key = (group, partition.topic)
+                lag[key] = lag.get(key, 0) + records
+        self._lag = lag
+
+    def page(self, accept: str) -> tuple[str, bytes]:
+        """Return content type and text, with exemplars where the reader takes OpenMetrics.
+
+        Args:
+            accept: the header of the request.
+        """
+        if "application/openmetrics-text" in accept:
+            text: bytes = generate_openmetrics(self.registry)  # type: ignore[no-untyped-call]
+            return OPENMETRICS, text
+        return TEXT, generate_latest(self.registry)
+
+    def _lags(self) -> Readings:
+        found: Iterable[tuple[tuple[str, str], int]] = self._lag.items()
+        for key, records in found:
+            yield m.LAG, key, records

@@ -1,0 +1,25 @@
+"""What a page of a process's web server is asked, and what it answers."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request to the web server: the query of its address, and its headers."""
+
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent back. ``headers`` come beside the content's type."""
+
+    content_type: str
+    content: bytes
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+View = Callable[[Asked], Awaitable[Answer]]

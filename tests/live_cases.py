@@ -1,0 +1,84 @@
+"""A live view, fed with records as its topics would have them."""
+
+from typing import Any
+
+import orjson
+
+from policies import compile_options
+from streams.declarations import load_fleet, load_policy
+from streams.live import LiveView, Snapshot, snapshot_of
+from streams.log import Partition, Record
+from topics import Catalogue, Settings
+from topics import headers as h
+
+CATALOGUE = Catalogue(Settings())
+OPTIONS, POLICY = compile_options(load_fleet(None)), load_policy(None)
+NOW = 1_000_000.0
+
+
+class Topics:
+    """Feeds a view with records as its topics would have them."""
+
+    def __init__(self, **options: Any) -> None:
+        self.now = NOW
+        self.view = LiveView(CATALOGUE, OPTIONS, POLICY, since=NOW - 60, **options)
+
+    def put(self, topic: str, value: bytes | None, key: str = "k", headers: Any = ()) -> None:
+        ms = int(self.now * 1000)
+        self.view.take(Record(Partition(topic, 0), 0, key.encode(), value, headers, ms), self.now)
+
+    def step(self, request_id: str, step: str, at: float | None = None, **fields: Any) -> None:
+        evidence = {
+            "request_id": request_id,
+            "step": step,
+            "at": self.now if at is None else at,
+            "writer": "w",
+            "source": {"topic": "t", "partition": 0, "offset": 0},
+            "task": "chat",
+        }
+        self.put(CATALOGUE.evidence, orjson.dumps(evidence | fields))
+
+    def placed(self, request_id: str, *, premium_usd: float | None = None, **wanted: Any) -> None:
+        profile = {"created_at": self.now, "deadline": self.now + 60} | wanted
+        direct = {"model_variant": "v", "precision": "fp8", "region": "r", "path": "direct"}
+        candidates = [direct | {"pool": "silicon-us", "cost_usd": 0.0001}]
+        if premium_usd is not None:
+            candidates.append(direct | {"pool": "premium-us", "cost_usd": premium_usd})
+            candidates.append(direct | {"pool": "premium-eu", "cost_usd": 2 * premium_usd})
+            refused = {"pool": "premium-us", "refused": "lane"}
+            candidates.append(direct | refused)
+        self.step(request_id, "placed", profile=profile, candidates=candidates)
+
+    def executed(
+        self,
+        request_id: str,
+        *,
+        ttft_s: float = 0.1,
+        finish_s: float = 1.0,
+        usd: float = 0.001,
+        path: str = "direct",
+        **fields: Any,
+    ) -> None:
+        got = {"cost_usd": usd, "ttft_s": ttft_s, "finish_s": finish_s, "tpot_s": 0.01}
+        placement = {"pool": "silicon-us", "path": path}
+        self.step(request_id, "executed", got=got, placement=placement, **fields)
+
+    def hold(self, request_id: str, group: str = "m|chat|batch|le512", **changes: Any) -> None:
+        profile = {"deadline": self.now + 600, "window_s": 30.0, "batchable": True} | changes
+        headers = [
+            (h.PROFILE, orjson.dumps(profile)),
+            (h.GROUP, group.encode()),
+            (h.HELD_AT, repr(self.now).encode()),
+        ]
+        self.put(CATALOGUE.held, b"the payload", request_id, headers)
+
+    def shown(self) -> Snapshot:
+        return snapshot_of(self.view, self.now)
+
+
+def of_class(snapshot: Snapshot, task: str = "chat") -> Any:
+    return next(c for c in snapshot.classes if c.task == task)
+
+
+def of_pool(snapshot: Snapshot, pool: str) -> Any:
+    return next(p for p in snapshot.pools if p.pool == pool)

@@ -1,0 +1,124 @@
+"""The live view: pools and what is held."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from live_cases import CATALOGUE, NOW, OPTIONS, POLICY, Topics, of_pool
+
+from topics import PoolStatus, encode
+from topics.status import VariantStatus
+
+
+class TestPools:
+    def status(self, pool: str = "silicon-us", instance: str = "w", **changes: Any) -> PoolStatus:
+        status = PoolStatus(pool, instance, NOW, "up", 1.0, "d", "r", 100, 25, 3, 1.5)
+        return replace(status, **changes)
+
+    def put(self, topics: Topics, status: PoolStatus) -> None:
+        topics.put(CATALOGUE.pool_status, encode(status))
+
+    def test_workers_of_a_pool_are_added_up(self) -> None:
+        topics = Topics()
+        variants = {"v": VariantStatus(speed=1.2), "w": VariantStatus(circuit="open")}
+        self.put(topics, self.status(variants=variants))
+        self.put(topics, self.status(instance="x", backlog_s=0.5, running=75))
+        pool = of_pool(topics.shown(), "silicon-us")
+        assert (pool.workers, pool.slots, pool.running, pool.queued) == (2, 200, 100, 6)
+        assert (pool.load, pool.backlog_s) == (0.5, 0.5)
+        assert (pool.speed["v"], pool.circuits) == (1.2, {"w": "open"})
+
+    def test_the_newest_heartbeat_counts_and_a_silent_worker_is_none(self) -> None:
+        topics = Topics()
+        self.put(topics, self.status())
+        self.put(topics, self.status(state="draining"))
+        assert of_pool(topics.shown(), "silicon-us").state == "draining"
+        topics.now += 4.5
+        pool = of_pool(topics.shown(), "silicon-us")
+        assert (pool.state, pool.workers, pool.device) == ("none", 0, "maia-200")
+
+    def test_each_declared_pool_is_shown_and_one_that_only_reports_too(self) -> None:
+        topics = Topics()
+        self.put(topics, self.status("stranger"))
+        assert {p.pool for p in topics.shown().pools} == {*OPTIONS.by_pool, "stranger"}
+
+    def test_answers_and_busy_device_time_are_those_of_the_pool(self) -> None:
+        topics = Topics()
+        self.put(topics, self.status(replicas=2))
+        price = OPTIONS.by_pool["silicon-us"][0].usd_per_s
+        topics.executed("a", usd=price * 30)
+        topics.executed("b", usd=price * 30, path="batch")
+        shown = topics.shown()
+        pool = of_pool(shown, "silicon-us")
+        assert (pool.direct, pool.batch, pool.total_batch) == (1, 1, 1)
+        # A minute of one replica, of the two that there are.
+        assert pool.busy == pytest.approx(60 / shown.window.s / 2)
+
+    def test_a_worker_that_was_silent_for_hours_is_forgotten(self) -> None:
+        topics = Topics()
+        self.put(topics, self.status("stranger"))
+        topics.now += 3601
+        self.put(topics, self.status(at=topics.now))
+        assert topics.view.workers.pools() == {"silicon-us"}
+
+
+class TestHolds:
+    def test_a_group_has_its_members_until_their_tombstones(self) -> None:
+        topics = Topics()
+        topics.hold("a")
+        topics.now += 10
+        topics.hold("b")
+        (group,) = topics.shown().holds.groups
+        assert (group.held, group.oldest_s, group.release_in_s) == (2, 10, 20)
+        assert group.fill == 2 / POLICY.windows.members_max
+        topics.put(CATALOGUE.held, None, "a")
+        (group,) = topics.shown().holds.groups
+        assert (group.held, group.oldest_s, group.release_in_s) == (1, 0, 30)
+        topics.put(CATALOGUE.held, None, "b")
+        topics.put(CATALOGUE.held, None, "never held")
+        assert topics.shown().holds.held == 0
+
+    def test_one_held_again_is_held_once(self) -> None:
+        topics = Topics()
+        topics.hold("a")
+        topics.hold("a", "other|chat|batch|le512")
+        (group,) = topics.shown().holds.groups
+        assert (topics.shown().holds.held, group.model) == (1, "other")
+
+    def test_the_name_of_a_group_is_taken_apart(self) -> None:
+        topics = Topics()
+        topics.hold("a", 'm|chat|direct|lemore|[["eu"],null,null,["p"],[["cooling","air"]],0.5]')
+        (group,) = topics.shown().holds.groups
+        assert (group.model, group.operation, group.is_batch) == ("m", "chat", False)
+        assert group.prompt_tokens_max is None
+        assert group.constraints == {
+            "regions": ["eu"],
+            "exclude_pools": ["p"],
+            "labels": {"cooling": "air"},
+            "max_cost_usd": 0.5,
+        }
+
+    @pytest.mark.parametrize(
+        "name", ["", "m", "m|c|batch|x|{", "m|c|batch|le5|7", "m|c|b|l|[0,0,0,0,1]"]
+    )
+    def test_a_group_of_another_version_is_shown_by_its_name(self, name: str) -> None:
+        topics = Topics()
+        topics.hold("a", name)
+        (group,) = topics.shown().holds.groups
+        assert (group.group, group.held) == (name, 1)
+        assert "labels" not in group.constraints
+
+    def test_what_left_is_told_with_its_batches_and_reasons(self) -> None:
+        topics = Topics()
+        for index in range(3):
+            batch = {"id": "b", "index": index, "size": 3}
+            hold = {"group": "m|chat|batch|le512", "reason": "full", "held_s": 1, "slack_s": 1}
+            topics.step(f"r{index}", "released", hold=hold, batch=batch, reason="full")
+        (group,) = topics.shown().holds.groups
+        assert (group.released, group.batches, group.reasons) == (3, 1, {"full": 3})
+
+    def test_beyond_its_limit_it_says_what_it_leaves_out(self) -> None:
+        topics = Topics(held_records_max=2)
+        for name in "abc":
+            topics.hold(name)
+        assert (topics.shown().holds.held, topics.shown().holds.left_out) == (2, 1)

@@ -1,0 +1,304 @@
+"""`shunter top` and the page against the topics, on a real Kafka."""
+
+import asyncio
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_counts import compare
+from system import FLEET, ROOT, System, chat, eventually
+
+from policies import compile_options
+from streams import SystemClock
+from streams.declarations import load_fleet, load_policy
+from streams.live import LiveView, find, watching
+from streams.live.watching import Watching
+from topics import Catalogue, Evidence, Source, encode
+from topics.broker_settings import free_port
+
+pytestmark = pytest.mark.kafka
+
+HOSTILE = "<img src=x onerror=\"document.title='taken over'\">"
+# No worker of this pool is started: what may go nowhere else is held.
+ABSENT = "absent"
+FLEET_AND_ABSENT = {"pools": FLEET["pools"] | {ABSENT: deepcopy(FLEET["pools"]["lpddr-us"])}}
+
+
+async def shown_once(system: System) -> Any:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "shunter", "top", "--once", "--json", "--window", "600"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(system),
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return json.loads(out)
+
+
+def environment(system: System) -> dict[str, str]:
+    return os.environ | {
+        "SHUNTER_BOOTSTRAP_SERVERS": system.bootstrap_servers,
+        "SHUNTER_TOPIC_PREFIX": system.prefix,
+        "SHUNTER_FLEET": str(system.directory / "fleet.yaml"),
+        "SHUNTER_POLICY": str(system.directory / "policy.yaml"),
+    }
+
+
+async def asked(port: int, path: str) -> tuple[int, Any]:
+    def ask() -> tuple[int, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as page:
+                return page.status, json.loads(page.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    return await asyncio.to_thread(ask)
+
+
+async def current(port: int) -> Any:
+    """The page's view, once it has read what there is."""
+    found: Any = None
+
+    async def is_current() -> bool:
+        nonlocal found
+        _, found = await asked(port, "/view.json")
+        return bool(found["is_current"])
+
+    await eventually(is_current, "the page's view is current", 30)
+    return found
+
+
+async def held_ids(system: System) -> set[str]:
+    from test_access import records_of
+
+    held: dict[bytes, bool] = {}
+    for record in await records_of(system, system.catalogue.held):
+        held[record.key] = record.value is not None
+    return {key.decode() for key, is_held in held.items() if is_held}
+
+
+async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = {"router": {"SHUNTER_WEB_PORT": str(port)}}
+    async with System(kafka, prefix, tmp_path, env_of=env, fleet=FLEET_AND_ABSENT) as system:
+        system.start("router", *FLEET["pools"])
+        served: list[str] = []
+
+        async def load(count: int) -> None:
+            for n in range(len(served), len(served) + count):
+                request = chat(f"r{n}") if n % 3 else chat(f"r{n}", task="summarization")
+                if n % 10 == 9:
+                    request["constraints"] = {"regions": ["moon"]}
+                served.append(request["id"])
+                await system.publish(request)
+                await asyncio.sleep(0.01)
+
+        await load(20)
+        await system.wait_for_results(served)
+        await current(port)
+        running = asyncio.create_task(load(150))
+        while not running.done():
+            await system.catch_up()
+            before = sum(map(len, system.results.values()))
+            # As long as the broker may wait before it answers the view, and more.
+            await asyncio.sleep(1.0)
+            _, shown = await asked(port, "/view.json")
+            await system.catch_up()
+            after = sum(map(len, system.results.values()))
+            assert before <= shown["ended_total"]["requests"] <= after
+        await running
+        await system.publish(b"not a request", key=b"bad")
+        await system.publish(chat("r0"))
+        waiting = [f"w{n}" for n in range(5)]
+        for name in waiting:
+            wanted = {"pools": [ABSENT]}
+            await system.publish(chat(name, task="summarization", constraints=wanted))
+        await system.wait_for_results(served)
+
+        async def all_there() -> bool:
+            await system.catch_up()
+            steps = Counter(e["step"] for e in system.evidence)
+            are_held = set(waiting) <= {e["request_id"] for e in system.evidence}
+            return are_held and steps["duplicate"] == steps["dead_lettered"] == 1
+
+        await eventually(all_there, "the last steps")
+        held = await held_ids(system)
+        top, page = await shown_once(system), None
+
+        async def page_is_level() -> bool:
+            nonlocal page
+            _, page = await asked(port, "/view.json")
+            return bool(page["ended_total"] | {"per_s": 0} == top["ended_total"] | {"per_s": 0})
+
+        await eventually(page_is_level, "the page has what top has")
+        await system.catch_up()
+        assert top["unreadable"] == page["unreadable"] == 0  # type: ignore[index]
+        for shown in (top, page):
+            compare(shown, system)
+        assert await held_ids(system) == held, "what was compared changed meanwhile"
+        assert held == set(waiting)
+        for shown in (top, page):
+            groups = [g for g in shown["holds"]["groups"] if g["held"]]  # type: ignore[index]
+            assert [(g["held"], g["constraints"]) for g in groups] == [(5, {"pools": [ABSENT]})]
+
+
+async def test_the_page_tells_stories_and_takes_nothing_for_markup(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = {"router": {"SHUNTER_WEB_PORT": str(port)}}
+    async with System(kafka, prefix, tmp_path, env_of=env) as system:
+        system.start_all()
+        # However long the router takes to start.
+        late = {"deadline": time.time() + 600}
+        hostile = {"tenant": HOSTILE[:60], "metadata": {"note": HOSTILE}}
+        await system.publish(chat(HOSTILE, **hostile, **late))
+        await system.publish(chat("nowhere", constraints={"regions": [HOSTILE]}, **late))
+        await system.wait_for_results([HOSTILE, "nowhere"])
+        await current(port)
+        status, found = await asked(port, f"/story.json?id={urllib.parse.quote(HOSTILE)}")
+        assert status == 200
+        assert [step["step"] for step in found["story"]["steps"]] == ["placed", "executed"]
+        status, found = await asked(port, "/story.json?id=nobody")
+        assert status == 404
+        assert "nothing is known of request 'nobody'" in found["error"]
+        assert (await asked(port, "/story.json?id="))[0] == 400
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        if chromium is None:
+            pytest.skip("no Chromium here")
+        page = await dom(chromium, f"http://127.0.0.1:{port}/?id={urllib.parse.quote(HOSTILE)}")
+        assert "<title>Shunter</title>" in page
+        assert "<img" not in page
+        assert "Request &lt;img src=x onerror=" in page
+        for part in (
+            ">placed<",
+            ">executed<",
+            ">promised<",
+            "premium-eu · h200",
+            "Pools",
+            ">live<",
+        ):
+            assert part in page, part
+        # The figures of the view are there too.
+        assert ">premium-eu</th>" in page
+        assert "rejected" in page
+
+
+async def dom(chromium: str, url: str) -> str:
+    """The document as it stands once its scripts have run."""
+    with tempfile.TemporaryDirectory() as profile:
+        process = await asyncio.create_subprocess_exec(
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+            *("--disable-component-update", f"--user-data-dir={profile}"),
+            *("--virtual-time-budget=4000", "--dump-dom", url),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return out.decode()
+
+
+async def test_a_search_has_an_end_and_a_view_that_nobody_looks_at_too(
+    kafka: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with System(kafka, prefix, tmp_path) as system:
+        clock = SystemClock()
+        for n in range(40):
+            source = Source(system.catalogue.requests, 0, n)
+            step = Evidence(f"r{n}", "rejected", clock.now(), "w", source, reason="no_pool")
+            topic, key = system.catalogue.evidence, step.request_id.encode()
+            await system.producer.send_and_wait(topic, encode(step), key=key)
+        found = await find.find_evidence(system.settings, clock, "r0")
+        assert ([e.request_id for e in found.evidence], found.is_whole) == (["r0"], True)
+        monkeypatch.setattr(find, "FIRST_RECORDS", 1)
+        monkeypatch.setattr(find, "RECORDS_MAX", 3)
+        limited = await find.find_evidence(system.settings, clock, "nobody")
+        assert limited.records == 3
+        assert (limited.evidence, limited.is_whole) == ([], False)
+
+        monkeypatch.setattr(watching, "UNWATCHED_S", 1.0)
+        options = compile_options(load_fleet(system.directory / "fleet.yaml"))
+        policy = load_policy(None)
+
+        def new_view() -> LiveView:
+            catalogue = Catalogue(system.settings)
+            return LiveView(catalogue, options, policy, since=clock.now() - 60)
+
+        watched = Watching(system.settings, clock, new_view)
+        assert not watched.look().is_current
+
+        async def is_current() -> bool:
+            return watched.look().is_current
+
+        await eventually(is_current, "the view is current")
+        assert watched.look().ended.statuses == {"rejected": 40}
+        following = watched._following
+        assert following is not None
+        await asyncio.wait_for(following, 10)
+        # It begins again at the next look, from the topics.
+        await eventually(is_current, "the view is current again")
+        assert watched.look().ended.statuses == {"rejected": 40}
+        await watched.on_stop()
+
+
+@pytest.mark.parametrize("how", ["q", "SIGINT", "SIGTERM"])
+async def test_the_terminal_is_left_as_it_was(
+    kafka: str, prefix: str, tmp_path: Path, how: str
+) -> None:
+    async with System(kafka, prefix, tmp_path) as system:
+        ours, theirs = pty.openpty()
+        before = termios.tcgetattr(theirs)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "shunter", "top", "--interval", "0.2"),
+            cwd=ROOT,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(system) | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+        )
+        drawn = bytearray()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, lambda: drawn.extend(os.read(ours, 65536)))
+        try:
+
+            async def is_drawn() -> bool:
+                return b"POOLS" in drawn
+
+            await eventually(is_drawn, "the view is drawn")
+            assert termios.tcgetattr(theirs)[3] & termios.ECHO == 0
+            if how == "q":
+                os.write(ours, b"q")
+            else:
+                process.send_signal(getattr(signal, how))
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert termios.tcgetattr(theirs) == before
+            await asyncio.sleep(0.1)
+            # Out of the alternate screen, the cursor back.
+            assert drawn.rfind(b"\x1b[?1049l") > drawn.rfind(b"\x1b[?1049h") > -1
+            assert drawn.rfind(b"\x1b[?25h") > drawn.rfind(b"\x1b[?25l")
+            assert b"Traceback" not in drawn
+        finally:
+            loop.remove_reader(ours)
+            os.close(ours)
+            os.close(theirs)

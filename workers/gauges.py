@@ -1,0 +1,29 @@
+"""What the metrics of a worker's process need to know of the worker."""
+
+from collections.abc import Callable
+
+from streams import Effect
+from streams.metrics import catalogue as m
+from streams.metrics.gauges import Readings
+from topics import Profile
+from workers.breaker import Breakers
+from workers.ending import Task
+from workers.runtime import Worker
+
+
+def worker_gauges(pool: str, worker: Worker, breakers: Breakers) -> Callable[[], Readings]:
+    """Return what tells of the requests that a worker has taken, and of its circuits."""
+
+    def read() -> Readings:
+        yield m.IN_FLIGHT, (pool, "running"), worker.running
+        yield m.IN_FLIGHT, (pool, "queued"), worker.queued
+        yield m.SLOTS, (pool,), worker.slots
+        for variant, state in breakers.states().items():
+            yield m.CIRCUIT_CLOSED, (pool, variant), float(state == "closed")
+
+    return read
+
+
+def profile_of(effect: Effect) -> Profile | None:
+    """Return the request that an effect of a worker is about, None of one that it couldn't read."""
+    return effect.subject.call.profile if isinstance(effect.subject, Task) else None
