@@ -25,7 +25,7 @@ from streams.metrics.gauges import hold_gauges, target_gauges
 from streams.notary import Notary
 from streams.outgoing import Scribe
 from streams.router import Router
-from streams.stage import Stage
+from streams.stage import Observer, Stage
 from streams.telemetry import from_environment
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
@@ -59,7 +59,9 @@ def notary_services(settings: Settings, notary: Notary) -> list[Service]:
     ]
 
 
-def transactor(settings: Settings, stage: Stage, notary: Notary, metrics: Metrics) -> Transactor:
+def transactor(
+    settings: Settings, stage: Stage, notary: Notary, metrics: Metrics, *observers: Observer
+) -> Transactor:
     """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
     log = KafkaLog(settings, metrics.timed)
     metrics.watch(stage.group, log)
@@ -72,7 +74,7 @@ def transactor(settings: Settings, stage: Stage, notary: Notary, metrics: Metric
         poll_records_max=settings.poll_records_max,
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
-        observers=[metrics.observer],
+        observers=[metrics.observer, *observers],
     )
 
 

@@ -4,6 +4,7 @@ import random
 from typing import NoReturn
 
 from policies import Option, Pool, compile_options
+from policies.experience import Experience
 from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
@@ -22,6 +23,7 @@ from workers.ending import Ending
 from workers.gauges import profile_of, worker_gauges
 from workers.heartbeat import Heartbeat
 from workers.host import read_host
+from workers.learning import Learning
 from workers.openai import OpenAIBackend
 from workers.runtime import Worker
 from workers.services import BackendService, BreakerService, DrainingService
@@ -76,6 +78,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
     ending = Ending(scribe, telemetry, policy.attempts_max, read_host())
     cancellations = Cancellations(clock)
+    experience = Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
     worker = Worker(
         pool,
@@ -103,8 +106,10 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, notary, metrics),
-            Heartbeat(settings, served[0], worker, backend, breakers, clock, options.version),
+            DrainingService(worker, settings, notary, metrics, Learning(experience)),
+            Heartbeat(
+                settings, served[0], worker, backend, breakers, experience, clock, options.version
+            ),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,
         metrics=metrics.page,

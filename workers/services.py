@@ -11,6 +11,7 @@ from streams.run import transactor
 from topics import Settings
 from workers.backend import Backend
 from workers.breaker import Breakers
+from workers.learning import Learning
 from workers.runtime import Worker
 
 
@@ -36,9 +37,14 @@ class DrainingService(StageService):
     """A stage that finishes what runs before it leaves, as far as the grace period goes."""
 
     def __init__(
-        self, worker: Worker, settings: Settings, notary: Notary, metrics: Metrics
+        self,
+        worker: Worker,
+        settings: Settings,
+        notary: Notary,
+        metrics: Metrics,
+        learning: Learning,
     ) -> None:
-        super().__init__(transactor(settings, worker, notary, metrics), "worker")
+        super().__init__(transactor(settings, worker, notary, metrics, learning), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 
