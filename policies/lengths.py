@@ -1,6 +1,7 @@
 """Reply lengths as seen: per class, model and tenant, learned where the work is done."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from math import fsum
 
 from policies.sketch import Sketch, merged, quantile
 from topics import OutputLengths
@@ -16,7 +17,7 @@ KEYS_MAX = 256
 TOLD_MAX = 32
 # Replies before what was seen counts for more than what the policy says.
 SEEN_MIN = 20.0
-EXPECTED, HIGH = 0.5, 0.95
+HIGH = 0.95
 # Answers that a router keeps; a tenant's name is the client's choice, and there may be many.
 FOUND_MAX = 4096
 
@@ -25,8 +26,8 @@ FOUND_MAX = 4096
 class ReplyLength:
     """What to expect of a reply, in tokens.
 
-    ``expected`` is the median, ``high`` what 95 % stay within; ``confidence`` grows with what was
-    seen, from 0.5 towards 0.9.
+    ``expected`` is the mean, because device time and cost grow with the length; ``high`` is what
+    95 % stay within; ``confidence`` grows with what was seen, from 0.5 towards 0.9.
     """
 
     expected: int
@@ -54,20 +55,23 @@ class LengthLog:
     def told(self) -> tuple[OutputLengths, ...]:
         """Return the keys with the most replies, as heartbeats carry them."""
         ranked = sorted(self._sketches.items(), key=lambda pair: (-pair[1].total, pair[0]))
-        return tuple(OutputLengths(*key, sketch.counts()) for key, sketch in ranked[:TOLD_MAX])
+        return tuple(
+            OutputLengths(*key, round(sketch.mean, 1), sketch.counts())
+            for key, sketch in ranked[:TOLD_MAX]
+        )
 
 
 class Lengths:
     """What all live workers together have seen, as their heartbeats tell."""
 
     def __init__(self) -> None:
-        self._told: dict[str, dict[Key, tuple[float, ...]]] = {}
+        self._told: dict[str, tuple[OutputLengths, ...]] = {}
         # Merged when asked for: requests of one kind come far more often than heartbeats.
         self._found: dict[Key, ReplyLength | None] = {}
 
-    def report(self, worker: str, told: Iterable[OutputLengths]) -> None:
+    def report(self, worker: str, told: tuple[OutputLengths, ...]) -> None:
         """Take in what a worker tells, in place of what it told before."""
-        self._told[worker] = {(t.task, t.model, t.tenant): t.counts for t in told}
+        self._told[worker] = told
         self._found.clear()
 
     def drop(self, worker: str) -> None:
@@ -84,21 +88,24 @@ class Lengths:
         if key not in self._found:
             if len(self._found) >= FOUND_MAX:
                 self._found.clear()
-            found = _length_of(told.get(key, ()) for told in self._told.values())
-            self._found[key] = found or _length_of(
-                counts
+            alike = [
+                t
                 for told in self._told.values()
-                for (of_task, of_model, _), counts in told.items()
-                if (of_task, of_model) == (task, model)
-            )
+                for t in told
+                if (t.task, t.model) == (task, model)
+            ]
+            own = [t for t in alike if t.tenant == tenant]
+            self._found[key] = _length_of(own) or _length_of(alike)
         return self._found[key]
 
 
-def _length_of(each: Iterable[Sequence[float]]) -> ReplyLength | None:
-    counts = merged(each)
+def _length_of(each: Sequence[OutputLengths]) -> ReplyLength | None:
+    counts = merged(t.counts for t in each)
     seen = sum(counts)
     if seen < SEEN_MIN:
         return None
-    expected = max(1, round(quantile(counts, EXPECTED)))
+    # fsum is exact, so the order in which workers were heard of makes no difference.
+    tokens = fsum(t.mean_tokens * sum(t.counts[1:]) for t in each)
+    expected = max(1, round(tokens / seen))
     high = max(expected, round(quantile(counts, HIGH)))
     return ReplyLength(expected, high, round(0.9 - 0.4 * SEEN_MIN / seen, 2))

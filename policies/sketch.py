@@ -32,18 +32,25 @@ class Sketch:
     def __init__(self, memory: int) -> None:
         self._kept = 1.0 - 1.0 / memory
         self._counts: dict[int, float] = {}
+        self._sum = 0.0
 
-    def add(self, value: float, count: float = 1.0) -> None:
+    def add(self, value: float) -> None:
         """Count a value, and all that came before a little less."""
+        self._sum = self._sum * self._kept + value
         for index in self._counts:
             self._counts[index] *= self._kept
         index = bin_of(value)
-        self._counts[index] = self._counts.get(index, 0.0) + count
+        self._counts[index] = self._counts.get(index, 0.0) + 1.0
 
     @property
     def total(self) -> float:
         """Values counted, the forgotten left out."""
         return sum(self._counts.values())
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values counted."""
+        return self._sum / self.total
 
     def counts(self) -> tuple[float, ...]:
         """Return the first bin in use, then the counts from it to the last one, rounded."""

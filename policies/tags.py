@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from policies.lengths import Lengths, ReplyLength
+from policies.lengths import Lengths
 from policies.policy import Policy, Tier, WorkloadClass
 from topics import InferenceRequest, Profile, Tag, duration_s
 from topics.records import dataclass
@@ -79,8 +79,7 @@ def tag(
     operation, input_tag = operation_of(request.url), _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
     workload, tier = policy.classes[task_tag.value], policy.tiers.get(request.service_tier, Tier())
-    seen = None if lengths is None else lengths.find(task_tag.value, request.model, request.tenant)
-    output_tag, high = _output_tokens(request, workload, operation, seen)
+    output_tag, high = _output_tokens(request, task_tag.value, workload, operation, lengths)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
@@ -116,16 +115,13 @@ def tag(
         session=request.session,
         output_tokens_high=high,
     )
-    tags = {
-        "task": task_tag,
-        "context_length": input_tag,
-        "output_length": output_tag,
+    lengths_tags = {"context_length": input_tag, "output_length": output_tag}
+    wishes = {
         "batchability": batchable_tag,
         "latency_sensitivity": _latency(profile, sensitive_tag),
-        "data_locality": regions_tag,
-        "quantization_tolerance": precisions_tag,
     }
-    return Tagged(profile, tags)
+    limits = {"data_locality": regions_tag, "quantization_tolerance": precisions_tag}
+    return Tagged(profile, {"task": task_tag, **sizes, **wishes, **limits})
 
 
 def _task(request: InferenceRequest, policy: Policy, operation: str, input_tokens: int) -> Tag:
@@ -205,13 +201,18 @@ def _text_tokens(content: object, of_text: CountTokens) -> int:
 
 
 def _output_tokens(
-    request: InferenceRequest, workload: WorkloadClass, operation: str, seen: ReplyLength | None
+    request: InferenceRequest,
+    task: str,
+    workload: WorkloadClass,
+    operation: str,
+    lengths: Lengths | None,
 ) -> tuple[Tag, int | None]:
     """Return the expected length, and the high one where replies like it were seen."""
     if request.hints.output_tokens is not None:
         return Tag(request.hints.output_tokens, "client", 1.0), None
     if operation in _NO_OUTPUT:
         return Tag(0, "estimate", 1.0), None
+    seen = None if lengths is None else lengths.find(task, request.model, request.tenant)
     limit = request.output_tokens_max
     expected = workload.output_tokens if seen is None else seen.expected
     high = None if seen is None else seen.high

@@ -43,12 +43,14 @@ class VariantStatus:
 class OutputLengths:
     """Lengths of the replies that a worker has seen, of one class, model and tenant.
 
-    ``counts`` are those of a sketch (``policies.sketch``): its first bin, then counts from it on.
+    ``mean_tokens`` is exact; ``counts`` are those of a sketch (``policies.sketch``): its first bin,
+    then the counts from it on.
     """
 
     task: str
     model: str
     tenant: str
+    mean_tokens: float
     counts: tuple[float, ...]
 
 

@@ -3,7 +3,7 @@
 import random
 from typing import NoReturn
 
-from policies import Option, Pool, compile_options
+from policies import Option, Policy, Pool, compile_options
 from policies.experience import Experience
 from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
@@ -35,7 +35,7 @@ class UnknownPoolError(LookupError):
     """The fleet has no such pool."""
 
 
-def make_backend(pool: Pool, options: tuple[Option, ...], clock: Clock) -> Backend:
+def make_backend(pool: Pool, options: tuple[Option, ...], policy: Policy, clock: Clock) -> Backend:
     """Return the backend that a pool declares.
 
     Raises:
@@ -45,7 +45,8 @@ def make_backend(pool: Pool, options: tuple[Option, ...], clock: Clock) -> Backe
         return OpenAIBackend(pool.backend, options, clock)
     if isinstance(pool.backend, DeclaredCPU):
         return CPUBackend(pool.backend, options, clock)
-    return SimulatedBackend(options, clock)
+    usual_tokens = {name: each.output_tokens for name, each in policy.classes.items()}
+    return SimulatedBackend(options, clock, usual_tokens)
 
 
 def run_worker(pool: str, settings: Settings) -> NoReturn:
@@ -64,7 +65,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
     served = options.by_pool[pool]
     clock = SystemClock()
-    backend = make_backend(fleet.pools[pool], served, clock)
+    backend = make_backend(fleet.pools[pool], served, policy, clock)
     catalogue = Catalogue(settings)
     # Not those that a worker has no business with: it may not so much as see them.
     own = worker_role(catalogue, pool).topics()
