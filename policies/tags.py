@@ -115,11 +115,9 @@ def tag(
         session=request.session,
         output_tokens_high=high,
     )
-    lengths_tags = {"context_length": input_tag, "output_length": output_tag}
-    wishes = {
-        "batchability": batchable_tag,
-        "latency_sensitivity": _latency(profile, sensitive_tag),
-    }
+    sizes = {"context_length": input_tag, "output_length": output_tag}
+    latency_tag = _latency(profile, sensitive_tag)
+    wishes = {"batchability": batchable_tag, "latency_sensitivity": latency_tag}
     limits = {"data_locality": regions_tag, "quantization_tolerance": precisions_tag}
     return Tagged(profile, {"task": task_tag, **sizes, **wishes, **limits})
 
