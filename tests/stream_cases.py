@@ -173,12 +173,18 @@ class Yard:
         log: MemoryLog | None = None,
         notary: Notary | None = None,
         records_max: int = 500,
+        observers: Sequence[Observer] = (),
     ) -> Transactor:
         """Return a transactor that has all partitions of the stage's topics."""
         log = log or MemoryLog(self.cluster)
         notary = notary or make_notary(self.catalogue, self.clock, self.digests)
         transactor = make_transactor(
-            log, stage, self.catalogue.progress, notary=notary, records_max=records_max
+            log,
+            stage,
+            self.catalogue.progress,
+            notary=notary,
+            records_max=records_max,
+            observers=observers,
         )
         await transactor.start()
         await self.cluster.rebalance(stage.group)

@@ -1,0 +1,109 @@
+"""What is learned from executed work, by whom, and what it changes in decisions."""
+
+from dataclasses import replace
+from math import exp
+
+import pytest
+from memory_log import MemoryLog
+from policy_cases import a_policy, profile, some_options, status
+from stream_cases import Yard, step_until
+from worker_cases import ScriptedBackend, make_worker, place
+
+from policies import FleetView
+from policies.estimate import chance, estimate, expected_cost_usd
+from policies.experience import SEEN_MIN, TRIES, Experience
+from policies.standing import PoolLoad, standing_of
+from topics import Envelope, LatencyError, PoolStatus, VariantStatus, decode, encode
+from workers import CallError
+from workers.learning import Learning
+
+OPTION = some_options().by_pool["premium"][0]
+
+
+def kept(experience: Experience, factor: float, count: int, promised_s: float = 1.0) -> None:
+    """Let requests with a TTFT of 2 s that were promised this get ``factor`` times that."""
+    asked = profile(ttft_s=2.0, tpot_s=None)
+    for _ in range(count):
+        got = Envelope(1e-6, 0.5 + factor * promised_s, 5.0)
+        promised = Envelope(1e-6, 0.5 + promised_s, 5.0)
+        experience.kept(asked, "v", promised, got, 0.5)
+
+
+def test_errors_are_told_once_enough_was_seen_and_follow_what_came() -> None:
+    experience = Experience(0.0)
+    kept(experience, 1.5, int(SEEN_MIN) - 1)
+    assert experience.ttft_error("v") is None
+    kept(experience, 1.5, 400)
+    error = experience.ttft_error("v")
+    assert error is not None
+    assert 1.3 < exp(error.bias) < 1.7
+    assert experience.tpot_error("v") is None
+    kept(experience, 0.7, 3000)
+    later = experience.ttft_error("v")
+    assert later is not None
+    assert exp(later.bias) < 0.8
+
+
+def test_promises_far_from_the_slo_teach_nothing() -> None:
+    experience = Experience(0.0)
+    kept(experience, 3.0, 500, promised_s=0.1)
+    assert experience.ttft_error("v") is None
+
+
+def test_failures_move_the_declared_rate_and_answers_move_it_back() -> None:
+    experience = Experience(0.02)
+    for _ in range(TRIES):
+        experience.failed()
+    assert experience.failure_rate > 0.6
+    for _ in range(10 * TRIES):
+        experience.completed(profile(), 10)
+    assert experience.failure_rate < 0.001
+
+
+def test_a_pool_that_fails_costs_more_and_one_that_is_slow_has_less_chance() -> None:
+    asked = profile(ttft_s=1.5, tpot_s=None)
+    load = PoolLoad(workers=1)
+    plain = standing_of(OPTION, load)
+    failing = standing_of(OPTION, replace(load, failure_rate=0.5))
+    found = estimate(asked, plain, 0.05)
+    cost_usd = expected_cost_usd(found, plain, a_policy())
+    assert expected_cost_usd(found, failing, a_policy()) == pytest.approx(
+        cost_usd * (1 + 0.5 * a_policy().retry_cost_weight) / (1 + plain.failure_rate)
+    )
+    slow, quick = LatencyError(0.7, 0.35), LatencyError(-0.7, 0.35)
+    near = replace(asked, ttft_s=1.2 * found.ttft_s)
+    usual = chance(near, found, 0.0, 0.35)
+    assert chance(near, found, 0.0, 0.35, slow) < usual < chance(near, found, 0.0, 0.35, quick)
+    assert chance(near, found, 0.0, 0.35, LatencyError(0.0, 0.35)) == pytest.approx(usual)
+
+
+def test_a_view_has_the_mean_of_what_the_workers_of_a_pool_learned() -> None:
+    view = FleetView(some_options())
+    for name, bias, rate in (("0", 0.2, 0.1), ("1", 0.4, 0.3)):
+        variants = {OPTION.variant: VariantStatus(ttft_error=LatencyError(bias, 0.3))}
+        told = status("premium", instance=name, variants=variants, failure_rate=rate)
+        view.report(decode(PoolStatus, encode(told)))
+    standing = view.standing(OPTION)
+    assert standing.ttft_error is not None
+    assert standing.ttft_error.bias == pytest.approx(0.3)
+    assert standing.failure_rate == pytest.approx(0.2)
+
+
+async def test_a_worker_learns_from_what_became_visible() -> None:
+    yard, backend, experience = Yard(), ScriptedBackend(), Experience(0.0)
+    for n in range(3):
+        place(yard, f"c{n}")
+    worker = make_worker(yard, backend)
+    observers = [Learning(experience)]
+    transactor = await yard.run(worker, MemoryLog(yard.cluster, "a"), observers=observers)
+    await step_until(transactor, lambda: len(backend.running) == 3, "the calls")
+    assert experience.lengths.told() == ()
+    backend.finish("c0")
+    backend.fail("c1", CallError("timeout", "no answer", retry="elsewhere"))
+    backend.fail("c2", CallError("bad_request", "it has no model", retry="never"))
+    await step_until(transactor, lambda: {"c0", "c2"} <= yard.results().keys(), "the ends")
+    await step_until(transactor, lambda: experience.failure_rate > 0, "the failure")
+    (told,) = experience.lengths.told()
+    assert (told.task, told.mean_tokens, sum(told.counts[1:])) == ("chat", 10.0, 1.0)
+    assert experience.failure_rate == pytest.approx(1 / TRIES, rel=0.02)
+    assert worker.running == 0
