@@ -7,6 +7,7 @@ from policies.estimate import Estimate, batch_limit, candidate, chance, estimate
 from policies.groups import group_of
 from policies.options import Option, Options
 from policies.policy import Policy
+from policies.sessions import Credit
 from policies.situation import Situation
 from policies.standing import Standing
 from topics import Candidate, Envelope, Profile
@@ -53,6 +54,7 @@ class _Question:
     rate_per_s: float
     transport_s: float
     spread: float
+    credit: Credit | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,9 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
     policy, standing_of = situation.policy, situation.view.standing
     assumed, rate_per_s = policy.estimates, situation.arrivals.rate_per_s(group, now)
     elapsed_s = now - profile.created_at
-    ask = _Question(profile, policy, elapsed_s, rate_per_s, assumed.transport_s, assumed.spread)
+    credit = situation.view.sessions.credit(profile, now)
+    transport_s, spread = assumed.transport_s, assumed.spread
+    ask = _Question(profile, policy, elapsed_s, rate_per_s, transport_s, spread, credit)
     priced: list[_Priced] = []
     refused: list[Candidate] = []
     for option in situation.options.by_model.get(profile.model, ()):
@@ -152,7 +156,11 @@ def _offers(ask: _Question, standing: Standing) -> list[_Priced]:
 
 
 def _now(ask: _Question, standing: Standing) -> _Priced:
-    return _price(ask, standing, "direct", estimate(ask.profile, standing, ask.transport_s))
+    credit, option, cached_tokens = ask.credit, standing.option, 0
+    if credit and credit.pool == option.pool and credit.variant == option.variant:
+        cached_tokens = int(credit.tokens * standing.reuse)
+    found = estimate(ask.profile, standing, ask.transport_s, cached_tokens=cached_tokens)
+    return _price(ask, standing, "direct", found)
 
 
 def _hold(ask: _Question, standing: Standing) -> _Priced:

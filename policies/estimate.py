@@ -18,6 +18,8 @@ FULLNESS_MIN = 0.25
 # Of the streaming that a sequence shares with others, the share that goes on because it came: the
 # fewer there are, the sooner the replica would have had nothing to do.
 SUSTAINED = 0.5
+# Standard deviations from the median of a normal distribution to these quantiles.
+P90, P98 = 1.2816, 2.0537
 # Of what `exp` takes; a float ends a little above.
 LOG_MAX = 700.0
 # Share of a replica's places that batch work fills; the rest is for what can't wait.
@@ -44,15 +46,17 @@ def estimate(
     transport_s: float,
     members: int = 1,
     wait_s: float = 0.0,
+    cached_tokens: int = 0,
 ) -> Estimate:
     """Return what one of ``members`` like requests costs, sent together after ``wait_s``.
 
     Cost is the marginal device time, see `_decode_device_s`. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
-    the device take turns with this one (``standing.others_s``).
+    the device take turns with this one (``standing.others_s``). ``cached_tokens`` of the prompt
+    need no prefill.
     """
     option, running = standing.option, standing.running
-    prefill_s = option.roofline.prefill_s(profile.input_tokens)
+    prefill_s = option.roofline.prefill_s(profile.input_tokens, cached_tokens)
     device_s = prefill_s / standing.speed
     output_tokens = profile.output_tokens
     decode_steps = output_tokens - 1 if output_tokens > 0 else 0
@@ -177,10 +181,18 @@ def chance(
 
 
 def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
-    """Return the ratio that is as likely to be kept with no bias and that spread."""
+    """Return the ratio that is as likely to be kept as this one if errors had that spread.
+
+    Between the quantiles that were learned, and beyond them, errors are taken as normal.
+    """
     if error is None or times <= 0:
         return times
-    return exp(min(LOG_MAX, (log(times) - error.bias) * spread / error.spread))
+    margin = log(times)
+    if margin <= error.p90:
+        deviations = P90 * (margin - error.median) / (error.p90 - error.median)
+    else:
+        deviations = P90 + (P98 - P90) * (margin - error.p90) / (error.p98 - error.p90)
+    return exp(min(LOG_MAX, deviations * spread))
 
 
 def _times(predicted_s: float, limit_s: float) -> float:

@@ -4,29 +4,32 @@ from math import log
 
 from policies.lengths import LengthLog
 from policies.sketch import Sketch, merged, quantile
-from topics import Envelope, LatencyError, Profile
+from topics import Envelope, LatencyError, Profile, Usage
 
 # Executions whose errors count, about, and those before what was seen is worth telling.
 MEMORY = 500
 SEEN_MIN = 50.0
 # Tries whose ends count, about: at a true rate of 2 % their mean is off by a percentage point.
 TRIES = 200
+# Turns of sessions whose cached share counts, about, and the sessions that a worker remembers.
+TURNS = 50
+SESSIONS_MAX = 4096
 # Of an SLO, the share that a promise must have come to so that its error counts. A pool uses what
 # room an SLO leaves (policies.replica): far from it, errors are large and don't matter.
 NEAR = 0.25
-# From the median to the quantile that the spread is read off, in standard deviations: what matters
-# is how much slower than usual it may get, and the quick tail is much longer than the slow one.
-UPPER, UPPER_DEVIATIONS = 0.9, 1.2816
-SPREAD_MIN = 0.05
+# Least distance of two quantiles of an error: no promise is kept for certain.
+STEP_MIN = 0.05
 
 
 class Experience:
-    """Of the executions in one pool: reply lengths, errors of promises, failures."""
+    """What executions in one pool tell: reply lengths, errors of promises, failures, cache hits."""
 
     def __init__(self, failure_rate: float) -> None:
         """Start from the failure rate that the fleet declares."""
         self.lengths = LengthLog()
         self._failure_rate = failure_rate
+        self._reuse: dict[str, float] = {}
+        self._session_tokens: dict[tuple[str, str, str], int] = {}
         self._ttft: dict[str, Sketch] = {}
         self._tpot: dict[str, Sketch] = {}
 
@@ -39,10 +42,24 @@ class Experience:
         """Count a try that failed through no fault of the request."""
         self._failure_rate += (1.0 - self._failure_rate) / TRIES
 
-    def completed(self, profile: Profile, output_tokens: int) -> None:
-        """Count an answer."""
+    def completed(self, profile: Profile, variant: str, usage: Usage) -> None:
+        """Count an answer that a variant gave."""
         self._failure_rate -= self._failure_rate / TRIES
-        self.lengths.learn(profile.task, profile.model, profile.tenant, output_tokens)
+        self.lengths.learn(profile.task, profile.model, profile.tenant, usage.output_tokens)
+        if profile.session is not None:
+            key = (profile.tenant, variant, profile.session)
+            before = min(self._session_tokens.pop(key, 0), usage.input_tokens)
+            self._session_tokens[key] = usage.input_tokens + usage.output_tokens
+            if len(self._session_tokens) > SESSIONS_MAX:
+                del self._session_tokens[next(iter(self._session_tokens))]
+            if before:
+                share = min(1.0, usage.cached_tokens / before)
+                known = self._reuse.get(variant, 0.0)
+                self._reuse[variant] = known + (share - known) / TURNS
+
+    def reuse(self, variant: str) -> float:
+        """Return the share of a session's earlier tokens that came from the cache, as seen."""
+        return round(self._reuse.get(variant, 0.0), 3)
 
     def kept(
         self, profile: Profile, variant: str, promised: Envelope, got: Envelope, elapsed_s: float
@@ -85,6 +102,6 @@ def _error(sketch: Sketch | None) -> LatencyError | None:
     if sketch is None or sketch.total < SEEN_MIN:
         return None
     counts = merged([sketch.counts()])
-    median = log(quantile(counts, 0.5))
-    spread = (log(quantile(counts, UPPER)) - median) / UPPER_DEVIATIONS
-    return LatencyError(round(median, 3), round(max(SPREAD_MIN, spread), 3))
+    median, p90, p98 = (log(quantile(counts, share)) for share in (0.5, 0.9, 0.98))
+    p90 = max(p90, median + STEP_MIN)
+    return LatencyError(round(median, 3), round(p90, 3), round(max(p98, p90 + STEP_MIN), 3))

@@ -10,6 +10,7 @@ from policies.groups import group_of
 from policies.options import Options
 from policies.policy import Policy
 from policies.release import find_target
+from policies.sessions import Credit, Sessions
 from policies.situation import Situation
 from policies.standing import PoolLoad
 from policies.view import FleetView
@@ -22,11 +23,13 @@ from topics.records import dataclass
 class Inputs:
     """Of a situation, what a decision on one request depends on beside policy and fleet.
 
-    ``loads`` are those of the pools that serve its model, ``arrivals_per_s`` those of its group.
+    ``loads`` are those of the pools that serve its model, ``arrivals_per_s`` those of its group,
+    ``credit`` what its session may have cached.
     """
 
     loads: dict[str, PoolLoad]
     arrivals_per_s: float
+    credit: Credit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,11 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
         now: epoch seconds.
     """
     group = group_of(profile, situation.policy.windows.length_buckets_tokens)
-    return Inputs(_loads(profile.model, situation), situation.arrivals.rate_per_s(group, now))
+    return Inputs(
+        _loads(profile.model, situation),
+        situation.arrivals.rate_per_s(group, now),
+        situation.view.sessions.credit(profile, now),
+    )
 
 
 def decide_again(
@@ -83,7 +90,7 @@ def decide_again(
         policy: of the recorded version.
         now: when it was made, epoch seconds.
     """
-    view = _RecordedView(options, inputs.loads)
+    view = _RecordedView(options, inputs.loads, inputs.credit)
     arrivals = _RecordedArrivals(inputs.arrivals_per_s)
     return decide(profile, Situation(options, policy, view, arrivals), now)
 
@@ -147,9 +154,21 @@ def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
 
 
 class _RecordedView(FleetView):
-    def __init__(self, options: Options, loads: Mapping[str, PoolLoad]) -> None:
+    def __init__(
+        self, options: Options, loads: Mapping[str, PoolLoad], credit: Credit | None = None
+    ) -> None:
         super().__init__(options)
         self._loads = dict(loads)
+        self.sessions = _RecordedSessions(credit)
+
+
+class _RecordedSessions(Sessions):
+    def __init__(self, credit: Credit | None) -> None:
+        super().__init__()
+        self._credit = credit
+
+    def credit(self, profile: Profile, now: float) -> Credit | None:
+        return self._credit
 
 
 class _RecordedArrivals(Arrivals):

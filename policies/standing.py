@@ -31,6 +31,7 @@ class PoolLoad:
     failing: frozenset[str] = frozenset()
     ttft_error_by_variant: dict[str, LatencyError] = field(default_factory=dict)
     tpot_error_by_variant: dict[str, LatencyError] = field(default_factory=dict)
+    reuse_by_variant: dict[str, float] = field(default_factory=dict)
     failure_rate: float | None = None
 
     def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
@@ -63,6 +64,7 @@ class Standing:
         failure_rate: share of tries that fail, learned or declared.
         ttft_error: of past promises; None before enough were seen.
         tpot_error: likewise.
+        reuse: share of a session's earlier tokens that its next turn finds in the cache.
     """
 
     option: Option
@@ -78,6 +80,7 @@ class Standing:
     failure_rate: float = 0.0
     ttft_error: LatencyError | None = None
     tpot_error: LatencyError | None = None
+    reuse: float = 0.0
 
 
 def standing_of(option: Option, load: PoolLoad) -> Standing:
@@ -100,6 +103,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
         ttft_error=load.ttft_error_by_variant.get(option.variant),
         tpot_error=load.tpot_error_by_variant.get(option.variant),
+        reuse=load.reuse_by_variant.get(option.variant, 0.0),
     )
 
 

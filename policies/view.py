@@ -5,6 +5,7 @@ from statistics import fmean
 
 from policies.lengths import Lengths
 from policies.options import Option, Options
+from policies.sessions import Sessions
 from policies.standing import PoolLoad, Standing, running_step_s, standing_of
 from topics import LatencyError, PoolStatus, VariantStatus
 
@@ -28,6 +29,7 @@ class FleetView:
         # By pool, then by variant; of a pool whose load changes all are dropped.
         self._standings: dict[str, dict[str, Standing]] = {}
         self.lengths = Lengths()
+        self.sessions = Sessions()
         self.version = 0
 
     def report(self, status: PoolStatus) -> None:
@@ -107,6 +109,7 @@ class FleetView:
         rates = [s.failure_rate for s in reports if s.failure_rate is not None]
         load.failure_rate = fmean(rates) if rates else None
         load.ttft_error_by_variant = _errors(reports, lambda v: v.ttft_error)
+        load.reuse_by_variant = _reuse(reports)
         load.tpot_error_by_variant = _errors(reports, lambda v: v.tpot_error)
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
@@ -135,9 +138,21 @@ def _errors(
             if error is not None:
                 learned.setdefault(variant, []).append(error)
     return {
-        variant: LatencyError(fmean(e.bias for e in each), fmean(e.spread for e in each))
+        variant: LatencyError(
+            fmean(e.median for e in each), fmean(e.p90 for e in each), fmean(e.p98 for e in each)
+        )
         for variant, each in learned.items()
     }
+
+
+def _reuse(reports: Sequence[PoolStatus]) -> dict[str, float]:
+    """Return each variant's cached share, of those that have any."""
+    learned: dict[str, list[float]] = {}
+    for status in reports:
+        for variant, told in status.variants.items():
+            if told.reuse > 0:
+                learned.setdefault(variant, []).append(told.reuse)
+    return {variant: fmean(each) for variant, each in learned.items()}
 
 
 def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:

@@ -13,14 +13,14 @@ DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
 
 @dataclass(frozen=True, slots=True)
 class LatencyError:
-    """How far off promises of a latency were, as ln(actual / promised).
+    """How far off promises of a latency were: quantiles of ln(actual / promised), growing.
 
-    ``bias`` is the median, ``spread`` the standard deviation of a normal distribution with the same
-    upper tail.
+    Only the upper ones, because what matters is how much slower than promised it may get.
     """
 
-    bias: float
-    spread: float
+    median: float
+    p90: float
+    p98: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class VariantStatus:
     """Load of one model variant on a worker.
 
     ``speed`` is predicted over measured device time: 2.0 runs twice as fast as its roofline.
-    Errors are those of direct requests, None before enough were served.
+    Errors are those of direct requests, None before enough were served. ``reuse`` is the
+    share of a session's earlier tokens that the next turn found in the cache, 0.0 before any did.
     """
 
     running: int = 0
@@ -37,6 +38,7 @@ class VariantStatus:
     circuit: Circuit = "closed"
     ttft_error: LatencyError | None = None
     tpot_error: LatencyError | None = None
+    reuse: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class Heartbeat(Service):  # type: ignore[misc]
                 circuit=self._breakers.state(variant),
                 ttft_error=self._experience.ttft_error(variant),
                 tpot_error=self._experience.tpot_error(variant),
+                reuse=self._experience.reuse(variant),
             )
             for variant, status in load.variants.items()
         }

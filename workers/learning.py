@@ -29,7 +29,7 @@ class Learning:
     def _learn(self, task: Task, evidence: Evidence) -> None:
         if evidence.step == "executed" and evidence.usage is not None:
             profile = task.call.profile
-            self._experience.completed(profile, evidence.usage.output_tokens)
+            self._experience.completed(profile, task.variant, evidence.usage)
             promised, got = evidence.promised, evidence.got
             if promised is None or got is None or not task.call.is_direct:
                 return

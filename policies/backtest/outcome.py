@@ -21,6 +21,8 @@ class Outcome:
     profile: Profile
     input_tokens: int
     output_tokens: int
+    prefix_tokens: int = 0
+    cached_tokens: int = 0
     status: Status | None = None
     reason: str = ""
     pool: str = ""

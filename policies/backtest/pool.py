@@ -12,9 +12,10 @@ from policies.experience import Experience
 from policies.iteration import Cancelled, Completion, FirstToken, Job
 from policies.options import Option
 from policies.pace import Pace
+from policies.prefix_cache import PrefixCache
 from policies.replica import Ask, Replica, choose_replica
 from policies.roofline import Roofline
-from topics import Envelope, PoolStatus, VariantStatus
+from topics import Envelope, PoolStatus, Usage, VariantStatus
 
 HEARTBEAT_S = 1.0
 # Batches whose replica is remembered, as in the simulated backend.
@@ -69,7 +70,7 @@ class ModelPool:
             limits = {
                 o.variant: VariantLimits(at_speed(o.roofline, factor), o.max_batch) for o in options
             }
-            self.replicas.append(Replica(limits))
+            self.replicas.append(Replica(limits, PrefixCache() if reality.prefix_cache else None))
 
     @property
     def busy_s(self) -> float:
@@ -91,6 +92,7 @@ class ModelPool:
             if profile.ttft_s is None
             else profile.created_at + profile.ttft_s - now,
             tpot_s=profile.tpot_s,
+            session=profile.session,
         )
         index = self._replica_for(attempt.batch_id, ask, now)
         attempt.replica = index
@@ -106,8 +108,16 @@ class ModelPool:
         name = str(self._count)
         self._count += 1
         self._tries[name] = attempt
-        priority = 0 if attempt.path == "direct" else 1
-        job = Job(name, option.variant, outcome.input_tokens, output_tokens, priority=priority)
+        kept = replica.cached_tokens(option.variant, profile.session)
+        outcome.cached_tokens = min(kept, outcome.prefix_tokens)
+        job = Job(
+            name,
+            option.variant,
+            outcome.input_tokens,
+            output_tokens,
+            outcome.cached_tokens,
+            priority=0 if attempt.path == "direct" else 1,
+        )
         replica.submit(job, profile.tpot_s, now)
         return index
 
@@ -133,8 +143,14 @@ class ModelPool:
                 outcome.first_token_s = event.first_token_at if outcome.output_tokens else None
                 outcome.finished_s = event.finished_at
                 job = Job(
-                    event.id, attempt.option.variant, outcome.input_tokens, outcome.output_tokens
+                    event.id,
+                    attempt.option.variant,
+                    outcome.input_tokens,
+                    outcome.output_tokens,
+                    outcome.cached_tokens,
                 )
+                tokens = outcome.input_tokens + outcome.output_tokens
+                self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
                 self._pace.learn(attempt.option, job, attempt.sequences, event.device_s)
                 self._learn(attempt, event.device_s * attempt.option.usd_per_s)
                 yield Ended(attempt, event.finished_at)
@@ -143,7 +159,8 @@ class ModelPool:
 
     def _learn(self, attempt: Try, cost_usd: float) -> None:
         outcome, profile = attempt.outcome, attempt.outcome.profile
-        self._experience.completed(profile, outcome.output_tokens)
+        usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
+        self._experience.completed(profile, attempt.option.variant, usage)
         promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
         if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
             return
@@ -186,6 +203,7 @@ class ModelPool:
                     speed=self._pace.speed(variant),
                     ttft_error=self._experience.ttft_error(variant),
                     tpot_error=self._experience.tpot_error(variant),
+                    reuse=self._experience.reuse(variant),
                 )
                 for variant in self.options
             },

@@ -75,6 +75,7 @@ class Shunter:
             here.arrivals.observe(decision.group, now)
         if decision.option is not None and decision.estimate is not None:
             here.view.add_sent(decision.option, decision.estimate.device_s)
+            here.view.sessions.remember(profile, decision.option, now)
             return Send(profile, decision.option, "direct", promised=decision.promised)
         if decision.action == "hold":
             # A router names the group; the batcher works it out again from the profile.

@@ -29,6 +29,8 @@ class Arrival:
     input_tokens: int
     output_tokens: int
     session: str | None
+    prefix_tokens: int = 0
+    """Leading tokens of the prompt that an earlier one of the session had."""
 
 
 def parse_arrivals(rows: Iterable[Mapping[str, str | None]], file: str) -> list[Arrival]:
@@ -85,6 +87,7 @@ def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
         input_tokens=count("input_tokens", 1),
         output_tokens=count("output_tokens", 0),
         session=fields.get("session") or None,
+        prefix_tokens=count("prefix_tokens", 0) if fields.get("prefix_tokens") else 0,
     )
 
 

@@ -85,7 +85,8 @@ def backtest(
     limit_usd = lower_bound(setting) if bound else None
     ours = scored[0]
     if assignments is not None:
-        write_assignments(assignments, ours.run.outcomes)
+        with_cached = setting.reality.prefix_cache
+        write_assignments(assignments, ours.run.outcomes, with_cached=with_cached)
     if plot is not None:
         draw(plot, scored, limit_usd)
     report: dict[str, Any] = {
