@@ -16,7 +16,7 @@ TURNS = 50
 SESSIONS_MAX = 4096
 # Of an SLO, the share that a promise must have come to so that its error counts. A pool uses what
 # room an SLO leaves (policies.replica): far from it, errors are large and don't matter.
-NEAR = 0.25
+NEAR = 0.5
 # Least distance of two quantiles of an error: no promise is kept for certain.
 STEP_MIN = 0.05
 
