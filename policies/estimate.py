@@ -187,11 +187,11 @@ def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
     """
     if error is None or times <= 0:
         return times
-    margin = log(times)
-    if margin <= error.p90:
-        deviations = P90 * (margin - error.median) / (error.p90 - error.median)
+    margin, (median, p90, p98) = log(times), error
+    if margin <= p90:
+        deviations = P90 * (margin - median) / (p90 - median)
     else:
-        deviations = P90 + (P98 - P90) * (margin - error.p90) / (error.p98 - error.p90)
+        deviations = P90 + (P98 - P90) * (margin - p90) / (p98 - p90)
     return exp(min(LOG_MAX, deviations * spread))
 
 

@@ -104,4 +104,4 @@ def _error(sketch: Sketch | None) -> LatencyError | None:
     counts = merged([sketch.counts()])
     median, p90, p98 = (log(quantile(counts, share)) for share in (0.5, 0.9, 0.98))
     p90 = max(p90, median + STEP_MIN)
-    return LatencyError(round(median, 3), round(p90, 3), round(max(p98, p90 + STEP_MIN), 3))
+    return round(median, 3), round(p90, 3), round(max(p98, p90 + STEP_MIN), 3)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
+from math import inf
 
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
@@ -54,12 +55,14 @@ class ReleaseInputs:
 
     ``loads`` are those of the pools that serve the model, ``head`` the members that were looked at
     in the order they would go, of ``waiting`` in all. In anything else that decides they are like
-    the first, whose profile is in the same evidence.
+    the first, whose profile is in the same evidence. ``idle_arrivals_per_s`` is the rate of their
+    group where the pool that they went to was idle.
     """
 
     loads: dict[str, PoolLoad]
     head: tuple[Waiting, ...]
     waiting: int
+    idle_arrivals_per_s: float | None = None
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
@@ -100,7 +103,7 @@ def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:
     profile = release.head[0].profile
     head = tuple(_waiting(member) for member in release.head)
     loads = deepcopy(_loads(profile.model, situation))
-    return ReleaseInputs(loads, head, release.waiting)
+    return ReleaseInputs(loads, head, release.waiting, release.target.idle_arrivals_per_s)
 
 
 def release_again(
@@ -117,7 +120,9 @@ def release_again(
     """
     head = [_member(first, waiting) for waiting in inputs.head]
     view = _RecordedView(options, inputs.loads)
-    target = find_target(head, Situation(options, policy, view, _RecordedArrivals(0.0)), now)
+    # Where no rate was written down, none played a part; with this one waiting always pays.
+    rate_per_s = inf if inputs.idle_arrivals_per_s is None else inputs.idle_arrivals_per_s
+    target = find_target(head, Situation(options, policy, view, _RecordedArrivals(rate_per_s)), now)
     if target is None:
         return None
     found = windows_of(policy).judge(head, inputs.waiting, target, now)

@@ -74,7 +74,10 @@ def _targets(
         ask = _Ask(option, situation, min(limit, len(members)))
         if limit_usd is None or all(ask.price_usd(m.profile) <= limit_usd for m in members):
             target = _target(members, ask, slowest, path, limit, now)
-            targets.append(replace(target, is_crowded=is_crowded))
+            rate_per_s = None
+            if path == "batch" and standing.is_idle:
+                rate_per_s = situation.arrivals.rate_per_s(members[0].group, now)
+            targets.append(replace(target, is_crowded=is_crowded, idle_arrivals_per_s=rate_per_s))
     return targets
 
 

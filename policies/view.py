@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
+from typing import Literal
 
 from policies.lengths import Lengths
 from policies.options import Option, Options
@@ -138,11 +139,13 @@ def _errors(
             if error is not None:
                 learned.setdefault(variant, []).append(error)
     return {
-        variant: LatencyError(
-            fmean(e.median for e in each), fmean(e.p90 for e in each), fmean(e.p98 for e in each)
-        )
+        variant: (_mean(each, 0), _mean(each, 1), _mean(each, 2))
         for variant, each in learned.items()
     }
+
+
+def _mean(errors: Sequence[LatencyError], quantile: Literal[0, 1, 2]) -> float:
+    return round(fmean(error[quantile] for error in errors), 3)
 
 
 def _reuse(reports: Sequence[PoolStatus]) -> dict[str, float]:
@@ -152,7 +155,7 @@ def _reuse(reports: Sequence[PoolStatus]) -> dict[str, float]:
         for variant, told in status.variants.items():
             if told.reuse > 0:
                 learned.setdefault(variant, []).append(told.reuse)
-    return {variant: fmean(each) for variant, each in learned.items()}
+    return {variant: round(fmean(each), 3) for variant, each in learned.items()}
 
 
 def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:

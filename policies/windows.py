@@ -12,7 +12,7 @@ from policies.policy import Policy
 from topics import Candidate, Envelope, Profile
 from topics.placement import Path
 
-ReleaseReason = Literal["full", "slack", "window", "pool_available"]
+ReleaseReason = Literal["full", "slack", "window", "idle", "pool_available"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Target:
     """Of the members it was found for, how many counted, from the first on."""
     is_crowded: bool = False
     """Nothing fits beside what runs there: to go now would wake a replica, or wait for a place."""
+    idle_arrivals_per_s: float | None = None
+    """Where nothing runs there, the rate at which the group grows; else None."""
 
     def promise(self, profile: Profile, now: float) -> Envelope:
         """Return the envelope promised to one member, latencies from its ``created_at``."""
@@ -241,6 +243,8 @@ class Windows:
             return now + self._retry_s
         window_end = min(m.held_at + m.profile.window_s for m in head)
         reason = _reason(head[0], now, last_start, window_end, is_full=is_full)
+        if reason is None and _is_alone(target, min(last_start, window_end) - now):
+            reason = "idle"
         if reason is None:
             # More company or more load makes the batch take longer, which moves its last start.
             ends_at = min(last_start, window_end)
@@ -310,6 +314,12 @@ def _reason(
     if window_end <= now:
         return "window"
     return None
+
+
+def _is_alone(target: Target, left_s: float) -> bool:
+    """Tell whether nobody is expected any more, and the pool has nothing else to do."""
+    rate_per_s = target.idle_arrivals_per_s
+    return rate_per_s is not None and rate_per_s * left_s < 1.0
 
 
 def in_turn(members: Iterable[Member], share_of: ShareOf = _equal_share) -> list[Member]:

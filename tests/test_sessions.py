@@ -17,7 +17,8 @@ from policies.recorded import Inputs
 from policies.replica import Ask, Replica, choose_replica
 from policies.sessions import HALF_LIFE_S, SESSIONS_MAX, Sessions
 from policies.view import FleetView
-from topics import Usage, VariantStatus, decode, encode
+from topics import Usage, VariantStatus, decode
+from topics.canonical import canonical
 
 OPTIONS = some_options()
 OPTION = OPTIONS.by_pool["premium"][0]
@@ -69,7 +70,7 @@ def test_a_cached_prompt_makes_its_pool_cheaper_and_the_decision_can_be_made_aga
 
     assert cost(after) < 0.85 * cost(before)
     # As the evidence has it: without the session's name.
-    told = decode(Inputs, encode(inputs))
+    told = decode(Inputs, canonical(inputs))
     again = decide_again(replace(TURN, session=None), told, OPTIONS, a_policy(), NOW)
     assert again.candidates == after.candidates
 

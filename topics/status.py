@@ -7,20 +7,13 @@ State = Literal["up", "draining", "down"]
 Circuit = Literal["closed", "open", "half_open"]
 """Of a circuit breaker: only while it is ``closed`` should work be sent."""
 
+LatencyError = tuple[float, float, float]
+"""How far off promises of a latency were: quantiles of ln(actual / promised) at 0.5, 0.9 and 0.98,
+which differ. Only the upper ones, because what matters is how much slower than promised it may get.
+A tuple, because each decision records those that it was made with."""
+
 DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
 """Bounds of the time to a deadline, by which unfinished work is told apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyError:
-    """How far off promises of a latency were: quantiles of ln(actual / promised), growing.
-
-    Only the upper ones, because what matters is how much slower than promised it may get.
-    """
-
-    median: float
-    p90: float
-    p98: float
 
 
 @dataclass(frozen=True, slots=True)
