@@ -158,7 +158,7 @@ def _offers(ask: _Question, standing: Standing) -> list[_Priced]:
 def _now(ask: _Question, standing: Standing) -> _Priced:
     credit, option, cached_tokens = ask.credit, standing.option, 0
     if credit and credit.pool == option.pool and credit.variant == option.variant:
-        cached_tokens = int(credit.tokens * standing.reuse)
+        cached_tokens = int(credit.tokens * standing.learned.reuse)
     found = estimate(ask.profile, standing, ask.transport_s, cached_tokens=cached_tokens)
     return _price(ask, standing, "direct", found)
 
@@ -175,8 +175,8 @@ def _hold(ask: _Question, standing: Standing) -> _Priced:
 
 def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
     option, elapsed_s = standing.option, ask.elapsed_s
-    ttft, tpot = standing.ttft_error, standing.tpot_error
-    likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft, tpot)
+    ttft_error, tpot_error, _ = standing.learned
+    likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
     offer = candidate(option, path, found, likely, elapsed_s)
     return _Priced(offer, option, found, expected_cost_usd(found, standing, ask.policy))
 

@@ -107,7 +107,7 @@ class _Ask:
 
     @property
     def errors(self) -> tuple[LatencyError | None, LatencyError | None]:
-        return self.standing.ttft_error, self.standing.tpot_error
+        return self.standing.learned[:2]
 
     def estimate(self, profile: Profile) -> Estimate:
         return estimate(

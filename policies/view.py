@@ -1,13 +1,19 @@
 """The fleet view: what is known of each pool's load at this moment."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Literal
 
 from policies.lengths import Lengths
 from policies.options import Option, Options
 from policies.sessions import Sessions
-from policies.standing import PoolLoad, Standing, running_step_s, standing_of
+from policies.standing import (
+    NOTHING,
+    Learned,
+    PoolLoad,
+    Standing,
+    running_step_s,
+    standing_of,
+)
 from topics import LatencyError, PoolStatus, VariantStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
@@ -108,10 +114,8 @@ class FleetView:
         load.speed_by_variant = {variant: fmean(each) for variant, each in speeds.items()}
         load.failing = _failing(reports)
         rates = [s.failure_rate for s in reports if s.failure_rate is not None]
-        load.failure_rate = fmean(rates) if rates else None
-        load.ttft_error_by_variant = _errors(reports, lambda v: v.ttft_error)
-        load.reuse_by_variant = _reuse(reports)
-        load.tpot_error_by_variant = _errors(reports, lambda v: v.tpot_error)
+        load.failure_rate = round(fmean(rates), 4) if rates else None
+        load.learned = _learned(reports)
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
         self._standings.pop(pool, None)
@@ -128,34 +132,28 @@ def _worker(pool: str, instance: str) -> str:
     return f"{pool}/{instance}"
 
 
-def _errors(
-    reports: Sequence[PoolStatus], error_of: Callable[[VariantStatus], LatencyError | None]
-) -> dict[str, LatencyError]:
-    """Return each variant's error, the mean of what the workers have learned."""
-    learned: dict[str, list[LatencyError]] = {}
+def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
+    """Return of each variant the means of what the workers have learned, if anything."""
+    told: dict[str, list[VariantStatus]] = {}
     for status in reports:
-        for variant, told in status.variants.items():
-            error = error_of(told)
-            if error is not None:
-                learned.setdefault(variant, []).append(error)
-    return {
-        variant: (_mean(each, 0), _mean(each, 1), _mean(each, 2))
-        for variant, each in learned.items()
+        for variant, each in status.variants.items():
+            told.setdefault(variant, []).append(each)
+    found = {
+        variant: Learned(
+            _mean_error([v.ttft_error for v in each if v.ttft_error is not None]),
+            _mean_error([v.tpot_error for v in each if v.tpot_error is not None]),
+            round(fmean(v.reuse for v in each), 3),
+        )
+        for variant, each in told.items()
     }
+    return {variant: learned for variant, learned in found.items() if learned != NOTHING}
 
 
-def _mean(errors: Sequence[LatencyError], quantile: Literal[0, 1, 2]) -> float:
-    return round(fmean(error[quantile] for error in errors), 3)
-
-
-def _reuse(reports: Sequence[PoolStatus]) -> dict[str, float]:
-    """Return each variant's cached share, of those that have any."""
-    learned: dict[str, list[float]] = {}
-    for status in reports:
-        for variant, told in status.variants.items():
-            if told.reuse > 0:
-                learned.setdefault(variant, []).append(told.reuse)
-    return {variant: round(fmean(each), 3) for variant, each in learned.items()}
+def _mean_error(errors: Sequence[LatencyError]) -> LatencyError | None:
+    if not errors:
+        return None
+    median, p90, p98 = (round(fmean(values), 3) for values in zip(*errors, strict=True))
+    return median, p90, p98
 
 
 def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:

@@ -243,7 +243,8 @@ class Windows:
             return now + self._retry_s
         window_end = min(m.held_at + m.profile.window_s for m in head)
         reason = _reason(head[0], now, last_start, window_end, is_full=is_full)
-        if reason is None and _is_alone(target, min(last_start, window_end) - now):
+        left_s = min(last_start, window_end) - now
+        if reason is None and _is_vain(target, left_s, head[0].profile.window_s):
             reason = "idle"
         if reason is None:
             # More company or more load makes the batch take longer, which moves its last start.
@@ -316,10 +317,13 @@ def _reason(
     return None
 
 
-def _is_alone(target: Target, left_s: float) -> bool:
-    """Tell whether nobody is expected any more, and the pool has nothing else to do."""
+def _is_vain(target: Target, left_s: float, window_s: float) -> bool:
+    """Tell whether to wait on would gain nothing: an idle pool, and nobody expected any more.
+
+    Towards a window's end nobody is expected of any group, so that its end may as well be awaited.
+    """
     rate_per_s = target.idle_arrivals_per_s
-    return rate_per_s is not None and rate_per_s * left_s < 1.0
+    return rate_per_s is not None and rate_per_s * left_s < 1.0 and left_s >= window_s / 2
 
 
 def in_turn(members: Iterable[Member], share_of: ShareOf = _equal_share) -> list[Member]:

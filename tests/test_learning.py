@@ -84,7 +84,7 @@ def test_a_view_has_the_mean_of_what_the_workers_of_a_pool_learned() -> None:
         told = status("premium", instance=name, variants=variants, failure_rate=rate)
         view.report(decode(PoolStatus, encode(told)))
     standing = view.standing(OPTION)
-    assert standing.ttft_error == (0.3, 0.9, 1.5)
+    assert standing.learned.ttft_error == (0.3, 0.9, 1.5)
     assert standing.failure_rate == pytest.approx(0.2)
 
 
