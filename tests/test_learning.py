@@ -2,19 +2,22 @@
 
 from dataclasses import replace
 from math import exp
+from typing import Any
 
 import pytest
 from memory_log import MemoryLog
-from policy_cases import a_policy, profile, some_options, status
+from policy_cases import NOW, a_policy, profile, request, some_options, status
 from stream_cases import Yard, step_until
 from worker_cases import ScriptedBackend, make_worker, place
 
-from policies import FleetView
+from policies import FleetView, tag
 from policies.estimate import chance, estimate, expected_cost_usd
 from policies.experience import SEEN_MIN, TRIES, Experience
+from policies.lengths import LengthLog, Lengths
 from policies.standing import PoolLoad, standing_of
-from topics import Envelope, PoolStatus, Usage, VariantStatus, decode, encode
+from topics import Envelope, PoolStatus, Profile, Tag, Usage, VariantStatus, decode, encode
 from workers import CallError
+from workers.answers import output_tokens
 from workers.learning import Learning
 
 OPTION = some_options().by_pool["premium"][0]
@@ -106,3 +109,56 @@ async def test_a_worker_learns_from_what_became_visible() -> None:
     assert (told.task, told.mean_tokens, sum(told.counts[1:])) == ("chat", 10.0, 1.0)
     assert experience.failure_rate == pytest.approx(1 / TRIES, rel=0.02)
     assert worker.running == 0
+
+
+def seen(tokens: int, count: int = 100) -> Lengths:
+    """Return what routers know once so many chat replies of this length were seen."""
+    log, lengths = LengthLog(), Lengths()
+    for _ in range(count):
+        log.learn("chat", "llama", "default", tokens)
+    lengths.report("premium/0", log.told())
+    return lengths
+
+
+def test_a_hint_wins_over_what_was_seen_and_that_over_the_policy() -> None:
+    def length(lengths: Lengths | None, **fields: Any) -> tuple[Tag, Profile]:
+        found = tag(
+            request(task="chat", **fields), a_policy(),
+            received_at=NOW, now=NOW, ingest_partition=0, lengths=lengths,
+        )  # fmt: skip
+        return found.tags["output_length"], found.profile
+
+    body = {"model": "llama", "prompt": "x"}
+    hinted, profile_hinted = length(seen(50), body=body, hints={"output_tokens": 7})
+    assert (hinted.value, hinted.source) == (7, "client")
+    assert profile_hinted.output_tokens_high is None
+    learned, profile_learned = length(seen(50), body=body)
+    assert (learned.value, learned.source) == (50, "estimate")
+    assert 0.5 < learned.confidence < 1
+    assert (profile_learned.output_tokens_high or 0) >= 50
+    limited, profile_limited = length(seen(50), body=body | {"max_tokens": 20})
+    assert (limited.value, limited.source) == (20, "client")
+    assert profile_limited.output_tokens_high == 20
+    for nothing in (None, seen(50, count=5)):
+        assumed, _ = length(nothing, body=body)
+        assert (assumed.value, assumed.source) == (200, "policy")
+
+
+def test_a_reply_that_may_get_long_must_fit_before_the_deadline_too() -> None:
+    standing = standing_of(OPTION, PoolLoad(workers=1))
+    usual = profile(ttft_s=None, tpot_s=None, output_tokens=100)
+    found = estimate(usual, standing, 0.05)
+    tight = replace(usual, deadline=usual.created_at + 3 * found.finish_s)
+    long = replace(tight, output_tokens_high=1000)
+    assert chance(tight, found, 0.0, 0.35) > 0.99
+    assert chance(long, estimate(long, standing, 0.05), 0.0, 0.35) < 0.5
+    assert estimate(long, standing, 0.05).cost_usd == found.cost_usd
+
+
+def test_simulated_replies_do_not_follow_what_routers_expect() -> None:
+    asked = request(task="chat", body={"model": "llama", "prompt": "x"})
+    lengths = {
+        output_tokens(asked, profile(output_tokens=expected), {"chat": 200})
+        for expected in (1, 50, 5000)
+    }
+    assert len(lengths) == 1
