@@ -53,11 +53,13 @@ def estimate(
     Cost is the marginal device time, see `_decode_device_s`. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
     the device take turns with this one (``standing.others_s``). ``cached_tokens`` of the prompt
-    need no prefill.
+    cost nothing, but no promise counts on them: they may be gone by then.
     """
     option, running = standing.option, standing.running
-    prefill_s = option.roofline.prefill_s(profile.input_tokens, cached_tokens)
-    device_s = prefill_s / standing.speed
+    prefill_s = computed_s = option.roofline.prefill_s(profile.input_tokens)
+    if cached_tokens:
+        computed_s = option.roofline.prefill_s(profile.input_tokens, cached_tokens)
+    device_s = computed_s / standing.speed
     output_tokens = profile.output_tokens
     decode_steps = output_tokens - 1 if output_tokens > 0 else 0
     step_s = 0.0

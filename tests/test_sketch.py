@@ -57,6 +57,12 @@ def test_a_tenant_with_few_replies_has_the_length_of_all_tenants() -> None:
         assert found is not None
         assert 355 <= found.expected <= 400
         assert found.expected <= found.high
+    for _ in range(20):
+        log.learn("chat", "llama", "globex", 10)
+    lengths.report("a/1", log.told())
+    found = lengths.find("chat", "llama", "globex")
+    assert found is not None
+    assert found.expected == 10
     assert lengths.find("chat", "other", "acme") is None
     lengths.drop("a/1")
     assert lengths.find("chat", "llama", "acme") is None
