@@ -25,8 +25,16 @@ MEASURES: Mapping[str, Callable[[Hall], list[Figure]]] = {
     "worker": worker,
     "large": large,
 }
+BEGIN, END = "<!-- python -m benchmarks --table -->", "<!-- end of the table -->"
 ROUNDS, QUICK_ROUNDS = 5, 1
 QUICK_SCALE = 0.2
+
+
+def put_table(page: Path, lines: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
 
 
 def main() -> None:
@@ -37,6 +45,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="in 3 minutes; says little")
     parser.add_argument("--json", action="store_true", help="one object as the last line")
     parser.add_argument("--save", metavar="NAME", help=f"keep raw results as {RESULTS.name}/NAME")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="put the table into a page")
     asked = parser.parse_args()
     rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
     about = {**machine(), "rounds": rounds, "at": time.strftime("%Y-%m-%d")}
@@ -52,6 +61,8 @@ def main() -> None:
             figures += run(hall)
     print(table(figures))
     found = {"machine": about, "figures": [each.as_json() for each in figures], "told": hall.told}
+    if asked.table:
+        put_table(asked.table, table(figures))
     if asked.save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{asked.save}.json").write_text(json.dumps(found, indent=1) + "\n")

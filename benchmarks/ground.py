@@ -24,7 +24,7 @@ PARTITIONS = 4
 LOOK_EVERY_S = 0.02
 # Of all that will become visible, the share that is left out as the start.
 WARM = 0.15
-STALLED_S = 60.0
+STALLED_S = 30.0
 
 
 @dataclass
@@ -91,8 +91,12 @@ class Ground:
         """Raise RuntimeError, with its last words, where a process has ended."""
         for number, process in enumerate(self.processes):
             if process.poll() is not None:
-                log = (self.directory / f"{self.prefix}-{number}.log").read_text()
-                raise RuntimeError(f"{process.args} ended with {process.returncode}: {log[-2000:]}")
+                what = f"{process.args} ended with {process.returncode}"
+                raise RuntimeError(f"{what}: {self.last_words(number)}")
+
+    def last_words(self, number: int) -> str:
+        """Return the end of what a process has said."""
+        return (self.directory / f"{self.prefix}-{number}.log").read_text()[-2000:]
 
     def stop(self) -> None:
         """End what was started."""
@@ -186,7 +190,8 @@ class Watch:
             if points[-1][1] >= records and self._stands(points):
                 break
             if points[-1][0] - self._last_growth(points) > STALLED_S:
-                raise RuntimeError(f"{points[-1][1]} of {records} records in {STALLED_S} s")
+                words = "\n".join(map(self._here.last_words, range(len(self._here.processes))))
+                raise RuntimeError(f"{points[-1][1]} of {records} in {STALLED_S} s: {words}")
             self._here.require_alive()
             await asyncio.sleep(LOOK_EVERY_S)
         final = points[-1][1]

@@ -7,6 +7,9 @@ import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from sys import intern
+from typing import Any
+
+import orjson
 
 from benchmarks.figures import Figure, compared
 from benchmarks.ground import Ground, Watch, beat, ground
@@ -15,6 +18,7 @@ from benchmarks.throughput import Hall
 from benchmarks.yard import NOW, Yard, make_options, records_of, request_value
 from policies import Member, Windows, find_target
 from policies.groups import group_of
+from streams.declarations import load_policy
 from streams.log import Outgoing, Partition, Record
 from streams.payloads import Payloads, Room
 from streams.thrift import share_common
@@ -24,18 +28,26 @@ from topics import headers as h
 WAITING = {"task": "summarization", "completion_window": "24h"}
 # Prompts of a group are of one length bucket, so that these are groups of their own.
 INPUT_TOKENS = (100, 1000, 4000, 20_000)
-# Of what is published all but the last, unfilled batches are released at once.
-RELEASED_SHARE = 0.97
+BATCH_MEMBERS = 64
 MANY, FEW, SAMPLE = 1_000_000, 10_000, 5_000
 IN_MEMORY = 50_000
 
 
 def held_records(yard: Yard, count: int, size: int = 1024) -> Iterator[Outgoing]:
-    """Yield records of the hold as the router writes them, by turns of some groups."""
-    for number in range(count):
-        hints = {"input_tokens": INPUT_TOKENS[number % len(INPUT_TOKENS)], "output_tokens": 100}
+    """Yield records of the hold as the router writes them, by turns of some groups.
+
+    One of each group is decided on, and the others are like it but for their ids.
+    """
+    first = []
+    for number, tokens in enumerate(INPUT_TOKENS):
+        hints = {"input_tokens": tokens, "output_tokens": 100}
         value = request_value(number, size, created_at=yard.now, hints=hints, **WAITING)
-        yield yard.decide(records_of([value], yard.catalogue.requests)[0]).records[0]
+        first.append(yard.decide(records_of([value], yard.catalogue.requests)[0]).records[0])
+    for number in range(count):
+        like = first[number % len(first)]
+        old, new = like.key or b"", b"r-%09d" % number
+        headers = [(name, value.replace(old, new)) for name, value in like.headers]
+        yield Outgoing(like.topic, new, (like.value or b"").replace(old, new), headers)
 
 
 async def released_per_s(hall: Hall, count: int) -> float:
@@ -50,14 +62,25 @@ async def released_per_s(hall: Hall, count: int) -> float:
         load = Load(0, is_mixed=True)
         fleet = here.directory / f"{here.prefix}.yaml"
         fleet.write_text(load.fleet())
-        here.start("shunter", "router", SHUNTER_FLEET=str(fleet))
+        policy = here.directory / f"{here.prefix}-policy.yaml"
+        policy.write_bytes(orjson.dumps(roomless()))
+        here.start("shunter", "router", SHUNTER_FLEET=str(fleet), SHUNTER_POLICY=str(policy))
         try:
             lanes = [here.catalogue.pool_lane(pool, "batch") for pool in options.by_pool]
             async with Watch(here, lanes) as watch:
-                return await watch.rate(int(count * RELEASED_SHARE))
+                # The last of each group fill no batch, and wait for the end of their window.
+                return await watch.rate(count - BATCH_MEMBERS * len(INPUT_TOKENS))
         finally:
             beating.cancel()
             await here.delete()
+
+
+def roomless() -> dict[str, Any]:
+    """Return the packaged policy, in which a full batch does not wait for room beside others."""
+    policy = load_policy(None)
+    windows = policy.windows.model_copy(update={"room_wait_s": 0.0})
+    changed = policy.model_copy(update={"windows": windows})
+    return changed.model_dump(mode="json", exclude_none=True)
 
 
 async def _fill(here: Ground, yard: Yard, count: int) -> None:
@@ -84,7 +107,7 @@ class Filled:
 
     def __init__(self, waiting: int) -> None:
         self.yard = Yard(make_options(is_mixed=True))
-        self.windows = Windows(members_max=64, margin_s=1.0)
+        self.windows = Windows(members_max=BATCH_MEMBERS, margin_s=1.0)
         value = request_value(0, **WAITING)
         tagged = self.yard.decide(records_of([value], self.yard.catalogue.requests)[0])
         self.profile = h.read(tagged.records[0].headers, h.PROFILE, Profile)
@@ -106,7 +129,7 @@ class Filled:
         for number in range(count):
             profile = replace(self.profile, id=f"goes-{number}")
             self.windows.add(Member(profile, self.group, NOW, number))
-            if number % 64 == 63:
+            if number % BATCH_MEMBERS == BATCH_MEMBERS - 1:
                 for end in self.windows.due(NOW, target):
                     for member in end.members:
                         self.windows.remove(member.profile.id)
@@ -117,7 +140,7 @@ def bytes_each(count: int = IN_MEMORY) -> float:
     """Return what a held request takes beside its payload, in windows and payloads."""
     yard = Yard(make_options(is_mixed=True))
     home = Partition(yard.catalogue.held, 0)
-    windows, payloads = Windows(members_max=64, margin_s=1.0), Payloads(home, Room(0))
+    windows, payloads = Windows(members_max=BATCH_MEMBERS, margin_s=1.0), Payloads(home, Room(0))
     records = [
         Record(home, n, out.key, out.value, out.headers, int(NOW * 1000))
         for n, out in enumerate(held_records(yard, count))
@@ -139,10 +162,11 @@ def bytes_each(count: int = IN_MEMORY) -> float:
 
 def hold(hall: Hall) -> list[Figure]:
     """Return the figures of the hold."""
-    count = hall.records(20_000)
+    # A transaction releases up to 1,000, so that few of them tell nothing.
+    count = hall.records(100_000)
     ours, theirs = [], []
     for _ in range(hall.rounds):
-        theirs.append(hall.measure(bare(), Load(count, is_mixed=True)))
+        theirs.append(hall.measure(bare(), Load(hall.records(20_000), is_mixed=True)))
         ours.append(asyncio.run(released_per_s(hall, count)))
         print(f"  batcher: {ours[-1]:,.0f}/s", flush=True)
     few, many = Filled(FEW), Filled(int(MANY * hall.scale))

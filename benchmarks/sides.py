@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
 from benchmarks.ground import Ground
@@ -42,16 +42,19 @@ class Load:
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared; ``start`` starts its processes, ``module`` must be installed."""
+    """One of those compared; ``start`` starts its processes, ``package`` must be installed."""
 
     name: str
     start: Callable[[Ground, Load], None]
-    module: str | None = None
+    package: str | None = None
 
     @property
     def is_installed(self) -> bool:
         """Whether it can run here."""
-        return self.module is None or find_spec(self.module) is not None
+        try:
+            return self.package is None or bool(distribution(self.package))
+        except PackageNotFoundError:
+            return False
 
 
 def shunter(name: str = "shunter", routers: int = 1, **environment: str) -> Side:
@@ -101,15 +104,15 @@ def bare(
     return Side("bare loop", start)
 
 
-def library(name: str, program: str, module: str) -> Side:
+def library(name: str, program: str, package: str) -> Side:
     """Return a program over another library."""
 
     def start(here: Ground, _: Load) -> None:
         here.start(f"benchmarks.contestants.{program}")
 
-    return Side(name, start, module)
+    return Side(name, start, package)
 
 
-FAUST = library("Faust agent", "faust_forward", "faust")
+FAUST = library("Faust agent", "faust_forward", "faust-streaming")
 QUIX = library("Quix Streams, exactly once", "quix_router", "quixstreams")
 FASTSTREAM = library("FastStream, at least once", "faststream_router", "faststream")

@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import Watch, ground
+from benchmarks.ground import PARTITIONS, Watch, ground
 from benchmarks.sides import Load, bare
 from benchmarks.throughput import Hall
 from benchmarks.yard import Yard, make_options, records_of, request_value
@@ -52,7 +52,9 @@ def worker(hall: Hall) -> list[Figure]:
     count = hall.records(15_000)
     ours, theirs = [], []
     for _ in range(hall.rounds):
-        side = bare(poll_records=IN_FLIGHT, written=(EVIDENCE_BYTES, HEADER_BYTES))
+        # What is in flight is shared out over the partitions, of each a transaction.
+        each = IN_FLIGHT // PARTITIONS
+        side = bare(poll_records=each, written=(EVIDENCE_BYTES, HEADER_BYTES))
         theirs.append(hall.measure(side, Load(count, is_mixed=True)))
         ours.append(asyncio.run(executed_per_s(hall, count)))
         print(f"  worker: {ours[-1]:,.0f}/s", flush=True)

@@ -9,6 +9,7 @@ from policies.admission import Rates, Shares, share_out
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
 from policies.declaration import DeclarationError, Problem
+from policies.extension import Extension, refused_by
 from policies.fleet import Fleet, Pool, parse_fleet
 from policies.options import Option, Options, compile_options
 from policies.policy import Policy, parse_policy
@@ -24,6 +25,7 @@ from policies.release import find_target
 from policies.review import review
 from policies.risk import decided_tags
 from policies.second_chance import allow_again
+from policies.shadow import beside, decide_beside
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
 from policies.view import FleetView, idle_view
@@ -33,6 +35,7 @@ __all__ = [
     "Arrivals",
     "Decision",
     "DeclarationError",
+    "Extension",
     "Fleet",
     "FleetView",
     "GivenUp",
@@ -53,9 +56,11 @@ __all__ = [
     "UnservableError",
     "Windows",
     "allow_again",
+    "beside",
     "compile_options",
     "decide",
     "decide_again",
+    "decide_beside",
     "decided_tags",
     "find_target",
     "idle_view",
@@ -63,6 +68,7 @@ __all__ = [
     "operation_of",
     "parse_fleet",
     "parse_policy",
+    "refused_by",
     "release_again",
     "release_inputs_of",
     "review",

@@ -38,7 +38,7 @@ class Rates:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self._counts: dict[tuple[str, int], int] = {}
 
     def wait_s(self, tenant: str, at: float, part: float) -> float:
@@ -49,7 +49,7 @@ class Rates:
             at: when it came, epoch seconds.
             part: of the ingest partitions, those that are ours; above 0.
         """
-        rate = self._policy.limits_of(tenant).rate_per_s
+        rate = self.policy.limits_of(tenant).rate_per_s
         if rate is None:
             return 0.0
         window_s = max(WINDOW_S, 1.0 / (rate * part))
@@ -65,7 +65,7 @@ class Shares:
     """What was spent lately on each tenant, in US dollars divided by its share."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self._spent: dict[str, tuple[float, float]] = {}
         self._all = (0.0, 0.0)
         self._taking_part = 0
@@ -73,7 +73,7 @@ class Shares:
 
     def spend(self, tenant: str, cost_usd: float, now: float) -> None:
         """Count what the placement of a tenant's request costs."""
-        weighted_usd = cost_usd / self._policy.limits_of(tenant).share
+        weighted_usd = cost_usd / self.policy.limits_of(tenant).share
         mine = self._spent.pop(tenant, None)
         if mine is None:
             self._taking_part += 1

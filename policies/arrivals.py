@@ -17,6 +17,12 @@ class Arrivals:
         self._memory_s = memory_s
         self._seen: dict[str, tuple[float, float]] = {}
 
+    def under(self, prior_per_s: float) -> "Arrivals":
+        """Return these arrivals with another prior; what was seen is the same for both."""
+        found = Arrivals(prior_per_s, self._memory_s)
+        found._seen = self._seen
+        return found
+
     def observe(self, group: str, now: float) -> None:
         """Count one arrival. Time that goes backwards counts as standing still."""
         rate, last = self._seen.pop(group, (self._prior_per_s, now))

@@ -69,7 +69,14 @@ def has_lane(profile: Profile, option: Option) -> bool:
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
+def _explained(code: str) -> str:
+    extension, _, own_code = code.partition(":")
+    if own_code:
+        return f"is refused by the extension {extension} ({own_code})"
+    return EXPLANATIONS.get(code, code)
+
+
 def explain(refusals: Sequence[tuple[str, str]]) -> str:
     """Return refusals, as (pool, reason code), as one sentence for people."""
-    parts = [f"{pool} {EXPLANATIONS.get(code, code)}" for pool, code in refusals]
+    parts = [f"{pool} {_explained(code)}" for pool, code in refusals]
     return "no pool can serve this request: " + "; ".join(parts) if parts else "there is no pool"

@@ -1,10 +1,12 @@
 """The decision: (request, fleet view, now) to placement, hold or refusal, with its reasons."""
 
+from dataclasses import replace
 from typing import Literal
 
 from policies.constraints import PASSING, explain, has_lane, refusal
 from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
-from policies.groups import group_of
+from policies.extension import Extension, priced_by, refused_by
+from policies.groups import group_in
 from policies.options import Option, Options
 from policies.policy import Policy
 from policies.sessions import Credit
@@ -81,31 +83,35 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
             "deadline_passed",
             message=f"the deadline passed {late_s:.1f} s before the request was routed",
         )
-    group = group_of(profile, situation.policy.windows.length_buckets_tokens)
+    group = group_in(profile, situation)
     policy, standing_of = situation.policy, situation.view.standing
     assumed, rate_per_s = policy.estimates, situation.arrivals.rate_per_s(group, now)
     elapsed_s = now - profile.created_at
     credit = situation.view.sessions.credit(profile, now)
     transport_s, spread = assumed.transport_s, assumed.spread
     ask = _Question(profile, policy, elapsed_s, rate_per_s, transport_s, spread, credit)
+    rules = policy.rules
     priced: list[_Priced] = []
     refused: list[Candidate] = []
     for option in situation.options.by_model.get(profile.model, ()):
         standing = standing_of(option)
-        code = _refusal(profile, standing)
+        code = _refusal(profile, standing, rules)
         if code is None:
             offers = _offers(ask, standing)
             if profile.max_cost_usd is not None:
                 offers = [o for o in offers if o.price_usd <= profile.max_cost_usd]
-            priced += offers
             code = None if offers else "max_cost"
+            if rules and offers:
+                # After what must hold, which is held against the price as it is.
+                offers, code = _scored(offers, profile, rules)
+            priced += offers
         if code is not None:
             refused.append(_refused(option, code))
     if not priced:
         return _unplaced(profile, situation.options, group, refused)
     best = choose(priced, profile.target_chance)
     candidates = (best.candidate, *(p.candidate for p in priced if p is not best), *refused)
-    reason = _why(best, priced, profile)
+    reason = _why(best, priced, profile, situation)
     promised = Envelope(
         cost_usd=best.estimate.cost_usd,
         ttft_s=best.candidate.ttft_s,
@@ -137,12 +143,27 @@ def _tie(priced: _Priced) -> tuple[float, str, str, str]:
     return (priced.estimate.finish_s, c.pool, c.model_variant, c.path)
 
 
-def _refusal(profile: Profile, standing: Standing) -> str | None:
+def _refusal(profile: Profile, standing: Standing, rules: tuple[Extension, ...]) -> str | None:
     option = standing.option
-    code = refusal(profile, option)
-    if code is not None:
-        return code
-    return standing.obstacle if has_lane(profile, option) else "lane"
+    code: str | None = refusal(profile, option)
+    if code is None and not has_lane(profile, option):
+        code = "lane"
+    if code is None and rules:
+        code = refused_by(rules, profile, option)
+    return standing.obstacle if code is None else code
+
+
+def _scored(
+    offers: list[_Priced], profile: Profile, rules: tuple[Extension, ...]
+) -> tuple[list[_Priced], str | None]:
+    """Return the offers at the prices that the extensions give them, or why there are none."""
+    scored = []
+    for offer in offers:
+        price_usd = priced_by(rules, profile, offer.option, offer.price_usd)
+        if isinstance(price_usd, str):
+            return [], price_usd
+        scored.append(replace(offer, price_usd=price_usd))
+    return scored, None
 
 
 def _offers(ask: _Question, standing: Standing) -> list[_Priced]:
@@ -192,11 +213,19 @@ def _refused(option: Option, code: str) -> Candidate:
     )
 
 
-def _why(best: _Priced, priced: list[_Priced], profile: Profile) -> str:
+def _why(best: _Priced, priced: list[_Priced], profile: Profile, situation: Situation) -> str:
     if len(priced) == 1:
         return "only_candidate"
     if (best.candidate.chance or 0.0) < profile.target_chance:
         return "best_chance"
+    policy, standing_of = situation.policy, situation.view.standing
+    if policy.rules:
+        able = [p for p in priced if (p.candidate.chance or 0.0) >= profile.target_chance]
+        cost_usd = [
+            expected_cost_usd(p.estimate, standing_of(p.option), policy) for p in (best, *able)
+        ]
+        if cost_usd[0] > min(cost_usd):
+            return "preferred_by_extension"
     if best.candidate.path == "hold":
         return "waiting_is_cheapest"
     return "cheapest_in_time"

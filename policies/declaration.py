@@ -5,9 +5,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin
+from functools import cached_property
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from policies.yaml_text import YamlTextError, load_yaml_mapping
@@ -43,6 +44,27 @@ class Declaration(BaseModel):
     """Base of everything that users declare: frozen, and a field nobody knows is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Versioned(Declaration):
+    """A declaration that evidence names by its version."""
+
+    _published: str | None = PrivateAttr(default=None)
+
+    @cached_property
+    def version(self) -> str:
+        """Changes with any declared value, see `digest`."""
+        return self._published or digest(self)
+
+    def published_as(self, version: str) -> Self:
+        """This declaration under the version that it was published with.
+
+        One of an older Shunter has other fields, and so another digest; its name stays.
+        """
+        named = self.model_copy()
+        named._published = version  # noqa: SLF001 - of another of our own
+        named.__dict__.pop("version", None)
+        return named
 
 
 class Problem(NamedTuple):
@@ -144,7 +166,19 @@ def digest(model: BaseModel) -> str:
     The same on every machine, whatever the order of mapping keys in the file, and the same
     whether a default is written out or left out.
     """
-    dumped = model.model_dump(mode="json", by_alias=True)
+    return _digest(model.model_dump(mode="json", by_alias=True))
+
+
+def digest_of_text(text: str) -> str:
+    """The version of a declaration that was written out as JSON, whoever can read it.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    return _digest(json.loads(text))
+
+
+def _digest(dumped: Any) -> str:
     canonical = json.dumps(dumped, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -1,7 +1,6 @@
 """The fleet: which devices stand where, and which model variants each pool of them serves."""
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -23,9 +22,9 @@ from policies.catalogue import (
 )
 from policies.declaration import (
     Declaration,
+    Versioned,
     cross_field_error,
     did_you_mean,
-    digest,
     load_mapping,
     parse_declaration,
     validate_mapping,
@@ -189,7 +188,7 @@ class Pool(Declaration):
         return lanes
 
 
-class Fleet(Catalogue):
+class Fleet(Catalogue, Versioned):
     """Pools, with every device and model that they name."""
 
     pools: dict[_Slug, Pool] = Field(min_length=1)
@@ -201,11 +200,6 @@ class Fleet(Catalogue):
         if found:
             raise cross_field_error("Fleet", found)
         return self
-
-    @cached_property
-    def version(self) -> str:
-        """Changes with any declared value, see `digest`."""
-        return digest(self)
 
     def _pool_problems(self, name: str) -> Iterator[_Found]:
         pool, path = self.pools[name], ("pools", name)

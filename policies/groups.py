@@ -3,7 +3,23 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from policies.extension import refused_by
+from policies.situation import Situation
 from topics import Profile, encode
+
+
+def group_in(profile: Profile, situation: Situation) -> str:
+    """Return the name of a request's group in a situation, alike to the policy's extensions too."""
+    group = group_of(profile, situation.policy.windows.length_buckets_tokens)
+    rules = situation.policy.rules
+    if not rules:
+        return group
+    refused = [
+        f"{option.pool}/{option.variant}"
+        for option in situation.options.by_model.get(profile.model, ())
+        if refused_by(rules, profile, option) is not None
+    ]
+    return f"{group}|without {encode(refused).decode()}" if refused else group
 
 
 def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:

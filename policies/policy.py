@@ -1,5 +1,7 @@
 """The policy: what classes of work want, and what must never happen to them."""
 
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Self
 
@@ -7,14 +9,17 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     StringConstraints,
     field_validator,
     model_validator,
 )
 
-from policies.declaration import Declaration, digest, parse_declaration
+from policies.declaration import Declaration, Versioned, parse_declaration
+from policies.extension import Extension
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
 _TIMES = (
@@ -118,7 +123,7 @@ class Estimates(Declaration):
     """Time a direct request spends in Kafka on its way to the device and back."""
 
 
-class Policy(Declaration):
+class Policy(Versioned):
     """The whole policy. Its version is the digest of its content."""
 
     classes: dict[ClassName, WorkloadClass]
@@ -138,6 +143,24 @@ class Policy(Declaration):
     retry_cost_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the expected cost of a second try in a candidate's price."""
 
+    extensions: tuple[ExtensionName, ...] = ()
+    """Constraints and scorers in Python, by the names of their entry points, in order."""
+    extension_versions: dict[ExtensionName, str] = Field(default_factory=dict)
+    """By extension, the distribution it is from. Filled in when it is loaded; one that is given
+    must be what is installed."""
+
+    _bound: tuple[Extension, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _extensions_agree(self) -> Self:
+        if len(set(self.extensions)) != len(self.extensions):
+            raise ValueError("extensions names one twice")
+        if unknown := self.extension_versions.keys() - set(self.extensions):
+            raise ValueError(
+                f"extension_versions names {', '.join(sorted(unknown))}, which extensions does not"
+            )
+        return self
+
     @model_validator(mode="after")
     def _default_is_declared(self) -> Self:
         if self.default_class not in self.classes:
@@ -149,10 +172,28 @@ class Policy(Declaration):
         """Return what a tenant may take."""
         return self.tenants.get(tenant, self.default_tenant)
 
-    @property
-    def version(self) -> str:
-        """Return the digest that evidence names."""
-        return digest(self)
+    # Asked for twice in each decision, and pydantic takes 5 us for a private attribute.
+    @cached_property
+    def rules(self) -> tuple[Extension, ...]:
+        """The extensions, in order.
+
+        Raises:
+            ValueError: they were not loaded, so that their constraints can't be kept.
+        """
+        if len(self._bound) != len(self.extensions):
+            raise ValueError(f"the extensions {', '.join(self.extensions)} were not loaded")
+        return self._bound
+
+    def bind(self, extensions: Sequence[Extension]) -> Self:
+        """Return this policy with its extensions loaded, and their versions part of its own."""
+        versions = {extension.name: extension.version for extension in extensions}
+        dumped = self.model_dump(exclude_none=True) | {"extension_versions": versions}
+        return self._remade(dumped, extensions)
+
+    def _remade(self, dumped: dict[str, Any], extensions: Sequence[Extension]) -> Self:
+        policy = type(self).model_validate(dumped)
+        policy._bound = tuple(extensions)  # noqa: SLF001 - of another of our own
+        return policy
 
     def faster(self, factor: float) -> Self:
         """Return this policy for a replay at ``factor`` times the speed."""
@@ -168,7 +209,7 @@ class Policy(Declaration):
                 for key, value in node.items()
             }
 
-        return type(self).model_validate(scaled(self.model_dump(exclude_none=True)))
+        return self._remade(scaled(self.model_dump(exclude_none=True)), self._bound)
 
 
 def parse_policy(text: str, file: str) -> Policy:

@@ -7,7 +7,7 @@ from math import inf
 
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
-from policies.groups import group_of
+from policies.groups import group_in
 from policies.options import Options
 from policies.policy import Policy
 from policies.release import find_target
@@ -73,7 +73,7 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
         situation: that the decision is made in.
         now: epoch seconds.
     """
-    group = group_of(profile, situation.policy.windows.length_buckets_tokens)
+    group = group_in(profile, situation)
     return Inputs(
         _loads(profile.model, situation),
         situation.arrivals.rate_per_s(group, now),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from policies.constraints import refusal
 from policies.estimate import (
@@ -13,6 +14,7 @@ from policies.estimate import (
     expected_cost_usd,
     room,
 )
+from policies.extension import priced_by, refused_by
 from policies.options import Option
 from policies.situation import Situation
 from policies.standing import Standing
@@ -40,7 +42,7 @@ def find_target(members: Sequence[Member], situation: Situation, now: float) -> 
         asked = members if path == "batch" else members[:1]
         targets = _targets(asked, path, situation, now)
         if targets:
-            return _best(targets, first.target_chance, situation)
+            return _best(targets, first, situation)
     return None
 
 
@@ -55,9 +57,13 @@ def _targets(
         output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
     )
     limit_usd = longest.max_cost_usd
+    rules = situation.policy.rules
     targets = []
     for option in situation.options.by_model.get(longest.model, ()):
         if path not in option.lanes or refusal(longest, option) is not None:
+            continue
+        # The same for all of them, else they were of different groups.
+        if refused_by(rules, longest, option) is not None:
             continue
         standing = situation.view.standing(option)
         if standing.obstacle:
@@ -81,18 +87,24 @@ def _targets(
     return targets
 
 
-def _best(targets: Sequence[Target], target_chance: float, situation: Situation) -> Target:
+def _best(targets: Sequence[Target], first: Profile, situation: Situation) -> Target:
     def price(target: Target) -> tuple[float, float, str, str]:
         option = target.option
         finish_s = target.estimate.finish_s
         standing = situation.view.standing(option)
-        price_usd = expected_cost_usd(target.estimate, standing, situation.policy)
-        return (price_usd, finish_s, option.pool, option.variant)
+        cost_usd = expected_cost_usd(target.estimate, standing, situation.policy)
+        price_usd = priced_by(situation.policy.rules, first, option, cost_usd)
+        # What a scorer has no price for is the last resort of those who wait.
+        return (inf if isinstance(price_usd, str) else price_usd, finish_s, *_name(option))
 
-    able = [t for t in targets if t.chance >= target_chance]
+    able = [t for t in targets if t.chance >= first.target_chance]
     best = min(able, key=price) if able else min(targets, key=lambda t: (-t.chance, price(t)))
     ranked = [best, *(t for t in targets if t is not best)]
     return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
+
+
+def _name(option: Option) -> tuple[str, str]:
+    return (option.pool, option.variant)
 
 
 @dataclass(frozen=True, slots=True)

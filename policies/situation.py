@@ -20,6 +20,11 @@ class Situation:
     view: FleetView
     arrivals: Arrivals
 
+    def under(self, options: Options, policy: Policy) -> "Situation":
+        """Return this situation under another fleet and policy: load and arrivals are as known."""
+        arrivals = self.arrivals.under(policy.windows.prior_rate_per_s)
+        return Situation(options, policy, self.view.under(options), arrivals)
+
 
 def situation(options: Options, policy: Policy) -> Situation:
     """Return the situation in which nothing is known yet of load and arrivals."""

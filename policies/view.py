@@ -40,11 +40,25 @@ class FleetView:
         self.version = 0
 
     def report(self, status: PoolStatus) -> None:
-        """Take a heartbeat in. A pool that the fleet file doesn't have is left aside."""
-        if status.pool in self._options.by_pool:
-            self._reports.setdefault(status.pool, {})[status.instance] = status
-            self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
-            self._refresh(status.pool)
+        """Take a heartbeat in. One of a pool that the fleet doesn't have counts once it has it."""
+        self._reports.setdefault(status.pool, {})[status.instance] = status
+        self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
+        self._refresh(status.pool)
+
+    def under(self, options: Options) -> "FleetView":
+        """Return what is known as a view of another fleet; this one stays as it is.
+
+        Reply lengths and sessions are the same whatever the fleet, and both views go on with them.
+        """
+        if options is self._options:
+            return self
+        view = FleetView(options)
+        view.lengths, view.sessions = self.lengths, self.sessions
+        view._reports = {pool: dict(reports) for pool, reports in self._reports.items()}
+        view.version = self.version
+        for pool in view._reports:
+            view._refresh(pool)
+        return view
 
     def prune(self, now: float) -> None:
         """Drop workers that have stopped reporting."""
@@ -96,6 +110,8 @@ class FleetView:
         self._standings.pop(option.pool, None)
 
     def _refresh(self, pool: str) -> None:
+        if pool not in self._options.by_pool:
+            return
         reports = [s for s in self._reports[pool].values() if s.state == "up"]
         load = PoolLoad(
             workers=len(reports),

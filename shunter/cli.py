@@ -17,8 +17,10 @@ from shunter.commands.router import router
 from shunter.commands.submit import submit
 from shunter.commands.top import top
 from shunter.commands.topics import topics
+from shunter.commands.trace import trace
 from shunter.commands.worker import worker
 from shunter.console import UserError, complain
+from streams.otel import TelemetryError
 from topics.admin import AdminError
 
 app = typer.Typer(
@@ -28,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, broker, router, worker, submit, cancel, results, top, ledger):
+for command in (demo, broker, router, worker, submit, cancel, results, trace, top, ledger):
     app.command()(command)
 for group in (topics, policy, audit, evidence):
     app.add_typer(group)
@@ -38,6 +40,6 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one message, not a traceback."""
     try:
         app()
-    except (UserError, DeclarationError, AdminError) as error:
+    except (UserError, DeclarationError, AdminError, TelemetryError) as error:
         complain(str(error))
         sys.exit(1)

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from shunter.client import Tail
+from shunter.client_spans import SubmitSpans
 from shunter.client_stream import Printer
 from shunter.console import UserError
 from streams import Record
@@ -50,6 +51,7 @@ async def publish(
     settings: Settings,
     requests: Iterable[tuple[int, str, bytes]],
     published: Callable[[int], object],
+    spans: SubmitSpans,
 ) -> None:
     """Publish requests, given as (line number, id, value), each keyed by its id.
 
@@ -57,6 +59,7 @@ async def publish(
         settings: where to.
         requests: in the order of their lines.
         published: told how many more are acknowledged.
+        spans: begins the trace of each request, where the environment wants traces.
 
     Raises:
         UserError: Kafka refuses a request, or does not acknowledge; those before it are published.
@@ -67,16 +70,19 @@ async def publish(
         for number, name, value in requests:
             try:
                 async with asyncio.timeout(ACKNOWLEDGED_S_MAX):
-                    future = await producer.send(topic, value, key=name.encode())
+                    headers = spans.begin(name)
+                    future = await producer.send(topic, value, key=name.encode(), headers=headers)
             except (KafkaError, TimeoutError) as error:
                 await _acknowledged(batch)
                 raise _refusal(number, error) from error
             batch.append((number, future))
             if len(batch) == IN_FLIGHT_MAX:
                 await _acknowledged(batch)
+                spans.end()
                 published(len(batch))
                 batch = []
         await _acknowledged(batch)
+        spans.end()
         published(len(batch))
 
 

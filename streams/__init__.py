@@ -8,6 +8,7 @@ from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations, message_of
 from streams.canceller import Canceller
 from streams.clock import Clock, SystemClock
+from streams.in_force import InForce, Terms
 from streams.kafka import KafkaLog
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
 from streams.outgoing import Scribe
@@ -24,6 +25,7 @@ __all__ = [
     "Canceller",
     "Clock",
     "Effect",
+    "InForce",
     "KafkaLog",
     "Log",
     "LogError",
@@ -35,6 +37,7 @@ __all__ = [
     "Stage",
     "SystemClock",
     "Telemetry",
+    "Terms",
     "Transactor",
     "Work",
     "Writer",

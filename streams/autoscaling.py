@@ -1,10 +1,10 @@
 """The autoscaling signal of every pool, as JSON for KEDA and as metrics."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from policies import Option, Situation
+from policies import Option, Situation, refused_by
 from policies.autoscaling import SAMPLED_MAX, demand, device_s, replicas_needed, total
 from policies.constraints import refusal
 from streams.batcher import Batcher
@@ -23,7 +23,7 @@ class AutoscalingSignal:
     one. What waits unread in a lane, beyond what its workers have taken, is lag of their group.
     """
 
-    def __init__(self, situation: Situation, batcher: Batcher, clock: Clock) -> None:
+    def __init__(self, situation: Callable[[], Situation], batcher: Batcher, clock: Clock) -> None:
         self._situation = situation
         self._batcher = batcher
         self._clock = clock
@@ -38,7 +38,7 @@ class AutoscalingSignal:
         held = self._held(now)
         return {
             pool: self._signal(pool, options[0], held.get(pool, ()))
-            for pool, options in self._situation.options.by_pool.items()
+            for pool, options in self._situation().options.by_pool.items()
         }
 
     def gauges(self) -> Readings:
@@ -50,7 +50,7 @@ class AutoscalingSignal:
                 yield m.BACKLOG, (pool, due_s), seconds
 
     def _signal(self, pool: str, option: Option, held: Iterable[float]) -> dict[str, Any]:
-        reports = self._situation.view.reports(pool)
+        reports = self._situation().view.reports(pool)
         due = total([*(report.demand_s for report in reports), tuple(held)])
         needed = replicas_needed(due)
         return {
@@ -74,6 +74,11 @@ class AutoscalingSignal:
         return {pool: demand(found, now) for pool, found in work.items()}
 
     def _cheapest(self, profile: Profile) -> Option | None:
-        serving = self._situation.options.by_model.get(profile.model, ())
-        able = [option for option in serving if refusal(profile, option) is None]
+        here = self._situation()
+        able = [
+            option
+            for option in here.options.by_model.get(profile.model, ())
+            if refusal(profile, option) is None
+            and refused_by(here.policy.rules, profile, option) is None
+        ]
         return min(able, key=lambda o: (device_s(profile, o) * o.usd_per_s, o.pool), default=None)

@@ -24,10 +24,11 @@ from policies import (
     release_inputs_of,
     windows_of,
 )
-from policies.groups import group_of
+from policies.groups import group_in
 from streams.cancellations import Cancellations, message_of
 from streams.clock import Clock
 from streams.held import Held, held_at_of
+from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
 from streams.payloads import Payloads, Room
@@ -56,6 +57,8 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
 
 class Batcher:
     """The stage from the hold to the lanes of the pools."""
+
+    piles_up = True
 
     def __init__(
         self,
@@ -101,6 +104,12 @@ class Batcher:
     def windows(self) -> Iterator[Windows]:
         """Yield what is held of each of our partitions, to look at."""
         return (held.windows for held in self._partitions.values())
+
+    def take_terms(self, terms: Terms) -> None:
+        """Go on under other terms. Only while no work is under way."""
+        self._situation, self._scribe = terms.situation, terms.scribe
+        for held in self._partitions.values():
+            held.regroup(self._situation)
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from its beginning; what is left is what is held."""
@@ -174,7 +183,7 @@ class Batcher:
         rest = tuple(m for m in release.members if m not in culprits)
         effects = []
         for member in culprits or release.members:
-            source = held.payloads.record(member.profile.id)
+            source = self._source(held, member)
             letter = self._scribe.dead_letter(
                 source, error, stage="produce", reason="refused", now=now
             )
@@ -200,7 +209,7 @@ class Batcher:
             held.unreadable[record.key or b""] = (record, error)
             return
         share_common(profile)
-        group = intern(group_of(profile, self._situation.policy.windows.length_buckets_tokens))
+        group = intern(group_in(profile, self._situation))
         held.windows.add(Member(profile, group, held_at, record.offset))
         held.payloads.add(profile.id, record)
         if self._cancellations.find(profile.id) is not None:
@@ -261,23 +270,16 @@ class Batcher:
         batch_id = f"{held.partition.number}-{first.offset}"
         topic = self._catalogue.pool_lane(target.option.pool, target.path)
         records: list[Outgoing] = []
-        traced = []
-        for index, member in enumerate(release.members):
-            source = held.payloads.record(member.profile.id)
-            traceparent = self._telemetry.released(
-                member.profile, source.headers, member.held_at, release, now
-            )
-            if traceparent is not None:
-                headers = h.replaced(source.headers, {h.TRACEPARENT: traceparent})
-                source = source._replace(headers=headers)
-            traced.append((member.profile.id, source.headers))
-            batch = None
-            if target.path == "batch":
-                batch = Batch(batch_id, index, len(release.members))
+        sources = [self._source(held, member) for member in release.members]
+        is_batch = target.path == "batch"
+        whole = self._telemetry.batch(sources) if is_batch else {}
+        for index, (member, source) in enumerate(zip(release.members, sources, strict=True)):
+            batch = Batch(batch_id, index, len(sources)) if is_batch else None
             of_first = inputs if index == 0 else None
-            records += self._release_member(release, member, source, batch, topic, of_first, now)
-        if target.path == "batch":
-            self._telemetry.batched(batch_id, topic, traced, now)
+            trace = whole | self._telemetry.sent(source)
+            records += self._release_member(
+                release, member, source, batch, topic, trace, of_first, now
+            )
         return Effect(None, records, subject=release)
 
     def _release_member(
@@ -287,6 +289,7 @@ class Batcher:
         source: Record,
         batch: Batch | None,
         topic: str,
+        trace: dict[str, bytes],
         inputs: ReleaseInputs | None,
         now: float,
     ) -> list[Outgoing]:
@@ -306,7 +309,7 @@ class Batcher:
         is_first = member is release.members[0]
         promised = target.promise(profile, now)
         added = h.encoded(profile=profile, placement=placement, promised=promised, batch=batch)
-        added |= {h.RELEASED_AT: repr(now).encode()}
+        added |= {h.RELEASED_AT: repr(now).encode()} | trace
         lane = profile.ingest_partition if batch is None else crc32(batch.id.encode())
         request = Outgoing(
             topic,
@@ -336,7 +339,7 @@ class Batcher:
 
     def _give_up(self, held: Held, end: GivenUp, now: float) -> Effect:
         profile = end.member.profile
-        source = held.payloads.record(profile.id)
+        source = self._source(held, end.member)
         status, message = _GIVEN_UP[end.reason]
         if end.reason == "cancelled":
             message = message_of(self._cancellations.find(profile.id))
@@ -351,7 +354,11 @@ class Batcher:
         result = self._scribe.no_answer(source, profile, status, error, now)
         return Effect(None, [result, self._tombstone(source), evidence], subject=end)
 
+    def _source(self, held: Held, member: Member) -> Record:
+        return self._telemetry.entered(held.payloads.record(member.profile.id))
+
     def _unreadable(self, record: Record, error: BadRecordError, now: float) -> Effect:
+        record = self._telemetry.entered(record)
         effect = self._scribe.dead_letter(
             record, error, stage=error.stage, reason=error.reason, now=now
         )

@@ -16,6 +16,8 @@ class Canceller:
     that there is one piece of evidence of it even where nobody knows the request.
     """
 
+    piles_up = False
+
     def __init__(self, scribe: Scribe, clock: Clock) -> None:
         self._scribe = scribe
         self._catalogue = scribe.catalogue

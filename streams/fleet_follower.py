@@ -1,8 +1,8 @@
 """Following the heartbeats: every router and batcher reads all of them."""
 
 import logging
+from collections.abc import Callable
 
-from policies import FleetView
 from streams.follower import TopicFollower
 from streams.log import Record
 from topics import BadRecordError, Catalogue, PoolStatus, Settings, decode
@@ -11,18 +11,18 @@ logger = logging.getLogger(__name__)
 
 
 class FleetFollower(TopicFollower):
-    """Keeps a fleet view up to date."""
+    """Hands every heartbeat on."""
 
-    def __init__(self, settings: Settings, view: FleetView) -> None:
+    def __init__(self, settings: Settings, report: Callable[[PoolStatus], object]) -> None:
         super().__init__(settings, Catalogue(settings).pool_status)
-        self._view = view
+        self._report = report
 
     def take(self, record: Record) -> None:
         """Take a heartbeat in."""
         if record.value is None:
             return
         try:
-            self._view.report(decode(PoolStatus, record.value))
+            self._report(decode(PoolStatus, record.value))
         except BadRecordError as error:
             # A view that misses a heartbeat is a little older; nothing is lost by it.
             logger.warning("a heartbeat of %s is unreadable: %s", record.key, error.message)

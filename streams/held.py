@@ -1,9 +1,11 @@
 """What a batcher remembers of one partition of the hold."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from sys import intern
 
-from policies import Windows
+from policies import Situation, Windows, windows_of
+from policies.groups import group_in
 from streams.log import Partition, Record
 from streams.payloads import Payloads
 from topics import BadRecordError
@@ -23,6 +25,18 @@ class Held:
     unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     """Of what is held, the ids that a client cancelled."""
+
+    def regroup(self, situation: Situation) -> None:
+        """Put what is held into windows of another policy and fleet, all due to be looked at.
+
+        Its groups, limits and shares may be others. What was promised to a request when it was
+        routed stays: its profile is in the log.
+        """
+        windows = windows_of(situation.policy)
+        for member in self.windows.members():
+            group = group_in(member.profile, situation)
+            windows.add(member if group == member.group else replace(member, group=intern(group)))
+        self.windows = windows
 
 
 def held_at_of(record: Record) -> float:

@@ -4,6 +4,7 @@ Faust hosts, aiokafka carries (docs/decisions/0001): no record of the data plane
 Faust agent or table.
 """
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -143,8 +144,8 @@ class TelemetryService(Service):  # type: ignore[misc]
         self._telemetry = telemetry
 
     async def on_stop(self) -> None:
-        """Close the exporter."""
-        self._telemetry.close()
+        """Close the exporter, which may take its time."""
+        await asyncio.to_thread(self._telemetry.close)
 
 
 def run_app(
@@ -168,7 +169,7 @@ def run_app(
         views: the same, of pages that answer what they are asked.
         metrics: what is served at ``/metrics``.
     """
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     shown = settings.model_dump(mode="json", exclude_defaults=True)
     logger.info("%s %r starts with %s", name, settings.instance, shown or "default settings")
     app = _App(
@@ -190,7 +191,7 @@ def run_app(
             _add_view(app, path, view)
         if metrics is not None:
             _add_metrics(app, metrics)
-    _calm_garbage_collector()
+    calm_garbage_collector()
     worker = Worker(app, quiet=True, override_logging=False, redirect_stdouts=False)
     worker.execute_from_commandline()
     raise AssertionError("the worker ends the process")
@@ -222,7 +223,7 @@ def _add_metrics(app: faust.App, page: MetricsPage) -> None:
         return view.bytes(content, content_type=content_type)
 
 
-def _calm_garbage_collector() -> None:
+def calm_garbage_collector() -> None:
     """Look for cycles less often, and never among what was loaded at start.
 
     A request makes a few hundred objects and no cycle of its own. Deciding on one took 213 us with

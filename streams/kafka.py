@@ -125,7 +125,12 @@ class KafkaLog:
             await consumer.stop()
 
     async def poll(
-        self, timeout_s: float, records_max: int, paused: Collection[Partition]
+        self,
+        timeout_s: float,
+        records_max: int,
+        paused: Collection[Partition],
+        *,
+        of_each: bool = False,
     ) -> Mapping[Partition, Sequence[Record]]:
         """Return new committed records of our partitions, none of those paused."""
         consumer = self._member
@@ -145,7 +150,7 @@ class KafkaLog:
                 polled = await consumer.getmany(
                     *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
                 )
-            if polled:
+            if polled and of_each:
                 polled |= await _buffered(consumer, wanted - polled.keys(), records_max)
         except TimeoutError:
             return {}

@@ -4,6 +4,9 @@ from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Seque
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from streams.context import Context
+from topics import headers as h
+
 Headers = list[tuple[str, bytes]]
 
 
@@ -18,7 +21,10 @@ class Partition(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record as read. ``timestamp_ms`` is epoch milliseconds."""
+    """A record as read. ``timestamp_ms`` is epoch milliseconds.
+
+    ``context`` is the trace it belongs to, once that is asked for: its headers need not name one.
+    """
 
     partition: Partition
     offset: int
@@ -26,13 +32,22 @@ class Record(NamedTuple):
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
     timestamp_ms: int
+    context: Context | None = None
+
+    @property
+    def trace_id(self) -> str | None:
+        """The 32 hex digits of the record's trace, if it has one."""
+        if self.context is not None:
+            return f"{self.context.trace_id:032x}"
+        return h.trace_id(self.headers)
 
 
 @dataclass(slots=True)
 class Outgoing:
     """A record to write. ``partition`` None lets the key choose, as in every Kafka client.
 
-    ``tells`` is what the value says, before it was encoded, for whoever watches what is committed.
+    ``tells`` is what the value says, before it was encoded, for whoever watches what is committed;
+    ``about`` is the record that evidence is about.
     """
 
     topic: str
@@ -41,6 +56,7 @@ class Outgoing:
     headers: Headers = field(default_factory=list)
     partition: int | None = None
     tells: object = None
+    about: Record | None = None
 
 
 class LogError(Exception):
@@ -116,9 +132,17 @@ class Log(Protocol):
         ...
 
     async def poll(
-        self, timeout_s: float, records_max: int, paused: Collection[Partition]
+        self,
+        timeout_s: float,
+        records_max: int,
+        paused: Collection[Partition],
+        *,
+        of_each: bool = False,
     ) -> Mapping[Partition, Sequence[Record]]:
-        """Return new records of our partitions, none of those paused. Raises LogError."""
+        """Return new records of our partitions, none of those paused. Raises LogError.
+
+        At most ``records_max`` in all, or as many ``of_each`` partition that has them ready.
+        """
         ...
 
     async def committed(self, partition: Partition) -> int | None:

@@ -3,6 +3,10 @@
 import logging
 import sys
 import time
+from datetime import UTC, datetime
+from typing import Literal
+
+import orjson
 
 REPEAT_EVERY_S = 10.0
 _LIBRARIES = ("aiokafka", "faust", "mode", "aiohttp", "opentelemetry")
@@ -29,10 +33,40 @@ class Thinned(logging.Filter):
         return True
 
 
-def set_up_logging(level: str) -> None:
+class _Pretty(logging.Formatter):
+    """A line for people, which names the trace of the request that it is about."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        trace_id = getattr(record, "trace_id", None)
+        line = super().format(record)
+        return line if trace_id is None else f"{line} trace_id={trace_id}"
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line, with the names of OpenTelemetry's log data model in lower case."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        told: dict[str, object] = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "severity_text": record.levelname,
+            "logger": record.name,
+            "body": record.getMessage(),
+        }
+        trace_id = getattr(record, "trace_id", None)
+        if trace_id is not None:
+            told["trace_id"] = trace_id
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(told, default=str).decode()
+
+
+def set_up_logging(level: str, form: Literal["pretty", "json"] = "pretty") -> None:
     """Log to standard error: ours at ``level``, the libraries' warnings thinned."""
     output = logging.StreamHandler(sys.stderr)
-    output.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    pretty = _Pretty("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    output.setFormatter(_Json() if form == "json" else pretty)
     root = logging.getLogger()
     root.handlers = [output]
     root.setLevel(level.upper())
@@ -40,6 +74,8 @@ def set_up_logging(level: str) -> None:
     output.addFilter(lambda record: not _is_library(record) or thinned.filter(record))
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A collector that is down is told of once (streams/outbox.py), not at each try.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
 
 def _is_library(record: logging.LogRecord) -> bool:

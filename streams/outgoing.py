@@ -20,6 +20,7 @@ from topics import (
     Profile,
     Result,
     ResultError,
+    Shadow,
     Source,
     Tag,
     TextDigest,
@@ -44,6 +45,7 @@ class StepDetails(TypedDict, total=False):
     inputs: object
     decided_with: str | None
     candidates: tuple[Candidate, ...]
+    shadow: Shadow | None
     placement: Placement | None
     promised: Envelope | None
     got: Envelope | None
@@ -101,17 +103,18 @@ class Scribe:
             at=now,
             writer=self.writer,
             source=source_of(record),
-            trace_id=h.trace_id(record.headers),
+            trace_id=record.trace_id,
             policy_version=self.policy_version,
             fleet_version=self.fleet_version,
             **fields,
         )
-        return self._record(evidence)
+        return self._record(evidence, record)
 
-    def _record(self, evidence: Evidence) -> Outgoing:
+    def _record(self, evidence: Evidence, about: Record) -> Outgoing:
         # Canonical, because that is what is hashed and signed.
         key = evidence.request_id.encode()
-        return Outgoing(self.catalogue.evidence, key, canonical(evidence), tells=evidence)
+        value = canonical(evidence)
+        return Outgoing(self.catalogue.evidence, key, value, tells=evidence, about=about)
 
     def result(self, result: Result) -> Outgoing:
         """Return a result as a record, keyed by request."""
@@ -133,7 +136,7 @@ class Scribe:
                 status=status,
                 timing=Timing(profile.created_at, routed_at=profile.routed_at, finished_at=now),
                 error=error,
-                trace_id=h.trace_id(record.headers),
+                trace_id=record.trace_id,
                 metadata=metadata_of(record.value),
             )
         )
@@ -145,7 +148,7 @@ class Scribe:
         created_at = (
             record.timestamp_ms / 1000 if request.created_at is None else request.created_at
         )
-        trace_id = h.trace_id(record.headers)
+        trace_id = record.trace_id
         result = Result(
             id=request.id,
             status="rejected",
@@ -178,9 +181,10 @@ class Scribe:
                 at=now,
                 writer=self.writer,
                 source=source_of(record),
-                trace_id=h.trace_id(record.headers),
+                trace_id=record.trace_id,
                 message=reason,
-            )
+            ),
+            record,
         )
 
     def _unprofiled(

@@ -7,18 +7,22 @@ from zlib import crc32
 from policies import (
     Decision,
     Inputs,
+    Policy,
     Rates,
     Shares,
     Situation,
+    Tagged,
     UnservableError,
     allow_again,
     decide,
+    decide_beside,
     decided_tags,
     inputs_of,
     share_out,
     tag,
 )
 from streams.clock import Clock
+from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
 from streams.recent_ids import RecentIds
@@ -32,6 +36,7 @@ from topics import (
     Profile,
     Progress,
     ResultError,
+    Shadow,
     Tag,
     TextDigest,
     parse_request,
@@ -53,11 +58,14 @@ class _Case:
     decision: Decision
     digest: TextDigest | None
     inputs: Inputs
+    shadow: Shadow | None
     now: float
 
 
 class Router:
     """The stage from the ingest topic (and the reroutes) to lanes, hold and results."""
+
+    piles_up = False
 
     def __init__(
         self,
@@ -72,6 +80,7 @@ class Router:
     ) -> None:
         self._tokens = tokens or TokenCounter({})
         self._situation = situation
+        self._shadow: Situation | None = None
         self._scribe = scribe
         self._catalogue = scribe.catalogue
         self._clock = clock
@@ -93,6 +102,12 @@ class Router:
     def topics(self) -> Sequence[str]:
         """Ingest, and what comes back for another try."""
         return (self._catalogue.requests, self._catalogue.reroutes)
+
+    def take_terms(self, terms: Terms) -> None:
+        """Go on under other terms. Only while no work is under way."""
+        self._situation, self._scribe, self._tokens = terms.situation, terms.scribe, terms.tokens
+        self._shadow = terms.shadow
+        self._rates.policy = self._shares.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Read back what ids came last; no decision must depend on anything else before."""
@@ -120,7 +135,7 @@ class Router:
         self._recent.pop(partition, None)
 
     def wants(self, partition: Partition) -> bool:
-        """Whatever is polled is decided on at once; nothing piles up."""
+        """Nothing piles up."""
         return True
 
     def idle_s(self) -> float:
@@ -140,8 +155,9 @@ class Router:
         now = self._clock.now()
         self._situation.view.prune(now)
         if partition.topic == self._catalogue.reroutes:
-            effects = [self._route_again(record, now) for record in records]
+            effects = [self._route_again(self._telemetry.entered(r), now) for r in records]
         else:
+            records = [self._telemetry.admitted(record) for record in records]
             read = [self._read(record) for record in records]
             await self._check_first(partition, read)
             effects = [self._route(*each, now) for each in zip(records, read, strict=True)]
@@ -206,8 +222,9 @@ class Router:
             profile = h.read(record.headers, h.PROFILE, Profile)
         except BadRecordError as error:
             return self._dead_letter(record, error, now)
-        profile = allow_again(profile, self._situation.options)
-        return self._decide(record, profile, {}, None, now)
+        profile = allow_again(profile, self._situation.options, self._situation.policy.rules)
+        shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
+        return self._decide(record, profile, {}, None, shadow, now)
 
     def _dead_letter(self, record: Record, error: BadRecordError, now: float) -> Effect:
         return self._scribe.dead_letter(
@@ -231,19 +248,34 @@ class Router:
             message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
             return self._scribe.unservable(record, request, "rate_limited", message, now)
         try:
-            tagged = tag(
-                request,
-                self._situation.policy,
-                received_at=record.timestamp_ms / 1000,
-                now=now,
-                ingest_partition=record.partition.number,
-                count=self._tokens.of(request),
-                lengths=self._situation.view.lengths,
-            )
+            tagged = self._tag(record, request, self._situation.policy, now)
         except UnservableError as error:
             return self._scribe.unservable(record, request, error.code, error.message, now)
         digest = self._scribe.digests.digest(request.tenant, request.body)
-        return self._decide(record, tagged.profile, tagged.tags, digest, now)
+        shadow = self._beside(record, request, now)
+        return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now)
+
+    def _tag(self, record: Record, request: InferenceRequest, policy: Policy, now: float) -> Tagged:
+        return tag(
+            request,
+            policy,
+            received_at=record.timestamp_ms / 1000,
+            now=now,
+            ingest_partition=record.partition.number,
+            count=self._tokens.of(request),
+            lengths=self._situation.view.lengths,
+        )
+
+    def _beside(self, record: Record, request: InferenceRequest, now: float) -> Shadow | None:
+        """Return what the second policy would do, if there is one."""
+        here = self._shadow
+        if here is None:
+            return None
+        try:
+            tagged = self._tag(record, request, here.policy, now)
+        except UnservableError as error:
+            return Shadow(here.policy.version, "reject", error.code)
+        return decide_beside(tagged.profile, here, now)
 
     def _decide(
         self,
@@ -251,6 +283,7 @@ class Router:
         profile: Profile,
         tags: dict[str, Tag],
         digest: TextDigest | None,
+        shadow: Shadow | None,
         now: float,
     ) -> Effect:
         inputs = inputs_of(profile, self._situation, now)
@@ -258,11 +291,6 @@ class Router:
         decision = share_out(decision, profile, self._situation, self._shares, now)
         if decision.group is not None:
             self._situation.arrivals.observe(decision.group, now)
-        traceparent = self._telemetry.routed(record, profile, decision, now)
-        if traceparent is not None:
-            # What is written from here on belongs to this step of the trace.
-            headers = h.replaced(record.headers, {h.TRACEPARENT: traceparent})
-            record = record._replace(headers=headers)
         case = _Case(
             record,
             profile,
@@ -270,6 +298,7 @@ class Router:
             decision,
             digest,
             inputs,
+            shadow,
             now,
         )
         if decision.action == "place":
@@ -294,6 +323,7 @@ class Router:
             fallbacks=profile.fallbacks,
         )
         added = h.encoded(profile=profile, placement=placement, promised=decision.promised)
+        added |= self._telemetry.sent(case.record)
         request = Outgoing(
             self._catalogue.pool_lane(option.pool, "direct"),
             profile.id.encode(),
@@ -312,6 +342,7 @@ class Router:
         profile, group = case.profile, case.decision.group or ""
         added = h.encoded(profile=profile, promised=case.decision.promised)
         added |= {h.GROUP: group.encode(), h.HELD_AT: repr(case.now).encode()}
+        added |= self._telemetry.sent(case.record)
         held = Outgoing(
             self._catalogue.held,
             profile.id.encode(),
@@ -352,6 +383,7 @@ class Router:
             profile=told(case.profile),
             inputs=case.inputs,
             candidates=decision.candidates,
+            shadow=case.shadow,
             placement=placement,
             promised=decision.promised,
             request_digest=case.digest,

@@ -2,31 +2,34 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NoReturn
 
 from mode import Service
 
-from policies import compile_options, situation
+from policies import Policy, Situation, compile_options, situation
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
 from streams.clock import Clock, SystemClock
-from streams.declarations import load_fleet, load_policy
+from streams.declarations import Declarations, load_fleet, load_policy
 from streams.digests import Digests, SaltFollower
 from streams.fleet_follower import FleetFollower
 from streams.heads import HeadsService
 from streams.host import FollowerService, StageService, TelemetryService, run_app
+from streams.in_force import InForce, Terms
 from streams.kafka import KafkaLog
 from streams.live.page import LivePage
 from streams.metrics import Metrics, MetricsService
-from streams.metrics.gauges import hold_gauges, target_gauges
+from streams.metrics.gauges import hold_gauges, span_gauges, target_gauges
 from streams.notary import Notary
+from streams.otel import from_environment
 from streams.outgoing import Scribe
+from streams.policy_follower import PolicyFollower
+from streams.route_spans import RouteSpans
 from streams.router import Router
 from streams.stage import Observer, Stage
-from streams.telemetry import from_environment
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
@@ -60,7 +63,12 @@ def notary_services(settings: Settings, notary: Notary) -> list[Service]:
 
 
 def transactor(
-    settings: Settings, stage: Stage, notary: Notary, metrics: Metrics, *observers: Observer
+    settings: Settings,
+    stage: Stage,
+    notary: Notary,
+    metrics: Metrics,
+    observers: Sequence[Observer] = (),
+    before_step: Callable[[], None] = lambda: None,
 ) -> Transactor:
     """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
     log = KafkaLog(settings, metrics.timed)
@@ -75,6 +83,7 @@ def transactor(
         # From its first record on the broker counts; what comes before is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
         observers=[metrics.observer, *observers],
+        before_step=before_step,
     )
 
 
@@ -84,8 +93,14 @@ def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
     Raises:
         AdminError: Kafka can't be reached, or a topic is missing or has other partitions.
     """
+    asyncio.run(_check_topics(settings, topics))
+
+
+async def _check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
     wanted = {topic.name: topic.partitions for topic in topics}
-    found = asyncio.run(partition_counts(settings, wanted))
+    if not wanted:
+        return
+    found = await partition_counts(settings, wanted)
     for name, partitions in wanted.items():
         if found[name] != partitions:
             raise AdminError(
@@ -94,39 +109,77 @@ def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
             )
 
 
+def _begin(settings: Settings, own: Declarations) -> Situation:
+    """Return the situation that a router begins in, once its topics are known to be there."""
+    begun, catalogue = situation(compile_options(own.fleet), own.policy), Catalogue(settings)
+    # Not those that a router has no business with: it may not so much as see them.
+    seen = router_role(catalogue, begun.options.by_pool).topics()
+    topics = catalogue.topics(begun.options.by_pool)
+    check_topics(settings, [topic for topic in topics if topic.name in seen])
+    return begun
+
+
+def _policies(
+    settings: Settings, in_force: InForce, own: Declarations, clock: Clock
+) -> PolicyFollower:
+    """Return what puts in force what is applied, once the topics of new pools are there."""
+    catalogue = Catalogue(settings)
+
+    async def check(pools: Collection[str]) -> None:
+        await _check_topics(settings, [t for pool in pools for t in catalogue.pool_topics(pool)])
+
+    return PolicyFollower(settings, in_force, own, check, clock)
+
+
+def _metrics(
+    settings: Settings,
+    in_force: InForce,
+    batcher: Batcher,
+    signal: AutoscalingSignal,
+    clock: Clock,
+) -> Metrics:
+    """Return the metrics of a router, which follow what is in force."""
+    here = in_force.situation
+    metrics = Metrics(here.options, here.policy, tenants_max=settings.metrics_tenants_max)
+    in_force.tell(metrics.change)
+
+    def policy() -> Policy:
+        return in_force.situation.policy
+
+    for source in (signal.gauges, hold_gauges(batcher, policy, clock), target_gauges(policy)):
+        metrics.gauges.read_from(source)
+    return metrics
+
+
 def run_router(settings: Settings) -> NoReturn:
     """Route requests and release batches until told to stop.
 
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
-    fleet = load_fleet(settings.fleet)
-    options, policy = compile_options(fleet), load_policy(settings.policy)
-    tokens = load_token_counter(fleet)
+    own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
+    begun = _begin(settings, own)
     catalogue = Catalogue(settings)
-    # Not those that a router has no business with: it may not so much as see them.
-    own = router_role(catalogue, options.by_pool).topics()
-    topics = catalogue.topics(options.by_pool)
-    check_topics(settings, [topic for topic in topics if topic.name in own])
-    shared = situation(options, policy)
     clock = SystemClock()
     telemetry = from_environment("router", settings.instance)
     writer = f"router/{settings.instance}"
     notary = make_notary(settings, writer, clock)
-    scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
+    scribe = Scribe(catalogue, writer, notary.digests, own.policy.version, begun.options.version)
+    in_force = InForce(Terms(begun, scribe, load_token_counter(own.fleet)))
     cancellations = Cancellations(clock)
     router = Router(
-        shared,
+        begun,
         scribe,
         clock,
         telemetry,
         request_bytes_max=settings.request_bytes_max,
         duplicate_window_records=settings.duplicate_window_records,
-        tokens=tokens,
+        tokens=in_force.terms.tokens,
     )
     batcher = Batcher(
-        shared,
+        begun,
         scribe,
         clock,
         telemetry,
@@ -134,11 +187,18 @@ def run_router(settings: Settings) -> NoReturn:
         held_records_max=settings.held_records_max,
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
-    signal = AutoscalingSignal(shared, batcher, clock)
-    page = LivePage(settings, options, policy, clock)
-    metrics = Metrics(options, policy, tenants_max=settings.metrics_tenants_max)
-    for source in (signal.gauges, hold_gauges(batcher, policy, clock), target_gauges(policy)):
-        metrics.gauges.read_from(source)
+    signal = AutoscalingSignal(lambda: in_force.situation, batcher, clock)
+    metrics = _metrics(settings, in_force, batcher, signal, clock)
+    metrics.gauges.read_from(span_gauges(lambda: telemetry.dropped_spans))
+    spans = [RouteSpans(telemetry, catalogue, clock)]
+    page = LivePage(settings, begun.options, begun.policy, clock)
+    in_force.tell(page.change)
+    # In the order of starting: all that is followed is known before a stage decides.
+    stages: list[tuple[Stage, str, Sequence[Observer], Callable[[], None]]] = [
+        (router, "router", spans, in_force.keep(router.take_terms)),
+        (batcher, "batcher", spans, in_force.keep(batcher.take_terms)),
+        (Canceller(scribe, clock), "canceller", [], lambda: None),
+    ]
     run_app(
         "router",
         settings,
@@ -146,18 +206,18 @@ def run_router(settings: Settings) -> NoReturn:
             TelemetryService(telemetry),
             MetricsService(metrics, "router", settings.instance, clock),
             *notary_services(settings, notary),
-            FollowerService(FleetFollower(settings, shared.view)),
+            FollowerService(FleetFollower(settings, in_force.report)),
+            FollowerService(_policies(settings, in_force, own, clock)),
             FollowerService(CancellationFollower(settings, cancellations)),
-            StageService(transactor(settings, router, notary, metrics), "router"),
-            StageService(transactor(settings, batcher, notary, metrics), "batcher"),
-            StageService(
-                transactor(settings, Canceller(scribe, clock), notary, metrics), "canceller"
+            *(
+                StageService(
+                    transactor(settings, stage, notary, metrics, observers, before_step), name
+                )
+                for stage, name, observers, before_step in stages
             ),
             page.watching,
         ],
-        pages={
-            "/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()})),
-        },
+        pages={"/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()}))},
         views=page.views(),
         metrics=metrics.page,
     )

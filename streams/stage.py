@@ -57,6 +57,14 @@ class Stage(Protocol):
         """
         ...
 
+    @property
+    def piles_up(self) -> bool:
+        """Whether what it takes may stay with it; then a poll takes no more than its limit in all.
+
+        Else so many of each partition, which go on as so many transactions.
+        """
+        ...
+
     def forget(self, partition: Partition) -> None:
         """Drop the memory of a partition that is not ours any more."""
         ...

@@ -1,243 +1,183 @@
 """Traces: one per request, through every topic, by W3C trace context in Kafka headers.
 
-Our own propagation: the ready-made instrumentation loses a whole poll on one malformed
-``traceparent``. Spans are recorded after the fact, with the times at which things happened.
+A stage only hands contexts on: the id of the span that a record is sent by goes into its headers.
+The spans themselves are written when the transaction is visible (``streams/spans.py``), so that a
+trace tells what happened, and an aborted transaction leaves none.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    set_span_in_context,
+)
 from opentelemetry.util.types import AttributeValue
 
-from policies import Decision, Release
+from streams.context import SAMPLED, Context
 from streams.log import Record
-from topics import Placement, Profile, Usage
+from streams.outbox import Outbox
 from topics import headers as h
 
 NS_PER_S = 1_000_000_000
-Headers = Sequence[tuple[str, bytes]]
-_GEN_AI_OPERATIONS = {"completions": "text_completion"}
+# Traces that are begun late, in a second, by one process. In an overload every request may expire,
+# and writing each of them would take time from those that could still be served.
+LATE_PER_S_MAX = 50
 
+Attributes = Mapping[str, AttributeValue]
 
-def span_context(headers: Headers) -> SpanContext | None:
-    """Return the trace context of a record; a malformed one counts as none."""
-    value = h.traceparent(headers)
-    if value is None:
-        return None
-    _, trace_id, span_id, flags = value.decode().split("-")
-    return SpanContext(
-        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
-    )
+_SCOPE = InstrumentationScope("shunter")
+_SAMPLED = TraceFlags(SAMPLED)
+_UNSET = Status(StatusCode.UNSET)
 
 
 class Telemetry:
-    """Writes the spans of this process; without a tracer it writes none and passes contexts on."""
+    """Hands contexts on and writes spans; without a provider it does neither."""
 
-    def __init__(self, provider: TracerProvider | None) -> None:
+    def __init__(self, provider: TracerProvider | None, outbox: Outbox | None = None) -> None:
         self._provider = provider
-        self._tracer = None if provider is None else provider.get_tracer("shunter")
+        self._outbox = outbox
+        self._late_since = 0.0
+        self._late = 0
 
-    def span(
+    @property
+    def is_on(self) -> bool:
+        """Whether this process traces."""
+        return self._provider is not None
+
+    @property
+    def dropped_spans(self) -> int:
+        """Spans that were written and will reach no collector."""
+        return 0 if self._outbox is None else self._outbox.dropped
+
+    def admitted(self, record: Record) -> Record:
+        """Return a record that comes from outside, with its context and the sampler's decision."""
+        if self._provider is None:
+            return record
+        return Record(*record[:-1], self._sampled(Context.of(record.headers)))
+
+    def entered(self, record: Record) -> Record:
+        """Return a record of an inner topic with its context; what was decided on it stands."""
+        if self._provider is None or record.context is not None:
+            return record
+        return record._replace(context=Context.of(record.headers) or self.begin())
+
+    def begin(self) -> Context:
+        """Return the context of a trace that begins here, and that nobody has decided on."""
+        return self._sampled(None)
+
+    def sent(self, record: Record, *, late_at: float | None = None) -> dict[str, bytes]:
+        """Return the header of what goes on from a record: the context of the span that sends it.
+
+        With ``late_at``, the time, what comes of the request is traced though it wasn't before.
+        """
+        if self._provider is None:
+            return {}
+        own = record.context or Context.of(record.headers) or self.begin()
+        is_sampled = own.is_sampled or (late_at is not None and self.may_begin_late(late_at))
+        span_id = self._provider.id_generator.generate_span_id()
+        return {h.TRACEPARENT: Context(own.trace_id, span_id, is_sampled).header()}
+
+    def batch(self, members: Iterable[Record]) -> dict[str, bytes]:
+        """Return the header by which members of a batch know its span, in a trace of its own."""
+        if self._provider is None:
+            return {}
+        contexts = (record.context for record in members)
+        is_sampled = any(context is not None and context.is_sampled for context in contexts)
+        trace_id = self._provider.id_generator.generate_trace_id()
+        return {h.BATCH_TRACEPARENT: Context(trace_id, self.new_id(), is_sampled).header()}
+
+    def may_begin_late(self, now: float) -> bool:
+        """Tell whether a request that was not sampled may be traced late, and count it."""
+        if now - self._late_since >= 1.0:
+            self._late_since, self._late = now, 0
+        self._late += 1
+        return self._late <= LATE_PER_S_MAX
+
+    def new_id(self) -> int:
+        """Return the id of a span."""
+        return self._provider.id_generator.generate_span_id() if self._provider else 0
+
+    def write(
         self,
         name: str,
         kind: SpanKind,
-        headers: Headers,
-        start_s: float,
-        end_s: float,
-        attributes: Mapping[str, AttributeValue],
-        linked: Iterable[tuple[Headers, Mapping[str, AttributeValue]]] = (),
-    ) -> bytes | None:
-        """Record a span under the context in ``headers``, and return its own as ``traceparent``.
+        own: Context,
+        parent_id: int,
+        times: tuple[float, float],
+        attributes: Attributes,
+        *,
+        events: Iterable[tuple[str, float, Attributes]] = (),
+        links: Iterable[tuple[Context, Attributes]] = (),
+        error: tuple[str, str] | None = None,
+    ) -> int:
+        """Write a span that has ended, and return its id.
 
-        Returns None where nothing is traced: the context in ``headers`` is then passed on.
+        Args:
+            name: as the conventions want it, without anything that many requests differ in.
+            kind: likewise.
+            own: the span's own context; an id of 0 is replaced by a new one.
+            parent_id: of the span above it; 0 for none.
+            times: start and end, in epoch seconds.
+            attributes: no text of a request.
+            events: name, time and attributes.
+            links: to spans of other traces.
+            error: code and message of a failure.
         """
-        if self._tracer is None:
-            return None
-        parent = span_context(headers)
-        links = [
-            Link(context, attributes)
-            for others, attributes in linked
-            if (context := span_context(others)) is not None
-        ]
-        span = self._tracer.start_span(
-            name,
-            context=None if parent is None else trace.set_span_in_context(NonRecordingSpan(parent)),
-            kind=kind,
-            attributes=attributes,
-            links=links,
-            start_time=int(start_s * NS_PER_S),
+        if self._provider is None or self._outbox is None:
+            return own.span_id
+        start_s, end_s = times
+        span_id = own.span_id or self.new_id()
+        if error is not None:
+            attributes = {**attributes, "error.type": error[0]}
+        # Not by way of a tracer: that draws the id itself, and takes five times as long.
+        self._outbox.put(
+            ReadableSpan(
+                name,
+                _span_context(own.trace_id, span_id),
+                parent=_span_context(own.trace_id, parent_id) if parent_id else None,
+                resource=self._provider.resource,
+                attributes=attributes,
+                events=[Event(told, about, int(at * NS_PER_S)) for told, at, about in events],
+                links=[Link(_span_context(to.trace_id, to.span_id), told) for to, told in links],
+                kind=kind,
+                status=_UNSET if error is None else Status(StatusCode.ERROR, error[1]),
+                start_time=int(start_s * NS_PER_S),
+                end_time=int(max(start_s, end_s) * NS_PER_S),
+                instrumentation_scope=_SCOPE,
+            )
         )
-        span.end(int(end_s * NS_PER_S))
-        context = span.get_span_context()
-        return b"00-%032x-%016x-%02x" % (context.trace_id, context.span_id, context.trace_flags)
-
-    def routed(
-        self, record: Record, profile: Profile, decision: Decision, now: float
-    ) -> bytes | None:
-        """Record the router's decision on a request."""
-        if self._tracer is None:
-            return None
-        attributes: dict[str, AttributeValue] = {
-            **messaging(record, "process"),
-            "messaging.consumer.group.name": "router",
-            **about(profile),
-            "shunter.decision": decision.action,
-            "shunter.decision.reason": decision.reason,
-        }
-        if decision.option is not None:
-            attributes |= {
-                "shunter.pool": decision.option.pool,
-                "shunter.device": decision.option.device,
-                "shunter.model_variant": decision.option.variant,
-                "shunter.precision": decision.option.precision,
-                "shunter.region": decision.option.region,
-                "shunter.placement.path": "direct",
-            }
-        name = f"process {record.partition.topic}"
-        started = min(now, record.timestamp_ms / 1000)
-        return self.span(name, SpanKind.CONSUMER, record.headers, started, now, attributes)
-
-    def released(
-        self, profile: Profile, headers: Headers, held_at: float, release: Release, now: float
-    ) -> bytes | None:
-        """Record the time that a request was held."""
-        return self.span(
-            "hold",
-            SpanKind.INTERNAL,
-            headers,
-            min(held_at, now),
-            now,
-            {
-                **about(profile),
-                "shunter.hold.seconds": now - held_at,
-                "shunter.hold.release_reason": release.reason,
-                "shunter.deadline.slack_s": release.slack_s,
-            },
-        )
-
-    def batched(
-        self, batch_id: str, topic: str, members: Sequence[tuple[str, Headers]], now: float
-    ) -> None:
-        """Record a batch, linked to the trace of every member."""
-        self.span(
-            f"send {topic}",
-            SpanKind.PRODUCER,
-            (),
-            now,
-            now,
-            {
-                "messaging.system": "kafka",
-                "messaging.operation.type": "send",
-                "messaging.destination.name": topic,
-                "messaging.batch.message_count": len(members),
-                "shunter.batch.id": batch_id,
-            },
-            [(headers, {"messaging.message.id": member}) for member, headers in members],
-        )
-
-    def executed(
-        self,
-        record: Record,
-        profile: Profile,
-        placement: Placement,
-        usage: Usage,
-        times: tuple[float, float | None, float],
-        cost_usd: float,
-    ) -> None:
-        """Record an inference; ``times`` are start, first token and finish, in epoch seconds."""
-        if self._tracer is None:
-            return
-        started_at, first_token_at, finished_at = times
-        operation = _GEN_AI_OPERATIONS.get(profile.operation, profile.operation)
-        attributes: dict[str, AttributeValue] = {
-            **about(profile),
-            "gen_ai.operation.name": operation,
-            "gen_ai.response.model": placement.model_variant,
-            "gen_ai.usage.input_tokens": usage.input_tokens,
-            "gen_ai.usage.output_tokens": usage.output_tokens,
-            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
-            "shunter.pool": placement.pool,
-            "shunter.device": placement.device,
-            "shunter.model_variant": placement.model_variant,
-            "shunter.precision": placement.precision,
-            "shunter.region": placement.region,
-            "shunter.placement.path": placement.path,
-            "shunter.cost.usd": cost_usd,
-            "shunter.deadline.slack_s": profile.deadline - finished_at,
-        }
-        if first_token_at is not None:
-            attributes["gen_ai.response.time_to_first_chunk"] = first_token_at - started_at
-        if placement.batch_id is not None:
-            attributes["shunter.batch.id"] = placement.batch_id
-        name = f"{operation} {profile.model}"
-        self.span(name, SpanKind.CLIENT, record.headers, started_at, finished_at, attributes)
+        return span_id
 
     def close(self) -> None:
-        """Send what is still buffered."""
-        if self._provider is not None:
-            self._provider.shutdown()
+        """Send what is still waiting, as far as that goes quickly."""
+        if self._outbox is not None:
+            self._outbox.close()
 
-
-def messaging(record: Record, operation: str) -> dict[str, AttributeValue]:
-    """Return the attributes that the messaging conventions want of a consumed record."""
-    return {
-        "messaging.system": "kafka",
-        "messaging.operation.type": operation,
-        "messaging.destination.name": record.partition.topic,
-        "messaging.destination.partition.id": str(record.partition.number),
-        "messaging.kafka.offset": record.offset,
-    }
-
-
-def about(profile: Profile) -> dict[str, AttributeValue]:
-    """Return the attributes that say which request a span belongs to. No payload text."""
-    return {
-        "messaging.message.id": profile.id,
-        "shunter.task": profile.task,
-        "shunter.tenant": profile.tenant,
-        "gen_ai.request.model": profile.model,
-    }
-
-
-def from_environment(service: str, instance: str) -> Telemetry:
-    """Return the telemetry that the standard ``OTEL_*`` variables ask for; by default none.
-
-    Raises:
-        RuntimeError: an endpoint is named and the ``otlp`` extra isn't installed.
-    """
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
-        "OTEL_EXPORTER_OTLP_ENDPOINT"
-    )
-    if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return Telemetry(None)
-    resource = Resource.create(
-        {"service.name": f"shunter-{service}", "service.instance.id": instance}
-    )
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(_exporter()))
-    return Telemetry(provider)
-
-
-def _exporter() -> SpanExporter:
-    try:
-        if os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc").startswith("http"):
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - the extra may be missing
-                OTLPSpanExporter as HttpExporter,
+    def _sampled(self, parent: Context | None) -> Context:
+        if self._provider is None:
+            raise ValueError("nothing is traced here")
+        over = None
+        trace_id = 0 if parent is None else parent.trace_id
+        if parent is None:
+            trace_id = self._provider.id_generator.generate_trace_id()
+        else:
+            span = SpanContext(
+                trace_id, parent.span_id, is_remote=True, trace_flags=TraceFlags(parent.is_sampled)
             )
+            over = set_span_in_context(NonRecordingSpan(span))
+        result = self._provider.sampler.should_sample(over, trace_id, "process")
+        span_id = 0 if parent is None else parent.span_id
+        return Context(trace_id, span_id, result.decision is Decision.RECORD_AND_SAMPLE)
 
-            return HttpExporter()
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - the extra may be missing
-            OTLPSpanExporter as GrpcExporter,
-        )
 
-        return GrpcExporter()
-    except ImportError as error:
-        raise RuntimeError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but the exporter is missing:"
-            " pip install 'shunter[otlp]'"
-        ) from error
+def _span_context(trace_id: int, span_id: int) -> SpanContext:
+    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)

@@ -13,7 +13,7 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
@@ -21,6 +21,7 @@ from streams.notary import Notary
 from streams.progress import read_progress
 from streams.stage import Effect, Observer, Stage, Work
 from topics import Progress, encode, progress_key
+from topics import headers as h
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Transactor:
         poll_records_max: int,
         transaction_s_max: float,
         observers: Sequence[Observer] = (),
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = log
         self._stage = stage
@@ -58,6 +60,7 @@ class Transactor:
         self._poll_records_max = poll_records_max
         self._transaction_s_max = transaction_s_max
         self._observers = observers
+        self._before_step = before_step
         self._lock = asyncio.Lock()
         self._writers: dict[Partition, Writer] = {}
         self._visible: dict[Partition, Progress | None] = {}
@@ -120,9 +123,13 @@ class Transactor:
             self._failure = error
 
     async def _step(self) -> int:
+        # No work of the stage is under way here, on any of its partitions.
+        self._before_step()
         paused = [p for p in self._writers if not self._stage.wants(p)]
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
-        polled = await self._log.poll(timeout_s, self._poll_records_max, paused)
+        polled = await self._log.poll(
+            timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
+        )
         await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
         return sum(len(records) for records in polled.values())
 
@@ -288,7 +295,10 @@ class Transactor:
         if at is None or effect.is_dead_letter:
             what = "its share of every transaction" if at is None else "even a dead letter"
             raise LogError(f"{record.topic} refuses {what}: {error}") from error
-        logger.warning("%s refused a record, which is replaced: %s", record.topic, error)
+        trace = {"trace_id": h.trace_id(record.headers)}
+        logger.warning(
+            "%s refused a record, which is replaced: %s", record.topic, error, extra=trace
+        )
         work.effects[at : at + 1] = self._stage.refused(effect, record, error)
 
     def _progress_record(self, partition: Partition, progress: Progress) -> Outgoing:

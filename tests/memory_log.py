@@ -218,22 +218,27 @@ class MemoryLog:
                 await self._membership.assigned(partitions)
 
     async def poll(
-        self, timeout_s: float, records_max: int, paused: Collection[Partition]
+        self,
+        timeout_s: float,
+        records_max: int,
+        paused: Collection[Partition],
+        *,
+        of_each: bool = False,
     ) -> Mapping[Partition, Sequence[Record]]:
         """Return new committed records; where there are none, sleep for the timeout first."""
         await self._call()
         if self._membership is None:
             raise LogError("not a member of a group: call join() first")
         self.last_poll = Poll(timeout_s, records_max, frozenset(paused))
-        polled = self._take(records_max, paused)
+        polled = self._take(records_max, paused, of_each=of_each)
         if not polled:
             await self.cluster.sleep(timeout_s)
             self.reach()
-            polled = self._take(records_max, paused)
+            polled = self._take(records_max, paused, of_each=of_each)
         return polled
 
     def _take(
-        self, records_max: int, paused: Collection[Partition]
+        self, records_max: int, paused: Collection[Partition], *, of_each: bool
     ) -> dict[Partition, Sequence[Record]]:
         polled: dict[Partition, Sequence[Record]] = {}
         for partition, position in list(self._positions.items()):
@@ -241,8 +246,9 @@ class MemoryLog:
             if partition in paused or position >= log.stable_end or not records_max:
                 continue
             records = list(log.committed(position, log.stable_end))[:records_max]
-            records_max -= len(records)
-            is_all = not records or records_max
+            is_all = len(records) < records_max
+            if not of_each:
+                records_max -= len(records)
             self._positions[partition] = log.stable_end if is_all else records[-1].offset + 1
             if records:
                 polled[partition] = records

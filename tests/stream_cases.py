@@ -188,17 +188,17 @@ class Yard:
         notary: Notary | None = None,
         records_max: int = 500,
         observers: Sequence[Observer] = (),
+        before_step: Callable[[], None] = lambda: None,
     ) -> Transactor:
         """Return a transactor that has all partitions of the stage's topics."""
         log = log or MemoryLog(self.cluster)
         notary = notary or make_notary(self.catalogue, self.clock, self.digests)
         transactor = make_transactor(
-            log,
-            stage,
-            self.catalogue.progress,
+            *(log, stage, self.catalogue.progress),
             notary=notary,
             records_max=records_max,
             observers=observers,
+            before_step=before_step,
         )
         await transactor.start()
         await self.cluster.rebalance(stage.group)
@@ -271,6 +271,7 @@ def make_transactor(
     poll_s_max: float = 0.1,
     records_max: int = 500,
     observers: Sequence[Observer] = (),
+    before_step: Callable[[], None] = lambda: None,
 ) -> Transactor:
     return Transactor(
         log,
@@ -281,6 +282,7 @@ def make_transactor(
         transaction_s_max=60.0,
         poll_records_max=records_max,
         observers=observers,
+        before_step=before_step,
     )
 
 

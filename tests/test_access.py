@@ -48,8 +48,8 @@ def user(label: str) -> str:
 class TestCommand:
     async def test_json_has_every_role_with_its_grants(self) -> None:
         told = json.loads((await shunter("topics", "acls", "--json")).stdout)
-        assert [each["role"] for each in told[:2] + told[-3:]] == [
-            *("client", "router", "auditor", "custodian", "operator")
+        assert [each["role"] for each in told[:2] + told[-4:]] == [
+            *("client", "router", "auditor", "custodian", "steward", "operator")
         ]
         worker = next(each for each in told if each["pool"] == "silicon-us")
         assert worker["principal"] == "User:shunter-worker-silicon-us"
@@ -187,6 +187,17 @@ class TestTheWholeSystemWithTheseRights:
         )
         assert outcome.returncode == 0, outcome.stderr
 
+    async def test_a_steward_applies_what_is_in_force(
+        self, secured: SecuredKafka, system: System
+    ) -> None:
+        files = [f"--{kind}={system.directory / kind}.yaml" for kind in ("policy", "fleet")]
+        for arguments in (("apply", *files), ("history",)):
+            outcome = await asyncio.to_thread(
+                command, secured, user("steward"), "policy", *arguments
+            )
+            assert outcome.returncode == 0, outcome.stderr
+        assert "apply" in outcome.stdout
+
     async def test_an_auditor_tells_the_story(
         self, secured: SecuredKafka, system: System, tmp_path: Path
     ) -> None:
@@ -196,6 +207,8 @@ class TestTheWholeSystemWithTheseRights:
             (("audit", "show", f"now-{POOLS[0]}"), "executed"),
             (("results", "--request", f"now-{POOLS[0]}"), "completed"),
             (("audit", "verify"), "verified: nothing was altered"),
+            # By the versions that its evidence names, which only the topic has.
+            (("audit", "replay", f"now-{POOLS[0]}"), "the same again"),
             (("audit", "match", f"now-{POOLS[0]}", body), "it is the body of the request"),
         ):
             outcome = await asyncio.to_thread(command, secured, user("auditor"), *arguments)

@@ -87,7 +87,7 @@ async def test_a_router_sums_heartbeats_and_what_it_holds() -> None:
     batcher = batcher_of(yard)
     transactor = await yard.run(batcher, MemoryLog(yard.cluster, "b"))
     situation = yard.situation()
-    signal = AutoscalingSignal(situation, batcher, yard.clock)
+    signal = AutoscalingSignal(lambda: situation, batcher, yard.clock)
     assert {pool: each["workers_needed"] for pool, each in signal.pools().items()} == {
         "premium-eu": 0,
         "premium-us": 0,
@@ -132,7 +132,7 @@ def hold(yard: Yard, count: int) -> None:
 
 async def test_metrics_are_in_the_format_of_prometheus() -> None:
     yard = Yard()
-    signal = AutoscalingSignal(yard.situation(), batcher_of(yard), yard.clock)
+    signal = AutoscalingSignal(yard.situation, batcher_of(yard), yard.clock)
     metrics = make_metrics(yard)
     metrics.gauges.read_from(signal.gauges)
     page = metrics.page("")[1].decode()

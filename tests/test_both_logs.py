@@ -101,6 +101,18 @@ async def test_a_transaction_is_seen_whole_once_committed_and_its_marker_takes_a
     assert not writer.is_cut_off
 
 
+async def test_a_poll_brings_some_of_each_partition(logs: Logs) -> None:
+    log = await logs.join()
+    writer = await logs.fence(log)
+    await logs.write(writer, *(logs.out(f"{n}", number) for number in (0, 1) for n in range(40)))
+    await writer.commit(logs.p0, 1, logs.group)
+    async with asyncio.timeout(15):
+        # The client may have fetched one partition before the other.
+        while len(polled := await log.poll(0.2, 5, [], of_each=True)) < 2:
+            pass
+    assert [len(records) for records in polled.values()] == [5, 5]
+
+
 async def test_a_successor_aborts_what_is_open_and_its_predecessor_can_write_no_more(
     logs: Logs,
 ) -> None:

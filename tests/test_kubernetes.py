@@ -123,7 +123,7 @@ def test_prometheus_finds_the_web_port(each: dict[str, Any]) -> None:
 
 def test_the_scaler_reads_what_a_router_tells() -> None:
     yard = Yard()
-    signal = AutoscalingSignal(yard.situation(), batcher_of(yard), yard.clock)
+    signal = AutoscalingSignal(yard.situation, batcher_of(yard), yard.clock)
     pools = load_fleet(HERE / "fleet.yaml").pools
     page = {"pools": dict.fromkeys(pools, signal.pools()["premium-eu"])}
     for each in SCALED.values():

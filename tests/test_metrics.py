@@ -104,7 +104,7 @@ async def test_a_batcher_counts_releases_batches_and_their_fill() -> None:
     yard = Yard()
     metrics = make_metrics(yard)
     batcher = batcher_of(yard)
-    metrics.gauges.read_from(hold_gauges(batcher, yard.policy, yard.clock))
+    metrics.gauges.read_from(hold_gauges(batcher, lambda: yard.policy, yard.clock))
     router = await yard.run(make_router(yard))
     transactor = counted(await yard.run(batcher, MemoryLog(yard.cluster, "b")), metrics)
     for n in range(3):
@@ -260,7 +260,7 @@ async def test_groups_beyond_the_limit_are_one_and_no_series_is_there_twice() ->
     sizes = {"g" * 200 + str(n): n + 1 for n in range(GROUPS_MAX + 5)}
     yard = Yard()
     metrics = make_metrics(yard)
-    metrics.gauges.read_from(hold_gauges(Batcher(), yard.policy, yard.clock))  # type: ignore[arg-type]
+    metrics.gauges.read_from(hold_gauges(Batcher(), lambda: yard.policy, yard.clock))  # type: ignore[arg-type]
     found = read(metrics, m.GROUP_REQUESTS)
     assert len(found) == GROUPS_MAX + 1
     assert found["other",] == 1 + 2 + 3 + 4 + 5

@@ -101,7 +101,7 @@ def test_it_runs_as_a_program(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.floats(allow_nan=False, allow_infinity=False)
+    st.floats(-sys.float_info.max, sys.float_info.max)
     | st.text()
     | st.dictionaries(st.text(), st.integers(-9, 9))
 )

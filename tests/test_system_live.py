@@ -39,9 +39,9 @@ ABSENT = "absent"
 FLEET_AND_ABSENT = {"pools": FLEET["pools"] | {ABSENT: deepcopy(FLEET["pools"]["lpddr-us"])}}
 
 
-async def shown_once(system: System) -> Any:
+async def printed_once(system: System, *options: str) -> bytes:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "shunter", "top", "--once", "--json", "--window", "600"),
+        *(sys.executable, "-m", "shunter", "top", "--once", "--window", "600", *options),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -49,7 +49,13 @@ async def shown_once(system: System) -> Any:
     )
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
-    return json.loads(out)
+    return out
+
+
+async def nothing_is_cut_where_no_terminal_is(system: System) -> None:
+    piped = (await printed_once(system)).decode()
+    assert "breaker" in piped
+    assert "…" not in piped
 
 
 def environment(system: System) -> dict[str, str]:
@@ -143,7 +149,7 @@ async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
 
         await eventually(all_there, "the last steps")
         held = await held_ids(system)
-        top, page = await shown_once(system), None
+        top, page = json.loads(await printed_once(system, "--json")), None
 
         async def page_is_level() -> bool:
             nonlocal page
@@ -160,6 +166,7 @@ async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
         for shown in (top, page):
             groups = [g for g in shown["holds"]["groups"] if g["held"]]  # type: ignore[index]
             assert [(g["held"], g["constraints"]) for g in groups] == [(5, {"pools": [ABSENT]})]
+        await nothing_is_cut_where_no_terminal_is(system)
 
 
 async def test_the_page_tells_stories_and_takes_nothing_for_markup(

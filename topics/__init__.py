@@ -8,8 +8,15 @@ from topics.cancellation import Cancellation, parse_cancellation
 from topics.catalogue import Catalogue, Topic
 from topics.codec import decode, encode
 from topics.errors import BadRecordError
-from topics.evidence import Evidence, Hold, Host, Source, TextDigest
+from topics.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
 from topics.placement import Batch, Candidate, Envelope, Placement
+from topics.policy_log import (
+    Declared,
+    PolicyChange,
+    PolicyEntry,
+    PolicyLog,
+    entry_key,
+)
 from topics.profile import Fallback, Profile, Tag
 from topics.progress import Progress, progress_key
 from topics.request import InferenceRequest, duration_s, parse_request, peek_id
@@ -45,6 +52,7 @@ __all__ = [
     "Catalogue",
     "ChainHead",
     "Cost",
+    "Declared",
     "Envelope",
     "Evidence",
     "Fallback",
@@ -58,6 +66,9 @@ __all__ = [
     "LatencyError",
     "OutputLengths",
     "Placement",
+    "PolicyChange",
+    "PolicyEntry",
+    "PolicyLog",
     "PoolStatus",
     "Profile",
     "Progress",
@@ -71,6 +82,7 @@ __all__ = [
     "Salt",
     "ServerLoad",
     "Settings",
+    "Shadow",
     "Source",
     "StreamPiece",
     "Tag",
@@ -82,6 +94,7 @@ __all__ = [
     "decode",
     "duration_s",
     "encode",
+    "entry_key",
     "parse_cancellation",
     "parse_request",
     "peek_id",

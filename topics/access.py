@@ -10,7 +10,9 @@ from topics.catalogue import Catalogue
 ResourceType = Literal["Topic", "Group", "TransactionalId"]
 Pattern = Literal["Literal", "Prefixed"]
 Operation = Literal["Read", "Write", "Describe", "Create", "DescribeConfigs"]
-RoleName = Literal["client", "router", "worker", "viewer", "auditor", "custodian", "operator"]
+RoleName = Literal[
+    "client", "router", "worker", "viewer", "auditor", "custodian", "steward", "operator"
+]
 
 # Of a broker it is asked which transactions are open on a partition; it tells those who may read.
 REPAIR = "find there what a dying broker left open"
@@ -64,6 +66,7 @@ def roles(catalogue: Catalogue, pools: Sequence[str]) -> list[Role]:
         viewer(catalogue),
         auditor(catalogue),
         custodian(catalogue),
+        steward(catalogue),
         operator(catalogue),
     ]
 
@@ -98,6 +101,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
             *_transactional_writes(written),
             _topic(catalogue.pool_status, "Read", "know the workers' load"),
+            _topic(catalogue.policies, "Read", "know the policy and the fleet in force"),
             *_signing(catalogue),
         ],
     )
@@ -144,6 +148,7 @@ def auditor(catalogue: Catalogue) -> Role:
             _topic(catalogue.evidence_salts, "Read", "compare a text with its digest"),
             _topic(catalogue.progress, "Read", "see whether the newest is missing"),
             _topic(catalogue.results, "Read", "compare it with the result"),
+            _topic(catalogue.policies, "Read", "make a decision again by its policy"),
         ],
     )
 
@@ -157,6 +162,19 @@ def custodian(catalogue: Catalogue) -> Role:
             _topic(catalogue.evidence_keys, "Write", "revoke a key"),
             _topic(catalogue.evidence_salts, "Read", "find the salts of a tenant"),
             _topic(catalogue.evidence_salts, "Write", "forget a tenant"),
+        ],
+    )
+
+
+def steward(catalogue: Catalogue) -> Role:
+    """Return the rights of who decides which policy and which fleet are in force."""
+    pools = f"{catalogue.prefix}.pool."
+    return _role(
+        "steward",
+        [
+            _topic(catalogue.policies, "Read", "know what is in force"),
+            _topic(catalogue.policies, "Write", "apply a policy or a fleet"),
+            Grant("Topic", pools, "Prefixed", "Describe", "see that a pool has its topics"),
         ],
     )
 

@@ -104,6 +104,17 @@ async def describe(settings: Settings, pools: Iterable[str]) -> Report:
         return await _compare(admin, Catalogue(settings).topics(pools), created=set())
 
 
+async def has_topics(settings: Settings, topics: Mapping[str, int]) -> bool:
+    """Tell whether each of these topics is there, with so many partitions.
+
+    Raises:
+        AdminError: Kafka can't be reached, or refuses.
+    """
+    async with _administration(settings) as admin:
+        found = await _partition_counts(admin)
+    return all(found.get(name) == partitions for name, partitions in topics.items())
+
+
 async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[str, int]:
     """Return how many partitions each of these topics has.
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from topics.cancellation import CANCELLATION_S, Cancellation
 from topics.evidence import Evidence
+from topics.policy_log import PolicyEntry
 from topics.progress import Progress
 from topics.request import InferenceRequest
 from topics.result import Result
@@ -80,6 +81,7 @@ class Catalogue:
         self.evidence_salts = f"{self.prefix}.evidence-salts"
         self.dead_letters = f"{self.prefix}.dead-letters"
         self.pool_status = f"{self.prefix}.pool-status"
+        self.policies = f"{self.prefix}.policies"
         self.progress = f"{self.prefix}.progress"
         self.router_group = f"{self.prefix}.router"
         self.batcher_group = f"{self.prefix}.batcher"
@@ -169,6 +171,15 @@ class Catalogue:
                 "pool/instance",
                 "a worker's heartbeat",
                 PoolStatus,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+            Topic(
+                self.policies,
+                1,
+                "kind/version, change/number",
+                "a policy or a fleet, or a change of what is in force",
+                PolicyEntry,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
             ),

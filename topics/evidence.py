@@ -64,6 +64,22 @@ class TextDigest:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadow:
+    """What a second policy would have done with a request; nobody acts upon it.
+
+    ``cost_usd`` and ``chance`` are those of its own choice, None where it would not have served.
+    """
+
+    policy_version: str
+    action: Literal["place", "hold", "reject", "expire"]
+    reason: str
+    pool: str | None = None
+    model_variant: str | None = None
+    cost_usd: float | None = None
+    chance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it."""
 
@@ -88,6 +104,8 @@ class Evidence:
     decided_with: str | None = None
     """Of a decision on several at once, the request whose evidence has what it was made on."""
     candidates: tuple[Candidate, ...] = ()
+    shadow: Shadow | None = None
+    """Of a decision on a request, where a second policy decides beside the one in force."""
     placement: Placement | None = None
     promised: Envelope | None = None
     got: Envelope | None = None

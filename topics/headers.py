@@ -24,6 +24,7 @@ UNREADABLE = "shunter-unreadable"
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
 BATCH_SIZE = "shunter-batch-size"
+BATCH_TRACEPARENT = "shunter-batch-traceparent"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 CE_SPECVERSION = "ce_specversion"
@@ -108,9 +109,9 @@ def read_batch(headers: Headers) -> Batch | None:
         raise BadRecordError("decode", "bad_header", f"batch headers: {error}") from error
 
 
-def traceparent(headers: Headers) -> bytes | None:
+def traceparent(headers: Headers, name: str = TRACEPARENT) -> bytes | None:
     """Return the trace context of a record; a malformed one counts as none."""
-    value = find(headers, TRACEPARENT)
+    value = find(headers, name)
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 

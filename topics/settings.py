@@ -43,7 +43,8 @@ class Settings(BaseSettings):
     request_bytes_max: int = Field(default=1 * MIB, ge=1024, le=8 * MIB)
     """Longest request value served; a longer one is dead-lettered."""
     poll_records_max: int = Field(default=100, ge=1, le=10_000)
-    """Most records that one poll takes; an urgent one waits for those before it in its poll."""
+    """Most records that one poll takes, of each partition where they are decided on at once; an
+    urgent one waits for those before it in its poll."""
     poll_s_max: float = Field(default=0.1, gt=0, le=5)
     """Longest that a poll waits for records; a rebalance waits no longer than this for the loop."""
     duplicate_window_records: int = Field(default=100_000, ge=0, le=10_000_000)
@@ -94,6 +95,10 @@ class Settings(BaseSettings):
     metrics_tenants_max: int = Field(default=20, ge=0, le=1000)
     """Most tenants that metrics name, those of the policy first; the others are one, ``other``."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["pretty", "json"] = "pretty"
+    """Lines for people, or one JSON object a line; both name the trace of a request."""
+    jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
+    """Page of the Jaeger that `shunter trace` reads from."""
 
     def kafka_options(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.

@@ -28,11 +28,15 @@ Unanswered = Literal["failed", "expired", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A request of the pool, as it was read, and its stream where the client wants one."""
+    """A request of the pool, as it was read, and its stream where the client wants one.
+
+    ``began_at`` is when its turn came, epoch seconds; None for one that still waits.
+    """
 
     record: Record
     call: Call
     stream: Stream | None = None
+    began_at: float | None = None
 
     @property
     def variant(self) -> str:
@@ -66,8 +70,6 @@ class Ending:
         usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
         promised = _promised(task.record)
         got = _got(task, outcome, option.usd_per_s)
-        times = (outcome.started_at, outcome.first_token_at, outcome.finished_at)
-        self._telemetry.executed(task.record, profile, placement, usage, times, got.cost_usd)
         result = Result(
             id=profile.id,
             status="completed",
@@ -76,7 +78,7 @@ class Ending:
             placement=placement,
             usage=usage,
             cost=Cost(got.cost_usd, None if promised is None else promised.cost_usd),
-            trace_id=h.trace_id(task.record.headers),
+            trace_id=task.record.trace_id,
             metadata=task.call.request.metadata,
         )
         evidence = self._scribe.step(
@@ -120,11 +122,12 @@ class Ending:
             exclude_pools=(*profile.exclude_pools, task.pool),
             fallbacks=(*profile.fallbacks, fallback),
         )
+        added = {h.PROFILE: encode(again)} | self._telemetry.sent(task.record, late_at=now)
         reroute = Outgoing(
             self._scribe.catalogue.reroutes,
             profile.id.encode(),
             task.record.value,
-            h.replaced(h.client_headers(task.record.headers), {h.PROFILE: encode(again)}),
+            h.replaced(h.client_headers(task.record.headers), added),
             partition=profile.ingest_partition % self._scribe.catalogue.partitions,
         )
         evidence = self._scribe.step(
@@ -157,7 +160,7 @@ class Ending:
             response=response,
             error=error,
             placement=task.call.placement,
-            trace_id=h.trace_id(task.record.headers),
+            trace_id=task.record.trace_id,
             metadata=task.call.request.metadata,
         )
         evidence = self._scribe.step(

@@ -11,8 +11,9 @@ from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemCl
 from streams.declarations import load_fleet, load_policy
 from streams.host import FollowerService, TelemetryService, run_app
 from streams.metrics import Metrics, MetricsService
+from streams.metrics.gauges import span_gauges
+from streams.otel import from_environment
 from streams.run import check_topics, make_notary, notary_services
-from streams.telemetry import from_environment
 from topics import Catalogue, Settings
 from topics.access import worker as worker_role
 from workers.attempts import Attempts
@@ -28,6 +29,7 @@ from workers.openai import OpenAIBackend
 from workers.runtime import Worker
 from workers.services import BackendService, BreakerService, DrainingService
 from workers.simulated import SimulatedBackend
+from workers.spans import WorkSpans
 from workers.streaming import StreamPublisher, Streams
 
 
@@ -57,6 +59,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         DeclarationError: fleet or policy can't be used.
         UnknownPoolError: the fleet has no such pool.
         BackendSettingError: its backend can't be made of what it declares.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     fleet, policy = load_fleet(settings.fleet), load_policy(settings.policy)
     options = compile_options(fleet)
@@ -81,6 +84,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     cancellations = Cancellations(clock)
     experience = Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
+    spans = [WorkSpans(telemetry, catalogue, clock, pool)]
     worker = Worker(
         pool,
         served,
@@ -96,6 +100,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         options, policy, tenants_max=settings.metrics_tenants_max, profile_of=profile_of
     )
     metrics.gauges.read_from(worker_gauges(pool, worker, breakers))
+    metrics.gauges.read_from(span_gauges(lambda: telemetry.dropped_spans))
     run_app(
         f"worker-{pool}",
         settings,
@@ -107,7 +112,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, notary, metrics, Learning(experience)),
+            DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)]),
             Heartbeat(
                 settings, served[0], worker, backend, breakers, experience, clock, options.version
             ),

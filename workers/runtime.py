@@ -8,7 +8,7 @@ one transaction.
 import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -75,6 +75,8 @@ class _Lane:
 
 class Worker:
     """The stage from the two lanes of a pool to results."""
+
+    piles_up = True
 
     def __init__(
         self,
@@ -293,7 +295,7 @@ class Worker:
         )
         if request.body.get("stream") is not True:
             return Task(record, Call(request, profile, placement))
-        stream = self._streams.open(profile)
+        stream = self._streams.open(profile, record.trace_id)
         return Task(record, Call(request, profile, placement, stream.tell), stream)
 
     def _cancel(self, request_id: str) -> None:
@@ -324,6 +326,7 @@ class Worker:
                 waiting = self._waiting.get((variant, is_direct))
                 while waiting and self._may_start(variant, slots):
                     lane, task = waiting.popleft()
+                    task = replace(task, began_at=self._clock.now())
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)

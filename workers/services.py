@@ -1,6 +1,7 @@
 """What runs beside the stage in a worker's process, and how it ends."""
 
 import asyncio
+from collections.abc import Sequence
 
 from mode import Service
 
@@ -8,10 +9,10 @@ from streams.host import StageService
 from streams.metrics import Metrics
 from streams.notary import Notary
 from streams.run import transactor
+from streams.stage import Observer
 from topics import Settings
 from workers.backend import Backend
 from workers.breaker import Breakers
-from workers.learning import Learning
 from workers.runtime import Worker
 
 
@@ -42,9 +43,9 @@ class DrainingService(StageService):
         settings: Settings,
         notary: Notary,
         metrics: Metrics,
-        learning: Learning,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        super().__init__(transactor(settings, worker, notary, metrics, learning), "worker")
+        super().__init__(transactor(settings, worker, notary, metrics, observers), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 

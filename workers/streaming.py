@@ -37,17 +37,18 @@ class Streams:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def open(self, profile: Profile) -> "Stream":
+    def open(self, profile: Profile, trace_id: str | None = None) -> "Stream":
         """Return the stream of a request; nothing is written before it runs."""
-        return Stream(self._sink, profile)
+        return Stream(self._sink, profile, trace_id)
 
 
 class Stream:
     """The pieces of one answer. The order is that of ``tell``, and ``finish`` comes last."""
 
-    def __init__(self, sink: Sink, profile: Profile) -> None:
+    def __init__(self, sink: Sink, profile: Profile, trace_id: str | None = None) -> None:
         self._sink = sink
         self._profile = profile
+        self._trace_id = trace_id
         self._sent: list[Awaitable[object]] = []
         self._is_given_up = False
         self.pieces = 0
@@ -77,7 +78,10 @@ class Stream:
 
     def _give_up(self, error: Exception) -> None:
         self._is_given_up = True
-        logger.warning("the stream of a request has a gap: %s", error or type(error).__name__)
+        told = error or type(error).__name__
+        logger.warning(
+            "the stream of a request has a gap: %s", told, extra={"trace_id": self._trace_id}
+        )
 
 
 class StreamPublisher(Service):  # type: ignore[misc]

@@ -7,7 +7,8 @@ are committed by the client, records sent without waiting for each.
 import asyncio
 import os
 
-from faststream.kafka import KafkaBroker, KafkaMessage
+from faststream.kafka import KafkaBroker
+from faststream.kafka.annotations import KafkaMessage
 
 from benchmarks.contestants.decider import Decider
 
@@ -26,9 +27,9 @@ async def run() -> None:
     @broker.subscriber(
         f"{prefix}.requests", group_id=f"{prefix}.faststream", auto_offset_reset="earliest"
     )
-    async def route(value: bytes, message: KafkaMessage) -> None:
+    async def route(message: KafkaMessage) -> None:
         raw = message.raw_message
-        placed, told = decider.route(value, raw.key, raw.partition, raw.offset)
+        placed, told = decider.route(raw.value, raw.key, raw.partition, raw.offset)
         headers = {name: text.decode() for name, text in placed.headers}
         lane = f"{prefix}.pool.pool-000.direct"
         await broker.publish(

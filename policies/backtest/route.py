@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from policies.decide import decide
-from policies.groups import group_of
+from policies.groups import group_in
 from policies.lengths import Lengths
 from policies.options import Option, Options
 from policies.policy import Policy
@@ -79,7 +79,7 @@ class Shunter:
             return Send(profile, decision.option, "direct", promised=decision.promised)
         if decision.action == "hold":
             # A router names the group; the batcher works it out again from the profile.
-            group = group_of(profile, here.policy.windows.length_buckets_tokens)
+            group = group_in(profile, here)
             self._windows.add(Member(profile, group, now, self._held))
             self._held += 1
             return None

@@ -46,32 +46,26 @@ def decisions_on(request_id: str, read: Callable[[str], Sequence[Evidence]]) -> 
     return steps
 
 
-def replay_steps(steps: Sequence[Evidence], options: Options, policy: Policy) -> list[Replayed]:
+def replay_steps(
+    steps: Sequence[Evidence],
+    find: Callable[[str | None, str | None], tuple[Options, Policy]],
+) -> list[Replayed]:
     """Return each decision of a request, made again.
 
     Args:
         steps: its evidence.
-        options: of the fleet that the evidence names.
-        policy: that the evidence names.
+        find: returns the options of a fleet, and a policy, of the versions (fleet, policy).
 
     Raises:
-        UserError: fleet or policy are others, or no step is a decision.
+        UserError: no step is a decision, or ``find`` raises it.
     """
     decisions = [step for step in steps if step.profile is not None and step.inputs is not None]
     if not decisions:
         raise UserError("no step of this request is a decision with its inputs")
-    for step in decisions:
-        for what, named, given in (
-            ("policy", step.policy_version, policy.version),
-            ("fleet", step.fleet_version, options.version),
-        ):
-            if named != given:
-                raise UserError(
-                    f"the decision {step.step!r} was made with {what} {named}, and this is {given};"
-                    f" name the file of that time with --{what}"
-                )
     return [
-        (_release_again if step.step == "released" else _decision_again)(step, options, policy)
+        (_release_again if step.step == "released" else _decision_again)(
+            step, *find(step.fleet_version, step.policy_version)
+        )
         for step in decisions
     ]
 

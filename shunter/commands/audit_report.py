@@ -12,10 +12,10 @@ from typing import Annotated, Any, BinaryIO
 import orjson
 import typer
 
-from policies import compile_options
 from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import Report, as_csv, as_html
 from shunter.audit.source import Trail, open_trail
+from shunter.audit.versions import Versions
 from shunter.client import note
 from shunter.console import (
     ArchiveUrl,
@@ -29,7 +29,6 @@ from shunter.console import (
     settings_from,
 )
 from shunter.log_reading import Kind, Row
-from streams.declarations import load_fleet, load_policy
 from topics import BadRecordError, Evidence, decode
 
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
@@ -116,10 +115,11 @@ def replay(
 ) -> None:
     """Make the decisions on a request again, from what they were made on, and compare.
 
-    Wants the fleet and the policy of the versions that the evidence names. Ends with exit code 1
+    Fleet and policy are those of the versions that the evidence names: the files given, if they are
+    of these, else what was applied under them (`shunter policy history`). Ends with exit code 1
     where a decision comes out otherwise.
 
-    Example: shunter audit replay request-1 --policy policy-of-november.yaml
+    Example: shunter audit replay request-1
     """
     settings = settings_from(
         bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, fleet=fleet, policy=policy
@@ -128,8 +128,7 @@ def replay(
     steps = decisions_on(request_id, lambda name: _steps(trail, name))
     if not steps:
         raise UserError(f"nothing is known of request {request_id!r}")
-    options = compile_options(load_fleet(settings.fleet))
-    replayed = replay_steps(steps, options, load_policy(settings.policy))
+    replayed = replay_steps(steps, Versions(settings).find)
     if as_json:
         typer.echo(orjson.dumps(replayed).decode())
     for each in () if as_json else replayed:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -10,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
 from shunter.demo import Outcome, Plan, run_demo
-from shunter.demo.report import report
+from shunter.demo.report import print_traces, report, traces
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams import LogError
@@ -18,6 +19,21 @@ from topics import BadRecordError
 from topics.admin import AdminError
 
 SPEED = 4.0
+
+Traced = Annotated[
+    bool,
+    typer.Option(
+        "--jaeger",
+        help="Send traces to the Jaeger on this machine (or of OTEL_EXPORTER_OTLP_ENDPOINT and"
+        " SHUNTER_JAEGER_URL), and end with the addresses of two.",
+    ),
+]
+JaegerProgram = Annotated[
+    Path | None,
+    typer.Option(
+        "--jaeger-program", metavar="FILE", help="Run this Jaeger meanwhile; add --keep to look."
+    ),
+]
 
 
 def demo(
@@ -42,6 +58,8 @@ def demo(
         str | None,
         typer.Option("--topic-prefix", help="What topic names begin with; must not be in use."),
     ] = None,
+    jaeger: Traced = False,
+    jaeger_program: JaegerProgram = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave everything up at the end, until Ctrl-C.")
     ] = False,
@@ -55,7 +73,15 @@ def demo(
     """
     # A polite end then goes the way of Ctrl-C, which stops what was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    plan = Plan(speed, requests, bootstrap_servers, topic_prefix, keep)
+    plan = Plan(
+        speed,
+        requests,
+        bootstrap_servers,
+        topic_prefix,
+        keep,
+        traced=jaeger or jaeger_program is not None,
+        jaeger_program=jaeger_program,
+    )
     drawn = out.is_terminal and not as_json
     show = View(out) if drawn else Lines(err)
 
@@ -63,10 +89,12 @@ def demo(
         if isinstance(show, View):
             show.close()
         if as_json:
-            typer.echo(orjson.dumps(outcome.figures).decode())
+            figures = outcome.figures | ({"traces": traces(outcome)} if outcome.jaeger else {})
+            typer.echo(orjson.dumps(figures).decode())
             sys.stdout.flush()
         else:
             out.print(report(outcome, kept=keep))
+            print_traces(out, outcome)
 
     try:
         is_good = run_demo(plan, show, tell)

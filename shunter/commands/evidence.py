@@ -153,7 +153,7 @@ async def _archive(settings: Settings, url: str, *, once: bool) -> None:
     from shunter.archive import Archive, Archiver, parse_holds  # noqa: PLC0415
     from shunter.archive.sink import Keeping  # noqa: PLC0415
 
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     names = Catalogue(settings)
     counts = await partition_counts(settings, [names.evidence])
     settings = settings.model_copy(update={"partitions": counts[names.evidence]})

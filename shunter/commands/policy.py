@@ -21,7 +21,9 @@ from policies import (
     tag,
 )
 from policies.situation import Situation
+from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
+from shunter.commands.policy_shadow import shadow
 from shunter.console import AsJson, FleetFile, PolicyFile, UserError, out, settings_from
 from shunter.story import story
 from streams.declarations import load_fleet, load_policy
@@ -36,8 +38,12 @@ _STEPS: dict[str, Step] = {
     "expire": "expired",
 }
 
-policy = typer.Typer(name="policy", help="Check fleet and policy; explain a decision; backtest.")
+policy = typer.Typer(name="policy", help="Check, explain, backtest and apply fleet and policy.")
 policy.command()(backtest)
+policy.command()(apply)
+policy.command()(rollback)
+policy.command()(history)
+policy.command()(shadow)
 
 
 @policy.command()

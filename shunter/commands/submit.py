@@ -14,9 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shunter.client import note, run, tail
 from shunter.client_lines import Checked, check_lines, good_lines
+from shunter.client_spans import submit_spans
 from shunter.client_stream import Printer
 from shunter.client_submit import Tally, follow, publish
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
+from streams import SystemClock
 from topics import Catalogue, Settings
 from topics.admin import partition_counts
 from topics.result import Status
@@ -138,8 +140,11 @@ def _tell_bad(checked: Checked, name: str, *, skip_bad: bool) -> None:
 
 async def _publish_only(settings: Settings, lines: BinaryIO, checked: Checked) -> None:
     await partition_counts(settings, [Catalogue(settings).requests])
-    with _progress("published", len(checked.ids)) as advance:
-        await publish(settings, good_lines(lines, checked), advance)
+    with (
+        _progress("published", len(checked.ids)) as advance,
+        submit_spans(settings, SystemClock()) as spans,
+    ):
+        await publish(settings, good_lines(lines, checked), advance, spans)
 
 
 async def _publish_and_follow(

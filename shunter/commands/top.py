@@ -5,6 +5,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from policies import compile_options
 from shunter.client import run
@@ -78,6 +79,7 @@ def top(
     if as_json:
         typer.echo(encode(snapshot).decode())
     else:
-        width = out.width if out.is_terminal else PIPED_WIDTH
+        # A console of its own: what is wider than the console is cut, whatever `print` is told.
+        console = out if out.is_terminal else Console(width=PIPED_WIDTH)
         where = f"{settings.topic_prefix} on {settings.bootstrap_servers}"
-        out.print(screen(snapshot, State(active=""), width, None, where=where), width=width)
+        console.print(screen(snapshot, State(active=""), console.width, None, where=where))

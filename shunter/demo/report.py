@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -58,6 +58,26 @@ def report(outcome: Outcome, *, kept: bool) -> RenderableType:
         parts += _story(outcome, *example)
     parts += ["", Rule("How to go on", align="left"), _further(outcome, kept=kept)]
     return Group(*parts)
+
+
+def print_traces(console: Console, outcome: Outcome) -> None:
+    """Print the addresses of the traces to look at first, each on one line so that it opens."""
+    if found := traces(outcome):
+        console.print("", Rule("Traces", align="left"))
+    for title, address in found.items():
+        console.print(Text(title))
+        console.print(Text(address), soft_wrap=True)
+
+
+def traces(outcome: Outcome) -> dict[str, str]:
+    """Return the addresses of the traces to look at first, by what they show."""
+    found = {}
+    for title, path, task in EXAMPLES:
+        name = _example(outcome.ledger, path, task)
+        trace_id = None if name is None else outcome.ledger.results[name].trace_id
+        if outcome.jaeger is not None and trace_id is not None:
+            found[title] = outcome.jaeger.address(trace_id)
+    return found
 
 
 def _verdict(figures: Mapping[str, Any]) -> Text:

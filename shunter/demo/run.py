@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from shunter.demo.show import Show
 from shunter.demo.summary import summarize
 from shunter.demo.system import System, log_tail, members_of
 from shunter.demo.trace import Row, load_rows, request_of
+from shunter.demo.traces import Jaeger, jaeger
 from shunter.demo.warmup import publish, warm_ups
 from shunter.demo.watch import Watch
 from streams import KafkaLog
@@ -60,6 +61,8 @@ class Plan:
     bootstrap_servers: str | None = None
     topic_prefix: str | None = None
     keep: bool = False
+    traced: bool = False
+    jaeger_program: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Outcome:
     settings: Settings
     run_dir: Path
     is_good: bool
+    jaeger: Jaeger | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,13 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[Outcome], object]) -> bool:
     is_over = False
     try:
         with show, contextlib.ExitStack() as stack:
+            traces = None
+            if plan.traced:
+                # Before anything is started: without one the demo is not what was asked for.
+                log, page = run_dir / "jaeger.log", settings_from().jaeger_url
+                traces = stack.enter_context(jaeger(page, plan.jaeger_program, log))
             settings = _settings(case, run_dir, stack, show)
-            outcome = asyncio.run(_run(case, settings, run_dir, show, tell))
+            outcome = asyncio.run(_run(case, settings, run_dir, show, tell, traces))
             is_over = outcome.is_good and outcome.figures["restarts"] == 0
     except KeyboardInterrupt:
         is_over = True
@@ -170,10 +179,12 @@ async def _run(
     run_dir: Path,
     show: Show,
     tell: Callable[[Outcome], object],
+    traces: Jaeger | None,
 ) -> Outcome:
     began_at = time.monotonic()
     await _create_topics(settings, case.fleet)
-    system = System(run_dir, settings, show.say)
+    more = {} if traces is None else traces.variables()
+    system = System(run_dir, settings, show.say, more)
     try:
         for name, command in members_of(case.fleet.pools):
             system.start(name, command)
@@ -189,7 +200,7 @@ async def _run(
         await _Replay(case, settings, run_dir, system, watch, show).run()
         ledger = await read_ledger(settings)
         findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
-        outcome = _judge(case, ledger, findings, settings, run_dir)
+        outcome = replace(_judge(case, ledger, findings, settings, run_dir), jaeger=traces)
         outcome.figures["restarts"] = system.restarts
         outcome.figures["wall_s"] = round(time.monotonic() - began_at, 1)
         tell(outcome)

@@ -33,10 +33,19 @@ class _Member:
 class System:
     """Router and workers as children of this process; they end when it does, however it ends."""
 
-    def __init__(self, run_dir: Path, settings: Settings, say: Callable[[str], object]) -> None:
-        """Take where logs go, the settings that all share, and who is told of a restart."""
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: Settings,
+        say: Callable[[str], object],
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take where logs go, the settings that all share, and who is told of a restart.
+
+        ``more`` is what else the processes find in their environment.
+        """
         self._run_dir = run_dir
-        self._environment = {**os.environ, **variables(settings)}
+        self._environment = {**os.environ, **variables(settings), **(more or {})}
         self._say = say
         self._members: list[_Member] = []
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from aiokafka.errors import KafkaError
 
-from policies import Options, Policy
+from policies import Options, Policy, Situation
 from streams.clock import Clock
 from streams.live.find import SEARCH_S_MAX, Search, find_evidence
 from streams.live.story import tell
@@ -49,18 +49,24 @@ class LivePage:
         self._settings = settings
         self._clock = clock
         self._search = asyncio.Lock()
+        self._options, self._policy = options, policy
         catalogue = Catalogue(settings)
 
         def new_view() -> LiveView:
             return LiveView(
                 catalogue,
-                options,
-                policy,
+                self._options,
+                self._policy,
                 since=clock.now() - WINDOW_S,
                 held_records_max=settings.held_records_max,
             )
 
         self.watching = Watching(settings, clock, new_view)
+
+    def change(self, situation: Situation) -> None:
+        """Show by another policy and fleet from now on."""
+        self._options, self._policy = situation.options, situation.policy
+        self.watching.change(self._options, self._policy)
 
     def views(self) -> Mapping[str, View]:
         """Return what answers, by path; nothing where the page is not to be shown."""

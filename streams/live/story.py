@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from topics import Candidate, Envelope, Evidence, Placement, Usage
+from topics import Candidate, Envelope, Evidence, Placement, Shadow, Usage
 
 FIGURES = ("cost $", "TTFT s", "finish s", "chance")
 # What a reason code says, where its name alone doesn't.
@@ -15,6 +15,7 @@ IN_WORDS = {
     "cheapest_in_time": "the cheapest likely enough to be in time",
     "waiting_is_cheapest": "waiting for a batch is the cheapest likely enough to be in time",
     "best_chance": "none is likely enough to be in time; this one has the best chance",
+    "preferred_by_extension": "the policy's extensions prefer it to cheaper ones",
     "full": "the batch is full",
     "slack": "the earliest deadline leaves no time to wait on",
     "window": "the batch window closed",
@@ -139,10 +140,19 @@ def _told(step: Evidence, first_at: float, *, show_versions: bool) -> Told:
         candidates=_candidates(step),
         origin=_known(
             ("refused", _refused(step)),
+            ("shadow", _shadow(step.shadow) if step.shadow else None),
             ("by", f"{step.writer}, from {source.topic}/{source.partition}@{source.offset}"),
             ("versions", versions),
         ),
     )
+
+
+def _shadow(shadow: Shadow) -> str:
+    told = f"policy {shadow.policy_version} would {shadow.action} it ({shadow.reason})"
+    if shadow.pool is None:
+        return told
+    price = f"${shadow.cost_usd or 0.0:.8f}, chance {shadow.chance or 0.0:.3f}"
+    return f"{told}: {shadow.pool} {shadow.model_variant}, {price}"
 
 
 def where(placement: Placement) -> str:

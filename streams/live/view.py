@@ -41,8 +41,6 @@ class LiveView:
     ) -> None:
         """Begin at ``since``, epoch seconds; what happened before that is not counted."""
         self._catalogue = catalogue
-        self.options = options
-        self.policy = policy
         self.since = since
         self.window = Sliding(window_s)
         self.total = Tally()
@@ -51,9 +49,16 @@ class LiveView:
         self.fallbacks: deque[Fallback] = deque(maxlen=FALLBACKS_MAX)
         self.unreadable = 0
         self.newest_at: float | None = None
-        self._premium = {p for p, o in options.by_pool.items() if o[0].kind == PREMIUM}
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
-        self._tasks = set(policy.classes)
+        self._tasks: set[str] = set()
+        self.change(options, policy)
+
+    def change(self, options: Options, policy: Policy) -> None:
+        """Show by another fleet and policy from now on; what was counted stays."""
+        self.options = options
+        self.policy = policy
+        self._premium = {p for p, o in options.by_pool.items() if o[0].kind == PREMIUM}
+        self._tasks |= set(policy.classes)
 
     @property
     def topics(self) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from mode import Service
 
+from policies import Options, Policy
 from streams.clock import Clock
 from streams.live.follower import LiveFollower
 from streams.live.rows import snapshot_of
@@ -39,6 +40,10 @@ class Watching(Service):  # type: ignore[misc]
         self._following: asyncio.Task[None] | None = None
         self._view = new_view()
         self._follower: LiveFollower | None = None
+
+    def change(self, options: Options, policy: Policy) -> None:
+        """Show by another fleet and policy from now on."""
+        self._view.change(options, policy)
 
     def look(self) -> Snapshot:
         """Return the view as it is; it may have begun only now, and then is not current."""

@@ -50,17 +50,21 @@ class Fold:
         profile_of: ProfileOf = no_profile,
     ) -> None:
         self._instruments = instruments
-        self._tasks = frozenset(tasks)
         self._tenants = tenants
         self._reasons = Names((), REASONS_MAX)
-        self._premium = frozenset(premium_pools)
         self._profile_of = profile_of
         self._has_failed = False
+        self.change(tasks, premium_pools)
+
+    def change(self, tasks: Collection[str], premium_pools: Collection[str]) -> None:
+        """Count by these classes and pools from now on."""
+        self._tasks = frozenset(tasks)
+        self._premium = frozenset(premium_pools)
         # A share of what never happened is none, and an alert on it would be silent.
         for task in tasks:
             for dimension in DIMENSIONS:
                 for outcome in ("kept", "missed"):
-                    instruments.add(m.SLO_OUTCOMES, (task, dimension, outcome), 0)
+                    self._instruments.add(m.SLO_OUTCOMES, (task, dimension, outcome), 0)
 
     def __call__(self, partition: Partition, effects: Sequence[Effect]) -> None:
         """Count what has become visible. A fault of counting is logged once and ends nothing."""

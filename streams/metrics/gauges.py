@@ -50,11 +50,13 @@ class Gauges(Collector):
         yield from families.values()
 
 
-def hold_gauges(batcher: Batcher, policy: Policy, clock: Clock) -> Callable[[], Readings]:
+def hold_gauges(
+    batcher: Batcher, policy: Callable[[], Policy], clock: Clock
+) -> Callable[[], Readings]:
     """Return what tells of the hold on a router's partitions."""
 
     def read() -> Readings:
-        tasks: Counter[str] = Counter(dict.fromkeys(policy.classes, 0))
+        tasks: Counter[str] = Counter(dict.fromkeys(policy().classes, 0))
         oldest: dict[str, float] = {}
         for windows in batcher.windows():
             tasks.update(windows.tasks())
@@ -92,11 +94,11 @@ def span_gauges(dropped: Callable[[], int]) -> Callable[[], Readings]:
     return read
 
 
-def target_gauges(policy: Policy) -> Callable[[], Readings]:
+def target_gauges(policy: Callable[[], Policy]) -> Callable[[], Readings]:
     """Return what tells the share of requests that is to keep its SLO, by class."""
 
     def read() -> Readings:
-        for task, wanted in policy.classes.items():
+        for task, wanted in policy().classes.items():
             yield m.SLO_TARGET, (task,), wanted.target_chance
 
     return read

@@ -37,6 +37,7 @@ from prometheus_client.samples import Sample
 from streams.clock import Clock
 from streams.metrics import catalogue as m
 from streams.metrics.process import Metrics
+from streams.otel import resource_of
 
 NS_PER_S = 1_000_000_000
 LAG_EVERY_S = 5.0
@@ -175,9 +176,7 @@ class MetricsService(Service):  # type: ignore[misc]
         self._metrics = metrics
         self._clock = clock
         self._exporter = exporter_from_environment()
-        self._resource = Resource.create(
-            {"service.name": f"shunter-{service}", "service.instance.id": instance}
-        )
+        self._resource = resource_of(service, instance)
         self._started_ns = self._now_ns()
         every_ms = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or EXPORT_EVERY_MS)
         self._export_every_s = every_ms / 1000

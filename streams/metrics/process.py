@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from policies import Options, Policy
+from policies import Options, Policy, Situation
 from streams.kafka import KafkaLog
 from streams.log import Partition
 from streams.metrics import catalogue as m
@@ -48,9 +48,13 @@ class Metrics:
             self._instruments,
             tasks=policy.classes,
             tenants=Names(tuple(sorted(policy.tenants)), tenants_max),
-            premium_pools=[n for n, each in options.by_pool.items() if each[0].kind == PREMIUM],
+            premium_pools=_premium(options),
             profile_of=profile_of,
         )
+
+    def change(self, situation: Situation) -> None:
+        """Count by another policy and fleet from now on; tenants keep the names they have."""
+        self.observer.change(situation.policy.classes, _premium(situation.options))
 
     def timed(self, group: str, partition: Partition, seconds: float) -> None:
         """Count a transaction."""
@@ -84,3 +88,7 @@ class Metrics:
         found: Iterable[tuple[tuple[str, str], int]] = self._lag.items()
         for key, records in found:
             yield m.LAG, key, records
+
+
+def _premium(options: Options) -> list[str]:
+    return [name for name, each in options.by_pool.items() if each[0].kind == PREMIUM]

@@ -114,7 +114,10 @@ def _evidence(after: Aftermath) -> Iterator[str]:
     tombstones = {(id(t), key_of(r)) for r, t in after.topics[c.held] if r.value is None}
     for topic, written in after.topics.items():
         for record, transaction in written:
-            if topic in (c.requests, c.cancellations) or place_of(record) in after.world.bad:
+            if (
+                topic in (c.requests, c.cancellations, c.policies)
+                or place_of(record) in after.world.bad
+            ):
                 continue
             at = id(transaction), _subject(record)
             if transaction is None:
@@ -229,13 +232,18 @@ def _rates(after: Aftermath) -> Iterator[str]:
 
 
 def _replays(after: Aftermath) -> Iterator[str]:
-    """Each decision comes out as it is recorded, from what it is recorded to be made on."""
+    """Each decision comes out as it is recorded, by the policy and the inputs that it names."""
     world = after.world
     for record in after.records(after.catalogue.evidence):
         step = decode(Evidence, record.value or b"")
-        if step.inputs is not None:
-            (found,) = replay_steps([step], world.options, world.policy)
-            yield from (f"{step.request_id}: {step.step} again: {d}" for d in found.differences)
+        if step.inputs is None:
+            continue
+        policy = world.policies.get(step.policy_version or "")
+        if policy is None:
+            yield f"{step.request_id}: {step.step} by policy {step.policy_version}, which is none"
+            continue
+        (found,) = replay_steps([step], lambda *_, policy=policy: (world.options, policy))
+        yield from (f"{step.request_id}: {step.step} again: {d}" for d in found.differences)
 
 
 def held(world: "World") -> list[Record]:

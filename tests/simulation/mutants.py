@@ -12,7 +12,7 @@ from memory_log import MemoryWriter
 from policies import Rates, release_inputs_of
 from simulation.cluster import SimLog
 from simulation.requests import HURRIED
-from streams import Batcher, Canceller, Router
+from streams import Batcher, Canceller, Router, Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.progress import read_progress
 from streams.stage import Effect
@@ -328,3 +328,10 @@ class KnowsNoCancellation(Worker):
         find, self._cancellations.find = self._cancellations.find, lambda _id: None  # type: ignore[method-assign]
         super()._take(lane, record)
         self._cancellations.find = find  # type: ignore[method-assign]
+
+
+class NamesTheFirstPolicy(Router):
+    """Decides by what is in force, and writes down what was when it began."""
+
+    def take_terms(self, terms: Terms) -> None:
+        super().take_terms(replace(terms, scribe=self._scribe))

@@ -6,7 +6,7 @@ asks the world before each step (``loop.py``), and the world asks the process.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,12 @@ from policies import situation
 from simulation.backend import SimBackend
 from simulation.cluster import SESSION_S, SimLog
 from simulation.loop import Step
-from streams import CancellationFollower, Clock, Scribe
+from streams import CancellationFollower, Clock, InForce, Scribe, Terms
 from streams.cancellations import Cancellations
+from streams.declarations import Declarations
+from streams.policy_follower import PolicyFollower
 from streams.stage import Stage
+from streams.tokens import TokenCounter
 from streams.transactor import Transactor
 from topics import PoolStatus, Settings, StreamPiece
 from workers import Attempts, Breakers
@@ -129,7 +132,7 @@ class Process:
             self.is_leaving = True
             self.world.loop.call_later(GRACE_S, self.kill, "its grace is over", context=Context())
 
-    def run(self, stage: Stage) -> None:
+    def run(self, stage: Stage, before_step: Callable[[], None] = lambda: None) -> None:
         """Run a stage until the process ends, which it does with any error of the stage."""
         log = self.world.rules.log(self.world.groups, self.name, self)
         log.writer = self.world.rules.writer
@@ -142,6 +145,7 @@ class Process:
             poll_s_max=POLL_S_MAX,
             poll_records_max=POLL_RECORDS_MAX,
             transaction_s_max=TRANSACTION_S_MAX,
+            before_step=before_step,
         )
         self._stages_left += 1
         task = self.spawn(self._run(transactor, stage))
@@ -152,10 +156,12 @@ class Process:
         try:
             await follower.start()
             self.run_stages()
+            await self.take_policies()
             while True:
                 await asyncio.sleep(FOLLOW_S)
                 await follower.step(0.0)
                 self.look()
+                await self.take_policies()
         except Exception as error:  # noqa: BLE001 - rule 5
             self.fail(error)
 
@@ -190,6 +196,9 @@ class Process:
     def look(self) -> None:
         """Look at what others report, every FOLLOW_S."""
 
+    async def take_policies(self) -> None:
+        """Learn what policy is in force."""
+
     def check(self, stage: Stage) -> None:
         """Look at the memory of a stage between two transactions."""
 
@@ -200,9 +209,7 @@ class RouterProcess(Process):
     def run_stages(self) -> None:
         world, rules = self.world, self.world.rules
         shared = situation(world.options, world.policy)
-        self._report = shared.view.report
         self._reports_seen = 0
-        self.look()
         scribe = Scribe(
             world.catalogue,
             self.name,
@@ -210,6 +217,12 @@ class RouterProcess(Process):
             world.policy.version,
             world.options.version,
         )
+        in_force = InForce(Terms(shared, scribe, TokenCounter({})))
+        self._report = in_force.report
+        self.look()
+        own = Declarations(world.fleet, world.policy)
+        self._policies = PolicyFollower(world.settings, in_force, own, _no_new_pools, self)
+        self._policies_seen = 0
         given = (shared, scribe, self, world.telemetry)
         self.router = rules.router(
             *given, request_bytes_max=100_000, duplicate_window_records=world.window_records
@@ -221,8 +234,16 @@ class RouterProcess(Process):
             held_payload_bytes_max=HELD_BYTES_MAX,
         )
         self.held_before: tuple[list[Any], int] = ([], 0)
-        for stage in (self.router, self.batcher, rules.canceller(scribe, self)):
-            self.run(stage)
+        self.run(self.router, in_force.keep(self.router.take_terms))
+        self.run(self.batcher, in_force.keep(self.batcher.take_terms))
+        self.run(rules.canceller(scribe, self))
+
+    async def take_policies(self) -> None:
+        records = self.world.cluster.records(self.world.catalogue.policies)
+        for record in records[self._policies_seen :]:
+            self._policies.take(record)
+        self._policies_seen = len(records)
+        await self._policies.settle()
 
     def look(self) -> None:
         for status in self.world.heartbeats[self._reports_seen :]:
@@ -250,6 +271,11 @@ class RouterProcess(Process):
                 transaction = entries[member.offset].transaction
                 if transaction is not None and not transaction.is_visible_on(partition):
                     self.world.problem(f"{member.profile.id} is held in memory only")
+
+
+async def _no_new_pools(pools: Collection[str]) -> None:
+    if pools:
+        raise AssertionError("no fleet of the simulation has others")
 
 
 class WorkerProcess(Process):

@@ -122,6 +122,7 @@ STAGES = {
         Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced"
     ),
     "the hold is the log": Broken(Rules(batcher=mutants.HoldsInMemory), r"is still held"),
+    "a decision names its policy": Broken(Rules(router=mutants.NamesTheFirstPolicy), r" again: "),
     "a release leaves a tombstone": Broken(Rules(batcher=mutants.LeavesNoTombstone), TWICE),
     "the hold has a limit": Broken(
         Rules(batcher=mutants.HoldsWithoutLimit), r"has polled for more", ("kill",), seed=8

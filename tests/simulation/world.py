@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_log import MemoryWriter
-from stream_cases import START, make_options, make_policy
+from stream_cases import FLEET, START, make_options, make_policy
 
+from policies import parse_fleet
 from simulation.aftermath import source_of
 from simulation.checker import check, held
 from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
@@ -19,10 +20,20 @@ from simulation.loop import Step, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
 from simulation.requests import PARTITIONS, POOLS, Workload, make_workload
 from streams import Batcher, Canceller, Router
+from streams.declarations import text_of
 from streams.log import Outgoing, Record
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
-from topics import Catalogue, PublishedKey, Settings
+from topics import (
+    Catalogue,
+    Declared,
+    PolicyChange,
+    PolicyEntry,
+    PublishedKey,
+    Settings,
+    encode,
+    entry_key,
+)
 from workers import Worker
 
 REQUESTS = 20
@@ -48,9 +59,18 @@ tenants:
 windows: {members_max: 4, margin_s: 2.0, length_buckets_tokens: [512, 2048], prior_rate_per_s: 0.5}
 """
 
+# What may be in force for a while: other groups, smaller batches, other chances.
+OTHER_POLICY = (
+    POLICY.replace("members_max: 4", "members_max: 2")
+    .replace("[512, 2048]", "[100]")
+    .replace("ttft_ms: 1500", "ttft_ms: 400")
+)
+
 _SETTINGS = Settings(instance="simulation", topic_prefix="yard", partitions=PARTITIONS)
 _OPTIONS = make_options()
 _POLICY = make_policy(POLICY)
+_FLEET = parse_fleet(FLEET, "fleet of the simulation")
+_POLICIES = {p.version: p for p in (_POLICY, make_policy(OTHER_POLICY))}
 
 
 @dataclass(frozen=True)
@@ -85,6 +105,7 @@ class World:
         self.window_records = self.rng.choice((0, 1, 3, 8, 100))
         self.settings = _SETTINGS
         self.options, self.policy = _OPTIONS, _POLICY
+        self.fleet, self.policies = _FLEET, _POLICIES
         self.catalogue = Catalogue(_SETTINGS)
         self.telemetry = Telemetry(None)
         topics = self.catalogue.topics(self.options.by_pool)
@@ -178,6 +199,7 @@ class World:
             self._start(name)
         self.spawn(self._time_out())
         self.spawn(self.faults.outside())
+        self._plan_policies()
         await self._publish()
         await asyncio.sleep(max(0.0, FAULTS_S - self.loop.at_s))
         self.faults.heal()
@@ -193,6 +215,23 @@ class World:
         if not self.problems:
             # The second copy of a request may have been on its way back to the hold.
             await self._settle()
+
+    def _plan_policies(self) -> None:
+        """Have the policy changed a few times, on half of the seeds; by a generator of its own."""
+        rng = random.Random(self.seed * 104_729 + 2)
+        times = sorted(rng.uniform(0.0, FAULTS_S) for _ in range(rng.choice((0, 0, 1, 3))))
+        for number, at_s in enumerate(times, start=1):
+            self.loop.call_later(at_s, self._apply_policy, number, context=Context())
+
+    def _apply_policy(self, number: int) -> None:
+        """Let the policies take turns, the other one first."""
+        policy = list(self.policies.values())[number % len(self.policies)]
+        declared = Declared("policy", policy.version, text_of(policy), self.now(), "the world")
+        change = PolicyChange(number, "apply", self.now(), "the world", policy.version)
+        self.tell(f"policy {policy.version} is applied")
+        for entry in (PolicyEntry(declared=declared), PolicyEntry(change=change)):
+            key, value = entry_key(entry), encode(entry)
+            self.cluster.publish(Outgoing(self.catalogue.policies, key, value, [], 0))
 
     async def _publish(self) -> None:
         await asyncio.sleep(self.rng.uniform(0.0, 1.0))

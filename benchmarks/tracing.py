@@ -1,0 +1,166 @@
+"""What traces cost the router: processor time per request, with none, a tenth and all sampled.
+
+    python benchmarks/tracing.py
+    python benchmarks/tracing.py --requests 500 --rounds 3 --json
+
+The real router with the packaged fleet and policy, on a log in memory: Kafka's own time, which
+would make the share smaller, is left out. Spans go by OTLP to a process that throws them away.
+Rounds are interleaved, and each figure is a median. Prints a table of Markdown; with --json the
+last line is the same for programs.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import grpc
+import orjson
+from memory_log import MemoryCluster, MemoryLog
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import SpanKind
+from stream_cases import Yard, drain, make_notary, make_transactor
+
+from policies import compile_options
+from streams import Outgoing, Router, Telemetry
+from streams.declarations import load_fleet, load_policy
+from streams.host import calm_garbage_collector
+from streams.otlp import GrpcExporter
+from streams.outbox import Outbox
+from streams.route_spans import RouteSpans
+
+SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
+NOW = 1_800_000_000.0
+RATIOS: dict[str, float | None] = {"none": None, "10 %": 0.1, "100 %": 1.0}
+GOALS = {"10 %": 0.10, "100 %": 0.50}
+
+
+def serve(tell: Connection) -> None:
+    """Take spans, and throw them away."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    take = grpc.unary_unary_rpc_method_handler(lambda _, __: b"")
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(SERVICE, {"Export": take})]
+    )
+    tell.send(server.add_insecure_port("127.0.0.1:0"))
+    server.start()
+    server.wait_for_termination()
+
+
+class PackagedYard(Yard):
+    """The yard of the tests with the packaged fleet and policy, and telemetry."""
+
+    def __init__(self, ratio: float | None, port: int) -> None:
+        super().__init__()
+        self.options = compile_options(load_fleet(None))
+        self.policy = load_policy(None)
+        self.live = set(self.options.by_pool)
+        topics = self.catalogue.topics(self.options.by_pool)
+        self.cluster = MemoryCluster({t.name: t.partitions for t in topics}, now=self.clock.now)
+        self.outbox = None
+        if ratio is not None:
+            provider = TracerProvider(ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
+            exporter = GrpcExporter(f"http://127.0.0.1:{port}", insecure=True)
+            self.outbox = Outbox(exporter)
+            self.telemetry = Telemetry(provider, self.outbox)
+
+    def connect(self) -> None:
+        """Send a first span, so that no connection is made within what is measured."""
+        if self.outbox is not None:
+            begun = self.telemetry.begin()
+            self.telemetry.write("first", SpanKind.INTERNAL, begun, 0, (NOW, NOW), {})
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits; none may have been dropped."""
+        if self.outbox is not None:
+            self.outbox.flush()
+            if self.outbox.dropped:
+                raise SystemExit(f"{self.outbox.dropped} spans were dropped: not all was measured")
+
+
+async def measure(ratio: float | None, requests: int, port: int) -> float:
+    """Return the processor time of one request, in microseconds."""
+    yard = PackagedYard(ratio, port)
+    body = {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "x" * 800}]}
+    for n in range(requests):
+        value = orjson.dumps({"id": f"request-{n}", "body": body})
+        yard.cluster.publish(
+            Outgoing(yard.catalogue.requests, b"%d" % n, value, [], n % yard.catalogue.partitions)
+        )
+    router = Router(
+        yard.situation(),
+        yard.scribe(),
+        yard.clock,
+        yard.telemetry,
+        request_bytes_max=1_000_000,
+        duplicate_window_records=100_000,
+    )
+    transactor = make_transactor(
+        MemoryLog(yard.cluster),
+        router,
+        yard.catalogue.progress,
+        notary=make_notary(yard.catalogue, yard.clock, yard.digests),
+        records_max=yard.settings.poll_records_max,
+        observers=[RouteSpans(yard.telemetry, yard.catalogue, yard.clock)],
+    )
+    await transactor.start()
+    await yard.cluster.rebalance(router.group)
+    yard.connect()
+    # As in a process of Shunter (streams/host.py).
+    calm_garbage_collector()
+    began = time.process_time()
+    await drain(transactor)
+    yard.flush()
+    took_s = time.process_time() - began
+    yard.telemetry.close()
+    if len(yard.cluster.records(yard.catalogue.evidence)) != requests:
+        raise SystemExit("not every request was routed")
+    return took_s / requests * 1e6
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    ours, theirs = multiprocessing.Pipe()
+    sink = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+    sink.start()
+    port = ours.recv()
+    found: dict[str, list[float]] = {name: [] for name in RATIOS}
+    asyncio.run(measure(1.0, asked.requests // 4, port))
+    for _ in range(asked.rounds):
+        for name, ratio in RATIOS.items():
+            found[name].append(asyncio.run(measure(ratio, asked.requests, port)))
+    sink.terminate()
+    medians = {name: statistics.median(times) for name, times in found.items()}
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
+    print("| sampled | us per request | lowest to highest | of the throughput |")
+    print("| --- | --: | --: | --: |")
+    for name, times in found.items():
+        lost = 1 - medians["none"] / medians[name]
+        span = f"{min(times):.0f} to {max(times):.0f}"
+        share = "" if name == "none" else f"{-lost:+.1%}"
+        print(f"| {name} | {medians[name]:.0f} | {span} | {share} |")
+    if asked.json:
+        lost = {name: 1 - medians["none"] / medians[name] for name in GOALS}
+        print(json.dumps({"us": found, "lost": lost, "goals": GOALS}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The shadow: what a second policy would do, in the same situation and with no effect."""
+
+from policies.decide import decide
+from policies.options import Options
+from policies.policy import Policy
+from policies.situation import Situation, situation
+from policies.view import FleetView
+from topics import Profile, Shadow
+
+
+def beside(options: Options, policy: Policy, view: FleetView) -> Situation:
+    """Return the situation of a second policy, which sees the load that the live one makes.
+
+    Its arrivals are its own, since its groups may be others; it begins with its own prior.
+    """
+    return Situation(options, policy, view, situation(options, policy).arrivals)
+
+
+def decide_beside(profile: Profile, here: Situation, now: float) -> Shadow:
+    """Return what the second policy would do with a request, and count the arrival for it.
+
+    Args:
+        profile: of the request, tagged under the second policy.
+        here: its situation.
+        now: epoch seconds.
+    """
+    decision = decide(profile, here, now)
+    if decision.group is not None:
+        here.arrivals.observe(decision.group, now)
+    promised, version = decision.promised, here.policy.version
+    if promised is None:
+        return Shadow(version, decision.action, decision.reason)
+    chosen = decision.candidates[0]
+    return Shadow(
+        version,
+        decision.action,
+        decision.reason,
+        chosen.pool,
+        chosen.model_variant,
+        promised.cost_usd,
+        promised.chance,
+    )

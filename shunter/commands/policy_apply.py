@@ -1,0 +1,231 @@
+"""`shunter policy apply`, `rollback` and `history`: what is in force, without a restart."""
+
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.table import Table
+
+from policies import Fleet, Policy, compile_options, review
+from shunter.client import note, run
+from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
+from shunter.policy_log import publish_entries, read_policy_log, who
+from streams.declarations import load_fleet, load_policy, published_fleet, published_policy, text_of
+from topics import Catalogue, Declared, PolicyChange, PolicyEntry, PolicyLog, Settings, encode
+from topics import admin as administration
+from topics.admin import PARTITIONS
+from topics.policy_log import ChangeAction, DeclaredKind
+
+By = Annotated[
+    str | None, typer.Option("--by", help="Who does this, for the history; user@host if unset.")
+]
+
+
+def apply(
+    policy: Annotated[Path | None, typer.Option("--policy", help="Policy YAML.")] = None,
+    fleet: Annotated[Path | None, typer.Option("--fleet", help="Fleet YAML.")] = None,
+    shadow: Annotated[
+        Path | None,
+        typer.Option("--shadow", help="Policy YAML that decides beside the live one, for show."),
+    ] = None,
+    by: By = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a policy or a fleet in force in all routers, without a restart.
+
+    Checked first as by `shunter policy check`, and refused with file, field and value. What is not
+    given stays as it is. Creates the topics of new pools. Wins over the files that routers were
+    started with; workers keep theirs. A shadow is put on record and never acted upon.
+
+    Example: shunter policy apply --policy policy.yaml
+    """
+    if policy is None and fleet is None and shadow is None:
+        raise UserError("nothing to apply: name a file with --policy, --fleet or --shadow")
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    new_policy = None if policy is None else load_policy(policy)
+    new_fleet = None if fleet is None else load_fleet(fleet)
+    new_shadow = None if shadow is None else load_policy(shadow)
+    said = run(read_policy_log(settings))
+    change = next_change(said, "apply" if policy or fleet else "shadow", by)
+    if new_policy is not None:
+        change = replace(change, policy=new_policy.version)
+    if new_fleet is not None:
+        change = replace(change, fleet=new_fleet.version)
+    if new_shadow is not None:
+        change = replace(change, shadow=new_shadow.version)
+    if change.shadow == change.policy:
+        # What is live needs no second opinion of its own.
+        change = replace(change, shadow=None)
+    _warn(settings, said, change, new_fleet, new_policy or new_shadow)
+    if new_fleet is not None:
+        _provide_topics(settings, new_fleet)
+    publish_change(
+        settings, said, change, [d for d in (new_policy, new_fleet, new_shadow) if d is not None]
+    )
+    _tell(said, change, settings, as_json=as_json)
+
+
+def rollback(
+    version: Annotated[
+        str | None,
+        typer.Argument(metavar="VERSION", help="Of a policy; what was before, if not given."),
+    ] = None,
+    by: By = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put back in force what was before: policy and fleet as they stood together.
+
+    Without VERSION that is what was in force before the present; a second time takes it back.
+
+    Example: shunter policy rollback
+    """
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    said = run(read_policy_log(settings))
+    if said.current is None:
+        raise UserError(f"nothing was ever applied on {Catalogue(settings).policies}")
+    if version is None:
+        back = said.previous
+    else:
+        back = next((c for c in reversed(said.changes) if c.policy == version), None)
+        if back is None:
+            raise UserError(
+                f"no policy {version!r} was ever in force; `shunter policy history` lists them"
+            )
+    # Before the first change each router had what it was started with.
+    policy, fleet = (None, None) if back is None else (back.policy, back.fleet)
+    change = replace(next_change(said, "rollback", by), policy=policy, fleet=fleet)
+    # A text that this version can't read no router of this version takes.
+    if change.policy is not None:
+        published_policy(said, change.policy)
+    if change.fleet is not None:
+        _provide_topics(settings, published_fleet(said, change.fleet))
+    publish_change(settings, said, change, [])
+    _tell(said, change, settings, as_json=as_json)
+
+
+def history(
+    bootstrap_servers: Bootstrap = None, topic_prefix: Prefix = None, as_json: AsJson = False
+) -> None:
+    """List every change of what is in force, the newest last: versions, when, by whom.
+
+    Example: shunter policy history
+    """
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    said = run(read_policy_log(settings))
+    if as_json:
+        typer.echo(orjson.dumps(said.changes).decode())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("change", "at (UTC)", "action", "policy", "fleet", "shadow", "by"):
+        table.add_column(heading, overflow="fold")
+    for change in said.changes:
+        at = datetime.fromtimestamp(change.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(
+            *(str(change.number), at, change.action),
+            *(change.policy or "own file", change.fleet or "own file", change.shadow or ""),
+            change.by,
+        )
+    out.print(table)
+
+
+def next_change(said: PolicyLog, action: ChangeAction, by: str | None) -> PolicyChange:
+    """Return a change that keeps what is in force."""
+    current = said.current or PolicyChange(0, "apply", 0.0, "")
+    return replace(
+        current, number=current.number + 1, action=action, at=time.time(), by=by or who()
+    )
+
+
+def _warn(
+    settings: Settings,
+    said: PolicyLog,
+    change: PolicyChange,
+    fleet: Fleet | None,
+    policy: Policy | None,
+) -> None:
+    """Tell what is valid and can't work, of the two as they will be in force together."""
+    if fleet is None:
+        known = change.fleet
+        fleet = load_fleet(settings.fleet) if known is None else published_fleet(said, known)
+    if policy is None:
+        known = change.policy
+        policy = load_policy(settings.policy) if known is None else published_policy(said, known)
+    for warning in review(fleet, compile_options(fleet), policy):
+        note(f"warning: {warning}")
+
+
+def _provide_topics(settings: Settings, fleet: Fleet) -> None:
+    """Create what topics are missing, so that no router meets a pool without them.
+
+    Raises:
+        UserError: one has other partitions, or can't be created by this user.
+    """
+    report = run(_report(settings, fleet))
+    for name in report.names("created"):
+        note(f"created {name}")
+    wrong = [t.name for t in report.topics if any(d.setting == PARTITIONS for d in t.differences)]
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)}: not the partitions that SHUNTER_PARTITIONS={settings.partitions}"
+            " wants; set it to the number found"
+        )
+
+
+async def _report(settings: Settings, fleet: Fleet) -> administration.Report:
+    catalogue = Catalogue(settings)
+    wanted = [topic for pool in fleet.pools for topic in catalogue.pool_topics(pool)]
+    if await administration.has_topics(settings, {t.name: t.partitions for t in wanted}):
+        return administration.Report(())
+    return await administration.apply(settings, fleet.pools)
+
+
+def publish_change(
+    settings: Settings, said: PolicyLog, change: PolicyChange, new: list[Fleet | Policy]
+) -> None:
+    """Publish a change, after those declarations that it names first; none if it changes nothing.
+
+    Raises:
+        UserError: Kafka can't be reached, or refuses.
+    """
+    before = said.current
+    if before is not None and _in_force(before) == _in_force(change):
+        return
+    entries, known = [], set[str]()
+    for declaration in new:
+        kind: DeclaredKind = "fleet" if isinstance(declaration, Fleet) else "policy"
+        version = declaration.version
+        if said.find(kind, version) is None and version not in known:
+            known.add(version)
+            text = text_of(declaration)
+            declared = Declared(kind, version, text, change.at, change.by)
+            entries.append(PolicyEntry(declared=declared))
+    run(publish_entries(settings, [*entries, PolicyEntry(change=change)]))
+
+
+def _in_force(change: PolicyChange) -> tuple[str | None, ...]:
+    return (change.policy, change.fleet, change.shadow)
+
+
+def _tell(said: PolicyLog, change: PolicyChange, settings: Settings, *, as_json: bool) -> None:
+    before = said.current
+    is_new = before is None or _in_force(before) != _in_force(change)
+    if as_json:
+        typer.echo(encode(change if is_new or before is None else before).decode())
+        return
+    own = "that of each router's file"
+    policy, fleet = change.policy or own, change.fleet or own
+    if not is_new:
+        out.print(f"policy {policy}, fleet {fleet}: in force already", highlight=False)
+        return
+    topic = Catalogue(settings).policies
+    beside = f", policy {change.shadow} in its shadow" if change.shadow else ""
+    told = f"change {change.number} on {topic}: policy {policy}, fleet {fleet}{beside}"
+    out.print(told, markup=False, highlight=False, soft_wrap=True)

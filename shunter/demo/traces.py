@@ -1,0 +1,106 @@
+"""Where a demo's traces go: a Jaeger on this machine, found or started."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from shunter.console import UserError
+from shunter.demo.system import log_tail
+
+# Where a Jaeger listens by itself.
+ENDPOINT = "http://127.0.0.1:4317"
+CONNECTED_S_MAX = 2.0
+START_S_MAX = 20.0
+STOP_S_MAX = 5.0
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Jaeger:
+    """A Jaeger: where it takes traces by OTLP, and where its page is."""
+
+    endpoint: str
+    page: str
+
+    def variables(self) -> dict[str, str]:
+        """Return what makes a process send its traces there, soon enough to look at once."""
+        named = {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "500"}
+        return named | {"OTEL_TRACES_EXPORTER": "otlp"}
+
+    def address(self, trace_id: str) -> str:
+        """Return where a trace is shown."""
+        return f"{self.page.rstrip('/')}/trace/{trace_id}"
+
+    def missing(self) -> str | None:
+        """Return which of the two does not listen."""
+        return next((url for url in (self.endpoint, self.page) if not _listens(url)), None)
+
+
+@contextlib.contextmanager
+def jaeger(page: str, program: Path | None, log: Path) -> Iterator[Jaeger]:
+    """Give the Jaeger that listens where the variables say, or that the program starts.
+
+    Args:
+        page: its page.
+        program: a Jaeger to run until the end; None uses one that is there.
+        log: where the program's output goes.
+
+    Raises:
+        UserError: nothing listens there.
+    """
+    found = Jaeger(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ENDPOINT, page)
+    if program is None:
+        if missing := found.missing():
+            raise UserError(
+                f"no Jaeger listens at {missing}: start one, name another by"
+                " OTEL_EXPORTER_OTLP_ENDPOINT and SHUNTER_JAEGER_URL, or let the demo start one:"
+                " --jaeger-program FILE"
+            )
+        yield found
+        return
+    if found.missing() is None:
+        raise UserError(f"a Jaeger runs at {page} already: use it with --jaeger")
+    with _run(program, found, log):
+        yield found
+
+
+@contextlib.contextmanager
+def _run(program: Path, wanted: Jaeger, log: Path) -> Iterator[None]:
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(  # noqa: S603 - the user names it
+                [program], stdout=output, stderr=output, start_new_session=True
+            )
+    except OSError as error:
+        raise UserError(f"--jaeger-program {program}: {error.strerror}") from error
+    try:
+        end = time.monotonic() + START_S_MAX
+        while missing := wanted.missing():
+            if process.poll() is not None or time.monotonic() > end:
+                told = log_tail(log)
+                raise UserError(f"{program}: nothing at {missing}; its log ends with:\n{told}")
+            time.sleep(POLL_S)
+        yield
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S_MAX)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    place = (parts.hostname or "127.0.0.1", parts.port or 80)
+    try:
+        with socket.create_connection(place, CONNECTED_S_MAX):
+            return True
+    except OSError:
+        return False

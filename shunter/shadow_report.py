@@ -1,0 +1,117 @@
+"""What a second policy would have done otherwise, class by class, from the evidence."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+ALL = "all"
+# Of a decision on a request, the step that it leads to.
+_LEADS_TO = {"place": "placed", "hold": "held", "reject": "rejected", "expire": "expired"}
+
+
+class _Envelope(msgspec.Struct):
+    cost_usd: float
+    chance: float | None = None
+
+
+class _Candidate(msgspec.Struct):
+    pool: str
+    model_variant: str
+
+
+class _Shadow(msgspec.Struct):
+    policy_version: str
+    action: str
+    pool: str | None = None
+    model_variant: str | None = None
+    cost_usd: float | None = None
+    chance: float | None = None
+
+
+class _Step(msgspec.Struct):
+    step: str
+    task: str | None = None
+    candidates: list[_Candidate] = []
+    promised: _Envelope | None = None
+    shadow: _Shadow | None = None
+
+
+@dataclass(slots=True)
+class Regret:
+    """Decisions of one class that a second policy made too.
+
+    ``differs`` counts those in which it would have done something else, or it elsewhere. Costs are
+    US dollars as both policies expected them, of the decisions in which both would have served
+    (``both_served``). Attainment is the mean chance to meet the SLO that each policy saw, over all
+    decisions; what is not served has none.
+    """
+
+    shadow: str
+    task: str
+    decisions: int = 0
+    differs: int = 0
+    both_served: int = 0
+    live_usd: float = 0.0
+    shadow_usd: float = 0.0
+    live_chances: float = 0.0
+    shadow_chances: float = 0.0
+
+    @property
+    def regret_usd(self) -> float:
+        """What the live policy costs beyond the shadow; negative where it is the cheaper one."""
+        return self.live_usd - self.shadow_usd
+
+    def add(self, step: _Step, shadow: _Shadow) -> None:
+        """Count one decision."""
+        chosen = step.candidates[0] if step.promised and step.candidates else None
+        live = (step.step, *((chosen.pool, chosen.model_variant) if chosen else (None, None)))
+        # A request at its last attempt fails where a first one is rejected.
+        would = _LEADS_TO[shadow.action]
+        if would == "rejected" and step.step == "failed":
+            would = "failed"
+        self.decisions += 1
+        self.differs += live != (would, shadow.pool, shadow.model_variant)
+        if step.promised is not None and shadow.cost_usd is not None:
+            self.both_served += 1
+            self.live_usd += step.promised.cost_usd
+            self.shadow_usd += shadow.cost_usd
+        self.live_chances += (step.promised and step.promised.chance) or 0.0
+        self.shadow_chances += shadow.chance or 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures for programs."""
+        figures = asdict(self)
+        live, shadow = figures.pop("live_chances"), figures.pop("shadow_chances")
+        return figures | {
+            "regret_usd": self.regret_usd,
+            "live_attainment": live / self.decisions,
+            "shadow_attainment": shadow / self.decisions,
+        }
+
+
+class ShadowReport:
+    """The regret of each class, and of all, under each version of a shadow that was ever on."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], Regret] = {}
+        self._decoder = msgspec.json.Decoder(_Step)
+
+    def add(self, value: bytes) -> None:
+        """Count a piece of evidence, if a second policy decided beside it."""
+        try:
+            step = self._decoder.decode(value)
+        except msgspec.MsgspecError:
+            # Other records of the topic are the verifier's matter.
+            return
+        if step.shadow is None or step.shadow.action not in _LEADS_TO:
+            return
+        version = step.shadow.policy_version
+        for task in (step.task or "", ALL):
+            self._found.setdefault((version, task), Regret(version, task)).add(step, step.shadow)
+
+    def rows(self) -> Iterator[Regret]:
+        """Yield class by class, all together last, one version after the other."""
+        for _, regret in sorted(self._found.items(), key=lambda i: (i[0][0], i[0][1] == ALL, i[0])):
+            yield regret

@@ -1,0 +1,110 @@
+"""Following the policies: every router takes what is applied, without a restart."""
+
+import logging
+from collections.abc import Awaitable, Callable, Collection
+
+from policies import DeclarationError
+from streams.clock import Clock
+from streams.declarations import Declarations, declared_by
+from streams.follower import TopicFollower
+from streams.in_force import InForce
+from streams.log import Record
+from topics import BadRecordError, Catalogue, PolicyChange, PolicyLog, Settings
+from topics.admin import AdminError
+
+logger = logging.getLogger(__name__)
+
+# Until a pool whose topics are missing, or a cluster that does not answer, is asked about again.
+AGAIN_S = 10.0
+
+Check = Callable[[Collection[str]], Awaitable[object]]
+"""Makes sure that the topics of these pools are there, or raises AdminError."""
+
+
+class PolicyFollower(TopicFollower):
+    """Puts in force what the topic says last; what can't be used is told of, and changes nothing.
+
+    What the process was started with counts where the topic leaves it open.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        in_force: InForce,
+        own: Declarations,
+        check: Check,
+        clock: Clock,
+    ) -> None:
+        super().__init__(settings, Catalogue(settings).policies)
+        self._topic = Catalogue(settings).policies
+        self._in_force = in_force
+        self._own = own
+        self._check = check
+        self._clock = clock
+        self._said = PolicyLog()
+        self._settled: PolicyChange | None = None
+        self._complained: PolicyChange | None = None
+        self._again_at = 0.0
+        self._is_current = False
+
+    async def start(self) -> None:
+        """Read what there is, and put the last of it in force."""
+        await super().start()
+        self._is_current = True
+        await self.settle()
+
+    async def step(self, timeout_s: float) -> None:
+        """Take in what has come."""
+        await super().step(timeout_s)
+        # What stood in between, before this process began, was never in force here.
+        if self._is_current:
+            await self.settle()
+
+    def take(self, record: Record) -> None:
+        """Take a record in; one of a newer version is left aside as a whole."""
+        try:
+            self._said.add(record.value)
+        except BadRecordError as error:
+            logger.warning(
+                "record %d of %s is refused, and %s stays: %s; does it come from a newer Shunter?",
+                record.offset,
+                self._topic,
+                self._stands(),
+                error.message,
+            )
+
+    async def settle(self) -> None:
+        """Put the last change in force, if it isn't yet and can be."""
+        change = self._said.current
+        if change is None or change is self._settled or self._clock.now() < self._again_at:
+            return
+        try:
+            declared = declared_by(self._said, change, self._own)
+            known = self._in_force.situation.options.by_pool
+            await self._check([pool for pool in declared.fleet.pools if pool not in known])
+            self._in_force.change(declared)
+        except DeclarationError as error:
+            problems = str(error).replace("\n", "; ")
+            logger.warning(
+                "change %d of %s is refused, and %s stays: %s",
+                *(change.number, self._topic, self._stands(), problems),
+            )
+        except AdminError as error:
+            if change is not self._complained:
+                logger.warning(
+                    "change %d of %s can't be made yet, and %s stays: %s",
+                    *(change.number, self._topic, self._stands(), error),
+                )
+            self._complained = change
+            self._again_at = self._clock.now() + AGAIN_S
+            return
+        else:
+            logger.info(
+                "%s is in force: change %d, %s by %s",
+                *(self._stands(), change.number, change.action, change.by),
+            )
+        self._settled = change
+
+    def _stands(self) -> str:
+        scribe = self._in_force.terms.scribe
+        return f"policy {scribe.policy_version} with fleet {scribe.fleet_version}"

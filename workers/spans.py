@@ -1,0 +1,120 @@
+"""Spans of a worker: how long a request waited for a place, its inference, and how it ended."""
+
+from opentelemetry.trace import SpanKind
+
+from streams import Clock, Effect, Telemetry
+from streams import attributes as a
+from streams.spans import Spans, Visible, batch_of
+from topics import Catalogue, Evidence, Profile, Result
+from workers.ending import Task, released_at
+
+_GEN_AI_OPERATIONS = {"completions": "text_completion"}
+# Failures before anything was sent to the model server.
+_NOT_SENT = frozenset({"circuit_open", "variant_not_served"})
+
+
+class WorkSpans(Spans):
+    """Writes the spans of the worker of a pool."""
+
+    def __init__(self, telemetry: Telemetry, catalogue: Catalogue, clock: Clock, pool: str) -> None:
+        super().__init__(telemetry, catalogue, clock)
+        self._group = catalogue.worker_group(pool)
+
+    def is_worth_it(self, evidence: Evidence, effect: Effect) -> bool:
+        """Tell whether a request ended badly, or too late."""
+        task = effect.subject
+        is_late = isinstance(task, Task) and evidence.at > task.call.profile.deadline
+        return is_late or super().is_worth_it(evidence, effect)
+
+    def record(self, visible: Visible) -> None:
+        """Write the spans of one record."""
+        evidence, task = visible.evidence, visible.effect.subject
+        said = a.consumed(evidence, self._group) | a.request(evidence)
+        began_at = evidence.at
+        if isinstance(task, Task):
+            began_at = evidence.at if task.began_at is None else task.began_at
+            self._queue(visible, task, began_at)
+            said |= a.place(task.call.placement)
+            said["shunter.deadline.slack_s"] = a.seconds(task.call.profile.deadline - evidence.at)
+        said["shunter.ended"] = evidence.step
+        fallback = evidence.fallback
+        if fallback is not None:
+            said["shunter.fallback.reason"] = fallback.reason
+        batch = batch_of([visible.about])
+        link: a.Said = {}
+        if evidence.batch is not None:
+            link["shunter.batch.id"] = evidence.batch.id
+            said["messaging.batch.message_count"] = evidence.batch.size
+        process_id = self.write(
+            visible,
+            f"process {evidence.source.topic}",
+            SpanKind.CONSUMER,
+            visible.parent_id,
+            (began_at, visible.at),
+            said,
+            links=() if batch is None else ((batch, link),),
+            error=visible.error,
+        )
+        if isinstance(task, Task) and task.began_at is not None:
+            self._inference(visible, task, task.began_at, process_id)
+        self.send(visible, process_id)
+
+    def _queue(self, visible: Visible, task: Task, began_at: float) -> None:
+        """Write how long the request was on the lane, and then waited for a place."""
+        profile = task.call.profile
+        sent_at = max(visible.about.timestamp_ms / 1000, released_at(task.record) or 0.0)
+        if profile.attempt == 1:
+            sent_at = max(sent_at, profile.routed_at)
+        times = (min(sent_at, began_at), began_at)
+        said: a.Said = {
+            "messaging.message.id": profile.id,
+            "shunter.pool": task.pool,
+            "shunter.queue.seconds": a.seconds(times[1] - times[0]),
+        }
+        parent_id = visible.parent_id
+        self.write(visible, "queue", SpanKind.INTERNAL, parent_id, times, said)
+
+    def _inference(self, visible: Visible, task: Task, began_at: float, process_id: int) -> None:
+        evidence, profile = visible.evidence, task.call.profile
+        if evidence.reason in _NOT_SENT:
+            return
+        operation = _GEN_AI_OPERATIONS.get(profile.operation, profile.operation)
+        times = (began_at, evidence.at)
+        said: a.Said = {
+            "gen_ai.operation.name": operation,
+            **_asked(profile),
+            "gen_ai.response.model": task.variant,
+            **a.hardware(task.call.placement),
+            "shunter.deadline.slack_s": a.seconds(profile.deadline - evidence.at),
+        }
+        if (usage := evidence.usage) is not None:
+            said["gen_ai.usage.input_tokens"] = usage.input_tokens
+            said["gen_ai.usage.output_tokens"] = usage.output_tokens
+            said["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
+        if evidence.got is not None:
+            said["shunter.cost.usd"] = a.usd(evidence.got.cost_usd)
+        for outgoing in visible.sent:
+            result = outgoing.tells
+            if isinstance(result, Result) and (started := result.timing.started_at) is not None:
+                times = (started, evidence.at)
+                if (first := result.timing.first_token_at) is not None:
+                    said["gen_ai.response.time_to_first_chunk"] = a.seconds(first - started)
+        self.write(
+            visible,
+            f"{operation} {profile.model}",
+            SpanKind.CLIENT,
+            process_id,
+            times,
+            said,
+            error=visible.error,
+        )
+
+
+def _asked(profile: Profile) -> a.Said:
+    return {
+        "messaging.message.id": profile.id,
+        "gen_ai.request.model": profile.model,
+        "shunter.task": profile.task,
+        "shunter.tenant": profile.tenant,
+        "shunter.attempt": profile.attempt,
+    }
