@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from backtest_cases import replay
-from policy_cases import NOW, a_policy, a_situation, profile, some_options, status
+from policy_cases import FLEET, NOW, a_policy, a_situation, profile, some_options, status
 
 from policies import Decision, decide, decide_again, inputs_of
 from policies.accelerator import VariantLimits
@@ -12,6 +12,7 @@ from policies.backtest.reality import Reality
 from policies.estimate import estimate
 from policies.experience import Experience
 from policies.iteration import Job
+from policies.lengths import LengthLog
 from policies.prefix_cache import PrefixCache
 from policies.recorded import Inputs
 from policies.replica import Ask, Replica, choose_replica
@@ -73,6 +74,19 @@ def test_a_cached_prompt_makes_its_pool_cheaper_and_the_decision_can_be_made_aga
     told = decode(Inputs, canonical(inputs))
     again = decide_again(replace(TURN, session=None), told, OPTIONS, a_policy(), NOW)
     assert again.candidates == after.candidates
+
+
+def test_a_view_under_another_fleet_goes_on_with_what_was_learned() -> None:
+    view = heard(0.9)
+    log = LengthLog()
+    for _ in range(50):
+        log.learn("chat", "llama", "acme", 100)
+    view.report(status("premium", output_lengths=log.told()))
+    view.sessions.remember(TURN, OPTION, NOW)
+    other = view.under(some_options(FLEET.replace("count: 2", "count: 3")))
+    assert other is not view
+    assert other.lengths.find("chat", "llama", "acme") is not None
+    assert other.sessions.credit(TURN, NOW) is not None
 
 
 def test_a_pool_that_was_never_seen_to_reuse_anything_gets_no_credit() -> None:
