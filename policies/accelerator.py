@@ -228,9 +228,13 @@ class Accelerator:
         lane = self._lane_of[variant]
         if lane.running + len(lane.queue) >= lane.max_batch:
             return False
+        return tokens * lane.roofline.kv_bytes_per_token <= self.kv_free_bytes
+
+    @property
+    def kv_free_bytes(self) -> float:
+        """KV memory that no job needs, whether it runs or waits."""
         waiting_bytes = sum(state.kv_bytes for each in self._lanes for _, state in each.queue)
-        needed_bytes = tokens * lane.roofline.kv_bytes_per_token
-        return self._kv_used_bytes() + waiting_bytes + needed_bytes <= self._kv_capacity_bytes
+        return self._kv_capacity_bytes - self._kv_used_bytes() - waiting_bytes
 
     @property
     def decoded(self) -> tuple[int, int]:

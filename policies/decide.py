@@ -9,6 +9,7 @@ from policies.extension import Extension, priced_by, refused_by
 from policies.groups import group_in
 from policies.options import Option, Options
 from policies.policy import Policy
+from policies.sessions import Credit
 from policies.situation import Situation
 from policies.standing import Standing
 from topics import Candidate, Envelope, Profile
@@ -55,6 +56,7 @@ class _Question:
     rate_per_s: float
     transport_s: float
     spread: float
+    credit: Credit | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
     policy, standing_of = situation.policy, situation.view.standing
     assumed, rate_per_s = policy.estimates, situation.arrivals.rate_per_s(group, now)
     elapsed_s = now - profile.created_at
-    ask = _Question(profile, policy, elapsed_s, rate_per_s, assumed.transport_s, assumed.spread)
+    credit = situation.view.sessions.credit(profile, now)
+    transport_s, spread = assumed.transport_s, assumed.spread
+    ask = _Question(profile, policy, elapsed_s, rate_per_s, transport_s, spread, credit)
     rules = policy.rules
     priced: list[_Priced] = []
     refused: list[Candidate] = []
@@ -107,7 +111,7 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
         return _unplaced(profile, situation.options, group, refused)
     best = choose(priced, profile.target_chance)
     candidates = (best.candidate, *(p.candidate for p in priced if p is not best), *refused)
-    reason = _why(best, priced, profile, policy)
+    reason = _why(best, priced, profile, situation)
     promised = Envelope(
         cost_usd=best.estimate.cost_usd,
         ttft_s=best.candidate.ttft_s,
@@ -173,7 +177,11 @@ def _offers(ask: _Question, standing: Standing) -> list[_Priced]:
 
 
 def _now(ask: _Question, standing: Standing) -> _Priced:
-    return _price(ask, standing, "direct", estimate(ask.profile, standing, ask.transport_s))
+    credit, option, cached_tokens = ask.credit, standing.option, 0
+    if credit and credit.pool == option.pool and credit.variant == option.variant:
+        cached_tokens = int(credit.tokens * standing.learned.reuse)
+    found = estimate(ask.profile, standing, ask.transport_s, cached_tokens=cached_tokens)
+    return _price(ask, standing, "direct", found)
 
 
 def _hold(ask: _Question, standing: Standing) -> _Priced:
@@ -188,9 +196,10 @@ def _hold(ask: _Question, standing: Standing) -> _Priced:
 
 def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
     option, elapsed_s = standing.option, ask.elapsed_s
-    likely = chance(ask.profile, found, elapsed_s, ask.spread)
+    ttft_error, tpot_error, _ = standing.learned
+    likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
     offer = candidate(option, path, found, likely, elapsed_s)
-    return _Priced(offer, option, found, expected_cost_usd(found, option, ask.policy))
+    return _Priced(offer, option, found, expected_cost_usd(found, standing, ask.policy))
 
 
 def _refused(option: Option, code: str) -> Candidate:
@@ -204,14 +213,17 @@ def _refused(option: Option, code: str) -> Candidate:
     )
 
 
-def _why(best: _Priced, priced: list[_Priced], profile: Profile, policy: Policy) -> str:
+def _why(best: _Priced, priced: list[_Priced], profile: Profile, situation: Situation) -> str:
     if len(priced) == 1:
         return "only_candidate"
     if (best.candidate.chance or 0.0) < profile.target_chance:
         return "best_chance"
+    policy, standing_of = situation.policy, situation.view.standing
     if policy.rules:
         able = [p for p in priced if (p.candidate.chance or 0.0) >= profile.target_chance]
-        cost_usd = [expected_cost_usd(p.estimate, p.option, policy) for p in (best, *able)]
+        cost_usd = [
+            expected_cost_usd(p.estimate, standing_of(p.option), policy) for p in (best, *able)
+        ]
         if cost_usd[0] > min(cost_usd):
             return "preferred_by_extension"
     if best.candidate.path == "hold":

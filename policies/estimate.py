@@ -1,11 +1,11 @@
 """Estimates: what serving a request somewhere would cost and how long it would take."""
 
-from math import erf, inf, log, sqrt
+from math import erf, exp, inf, log, sqrt
 
 from policies.options import Option
 from policies.policy import Policy
 from policies.standing import Standing
-from topics import Candidate, Profile
+from topics import Candidate, LatencyError, Profile
 from topics.placement import CandidatePath
 from topics.records import dataclass
 
@@ -18,6 +18,10 @@ FULLNESS_MIN = 0.25
 # Of the streaming that a sequence shares with others, the share that goes on because it came: the
 # fewer there are, the sooner the replica would have had nothing to do.
 SUSTAINED = 0.5
+# Standard deviations from the median of a normal distribution to these quantiles.
+P90, P98 = 1.2816, 2.0537
+# Of what `exp` takes; a float ends a little above.
+LOG_MAX = 700.0
 # Share of a replica's places that batch work fills; the rest is for what can't wait.
 BATCH_SHARE = 0.75
 
@@ -32,6 +36,8 @@ class Estimate:
     finish_s: float
     device_s: float
     """Device time before a later request can start, in seconds."""
+    latest_s: float
+    """The finish of a reply as long as such replies seldom are."""
 
 
 def estimate(
@@ -40,16 +46,20 @@ def estimate(
     transport_s: float,
     members: int = 1,
     wait_s: float = 0.0,
+    cached_tokens: int = 0,
 ) -> Estimate:
     """Return what one of ``members`` like requests costs, sent together after ``wait_s``.
 
     Cost is the marginal device time, see `_decode_device_s`. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
-    the device take turns with this one (``standing.others_s``).
+    the device take turns with this one (``standing.others_s``). ``cached_tokens`` of the prompt
+    cost nothing, but no promise counts on them: they may be gone by then.
     """
     option, running = standing.option, standing.running
-    prefill_s = option.roofline.prefill_s(profile.input_tokens)
-    device_s = prefill_s / standing.speed
+    prefill_s = computed_s = option.roofline.prefill_s(profile.input_tokens)
+    if cached_tokens:
+        computed_s = option.roofline.prefill_s(profile.input_tokens, cached_tokens)
+    device_s = computed_s / standing.speed
     output_tokens = profile.output_tokens
     decode_steps = output_tokens - 1 if output_tokens > 0 else 0
     step_s = 0.0
@@ -79,12 +89,11 @@ def estimate(
         + others_s
         + members * prefill_s / pace
     )
+    finish_s = ttft_s + decode_steps * tpot_s
+    high = profile.output_tokens_high
+    latest_s = finish_s if high is None else ttft_s + max(decode_steps, high - 1) * tpot_s
     return Estimate(
-        device_s * option.usd_per_s,
-        ttft_s,
-        tpot_s,
-        ttft_s + decode_steps * tpot_s,
-        prefill_s / pace,
+        device_s * option.usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s
     )
 
 
@@ -117,9 +126,9 @@ def _decode_device_s(
     return growth_s + alone_s * max(fullness / max_batch, SUSTAINED / (running + 1))
 
 
-def expected_cost_usd(estimate: Estimate, option: Option, policy: Policy) -> float:
+def expected_cost_usd(estimate: Estimate, standing: Standing, policy: Policy) -> float:
     """Return the cost with that of the second try which a failure of this one would take."""
-    return estimate.cost_usd * (1.0 + option.failure_rate * policy.retry_cost_weight)
+    return estimate.cost_usd * (1.0 + standing.failure_rate * policy.retry_cost_weight)
 
 
 def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
@@ -141,26 +150,51 @@ def room(standing: Standing) -> int:
     return -standing.running % places
 
 
-def chance(profile: Profile, estimate: Estimate, elapsed_s: float, spread: float) -> float:
+def chance(
+    profile: Profile,
+    estimate: Estimate,
+    elapsed_s: float,
+    spread: float,
+    ttft_error: LatencyError | None = None,
+    tpot_error: LatencyError | None = None,
+) -> float:
     """Return the chance of meeting deadline, TTFT and TPOT.
 
-    The actual latency is taken as log-normal about the estimate, with ``spread`` the standard
-    deviation of ln(actual / predicted). One error drives all three, so the least chance counts
-    and not the product.
+    The actual latency is taken as log-normal about the estimate. One error drives all three, so the
+    least chance counts and not the product. The finish counts for a reply of high length.
 
     Args:
         profile: whose SLO it is.
         estimate: latencies from now.
         elapsed_s: time since ``created_at``.
-        spread: of past errors.
+        spread: standard deviation of ln(actual / predicted) where nothing was learned.
+        ttft_error: of past promises of that option, if enough were seen.
+        tpot_error: likewise.
     """
-    least = _times(estimate.finish_s, profile.deadline - profile.created_at - elapsed_s)
+    least = _times(estimate.latest_s, profile.deadline - profile.created_at - elapsed_s)
     if profile.ttft_s is not None:
-        least = min(least, _times(estimate.ttft_s, profile.ttft_s - elapsed_s))
+        ttft = _times(estimate.ttft_s, profile.ttft_s - elapsed_s)
+        least = min(least, _as_usual(ttft, ttft_error, spread))
     if profile.tpot_s is not None and profile.output_tokens > 1:
-        least = min(least, _times(estimate.tpot_s, profile.tpot_s))
+        tpot = _times(estimate.tpot_s, profile.tpot_s)
+        least = min(least, _as_usual(tpot, tpot_error, spread))
     # The chance grows with the ratio, so that one is asked for in place of three.
     return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
+
+
+def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
+    """Return the ratio that is as likely to be kept as this one if errors had that spread.
+
+    Between the quantiles that were learned, and beyond them, errors are taken as normal.
+    """
+    if error is None or times <= 0:
+        return times
+    margin, (median, p90, p98) = log(times), error
+    if margin <= p90:
+        deviations = P90 * (margin - median) / (p90 - median)
+    else:
+        deviations = P90 + (P98 - P90) * (margin - p90) / (p98 - p90)
+    return exp(min(LOG_MAX, deviations * spread))
 
 
 def _times(predicted_s: float, limit_s: float) -> float:

@@ -32,7 +32,7 @@ class Pace:
             return
         roofline = option.roofline
         sequences = min(sequences, option.max_batch)
-        predicted_s = roofline.prefill_s(job.input_tokens)
+        predicted_s = roofline.prefill_s(job.input_tokens, job.cached_tokens)
         predicted_s += roofline.decode_s(job.output_tokens, sequences, job.input_tokens) / sequences
         ratio = min(max(predicted_s / device_s, 1 / RATIO_MAX), RATIO_MAX)
         before = self.speed(job.variant)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
+from math import inf
 
 from policies.arrivals import Arrivals
 from policies.decide import Decision, decide
@@ -10,6 +11,7 @@ from policies.groups import group_in
 from policies.options import Options
 from policies.policy import Policy
 from policies.release import find_target
+from policies.sessions import Credit, Sessions
 from policies.situation import Situation
 from policies.standing import PoolLoad
 from policies.view import FleetView
@@ -22,11 +24,13 @@ from topics.records import dataclass
 class Inputs:
     """Of a situation, what a decision on one request depends on beside policy and fleet.
 
-    ``loads`` are those of the pools that serve its model, ``arrivals_per_s`` those of its group.
+    ``loads`` are those of the pools that serve its model, ``arrivals_per_s`` those of its group,
+    ``credit`` what its session may have cached.
     """
 
     loads: dict[str, PoolLoad]
     arrivals_per_s: float
+    credit: Credit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Waiting:
     output_tokens: int
     ttft_s: float | None = None
     tpot_s: float | None = None
+    output_tokens_high: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,14 @@ class ReleaseInputs:
 
     ``loads`` are those of the pools that serve the model, ``head`` the members that were looked at
     in the order they would go, of ``waiting`` in all. In anything else that decides they are like
-    the first, whose profile is in the same evidence.
+    the first, whose profile is in the same evidence. ``idle_arrivals_per_s`` is the rate of their
+    group where the pool that they went to was idle.
     """
 
     loads: dict[str, PoolLoad]
     head: tuple[Waiting, ...]
     waiting: int
+    idle_arrivals_per_s: float | None = None
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
@@ -67,7 +74,11 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
         now: epoch seconds.
     """
     group = group_in(profile, situation)
-    return Inputs(_loads(profile.model, situation), situation.arrivals.rate_per_s(group, now))
+    return Inputs(
+        _loads(profile.model, situation),
+        situation.arrivals.rate_per_s(group, now),
+        situation.view.sessions.credit(profile, now),
+    )
 
 
 def decide_again(
@@ -82,7 +93,7 @@ def decide_again(
         policy: of the recorded version.
         now: when it was made, epoch seconds.
     """
-    view = _RecordedView(options, inputs.loads)
+    view = _RecordedView(options, inputs.loads, inputs.credit)
     arrivals = _RecordedArrivals(inputs.arrivals_per_s)
     return decide(profile, Situation(options, policy, view, arrivals), now)
 
@@ -92,7 +103,7 @@ def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:
     profile = release.head[0].profile
     head = tuple(_waiting(member) for member in release.head)
     loads = deepcopy(_loads(profile.model, situation))
-    return ReleaseInputs(loads, head, release.waiting)
+    return ReleaseInputs(loads, head, release.waiting, release.target.idle_arrivals_per_s)
 
 
 def release_again(
@@ -109,7 +120,9 @@ def release_again(
     """
     head = [_member(first, waiting) for waiting in inputs.head]
     view = _RecordedView(options, inputs.loads)
-    target = find_target(head, Situation(options, policy, view, _RecordedArrivals(0.0)), now)
+    # Where no rate was written down, none played a part; with this one waiting always pays.
+    rate_per_s = inf if inputs.idle_arrivals_per_s is None else inputs.idle_arrivals_per_s
+    target = find_target(head, Situation(options, policy, view, _RecordedArrivals(rate_per_s)), now)
     if target is None:
         return None
     found = windows_of(policy).judge(head, inputs.waiting, target, now)
@@ -128,6 +141,7 @@ def _waiting(member: Member) -> Waiting:
         profile.output_tokens,
         profile.ttft_s,
         profile.tpot_s,
+        profile.output_tokens_high,
     )
 
 
@@ -145,9 +159,21 @@ def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
 
 
 class _RecordedView(FleetView):
-    def __init__(self, options: Options, loads: Mapping[str, PoolLoad]) -> None:
+    def __init__(
+        self, options: Options, loads: Mapping[str, PoolLoad], credit: Credit | None = None
+    ) -> None:
         super().__init__(options)
         self._loads = dict(loads)
+        self.sessions = _RecordedSessions(credit)
+
+
+class _RecordedSessions(Sessions):
+    def __init__(self, credit: Credit | None) -> None:
+        super().__init__()
+        self._credit = credit
+
+    def credit(self, profile: Profile, now: float) -> Credit | None:
+        return self._credit
 
 
 class _RecordedArrivals(Arrivals):

@@ -16,10 +16,10 @@ from policies.estimate import (
 )
 from policies.extension import priced_by, refused_by
 from policies.options import Option
-from policies.policy import Policy
 from policies.situation import Situation
+from policies.standing import Standing
 from policies.windows import Member, Target
-from topics import Profile
+from topics import LatencyError, Profile
 from topics.placement import Path
 
 # Fewer than these, or than a quarter of a replica's places, are no batch: better to wait for more
@@ -42,7 +42,7 @@ def find_target(members: Sequence[Member], situation: Situation, now: float) -> 
         asked = members if path == "batch" else members[:1]
         targets = _targets(asked, path, situation, now)
         if targets:
-            return _best(targets, first, situation.policy)
+            return _best(targets, first, situation)
     return None
 
 
@@ -54,6 +54,7 @@ def _targets(
         longest,
         input_tokens=max(m.profile.input_tokens for m in members),
         output_tokens=max(m.profile.output_tokens for m in members),
+        output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
     )
     limit_usd = longest.max_cost_usd
     rules = situation.policy.rules
@@ -79,16 +80,20 @@ def _targets(
         ask = _Ask(option, situation, min(limit, len(members)))
         if limit_usd is None or all(ask.price_usd(m.profile) <= limit_usd for m in members):
             target = _target(members, ask, slowest, path, limit, now)
-            targets.append(replace(target, is_crowded=is_crowded))
+            rate_per_s = None
+            if path == "batch" and standing.is_idle:
+                rate_per_s = situation.arrivals.rate_per_s(members[0].group, now)
+            targets.append(replace(target, is_crowded=is_crowded, idle_arrivals_per_s=rate_per_s))
     return targets
 
 
-def _best(targets: Sequence[Target], first: Profile, policy: Policy) -> Target:
+def _best(targets: Sequence[Target], first: Profile, situation: Situation) -> Target:
     def price(target: Target) -> tuple[float, float, str, str]:
         option = target.option
         finish_s = target.estimate.finish_s
-        cost_usd = expected_cost_usd(target.estimate, option, policy)
-        price_usd = priced_by(policy.rules, first, option, cost_usd)
+        standing = situation.view.standing(option)
+        cost_usd = expected_cost_usd(target.estimate, standing, situation.policy)
+        price_usd = priced_by(situation.policy.rules, first, option, cost_usd)
         # What a scorer has no price for is the last resort of those who wait.
         return (inf if isinstance(price_usd, str) else price_usd, finish_s, *_name(option))
 
@@ -108,16 +113,24 @@ class _Ask:
     situation: Situation
     members: int
 
+    @property
+    def standing(self) -> Standing:
+        return self.situation.view.standing(self.option)
+
+    @property
+    def errors(self) -> tuple[LatencyError | None, LatencyError | None]:
+        return self.standing.learned[:2]
+
     def estimate(self, profile: Profile) -> Estimate:
         return estimate(
             profile,
-            self.situation.view.standing(self.option),
+            self.standing,
             transport_s=self.situation.policy.estimates.transport_s,
             members=self.members,
         )
 
     def price_usd(self, profile: Profile) -> float:
-        return expected_cost_usd(self.estimate(profile), self.option, self.situation.policy)
+        return expected_cost_usd(self.estimate(profile), self.standing, self.situation.policy)
 
 
 def _target(
@@ -127,7 +140,9 @@ def _target(
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
     elapsed_s = now - urgent.created_at
     spread = ask.situation.policy.estimates.spread
-    likely = chance(urgent, found, elapsed_s=elapsed_s, spread=spread)
+    # Errors are of direct requests: what a batch is promised is what its slowest member needs.
+    errors = ask.errors if path == "direct" else (None, None)
+    likely = chance(urgent, found, elapsed_s, spread, *errors)
     offer = candidate(option, path, found, likely, elapsed_s)
     return Target(
         option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from policies.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
 from policies.iteration import Event, FirstToken, Job
+from policies.prefix_cache import PrefixCache
 from policies.roofline import Roofline
 
 # Of a latency SLO, the share that a replica may use up by what it knows when it takes a request;
@@ -29,6 +30,7 @@ class Ask:
     output_tokens: int
     ttft_left_s: float | None = None
     tpot_s: float | None = None
+    session: str | None = None
 
 
 @dataclass(slots=True)
@@ -69,14 +71,18 @@ class Replica:
     """An accelerator, with what its scheduler remembers of the jobs on it."""
 
     accelerator: Accelerator
+    prefixes: PrefixCache | None
     _prompts: dict[str, _Prompts]
     _waiting: dict[str, Job]
     _tpot_of: dict[str, float]
     _prefilled_s: float
     _prefilled_at: float
 
-    def __init__(self, variants: Mapping[str, VariantLimits]) -> None:
+    def __init__(
+        self, variants: Mapping[str, VariantLimits], prefixes: PrefixCache | None = None
+    ) -> None:
         self.accelerator = Accelerator(variants)
+        self.prefixes = prefixes
         self._prompts = {name: _Prompts(limits.roofline) for name, limits in variants.items()}
         self._waiting = {}
         self._tpot_of = {}
@@ -98,8 +104,23 @@ class Replica:
         if tpot_s is not None:
             self._tpot_of[job.id] = tpot_s
         self._waiting[job.id] = job
-        self._prompts[job.variant].add(job.input_tokens)
+        self._prompts[job.variant].add(_computed_tokens(job))
         self.accelerator.submit(job, now)
+        if self.prefixes is not None:
+            self.prefixes.shrink(self.accelerator.kv_free_bytes)
+
+    def cached_tokens(self, variant: str, session: str | None) -> int:
+        """Return how many tokens of a session the replica still has."""
+        if self.prefixes is None or session is None:
+            return 0
+        return self.prefixes.tokens((session, variant))
+
+    def keep(self, variant: str, session: str | None, tokens: int) -> None:
+        """Keep what a finished job of a session has computed, as far as there is room."""
+        if self.prefixes is not None and session is not None:
+            kv_bytes = tokens * self._prompts[variant].roofline.kv_bytes_per_token
+            free_bytes = self.accelerator.kv_free_bytes
+            self.prefixes.keep((session, variant), tokens, kv_bytes, free_bytes)
 
     def advance(self, now: float) -> list[Event]:
         """Return what happened up to ``now`` and was not yet told."""
@@ -108,8 +129,8 @@ class Replica:
             job = self._waiting.pop(event.id, None)
             if job is not None:
                 prompts = self._prompts[job.variant]
-                prompts.add(job.input_tokens, -1)
-                spent_s = prompts.roofline.prefill_s(job.input_tokens)
+                prompts.add(_computed_tokens(job), -1)
+                spent_s = prompts.roofline.prefill_s(job.input_tokens, job.cached_tokens)
                 self._prefilled_s = self._recent_prefill_s(now) + spent_s
                 self._prefilled_at = now
             if not isinstance(event, FirstToken):
@@ -151,6 +172,10 @@ class Replica:
         return self._prefilled_s * max(0.0, 1.0 - passed_s / PREFILL_MEMORY_S)
 
 
+def _computed_tokens(job: Job) -> int:
+    return max(1, job.input_tokens - job.cached_tokens)
+
+
 def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
     """Return the index of the replica that should serve the request.
 
@@ -159,14 +184,16 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
     idle one runs for it alone. So the fullest of the first kind that still meets every SLO on it
     is chosen, then of the second, then an idle one. Where a variant's sequences would fill a
     replica, the idle one comes before the mixed one: shared by many variants, every step of each
-    waits for those of the others. Where none can, the one with the least to do is chosen.
+    waits for those of the others. A busy replica that has the session's keys and values comes
+    before all. Where none can, the one with the least to do is chosen.
     """
     same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
     is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
 
-    def rank(index: int) -> tuple[int, bool, int, int]:
+    def rank(index: int) -> tuple[bool, int, bool, int, int]:
         jobs = replicas[index].jobs
-        return (-same[index], is_much and jobs > 0, -jobs, index)
+        cached = jobs > 0 and replicas[index].cached_tokens(ask.variant, ask.session) > 0
+        return (not cached, -same[index], is_much and jobs > 0, -jobs, index)
 
     for index in sorted(range(len(replicas)), key=rank):
         if replicas[index].can_take(ask, now):

@@ -5,10 +5,26 @@ with its heartbeats and with what is sent there only.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from policies.options import Option
 from policies.roofline import TYPICAL_CONTEXT_TOKENS
+from topics import LatencyError
+
+
+class Learned(NamedTuple):
+    """What past executions of a variant tell. A tuple, because each decision records it.
+
+    Errors are those of promises, None before enough were seen; ``reuse`` is the share of a
+    session's earlier tokens that its next turn finds in the cache.
+    """
+
+    ttft_error: LatencyError | None = None
+    tpot_error: LatencyError | None = None
+    reuse: float = 0.0
+
+
+NOTHING = Learned()
 
 
 @dataclass(slots=True)
@@ -17,6 +33,7 @@ class PoolLoad:
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
+    ``learned`` by variant and ``failure_rate`` come from what was executed, absent before.
     """
 
     workers: int = 0
@@ -27,6 +44,8 @@ class PoolLoad:
     running_by_variant: dict[str, int] = field(default_factory=dict)
     speed_by_variant: dict[str, float] = field(default_factory=dict)
     failing: frozenset[str] = frozenset()
+    learned: dict[str, Learned] = field(default_factory=dict)
+    failure_rate: float | None = None
 
     def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
         """Return why nothing should be sent to a variant now, though time may help; else None."""
@@ -55,6 +74,8 @@ class Standing:
         pace: the same, times that of the backend's clock.
         backlog_s: device time before a request can start.
         others_s: time of one iteration of all other variants that run.
+        failure_rate: share of tries that fail, learned or declared.
+        learned: what past executions of the variant tell.
     """
 
     option: Option
@@ -67,6 +88,8 @@ class Standing:
     pace: float
     backlog_s: float
     others_s: float
+    failure_rate: float = 0.0
+    learned: Learned = NOTHING
 
 
 def standing_of(option: Option, load: PoolLoad) -> Standing:
@@ -86,6 +109,8 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         backlog_s=load.backlog_s,
         # The round of what runs holds a step of the variant's own already.
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
+        failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
+        learned=load.learned.get(option.variant, NOTHING),
     )
 
 

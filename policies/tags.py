@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from policies.lengths import Lengths
 from policies.policy import Policy, Tier, WorkloadClass
 from topics import InferenceRequest, Profile, Tag, duration_s
 from topics.records import dataclass
@@ -59,6 +60,7 @@ def tag(
     now: float,
     ingest_partition: int,
     count: CountTokens | None = None,
+    lengths: Lengths | None = None,
 ) -> Tagged:
     """Return what the router knows of a request.
 
@@ -69,6 +71,7 @@ def tag(
         now: epoch seconds.
         ingest_partition: the partition it came on, whose direct lanes it is bound to.
         count: of a text's tokens, by the model's own tokenizer; by length where None.
+        lengths: of replies as seen; what the policy expects where None.
 
     Raises:
         UnservableError: an unknown class or data class.
@@ -76,7 +79,7 @@ def tag(
     operation, input_tag = operation_of(request.url), _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
     workload, tier = policy.classes[task_tag.value], policy.tiers.get(request.service_tier, Tier())
-    output_tag = _output_tokens(request, workload, operation)
+    output_tag, high = _output_tokens(request, task_tag.value, workload, operation, lengths)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
@@ -110,17 +113,13 @@ def tag(
         labels=labels,
         max_cost_usd=request.constraints.max_cost_usd,
         session=request.session,
+        output_tokens_high=high,
     )
-    tags = {
-        "task": task_tag,
-        "context_length": input_tag,
-        "output_length": output_tag,
-        "batchability": batchable_tag,
-        "latency_sensitivity": _latency(profile, sensitive_tag),
-        "data_locality": regions_tag,
-        "quantization_tolerance": precisions_tag,
-    }
-    return Tagged(profile, tags)
+    sizes = {"context_length": input_tag, "output_length": output_tag}
+    latency_tag = _latency(profile, sensitive_tag)
+    wishes = {"batchability": batchable_tag, "latency_sensitivity": latency_tag}
+    limits = {"data_locality": regions_tag, "quantization_tolerance": precisions_tag}
+    return Tagged(profile, {"task": task_tag, **sizes, **wishes, **limits})
 
 
 def _task(request: InferenceRequest, policy: Policy, operation: str, input_tokens: int) -> Tag:
@@ -199,16 +198,29 @@ def _text_tokens(content: object, of_text: CountTokens) -> int:
     return 0
 
 
-def _output_tokens(request: InferenceRequest, workload: WorkloadClass, operation: str) -> Tag:
+def _output_tokens(
+    request: InferenceRequest,
+    task: str,
+    workload: WorkloadClass,
+    operation: str,
+    lengths: Lengths | None,
+) -> tuple[Tag, int | None]:
+    """Return the expected length, and the high one where replies like it were seen."""
     if request.hints.output_tokens is not None:
-        return Tag(request.hints.output_tokens, "client", 1.0)
+        return Tag(request.hints.output_tokens, "client", 1.0), None
     if operation in _NO_OUTPUT:
-        return Tag(0, "estimate", 1.0)
-    expected = workload.output_tokens
+        return Tag(0, "estimate", 1.0), None
+    seen = None if lengths is None else lengths.find(task, request.model, request.tenant)
     limit = request.output_tokens_max
+    expected = workload.output_tokens if seen is None else seen.expected
+    high = None if seen is None else seen.high
+    if limit is not None and high is not None:
+        high = min(limit, high)
     if limit is not None and limit < expected:
-        return Tag(limit, "client", 0.7)
-    return Tag(expected, "policy", 0.4)
+        return Tag(limit, "client", 0.7), high
+    if seen is None:
+        return Tag(expected, "policy", 0.4), None
+    return Tag(expected, "estimate", seen.confidence), high
 
 
 def _deadline(

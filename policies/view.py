@@ -3,9 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
+from policies.lengths import Lengths
 from policies.options import Option, Options
-from policies.standing import PoolLoad, Standing, running_step_s, standing_of
-from topics import PoolStatus
+from policies.sessions import Sessions
+from policies.standing import (
+    NOTHING,
+    Learned,
+    PoolLoad,
+    Standing,
+    running_step_s,
+    standing_of,
+)
+from topics import LatencyError, PoolStatus, VariantStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
@@ -26,18 +35,25 @@ class FleetView:
         self._loads: dict[str, PoolLoad] = {}
         # By pool, then by variant; of a pool whose load changes all are dropped.
         self._standings: dict[str, dict[str, Standing]] = {}
+        self.lengths = Lengths()
+        self.sessions = Sessions()
         self.version = 0
 
     def report(self, status: PoolStatus) -> None:
         """Take a heartbeat in. One of a pool that the fleet doesn't have counts once it has it."""
         self._reports.setdefault(status.pool, {})[status.instance] = status
+        self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
         self._refresh(status.pool)
 
     def under(self, options: Options) -> "FleetView":
-        """Return what is known as a view of another fleet; this one stays as it is."""
+        """Return what is known as a view of another fleet; this one stays as it is.
+
+        Reply lengths and sessions are the same whatever the fleet, and both views go on with them.
+        """
         if options is self._options:
             return self
         view = FleetView(options)
+        view.lengths, view.sessions = self.lengths, self.sessions
         view._reports = {pool: dict(reports) for pool, reports in self._reports.items()}
         view.version = self.version
         for pool in view._reports:
@@ -50,6 +66,7 @@ class FleetView:
             dead = [name for name, s in reports.items() if not is_live(s, now)]
             for name in dead:
                 del reports[name]
+                self.lengths.drop(_worker(pool, name))
             if dead:
                 self._refresh(pool)
 
@@ -112,6 +129,9 @@ class FleetView:
         # fmean is exact, so the order in which workers were heard of makes no difference.
         load.speed_by_variant = {variant: fmean(each) for variant, each in speeds.items()}
         load.failing = _failing(reports)
+        rates = [s.failure_rate for s in reports if s.failure_rate is not None]
+        load.failure_rate = round(fmean(rates), 4) if rates else None
+        load.learned = _learned(reports)
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
         self._standings.pop(pool, None)
@@ -122,6 +142,34 @@ class FleetView:
             running_step_s(option, load, load.running_by_variant.get(option.variant, 0))
             for option in self._options.by_pool[pool]
         )
+
+
+def _worker(pool: str, instance: str) -> str:
+    return f"{pool}/{instance}"
+
+
+def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
+    """Return of each variant the means of what the workers have learned, if anything."""
+    told: dict[str, list[VariantStatus]] = {}
+    for status in reports:
+        for variant, each in status.variants.items():
+            told.setdefault(variant, []).append(each)
+    found = {
+        variant: Learned(
+            _mean_error([v.ttft_error for v in each if v.ttft_error is not None]),
+            _mean_error([v.tpot_error for v in each if v.tpot_error is not None]),
+            round(fmean(v.reuse for v in each), 3),
+        )
+        for variant, each in told.items()
+    }
+    return {variant: learned for variant, learned in found.items() if learned != NOTHING}
+
+
+def _mean_error(errors: Sequence[LatencyError]) -> LatencyError | None:
+    if not errors:
+        return None
+    median, p90, p98 = (round(fmean(values), 3) for values in zip(*errors, strict=True))
+    return median, p90, p98
 
 
 def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:

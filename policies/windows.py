@@ -12,7 +12,7 @@ from policies.policy import Policy
 from topics import Candidate, Envelope, Profile
 from topics.placement import Path
 
-ReleaseReason = Literal["full", "slack", "window", "pool_available"]
+ReleaseReason = Literal["full", "slack", "window", "idle", "pool_available"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Target:
     """Of the members it was found for, how many counted, from the first on."""
     is_crowded: bool = False
     """Nothing fits beside what runs there: to go now would wake a replica, or wait for a place."""
+    idle_arrivals_per_s: float | None = None
+    """Where nothing runs there, the rate at which the group grows; else None."""
 
     def promise(self, profile: Profile, now: float) -> Envelope:
         """Return the envelope promised to one member, latencies from its ``created_at``."""
@@ -241,6 +243,9 @@ class Windows:
             return now + self._retry_s
         window_end = min(m.held_at + m.profile.window_s for m in head)
         reason = _reason(head[0], now, last_start, window_end, is_full=is_full)
+        left_s = min(last_start, window_end) - now
+        if reason is None and _is_vain(target, left_s, head[0].profile.window_s):
+            reason = "idle"
         if reason is None:
             # More company or more load makes the batch take longer, which moves its last start.
             ends_at = min(last_start, window_end)
@@ -260,7 +265,7 @@ class Windows:
 
     def _last_start(self, members: Iterable[Member], target: Target) -> float:
         earliest = min(m.profile.deadline for m in members)
-        return earliest - target.estimate.finish_s - self._margin_s
+        return earliest - target.estimate.latest_s - self._margin_s
 
     def _may_wait(self, head: Sequence[Member], batches: float, target: Target, now: float) -> bool:
         """Tell whether all that waits would be in time, one batch after another from now on."""
@@ -268,7 +273,9 @@ class Windows:
         if not first.profile.batchable or now >= first.held_at + self._room_wait_s:
             return False
         earliest = min(m.profile.deadline for m in head)
-        return now + batches * target.estimate.finish_s + self._margin_s < earliest
+        found = target.estimate
+        ends_at = now + (batches - 1) * found.finish_s + found.latest_s
+        return ends_at + self._margin_s < earliest
 
     def _due_at(self, window: _Window, member: Member) -> float:
         target = window.target
@@ -308,6 +315,15 @@ def _reason(
     if window_end <= now:
         return "window"
     return None
+
+
+def _is_vain(target: Target, left_s: float, window_s: float) -> bool:
+    """Tell whether to wait on would gain nothing: an idle pool, and nobody expected any more.
+
+    Towards a window's end nobody is expected of any group, so that its end may as well be awaited.
+    """
+    rate_per_s = target.idle_arrivals_per_s
+    return rate_per_s is not None and rate_per_s * left_s < 1.0 and left_s >= window_s / 2
 
 
 def in_turn(members: Iterable[Member], share_of: ShareOf = _equal_share) -> list[Member]:

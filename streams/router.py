@@ -263,6 +263,7 @@ class Router:
             now=now,
             ingest_partition=record.partition.number,
             count=self._tokens.of(request),
+            lengths=self._situation.view.lengths,
         )
 
     def _beside(self, record: Record, request: InferenceRequest, now: float) -> Shadow | None:
@@ -333,6 +334,7 @@ class Router:
         records = [request, self._evidence(case, "placed", placement)]
         # After the evidence, which has the loads as they were.
         self._situation.view.add_sent(option, estimate.device_s)
+        self._situation.view.sessions.remember(profile, option, case.now)
         self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         return Effect(case.record, records, subject=case)
 

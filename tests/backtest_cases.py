@@ -42,7 +42,9 @@ def replay(
     route = Shunter(options, policy) if name == "shunter" else BASELINES[name](options, policy)
     draw = random.Random(reality.seed).random
     run = Replay(route, options, policy, reality, draw).run(
-        profiles_of(arrivals, fleet, policy), [a.output_tokens for a in arrivals]
+        profiles_of(arrivals, fleet, policy),
+        [a.output_tokens for a in arrivals],
+        [a.prefix_tokens for a in arrivals],
     )
     return run, options
 

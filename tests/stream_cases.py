@@ -9,7 +9,16 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from memory_log import MemoryCluster, MemoryLog
 
-from policies import Options, Policy, Situation, compile_options, parse_fleet, parse_policy, tag
+from policies import (
+    Fleet,
+    Options,
+    Policy,
+    Situation,
+    compile_options,
+    parse_fleet,
+    parse_policy,
+    tag,
+)
 from policies import situation as new_situation
 from streams import Cancellations, Clock, Outgoing, Record, Scribe, Telemetry, Transactor
 from streams.digests import Digests
@@ -112,8 +121,12 @@ def make_settings(**changes: Any) -> Settings:
     return Settings(instance="test", topic_prefix="yard", partitions=4, **changes)
 
 
+def make_fleet(text: str = FLEET) -> Fleet:
+    return parse_fleet(text, "fleet of the tests")
+
+
 def make_options(text: str = FLEET) -> Options:
-    return compile_options(parse_fleet(text, "fleet of the tests"))
+    return compile_options(make_fleet(text))
 
 
 def make_policy(text: str = POLICY) -> Policy:
@@ -146,7 +159,8 @@ class Yard:
         self.settings = make_settings()
         self.catalogue = Catalogue(self.settings)
         self.clock = FakeClock()
-        self.options = make_options()
+        self.fleet = make_fleet()
+        self.options = compile_options(self.fleet)
         self.policy = make_policy(policy)
         topics = self.catalogue.topics(self.options.by_pool)
         self.cluster = MemoryCluster({t.name: t.partitions for t in topics}, now=self.clock.now)
@@ -173,6 +187,7 @@ class Yard:
         log: MemoryLog | None = None,
         notary: Notary | None = None,
         records_max: int = 500,
+        observers: Sequence[Observer] = (),
         before_step: Callable[[], None] = lambda: None,
     ) -> Transactor:
         """Return a transactor that has all partitions of the stage's topics."""
@@ -182,6 +197,7 @@ class Yard:
             *(log, stage, self.catalogue.progress),
             notary=notary,
             records_max=records_max,
+            observers=observers,
             before_step=before_step,
         )
         await transactor.start()

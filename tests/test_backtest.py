@@ -12,6 +12,7 @@ from policies.backtest.replay import Run
 from policies.backtest.scores import calibration_of, percentile, scores_of
 from policies.roofline import MEMORY_UTILIZATION
 from shunter.backtest.check import is_broken
+from topics import Envelope
 
 TROUBLE = Reality(
     speed={"silicon-us": 0.6, "lpddr-eu": 1.6, "cpu-eu": 0.8},
@@ -165,12 +166,15 @@ def test_scores_count_what_happened(plain: Run) -> None:
 
 def test_calibration_compares_promises_with_what_came() -> None:
     run, _ = replay(rows=200)
-    kept = moved(run.outcomes[0], promised_chance=0.97)
-    broken = moved(run.outcomes[1], promised_chance=0.96, finished_s=1e6)
-    doubtful = moved(run.outcomes[2], promised_chance=0.4)
+    kept, broken, doubtful = (
+        moved(outcome, promised=Envelope(1e-6, None, 1.0, chance=chance))
+        for outcome, chance in zip(run.outcomes, (0.97, 0.96, 0.4), strict=False)
+    )
+    broken = moved(broken, finished_s=1e6)
     found = calibration_of([kept, broken, doubtful])
     assert found["promises"] == 3
     assert found["met_of_promised_95"] == 0.5
+    assert found["brier"] == pytest.approx((0.03**2 + 0.96**2 + 0.6**2) / 3)
     assert [each["promises"] for each in found["bins"]] == [1, 2]
 
 

@@ -71,8 +71,11 @@ def plain_estimate(
     queue_s = ahead * max(1, profile.output_tokens) * tpot_s / slots
     starts_s = wait_s + transport_s + load.backlog_s + queue_s + others_s
     ttft_s = starts_s + members * prefill_s / pace
+    finish_s = ttft_s + steps * tpot_s
+    high = max(profile.output_tokens, profile.output_tokens_high or 0)
+    latest_s = ttft_s + max(0, high - 1) * tpot_s
     return Estimate(
-        device_s * option.usd_per_s, ttft_s, tpot_s, ttft_s + steps * tpot_s, prefill_s / pace
+        device_s * option.usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s
     )
 
 
@@ -91,7 +94,7 @@ def test_an_estimate_is_that_of_the_plain_formula(
 def test_a_chance_is_the_least_of_those_of_each_limit(
     profile: Profile, finish_s: float, tpot_s: float, elapsed_s: float, spread: float
 ) -> None:
-    found = Estimate(1e-5, finish_s / 2, tpot_s, finish_s, 0.0)
+    found = Estimate(1e-5, finish_s / 2, tpot_s, finish_s / 1.5, 0.0, finish_s)
 
     def below(predicted_s: float, limit_s: float) -> float:
         if limit_s <= 0:

@@ -17,10 +17,23 @@ from policy_cases import (
     status,
 )
 
-from policies import Member, Situation, Target, decide, find_target, situation
+from policies import (
+    Member,
+    Release,
+    ReleaseInputs,
+    Situation,
+    Target,
+    decide,
+    find_target,
+    release_again,
+    release_inputs_of,
+    situation,
+    windows_of,
+)
 from policies.estimate import estimate
 from policies.groups import group_of
-from topics import Profile, VariantStatus
+from topics import Profile, VariantStatus, decode
+from topics.canonical import canonical
 
 BUCKETS = (512, 2048)
 
@@ -257,3 +270,36 @@ def test_constraints_of_different_fields_make_different_groups() -> None:
     assert len(groups) == len(fields)
     two = group_of(bulk(labels={"a": "1", "b": "2"}), BUCKETS)
     assert two == group_of(bulk(labels={"b": "2", "a": "1"}), BUCKETS)
+
+
+def test_a_batch_goes_early_where_its_pool_is_idle_and_nobody_is_expected() -> None:
+    where, now = a_situation(), NOW + 10
+    waiting = batch(3)
+    group = waiting[0].group
+    # Seen once, long ago: another within the twenty seconds left is not to be expected.
+    where.arrivals.observe(group, NOW - 200)
+    windows = windows_of(where.policy)
+    found = target_of(waiting, where, now)
+    release = windows.judge(waiting, 3, found, now)
+    assert isinstance(release, Release)
+    assert release.reason == "idle"
+    inputs = decode(ReleaseInputs, canonical(release_inputs_of(release, where)))
+    again = release_again(waiting[0].profile, inputs, where.options, where.policy, now)
+    assert again is not None
+    assert (again.reason, again.target.candidates) == ("idle", found.candidates)
+
+
+def test_it_waits_while_others_are_expected_or_the_pool_has_work() -> None:
+    waiting, now = batch(3), NOW + 10
+    where = a_situation()
+    for n in range(60):
+        where.arrivals.observe(waiting[0].group, NOW - n / 10)
+    windows = windows_of(where.policy)
+    assert isinstance(windows.judge(waiting, 3, target_of(waiting, where, now), now), float)
+    busy = a_situation("board")
+    variants = {"llama-int8": VariantStatus(running=5)}
+    busy.view.report(status("board", variants=variants))
+    busy.arrivals.observe(waiting[0].group, NOW - 200)
+    found = target_of(waiting, busy, now)
+    assert found.idle_arrivals_per_s is None
+    assert isinstance(windows.judge(waiting, 3, found, now), float)

@@ -34,7 +34,14 @@ from topics.roots import (
 )
 from topics.salts import Salt
 from topics.settings import Settings
-from topics.status import PoolStatus, ServerLoad, VariantStatus, status_key
+from topics.status import (
+    LatencyError,
+    OutputLengths,
+    PoolStatus,
+    ServerLoad,
+    VariantStatus,
+    status_key,
+)
 from topics.stream import StreamPiece
 
 __all__ = [
@@ -56,6 +63,8 @@ __all__ = [
     "InferenceRequest",
     "KeyEntry",
     "KeyStatement",
+    "LatencyError",
+    "OutputLengths",
     "Placement",
     "PolicyChange",
     "PolicyEntry",

@@ -34,7 +34,8 @@ class Profile:
     """A request as placement sees it. Times are epoch seconds, durations seconds.
 
     ``regions``, ``precisions`` and ``pools`` are None where anything is allowed; an empty tuple
-    allows nothing.
+    allows nothing. ``output_tokens_high`` is a length that replies like this one seldom exceed,
+    None where nothing tells it; ``output_tokens`` is the expected one.
     """
 
     id: str
@@ -66,3 +67,4 @@ class Profile:
     session: str | None = None
     attempt: int = 1
     fallbacks: tuple[Fallback, ...] = ()
+    output_tokens_high: int | None = None

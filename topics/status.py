@@ -7,6 +7,11 @@ State = Literal["up", "draining", "down"]
 Circuit = Literal["closed", "open", "half_open"]
 """Of a circuit breaker: only while it is ``closed`` should work be sent."""
 
+LatencyError = tuple[float, float, float]
+"""How far off promises of a latency were: quantiles of ln(actual / promised) at 0.5, 0.9 and 0.98,
+which differ. Only the upper ones, because what matters is how much slower than promised it may get.
+A tuple, because each decision records those that it was made with."""
+
 DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
 """Bounds of the time to a deadline, by which unfinished work is told apart."""
 
@@ -16,12 +21,32 @@ class VariantStatus:
     """Load of one model variant on a worker.
 
     ``speed`` is predicted over measured device time: 2.0 runs twice as fast as its roofline.
+    Errors are those of direct requests, None before enough were served. ``reuse`` is the
+    share of a session's earlier tokens that the next turn found in the cache, 0.0 before any did.
     """
 
     running: int = 0
     queued: int = 0
     speed: float = 1.0
     circuit: Circuit = "closed"
+    ttft_error: LatencyError | None = None
+    tpot_error: LatencyError | None = None
+    reuse: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLengths:
+    """Lengths of the replies that a worker has seen, of one class, model and tenant.
+
+    ``mean_tokens`` is exact; ``counts`` are those of a sketch (``policies.sketch``): its first bin,
+    then the counts from it on.
+    """
+
+    task: str
+    model: str
+    tenant: str
+    mean_tokens: float
+    counts: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +84,10 @@ class PoolStatus:
     """Replicas behind this worker."""
     demand_s: tuple[float, ...] = ()
     """Device time of the work taken and not finished, by when it is due (``DUE_S``)."""
+    output_lengths: tuple[OutputLengths, ...] = ()
+    """Of the kinds of requests that this worker has served most."""
+    failure_rate: float | None = None
+    """Share of tries that failed; None where the worker doesn't count them."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from topics import InferenceRequest, Profile
@@ -11,13 +11,16 @@ EMBEDDING_DIMENSIONS = 384
 _WORDS = ("the", "yard", "sorts", "each", "wagon", "to", "its", "own", "track", "and")
 
 
-def output_tokens(request: InferenceRequest, profile: Profile) -> int:
+def output_tokens(
+    request: InferenceRequest, profile: Profile, usual_tokens: Mapping[str, int]
+) -> int:
     """Return the length of the simulated reply, in tokens.
 
     ``metadata.simulate.output_tokens`` says it (for replays of traces whose lengths are known, and
-    which the router must not know), else the client's hint; else it is drawn about the expected
-    length, the same for the same request every time. The body's own limit holds in any case.
-    An embedding has no reply to count.
+    which the router must not know), else the client's hint; else it is drawn about what is usual
+    in its class, the same for the same request every time: a length that routers learn from must
+    not come from what they expect. The body's own limit holds in any case. An embedding has no
+    reply to count.
     """
     if profile.operation == "embeddings":
         return 0
@@ -25,7 +28,7 @@ def output_tokens(request: InferenceRequest, profile: Profile) -> int:
     if tokens is None:
         tokens = request.hints.output_tokens
     if tokens is None:
-        tokens = _drawn(request.id, profile.output_tokens)
+        tokens = _drawn(request.id, usual_tokens.get(profile.task, profile.output_tokens))
     limit = request.output_tokens_max
     return tokens if limit is None else min(tokens, limit)
 

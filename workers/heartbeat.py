@@ -9,6 +9,7 @@ from mode import Service
 
 from policies import Option
 from policies.autoscaling import demand
+from policies.experience import Experience
 from streams import Clock
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.status import State
@@ -31,6 +32,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         worker: Worker,
         backend: Backend,
         breakers: Breakers,
+        experience: Experience,
         clock: Clock,
         fleet_version: str,
     ) -> None:
@@ -41,6 +43,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         self._worker = worker
         self._backend = backend
         self._breakers = breakers
+        self._experience = experience
         self._clock = clock
         self._fleet_version = fleet_version
         self._producer: AIOKafkaProducer | None = None
@@ -75,7 +78,13 @@ class Heartbeat(Service):  # type: ignore[misc]
     async def _report(self, state: State) -> None:
         load = self._backend.load()
         variants = {
-            variant: replace(status, circuit=self._breakers.state(variant))
+            variant: replace(
+                status,
+                circuit=self._breakers.state(variant),
+                ttft_error=self._experience.ttft_error(variant),
+                tpot_error=self._experience.tpot_error(variant),
+                reuse=self._experience.reuse(variant),
+            )
             for variant, status in load.variants.items()
         }
         status = PoolStatus(
@@ -95,6 +104,8 @@ class Heartbeat(Service):  # type: ignore[misc]
             server=load.server,
             replicas=self._option.replicas,
             demand_s=demand(self._worker.unfinished(), self._clock.now()),
+            output_lengths=self._experience.lengths.told(),
+            failure_rate=self._experience.failure_rate,
         )
         key = status_key(status.pool, status.instance)
         assert self._producer is not None  # noqa: S101  made when we start

@@ -120,7 +120,9 @@ class OpenAIBackend:
         usage = usage_of(
             answer.body, input_tokens=call.profile.input_tokens, output_tokens=answer.pieces
         )
-        job = Job("", variant, max(1, usage.input_tokens), usage.output_tokens)
+        input_tokens = max(1, usage.input_tokens)
+        cached_tokens = min(usage.cached_tokens, input_tokens)
+        job = Job("", variant, input_tokens, usage.output_tokens, cached_tokens)
         self._pace.learn(self._options[variant], job, sequences, device_s)
         self._each_s += (device_s - self._each_s) * NEWEST
         return Outcome(

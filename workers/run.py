@@ -3,7 +3,8 @@
 import random
 from typing import NoReturn
 
-from policies import Option, Pool, compile_options
+from policies import Option, Policy, Pool, compile_options
+from policies.experience import Experience
 from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
@@ -23,6 +24,7 @@ from workers.ending import Ending
 from workers.gauges import profile_of, worker_gauges
 from workers.heartbeat import Heartbeat
 from workers.host import read_host
+from workers.learning import Learning
 from workers.openai import OpenAIBackend
 from workers.runtime import Worker
 from workers.services import BackendService, BreakerService, DrainingService
@@ -35,7 +37,7 @@ class UnknownPoolError(LookupError):
     """The fleet has no such pool."""
 
 
-def make_backend(pool: Pool, options: tuple[Option, ...], clock: Clock) -> Backend:
+def make_backend(pool: Pool, options: tuple[Option, ...], policy: Policy, clock: Clock) -> Backend:
     """Return the backend that a pool declares.
 
     Raises:
@@ -45,7 +47,8 @@ def make_backend(pool: Pool, options: tuple[Option, ...], clock: Clock) -> Backe
         return OpenAIBackend(pool.backend, options, clock)
     if isinstance(pool.backend, DeclaredCPU):
         return CPUBackend(pool.backend, options, clock)
-    return SimulatedBackend(options, clock)
+    usual_tokens = {name: each.output_tokens for name, each in policy.classes.items()}
+    return SimulatedBackend(options, clock, usual_tokens)
 
 
 def run_worker(pool: str, settings: Settings) -> NoReturn:
@@ -65,7 +68,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
     served = options.by_pool[pool]
     clock = SystemClock()
-    backend = make_backend(fleet.pools[pool], served, clock)
+    backend = make_backend(fleet.pools[pool], served, policy, clock)
     catalogue = Catalogue(settings)
     # Not those that a worker has no business with: it may not so much as see them.
     own = worker_role(catalogue, pool).topics()
@@ -79,6 +82,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
     ending = Ending(scribe, telemetry, policy.attempts_max, read_host())
     cancellations = Cancellations(clock)
+    experience = Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
     spans = [WorkSpans(telemetry, catalogue, clock, pool)]
     worker = Worker(
@@ -108,8 +112,10 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, notary, metrics, spans),
-            Heartbeat(settings, served[0], worker, backend, breakers, clock, options.version),
+            DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)]),
+            Heartbeat(
+                settings, served[0], worker, backend, breakers, experience, clock, options.version
+            ),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,
         metrics=metrics.page,

@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from policies import Option
 from policies.accelerator import Completion, Job, Refused, VariantLimits
@@ -25,12 +26,19 @@ class SimulatedBackend:
     Answers are well formed and have the right token counts; their text means nothing.
     """
 
-    def __init__(self, options: Sequence[Option], clock: Clock) -> None:
+    def __init__(
+        self,
+        options: Sequence[Option],
+        clock: Clock,
+        usual_tokens: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Take the options of the pool, and by class how long replies usually are, in tokens."""
         limits = {o.variant: VariantLimits(o.roofline, o.max_batch) for o in options}
         self._options = {o.variant: o for o in options}
         self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
         self._time_scale = options[0].time_scale
         self._clock = clock
+        self._usual_tokens = usual_tokens
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
         self._names = itertools.count()
@@ -60,7 +68,7 @@ class SimulatedBackend:
         if self._driver is None or self._driver.done():
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
-        tokens = output_tokens(call.request, profile)
+        tokens = output_tokens(call.request, profile, self._usual_tokens)
         # Not the request's id: the same one may run again while its cancelled run still ends.
         name = str(next(self._names))
         # A client may hint that there are none; the model computes one at least.

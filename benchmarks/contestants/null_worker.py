@@ -37,7 +37,7 @@ class NullBackend:
 
 def main() -> None:
     """Run the worker of the benchmark's pool."""
-    workers.run.make_backend = lambda _pool, options, _clock: NullBackend(
+    workers.run.make_backend = lambda _pool, options, _policy, _clock: NullBackend(
         tuple(option.variant for option in options)
     )
     workers.run.run_worker(POOL, Settings())

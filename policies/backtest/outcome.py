@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from topics import Profile
+from topics import Envelope, Profile
 from topics.placement import Path
 
 Status = Literal["completed", "failed", "expired", "rejected"]
@@ -13,14 +13,16 @@ Status = Literal["completed", "failed", "expired", "rejected"]
 class Outcome:
     """One request, with the hardware of its last try. Times are seconds since the trace's start.
 
-    ``cost_usd`` is its share of busy device time, earlier tries included. ``promised_chance`` is
-    the chance of meeting its SLO as last stated when it was sent to a pool.
+    ``cost_usd`` is its share of busy device time, earlier tries included. ``promised`` is
+    what was last stated when it was sent to a pool.
     """
 
     row: int
     profile: Profile
     input_tokens: int
     output_tokens: int
+    prefix_tokens: int = 0
+    cached_tokens: int = 0
     status: Status | None = None
     reason: str = ""
     pool: str = ""
@@ -35,8 +37,7 @@ class Outcome:
     finished_s: float | None = None
     cost_usd: float = 0.0
     tries: int = 0
-    promised_chance: float | None = None
-    promised_finish_s: float | None = None
+    promised: Envelope | None = None
 
     @property
     def ttft_s(self) -> float | None:

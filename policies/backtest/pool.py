@@ -8,12 +8,14 @@ from statistics import NormalDist
 from policies.accelerator import VariantLimits
 from policies.backtest.outcome import Outcome
 from policies.backtest.reality import Reality
+from policies.experience import Experience
 from policies.iteration import Cancelled, Completion, FirstToken, Job
 from policies.options import Option
 from policies.pace import Pace
+from policies.prefix_cache import PrefixCache
 from policies.replica import Ask, Replica, choose_replica
 from policies.roofline import Roofline
-from topics import PoolStatus, VariantStatus
+from topics import Envelope, PoolStatus, Usage, VariantStatus
 
 HEARTBEAT_S = 1.0
 # Batches whose replica is remembered, as in the simulated backend.
@@ -54,6 +56,7 @@ class ModelPool:
         self._failure_rate = reality.failure_rate
         self._draw = draw
         self._pace = Pace()
+        self._experience = Experience(options[0].failure_rate)
         self._tries: dict[str, Try] = {}
         self._batches: dict[str, int] = {}
         self._failed: deque[Ended] = deque()
@@ -67,7 +70,7 @@ class ModelPool:
             limits = {
                 o.variant: VariantLimits(at_speed(o.roofline, factor), o.max_batch) for o in options
             }
-            self.replicas.append(Replica(limits))
+            self.replicas.append(Replica(limits, PrefixCache() if reality.prefix_cache else None))
 
     @property
     def busy_s(self) -> float:
@@ -78,6 +81,7 @@ class ModelPool:
         """Send a request to a replica; None where the pool is down and the try fails at once."""
         outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
         if self.is_down:
+            self._experience.failed()
             self._failed.append(Ended(attempt, now, "unavailable"))
             return None
         ask = Ask(
@@ -88,6 +92,7 @@ class ModelPool:
             if profile.ttft_s is None
             else profile.created_at + profile.ttft_s - now,
             tpot_s=profile.tpot_s,
+            session=profile.session,
         )
         index = self._replica_for(attempt.batch_id, ask, now)
         attempt.replica = index
@@ -103,8 +108,16 @@ class ModelPool:
         name = str(self._count)
         self._count += 1
         self._tries[name] = attempt
-        priority = 0 if attempt.path == "direct" else 1
-        job = Job(name, option.variant, outcome.input_tokens, output_tokens, priority=priority)
+        kept = replica.cached_tokens(option.variant, profile.session)
+        outcome.cached_tokens = min(kept, outcome.prefix_tokens)
+        job = Job(
+            name,
+            option.variant,
+            outcome.input_tokens,
+            output_tokens,
+            outcome.cached_tokens,
+            priority=0 if attempt.path == "direct" else 1,
+        )
         replica.submit(job, profile.tpot_s, now)
         return index
 
@@ -118,22 +131,43 @@ class ModelPool:
             outcome = attempt.outcome
             if isinstance(event, Cancelled):
                 outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                self._experience.failed()
                 yield Ended(attempt, event.at, "unavailable")
             elif isinstance(event, Completion):
                 outcome.cost_usd += event.device_s * attempt.option.usd_per_s
                 if attempt.fails:
+                    self._experience.failed()
                     yield Ended(attempt, event.finished_at, "backend_error")
                     continue
                 outcome.started_s = event.started_at
                 outcome.first_token_s = event.first_token_at if outcome.output_tokens else None
                 outcome.finished_s = event.finished_at
                 job = Job(
-                    event.id, attempt.option.variant, outcome.input_tokens, outcome.output_tokens
+                    event.id,
+                    attempt.option.variant,
+                    outcome.input_tokens,
+                    outcome.output_tokens,
+                    outcome.cached_tokens,
                 )
+                tokens = outcome.input_tokens + outcome.output_tokens
+                self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
                 self._pace.learn(attempt.option, job, attempt.sequences, event.device_s)
+                self._learn(attempt, event.device_s * attempt.option.usd_per_s)
                 yield Ended(attempt, event.finished_at)
             else:
                 yield Ended(attempt, event.at, "memory")
+
+    def _learn(self, attempt: Try, cost_usd: float) -> None:
+        outcome, profile = attempt.outcome, attempt.outcome.profile
+        usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
+        self._experience.completed(profile, attempt.option.variant, usage)
+        promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
+        if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
+            return
+        finish_s = finished_s - profile.created_at
+        got = Envelope(cost_usd, outcome.ttft_s, finish_s, outcome.tpot_s)
+        elapsed_s = sent_s - profile.created_at
+        self._experience.kept(profile, attempt.option.variant, promised, got, elapsed_s)
 
     def failed(self) -> Iterator[Ended]:
         """Yield the tries that failed before they reached a replica."""
@@ -167,9 +201,14 @@ class ModelPool:
                     running=sum(a.running_of(variant) for a in accelerators),
                     queued=sum(a.queued_of(variant) for a in accelerators),
                     speed=self._pace.speed(variant),
+                    ttft_error=self._experience.ttft_error(variant),
+                    tpot_error=self._experience.tpot_error(variant),
+                    reuse=self._experience.reuse(variant),
                 )
                 for variant in self.options
             },
+            output_lengths=self._experience.lengths.told(),
+            failure_rate=self._experience.failure_rate,
         )
 
     def _replica_for(self, batch_id: str | None, ask: Ask, now: float) -> int:

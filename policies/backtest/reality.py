@@ -40,6 +40,8 @@ class Reality(Declaration):
         default_factory=dict
     )
     """By pool: how often a replica loses all that runs on it."""
+    prefix_cache: bool = False
+    """Replicas keep the keys and values of sessions in memory that is free, and use them again."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     def unknown_pools(self, fleet: Fleet) -> list[str]:

@@ -58,15 +58,23 @@ class Replay:
         self._held_s = 0.0
         self._released = 0
 
-    def run(self, profiles: Sequence[Profile], output_tokens: Sequence[int]) -> Run:
+    def run(
+        self,
+        profiles: Sequence[Profile],
+        output_tokens: Sequence[int],
+        prefix_tokens: Sequence[int] | None = None,
+    ) -> Run:
         """Replay the requests, sorted by ``created_at``, and return what became of each.
 
         Args:
             profiles: what a router knows of them.
             output_tokens: how long each reply will be, which no policy is told.
+            prefix_tokens: how much of each prompt its session had before, likewise; None: nothing.
         """
-        for row, (profile, tokens) in enumerate(zip(profiles, output_tokens, strict=True)):
-            self._outcomes[profile.id] = Outcome(row, profile, profile.input_tokens, tokens)
+        prefixes = prefix_tokens or [0] * len(profiles)
+        for row, each in enumerate(zip(profiles, output_tokens, prefixes, strict=True)):
+            profile, tokens, prefix = each
+            self._outcomes[profile.id] = Outcome(row, profile, profile.input_tokens, tokens, prefix)
         self._left = len(profiles)
         self._schedule_faults(profiles[-1].created_at)
         self._push(0.0, _BEAT, None)
@@ -152,9 +160,7 @@ class Replay:
         if action.batch_id is not None:
             self._batch_ids.add(action.batch_id)
             self._batched += 1
-        if action.promised is not None:
-            outcome.promised_chance = action.promised.chance
-            outcome.promised_finish_s = action.promised.finish_s
+        outcome.promised = action.promised
         attempt = Try(outcome, action.option, action.path, action.batch_id)
         self._push(now + self._transport_s, _SUBMIT, attempt)
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from policies.decide import decide
 from policies.groups import group_in
+from policies.lengths import Lengths
 from policies.options import Option, Options
 from policies.policy import Policy
 from policies.release import find_target
@@ -67,11 +68,14 @@ class Shunter:
     def arrive(self, profile: Profile, now: float) -> Send | End | None:
         """Decide on a request as `streams.router.Router` does."""
         here = self.situation
+        if profile.attempt == 1:
+            profile = _with_length(profile, here.view.lengths)
         decision = decide(profile, here, now)
         if decision.group is not None:
             here.arrivals.observe(decision.group, now)
         if decision.option is not None and decision.estimate is not None:
             here.view.add_sent(decision.option, decision.estimate.device_s)
+            here.view.sessions.remember(profile, decision.option, now)
             return Send(profile, decision.option, "direct", promised=decision.promised)
         if decision.action == "hold":
             # A router names the group; the batcher works it out again from the profile.
@@ -113,6 +117,14 @@ class Shunter:
             self._windows.remove(member.profile.id)
             promised = target.promise(member.profile, now)
             yield Send(member.profile, target.option, target.path, batch_id, promised)
+
+
+def _with_length(profile: Profile, lengths: Lengths) -> Profile:
+    """Return the profile with the reply's length as `policies.tags` has it when it arrives."""
+    seen = lengths.find(profile.task, profile.model, profile.tenant)
+    if seen is None or profile.output_tokens == 0:
+        return profile
+    return replace(profile, output_tokens=seen.expected, output_tokens_high=seen.high)
 
 
 @dataclass(slots=True)

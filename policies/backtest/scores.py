@@ -57,14 +57,14 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 
 
 def calibration_of(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-    """Return how often promises of each chance were kept.
+    """Return how often promises of each chance were kept, and their Brier score.
 
     A promise is the chance of meeting deadline, TTFT and TPOT that was stated when the request was
     sent to a pool for the last time.
     """
     bins: dict[float, list[tuple[float, bool]]] = defaultdict(list)
     for outcome in outcomes:
-        chance = outcome.promised_chance
+        chance = None if outcome.promised is None else outcome.promised.chance
         if chance is not None:
             bound = next(b for b in CHANCE_BINS if chance <= b)
             bins[bound].append((chance, outcome.attained))
@@ -73,6 +73,7 @@ def calibration_of(outcomes: Iterable[Outcome]) -> dict[str, Any]:
         "promises": len(every),
         "promised": _mean(chance for chance, _ in every),
         "met": _share(met for _, met in every),
+        "brier": _mean((chance - met) ** 2 for chance, met in every),
         "met_of_promised_95": _share(met for chance, met in every if chance >= 0.95),
         "bins": [
             {

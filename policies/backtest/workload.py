@@ -29,6 +29,10 @@ class Arrival:
     input_tokens: int
     output_tokens: int
     session: str | None
+    prefix_tokens: int = 0
+    """Leading tokens of the prompt that an earlier one of the session had."""
+    request: InferenceRequest | None = None
+    """What was asked for, where the trace has it; its deadline is seconds from its arrival."""
 
 
 def parse_arrivals(rows: Iterable[Mapping[str, str | None]], file: str) -> list[Arrival]:
@@ -85,6 +89,7 @@ def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
         input_tokens=count("input_tokens", 1),
         output_tokens=count("output_tokens", 0),
         session=fields.get("session") or None,
+        prefix_tokens=count("prefix_tokens", 0) if fields.get("prefix_tokens") else 0,
     )
 
 
@@ -108,16 +113,27 @@ def _profile(arrival: Arrival, fleet: Fleet, policy: Policy) -> Profile:
     if arrival.task not in policy.classes:
         known = ", ".join(policy.classes)
         raise TraceError(f"row {arrival.row}: task {arrival.task!r} is not one of {known}")
-    request = InferenceRequest(
-        id=str(arrival.row),
-        body={"model": arrival.model},
-        url=URLS.get(arrival.task, "/v1/chat/completions"),
-        model=arrival.model,
-        task=arrival.task,
-        session=arrival.session,
-        hints=Hints(input_tokens=prompt_tokens(arrival, fleet)),
-    )
-    at = arrival.arrival_s
+    at, input_tokens = arrival.arrival_s, prompt_tokens(arrival, fleet)
+    request = arrival.request
+    if request is None:
+        request = InferenceRequest(
+            id=str(arrival.row),
+            body={"model": arrival.model},
+            url=URLS.get(arrival.task, "/v1/chat/completions"),
+            model=arrival.model,
+            task=arrival.task,
+            session=arrival.session,
+            hints=Hints(input_tokens=input_tokens),
+        )
+    else:
+        left_s = request.deadline
+        own = {
+            "id": str(arrival.row),
+            "created_at": at,
+            "deadline": None if left_s is None else at + left_s,
+            "hints": request.hints.model_copy(update={"input_tokens": input_tokens}),
+        }
+        request = request.model_copy(update=own)
     return tag(request, policy, received_at=at, now=at, ingest_partition=0).profile
 
 

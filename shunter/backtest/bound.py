@@ -17,7 +17,9 @@ from shunter.backtest.suite import Setting
 
 
 def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float | None:
-    """Return the bound in US dollars; None where replicas differ by an unknown noise.
+    """Return the bound in US dollars; None where the reality makes it none.
+
+    That is a noise among replicas, which nobody knows, and prefix caches, which spare prompts.
 
     Failures and outages of the reality only add cost, so they are left out; speeds are taken in.
 
@@ -28,7 +30,7 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float |
     Raises:
         UserError: scipy is missing, or the solver finds no solution.
     """
-    if setting.reality.noise:
+    if setting.reality.noise or setting.reality.prefix_cache:
         return None
     options = true_options(compile_options(setting.fleet), setting.reality.speed)
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)

@@ -67,8 +67,12 @@ def _open(path: Path | None) -> Iterator[TextIO]:
             yield text
 
 
-def write_assignments(path: Path, outcomes: Iterable[Outcome]) -> None:
+def write_assignments(
+    path: Path, outcomes: Iterable[Outcome], *, with_cached: bool = False
+) -> None:
     """Write what was done with each request, one row each. What did not happen stays empty.
+
+    ``with_cached`` adds the column ``cached_tokens``.
 
     Raises:
         UserError: the file can't be written.
@@ -76,8 +80,10 @@ def write_assignments(path: Path, outcomes: Iterable[Outcome]) -> None:
     try:
         with path.open("w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text)
-            writer.writerow(COLUMNS)
-            writer.writerows(_row(outcome) for outcome in outcomes)
+            writer.writerow((*COLUMNS, "cached_tokens") if with_cached else COLUMNS)
+            for outcome in outcomes:
+                extra = (outcome.cached_tokens,) if with_cached else ()
+                writer.writerow((*_row(outcome), *extra))
     except OSError as error:
         raise UserError(f"{path}: can't be written: {error.strerror}") from error
 

@@ -88,7 +88,8 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
     reality = _within(setting.reality, options)
     draw = random.Random(reality.seed).random  # noqa: S311 - a model, not a secret
     replay = Replay(route, options, setting.policy, reality, draw)
-    run = replay.run(profiles, output_tokens)
+    prefix_tokens = [arrival.prefix_tokens for arrival in setting.arrivals]
+    run = replay.run(profiles, output_tokens, prefix_tokens)
     broken = sum(is_broken(o, setting.fleet, setting.policy) for o in run.outcomes)
     return Scored(name, run, scores_of(run, options, broken))
 

@@ -1,5 +1,6 @@
 """`shunter policy backtest`: a trace through the policy and a modelled fleet, in virtual time."""
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,16 +9,34 @@ import orjson
 import typer
 from rich.table import Table
 
+from policies import Fleet, Policy
 from policies.backtest.reality import Reality, parse_reality
 from policies.backtest.scores import calibration_of
-from policies.backtest.workload import compress
+from policies.backtest.workload import Arrival, compress
 from shunter.backtest.bound import lower_bound
 from shunter.backtest.differences import differences
 from shunter.backtest.files import read_trace, write_assignments
 from shunter.backtest.plot import draw
 from shunter.backtest.suite import Scored, Setting, runs, scaled
-from shunter.console import AsJson, FleetFile, PolicyFile, UserError, err, out, settings_from
+from shunter.backtest.topic import read_topic
+from shunter.client import run
+from shunter.commands.audit_report import time_of
+from shunter.console import (
+    AsJson,
+    Bootstrap,
+    FleetFile,
+    PolicyFile,
+    Prefix,
+    UserError,
+    err,
+    out,
+    settings_from,
+)
+from streams import KafkaLog
 from streams.declarations import load_fleet, load_policy
+from streams.tokens import load_token_counter
+from topics import Catalogue, Settings
+from topics.admin import partition_counts
 
 Trace = Annotated[
     Path | None,
@@ -25,6 +44,15 @@ Trace = Annotated[
         "--trace", help="CSV of requests, may be gzipped; a packaged sample if not given."
     ),
 ]
+FromTopic = Annotated[
+    bool,
+    typer.Option("--topic", help="Replay what the live ingest topic got, in place of a file."),
+]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", help="With --topic: first day or time, ISO 8601, UTC if it says none."),
+]
+End = Annotated[str | None, typer.Option("--to", help="With --topic: the first not counted.")]
 Compare = Annotated[
     Path | None, typer.Option("--compare", help="A second policy YAML, run beside the first.")
 ]
@@ -48,6 +76,9 @@ Bound = Annotated[bool, typer.Option("--bound/--no-bound", help="Compute the low
 
 def backtest(
     trace: Trace = None,
+    topic: FromTopic = False,
+    start: Start = None,
+    end: End = None,
     fleet: FleetFile = None,
     policy: PolicyFile = None,
     compare: Compare = None,
@@ -58,34 +89,42 @@ def backtest(
     plot: Plot = None,
     baselines: Baselines = True,
     bound: Bound = True,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay a trace in virtual time: cost, SLO attainment, baselines and a lower bound.
 
     Example: shunter policy backtest --trace trace.csv.gz --rate 10 --fleet-scale 10
     """
-    settings = settings_from(fleet=fleet, policy=policy)
+    settings = settings_from(
+        fleet=fleet,
+        policy=policy,
+        bootstrap_servers=bootstrap_servers,
+        topic_prefix=topic_prefix,
+    )
+    declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
+    if topic and trace is not None:
+        raise UserError("give --trace or --topic, not both")
+    if not topic and not (start is end is None):
+        raise UserError("--from and --to are of --topic; add it")
+    arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
     setting = Setting(
-        arrivals=compress(read_trace(trace), rate),
-        fleet=scaled(load_fleet(settings.fleet), fleet_scale),
-        policy=load_policy(settings.policy),
+        arrivals=compress(arrivals, rate),
+        fleet=scaled(declared, fleet_scale),
+        policy=live,
         reality=_reality(reality),
     )
     unknown = setting.reality.unknown_pools(setting.fleet)
     if unknown:
         raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
     second = None if compare is None else load_policy(compare)
-    started_at = time.monotonic()
-    scored = []
-    for each in runs(setting, with_baselines=baselines, compared=second):
-        took_s = time.monotonic() - started_at
-        err.print(f"{each.name}: {took_s:.1f} s", highlight=False)
-        scored.append(each)
-        started_at = time.monotonic()
+    scored = _run(setting, with_baselines=baselines, second=second)
     limit_usd = lower_bound(setting) if bound else None
     ours = scored[0]
     if assignments is not None:
-        write_assignments(assignments, ours.run.outcomes)
+        with_cached = setting.reality.prefix_cache
+        write_assignments(assignments, ours.run.outcomes, with_cached=with_cached)
     if plot is not None:
         draw(plot, scored, limit_usd)
     report: dict[str, Any] = {
@@ -102,6 +141,37 @@ def backtest(
         typer.echo(orjson.dumps(report).decode())
     else:
         _show(scored, report)
+
+
+def _run(setting: Setting, *, with_baselines: bool, second: Policy | None) -> list[Scored]:
+    """Return each run, and say how long it took."""
+    started_at = time.monotonic()
+    scored = []
+    for each in runs(setting, with_baselines=with_baselines, compared=second):
+        took_s = time.monotonic() - started_at
+        err.print(f"{each.name}: {took_s:.1f} s", highlight=False)
+        scored.append(each)
+        started_at = time.monotonic()
+    return scored
+
+
+def _of_topic(
+    settings: Settings, fleet: Fleet, policy: Policy, start: str | None, end: str | None
+) -> list[Arrival]:
+    """Return the requests of a range of the ingest topic, and say what of it was left out."""
+    counts = run(partition_counts(settings, [Catalogue(settings).requests]))
+    settings = settings.model_copy(update={"partitions": counts[Catalogue(settings).requests]})
+    catalogue, times = Catalogue(settings), (time_of(start, 0.0), time_of(end, math.inf))
+    tokens = load_token_counter(fleet)
+    found = run(read_topic(KafkaLog(settings), catalogue, fleet, policy, tokens, *times))
+    if not found.arrivals:
+        raise UserError(f"{catalogue.requests} holds no request of that time that could be placed")
+    err.print(
+        f"{len(found.arrivals)} requests; {found.left_out} left out that are unreadable or of no"
+        f" known class or model; of {found.unanswered} no result tells the reply's length",
+        highlight=False,
+    )
+    return found.arrivals
 
 
 def _reality(path: Path | None) -> Reality:

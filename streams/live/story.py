@@ -19,6 +19,7 @@ IN_WORDS = {
     "full": "the batch is full",
     "slack": "the earliest deadline leaves no time to wait on",
     "window": "the batch window closed",
+    "idle": "the pool was idle and nobody else was expected",
     "pool_available": "a pool became available",
     "pool_unavailable": "no pool that may serve it has a live worker",
     "circuit_open": "each pool that may serve it fails at present",

@@ -1,0 +1,138 @@
+"""A range of the live ingest topic as a trace, with the reply lengths that the results tell."""
+
+from collections.abc import AsyncIterator, Container
+from dataclasses import dataclass, field, replace
+
+from policies import Fleet, Policy, UnservableError, tag
+from policies.backtest.workload import Arrival
+from shunter.log_reading import read_all
+from streams import Log, Record
+from streams.tokens import TokenCounter
+from topics import BadRecordError, Catalogue, Result, Usage, decode, parse_request
+from topics import headers as h
+from topics.catalogue import INGEST_BYTES_MAX
+
+# What of a body tags depend on, beside its text; the rest is not kept in memory.
+KEPT_FIELDS = ("model", "stream", "max_tokens", "max_completion_tokens")
+
+
+@dataclass(slots=True)
+class TopicTrace:
+    """Requests of a range, and how many were left out: unreadable, or of no class or model known.
+
+    ``unanswered`` are those whose reply no result counts; the policy's length stands for it.
+    """
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    left_out: int = 0
+    unanswered: int = 0
+
+
+async def read_topic(
+    log: Log,
+    catalogue: Catalogue,
+    fleet: Fleet,
+    policy: Policy,
+    tokens: TokenCounter,
+    start: float,
+    end: float,
+) -> TopicTrace:
+    """Return the requests that the ingest topic got from ``start`` until before ``end``.
+
+    A request that was published twice counts once. Times are those that Kafka has of the records.
+
+    Args:
+        log: to read from.
+        catalogue: names the topics, and their partitions.
+        fleet: whose models may be asked for.
+        policy: whose classes requests belong to.
+        tokens: counts prompts that no result counted.
+        start: epoch seconds.
+        end: epoch seconds.
+
+    Raises:
+        LogError: a transaction stays open.
+    """
+    found = TopicTrace()
+    records: dict[str, tuple[float, Arrival]] = {}
+    async for record in _between(log, catalogue, start, end):
+        try:
+            arrival = _arrival(record, policy, tokens)
+        except (BadRecordError, UnservableError):
+            found.left_out += 1
+            continue
+        at, request_id = record.timestamp_ms / 1000, arrival.request.id if arrival.request else ""
+        if arrival.model not in fleet.models:
+            found.left_out += 1
+        elif request_id not in records or at < records[request_id][0]:
+            records[request_id] = (at, arrival)
+    usages = await _usages(log, catalogue, records)
+    ordered = sorted(records.items(), key=lambda pair: (pair[1][0], pair[0]))
+    for row, (request_id, (at, arrival)) in enumerate(ordered):
+        usage = usages.get(request_id)
+        found.unanswered += usage is None
+        placed = replace(arrival, row=row, arrival_s=at - ordered[0][1][0])
+        found.arrivals.append(placed if usage is None else _counted(placed, usage))
+    return found
+
+
+def _counted(arrival: Arrival, usage: Usage) -> Arrival:
+    input_tokens = max(1, usage.input_tokens)
+    return replace(arrival, input_tokens=input_tokens, output_tokens=usage.output_tokens)
+
+
+async def _between(
+    log: Log, catalogue: Catalogue, start: float, end: float
+) -> AsyncIterator[Record]:
+    async for record in read_all(log, catalogue.requests, catalogue.partitions):
+        if start <= record.timestamp_ms / 1000 < end:
+            yield record
+
+
+def _arrival(record: Record, policy: Policy, tokens: TokenCounter) -> Arrival:
+    """Return a record's request, tagged as the router tags it.
+
+    Raises:
+        BadRecordError: it is no request.
+        UnservableError: it is of no class of the policy.
+    """
+    request = parse_request(
+        record.value,
+        bytes_max=INGEST_BYTES_MAX,
+        default_id=h.cloud_event_id(record.headers),
+    )
+    at = record.timestamp_ms / 1000
+    count = tokens.of(request)
+    profile = tag(request, policy, received_at=at, now=at, ingest_partition=0, count=count).profile
+    body = {name: request.body[name] for name in KEPT_FIELDS if name in request.body}
+    kept = {
+        "body": body,
+        "task": profile.task,
+        "deadline": None if request.deadline is None else request.deadline - at,
+        "metadata": None,
+    }
+    return Arrival(
+        row=0,
+        arrival_s=0.0,
+        task=profile.task,
+        model=profile.model,
+        input_tokens=max(1, profile.input_tokens),
+        output_tokens=profile.output_tokens,
+        session=profile.session,
+        request=request.model_copy(update=kept),
+    )
+
+
+async def _usages(log: Log, catalogue: Catalogue, wanted: Container[str]) -> dict[str, Usage]:
+    """Return the usage that each request's result tells, of those that have one."""
+    usages = {}
+    async for record in read_all(log, catalogue.results, catalogue.partitions):
+        if (record.key or b"").decode("utf-8", "replace") not in wanted:
+            continue
+        try:
+            result = decode(Result, record.value or b"")
+        except BadRecordError:
+            continue
+        if result.usage is not None:
+            usages[result.id] = result.usage
+    return usages

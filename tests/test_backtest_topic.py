@@ -1,0 +1,66 @@
+"""A range of the live ingest topic replayed as a trace."""
+
+import orjson
+from memory_log import MemoryLog
+from stream_cases import START, Yard, request
+
+from policies.backtest.reality import Reality
+from policies.backtest.route import Shunter
+from policies.backtest.workload import profiles_of
+from shunter.backtest.suite import Setting, run_one
+from shunter.backtest.topic import TopicTrace, read_topic
+from streams import Outgoing
+from streams.tokens import TokenCounter
+from topics import Result, Timing, Usage, encode
+
+
+def publish(yard: Yard, at: float, value: bytes) -> None:
+    """Put a record on the ingest topic at a time of the yard's clock."""
+    yard.clock.at = at
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, None, value, partition=0))
+
+
+async def read(yard: Yard, start: float = 0.0, end: float = 1e12) -> TopicTrace:
+    log, tokens = MemoryLog(yard.cluster), TokenCounter({})
+    return await read_topic(log, yard.catalogue, yard.fleet, yard.policy, tokens, start, end)
+
+
+def job(request_id: str, **fields: object) -> bytes:
+    return orjson.dumps(request(id=request_id, **fields))
+
+
+async def test_a_range_becomes_a_trace_with_the_lengths_that_results_tell() -> None:
+    yard = Yard()
+    publish(yard, START, job("early"))
+    publish(yard, START + 10, b"no json")
+    publish(yard, START + 11, job("a", deadline=START + 71, session="s", tenant="acme"))
+    publish(yard, START + 12, job("a"))
+    publish(yard, START + 13, job("b", task="summarization"))
+    publish(yard, START + 14, job("c", model="unknown"))
+    publish(yard, START + 20, job("late"))
+    result = Result("a", "completed", Timing(START + 11), usage=Usage(321, 45))
+    yard.cluster.publish(Outgoing(yard.catalogue.results, b"a", encode(result)))
+    found = await read(yard, START + 10, START + 20)
+    assert (len(found.arrivals), found.left_out, found.unanswered) == (2, 2, 1)
+    first, second = found.arrivals
+    assert (first.row, first.arrival_s, first.task) == (0, 0.0, "chat")
+    assert (first.input_tokens, first.output_tokens) == (321, 45)
+    assert (second.row, second.arrival_s, second.task) == (1, 2.0, "summarization")
+    assert second.output_tokens == yard.policy.classes["summarization"].output_tokens
+    # No text of a request is kept.
+    assert all(a.request and "messages" not in a.request.body for a in found.arrivals)
+    profiles = profiles_of(found.arrivals, yard.fleet, yard.policy)
+    assert (profiles[0].deadline, profiles[0].session, profiles[0].tenant) == (60.0, "s", "acme")
+    assert profiles[0].input_tokens == 321
+
+
+async def test_a_topic_goes_the_way_of_a_file() -> None:
+    yard = Yard()
+    for n in range(20):
+        publish(yard, START + n, job(f"r{n}", hints={"output_tokens": 30}))
+    found = await read(yard)
+    setting = Setting(found.arrivals, yard.fleet, yard.policy, Reality())
+    scored = run_one("shunter", setting, yard.options, Shunter(yard.options, yard.policy))
+    assert {o.status for o in scored.run.outcomes} == {"completed"}
+    assert {o.output_tokens for o in scored.run.outcomes} == {30}
+    assert scored.scores["constraint_violations"] == 0

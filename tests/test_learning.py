@@ -1,0 +1,164 @@
+"""What is learned from executed work, by whom, and what it changes in decisions."""
+
+from dataclasses import replace
+from math import exp
+from typing import Any
+
+import pytest
+from memory_log import MemoryLog
+from policy_cases import NOW, a_policy, profile, request, some_options, status
+from stream_cases import Yard, step_until
+from worker_cases import ScriptedBackend, make_worker, place
+
+from policies import FleetView, tag
+from policies.estimate import chance, estimate, expected_cost_usd
+from policies.experience import SEEN_MIN, TRIES, Experience
+from policies.lengths import LengthLog, Lengths
+from policies.standing import PoolLoad, standing_of
+from topics import Envelope, PoolStatus, Profile, Tag, Usage, VariantStatus, decode, encode
+from workers import CallError
+from workers.answers import output_tokens
+from workers.learning import Learning
+
+OPTION = some_options().by_pool["premium"][0]
+
+
+def kept(experience: Experience, factor: float, count: int, promised_s: float = 1.0) -> None:
+    """Let requests with a TTFT of 2 s that were promised this get ``factor`` times that."""
+    asked = profile(ttft_s=2.0, tpot_s=None)
+    for _ in range(count):
+        got = Envelope(1e-6, 0.5 + factor * promised_s, 5.0)
+        promised = Envelope(1e-6, 0.5 + promised_s, 5.0)
+        experience.kept(asked, "v", promised, got, 0.5)
+
+
+def test_errors_are_told_once_enough_was_seen_and_follow_what_came() -> None:
+    experience = Experience(0.0)
+    kept(experience, 1.5, int(SEEN_MIN) - 1)
+    assert experience.ttft_error("v") is None
+    kept(experience, 1.5, 400)
+    error = experience.ttft_error("v")
+    assert error is not None
+    assert 1.3 < exp(error[0]) < 1.7
+    assert experience.tpot_error("v") is None
+    kept(experience, 0.7, 3000)
+    later = experience.ttft_error("v")
+    assert later is not None
+    assert exp(later[0]) < 0.8
+
+
+def test_promises_far_from_the_slo_teach_nothing() -> None:
+    experience = Experience(0.0)
+    kept(experience, 3.0, 500, promised_s=0.1)
+    assert experience.ttft_error("v") is None
+
+
+def test_failures_move_the_declared_rate_and_answers_move_it_back() -> None:
+    experience = Experience(0.02)
+    for _ in range(TRIES):
+        experience.failed()
+    assert experience.failure_rate > 0.6
+    for _ in range(10 * TRIES):
+        experience.completed(profile(), "v", Usage(10, 10))
+    assert experience.failure_rate < 0.001
+
+
+def test_a_pool_that_fails_costs_more_and_one_that_is_slow_has_less_chance() -> None:
+    asked = profile(ttft_s=1.5, tpot_s=None)
+    load = PoolLoad(workers=1)
+    plain = standing_of(OPTION, load)
+    failing = standing_of(OPTION, replace(load, failure_rate=0.5))
+    found = estimate(asked, plain, 0.05)
+    cost_usd = expected_cost_usd(found, plain, a_policy())
+    assert expected_cost_usd(found, failing, a_policy()) == pytest.approx(
+        cost_usd * (1 + 0.5 * a_policy().retry_cost_weight) / (1 + plain.failure_rate)
+    )
+    slow, quick = (0.7, 1.1, 1.4), (-0.7, -0.3, 0.0)
+    near = replace(asked, ttft_s=1.2 * found.ttft_s)
+    usual = chance(near, found, 0.0, 0.35)
+    assert chance(near, found, 0.0, 0.35, slow) < usual < chance(near, found, 0.0, 0.35, quick)
+    assert chance(near, found, 0.0, 0.35, (0.0, 0.4486, 0.7188)) == pytest.approx(usual, abs=1e-4)
+
+
+def test_a_view_has_the_mean_of_what_the_workers_of_a_pool_learned() -> None:
+    view = FleetView(some_options())
+    for name, median, rate in (("0", 0.2, 0.1), ("1", 0.4, 0.3)):
+        variants = {OPTION.variant: VariantStatus(ttft_error=(median, 0.9, 1.5))}
+        told = status("premium", instance=name, variants=variants, failure_rate=rate)
+        view.report(decode(PoolStatus, encode(told)))
+    standing = view.standing(OPTION)
+    assert standing.learned.ttft_error == (0.3, 0.9, 1.5)
+    assert standing.failure_rate == pytest.approx(0.2)
+
+
+async def test_a_worker_learns_from_what_became_visible() -> None:
+    yard, backend, experience = Yard(), ScriptedBackend(), Experience(0.0)
+    for n in range(3):
+        place(yard, f"c{n}")
+    worker = make_worker(yard, backend)
+    observers = [Learning(experience)]
+    transactor = await yard.run(worker, MemoryLog(yard.cluster, "a"), observers=observers)
+    await step_until(transactor, lambda: len(backend.running) == 3, "the calls")
+    assert experience.lengths.told() == ()
+    backend.finish("c0")
+    backend.fail("c1", CallError("timeout", "no answer", retry="elsewhere"))
+    backend.fail("c2", CallError("bad_request", "it has no model", retry="never"))
+    await step_until(transactor, lambda: {"c0", "c2"} <= yard.results().keys(), "the ends")
+    await step_until(transactor, lambda: experience.failure_rate > 0, "the failure")
+    (told,) = experience.lengths.told()
+    assert (told.task, told.mean_tokens, sum(told.counts[1:])) == ("chat", 10.0, 1.0)
+    assert experience.failure_rate == pytest.approx(1 / TRIES, rel=0.02)
+    assert worker.running == 0
+
+
+def seen(tokens: int, count: int = 100) -> Lengths:
+    """Return what routers know once so many chat replies of this length were seen."""
+    log, lengths = LengthLog(), Lengths()
+    for _ in range(count):
+        log.learn("chat", "llama", "default", tokens)
+    lengths.report("premium/0", log.told())
+    return lengths
+
+
+def test_a_hint_wins_over_what_was_seen_and_that_over_the_policy() -> None:
+    def length(lengths: Lengths | None, **fields: Any) -> tuple[Tag, Profile]:
+        found = tag(
+            request(task="chat", **fields), a_policy(),
+            received_at=NOW, now=NOW, ingest_partition=0, lengths=lengths,
+        )  # fmt: skip
+        return found.tags["output_length"], found.profile
+
+    body = {"model": "llama", "prompt": "x"}
+    hinted, profile_hinted = length(seen(50), body=body, hints={"output_tokens": 7})
+    assert (hinted.value, hinted.source) == (7, "client")
+    assert profile_hinted.output_tokens_high is None
+    learned, profile_learned = length(seen(50), body=body)
+    assert (learned.value, learned.source) == (50, "estimate")
+    assert 0.5 < learned.confidence < 1
+    assert (profile_learned.output_tokens_high or 0) >= 50
+    limited, profile_limited = length(seen(50), body=body | {"max_tokens": 20})
+    assert (limited.value, limited.source) == (20, "client")
+    assert profile_limited.output_tokens_high == 20
+    for nothing in (None, seen(50, count=5)):
+        assumed, _ = length(nothing, body=body)
+        assert (assumed.value, assumed.source) == (200, "policy")
+
+
+def test_a_reply_that_may_get_long_must_fit_before_the_deadline_too() -> None:
+    standing = standing_of(OPTION, PoolLoad(workers=1))
+    usual = profile(ttft_s=None, tpot_s=None, output_tokens=100)
+    found = estimate(usual, standing, 0.05)
+    tight = replace(usual, deadline=usual.created_at + 3 * found.finish_s)
+    long = replace(tight, output_tokens_high=1000)
+    assert chance(tight, found, 0.0, 0.35) > 0.99
+    assert chance(long, estimate(long, standing, 0.05), 0.0, 0.35) < 0.5
+    assert estimate(long, standing, 0.05).cost_usd == found.cost_usd
+
+
+def test_simulated_replies_do_not_follow_what_routers_expect() -> None:
+    asked = request(task="chat", body={"model": "llama", "prompt": "x"})
+    lengths = {
+        output_tokens(asked, profile(output_tokens=expected), {"chat": 200})
+        for expected in (1, 50, 5000)
+    }
+    assert len(lengths) == 1

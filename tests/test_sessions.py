@@ -1,0 +1,153 @@
+"""Sessions: what of a prompt may be cached where, what that is worth, and who is told."""
+
+from dataclasses import replace
+
+import pytest
+from backtest_cases import replay
+from policy_cases import FLEET, NOW, a_policy, a_situation, profile, some_options, status
+
+from policies import Decision, decide, decide_again, inputs_of
+from policies.accelerator import VariantLimits
+from policies.backtest.reality import Reality
+from policies.estimate import estimate
+from policies.experience import Experience
+from policies.iteration import Job
+from policies.lengths import LengthLog
+from policies.prefix_cache import PrefixCache
+from policies.recorded import Inputs
+from policies.replica import Ask, Replica, choose_replica
+from policies.sessions import HALF_LIFE_S, SESSIONS_MAX, Sessions
+from policies.view import FleetView
+from topics import Usage, VariantStatus, decode
+from topics.canonical import canonical
+
+OPTIONS = some_options()
+OPTION = OPTIONS.by_pool["premium"][0]
+TURN = profile(session="s1", input_tokens=8000, output_tokens=100)
+
+
+def test_credit_is_of_the_tenant_and_decays() -> None:
+    sessions = Sessions()
+    sessions.remember(TURN, OPTION, NOW)
+    credit = sessions.credit(TURN, NOW)
+    assert credit is not None
+    assert (credit.pool, credit.variant, credit.tokens) == ("premium", OPTION.variant, 8000)
+    later = sessions.credit(TURN, NOW + HALF_LIFE_S)
+    assert later is not None
+    assert later.tokens == 4000
+    assert sessions.credit(replace(TURN, tenant="another"), NOW) is None
+    assert sessions.credit(replace(TURN, session=None), NOW) is None
+    assert sessions.credit(TURN, NOW + 100 * HALF_LIFE_S) is None
+
+
+def test_what_is_remembered_is_bounded_by_the_last_seen() -> None:
+    sessions = Sessions()
+    for n in range(SESSIONS_MAX + 1):
+        sessions.remember(replace(TURN, session=f"s{n}"), OPTION, NOW)
+    assert sessions.credit(replace(TURN, session="s0"), NOW) is None
+    assert sessions.credit(replace(TURN, session="s1"), NOW) is not None
+
+
+def heard(reuse: float) -> FleetView:
+    """Return a view in which the premium pool's variants find this share in their caches."""
+    view = FleetView(OPTIONS)
+    for pool, choices in OPTIONS.by_pool.items():
+        share = reuse if pool == "premium" else 0.0
+        view.report(status(pool, variants={o.variant: VariantStatus(reuse=share) for o in choices}))
+    return view
+
+
+def test_a_cached_prompt_makes_its_pool_cheaper_and_the_decision_can_be_made_again() -> None:
+    plain = replace(a_situation(), view=heard(0.9))
+    before = decide(TURN, plain, NOW)
+    plain.view.sessions.remember(TURN, OPTION, NOW - 1)
+    inputs = inputs_of(TURN, plain, NOW)
+    after = decide(TURN, plain, NOW)
+
+    def cost(decision: Decision) -> float:
+        where = (OPTION.pool, OPTION.variant, "direct")
+        found = [c for c in decision.candidates if (c.pool, c.model_variant, c.path) == where]
+        return found[0].cost_usd or 0.0
+
+    assert cost(after) < 0.85 * cost(before)
+    # As the evidence has it: without the session's name.
+    told = decode(Inputs, canonical(inputs))
+    again = decide_again(replace(TURN, session=None), told, OPTIONS, a_policy(), NOW)
+    assert again.candidates == after.candidates
+
+
+def test_a_view_under_another_fleet_goes_on_with_what_was_learned() -> None:
+    view = heard(0.9)
+    log = LengthLog()
+    for _ in range(50):
+        log.learn("chat", "llama", "acme", 100)
+    view.report(status("premium", output_lengths=log.told()))
+    view.sessions.remember(TURN, OPTION, NOW)
+    other = view.under(some_options(FLEET.replace("count: 2", "count: 3")))
+    assert other is not view
+    assert other.lengths.find("chat", "llama", "acme") is not None
+    assert other.sessions.credit(TURN, NOW) is not None
+
+
+def test_a_pool_that_was_never_seen_to_reuse_anything_gets_no_credit() -> None:
+    here = replace(a_situation(), view=heard(0.0))
+    before = decide(TURN, here, NOW)
+    here.view.sessions.remember(TURN, OPTION, NOW)
+    assert decide(TURN, here, NOW).candidates == before.candidates
+
+
+def test_a_worker_learns_what_share_of_earlier_turns_is_cached() -> None:
+    experience = Experience(0.0)
+    for turn in range(1, 400):
+        before = 110 * (turn - 1)
+        usage = Usage(before + 100, 10, before // 2)
+        experience.completed(TURN, "v", usage)
+    assert experience.reuse("v") == pytest.approx(0.5, abs=0.03)
+    assert experience.reuse("other") == 0.0
+
+
+def test_cached_tokens_need_no_prefill_and_no_more_than_that() -> None:
+    standing = heard(0.0).standing(OPTION)
+    whole, half = (estimate(TURN, standing, 0.05, cached_tokens=n) for n in (0, 4000))
+    saved_usd = whole.cost_usd - half.cost_usd
+    prefill_usd = OPTION.roofline.prefill_s(TURN.input_tokens) * OPTION.usd_per_s
+    assert 0 < saved_usd <= 0.5 * prefill_usd
+    # What is gone from the cache when it comes must not cost it its SLO.
+    assert (half.ttft_s, half.finish_s) == (whole.ttft_s, whole.finish_s)
+
+
+def test_a_modelled_cache_has_the_memory_that_jobs_leave() -> None:
+    cache = PrefixCache()
+    cache.keep(("a", "v"), 100, 100.0, free_bytes=250.0)
+    cache.keep(("b", "v"), 100, 100.0, free_bytes=250.0)
+    cache.keep(("a", "v"), 120, 120.0, free_bytes=250.0)
+    assert (cache.tokens(("a", "v")), cache.tokens(("b", "v"))) == (120, 100)
+    cache.shrink(150.0)
+    assert (cache.tokens(("a", "v")), cache.tokens(("b", "v"))) == (120, 0)
+
+
+def test_a_session_goes_to_the_busy_replica_that_has_it() -> None:
+    limits = {OPTION.variant: VariantLimits(OPTION.roofline, OPTION.max_batch)}
+    replicas = [Replica(limits, PrefixCache()) for _ in range(3)]
+    for index in (0, 1, 1):
+        name = f"{index}-{replicas[index].jobs}"
+        replicas[index].submit(Job(name, OPTION.variant, 100, 1000), None, 0.0)
+    replicas[0].keep(OPTION.variant, "s1", 2000)
+    replicas[2].keep(OPTION.variant, "s2", 2000)
+    chosen = [
+        choose_replica(replicas, Ask(OPTION.variant, 2000, 100, session=s), 0.0)
+        for s in ("s1", "s2", None)
+    ]
+    # Nobody wakes an idle replica for what it has cached.
+    assert chosen == [0, 1, 1]
+
+
+def test_with_caches_a_backtest_computes_less_of_the_prompts() -> None:
+    plain, _ = replay(rows=600)
+    cached, _ = replay(rows=600, reality=Reality(prefix_cache=True))
+    hits = [o for o in cached.outcomes if o.cached_tokens]
+    assert hits
+    assert all(o.cached_tokens <= min(o.prefix_tokens, o.input_tokens) for o in hits)
+    assert all(o.profile.session is not None for o in hits)
+    assert not any(o.cached_tokens for o in plain.outcomes)
+    assert sum(cached.busy_s.values()) < sum(plain.busy_s.values())
