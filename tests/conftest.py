@@ -1,9 +1,10 @@
-"""One real Kafka for the whole test session, and a topic prefix per test."""
+"""One real Kafka for each process of tests that wants it, and a topic prefix per test."""
 
 import os
 import re
 import secrets
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
 
@@ -11,10 +12,14 @@ from topics.broker import EmbeddedBroker
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that need a Kafka in one process, one after the other."""
+    """Keep the tests that need a Kafka in two processes, each with one of its own.
+
+    They wait more than they work. Which of the two is by module, so that a run is like another.
+    """
     for item in items:
         if item.get_closest_marker("kafka"):
-            item.add_marker(pytest.mark.xdist_group("kafka"))
+            half = crc32(item.path.name.encode()) % 2
+            item.add_marker(pytest.mark.xdist_group(f"kafka-{half}"))
 
 
 @pytest.fixture(scope="session")
