@@ -11,6 +11,8 @@ import pytest
 from topics.broker import EmbeddedBroker
 
 
+# Before xdist looks at the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests that need a Kafka in two processes, each with one of its own.
 
