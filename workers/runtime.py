@@ -344,7 +344,7 @@ class Worker:
         if self._running.get(variant, 0) >= slots or self._starting_later is not None:
             return False
         loop = asyncio.get_running_loop()
-        wait_s = self._pace.take(loop.time())
+        wait_s = self._pace.take(loop.time(), slots)
         if wait_s > 0:
             self._starting_later = loop.call_later(wait_s, self._start_later)
         return wait_s == 0
@@ -359,7 +359,7 @@ class Worker:
         self._running[variant] -= 1
         _, task = self._runs.pop(running)
         if task.began_at is not None:
-            self._pace.ended(self._clock.now() - task.began_at, self.running)
+            self._pace.ended(self._clock.now() - task.began_at)
         is_by_client = running in self._cancelled
         self._cancelled.discard(running)
         if running.cancelled() and is_by_client:

@@ -5,10 +5,9 @@
 # all took 0.2 to 0.3 s in which the server had nothing to do.
 BURST = 100
 PER_S = 1000.0
-# Where calls are short more must start: what runs may be replaced so many times in a call's time.
-REPLACED_MAX = 2.0
+# Where calls are short more must start: all places may be filled anew in the time of a call.
 CALL_S_MIN = 0.001
-# What is learned from calls is a mean in which the newest has this weight.
+# That time is a mean in which the newest call has this weight.
 NEWEST = 0.1
 
 
@@ -20,16 +19,19 @@ class StartPace:
         self._at = 0.0
         self.call_s = 1.0
         """The time that a call takes of late, in seconds."""
-        self._running = 0.0
 
-    def ended(self, took_s: float, running: int) -> None:
-        """Learn how long a call took, in seconds, and how many ran when it ended."""
+    def ended(self, took_s: float) -> None:
+        """Learn how long a call took, in seconds."""
         self.call_s += NEWEST * (max(took_s, 0.0) - self.call_s)
-        self._running += NEWEST * (running - self._running)
 
-    def take(self, now: float) -> float:
-        """Take a start; return 0.0, or the seconds to wait where there is none to take."""
-        per_s = max(PER_S, REPLACED_MAX * self._running / max(self.call_s, CALL_S_MIN))
+    def take(self, now: float, places: int) -> float:
+        """Take a start; return 0.0, or the seconds to wait where there is none to take.
+
+        Args:
+            now: the time.
+            places: calls that can run at once.
+        """
+        per_s = max(PER_S, places / max(self.call_s, CALL_S_MIN))
         self._tokens = min(float(BURST), self._tokens + max(0.0, now - self._at) * per_s)
         self._at = now
         if self._tokens < 1.0:
