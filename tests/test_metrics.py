@@ -127,6 +127,25 @@ async def test_a_batcher_counts_releases_batches_and_their_fill() -> None:
     assert read(metrics, m.HOLD_REQUESTS) == {}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": [], "choices": 5},
+        {"data": [], "choices": {"message": 1}},
+        {"choices": [None, {"message": 3}, {"message": {"tool_calls": 7}}]},
+        "no object",
+    ],
+)
+async def test_an_answer_of_any_shape_is_counted_and_stops_no_worker(body: Any) -> None:
+    yard = Yard()
+    await serve_one(
+        yard, make_metrics(yard), end=lambda b: b.finish("c", response=Response(200, body))
+    )
+    (evidence,) = yard.evidence("executed")
+    assert evidence.usage is not None
+    assert evidence.usage.tool_calls == 0
+
+
 async def test_a_worker_counts_latencies_tokens_cost_and_promises() -> None:
     yard = Yard()
     metrics = make_metrics(yard)

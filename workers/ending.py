@@ -225,7 +225,9 @@ def _model_digest(outcome: Outcome) -> str | None:
 def _tool_calls(body: object) -> int:
     """Return how many tools an answer calls, over all its choices."""
     choices = body.get("choices") if isinstance(body, dict) else None
-    messages = [c.get("message") for c in choices or () if isinstance(c, dict)]
+    if not isinstance(choices, list):
+        return 0
+    messages = [c.get("message") for c in choices if isinstance(c, dict)]
     calls = [m.get("tool_calls") for m in messages if isinstance(m, dict)]
     return sum(len(each) for each in calls if isinstance(each, list))
 
