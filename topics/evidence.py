@@ -5,7 +5,7 @@ from typing import Any, Literal
 from topics.placement import Batch, Candidate, Envelope, Placement
 from topics.profile import Fallback, Profile, Tag
 from topics.records import dataclass
-from topics.result import Usage
+from topics.result import Status, Usage
 
 Step = Literal[
     "placed",
@@ -21,6 +21,15 @@ Step = Literal[
     "cancelled",
     "dead_lettered",
 ]
+
+ENDS: dict[str, Status] = {
+    "executed": "completed",
+    "failed": "failed",
+    "expired": "expired",
+    "rejected": "rejected",
+    "cancelled": "cancelled",
+}
+"""The steps that end a request, and the status of its result, in the same transaction."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from shunter.audit.keyring import when
+from topics.evidence import ENDS
 
-ENDS = ("executed", "failed", "expired", "rejected", "cancelled")
 # Between a promise and what was got, rounding alone.
 COST_TOLERANCE = 1e-9
 

@@ -3,8 +3,8 @@
 import msgspec
 
 from shunter.audit.findings import Findings
+from topics.evidence import ENDS
 
-_ENDS = frozenset({"executed", "failed", "expired", "rejected", "cancelled"})
 _ROUTED = frozenset({"placed", "held", "failed", "expired", "rejected"})
 
 
@@ -72,7 +72,7 @@ class Stories:
         topic, step = seen.source.topic, seen.step
         if topic.endswith(".requests") and step in _ROUTED:
             story.accepted += 1
-        if step in _ENDS:
+        if step in ENDS:
             story.ended += 1
         elif step == "dead_lettered" and not topic.endswith(".requests"):
             story.dead += 1

@@ -14,10 +14,11 @@ from shunter.commands.audit_report import time_of
 from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from shunter.log_reading import Row as Record
 from streams.ledger import Endings, Line, Row, run_ledger
-from streams.ledger.fold import STATUSES, window_of
 from streams.ledger.fold import as_json as rows_as_json
+from streams.ledger.fold import window_of
 from topics import Catalogue
 from topics.admin import partition_counts
+from topics.evidence import ENDS
 
 
 def ledger(
@@ -96,7 +97,7 @@ def _show(rows: dict[tuple[float, Line], Row], window_s: float, *, as_json: bool
 
 def _told(row: dict[str, Any]) -> Iterator[str]:
     """Yield what a row says, line by line; a line of what never happened is left out."""
-    ends = {status: row[status] for status in STATUSES.values() if row[status]}
+    ends: dict[str, int] = {status: row[status] for status in ENDS.values() if row[status]}
     yield f"{row['requests']} ended: {_counts(ends)}; {row['retry_rate']:.1%} retried"
     if row["finish_s"]["p50"] is not None:
         first, each, end = (_spread(row[name]) for name in ("ttft_s", "tpot_s", "finish_s"))

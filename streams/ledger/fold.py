@@ -8,15 +8,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from streams.ledger.sketch import Sketch
+from topics.evidence import ENDS
 
-# How a request ends that was accepted or could have been.
-STATUSES = {
-    "executed": "completed",
-    "failed": "failed",
-    "expired": "expired",
-    "rejected": "rejected",
-    "cancelled": "cancelled",
-}
 # Requests on their way of which it is remembered how urgent they are, some 100 bytes each.
 OPEN_MAX = 1_000_000
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
@@ -104,7 +97,7 @@ class Endings:
             self._open[step.request_id] = step.profile.latency_sensitive
             if len(self._open) > self._open_max:
                 self._open.popitem(last=False)
-        if step.step not in STATUSES:
+        if step.step not in ENDS:
             return None
         urgent = self._open.pop(step.request_id, None)
         lane: Lane = "unknown" if urgent is None else "interactive" if urgent else "background"
@@ -137,7 +130,7 @@ class Row:
     def add(self, ending: Ending) -> None:
         """Count a request that ended."""
         step = ending.step
-        status = STATUSES[step.step]
+        status = ENDS[step.step]
         self.statuses[status] += 1
         self.retried += step.attempt > 1
         if status != "completed":
@@ -164,7 +157,7 @@ class Row:
         read = self.context_tokens.total
         return {
             "requests": requests,
-            **{status: self.statuses[status] for status in STATUSES.values()},
+            **{status: self.statuses[status] for status in ENDS.values()},
             "retry_rate": round(self.retried / requests, 4) if requests else None,
             "context_tokens": _spread(self.context_tokens),
             "output_tokens": _spread(self.output_tokens),

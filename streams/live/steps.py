@@ -5,15 +5,6 @@ To decode the whole record takes ten times as long, and a view has to keep up wi
 
 import msgspec
 
-ENDS = {
-    "executed": "completed",
-    "failed": "failed",
-    "expired": "expired",
-    "rejected": "rejected",
-    "cancelled": "cancelled",
-}
-"""The steps that end a request, and the status of its result, which is in the same transaction."""
-
 
 class Wanted(msgspec.Struct):
     """Of a profile, what an answer has to keep: times in seconds, the deadline in epoch seconds."""

@@ -8,11 +8,12 @@ from policies import Options, Policy
 from streams.live.holds import Holds
 from streams.live.sliding import Sliding
 from streams.live.snapshot import Fallback
-from streams.live.steps import ENDS, Got, Step, Wanted, decode_step, is_kept
+from streams.live.steps import Got, Step, Wanted, decode_step, is_kept
 from streams.live.tally import NAMES_MAX, OTHER, Tally, name_in
 from streams.live.workers import Workers
 from streams.log import Record
 from topics import BadRecordError, Catalogue, PoolStatus, decode
+from topics.evidence import ENDS
 
 PREMIUM = "premium_gpu"
 WINDOW_S = 60.0

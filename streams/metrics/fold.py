@@ -12,16 +12,10 @@ from streams.metrics.instruments import Instruments, Names
 from streams.metrics.slo import DIMENSIONS, outcomes
 from streams.stage import Effect
 from topics import Envelope, Evidence, Placement, Profile, Result, Usage
+from topics.evidence import ENDS
 
 # Codes are ours or a worker's, and few; whatever else says so is `other`.
 REASONS_MAX = 64
-_STATUSES = {
-    "executed": "completed",
-    "failed": "failed",
-    "expired": "expired",
-    "rejected": "rejected",
-    "cancelled": "cancelled",
-}
 _CHANCES = [f"{bound:g}" for bound in m.CHANCES]
 
 ProfileOf = Callable[[Effect], Profile | None]
@@ -103,7 +97,7 @@ class Fold:
             counts[m.FALLBACKS, task, pool, reason] += 1
         elif step == "dead_lettered":
             counts[m.DEAD_LETTERS, self._reasons.of(evidence.reason)] += 1
-        status = _STATUSES.get(step)
+        status = ENDS.get(step)
         if status is not None:
             self._end(evidence, effect, task, status, counts)
 
