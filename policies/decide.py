@@ -97,7 +97,10 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
         standing = standing_of(option)
         code = _refusal(profile, standing, rules)
         if code is None:
-            offers = _offers(ask, standing)
+            lanes = option.lanes
+            offers = [_now(ask, standing)] if "direct" in lanes else []
+            if profile.batchable and "batch" in lanes:
+                offers.append(_hold(ask, standing))
             if profile.max_cost_usd is not None:
                 offers = [o for o in offers if o.price_usd <= profile.max_cost_usd]
             code = None if offers else "max_cost"
@@ -166,16 +169,6 @@ def _scored(
     return scored, None
 
 
-def _offers(ask: _Question, standing: Standing) -> list[_Priced]:
-    lanes = standing.option.lanes
-    offers = []
-    if "direct" in lanes:
-        offers.append(_now(ask, standing))
-    if ask.profile.batchable and "batch" in lanes:
-        offers.append(_hold(ask, standing))
-    return offers
-
-
 def _now(ask: _Question, standing: Standing) -> _Priced:
     credit, option, cached_tokens = ask.credit, standing.option, 0
     if credit and credit.pool == option.pool and credit.variant == option.variant:
@@ -195,11 +188,10 @@ def _hold(ask: _Question, standing: Standing) -> _Priced:
 
 
 def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
-    option, elapsed_s = standing.option, ask.elapsed_s
-    ttft_error, tpot_error, _ = standing.learned
+    elapsed_s, (ttft_error, tpot_error, _) = ask.elapsed_s, standing.learned
     likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
-    offer = candidate(option, path, found, likely, elapsed_s)
-    return _Priced(offer, option, found, expected_cost_usd(found, standing, ask.policy))
+    offer = candidate(standing.option, path, found, likely, elapsed_s)
+    return _Priced(offer, standing.option, found, expected_cost_usd(found, standing, ask.policy))
 
 
 def _refused(option: Option, code: str) -> Candidate:

@@ -1,6 +1,6 @@
 """Estimates: what serving a request somewhere would cost and how long it would take."""
 
-from math import erf, exp, inf, log, sqrt
+from math import erf, exp, log, sqrt
 
 from policies.options import Option
 from policies.policy import Policy
@@ -10,18 +10,12 @@ from topics.placement import CandidatePath
 from topics.records import dataclass
 
 SQRT2 = sqrt(2.0)
-# Of the steps of a variant that joins other variants on a replica, the share that makes the
-# replica busy for longer. At low traffic it would have been busy all the same; at high traffic not.
-BUSY_ANYWAY = 0.5
-# A pool counts as full by this share at least: what runs at its peak takes places for certain.
-FULLNESS_MIN = 0.25
-# Of the streaming that a sequence shares with others, the share that goes on because it came: the
-# fewer there are, the sooner the replica would have had nothing to do.
-SUSTAINED = 0.5
 # Standard deviations from the median of a normal distribution to these quantiles.
 P90, P98 = 1.2816, 2.0537
 # Of what `exp` takes; a float ends a little above.
 LOG_MAX = 700.0
+# For what is expected to take no time at all.
+TINY_S = 1e-12
 # Share of a replica's places that batch work fills; the rest is for what can't wait.
 BATCH_SHARE = 0.75
 
@@ -50,37 +44,51 @@ def estimate(
 ) -> Estimate:
     """Return what one of ``members`` like requests costs, sent together after ``wait_s``.
 
-    Cost is the marginal device time, see `_decode_device_s`. Latencies are those of a pool whose
+    Cost is the marginal device time, see `Standing.terms`. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
     the device take turns with this one (``standing.others_s``). ``cached_tokens`` of the prompt
     cost nothing, but no promise counts on them: they may be gone by then.
+
+    The iterations of `policies.roofline` stand here as they are, without a call for each: a
+    decision takes 0.7 times as long (`python -m benchmarks.budget`).
     """
-    option, running = standing.option, standing.running
-    prefill_s = computed_s = option.roofline.prefill_s(profile.input_tokens)
+    roofline, spread, gathered, paid, ahead, rate = standing.terms(members, wait_s > 0)
+    token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s = roofline
+    speed, pace, usd_per_s = rate
+    # Of no prompt at all a token is computed.
+    prompt, output_tokens = profile.input_tokens or 1, profile.output_tokens
+    compute_s = prompt * token_s + prompt * (0.5 * prompt) * pair_s
+    memory_s = weights_s
+    if untouched_share:
+        memory_s *= 1.0 - untouched_share**prompt
+    prefill_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+    computed_s = prefill_s
     if cached_tokens:
-        computed_s = option.roofline.prefill_s(profile.input_tokens, cached_tokens)
-    device_s = computed_s / standing.speed
-    output_tokens = profile.output_tokens
+        computed_s = standing.option.roofline.prefill_s(profile.input_tokens, cached_tokens)
+    device_s = computed_s / speed
     decode_steps = output_tokens - 1 if output_tokens > 0 else 0
     step_s = 0.0
     if decode_steps:
-        step = option.roofline.step_s
         context_tokens = profile.input_tokens + output_tokens // 2
-        max_batch = option.max_batch
-        sequences = min(max_batch, running // standing.replicas + members)
-        step_s = step(sequences, sequences * context_tokens)
-        together = min(max_batch, running + members)
-        # Where nothing runs the two are one step; a router asks this for every candidate.
-        together_s = step_s
-        if together != sequences:
-            together_s = step(together, together * context_tokens)
-        added_s = _decode_device_s(standing, members, together, together_s, wait_s > 0)
-        device_s += decode_steps * added_s / standing.speed
-    pace, others_s = standing.pace, standing.others_s
+        sequences, compute_s, memory_s = spread
+        compute_s += sequences * context_tokens * pair_s
+        memory_s += sequences * context_tokens * kv_token_s
+        step_s = together_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+        if gathered is not spread:
+            sequences, compute_s, memory_s = gathered
+            compute_s += sequences * context_tokens * pair_s
+            memory_s += sequences * context_tokens * kv_token_s
+            together_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+        woken, sharers, base_s, sustained_s = paid
+        if woken:
+            added_s = woken * together_s / sharers
+        else:
+            added_s = (together_s - base_s) / sharers + sustained_s
+        device_s += decode_steps * added_s / speed
+    others_s = standing.others_s
     tpot_s = step_s / pace + others_s
-    # Sequences that must end before there is a place, taken as alike and evenly spread in age.
-    ahead = running + members - standing.slots
-    slot_wait_s = ahead * max(1, output_tokens) * tpot_s / standing.slots if ahead > 0 else 0.0
+    # Those ahead are taken as alike and evenly spread in age.
+    slot_wait_s = ahead * (output_tokens or 1) * tpot_s / standing.slots if ahead else 0.0
     ttft_s = (
         wait_s
         + transport_s
@@ -92,38 +100,7 @@ def estimate(
     finish_s = ttft_s + decode_steps * tpot_s
     high = profile.output_tokens_high
     latest_s = finish_s if high is None else ttft_s + max(decode_steps, high - 1) * tpot_s
-    return Estimate(
-        device_s * option.usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s
-    )
-
-
-def _decode_device_s(
-    standing: Standing, members: int, together: int, together_s: float, fills_gaps: bool
-) -> float:
-    """Return the device time that one decode step of one member adds, in seconds.
-
-    Work gathers on few replicas of a pool (`policies.replica`). Where the variant decodes already,
-    the weights are streamed anyway, and a sequence more adds its own tokens. But the streaming goes
-    on because sequences keep coming, so it sustains a share of it; else pools that decode a little
-    each would look equally cheap and hold each other up. As the pool fills, it takes a place from
-    later ones, who will need another replica: at least that share of a full step. A replica that
-    is busy with other variants would be busy without this one too, for part of the time. An idle
-    one is woken for these members.
-
-    Work that waits for room (``fills_gaps``) takes places that nobody else wants. ``together_s`` is
-    a step of the members with all that run on one replica, as far as it has places: ``together``.
-    """
-    running = standing.running
-    if running == 0:
-        share = 1.0 if standing.is_idle else BUSY_ANYWAY
-        return share * together_s / min(members, together)
-    alone_s = standing.option.roofline.alone_s
-    growth_s = (together_s - alone_s) / together
-    if fills_gaps:
-        return growth_s
-    fullness = max(FULLNESS_MIN, min(1.0, running / standing.slots))
-    max_batch = standing.option.max_batch
-    return growth_s + alone_s * max(fullness / max_batch, SUSTAINED / (running + 1))
+    return Estimate(device_s * usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s)
 
 
 def expected_cost_usd(estimate: Estimate, standing: Standing, policy: Policy) -> float:
@@ -171,23 +148,32 @@ def chance(
         ttft_error: of past promises of that option, if enough were seen.
         tpot_error: likewise.
     """
-    least = _times(estimate.latest_s, profile.deadline - profile.created_at - elapsed_s)
+    limit_s, predicted_s = profile.deadline - profile.created_at - elapsed_s, estimate.latest_s
+    least = limit_s / (predicted_s or TINY_S)
     if profile.ttft_s is not None:
-        ttft = _times(estimate.ttft_s, profile.ttft_s - elapsed_s)
-        least = min(least, _as_usual(ttft, ttft_error, spread))
+        limit_s, predicted_s = profile.ttft_s - elapsed_s, estimate.ttft_s
+        times = limit_s / (predicted_s or TINY_S)
+        if ttft_error is not None:
+            times = _as_usual(times, ttft_error, spread)
+        if times < least:
+            least = times
     if profile.tpot_s is not None and profile.output_tokens > 1:
-        tpot = _times(estimate.tpot_s, profile.tpot_s)
-        least = min(least, _as_usual(tpot, tpot_error, spread))
+        limit_s, predicted_s = profile.tpot_s, estimate.tpot_s
+        times = limit_s / (predicted_s or TINY_S)
+        if tpot_error is not None:
+            times = _as_usual(times, tpot_error, spread)
+        if times < least:
+            least = times
     # The chance grows with the ratio, so that one is asked for in place of three.
     return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
 
 
-def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
+def _as_usual(times: float, error: LatencyError, spread: float) -> float:
     """Return the ratio that is as likely to be kept as this one if errors had that spread.
 
     Between the quantiles that were learned, and beyond them, errors are taken as normal.
     """
-    if error is None or times <= 0:
+    if times <= 0:
         return times
     margin, (median, p90, p98) = log(times), error
     if margin <= p90:
@@ -195,13 +181,6 @@ def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
     else:
         deviations = P90 + (P98 - P90) * (margin - p90) / (p98 - p90)
     return exp(min(LOG_MAX, deviations * spread))
-
-
-def _times(predicted_s: float, limit_s: float) -> float:
-    """Return how many times the predicted time the limit is."""
-    if limit_s <= 0:
-        return 0.0
-    return limit_s / predicted_s if predicted_s > 0 else inf
 
 
 def candidate(

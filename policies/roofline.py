@@ -69,11 +69,16 @@ class Roofline:
     """A decode step that streams the weights for one sequence of no length, in seconds."""
 
     # Derived once, because a router asks for every candidate of every request.
-    _token_s: float = field(init=False, repr=False, compare=False)
-    _pair_s: float = field(init=False, repr=False, compare=False)
-    _weights_s: float = field(init=False, repr=False, compare=False)
-    _kv_token_s: float = field(init=False, repr=False, compare=False)
-    _untouched_share: float = field(init=False, repr=False, compare=False)
+    token_s: float = field(init=False, repr=False, compare=False)
+    """To compute a token, in seconds, without its attention."""
+    pair_s: float = field(init=False, repr=False, compare=False)
+    """To compute the attention of a (query, key) pair, in seconds."""
+    weights_s: float = field(init=False, repr=False, compare=False)
+    """To stream all weights, in seconds."""
+    kv_token_s: float = field(init=False, repr=False, compare=False)
+    """To read the keys and values of a token, in seconds."""
+    untouched_share: float = field(init=False, repr=False, compare=False)
+    """Share of the weights that one token does not touch; 0 for a dense model."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -101,11 +106,11 @@ class Roofline:
         reached_flops = self.flops * self.compute_efficiency
         reached_bytes_per_s = self.bandwidth_bytes_per_s * self.bandwidth_efficiency
         derived = {
-            "_token_s": 2.0 * self.active_parameters / reached_flops,
-            "_pair_s": 4.0 * self.attention_width * self.layers / reached_flops,
-            "_weights_s": self.weights_bytes / reached_bytes_per_s,
-            "_kv_token_s": self.kv_bytes_per_token / reached_bytes_per_s,
-            "_untouched_share": 1.0 - self.active_weights_bytes / self.weights_bytes,
+            "token_s": 2.0 * self.active_parameters / reached_flops,
+            "pair_s": 4.0 * self.attention_width * self.layers / reached_flops,
+            "weights_s": self.weights_bytes / reached_bytes_per_s,
+            "kv_token_s": self.kv_bytes_per_token / reached_bytes_per_s,
+            "untouched_share": 1.0 - self.active_weights_bytes / self.weights_bytes,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -126,9 +131,9 @@ class Roofline:
             kv_tokens: tokens whose keys and values are read from the cache.
             attention_pairs: (query, key) pairs of all tokens computed.
         """
-        compute_s = tokens * self._token_s + attention_pairs * self._pair_s
+        compute_s = tokens * self.token_s + attention_pairs * self.pair_s
         memory_s = (
-            self._weights_s * (1.0 - self._untouched_share**tokens) + kv_tokens * self._kv_token_s
+            self.weights_s * (1.0 - self.untouched_share**tokens) + kv_tokens * self.kv_token_s
         )
         return max(compute_s, memory_s) + self.step_overhead_s
 
@@ -145,10 +150,10 @@ class Roofline:
         """
         if tokens > 0 and not cached_tokens:
             # `iteration_s` as it is here, which a router asks for every candidate of every request.
-            compute_s = tokens * self._token_s + tokens * (0.5 * tokens) * self._pair_s
-            memory_s = self._weights_s
-            if self._untouched_share:
-                memory_s *= 1.0 - self._untouched_share**tokens
+            compute_s = tokens * self.token_s + tokens * (0.5 * tokens) * self.pair_s
+            memory_s = self.weights_s
+            if self.untouched_share:
+                memory_s *= 1.0 - self.untouched_share**tokens
             return (max(memory_s, compute_s)) + self.step_overhead_s
         computed = tokens - cached_tokens
         if computed < 1:
@@ -173,12 +178,17 @@ class Roofline:
                 context_tokens + 0.5 * prefill_tokens * prefill_tokens,
             )
         # `iteration_s` as it is here, like the one in `prefill_s`.
-        compute_s = sequences * self._token_s + context_tokens * self._pair_s
-        memory_s = self._weights_s
-        if self._untouched_share:
-            memory_s *= 1.0 - self._untouched_share**sequences
-        memory_s += context_tokens * self._kv_token_s
+        compute_s, memory_s = self.sequences_s(sequences)
+        compute_s += context_tokens * self.pair_s
+        memory_s += context_tokens * self.kv_token_s
         return max(compute_s, memory_s) + self.step_overhead_s
+
+    def sequences_s(self, sequences: int) -> tuple[float, float]:
+        """Seconds of compute and of memory of a decode step, without the sequences' contexts."""
+        memory_s = self.weights_s
+        if self.untouched_share:
+            memory_s *= 1.0 - self.untouched_share**sequences
+        return sequences * self.token_s, memory_s
 
     def decode_s(self, output_tokens: int, sequences: int, context_tokens_each: int) -> float:
         """Seconds from the first output token to the last, in a steady batch.
@@ -207,13 +217,13 @@ class Roofline:
         """
         if steps <= 0:
             return 0.0
-        compute_s = sequences * self._token_s + context_tokens * self._pair_s
-        compute_growth_s = sequences * self._pair_s
+        compute_s = sequences * self.token_s + context_tokens * self.pair_s
+        compute_growth_s = sequences * self.pair_s
         memory_s = (
-            self._weights_s * (1.0 - self._untouched_share**sequences)
-            + context_tokens * self._kv_token_s
+            self.weights_s * (1.0 - self.untouched_share**sequences)
+            + context_tokens * self.kv_token_s
         )
-        memory_growth_s = sequences * self._kv_token_s
+        memory_growth_s = sequences * self.kv_token_s
         gap_s = compute_s - memory_s
         gap_growth_s = compute_growth_s - memory_growth_s
         first, then = (compute_s, compute_growth_s), (memory_s, memory_growth_s)

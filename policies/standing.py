@@ -11,6 +11,15 @@ from policies.options import Option
 from policies.roofline import TYPICAL_CONTEXT_TOKENS
 from topics import LatencyError
 
+# Of the steps of a variant that joins other variants on a replica, the share that makes the
+# replica busy for longer. At low traffic it would have been busy all the same; at high traffic not.
+BUSY_ANYWAY = 0.5
+# A pool counts as full by this share at least: what runs at its peak takes places for certain.
+FULLNESS_MIN = 0.25
+# Of the streaming that a sequence shares with others, the share that goes on because it came: the
+# fewer there are, the sooner the replica would have had nothing to do.
+SUSTAINED = 0.5
+
 
 class Learned(NamedTuple):
     """What past executions of a variant tell. A tuple, because each decision records it.
@@ -59,6 +68,54 @@ class PoolLoad:
         return not any(self.running_by_variant.values())
 
 
+class Step(NamedTuple):
+    """A decode step of so many sequences, without their contexts: seconds of compute and memory."""
+
+    sequences: int
+    compute_s: float
+    memory_s: float
+
+
+class Paid(NamedTuple):
+    """What a member pays of each decode step.
+
+    Attributes:
+        woken: the members' share of a whole step, because nothing of the variant runs; 0 where
+            something does.
+        sharers: who share a step: the members, or all that run with them.
+        base_s: what of a step is streamed anyway, where something of the variant runs.
+        sustained_s: what the member pays of that.
+    """
+
+    woken: float
+    sharers: int
+    base_s: float
+    sustained_s: float
+
+
+class Terms(NamedTuple):
+    """All that `policies.estimate` needs of a standing for so many members. Times in seconds.
+
+    They are the same for every request until the pool's load changes, and a router asks for every
+    candidate of every request.
+
+    Attributes:
+        roofline: token, pair, weights, key and value, untouched share, overhead.
+        spread: a step of the sequences on one replica, if the pool spreads its work evenly.
+        gathered: likewise if it gathers them.
+        paid: what a member pays of a step.
+        ahead: sequences that must end before there is a place.
+        rate: measured speed over predicted, the same times that of the clock, price per second.
+    """
+
+    roofline: tuple[float, float, float, float, float, float]
+    spread: Step
+    gathered: Step
+    paid: Paid
+    ahead: int
+    rate: tuple[float, float, float]
+
+
 @dataclass(slots=True)
 class Standing:
     """How one option stands under one load. Times in seconds.
@@ -90,6 +147,60 @@ class Standing:
     others_s: float
     failure_rate: float = 0.0
     learned: Learned = NOTHING
+    _terms: dict[tuple[int, bool], Terms] = field(default_factory=dict, repr=False, compare=False)
+
+    def terms(self, members: int, fills_gaps: bool) -> Terms:
+        """Return what an estimate needs to know, for so many members that come together.
+
+        The device time that a decode step of one member adds is marginal. Work gathers on few
+        replicas of a pool (`policies.replica`). Where the variant decodes already, the weights are
+        streamed anyway, and a sequence more adds its own tokens. But the streaming goes on because
+        sequences keep coming, so it sustains a share of it; else pools that decode a little each
+        would look equally cheap and hold each other up. As the pool fills, it takes a place from
+        later ones, who will need another replica: at least that share of a full step. A replica
+        that is busy with other variants would be busy without this one too, for part of the time.
+        An idle one is woken for these members.
+
+        Args:
+            members: like requests that come together.
+            fills_gaps: they wait for room, and take places that nobody else wants.
+        """
+        key = (members, fills_gaps)
+        found = self._terms.get(key)
+        if found is None:
+            found = self._terms[key] = _terms(self, members, fills_gaps)
+        return found
+
+
+def _terms(standing: Standing, members: int, fills_gaps: bool) -> Terms:
+    option, running = standing.option, standing.running
+    roofline, max_batch = option.roofline, option.max_batch
+    sequences = min(max_batch, running // standing.replicas + members)
+    spread = Step(sequences, *roofline.sequences_s(sequences))
+    gathered = min(max_batch, running + members)
+    if running == 0:
+        woken = 1.0 if standing.is_idle else BUSY_ANYWAY
+        paid = Paid(woken, min(members, gathered), 0.0, 0.0)
+    else:
+        fullness = max(FULLNESS_MIN, min(1.0, running / standing.slots))
+        share = 0.0 if fills_gaps else max(fullness / max_batch, SUSTAINED / (running + 1))
+        paid = Paid(0.0, gathered, roofline.alone_s, roofline.alone_s * share)
+    return Terms(
+        (
+            roofline.token_s,
+            roofline.pair_s,
+            roofline.weights_s,
+            roofline.kv_token_s,
+            roofline.untouched_share,
+            roofline.step_overhead_s,
+        ),
+        spread,
+        # The same where nothing runs, so that the estimate has one step to find.
+        spread if gathered == sequences else Step(gathered, *roofline.sequences_s(gathered)),
+        paid,
+        max(0, running + members - standing.slots),
+        (standing.speed, standing.pace, option.usd_per_s),
+    )
 
 
 def standing_of(option: Option, load: PoolLoad) -> Standing:

@@ -8,10 +8,17 @@ from hypothesis import strategies as st
 from policy_cases import NOW, bulk, some_options, status, views
 from test_roofline import rooflines
 
-from policies.estimate import BUSY_ANYWAY, FULLNESS_MIN, SUSTAINED, Estimate, chance, estimate
+from policies.estimate import Estimate, chance, estimate
 from policies.options import Option
 from policies.roofline import Roofline
-from policies.standing import PoolLoad, running_step_s, standing_of
+from policies.standing import (
+    BUSY_ANYWAY,
+    FULLNESS_MIN,
+    SUSTAINED,
+    PoolLoad,
+    running_step_s,
+    standing_of,
+)
 from policies.view import FleetView
 from topics import Profile, VariantStatus
 

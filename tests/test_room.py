@@ -6,8 +6,8 @@ from test_release import batch, target_of
 from test_windows import MARGIN_S, RETRY_S, SERVICE_S, always, filled, releases, run
 
 from policies import Windows
-from policies.estimate import BUSY_ANYWAY, estimate, room
-from policies.standing import PoolLoad, standing_of
+from policies.estimate import estimate, room
+from policies.standing import BUSY_ANYWAY, PoolLoad, standing_of
 from topics import VariantStatus
 
 BOARD = some_options().of("board", "llama-int8")
