@@ -1,5 +1,6 @@
 """The ledger: what each class of work was, the same live and exact."""
 
+import math
 import random
 import statistics
 import time
@@ -19,7 +20,7 @@ from shunter.log_reading import Row as Record
 from streams.ledger import Endings, Line, Row
 from streams.ledger.fold import as_json, window_of
 from streams.ledger.live import WINDOWS_KEPT, _rows, ledger_app
-from streams.ledger.sketch import Sketch
+from streams.sketch import Sketch
 
 WINDOW_S = 60.0
 
@@ -197,7 +198,7 @@ def test_a_quantile_is_right_to_a_few_per_cent(share: float) -> None:
     sketch = Sketch()
     for value in values:
         sketch.add(value)
-    right = values[int(share * (len(values) - 1))]
+    right = values[max(0, math.ceil(share * len(values)) - 1)]
     assert sketch.quantile(share) == pytest.approx(right, rel=0.02)
     assert sketch.mean == pytest.approx(statistics.fmean(values))
 
@@ -207,6 +208,19 @@ def test_of_nothing_there_is_no_quantile_and_of_zeros_it_is_zero() -> None:
     assert (sketch.quantile(0.5), sketch.mean) == (None, None)
     sketch.add(0.0)
     assert (sketch.quantile(0.5), sketch.mean) == (0.0, 0.0)
+
+
+def test_two_sketches_add_up_whatever_they_counted() -> None:
+    one, other, both = Sketch(), Sketch(), Sketch()
+    for sketch, values in ((one, (0.0, -1.0, 1e-9, 1e9)), (other, (0.5, 2.0, 2.0))):
+        for value in values:
+            sketch.add(value)
+            both.add(value)
+    one.merge(other)
+    quantiles = [one.quantile(share / 10) for share in range(11)]
+    assert quantiles == [both.quantile(share / 10) for share in range(11)]
+    assert quantiles[-1] == pytest.approx(1e9, rel=0.02)
+    assert one.mean == pytest.approx(both.mean)
 
 
 def test_a_user_who_wants_a_span_of_the_live_ledger_is_told() -> None:

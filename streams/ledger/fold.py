@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from streams.ledger.sketch import Sketch
+from streams.sketch import Sketch
 from topics.evidence import ENDS
 
 # Requests on their way of which it is remembered how urgent they are, some 100 bytes each.

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
-from streams.live.histogram import Histogram
+from streams.sketch import Sketch
 
 OTHER = "(other)"
 # Of names that come from outside, so many are told apart.
@@ -25,8 +25,8 @@ class ClassTally:
     statuses: Counter[str] = field(default_factory=Counter)
     judged: int = 0
     kept: int = 0
-    ttft: Histogram = field(default_factory=Histogram)
-    finish: Histogram = field(default_factory=Histogram)
+    ttft: Sketch = field(default_factory=Sketch)
+    finish: Sketch = field(default_factory=Sketch)
 
     def merge(self, other: "ClassTally") -> None:
         """Add what another has counted."""
