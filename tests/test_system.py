@@ -72,6 +72,22 @@ async def test_another_client_publishes_and_reads(kafka: str, prefix: str, tmp_p
             assert decode(Evidence, orjson.dumps(evidence)).writer
 
 
+async def test_router_and_workers_run_on_uvloop(kafka: str, prefix: str, tmp_path: Path) -> None:
+    """Direct and held work is served, and each process stops in good order when it is told to."""
+    ids = [f"chat-{i}" for i in range(20)]
+    waiting = [f"doc-{i}" for i in range(8)]
+    async with System(kafka, prefix, tmp_path, extra_env={"FAUST_LOOP": "uvloop"}) as system:
+        system.start_all()
+        for request_id in ids:
+            await system.publish(chat(request_id, hints={"batchable": False}))
+        for request_id in waiting:
+            await system.publish(chat(request_id, task="summarization"))
+        await system.wait_for_results([*ids, *waiting])
+        loaded = (Path(f"/proc/{p.pid}/maps").read_text() for p in system.processes.values())
+        assert all("uvloop" in maps for maps in loaded)
+        assert set(system.stop().values()) == {0}, system.logs()
+
+
 async def test_batches_form_and_stay_together(kafka: str, prefix: str, tmp_path: Path) -> None:
     ids = [f"doc-{i}" for i in range(48)]
     async with System(kafka, prefix, tmp_path) as system:
