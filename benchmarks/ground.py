@@ -14,10 +14,12 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from benchmarks.yard import heartbeats
 from policies import Options
 from topics import Catalogue, Settings, admin, encode, status_key
+from topics.broker import EmbeddedBroker
 
 ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
@@ -134,6 +136,27 @@ async def publish(here: Ground, topic: str, values: Sequence[bytes]) -> None:
         await producer.stop()
 
 
+async def shared_out(here: Ground, group: str, members: int) -> None:
+    """Wait until a group has so many members and has shared its partitions out among them."""
+    client = AIOKafkaAdminClient(bootstrap_servers=here.servers)
+    await client.start()
+    try:
+        end_at = time.monotonic() + STALLED_S
+        while time.monotonic() < end_at:
+            here.require_alive()
+            # A group's coordinator is not known before it has a member.
+            with suppress(GroupCoordinatorNotAvailableError):
+                (answer,) = await client.describe_consumer_groups([group])
+                # Each has: error, name, state, protocol type, protocol, members, ...
+                ((_, _, state, _, _, found, *_),) = answer.groups
+                if state == "Stable" and len(found) == members:
+                    return
+            await asyncio.sleep(0.2)
+        raise RuntimeError(f"{group} has not {members} members after {STALLED_S} s")
+    finally:
+        await client.close()
+
+
 async def beat(here: Ground, options: Options, *, once: bool = False) -> None:
     """Report every pool as alive and idle, each second, until cancelled."""
     producer = AIOKafkaProducer(bootstrap_servers=here.servers)
@@ -160,6 +183,7 @@ class Watch:
 
     def __init__(self, here: Ground, topics: Collection[str]) -> None:
         self._here = here
+        self._passed_over = 0
         self._wanted = [
             TopicPartition(topic, number) for topic in topics for number in range(here.partitions)
         ]
@@ -175,8 +199,20 @@ class Watch:
         await self._reader.stop()
 
     async def visible(self) -> int:
-        """Return the sum of the last stable offsets."""
-        return sum((await self._reader.end_offsets(self._wanted)).values())
+        """Return the sum of the last stable offsets, less what was passed over."""
+        return sum((await self._reader.end_offsets(self._wanted)).values()) - self._passed_over
+
+    async def pass_over(self, records: int) -> None:
+        """Wait until so many records are visible and nothing more comes, and count from there."""
+        end_at = time.monotonic() + STALLED_S
+        before = -1
+        while (now := await self.visible()) < records or now != before:
+            if time.monotonic() > end_at:
+                raise RuntimeError(f"{now} of {records} in {STALLED_S} s")
+            self._here.require_alive()
+            before = now
+            await asyncio.sleep(0.5)
+        self._passed_over += now
 
     async def rate(self, records: int) -> float:
         """Wait until all these records are visible and return how many came per second.
@@ -210,7 +246,7 @@ class Watch:
         return next(at for at, count in points if count == points[-1][1])
 
 
-def cpu_s_of(process: subprocess.Popen[bytes]) -> float:
+def cpu_s_of(process: subprocess.Popen[bytes] | EmbeddedBroker) -> float:
     """Return the processor time that a process has taken, where Linux tells it."""
     with suppress(OSError):
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()

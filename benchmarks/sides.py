@@ -42,11 +42,20 @@ class Load:
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared; ``start`` starts its processes, ``package`` must be installed."""
+    """One of those compared.
+
+    Attributes:
+        name: as it is told.
+        start: starts its processes.
+        package: what must be installed.
+        members: of the routers' group, who share the partitions out before the backlog comes; 0
+            starts on the backlog.
+    """
 
     name: str
     start: Callable[[Ground, Load], None]
     package: str | None = None
+    members: int = 0
 
     @property
     def is_installed(self) -> bool:
@@ -57,8 +66,17 @@ class Side:
             return False
 
 
-def shunter(name: str = "shunter", routers: int = 1, **environment: str) -> Side:
-    """Return the real router, as users run it: router, batcher and canceller in one process."""
+def shunter(
+    name: str = "shunter", routers: int = 1, *, is_awaited: bool = False, **environment: str
+) -> Side:
+    """Return the real router, as users run it: router, batcher and canceller in one process.
+
+    Args:
+        name: as it is told.
+        routers: processes of it.
+        is_awaited: they share the partitions out before the backlog comes.
+        environment: of the processes.
+    """
 
     def start(here: Ground, load: Load) -> None:
         fleet = here.directory / f"{here.prefix}.yaml"
@@ -73,7 +91,7 @@ def shunter(name: str = "shunter", routers: int = 1, **environment: str) -> Side
                 **environment,
             )
 
-    return Side(name, start)
+    return Side(name, start, members=routers if is_awaited else 0)
 
 
 def bare(
