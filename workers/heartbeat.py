@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from aiokafka import AIOKafkaProducer
@@ -10,14 +11,19 @@ from mode import Service
 from policies import Option
 from policies.autoscaling import demand
 from policies.experience import Experience
-from streams import Clock
+from streams import Clock, Partition
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.status import State
 from workers.backend import Backend
 from workers.breaker import Breakers
+from workers.lately import Unread
 from workers.runtime import Worker
 
 FAREWELL_S_MAX = 2.0
+# So many beats may a lag be old that is told, while no newer one can be had.
+LAG_BEATS_MAX = 4
+
+Lag = Mapping[Partition, int]
 
 
 class Heartbeat(Service):  # type: ignore[misc]
@@ -35,7 +41,12 @@ class Heartbeat(Service):  # type: ignore[misc]
         experience: Experience,
         clock: Clock,
         fleet_version: str,
+        lag: Callable[[], Awaitable[Lag | None]],
     ) -> None:
+        """Make the heartbeat of a worker.
+
+        ``lag`` tells what waits unread; it may take a while, and no beat waits for it.
+        """
         super().__init__()
         self._settings = settings
         self._topic = Catalogue(settings).pool_status
@@ -46,6 +57,8 @@ class Heartbeat(Service):  # type: ignore[misc]
         self._experience = experience
         self._clock = clock
         self._fleet_version = fleet_version
+        self._look_at_lag = lag
+        self._lag: tuple[float, Lag] | None = None
         self._producer: AIOKafkaProducer | None = None
 
     async def on_start(self) -> None:
@@ -66,6 +79,14 @@ class Heartbeat(Service):  # type: ignore[misc]
                 self._breakers.changed.clear()
                 await self._report("draining" if self._worker.is_draining else "up")
 
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _look(self) -> None:
+        while not self.should_stop:
+            lag = await self._look_at_lag()
+            if lag is not None:
+                self._lag = (self._clock.now(), lag)
+            await self.sleep(self._settings.heartbeat_s)
+
     async def on_stop(self) -> None:
         """Say that nothing more should come; without a broker nobody could hear it."""
         if self._producer is None:  # what starts before us has failed
@@ -75,8 +96,15 @@ class Heartbeat(Service):  # type: ignore[misc]
                 await self._report("down")
                 await self._producer.stop()
 
+    def _unread(self, now: float) -> Unread | None:
+        if self._lag is None or now - self._lag[0] > LAG_BEATS_MAX * self._settings.heartbeat_s:
+            return None
+        return self._worker.lately.unread(self._lag[1], now)
+
     async def _report(self, state: State) -> None:
         load = self._backend.load()
+        now = self._clock.now()
+        unread = self._unread(now)
         variants = {
             variant: replace(
                 status,
@@ -90,7 +118,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         status = PoolStatus(
             pool=self._option.pool,
             instance=self._settings.instance,
-            at=self._clock.now(),
+            at=now,
             state=state,
             interval_s=self._settings.heartbeat_s,
             device=self._option.device,
@@ -103,9 +131,11 @@ class Heartbeat(Service):  # type: ignore[misc]
             fleet_version=self._fleet_version,
             server=load.server,
             replicas=self._option.replicas,
-            demand_s=demand(self._worker.unfinished(), self._clock.now()),
+            demand_s=demand(self._worker.unfinished(), now),
             output_lengths=self._experience.lengths.told(),
             failure_rate=self._experience.failure_rate,
+            unread=None if unread is None else unread.requests,
+            unread_s=() if unread is None else unread.due,
         )
         key = status_key(status.pool, status.instance)
         assert self._producer is not None  # noqa: S101  made when we start

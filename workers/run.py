@@ -101,6 +101,18 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     )
     metrics.gauges.read_from(worker_gauges(pool, worker, breakers))
     metrics.gauges.read_from(span_gauges(lambda: telemetry.dropped_spans))
+    draining = DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)])
+    heartbeat = Heartbeat(
+        settings,
+        served[0],
+        worker,
+        backend,
+        breakers,
+        experience,
+        clock,
+        options.version,
+        draining.lag,
+    )
     run_app(
         f"worker-{pool}",
         settings,
@@ -112,10 +124,8 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)]),
-            Heartbeat(
-                settings, served[0], worker, backend, breakers, experience, clock, options.version
-            ),
+            draining,
+            heartbeat,
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,
         metrics=metrics.page,
