@@ -18,15 +18,16 @@ ENDED_PART = 0.01
 Work = tuple[float, float]
 """Device time of a request in seconds, and its deadline in epoch seconds."""
 
+Demand = tuple[float, ...]
+"""Device time by when it is due: seconds for each bound of ``DUE_S``."""
+
 
 def device_s(profile: Profile, option: Option, speed: float = 1.0) -> float:
     """Return the device time that a request takes in a full batch, in seconds of one replica."""
     return device_s_of(profile.input_tokens, profile.output_tokens, option, speed)
 
 
-def device_s_of(
-    input_tokens: int, output_tokens: int, option: Option, speed: float = 1.0
-) -> float:
+def device_s_of(input_tokens: int, output_tokens: int, option: Option, speed: float = 1.0) -> float:
     """Return the same of so many tokens."""
     roofline, limit = option.roofline, option.max_batch
     prefill_s = roofline.prefill_s(input_tokens)
@@ -52,14 +53,14 @@ def alike(seen: Iterable[Work], each: float, since: float, now: float) -> Iterat
             yield seconds * each / MOMENTS, came_at + room_s
 
 
-def unread_demand(work: Iterable[Work], now: float) -> tuple[float, ...]:
+def unread_demand(work: Iterable[Work], now: float) -> Demand:
     """Return the demand of what no worker has begun: it runs only where its deadline is ahead."""
     return demand(
         (each if each[1] > now else (each[0] * ENDED_PART, math.inf) for each in work), now
     )
 
 
-def demand(work: Iterable[Work], now: float) -> tuple[float, ...]:
+def demand(work: Iterable[Work], now: float) -> Demand:
     """Return device time by when it is due: seconds for each bound of ``DUE_S``.
 
     What is due before one bound and after the one below it counts there; what is due later than
@@ -77,7 +78,7 @@ def demand(work: Iterable[Work], now: float) -> tuple[float, ...]:
     return tuple(found)
 
 
-def total(demands: Iterable[Sequence[float]]) -> tuple[float, ...]:
+def total(demands: Iterable[Sequence[float]]) -> Demand:
     """Return the sum of demands. One with other bounds, of another version, counts as due last."""
     found = [0.0] * len(DUE_S)
     for each in demands:

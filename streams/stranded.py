@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from aiokafka.errors import KafkaError
 from mode import Service
 
-from policies import Options, Situation
-from policies.autoscaling import SAMPLED_MAX, Work, alike, device_s, unread_demand
+from policies import Option, Situation
+from policies.autoscaling import Work, alike, device_s, unread_demand
 from streams.clock import Clock
 from streams.log import Log, LogError, Partition, Record
 from streams.progress import read_progress
@@ -19,135 +19,136 @@ from topics import headers as h
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
-# An open transaction may be in the way; then what was found before stands.
+# For each pool. An open transaction may be in the way.
 LOOK_S_MAX = 15.0
+# Of each partition so many offsets are read; what lies beyond them is taken to be like them.
+READ_OFFSETS_MAX = 50
+# A worker that has just come may not know yet what waits for it.
+COMING_S_MAX = 30.0
 # What it takes to make a dead letter of a record that is no request, in no hurry.
 UNFIT: Work = (0.001, float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What waits on one partition up to its end: (device time, deadline) of each part of it."""
+class _Waiting:
+    """What waits on one partition up to its end; of work there are parts of any size."""
 
     end: int
     requests: int = 0
     work: tuple[Work, ...] = ()
 
 
-class Stranded:
-    """Looks into the lanes of each pool that no live worker tells the unread requests of.
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was found in the lanes of a pool, and when (epoch seconds)."""
 
-    What its workers have finished is read from their progress. The next requests are read too, at
-    most ``SAMPLED_MAX`` offsets of a partition; those beyond are taken to be like them. As nothing
-    is sent to a pool without workers, this is done once after its last one is gone. Readers of
-    their own do it, beside the stages.
+    at: float
+    found: Mapping[Partition, _Waiting] = field(default_factory=dict)
+
+
+class Stranded:
+    """Looks into the lanes of each pool without a live worker.
+
+    What its workers have finished is read from their progress, and of what comes after that the
+    first records of each partition. Nothing is sent to a pool without workers, so that this is
+    done once after the last one is gone, and later only the ends are asked for. All of it goes by
+    readers of its own, and no stage waits for it.
     """
 
     def __init__(
-        self,
-        situation: Callable[[], Situation],
-        log: Log,
-        catalogue: Catalogue,
-        clock: Clock,
+        self, situation: Callable[[], Situation], log: Log, catalogue: Catalogue, clock: Clock
     ) -> None:
         self._situation = situation
         self._log = log
         self._catalogue = catalogue
         self._clock = clock
-        self._found: dict[str, dict[Partition, _Found]] = {}
+        self._looks: dict[str, _Look] = {}
 
     def requests(self, pool: str) -> int | None:
         """Return about how many requests lie there, None where that isn't known."""
-        found = self._found.get(pool)
-        return None if found is None else sum(each.requests for each in found.values())
+        look = self._looks.get(pool)
+        return None if look is None else sum(each.requests for each in look.found.values())
 
     def due(self, pool: str) -> tuple[float, ...]:
-        """Return their device time by when it is due (``DUE_S``); none where it isn't known."""
-        found = self._found.get(pool, {})
-        return unread_demand((w for each in found.values() for w in each.work), self._clock.now())
+        """Return their device time by when it is due (``DUE_S``), nothing where it isn't known."""
+        look = self._looks.get(pool)
+        found = () if look is None else look.found.values()
+        return unread_demand((w for each in found for w in each.work), self._clock.now())
 
     async def look(self) -> None:
-        """Look once. After an error what was found before stands.
+        """Look once. Where that fails, what was found before stands."""
+        view, now = self._situation().view, self._clock.now()
+        pools = []
+        for pool in self._situation().options.by_pool:
+            workers = view.reports(pool)
+            if not workers:
+                pools.append(pool)
+            elif any(w.unread is not None for w in workers) or self._is_old(pool, now):
+                self._looks.pop(pool, None)
+        for pool in pools:
+            try:
+                async with asyncio.timeout(LOOK_S_MAX):
+                    self._looks[pool] = await self._look_at(pool)
+            except (TimeoutError, KafkaError, LogError, OSError) as error:
+                logger.warning("what lies in the lanes of %s is not known: %r", pool, error)
 
-        Raises nothing but what a defect would.
-        """
-        here = self._situation()
-        pools = [pool for pool in here.options.by_pool if not is_told(here, pool)]
-        # What a pool's workers tell themselves, and have told since, is out of date here.
-        self._found = {pool: found for pool, found in self._found.items() if pool in pools}
-        if not pools:
-            return
-        try:
-            async with asyncio.timeout(LOOK_S_MAX):
-                homes = {
-                    Partition(topic.name, number): pool
-                    for pool in pools
-                    for topic in self._catalogue.pool_topics(pool)
-                    for number in range(topic.partitions)
-                }
-                bounds = await self._log.bounds(homes)
-                for pool in pools:
-                    own = {p: bounds[p] for p in homes if homes[p] == pool}
-                    self._found[pool] = await self._look_at(pool, own, here.options)
-        except (TimeoutError, KafkaError, LogError, OSError) as error:
-            logger.warning("what lies in the lanes of %s is not known: %r", ", ".join(pools), error)
+    def _is_old(self, pool: str, now: float) -> bool:
+        look = self._looks.get(pool)
+        return look is None or now - look.at > COMING_S_MAX
 
-    async def _look_at(
-        self, pool: str, bounds: Mapping[Partition, tuple[int, int]], options: Options
-    ) -> dict[Partition, _Found]:
-        before = self._found.get(pool, {})
-        found = {p: before.get(p, _Found(0)) for p in bounds}
-        changed = [p for p, (_, end) in bounds.items() if end != found[p].end]
-        group = self._catalogue.worker_group(pool)
-        stored = await read_progress(self._log, self._catalogue.progress, group, changed)
-        for partition in changed:
-            first, end = bounds[partition]
-            progress = stored.get(partition, Progress(0))
-            progress = replace(progress, next_offset=max(first, progress.next_offset))
-            found[partition] = await self._read(partition, progress, end, options, pool)
-        return found
+    async def _look_at(self, pool: str) -> _Look:
+        now = self._clock.now()
+        topics = self._catalogue.pool_topics(pool)
+        lanes = [Partition(t.name, n) for t in topics for n in range(t.partitions)]
+        bounds = await self._log.bounds(lanes)
+        before = self._looks.get(pool, _Look(now)).found
+        found = {p: before.get(p, _Waiting(0)) for p in lanes}
+        changed = [p for p in lanes if found[p].end != bounds[p][1]]
+        if changed:
+            found |= await self._read(pool, {p: bounds[p] for p in changed}, now)
+        return _Look(now, found)
 
     async def _read(
-        self, partition: Partition, progress: Progress, end: int, options: Options, pool: str
-    ) -> _Found:
-        start, finished = progress.next_offset, set(progress.finished)
-        until = min(end, start + SAMPLED_MAX)
-        records: list[Record] = []
-        async for some in self._log.read({partition: start}, {partition: until}):
-            records += [r for r in some if start <= r.offset < until and r.offset not in finished]
-        served = {option.variant: option for option in options.by_pool[pool]}
-        work = []
-        for record in records:
-            try:
-                profile = h.read(record.headers, h.PROFILE, Profile)
-                placement = h.read(record.headers, h.PLACEMENT, Placement)
-                option = served[placement.variant]
-            except (BadRecordError, KeyError):
-                work.append(UNFIT)
-                continue
-            work.append((device_s(profile, option), profile.deadline))
-        beyond = (end - until) / (until - start) if until < end else 0.0
-        return _Found(
-            end,
-            round(len(records) * (1.0 + beyond)),
-            (*work, *self._beyond(records, work, beyond)),
-        )
-
-    def _beyond(self, records: list[Record], work: list[Work], each: float) -> Iterable[Work]:
-        """Return the work of what was not read, so many times what was."""
-        if not records or not each:
-            return ()
-        since = records[-1].timestamp_ms / 1000
-        seen = [
-            (seconds, deadline - record.timestamp_ms / 1000)
-            for record, (seconds, deadline) in zip(records, work, strict=True)
-        ]
-        return alike(seen, each, since, self._clock.now())
+        self, pool: str, bounds: Mapping[Partition, tuple[int, int]], now: float
+    ) -> dict[Partition, _Waiting]:
+        group = self._catalogue.worker_group(pool)
+        stored = await read_progress(self._log, self._catalogue.progress, group, list(bounds))
+        done = {p: stored.get(p, Progress(0)) for p in bounds}
+        starts = {p: max(first, done[p].next_offset) for p, (first, _) in bounds.items()}
+        untils = {p: min(end, starts[p] + READ_OFFSETS_MAX) for p, (_, end) in bounds.items()}
+        options = {option.variant: option for option in self._situation().options.by_pool[pool]}
+        seen: dict[Partition, list[tuple[Work, float]]] = {p: [] for p in bounds}
+        wanted = {p: start for p, start in starts.items() if start < untils[p]}
+        async for records in self._log.read(wanted, {p: untils[p] for p in wanted}):
+            for record in records:
+                if record.offset not in done[record.partition].finished:
+                    came_at = record.timestamp_ms / 1000
+                    seen[record.partition].append((_work(record, options), came_at))
+        found = {}
+        for partition, (_, end) in bounds.items():
+            start, until = starts[partition], untils[partition]
+            beyond = (end - until) / (until - start) if until < end else 0.0
+            requests = round(len(seen[partition]) * (1 + beyond))
+            work = tuple(_all_of(seen[partition], beyond, now))
+            found[partition] = _Waiting(end, requests, work)
+        return found
 
 
-def is_told(here: Situation, pool: str) -> bool:
-    """Tell whether a live worker of the pool tells what waits there unread."""
-    return any(report.unread is not None for report in here.view.reports(pool))
+def _work(record: Record, options: Mapping[str, Option]) -> Work:
+    try:
+        profile = h.read(record.headers, h.PROFILE, Profile)
+        option = options[h.read(record.headers, h.PLACEMENT, Placement).model_variant]
+    except (BadRecordError, KeyError):
+        return UNFIT
+    return device_s(profile, option), profile.deadline
+
+
+def _all_of(seen: Sequence[tuple[Work, float]], beyond: float, now: float) -> Iterator[Work]:
+    """Yield the work of what was read, and of what wasn't: ``beyond`` times as much."""
+    yield from (work for work, _ in seen)
+    if seen and beyond:
+        rooms = [(seconds, deadline - came_at) for (seconds, deadline), came_at in seen]
+        yield from alike(rooms, beyond, seen[-1][1], now)
 
 
 class StrandedService(Service):  # type: ignore[misc]
