@@ -23,7 +23,6 @@ from aiokafka.errors import (
 from mode import Service, Worker
 
 from streams.follower import TopicFollower
-from streams.log import Partition
 from streams.logs import set_up_logging
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
@@ -95,10 +94,6 @@ class StageService(Service):  # type: ignore[misc]
     def label(self) -> str:
         """The name in Faust's logs."""
         return self._name
-
-    async def lag(self) -> Mapping[Partition, int] | None:
-        """Return how many offsets of each partition wait unread, None where unknown."""
-        return await self._transactor.lag()
 
     async def on_start(self) -> None:
         """Join the group."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
 from aiokafka import AIOKafkaProducer
@@ -11,19 +10,14 @@ from mode import Service
 from policies import Option
 from policies.autoscaling import demand
 from policies.experience import Experience
-from streams import Clock, Partition
+from streams import Clock
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.status import State
 from workers.backend import Backend
 from workers.breaker import Breakers
-from workers.lately import Unread
 from workers.runtime import Worker
 
 FAREWELL_S_MAX = 2.0
-# So many beats may a lag be old that is told, while no newer one can be had.
-LAG_BEATS_MAX = 4
-
-Lag = Mapping[Partition, int]
 
 
 class Heartbeat(Service):  # type: ignore[misc]
@@ -41,12 +35,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         experience: Experience,
         clock: Clock,
         fleet_version: str,
-        lag: Callable[[], Awaitable[Lag | None]],
     ) -> None:
-        """Make the heartbeat of a worker.
-
-        ``lag`` tells what waits unread; it may take a while, and no beat waits for it.
-        """
         super().__init__()
         self._settings = settings
         self._topic = Catalogue(settings).pool_status
@@ -57,8 +46,6 @@ class Heartbeat(Service):  # type: ignore[misc]
         self._experience = experience
         self._clock = clock
         self._fleet_version = fleet_version
-        self._look_at_lag = lag
-        self._lag: tuple[float, Lag] | None = None
         self._producer: AIOKafkaProducer | None = None
 
     async def on_start(self) -> None:
@@ -79,14 +66,6 @@ class Heartbeat(Service):  # type: ignore[misc]
                 self._breakers.changed.clear()
                 await self._report("draining" if self._worker.is_draining else "up")
 
-    @Service.task  # type: ignore[untyped-decorator]
-    async def _look(self) -> None:
-        while not self.should_stop:
-            lag = await self._look_at_lag()
-            if lag is not None:
-                self._lag = (self._clock.now(), lag)
-            await self.sleep(self._settings.heartbeat_s)
-
     async def on_stop(self) -> None:
         """Say that nothing more should come; without a broker nobody could hear it."""
         if self._producer is None:  # what starts before us has failed
@@ -96,15 +75,9 @@ class Heartbeat(Service):  # type: ignore[misc]
                 await self._report("down")
                 await self._producer.stop()
 
-    def _unread(self, now: float) -> Unread | None:
-        if self._lag is None or now - self._lag[0] > LAG_BEATS_MAX * self._settings.heartbeat_s:
-            return None
-        return self._worker.lately.unread(self._lag[1], now)
-
     async def _report(self, state: State) -> None:
-        load = self._backend.load()
-        now = self._clock.now()
-        unread = self._unread(now)
+        load, now = self._backend.load(), self._clock.now()
+        unread = self._worker.lately.unread(now)
         variants = {
             variant: replace(
                 status,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from policies import Option
 from policies.autoscaling import Work, alike, device_s, device_s_of, unread_demand
-from streams import Partition, Record
+from streams import Clock, Partition, Record
 from topics import Profile
 
 SEEN_MAX = 50
@@ -17,6 +17,8 @@ OFFSETS_MAX = 10
 # Before anything was seen: a request of some size that is due in a minute.
 PRIOR_INPUT_TOKENS, PRIOR_OUTPUT_TOKENS = 1000, 250
 PRIOR_ROOM_S = 60.0
+# What was seen to wait may be so old, where no newer look at it succeeds; then it is unknown.
+LAG_AGE_S_MAX = 10.0
 
 
 class _Seen(NamedTuple):
@@ -36,9 +38,11 @@ class Unread(NamedTuple):
 
 
 class Lately:
-    """Remembers the last requests of each lane; of all its partitions, which are alike."""
+    """Remembers the last requests of each lane, of all its partitions together, and its lag."""
 
-    def __init__(self, options: Sequence[Option]) -> None:
+    def __init__(self, options: Sequence[Option], clock: Clock) -> None:
+        self._clock = clock
+        self._lag: tuple[float, Mapping[Partition, int]] | None = None
         prior_s = device_s_of(PRIOR_INPUT_TOKENS, PRIOR_OUTPUT_TOKENS, options[0])
         self._prior: Work = (prior_s, PRIOR_ROOM_S)
         self._seen: dict[str, deque[_Seen]] = {}
@@ -50,15 +54,19 @@ class Lately:
         offsets = min(max(offsets, 1), OFFSETS_MAX)
         seen.append(_Seen(offsets, profile, option, record.timestamp_ms / 1000))
 
-    def unread(self, lag: Mapping[Partition, int], now: float) -> Unread:
-        """Return what waits, if it is like what was taken last.
+    def looked(self, lag: Mapping[Partition, int]) -> None:
+        """Remember how many offsets of each partition are not read yet."""
+        self._lag = (self._clock.now(), lag)
 
-        Args:
-            lag: offsets of each partition that were not read yet.
-            now: epoch seconds.
+    def unread(self, now: float) -> Unread | None:
+        """Return what waits, if it is like what was taken last; None where it isn't known.
+
+        ``now`` is epoch seconds.
         """
+        if self._lag is None or now - self._lag[0] > LAG_AGE_S_MAX:
+            return None
         behind: dict[str, int] = {}
-        for partition, offsets in lag.items():
+        for partition, offsets in self._lag[1].items():
             if offsets:
                 behind[partition.topic] = behind.get(partition.topic, 0) + offsets
         requests, work = 0.0, list[Work]()

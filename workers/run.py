@@ -101,18 +101,6 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
     )
     metrics.gauges.read_from(worker_gauges(pool, worker, breakers))
     metrics.gauges.read_from(span_gauges(lambda: telemetry.dropped_spans))
-    draining = DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)])
-    heartbeat = Heartbeat(
-        settings,
-        served[0],
-        worker,
-        backend,
-        breakers,
-        experience,
-        clock,
-        options.version,
-        draining.lag,
-    )
     run_app(
         f"worker-{pool}",
         settings,
@@ -124,8 +112,10 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             FollowerService(CancellationFollower(settings, cancellations)),
             BreakerService(breakers),
             publisher,
-            draining,
-            heartbeat,
+            DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)]),
+            Heartbeat(
+                settings, served[0], worker, backend, breakers, experience, clock, options.version
+            ),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,
         metrics=metrics.page,

@@ -112,7 +112,7 @@ class Worker:
         self._runs: dict[asyncio.Task[None], tuple[_Lane, Task]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
         self._pace = StartPace()
-        self.lately = Lately(options)
+        self.lately = Lately(options, clock)
         self._starting_later: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self.is_draining = False
