@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
 from mode import Service
 
 from policies import Option, Situation
 from policies.autoscaling import Work, alike, device_s, unread_demand
+from policies.standing import PoolLoad
 from streams.clock import Clock
 from streams.log import Log, LogError, Partition, Record
 from streams.progress import read_progress
@@ -40,10 +41,14 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What was found in the lanes of a pool, and when (epoch seconds)."""
+    """What was found in the lanes of a pool, and when (epoch seconds).
+
+    ``load`` was the pool's then: each heartbeat makes another, even the last of one that leaves.
+    """
 
     at: float
-    found: Mapping[Partition, _Waiting] = field(default_factory=dict)
+    load: PoolLoad
+    found: Mapping[Partition, _Waiting]
 
 
 class Stranded:
@@ -51,8 +56,8 @@ class Stranded:
 
     What its workers have finished is read from their progress, and of what comes after that the
     first records of each partition. Nothing is sent to a pool without workers, so that this is
-    done once after the last one is gone, and later only the ends are asked for. All of it goes by
-    readers of its own, and no stage waits for it.
+    done once after the last one is gone; until another is heard of, only the ends are asked for
+    then. All of it goes by readers of its own, and no stage waits for it.
     """
 
     def __init__(
@@ -97,16 +102,17 @@ class Stranded:
         return look is None or now - look.at > COMING_S_MAX
 
     async def _look_at(self, pool: str) -> _Look:
-        now = self._clock.now()
+        now, load = self._clock.now(), self._situation().view.load(pool)
         topics = self._catalogue.pool_topics(pool)
         lanes = [Partition(t.name, n) for t in topics for n in range(t.partitions)]
         bounds = await self._log.bounds(lanes)
-        before = self._looks.get(pool, _Look(now)).found
+        look = self._looks.get(pool)
+        before = look.found if look is not None and look.load is load else {}
         found = {p: before.get(p, _Waiting(0)) for p in lanes}
         changed = [p for p in lanes if found[p].end != bounds[p][1]]
         if changed:
             found |= await self._read(pool, {p: bounds[p] for p in changed}, now)
-        return _Look(now, found)
+        return _Look(now, load, found)
 
     async def _read(
         self, pool: str, bounds: Mapping[Partition, tuple[int, int]], now: float

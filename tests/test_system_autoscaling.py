@@ -14,9 +14,10 @@ import pytest
 from model_server import Exchange, good, serving
 from system import FLEET, System, chat, eventually
 
-from policies import tag
-from streams.declarations import load_policy
-from topics import Envelope, Placement, parse_request
+from policies import compile_options, tag
+from policies.autoscaling import device_s
+from streams.declarations import load_fleet, load_policy
+from topics import Envelope, Placement, Profile, parse_request
 from topics import headers as h
 from topics.broker_settings import free_port
 
@@ -24,17 +25,20 @@ pytestmark = pytest.mark.kafka
 
 POOL = "premium-eu"
 DEEP = 300
+DUE_S = 7200.0
+TOKENS = 10_000
 
 
-async def put_on_lane(system: System, request_id: str) -> None:
+async def put_on_lane(system: System, request_id: str) -> Profile:
     """Put a request on the direct lane, as large as it takes to need hardware in two hours."""
     now = time.time()
-    value = orjson.dumps(chat(request_id, deadline=now + 7100, created_at=now))
+    value = orjson.dumps(chat(request_id, deadline=now + DUE_S - 100, created_at=now))
     parsed = parse_request(value, bytes_max=1_000_000)
     found = tag(parsed, load_policy(None), received_at=now, now=now, ingest_partition=0).profile
+    profile = replace(found, output_tokens=TOKENS)
     placement = Placement(POOL, "h200", "llama-3.1-8b-fp8", "fp8", "eu-west", "direct")
     headers = h.encoded(
-        profile=replace(found, output_tokens=1_000_000),
+        profile=profile,
         placement=placement,
         promised=Envelope(cost_usd=0.5, ttft_s=1.0, finish_s=60.0, chance=0.9),
     )
@@ -44,6 +48,7 @@ async def put_on_lane(system: System, request_id: str) -> None:
         key=request_id.encode(),
         headers=list(headers.items()),
     )
+    return profile
 
 
 async def test_unread_requests_ask_for_workers_with_and_without_one(
@@ -63,7 +68,7 @@ async def test_unread_requests_ask_for_workers_with_and_without_one(
         env = {"SHUNTER_DRAIN_S_MAX": "0.5", "SHUNTER_SESSION_TIMEOUT_MS": "6000"}
         env_of = {
             "router": {"SHUNTER_WEB_PORT": str(port)},
-            POOL: {"SHUNTER_IN_FLIGHT_MAX": "8"},
+            POOL: {"SHUNTER_IN_FLIGHT_MAX": "8", "SHUNTER_POLL_RECORDS_MAX": "10"},
         }
         async with System(
             kafka, prefix, tmp_path, fleet=fleet, policy_speed=1.0, extra_env=env, env_of=env_of
@@ -84,27 +89,23 @@ async def test_unread_requests_ask_for_workers_with_and_without_one(
                 return told
 
             system.start("router", POOL)
-            await until(
-                lambda t: t["workers"] == 1 and t["unread"] == 0, "the worker tells of none"
-            )
+            await until(lambda t: t["workers"] == 1 and t["unread"] == 0, "nothing waits")
             names = [f"deep-{n}" for n in range(DEEP)]
             for name in names:
-                await put_on_lane(system, name)
+                profile = await put_on_lane(system, name)
             await system.producer.flush()
-            told = await until(
-                lambda t: (t["unread"] or 0) > DEEP / 2, "what it hasn't read is told"
-            )
-            # It has taken no more than 8 and what one poll gave it; no estimate is off by much.
-            assert told["unread"] <= DEEP * 1.2, told
+            option = compile_options(load_fleet(tmp_path / "fleet.yaml")).by_pool[POOL][0]
+            needed = pytest.approx(DEEP * device_s(profile, option) / DUE_S, rel=0.1)
+            # All of it, though its worker has taken no more than a poll beyond its maximum.
+            told = await until(lambda t: t["replicas_needed"] == needed, "all of it is told")
             assert told["workers"] == 1
-            needed = told["workers_needed"]
-            assert needed >= 2, told
+            assert told["unread"] == pytest.approx(DEEP, rel=0.15)
 
             # As the autoscaler may have it: gone, though work lies there.
             await stop(system)
             told = await until(lambda t: t["workers"] == 0 and bool(t["unread"]), "it is found")
-            assert told["unread"] == pytest.approx(DEEP, rel=0.1)
-            assert told["workers_needed"] == pytest.approx(needed, abs=2)
+            assert told["unread"] == DEEP
+            assert told["replicas_needed"] == needed
 
             blocked.set()
             system.env_of = {}

@@ -305,7 +305,7 @@ REPLICAS_NEEDED = Metric(
     "shunter.pool.replicas_needed",
     "gauge",
     "{replica}",
-    "Replicas that must run from now on for each deadline to be kept, as far as this router knows",
+    "Replicas that must run from now on for each deadline to be kept, as far as one router sees",
     ("pool",),
     told_by="router",
 )
