@@ -1,6 +1,7 @@
 """What lies in the lanes of pools that have no worker to tell of it."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,28 +91,46 @@ class Stranded:
                 pools.append(pool)
             elif any(w.unread is not None for w in workers) or self._is_old(pool, now):
                 self._looks.pop(pool, None)
-        for pool in pools:
-            try:
+        lanes = {pool: self._lanes(pool) for pool in pools}
+        for pool, found in await self._bounds(lanes):
+            with self._unknown_told(pool):
                 async with asyncio.timeout(LOOK_S_MAX):
-                    self._looks[pool] = await self._look_at(pool)
-            except (TimeoutError, KafkaError, LogError, OSError) as error:
-                logger.warning("what lies in the lanes of %s is not known: %r", pool, error)
+                    self._looks[pool] = await self._look_at(pool, found)
+
+    async def _bounds(
+        self, lanes: Mapping[str, Sequence[Partition]]
+    ) -> list[tuple[str, dict[Partition, tuple[int, int]]]]:
+        """Return first offset and end of each partition, by pool: all are asked for at once."""
+        wanted = [partition for own in lanes.values() for partition in own]
+        bounds: Mapping[Partition, tuple[int, int]] = {}
+        with self._unknown_told(*lanes):
+            async with asyncio.timeout(LOOK_S_MAX):
+                bounds = await self._log.bounds(wanted) if wanted else {}
+        return [(pool, {p: bounds[p] for p in own}) for pool, own in lanes.items() if bounds]
+
+    @contextlib.contextmanager
+    def _unknown_told(self, *pools: str) -> Iterator[None]:
+        try:
+            yield
+        except (TimeoutError, KafkaError, LogError, OSError) as error:
+            logger.warning("what lies in lanes of %s is not known: %r", ", ".join(pools), error)
+
+    def _lanes(self, pool: str) -> list[Partition]:
+        topics = self._catalogue.pool_topics(pool)
+        return [Partition(topic.name, n) for topic in topics for n in range(topic.partitions)]
 
     def _is_old(self, pool: str, now: float) -> bool:
         look = self._looks.get(pool)
         return look is None or now - look.at > COMING_S_MAX
 
-    async def _look_at(self, pool: str) -> _Look:
+    async def _look_at(self, pool: str, bounds: Mapping[Partition, tuple[int, int]]) -> _Look:
         now, load = self._clock.now(), self._situation().view.load(pool)
-        topics = self._catalogue.pool_topics(pool)
-        lanes = [Partition(t.name, n) for t in topics for n in range(t.partitions)]
-        bounds = await self._log.bounds(lanes)
         look = self._looks.get(pool)
         before = look.found if look is not None and look.load is load else {}
-        found = {p: before.get(p, _Waiting(0)) for p in lanes}
-        changed = [p for p in lanes if found[p].end != bounds[p][1]]
+        found = {p: before.get(p, _Waiting(0)) for p in bounds}
+        changed = {p: bound for p, bound in bounds.items() if found[p].end != bound[1]}
         if changed:
-            found |= await self._read(pool, {p: bounds[p] for p in changed}, now)
+            found |= await self._read(pool, changed, now)
         return _Look(now, load, found)
 
     async def _read(
@@ -120,23 +139,27 @@ class Stranded:
         group = self._catalogue.worker_group(pool)
         stored = await read_progress(self._log, self._catalogue.progress, group, list(bounds))
         done = {p: stored.get(p, Progress(0)) for p in bounds}
-        starts = {p: max(first, done[p].next_offset) for p, (first, _) in bounds.items()}
-        untils = {p: min(end, starts[p] + READ_OFFSETS_MAX) for p, (_, end) in bounds.items()}
         options = {option.variant: option for option in self._situation().options.by_pool[pool]}
-        seen: dict[Partition, list[tuple[Work, float]]] = {p: [] for p in bounds}
-        wanted = {p: start for p, start in starts.items() if start < untils[p]}
-        async for records in self._log.read(wanted, {p: untils[p] for p in wanted}):
-            for record in records:
-                if record.offset not in done[record.partition].finished:
-                    came_at = record.timestamp_ms / 1000
-                    seen[record.partition].append((_work(record, options), came_at))
-        found = {}
-        for partition, (_, end) in bounds.items():
-            start, until = starts[partition], untils[partition]
-            beyond = (end - until) / (until - start) if until < end else 0.0
-            requests = round(len(seen[partition]) * (1 + beyond))
-            work = tuple(_all_of(seen[partition], beyond, now))
-            found[partition] = _Waiting(end, requests, work)
+        found = {p: _Waiting(end) for p, (_, end) in bounds.items()}
+        starts = {p: max(first, done[p].next_offset) for p, (first, _) in bounds.items()}
+        width = READ_OFFSETS_MAX
+        while starts := {p: start for p, start in starts.items() if start < found[p].end}:
+            untils = {p: min(found[p].end, start + width) for p, start in starts.items()}
+            seen: dict[Partition, list[tuple[Work, float]]] = {p: [] for p in starts}
+            async for records in self._log.read(starts, untils):
+                for record in records:
+                    if record.offset not in done[record.partition].finished:
+                        came_at = record.timestamp_ms / 1000
+                        seen[record.partition].append((_work(record, options), came_at))
+            for partition, until in untils.items():
+                end, start = found[partition].end, starts[partition]
+                beyond = (end - until) / (until - start)
+                requests = round(len(seen[partition]) * (1 + beyond))
+                work = tuple(_all_of(seen[partition], beyond, now))
+                found[partition] = _Waiting(end, requests, work)
+            # What an abort has left, or out of order was finished already, is passed over.
+            starts = {p: until for p, until in untils.items() if not seen[p]}
+            width *= 2
         return found
 
 

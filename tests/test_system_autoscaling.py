@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from model_server import Exchange, good, serving
 from system import FLEET, System, chat, eventually
 
@@ -120,6 +121,21 @@ async def test_unread_requests_ask_for_workers_with_and_without_one(
                 lambda t: (t["workers"], t["unread"], t["workers_needed"]) == (0, 0, 0),
                 "a pool with nothing to do may stay without a worker",
             )
+            # The marker is why the group's own lag is nothing to scale by (docs/workers.md).
+            assert await group_lag(system) >= 1
+
+
+async def group_lag(system: System) -> int:
+    """Return how far the offsets of the pool's group are below the ends of its lanes."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=system.bootstrap_servers)
+    await admin.start()
+    try:
+        group = system.catalogue.worker_group(POOL)
+        offsets = await admin.list_consumer_group_offsets(group)
+    finally:
+        await admin.close()
+    ends = await system.consumer.end_offsets(offsets)
+    return sum(ends[partition] - offsets[partition].offset for partition in offsets)
 
 
 async def stop(system: System) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 import pytest
 from memory_log import MemoryLog
 from stream_cases import START, Yard, heartbeat, make_profile, step_until
@@ -13,7 +14,7 @@ from policies.autoscaling import ENDED_PART, alike, demand, device_s, unread_dem
 from streams import LogError, Outgoing, Partition, Transactor
 from streams.autoscaling import AutoscalingSignal
 from streams.stranded import COMING_S_MAX, READ_OFFSETS_MAX, Stranded
-from topics import Progress, encode, progress_key
+from topics import PoolStatus, Progress, decode, encode, progress_key
 from workers.lately import LAG_AGE_S_MAX, OFFSETS_MAX, PRIOR_ROOM_S, SEEN_MAX, Lately, Unread
 from workers.runtime import Worker
 
@@ -21,6 +22,14 @@ from workers.runtime import Worker
 def each_s(yard: Yard) -> float:
     """The device time of a chat turn of the tests."""
     return device_s(make_profile(yard.policy), yard.options.by_pool[POOL][0])
+
+
+def test_a_heartbeat_of_an_older_worker_is_understood() -> None:
+    told = orjson.loads(encode(heartbeat(Yard().options, POOL, START)))
+    for field in ("unread", "unread_s"):
+        told.pop(field, None)
+    assert decode(PoolStatus, orjson.dumps(told)).unread is None
+    assert decode(PoolStatus, orjson.dumps(told | {"of_a_newer": 1})).pool == POOL
 
 
 def test_unread_work_is_like_what_was_seen_and_came_evenly_since() -> None:
@@ -232,6 +241,18 @@ async def test_markers_and_aborts_alone_need_no_worker() -> None:
     told = await Looking(yard).pool()
     assert yard.cluster.logs[lane].end == 4
     assert (told["unread"], told["workers_needed"]) == (0, 0)
+
+
+async def test_what_lies_behind_a_long_abort_is_found() -> None:
+    yard = Yard(live=[])
+    writer = await MemoryLog(yard.cluster, "router").fence("router")
+    await writer.begin()
+    sent = [await writer.send(placed(yard, f"a{n}")) for n in range(4 * READ_OFFSETS_MAX)]
+    for each in sent:
+        await each
+    await MemoryLog(yard.cluster, "router").fence("router")
+    place(yard, "c1")
+    assert (await Looking(yard).pool())["unread"] == 1
 
 
 async def test_of_a_deep_lane_the_first_are_read_and_the_rest_is_like_them() -> None:
