@@ -1,6 +1,7 @@
 """The autoscaling signal: how much hardware a pool's unfinished work needs to be in time."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from policies.options import Option
@@ -9,17 +10,57 @@ from topics.status import DUE_S
 
 # However many are held alike, a group's first members tell what the others take.
 SAMPLED_MAX = 200
+# Requests that wait unread are taken to have come at so many moments of the time they came in.
+MOMENTS = 4
+# To end a request whose deadline is past takes a small part of running it, and is never urgent.
+ENDED_PART = 0.01
+
+Work = tuple[float, float]
+"""Device time of a request in seconds, and its deadline in epoch seconds."""
+
+Demand = tuple[float, ...]
+"""Device time by when it is due: seconds for each bound of ``DUE_S``."""
 
 
 def device_s(profile: Profile, option: Option, speed: float = 1.0) -> float:
     """Return the device time that a request takes in a full batch, in seconds of one replica."""
+    return device_s_of(profile.input_tokens, profile.output_tokens, option, speed)
+
+
+def device_s_of(input_tokens: int, output_tokens: int, option: Option, speed: float = 1.0) -> float:
+    """Return the same of so many tokens."""
     roofline, limit = option.roofline, option.max_batch
-    prefill_s = roofline.prefill_s(profile.input_tokens)
-    decode_s = roofline.decode_s(profile.output_tokens, limit, profile.input_tokens) / limit
+    prefill_s = roofline.prefill_s(input_tokens)
+    decode_s = roofline.decode_s(output_tokens, limit, input_tokens) / limit
     return (prefill_s + decode_s) / (speed * option.time_scale)
 
 
-def demand(work: Iterable[tuple[float, float]], now: float) -> tuple[float, ...]:
+def alike(seen: Iterable[Work], each: float, since: float, now: float) -> Iterator[Work]:
+    """Yield what requests that nobody has read yet take, if they are like those seen.
+
+    They are taken to have come evenly from ``since`` until now, so that of two alike the one that
+    came later is due later.
+
+    Args:
+        seen: (device time, time from its coming to its deadline), both in seconds, of each.
+        each: unread requests for each of those seen.
+        since: when the first of them may have come, in epoch seconds.
+        now: epoch seconds.
+    """
+    moments = [since + max(0.0, now - since) * (n + 0.5) / MOMENTS for n in range(MOMENTS)]
+    for seconds, room_s in seen:
+        for came_at in moments:
+            yield seconds * each / MOMENTS, came_at + room_s
+
+
+def unread_demand(work: Iterable[Work], now: float) -> Demand:
+    """Return the demand of what no worker has begun: it runs only where its deadline is ahead."""
+    return demand(
+        (each if each[1] > now else (each[0] * ENDED_PART, math.inf) for each in work), now
+    )
+
+
+def demand(work: Iterable[Work], now: float) -> Demand:
     """Return device time by when it is due: seconds for each bound of ``DUE_S``.
 
     What is due before one bound and after the one below it counts there; what is due later than
@@ -37,7 +78,7 @@ def demand(work: Iterable[tuple[float, float]], now: float) -> tuple[float, ...]
     return tuple(found)
 
 
-def total(demands: Iterable[Sequence[float]]) -> tuple[float, ...]:
+def total(demands: Iterable[Sequence[float]]) -> Demand:
     """Return the sum of demands. One with other bounds, of another version, counts as due last."""
     found = [0.0] * len(DUE_S)
     for each in demands:
@@ -55,4 +96,12 @@ def replicas_needed(due: Sequence[float]) -> float:
     That is the processor demand criterion for earliest deadline first (Baruah, Rosier, Howell,
     1990): a second of work weighs as much as its slack is short.
     """
-    return max((s / t for s, t in zip(accumulate(due), DUE_S, strict=True)), default=0.0)
+    return max(replicas_by_due(due), default=0.0)
+
+
+def replicas_by_due(due: Sequence[float]) -> tuple[float, ...]:
+    """Return how many replicas each bound of ``DUE_S`` needs for what is due by then.
+
+    Parts of a demand add up bound by bound; what they need together is the largest of the sums.
+    """
+    return tuple(s / t for s, t in zip(accumulate(due), DUE_S, strict=True))

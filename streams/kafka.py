@@ -8,6 +8,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
+    ConsumerStoppedError,
     InvalidTimestampError,
     KafkaError,
     MessageSizeTooLargeError,
@@ -39,6 +40,9 @@ REBALANCE_S = 0.1
 UNDECODABLE_S_MAX = 10.0
 # A partition that was just assigned may have no position yet.
 POSITION_S_MAX = 0.1
+LAG_S_MAX = 2.0
+# What a client that is asked for its lag may meet: no answer, no broker, its own end.
+UNTOLD = (TimeoutError, KafkaError, ConsumerStoppedError, OSError)
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
 
@@ -167,21 +171,24 @@ class KafkaLog:
         return offset
 
     async def lag(self) -> Mapping[Partition, int]:
-        """Return how many offsets below the last committed one each of our partitions is behind.
+        """Return how many offsets below the last stable one each of our partitions is behind.
 
-        Nothing is asked of a broker: the ends are those of the last fetch.
+        The broker is asked for the ends: those of the last fetch grow old where a partition is
+        paused. Its answer comes after that to a fetch under way, which it may hold back for 0.5 s.
         """
-        lags: dict[Partition, int] = {}
         consumer = self._consumer
         if consumer is None:
-            return lags
-        for partition in consumer.assignment():
-            # What is wrong with the member it finds out itself.
-            with contextlib.suppress(TimeoutError, KafkaError):
-                async with asyncio.timeout(POSITION_S_MAX):
-                    position = await consumer.position(partition)
-                end = consumer.last_stable_offset(partition) or 0
-                lags[Partition(*partition)] = max(0, end - position)
+            return {}
+        lags: dict[Partition, int] = {}
+        # What is wrong with the member it finds out itself.
+        with contextlib.suppress(*UNTOLD):
+            async with asyncio.timeout(LAG_S_MAX):
+                ends = await consumer.end_offsets(consumer.assignment())
+            for partition, end in ends.items():
+                with contextlib.suppress(*UNTOLD):
+                    async with asyncio.timeout(POSITION_S_MAX):
+                        position = await consumer.position(partition)
+                    lags[Partition(*partition)] = max(0, end - position)
         return lags
 
     def seek(self, partition: Partition, offset: int) -> None:

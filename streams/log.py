@@ -149,6 +149,14 @@ class Log(Protocol):
         """Return the group's committed offset, asked of the broker."""
         ...
 
+    async def lag(self) -> Mapping[Partition, int]:
+        """Return how many offsets each of our partitions has that were not polled yet.
+
+        Up to the last stable offset; control markers are among them. A partition of which that
+        can't be told at once is absent. Raises nothing and keeps no poll waiting.
+        """
+        ...
+
     def seek(self, partition: Partition, offset: int) -> None:
         """Let the next poll of the partition begin at the offset."""
         ...

@@ -30,6 +30,8 @@ from streams.policy_follower import PolicyFollower
 from streams.route_spans import RouteSpans
 from streams.router import Router
 from streams.stage import Observer, Stage
+from streams.stranded import Stranded, StrandedService
+from streams.telemetry import Telemetry
 from streams.tokens import load_token_counter
 from streams.transactor import Transactor
 from topics import Catalogue, Settings, Topic, encode
@@ -136,6 +138,7 @@ def _metrics(
     in_force: InForce,
     batcher: Batcher,
     signal: AutoscalingSignal,
+    telemetry: Telemetry,
     clock: Clock,
 ) -> Metrics:
     """Return the metrics of a router, which follow what is in force."""
@@ -146,7 +149,12 @@ def _metrics(
     def policy() -> Policy:
         return in_force.situation.policy
 
-    for source in (signal.gauges, hold_gauges(batcher, policy, clock), target_gauges(policy)):
+    for source in (
+        signal.gauges,
+        hold_gauges(batcher, policy, clock),
+        target_gauges(policy),
+        span_gauges(lambda: telemetry.dropped_spans),
+    ):
         metrics.gauges.read_from(source)
     return metrics
 
@@ -161,8 +169,7 @@ def run_router(settings: Settings) -> NoReturn:
     """
     own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
     begun = _begin(settings, own)
-    catalogue = Catalogue(settings)
-    clock = SystemClock()
+    catalogue, clock = Catalogue(settings), SystemClock()
     telemetry = from_environment("router", settings.instance)
     writer = f"router/{settings.instance}"
     notary = make_notary(settings, writer, clock)
@@ -187,9 +194,9 @@ def run_router(settings: Settings) -> NoReturn:
         held_records_max=settings.held_records_max,
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
-    signal = AutoscalingSignal(lambda: in_force.situation, batcher, clock)
-    metrics = _metrics(settings, in_force, batcher, signal, clock)
-    metrics.gauges.read_from(span_gauges(lambda: telemetry.dropped_spans))
+    stranded = Stranded(lambda: in_force.situation, KafkaLog(settings), catalogue, clock)
+    signal = AutoscalingSignal(lambda: in_force.situation, batcher, stranded, clock)
+    metrics = _metrics(settings, in_force, batcher, signal, telemetry, clock)
     spans = [RouteSpans(telemetry, catalogue, clock)]
     page = LivePage(settings, begun.options, begun.policy, clock)
     in_force.tell(page.change)
@@ -215,6 +222,7 @@ def run_router(settings: Settings) -> NoReturn:
                 )
                 for stage, name, observers, before_step in stages
             ),
+            StrandedService(stranded),
             page.watching,
         ],
         pages={"/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()}))},

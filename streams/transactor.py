@@ -13,7 +13,7 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
@@ -66,11 +66,20 @@ class Transactor:
         self._visible: dict[Partition, Progress | None] = {}
         self._failure: BaseException | None = None
         self._stopped = False
+        self._has_share = False
 
     @property
     def partitions(self) -> Collection[Partition]:
         """The partitions that are ours now."""
         return self._writers.keys()
+
+    async def lag(self) -> Mapping[Partition, int] | None:
+        """Return how many offsets of each of our partitions wait unread, None where unknown.
+
+        It is unknown while the group shares its partitions out, and where the broker doesn't tell.
+        """
+        found = await self._log.lag()
+        return found if self._has_share and found.keys() >= self._writers.keys() else None
 
     async def start(self) -> None:
         """Join the group; partitions arrive in the course of ``step``."""
@@ -109,12 +118,14 @@ class Transactor:
         try:
             async with self._lock:
                 await self._take_over(partitions)
+                self._has_share = True
         except Exception as error:
             logger.exception("taking over %s failed", ", ".join(map(str, partitions)))
             self._failure = error
 
     async def revoked(self, partitions: Collection[Partition]) -> None:
         """Let partitions go; the lock says that no transaction of theirs is under way."""
+        self._has_share = False
         try:
             async with self._lock:
                 await self._drop(partitions)

@@ -259,6 +259,11 @@ class MemoryLog:
         await self._call()
         return self.cluster.offsets.get((self._group, partition))
 
+    async def lag(self) -> Mapping[Partition, int]:
+        """Return how far each position is below the last stable offset."""
+        ends = {p: self.cluster.logs[p].stable_end for p in self._positions}
+        return {p: max(0, ends[p] - position) for p, position in self._positions.items()}
+
     def seek(self, partition: Partition, offset: int) -> None:
         """Let the next poll begin there; of no effect where the partition is not ours.
 

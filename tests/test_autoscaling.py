@@ -16,6 +16,8 @@ from policies.groups import group_of
 from streams import Outgoing
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
+from streams.metrics import catalogue as m
+from streams.stranded import Stranded
 from topics import headers as h
 from topics.status import DUE_S
 
@@ -82,12 +84,16 @@ def batcher_of(yard: Yard) -> Batcher:
     )
 
 
+def stranded_of(yard: Yard) -> Stranded:
+    return Stranded(yard.situation, MemoryLog(yard.cluster), yard.catalogue, yard.clock)
+
+
 async def test_a_router_sums_heartbeats_and_what_it_holds() -> None:
     yard = Yard(live=[])
     batcher = batcher_of(yard)
     transactor = await yard.run(batcher, MemoryLog(yard.cluster, "b"))
     situation = yard.situation()
-    signal = AutoscalingSignal(lambda: situation, batcher, yard.clock)
+    signal = AutoscalingSignal(lambda: situation, batcher, stranded_of(yard), yard.clock)
     assert {pool: each["workers_needed"] for pool, each in signal.pools().items()} == {
         "premium-eu": 0,
         "premium-us": 0,
@@ -111,7 +117,7 @@ async def test_a_router_sums_heartbeats_and_what_it_holds() -> None:
     assert sum(held["boards-us"]["device_s"].values()) == pytest.approx(300 * each, rel=0.01)
 
 
-def hold(yard: Yard, count: int) -> None:
+def hold(yard: Yard, count: int, number: int | None = None) -> None:
     """Put requests on the hold, as a router does."""
     for n in range(count):
         fields = {"id": f"s{n}", "task": "summarization"}
@@ -125,14 +131,14 @@ def hold(yard: Yard, count: int) -> None:
                 profile.id.encode(),
                 orjson.dumps(request(**fields)),
                 list(headers.items()),
-                crc32(group.encode()) % 4,
+                crc32(group.encode()) % 4 if number is None else number,
             )
         )
 
 
 async def test_metrics_are_in_the_format_of_prometheus() -> None:
     yard = Yard()
-    signal = AutoscalingSignal(yard.situation, batcher_of(yard), yard.clock)
+    signal = AutoscalingSignal(yard.situation, batcher_of(yard), stranded_of(yard), yard.clock)
     metrics = make_metrics(yard)
     metrics.gauges.read_from(signal.gauges)
     page = metrics.page("")[1].decode()
@@ -143,4 +149,40 @@ async def test_metrics_are_in_the_format_of_prometheus() -> None:
         "shunter_pool_backlog_device_seconds",
     }
     backlog = families["shunter_pool_backlog_device_seconds"].samples
-    assert len(backlog) == len(yard.options.by_pool) * len(DUE_S)
+    assert len(backlog) == 2 * len(yard.options.by_pool) * len(DUE_S)
+    assert {sample.labels["part"] for sample in backlog} == {"sent", "held"}
+
+
+async def test_several_routers_add_up_what_they_hold_and_not_what_workers_tell() -> None:
+    yard = Yard(live=[])
+    situation = yard.situation()
+    report = heartbeat(yard.options, "boards-us", START, demand_s=demand([(9.0, START + 4)], START))
+    situation.view.report(report)
+    for number in (0, 1):
+        hold(yard, 150, number)
+    routers, logs = [], []
+    for name in ("b", "c"):
+        batcher = batcher_of(yard)
+        logs.append(await yard.run(batcher, MemoryLog(yard.cluster, name)))
+        routers.append(AutoscalingSignal(lambda: situation, batcher, stranded_of(yard), yard.clock))
+    for transactor in logs * 4:
+        await transactor.step()
+    parts: dict[str, list[dict[str, float]]] = {"sent": [], "held": []}
+    for signal in routers:
+        for part, found in parts.items():
+            found.append(
+                {
+                    labels[1]: value
+                    for metric, labels, value in signal.gauges()
+                    if metric is m.REPLICAS_BY_DUE and labels[::2] == ("boards-us", part)
+                }
+            )
+    # As the query of deploy/kubernetes has it.
+    assert parts["sent"][0] == parts["sent"][1]
+    together = max(
+        sum(held[due] for held in parts["held"]) + parts["sent"][0][due] for due in parts["sent"][0]
+    )
+    assert all(sum(held.values()) > 0 for held in parts["held"])
+    option = yard.options.by_pool["boards-us"][0]
+    each = device_s(make_profile(yard.policy, id="s", task="summarization"), option)
+    assert together == pytest.approx(max(9 / 5, (9 + 300 * each) / 7200), rel=0.01)

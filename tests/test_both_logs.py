@@ -101,6 +101,27 @@ async def test_a_transaction_is_seen_whole_once_committed_and_its_marker_takes_a
     assert not writer.is_cut_off
 
 
+async def test_lag_is_what_is_committed_and_not_polled_of_a_paused_partition_too(
+    logs: Logs,
+) -> None:
+    log = await logs.join()
+    writer = await logs.fence(log)
+    await logs.write(writer, logs.out("a"))
+    assert await log.lag() == {logs.p0: 0, logs.p1: 0}
+    await writer.commit(logs.p0, 1, logs.group)
+    assert (await log.lag())[logs.p0] == 2
+    await logs.poll(log, 1)
+    assert not await log.poll(0.5, 10, [logs.p0])
+    for _ in range(5):
+        await logs.ground.publish(logs.out("b"))
+    lag = await log.lag()
+    # The client may not have read the marker yet.
+    assert lag[logs.p0] in {5, 6}
+    assert lag[logs.p1] == 0
+    await log.leave()
+    assert not await log.lag()
+
+
 async def test_a_poll_brings_some_of_each_partition(logs: Logs) -> None:
     log = await logs.join()
     writer = await logs.fence(log)

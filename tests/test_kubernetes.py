@@ -7,15 +7,20 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from stream_cases import Yard
-from test_autoscaling import batcher_of
+from promql import uses
 
-from streams.autoscaling import AutoscalingSignal
+from policies import compile_options
 from streams.declarations import load_fleet
+from streams.metrics.catalogue import REPLICAS_BY_DUE
 from topics import Settings
 
 HERE = Path(__file__).parent.parent / "deploy" / "kubernetes"
 KUBERNETES = "1.31"
+TESTED = [
+    each["expr"]
+    for case in yaml.safe_load((HERE.parent / "prometheus" / "tests.yml").read_text())["tests"]
+    for each in case.get("promql_expr_test", ())
+]
 KUSTOMIZATION = yaml.safe_load((HERE / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
     document
@@ -66,7 +71,7 @@ SCALED_OBJECT = {
                         "required": ["type", "metadata"],
                         "additionalProperties": False,
                         "properties": {
-                            "type": {"enum": ["metrics-api", "kafka"]},
+                            "type": {"const": "prometheus"},
                             "metadata": {
                                 "type": "object",
                                 "additionalProperties": {"type": "string"},
@@ -121,18 +126,18 @@ def test_prometheus_finds_the_web_port(each: dict[str, Any]) -> None:
     }
 
 
-def test_the_scaler_reads_what_a_router_tells() -> None:
-    yard = Yard()
-    signal = AutoscalingSignal(yard.situation, batcher_of(yard), yard.clock)
-    pools = load_fleet(HERE / "fleet.yaml").pools
-    page = {"pools": dict.fromkeys(pools, signal.pools()["premium-eu"])}
-    for each in SCALED.values():
-        trigger = each["spec"]["triggers"][0]["metadata"]
-        assert trigger["url"].endswith(":8080/autoscaling")
-        value: Any = page
-        for part in trigger["valueLocation"].split("."):
-            value = value[part]
-        assert value == 0
+def test_the_scaler_reads_what_routers_tell() -> None:
+    options = compile_options(load_fleet(HERE / "fleet.yaml"))
+    for name, each in SCALED.items():
+        pool = name.removeprefix("worker-")
+        (trigger,) = each["spec"]["triggers"]
+        query = trigger["metadata"]["query"]
+        found = uses(query)
+        assert {use.name for use in found} <= set(REPLICAS_BY_DUE.series)
+        assert all(use.labels == set(REPLICAS_BY_DUE.labels) for use in found)
+        # What it gives is tested by `promtool`.
+        assert query.replace(f'pool="{pool}"', 'pool="p"') in TESTED
+        assert trigger["metadata"]["threshold"] == str(options.by_pool[pool][0].replicas)
 
 
 def test_settings_are_settings() -> None:

@@ -100,6 +100,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
             *_stages(inputs),
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
             *_transactional_writes(written),
+            *(_topic(lane, "Read", "see what no worker is there to read") for lane in lanes),
             _topic(catalogue.pool_status, "Read", "know the workers' load"),
             _topic(catalogue.policies, "Read", "know the policy and the fleet in force"),
             *_signing(catalogue),

@@ -88,6 +88,10 @@ class PoolStatus:
     """Of the kinds of requests that this worker has served most."""
     failure_rate: float | None = None
     """Share of tries that failed; None where the worker doesn't count them."""
+    unread: int | None = None
+    """Requests on its partitions that it has not taken yet, about; None where it doesn't know."""
+    unread_s: tuple[float, ...] = ()
+    """Device time of those, by when it is due (``DUE_S``), if they are like those taken last."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

@@ -76,7 +76,8 @@ class Heartbeat(Service):  # type: ignore[misc]
                 await self._producer.stop()
 
     async def _report(self, state: State) -> None:
-        load = self._backend.load()
+        load, now = self._backend.load(), self._clock.now()
+        unread = self._worker.lately.unread(now)
         variants = {
             variant: replace(
                 status,
@@ -90,7 +91,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         status = PoolStatus(
             pool=self._option.pool,
             instance=self._settings.instance,
-            at=self._clock.now(),
+            at=now,
             state=state,
             interval_s=self._settings.heartbeat_s,
             device=self._option.device,
@@ -103,9 +104,11 @@ class Heartbeat(Service):  # type: ignore[misc]
             fleet_version=self._fleet_version,
             server=load.server,
             replicas=self._option.replicas,
-            demand_s=demand(self._worker.unfinished(), self._clock.now()),
+            demand_s=demand(self._worker.unfinished(), now),
             output_lengths=self._experience.lengths.told(),
             failure_rate=self._experience.failure_rate,
+            unread=None if unread is None else unread.requests,
+            unread_s=() if unread is None else unread.due,
         )
         key = status_key(status.pool, status.instance)
         assert self._producer is not None  # noqa: S101  made when we start

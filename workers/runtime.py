@@ -33,6 +33,7 @@ from topics.catalogue import INGEST_BYTES_MAX
 from workers.attempts import Attempts
 from workers.backend import Call, CallError
 from workers.ending import Ending, Task, released_at
+from workers.lately import Lately
 from workers.start_pace import StartPace
 from workers.streaming import Streams
 
@@ -111,6 +112,7 @@ class Worker:
         self._runs: dict[asyncio.Task[None], tuple[_Lane, Task]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
         self._pace = StartPace()
+        self.lately = Lately(options, clock)
         self._starting_later: asyncio.TimerHandle | None = None
         self._failure: BaseException | None = None
         self.is_draining = False
@@ -246,7 +248,7 @@ class Worker:
         return [ended]
 
     def _take(self, lane: _Lane, record: Record) -> None:
-        lane.next_offset = record.offset + 1
+        offsets, lane.next_offset = record.offset + 1 - lane.next_offset, record.offset + 1
         if record.offset in lane.finished:
             return
         lane.open.add(record.offset)
@@ -264,6 +266,7 @@ class Worker:
             effect = self._ending.failed(task, failure, self._clock.now())
             lane.ready.append((record.offset, effect))
             return
+        self.lately.took(record, offsets, task.call.profile, self._options[task.variant])
         key = (task.variant, task.call.is_direct)
         self._waiting.setdefault(key, deque()).append((lane, task))
 

@@ -15,6 +15,8 @@ from workers.backend import Backend
 from workers.breaker import Breakers
 from workers.runtime import Worker
 
+LOOK_EVERY_S = 1.0
+
 
 class BackendService(Service):  # type: ignore[misc]
     """Starts the backend first and stops it last."""
@@ -48,6 +50,15 @@ class DrainingService(StageService):
         super().__init__(transactor(settings, worker, notary, metrics, observers), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _look(self) -> None:
+        """Look how much waits unread, beside the steps: neither they nor a beat wait for it."""
+        while not self.should_stop:
+            lag = await self._transactor.lag()
+            if lag is not None:
+                self._worker.lately.looked(lag)
+            await self.sleep(LOOK_EVERY_S)
 
     async def on_stop(self) -> None:
         """Take no more, commit what finishes in time, and leave the rest uncommitted."""

@@ -305,8 +305,16 @@ REPLICAS_NEEDED = Metric(
     "shunter.pool.replicas_needed",
     "gauge",
     "{replica}",
-    "Replicas that must run from now on for each deadline to be kept",
+    "Replicas that must run from now on for each deadline to be kept, as far as one router sees",
     ("pool",),
+    told_by="router",
+)
+REPLICAS_BY_DUE = Metric(
+    "shunter.pool.replicas_by_due",
+    "gauge",
+    "{replica}",
+    "Replicas that what is due within so many seconds needs, sent to the pool or held",
+    ("pool", "due_s", "part"),
     told_by="router",
 )
 WORKERS = Metric(
@@ -316,8 +324,16 @@ BACKLOG = Metric(
     "shunter.pool.backlog.device_seconds",
     "gauge",
     "s",
-    "Device time of unfinished work that is due within so many seconds",
-    ("pool", "due_s"),
+    "Device time of unfinished work by when it is due, sent to the pool or held",
+    ("pool", "due_s", "part"),
+    told_by="router",
+)
+UNREAD = Metric(
+    "shunter.pool.unread",
+    "gauge",
+    "{request}",
+    "Requests that wait in the pool's lanes and that no worker has taken, about",
+    ("pool",),
     told_by="router",
 )
 IN_FLIGHT = Metric(
