@@ -146,17 +146,19 @@ class Windows:
 
     def add(self, member: Member) -> None:
         """Hold a request. One of the same id that is held already is replaced."""
-        self.remove(member.profile.id)
+        name = member.profile.id
+        if name in self._groups:
+            self.remove(name)
         window = self._windows.get(member.group)
         if window is None:
             members: dict[str, Member] = {}
             window = self._windows[member.group] = _Window(members, Turns(members, self._share_of))
-        window.members[member.profile.id] = member
+        window.members[name] = member
         window.turns.add(member)
         window.tokens += _tokens(member)
         window.patient_until = min(window.patient_until, _patient_until(member))
         self._tasks[member.profile.task] += 1
-        self._groups[member.profile.id] = member.group
+        self._groups[name] = member.group
         window.due_at = min(window.due_at, self._due_at(window, member))
 
     def remove(self, request_id: str) -> Member | None:

@@ -14,6 +14,7 @@ from hostile import HEADERS, MIB, PROPERTY, VALUES, WORST, bounded, made, mangle
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_log import MemoryLog
+from policy_cases import NOW, bulk
 from stream_cases import START
 from trace_cases import TracedYard
 
@@ -23,12 +24,14 @@ from streams.stage import Effect
 from topics import (
     BadRecordError,
     Evidence,
+    Fallback,
     Placement,
     PoolStatus,
     Profile,
     Progress,
     Result,
     decode,
+    encode,
     parse_request,
     peek_id,
 )
@@ -90,6 +93,32 @@ def test_any_headers_are_read_or_refused(headers: list[tuple[str, bytes]]) -> No
         read_or_refused(lambda: h.cloud_event_id(headers))
         h.trace_id(headers)
         h.client_headers(headers)
+
+
+PROFILES = st.sampled_from(
+    [
+        encode(bulk()),
+        encode(bulk(regions=("a",), labels={"a": "b"}, max_cost_usd=0.5, deadline=NOW)),
+        encode(bulk(fallbacks=(Fallback("p", "r"),), exclude_pools=("p",), session="s")),
+    ]
+)
+
+
+@PROPERTY
+@given(value=PROFILES | mangled(PROFILES))
+def test_a_profile_is_read_as_any_header_is(value: bytes) -> None:
+    found, told = [], []
+    for read in (h.read_profile, lambda headers: h.read(headers, h.PROFILE, Profile)):
+        with bounded(len(value)):
+            try:
+                found.append(read([(h.PROFILE, value)]))
+            except BadRecordError as error:
+                told.append(str(error))
+    if len(found) == 1:
+        # Of a field that nobody knows the first doesn't look at the value.
+        found.append(h.read([(h.PROFILE, encode(found[0]))], h.PROFILE, Profile))
+        told.clear()
+    assert len(set(map(repr, found)) | set(told)) == 1
 
 
 class Path:
