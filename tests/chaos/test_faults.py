@@ -16,9 +16,7 @@ FAULTS = (
 )
 
 
-async def test_faults_of_network_disk_rights_groups_and_partitions_lose_and_double_nothing() -> (
-    None
-):
+async def test_faults_of_all_kinds_lose_and_double_nothing() -> None:
     print(f"CHAOS_SEED={SEED}")
     asked = Asked(seed=SEED, rounds=1, rate=40, requests=0, only=FAULTS, table=None)
     async with asyncio.timeout(400):
