@@ -8,7 +8,7 @@ from streams.log import Log, LogError, Partition, Record
 
 @dataclass(slots=True)
 class Room:
-    """Payload bytes that one process may keep, over all its partitions."""
+    """Payload bytes, headers included, that one process may keep, over all its partitions."""
 
     bytes_max: int
     bytes_used: int = 0
@@ -65,4 +65,5 @@ class Payloads:
 
 
 def _size(record: Record) -> int:
-    return len(record.value or b"")
+    # What Shunter has added is as large as a short payload: 750 bytes.
+    return len(record.value or b"") + sum(len(value) for _, value in record.headers)
