@@ -30,7 +30,7 @@ demo: $(VENV)/all.installed
 simulate: setup
 	PYTHONPATH=tests $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
 
-# So many hostile inputs for each property of the decoder, and of all that comes after it; half an hour.
+# So many hostile inputs for each property of the decoder, and of what comes after it: an hour.
 FUZZ ?= 100000
 fuzz: setup
 	SHUNTER_FUZZ_EXAMPLES=$(FUZZ) $(VENV)/bin/pytest -n0 -s tests/test_decoder_fuzz.py
