@@ -7,7 +7,7 @@ SEEDS ?= 2000
 START ?= 0
 REPLAY ?=
 
-.PHONY: setup test lint chaos demo simulate bench guard
+.PHONY: setup test lint chaos demo simulate fuzz bench guard
 
 setup: $(VENV)/dev.installed
 
@@ -29,6 +29,11 @@ demo: $(VENV)/all.installed
 
 simulate: setup
 	PYTHONPATH=tests $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
+
+# So many hostile inputs for each property of the decoder, and of what comes after it: an hour.
+FUZZ ?= 100000
+fuzz: setup
+	SHUNTER_FUZZ_EXAMPLES=$(FUZZ) $(VENV)/bin/pytest -n0 -s tests/test_decoder_fuzz.py
 
 # The table of docs/performance.md, about 40 minutes; BENCH=--quick for 3.
 BENCH ?=

@@ -130,7 +130,7 @@ class Filled:
             profile = replace(self.profile, id=f"goes-{number}")
             self.windows.add(Member(profile, self.group, NOW, number))
             if number % BATCH_MEMBERS == BATCH_MEMBERS - 1:
-                for end in self.windows.due(NOW, target):
+                for end in list(self.windows.due(NOW, target)):
                     for member in end.members:
                         self.windows.remove(member.profile.id)
         return (time.process_time() - began) / count * 1e6

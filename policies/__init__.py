@@ -28,8 +28,9 @@ from policies.second_chance import allow_again
 from policies.shadow import beside, decide_beside
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
+from policies.turns import Member
 from policies.view import FleetView, idle_view
-from policies.windows import GivenUp, Member, Release, Target, Windows, windows_of
+from policies.windows import GivenUp, Release, Target, Windows, windows_of
 
 __all__ = [
     "Arrivals",

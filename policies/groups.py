@@ -32,16 +32,17 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
     """
     bucket = bisect_left(length_buckets_tokens, profile.input_tokens)
     bound = length_buckets_tokens[bucket] if bucket < len(length_buckets_tokens) else "more"
-    constraints = [
-        profile.regions,
-        profile.precisions,
-        profile.pools,
-        profile.exclude_pools,
-        sorted(profile.labels.items()),
-        profile.max_cost_usd,
-    ]
     kind = "batch" if profile.batchable else "direct"
-    parts = [profile.model, profile.operation, kind, f"le{bound}"]
-    if any(c not in (None, (), []) for c in constraints):
-        parts.append(encode(constraints).decode())
-    return "|".join(parts)
+    name = f"{profile.model}|{profile.operation}|{kind}|le{bound}"
+    some = profile.regions or profile.precisions or profile.pools or profile.exclude_pools
+    if some or profile.labels or profile.max_cost_usd is not None:
+        constraints = [
+            profile.regions,
+            profile.precisions,
+            profile.pools,
+            profile.exclude_pools,
+            sorted(profile.labels.items()),
+            profile.max_cost_usd,
+        ]
+        name += f"|{encode(constraints).decode()}"
+    return name

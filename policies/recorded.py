@@ -14,8 +14,9 @@ from policies.release import find_target
 from policies.sessions import Credit, Sessions
 from policies.situation import Situation
 from policies.standing import PoolLoad
+from policies.turns import Member
 from policies.view import FleetView
-from policies.windows import Member, Release, windows_of
+from policies.windows import Release, windows_of
 from topics import Profile
 from topics.records import dataclass
 

@@ -18,7 +18,8 @@ from policies.extension import priced_by, refused_by
 from policies.options import Option
 from policies.situation import Situation
 from policies.standing import Standing
-from policies.windows import Member, Target
+from policies.turns import Member
+from policies.windows import Target
 from topics import LatencyError, Profile
 from topics.placement import Path
 

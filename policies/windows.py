@@ -2,27 +2,19 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Literal
 
 from policies.estimate import Estimate
 from policies.options import Option
 from policies.policy import Policy
+from policies.turns import Member, ShareOf, Turns
 from topics import Candidate, Envelope, Profile
 from topics.placement import Path
 
 ReleaseReason = Literal["full", "slack", "window", "idle", "pool_available"]
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A held request. ``held_at`` is epoch seconds, ``offset`` its place in the hold log."""
-
-    profile: Profile
-    group: str
-    held_at: float
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +74,6 @@ class GivenUp:
 LOOK_S_MIN = 0.1
 
 TargetOf = Callable[[Sequence[Member]], Target | None]
-ShareOf = Callable[[str], float]
 
 
 def _equal_share(_tenant: str) -> float:
@@ -91,10 +82,13 @@ def _equal_share(_tenant: str) -> float:
 
 @dataclass(slots=True)
 class _Window:
-    members: dict[str, Member] = field(default_factory=dict)
+    members: dict[str, Member]
+    turns: Turns
     due_at: float = 0.0
     tokens: int = 0
     target: Target | None = None
+    patient_until: float = math.inf
+    """Nobody's longest wait ends before."""
 
 
 class Windows:
@@ -152,12 +146,19 @@ class Windows:
 
     def add(self, member: Member) -> None:
         """Hold a request. One of the same id that is held already is replaced."""
-        self.remove(member.profile.id)
-        window = self._windows.setdefault(member.group, _Window())
-        window.members[member.profile.id] = member
+        name = member.profile.id
+        if name in self._groups:
+            self.remove(name)
+        window = self._windows.get(member.group)
+        if window is None:
+            members: dict[str, Member] = {}
+            window = self._windows[member.group] = _Window(members, Turns(members, self._share_of))
+        window.members[name] = member
+        window.turns.add(member)
         window.tokens += _tokens(member)
+        window.patient_until = min(window.patient_until, _patient_until(member))
         self._tasks[member.profile.task] += 1
-        self._groups[member.profile.id] = member.group
+        self._groups[name] = member.group
         window.due_at = min(window.due_at, self._due_at(window, member))
 
     def remove(self, request_id: str) -> Member | None:
@@ -169,6 +170,7 @@ class Windows:
         member = window.members.pop(request_id)
         window.tokens -= _tokens(member)
         self._tasks[member.profile.task] -= 1
+        window.turns.remove()
         if not window.members:
             del self._windows[group]
         return member
@@ -178,12 +180,12 @@ class Windows:
         return min((window.due_at for window in self._windows.values()), default=math.inf)
 
     def due(
-        self, now: float, target_of: TargetOf, without: Container[str] = ()
+        self, now: float, target_of: TargetOf, without: Collection[str] = ()
     ) -> Iterator[Release | GivenUp]:
         """Yield what to release and what to give up now.
 
-        Nothing is removed by this: the caller removes what it has committed. It may stop early;
-        the rest stays due.
+        Nothing is removed by this: the caller removes what it has committed, when it has read
+        all that it wants to. It may stop early; the rest stays due.
 
         Args:
             now: epoch seconds.
@@ -194,36 +196,47 @@ class Windows:
         for window in list(self._windows.values()):
             if window.due_at > now:
                 continue
-            waiting = []
-            for member in in_turn(window.members.values(), self._share_of):
-                if member.profile.id in without:
-                    continue
-                if member.profile.deadline <= now:
-                    yield GivenUp(member, "deadline_passed")
-                else:
-                    waiting.append(member)
-            yield from self._release(window, waiting, now, target_of)
+            passed = window.turns.passed(now)
+            yield from (
+                GivenUp(member, "deadline_passed")
+                for member in passed
+                if member.profile.id not in without
+            )
+            absent = {member.profile.id for member in passed}
+            absent.update(name for name in without if name in window.members)
+            waiting = (m for m in window.turns if m.profile.id not in absent)
+            count = len(window.members) - len(absent)
+            yield from self._release(window, waiting, count, now, target_of)
 
     def _release(
-        self, window: _Window, waiting: list[Member], now: float, target_of: TargetOf
+        self,
+        window: _Window,
+        waiting: Iterator[Member],
+        count: int,
+        now: float,
+        target_of: TargetOf,
     ) -> Iterator[Release | GivenUp]:
-        while waiting:
+        head: list[Member] = []
+        while count:
             # No more than these can go together. With 10,000 waiting for a pool, to look at all of
             # them for each release takes 4 s per 1,000 releases.
-            head = waiting[: self._members_max]
+            head += islice(waiting, self._members_max - len(head))
             target = window.target = target_of(head)
             if target is None:
-                for member in waiting:
-                    if member.held_at + member.profile.longest_wait_s <= now:
-                        yield GivenUp(member, "pool_unavailable")
+                if window.patient_until <= now:
+                    window.patient_until = min(map(_patient_until, window.members.values()))
+                    for member in chain(head, waiting):
+                        if _patient_until(member) <= now:
+                            yield GivenUp(member, "pool_unavailable")
                 window.due_at = now + self._retry_s
                 return
-            release = self.judge(head, len(waiting), target, now)
+            release = self.judge(head, count, target, now)
             if not isinstance(release, Release):
                 window.due_at = release
                 return
             yield release
-            waiting = waiting[len(release.members) :]
+            head = head[len(release.members) :]
+            count -= len(release.members)
 
     def judge(
         self, head: Sequence[Member], waiting: int, target: Target, now: float
@@ -280,7 +293,8 @@ class Windows:
     def _due_at(self, window: _Window, member: Member) -> float:
         target = window.target
         if target is None:
-            return 0.0
+            # At once, where nobody has looked yet; else when it is looked for a pool again.
+            return window.due_at
         is_full = len(window.members) >= min(self._members_max, target.members_max)
         if is_full or window.tokens >= target.tokens_max or not member.profile.batchable:
             return 0.0
@@ -296,6 +310,10 @@ def windows_of(policy: Policy) -> Windows:
         room_wait_s=limits.room_wait_s,
         share_of=lambda tenant: policy.limits_of(tenant).share,
     )
+
+
+def _patient_until(member: Member) -> float:
+    return member.held_at + member.profile.longest_wait_s
 
 
 def _tokens(member: Member) -> int:
@@ -324,18 +342,3 @@ def _is_vain(target: Target, left_s: float, window_s: float) -> bool:
     """
     rate_per_s = target.idle_arrivals_per_s
     return rate_per_s is not None and rate_per_s * left_s < 1.0 and left_s >= window_s / 2
-
-
-def in_turn(members: Iterable[Member], share_of: ShareOf = _equal_share) -> list[Member]:
-    """Return members by deadline, fair among tenants.
-
-    Tenants take turns, one with twice the share of another twice as often.
-    """
-    by_deadline = sorted(members, key=lambda m: (m.profile.deadline, m.held_at, m.profile.id))
-    turns: dict[str, float] = {}
-    placed = []
-    for member in by_deadline:
-        tenant = member.profile.tenant
-        turn = turns[tenant] = turns.get(tenant, 0.0) + 1.0 / share_of(tenant)
-        placed.append((turn, member))
-    return [m for _, m in sorted(placed, key=lambda pair: pair[0])]

@@ -35,7 +35,7 @@ from streams.payloads import Payloads, Room
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
 from streams.thrift import share_common
-from topics import BadRecordError, Batch, Hold, Placement, Profile, Progress, ResultError
+from topics import BadRecordError, Batch, Hold, Placement, Progress, ResultError
 from topics import headers as h
 
 # Members released in one transaction: as many as keep it well under a second.
@@ -203,7 +203,7 @@ class Batcher:
             self._drop(held, (record.key or b"").decode("utf-8", "replace"))
             return
         try:
-            profile = h.read(record.headers, h.PROFILE, Profile)
+            profile = h.read_profile(record.headers)
             held_at = held_at_of(record)
         except BadRecordError as error:
             held.unreadable[record.key or b""] = (record, error)

@@ -11,7 +11,7 @@ from streams import attributes as a
 from streams.context import Context
 from streams.log import Record
 from streams.telemetry import Telemetry
-from topics import BadRecordError, Catalogue, Placement, Profile
+from topics import BadRecordError, Catalogue, Placement
 from topics import headers as h
 
 
@@ -25,7 +25,7 @@ def write_earlier(telemetry: Telemetry, catalogue: Catalogue, record: Record) ->
         return 0
     profile = placement = None
     with contextlib.suppress(BadRecordError):
-        profile = h.read(record.headers, h.PROFILE, Profile)
+        profile = h.read_profile(record.headers)
         placement = h.read(record.headers, h.PLACEMENT, Placement)
     if profile is None:
         return 0

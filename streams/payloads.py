@@ -8,7 +8,7 @@ from streams.log import Log, LogError, Partition, Record
 
 @dataclass(slots=True)
 class Room:
-    """Payload bytes that one process may keep, over all its partitions."""
+    """Payload bytes, headers included, that one process may keep, over all its partitions."""
 
     bytes_max: int
     bytes_used: int = 0
@@ -27,7 +27,7 @@ class Payloads:
         self.remove(request_id)
         size = _size(record)
         if self._room.bytes_used + size <= self._room.bytes_max:
-            self._keep(request_id, record)
+            self._keep(request_id, record, size)
 
     def remove(self, request_id: str) -> None:
         """Drop a record."""
@@ -50,7 +50,7 @@ class Payloads:
         if not missing:
             return
         for offset, record in (await log.fetch(self._partition, missing)).items():
-            self._keep(missing[offset], record)
+            self._keep(missing[offset], record, _size(record))
         lost = [name for name in missing.values() if name not in self._records]
         if lost:
             raise LogError(f"{self._partition} has lost the held request {lost[0]!r}")
@@ -59,10 +59,14 @@ class Payloads:
         """Return a record that ``add`` kept or ``load`` fetched. Raises KeyError."""
         return self._records[request_id]
 
-    def _keep(self, request_id: str, record: Record) -> None:
+    def _keep(self, request_id: str, record: Record, size: int) -> None:
         self._records[request_id] = record
-        self._room.bytes_used += _size(record)
+        self._room.bytes_used += size
 
 
 def _size(record: Record) -> int:
-    return len(record.value or b"")
+    # What Shunter has added is as large as a short payload: 750 bytes.
+    size = len(record.value or b"")
+    for _, value in record.headers:
+        size += len(value)
+    return size

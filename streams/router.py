@@ -219,7 +219,7 @@ class Router:
 
     def _route_again(self, record: Record, now: float) -> Effect:
         try:
-            profile = h.read(record.headers, h.PROFILE, Profile)
+            profile = h.read_profile(record.headers)
         except BadRecordError as error:
             return self._dead_letter(record, error, now)
         profile = allow_again(profile, self._situation.options, self._situation.policy.rules)

@@ -43,6 +43,12 @@ async def test_what_fits_is_kept_and_not_read_again(log: CountingLog) -> None:
     assert payloads.record("b") is records[1]
 
 
+async def test_headers_take_room_too() -> None:
+    room = Room(100)
+    Payloads(P0, room).add("a", Record(P0, 0, b"a", b"x" * 50, [("n", b"h" * 50)], 0))
+    assert room.bytes_used == 100
+
+
 async def test_what_does_not_fit_is_read_again_and_only_that(log: CountingLog) -> None:
     room = Room(60)
     payloads = Payloads(P0, room)

@@ -4,8 +4,11 @@ Time is a number here, and the target a function of the members: no clock and no
 """
 
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from policy_cases import NOW, PROPERTY, a_situation, bulk, profile, some_options
 
 from policies import GivenUp, Member, Release, Target, Windows, find_target
 from policies.estimate import Estimate
-from policies.windows import in_turn
+from policies.turns import Turns
 
 OPTION = some_options().of("board", "llama-int8")
 MARGIN_S = 1.0
@@ -70,6 +73,20 @@ def filled(count: int, *, into: Windows | None = None, **changes: Any) -> Window
 
 def ids(members: Sequence[Member]) -> list[int]:
     return [each.offset for each in members]
+
+
+def in_turn(
+    members: Iterable[Member], share_of: Callable[[str], float] = lambda _: 1.0
+) -> list[Member]:
+    return list(turns_of(members, share_of))
+
+
+def turns_of(members: Iterable[Member], share_of: Callable[[str], float] = lambda _: 1.0) -> Turns:
+    held = {each.profile.id: each for each in members}
+    turns = Turns(held, share_of)
+    for each in held.values():
+        turns.add(each)
+    return turns
 
 
 def commit(held: Windows, ends: Sequence[End]) -> None:
@@ -340,6 +357,86 @@ def test_a_tenant_with_twice_the_share_has_twice_the_turns() -> None:
     assert sorted(ids(placed)) == list(range(24))
 
 
+def sorted_at_once(members: Iterable[Member], share_of: Callable[[str], float]) -> list[Member]:
+    """The order in turn, worked out from nothing."""
+    by_deadline = sorted(members, key=lambda m: (m.profile.deadline, m.held_at, m.profile.id))
+    turns: Counter[str] = Counter()
+    placed = []
+    for each in by_deadline:
+        turns[each.profile.tenant] += 1 / share_of(each.profile.tenant)
+        placed.append((turns[each.profile.tenant], each))
+    return [each for _, each in sorted(placed, key=lambda pair: pair[0])]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_turns_are_kept_as_members_come_and_go(seed: int) -> None:
+    rng, held = random.Random(seed), dict[str, Member]()
+    share_of = {"a": 1.0, "b": 2.0, "c": 0.3}.__getitem__
+    turns = Turns(held, share_of)
+    for number in range(3000):
+        deadline = NOW + (number if seed % 2 else rng.randrange(1000))
+        new = member(number, tenant=rng.choice("aaabc"), deadline=deadline)
+        held[new.profile.id] = new
+        turns.add(new)
+        for _ in range(rng.choice((0, 0, 1, 2)) if number < 2500 else 2):
+            name = next(iter(held)) if rng.random() < 0.5 else rng.choice(list(held))
+            if len(held) > 1:
+                del held[name]
+                turns.remove()
+        # Now and then after few, now and then after more than are put in one by one.
+        if rng.random() < (0.01 if number < 1000 else 0.002):
+            expected = sorted_at_once(held.values(), share_of)
+            assert list(turns) == expected
+            assert list(islice(turns, 3)) == expected[:3]
+            passed = [m for m in held.values() if m.profile.deadline <= NOW + 300]
+            assert sorted(ids(turns.passed(NOW + 300))) == sorted(ids(passed))
+    assert list(turns) == sorted_at_once(held.values(), share_of)
+
+
+def test_what_is_held_no_more_is_forgotten() -> None:
+    held = dict[str, Member]()
+    turns = Turns(held, lambda _: 1.0)
+    for number in range(5000):
+        new = member(number)
+        held[new.profile.id] = new
+        turns.add(new)
+        if number % 100 == 99:
+            list(turns)
+        if number >= 100:
+            del held[f"r{number - 50:04}"]
+            turns.remove()
+    kept = sum(len(queue.members) for queue in turns._queues.values()) + len(turns._fresh)
+    assert kept < 1000
+
+
+def test_to_look_at_many_that_wait_for_a_pool_asks_for_a_few_of_them() -> None:
+    """To sort half a million at each look takes a second, four times a second."""
+    held = filled(5000)
+    run(held, NOW, nowhere)
+    read = 0
+
+    class Counting(Turns):
+        def _is_held(self, member: Member) -> bool:
+            nonlocal read
+            read += 1
+            return super()._is_held(member)
+
+    for window in held._windows.values():
+        window.turns.__class__ = Counting
+    for look in range(1, 11):
+        held.add(member(5000 + look))
+        assert run(held, NOW + look, nowhere) == []
+    assert read < 1000
+
+
+def test_who_comes_while_there_is_no_pool_waits_for_the_next_look() -> None:
+    held = filled(1)
+    assert run(held, NOW, nowhere) == []
+    assert held.next_due_at() == NOW + RETRY_S
+    held.add(member(1))
+    assert held.next_due_at() == NOW + RETRY_S
+
+
 def test_a_member_whose_deadline_has_passed_is_given_up() -> None:
     held = filled(2)
     held.add(member(2, deadline=NOW))
@@ -606,8 +703,7 @@ class WindowsAgainstAList(RuleBasedStateMachine):
 
     @rule(taken=st.integers(0, 3))
     def a_look_that_stops_early(self, taken: int) -> None:
-        ends = self.held.due(self.now, self.target_of)
-        for _, end in zip(range(taken), ends, strict=False):
+        for end in list(islice(self.held.due(self.now, self.target_of), taken)):
             self.end(end)
 
     @rule()

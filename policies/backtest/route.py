@@ -12,7 +12,8 @@ from policies.options import Option, Options
 from policies.policy import Policy
 from policies.release import find_target
 from policies.situation import Situation, situation
-from policies.windows import GivenUp, Member, Release, Target, windows_of
+from policies.turns import Member
+from policies.windows import GivenUp, Release, Target, windows_of
 from topics import Envelope, PoolStatus, Profile
 from topics.placement import Path
 

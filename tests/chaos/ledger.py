@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from load import BAD, DIRECT, REQUEST, Load, kind_of
 from system import System
-from verdict import ENDS
+from verdict import ENDS, amiss
 
 STATUSES = ("", *ENDS.values())
 
@@ -146,10 +146,9 @@ class Ledger:
             name = f"{REQUEST}-{number}"
             if name in load.unsure:
                 continue
-            results, ends = self._results[number], self._ends[number]
             status, end = STATUSES[int(self._status[number])], STATUSES[int(self._end[number])]
-            if (results, ends) != (1, 1) or status != end:
-                found.append(f"{name} has {results} results ({status}) and {ends} ends ({end})")
+            results, ends = int(self._results[number]), int(self._ends[number])
+            found += amiss(name, results, status, ends, end)
             if status == "completed" and not self._entries[number]:
                 found.append(f"{name} was completed, and neither placed nor held")
             if not is_refused_rightly(self._dead[name], status):

@@ -1,4 +1,4 @@
-"""A short version of the long run (``run.py``): faults of network, disk, rights and groups."""
+"""A short version of the long run (``run.py``): network, disk, rights, groups, partitions."""
 
 import asyncio
 import os
@@ -10,10 +10,13 @@ from run import Asked, found_wrong, run
 pytestmark = pytest.mark.kafka
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 2**31)
-FAULTS = "cut_connections,shake_groups,deny_results,refuse_large,fill_the_disk,lose_router"
+FAULTS = (
+    "cut_connections,shake_groups,deny_results,refuse_large,fill_the_disk,lose_router"
+    ",grow_partitions"
+)
 
 
-async def test_faults_of_network_disk_rights_and_groups_lose_and_double_nothing() -> None:
+async def test_faults_of_all_kinds_lose_and_double_nothing() -> None:
     print(f"CHAOS_SEED={SEED}")
     asked = Asked(seed=SEED, rounds=1, rate=40, requests=0, only=FAULTS, table=None)
     async with asyncio.timeout(400):

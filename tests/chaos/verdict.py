@@ -1,7 +1,6 @@
 """What the chaos tests and the long run share: how a system is kept up, and what must hold."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Container, Iterable
 
 from system import System
@@ -35,19 +34,31 @@ async def supervise(system: System, resting: Container[str] = ()) -> None:
         await asyncio.sleep(0.3)
 
 
+def amiss(name: str, results: int, status: str, ends: int, end: str) -> list[str]:
+    """Return what is wrong with a request: it has one result and one end, and the two agree.
+
+    ``status`` is that of its last result, ``end`` the one that its last step calls for.
+    """
+    if (results, ends) == (1, 1) and status == end:
+        return []
+    return [f"{name} has {results} results ({status}) and {ends} ends ({end})"]
+
+
 def problems(system: System, ids: Iterable[str]) -> list[str]:
-    """Return what is wrong: each request has one result and one end, and the two agree."""
+    """Return what is wrong with all that a system was given; nothing of it is a dead letter."""
     wanted = set(ids)
     found = [f"dead letter {letter.key!r}" for letter in system.dead_letters]
-    ends = [(e["request_id"], e["step"]) for e in system.evidence if e["step"] in ENDS]
-    found += [f"{name} ended {n} times" for name, n in Counter(i for i, _ in ends).items() if n > 1]
-    ended = dict(ends)
-    for name in sorted(wanted | system.results.keys() | ended.keys()):
-        statuses = [result["status"] for result in system.results.get(name, [])]
+    ends: dict[str, list[str]] = {}
+    for each in system.evidence:
+        if each["step"] in ENDS:
+            ends.setdefault(each["request_id"], []).append(ENDS[each["step"]])
+    for name in sorted(wanted | system.results.keys() | ends.keys()):
         if name not in wanted:
             found.append(f"{name} was never published")
-        elif statuses != [ENDS.get(ended.get(name, ""), "no end")]:
-            found.append(f"{name} has results {statuses} and the end {ended.get(name)}")
+            continue
+        statuses = [result["status"] for result in system.results.get(name, [])]
+        of_it = ends.get(name, [])
+        found += amiss(name, len(statuses), "".join(statuses[-1:]), len(of_it), "".join(of_it[-1:]))
     return found
 
 

@@ -6,20 +6,15 @@ python tests/overload/burst.py --seconds 60
 import argparse
 import asyncio
 import copy
-import logging
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-import orjson
-from stream import Stream, quantiles, read_on, wait_for_all
-from system import FLEET, System
-
-from topics.broker import EmbeddedBroker
+from stream import Stream, quantiles, read_meanwhile, running, show, wait_for_all
+from system import FLEET
 
 # Requests of 64 output tokens a second that the fleet below completes, as measured by this run
 # when nothing else comes.
@@ -41,37 +36,29 @@ def small_fleet() -> dict[str, Any]:
 
 async def run(seconds: float, times: float) -> dict[str, Any]:
     """Return what became of each stream, and how long the rest took."""
-    directory = Path(tempfile.mkdtemp(prefix="shunter-burst-"))
     urgent = Stream("urgent", URGENT_PER_S, {"task": "chat"})
     waits = CAPACITY_PER_S * times - URGENT_PER_S
     soon = Stream("soon", waits / 2, {"task": "summarization", "completion_window": "90s"})
     later = Stream("later", waits / 2, {"task": "summarization", "completion_window": "4m"})
-    with EmbeddedBroker(data_dir=directory / "kafka") as broker:
-        async with System(
-            broker.bootstrap_servers, "burst", directory, fleet=small_fleet(), policy_speed=1.0
-        ) as system:
-            system.start_all()
-            await asyncio.sleep(5)
-            reading = asyncio.create_task(read_on(system))
+    async with running("burst", small_fleet()) as system:
+        async with read_meanwhile(system):
             await urgent.publish(system, CALM_S)
             calm = quantiles(urgent.latencies_s(system))
             began = time.time()
             await asyncio.gather(*(s.publish(system, seconds) for s in (urgent, soon, later)))
             ended = time.time()
-            await asyncio.sleep(1)
-            reading.cancel()
-            await wait_for_all(system, (urgent, soon, later), 600)
-            drained_s = time.time() - ended
-            burst = urgent.latencies_s(system, began)
-            return {
-                "calm_ttft_s": calm,
-                "burst_ttft_s": quantiles(burst),
-                "urgent_in_time": sum(each <= SLO_TTFT_S for each in burst)
-                / len(urgent.results(system, began)),
-                "drained_s": drained_s,
-                "ends": {s.name: dict(s.ends(system)) for s in (urgent, soon, later)},
-                "published": {s.name: len(s.published_at) for s in (urgent, soon, later)},
-            }
+        await wait_for_all(system, (urgent, soon, later), 600)
+        drained_s = time.time() - ended
+        burst = urgent.latencies_s(system, began)
+        return {
+            "calm_ttft_s": calm,
+            "burst_ttft_s": quantiles(burst),
+            "urgent_in_time": sum(each <= SLO_TTFT_S for each in burst)
+            / len(urgent.results(system, began)),
+            "drained_s": drained_s,
+            "ends": {s.name: dict(s.ends(system)) for s in (urgent, soon, later)},
+            "published": {s.name: len(s.published_at) for s in (urgent, soon, later)},
+        }
 
 
 def main() -> None:
@@ -80,12 +67,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--times", type=float, default=10.0, help="as much as the fleet can do")
     asked = parser.parse_args()
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    print(
-        orjson.dumps(
-            asyncio.run(run(asked.seconds, asked.times)), option=orjson.OPT_INDENT_2
-        ).decode()
-    )
+    show(run(asked.seconds, asked.times))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,21 @@ python tests/overload/hold.py --requests 500000
 
 import argparse
 import asyncio
+import logging
 import re
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "chaos")]
 
 import orjson
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from system import FLEET, System
+from verdict import held_now
 
 from topics.broker import EmbeddedBroker
 
@@ -25,6 +29,13 @@ PAYLOAD_BYTES = 1000
 IN_FLIGHT_MAX = 20_000
 # No worker runs: what may wait does, and nothing is released meanwhile.
 WAITING = {"task": "summarization", "completion_window": "24h"}
+# Each falls into a length bucket of its own, so that there are groups on some partitions.
+INPUT_TOKENS = (100, 1000, 4000, 20_000)
+# A process with nothing to do, the payloads that it may keep, as objects, and what it has to keep.
+EMPTY_BYTES, KEPT_BYTES_PER_BYTE, HELD_BYTES = 250e6, 1.6, 600
+# Of a router that has taken over, how long until what it read has been given back.
+SETTLED_S = 3.0
+TAKEOVER_S_MAX = 15.0
 TAKEN = re.compile(r"took over \S+\.held\[(\d+)\]")
 
 
@@ -38,7 +49,8 @@ async def publish(system: System, requests: int) -> None:
     body["messages"] = [{"role": "user", "content": "x" * PAYLOAD_BYTES}]
     sent = []
     for number in range(requests):
-        request = {"id": f"r-{number}", "body": body, **WAITING}
+        hints = {"input_tokens": INPUT_TOKENS[number % len(INPUT_TOKENS)], "output_tokens": 64}
+        request = {"id": f"r-{number}", "body": body, "hints": hints, **WAITING}
         sent.append(
             await producer.send(
                 system.catalogue.requests, orjson.dumps(request), key=request["id"].encode()
@@ -51,12 +63,40 @@ async def publish(system: System, requests: int) -> None:
     await producer.stop()
 
 
-async def held_records(system: System) -> int:
-    """Return the number of records in the hold; each is a request while none is released."""
-    partitions = [
-        TopicPartition(system.catalogue.held, n) for n in range(system.settings.partitions)
-    ]
-    return sum((await system.consumer.end_offsets(partitions)).values())
+async def unrouted(system: System, router: AIOKafkaConsumer) -> int:
+    """Return how far the routers' offsets stand behind the end of the ingest topic.
+
+    The hold's own offsets count the ends of transactions too.
+    """
+    topic = system.catalogue.requests
+    partitions = [TopicPartition(topic, n) for n in range(system.settings.partitions)]
+    ends = await router.end_offsets(partitions)
+    return sum([ends[p] - (await router.committed(p) or 0) for p in partitions])
+
+
+async def fill(system: System, requests: int) -> None:
+    """Publish so many, and wait until all are held; say how many are."""
+    router = AIOKafkaConsumer(
+        bootstrap_servers=system.bootstrap_servers,
+        group_id=system.catalogue.router_group,
+        enable_auto_commit=False,
+    )
+    await router.start()
+    publishing = asyncio.create_task(publish(system, requests))
+    began, seen_at, behind = time.monotonic(), time.monotonic(), -1
+    while (left := await unrouted(system, router)) or not publishing.done():
+        now = time.monotonic()
+        if left != behind:
+            behind, seen_at = left, now
+        elif now - seen_at > 120:
+            raise SystemExit(f"no request was routed for 120 s; logs in {system.directory}")
+        published = "all" if publishing.done() else "not all"
+        print(
+            f"{now - began:6.0f} s: {left:,} wait to be routed, {published} published", flush=True
+        )
+        await asyncio.sleep(5)
+    await publishing
+    await router.stop()
 
 
 def memory_mb(system: System, name: str) -> tuple[float, float]:
@@ -73,8 +113,8 @@ async def taken_over(system: System, name: str, since: float) -> float:
     log = system.directory / f"{name}.log"
     while len(set(TAKEN.findall(log.read_text()))) < system.settings.partitions:
         await asyncio.sleep(0.1)
-        if time.monotonic() - since > 120:
-            raise SystemExit(f"not taken over in 120 s; logs in {system.directory}")
+        if time.monotonic() - since > 180:
+            raise SystemExit(f"not taken over in 180 s; logs in {system.directory}")
     return time.monotonic() - since
 
 
@@ -95,25 +135,28 @@ async def run(requests: int) -> dict[str, float]:
             await taken_over(system, "router", time.monotonic())
             found["empty_mb"], _ = memory_mb(system, "router")
             began = time.monotonic()
-            publishing = asyncio.create_task(publish(system, requests))
-            while (held := await held_records(system)) < requests:
-                print(f"{held:>9,} of {requests:,} held", end="\r", flush=True)
-                await asyncio.sleep(1)
-            await publishing
+            await fill(system, requests)
             found["held_per_s"] = requests / (time.monotonic() - began)
-            await asyncio.sleep(3)
+            await asyncio.sleep(SETTLED_S)
             found["held_mb"], found["held_mb_max"] = memory_mb(system, "router")
+            found["held"] = await held_now(system)
+            print(f"{found['held']:,} held; another router takes them over", flush=True)
             system.kill("router")
             killed = time.monotonic()
             system.start("router-b")
             found["taken_over_s"] = await taken_over(system, "router-b", killed)
+            await asyncio.sleep(SETTLED_S)
             found["restore_mb"], found["restore_mb_max"] = memory_mb(system, "router-b")
+            print("the same router is killed and started again", flush=True)
             system.kill("router-b")
             killed = time.monotonic()
-            system.start("router-b")
             (directory / "router-b.log").write_text("")
+            system.start("router-b")
             found["restarted_s"] = await taken_over(system, "router-b", killed)
             system.kill("router-b")
+            kept = KEPT_BYTES_PER_BYTE * system.settings.held_payload_bytes_max
+            found["cap_mb"] = (EMPTY_BYTES + kept + HELD_BYTES * requests) / 1e6
+    shutil.rmtree(directory)
     return found
 
 
@@ -123,19 +166,26 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500_000)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     found = asyncio.run(run(asked.requests))
     if asked.json:
         print(orjson.dumps(found).decode())
-        return
-    print(
-        f"{found['requests']:,.0f} requests of {PAYLOAD_BYTES} bytes held,"
-        f" {found['held_per_s']:,.0f} a second; router and batcher had {found['empty_mb']:.0f} MB"
-        f" before and {found['held_mb']:.0f} MB (at most {found['held_mb_max']:.0f}) after.\n"
-        f"`kill -9`, and another router from nothing: {found['taken_over_s']:.1f} s until it held"
-        f" them, of which {SESSION_S:.0f} s are the dead one's session; {found['restore_mb']:.0f}"
-        f" MB (at most {found['restore_mb_max']:.0f}).\n"
-        f"The same router killed and started again: {found['restarted_s']:.1f} s."
-    )
+    else:
+        print(
+            f"{found['held']:,.0f} requests of {PAYLOAD_BYTES} bytes held,"
+            f" {found['held_per_s']:,.0f} a second; router and batcher had"
+            f" {found['empty_mb']:.0f} MB before and {found['held_mb']:.0f} MB (at most"
+            f" {found['held_mb_max']:.0f}) after, where the cap is {found['cap_mb']:.0f}.\n"
+            f"`kill -9`, and another router from nothing: {found['taken_over_s']:.1f} s until it"
+            f" held them, of which {SESSION_S:.0f} s are the dead one's session;"
+            f" {found['restore_mb']:.0f} MB (at most {found['restore_mb_max']:.0f}).\n"
+            f"The same router killed and started again: {found['restarted_s']:.1f} s."
+        )
+    most = max(found["held_mb_max"], found["restore_mb_max"])
+    if found["held"] != asked.requests or most > found["cap_mb"]:
+        raise SystemExit(f"{found['held']:,.0f} held, at most {most:.0f} MB")
+    if max(found["taken_over_s"], found["restarted_s"]) > TAKEOVER_S_MAX:
+        raise SystemExit(f"taken over too late: {TAKEOVER_S_MAX:.0f} s at most")
 
 
 if __name__ == "__main__":

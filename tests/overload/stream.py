@@ -1,15 +1,21 @@
 """What the overload runs share: streams of like requests, and what came of each of them."""
 
 import asyncio
+import logging
 import statistics
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
 from system import System
+
+from topics.broker import EmbeddedBroker
 
 
 @dataclass
@@ -65,6 +71,40 @@ async def wait_for_all(system: System, streams: Iterable[Stream], timeout_s: flo
     """Wait for the result of everything that was published."""
     wanted = [name for stream in streams for name in stream.published_at]
     await system.wait_for_results(wanted, timeout_s)
+
+
+@asynccontextmanager
+async def running(name: str, fleet: dict[str, Any]) -> AsyncIterator[System]:
+    """A system of this fleet with a broker of its own, at the speed of its policy."""
+    directory = Path(tempfile.mkdtemp(prefix=f"shunter-{name}-"))
+    with EmbeddedBroker(data_dir=directory / "kafka") as broker:
+        async with System(
+            broker.bootstrap_servers, name, directory, fleet=fleet, policy_speed=1.0
+        ) as system:
+            system.start_all()
+            await asyncio.sleep(5)
+            yield system
+            # What a slow pool has still to do is not waited for.
+            for process in list(system.processes):
+                system.kill(process)
+
+
+@asynccontextmanager
+async def read_meanwhile(system: System) -> AsyncIterator[None]:
+    """Read results as they come, while something else is done."""
+    reading = asyncio.create_task(read_on(system))
+    try:
+        yield
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+def show(found: Coroutine[Any, Any, dict[str, Any]]) -> None:
+    """Run, and print what came of it."""
+    # A client without a broker says so many times a second.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    print(orjson.dumps(asyncio.run(found), option=orjson.OPT_INDENT_2).decode())
 
 
 async def read_on(system: System) -> None:

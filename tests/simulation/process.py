@@ -37,7 +37,7 @@ PROCESS: ContextVar["Process | None"] = ContextVar("process", default=None)
 HEARTBEAT_S = 1.0
 FOLLOW_S = 0.5
 HELD_MAX = 4
-HELD_BYTES_MAX = 500
+HELD_BYTES_MAX = 3000
 IN_FLIGHT_MAX = 4
 POLL_RECORDS_MAX = 3
 POLL_S_MAX = 1.0
