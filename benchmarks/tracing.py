@@ -28,8 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import grpc
 import orjson
 from memory_log import MemoryCluster, MemoryLog
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
 from stream_cases import Yard, drain, make_notary, make_transactor
 
@@ -37,9 +36,10 @@ from policies import compile_options
 from streams import Outgoing, Router, Telemetry
 from streams.declarations import load_fleet, load_policy
 from streams.host import calm_garbage_collector
-from streams.otlp import GrpcExporter
+from streams.otlp_grpc import GrpcExporter
 from streams.outbox import Outbox
 from streams.route_spans import RouteSpans
+from streams.sampling import Sampling
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 NOW = 1_800_000_000.0
@@ -71,10 +71,9 @@ class PackagedYard(Yard):
         self.cluster = MemoryCluster({t.name: t.partitions for t in topics}, now=self.clock.now)
         self.outbox = None
         if ratio is not None:
-            provider = TracerProvider(ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
             exporter = GrpcExporter(f"http://127.0.0.1:{port}", insecure=True)
-            self.outbox = Outbox(exporter)
-            self.telemetry = Telemetry(provider, self.outbox)
+            self.outbox = Outbox(exporter, Resource({"service.name": "shunter-router"}))
+            self.telemetry = Telemetry(Sampling(ratio), self.outbox)
 
     def connect(self) -> None:
         """Send a first span, so that no connection is made within what is measured."""

@@ -4,9 +4,11 @@ No text of a request or of an answer is ever among it.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from opentelemetry.util.types import AttributeValue
 
+from streams import otlp
 from topics import Candidate, Evidence, Placement
 
 Said = dict[str, AttributeValue]
@@ -95,8 +97,8 @@ def decision(evidence: Evidence) -> Said:
     return told
 
 
-def candidates(evidence: Evidence) -> Iterator[tuple[str, float, Said]]:
-    """Yield an event for each candidate of a decision, the chosen one first."""
+def candidates(evidence: Evidence) -> Iterator[bytes]:
+    """Yield an event for each candidate of a decision, encoded, the chosen one first."""
     target = None if evidence.profile is None else evidence.profile.target_chance
     # One that ended here has candidates, and none of them was chosen.
     is_choice = evidence.promised is not None and evidence.step in {"placed", "held", "released"}
@@ -104,7 +106,8 @@ def candidates(evidence: Evidence) -> Iterator[tuple[str, float, Said]]:
     for number, each in enumerate(evidence.candidates[:CANDIDATES_MAX]):
         is_chosen = number == 0 and chosen is not None
         reason = chosen if is_chosen else each.refused or _passed_over(each, chosen, target)
-        yield "candidate", evidence.at, _candidate(each, reason or "", is_chosen=is_chosen)
+        named = _named(each.pool, each.model_variant, each.path, reason or "", is_chosen)
+        yield otlp.event("candidate", evidence.at, named + _measured(each))
 
 
 def _chosen(evidence: Evidence, target: float | None) -> str | None:
@@ -126,22 +129,32 @@ def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
     return target is not None and candidate.chance is not None and candidate.chance < target
 
 
-def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> Said:
+# Of one fleet there are not many: a name for each option, path and reason.
+@lru_cache(otlp.KEPT_MAX)
+def _named(pool: str, variant: str, path: str, reason: str, is_chosen: bool) -> bytes:
     told: Said = {
         # Pages show the attributes of an event by name, in one line, until that is full.
-        "shunter.candidate": (
-            f"{candidate.pool} {candidate.model_variant} {candidate.path}: {reason}"
-        ),
+        "shunter.candidate": f"{pool} {variant} {path}: {reason}",
         "shunter.candidate.reason": reason,
-        "shunter.pool": candidate.pool,
-        "shunter.model_variant": candidate.model_variant,
+        "shunter.pool": pool,
+        "shunter.model_variant": variant,
     }
     if is_chosen:
         told["shunter.candidate.is_chosen"] = True
-    if candidate.cost_usd is not None:
-        told["shunter.candidate.cost_usd"] = usd(candidate.cost_usd)
-    if candidate.finish_s is not None:
-        told["shunter.candidate.finish_s"] = seconds(candidate.finish_s)
-    if candidate.chance is not None:
-        told["shunter.candidate.chance"] = round(candidate.chance, 4)
-    return told
+    return otlp.attributes_of(otlp.OF_EVENT, told)
+
+
+def _measured(candidate: Candidate) -> bytes:
+    cost, finish, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
+    # What was refused has none of them.
+    if cost is None or finish is None or chance is None:
+        return b""
+    return _ESTIMATES(usd(cost), seconds(finish), round(chance, 4))
+
+
+_ESTIMATES = otlp.reals(
+    otlp.OF_EVENT,
+    "shunter.candidate.cost_usd",
+    "shunter.candidate.finish_s",
+    "shunter.candidate.chance",
+)

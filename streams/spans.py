@@ -92,7 +92,7 @@ class Spans(ABC):
         said: a.Said,
         *,
         span_id: int = 0,
-        events: Iterable[tuple[str, float, a.Said]] = (),
+        events: Iterable[bytes] = (),
         links: Links = (),
         error: tuple[str, str] | None = None,
     ) -> int:

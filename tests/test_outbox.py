@@ -3,31 +3,25 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import socket
 from typing import Any
 
 import pytest
-from hold_cases import make_batcher
-from hold_cases import run as run_batcher
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
-from stream_cases import START, drain
-from trace_cases import TracedYard
 
 from streams import Telemetry
 from streams.otel import TelemetryError, from_environment
-from streams.otlp import encoded
-from streams.outbox import Outbox
+from streams.outbox import Exporter, Outbox
+from streams.sampling import Sampling
 
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
-class Moody(SpanExporter):
+class Moody:
     """A collector that takes spans, or refuses, or does neither until it is told to go on."""
 
     def __init__(self) -> None:
@@ -36,12 +30,15 @@ class Moody(SpanExporter):
         self.may_go.set()
         self.got = 0
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def send(self, request: bytes, spans: int) -> bool:
         self.may_go.wait(20)
         if not self.is_well:
             raise ConnectionError("nobody there")
-        self.got += len(spans)
-        return SpanExportResult.SUCCESS
+        self.got += spans
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def write(telemetry: Telemetry, count: int) -> None:
@@ -50,9 +47,9 @@ def write(telemetry: Telemetry, count: int) -> None:
 
 
 @contextmanager
-def telling(exporter: SpanExporter) -> Iterator[tuple[Telemetry, Outbox]]:
-    outbox = Outbox(exporter, delay_s=60.0)
-    telemetry = Telemetry(TracerProvider(shutdown_on_exit=False), outbox)
+def telling(exporter: Exporter) -> Iterator[tuple[Telemetry, Outbox]]:
+    outbox = Outbox(exporter, Resource({}), delay_s=60.0)
+    telemetry = Telemetry(Sampling(1.0), outbox)
     yield telemetry, outbox
     telemetry.close()
 
@@ -157,8 +154,8 @@ def test_the_service_is_ours_unless_it_is_named(
     for name, value in variables.items():
         environment.setenv(name, value)
     telemetry = from_environment("router", "r-0")
-    assert telemetry._provider is not None
-    attributes = telemetry._provider.resource.attributes
+    assert telemetry._outbox is not None
+    attributes = telemetry._outbox._resource
     assert attributes["service.name"] == service
     assert attributes["service.instance.id"] == "r-0"
     assert attributes.get("deployment.environment") == ("test" if service == "ours" else None)
@@ -190,32 +187,6 @@ def test_spans_go_over_http_where_that_is_asked_for(environment: pytest.MonkeyPa
         assert server.seen == ["/v1/traces"]  # type: ignore[attr-defined]
         assert telemetry.dropped_spans == 0
         server.shutdown()
-
-
-async def test_spans_are_encoded_as_the_library_would() -> None:
-    yard = TracedYard()
-    yard.publish(id="c1", deadline=START - 1)
-    for name in ("s1", "s2"):
-        yard.publish(1, id=name, task="summarization")
-    await drain(await yard.run(yard.router()))
-    yard.clock.at += 46.0
-    await (await run_batcher(yard, make_batcher(yard))).step()
-    spans = yard.spans()
-    assert any(span.links for span in spans)
-    assert any(span.events for span in spans)
-    assert any(span.status.description for span in spans)
-    yard.telemetry.write(
-        "kinds", SpanKind.CLIENT, yard.telemetry.begin(), 0, (1.0, 2.0),
-        {"text": "é", "truth": True, "number": -7, "real": 0.5, "list": ["a", "b"], "none": []},
-    )  # fmt: skip
-    # One and True are the same key of a dictionary.
-    yard.telemetry.write(
-        "kinds", SpanKind.INTERNAL, yard.telemetry.begin(), 0, (1.0, 2.0), {"truth": 1}
-    )
-    spans = yard.spans()
-    assert encoded(spans) == encode_spans(spans)
-    # A second time from what was kept.
-    assert encoded(spans) == encode_spans(spans)
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["dead", "hangs"])
