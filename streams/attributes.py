@@ -98,16 +98,16 @@ def decision(evidence: Evidence) -> Said:
 
 
 def candidates(evidence: Evidence) -> Iterator[bytes]:
-    """Yield an event for each candidate of a decision, encoded, the chosen one first."""
+    """Return an event for each candidate of a decision, encoded, the chosen one first."""
     target = None if evidence.profile is None else evidence.profile.target_chance
     # One that ended here has candidates, and none of them was chosen.
     is_choice = evidence.promised is not None and evidence.step in {"placed", "held", "released"}
     chosen = _chosen(evidence, target) if is_choice else None
-    for number, each in enumerate(evidence.candidates[:CANDIDATES_MAX]):
-        is_chosen = number == 0 and chosen is not None
-        reason = chosen if is_chosen else each.refused or _passed_over(each, chosen, target)
-        named = _named(each.pool, each.model_variant, each.path, reason or "", is_chosen)
-        yield otlp.event("candidate", evidence.at, named + _measured(each))
+    told = (
+        _candidate(each, chosen, target, is_chosen=number == 0 and chosen is not None)
+        for number, each in enumerate(evidence.candidates[:CANDIDATES_MAX])
+    )
+    return otlp.events("candidate", evidence.at, told)
 
 
 def _chosen(evidence: Evidence, target: float | None) -> str | None:
@@ -129,6 +129,21 @@ def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
     return target is not None and candidate.chance is not None and candidate.chance < target
 
 
+def _candidate(
+    candidate: Candidate, chosen: str | None, target: float | None, *, is_chosen: bool
+) -> bytes:
+    reason = chosen if is_chosen else candidate.refused or _passed_over(candidate, chosen, target)
+    named = _named(candidate.pool, candidate.model_variant, candidate.path, reason or "", is_chosen)
+    cost, finish, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
+    # What was refused has none of them.
+    if cost is None or finish is None or chance is None:
+        return named
+    return b"".join(
+        (named, _COST, otlp.real(usd(cost)), _FINISH, otlp.real(seconds(finish)), _CHANCE,
+         otlp.real(round(chance, 4)))
+    )  # fmt: skip
+
+
 # Of one fleet there are not many: a name for each option, path and reason.
 @lru_cache(otlp.KEPT_MAX)
 def _named(pool: str, variant: str, path: str, reason: str, is_chosen: bool) -> bytes:
@@ -144,17 +159,6 @@ def _named(pool: str, variant: str, path: str, reason: str, is_chosen: bool) -> 
     return otlp.attributes_of(otlp.OF_EVENT, told)
 
 
-def _measured(candidate: Candidate) -> bytes:
-    cost, finish, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
-    # What was refused has none of them.
-    if cost is None or finish is None or chance is None:
-        return b""
-    return _ESTIMATES(usd(cost), seconds(finish), round(chance, 4))
-
-
-_ESTIMATES = otlp.reals(
-    otlp.OF_EVENT,
-    "shunter.candidate.cost_usd",
-    "shunter.candidate.finish_s",
-    "shunter.candidate.chance",
-)
+_COST = otlp.number_of(otlp.OF_EVENT, "shunter.candidate.cost_usd")
+_FINISH = otlp.number_of(otlp.OF_EVENT, "shunter.candidate.finish_s")
+_CHANCE = otlp.number_of(otlp.OF_EVENT, "shunter.candidate.chance")

@@ -8,7 +8,7 @@ It never fails on what a request or a model server may bring: a number out of ra
 range's end, a half of a character replaced.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from struct import Struct
@@ -35,7 +35,7 @@ _ERROR = 2
 _last = [bytes([n]) for n in range(128)]
 _more = [bytes([n | 128]) for n in range(128)]
 _fixed64 = Struct("<Q").pack
-_double = Struct("<d").pack
+real = Struct("<d").pack
 
 
 def span(
@@ -60,8 +60,8 @@ def span(
         kind: as OpenTelemetry's ``SpanKind`` numbers it, from 0 on.
         times: start and end, in epoch seconds.
         attributes: text, numbers, truths, or sequences of these.
-        events: each as ``event`` returns it.
-        links: each as ``link`` returns it.
+        events: as ``events`` yields them.
+        links: as ``link`` returns each.
         error: what went wrong; None where nothing did.
     """
     start_s, end_s = times
@@ -90,13 +90,12 @@ def span(
     return _field(b"\x12", body)
 
 
-def event(name: str, at: float, attributes: bytes) -> bytes:
-    """Return an event at a time in epoch seconds; its attributes are ``OF_EVENT``."""
-    told = _name(b"\x12", name)
-    return b"".join(
-        (b"\x5a", _varint(9 + len(told) + len(attributes)), b"\x09", _fixed64(_ns(at)), told,
-         attributes)
-    )  # fmt: skip
+def events(name: str, at: float, each: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield events of one name, at a time in epoch seconds, of the attributes of each."""
+    head = b"\x09" + _fixed64(_ns(at)) + _name(b"\x12", name)
+    room = len(head)
+    for attributes in each:
+        yield b"".join((b"\x5a", _varint(room + len(attributes)), head, attributes))
 
 
 def link(trace_id: int, span_id: int, attributes: Mapping[str, AttributeValue]) -> bytes:
@@ -122,21 +121,15 @@ def attributes_of(where: bytes, attributes: Mapping[str, AttributeValue]) -> byt
     )
 
 
-def reals(where: bytes, *names: str) -> Callable[..., bytes]:
-    """Return what encodes so many numbers as attributes of these names, in one go."""
-    heads = [_real_head(where, name) for name in names]
-    pack = Struct("<" + "".join(f"{len(head)}sd" for head in heads)).pack
-
-    def encode(*numbers: float) -> bytes:
-        return pack(*chain.from_iterable(zip(heads, numbers, strict=True)))
-
-    return encode
+def number_of(where: bytes, name: str) -> bytes:
+    """Return an attribute up to its number, which ``real`` encodes: its name comes again."""
+    return _encoded(where, name, 0.0)[:-8]
 
 
 def _seen(where: bytes, name: str, value: AttributeValue) -> bytes:
     """Return an attribute that is not kept: what is measured is hardly ever seen again."""
     if isinstance(value, float):
-        return _real_head(where, name) + _double(value)
+        return _numbers(where, name) + real(value)
     return _encoded(where, name, value)
 
 
@@ -150,10 +143,7 @@ def _encoded(where: bytes, name: str, value: AttributeValue) -> bytes:
     return _field(where, _text(b"\x0a", name) + _field(b"\x12", _value(value)))
 
 
-@lru_cache(KEPT_MAX)
-def _real_head(where: bytes, name: str) -> bytes:
-    """Return all of an attribute that is a number but the number's own eight bytes."""
-    return _encoded(where, name, 0.0)[:-8]
+_numbers = lru_cache(KEPT_MAX)(number_of)
 
 
 def _value(value: object) -> bytes:
@@ -165,7 +155,7 @@ def _value(value: object) -> bytes:
         # Two's complement, as the protocol has it.
         return b"\x18" + _varint(max(-_INT_MAX, min(value, _INT_MAX)) & 0xFFFF_FFFF_FFFF_FFFF)
     if isinstance(value, float):
-        return b"\x21" + _double(value)
+        return b"\x21" + real(value)
     if isinstance(value, Sequence):
         return _field(b"\x2a", b"".join(_field(b"\x0a", _value(each)) for each in value))
     raise TypeError(f"no attribute: {value!r}")

@@ -7,7 +7,7 @@ request, most of which are not sampled.
 import logging
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from streams.context import Context
@@ -26,15 +26,18 @@ _FOLLOWS = "parentbased_"
 class Sampling:
     """A share of all traces, chosen by their ids, so that every process chooses the same.
 
-    ``follows`` is whether what an earlier process decided stands.
+    ``follows`` is whether what an earlier process decided stands; ids whose low half is ``below``
+    are in the share.
     """
 
     share: float
     follows: bool = True
+    below: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"a share of traces of {self.share}: it must be from 0 to 1")
+        object.__setattr__(self, "below", round(self.share * (_LOW_BITS + 1)))
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -54,7 +57,7 @@ class Sampling:
 
     def begins(self, trace_id: int) -> bool:
         """Tell whether a trace that begins here is sampled."""
-        return trace_id & _LOW_BITS < self.share * (_LOW_BITS + 1)
+        return trace_id & _LOW_BITS < self.below
 
     def goes_on(self, parent: Context) -> bool:
         """Tell whether a trace that began elsewhere is sampled."""

@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from streams import otlp
-from streams.context import Context
+from streams.context import Context, traceparent
 from streams.log import Record
 from streams.outbox import Outbox
 from streams.sampling import Sampling, new_span_id, new_trace_id
@@ -22,9 +22,6 @@ from topics import headers as h
 LATE_PER_S_MAX = 50
 
 Attributes = Mapping[str, AttributeValue]
-
-# Numbers of the kinds, without the way through the enumeration.
-_KINDS = {kind: kind.value for kind in SpanKind}
 
 
 class Telemetry:
@@ -71,9 +68,9 @@ class Telemetry:
         """
         if self._sampling is None:
             return {}
-        own = record.context or Context.of(record.headers) or self.begin()
-        is_sampled = own.is_sampled or (late_at is not None and self.may_begin_late(late_at))
-        return {h.TRACEPARENT: Context(own.trace_id, new_span_id(), is_sampled).header()}
+        trace_id, _, is_sampled = record.context or Context.of(record.headers) or self.begin()
+        is_sampled = is_sampled or (late_at is not None and self.may_begin_late(late_at))
+        return {h.TRACEPARENT: traceparent(trace_id, new_span_id(), is_sampled)}
 
     def batch(self, members: Iterable[Record]) -> dict[str, bytes]:
         """Return the header by which members of a batch know its span, in a trace of its own."""
@@ -81,8 +78,7 @@ class Telemetry:
             return {}
         contexts = (record.context for record in members)
         is_sampled = any(context is not None and context.is_sampled for context in contexts)
-        context = Context(new_trace_id(), new_span_id(), is_sampled)
-        return {h.BATCH_TRACEPARENT: context.header()}
+        return {h.BATCH_TRACEPARENT: traceparent(new_trace_id(), new_span_id(), is_sampled)}
 
     def may_begin_late(self, now: float) -> bool:
         """Tell whether a request that was not sampled may be traced late, and count it."""
@@ -138,7 +134,7 @@ class Telemetry:
                 span_id,
                 parent_id,
                 name,
-                _KINDS[kind],
+                kind.value,
                 times,
                 attributes,
                 events,

@@ -61,8 +61,10 @@ def test_what_is_said_is_what_is_read() -> None:
 
 
 def test_an_event_a_link_and_the_resource_hold_attributes_too() -> None:
-    event = otlp.event("e", 1.5, otlp.attributes_of(otlp.OF_EVENT, SAID))
-    span = sent({}, events=[event, event], links=[otlp.link(2**127, 2**63, SAID)])
+    told = otlp.attributes_of(otlp.OF_EVENT, SAID)
+    span = sent(
+        {}, events=otlp.events("e", 1.5, [told, told]), links=[otlp.link(2**127, 2**63, SAID)]
+    )
     assert [(e.name, e.time_unix_nano, said_of(e.attributes)) for e in span.events] == [
         ("e", 1_500_000_000, SAID)
     ] * 2
@@ -73,9 +75,9 @@ def test_an_event_a_link_and_the_resource_hold_attributes_too() -> None:
     assert said_of(whole.resource_spans[0].resource.attributes) == SAID
 
 
-def test_numbers_in_one_go_are_those_one_by_one() -> None:
-    encode = otlp.reals(otlp.OF_EVENT, "a", "b")
-    assert encode(1.5, -2.0) == otlp.attributes_of(otlp.OF_EVENT, {"a": 1.5, "b": -2.0})
+def test_a_number_may_be_encoded_apart_from_its_name() -> None:
+    apart = otlp.number_of(otlp.OF_EVENT, "a") + otlp.real(1.5)
+    assert apart == otlp.attributes_of(otlp.OF_EVENT, {"a": 1.5})
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_what_a_request_may_bring_is_encoded_all_the_same(value: Any, read_as: A
 @pytest.mark.parametrize("at", [-1.0, float("-inf"), float("inf"), float("nan"), 1e30])
 def test_a_time_that_is_none_is_the_epoch(at: float) -> None:
     assert sent({}, times=(at, at)).start_time_unix_nano == 0
-    assert sent({}, events=[otlp.event("e", at, b"")]).events[0].time_unix_nano == 0
+    assert sent({}, events=otlp.events("e", at, [b""])).events[0].time_unix_nano == 0
 
 
 def test_what_is_no_attribute_is_a_mistake_of_ours() -> None:
