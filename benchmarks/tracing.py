@@ -1,10 +1,13 @@
 """What traces cost the router: processor time per request, with none, a tenth and all sampled.
 
     python benchmarks/tracing.py
+    python benchmarks/tracing.py --http --candidates 30
     python benchmarks/tracing.py --requests 500 --rounds 3 --json
 
-The real router with the packaged fleet and policy, on a log in memory: Kafka's own time, which
-would make the share smaller, is left out. Spans go by OTLP to a process that throws them away.
+The real router with the packaged policy, on a log in memory: Kafka's own time, which would make
+the share smaller, is left out. All else that its process does counts, the thread that sends and
+those of gRPC too, as where it has one core. Each request has waited for the router, as in a
+backlog, so that it has three spans. They go by OTLP to a process that throws them away.
 Rounds are interleaved, and each figure is a median. Prints a table of Markdown; with --json the
 last line is the same for programs.
 """
@@ -32,17 +35,22 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
 from stream_cases import Yard, drain, make_notary, make_transactor
 
-from policies import compile_options
+from benchmarks.sink import Sink
+from benchmarks.yard import MODEL, make_options
+from policies import Options, compile_options
 from streams import Outgoing, Router, Telemetry
 from streams.declarations import load_fleet, load_policy
 from streams.host import calm_garbage_collector
 from streams.otlp_grpc import GrpcExporter
-from streams.outbox import Outbox
+from streams.otlp_http import HttpExporter
+from streams.outbox import Exporter, Outbox
 from streams.route_spans import RouteSpans
 from streams.sampling import Sampling
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 NOW = 1_800_000_000.0
+# What a backlog waits, long enough for a span of its own.
+WAITED_S = 0.5
 RATIOS: dict[str, float | None] = {"none": None, "10 %": 0.1, "100 %": 1.0}
 GOALS = {"10 %": 0.10, "100 %": 0.50}
 
@@ -54,24 +62,25 @@ def serve(tell: Connection) -> None:
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler(SERVICE, {"Export": take})]
     )
-    tell.send(server.add_insecure_port("127.0.0.1:0"))
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    server.wait_for_termination()
+    with Sink() as sink:
+        tell.send((f"http://127.0.0.1:{port}", sink.url))
+        server.wait_for_termination()
 
 
-class PackagedYard(Yard):
-    """The yard of the tests with the packaged fleet and policy, and telemetry."""
+class TracedYard(Yard):
+    """The yard of the tests with another fleet, the packaged policy, and telemetry."""
 
-    def __init__(self, ratio: float | None, port: int) -> None:
+    def __init__(self, options: Options, ratio: float | None, exporter: Exporter) -> None:
         super().__init__()
-        self.options = compile_options(load_fleet(None))
+        self.options = options
         self.policy = load_policy(None)
         self.live = set(self.options.by_pool)
         topics = self.catalogue.topics(self.options.by_pool)
         self.cluster = MemoryCluster({t.name: t.partitions for t in topics}, now=self.clock.now)
         self.outbox = None
         if ratio is not None:
-            exporter = GrpcExporter(f"http://127.0.0.1:{port}", insecure=True)
             self.outbox = Outbox(exporter, Resource({"service.name": "shunter-router"}))
             self.telemetry = Telemetry(Sampling(ratio), self.outbox)
 
@@ -90,10 +99,19 @@ class PackagedYard(Yard):
                 raise SystemExit(f"{self.outbox.dropped} spans were dropped: not all was measured")
 
 
-async def measure(ratio: float | None, requests: int, port: int) -> float:
+def fleet_of(candidates: int | None) -> Options:
+    """Return the packaged fleet, or one in which a request has so many candidates."""
+    if candidates is None:
+        return compile_options(load_fleet(None))
+    return make_options(candidates // 3, 3)
+
+
+async def measure(
+    options: Options, ratio: float | None, requests: int, exporter: Exporter
+) -> float:
     """Return the processor time of one request, in microseconds."""
-    yard = PackagedYard(ratio, port)
-    body = {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "x" * 800}]}
+    yard = TracedYard(options, ratio, exporter)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 800}]}
     for n in range(requests):
         value = orjson.dumps({"id": f"request-{n}", "body": body})
         yard.cluster.publish(
@@ -118,6 +136,7 @@ async def measure(ratio: float | None, requests: int, port: int) -> float:
     await transactor.start()
     await yard.cluster.rebalance(router.group)
     yard.connect()
+    yard.clock.at += WAITED_S
     # As in a process of Shunter (streams/host.py).
     calm_garbage_collector()
     began = time.process_time()
@@ -135,17 +154,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--candidates", type=int, help="of each request; else the packaged fleet's")
+    parser.add_argument("--http", action="store_true", help="not by gRPC")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     ours, theirs = multiprocessing.Pipe()
     sink = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
     sink.start()
-    port = ours.recv()
+    grpc_url, http_url = ours.recv()
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = http_url if asked.http else grpc_url
+    exporter_of = HttpExporter if asked.http else GrpcExporter
+    options = fleet_of(asked.candidates)
+
+    def once(ratio: float | None, requests: int) -> float:
+        return asyncio.run(measure(options, ratio, requests, exporter_of()))
+
     found: dict[str, list[float]] = {name: [] for name in RATIOS}
-    asyncio.run(measure(1.0, asked.requests // 4, port))
+    once(1.0, asked.requests // 4)
     for _ in range(asked.rounds):
         for name, ratio in RATIOS.items():
-            found[name].append(asyncio.run(measure(ratio, asked.requests, port)))
+            found[name].append(once(ratio, asked.requests))
     sink.terminate()
     medians = {name: statistics.median(times) for name, times in found.items()}
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}\n")
