@@ -106,9 +106,12 @@ def link(trace_id: int, span_id: int, attributes: Mapping[str, AttributeValue]) 
 
 def request(resource: Mapping[str, AttributeValue], spans: Sequence[bytes]) -> bytes:
     """Return what is sent to a collector: spans of one process, which share resource and scope."""
-    of_scope = _field(b"\x0a", _text(b"\x0a", "shunter")) + b"".join(spans)
-    of_resource = _field(b"\x0a", attributes_of(OF_RESOURCE, resource))
-    return _field(b"\x0a", of_resource + _field(b"\x12", of_scope))
+    scope = _field(b"\x0a", _text(b"\x0a", "shunter"))
+    in_scope = len(scope) + sum(map(len, spans))
+    head = _field(b"\x0a", attributes_of(OF_RESOURCE, resource)) + b"\x12" + _varint(in_scope)
+    whole = _varint(len(head) + in_scope)
+    # The spans are most of a megabyte: they are copied once.
+    return b"".join((b"\x0a", whole, head, scope, *spans))
 
 
 def attributes_of(where: bytes, attributes: Mapping[str, AttributeValue]) -> bytes:
