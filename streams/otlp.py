@@ -161,7 +161,8 @@ def _value(value: object) -> bytes:
         return b"\x21" + real(value)
     if isinstance(value, Sequence):
         return _field(b"\x2a", b"".join(_field(b"\x0a", _value(each)) for each in value))
-    raise TypeError(f"no attribute: {value!r}")
+    # A mistake of ours. It shows, as a name without a value, and ends no router.
+    return b""
 
 
 def _status(error: str | None) -> bytes:

@@ -66,12 +66,14 @@ class Outbox:
         """Spans that there was no room for, or that the collector did not take."""
         return self._refused + self._failed
 
-    def has_room(self) -> bool:
-        """Tell whether one more span can wait; if not, the one that was about to is dropped."""
-        if len(self._waiting) < self._spans_max and not self._is_closing:
-            return True
+    @property
+    def is_full(self) -> bool:
+        """Whether no span can wait any more."""
+        return len(self._waiting) >= self._spans_max or self._is_closing
+
+    def refuse(self) -> None:
+        """Count a span that there is no room for."""
         self._refused += 1
-        return False
 
     def put(self, span: bytes) -> None:
         """Take an encoded span to send, for which there is room."""

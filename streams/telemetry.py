@@ -120,7 +120,8 @@ class Telemetry:
         if self._sampling is None or self._outbox is None:
             return own.span_id
         span_id = own.span_id or new_span_id()
-        if not self._outbox.has_room():
+        if self._outbox.is_full:
+            self._outbox.refuse()
             return span_id
         message = None
         if error is not None:

@@ -302,10 +302,12 @@ def test_a_connection_that_the_collector_has_closed_is_made_again(collector: Any
     exporter.close()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 @pytest.mark.parametrize("listens", [False, True], ids=["dead", "hangs"])
-def test_a_grpc_endpoint_that_is_dead_or_hangs_holds_up_nothing(
-    environment: pytest.MonkeyPatch, listens: bool
+def test_an_endpoint_that_is_dead_or_hangs_holds_up_nothing(
+    environment: pytest.MonkeyPatch, listens: bool, protocol: str
 ) -> None:
+    environment.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     with socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         if listens:
@@ -325,5 +327,5 @@ def test_a_grpc_endpoint_that_is_dead_or_hangs_holds_up_nothing(
         # Its thread doesn't try again and again, which in here would stir the random numbers of
         # other tests.
         for thread in set(threading.enumerate()) - before:
-            thread.join(3.0)
+            thread.join(8.0)
             assert not thread.is_alive()
