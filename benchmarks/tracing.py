@@ -88,7 +88,7 @@ class TracedYard(Yard):
         """Send a first span, so that no connection is made within what is measured."""
         if self.outbox is not None:
             begun = self.telemetry.begin()
-            self.telemetry.write("first", SpanKind.INTERNAL, begun, 0, (NOW, NOW), {})
+            self.telemetry.write("first", SpanKind.INTERNAL, begun, 0, (NOW, NOW), b"")
             self.flush()
 
     def flush(self) -> None:

@@ -1,8 +1,8 @@
 """Spans as OTLP, written as bytes: an encoder for what Shunter's spans are made of, and no more.
 
-Most of what a trace costs is the encoding of its attributes, and most of these come again and
-again: names of pools, models, topics. Their bytes are kept. By the messages of the protocol's own
-library, which this is held against in ``tests/test_otlp.py``, a span takes several times as long.
+Attributes are bytes from where they are told on (``streams/attributes.py``), since most of them
+come again and again, and go into a span as they are. By the messages of the protocol's own library,
+which this is held against in ``tests/test_otlp.py``, a span takes several times as long.
 
 It never fails on what a request or a model server may bring: a number out of range is put at the
 range's end, a half of a character replaced.
@@ -16,7 +16,7 @@ from struct import Struct
 from opentelemetry.util.types import AttributeValue
 
 NS_PER_S = 1_000_000_000
-# Attributes kept; those of one request alone, such as its id, push each other out.
+# Of each kind, what is kept encoded.
 KEPT_MAX = 4096
 
 # Field numbers and wire types of opentelemetry/proto: where attributes stand in what has some.
@@ -25,7 +25,6 @@ OF_SPAN = b"\x4a"
 OF_EVENT = b"\x1a"
 OF_LINK = b"\x22"
 
-_KEPT = frozenset({str, int, bool})
 _INT_MAX = (1 << 63) - 1
 # Of a span and of a link. That a parent is not of another process is told by its being there.
 _SPAN_FLAGS = b"\x85\x01\x00\x01\x00\x00"
@@ -45,7 +44,7 @@ def span(
     name: str,
     kind: int,
     times: tuple[float, float],
-    attributes: Mapping[str, AttributeValue],
+    attributes: bytes,
     events: Iterable[bytes] = (),
     links: Iterable[bytes] = (),
     error: str | None = None,
@@ -59,7 +58,7 @@ def span(
         name: of the span.
         kind: as OpenTelemetry's ``SpanKind`` numbers it, from 0 on.
         times: start and end, in epoch seconds.
-        attributes: text, numbers, truths, or sequences of these.
+        attributes: ``OF_SPAN``, as ``attributes_of`` returns them.
         events: as ``events`` yields them.
         links: as ``link`` returns each.
         error: what went wrong; None where nothing did.
@@ -80,7 +79,7 @@ def span(
                 _fixed64(_ns(start_s)),
                 b"\x41",
                 _fixed64(_ns(max(start_s, end_s))),
-                attributes_of(OF_SPAN, attributes),
+                attributes,
             ),
             events,
             links,
@@ -98,10 +97,10 @@ def events(name: str, at: float, each: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join((b"\x5a", _varint(room + len(attributes)), head, attributes))
 
 
-def link(trace_id: int, span_id: int, attributes: Mapping[str, AttributeValue]) -> bytes:
-    """Return a link to a span of another trace."""
+def link(trace_id: int, span_id: int, attributes: bytes) -> bytes:
+    """Return a link to a span of another trace; its attributes are ``OF_LINK``."""
     ids = b"\x0a\x10" + trace_id.to_bytes(16, "big") + b"\x12\x08" + span_id.to_bytes(8, "big")
-    return _field(b"\x6a", ids + attributes_of(OF_LINK, attributes) + _LINK_FLAGS)
+    return _field(b"\x6a", ids + attributes + _LINK_FLAGS)
 
 
 def request(resource: Mapping[str, AttributeValue], spans: Sequence[bytes]) -> bytes:
@@ -115,38 +114,24 @@ def request(resource: Mapping[str, AttributeValue], spans: Sequence[bytes]) -> b
 
 
 def attributes_of(where: bytes, attributes: Mapping[str, AttributeValue]) -> bytes:
-    """Return attributes of a resource, a span, an event or a link."""
-    return b"".join(
-        [
-            _kept(where, name, value) if value.__class__ in _KEPT else _seen(where, name, value)
-            for name, value in attributes.items()
-        ]
-    )
+    """Return attributes of a resource, a span, an event or a link, one after the other.
+
+    They are text, numbers, truths, or sequences of these.
+    """
+    return b"".join([attribute(where, name, value) for name, value in attributes.items()])
 
 
-def number_of(where: bytes, name: str) -> bytes:
-    """Return an attribute up to its number, which ``real`` encodes: its name comes again."""
-    return _encoded(where, name, 0.0)[:-8]
-
-
-def _seen(where: bytes, name: str, value: AttributeValue) -> bytes:
-    """Return an attribute that is not kept: what is measured is hardly ever seen again."""
+def attribute(where: bytes, name: str, value: AttributeValue) -> bytes:
+    """Return one attribute."""
     if isinstance(value, float):
-        return _numbers(where, name) + real(value)
-    return _encoded(where, name, value)
+        return number_of(where, name) + real(value)
+    return _field(where, _name(b"\x0a", name) + _field(b"\x12", _value(value)))
 
 
-# Typed, because 1 and True are one key otherwise.
-@lru_cache(KEPT_MAX, typed=True)
-def _kept(where: bytes, name: str, value: AttributeValue) -> bytes:
-    return _encoded(where, name, value)
-
-
-def _encoded(where: bytes, name: str, value: AttributeValue) -> bytes:
-    return _field(where, _text(b"\x0a", name) + _field(b"\x12", _value(value)))
-
-
-_numbers = lru_cache(KEPT_MAX)(number_of)
+@lru_cache(KEPT_MAX)
+def number_of(where: bytes, name: str) -> bytes:
+    """Return an attribute up to its number, which ``real`` encodes."""
+    return _field(where, _name(b"\x0a", name) + _field(b"\x12", _value(0.0)))[:-8]
 
 
 def _value(value: object) -> bytes:

@@ -5,11 +5,11 @@ The spans themselves are written when the transaction is visible (``streams/span
 trace tells what happened, and an aborted transaction leaves none.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from opentelemetry.trace import SpanKind
-from opentelemetry.util.types import AttributeValue
 
+from streams import attributes as a
 from streams import otlp
 from streams.context import Context, traceparent
 from streams.log import Record
@@ -20,8 +20,6 @@ from topics import headers as h
 # Traces that are begun late, in a second, by one process. In an overload every request may expire,
 # and writing each of them would take time from those that could still be served.
 LATE_PER_S_MAX = 50
-
-Attributes = Mapping[str, AttributeValue]
 
 
 class Telemetry:
@@ -98,10 +96,10 @@ class Telemetry:
         own: Context,
         parent_id: int,
         times: tuple[float, float],
-        attributes: Attributes,
+        said: a.Said,
         *,
         events: Iterable[bytes] = (),
-        links: Iterable[tuple[Context, Attributes]] = (),
+        links: Iterable[tuple[Context, bytes]] = (),
         error: tuple[str, str] | None = None,
     ) -> int:
         """Write a span that has ended, and return its id.
@@ -112,9 +110,9 @@ class Telemetry:
             own: the span's own context; an id of 0 is replaced by a new one.
             parent_id: of the span above it; 0 for none.
             times: start and end, in epoch seconds.
-            attributes: no text of a request.
+            said: its attributes (``streams/attributes.py``); no text of a request.
             events: encoded (``streams/otlp.py``); looked at only where there is room.
-            links: to spans of other traces.
+            links: to spans of other traces, and what they are about (``a.linked``).
             error: code and message of a failure.
         """
         if self._sampling is None or self._outbox is None:
@@ -126,7 +124,7 @@ class Telemetry:
         message = None
         if error is not None:
             code, message = error
-            attributes = {**attributes, "error.type": code}
+            said += a.said({"error.type": code})
         # Not by way of a tracer, which draws the id itself, nor of the SDK's spans: an encoded one
         # waits without work for the garbage collector, and is sent as it is.
         self._outbox.put(
@@ -137,7 +135,7 @@ class Telemetry:
                 name,
                 kind.value,
                 times,
-                attributes,
+                said,
                 events,
                 [otlp.link(to.trace_id, to.span_id, told) for to, told in links],
                 message,

@@ -48,7 +48,7 @@ class Moody:
 
 def write(telemetry: Telemetry, count: int) -> None:
     for _ in range(count):
-        telemetry.write("x", SpanKind.INTERNAL, telemetry.begin(), 0, (1.0, 2.0), {})
+        telemetry.write("x", SpanKind.INTERNAL, telemetry.begin(), 0, (1.0, 2.0), b"")
 
 
 @contextmanager
