@@ -35,7 +35,7 @@ class SubmitSpans:
         """Write the spans of all that has been begun; it is acknowledged."""
         now = self._clock.now()
         for context, name, began in self._begun:
-            said = a.messaging(self._topic, "send") | {"messaging.message.id": name}
+            said = a.messaging(self._topic, "send") + a.message(name)
             span, kind = f"send {self._topic}", SpanKind.PRODUCER
             self._telemetry.write(span, kind, context, 0, (began, now), said)
         self._begun.clear()

@@ -34,4 +34,9 @@ class Context(NamedTuple):
 
     def header(self) -> bytes:
         """Return the context as a ``traceparent``."""
-        return b"00-%032x-%016x-%02x" % (self.trace_id, self.span_id, self.is_sampled)
+        return traceparent(*self)
+
+
+def traceparent(trace_id: int, span_id: int, is_sampled: bool) -> bytes:
+    """Return a context as a ``traceparent``."""
+    return b"00-%032x-%016x-%02x" % (trace_id, span_id, is_sampled)

@@ -29,28 +29,23 @@ def write_earlier(telemetry: Telemetry, catalogue: Catalogue, record: Record) ->
         placement = h.read(record.headers, h.PLACEMENT, Placement)
     if profile is None:
         return 0
-    said: a.Said = {
-        "messaging.message.id": profile.id,
-        "shunter.task": profile.task,
-        "shunter.tenant": profile.tenant,
-        "shunter.model": profile.model,
-        "shunter.sampled.late": True,
-    }
+    asked = a.asked(profile.task, profile.tenant, profile.model)
+    said = a.message(profile.id) + asked + a.SAMPLED_LATE
     context = Context(own.trace_id, 0, is_sampled=True)
     routed_at, released_at = profile.routed_at, _released_at(record)
     was_held = released_at is not None or record.partition.topic == catalogue.held
-    routed: a.Said = {**a.messaging(catalogue.requests, "process"), **said}
-    routed["shunter.decision"] = "held" if was_held else "placed"
+    decision = a.said({"shunter.decision": "held" if was_held else "placed"})
+    routed = a.messaging(catalogue.requests, "process") + said + decision
     last = telemetry.write(
         f"process {catalogue.requests}",
         SpanKind.CONSUMER,
         context,
         0,
         (routed_at, routed_at),
-        routed if placement is None else {**routed, **a.place(placement)},
+        routed if placement is None else routed + a.place(placement),
     )
     if released_at is not None:
-        held: a.Said = {**said, "shunter.hold.seconds": a.seconds(released_at - routed_at)}
+        held = said + a.measured("shunter.hold.seconds", a.seconds(released_at - routed_at))
         times = (routed_at, released_at)
         last = telemetry.write("hold", SpanKind.INTERNAL, context, last, times, held)
     return last

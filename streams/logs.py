@@ -9,7 +9,8 @@ from typing import Literal
 import orjson
 
 REPEAT_EVERY_S = 10.0
-_LIBRARIES = ("aiokafka", "faust", "mode", "aiohttp", "opentelemetry")
+_EXPORTERS = ("opentelemetry", "urllib3")
+_LIBRARIES = ("aiokafka", "faust", "mode", "aiohttp", *_EXPORTERS)
 
 
 class Thinned(logging.Filter):
@@ -75,7 +76,8 @@ def set_up_logging(level: str, form: Literal["pretty", "json"] = "pretty") -> No
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     # A collector that is down is told of once (streams/outbox.py), not at each try.
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    for name in _EXPORTERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _is_library(record: logging.LogRecord) -> bool:

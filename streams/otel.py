@@ -3,10 +3,9 @@
 import os
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter
 
-from streams.outbox import Outbox
+from streams.outbox import Exporter, Outbox
+from streams.sampling import Sampling
 from streams.telemetry import Telemetry
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -25,11 +24,11 @@ def from_environment(service: str, instance: str) -> Telemetry:
     """
     if not _is_wanted():
         return Telemetry(None)
-    provider = TracerProvider(resource=resource_of(service, instance), shutdown_on_exit=False)
     try:
-        return Telemetry(provider, Outbox(_exporter()))
+        sampling = Sampling.from_environment()
+        return Telemetry(sampling, Outbox(_exporter(), resource_of(service, instance)))
     except ValueError as error:
-        raise TelemetryError(f"one of the OTEL_BSP_* variables is unfit: {error}") from error
+        raise TelemetryError(f"traces as the environment asks for: {error}") from error
 
 
 def resource_of(service: str, instance: str) -> Resource:
@@ -55,17 +54,15 @@ def _told(name: str) -> str:
     return os.environ.get(f"OTEL_{name}", "").strip()
 
 
-def _exporter() -> SpanExporter:
+def _exporter() -> Exporter:
     protocol = _told("EXPORTER_OTLP_TRACES_PROTOCOL") or _told("EXPORTER_OTLP_PROTOCOL") or "grpc"
     try:
         if protocol == "http/protobuf":
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - the extra may be missing
-                OTLPSpanExporter as HttpExporter,
-            )
+            from streams.otlp_http import HttpExporter  # noqa: PLC0415 - the extra may be missing
 
             return HttpExporter()
         if protocol == "grpc":
-            from streams.otlp import GrpcExporter  # noqa: PLC0415 - the extra may be missing
+            from streams.otlp_grpc import GrpcExporter  # noqa: PLC0415 - the extra may be missing
 
             return GrpcExporter()
     except ImportError as error:

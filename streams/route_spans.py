@@ -38,13 +38,14 @@ class RouteSpans(Spans):
         topic = evidence.source.topic
         is_hold = topic == self.catalogue.held
         group = self.catalogue.batcher_group if is_hold else self.catalogue.router_group
-        said = a.consumed(evidence, group) | a.request(evidence) | a.decision(evidence)
-        said["shunter.queue.seconds"] = a.seconds(evidence.at - came_at)
+        queued = a.measured("shunter.queue.seconds", a.seconds(evidence.at - came_at))
+        said = a.consumed(evidence, group) + a.request(evidence) + a.decision(evidence) + queued
         profile = evidence.profile
         if profile is not None:
-            said["shunter.deadline.slack_s"] = a.seconds(profile.deadline - evidence.at)
+            slack_s = a.seconds(profile.deadline - evidence.at)
+            said += a.measured("shunter.deadline.slack_s", slack_s)
             if profile.fallbacks:
-                said["shunter.fallback.reason"] = profile.fallbacks[-1].reason
+                said += a.said({"shunter.fallback.reason": profile.fallbacks[-1].reason})
         waited = (came_at, evidence.at)
         is_queue_seen = evidence.at - came_at >= QUEUE_SEEN_S
         # What begins the trace holds all the rest of it, the wait too.
@@ -60,28 +61,25 @@ class RouteSpans(Spans):
             error=visible.error,
         )
         if is_queue_seen:
-            queue: a.Said = {
-                "messaging.message.id": evidence.request_id,
-                "messaging.destination.name": topic,
-                "shunter.queue.seconds": a.seconds(evidence.at - came_at),
-            }
+            queue = a.queued(topic) + queued
             above = process_id if is_root else visible.parent_id
             self.write(visible, "queue", SpanKind.INTERNAL, above, waited, queue)
         self.send(visible, process_id)
 
     def _held(self, visible: Visible, hold: Hold) -> None:
         evidence = visible.evidence
-        said = a.request(evidence) | {
-            "shunter.hold.group": hold.group,
-            "shunter.hold.seconds": a.seconds(hold.held_s),
-            "shunter.hold.release_reason": hold.reason,
-            "shunter.deadline.slack_s": a.seconds(hold.slack_s),
-        }
         batch = evidence.batch
+        said = a.request(evidence) + a.said(
+            {
+                "shunter.hold.group": hold.group,
+                "shunter.hold.seconds": a.seconds(hold.held_s),
+                "shunter.hold.release_reason": hold.reason,
+                "shunter.deadline.slack_s": a.seconds(hold.slack_s),
+                "messaging.batch.message_count": None if batch is None else batch.size,
+            }
+        )
         if evidence.placement is not None:
-            said |= a.place(evidence.placement)
-        if batch is not None:
-            said["messaging.batch.message_count"] = batch.size
+            said += a.place(evidence.placement)
         hold_id = self.write(
             visible,
             "hold",
@@ -94,20 +92,20 @@ class RouteSpans(Spans):
             error=visible.error,
         )
         whole = batch_of(visible.sent)
-        link: a.Said = {} if batch is None else {"shunter.batch.id": batch.id}
+        link = b"" if batch is None else a.linked({"shunter.batch.id": batch.id})
         self.send(visible, hold_id, () if whole is None else ((whole, link),))
 
     def _batch(self, batch: Context, release: Release, visible: Sequence[Visible]) -> None:
         first = visible[0].evidence
         topic = visible[0].sent[0].topic
         links = [
-            (context, {"messaging.message.id": each.evidence.request_id})
+            (context, a.linked({"messaging.message.id": each.evidence.request_id}))
             for each in visible
             for outgoing in each.sent
             if (context := Context.of(outgoing.headers)) is not None
         ]
         option = release.target.option
-        said = a.messaging(topic, "send") | {
+        told = {
             "messaging.batch.message_count": len(release.members),
             "shunter.hold.release_reason": release.reason,
             "shunter.hold.group": release.members[0].group,
@@ -119,9 +117,8 @@ class RouteSpans(Spans):
             "shunter.region": option.region,
             "shunter.placement.path": release.target.path,
             "shunter.batch.id": "" if first.batch is None else first.batch.id,
+            "shunter.policy.version": first.policy_version,
         }
-        if first.policy_version is not None:
-            said["shunter.policy.version"] = first.policy_version
         leaders = [each.evidence for each in visible if each.evidence.candidates]
         self.telemetry.write(
             f"send {topic}",
@@ -129,7 +126,7 @@ class RouteSpans(Spans):
             batch,
             0,
             (first.at, visible[0].at),
-            said,
+            a.messaging(topic, "send") + a.said(told),
             events=a.candidates(leaders[0]) if leaders else (),
             links=links,
         )

@@ -28,7 +28,7 @@ _ON_THE_WAY: frozenset[Step] = frozenset({"placed", "held", "released", "execute
 
 _NONE = Context(0, 0, is_sampled=False)
 
-Links = Sequence[tuple[Context, a.Said]]
+Links = Sequence[tuple[Context, bytes]]
 
 
 @dataclass(slots=True)
@@ -92,14 +92,15 @@ class Spans(ABC):
         said: a.Said,
         *,
         span_id: int = 0,
-        events: Iterable[tuple[str, float, a.Said]] = (),
+        events: Iterable[bytes] = (),
         links: Links = (),
         error: tuple[str, str] | None = None,
     ) -> int:
-        """Write a span of a record's trace, and return its id."""
+        """Write a span of a record's trace, which says so, and return its id."""
         own = Context(visible.own.trace_id, span_id, is_sampled=True)
+        said += a.message(visible.evidence.request_id)
         if visible.is_late:
-            said["shunter.sampled.late"] = True
+            said += a.SAMPLED_LATE
         return self.telemetry.write(
             name, kind, own, parent_id, times, said, events=events, links=links, error=error
         )
@@ -108,11 +109,12 @@ class Spans(ABC):
         """Write a span for each record that went out."""
         for outgoing in visible.sent:
             said = a.messaging(outgoing.topic, "send")
-            said["messaging.message.id"] = visible.evidence.request_id
             fallback = visible.evidence.fallback
             if fallback is not None:
-                said["shunter.fallback.reason"] = fallback.reason
-                said["shunter.attempt"] = visible.evidence.attempt + 1
+                attempt = visible.evidence.attempt + 1
+                said += a.said(
+                    {"shunter.fallback.reason": fallback.reason, "shunter.attempt": attempt}
+                )
             passed_on = self._passed_on(outgoing)
             span_id = 0 if passed_on is None else passed_on.span_id
             times = (visible.evidence.at, visible.at)

@@ -53,4 +53,5 @@ def test_libraries_are_thinned_and_exporters_silent(capsys: pytest.CaptureFixtur
     for _ in range(5):
         logging.getLogger("aiokafka.x").error("broker gone")
         logging.getLogger("opentelemetry.exporter.otlp").error("collector gone")
+        logging.getLogger("urllib3.connectionpool").warning("collector gone")
     assert capsys.readouterr().err.count("gone") == 1

@@ -1,33 +1,32 @@
 """The way out of spans: bounded, counted, quiet, and never in the way of the work."""
 
+import gzip
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import socket
 from typing import Any
 
+import grpc
 import pytest
-from hold_cases import make_batcher
-from hold_cases import run as run_batcher
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
-from stream_cases import START, drain
-from trace_cases import TracedYard
+from trace_cases import read
 
 from streams import Telemetry
 from streams.otel import TelemetryError, from_environment
-from streams.otlp import encoded
-from streams.outbox import Outbox
+from streams.otlp_http import HttpExporter
+from streams.outbox import Exporter, Outbox
+from streams.sampling import Sampling
 
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
-class Moody(SpanExporter):
+class Moody:
     """A collector that takes spans, or refuses, or does neither until it is told to go on."""
 
     def __init__(self) -> None:
@@ -36,23 +35,26 @@ class Moody(SpanExporter):
         self.may_go.set()
         self.got = 0
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def send(self, request: bytes, spans: int) -> bool:
         self.may_go.wait(20)
         if not self.is_well:
             raise ConnectionError("nobody there")
-        self.got += len(spans)
-        return SpanExportResult.SUCCESS
+        self.got += spans
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def write(telemetry: Telemetry, count: int) -> None:
     for _ in range(count):
-        telemetry.write("x", SpanKind.INTERNAL, telemetry.begin(), 0, (1.0, 2.0), {})
+        telemetry.write("x", SpanKind.INTERNAL, telemetry.begin(), 0, (1.0, 2.0), b"")
 
 
 @contextmanager
-def telling(exporter: SpanExporter) -> Iterator[tuple[Telemetry, Outbox]]:
-    outbox = Outbox(exporter, delay_s=60.0)
-    telemetry = Telemetry(TracerProvider(shutdown_on_exit=False), outbox)
+def telling(exporter: Exporter) -> Iterator[tuple[Telemetry, Outbox]]:
+    outbox = Outbox(exporter, Resource({}), delay_s=60.0)
+    telemetry = Telemetry(Sampling(1.0), outbox)
     yield telemetry, outbox
     telemetry.close()
 
@@ -157,8 +159,8 @@ def test_the_service_is_ours_unless_it_is_named(
     for name, value in variables.items():
         environment.setenv(name, value)
     telemetry = from_environment("router", "r-0")
-    assert telemetry._provider is not None
-    attributes = telemetry._provider.resource.attributes
+    assert telemetry._outbox is not None
+    attributes = telemetry._outbox._resource
     assert attributes["service.name"] == service
     assert attributes["service.instance.id"] == "r-0"
     assert attributes.get("deployment.environment") == ("test" if service == "ours" else None)
@@ -166,62 +168,146 @@ def test_the_service_is_ours_unless_it_is_named(
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Takes what comes by HTTP."""
+    """Takes what comes by HTTP, and answers as it is told to."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.seen.append(self.path)  # type: ignore[attr-defined]
-        self.send_response(200)
+        server: Any = self.server
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server.seen.append((self.path, dict(self.headers), body))
+        self.send_response(server.answers.pop(0) if server.answers else 200)
+        self.send_header("Content-Length", "0")
         self.end_headers()
+        # As a collector that has lost patience, without a word.
+        self.close_connection = server.hangs_up
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
 
-def test_spans_go_over_http_where_that_is_asked_for(environment: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def collector(environment: pytest.MonkeyPatch) -> Iterator[Any]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        server.seen = []  # type: ignore[attr-defined]
+        here: Any = server
+        here.seen, here.answers, here.hangs_up, here.daemon_threads = [], [], False, True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         environment.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-        telemetry = from_environment("router", "r-0")
-        write(telemetry, 3)
-        telemetry.close()
-        assert server.seen == ["/v1/traces"]  # type: ignore[attr-defined]
-        assert telemetry.dropped_spans == 0
+        yield here
         server.shutdown()
 
 
-async def test_spans_are_encoded_as_the_library_would() -> None:
-    yard = TracedYard()
-    yard.publish(id="c1", deadline=START - 1)
-    for name in ("s1", "s2"):
-        yard.publish(1, id=name, task="summarization")
-    await drain(await yard.run(yard.router()))
-    yard.clock.at += 46.0
-    await (await run_batcher(yard, make_batcher(yard))).step()
-    spans = yard.spans()
-    assert any(span.links for span in spans)
-    assert any(span.events for span in spans)
-    assert any(span.status.description for span in spans)
-    yard.telemetry.write(
-        "kinds", SpanKind.CLIENT, yard.telemetry.begin(), 0, (1.0, 2.0),
-        {"text": "é", "truth": True, "number": -7, "real": 0.5, "list": ["a", "b"], "none": []},
-    )  # fmt: skip
-    # One and True are the same key of a dictionary.
-    yard.telemetry.write(
-        "kinds", SpanKind.INTERNAL, yard.telemetry.begin(), 0, (1.0, 2.0), {"truth": 1}
+def test_spans_go_over_http_where_that_is_asked_for(collector: Any) -> None:
+    telemetry = from_environment("router", "r-0")
+    write(telemetry, 3)
+    telemetry.close()
+    ((path, headers, body),) = collector.seen
+    assert path == "/v1/traces"
+    assert headers["Content-Type"] == "application/x-protobuf"
+    assert len(read(body)) == 3
+    assert telemetry.dropped_spans == 0
+
+
+def test_spans_go_over_grpc_by_default(environment: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+    headers: dict[str, Any] = {}
+
+    def take(request: bytes, context: grpc.ServicerContext) -> bytes:
+        headers.update(context.invocation_metadata())
+        seen.append(request)
+        return b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    handler = grpc.method_handlers_generic_handler(
+        service, {"Export": grpc.unary_unary_rpc_method_handler(take)}
     )
-    spans = yard.spans()
-    assert encoded(spans) == encode_spans(spans)
-    # A second time from what was kept.
-    assert encoded(spans) == encode_spans(spans)
+    server.add_generic_rpc_handlers([handler])
+    environment.setenv(TRACES, f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    environment.setenv("OTEL_EXPORTER_OTLP_HEADERS", "own=x")
+    server.start()
+    telemetry = from_environment("router", "r-0")
+    write(telemetry, 3)
+    telemetry.close()
+    server.stop(None)
+    (request,) = seen
+    assert len(read(request)) == 3
+    assert headers["own"] == "x"
+    assert telemetry.dropped_spans == 0
 
 
-@pytest.mark.parametrize("listens", [False, True], ids=["dead", "hangs"])
-def test_a_grpc_endpoint_that_is_dead_or_hangs_holds_up_nothing(
-    environment: pytest.MonkeyPatch, listens: bool
+def test_the_variables_of_http_are_followed(
+    environment: pytest.MonkeyPatch, collector: Any
 ) -> None:
+    environment.setenv(TRACES, f"http://127.0.0.1:{collector.server_port}/mine")
+    environment.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20x,other=y")
+    environment.setenv("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "gzip")
+    telemetry = from_environment("router", "r-0")
+    write(telemetry, 1)
+    telemetry.close()
+    ((path, headers, body),) = collector.seen
+    told = {name.lower(): value for name, value in headers.items()}
+    assert path == "/mine"
+    assert (told["authorization"], told["other"]) == ("Bearer x", "y")
+    assert told["content-encoding"] == "gzip"
+    assert len(read(gzip.decompress(body))) == 1
+
+
+def test_certificates_and_the_time_limit_are_followed(
+    environment: pytest.MonkeyPatch, collector: Any
+) -> None:
+    for name, value in (
+        ("TIMEOUT", "3"), ("CERTIFICATE", "ca.pem"),
+        ("CLIENT_CERTIFICATE", "own.pem"), ("CLIENT_KEY", "own.key"),
+    ):  # fmt: skip
+        environment.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    exporter = HttpExporter()
+    assert exporter._timeout_s == 3.0
+    assert exporter._session.verify == "ca.pem"
+    assert exporter._session.cert == ("own.pem", "own.key")
+    exporter.close()
+
+
+@pytest.mark.parametrize(("name", "value"), [("COMPRESSION", "zstd"), ("TIMEOUT", "soon")])
+def test_an_unfit_variable_of_http_is_named(
+    environment: pytest.MonkeyPatch, collector: Any, name: str, value: str
+) -> None:
+    environment.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    with pytest.raises(TelemetryError, match=value):
+        from_environment("router", "r-0")
+
+
+@pytest.mark.parametrize(
+    ("answers", "tries", "is_taken"),
+    [([503], 2, True), ([503, 429, 503], 3, False), ([400], 1, False), ([401], 1, False)],
+)
+def test_a_collector_that_is_busy_is_asked_again(
+    collector: Any, answers: list[int], tries: int, is_taken: bool
+) -> None:
+    collector.answers += answers
+    exporter = HttpExporter()
+    assert exporter.send(b"", 1) is is_taken
+    assert len(collector.seen) == tries
+    exporter.close()
+
+
+def test_a_connection_that_the_collector_has_closed_is_made_again(collector: Any) -> None:
+    collector.hangs_up = True
+    exporter = HttpExporter()
+    for _ in range(3):
+        assert exporter.send(b"", 1)
+        time.sleep(0.05)
+    assert len(collector.seen) == 3
+    exporter.close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("listens", [False, True], ids=["dead", "hangs"])
+def test_an_endpoint_that_is_dead_or_hangs_holds_up_nothing(
+    environment: pytest.MonkeyPatch, listens: bool, protocol: str
+) -> None:
+    environment.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     with socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         if listens:
@@ -241,5 +327,5 @@ def test_a_grpc_endpoint_that_is_dead_or_hangs_holds_up_nothing(
         # Its thread doesn't try again and again, which in here would stir the random numbers of
         # other tests.
         for thread in set(threading.enumerate()) - before:
-            thread.join(3.0)
+            thread.join(8.0)
             assert not thread.is_alive()

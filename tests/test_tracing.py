@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from hold_cases import make_batcher, run
 from memory_log import Crash, MemoryLog, ProcessKilledError
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from stream_cases import START, TRACEPARENT, Yard, drain, header, step_until
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
 
 from shunter.client_spans import SubmitSpans
 from streams import Outgoing
+from streams.sampling import Sampling
 
 CLIENT = TRACEPARENT.decode()
 UNSAMPLED = (CLIENT[:-2] + "00").encode()
@@ -273,7 +273,7 @@ async def test_no_attribute_holds_text_of_a_request() -> None:
 
 
 async def test_what_is_not_sampled_and_ends_well_leaves_no_span() -> None:
-    yard = TracedYard(ParentBased(ALWAYS_OFF))
+    yard = TracedYard(Sampling(0.0))
     yard.publish(id="c1")
     yard.publish(1, [("traceparent", UNSAMPLED)], id="c2", **ONLY_EU)
     await route(yard)
@@ -287,7 +287,7 @@ async def test_what_is_not_sampled_and_ends_well_leaves_no_span() -> None:
 
 
 async def test_the_client_decides_and_else_the_ratio() -> None:
-    yard = TracedYard(ParentBased(TraceIdRatioBased(0.5)))
+    yard = TracedYard(Sampling(0.5))
     for n in range(40):
         yard.publish(n % 4, id=f"c{n}")
     yard.publish(headers=[("traceparent", TRACEPARENT)], id="traced")
@@ -300,7 +300,7 @@ async def test_the_client_decides_and_else_the_ratio() -> None:
 
 
 async def test_a_request_that_expires_in_the_hold_is_traced_late_from_its_beginning() -> None:
-    yard = TracedYard(ParentBased(ALWAYS_OFF), live=[])
+    yard = TracedYard(Sampling(0.0), live=[])
     yard.publish(id="s1", deadline=START + 30, **SUMMARY)
     await route(yard)
     transactor = await run(yard, make_batcher(yard))
@@ -320,7 +320,7 @@ async def test_a_request_that_expires_in_the_hold_is_traced_late_from_its_beginn
 
 
 async def test_a_fallback_is_traced_late_and_from_then_on() -> None:
-    yard = TracedYard(ParentBased(ALWAYS_OFF))
+    yard = TracedYard(Sampling(0.0))
     yard.publish(id="c1")
     await route(yard)
     await serve_one(yard, "c1", lambda backend: backend.lose("c1", elsewhere=True))
@@ -334,7 +334,7 @@ async def test_a_fallback_is_traced_late_and_from_then_on() -> None:
 
 
 async def test_an_answer_after_its_deadline_is_traced_late() -> None:
-    yard = TracedYard(ParentBased(ALWAYS_OFF))
+    yard = TracedYard(Sampling(0.0))
     yard.publish(id="c1", deadline=START + 100)
     await route(yard)
     late = START + 101.0
@@ -345,7 +345,7 @@ async def test_an_answer_after_its_deadline_is_traced_late() -> None:
 
 async def test_an_overload_is_traced_late_only_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.telemetry.LATE_PER_S_MAX", 3)
-    yard = TracedYard(ParentBased(ALWAYS_OFF))
+    yard = TracedYard(Sampling(0.0))
     for n in range(10):
         yard.publish(id=f"c{n}", deadline=START - 1)
     await route(yard)

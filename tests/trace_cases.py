@@ -1,17 +1,22 @@
 """A yard in memory that traces: the spans of all that became visible, read back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from memory_log import MemoryLog
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as SentSpan
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from stream_cases import Yard, make_notary, make_transactor
 
 from streams import Router, Telemetry, Transactor
 from streams.outbox import Outbox
 from streams.route_spans import RouteSpans
+from streams.sampling import Sampling
 from streams.spans import Spans
 from streams.stage import Stage
 from workers import Worker
@@ -20,15 +25,78 @@ from workers.spans import WorkSpans
 Tree = list[tuple[str, "Tree"]]
 
 
-class TracedYard(Yard):
-    """A yard whose processes trace, each to the same exporter."""
+class Collector:
+    """A collector that keeps what it is sent, and reads it as the protocol's own library does."""
 
-    def __init__(self, sampler: Sampler | None = None, **options: Any) -> None:
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+
+    def send(self, request: bytes, spans: int) -> bool:
+        self.requests.append(request)
+        assert len(read(request)) == spans
+        return True
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def spans(self) -> list[ReadableSpan]:
+        return [span for request in self.requests for span in read(request)]
+
+
+def read(request: bytes) -> list[ReadableSpan]:
+    """Return what is sent as the spans of the SDK that they would be."""
+    (of_resource,) = ExportTraceServiceRequest.FromString(request).resource_spans
+    (of_scope,) = of_resource.scope_spans
+    resource = Resource(said_of(of_resource.resource.attributes))
+    scope = InstrumentationScope(of_scope.scope.name)
+    return [_read(span, resource, scope) for span in of_scope.spans]
+
+
+def _read(span: SentSpan, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+    return ReadableSpan(
+        span.name,
+        _context(span.trace_id, span.span_id),
+        parent=_context(span.trace_id, span.parent_span_id) if span.parent_span_id else None,
+        resource=resource,
+        attributes=said_of(span.attributes),
+        events=[Event(e.name, said_of(e.attributes), e.time_unix_nano) for e in span.events],
+        links=[
+            Link(_context(link.trace_id, link.span_id), said_of(link.attributes))
+            for link in span.links
+        ],
+        kind=SpanKind(span.kind - 1),
+        status=Status(StatusCode(span.status.code), span.status.message or None),
+        start_time=span.start_time_unix_nano,
+        end_time=span.end_time_unix_nano,
+        instrumentation_scope=scope,
+    )
+
+
+def _context(trace_id: bytes, span_id: bytes) -> SpanContext:
+    ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
+    return SpanContext(*ids, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+
+
+def said_of(attributes: Iterable[KeyValue]) -> dict[str, Any]:
+    return {each.key: _value(each.value) for each in attributes}
+
+
+def _value(value: AnyValue) -> Any:
+    kind = value.WhichOneof("value")
+    assert kind is not None
+    if kind == "array_value":
+        return tuple(_value(each) for each in value.array_value.values)
+    return getattr(value, kind)
+
+
+class TracedYard(Yard):
+    """A yard whose processes trace, each to the same collector."""
+
+    def __init__(self, sampling: Sampling | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.exported = InMemorySpanExporter()
-        provider = TracerProvider(sampler or ParentBased(ALWAYS_ON), shutdown_on_exit=False)
-        self.outbox = Outbox(self.exported)
-        self.telemetry = Telemetry(provider, self.outbox)
+        self.collector = Collector()
+        self.outbox = Outbox(self.collector, Resource({"service.name": "yard"}))
+        self.telemetry = Telemetry(sampling or Sampling(1.0), self.outbox)
 
     def observer(self, stage: Stage) -> Spans:
         if isinstance(stage, Worker):
@@ -62,7 +130,7 @@ class TracedYard(Yard):
     def spans(self) -> Sequence[ReadableSpan]:
         """Return all spans written so far."""
         self.outbox.flush()
-        return self.exported.get_finished_spans()
+        return self.collector.spans()
 
     def trace(self, trace_id: str) -> list[ReadableSpan]:
         return [span for span in self.spans() if trace_id_of(span) == trace_id]

@@ -29,22 +29,24 @@ class WorkSpans(Spans):
     def record(self, visible: Visible) -> None:
         """Write the spans of one record."""
         evidence, task = visible.evidence, visible.effect.subject
-        said = a.consumed(evidence, self._group) | a.request(evidence)
+        said = a.consumed(evidence, self._group) + a.request(evidence)
         began_at = evidence.at
         if isinstance(task, Task):
             began_at = evidence.at if task.began_at is None else task.began_at
             self._queue(visible, task, began_at)
-            said |= a.place(task.call.placement)
-            said["shunter.deadline.slack_s"] = a.seconds(task.call.profile.deadline - evidence.at)
-        said["shunter.ended"] = evidence.step
-        fallback = evidence.fallback
-        if fallback is not None:
-            said["shunter.fallback.reason"] = fallback.reason
+            slack_s = a.seconds(task.call.profile.deadline - evidence.at)
+            said += a.place(task.call.placement)
+            said += a.measured("shunter.deadline.slack_s", slack_s)
+        fallback, of_batch = evidence.fallback, evidence.batch
+        said += a.said(
+            {
+                "shunter.ended": evidence.step,
+                "shunter.fallback.reason": None if fallback is None else fallback.reason,
+                "messaging.batch.message_count": None if of_batch is None else of_batch.size,
+            }
+        )
         batch = batch_of([visible.about])
-        link: a.Said = {}
-        if evidence.batch is not None:
-            link["shunter.batch.id"] = evidence.batch.id
-            said["messaging.batch.message_count"] = evidence.batch.size
+        link = b"" if of_batch is None else a.linked({"shunter.batch.id": of_batch.id})
         process_id = self.write(
             visible,
             f"process {evidence.source.topic}",
@@ -66,11 +68,8 @@ class WorkSpans(Spans):
         if profile.attempt == 1:
             sent_at = max(sent_at, profile.routed_at)
         times = (min(sent_at, began_at), began_at)
-        said: a.Said = {
-            "messaging.message.id": profile.id,
-            "shunter.pool": task.pool,
-            "shunter.queue.seconds": a.seconds(times[1] - times[0]),
-        }
+        waited_s = a.seconds(times[1] - times[0])
+        said = a.said({"shunter.pool": task.pool, "shunter.queue.seconds": waited_s})
         parent_id = visible.parent_id
         self.write(visible, "queue", SpanKind.INTERNAL, parent_id, times, said)
 
@@ -80,25 +79,27 @@ class WorkSpans(Spans):
             return
         operation = _GEN_AI_OPERATIONS.get(profile.operation, profile.operation)
         times = (began_at, evidence.at)
-        said: a.Said = {
-            "gen_ai.operation.name": operation,
-            **_asked(profile),
-            "gen_ai.response.model": task.variant,
-            **a.hardware(task.call.placement),
-            "shunter.deadline.slack_s": a.seconds(profile.deadline - evidence.at),
-        }
-        if (usage := evidence.usage) is not None:
-            said["gen_ai.usage.input_tokens"] = usage.input_tokens
-            said["gen_ai.usage.output_tokens"] = usage.output_tokens
-            said["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
-        if evidence.got is not None:
-            said["shunter.cost.usd"] = a.usd(evidence.got.cost_usd)
+        usage, got = evidence.usage, evidence.got
+        said = _asked(operation, profile) + a.hardware(task.call.placement)
+        said += a.said(
+            {
+                "gen_ai.response.model": task.variant,
+                "shunter.deadline.slack_s": a.seconds(profile.deadline - evidence.at),
+                "gen_ai.usage.input_tokens": None if usage is None else usage.input_tokens,
+                "gen_ai.usage.output_tokens": None if usage is None else usage.output_tokens,
+                "gen_ai.usage.cache_read.input_tokens": (
+                    None if usage is None else usage.cached_tokens
+                ),
+                "shunter.cost.usd": None if got is None else a.usd(got.cost_usd),
+            }
+        )
         for outgoing in visible.sent:
             result = outgoing.tells
             if isinstance(result, Result) and (started := result.timing.started_at) is not None:
                 times = (started, evidence.at)
                 if (first := result.timing.first_token_at) is not None:
-                    said["gen_ai.response.time_to_first_chunk"] = a.seconds(first - started)
+                    first_s = a.seconds(first - started)
+                    said += a.measured("gen_ai.response.time_to_first_chunk", first_s)
         self.write(
             visible,
             f"{operation} {profile.model}",
@@ -110,11 +111,13 @@ class WorkSpans(Spans):
         )
 
 
-def _asked(profile: Profile) -> a.Said:
-    return {
-        "messaging.message.id": profile.id,
-        "gen_ai.request.model": profile.model,
-        "shunter.task": profile.task,
-        "shunter.tenant": profile.tenant,
-        "shunter.attempt": profile.attempt,
-    }
+def _asked(operation: str, profile: Profile) -> a.Said:
+    return a.said(
+        {
+            "gen_ai.operation.name": operation,
+            "gen_ai.request.model": profile.model,
+            "shunter.task": profile.task,
+            "shunter.tenant": profile.tenant,
+            "shunter.attempt": profile.attempt,
+        }
+    )
