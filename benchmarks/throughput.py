@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import Watch, beat, cpu_s_of, ground, publish
+from benchmarks.ground import Watch, beat, cpu_s_of, faults_of, ground, publish
 from benchmarks.sides import FASTSTREAM, FAUST, QUIX, Load, Side, bare, shunter
 from benchmarks.sink import Sink
 from benchmarks.yard import make_options, request_value
@@ -53,7 +53,11 @@ class Hall:
                 async with Watch(here, [here.catalogue.evidence]) as watch:
                     rate = await watch.rate(load.records)
                 cpu_us = sum(map(cpu_s_of, here.processes)) / load.records * 1e6
-                self.told.append(f"{side.name}: {cpu_us:.0f} us of processor time, start included")
+                faults = sum(map(faults_of, here.processes)) / load.records
+                self.told.append(
+                    f"{side.name}, {load.bytes:,} bytes: {cpu_us:.0f} us of processor time and"
+                    f" {faults:.0f} page faults a request, start included"
+                )
             finally:
                 beating.cancel()
         await here.delete()
