@@ -31,11 +31,10 @@ _SMALL = b"e-6"
 _SMALL_MEMBER = re.compile(rb':(?<=\w":)(\d)(?:\.(\d+))?e-6(?=[,}])')
 # Longer than the digits of a double, so that a text full of what is looked for takes no longer.
 _DIGITS_MAX = 24
-# What is left of odd numbers, and strings that look like one. Each begins with a literal, which
-# makes several searches faster than one.
-_ODD = tuple(
-    re.compile(form + rb"(?:[,}\]]|\Z)") for form in (rb"\.0", rb"e(?:-6|\d{1,3})", rb"-0")
-)
+# What is left of odd numbers, and strings that look like one; minus zero is -0.0 here. Each begins
+# with a literal, which makes two searches faster than one.
+_ODD_WHOLE = re.compile(rb"\.0(?:[,}\]]|\Z)")
+_ODD_EXPONENT = re.compile(rb"e(?:-6|\d{1,3})(?:[,}\]]|\Z)")
 # Whole numbers of a length that a double may not hold, and strings that look like one.
 _LONG = tuple(re.compile(before + rb"-?\d{16}") for before in (rb":", rb",", rb"\[", rb"\A"))
 _STRINGS = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")')
@@ -63,8 +62,12 @@ def canonical(record: object) -> bytes:
     Raises:
         ValueError: a string is no Unicode.
     """
-    raw = _without_small(_WHOLE.sub(b"", _by_msgspec(record)))
-    if any(form.search(raw) for form in _ODD):
+    raw = _WHOLE.sub(b"", _by_msgspec(record))
+    has_exponent = _ODD_EXPONENT.search(raw)
+    if has_exponent:
+        raw = _without_small(raw)
+        has_exponent = _ODD_EXPONENT.search(raw)
+    if has_exponent or _ODD_WHOLE.search(raw):
         raw = _mended(raw)
     return raw if raw.isascii() or not _has_far_name(raw) else _reference(json.loads(raw))
 
