@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import Ground, Watch, beat, cpu_s_of, ground, publish, shared_out
+from benchmarks.ground import (
+    Ground,
+    Watch,
+    beat,
+    cpu_s_of,
+    faults_of,
+    ground,
+    publish,
+    shared_out,
+)
 from benchmarks.sides import FASTSTREAM, FAUST, QUIX, Load, Side, bare, shunter
 from benchmarks.sink import Sink
 from benchmarks.yard import make_options, request_value
@@ -60,9 +69,11 @@ class Hall:
                 each_us = 1e6 / load.records
                 cpu_us = sum(map(cpu_s_of, here.processes)) * each_us
                 broker_us = (cpu_s_of(self.broker) - broker_s) * each_us
+                faults = sum(map(faults_of, here.processes)) / load.records
                 self.told.append(
-                    f"{side.name}: {cpu_us:.0f} us of processor time a request, start included;"
-                    f" the broker's {broker_us:.0f}"
+                    f"{side.name}, {load.bytes:,} bytes: {cpu_us:.0f} us of processor time and"
+                    f" {faults:.0f} page faults a request, start included;"
+                    f" the broker's {broker_us:.0f} us"
                 )
             finally:
                 beating.cancel()

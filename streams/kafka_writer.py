@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Generator
+from itertools import count
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -14,9 +15,12 @@ from topics.catalogue import OUTPUT_BYTES_MAX
 
 # Larger than any topic takes, so that the broker decides, by the topic's own limit.
 PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
-# Of one produce batch. With the client's default of 16 KB a batch holds one decision's evidence.
-# Far below the smallest `max.message.bytes` that anyone sets, which a batch counts against.
-BATCH_BYTES_MAX = 256 * 1024
+# Of one produce batch. Of each partition the client sends one in a request, and what does not fit
+# into it waits for another round trip: of two requests of 400 KB for one pool, the second.
+# Below Kafka's own `max.message.bytes` of 1,048,588, which a batch counts against.
+BATCH_BYTES_MAX = 1_000_000
+# Of a transaction's records that are not handed over yet.
+WAITING_BYTES_MAX = 8 * 1024 * 1024
 CLOSE_S_MAX = 5.0
 
 _PARTITIONER = DefaultPartitioner()
@@ -57,7 +61,9 @@ class KafkaWriter:
         self._timed = timed
         self._began_at = 0.0
         self._connections: list[Any] = []
-        self._open: dict[TopicPartition, _Batch] = {}
+        # Of each partition the batches to hand over; the last of them takes more.
+        self._waiting: dict[TopicPartition, list[_Batch]] = {}
+        self._waiting_bytes = 0
         self._partitions: dict[str, list[int]] = {}
         self._sending = asyncio.Lock()
 
@@ -82,22 +88,34 @@ class KafkaWriter:
         if number is None:
             number = _PARTITIONER(key, await self._partitions_of(record.topic), [])
         where = TopicPartition(record.topic, number)
-        batch = self._open.get(where)
+        if self._waiting_bytes > WAITING_BYTES_MAX:
+            await self.flush()
+        self._waiting_bytes += 0 if value is None else len(value)
+        batches = self._waiting.setdefault(where, [])
         while (
-            batch is None
-            or batch.builder.append(timestamp=None, key=key, value=value, headers=headers) is None
+            not batches
+            or batches[-1].builder.append(timestamp=None, key=key, value=value, headers=headers)
+            is None
         ):
-            if batch is not None:
-                await self.flush()
-            batch = self._open[where] = _Batch(self, self._producer.create_batch())
-        return batch
+            batches.append(_Batch(self, self._producer.create_batch()))
+        return batches[-1]
 
     async def flush(self) -> None:
-        """Let the client have what was handed over. It sends of each partition a batch at once."""
+        """Let the client have what was handed over.
+
+        It takes a second batch of a partition when it sends the first. By turns, then, so that it
+        knows of all partitions before it asks for the first to be added to the transaction.
+        """
         async with self._sending:
-            batches, self._open = self._open, {}
-            for (topic, number), batch in batches.items():
-                batch.sent = await self._producer.send_batch(batch.builder, topic, partition=number)
+            waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+            for turn in count():
+                left = [(where, of[turn]) for where, of in waiting.items() if turn < len(of)]
+                if not left:
+                    return
+                for (topic, number), batch in left:
+                    batch.sent = await self._producer.send_batch(
+                        batch.builder, topic, partition=number
+                    )
 
     async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
         """Commit, with the group's offset."""

@@ -67,6 +67,52 @@ def test_numbers_are_those_of_ecmascript(value: Any, written: bytes) -> None:
     assert canonical_json(value) == written
 
 
+def nested(levels: int) -> Any:
+    value: Any = "a"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        # What the parser of requests reads at most, and what orjson does not write.
+        nested(253),
+        nested(600),
+        # More values than are looked at one by one.
+        [{"role": "user", "content": "a" * (n % 7), "n": n / 8} for n in range(2000)],
+        {"content": "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10FFFF, 7)]))},
+    ],
+    ids=["deep", "deeper", "wide", "every character"],
+)
+def test_what_is_deep_or_wide_is_written_as_the_reference_does(value: Any) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)
+
+
+plain = (
+    st.floats(1e-5, 1e16, exclude_max=True)
+    | st.floats(-1e16, -1e-5, exclude_min=True)
+    | st.integers(-5, 16).flatmap(lambda n: st.floats(0.9 * 10.0**n, 1.1 * 10.0**n))
+    | st.integers(1, 2**53).map(lambda n: n / 2**20)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(plain, max_size=20))
+def test_numbers_that_are_not_searched_for_are_those_of_ecmascript(found: list[float]) -> None:
+    assert canonical_json(found) == rfc8785.dumps(found)
+
+
+@pytest.mark.parametrize("bound", [1e-5, 1e-4, 1e15, 1e16])
+def test_next_to_a_bound_numbers_are_those_of_ecmascript(bound: float) -> None:
+    below = above = bound
+    for _ in range(200):
+        below, above = math.nextafter(below, 0), math.nextafter(above, math.inf)
+        for number in (below, -below, above, -above):
+            assert canonical_json(number) == rfc8785.dumps(number)
+
+
 @pytest.mark.parametrize("value", ["\ud800", [10**400]])
 def test_what_has_no_such_form_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"Unicode|range|large|canonical|nested"):

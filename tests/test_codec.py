@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topics.codec import JSON_DEPTH_MAX, decode_unique_json_object
+from topics.codec import JSON_DEPTH_MAX, LONG_BYTES, decode_unique_json_object
 from topics.errors import BadRecordError
 
 names = st.sampled_from(["a", "b", 'c"', "d\u00e9", "\\", "[", "1"])
@@ -49,6 +49,28 @@ def test_a_key_that_stands_twice_is_refused_and_nothing_else(text: str) -> None:
             decode_unique_json_object(value)
     else:
         decode_unique_json_object(value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts(), st.sampled_from(["a" * LONG_BYTES, "b\n" * LONG_BYTES]))
+def test_a_key_that_stands_twice_is_found_beside_long_text(text: str, long: str) -> None:
+    value = f'{{"x":{text},"long":{json.dumps(long)}}}'.encode()
+    if has_twice(value.decode()):
+        with pytest.raises(BadRecordError, match="stands twice"):
+            decode_unique_json_object(value)
+    else:
+        decode_unique_json_object(value)
+
+
+def test_what_orjson_takes_much_memory_to_write_it_does_not_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: object) -> bytes:
+        raise AssertionError("orjson writes it")
+
+    value = json.dumps({"long": "a" * LONG_BYTES, "many": [1] * LONG_BYTES}).encode()
+    monkeypatch.setattr("topics.codec.orjson.dumps", refuse)
+    decode_unique_json_object(value)
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])

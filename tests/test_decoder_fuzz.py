@@ -159,14 +159,22 @@ class Path:
             return []
         stage.done(record.partition, work)
         self._observer(record.partition, work.effects)
-        self.yard.exported.clear()
+        # The collector reads each span as the protocol's library does.
+        self.yard.outbox.flush()
+        self.yard.collector.requests.clear()
         return list(work.effects)
+
+    def close(self) -> None:
+        """End the loop and the thread of the spans."""
+        self._runner.close()
+        self.yard.outbox.close()
 
 
 @pytest.fixture(scope="module")
 def path() -> Iterator[Path]:
     path = Path()
     yield path
+    path.close()
     print("\nrecords to", dict(path.taken))
 
 

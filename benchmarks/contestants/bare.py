@@ -14,6 +14,7 @@ import os
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from benchmarks.ground import PARTITIONS
+from streams.kafka_writer import BATCH_BYTES_MAX
 
 ROOT_BYTES, LEAF_BYTES, PROGRESS_BYTES = 345, 44, 250
 
@@ -47,7 +48,7 @@ class Loop:
                 transactional_id=f"{self.group}-{number}",
                 retry_backoff_ms=5,
                 max_request_size=1 << 25,
-                max_batch_size=1 << 18,
+                max_batch_size=BATCH_BYTES_MAX,
             )
             await self.producers[number].start()
         partitions = [TopicPartition(f"{self.prefix}.requests", n) for n in self.numbers]

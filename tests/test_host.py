@@ -1,0 +1,37 @@
+"""What a process of Shunter sets for itself."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Blocks that together are more than glibc keeps by itself, as those of a poll of large requests.
+PROGRAM = """
+import resource
+from streams.host import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        [b"x" * 4_000_000 for _ in range(4)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+{setting}
+faults()
+print(faults())
+"""
+
+
+def faults(setting: str) -> int:
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(setting=setting)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return int(ran.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is told")
+def test_memory_that_was_freed_is_not_taken_page_by_page_again() -> None:
+    assert faults("keep_freed_memory()") < 0.01 * faults("")
