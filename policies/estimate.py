@@ -24,6 +24,8 @@ P90, P98 = 1.2816, 2.0537
 LOG_MAX = 700.0
 # Share of a replica's places that batch work fills; the rest is for what can't wait.
 BATCH_SHARE = 0.75
+# A pool in which much waits for places is no scarcer than this.
+FULLNESS_MAX = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,20 @@ def _decode_device_s(
 def expected_cost_usd(estimate: Estimate, standing: Standing, policy: Policy) -> float:
     """Return the cost with that of the second try which a failure of this one would take."""
     return estimate.cost_usd * (1.0 + standing.failure_rate * policy.retry_cost_weight)
+
+
+def scarcity(standing: Standing, policy: Policy) -> float:
+    """Return how many times its cost a place counts as, because few are left: the shadow price.
+
+    What another could have used is worth what the other then pays elsewhere. A price that grows
+    exponentially with use serves best against what may come (Buchbinder and Naor, "The design of
+    competitive online algorithms via a primal-dual approach", 2009).
+    """
+    from_share = policy.scarcity.from_share
+    if standing.fullness <= from_share:
+        return 1.0
+    over = (min(standing.fullness, FULLNESS_MAX) - from_share) / (1.0 - from_share)
+    return float(policy.scarcity.price_factor**over)
 
 
 def batch_limit(profile: Profile, option: Option, members_max: int) -> int:

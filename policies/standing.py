@@ -33,6 +33,7 @@ class PoolLoad:
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
+    ``kv_usage`` is the share of KV memory that is taken, 0 where no server tells of it.
     ``learned`` by variant and ``failure_rate`` come from what was executed, absent before.
     """
 
@@ -44,6 +45,7 @@ class PoolLoad:
     running_by_variant: dict[str, int] = field(default_factory=dict)
     speed_by_variant: dict[str, float] = field(default_factory=dict)
     failing: frozenset[str] = frozenset()
+    kv_usage: float = 0.0
     learned: dict[str, Learned] = field(default_factory=dict)
     failure_rate: float | None = None
 
@@ -76,6 +78,8 @@ class Standing:
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
         learned: what past executions of the variant tell.
+        fullness: share of the variant's places that is taken, waiting work included, or of the
+            KV memory if that is more.
     """
 
     option: Option
@@ -90,12 +94,14 @@ class Standing:
     others_s: float
     failure_rate: float = 0.0
     learned: Learned = NOTHING
+    fullness: float = 0.0
 
 
 def standing_of(option: Option, load: PoolLoad) -> Standing:
     """Return how the option stands under this load of its pool."""
     running = load.running_by_variant.get(option.variant, 0)
     replicas = max(1, load.workers) * option.replicas
+    slots = option.max_batch * replicas
     speed = load.speed_by_variant.get(option.variant, 1.0)
     return Standing(
         option=option,
@@ -103,7 +109,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         is_idle=load.is_idle,
         running=running,
         replicas=replicas,
-        slots=option.max_batch * replicas,
+        slots=slots,
         speed=speed,
         pace=speed * option.time_scale,
         backlog_s=load.backlog_s,
@@ -111,6 +117,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
         learned=load.learned.get(option.variant, NOTHING),
+        fullness=max(running / slots, load.kv_usage),
     )
 
 

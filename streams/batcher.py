@@ -245,7 +245,8 @@ class Batcher:
                 # Before the view counts it.
                 inputs = release_inputs_of(end, self._situation)
                 device_s = end.target.estimate.device_s * len(end.members)
-                self._situation.view.add_sent(end.target.option, device_s, len(end.members))
+                view = self._situation.view
+                view.add_sent(end.target.option, device_s, len(end.members), end.tokens)
             ends.append((end, inputs))
             released += len(_members(end))
             if released >= RELEASED_MAX:

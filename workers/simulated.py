@@ -10,7 +10,7 @@ from policies.accelerator import Completion, Job, Refused, VariantLimits
 from policies.pace import Pace
 from policies.replica import Ask, Replica, choose_replica
 from streams import Clock
-from topics import Response, Usage, VariantStatus
+from topics import Response, ServerLoad, Usage, VariantStatus
 from workers.answers import body, output_tokens
 from workers.backend import Call, CallError, Load, Outcome
 
@@ -142,7 +142,9 @@ class SimulatedBackend:
         backlog_s = (
             sum(r.backlog_s for r in self._replicas) / len(self._replicas) / self._time_scale
         )
-        return Load(backlog_s, variants)
+        accelerators = [replica.accelerator for replica in self._replicas]
+        kv_usage = sum(a.kv_wanted for a in accelerators) / len(accelerators)
+        return Load(backlog_s, variants, ServerLoad(kv_usage=round(kv_usage, 4)))
 
     def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
         """End every call with the defect that ended the driver; nothing else would."""

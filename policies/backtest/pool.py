@@ -15,7 +15,7 @@ from policies.pace import Pace
 from policies.prefix_cache import PrefixCache
 from policies.replica import Ask, Replica, choose_replica
 from policies.roofline import Roofline
-from topics import Envelope, PoolStatus, Usage, VariantStatus
+from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
 
 HEARTBEAT_S = 1.0
 # Batches whose replica is remembered, as in the simulated backend.
@@ -196,6 +196,7 @@ class ModelPool:
             running=sum(a.running for a in accelerators),
             queued=sum(a.queued for a in accelerators),
             backlog_s=backlog_s,
+            server=ServerLoad(kv_usage=sum(a.kv_wanted for a in accelerators) / len(accelerators)),
             variants={
                 variant: VariantStatus(
                     running=sum(a.running_of(variant) for a in accelerators),
