@@ -72,9 +72,8 @@ def test_a_promise_and_a_limit_on_cost_are_of_the_cost_itself() -> None:
 
 
 def test_a_batch_goes_where_places_are_left() -> None:
-    running = {"running": 13}
-    plain = target_of(batch(2), twins(**running, policy=POLICY))
-    spared = target_of(batch(2), twins(**running))
+    plain = target_of(batch(2), twins(running=13, policy=POLICY))
+    spared = target_of(batch(2), twins(running=13))
     assert (plain.option.pool, spared.option.pool) == ("left", "right")
 
 
