@@ -201,7 +201,11 @@ def chance(
 def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
     """Return the ratio that is as likely to be kept as this one if errors had that spread.
 
-    Between the quantiles that were learned, and beyond them, errors are taken as normal.
+    Between the quantiles that were learned, and beyond them, errors are taken as normal. What was
+    learned makes no promise safer than it would be without: a pool lets a request share a replica
+    only where much of its SLO is left (`policies.replica`), so promises nearer to the SLO than
+    before would be kept by replicas of their own, which cost more than was estimated. Backtests
+    under distorted speeds: docs/placement.md.
     """
     if error is None or times <= 0:
         return times
@@ -210,7 +214,7 @@ def _as_usual(times: float, error: LatencyError | None, spread: float) -> float:
         deviations = P90 * (margin - median) / (p90 - median)
     else:
         deviations = P90 + (P98 - P90) * (margin - p90) / (p98 - p90)
-    return exp(min(LOG_MAX, deviations * spread))
+    return min(times, exp(min(LOG_MAX, deviations * spread)))
 
 
 def _times(predicted_s: float, limit_s: float) -> float:
