@@ -65,6 +65,7 @@ class _Question:
     transport_s: float
     spread: float
     credit: Credit | None
+    scarce_from: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,16 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
     elapsed_s = now - profile.created_at
     credit = situation.view.sessions.credit(profile, now)
     transport_s, spread = assumed.transport_s, assumed.spread
-    ask = _Question(profile, policy, elapsed_s, rate_per_s, transport_s, spread, credit)
+    ask = _Question(
+        profile,
+        policy,
+        elapsed_s,
+        rate_per_s,
+        transport_s,
+        spread,
+        credit,
+        policy.scarcity.from_share,
+    )
     rules = policy.rules
     priced: list[_Priced] = []
     refused: list[Candidate] = []
@@ -211,7 +221,10 @@ def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estim
     likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
     offer = candidate(option, path, found, likely, elapsed_s)
     cost_usd = expected_cost_usd(found, standing, ask.policy)
-    return _Priced(offer, option, found, cost_usd, cost_usd * scarcity(standing, ask.policy))
+    price_usd = cost_usd
+    if standing.fullness > ask.scarce_from:
+        price_usd *= scarcity(standing, ask.policy)
+    return _Priced(offer, option, found, cost_usd, price_usd)
 
 
 def _refused(option: Option, code: str) -> Candidate:
@@ -230,10 +243,9 @@ def _why(best: _Priced, priced: list[_Priced], profile: Profile, situation: Situ
         return "only_candidate"
     if (best.candidate.chance or 0.0) < profile.target_chance:
         return "best_chance"
+    cost_usd, target_chance = best.cost_usd, profile.target_chance
     cheaper = [
-        p
-        for p in priced
-        if p.cost_usd < best.cost_usd and (p.candidate.chance or 0.0) >= profile.target_chance
+        p for p in priced if p.cost_usd < cost_usd and (p.candidate.chance or 0.0) >= target_chance
     ]
     if cheaper:
         policy, standing_of = situation.policy, situation.view.standing
