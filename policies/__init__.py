@@ -25,7 +25,7 @@ from policies.release import find_target
 from policies.review import review
 from policies.risk import decided_tags
 from policies.second_chance import allow_again
-from policies.shadow import beside, decide_beside
+from policies.shadow import beside, decide_beside, release_beside
 from policies.situation import Situation, situation
 from policies.tags import Tagged, UnservableError, operation_of, tag
 from policies.turns import Member
@@ -71,6 +71,7 @@ __all__ = [
     "parse_policy",
     "refused_by",
     "release_again",
+    "release_beside",
     "release_inputs_of",
     "review",
     "share_out",

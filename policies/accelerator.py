@@ -237,6 +237,11 @@ class Accelerator:
         return self._kv_capacity_bytes - self._kv_used_bytes() - waiting_bytes
 
     @property
+    def kv_wanted(self) -> float:
+        """The share of the KV memory that what runs or waits needs, 0 to 1."""
+        return min(1.0, 1.0 - self.kv_free_bytes / self._kv_capacity_bytes)
+
+    @property
     def decoded(self) -> tuple[int, int]:
         """Decode steps so far, and the tokens that they yielded."""
         return sum(lane.steps for lane in self._lanes), sum(lane.tokens for lane in self._lanes)

@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import Literal
 
 from policies.constraints import PASSING, explain, has_lane, refusal
-from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, expected_cost_usd
+from policies.estimate import (
+    Estimate,
+    batch_limit,
+    candidate,
+    chance,
+    estimate,
+    expected_cost_usd,
+    scarcity,
+)
 from policies.extension import Extension, priced_by, refused_by
 from policies.groups import group_in
 from policies.options import Option, Options
@@ -57,13 +65,17 @@ class _Question:
     transport_s: float
     spread: float
     credit: Credit | None
+    scarce_from: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Priced:
+    """``cost_usd`` is what it is expected to cost, ``price_usd`` what it counts as."""
+
     candidate: Candidate
     option: Option
     estimate: Estimate
+    cost_usd: float
     price_usd: float
 
 
@@ -89,7 +101,16 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
     elapsed_s = now - profile.created_at
     credit = situation.view.sessions.credit(profile, now)
     transport_s, spread = assumed.transport_s, assumed.spread
-    ask = _Question(profile, policy, elapsed_s, rate_per_s, transport_s, spread, credit)
+    ask = _Question(
+        profile,
+        policy,
+        elapsed_s,
+        rate_per_s,
+        transport_s,
+        spread,
+        credit,
+        policy.scarcity.from_share,
+    )
     rules = policy.rules
     priced: list[_Priced] = []
     refused: list[Candidate] = []
@@ -102,7 +123,7 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
             if profile.batchable and "batch" in lanes:
                 offers.append(_hold(ask, standing))
             if profile.max_cost_usd is not None:
-                offers = [o for o in offers if o.price_usd <= profile.max_cost_usd]
+                offers = [o for o in offers if o.cost_usd <= profile.max_cost_usd]
             code = None if offers else "max_cost"
             if rules and offers:
                 # After what must hold, which is held against the price as it is.
@@ -191,7 +212,10 @@ def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estim
     elapsed_s, (ttft_error, tpot_error, _) = ask.elapsed_s, standing.learned
     likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
     offer = candidate(standing.option, path, found, likely, elapsed_s)
-    return _Priced(offer, standing.option, found, expected_cost_usd(found, standing, ask.policy))
+    cost_usd = price_usd = expected_cost_usd(found, standing, ask.policy)
+    if standing.fullness > ask.scarce_from:
+        price_usd *= scarcity(standing, ask.policy)
+    return _Priced(offer, standing.option, found, cost_usd, price_usd)
 
 
 def _refused(option: Option, code: str) -> Candidate:
@@ -210,14 +234,14 @@ def _why(best: _Priced, priced: list[_Priced], profile: Profile, situation: Situ
         return "only_candidate"
     if (best.candidate.chance or 0.0) < profile.target_chance:
         return "best_chance"
-    policy, standing_of = situation.policy, situation.view.standing
-    if policy.rules:
-        able = [p for p in priced if (p.candidate.chance or 0.0) >= profile.target_chance]
-        cost_usd = [
-            expected_cost_usd(p.estimate, standing_of(p.option), policy) for p in (best, *able)
-        ]
-        if cost_usd[0] > min(cost_usd):
-            return "preferred_by_extension"
+    cost_usd, target_chance = best.cost_usd, profile.target_chance
+    cheaper = [
+        p for p in priced if p.cost_usd < cost_usd and (p.candidate.chance or 0.0) >= target_chance
+    ]
+    if cheaper:
+        policy, standing_of = situation.policy, situation.view.standing
+        usd = [p.cost_usd * scarcity(standing_of(p.option), policy) for p in (best, *cheaper)]
+        return "preferred_by_extension" if usd[0] > min(usd) else "leaves_scarce_places"
     if best.candidate.path == "hold":
         return "waiting_is_cheapest"
     return "cheapest_in_time"

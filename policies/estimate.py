@@ -18,6 +18,8 @@ LOG_MAX = 700.0
 TINY_S = 1e-12
 # Share of a replica's places that batch work fills; the rest is for what can't wait.
 BATCH_SHARE = 0.75
+# A pool in which much waits for places is no scarcer than this.
+FULLNESS_MAX = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,20 @@ def expected_cost_usd(estimate: Estimate, standing: Standing, policy: Policy) ->
     return estimate.cost_usd * (1.0 + standing.failure_rate * policy.retry_cost_weight)
 
 
+def scarcity(standing: Standing, policy: Policy) -> float:
+    """Return how many times its cost a place counts as, because few are left: the shadow price.
+
+    What another could have used is worth what the other then pays elsewhere. A price that grows
+    exponentially with use serves best against what may come (Buchbinder and Naor, "The design of
+    competitive online algorithms via a primal-dual approach", 2009).
+    """
+    from_share = policy.scarcity.from_share
+    if standing.fullness <= from_share:
+        return 1.0
+    over = (min(standing.fullness, FULLNESS_MAX) - from_share) / (1.0 - from_share)
+    return float(policy.scarcity.price_factor**over)
+
+
 def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
     """Return how many requests like this one fill the device: by sequences or by KV memory."""
     tokens = max(1, profile.input_tokens + profile.output_tokens)
@@ -171,7 +187,11 @@ def chance(
 def _as_usual(times: float, error: LatencyError, spread: float) -> float:
     """Return the ratio that is as likely to be kept as this one if errors had that spread.
 
-    Between the quantiles that were learned, and beyond them, errors are taken as normal.
+    Between the quantiles that were learned, and beyond them, errors are taken as normal. What was
+    learned makes no promise safer than it would be without: a pool lets a request share a replica
+    only where much of its SLO is left (`policies.replica`), so promises nearer to the SLO than
+    before would be kept by replicas of their own, which cost more than was estimated. Backtests
+    under distorted speeds: docs/placement.md.
     """
     if times <= 0:
         return times
@@ -180,7 +200,7 @@ def _as_usual(times: float, error: LatencyError, spread: float) -> float:
         deviations = P90 * (margin - median) / (p90 - median)
     else:
         deviations = P90 + (P98 - P90) * (margin - p90) / (p98 - p90)
-    return exp(min(LOG_MAX, deviations * spread))
+    return min(times, exp(min(LOG_MAX, deviations * spread)))
 
 
 def candidate(

@@ -9,6 +9,19 @@ NEWEST = 0.04
 RATIO_MAX = 4.0
 
 
+def shared_by(elapsed_s: float, share_s: float) -> int:
+    """Return how many sequences shared the steps of one, on the mean.
+
+    Their number as it began would make a pool that fills look faster than it is, by a factor of two
+    and more, since later ones take their share of the steps.
+
+    Args:
+        elapsed_s: from its begin to its end.
+        share_s: its share of that (`policies.device_share`).
+    """
+    return max(1, round(elapsed_s / share_s)) if share_s > 0 else 1
+
+
 class Pace:
     """An exponentially weighted mean of predicted / actual, in the log, per variant."""
 
@@ -25,7 +38,8 @@ class Pace:
         Args:
             option: the hardware it ran on.
             job: what ran.
-            sequences: sequences of the variant on that replica when it began, itself included.
+            sequences: sequences of the variant that shared its steps, itself included, on the
+                mean (`shared_by`).
             device_s: its share of busy device time.
         """
         if device_s <= 0:

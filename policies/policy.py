@@ -113,6 +113,16 @@ class Windows(Declaration):
         return bounds
 
 
+class Scarcity(Declaration):
+    """What a place counts as where few are left. Never part of a promised cost or of a limit."""
+
+    price_factor: Annotated[float, Field(ge=1, le=1_000)] = 1.0
+    """The price of the last place of a pool, in times its cost: about what the dearest pool costs
+    against the cheapest. 1 takes no account of scarcity."""
+    from_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a pool's places or KV memory in use from which the price grows, exponentially."""
+
+
 class Estimates(Declaration):
     """What estimates start from before anything has been measured."""
 
@@ -137,6 +147,7 @@ class Policy(Versioned):
     default_tenant: TenantLimits = Field(default_factory=TenantLimits)
     """Of each tenant that ``tenants`` doesn't name."""
     windows: Windows = Field(default_factory=Windows)
+    scarcity: Scarcity = Field(default_factory=Scarcity)
     estimates: Estimates = Field(default_factory=Estimates)
     attempts_max: PositiveInt = 3
     """Tries of a request, the first included."""

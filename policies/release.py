@@ -13,6 +13,7 @@ from policies.estimate import (
     estimate,
     expected_cost_usd,
     room,
+    scarcity,
 )
 from policies.extension import priced_by, refused_by
 from policies.options import Option
@@ -93,8 +94,9 @@ def _best(targets: Sequence[Target], first: Profile, situation: Situation) -> Ta
         option = target.option
         finish_s = target.estimate.finish_s
         standing = situation.view.standing(option)
-        cost_usd = expected_cost_usd(target.estimate, standing, situation.policy)
-        price_usd = priced_by(situation.policy.rules, first, option, cost_usd)
+        policy = situation.policy
+        cost_usd = expected_cost_usd(target.estimate, standing, policy)
+        price_usd = priced_by(policy.rules, first, option, cost_usd * scarcity(standing, policy))
         # What a scorer has no price for is the last resort of those who wait.
         return (inf if isinstance(price_usd, str) else price_usd, finish_s, *_name(option))
 

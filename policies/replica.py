@@ -198,4 +198,11 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
     for index in sorted(range(len(replicas)), key=rank):
         if replicas[index].can_take(ask, now):
             return index
-    return min(range(len(replicas)), key=lambda i: (replicas[i].backlog_s, replicas[i].jobs, i))
+    tokens = ask.input_tokens + ask.output_tokens
+
+    def load(index: int) -> tuple[bool, float, int, int]:
+        replica = replicas[index]
+        has_room = replica.accelerator.has_room(ask.variant, tokens)
+        return (not has_room, replica.backlog_s, replica.jobs, index)
+
+    return min(range(len(replicas)), key=load)

@@ -1,9 +1,13 @@
 """The shadow: what a second policy would do, in the same situation and with no effect."""
 
+from collections.abc import Sequence
+
 from policies.decide import decide
 from policies.options import Options
 from policies.policy import Policy
+from policies.release import find_target
 from policies.situation import Situation, situation
+from policies.turns import Member
 from policies.view import FleetView
 from topics import Profile, Shadow
 
@@ -39,4 +43,29 @@ def decide_beside(profile: Profile, here: Situation, now: float) -> Shadow:
         chosen.model_variant,
         promised.cost_usd,
         promised.chance,
+    )
+
+
+def release_beside(members: Sequence[Member], here: Situation, now: float) -> Shadow:
+    """Return where the second policy would send members that the live one releases now.
+
+    They go together, at the moment and with the SLOs that the live policy gave them: what differs
+    is where, at what cost. Without a place in a live pool the second policy would let them wait.
+
+    Args:
+        members: that go, in the order they go.
+        here: its situation.
+        now: epoch seconds.
+    """
+    version, target = here.policy.version, find_target(members, here, now)
+    if target is None:
+        return Shadow(version, "hold", "pool_unavailable")
+    return Shadow(
+        version,
+        "place",
+        "released",
+        target.option.pool,
+        target.option.variant,
+        target.estimate.cost_usd,
+        target.chance,
     )

@@ -42,6 +42,7 @@ class PoolLoad:
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
+    ``kv_usage`` is the share of KV memory that is taken, 0 where no server tells of it.
     ``learned`` by variant and ``failure_rate`` come from what was executed, absent before.
     """
 
@@ -53,6 +54,7 @@ class PoolLoad:
     running_by_variant: dict[str, int] = field(default_factory=dict)
     speed_by_variant: dict[str, float] = field(default_factory=dict)
     failing: frozenset[str] = frozenset()
+    kv_usage: float = 0.0
     learned: dict[str, Learned] = field(default_factory=dict)
     failure_rate: float | None = None
 
@@ -133,6 +135,8 @@ class Standing:
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
         learned: what past executions of the variant tell.
+        fullness: share of the variant's places that is taken, waiting work included, or of the
+            KV memory if that is more.
     """
 
     option: Option
@@ -147,7 +151,10 @@ class Standing:
     others_s: float
     failure_rate: float = 0.0
     learned: Learned = NOTHING
-    _terms: dict[tuple[int, bool], Terms] = field(default_factory=dict, repr=False, compare=False)
+    fullness: float = 0.0
+    _terms: dict[tuple[int, bool], Terms] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     def terms(self, members: int, fills_gaps: bool) -> Terms:
         """Return what an estimate needs to know, for so many members that come together.
@@ -207,6 +214,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
     """Return how the option stands under this load of its pool."""
     running = load.running_by_variant.get(option.variant, 0)
     replicas = max(1, load.workers) * option.replicas
+    slots = option.max_batch * replicas
     speed = load.speed_by_variant.get(option.variant, 1.0)
     return Standing(
         option=option,
@@ -214,7 +222,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         is_idle=load.is_idle,
         running=running,
         replicas=replicas,
-        slots=option.max_batch * replicas,
+        slots=slots,
         speed=speed,
         pace=speed * option.time_scale,
         backlog_s=load.backlog_s,
@@ -222,6 +230,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
         learned=load.learned.get(option.variant, NOTHING),
+        fullness=max(running / slots, load.kv_usage),
     )
 
 

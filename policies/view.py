@@ -92,18 +92,21 @@ class FleetView:
         """Return the load of every pool that has reported."""
         return self._loads
 
-    def add_sent(self, option: Option, device_s: float, count: int = 1) -> None:
+    def add_sent(self, option: Option, device_s: float, count: int = 1, tokens: int = 0) -> None:
         """Count work sent to a pool until its next heartbeat tells of it.
 
         Args:
             option: where it went.
             device_s: device time before a later request can start, in seconds.
             count: requests.
+            tokens: of KV memory that they all need, prompts and replies.
         """
         load = self._loads.get(option.pool)
         if load is None:
             return
-        load.backlog_s += device_s / (max(1, load.workers) * option.replicas)
+        replicas = max(1, load.workers) * option.replicas
+        load.backlog_s += device_s / replicas
+        load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
         running = load.running_by_variant
         running[option.variant] = running.get(option.variant, 0) + count
         load.round_s = self._round_s(option.pool, load)
@@ -132,6 +135,9 @@ class FleetView:
         rates = [s.failure_rate for s in reports if s.failure_rate is not None]
         load.failure_rate = round(fmean(rates), 4) if rates else None
         load.learned = _learned(reports)
+        servers = [s.server for s in reports if s.server is not None]
+        used = [server.kv_usage for server in servers if server.kv_usage is not None]
+        load.kv_usage = round(fmean(used), 4) if used else 0.0
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
         self._standings.pop(pool, None)

@@ -61,6 +61,11 @@ class Release:
     head: tuple[Member, ...]
     waiting: int
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the members that go, prompts and replies."""
+        return sum(_tokens(member) for member in self.members)
+
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:

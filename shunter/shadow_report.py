@@ -35,6 +35,7 @@ class _Step(msgspec.Struct):
     task: str | None = None
     candidates: list[_Candidate] = []
     promised: _Envelope | None = None
+    placement: _Candidate | None = None
     shadow: _Shadow | None = None
 
 
@@ -42,6 +43,8 @@ class _Step(msgspec.Struct):
 class Regret:
     """Decisions of one class that a second policy made too.
 
+    ``of`` says which: those on requests, or the releases of what waited, member by member. The two
+    don't add up: what is held and released is in both.
     ``differs`` counts those in which it would have done something else, or it elsewhere. Costs are
     US dollars as both policies expected them, of the decisions in which both would have served
     (``both_served``). Attainment is the mean chance to meet the SLO that each policy saw, over all
@@ -50,6 +53,7 @@ class Regret:
 
     shadow: str
     task: str
+    of: str = "requests"
     decisions: int = 0
     differs: int = 0
     both_served: int = 0
@@ -65,12 +69,16 @@ class Regret:
 
     def add(self, step: _Step, shadow: _Shadow) -> None:
         """Count one decision."""
-        chosen = step.candidates[0] if step.promised and step.candidates else None
+        chosen = step.placement
+        if chosen is None and step.promised and step.candidates:
+            chosen = step.candidates[0]
         live = (step.step, *((chosen.pool, chosen.model_variant) if chosen else (None, None)))
         # A request at its last attempt fails where a first one is rejected.
         would = _LEADS_TO[shadow.action]
         if would == "rejected" and step.step == "failed":
             would = "failed"
+        if would == "placed" and step.step == "released":
+            would = "released"
         self.decisions += 1
         self.differs += live != (would, shadow.pool, shadow.model_variant)
         if step.promised is not None and shadow.cost_usd is not None:
@@ -92,10 +100,13 @@ class Regret:
 
 
 class ShadowReport:
-    """The regret of each class, and of all, under each version of a shadow that was ever on."""
+    """The regret of each class, and of all, under each version of a shadow that was ever on.
+
+    Releases stand apart, after the decisions on requests.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], Regret] = {}
+        self._found: dict[tuple[str, str, str], Regret] = {}
         self._decoder = msgspec.json.Decoder(_Step)
 
     def add(self, value: bytes) -> None:
@@ -108,10 +119,17 @@ class ShadowReport:
         if step.shadow is None or step.shadow.action not in _LEADS_TO:
             return
         version = step.shadow.policy_version
+        of = "releases" if step.step == "released" else "requests"
         for task in (step.task or "", ALL):
-            self._found.setdefault((version, task), Regret(version, task)).add(step, step.shadow)
+            key = (version, of, task)
+            self._found.setdefault(key, Regret(version, task, of)).add(step, step.shadow)
 
     def rows(self) -> Iterator[Regret]:
         """Yield class by class, all together last, one version after the other."""
-        for _, regret in sorted(self._found.items(), key=lambda i: (i[0][0], i[0][1] == ALL, i[0])):
-            yield regret
+
+        def order(key: tuple[str, str, str]) -> tuple[str, bool, bool, str]:
+            version, of, task = key
+            return (version, of == "releases", task == ALL, task)
+
+        for key in sorted(self._found, key=order):
+            yield self._found[key]

@@ -16,18 +16,18 @@ from policies import (
     GivenUp,
     Member,
     Release,
-    ReleaseInputs,
     Situation,
     Target,
     Windows,
     find_target,
+    release_beside,
     release_inputs_of,
     windows_of,
 )
 from policies.groups import group_in
 from streams.cancellations import Cancellations, message_of
 from streams.clock import Clock
-from streams.held import Held, held_at_of
+from streams.held import Held, Judged, held_at_of
 from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
@@ -72,6 +72,7 @@ class Batcher:
         held_payload_bytes_max: int,
     ) -> None:
         self._situation = situation
+        self._shadow: Situation | None = None
         self._scribe = scribe
         self._catalogue = scribe.catalogue
         self._clock = clock
@@ -108,6 +109,7 @@ class Batcher:
     def take_terms(self, terms: Terms) -> None:
         """Go on under other terms. Only while no work is under way."""
         self._situation, self._scribe = terms.situation, terms.scribe
+        self._shadow = terms.shadow
         for held in self._partitions.values():
             held.regroup(self._situation)
 
@@ -193,7 +195,7 @@ class Batcher:
             effects.append(letter)
         if culprits and rest:
             again = replace(release, members=rest)
-            effects.append(self._release(held, again, None, now))
+            effects.append(self._release(held, again, Judged(), now))
         return effects
 
     def _take(self, held: Held, record: Record) -> None:
@@ -229,8 +231,8 @@ class Batcher:
 
     async def _due(self, partition: Partition, held: Held, now: float) -> list[Effect]:
         self._situation.view.prune(now)
-        ends: list[tuple[Release | GivenUp, ReleaseInputs | None]] = [
-            (GivenUp(member, "cancelled"), None)
+        ends: list[tuple[Release | GivenUp, Judged]] = [
+            (GivenUp(member, "cancelled"), Judged())
             for request_id in islice(sorted(held.cancelled), RELEASED_MAX)
             if (member := held.windows.find(request_id)) is not None
         ]
@@ -240,13 +242,16 @@ class Batcher:
             return find_target(members, self._situation, now)
 
         for end in held.windows.due(now, target, without=held.cancelled):
-            inputs = None
+            judged = Judged()
             if isinstance(end, Release):
                 # Before the view counts it.
-                inputs = release_inputs_of(end, self._situation)
+                other = self._shadow
+                shadow = None if other is None else release_beside(end.members, other, now)
+                judged = Judged(release_inputs_of(end, self._situation), shadow)
                 device_s = end.target.estimate.device_s * len(end.members)
-                self._situation.view.add_sent(end.target.option, device_s, len(end.members))
-            ends.append((end, inputs))
+                view = self._situation.view
+                view.add_sent(end.target.option, device_s, len(end.members), end.tokens)
+            ends.append((end, judged))
             released += len(_members(end))
             if released >= RELEASED_MAX:
                 break
@@ -255,15 +260,13 @@ class Batcher:
         wanted = [m for end, _ in ends for m in _members(end)]
         await held.payloads.load(self._log, [(m.profile.id, m.offset) for m in wanted])
         return [
-            self._release(held, end, inputs, now)
+            self._release(held, end, judged, now)
             if isinstance(end, Release)
             else self._give_up(held, end, now)
-            for end, inputs in ends
+            for end, judged in ends
         ]
 
-    def _release(
-        self, held: Held, release: Release, inputs: ReleaseInputs | None, now: float
-    ) -> Effect:
+    def _release(self, held: Held, release: Release, judged: Judged, now: float) -> Effect:
         target = release.target
         first = release.members[0]
         # A request leads one batch of its partition at most, so its offset names the batch.
@@ -275,10 +278,11 @@ class Batcher:
         whole = self._telemetry.batch(sources) if is_batch else {}
         for index, (member, source) in enumerate(zip(release.members, sources, strict=True)):
             batch = Batch(batch_id, index, len(sources)) if is_batch else None
-            of_first = inputs if index == 0 else None
+            # A batch is decided on as one; its first member carries what it was decided on.
+            known = judged if index == 0 else replace(judged, inputs=None)
             trace = whole | self._telemetry.sent(source)
             records += self._release_member(
-                release, member, source, batch, topic, trace, of_first, now
+                release, member, source, batch, topic, trace, known, now
             )
         return Effect(None, records, subject=release)
 
@@ -290,7 +294,7 @@ class Batcher:
         batch: Batch | None,
         topic: str,
         trace: dict[str, bytes],
-        inputs: ReleaseInputs | None,
+        judged: Judged,
         now: float,
     ) -> list[Outgoing]:
         """Return the request on its lane, its tombstone, and the evidence."""
@@ -324,16 +328,16 @@ class Batcher:
             "released",
             now,
             view_version=self._situation.view.version,
-            # A batch is decided on as one; its first member carries what it was decided on.
             candidates=target.candidates if is_first else (),
-            profile=None if inputs is None else told(profile),
-            inputs=inputs,
+            profile=None if judged.inputs is None else told(profile),
+            inputs=judged.inputs,
             decided_with=None if is_first else release.members[0].profile.id,
             placement=placement,
             promised=promised,
             batch=batch,
             hold=Hold(member.group, release.reason, now - member.held_at, release.slack_s),
             reason=release.reason,
+            shadow=judged.shadow,
         )
         return [request, self._tombstone(source), evidence]
 

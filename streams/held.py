@@ -4,12 +4,20 @@ import math
 from dataclasses import dataclass, field, replace
 from sys import intern
 
-from policies import Situation, Windows, windows_of
+from policies import ReleaseInputs, Situation, Windows, windows_of
 from policies.groups import group_in
 from streams.log import Partition, Record
 from streams.payloads import Payloads
-from topics import BadRecordError
+from topics import BadRecordError, Shadow
 from topics import headers as h
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a release was decided on, and what a second policy would have done instead."""
+
+    inputs: ReleaseInputs | None = None
+    shadow: Shadow | None = None
 
 
 @dataclass(slots=True)

@@ -333,7 +333,8 @@ class Router:
         )
         records = [request, self._evidence(case, "placed", placement)]
         # After the evidence, which has the loads as they were.
-        self._situation.view.add_sent(option, estimate.device_s)
+        tokens = profile.input_tokens + profile.output_tokens
+        self._situation.view.add_sent(option, estimate.device_s, tokens=tokens)
         self._situation.view.sessions.remember(profile, option, case.now)
         self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
         return Effect(case.record, records, subject=case)

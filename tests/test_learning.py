@@ -76,7 +76,9 @@ def test_a_pool_that_fails_costs_more_and_one_that_is_slow_has_less_chance() -> 
     slow, quick = (0.7, 1.1, 1.4), (-0.7, -0.3, 0.0)
     near = replace(asked, ttft_s=1.2 * found.ttft_s)
     usual = chance(near, found, 0.0, 0.35)
-    assert chance(near, found, 0.0, 0.35, slow) < usual < chance(near, found, 0.0, 0.35, quick)
+    assert chance(near, found, 0.0, 0.35, slow) < usual
+    # A pool that keeps its promises early is trusted no further: docs/placement.md.
+    assert chance(near, found, 0.0, 0.35, quick) == usual
     assert chance(near, found, 0.0, 0.35, (0.0, 0.4486, 0.7188)) == pytest.approx(usual, abs=1e-4)
 
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from hold_cases import hold
 from policy_cases import POLICY as PURE_POLICY
 from policy_cases import a_policy, a_situation, profile
-from stream_cases import POLICY, Yard, drain, keys
+from stream_cases import POLICY, START, Yard, drain, keys
 from test_policy_changes import Office, policy
 
 from policies import beside, decide, decide_beside
@@ -149,3 +150,56 @@ async def test_the_evidence_of_a_router_is_what_the_report_reads() -> None:
         "all": (2, 1),
     }
     assert found["summarization"].regret_usd < 0
+
+
+async def released(shadow: str | None) -> Yard:
+    """A yard in which two summaries have waited to the end of their window."""
+    yard = Yard()
+    for name in ("s1", "s2"):
+        hold(yard, name, held_at=START)
+    office = Office(yard)
+    transactor = await office.batcher()
+    office.change(shadow=shadow)
+    yard.clock.at += 60
+    await drain(transactor)
+    return yard
+
+
+async def test_a_release_says_where_the_second_policy_would_send_each_member() -> None:
+    yard, alone = await released(OTHER), await released(None)
+    steps = yard.evidence("released")
+    assert {e.request_id for e in steps} == {"s1", "s2"}
+    for step in steps:
+        assert step.shadow is not None
+        assert step.placement is not None
+        assert step.promised is not None
+        assert step.shadow.policy_version == policy(OTHER).version
+        where = (step.shadow.action, step.shadow.pool, step.shadow.model_variant)
+        assert where == ("place", step.placement.pool, step.placement.model_variant)
+        assert step.shadow.cost_usd == step.promised.cost_usd
+    assert not any(step.shadow for step in alone.evidence())
+    seen = [(e.request_id, e.placement, e.promised) for e in alone.evidence()]
+    assert [(e.request_id, e.placement, e.promised) for e in yard.evidence()] == seen
+    report = ShadowReport()
+    for record in yard.cluster.records(yard.catalogue.evidence):
+        report.add(record.value or b"")
+    assert [(r.of, r.task, r.decisions) for r in report.rows()] == [
+        ("releases", "summarization", 2),
+        ("releases", "all", 2),
+    ]
+
+
+def test_a_release_elsewhere_differs_and_one_that_would_wait_too() -> None:
+    report = ShadowReport()
+    live = {
+        "step": "released",
+        "task": "summary",
+        "placement": {"pool": "boards-us", "model_variant": "v"},
+        "promised": {"cost_usd": 0.003, "ttft_s": 1.0, "finish_s": 2.0, "chance": 0.99},
+    }
+    for action, pool in (("place", "boards-us"), ("place", "premium-eu"), ("hold", None)):
+        said = Shadow("b", action, "r", pool, pool and "v", 0.001 if pool else None)  # type: ignore[arg-type]
+        report.add(encode(live | {"shadow": said}))
+    row, _ = report.rows()
+    assert (row.of, row.decisions, row.differs, row.both_served) == ("releases", 3, 2, 2)
+    assert row.regret_usd == pytest.approx(0.004)

@@ -127,3 +127,14 @@ def test_the_backlog_is_the_prompts_without_a_first_token() -> None:
     replica.advance(60.0)
     assert replica.backlog_s == 0
     assert replica.accelerator.is_idle
+
+
+def test_where_none_can_take_it_one_with_a_free_place_comes_first() -> None:
+    replicas = pool(2)
+    give(replicas[0], "one", count=4)
+    give(replicas[1], "one", count=1)
+    give(replicas[1], "two", count=4)
+    impossible = ask("one", tpot_s=STEP_S / 10)
+    assert not any(replica.can_take(impossible, 1.0) for replica in replicas)
+    assert replicas[0].jobs < replicas[1].jobs
+    assert choose_replica(replicas, impossible, 1.0) == 1

@@ -12,13 +12,13 @@ import orjson
 
 from policies import Option
 from policies.accelerator import Job
+from policies.device_share import DeviceShare
 from policies.fleet import OpenAIBackend as Declared
-from policies.pace import NEWEST, Pace
+from policies.pace import NEWEST, Pace, shared_by
 from streams import Clock
 from topics import Response, VariantStatus
 from topics.codec import JSON_DEPTH_MAX
 from workers.backend import Call, CallError, Load, Outcome
-from workers.device_share import DeviceShare
 from workers.openai_answer import Assembled, bad_answer, usage_of
 from workers.openai_errors import classify
 from workers.openai_server import OpenAIServer, read_body
@@ -78,6 +78,7 @@ class OpenAIBackend:
         self._server = OpenAIServer(options[0].pool, declared, slots + 1)
         self._metrics = ServerMetrics(declared, self._server)
         self._shares = DeviceShare(options[0].replicas)
+        self._shares_of = {option.variant: DeviceShare(option.replicas) for option in options}
         self._running = dict.fromkeys(self._options, 0)
         self._pace = Pace()
         self._each_s = 0.0
@@ -108,14 +109,17 @@ class OpenAIBackend:
             message = f"a server of this kind has no {operation!r}"
             raise CallError("operation_not_served", message, retry="elsewhere")
         self._running[variant] += 1
-        sequences = max(1, -(-self._running[variant] // self._options[variant].replicas))
-        mark, device_s = self._shares.begin(self._loop.time()), 0.0
+        began_at, device_s, among_its_own_s = self._loop.time(), 0.0, 0.0
+        mark = self._shares.begin(began_at)
+        own_mark = self._shares_of[variant].begin(began_at)
         started_at = self._clock.now()
         try:
             answer = await self._ask(call)
         finally:
             self._running[variant] -= 1
-            device_s = self._shares.end(mark, self._loop.time())
+            ended_at = self._loop.time()
+            device_s = self._shares.end(mark, ended_at)
+            among_its_own_s = self._shares_of[variant].end(own_mark, ended_at)
         finished_at = self._clock.now()
         usage = usage_of(
             answer.body, input_tokens=call.profile.input_tokens, output_tokens=answer.pieces
@@ -123,6 +127,7 @@ class OpenAIBackend:
         input_tokens = max(1, usage.input_tokens)
         cached_tokens = min(usage.cached_tokens, input_tokens)
         job = Job("", variant, input_tokens, usage.output_tokens, cached_tokens)
+        sequences = shared_by(ended_at - began_at, among_its_own_s)
         self._pace.learn(self._options[variant], job, sequences, device_s)
         self._each_s += (device_s - self._each_s) * NEWEST
         return Outcome(

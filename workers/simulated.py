@@ -7,10 +7,11 @@ from types import MappingProxyType
 
 from policies import Option
 from policies.accelerator import Completion, Job, Refused, VariantLimits
-from policies.pace import Pace
+from policies.device_share import DeviceShare
+from policies.pace import Pace, shared_by
 from policies.replica import Ask, Replica, choose_replica
 from streams import Clock
-from topics import Response, Usage, VariantStatus
+from topics import Response, ServerLoad, Usage, VariantStatus
 from workers.answers import body, output_tokens
 from workers.backend import Call, CallError, Load, Outcome
 
@@ -36,6 +37,8 @@ class SimulatedBackend:
         limits = {o.variant: VariantLimits(o.roofline, o.max_batch) for o in options}
         self._options = {o.variant: o for o in options}
         self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
+        # By replica, then by variant.
+        self._shares = [{o.variant: DeviceShare(1) for o in options} for _ in self._replicas]
         self._time_scale = options[0].time_scale
         self._clock = clock
         self._usual_tokens = usual_tokens
@@ -77,17 +80,22 @@ class SimulatedBackend:
         job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
         future = self._waiting[name] = self._loop.create_future()
         accelerator = replica.accelerator
-        sequences = 1 + accelerator.running_of(variant) + accelerator.queued_of(variant)
+        share = self._shares[self._replicas.index(replica)][variant]
+        began_at = self._model_now()
+        mark = share.begin(began_at)
         replica.submit(job, self._in_model(profile.tpot_s), self._model_now())
         self._changed.set()
         try:
             done = await future
         finally:
             self._waiting.pop(name, None)
+            ended_at = self._model_now()
+            share_s = share.end(mark, ended_at)
             if future.cancelled():
                 accelerator.cancel(name, self._model_now())
                 # What waited for its place is due sooner than the driver thinks.
                 self._changed.set()
+        sequences = shared_by(ended_at - began_at, share_s)
         self._pace.learn(self._options[variant], job, sequences, done.device_s)
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
@@ -142,7 +150,9 @@ class SimulatedBackend:
         backlog_s = (
             sum(r.backlog_s for r in self._replicas) / len(self._replicas) / self._time_scale
         )
-        return Load(backlog_s, variants)
+        accelerators = [replica.accelerator for replica in self._replicas]
+        kv_usage = sum(a.kv_wanted for a in accelerators) / len(accelerators)
+        return Load(backlog_s, variants, ServerLoad(kv_usage=round(kv_usage, 4)))
 
     def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
         """End every call with the defect that ended the driver; nothing else would."""

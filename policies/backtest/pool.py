@@ -8,14 +8,15 @@ from statistics import NormalDist
 from policies.accelerator import VariantLimits
 from policies.backtest.outcome import Outcome
 from policies.backtest.reality import Reality
+from policies.device_share import DeviceShare
 from policies.experience import Experience
 from policies.iteration import Cancelled, Completion, FirstToken, Job
 from policies.options import Option
-from policies.pace import Pace
+from policies.pace import Pace, shared_by
 from policies.prefix_cache import PrefixCache
 from policies.replica import Ask, Replica, choose_replica
 from policies.roofline import Roofline
-from topics import Envelope, PoolStatus, Usage, VariantStatus
+from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
 
 HEARTBEAT_S = 1.0
 # Batches whose replica is remembered, as in the simulated backend.
@@ -27,7 +28,7 @@ Draw = Callable[[], float]
 
 @dataclass(eq=False, slots=True)
 class Try:
-    """One request on its way to, or at, a pool. ``sequences`` share its steps as it begins."""
+    """One request on its way to, or at, a pool; ``mark`` is of its share since ``began_at``."""
 
     outcome: Outcome
     option: Option
@@ -35,7 +36,8 @@ class Try:
     batch_id: str | None
     fails: bool = False
     replica: int = 0
-    sequences: int = 1
+    began_at: float = 0.0
+    mark: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class ModelPool:
         self._pace = Pace()
         self._experience = Experience(options[0].failure_rate)
         self._tries: dict[str, Try] = {}
+        # By replica, then by variant.
+        self._shares = [
+            {option.variant: DeviceShare(1) for option in options}
+            for _ in range(options[0].replicas)
+        ]
         self._batches: dict[str, int] = {}
         self._failed: deque[Ended] = deque()
         self._count = 0
@@ -97,10 +104,7 @@ class ModelPool:
         index = self._replica_for(attempt.batch_id, ask, now)
         attempt.replica = index
         replica = self.replicas[index]
-        accelerator = replica.accelerator
-        attempt.sequences = (
-            1 + accelerator.running_of(option.variant) + accelerator.queued_of(option.variant)
-        )
+        attempt.began_at, attempt.mark = now, self._shares[index][option.variant].begin(now)
         output_tokens = outcome.output_tokens
         if self._failure_rate and self._draw() < self._failure_rate:
             attempt.fails = True
@@ -128,6 +132,7 @@ class ModelPool:
             if isinstance(event, FirstToken):
                 continue
             del self._tries[event.id]
+            share_s = self._shares[index][attempt.option.variant].end(attempt.mark, now)
             outcome = attempt.outcome
             if isinstance(event, Cancelled):
                 outcome.cost_usd += event.device_s * attempt.option.usd_per_s
@@ -151,7 +156,8 @@ class ModelPool:
                 )
                 tokens = outcome.input_tokens + outcome.output_tokens
                 self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
-                self._pace.learn(attempt.option, job, attempt.sequences, event.device_s)
+                sequences = shared_by(now - attempt.began_at, share_s)
+                self._pace.learn(attempt.option, job, sequences, event.device_s)
                 self._learn(attempt, event.device_s * attempt.option.usd_per_s)
                 yield Ended(attempt, event.finished_at)
             else:
@@ -196,6 +202,7 @@ class ModelPool:
             running=sum(a.running for a in accelerators),
             queued=sum(a.queued for a in accelerators),
             backlog_s=backlog_s,
+            server=ServerLoad(kv_usage=sum(a.kv_wanted for a in accelerators) / len(accelerators)),
             variants={
                 variant: VariantStatus(
                     running=sum(a.running_of(variant) for a in accelerators),

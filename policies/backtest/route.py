@@ -75,7 +75,8 @@ class Shunter:
         if decision.group is not None:
             here.arrivals.observe(decision.group, now)
         if decision.option is not None and decision.estimate is not None:
-            here.view.add_sent(decision.option, decision.estimate.device_s)
+            tokens = profile.input_tokens + profile.output_tokens
+            here.view.add_sent(decision.option, decision.estimate.device_s, tokens=tokens)
             here.view.sessions.remember(profile, decision.option, now)
             return Send(profile, decision.option, "direct", promised=decision.promised)
         if decision.action == "hold":
@@ -102,7 +103,7 @@ class Shunter:
             ends.append(end)
             if isinstance(end, Release):
                 device_s = end.target.estimate.device_s * len(end.members)
-                view.add_sent(end.target.option, device_s, len(end.members))
+                view.add_sent(end.target.option, device_s, len(end.members), end.tokens)
         for end in ends:
             if isinstance(end, Release):
                 yield from self._send(end, now)

@@ -26,8 +26,9 @@ def shadow(
 ) -> None:
     """Report what the policy in the shadow would have done otherwise, class by class.
 
-    From the evidence of decisions on requests. Costs and chances are those that each policy
-    expected in the same situation; the regret is what the live policy costs beyond the shadow.
+    From the evidence of decisions on requests, and of releases of what waited. Costs and chances
+    are those that each policy expected in the same situation; the regret is what the live policy
+    costs beyond the shadow.
 
     Example: shunter policy shadow
     """
@@ -47,6 +48,7 @@ def shadow(
         )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("shadow")
+    table.add_column("of")
     table.add_column("class")
     headings = ("decisions", "differs", "live $", "shadow $", "regret $", "live %", "shadow %")
     for heading in headings:
@@ -54,7 +56,7 @@ def shadow(
     for row in rows:
         figures = row.as_dict()
         table.add_row(
-            *(row.shadow, row.task, f"{row.decisions:,}"),
+            *(row.shadow, row.of, row.task, f"{row.decisions:,}"),
             f"{row.differs / row.decisions:.1%}",
             *(f"{usd:.6f}" for usd in (row.live_usd, row.shadow_usd, row.regret_usd)),
             *(f"{100 * figures[f'{who}_attainment']:.2f}" for who in ("live", "shadow")),

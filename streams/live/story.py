@@ -15,6 +15,7 @@ IN_WORDS = {
     "cheapest_in_time": "the cheapest likely enough to be in time",
     "waiting_is_cheapest": "waiting for a batch is the cheapest likely enough to be in time",
     "best_chance": "none is likely enough to be in time; this one has the best chance",
+    "leaves_scarce_places": "the cheapest that leaves scarce places to those who need them",
     "preferred_by_extension": "the policy's extensions prefer it to cheaper ones",
     "full": "the batch is full",
     "slack": "the earliest deadline leaves no time to wait on",

@@ -2,11 +2,12 @@
 
 
 class DeviceShare:
-    """Divides the time of a pool's replicas evenly among what runs on them.
+    """Divides the time of replicas evenly among what runs on them.
 
     A server doesn't tell what it spends on whom. While more requests run than there are replicas,
     each is charged its share of the time; one that has a replica to itself is charged all of it.
-    Times are seconds from any origin that doesn't jump.
+    So a share also tells how many there were, on the mean, while one ran. Times are seconds from
+    any origin that doesn't jump.
     """
 
     def __init__(self, replicas: int) -> None:
