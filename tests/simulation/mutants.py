@@ -266,9 +266,9 @@ class GivesUpInSilence(Batcher):
 class WritesInputsLate(Batcher):
     """Notes what a release was judged on when the view has counted it already."""
 
-    def _release(self, held: Any, release: Any, inputs: Any, now: float) -> Effect:
-        inputs = release_inputs_of(release, self._situation)
-        return super()._release(held, release, inputs, now)
+    def _release(self, held: Any, release: Any, judged: Any, now: float) -> Effect:
+        late = replace(judged, inputs=release_inputs_of(release, self._situation))
+        return super()._release(held, release, late, now)
 
 
 class _OneRate(Rates):
