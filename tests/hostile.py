@@ -25,8 +25,9 @@ PROPERTY = settings(
 MIB = 1024 * 1024
 # An input may take half a second, on a machine that is busy, and 5 us a byte.
 SECONDS, SECONDS_PER_BYTE = 0.5, 5e-6
-# Beside what is made once, at first use, a JSON value of one byte takes at most 100.
-BYTES, BYTES_PER_BYTE = 2 * MIB, 100
+# Beside what is made once, at first use: a JSON value of one byte takes some 30, and a few copies
+# are there at once of a request that is decoded, decided on and told in evidence or a dead letter.
+BYTES, BYTES_PER_BYTE = 2 * MIB, 150
 
 WHOLE = orjson.dumps(
     {

@@ -39,6 +39,9 @@ from topics import headers as h
 
 KINDS = [Profile, Placement, Progress, PoolStatus, Result, Evidence]
 
+# Hypothesis says so of an input that failed, where what failed is to be told.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _told() -> Iterator[None]:
