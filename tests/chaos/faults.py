@@ -104,7 +104,7 @@ async def time_transaction_out(scene: Scene) -> None:
 async def restart_rolling(scene: Scene) -> None:
     """SIGTERM of every process, one after the other, each started again when it has ended"""
     for name in list(scene.system.processes):
-        await _restart(scene.system, name)
+        await _restart(scene, name)
 
 
 async def shake_groups(scene: Scene) -> None:
@@ -209,7 +209,7 @@ async def grow_partitions(scene: Scene) -> None:
         await _each(scene.kafka.create_partitions([grown]))
     system.extra_env["SHUNTER_PARTITIONS"] = str(PARTITIONS_GROWN)
     for name in list(system.processes):
-        await _restart(system, name)
+        await _restart(scene, name)
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -258,15 +258,17 @@ async def _freeze(system: System, name: str, seconds: float) -> None:
     process.send_signal(signal.SIGCONT)
 
 
-async def _restart(system: System, name: str) -> None:
-    process = system.processes[name]
-    process.send_signal(signal.SIGTERM)
-    try:
-        await asyncio.to_thread(process.wait, 30)
-    except subprocess.TimeoutExpired:
-        # As a supervisor does whose grace period has ended.
-        system.kill(name)
-    system.start(name)
+async def _restart(scene: Scene, name: str) -> None:
+    process = scene.system.processes[name]
+    # The supervisor would start a second one of the name, between its end and our start.
+    with _resting(scene, name):
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, 30)
+        except subprocess.TimeoutExpired:
+            # As a supervisor does whose grace period has ended.
+            scene.system.kill(name)
+        scene.system.start(name)
 
 
 async def _limit_records(scene: Scene, topic: str, bytes_max: int) -> None:
