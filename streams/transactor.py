@@ -6,7 +6,9 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
    id fences the predecessor and aborts what that left open.
 2. After fencing, ask the broker for the committed offset and seek: the client's may be stale.
    Progress kept as data goes further than that where a broker's death lost the marker.
-3. Poll, work and commit are one critical section, under the lock that rebalances take too.
+3. Poll, work and commit are one critical section, under the lock that rebalances take too. What a
+   rebalance gives is taken over in the next step: the client sends no heartbeat while it calls us
+   back, and a restore that outlasts the session would lose all again, for ever.
 4. Every send is awaited before the commit, which itself never tells of a refused record.
 5. Any other error ends the process; the supervisor starts another, which restores from the log.
 """
@@ -66,6 +68,10 @@ class Transactor:
         self._visible: dict[Partition, Progress | None] = {}
         self._failure: BaseException | None = None
         self._stopped = False
+        # Given to us, and not taken over yet; None before a rebalance has given anything.
+        self._given: Collection[Partition] | None = None
+        self._restoring: asyncio.Future[int | None] | None = None
+        self._is_revoked = False
         self._has_share = False
 
     @property
@@ -87,8 +93,11 @@ class Transactor:
 
     async def stop(self) -> None:
         """Leave between two transactions, so that nothing is open and nothing half done."""
+        self._stopped = True
+        self._give_up_restoring()
         async with self._lock:
-            self._stopped = True
+            # No step is under way, and none begins.
+            pass
         # Outside the lock: the client leaves when a rebalance callback under way has ended, and
         # that takes the lock too.
         await self._log.leave()
@@ -101,39 +110,49 @@ class Transactor:
         Raises:
             LogError: the process must end (rule 5).
         """
+        return await self._alone(self._step) or 0
+
+    async def take_over(self) -> None:
+        """Take over what a rebalance has given, which else the next step does.
+
+        Raises:
+            LogError: the process must end (rule 5).
+        """
+        await self._alone(self._take_over_given)
+
+    async def _alone(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do it under the lock, unless we have stopped."""
         async with self._lock:
             if self._stopped:
-                return 0
+                return None
             if self._failure is not None:
                 raise LogError("a rebalance or an earlier step failed") from self._failure
             try:
-                return await self._step()
+                return await work()
             except BaseException as error:
                 # What was polled is in no memory now: another step would skip or repeat it.
                 self._failure = error
                 raise
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
-        """Take partitions over: fence, find out how far the predecessor came, restore."""
-        try:
-            async with self._lock:
-                await self._take_over(partitions)
-                self._has_share = True
-        except Exception as error:
-            logger.exception("taking over %s failed", ", ".join(map(str, partitions)))
-            self._failure = error
+        """Take note of partitions to take over in the next step (rule 3)."""
+        self._given = list(partitions)
 
     async def revoked(self, partitions: Collection[Partition]) -> None:
         """Let partitions go; the lock says that no transaction of theirs is under way."""
-        self._has_share = False
+        self._given, self._has_share, self._is_revoked = None, False, True
+        self._give_up_restoring()
         try:
             async with self._lock:
                 await self._drop(partitions)
+                self._is_revoked = False
         except Exception as error:
             logger.exception("giving up %s failed", ", ".join(map(str, partitions)))
             self._failure = error
 
     async def _step(self) -> int:
+        if not await self._take_over_given():
+            return 0
         # No work of the stage is under way here, on any of its partitions.
         self._before_step()
         paused = [p for p in self._writers if not self._stage.wants(p)]
@@ -144,8 +163,18 @@ class Transactor:
         await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
         return sum(len(records) for records in polled.values())
 
-    async def _take_over(self, partitions: Collection[Partition]) -> None:
-        new = [p for p in partitions if p not in self._writers]
+    async def _take_over_given(self) -> bool:
+        if self._is_revoked:
+            # Of what is going, some may have been taken over by half.
+            return False
+        return self._given is None or await self._take_over(self._given)
+
+    async def _take_over(self, given: Collection[Partition]) -> bool:
+        """Fence, find out how far the predecessor came, restore; tell whether they are still ours.
+
+        A rebalance, or our end, waits for no restore.
+        """
+        new = [p for p in given if p not in self._writers]
         writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
         self._writers.update(zip(new, writers, strict=True))
         stored = await read_progress(self._log, self._progress_topic, self._stage.group, new)
@@ -159,12 +188,38 @@ class Transactor:
                 group = Progress(committed)
                 # Where both stand at the same offset, only the first knows what is finished above.
                 progress = group if progress is None else progress.further(group)
-            start = await self._stage.restore(partition, progress, self._log)
+            if not self._is_ours(given):
+                return False
+            try:
+                start = await self._restore(partition, progress)
+            except asyncio.CancelledError:
+                if self._is_ours(given):
+                    raise
+                return False
             if start is None:
                 first = bounds[partition][0]
                 start = first if progress is None else max(first, progress.next_offset)
             self._log.seek(partition, start)
             logger.info("took over %s at offset %d", partition, start)
+        if not self._is_ours(given):
+            return False
+        self._given, self._has_share = None, True
+        return True
+
+    async def _restore(self, partition: Partition, progress: Progress | None) -> int | None:
+        restoring = self._stage.restore(partition, progress, self._log)
+        self._restoring = asyncio.ensure_future(restoring)
+        try:
+            return await self._restoring
+        finally:
+            self._restoring = None
+
+    def _is_ours(self, given: Collection[Partition]) -> bool:
+        return self._given is given and not self._stopped
+
+    def _give_up_restoring(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
 
     async def _drop(self, partitions: Collection[Partition]) -> None:
         for partition in partitions:

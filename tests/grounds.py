@@ -98,6 +98,7 @@ class MemoryGround:
     async def own(self, transactor: Transactor, count: int) -> None:
         await transactor.start()
         await self.cluster.rebalance(transactor._stage.group)
+        await transactor.take_over()
         assert len(transactor.partitions) == count
 
     async def kill(self, log: Log) -> None:
@@ -194,9 +195,9 @@ class KafkaGround:
     async def own(self, transactor: Transactor, count: int) -> None:
         await transactor.start()
         # Without a step, which might read and write already.
-        await until(lambda: len(transactor.partitions) == count)
-        async with transactor._lock:
-            pass  # The takeover is complete: all of it is under the lock.
+        await until(lambda: len(transactor._given or ()) == count)
+        await transactor.take_over()
+        assert len(transactor.partitions) == count
 
     async def kill(self, log: Log) -> None:
         # A static member says nothing when it goes; its name is free for the next at once.

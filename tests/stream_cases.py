@@ -202,6 +202,7 @@ class Yard:
         )
         await transactor.start()
         await self.cluster.rebalance(stage.group)
+        await transactor.take_over()
         return transactor
 
     def publish(self, partition: int = 0, headers: Any = (), **fields: Any) -> Record:

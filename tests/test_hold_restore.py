@@ -193,12 +193,13 @@ async def test_a_partition_given_up_and_taken_back_is_known_again() -> None:
     hold(yard, "s0", partition=0)
     hold(yard, "s1", partition=1)
     batcher = make_batcher(yard)
-    await run(yard, batcher)
+    transactor = await run(yard, batcher)
     home = yard.cluster.records(yard.catalogue.held, 0)[0].partition
     room = batcher._room.bytes_used
     await yard.cluster.assign(batcher.group, {"a": []})
     assert batcher.sizes() == {}
     assert batcher._room.bytes_used == 0
     await yard.cluster.assign(batcher.group, {"a": [home]})
+    await transactor.take_over()
     assert sum(batcher.sizes().values()) == 1
     assert 0 < batcher._room.bytes_used < room

@@ -7,7 +7,8 @@ from copier import P0, P1, Copier, assert_once, fill, make_cluster, succeed, tak
 from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import drain, make_transactor, soon
 
-from streams import LogError, Partition
+from streams import Log, LogError, Partition
+from topics import Progress
 
 
 @pytest.fixture
@@ -127,6 +128,7 @@ async def test_a_transaction_that_never_ends_ends_the_process(cluster: MemoryClu
     """A client that waits for ever would keep the lock, and the group its rebalance."""
     names = fill(cluster, 2)
     transactor = await take(cluster, Copier())
+    await transactor.take_over()
     transactor._transaction_s_max = 0.05
     writer = transactor._writers[P0]
     writer.commit = lambda *_: asyncio.Event().wait()  # type: ignore[method-assign]
@@ -138,3 +140,78 @@ async def test_a_transaction_that_never_ends_ends_the_process(cluster: MemoryClu
     cluster.members.clear()
     await drain(await take(cluster, Copier()))
     assert_once(cluster, names)
+
+
+class SlowToRestore(Copier):
+    """Restores each partition for as long as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.within, self.go_on = asyncio.Event(), asyncio.Event()
+        self.forgotten: list[Partition] = []
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        self.within.set()
+        await self.go_on.wait()
+        await super().restore(partition, progress, log)
+
+    def forget(self, partition: Partition) -> None:
+        self.forgotten.append(partition)
+
+
+async def test_no_restore_keeps_the_client_from_its_heartbeats(cluster: MemoryCluster) -> None:
+    """The client sends none while it calls us back: what takes long is left to the next step."""
+    names = fill(cluster, 4)
+    stage = SlowToRestore()
+    transactor = await soon(take(cluster, stage), "the rebalance")
+    step = asyncio.create_task(transactor.step())
+    await soon(stage.within.wait(), "the restore")
+    assert not cluster.records("out")
+    stage.go_on.set()
+    assert await soon(step, "the step") == 4
+    assert_once(cluster, names)
+
+
+async def test_a_rebalance_waits_for_no_restore(cluster: MemoryCluster) -> None:
+    """It is given up, and begun again by whoever gets the partition."""
+    names = fill(cluster, 4)
+    stage = SlowToRestore()
+    transactor = await take(cluster, stage)
+    step = asyncio.create_task(transactor.step())
+    await soon(stage.within.wait(), "the restore")
+    await soon(cluster.assign("copiers", {"a": [P1]}), "the rebalance")
+    assert await soon(step, "the step") == 0
+    assert set(stage.forgotten) == {P0, P1}
+    assert not stage.restored
+    stage.go_on.set()
+    await drain(transactor)
+    assert set(stage.restored) == {P1}
+    cluster.members.clear()
+    await drain(await take(cluster, Copier()))
+    assert_once(cluster, names)
+
+
+async def test_a_stop_waits_for_no_restore(cluster: MemoryCluster) -> None:
+    fill(cluster, 4)
+    stage = SlowToRestore()
+    transactor = await take(cluster, stage)
+    step = asyncio.create_task(transactor.step())
+    await soon(stage.within.wait(), "the restore")
+    await soon(transactor.stop(), "the stop")
+    assert await soon(step, "the step") == 0
+    assert cluster.members == {"copiers": {}}
+
+
+async def test_a_step_that_is_cancelled_while_it_restores_ends_as_one(
+    cluster: MemoryCluster,
+) -> None:
+    fill(cluster, 4)
+    stage = SlowToRestore()
+    transactor = await take(cluster, stage)
+    step = asyncio.create_task(transactor.step())
+    await soon(stage.within.wait(), "the restore")
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(step, "the step")
+    with pytest.raises(LogError):
+        await transactor.step()

@@ -148,6 +148,8 @@ async def test_a_lag_is_unknown_until_the_group_has_shared_out() -> None:
     await log.lose_all()
     assert await transactor.lag() is None
     await yard.cluster.rebalance(GROUP)
+    assert await transactor.lag() is None
+    await transactor.take_over()
     assert (await transactor.lag() or {})[partition(yard)] == 1
 
     async def part_of_it() -> dict[Partition, int]:

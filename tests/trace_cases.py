@@ -115,6 +115,7 @@ class TracedYard(Yard):
         )
         await transactor.start()
         await self.cluster.rebalance(stage.group)
+        await transactor.take_over()
         return transactor
 
     def router(self, duplicate_window_records: int = 100) -> Router:

@@ -110,9 +110,12 @@ class GoesOnAfterErrors(Transactor):
 class SwallowsRebalanceErrors(Transactor):
     """Breaks rule 5 too: goes on with partitions whose takeover has failed."""
 
-    async def assigned(self, partitions: Collection[Partition]) -> None:
-        await super().assigned(partitions)
-        self._failure = None
+    async def _take_over(self, given: Collection[Partition]) -> bool:
+        try:
+            return await super()._take_over(given)
+        except LogError:
+            self._given = None
+            return True
 
 
 class DoesNotLookForSuccessor(Transactor):

@@ -1,0 +1,57 @@
+"""A takeover on a real Kafka that takes longer than the session of a member."""
+
+import asyncio
+
+import pytest
+from copier import TOPICS, Copier
+from grounds import KafkaGround
+from stream_cases import make_transactor
+
+from streams import Log, Outgoing, Partition, Record
+from streams.stage import Effect
+from topics import Progress
+
+pytestmark = pytest.mark.kafka
+
+SESSION_S = 6.0
+
+
+class SlowToRestore(Copier):
+    """Restores each of two partitions for most of a session, as one with much to read back does."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.group, self.topics, self.prefix = f"{prefix}.copiers", (f"{prefix}.in",), prefix
+        self.restores = 0
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        self.restores += 1
+        await asyncio.sleep(0.75 * SESSION_S)
+
+    def copy(self, record: Record) -> Effect:
+        out = Outgoing(f"{self.prefix}.out", record.key, record.value, partition=0)
+        return Effect(record, [out])
+
+
+async def test_a_takeover_that_outlasts_the_session_keeps_its_partitions(
+    kafka: str, prefix: str
+) -> None:
+    """Else it is given to another, who takes as long, and so on for ever."""
+    ground = KafkaGround(kafka, prefix)
+    ground.settings = ground.settings.model_copy(
+        update={"session_timeout_ms": int(SESSION_S * 1000)}
+    )
+    await ground.create({f"{prefix}.{name}": count for name, count in TOPICS.items()})
+    stage = SlowToRestore(prefix)
+    transactor = make_transactor(ground.log(), stage, f"{prefix}.progress")
+    try:
+        await ground.publish(Outgoing(f"{prefix}.in", b"k", b"r0", partition=0))
+        await ground.own(transactor, 2)
+        for _ in range(20):
+            await transactor.step()
+        await ground.look()
+        assert [record.value for record in ground.records(f"{prefix}.out")] == [b"r0"]
+        assert stage.restores == 2
+        await transactor.stop()
+    finally:
+        await ground.close()
