@@ -18,6 +18,7 @@ from aiokafka.errors import (
 from aiokafka.partitioner import DefaultPartitioner
 
 from streams.hanging import Producer, abort_rest, complete_commit
+from streams.joining import join_once
 from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter, Timed, untimed
 from streams.log import LogError, Membership, Partition, Record
 from streams.undecodable import (
@@ -110,6 +111,7 @@ class KafkaLog:
 
     async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:
         """Become a member of the group, a static one: a quick restart moves no partition."""
+        join_once()
         self._consumer = AIOKafkaConsumer(
             **consumer_options(self._settings),
             group_id=group,

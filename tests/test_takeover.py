@@ -1,8 +1,10 @@
 """A takeover on a real Kafka that takes longer than the session of a member."""
 
 import asyncio
+from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from copier import TOPICS, Copier
 from grounds import KafkaGround
 from stream_cases import make_transactor
@@ -43,7 +45,8 @@ async def test_a_takeover_that_outlasts_the_session_keeps_its_partitions(
     )
     await ground.create({f"{prefix}.{name}": count for name, count in TOPICS.items()})
     stage = SlowToRestore(prefix)
-    transactor = make_transactor(ground.log(), stage, f"{prefix}.progress")
+    log = ground.log()
+    transactor = make_transactor(log, stage, f"{prefix}.progress")
     try:
         await ground.publish(Outgoing(f"{prefix}.in", b"k", b"r0", partition=0))
         await ground.own(transactor, 2)
@@ -55,3 +58,31 @@ async def test_a_takeover_that_outlasts_the_session_keeps_its_partitions(
         await transactor.stop()
     finally:
         await ground.close()
+
+
+async def test_a_member_joins_with_one_request(kafka: str, prefix: str) -> None:
+    """A second one, with another assignor, would have all members join again."""
+    ground = KafkaGround(kafka, prefix)
+    await ground.create({f"{prefix}.{name}": count for name, count in TOPICS.items()})
+    stage = Copier()
+    stage.group, stage.topics = f"{prefix}.copiers", (f"{prefix}.in",)
+    log = ground.log()
+    transactor = make_transactor(log, stage, f"{prefix}.progress")
+    try:
+        await ground.own(transactor, 2)
+        assert log._member._coordinator.generation == 1
+        (group,) = (await described(kafka, stage.group)).groups
+        assert group[4] == f"roundrobin-{ground.settings.partitions}"
+        await transactor.stop()
+    finally:
+        await ground.close()
+
+
+async def described(kafka: str, group: str) -> Any:
+    client = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await client.start()
+    try:
+        (answer,) = await client.describe_consumer_groups([group])
+    finally:
+        await client.close()
+    return answer
