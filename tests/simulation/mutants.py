@@ -33,11 +33,11 @@ class OwnIdEachTime(Transactor):
 class BelievesThePosition(Transactor):
     """Breaks rule 2: goes on where the client stands, which it learned before the fencing."""
 
-    async def _take_over(self, partitions: Collection[Partition]) -> None:
+    async def _take_over(self, given: Collection[Partition]) -> bool:
         seek = self._log.seek
         self._log.seek = lambda _partition, _offset: None  # type: ignore[method-assign]
         try:
-            await super()._take_over(partitions)
+            return await super()._take_over(given)
         finally:
             self._log.seek = seek  # type: ignore[method-assign]
 
@@ -45,8 +45,8 @@ class BelievesThePosition(Transactor):
 class AsksBeforeFencing(Transactor):
     """Breaks rule 2 too: what a predecessor commits after it was asked for is not known."""
 
-    async def _take_over(self, partitions: Collection[Partition]) -> None:
-        new = [p for p in partitions if p not in self._writers]
+    async def _take_over(self, given: Collection[Partition]) -> bool:
+        new = [p for p in given if p not in self._writers]
         known = {p: await self._log.committed(p) for p in new}
         stored = await read_progress(self._log, self._progress_topic, self._stage.group, new)
         await asyncio.sleep(0.5)
@@ -62,6 +62,10 @@ class AsksBeforeFencing(Transactor):
                 start = 0 if progress is None else progress.next_offset
             self._writers[partition] = writer
             self._log.seek(partition, start)
+        if not self._is_ours(given):
+            return False
+        self._given = None
+        return True
 
 
 class _NoLock:
