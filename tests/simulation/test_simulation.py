@@ -144,7 +144,7 @@ STAGES = {
         Rules(worker=mutants.TakesWithoutLimit), r"has taken \d+ requests at once", seed=10
     ),
     "what is late does not run": Broken(
-        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=10
+        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=170
     ),
     "a cancellation is an outcome": Broken(Rules(worker=mutants.CancelsInSilence), r"0 results"),
     "a cancellation is known": Broken(
