@@ -180,8 +180,9 @@ def candidates(evidence: Evidence) -> Iterator[bytes]:
     # One that ended here has candidates, and none of them was chosen.
     is_choice = evidence.promised is not None and evidence.step in {"placed", "held", "released"}
     chosen = _chosen(evidence, target) if is_choice else None
+    first_usd = evidence.candidates[0].cost_usd if evidence.candidates else None
     told = (
-        _candidate(each, chosen, target, is_chosen=number == 0 and chosen is not None)
+        _candidate(each, chosen, target, first_usd, is_chosen=number == 0 and chosen is not None)
         for number, each in enumerate(evidence.candidates[:CANDIDATES_MAX])
     )
     return otlp.events("candidate", evidence.at, told)
@@ -195,11 +196,21 @@ def _chosen(evidence: Evidence, target: float | None) -> str | None:
     return "best_chance" if is_unlikely else "cheapest_in_time"
 
 
-def _passed_over(candidate: Candidate, chosen: str | None, target: float | None) -> str:
-    """Return why a candidate that could serve was not chosen."""
+def _passed_over(
+    candidate: Candidate, chosen: str | None, target: float | None, first_usd: float | None
+) -> str:
+    """Return why a candidate that could serve was not chosen.
+
+    One that costs less than the first may count as dearer: what a failure would cost, and what its
+    room is worth to others, are weighed beside its cost.
+    """
     if chosen == "best_chance":
         return "lower_chance"
-    return "chance_too_low" if _is_unlikely(candidate, target) else "costs_more"
+    if _is_unlikely(candidate, target):
+        return "chance_too_low"
+    cost = candidate.cost_usd
+    is_cheaper = cost is not None and first_usd is not None and cost < first_usd
+    return "counts_as_dearer" if is_cheaper else "costs_more"
 
 
 def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
@@ -207,9 +218,15 @@ def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
 
 
 def _candidate(
-    candidate: Candidate, chosen: str | None, target: float | None, *, is_chosen: bool
+    candidate: Candidate,
+    chosen: str | None,
+    target: float | None,
+    first_usd: float | None,
+    *,
+    is_chosen: bool,
 ) -> bytes:
-    reason = chosen if is_chosen else candidate.refused or _passed_over(candidate, chosen, target)
+    passed_over = candidate.refused or _passed_over(candidate, chosen, target, first_usd)
+    reason = chosen if is_chosen else passed_over
     named = _named(candidate.pool, candidate.model_variant, candidate.path, reason or "", is_chosen)
     cost, finish, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
     # What was refused has none of them.

@@ -207,13 +207,9 @@ class KafkaLog:
         another stage's, and what lies behind it would be missed.
         """
         wanted = [TopicPartition(*p) for p in partitions]
-        probe = AIOKafkaConsumer(**self._settings.kafka_options())
-        await probe.start()
-        try:
+        async with self._reader([], isolation_level="read_uncommitted") as probe:
             first = await probe.beginning_offsets(wanted)
             end = await probe.end_offsets(wanted)
-        finally:
-            await probe.stop()
         return {Partition(*p): (first[p], end[p]) for p in wanted}
 
     async def read(
@@ -229,16 +225,26 @@ class KafkaLog:
         wanted = {p: end for p, end in ends.items() if end > starts[p]}
         if not wanted:
             return
-        reader = AIOKafkaConsumer(
-            **consumer_options(self._settings), max_partition_fetch_bytes=READ_FETCH_BYTES
-        )
-        reader.assign([TopicPartition(*p) for p in wanted])
-        await reader.start()
-        try:
+        async with self._reader(wanted) as reader:
             for partition in wanted:
                 reader.seek(TopicPartition(*partition), starts[partition])
             async for records in self._read_to(reader, dict(starts), wanted):
                 yield records
+
+    @contextlib.asynccontextmanager
+    async def _reader(
+        self, partitions: Collection[Partition], **options: Any
+    ) -> AsyncIterator[AIOKafkaConsumer]:
+        """Lend a consumer of no group; it is closed even where it was given up while it started."""
+        reader = AIOKafkaConsumer(
+            **consumer_options(self._settings) | options,
+            max_partition_fetch_bytes=READ_FETCH_BYTES,
+        )
+        try:
+            if partitions:
+                reader.assign([TopicPartition(*p) for p in partitions])
+            await reader.start()
+            yield reader
         finally:
             await reader.stop()
 
@@ -273,13 +279,8 @@ class KafkaLog:
         """Return the committed records at these offsets; absent where one is gone."""
         wanted = sorted(offsets)
         found: dict[int, Record] = {}
-        reader = AIOKafkaConsumer(
-            **consumer_options(self._settings), max_partition_fetch_bytes=READ_FETCH_BYTES
-        )
         topic_partition = TopicPartition(*partition)
-        reader.assign([topic_partition])
-        await reader.start()
-        try:
+        async with self._reader([partition]) as reader:
             position = -1
             for offset in wanted:
                 if offset < position:
@@ -293,8 +294,6 @@ class KafkaLog:
                 for record in records:
                     found[record.offset] = record
                     position = record.offset + 1
-        finally:
-            await reader.stop()
         return {offset: found[offset] for offset in wanted if offset in found}
 
     async def fence(self, transactional_id: str) -> KafkaWriter:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from copier import TOPICS, Copier
 from grounds import KafkaGround
@@ -76,6 +77,38 @@ async def test_a_member_joins_with_one_request(kafka: str, prefix: str) -> None:
         await transactor.stop()
     finally:
         await ground.close()
+
+
+async def test_a_read_that_is_given_up_leaves_no_connection(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up while its reader starts, as those are that have a limit on their time."""
+    ground = KafkaGround(kafka, prefix)
+    log = ground.log()
+    started: list[AIOKafkaConsumer] = []
+    start = AIOKafkaConsumer.start
+
+    async def start_and_stand_still(reader: AIOKafkaConsumer) -> None:
+        started.append(reader)
+        await start(reader)
+        await asyncio.Event().wait()
+
+    await ground.create({f"{prefix}.in": 1})
+    only = Partition(f"{prefix}.in", 0)
+
+    async def read() -> None:
+        async for _ in log.read({only: 0}, {only: 1}):
+            pass
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AIOKafkaConsumer, "start", start_and_stand_still)
+        for attempt in (log.bounds([only]), log.fetch(only, [0]), read()):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await attempt
+    await ground.close()
+    assert len(started) == 3
+    assert not any(conn.connected() for r in started for conn in r._client._conns.values())
 
 
 async def described(kafka: str, group: str) -> Any:

@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 from hold_cases import make_batcher, run
 from memory_log import Crash, MemoryLog, ProcessKilledError
-from stream_cases import START, TRACEPARENT, Yard, drain, header, step_until
+from stream_cases import POLICY, START, TRACEPARENT, Yard, drain, header, heartbeat, step_until
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
 
+from policies import Situation
 from shunter.client_spans import SubmitSpans
 from streams import Outgoing
 from streams.sampling import Sampling
+from topics import VariantStatus
 
 CLIENT = TRACEPARENT.decode()
 UNSAMPLED = (CLIENT[:-2] + "00").encode()
@@ -125,6 +127,30 @@ async def test_the_decision_shows_every_candidate_and_why() -> None:
     assert (refused["shunter.pool"], refused["shunter.candidate.reason"]) == ("boards-us", "lane")
     assert refused["shunter.candidate"] == "boards-us yard-8b-int8 direct: lane"
     assert "shunter.candidate.cost_usd" not in refused
+
+
+class CrowdedYard(TracedYard):
+    """Work on premium-eu makes it cheap to join, and its places scarce."""
+
+    def situation(self) -> Situation:
+        found = super().situation()
+        slots = self.options.by_pool["premium-eu"][0].max_batch
+        variants = {"yard-8b-fp8": VariantStatus(running=slots - 1)}
+        report = heartbeat(self.options, "premium-eu", self.clock.at, variants=variants)
+        found.view.report(report)
+        return found
+
+
+async def test_a_cheaper_candidate_that_was_passed_over_is_not_called_dearer() -> None:
+    yard = CrowdedYard(policy=POLICY + "scarcity: {price_factor: 1000, from_share: 0.5}\n")
+    yard.publish(id="c1")
+    await route(yard)
+    chosen, other, *_ = (e.attributes or {} for e in yard.span("process yard.requests").events)
+    assert (chosen["shunter.pool"], chosen["shunter.candidate.reason"]) == (
+        "premium-us", "leaves_scarce_places",
+    )  # fmt: skip
+    assert other["shunter.candidate.cost_usd"] < chosen["shunter.candidate.cost_usd"]  # type: ignore[operator]
+    assert other["shunter.candidate"] == "premium-eu yard-8b-fp8 direct: counts_as_dearer"
 
 
 async def test_a_batch_has_its_own_trace_and_links_lead_both_ways() -> None:
