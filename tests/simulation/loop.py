@@ -18,8 +18,12 @@ T = TypeVar("T")
 TASKS_KEPT = 256
 
 
+# A run takes fewer in all.
+STEPS_AT_ONCE_MAX = 100_000
+
+
 class DeadlockError(Exception):
-    """Every task waits for something that no timer will bring."""
+    """Every task waits for something that no timer will bring, or none waits for anything."""
 
 
 class Step:
@@ -70,6 +74,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready: deque[Step] = deque()
         self._timers: list[tuple[float, int, Step]] = []
         self._timers_made = 0
+        self._steps_at_once = 0
         self._tasks: list[SimTask] = []
         self._tasks_made = 0
         self._is_closed = False
@@ -157,6 +162,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             if not self._timers:
                 raise DeadlockError("no task can go on, and no timer is set")
             self.at_s = max(self.at_s, self._timers[0][0])
+            self._steps_at_once = 0
+        self._steps_at_once += 1
+        if self._steps_at_once > STEPS_AT_ONCE_MAX:
+            raise DeadlockError(f"tasks run on and on, and it stays {self.at_s} s")
         while self._timers and self._timers[0][0] <= self.at_s:
             self._ready.append(heapq.heappop(self._timers)[2])
         step = self._ready.popleft()

@@ -106,3 +106,18 @@ def test_waiting_for_nothing_is_an_error_and_a_failed_callback_is_told() -> None
     with pytest.raises(DeadlockError):
         loop.finish(main())
     assert [type(error) for error in loop.errors] == [ZeroDivisionError]
+
+
+def test_going_on_without_waiting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulation.loop.STEPS_AT_ONCE_MAX", 1000)
+
+    async def main() -> None:
+        await asyncio.sleep(1.0)
+        for _ in range(900):
+            await asyncio.sleep(0)
+        await asyncio.sleep(1.0)
+        for _ in range(1100):
+            await asyncio.sleep(0)
+
+    with pytest.raises(DeadlockError, match=r"it stays 2\.0 s"):
+        VirtualLoop().finish(main())

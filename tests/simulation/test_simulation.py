@@ -73,7 +73,7 @@ ENGINE = {
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),
     "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=270),
     "rule 3, the critical section": Broken(
-        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=73
+        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=1050
     ),
     "rule 4, awaited sends": Broken(Rules(transactor=mutants.AwaitsNoSend), NEVER),
     "rule 5, errors end the process": Broken(
