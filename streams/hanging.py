@@ -14,8 +14,11 @@ partition to a transaction without a record and ends that the way the lost one h
   would leave nobody who knows;
 - an abort *after* fencing. Whatever is open then can only be one: commits are complete.
 
-A predecessor that is alive can't be in the middle of another transaction meanwhile: what loses a
-marker also cuts its connection, and a writer that was cut off is replaced before it goes on.
+A predecessor that is alive and has lost a marker can't be in the middle of another transaction
+meanwhile: what loses a marker also cuts its connection, and a writer that was cut off is replaced
+before it goes on. One that has lost none may be: what it has open looks the same for as long as it
+is written to. So a commit is completed only where a transaction was open both before and after the
+coordinator was heard to say that there is none.
 """
 
 import asyncio
@@ -91,10 +94,15 @@ async def complete_commit(
         LogError: the cluster can't be asked, or the predecessor lives and has gone on.
     """
     state, predecessor = await _last_transaction(client, transactional_id)
-    if state == "CompleteCommit":
-        hanging = await _hanging_partitions(client, predecessor.producer_id, topics_prefix)
-        if hanging:
-            await _end(client, predecessor, hanging, "commit")
+    if state != "CompleteCommit":
+        return
+    before = await _hanging_partitions(client, predecessor.producer_id, topics_prefix)
+    if not before or await _last_transaction(client, transactional_id) != (state, predecessor):
+        return
+    after = await _hanging_partitions(client, predecessor.producer_id, topics_prefix)
+    hanging = [p for p, started_at in before.items() if after.get(p) == started_at]
+    if hanging:
+        await _end(client, predecessor, hanging, "commit")
 
 
 async def abort_rest(client: AIOKafkaClient, fenced: Producer, topics_prefix: str) -> None:
@@ -133,8 +141,8 @@ async def _last_transaction(
 
 async def _hanging_partitions(
     client: AIOKafkaClient, producer_id: int, topics_prefix: str
-) -> list[TopicPartition]:
-    """Return the partitions on which a producer without a transaction has one open.
+) -> dict[TopicPartition, int]:
+    """Return where a producer without a transaction has one open, and the offset where it began.
 
     A partition that we may not look into is passed over: we may not write to it either.
     """
@@ -150,7 +158,7 @@ async def _hanging_partitions(
 
 async def _look_for(
     client: AIOKafkaClient, producer_id: int, topics_prefix: str
-) -> list[TopicPartition]:
+) -> dict[TopicPartition, int]:
     by_leader: dict[int, list[TopicPartition]] = {}
     cluster = await client.fetch_all_metadata()
     for topic in cluster.topics():
@@ -161,7 +169,7 @@ async def _look_for(
                 if leader is None or leader == NO_LEADER:
                     raise LeaderNotAvailableError(f"{topic}[{number}]")
                 by_leader.setdefault(leader, []).append(partition)
-    hanging = []
+    hanging: dict[TopicPartition, int] = {}
     for node, partitions in by_leader.items():
         response = await client.send(node, DescribeProducers(partitions))
         for topic, found, _ in response.topics:
@@ -169,8 +177,8 @@ async def _look_for(
                 if code == TopicAuthorizationFailedError.errno:
                     continue
                 _raise_for(code)
-                if any(p[0] == producer_id and p[5] >= 0 for p in producers):
-                    hanging.append(TopicPartition(topic, number))
+                own = [p[5] for p in producers if p[0] == producer_id and p[5] >= 0]
+                hanging |= {TopicPartition(topic, number): started_at for started_at in own}
     return hanging
 
 

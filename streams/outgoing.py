@@ -1,6 +1,7 @@
 """Records that more than one stage writes: results, evidence, dead letters, tombstones."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 from streams.digests import Digests
@@ -33,6 +34,7 @@ from topics.canonical import canonical
 from topics.codec import decode_json_object
 from topics.errors import BadRecordError
 from topics.evidence import Step
+from topics.request import ID_CHARACTERS_MAX
 from topics.result import Status
 
 
@@ -212,28 +214,31 @@ class Scribe:
     def dead_letter(
         self, record: Record, error: Exception, *, stage: str, reason: str, now: float
     ) -> Effect:
-        """Return a record as it came, with the reason why it can't be used, and the evidence."""
+        """Return a record as it came, with the reason why it can't be used, and the evidence.
+
+        One that is too large with the reason added is told of without key, value and headers.
+        """
         topic, partition = record.partition
         message = getattr(error, "message", None) or str(error)
-        letter = Outgoing(
-            self.catalogue.dead_letters,
-            # A record without key and value can't be written; an empty key says as much.
-            b"" if record.key is None and record.value is None else record.key,
-            record.value,
-            h.dead_letter(
-                record.headers,
-                topic=topic,
-                partition=partition,
-                offset=record.offset,
-                error=error,
-                stage=stage,
-                reason=reason,
-            ),
+        with_reason = partial(
+            h.dead_letter,
+            topic=topic,
+            partition=partition,
+            offset=record.offset,
+            error=error,
+            stage=stage,
+            reason=reason,
         )
+        letters = self.catalogue.dead_letters
+        # A record without key and value can't be written; an empty key says as much.
+        key = b"" if record.key is None and record.value is None else record.key
+        letter = Outgoing(letters, key, record.value, with_reason(record.headers))
+        cut = with_reason([(h.LEFT_OUT, b"key, value and headers")])
+        spare = Outgoing(letters, b"", None, cut)
         evidence = self._evidence(
             record, _name_of(record), "dead_lettered", now, reason=reason, message=message
         )
-        return Effect(record, [letter, evidence], is_dead_letter=True)
+        return Effect(record, [letter, evidence], is_dead_letter=True, spare=spare)
 
 
 def told(profile: Profile) -> Profile:
@@ -256,6 +261,7 @@ def metadata_of(value: bytes | None) -> object:
 
 def _name_of(record: Record) -> str:
     """Return the key of a record that has no readable id, else where it stood."""
-    if record.key:
+    # A key may be as large as a record, and grows by what is made of each of its bytes.
+    if record.key and len(record.key) <= ID_CHARACTERS_MAX:
         return record.key.decode("utf-8", "backslashreplace")
     return f"{record.partition.topic}/{record.partition.number}/{record.offset}"

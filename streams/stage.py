@@ -17,6 +17,8 @@ class Effect:
     is_dead_letter: bool = False
     subject: object = None
     """Whatever the stage wants to find again in ``done`` or ``refused``."""
+    spare: Outgoing | None = None
+    """Takes the place of the first record where the log refuses that."""
 
 
 @dataclass(slots=True)

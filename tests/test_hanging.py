@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from streams import KafkaLog, Outgoing, Partition
+from streams import KafkaLog, Outgoing, Partition, hanging
 from streams.hanging import complete_commit
 from streams.kafka import KafkaWriter
 from topics import Settings, admin
@@ -131,6 +131,34 @@ async def test_a_successor_that_died_after_fencing_changes_no_outcome(
     await fence_and_die(settings, name)
 
     assert (lost in await seen_by_successor(settings, log, name)) == committed
+
+
+async def test_half_a_transaction_of_a_predecessor_that_lives_is_not_committed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It slept, and begins its next transaction while the successor looks for a lost marker."""
+    log = await joined(settings, "inference.test-lives")
+    name, home = f"{ID}-lives", Partition("inference.reroutes", 0)
+    sleeper = await log.fence(name)
+    await sleeper.begin()
+    await (await sleeper.send(Outgoing(TOPIC, b"k", b"whole", partition=1)))
+    await sleeper.commit(home, 0, "inference.test-lives")
+    look = hanging._hanging_partitions
+    looks = 0
+
+    async def wake_up_and_look(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            await sleeper.begin()
+            await (await sleeper.send(Outgoing(TOPIC, b"k", b"half", partition=1)))
+        return await look(*args)
+
+    monkeypatch.setattr(hanging, "_hanging_partitions", wake_up_and_look)
+    seen = await seen_by_successor(settings, log, name)
+    assert looks
+    assert b"whole" in seen
+    assert b"half" not in seen
 
 
 async def test_a_writer_knows_that_it_was_cut_off(settings: Settings) -> None:

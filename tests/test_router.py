@@ -237,6 +237,34 @@ async def test_a_bad_record_without_a_key_is_named_by_where_it_stood() -> None:
     assert evidence.request_id == f"{yard.catalogue.requests}/1/0"
 
 
+async def test_a_bad_record_with_a_huge_key_does_not_make_its_evidence_huge() -> None:
+    """Each of its bytes would be written as many; and what a topic refuses ends the process."""
+    yard = Yard()
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, b"\xff" * 1_000_000, b"{", [], 1))
+    await route(yard)
+    (letter,) = yard.dead_letters()
+    assert len(letter.key or b"") == 1_000_000
+    (evidence,) = yard.evidence()
+    assert evidence.request_id == f"{yard.catalogue.requests}/1/0"
+
+
+async def test_a_bad_record_that_does_not_fit_with_its_reason_is_told_of_without_its_text() -> None:
+    yard = Yard()
+    headers = [("own", b"x" * 500_000)]
+    yard.cluster.oversized = lambda record: any(len(v) >= 500_000 for _, v in record.headers)
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, b"key", b"{", headers, 1))
+    yard.publish(1, id="after")
+    await route(yard)
+    (letter,) = yard.dead_letters()
+    assert (letter.key, letter.value) == (b"", None)
+    assert header(letter, h.LEFT_OUT) == "key, value and headers"
+    assert header(letter, h.REASON) == "not_json"
+    assert header(letter, "__connect.errors.offset") == "0"
+    (evidence,) = yard.evidence("dead_lettered")
+    assert (evidence.reason, evidence.source.offset) == ("not_json", 0)
+    assert keys(yard.lane("premium-eu", "direct", 1)) == ["after"]
+
+
 async def test_a_record_with_an_unreadable_header_is_dead_lettered_whatever_its_value() -> None:
     yard = Yard()
     yard.publish(0, [(h.UNREADABLE, b"the name of a header is not UTF-8")], id="c1")

@@ -25,6 +25,7 @@ Lane = Literal["direct", "batch"]
 # letter with its reason; what Shunter writes has room for the headers it adds.
 INGEST_BYTES_MAX = 8 * MIB
 OUTPUT_BYTES_MAX = 12 * MIB
+CANCELLATION_BYTES_MAX = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class Catalogue:
                 "none, or why",
                 Cancellation,
                 retention_ms=CANCELLATION_S * 1000,
+                bytes_max=CANCELLATION_BYTES_MAX,
             ),
             Topic(self.results, n, "request id", "the result", Result),
             Topic(
