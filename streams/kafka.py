@@ -38,7 +38,6 @@ READ_RECORDS_MAX = 5000
 FENCE_S_MAX = 30.0
 # How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
 REBALANCE_S = 0.1
-UNDECODABLE_S_MAX = 10.0
 # A partition that was just assigned may have no position yet.
 POSITION_S_MAX = 0.1
 LAG_S_MAX = 2.0
@@ -161,8 +160,7 @@ class KafkaLog:
         except TimeoutError:
             return {}
         except UNDECODABLE:
-            async with asyncio.timeout(UNDECODABLE_S_MAX):
-                return await poll_past_undecodable(consumer, wanted, self._positions)
+            return await poll_past_undecodable(consumer, wanted, self._positions)
         records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
         return records
