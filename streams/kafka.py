@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,12 @@ READ_RECORDS_MAX = 5000
 FENCE_S_MAX = 30.0
 # How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
 REBALANCE_S = 0.1
-UNDECODABLE_S_MAX = 10.0
+# aiokafka takes a member that has asked for no records for so long out of its group, until it asks
+# again. By its default of 5 minutes, one that stood by, and so had nothing to ask for, was out for
+# good; one that had all it can hold, or a long restore, lost its partitions. What a step can wait
+# for in vain has limits of its own (`Transactor._in_time`, FENCE_S_MAX, `_read_to`, REBALANCE_S),
+# and a process that stands still sends no heartbeat.
+IDLE_MS_MAX = math.inf
 # A partition that was just assigned may have no position yet.
 POSITION_S_MAX = 0.1
 LAG_S_MAX = 2.0
@@ -120,6 +126,7 @@ class KafkaLog:
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=min(1000, self._settings.session_timeout_ms // 3),
             rebalance_timeout_ms=30_000,
+            max_poll_interval_ms=IDLE_MS_MAX,
         )
         self._consumer.subscribe(topics, listener=_Listener(membership))
         await self._consumer.start()
@@ -147,6 +154,8 @@ class KafkaLog:
         # A poll of None names all partitions, paused ones with records in the buffer included.
         wanted = consumer.assignment() - held_back
         if not wanted:
+            # As `getmany` does first: who only waits would never learn what the group refuses.
+            consumer._coordinator.check_errors()  # noqa: SLF001
             await asyncio.sleep(timeout_s)
             return {}
         try:
@@ -161,8 +170,7 @@ class KafkaLog:
         except TimeoutError:
             return {}
         except UNDECODABLE:
-            async with asyncio.timeout(UNDECODABLE_S_MAX):
-                return await poll_past_undecodable(consumer, wanted, self._positions)
+            return await poll_past_undecodable(consumer, wanted, self._positions)
         records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
         return records

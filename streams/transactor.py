@@ -222,12 +222,15 @@ class Transactor:
             self._restoring.cancel()
 
     async def _drop(self, partitions: Collection[Partition]) -> None:
+        writers: list[Writer] = []
         for partition in partitions:
             writer = self._writers.pop(partition, None)
             self._visible.pop(partition, None)
             if writer is not None:
                 self._stage.forget(partition)
-                await writer.close()
+                writers.append(writer)
+        # Where connections hang each takes its whole time, and a rebalance waits for this.
+        await self._all([writer.close() for writer in writers])
 
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
         # Even where there is nothing to do: readers of what was committed last may be waiting.
@@ -380,7 +383,7 @@ class Transactor:
 
     @staticmethod
     async def _all(runs: Sequence[Awaitable[None]]) -> None:
-        """Run transactions of different partitions side by side; wait for all before raising."""
+        """Run what is of different partitions side by side; wait for all before raising."""
         results = await asyncio.gather(*runs, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):

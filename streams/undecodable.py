@@ -6,6 +6,8 @@ for ever. So that batch, and no other, is fetched and decoded here with aiokafka
 lenient about names. It needs parts of aiokafka that are not public (tests/test_undecodable.py).
 """
 
+import asyncio
+import logging
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -21,10 +23,15 @@ from topics.catalogue import OUTPUT_BYTES_MAX
 
 # What the client raises, by its C and by its Python parser.
 UNDECODABLE = (UnicodeDecodeError, CorruptRecordException)
-# Most records taken one at a time from a partition before the others have their turn.
+# Most records taken one at a time from a partition, and from all partitions in one turn.
 SINGLE_RECORDS_MAX = 1000
+# How long to look for the batch. A fetch under way, which comes first, may last 0.5 s.
+UNDECODABLE_S_MAX = 10.0
+TURNS_S = 0.02
 READ_COMMITTED = 1
 WAIT_MS = 500
+
+logger = logging.getLogger(__name__)
 
 _MESSAGE = b"the name of a header is not UTF-8; send header names as UTF-8 text"
 
@@ -50,37 +57,60 @@ async def poll_past_undecodable(
     wanted: Collection[TopicPartition],
     positions: dict[Partition, int],
 ) -> dict[Partition, list[Record]]:
-    """Poll again, one record at a time, around a batch that the client can't decode.
+    """Poll again, one record at a time, until past a batch that the client can't decode.
 
     The client has lost what it had decoded before it, so go back to ``positions``, where the last
-    records left off. They are brought up to date.
+    records left off. They are brought up to date with what is returned. If that does not take us
+    past the batch in time, the next poll meets it again.
 
     Raises:
         LogError: as ``read_undecodable``.
     """
-    found: dict[Partition, list[Record]] = {}
     for topic_partition in wanted:
         position = positions.get(Partition(*topic_partition))
         if position is not None:
             consumer.seek(topic_partition, position)
-    for topic_partition in wanted:
-        partition = Partition(*topic_partition)
-        records = found.setdefault(partition, [])
+    found: dict[Partition, list[Record]] = {Partition(*p): [] for p in wanted}
+    # May be given up at any await: by then what came is in `found`, and `positions` tell of it.
+    try:
+        async with asyncio.timeout(UNDECODABLE_S_MAX):
+            # Nobody knows which partition it is on, and the client fetches again what it had. So
+            # none is waited for: whoever waits on those where nothing comes may never get there.
+            while not await _take_turns(consumer, found, positions):  # noqa: ASYNC110
+                await asyncio.sleep(TURNS_S)
+    except TimeoutError:
+        logger.warning("not past a batch that can't be decoded in %s s", UNDECODABLE_S_MAX)
+    return found
+
+
+async def _take_turns(
+    consumer: AIOKafkaConsumer,
+    found: dict[Partition, list[Record]],
+    positions: dict[Partition, int],
+) -> bool:
+    """Take what has come of each partition; tell whether that is all for now."""
+    share = max(1, SINGLE_RECORDS_MAX // len(found))
+    is_past = False
+    for partition, records in found.items():
+        topic_partition = TopicPartition(*partition)
+        left = min(share, SINGLE_RECORDS_MAX - len(records))
         try:
-            while len(records) < SINGLE_RECORDS_MAX and (
-                polled := await consumer.getmany(topic_partition, timeout_ms=100, max_records=1)
-            ):
-                records += records_of(partition, polled[topic_partition])
+            while left > 0 and (polled := await consumer.getmany(topic_partition, max_records=1)):
+                records.extend(records_of(partition, polled[topic_partition]))
+                positions[partition] = records[-1].offset + 1
+                left -= 1
         except UNDECODABLE:
             # The failed reading has ended; asking again moves the position on to the culprit.
-            await consumer.getmany(topic_partition, timeout_ms=0, max_records=1)
+            await consumer.getmany(topic_partition, max_records=1)
             position = await consumer.position(topic_partition)
             batch, next_offset = await read_undecodable(consumer, partition, position)
-            records += batch
+            records.extend(batch)
+            positions[partition] = next_offset
             consumer.seek(topic_partition, next_offset)
-        if records:
-            positions[partition] = records[-1].offset + 1
-    return found
+            is_past = True
+        # Where records have come `getmany` never pauses, and heartbeats wait for a pause.
+        await asyncio.sleep(0)
+    return is_past or any(len(records) >= SINGLE_RECORDS_MAX for records in found.values())
 
 
 async def read_undecodable(

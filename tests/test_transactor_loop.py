@@ -215,3 +215,18 @@ async def test_a_step_that_is_cancelled_while_it_restores_ends_as_one(
         await soon(step, "the step")
     with pytest.raises(LogError):
         await transactor.step()
+
+
+async def test_partitions_are_let_go_side_by_side(cluster: MemoryCluster) -> None:
+    """A rebalance waits for it, and each connection that hangs takes its whole time."""
+    fill(cluster, 2)
+    stage = SlowToRestore()
+    stage.go_on.set()
+    transactor = await take(cluster, stage)
+    await transactor.step()
+    closing = asyncio.Barrier(2)
+    for writer in transactor._writers.values():
+        writer.close = closing.wait  # type: ignore[method-assign,assignment]
+    await soon(transactor.revoked([P1, P0]), "closing two writers of which each awaits the other")
+    assert stage.forgotten == [P1, P0]
+    assert not transactor.partitions

@@ -83,7 +83,7 @@ ENGINE = {
         Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=38
     ),
     "a sleeper looks for its successor": Broken(
-        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=15
+        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=90
     ),
     "a cut-off writer is replaced": Broken(
         Rules(transactor=mutants.KeepsCutOffWriters), TORN, ("broker",)

@@ -1,0 +1,74 @@
+"""A member of a group that has nothing to ask for: it stays one, or learns why not."""
+
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import GroupAuthorizationFailedError
+from grounds import KafkaGround, until
+from stream_cases import make_settings, soon
+
+from streams import Partition
+from streams.kafka import KafkaLog
+
+YEAR_S = 365 * 86_400
+
+
+class Witness:
+    """Remembers what the member was given, and what was taken from it."""
+
+    def __init__(self) -> None:
+        self.given: list[Partition] = []
+        self.taken: list[Partition] = []
+
+    async def assigned(self, partitions: Collection[Partition]) -> None:
+        self.given += partitions
+
+    async def revoked(self, partitions: Collection[Partition]) -> None:
+        self.taken += partitions
+
+
+@pytest.mark.kafka
+async def test_a_member_that_takes_nothing_for_a_year_stays_in_its_group(
+    kafka: str, prefix: str
+) -> None:
+    """The client lets go of one that has not asked for records, by default after 5 minutes."""
+    ground = KafkaGround(kafka, prefix)
+    await ground.create({f"{prefix}.in": 1})
+    log, witness = ground.log(), Witness()
+    try:
+        await log.join(f"{prefix}.group", [f"{prefix}.in"], witness)
+        only = Partition(f"{prefix}.in", 0)
+        await until(lambda: witness.given == [only])
+        member = log._member
+        generation = member._coordinator.generation
+        assert generation > 0
+        member._subscription._last_fetch_ended -= YEAR_S
+        # Two heartbeats.
+        for _ in range(25):
+            await log.poll(0.1, 10, [only])
+        assert member._coordinator.generation == generation
+        assert member._subscription.fetcher_idle_time > YEAR_S
+        assert not witness.taken
+        await log.leave()
+    finally:
+        await ground.close()
+
+
+async def test_a_member_that_has_nothing_to_ask_for_learns_what_the_group_refuses() -> None:
+    def check_errors() -> None:
+        raise GroupAuthorizationFailedError("copiers")
+
+    standby = SimpleNamespace(
+        assignment=set,
+        paused=set,
+        pause=lambda *_: None,
+        resume=lambda *_: None,
+        _coordinator=SimpleNamespace(check_errors=check_errors),
+    )
+    log = KafkaLog(make_settings())
+    log._consumer = cast("AIOKafkaConsumer", standby)
+    with pytest.raises(GroupAuthorizationFailedError):
+        await soon(log.poll(0.1, 10, []), "the poll")
