@@ -6,8 +6,9 @@ import random
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from confluent_kafka.admin import (
@@ -24,8 +25,10 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from load import Load
+from mute import MUTE, MuteServer
 from proxy import Proxy
 from system import System
+from takeovers import Kill
 
 from topics import admin
 from topics.broker import EmbeddedBroker
@@ -48,8 +51,12 @@ class Scene:
     proxy: Proxy
     load: Load
     rng: random.Random
-    resting: set[str]
+    server: MuteServer
+    """The model server of a pool that has no worker but in its own fault."""
+    resting: set[str] = field(default_factory=set)
     """Processes that the supervisor leaves alone."""
+    kills: list[Kill] = field(default_factory=list)
+    """Those that somebody takes over from."""
 
     @cached_property
     def kafka(self) -> AdminClient:
@@ -62,26 +69,29 @@ Fault = Callable[[Scene], Awaitable[None]]
 
 async def kill_router(scene: Scene) -> None:
     """`kill -9` of a router with its batcher, started again at once"""
-    _kill_and_start(scene.system, scene.rng.choice(ROUTERS))
+    name = scene.rng.choice(ROUTERS)
+    _kill(scene, name, in_place=True)
+    scene.system.start(name)
 
 
 async def kill_worker(scene: Scene) -> None:
     """`kill -9` of a worker, started again at once"""
-    _kill_and_start(scene.system, scene.rng.choice(POOLS))
+    name = scene.rng.choice(POOLS)
+    _kill(scene, name, in_place=True)
+    scene.system.start(name)
 
 
 async def kill_all(scene: Scene) -> None:
     """`kill -9` of all routers and workers together, started again at once"""
     names = list(scene.system.processes)
-    for name in names:
-        scene.system.kill(name)
+    _kill(scene, *names, in_place=True)
     scene.system.start(*names)
 
 
 async def lose_router(scene: Scene) -> None:
     """`kill -9` of a router that stays away for 12 s: the other takes its partitions over"""
     with _resting(scene, scene.rng.choice(ROUTERS)) as name:
-        scene.system.kill(name)
+        _kill(scene, name, in_place=False)
         await asyncio.sleep(2 * SESSION_S)
     scene.system.start(name)
 
@@ -115,6 +125,21 @@ async def shake_groups(scene: Scene) -> None:
             await asyncio.sleep(scene.rng.uniform(1.5, 3))
             scene.system.kill(name)
     del scene.system.processes[name]
+
+
+async def silence_pool(scene: Scene) -> None:
+    """A third pool, the cheapest, gets work and for 10 s answers nothing; then it is stopped"""
+    server = scene.server
+    with _resting(scene, MUTE) as name:
+        scene.system.start(name)
+        await _until(lambda: server.calls > 0, "the pool gets work")
+        server.fall_silent()
+        await asyncio.sleep(10)
+        unanswered = server.calls
+        await _end(scene.system, name)
+        server.speak()
+    del scene.system.processes[name]
+    assert unanswered, "the pool that answers nothing was asked for nothing"
 
 
 async def kill_broker(scene: Scene) -> None:
@@ -156,12 +181,7 @@ async def fill_the_disk(scene: Scene) -> None:
     _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     # Kafka treats a file that may not grow as it does a full disk: the log directory is lost.
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, most))
-    for _ in range(100):
-        if not scene.broker.running:
-            break
-        await asyncio.sleep(0.2)
-    else:
-        raise AssertionError("the broker runs on with a full disk")
+    await _until(lambda: not scene.broker.running, "the broker stops")
     await asyncio.to_thread(scene.broker.start)
 
 
@@ -222,6 +242,7 @@ FAULTS: tuple[Fault, ...] = (
     time_transaction_out,
     restart_rolling,
     shake_groups,
+    silence_pool,
     kill_broker,
     restart_broker,
     cut_connections,
@@ -246,9 +267,18 @@ def _resting(scene: Scene, name: str) -> Iterator[str]:
         scene.resting.discard(name)
 
 
-def _kill_and_start(system: System, name: str) -> None:
-    system.kill(name)
-    system.start(name)
+async def _until(holds: Callable[[], bool], what: str) -> None:
+    for _ in range(100):
+        if holds():
+            return
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"not within 20 s: {what}")
+
+
+def _kill(scene: Scene, *names: str, in_place: bool) -> None:
+    scene.kills.append(Kill(names, time.time(), in_place=in_place))
+    for name in names:
+        scene.system.kill(name)
 
 
 async def _freeze(system: System, name: str, seconds: float) -> None:
@@ -259,16 +289,20 @@ async def _freeze(system: System, name: str, seconds: float) -> None:
 
 
 async def _restart(scene: Scene, name: str) -> None:
-    process = scene.system.processes[name]
     # The supervisor would start a second one of the name, between its end and our start.
     with _resting(scene, name):
-        process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.to_thread(process.wait, 30)
-        except subprocess.TimeoutExpired:
-            # As a supervisor does whose grace period has ended.
-            scene.system.kill(name)
+        await _end(scene.system, name)
         scene.system.start(name)
+
+
+async def _end(system: System, name: str) -> None:
+    process = system.processes[name]
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.to_thread(process.wait, 30)
+    except subprocess.TimeoutExpired:
+        # As a supervisor does whose grace period has ended.
+        system.kill(name)
 
 
 async def _limit_records(scene: Scene, topic: str, bytes_max: int) -> None:

@@ -2,16 +2,21 @@
 
 import asyncio
 import contextlib
+import math
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
-from load import BAD, DIRECT, REQUEST, Load, kind_of
+from load import BAD, DIRECT, REQUEST, Kind, Load, id_of, kind_of
 from system import System
 from verdict import ENDS, amiss
+
+from topics import BadRecordError, Placement
+from topics import headers as h
 
 STATUSES = ("", *ENDS.values())
 
@@ -33,11 +38,13 @@ class _Column:
 
 
 class Ledger:
-    """Reads results, evidence and dead letters, read_committed, from the beginning."""
+    """Reads results, evidence, dead letters and lanes, read_committed, from the beginning."""
 
     def __init__(self, system: System) -> None:
         self._system = system
         self._topics = system.catalogue
+        pools = system.fleet["pools"]
+        self._lanes = {topic.name for p in pools for topic in self._topics.pool_topics(p)}
         self._results, self._ends = _Column("B"), _Column("B")
         self._status, self._end = _Column("B"), _Column("B")
         self._entries, self._duplicates = _Column("B"), _Column("B")
@@ -56,6 +63,7 @@ class Ledger:
             self._topics.results,
             self._topics.dead_letters,
             self._topics.evidence,
+            *self._lanes,
             bootstrap_servers=self._system.bootstrap_servers,
             isolation_level="read_committed",
             auto_offset_reset="earliest",
@@ -90,6 +98,9 @@ class Ledger:
         if record.offset <= self._read_to.get((topic, record.partition), -1):
             return
         self._read_to[topic, record.partition] = record.offset
+        if topic in self._lanes:
+            self._take_placement(record)
+            return
         told = orjson.loads(record.value)
         if topic == self._topics.results:
             self._take_result(told)
@@ -107,12 +118,21 @@ class Ledger:
         if status == "completed":
             placement = result["placement"]
             self._finished_at[number] = result["timing"]["finished_at"]
-            if placement["region"] not in kind.regions:
-                self._wrong.append(f"{result['id']} was served in {placement['region']}")
-            if placement["precision"] not in kind.precisions:
-                self._wrong.append(f"{result['id']} was served in {placement['precision']}")
+            region, precision = placement["region"], placement["precision"]
+            self._wrong += misplaced(f"{result['id']} was served", kind, region, precision)
         else:
             self.codes[f"{status}: {(result.get('error') or {}).get('code')}"] += 1
+
+    def _take_placement(self, record: Any) -> None:
+        name = (record.key or b"").decode()
+        try:
+            placement = h.read(record.headers, h.PLACEMENT, Placement)
+        except BadRecordError as error:
+            self._wrong.append(f"{name} is in a lane without its placement: {error.message}")
+            return
+        kind = kind_of(int(name.partition("-")[2]))
+        where = f"{name} was sent to {placement.pool}"
+        self._wrong += misplaced(where, kind, placement.region, placement.precision)
 
     def _take_evidence(self, evidence: dict[str, Any]) -> None:
         number = int(evidence["request_id"].partition("-")[2])
@@ -125,15 +145,23 @@ class Ledger:
         elif step == "duplicate":
             self._duplicates[number] += 1
 
-    def latencies_s(self, load: Load, since: float, until: float) -> list[tuple[float, float]]:
-        """Return when direct requests of a span of time were published, and how long they took."""
+    def took_s(self, load: Load, since: float, until: float) -> list[tuple[float, float]]:
+        """Return when direct requests of a span of time were published, and how long they took.
+
+        One that was not completed takes for ever.
+        """
         return [
-            (at, finished - at)
-            for number, at in enumerate(load.published_at)
-            if since <= at <= until
-            and kind_of(number) is DIRECT
-            and (finished := self._finished_at[number])
+            (at := load.published_at[number], (self._finished_at[number] or math.inf) - at)
+            for number in load.between(since, until)
+            if kind_of(number) is DIRECT
         ]
+
+    def missing(self, load: Load) -> int:
+        """Return how many requests have no result yet, but for those that may not be in Kafka."""
+        unsure = (key.partition("-") for key in load.unsure)
+        numbers = [int(number) for kind, _, number in unsure if kind == REQUEST]
+        unseen = sum(not self._results[number] for number in numbers)
+        return len(load.published_at) - self.results - unseen
 
     def statuses(self, load: Load) -> Counter[str]:
         """Return how many requests ended how."""
@@ -143,24 +171,37 @@ class Ledger:
         """Return what is wrong: anything lost, doubled, unexplained, or misplaced."""
         found = list(self._wrong)
         for number in range(len(load.published_at)):
-            name = f"{REQUEST}-{number}"
-            if name in load.unsure:
-                continue
-            status, end = STATUSES[int(self._status[number])], STATUSES[int(self._end[number])]
-            results, ends = int(self._results[number]), int(self._ends[number])
-            found += amiss(name, results, status, ends, end)
-            if status == "completed" and not self._entries[number]:
-                found.append(f"{name} was completed, and neither placed nor held")
-            if not is_refused_rightly(self._dead[name], status):
-                found.append(f"{name} is a dead letter and {status}")
-        duplicates = sum(int(self._duplicates[n]) for n in range(len(load.published_at)))
-        if duplicates != load.published_twice and not load.unsure:
-            found.append(f"{load.published_twice} came twice, {duplicates} are known as duplicates")
-        bad = {key: count for key, count in self._dead.items() if key.startswith(f"{BAD}-")}
-        found += [f"{key} is {count} dead letters" for key, count in bad.items() if count != 1]
-        if len(bad) != load.published_bad and not load.unsure:
-            found.append(f"{load.published_bad} bad records came, {len(bad)} are dead letters")
+            found += self._problems_of(number, load)
+        told = {key: n for key, n in self._dead.items() if key.startswith(f"{BAD}-")}
+        for key in sorted(load.published_bad | told.keys()):
+            count = told.get(key, 0)
+            if key not in load.published_bad:
+                found.append(f"{key} was never published")
+            elif count > 1 or (count == 0 and key not in load.unsure):
+                found.append(f"{key} is {count} dead letters")
         return found
+
+    def _problems_of(self, number: int, load: Load) -> Iterator[str]:
+        name = id_of(number)
+        is_sure = name not in load.unsure
+        results, ends = int(self._results[number]), int(self._ends[number])
+        status, end = STATUSES[int(self._status[number])], STATUSES[int(self._end[number])]
+        # One of which the client does not know may have come all the same: then once, as any other.
+        if is_sure or results or ends:
+            yield from amiss(name, results, status, ends, end)
+        if status == "completed" and not self._entries[number]:
+            yield f"{name} was completed, and neither placed nor held"
+        if not is_refused_rightly(self._dead[name], status):
+            yield f"{name} is a dead letter and {status}"
+        resent, duplicates = int(number in load.published_twice), int(self._duplicates[number])
+        if duplicates > resent or (is_sure and duplicates < resent):
+            yield f"{name} came {1 + resent} times, and is {duplicates} times known as a duplicate"
+
+
+def misplaced(what: str, kind: Kind, region: str, precision: str) -> list[str]:
+    """Return which constraints of a kind of request a place breaks."""
+    found = [] if region in kind.regions else [f"{what}, in {region}"]
+    return found if precision in kind.precisions else [*found, f"{what}, in {precision}"]
 
 
 def is_refused_rightly(dead_letters: int, status: str) -> bool:

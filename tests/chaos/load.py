@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from array import array
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ PRECISE = Kind(
 NOWHERE = Kind(
     "nowhere",
     {"task": "chat", "constraints": {"regions": ["eu-north"]}},
+    regions=frozenset({"eu-north"}),
     ends=frozenset({"rejected", "expired"}),
 )
 CANCELLED = Kind(
@@ -98,10 +100,16 @@ class Load:
         """Whether some are published twice; not where keys move to other partitions."""
         self.bad = True
         """Whether some records are no requests."""
-        self.published_twice = 0
-        self.published_bad = 0
+        self.published_twice: set[int] = set()
+        self.published_bad: set[str] = set()
+        """Keys of the records that are no requests."""
         self.unsure: set[str] = set()
         """Keys of which the client does not know whether Kafka has them."""
+
+    def between(self, since: float, until: float) -> range:
+        """Return the numbers of what was published in a span of time."""
+        at = self.published_at
+        return range(bisect_left(at, since), bisect_right(at, until))
 
     async def publish(self) -> None:
         """Publish until cancelled, or until there are enough."""
@@ -120,11 +128,12 @@ class Load:
         self.published_at.append(time.time())
         await self._send(id_of(number), orjson.dumps(request))
         if self.twice and is_twice(number):
-            self.published_twice += 1
+            self.published_twice.add(number)
             await self._send(id_of(number), orjson.dumps(request))
         if self.bad and is_followed_by_bad(number):
-            self.published_bad += 1
-            await self._send(f"{BAD}-{number}", b'{"id": 5')
+            key = f"{BAD}-{number}"
+            self.published_bad.add(key)
+            await self._send(key, b'{"id": 5')
         if kind is CANCELLED:
             await self._cancel(id_of(number))
 

@@ -6,16 +6,18 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from system import System
 
 from topics.broker import EmbeddedBroker
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -100,11 +102,14 @@ async def read_meanwhile(system: System) -> AsyncIterator[None]:
         await asyncio.gather(reading, return_exceptions=True)
 
 
-def show(found: Coroutine[Any, Any, dict[str, Any]]) -> None:
-    """Run, and print what came of it."""
+def show(found: Coroutine[Any, Any, T], beyond: Callable[[T], list[str]]) -> None:
+    """Run, print what came of it, and exit with an error where it is beyond a target."""
     # A client without a broker says so many times a second.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    print(orjson.dumps(asyncio.run(found), option=orjson.OPT_INDENT_2).decode())
+    shown = asyncio.run(found)
+    print(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
+    if wrong := beyond(shown):
+        raise SystemExit("; ".join(wrong))
 
 
 async def read_on(system: System) -> None:

@@ -1,0 +1,147 @@
+"""What a run has seen, as a Markdown document."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from calm import QUIET_S, SLOW_S, Span
+from faults import SESSION_S
+from ledger import Ledger
+from load import Load
+from takeovers import Kill, Taken, takeover_s
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of a run."""
+
+    load: Load
+    ledger: Ledger
+    spans: list[Span]
+    kills: int
+    killed: list[Kill]
+    taken: list[Taken]
+    held: int
+    trail: list[str]
+    began: float
+    ended: float
+
+
+Row = tuple[str, ...]
+
+
+def rows(seen: Seen) -> list[Row]:
+    """Return a row for each kind of fault: times, latency, what was not served, recovery."""
+    return [_row(seen, name, spans) for name, spans in _by_name(seen.spans)]
+
+
+def _by_name(spans: Sequence[Span]) -> list[tuple[str, list[Span]]]:
+    names = dict.fromkeys(span.name for span in spans)
+    return [(name, [span for span in spans if span.name == name]) for name in names]
+
+
+def _row(seen: Seen, name: str, spans: Sequence[Span]) -> Row:
+    each = [seen.ledger.took_s(seen.load, span.began, span.until) for span in spans]
+    took = [took_s for _, took_s in chain.from_iterable(each)]
+    served = [took_s for took_s in took if took_s < math.inf]
+    median, worst = "none", "none"
+    if served:
+        median, worst = f"{statistics.median(served):.2f}", f"{max(served):.1f}"
+    unserved = f"{len(took) - len(served):,}"
+    return (name, str(len(spans)), median, worst, unserved, _recovery(spans, each))
+
+
+def _recovery(spans: Sequence[Span], took: Sequence[list[tuple[float, float]]]) -> str:
+    """Return the time from a fault's end to the last slow request after it, at worst.
+
+    Where requests were slow for as long as was waited, it is longer than that.
+    """
+    if unfinished := [span.until - span.ended for span in spans if not span.is_calm]:
+        return f"> {max(unfinished):.0f}"
+    slow = (
+        at - span.ended
+        for span, each in zip(spans, took, strict=True)
+        for at, took_s in each
+        if took_s > SLOW_S
+    )
+    return f"{max(chain([0.0], slow)):.1f}"
+
+
+def takeover_rows(seen: Seen) -> list[Row]:
+    """Return a row for each kind of fault that kills somebody: times, median, worst, target."""
+    found = []
+    for name, spans in _by_name(seen.spans):
+        kills = [k for k in seen.killed if any(s.began <= k.at <= s.ended for s in spans)]
+        timed = [(took, k) for k in kills if (took := takeover_s(k, seen.taken)) is not None]
+        if timed:
+            took = [each for each, _ in timed]
+            limit_s = max(kill.limit_s(SESSION_S) for _, kill in timed)
+            verdict = "met" if max(took) <= limit_s else "not met"
+            figures = (statistics.median(took), max(took))
+            shown = ("never" if f == math.inf else f"{f:.1f}" for f in figures)
+            found.append((name, str(len(timed)), *shown, f"{limit_s:.0f}", verdict))
+    return found
+
+
+def found_wrong(seen: Seen) -> list[str]:
+    """Return what must not be."""
+    found = seen.ledger.problems(seen.load) + seen.trail
+    return [*found, f"{seen.held} requests are held for ever"] if seen.held else found
+
+
+def document(seen: Seen, command: str) -> str:
+    """Return the tables as a Markdown document."""
+    return "\n".join([*_summary(seen, command), *_tables(seen), ""])
+
+
+def _summary(seen: Seen, command: str) -> list[str]:
+    load, minutes = seen.load, (seen.ended - seen.began) / 60
+    statuses = ", ".join(f"{n:,} {s}" for s, n in seen.ledger.statuses(load).most_common())
+    codes = ", ".join(f"{n:,} {code}" for code, n in seen.ledger.codes.most_common(8))
+    return [
+        "# What was done to it, and what was seen",
+        "",
+        "Real processes on a real Kafka of one broker: two routers, two pools (and a third while",
+        "it has its fault), a TCP proxy between broker and processes, mixed requests at a steady",
+        "rate. Written by the run:",
+        "",
+        f"```sh\n{command}\n```",
+        "",
+        f"{len(load.published_at):,} requests in {minutes:.0f} minutes, {seen.kills:,} kills of",
+        "processes: none lost, none doubled, no constraint broken by a placement or a result,",
+        "nothing left in the hold, each end explained by its evidence. Besides,",
+        f"{len(load.published_twice):,} requests came twice and {len(load.published_bad):,}",
+        "records were no requests: each was told, once, as what it was. The client does not know",
+        f"of {len(load.unsure):,} whether Kafka has them, or has them twice: these may be missing.",
+        "",
+        f"Ends: {statuses}.",
+        "",
+        f"Reasons of those not completed: {codes or 'none'}.",
+        "",
+    ]
+
+
+def _tables(seen: Seen) -> list[str]:
+    return [
+        "Latencies are of direct requests published from the beginning of the fault until they had",
+        f"been served in time for {QUIET_S:.0f} s, from publishing to the last token, in seconds;",
+        "the worst is that of the request that came at the worst moment. Not served are those that",
+        "expired, failed or were rejected meanwhile. Recovery is the time from the end of the",
+        f"fault to the last request that took more than {SLOW_S:.0f} s or was not served, at",
+        "worst; with a >, requests were still late when no more was waited.",
+        "",
+        *_table(("fault", "times", "median", "worst", "not served", "recovery"), rows(seen)),
+        "",
+        "Takeover is the time from a `kill -9` until the last of the partitions of the dead was",
+        "taken over, in seconds: by itself where it was started again at once, else by another,",
+        f"{SESSION_S:.0f} s of which are its session.",
+        "",
+        *_table(("takeover", "times", "median", "worst", "target", ""), takeover_rows(seen)),
+    ]
+
+
+def _table(head: Row, found: Sequence[Row]) -> list[str]:
+    rule = ("---", *("--:" for _ in head[1:]))
+    return [f"| {' | '.join(row)} |" for row in (head, rule, *found)]

@@ -1,0 +1,57 @@
+"""The overload runs must fail beyond their targets: on made-up figures."""
+
+import logging
+
+import burst
+import lanes
+import open_transaction
+import pytest
+from stream import show
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("median", "p99", "missed"),
+    [(1.5, 1.5, 0), (1.6, 1.0, 1), (1.0, 1.6, 1), (NAN, 1.0, 1), (2.0, 2.0, 2)],
+)
+def test_a_slow_pool_slows_only_its_own_lane(median: float, p99: float, missed: int) -> None:
+    assert len(lanes.beyond({"median_ratio": median, "p99_ratio": p99})) == missed
+
+
+@pytest.mark.parametrize(("in_time", "missed"), [(1.0, 0), (0.99, 0), (0.98, 1)])
+def test_urgent_requests_are_in_time_in_a_burst(in_time: float, missed: int) -> None:
+    assert len(burst.beyond({"urgent_in_time": in_time})) == missed
+
+
+@pytest.mark.parametrize(("worst_s", "missed"), [(0.11, 0), (0.13, 1)])
+def test_a_kill_delays_no_other_partition(worst_s: float, missed: int) -> None:
+    calm = {"before": {"median_s": 0.02}, "after": {"max_s": 0.05}}
+    delayed = {"before": {"median_s": 0.02}, "after": {"max_s": worst_s}}
+    # What the dead one had waits, and so do others while its partitions are taken over.
+    late = {"after": {"max_s": 7.5}}
+    rounds = [
+        {"other_partitions": calm, "own_partitions": late},
+        {"other_partitions": delayed | {"takeover": {"max_s": 1.2}}, "own_partitions": late},
+    ]
+    found = open_transaction.beyond(rounds)
+    assert len(found) == missed
+    assert all(each.startswith("round 2") for each in found)
+
+
+@pytest.mark.parametrize("wrong", [[], ["too late", "too slow"]])
+def test_a_run_beyond_its_target_ends_with_an_error(
+    wrong: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    # A run quietens the client for good: here until the end of the test.
+    caplog.set_level(logging.ERROR, "aiokafka")
+
+    async def run() -> dict[str, float]:
+        return {"figure": 1.0}
+
+    if wrong:
+        with pytest.raises(SystemExit, match="too late; too slow"):
+            show(run(), lambda _: wrong)
+    else:
+        show(run(), lambda _: wrong)
+    assert '"figure": 1.0' in capsys.readouterr().out
