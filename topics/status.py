@@ -57,7 +57,8 @@ class OutputLengths:
 class ServerLoad:
     """What a model server tells of itself; requests of its other clients are among them.
 
-    ``kv_usage`` is the share of its KV cache in use. None is what it does not tell.
+    ``kv_usage`` is the share of its KV cache in use, or that it would use if it had more. None is
+    what it does not tell.
     """
 
     running: int | None = None
