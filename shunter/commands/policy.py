@@ -1,6 +1,7 @@
 """`shunter policy`: check the declarations, and explain a decision."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from policies import (
     situation,
     tag,
 )
+from policies.reasons import reasons
 from policies.situation import Situation
 from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
@@ -117,7 +119,10 @@ def explain(
             "reason": decision.reason,
             "message": decision.message,
             "tags": evidence.tags,
-            "candidates": decision.candidates,
+            "candidates": [
+                asdict(candidate) | {"reason": reason}
+                for candidate, reason in zip(evidence.candidates, reasons(evidence), strict=True)
+            ],
             "promised": decision.promised,
             "group": decision.group,
             "refusals": decision.refusals,
@@ -150,6 +155,7 @@ def _evidence(
         model=profile.model,
         policy_version=situation.policy.version,
         fleet_version=situation.options.version,
+        profile=profile,
         tags=tagged.tags | decided_tags(profile, decision, situation.options, now),
         candidates=decision.candidates,
         placement=placement,
