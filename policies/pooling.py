@@ -25,6 +25,11 @@ def pooled(told: Sequence[Told], before: float) -> float:
     return before + fsum(value - before for value, _ in told) / max(1.0, known_of(told))
 
 
+def pooled_share(told: Sequence[Told], before: float) -> float:
+    """Return the same of shares, 0 to 1 though heartbeats round what they tell."""
+    return min(1.0, max(0.0, pooled(told, before)))
+
+
 def pooled_speed(told: Sequence[Told]) -> float | None:
     """Return the same of speeds, which are means in the log; None where nothing was measured.
 

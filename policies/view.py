@@ -5,7 +5,7 @@ from statistics import fmean
 
 from policies.lengths import Lengths
 from policies.options import Option, Options
-from policies.pooling import Told, pooled, pooled_speed
+from policies.pooling import Told, pooled_share, pooled_speed
 from policies.sessions import Sessions
 from policies.standing import (
     NOTHING,
@@ -137,7 +137,7 @@ class FleetView:
         rates = [(s.failure_rate, s.failure_known) for s in reports if s.failure_rate is not None]
         if rates:
             declared = self._options.by_pool[pool][0].failure_rate
-            load.failure_rate = round(pooled(rates, declared), 4)
+            load.failure_rate = round(pooled_share(rates, declared), 4)
         load.learned = _learned(reports)
         servers = [s.server for s in reports if s.server is not None]
         used = [server.kv_usage for server in servers if server.kv_usage is not None]
@@ -168,7 +168,7 @@ def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
         variant: Learned(
             _mean_error([v.ttft_error for v in each if v.ttft_error is not None]),
             _mean_error([v.tpot_error for v in each if v.tpot_error is not None]),
-            round(pooled([(v.reuse, v.reuse_known) for v in each], 0.0), 3),
+            round(pooled_share([(v.reuse, v.reuse_known) for v in each], 0.0), 3),
         )
         for variant, each in told.items()
     }

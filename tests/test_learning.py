@@ -16,6 +16,7 @@ from policies.experience import SEEN_MIN, TRIES, Experience
 from policies.iteration import Job
 from policies.lengths import LengthLog, Lengths
 from policies.pace import Pace
+from policies.pooling import pooled_share
 from policies.standing import PoolLoad, standing_of
 from topics import Envelope, PoolStatus, Profile, Tag, Usage, VariantStatus, decode, encode
 from workers import CallError
@@ -154,6 +155,11 @@ def test_new_workers_together_know_more_than_each() -> None:
     assert alone == pytest.approx(pace.speed(OPTION.variant))
     view.report(told_by("1", pace, experience))
     assert 0.5 < view.standing(OPTION).speed < alone
+
+
+def test_a_share_stays_one_however_heartbeats_round() -> None:
+    assert pooled_share([(0.0, 1.0), (0.2, 0.59)], 0.5) == 0.0
+    assert pooled_share([(1.0, 1.0), (0.6, 0.59)], 0.0) == 1.0
 
 
 def test_a_worker_that_does_not_tell_how_much_it_knows_counts_in_full() -> None:
