@@ -238,8 +238,8 @@ class Accelerator:
 
     @property
     def kv_wanted(self) -> float:
-        """The share of the KV memory that what runs or waits needs, 0 to 1."""
-        return min(1.0, 1.0 - self.kv_free_bytes / self._kv_capacity_bytes)
+        """The share of the KV memory that what runs or waits needs; more than 1 has to wait."""
+        return 1.0 - self.kv_free_bytes / self._kv_capacity_bytes
 
     @property
     def decoded(self) -> tuple[int, int]:

@@ -54,7 +54,7 @@ def estimate(
     The iterations of `policies.roofline` stand here as they are, without a call for each: a
     decision takes 0.7 times as long (`python -m benchmarks.budget`).
     """
-    roofline, spread, gathered, paid, ahead, rate = standing.terms(members, wait_s > 0)
+    roofline, spread, gathered, paid, ahead, lack, rate = standing.terms(members, wait_s > 0)
     token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s = roofline
     speed, pace, usd_per_s = rate
     # Of no prompt at all a token is computed.
@@ -89,13 +89,16 @@ def estimate(
         device_s += decode_steps * added_s / speed
     others_s = standing.others_s
     tpot_s = step_s / pace + others_s
-    # Those ahead are taken as alike and evenly spread in age.
-    slot_wait_s = ahead * (output_tokens or 1) * tpot_s / standing.slots if ahead else 0.0
+    # Those that hold places or memory are taken as alike and evenly spread in age.
+    room_wait_s = ahead * (output_tokens or 1) * tpot_s / standing.slots if ahead else 0.0
+    missing = lack[0] + lack[1] * (prompt + output_tokens)
+    if missing > 0:
+        room_wait_s = max(room_wait_s, missing * (output_tokens or 1) * tpot_s)
     ttft_s = (
         wait_s
         + transport_s
         + standing.backlog_s
-        + slot_wait_s
+        + room_wait_s
         + others_s
         + members * prefill_s / pace
     )

@@ -28,7 +28,9 @@ class Experience:
         """Start from the failure rate that the fleet declares."""
         self.lengths = LengthLog()
         self._failure_rate = failure_rate
+        self._failure_known = 0.0
         self._reuse: dict[str, float] = {}
+        self._reuse_known: dict[str, float] = {}
         self._session_tokens: dict[tuple[str, str, str], int] = {}
         self._ttft: dict[str, Sketch] = {}
         self._tpot: dict[str, Sketch] = {}
@@ -38,13 +40,20 @@ class Experience:
         """Share of tries that failed, with the declared rate for those before the first."""
         return round(self._failure_rate, 4)
 
+    @property
+    def failure_known(self) -> float:
+        """The part of the failure rate that was counted, 0 to 1; the rest is the declared one."""
+        return round(self._failure_known, 4)
+
     def failed(self) -> None:
         """Count a try that failed through no fault of the request."""
         self._failure_rate += (1.0 - self._failure_rate) / TRIES
+        self._failure_known += (1.0 - self._failure_known) / TRIES
 
     def completed(self, profile: Profile, variant: str, usage: Usage) -> None:
         """Count an answer that a variant gave."""
         self._failure_rate -= self._failure_rate / TRIES
+        self._failure_known += (1.0 - self._failure_known) / TRIES
         self.lengths.learn(profile.task, profile.model, profile.tenant, usage.output_tokens)
         if profile.session is not None:
             key = (profile.tenant, variant, profile.session)
@@ -54,12 +63,18 @@ class Experience:
                 del self._session_tokens[next(iter(self._session_tokens))]
             if before:
                 share = min(1.0, usage.cached_tokens / before)
-                known = self._reuse.get(variant, 0.0)
-                self._reuse[variant] = known + (share - known) / TURNS
+                usual = self._reuse.get(variant, 0.0)
+                known = self._reuse_known.get(variant, 0.0)
+                self._reuse[variant] = usual + (share - usual) / TURNS
+                self._reuse_known[variant] = known + (1.0 - known) / TURNS
 
     def reuse(self, variant: str) -> float:
         """Return the share of a session's earlier tokens that came from the cache, as seen."""
         return round(self._reuse.get(variant, 0.0), 3)
+
+    def reuse_known(self, variant: str) -> float:
+        """Return the part of that which was seen, 0 to 1; before any was it is taken for none."""
+        return round(self._reuse_known.get(variant, 0.0), 3)
 
     def kept(
         self, profile: Profile, variant: str, promised: Envelope, got: Envelope, elapsed_s: float

@@ -27,10 +27,15 @@ class Pace:
 
     def __init__(self) -> None:
         self._speed: dict[str, float] = {}
+        self._known: dict[str, float] = {}
 
     def speed(self, variant: str) -> float:
         """Return the measured speed; 1.0, the roofline's own, before anything was measured."""
         return self._speed.get(variant, 1.0)
+
+    def known(self, variant: str) -> float:
+        """Return the part of the speed that was measured, 0 to 1; the rest is the roofline's."""
+        return round(self._known.get(variant, 0.0), 3)
 
     def learn(self, option: Option, job: Job, sequences: int, device_s: float) -> None:
         """Take one execution in.
@@ -51,3 +56,5 @@ class Pace:
         ratio = min(max(predicted_s / device_s, 1 / RATIO_MAX), RATIO_MAX)
         before = self.speed(job.variant)
         self._speed[job.variant] = before ** (1 - NEWEST) * ratio**NEWEST
+        known = self._known.get(job.variant, 0.0)
+        self._known[job.variant] = known + NEWEST * (1 - known)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from policies.catalogue import BYTES_PER_WEIGHT
 from policies.fleet import Fleet
 from policies.options import Option, Options
-from policies.policy import Policy, WorkloadClass
+from policies.policy import DataClass, Policy, WorkloadClass
 from policies.roofline import MEMORY_UTILIZATION
 
 # Prompt of the request that a class is tried with: short, so that a warning is a certain one.
@@ -17,6 +17,7 @@ def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
     return [
         *_unserved_models(fleet, options),
         *_hopeless_classes(options, policy),
+        *_homeless_data(fleet, options, policy),
         *_lone_pools(fleet, options),
     ]
 
@@ -55,6 +56,12 @@ def _hopeless_classes(options: Options, policy: Policy) -> Iterator[str]:
                     f" ({workload.ttft_ms or '-'} ms) and TPOT ({workload.tpot_ms or '-'} ms),"
                     f" even idle and for a prompt of {PROMPT_TOKENS} tokens"
                 )
+            elif not any(_allows(workload, o) and _ends_in_time(workload, o) for o in choices):
+                yield (
+                    f"class {name}: no pool serves {model} before its deadline"
+                    f" ({workload.deadline_s:g} s), even idle and for a prompt of {PROMPT_TOKENS}"
+                    f" tokens and a reply of {workload.output_tokens}; each such request expires"
+                )
 
 
 def _allows(workload: WorkloadClass, option: Option) -> bool:
@@ -72,6 +79,44 @@ def _keeps_slo(workload: WorkloadClass, option: Option) -> bool:
     if workload.ttft_ms is not None and ttft_ms > workload.ttft_ms:
         return False
     return workload.tpot_ms is None or workload.output_tokens < 2 or tpot_ms <= workload.tpot_ms
+
+
+def _ends_in_time(workload: WorkloadClass, option: Option) -> bool:
+    roofline, steps = option.roofline, max(0, workload.output_tokens - 1)
+    context_tokens = PROMPT_TOKENS + workload.output_tokens // 2
+    model_s = roofline.prefill_s(PROMPT_TOKENS) + steps * roofline.step_s(1, context_tokens)
+    return model_s / option.time_scale <= workload.deadline_s
+
+
+def _homeless_data(fleet: Fleet, options: Options, policy: Policy) -> Iterator[str]:
+    present = {pool.region for pool in fleet.pools.values()}
+    for name, data in policy.data_classes.items():
+        if data.regions is not None and not present.intersection(data.regions):
+            regions = ", ".join(data.regions) or "none"
+            yield (
+                f"data class {name}: the regions that it may stay in have no pool ({regions});"
+                " each request of it is rejected"
+            )
+            continue
+        for model, choices in options.by_model.items():
+            if not any(_may_hold(data, option) for option in choices):
+                yield (
+                    f"data class {name}: no pool serves {model} where it may stay"
+                    f" ({_limits(data)}); each such request is rejected"
+                )
+
+
+def _may_hold(data: DataClass, option: Option) -> bool:
+    if data.regions is not None and option.region not in data.regions:
+        return False
+    if data.precisions is not None and option.precision not in data.precisions:
+        return False
+    return all(option.labels.get(name) == value for name, value in data.labels.items())
+
+
+def _limits(data: DataClass) -> str:
+    limits = [*(data.regions or ()), *(data.precisions or ())]
+    return ", ".join([*limits, *(f"{name}={value}" for name, value in data.labels.items())])
 
 
 def _lone_pools(fleet: Fleet, options: Options) -> Iterator[str]:

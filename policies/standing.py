@@ -42,7 +42,7 @@ class PoolLoad:
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
-    ``kv_usage`` is the share of KV memory that is taken, 0 where no server tells of it.
+    ``kv_usage`` is the share of KV memory that is taken or waited for, 0 where no server tells.
     ``learned`` by variant and ``failure_rate`` come from what was executed, absent before.
     """
 
@@ -107,6 +107,8 @@ class Terms(NamedTuple):
         gathered: likewise if it gathers them.
         paid: what a member pays of a step.
         ahead: sequences that must end before there is a place.
+        memory: the share of the pool's KV memory that is missing, below 0 what is free, before
+            these members come; the share that they need for each token of theirs.
         rate: measured speed over predicted, the same times that of the clock, price per second.
     """
 
@@ -115,6 +117,7 @@ class Terms(NamedTuple):
     gathered: Step
     paid: Paid
     ahead: int
+    memory: tuple[float, float]
     rate: tuple[float, float, float]
 
 
@@ -135,6 +138,7 @@ class Standing:
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
         learned: what past executions of the variant tell.
+        kv_usage: share of the pool's KV memory that is taken, waiting work included if told.
         fullness: share of the variant's places that is taken, waiting work included, or of the
             KV memory if that is more.
     """
@@ -151,6 +155,7 @@ class Standing:
     others_s: float
     failure_rate: float = 0.0
     learned: Learned = NOTHING
+    kv_usage: float = 0.0
     fullness: float = 0.0
     _terms: dict[tuple[int, bool], Terms] = field(
         init=False, default_factory=dict, repr=False, compare=False
@@ -206,6 +211,10 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> Terms:
         spread if gathered == sequences else Step(gathered, *roofline.sequences_s(gathered)),
         paid,
         max(0, running + members - standing.slots),
+        (
+            standing.kv_usage - 1.0,
+            members / (max(1, option.kv_capacity_tokens) * standing.replicas),
+        ),
         (standing.speed, standing.pace, option.usd_per_s),
     )
 
@@ -230,6 +239,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
         learned=load.learned.get(option.variant, NOTHING),
+        kv_usage=load.kv_usage,
         fullness=max(running / slots, load.kv_usage),
     )
 

@@ -5,6 +5,7 @@ from statistics import fmean
 
 from policies.lengths import Lengths
 from policies.options import Option, Options
+from policies.pooling import Told, pooled_share, pooled_speed
 from policies.sessions import Sessions
 from policies.standing import (
     NOTHING,
@@ -122,18 +123,21 @@ class FleetView:
             queued=sum(s.queued for s in reports),
             backlog_s=min((s.backlog_s for s in reports), default=0.0),
         )
-        speeds: dict[str, list[float]] = {}
+        speeds: dict[str, list[Told]] = {}
         for status in reports:
             for variant, v in status.variants.items():
                 counts = load.running_by_variant
                 counts[variant] = counts.get(variant, 0) + v.running + v.queued
-                if v.speed > 0:
-                    speeds.setdefault(variant, []).append(v.speed)
-        # fmean is exact, so the order in which workers were heard of makes no difference.
-        load.speed_by_variant = {variant: fmean(each) for variant, each in speeds.items()}
+                speeds.setdefault(variant, []).append((v.speed, v.speed_known))
+        for variant, each in speeds.items():
+            speed = pooled_speed(each)
+            if speed is not None:
+                load.speed_by_variant[variant] = speed
         load.failing = _failing(reports)
-        rates = [s.failure_rate for s in reports if s.failure_rate is not None]
-        load.failure_rate = round(fmean(rates), 4) if rates else None
+        rates = [(s.failure_rate, s.failure_known) for s in reports if s.failure_rate is not None]
+        if rates:
+            declared = self._options.by_pool[pool][0].failure_rate
+            load.failure_rate = round(pooled_share(rates, declared), 4)
         load.learned = _learned(reports)
         servers = [s.server for s in reports if s.server is not None]
         used = [server.kv_usage for server in servers if server.kv_usage is not None]
@@ -164,7 +168,7 @@ def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
         variant: Learned(
             _mean_error([v.ttft_error for v in each if v.ttft_error is not None]),
             _mean_error([v.tpot_error for v in each if v.tpot_error is not None]),
-            round(fmean(v.reuse for v in each), 3),
+            round(pooled_share([(v.reuse, v.reuse_known) for v in each], 0.0), 3),
         )
         for variant, each in told.items()
     }

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from opentelemetry.util.types import AttributeValue
 
+from policies.reasons import has_choice, reasons
 from streams import otlp
 from topics import Candidate, Evidence, Placement
 
@@ -176,58 +177,17 @@ def _decision(step: str, reason: str | None, left_out: int) -> Said:
 
 def candidates(evidence: Evidence) -> Iterator[bytes]:
     """Return an event for each candidate of a decision, encoded, the chosen one first."""
-    target = None if evidence.profile is None else evidence.profile.target_chance
-    # One that ended here has candidates, and none of them was chosen.
-    is_choice = evidence.promised is not None and evidence.step in {"placed", "held", "released"}
-    chosen = _chosen(evidence, target) if is_choice else None
-    first_usd = evidence.candidates[0].cost_usd if evidence.candidates else None
+    is_choice = has_choice(evidence)
+    shown = zip(evidence.candidates[:CANDIDATES_MAX], reasons(evidence), strict=False)
     told = (
-        _candidate(each, chosen, target, first_usd, is_chosen=number == 0 and chosen is not None)
-        for number, each in enumerate(evidence.candidates[:CANDIDATES_MAX])
+        _candidate(each, reason, is_chosen=is_choice and number == 0)
+        for number, (each, reason) in enumerate(shown)
     )
     return otlp.events("candidate", evidence.at, told)
 
 
-def _chosen(evidence: Evidence, target: float | None) -> str | None:
-    """Return why the first was chosen; the reason of a release is why it was made then."""
-    if evidence.step != "released":
-        return evidence.reason
-    is_unlikely = any(_is_unlikely(each, target) for each in evidence.candidates[:1])
-    return "best_chance" if is_unlikely else "cheapest_in_time"
-
-
-def _passed_over(
-    candidate: Candidate, chosen: str | None, target: float | None, first_usd: float | None
-) -> str:
-    """Return why a candidate that could serve was not chosen.
-
-    One that costs less than the first may count as dearer: what a failure would cost, and what its
-    room is worth to others, are weighed beside its cost.
-    """
-    if chosen == "best_chance":
-        return "lower_chance"
-    if _is_unlikely(candidate, target):
-        return "chance_too_low"
-    cost = candidate.cost_usd
-    is_cheaper = cost is not None and first_usd is not None and cost < first_usd
-    return "counts_as_dearer" if is_cheaper else "costs_more"
-
-
-def _is_unlikely(candidate: Candidate, target: float | None) -> bool:
-    return target is not None and candidate.chance is not None and candidate.chance < target
-
-
-def _candidate(
-    candidate: Candidate,
-    chosen: str | None,
-    target: float | None,
-    first_usd: float | None,
-    *,
-    is_chosen: bool,
-) -> bytes:
-    passed_over = candidate.refused or _passed_over(candidate, chosen, target, first_usd)
-    reason = chosen if is_chosen else passed_over
-    named = _named(candidate.pool, candidate.model_variant, candidate.path, reason or "", is_chosen)
+def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> bytes:
+    named = _named(candidate.pool, candidate.model_variant, candidate.path, reason, is_chosen)
     cost, finish, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
     # What was refused has none of them.
     if cost is None or finish is None or chance is None:

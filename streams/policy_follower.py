@@ -22,7 +22,7 @@ Check = Callable[[Collection[str]], Awaitable[object]]
 
 
 class PolicyFollower(TopicFollower):
-    """Puts in force what the topic says last; what can't be used is told of, and changes nothing.
+    """Puts in force the newest change that can be; what can't is told of, and changes nothing.
 
     What the process was started with counts where the topic leaves it open.
     """
@@ -43,12 +43,13 @@ class PolicyFollower(TopicFollower):
         self._clock = clock
         self._said = PolicyLog()
         self._settled: PolicyChange | None = None
-        self._complained: PolicyChange | None = None
+        self._refused: set[PolicyChange] = set()
+        self._awaited: set[PolicyChange] = set()
         self._again_at = 0.0
         self._is_current = False
 
     async def start(self) -> None:
-        """Read what there is, and put the last of it in force."""
+        """Read what there is, and put the newest of it in force that can be."""
         await super().start()
         self._is_current = True
         await self.settle()
@@ -74,36 +75,47 @@ class PolicyFollower(TopicFollower):
             )
 
     async def settle(self) -> None:
-        """Put the last change in force, if it isn't yet and can be."""
-        change = self._said.current
-        if change is None or change is self._settled or self._clock.now() < self._again_at:
+        """Put the newest change in force that can be, if it isn't yet.
+
+        So a router that starts stands where those stand that were there all the time.
+        """
+        if self._clock.now() < self._again_at:
             return
+        for change in reversed(self._said.changes):
+            if change is self._settled:
+                return
+            if change not in self._refused and await self._put_in_force(change):
+                self._settled = change
+                return
+
+    async def _put_in_force(self, change: PolicyChange) -> bool:
         try:
             declared = declared_by(self._said, change, self._own)
             known = self._in_force.situation.options.by_pool
             await self._check([pool for pool in declared.fleet.pools if pool not in known])
             self._in_force.change(declared)
         except DeclarationError as error:
+            self._refused.add(change)
             problems = str(error).replace("\n", "; ")
             logger.warning(
                 "change %d of %s is refused, and %s stays: %s",
                 *(change.number, self._topic, self._stands(), problems),
             )
+            return False
         except AdminError as error:
-            if change is not self._complained:
+            if change not in self._awaited:
+                self._awaited.add(change)
                 logger.warning(
                     "change %d of %s can't be made yet, and %s stays: %s",
                     *(change.number, self._topic, self._stands(), error),
                 )
-            self._complained = change
             self._again_at = self._clock.now() + AGAIN_S
-            return
-        else:
-            logger.info(
-                "%s is in force: change %d, %s by %s",
-                *(self._stands(), change.number, change.action, change.by),
-            )
-        self._settled = change
+            return False
+        logger.info(
+            "%s is in force: change %d, %s by %s",
+            *(self._stands(), change.number, change.action, change.by),
+        )
+        return True
 
     def _stands(self) -> str:
         scribe = self._in_force.terms.scribe

@@ -19,7 +19,14 @@ from policies import (
     tag,
 )
 from policies.view import FleetView
-from topics import InferenceRequest, PoolStatus, Profile, VariantStatus, parse_request
+from topics import (
+    InferenceRequest,
+    PoolStatus,
+    Profile,
+    ServerLoad,
+    VariantStatus,
+    parse_request,
+)
 
 NOW = 1_700_000_000.0
 BYTES_MAX = 10_000_000
@@ -282,6 +289,7 @@ def views(options: Options) -> st.SearchStrategy[FleetView]:
         instance=st.sampled_from("01"),
         state=st.sampled_from(["up", "up", "up", "draining", "down"]),
         backlog_s=st.floats(0, 100),
+        server=st.none() | st.builds(ServerLoad, kv_usage=st.floats(0, 3)),
         variants=st.dictionaries(
             st.sampled_from(["llama-bf16", "llama-fp8", "llama-int8", "vector-bf16"]), variant
         ),

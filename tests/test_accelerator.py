@@ -197,6 +197,8 @@ def test_cancelling_frees_memory_and_the_place() -> None:
     accelerator.advance(2.0)
     assert (accelerator.running_of("llama"), accelerator.queued_of("llama")) == (1, 2)
     assert accelerator.kv_tokens_used == 6000
+    # Of 9,000 tokens; what waits for memory counts as well.
+    assert accelerator.kv_wanted == pytest.approx(17_010 / 9000)
     assert accelerator.cancel("waiting", 2.0)
     assert accelerator.cancel("running", 2.0)
     events = drain(accelerator)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import erf, log, sqrt
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import NOW, bulk, some_options, status, views
@@ -76,6 +77,10 @@ def plain_estimate(
     tpot_s = step / pace + others_s
     ahead = max(0, running + members - slots)
     queue_s = ahead * max(1, profile.output_tokens) * tpot_s / slots
+    capacity_tokens = option.kv_capacity_tokens * replicas
+    needed = members / capacity_tokens * (profile.input_tokens + profile.output_tokens)
+    missing = max(0.0, load.kv_usage - 1.0 + needed)
+    queue_s = max(queue_s, missing * max(1, profile.output_tokens) * tpot_s)
     starts_s = wait_s + transport_s + load.backlog_s + queue_s + others_s
     ttft_s = starts_s + members * prefill_s / pace
     finish_s = ttft_s + steps * tpot_s
@@ -125,6 +130,29 @@ def test_short_forms_of_an_iteration_are_the_iteration(
     assert roofline.step_s(sequences, tokens) == step
     prompt = sequences
     assert roofline.prefill_s(prompt) == roofline.iteration_s(prompt, 0, prompt * (0.5 * prompt))
+
+
+def test_what_kv_memory_has_no_room_for_waits() -> None:
+    """A pool with free places and full memory starts nothing before something has ended."""
+    option = FLEET.of("premium", "llama-fp8")
+
+    def waits_s(kv_usage: float, tokens: int = 600, running: int = 8) -> float:
+        load = PoolLoad(workers=1, running_by_variant={option.variant: running})
+        asked = replace(bulk(), input_tokens=tokens - 200, output_tokens=200)
+        busy = estimate(asked, standing_of(option, replace(load, kv_usage=kv_usage)), 0.05)
+        return busy.ttft_s - estimate(asked, standing_of(option, load), 0.05).ttft_s
+
+    assert waits_s(0.9) == 0.0
+    # Half of the memory has to come free, and all of it does in the time of a reply.
+    load = PoolLoad(workers=1, running_by_variant={option.variant: 8})
+    reply_s = 200 * estimate(bulk(), standing_of(option, load), 0.05).tpot_s
+    assert waits_s(1.5) == pytest.approx(0.5 * reply_s, rel=0.01)
+    assert waits_s(1.0) == pytest.approx(
+        reply_s * 600 / (option.kv_capacity_tokens * option.replicas)
+    )
+    assert waits_s(1.0, tokens=30_000) > 10 * waits_s(1.0)
+    # Where places are missing more than memory, they are what is waited for.
+    assert waits_s(1.01, running=3 * option.max_batch) == 0.0
 
 
 def test_a_standing_is_found_anew_when_something_is_sent_or_reported() -> None:

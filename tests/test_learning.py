@@ -13,7 +13,10 @@ from worker_cases import ScriptedBackend, make_worker, place
 from policies import FleetView, tag
 from policies.estimate import chance, estimate, expected_cost_usd
 from policies.experience import SEEN_MIN, TRIES, Experience
+from policies.iteration import Job
 from policies.lengths import LengthLog, Lengths
+from policies.pace import Pace
+from policies.pooling import pooled_share
 from policies.standing import PoolLoad, standing_of
 from topics import Envelope, PoolStatus, Profile, Tag, Usage, VariantStatus, decode, encode
 from workers import CallError
@@ -91,6 +94,85 @@ def test_a_view_has_the_mean_of_what_the_workers_of_a_pool_learned() -> None:
     standing = view.standing(OPTION)
     assert standing.learned.ttft_error == (0.3, 0.9, 1.5)
     assert standing.failure_rate == pytest.approx(0.2)
+
+
+def told_by(instance: str, pace: Pace, experience: Experience) -> PoolStatus:
+    """A heartbeat of a worker that has measured so much."""
+    variant = VariantStatus(
+        speed=pace.speed(OPTION.variant),
+        speed_known=pace.known(OPTION.variant),
+        reuse=experience.reuse(OPTION.variant),
+        reuse_known=experience.reuse_known(OPTION.variant),
+    )
+    return status(
+        "premium",
+        instance=instance,
+        variants={OPTION.variant: variant},
+        failure_rate=experience.failure_rate,
+        failure_known=experience.failure_known,
+    )
+
+
+def work(pace: Pace, experience: Experience, count: int) -> None:
+    """Serve so many turns: at half the speed predicted, one of five failing, half of it cached."""
+    job = Job("", OPTION.variant, 400, 100)
+    device_s = OPTION.roofline.prefill_s(400) + OPTION.roofline.decode_s(100, 1, 400)
+    for n in range(count):
+        pace.learn(OPTION, job, 1, 2.0 * device_s)
+        asked = profile(session=f"s{n // 5}")
+        experience.completed(asked, OPTION.variant, Usage(100, 100, 100 if n % 5 else 0))
+        if n % 4 == 0:
+            experience.failed()
+
+
+def test_a_pool_that_is_scaled_up_knows_what_it_knew() -> None:
+    view = FleetView(some_options())
+    pace, experience = Pace(), Experience(0.0)
+    work(pace, experience, 2000)
+    view.report(told_by("0", pace, experience))
+    alone = view.standing(OPTION)
+    assert alone.speed == pytest.approx(0.5, rel=0.01)
+    assert alone.failure_rate == pytest.approx(0.2, abs=0.01)
+    assert alone.learned.reuse > 0.9
+    # After a few executions each a new worker has measured a part of what could be known.
+    for executions in (0, 1, 10, 100):
+        for name in "123":
+            pace, experience = Pace(), Experience(0.0)
+            work(pace, experience, executions)
+            view.report(told_by(name, pace, experience))
+        grown = view.standing(OPTION)
+        assert grown.speed == pytest.approx(alone.speed, rel=0.01), executions
+        assert grown.failure_rate == pytest.approx(alone.failure_rate, abs=0.03), executions
+        assert grown.learned.reuse == pytest.approx(alone.learned.reuse, abs=0.05), executions
+
+
+def test_new_workers_together_know_more_than_each() -> None:
+    pace, experience = Pace(), Experience(0.0)
+    work(pace, experience, 20)
+    view = FleetView(some_options())
+    view.report(told_by("0", pace, experience))
+    alone = view.standing(OPTION).speed
+    assert alone == pytest.approx(pace.speed(OPTION.variant))
+    view.report(told_by("1", pace, experience))
+    assert 0.5 < view.standing(OPTION).speed < alone
+
+
+def test_a_share_stays_one_however_heartbeats_round() -> None:
+    assert pooled_share([(0.0, 1.0), (0.2, 0.59)], 0.5) == 0.0
+    assert pooled_share([(1.0, 1.0), (0.6, 0.59)], 0.0) == 1.0
+
+
+def test_a_worker_that_does_not_tell_how_much_it_knows_counts_in_full() -> None:
+    view = FleetView(some_options())
+    old = {"speed": 0.5, "running": 0, "queued": 0, "reuse": 0.4}
+    for name, speed in (("0", 0.5), ("1", 2.0)):
+        beat = decode(dict[str, Any], encode(status("premium", instance=name, failure_rate=0.2)))
+        del beat["failure_known"]
+        beat["variants"] = {OPTION.variant: old | {"speed": speed}}
+        view.report(decode(PoolStatus, encode(beat)))
+    standing = view.standing(OPTION)
+    assert standing.speed == pytest.approx(1.0)
+    assert (standing.failure_rate, standing.learned.reuse) == (0.2, 0.4)
 
 
 async def test_a_worker_learns_from_what_became_visible() -> None:

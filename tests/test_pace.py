@@ -6,7 +6,7 @@ from policy_cases import some_options
 from policies.accelerator import Accelerator, VariantLimits
 from policies.device_share import DeviceShare
 from policies.iteration import Completion, Job
-from policies.pace import Pace, shared_by
+from policies.pace import NEWEST, RATIO_MAX, Pace, shared_by
 
 OPTION = some_options().of("premium", "llama-fp8")
 REPLY_TOKENS = 300
@@ -49,3 +49,30 @@ def test_those_at_the_start_alone_would_make_it_faster_than_it_is() -> None:
 
 def test_what_took_no_time_was_shared_by_nobody() -> None:
     assert [shared_by(4.0, 1.0), shared_by(4.0, 4.0), shared_by(0.0, 0.0)] == [4, 1, 1]
+
+
+@pytest.mark.parametrize("times", [100.0, 0.01])
+def test_one_execution_that_is_far_off_counts_for_no_more_than_a_factor_of_four(
+    times: float,
+) -> None:
+    variant, job = OPTION.variant, Job("", OPTION.variant, 400, REPLY_TOKENS)
+    usual_s = OPTION.roofline.prefill_s(400) + OPTION.roofline.decode_s(REPLY_TOKENS, 1, 400)
+    pace = Pace()
+    for _ in range(200):
+        pace.learn(OPTION, job, 1, 2.0 * usual_s)
+    assert pace.speed(variant) == pytest.approx(0.5, rel=0.01)
+    before = pace.speed(variant)
+    pace.learn(OPTION, job, 1, times * usual_s)
+    counts_as = RATIO_MAX if times < 1 else 1 / RATIO_MAX
+    assert pace.speed(variant) == pytest.approx((counts_as / before) ** NEWEST * before)
+
+
+def test_a_speed_is_known_the_better_the_more_was_measured() -> None:
+    pace, job = Pace(), Job("", OPTION.variant, 400, REPLY_TOKENS)
+    known = [pace.known(OPTION.variant)]
+    for _ in range(200):
+        pace.learn(OPTION, job, 1, 1.0)
+        known.append(pace.known(OPTION.variant))
+    assert known[:2] == [0.0, NEWEST]
+    assert known == sorted(known)
+    assert 0.99 < known[-1] <= 1.0

@@ -1,7 +1,7 @@
 """A policy or a fleet that changes while requests come, wait and are released."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from test_router import make_router
 
 from policies import Fleet, Policy, parse_fleet, parse_policy
 from shunter.audit.replay import replay_steps
+from shunter.commands import policy_apply
+from shunter.console import UserError
 from streams import Batcher, InForce, Partition, Record, Router, Terms, Transactor
 from streams.declarations import Declarations, load_fleet, load_policy, published_fleet, text_of
 from streams.live.page import LivePage
@@ -21,7 +23,15 @@ from streams.live.rows import snapshot_of
 from streams.metrics.gauges import target_gauges
 from streams.policy_follower import AGAIN_S, PolicyFollower
 from streams.tokens import TokenCounter
-from topics import Declared, PolicyChange, PolicyEntry, PolicyLog, encode
+from topics import (
+    Declared,
+    PolicyChange,
+    PolicyEntry,
+    PolicyLog,
+    Settings,
+    encode,
+    entry_key,
+)
 from topics.admin import AdminError
 
 WIDE = POLICY.replace("[512, 2048]", "[2048]")
@@ -327,6 +337,93 @@ async def test_a_pool_without_topics_is_waited_for(caplog: pytest.LogCaptureFixt
     topic.yard.clock.at += AGAIN_S
     await topic.follower.settle()
     assert topic.stands == (OWN[0], bigger.version)
+
+
+async def test_a_router_that_starts_stands_where_one_stands_that_was_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The last change that it can use counts, and not its own files, if the newest is refused."""
+    entries = [
+        declared(WIDE_POLICY),
+        changed(1, policy=WIDE_POLICY.version),
+        changed(2, policy="damaged", fleet="damaged"),
+        changed(3, policy="damaged"),
+    ]
+    there, started = Topic(), Topic()
+    for entry in entries:
+        await there.publish(entry)
+    await started.publish(*entries)
+    assert there.stands == started.stands == (WIDE_POLICY.version, OWN[1])
+    caplog.clear()
+    await started.follower.settle()
+    assert not caplog.messages, "each is told of once"
+    # A rollback to the time before the first is a change as well.
+    await started.publish(changed(4))
+    assert started.stands == OWN
+
+
+async def test_a_router_waits_for_topics_with_the_last_change_that_it_can_make() -> None:
+    bigger, topic = fleet(FLEET + CHEAPER), Topic()
+    topic.missing = ["boards-eu"]
+    wide = {"policy": WIDE_POLICY.version}
+    await topic.publish(
+        *(declared(WIDE_POLICY), changed(1, **wide)),
+        *(declared(bigger), changed(2, fleet=bigger.version, **wide)),
+    )
+    assert topic.stands == (WIDE_POLICY.version, OWN[1])
+    topic.missing = []
+    topic.yard.clock.at += AGAIN_S
+    await topic.follower.settle()
+    assert topic.stands == (WIDE_POLICY.version, bigger.version)
+
+
+class Desk:
+    """Somebody who applies, on a topic that others write to at the same time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[bytes] = []
+        self.settings = Settings()
+        monkeypatch.setattr(policy_apply, "read_policy_log", self._read)
+        monkeypatch.setattr(policy_apply, "publish_entries", self._publish)
+
+    async def _read(self, settings: Settings) -> PolicyLog:
+        return self.said()
+
+    async def _publish(self, settings: Settings, entries: Sequence[PolicyEntry]) -> None:
+        self.log += map(encode, entries)
+
+    def said(self) -> PolicyLog:
+        said = PolicyLog()
+        for value in self.log:
+            said.add(value)
+        return said
+
+    def apply(self, known: PolicyLog, by: str, **state: str) -> None:
+        change = replace(policy_apply.next_change(known, "apply", by), **state)
+        policy_apply.publish_change(self.settings, known, change, [])
+
+
+def test_of_two_that_apply_at_once_the_one_that_is_undone_and_the_one_that_undid_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk(monkeypatch)
+    desk.apply(desk.said(), "ann", policy="a")
+    read = desk.said()
+    desk.apply(read, "bob", policy="b")
+    with pytest.raises(UserError, match=r"change 2 on .* is in force, and undid change 2 by bob"):
+        desk.apply(read, "eve", fleet="f")
+
+    async def ann_was_as_quick(settings: Settings) -> PolicyLog:
+        desk.log.append(encode(PolicyEntry(change=PolicyChange(3, "apply", START, "ann"))))
+        return desk.said()
+
+    monkeypatch.setattr(policy_apply, "read_policy_log", ann_was_as_quick)
+    with pytest.raises(UserError, match=r"is not in force: change 3 by ann .* just after it"):
+        desk.apply(desk.said(), "bob", policy="b")
+    changes = desk.said().changes
+    assert [each.number for each in changes] == [1, 2, 2, 3, 3]
+    keys = {entry_key(PolicyEntry(change=each)) for each in changes}
+    assert len(keys) == len(changes), "compaction keeps both of a number"
 
 
 def test_what_was_before_is_the_newest_that_was_another() -> None:

@@ -10,6 +10,7 @@ from shunter.cli import app
 from streams.declarations import load_fleet, load_policy, packaged
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
+SERVED = set(compile_options(FLEET).by_model)
 
 
 def warnings(fleet: Fleet = FLEET, policy: Policy = POLICY) -> list[str]:
@@ -67,6 +68,56 @@ def test_a_class_whose_precisions_no_pool_has() -> None:
     found = [each for each in warnings(policy=policy) if each.startswith("class code_planning")]
     assert len(found) == 5  # each model but the embedding one
     assert "none has a lane for it at a precision it tolerates (fp32)" in found[0]
+
+
+def test_a_class_that_waits_and_that_no_pool_can_end_before_its_deadline() -> None:
+    summary = """latency_sensitive: false
+    batchable: true
+    deadline_s: 3600"""
+    enough = changed(summary, summary.replace("3600", "30"))
+    assert warnings(policy=enough) == warnings()
+    short = changed(summary, summary.replace("3600", "0.4"))
+    found = [each for each in warnings(policy=short) if each.startswith("class")]
+    assert (
+        "class summarization: no pool serves llama-3.1-70b before its deadline (0.4 s), even idle"
+        " and for a prompt of 256 tokens and a reply of 300; each such request expires"
+    ) in found
+    assert all(each.startswith("class summarization: no pool serves") for each in found)
+    # A class without replies is done with its prompt.
+    embedding = summary.replace("3600", "600")
+    assert warnings(policy=changed(embedding, embedding.replace("600", "1"))) == warnings()
+
+
+def test_data_that_may_stay_where_there_is_no_pool() -> None:
+    nowhere = changed("regulated: {regions: [eu-west]}", "regulated: {regions: [eu-north, mars]}")
+    (found,) = [each for each in warnings(policy=nowhere) if each.startswith("data class")]
+    assert found == (
+        "data class regulated: the regions that it may stay in have no pool (eu-north, mars);"
+        " each request of it is rejected"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "pools", "told"),
+    [
+        ("regions: [eu-west]", ("premium-eu",), {"gpt-oss-120b": "eu-west"}),
+        (
+            "regions: [eu-west], precisions: [mxfp4]", (),
+            dict.fromkeys(SERVED - {"gpt-oss-120b", "llama-3.1-70b"}, "eu-west, mxfp4"),
+        ),
+        ("labels: {cooling: magic}", (), dict.fromkeys(SERVED, "cooling=magic")),
+    ],
+)  # fmt: skip
+def test_a_model_that_no_pool_serves_where_data_may_stay(
+    limits: str, pools: tuple[str, ...], told: dict[str, str]
+) -> None:
+    policy = changed("regulated: {regions: [eu-west]}", f"regulated: {{{limits}}}")
+    found = [each for each in warnings(without(*pools), policy) if each.startswith("data class")]
+    assert sorted(found) == sorted(
+        f"data class regulated: no pool serves {model} where it may stay ({limit}); each such"
+        " request is rejected"
+        for model, limit in told.items()
+    )
 
 
 def test_the_command_tells_them() -> None:

@@ -85,6 +85,18 @@ def test_the_recorded_load_leads_to_the_same_decision() -> None:
     assert decide_again(request, inputs, where.options, where.policy, NOW) == decision
 
 
+def test_a_promise_tells_how_long_memory_is_waited_for_and_is_made_again_from_the_record() -> None:
+    request = profile(tpot_s=None, ttft_s=None, pools=("left",))
+    free, full = (twins(running=6, kv_usage=share, policy=POLICY) for share in (0.5, 1.5))
+    promised = [decide(request, where, NOW).promised for where in (free, full)]
+    assert promised[0] is not None
+    assert promised[1] is not None
+    assert (promised[1].ttft_s or 0) > (promised[0].ttft_s or 0) + 50 * (promised[0].tpot_s or 1)
+    inputs = decode(Inputs, canonical(inputs_of(request, full, NOW)))
+    again = decide_again(request, inputs, full.options, full.policy, NOW)
+    assert again == decide(request, full, NOW)
+
+
 def test_work_that_may_wait_looks_at_scarcity_as_well() -> None:
     decision = decide(bulk(), twins(running=15), NOW)
     assert decision.candidates[0].pool == "right"

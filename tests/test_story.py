@@ -51,7 +51,8 @@ class TestStory:
     def test_the_chosen_candidate_is_marked_and_its_figures_are_shown(self) -> None:
         (chosen,) = [line for line in told(evidence(), 120).splitlines() if "→" in line]
         assert " ".join(chosen.split()) == (
-            "→ hold lpddr-eu eu-west llama-3.1-8b-int8 int8 0.0000123 12.500 20.000 0.991"
+            "→ hold lpddr-eu eu-west llama-3.1-8b-int8 int8 waiting is cheapest"
+            " 0.0000123 12.500 20.000 0.991"
         )
 
     def test_what_was_promised_stands_above_what_was_got(self) -> None:

@@ -179,7 +179,7 @@ class Catalogue:
             Topic(
                 self.policies,
                 1,
-                "kind/version, change/number",
+                "kind/version, change/number/at/by",
                 "a policy or a fleet, or a change of what is in force",
                 PolicyEntry,
                 cleanup="compact",

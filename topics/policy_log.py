@@ -62,11 +62,14 @@ class PolicyEntry:
 
 
 def entry_key(entry: PolicyEntry) -> bytes:
-    """Return the key of an entry, by which compaction keeps each version and each change."""
+    """Return the key of an entry, by which compaction keeps each version and each change.
+
+    Two that apply at the same time may take the same number, and both are part of the history.
+    """
     if entry.declared is not None:
         return f"{entry.declared.kind}/{entry.declared.version}".encode()
-    number = 0 if entry.change is None else entry.change.number
-    return f"change/{number:08d}".encode()
+    change = entry.change or PolicyChange(0, "apply", 0.0, "")
+    return f"change/{change.number:08d}/{change.at}/{change.by}".encode()
 
 
 class PolicyLog:

@@ -23,6 +23,8 @@ class VariantStatus:
     ``speed`` is predicted over measured device time: 2.0 runs twice as fast as its roofline.
     Errors are those of direct requests, None before enough were served. ``reuse`` is the
     share of a session's earlier tokens that the next turn found in the cache, 0.0 before any did.
+    ``speed_known`` and ``reuse_known`` tell the part of each that was measured (0 to 1), the rest
+    being what a worker starts with; one that tells neither counts in full.
     """
 
     running: int = 0
@@ -32,6 +34,8 @@ class VariantStatus:
     ttft_error: LatencyError | None = None
     tpot_error: LatencyError | None = None
     reuse: float = 0.0
+    speed_known: float = 1.0
+    reuse_known: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ class OutputLengths:
 class ServerLoad:
     """What a model server tells of itself; requests of its other clients are among them.
 
-    ``kv_usage`` is the share of its KV cache in use. None is what it does not tell.
+    ``kv_usage`` is the share of its KV cache in use, or that it would use if it had more. None is
+    what it does not tell.
     """
 
     running: int | None = None
@@ -92,6 +97,8 @@ class PoolStatus:
     """Requests on its partitions that it has not taken yet, about; None where it doesn't know."""
     unread_s: tuple[float, ...] = ()
     """Device time of those, by when it is due (``DUE_S``), if they are like those taken last."""
+    failure_known: float = 1.0
+    """The part of the failure rate that was counted (0 to 1), the rest being the declared one."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

@@ -69,7 +69,11 @@ class CPUBackend:
     def load(self) -> Load:
         """Return what is computed or waits for a thread."""
         variants = {
-            variant: VariantStatus(running=running, speed=self._pace.speed(variant))
+            variant: VariantStatus(
+                running=running,
+                speed=self._pace.speed(variant),
+                speed_known=self._pace.known(variant),
+            )
             for variant, running in self._running.items()
         }
         return Load(0.0, variants)

@@ -85,6 +85,7 @@ class Heartbeat(Service):  # type: ignore[misc]
                 ttft_error=self._experience.ttft_error(variant),
                 tpot_error=self._experience.tpot_error(variant),
                 reuse=self._experience.reuse(variant),
+                reuse_known=self._experience.reuse_known(variant),
             )
             for variant, status in load.variants.items()
         }
@@ -109,6 +110,7 @@ class Heartbeat(Service):  # type: ignore[misc]
             failure_rate=self._experience.failure_rate,
             unread=None if unread is None else unread.requests,
             unread_s=() if unread is None else unread.due,
+            failure_known=self._experience.failure_known,
         )
         key = status_key(status.pool, status.instance)
         assert self._producer is not None  # noqa: S101  made when we start

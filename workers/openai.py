@@ -142,7 +142,11 @@ class OpenAIBackend:
     def load(self) -> Load:
         """Return what runs through this worker, and what the server tells of itself."""
         variants = {
-            variant: VariantStatus(running=running, speed=self._pace.speed(variant))
+            variant: VariantStatus(
+                running=running,
+                speed=self._pace.speed(variant),
+                speed_known=self._pace.known(variant),
+            )
             for variant, running in self._running.items()
         }
         server = self._metrics.load

@@ -144,6 +144,7 @@ class SimulatedBackend:
                 running=sum(r.accelerator.running_of(variant) for r in self._replicas),
                 queued=sum(r.accelerator.queued_of(variant) for r in self._replicas),
                 speed=self._pace.speed(variant),
+                speed_known=self._pace.known(variant),
             )
             for variant in self._options
         }

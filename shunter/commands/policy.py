@@ -1,6 +1,7 @@
 """`shunter policy`: check the declarations, and explain a decision."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from policies import (
     situation,
     tag,
 )
+from policies.reasons import reasons
 from policies.situation import Situation
 from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
@@ -51,7 +53,8 @@ def check(fleet: FleetFile = None, policy: PolicyFile = None, as_json: AsJson = 
     """Validate the fleet and the policy; each problem names file, field and value.
 
     Warnings tell of what is valid and can't work: a model that no pool serves, a class that no pool
-    serves within its SLO, a region without a second pool for a model.
+    serves within its SLO or deadline, data that may stay nowhere, a region without a second pool
+    for a model.
 
     Example: shunter policy check --fleet fleet.yaml --policy policy.yaml
     """
@@ -116,7 +119,10 @@ def explain(
             "reason": decision.reason,
             "message": decision.message,
             "tags": evidence.tags,
-            "candidates": decision.candidates,
+            "candidates": [
+                asdict(candidate) | {"reason": reason}
+                for candidate, reason in zip(evidence.candidates, reasons(evidence), strict=True)
+            ],
             "promised": decision.promised,
             "group": decision.group,
             "refusals": decision.refusals,
@@ -149,6 +155,7 @@ def _evidence(
         model=profile.model,
         policy_version=situation.policy.version,
         fleet_version=situation.options.version,
+        profile=profile,
         tags=tagged.tags | decided_tags(profile, decision, situation.options, now),
         candidates=decision.candidates,
         placement=placement,

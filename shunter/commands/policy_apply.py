@@ -193,7 +193,8 @@ def publish_change(
     """Publish a change, after those declarations that it names first; none if it changes nothing.
 
     Raises:
-        UserError: Kafka can't be reached, or refuses.
+        UserError: Kafka can't be reached, or refuses; or somebody else published a change that did
+            not know of this one, nor this of that.
     """
     before = said.current
     if before is not None and _in_force(before) == _in_force(change):
@@ -208,6 +209,29 @@ def publish_change(
             declared = Declared(kind, version, text, change.at, change.by)
             entries.append(PolicyEntry(declared=declared))
     run(publish_entries(settings, [*entries, PolicyEntry(change=change)]))
+    _check_alone(run(read_policy_log(settings)), change, Catalogue(settings).policies)
+
+
+def _check_alone(said: PolicyLog, change: PolicyChange, topic: str) -> None:
+    """Each change says all that is in force, so of two made on the same the later undoes the other.
+
+    Raises:
+        UserError: there is another of this number.
+    """
+    alike = [each for each in said.changes if each.number == change.number]
+    others = [each for each in alike if _in_force(each) != _in_force(change)]
+    if not others:
+        return
+    other, number = others[-1], change.number
+    what = (
+        f"is in force, and undid change {number} by {other.by}, which was published just before it"
+        if alike.index(change) > alike.index(other)
+        else f"is not in force: change {number} by {other.by} was published just after it"
+    )
+    raise UserError(
+        f"change {number} on {topic} {what}, neither knowing of the other; look at"
+        " `shunter policy history`, and apply again what should stand"
+    )
 
 
 def _in_force(change: PolicyChange) -> tuple[str | None, ...]:

@@ -1,12 +1,12 @@
 """From the folded counts to the rows of a snapshot."""
 
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 from typing import Any
 
 import orjson
 
 from policies import Option
+from policies.pooling import Told, pooled_speed
 from streams.live.holds import Waiting
 from streams.live.snapshot import (
     Ended,
@@ -133,12 +133,12 @@ def _state(reports: list[PoolStatus]) -> str:
 
 
 def _speed(reports: list[PoolStatus]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Told]] = {}
     for report in reports:
         for variant, status in report.variants.items():
-            if status.speed > 0:
-                found.setdefault(variant, []).append(status.speed)
-    return {variant: fmean(speeds) for variant, speeds in sorted(found.items())}
+            found.setdefault(variant, []).append((status.speed, status.speed_known))
+    speeds = {variant: pooled_speed(told) for variant, told in sorted(found.items())}
+    return {variant: speed for variant, speed in speeds.items() if speed is not None}
 
 
 def _circuits(reports: list[PoolStatus]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import orjson
 
+from policies.reasons import has_choice, reasons
 from topics import Candidate, Envelope, Evidence, Placement, Shadow, Usage
 
 FIGURES = ("cost $", "TTFT s", "finish s", "chance")
@@ -225,29 +226,20 @@ def _envelopes(promised: Envelope | None, got: Envelope | None) -> Grid:
 
 
 def _candidates(step: Evidence) -> Grid | None:
-    eligible = [(i, c) for i, c in enumerate(step.candidates) if c.refused is None]
+    found = zip(step.candidates, reasons(step), strict=True)
+    eligible = [(c, reason) for c, reason in found if c.refused is None]
     if not eligible:
         return None
-    # Two facts in one cell: side by side on a wide screen, one below the other on a narrow one.
+    # Several words in one cell: side by side on a wide screen, one below the other on a narrow one.
     rows = tuple(
-        (c.path, f"{c.pool} {c.region}", f"{c.model_variant} {c.precision}", *_estimates(c))
-        for _, c in eligible
+        (
+            *(c.path, f"{c.pool} {c.region}", f"{c.model_variant} {c.precision}"),
+            *(reason.replace("_", " "), *_estimates(c)),
+        )
+        for c, reason in eligible
     )
-    chosen = [row for row, (index, _) in enumerate(eligible) if _is_chosen(step, index)]
-    headings = ("path", "pool, region", "variant, precision", *FIGURES)
-    return Grid(headings, 3, rows, chosen[0] if chosen else None)
-
-
-def _is_chosen(step: Evidence, index: int) -> bool:
-    """Tell whether the decision was for this candidate; the best stands first."""
-    if step.placement is None:
-        return index == 0 and step.promised is not None
-    candidate, placement = step.candidates[index], step.placement
-    return (candidate.pool, candidate.model_variant, candidate.precision) == (
-        placement.pool,
-        placement.model_variant,
-        placement.precision,
-    )
+    headings = ("path", "pool, region", "variant, precision", "why", *FIGURES)
+    return Grid(headings, 4, rows, 0 if has_choice(step) else None)
 
 
 def _estimates(found: Envelope | Candidate) -> tuple[str, ...]:

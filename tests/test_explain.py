@@ -1,0 +1,117 @@
+"""`shunter policy explain`: each candidate with its figures and why it is or isn't it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client_commands import CANDIDATES, evidence
+from policy_cases import profile
+from typer.testing import CliRunner
+
+from policies.reasons import has_choice, reasons
+from shunter.cli import app
+from topics import Evidence
+
+REQUEST = {"id": "r1", "body": {"model": "llama-3.1-8b", "messages": []}}
+
+
+def explained(directory: Path, *options: str, **fields: Any) -> str:
+    """What the command prints, with the packaged fleet and policy."""
+    file = directory / "request.json"
+    file.write_text(json.dumps(REQUEST | fields))
+    done = CliRunner().invoke(app, ["policy", "explain", str(file), *options])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def why(directory: Path, **fields: Any) -> dict[tuple[str, str], str]:
+    """The reason of each candidate by pool and path, from the JSON."""
+    told = json.loads(explained(directory, "--json", **fields))
+    return {(each["pool"], each["path"]): each["reason"] for each in told["candidates"]}
+
+
+def test_each_candidate_is_told_with_cost_latency_chance_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    limits = {"exclude_pools": ["premium-us"]}
+    text = explained(tmp_path, constraints=limits, slo={"ttft_ms": 1000, "tpot_ms": 10})
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    told = json.loads(
+        explained(tmp_path, "--json", constraints=limits, slo={"ttft_ms": 1000, "tpot_ms": 10})
+    )
+    shown = [
+        f"{'→ ' if number == 0 else ''}{c['path']} {c['pool']} {c['region']} {c['model_variant']}"
+        f" {c['precision']} {c['reason'].replace('_', ' ')} {c['cost_usd']:.7f}"
+        for number, c in enumerate(told["candidates"])
+        if c["refused"] is None
+    ]
+    assert [c["reason"] for c in told["candidates"]] == [
+        "cheapest_in_time", "costs_more", "chance_too_low", "pool_excluded", "lane",
+    ]  # fmt: skip
+    rows = [line for line in lines if line.removeprefix("→ ").startswith(("direct ", "hold "))]
+    assert len(rows) == len(shown) == 3
+    for row, beginning in zip(rows, shown, strict=True):
+        assert row.startswith(beginning)
+        ttft_s, finish_s, chance = map(float, row.removeprefix(beginning).split())
+        assert 0 < ttft_s < finish_s
+        assert 0 <= chance <= 1
+    assert "refused premium-us us-east, llama-3.1-8b-fp8 fp8: pool_excluded" in lines
+    assert any("placed: cheapest_in_time" in line for line in lines)
+    assert f"versions policy {told['policy_version']} · fleet {told['fleet_version']}" in lines
+
+
+def test_waiting_and_what_nobody_can_do_in_time_are_explained(tmp_path: Path) -> None:
+    waits = why(tmp_path, task="summarization", constraints={"pools": ["silicon-us", "lpddr-us"]})
+    assert waits["silicon-us", "hold"] == "waiting_is_cheapest"
+    assert waits["silicon-us", "direct"] == waits["lpddr-us", "hold"] == "costs_more"
+    late = why(tmp_path, slo={"ttft_ms": 1})
+    assert [reason for reason in late.values() if reason != "lane"] == [
+        "best_chance", *["lower_chance"] * 3,
+    ]  # fmt: skip
+
+
+def test_a_request_that_no_pool_may_serve_is_explained(tmp_path: Path) -> None:
+    text = explained(tmp_path, constraints={"regions": ["mars"]})
+    assert "rejected: no_pool" in text
+    assert set(why(tmp_path, constraints={"regions": ["mars"]}).values()) == {"region"}
+
+
+HELD = evidence()[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (HELD, ["waiting_is_cheapest", "costs_more", "region"]),
+        (replace(HELD, step="released", reason="full"), ["cheapest_in_time", "costs_more"]),
+        (replace(HELD, reason="best_chance"), ["best_chance", "lower_chance", "region"]),
+        # It costs less, and something else that was weighed made the difference.
+        (
+            replace(HELD, candidates=CANDIDATES[1::-1], reason="leaves_scarce_places"),
+            ["leaves_scarce_places", "counts_as_dearer"],
+        ),
+        (
+            replace(
+                HELD,
+                profile=profile(target_chance=0.995),
+                candidates=CANDIDATES[1::-1],
+                reason="cheapest_in_time",
+            ),
+            ["cheapest_in_time", "chance_too_low"],
+        ),
+        (
+            replace(HELD, step="released", profile=profile(target_chance=0.9999)),
+            ["best_chance", "lower_chance"],
+        ),
+        (
+            replace(HELD, step="rejected", promised=None, candidates=CANDIDATES[2:]),
+            ["region"],
+        ),
+    ],
+)
+def test_the_reasons_of_a_decision_s_candidates(step: Evidence, told: list[str]) -> None:
+    assert [*reasons(step)][: len(told)] == told
+    assert has_choice(step) == (step.promised is not None)
