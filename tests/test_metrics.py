@@ -22,8 +22,7 @@ from streams.metrics import METRICS, MetricsService
 from streams.metrics import catalogue as m
 from streams.metrics.gauges import GROUPS_MAX, hold_gauges, span_gauges
 from streams.metrics.instruments import Names
-from streams.metrics.slo import outcomes
-from topics import Envelope, Evidence, Response, Source, Usage
+from topics import Envelope, Response, Usage
 
 ROOT = Path(__file__).parent.parent
 PLACE = (POOL, "yard-8b-fp8")
@@ -206,23 +205,6 @@ async def test_a_fallback_is_counted_and_ends_nothing() -> None:
         ("chat", "deadline", "missed"): 1,
         ("chat", "all", "missed"): 1,
     }
-
-
-@pytest.mark.parametrize(
-    ("step", "reason", "is_missed"),
-    [
-        ("expired", "deadline_passed", True),
-        ("failed", "timeout", True),
-        ("rejected", "pool_unavailable", True),
-        ("rejected", "rate_limited", False),
-        ("cancelled", "cancelled", False),
-    ],
-)
-def test_who_was_accepted_and_not_answered_has_missed(
-    step: Any, reason: str, is_missed: bool
-) -> None:
-    evidence = Evidence("r", step, START, "test", Source("t", 0, 0), reason=reason)
-    assert outcomes(evidence, None) == ({"deadline": False, "all": False} if is_missed else {})
 
 
 def test_a_fault_of_counting_ends_nothing_and_is_told_once(
