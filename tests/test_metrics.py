@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from stream_cases import POLICY, START, TRACEPARENT, Yard, drain
 from test_autoscaling import batcher_of
 from test_router import make_router
+from trace_cases import TracedYard
 from worker_cases import POOL, ScriptedBackend, make_worker, place
 
 from streams import Outgoing, Partition
@@ -302,9 +303,11 @@ async def test_metrics_go_by_otlp_to_a_collector(monkeypatch: pytest.MonkeyPatch
     port = runner.addresses[0][1]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"http://127.0.0.1:{port}/v1/metrics")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    yard = Yard()
+    yard = TracedYard()
     metrics = make_metrics(yard)
-    metrics.gauges.read_from(span_gauges(lambda: 3))
+    metrics.gauges.read_from(span_gauges(yard.telemetry))
+    for _ in range(3):
+        yard.outbox.refuse()
     await serve_one(yard, metrics, extra=(("traceparent", TRACEPARENT),))
     try:
         await MetricsService(metrics, "worker", "w-0", yard.clock).on_shutdown()

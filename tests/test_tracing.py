@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hold_cases import make_batcher, run
 from memory_log import Crash, MemoryLog, ProcessKilledError
+from metrics_cases import make_metrics, read
 from stream_cases import POLICY, START, TRACEPARENT, Yard, drain, header, heartbeat, step_until
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
@@ -12,6 +13,8 @@ from worker_cases import ScriptedBackend, serve
 from policies import Situation
 from shunter.client_spans import SubmitSpans
 from streams import Outgoing
+from streams.metrics import catalogue as m
+from streams.metrics.gauges import span_gauges
 from streams.sampling import Sampling
 from topics import VariantStatus
 
@@ -376,6 +379,9 @@ async def test_an_overload_is_traced_late_only_in_part(monkeypatch: pytest.Monke
         yard.publish(id=f"c{n}", deadline=START - 1)
     await route(yard)
     assert len([s for s in yard.spans() if s.name.startswith("process")]) == 3
+    metrics = make_metrics(yard)
+    metrics.gauges.read_from(span_gauges(yard.telemetry))
+    assert read(metrics, m.LEFT_OUT_TRACES) == {(): 7}
     yard.clock.at += 1.0
     yard.publish(id="later", deadline=START - 1)
     await route(yard)

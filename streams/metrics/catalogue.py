@@ -366,5 +366,11 @@ DROPPED_SPANS = Metric(
     "{span}",
     "Spans given up, since no exporter took them in time",
 )
+LEFT_OUT_TRACES = Metric(
+    "shunter.traces.left_out",
+    "counter",
+    "{trace}",
+    "Requests that went wrong, were not sampled, and were not traced late since too many were",
+)
 
 METRICS = tuple(each for each in globals().values() if isinstance(each, Metric))

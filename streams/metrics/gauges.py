@@ -12,6 +12,7 @@ from streams.batcher import Batcher
 from streams.clock import Clock
 from streams.metrics import catalogue as m
 from streams.metrics.instruments import Names
+from streams.telemetry import Telemetry
 
 # Groups by name; what constrains requests is in the names, so clients could make many.
 GROUPS_MAX = 20
@@ -85,11 +86,12 @@ def _shortened(group: str) -> str:
     return f"{group[:GROUP_CHARACTERS_MAX]}~{crc32(group.encode()):08x}"
 
 
-def span_gauges(dropped: Callable[[], int]) -> Callable[[], Readings]:
-    """Return what tells of spans that were given up."""
+def span_gauges(telemetry: Telemetry) -> Callable[[], Readings]:
+    """Return what tells of spans that were given up, and of traces that were not begun."""
 
     def read() -> Readings:
-        yield m.DROPPED_SPANS, (), dropped()
+        yield m.DROPPED_SPANS, (), telemetry.dropped_spans
+        yield m.LEFT_OUT_TRACES, (), telemetry.left_out_traces
 
     return read
 
