@@ -21,7 +21,7 @@ from worker_cases import POOL, ScriptedBackend, make_worker, place
 from streams import Outgoing, Partition
 from streams.metrics import METRICS, MetricsService
 from streams.metrics import catalogue as m
-from streams.metrics.gauges import GROUPS_MAX, hold_gauges, span_gauges
+from streams.metrics.gauges import hold_gauges, span_gauges
 from streams.metrics.instruments import Names
 from topics import Envelope, Response, Usage
 
@@ -241,32 +241,6 @@ async def test_classes_that_no_policy_has_are_one() -> None:
 def test_names_are_bounded() -> None:
     names = Names(("b", "c", "d"), 2)
     assert [names.of(n) for n in ("b", "c", "d", "e", None)] == ["b", "c", "other", "other", "none"]
-
-
-async def test_groups_beyond_the_limit_are_one_and_no_series_is_there_twice() -> None:
-    class Windows:
-        def tasks(self) -> dict[str, int]:
-            return {"chat": 5}
-
-        def oldest(self) -> dict[str, float]:
-            return dict.fromkeys(sizes, START - 5)
-
-    class Batcher:
-        def windows(self) -> list[Windows]:
-            return [Windows()]
-
-        def sizes(self) -> dict[str, int]:
-            return sizes
-
-    # Alike as far as they are shown.
-    sizes = {"g" * 200 + str(n): n + 1 for n in range(GROUPS_MAX + 5)}
-    yard = Yard()
-    metrics = make_metrics(yard)
-    metrics.gauges.read_from(hold_gauges(Batcher(), lambda: yard.policy, yard.clock))  # type: ignore[arg-type]
-    found = read(metrics, m.GROUP_REQUESTS)
-    assert len(found) == GROUPS_MAX + 1
-    assert found["other",] == 1 + 2 + 3 + 4 + 5
-    assert sum(found.values()) == sum(sizes.values())
 
 
 async def test_a_reader_of_openmetrics_gets_the_traces_of_latencies() -> None:

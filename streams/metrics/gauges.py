@@ -65,6 +65,9 @@ def hold_gauges(
                 oldest[group] = min(held_at, oldest.get(group, held_at))
         for task, count in tasks.items():
             yield m.HOLD_REQUESTS, (task,), count
+        yield m.HOLD_LIMIT, (), batcher.held_records_max
+        yield m.HOLD_PAYLOADS, (), batcher.room.bytes_used
+        yield m.HOLD_PAYLOADS_LIMIT, (), batcher.room.bytes_max
         sizes = Counter(batcher.sizes()).most_common()
         now = clock.now()
         for group, size in sizes[:GROUPS_MAX]:
