@@ -290,6 +290,33 @@ async def test_an_aborted_transaction_leaves_no_span() -> None:
     assert tree(yard.spans()) == [("process yard.requests", [(f"send {DIRECT}", [])])]
 
 
+async def test_a_request_that_a_dead_worker_ran_shows_the_run_that_counts() -> None:
+    yard = TracedYard()
+    yard.publish(headers=[("traceparent", TRACEPARENT)], id="c1")
+    await route(yard)
+    ran: list[str] = []
+
+    def end(backend: ScriptedBackend, began_at: float) -> None:
+        ran.extend(backend.began)
+        backend.finish("c1", started_at=began_at, first_token_at=began_at, finished_at=began_at + 1)
+
+    crash = yard.cluster.crash = Crash("commit", 1)
+    with pytest.raises(ProcessKilledError):
+        await serve_one(yard, "c1", lambda backend: end(backend, START + 1))
+    assert crash.has_struck
+    yard.cluster.members.clear()
+    yard.clock.at = START + 60
+    await serve_one(yard, "c1", lambda backend: end(backend, START + 61))
+    assert ran == ["c1", "c1"]
+
+    ((_, ((_, (queue, process)),)),) = tree(yard.trace(CLIENT[3:35]))
+    below = [("chat yard-8b", []), ("send yard.results", [])]
+    assert (queue, process) == (("queue", []), (f"process {DIRECT}", below))
+    assert yard.span("chat yard-8b").start_time == int(START + 61) * 1_000_000_000
+    # It waited all the while for the run that counts.
+    assert said(yard.span("queue"), "shunter.queue.seconds") == [61.0]
+
+
 async def test_no_attribute_holds_text_of_a_request() -> None:
     yard = TracedYard()
     yard.publish(id="c1", metadata={"note": "which track?"})
