@@ -12,9 +12,8 @@ from mode import Worker
 from stream_cases import Yard, drain, make_settings
 from test_router import make_router
 from trace_cases import TracedYard
-from worker_cases import ScriptedBackend, make_worker, place
+from worker_cases import ScriptedBackend, make_worker
 
-from streams import Outgoing
 from streams.ledger import live
 from streams.logs import set_up_logging
 

@@ -12,7 +12,7 @@ from memory_log import MemoryLog
 from metrics_cases import counted, make_metrics, read
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
-from stream_cases import POLICY, START, TRACEPARENT, Yard, drain
+from stream_cases import POLICY, TRACEPARENT, Yard, drain
 from test_autoscaling import batcher_of
 from test_router import make_router
 from trace_cases import TracedYard
