@@ -58,8 +58,8 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
 class Batcher:
     """The stage from the hold to the lanes of the pools.
 
-    It reads on while less than ``held_records_max`` requests are held, over all partitions; ``room``
-    tells how much of their payloads is in memory.
+    It reads on while less than ``held_records_max`` requests are held, over all partitions.
+    ``room`` tells how much of their payloads is in memory.
     """
 
     piles_up = True

@@ -13,38 +13,65 @@ DIMENSIONS = ("ttft", "tpot", "deadline", "all")
 
 
 class Wanted(Protocol):
-    """Of a profile, what an answer has to keep: times in seconds, the deadline in epoch seconds."""
+    """Of a profile, what an answer has to keep."""
 
     @property
-    def created_at(self) -> float: ...
+    def created_at(self) -> float:
+        """When latencies begin to count, in epoch seconds."""
+        ...
+
     @property
-    def deadline(self) -> float: ...
+    def deadline(self) -> float:
+        """When the answer has to be there, in epoch seconds."""
+        ...
+
     @property
-    def ttft_s(self) -> float | None: ...
+    def ttft_s(self) -> float | None:
+        """The longest time to the first token, if there is a limit."""
+        ...
+
     @property
-    def tpot_s(self) -> float | None: ...
+    def tpot_s(self) -> float | None:
+        """The longest time per output token, if there is a limit."""
+        ...
 
 
 class Got(Protocol):
     """Latencies of an answer, in seconds since ``created_at``."""
 
     @property
-    def finish_s(self) -> float: ...
+    def finish_s(self) -> float:
+        """Time to the end."""
+        ...
+
     @property
-    def ttft_s(self) -> float | None: ...
+    def ttft_s(self) -> float | None:
+        """Time to the first token, of an answer that comes in pieces."""
+        ...
+
     @property
-    def tpot_s(self) -> float | None: ...
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first."""
+        ...
 
 
 class End(Protocol):
     """Of the evidence of an end, what is judged."""
 
     @property
-    def step(self) -> str: ...
+    def step(self) -> str:
+        """How the request ended."""
+        ...
+
     @property
-    def reason(self) -> str | None: ...
+    def reason(self) -> str | None:
+        """The code of why, without an answer."""
+        ...
+
     @property
-    def got(self) -> Got | None: ...
+    def got(self) -> Got | None:
+        """What the answer took, if there is one."""
+        ...
 
 
 def outcomes(end: End, wanted: Wanted | None) -> dict[str, bool]:

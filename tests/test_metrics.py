@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from memory_log import MemoryLog
 from metrics_cases import counted, make_metrics, read
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from stream_cases import POLICY, TRACEPARENT, Yard, drain
 from test_autoscaling import batcher_of
 from test_router import make_router
-from trace_cases import TracedYard
 from worker_cases import POOL, ScriptedBackend, make_worker, place
 
 from streams import Outgoing, Partition
-from streams.metrics import METRICS, MetricsService
+from streams.metrics import METRICS
 from streams.metrics import catalogue as m
-from streams.metrics.gauges import hold_gauges, span_gauges
+from streams.metrics.gauges import hold_gauges
 from streams.metrics.instruments import Names
 from topics import Envelope, Response, Usage
 
@@ -258,73 +255,6 @@ async def test_a_reader_of_openmetrics_gets_the_traces_of_latencies() -> None:
     trace_id = TRACEPARENT.decode().split("-")[1]
     assert found == {metric.family: trace_id for metric in (m.TTFT, m.TPOT, m.DURATION)}
     assert metrics.page("text/plain")[0].startswith("text/plain")
-
-
-async def test_metrics_go_by_otlp_to_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    received: list[ExportMetricsServiceRequest] = []
-
-    async def take(request: web.Request) -> web.Response:
-        body = await request.read()
-        received.append(ExportMetricsServiceRequest.FromString(body))
-        return web.Response(content_type="application/x-protobuf")
-
-    app = web.Application()
-    app.router.add_post("/v1/metrics", take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"http://127.0.0.1:{port}/v1/metrics")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    yard = TracedYard()
-    metrics = make_metrics(yard)
-    metrics.gauges.read_from(span_gauges(yard.telemetry))
-    for _ in range(3):
-        yard.outbox.refuse()
-    await serve_one(yard, metrics, extra=(("traceparent", TRACEPARENT),))
-    try:
-        await MetricsService(metrics, "worker", "w-0", yard.clock).on_shutdown()
-    finally:
-        await runner.cleanup()
-    (resource,) = received[0].resource_metrics
-    names = {a.key: a.value.string_value for a in resource.resource.attributes}
-    assert names["service.name"] == "shunter-worker"
-    assert names["service.instance.id"] == "w-0"
-    found = {metric.name: metric for metric in resource.scope_metrics[0].metrics}
-    (ttft,) = found[m.TTFT.name].histogram.data_points
-    assert (found[m.TTFT.name].unit, ttft.count, ttft.sum) == ("s", 1, pytest.approx(1.2))
-    assert sum(ttft.bucket_counts) == 1
-    assert ttft.bucket_counts[list(ttft.explicit_bounds).index(2.5)] == 1
-    assert ttft.exemplars[0].trace_id.hex() == TRACEPARENT.decode().split("-")[1]
-    (ended,) = found[m.ENDED.name].sum.data_points
-    assert {a.key: a.value.string_value for a in ended.attributes} == {
-        "task": "chat",
-        "tenant": "default",
-        "status": "completed",
-    }
-    assert (ended.as_double, found[m.ENDED.name].sum.is_monotonic) == (1, True)
-    assert found[m.DROPPED_SPANS.name].sum.data_points[0].as_double == 3
-    tokens = found[m.TOKENS.name].histogram.data_points
-    kinds = {a.value.string_value for p in tokens for a in p.attributes if a.key.startswith("gen")}
-    assert kinds == {"input", "output"}
-
-
-@pytest.mark.parametrize("wanted", ["none", "prometheus", ""])
-def test_nothing_is_exported_unless_it_is_asked_for(
-    wanted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("OTEL_METRICS_EXPORTER", wanted)
-    yard = Yard()
-    assert MetricsService(make_metrics(yard), "worker", "w-0", yard.clock)._exporter is None
-
-
-def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "carrier-pigeon")
-    yard = Yard()
-    with pytest.raises(RuntimeError, match="carrier-pigeon"):
-        MetricsService(make_metrics(yard), "worker", "w-0", yard.clock)
 
 
 def test_the_catalogue_names_each_metric_once_and_by_the_rules() -> None:
