@@ -262,6 +262,17 @@ async def test_a_dead_letter_is_traced_and_keeps_the_headers_it_came_with() -> N
     assert evidence.trace_id == trace_id_of(yard.span("process yard.requests"))
 
 
+@pytest.mark.parametrize(("context", "state"), [(TRACEPARENT, "v=1"), (b"00-unfit-01", None)])
+async def test_the_state_of_a_trace_is_not_given_to_another(
+    context: bytes, state: str | None
+) -> None:
+    yard = TracedYard()
+    yard.publish(headers=[("traceparent", context), ("tracestate", b"v=1")], id="c1")
+    await route(yard)
+    (record,) = yard.lane("premium-eu", "direct")
+    assert header(record, "tracestate") == state
+
+
 async def test_a_duplicate_and_a_cancelled_request_end_as_errors() -> None:
     yard = TracedYard()
     for _ in range(2):
