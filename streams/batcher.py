@@ -56,7 +56,11 @@ _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
 
 
 class Batcher:
-    """The stage from the hold to the lanes of the pools."""
+    """The stage from the hold to the lanes of the pools.
+
+    It reads on while less than ``held_records_max`` requests are held, over all partitions.
+    ``room`` tells how much of their payloads is in memory.
+    """
 
     piles_up = True
 
@@ -79,8 +83,8 @@ class Batcher:
         self._telemetry = telemetry
         self._cancellations = cancellations
         cancellations.tell(self._cancel)
-        self._held_records_max = held_records_max
-        self._room = Room(held_payload_bytes_max)
+        self.held_records_max = held_records_max
+        self.room = Room(held_payload_bytes_max)
         self._log: Log | None = None
         self._partitions: dict[Partition, Held] = {}
 
@@ -116,7 +120,7 @@ class Batcher:
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from its beginning; what is left is what is held."""
         windows = windows_of(self._situation.policy)
-        held = Held(partition, windows, Payloads(partition, self._room))
+        held = Held(partition, windows, Payloads(partition, self.room))
         first, end = (await log.bounds([partition]))[partition]
         held.next_offset = first
         # Known before it is read, so that no cancellation that comes meanwhile is missed.
@@ -136,7 +140,7 @@ class Batcher:
 
     def wants(self, partition: Partition) -> bool:
         """Tell whether there is room; beyond it requests stay unread in the log."""
-        return sum(len(held.windows) for held in self._partitions.values()) < self._held_records_max
+        return sum(len(held.windows) for held in self._partitions.values()) < self.held_records_max
 
     def idle_s(self) -> float:
         """Return the time until a window is due, or none where a request was cancelled."""

@@ -153,7 +153,7 @@ def _metrics(
         signal.gauges,
         hold_gauges(batcher, policy, clock),
         target_gauges(policy),
-        span_gauges(lambda: telemetry.dropped_spans),
+        span_gauges(telemetry),
     ):
         metrics.gauges.read_from(source)
     return metrics

@@ -30,6 +30,7 @@ class Telemetry:
         self._outbox = outbox
         self._late_since = 0.0
         self._late = 0
+        self._left_out = 0
 
     @property
     def is_on(self) -> bool:
@@ -40,6 +41,11 @@ class Telemetry:
     def dropped_spans(self) -> int:
         """Spans that were written and will reach no collector."""
         return 0 if self._outbox is None else self._outbox.dropped
+
+    @property
+    def left_out_traces(self) -> int:
+        """Traces that would have begun late, had not so many others in the same second."""
+        return self._left_out
 
     def admitted(self, record: Record) -> Record:
         """Return a record that comes from outside, with its context and the sampler's decision."""
@@ -83,7 +89,10 @@ class Telemetry:
         if now - self._late_since >= 1.0:
             self._late_since, self._late = now, 0
         self._late += 1
-        return self._late <= LATE_PER_S_MAX
+        if self._late <= LATE_PER_S_MAX:
+            return True
+        self._left_out += 1
+        return False
 
     def new_id(self) -> int:
         """Return the id of a span; 0 where there are none."""

@@ -37,6 +37,13 @@ class Refusal(NamedTuple):
     record: Outgoing
     error: Exception
 
+    @property
+    def trace_id(self) -> str | None:
+        """The trace of the request that the record is about, which its headers need not name."""
+        told: str | None = getattr(self.record.tells, "trace_id", None)
+        source = self.effect.source
+        return told or h.trace_id(self.record.headers) or (source and source.trace_id)
+
 
 class Transactor:
     """Runs one stage over the partitions that the group gives to this process."""
@@ -368,7 +375,7 @@ class Transactor:
         if at is None or effect.is_dead_letter:
             what = "its share of every transaction" if at is None else "even a dead letter"
             raise LogError(f"{record.topic} refuses {what}: {error}") from error
-        trace = {"trace_id": h.trace_id(record.headers)}
+        trace = {"trace_id": refusal.trace_id}
         logger.warning(
             "%s refused a record, which is replaced: %s", record.topic, error, extra=trace
         )

@@ -3,13 +3,23 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
-from system import System
+
+ENDS = {"executed", "failed", "expired", "rejected", "cancelled"}
 
 
-def compare(shown: Any, system: System) -> None:
+class Records(Protocol):
+    """What was read of the topics of a whole system: ``System``, or what stands for one."""
+
+    fleet: dict[str, Any]
+    results: dict[str, list[dict[str, Any]]]
+    evidence: list[dict[str, Any]]
+    dead_letters: list[Any]
+
+
+def compare(shown: Any, system: Records) -> None:
     """Hold a view against every result, every piece of evidence and what is held."""
     results = [result for each in system.results.values() for result in each]
     completed = [r for r in results if r["status"] == "completed"]
@@ -20,28 +30,36 @@ def compare(shown: Any, system: System) -> None:
     assert sum(total["dead_letters"].values()) == len(system.dead_letters)
     duplicates = [e for e in system.evidence if e["step"] == "duplicate"]
     assert total["duplicates"] == len(duplicates)
-    usd = math.fsum(r["cost"]["usd"] for r in completed)
-    assert shown["money_total"]["usd"] == pytest.approx(usd)
+    compare_pools(shown, completed, system)
+    compare_classes(shown, results, system)
+    compare_money(shown, completed, system)
+
+
+def compare_pools(shown: Any, completed: Sequence[Any], system: Records) -> None:
+    # Those that have done nothing are rows too.
+    assert sorted(pool["pool"] for pool in shown["pools"]) == sorted(system.fleet["pools"])
+    fallbacks = Counter(e["fallback"]["pool"] for e in system.evidence if e["step"] == "fell_back")
     for pool in shown["pools"]:
         own = [r for r in completed if r["placement"]["pool"] == pool["pool"]]
         paths = Counter(r["placement"]["path"] for r in own)
         assert (pool["total_direct"], pool["total_batch"]) == (paths["direct"], paths["batch"])
-        assert pool["total_usd"] == pytest.approx(math.fsum(r["cost"]["usd"] for r in own))
-    compare_classes(shown, completed, system)
-    compare_money(shown, system)
+        assert pool["total_usd"] == pytest.approx(cost_of(own))
+        assert pool["total_fallbacks"] == fallbacks[pool["pool"]]
 
 
-def compare_classes(shown: Any, completed: Sequence[Any], system: System) -> None:
-    task_of = {
-        e["request_id"]: e["task"] for e in system.evidence if e["step"] in {"placed", "held"}
-    }
+def compare_classes(shown: Any, results: Sequence[Any], system: Records) -> None:
+    task_of = {e["request_id"]: e["task"] for e in system.evidence if e["step"] in ENDS}
     wanted = {e["request_id"]: e["profile"] for e in system.evidence if e.get("profile")}
+    tasks = [workload["task"] for workload in shown["classes"]]
+    assert sorted(tasks) == sorted({task_of[r["id"]] for r in results})
     for workload in shown["classes"]:
-        own = [r for r in completed if task_of[r["id"]] == workload["task"]]
+        ended = [r for r in results if task_of[r["id"]] == workload["task"]]
+        own = [r for r in ended if r["status"] == "completed"]
         timing = [r["timing"] for r in own]
         ttft = sorted(t["first_token_at"] - t["created_at"] for t in timing)
         finish = sorted(t["finished_at"] - t["created_at"] for t in timing)
-        assert workload["statuses"].get("completed", 0) == len(own)
+        assert workload["statuses"] == Counter(r["status"] for r in ended)
+        assert workload["total_ended"] == len(ended)
         for name, values in (("ttft", ttft), ("finish", finish)):
             for share in (50, 99):
                 rank = math.ceil(share / 100 * len(values)) - 1
@@ -49,7 +67,16 @@ def compare_classes(shown: Any, completed: Sequence[Any], system: System) -> Non
                     exact = pytest.approx(values[rank], rel=0.025)
                     assert workload[f"{name}_p{share}_s"] == exact
         kept = sum(is_kept(r, wanted[r["id"]]) for r in own)
-        assert workload["kept"] == kept
+        judged = sum(is_judged(r) for r in ended)
+        assert (workload["judged"], workload["kept"]) == (judged, kept)
+        share_kept = kept / judged if judged else None
+        assert (workload["attainment"], workload["total_attainment"]) == (share_kept, share_kept)
+
+
+def is_judged(result: Any) -> bool:
+    if result["status"] == "rejected":
+        return bool(result["error"]["code"] == "pool_unavailable")
+    return bool(result["status"] != "cancelled")
 
 
 def is_kept(result: Any, wanted: Any) -> bool:
@@ -63,18 +90,26 @@ def is_kept(result: Any, wanted: Any) -> bool:
     )
 
 
-def compare_money(shown: Any, system: System) -> None:
+def compare_money(shown: Any, completed: Sequence[Any], system: Records) -> None:
     estimates: dict[str, float] = {}
     for step in system.evidence:
         costs = [
             c["cost_usd"]
             for c in step["candidates"]
-            if c["pool"] == "premium-eu" and c["cost_usd"] is not None
+            if c["pool"].startswith("premium-") and c["cost_usd"] is not None
         ]
         if step["step"] in {"placed", "held"} and costs:
             estimates[step["request_id"]] = min(costs)
-    done = [e["request_id"] for e in system.evidence if e["step"] == "executed"]
+    compared = [r for r in completed if r["id"] in estimates]
     money = shown["money_total"]
-    compared = [name for name in done if name in estimates]
+    spent = cost_of(compared)
+    premium = math.fsum(estimates[r["id"]] for r in compared)
+    assert money["usd"] == pytest.approx(cost_of(completed))
     assert money["compared"] == len(compared)
-    assert money["premium_estimate_usd"] == pytest.approx(math.fsum(estimates[n] for n in compared))
+    assert money["compared_usd"] == pytest.approx(spent)
+    assert money["premium_estimate_usd"] == pytest.approx(premium)
+    assert money["saving"] == (pytest.approx(1 - spent / premium) if premium else None)
+
+
+def cost_of(results: Sequence[Any]) -> float:
+    return math.fsum(r["cost"]["usd"] for r in results)

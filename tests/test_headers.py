@@ -71,6 +71,15 @@ def test_a_client_cannot_place_its_own_request() -> None:
     assert h.client_headers([*own[:2], *forged, *own[2:]]) == own
 
 
+def test_the_state_of_a_trace_goes_on_only_with_its_context() -> None:
+    state = [("tracestate", b"a=1"), ("x", b"1"), ("tracestate", b"b=2")]
+    known = [("traceparent", TRACEPARENT), *state]
+    assert h.client_headers(known) == known
+    assert h.client_headers(state) == [("x", b"1")]
+    malformed = [*state, ("traceparent", b"00-not-a-context-01")]
+    assert h.client_headers(malformed) == [("x", b"1"), malformed[-1]]
+
+
 NAMES = st.sampled_from(["traceparent", "shunter-profile", "a", "b", "c"])
 HEADERS = st.lists(st.tuples(NAMES, st.binary(max_size=4)), max_size=8)
 

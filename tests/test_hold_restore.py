@@ -123,7 +123,7 @@ async def test_payloads_beyond_the_cap_are_read_again_at_the_release() -> None:
     assert len(members) == 4
     for member in members:
         assert member.value == held[member.key].value
-    assert batcher._room.bytes_used == 0
+    assert batcher.room.bytes_used == 0
 
 
 async def test_a_held_record_that_the_log_has_lost_ends_the_process() -> None:
@@ -195,11 +195,11 @@ async def test_a_partition_given_up_and_taken_back_is_known_again() -> None:
     batcher = make_batcher(yard)
     transactor = await run(yard, batcher)
     home = yard.cluster.records(yard.catalogue.held, 0)[0].partition
-    room = batcher._room.bytes_used
+    room = batcher.room.bytes_used
     await yard.cluster.assign(batcher.group, {"a": []})
     assert batcher.sizes() == {}
-    assert batcher._room.bytes_used == 0
+    assert batcher.room.bytes_used == 0
     await yard.cluster.assign(batcher.group, {"a": [home]})
     await transactor.take_over()
     assert sum(batcher.sizes().values()) == 1
-    assert 0 < batcher._room.bytes_used < room
+    assert 0 < batcher.room.bytes_used < room

@@ -28,6 +28,7 @@ CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SUMMARY = {"task": "summarization", "completion_window": "10m"}
 # A real server is not as fast as the policy, which is that of a faster world, would have it.
 PATIENT = {"slo": {"ttft_ms": 60_000, "tpot_ms": 5_000}, "completion_window": "10m"}
+RELEASED = {"window", "full", "slack", "idle"}
 DIRECT_POOLS = ("premium-eu", "flaky-eu")
 
 
@@ -59,8 +60,16 @@ async def system(
             "usd_per_hour": 0.01,
         }
         directory = tmp_path_factory.mktemp("system")
+        # One process sends by HTTP, the others by gRPC.
+        by_http = {
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.http,
+        }
         async with System(
-            kafka, f"jaeger-{os.getpid()}", directory, fleet=fleet, extra_env=jaeger.environment()
+            *(kafka, f"jaeger-{os.getpid()}", directory),
+            fleet=fleet,
+            extra_env=jaeger.environment(),
+            env_of={"premium-eu": by_http},
         ) as system:
             system.start_all()
             # Once both have served one, the paths of the others are certain.
@@ -139,6 +148,15 @@ async def test_a_direct_request_says_where_why_how_long_and_on_what(
     assert routed.attributes["shunter.policy.version"]
     chosen, *refused = [event.attributes for event in routed.events]
     assert chosen["shunter.pool"] == "premium-eu"
+    await system.catch_up()
+    (decided,) = [
+        e for e in system.evidence if (e["request_id"], e["step"]) == ("direct", "placed")
+    ]
+    estimated = decided["candidates"][0]
+    for name, digits in (("cost_usd", 9), ("finish_s", 6), ("chance", 4)):
+        told = chosen[f"shunter.candidate.{name}"]
+        assert told == pytest.approx(round(estimated[name], digits)), name
+        assert not any(f"shunter.candidate.{name}" in r for r in refused)
     assert {r["shunter.candidate.reason"] for r in refused} == {"pool_not_allowed"}
     ran = one(spans, "chat llama-3.1-8b").attributes
     expected = {
@@ -176,7 +194,7 @@ async def test_members_of_a_batch_and_the_batch_link_to_each_other(
         (whole,) = await read_trace(jaeger.page, trace_id)
         assert whole.name == f"send {system.prefix}.pool.lpddr-us.batch"
         assert whole.attributes["messaging.batch.message_count"] == len(whole.links)
-        assert whole.attributes["shunter.hold.release_reason"] in {"window", "full", "slack"}
+        assert whole.attributes["shunter.hold.release_reason"] in RELEASED
         assert whole.events
         linked |= {link.span_id: (link, whole) for link in whole.links}
     for name, member in members.items():
@@ -189,7 +207,7 @@ async def test_members_of_a_batch_and_the_batch_link_to_each_other(
             assert back.attributes["shunter.batch.id"] == whole.attributes["shunter.batch.id"]
     hold = one(traces["b-0"], "hold")
     assert hold.end - hold.start == pytest.approx(hold.attributes["shunter.hold.seconds"], abs=1e-3)
-    assert hold.attributes["shunter.hold.release_reason"] in {"window", "full", "slack"}
+    assert hold.attributes["shunter.hold.release_reason"] in RELEASED
     assert {"shunter.hold.group", "shunter.deadline.slack_s"} <= hold.attributes.keys()
 
 

@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from memory_log import MemoryLog
 from metrics_cases import counted, make_metrics, read
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
-from stream_cases import POLICY, START, TRACEPARENT, Yard, drain
+from stream_cases import POLICY, TRACEPARENT, Yard, drain
 from test_autoscaling import batcher_of
 from test_router import make_router
 from worker_cases import POOL, ScriptedBackend, make_worker, place
 
 from streams import Outgoing, Partition
-from streams.metrics import METRICS, MetricsService
+from streams.metrics import METRICS
 from streams.metrics import catalogue as m
-from streams.metrics.gauges import GROUPS_MAX, hold_gauges, span_gauges
+from streams.metrics.gauges import hold_gauges
 from streams.metrics.instruments import Names
-from streams.metrics.slo import outcomes
-from topics import Envelope, Evidence, Response, Source, Usage
+from topics import Envelope, Response, Usage
 
 ROOT = Path(__file__).parent.parent
 PLACE = (POOL, "yard-8b-fp8")
@@ -208,23 +205,6 @@ async def test_a_fallback_is_counted_and_ends_nothing() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("step", "reason", "is_missed"),
-    [
-        ("expired", "deadline_passed", True),
-        ("failed", "timeout", True),
-        ("rejected", "pool_unavailable", True),
-        ("rejected", "rate_limited", False),
-        ("cancelled", "cancelled", False),
-    ],
-)
-def test_who_was_accepted_and_not_answered_has_missed(
-    step: Any, reason: str, is_missed: bool
-) -> None:
-    evidence = Evidence("r", step, START, "test", Source("t", 0, 0), reason=reason)
-    assert outcomes(evidence, None) == ({"deadline": False, "all": False} if is_missed else {})
-
-
 def test_a_fault_of_counting_ends_nothing_and_is_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -260,32 +240,6 @@ def test_names_are_bounded() -> None:
     assert [names.of(n) for n in ("b", "c", "d", "e", None)] == ["b", "c", "other", "other", "none"]
 
 
-async def test_groups_beyond_the_limit_are_one_and_no_series_is_there_twice() -> None:
-    class Windows:
-        def tasks(self) -> dict[str, int]:
-            return {"chat": 5}
-
-        def oldest(self) -> dict[str, float]:
-            return dict.fromkeys(sizes, START - 5)
-
-    class Batcher:
-        def windows(self) -> list[Windows]:
-            return [Windows()]
-
-        def sizes(self) -> dict[str, int]:
-            return sizes
-
-    # Alike as far as they are shown.
-    sizes = {"g" * 200 + str(n): n + 1 for n in range(GROUPS_MAX + 5)}
-    yard = Yard()
-    metrics = make_metrics(yard)
-    metrics.gauges.read_from(hold_gauges(Batcher(), lambda: yard.policy, yard.clock))  # type: ignore[arg-type]
-    found = read(metrics, m.GROUP_REQUESTS)
-    assert len(found) == GROUPS_MAX + 1
-    assert found["other",] == 1 + 2 + 3 + 4 + 5
-    assert sum(found.values()) == sum(sizes.values())
-
-
 async def test_a_reader_of_openmetrics_gets_the_traces_of_latencies() -> None:
     yard = Yard()
     metrics = make_metrics(yard)
@@ -301,71 +255,6 @@ async def test_a_reader_of_openmetrics_gets_the_traces_of_latencies() -> None:
     trace_id = TRACEPARENT.decode().split("-")[1]
     assert found == {metric.family: trace_id for metric in (m.TTFT, m.TPOT, m.DURATION)}
     assert metrics.page("text/plain")[0].startswith("text/plain")
-
-
-async def test_metrics_go_by_otlp_to_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    received: list[ExportMetricsServiceRequest] = []
-
-    async def take(request: web.Request) -> web.Response:
-        body = await request.read()
-        received.append(ExportMetricsServiceRequest.FromString(body))
-        return web.Response(content_type="application/x-protobuf")
-
-    app = web.Application()
-    app.router.add_post("/v1/metrics", take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"http://127.0.0.1:{port}/v1/metrics")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    yard = Yard()
-    metrics = make_metrics(yard)
-    metrics.gauges.read_from(span_gauges(lambda: 3))
-    await serve_one(yard, metrics, extra=(("traceparent", TRACEPARENT),))
-    try:
-        await MetricsService(metrics, "worker", "w-0", yard.clock).on_shutdown()
-    finally:
-        await runner.cleanup()
-    (resource,) = received[0].resource_metrics
-    names = {a.key: a.value.string_value for a in resource.resource.attributes}
-    assert names["service.name"] == "shunter-worker"
-    assert names["service.instance.id"] == "w-0"
-    found = {metric.name: metric for metric in resource.scope_metrics[0].metrics}
-    (ttft,) = found[m.TTFT.name].histogram.data_points
-    assert (found[m.TTFT.name].unit, ttft.count, ttft.sum) == ("s", 1, pytest.approx(1.2))
-    assert sum(ttft.bucket_counts) == 1
-    assert ttft.bucket_counts[list(ttft.explicit_bounds).index(2.5)] == 1
-    assert ttft.exemplars[0].trace_id.hex() == TRACEPARENT.decode().split("-")[1]
-    (ended,) = found[m.ENDED.name].sum.data_points
-    assert {a.key: a.value.string_value for a in ended.attributes} == {
-        "task": "chat",
-        "tenant": "default",
-        "status": "completed",
-    }
-    assert (ended.as_double, found[m.ENDED.name].sum.is_monotonic) == (1, True)
-    assert found[m.DROPPED_SPANS.name].sum.data_points[0].as_double == 3
-    tokens = found[m.TOKENS.name].histogram.data_points
-    kinds = {a.value.string_value for p in tokens for a in p.attributes if a.key.startswith("gen")}
-    assert kinds == {"input", "output"}
-
-
-@pytest.mark.parametrize("wanted", ["none", "prometheus", ""])
-def test_nothing_is_exported_unless_it_is_asked_for(
-    wanted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("OTEL_METRICS_EXPORTER", wanted)
-    yard = Yard()
-    assert MetricsService(make_metrics(yard), "worker", "w-0", yard.clock)._exporter is None
-
-
-def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "carrier-pigeon")
-    yard = Yard()
-    with pytest.raises(RuntimeError, match="carrier-pigeon"):
-        MetricsService(make_metrics(yard), "worker", "w-0", yard.clock)
 
 
 def test_the_catalogue_names_each_metric_once_and_by_the_rules() -> None:

@@ -4,11 +4,9 @@ import asyncio
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 import urllib.error
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Tab, browsing, chromium
 from live_counts import compare
 from system import FLEET, ROOT, System, chat, eventually
 
@@ -101,6 +100,21 @@ async def held_ids(system: System) -> set[str]:
     return {key.decode() for key, is_held in held.items() if is_held}
 
 
+async def both_are_between(system: System, port: int) -> None:
+    """What top and page show under load is what there was before and after they were asked."""
+    await system.catch_up()
+    before = sum(map(len, system.results.values()))
+    # As long as the broker may wait before it answers the view, and more.
+    await asyncio.sleep(1.0)
+    (_, page), printed = await asyncio.gather(
+        asked(port, "/view.json"), printed_once(system, "--json")
+    )
+    await system.catch_up()
+    after = sum(map(len, system.results.values()))
+    for shown in (page, json.loads(printed)):
+        assert before <= shown["ended_total"]["requests"] <= after
+
+
 async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
@@ -124,14 +138,7 @@ async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
         await current(port)
         running = asyncio.create_task(load(150))
         while not running.done():
-            await system.catch_up()
-            before = sum(map(len, system.results.values()))
-            # As long as the broker may wait before it answers the view, and more.
-            await asyncio.sleep(1.0)
-            _, shown = await asked(port, "/view.json")
-            await system.catch_up()
-            after = sum(map(len, system.results.values()))
-            assert before <= shown["ended_total"]["requests"] <= after
+            await both_are_between(system, port)
         await running
         await system.publish(b"not a request", key=b"bad")
         await system.publish(chat("r0"))
@@ -190,40 +197,69 @@ async def test_the_page_tells_stories_and_takes_nothing_for_markup(
         assert status == 404
         assert "nothing is known of request 'nobody'" in found["error"]
         assert (await asked(port, "/story.json?id="))[0] == 400
-        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-        if chromium is None:
+        program = chromium()
+        if program is None:
             pytest.skip("no Chromium here")
-        page = await dom(chromium, f"http://127.0.0.1:{port}/?id={urllib.parse.quote(HOSTILE)}")
-        assert "<title>Shunter</title>" in page
-        assert "<img" not in page
-        assert "Request &lt;img src=x onerror=" in page
-        for part in (
-            ">placed<",
-            ">executed<",
-            ">promised<",
-            "premium-eu · h200",
-            "Pools",
-            ">live<",
-        ):
-            assert part in page, part
-        # The figures of the view are there too.
-        assert ">premium-eu</th>" in page
-        assert "rejected" in page
+        link = f"http://127.0.0.1:{port}/?id={urllib.parse.quote(HOSTILE)}"
+        async with browsing(program, link) as tab:
+            await tab.until("document.getElementById('told').querySelector('article') !== null")
+            await drawn_as_told(tab, port, 2)
+            page = await tab.evaluate("document.documentElement.outerHTML")
+            assert "<title>Shunter</title>" in page
+            assert "<img" not in page
+            assert "Request &lt;img src=x onerror=" in page
+            for part in (
+                ">placed<",
+                ">executed<",
+                ">promised<",
+                "premium-eu · h200",
+                "Pools",
+                ">live<",
+            ):
+                assert part in page, part
+            # Another one, by the page's own search.
+            await tab.evaluate("document.getElementById('close').click()")
+            await tab.until("document.activeElement.id === 'id'")
+            await tab.evaluate("document.getElementById('id').select()")
+            await tab.type("nowhere")
+            await tab.until("document.querySelector('#told strong')?.textContent === 'rejected'")
+            assert await tab.evaluate("location.search") == "?id=nowhere"
+            story = await tab.evaluate("document.getElementById('story').textContent")
+            assert "Request nowhere" in story
+            assert "no_pool" in story
+            assert await tab.evaluate("document.title") == "Shunter"
+            assert await tab.evaluate("document.querySelector('img')") is None
 
 
-async def dom(chromium: str, url: str) -> str:
-    """The document as it stands once its scripts have run."""
-    with tempfile.TemporaryDirectory() as profile:
-        process = await asyncio.create_subprocess_exec(
-            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-            *("--no-first-run", "--disable-background-networking", "--disable-sync"),
-            *("--disable-component-update", f"--user-data-dir={profile}"),
-            *("--virtual-time-budget=4000", "--dump-dom", url),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        out, _ = await asyncio.wait_for(process.communicate(), 60)
-    return out.decode()
+async def drawn_as_told(tab: Tab, port: int, ended: int) -> None:
+    """The tables show what the view has; rates and shares of late change meanwhile."""
+
+    async def are_alike() -> bool:
+        _, view = await asked(port, "/view.json")
+        pools = {p["pool"]: [p["device"], usd(p["total_usd"])] for p in view["pools"]}
+        classes = {
+            c["task"]: [str(c["total_ended"]), percent(c["total_attainment"])]
+            for c in view["classes"]
+        }
+        total = view["ended_total"]
+        refused = {f"refused: {code}": count for code, count in total["refusals"].items()}
+        ends = {name: [str(count)] for name, count in (total["statuses"] | refused).items()}
+        drawn = [
+            {row[0]: [row[1], row[-1]] for row in (await tab.cells("pools"))[1:]},
+            {row[0]: row[-2:] for row in (await tab.cells("classes"))[1:]},
+            {row[0]: row[-1:] for row in (await tab.cells("ends"))[1:]},
+        ]
+        return bool(total["requests"] == ended and drawn == [pools, classes, ends])
+
+    await eventually(are_alike, "the page shows what /view.json has")
+
+
+def usd(amount: float) -> str:
+    return f"${amount:.4f}" if amount < 1 else f"${amount:.2f}"
+
+
+def percent(share: float) -> str:
+    return "100 %" if share == 1 else f"{100 * share:.1f} %"
 
 
 async def test_a_search_has_an_end_and_a_view_that_nobody_looks_at_too(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hold_cases import make_batcher, run
 from memory_log import Crash, MemoryLog, ProcessKilledError
+from metrics_cases import make_metrics, read
 from stream_cases import POLICY, START, TRACEPARENT, Yard, drain, header, heartbeat, step_until
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
@@ -12,6 +13,8 @@ from worker_cases import ScriptedBackend, serve
 from policies import Situation
 from shunter.client_spans import SubmitSpans
 from streams import Outgoing
+from streams.metrics import catalogue as m
+from streams.metrics.gauges import span_gauges
 from streams.sampling import Sampling
 from topics import VariantStatus
 
@@ -259,6 +262,17 @@ async def test_a_dead_letter_is_traced_and_keeps_the_headers_it_came_with() -> N
     assert evidence.trace_id == trace_id_of(yard.span("process yard.requests"))
 
 
+@pytest.mark.parametrize(("context", "state"), [(TRACEPARENT, "v=1"), (b"00-unfit-01", None)])
+async def test_the_state_of_a_trace_is_not_given_to_another(
+    context: bytes, state: str | None
+) -> None:
+    yard = TracedYard()
+    yard.publish(headers=[("traceparent", context), ("tracestate", b"v=1")], id="c1")
+    await route(yard)
+    (record,) = yard.lane("premium-eu", "direct")
+    assert header(record, "tracestate") == state
+
+
 async def test_a_duplicate_and_a_cancelled_request_end_as_errors() -> None:
     yard = TracedYard()
     for _ in range(2):
@@ -285,6 +299,33 @@ async def test_an_aborted_transaction_leaves_no_span() -> None:
     # Its successor decides again, and that is what the trace shows.
     await route(yard)
     assert tree(yard.spans()) == [("process yard.requests", [(f"send {DIRECT}", [])])]
+
+
+async def test_a_request_that_a_dead_worker_ran_shows_the_run_that_counts() -> None:
+    yard = TracedYard()
+    yard.publish(headers=[("traceparent", TRACEPARENT)], id="c1")
+    await route(yard)
+    ran: list[str] = []
+
+    def end(backend: ScriptedBackend, began_at: float) -> None:
+        ran.extend(backend.began)
+        backend.finish("c1", started_at=began_at, first_token_at=began_at, finished_at=began_at + 1)
+
+    crash = yard.cluster.crash = Crash("commit", 1)
+    with pytest.raises(ProcessKilledError):
+        await serve_one(yard, "c1", lambda backend: end(backend, START + 1))
+    assert crash.has_struck
+    yard.cluster.members.clear()
+    yard.clock.at = START + 60
+    await serve_one(yard, "c1", lambda backend: end(backend, START + 61))
+    assert ran == ["c1", "c1"]
+
+    ((_, ((_, (queue, process)),)),) = tree(yard.trace(CLIENT[3:35]))
+    below = [("chat yard-8b", []), ("send yard.results", [])]
+    assert (queue, process) == (("queue", []), (f"process {DIRECT}", below))
+    assert yard.span("chat yard-8b").start_time == int(START + 61) * 1_000_000_000
+    # It waited all the while for the run that counts.
+    assert said(yard.span("queue"), "shunter.queue.seconds") == [61.0]
 
 
 async def test_no_attribute_holds_text_of_a_request() -> None:
@@ -376,6 +417,9 @@ async def test_an_overload_is_traced_late_only_in_part(monkeypatch: pytest.Monke
         yard.publish(id=f"c{n}", deadline=START - 1)
     await route(yard)
     assert len([s for s in yard.spans() if s.name.startswith("process")]) == 3
+    metrics = make_metrics(yard)
+    metrics.gauges.read_from(span_gauges(yard.telemetry))
+    assert read(metrics, m.LEFT_OUT_TRACES) == {(): 7}
     yard.clock.at += 1.0
     yard.publish(id="later", deadline=START - 1)
     await route(yard)

@@ -52,9 +52,13 @@ def client_headers(headers: Headers) -> list[tuple[str, bytes]]:
     """Return a record's headers without those that only Shunter may write.
 
     A client that could set ``shunter-placement`` could place its own request, so whatever arrives
-    on the ingest topic under our prefix is dropped.
+    on the ingest topic under our prefix is dropped. So is a ``tracestate`` whose ``traceparent``
+    counts as none: it is the state of another trace than the one that begins here.
     """
-    return [header for header in headers if not header[0].startswith(PREFIX)]
+    own = [header for header in headers if not header[0].startswith(PREFIX)]
+    if find(own, TRACESTATE) is not None and traceparent(own) is None:
+        return [header for header in own if header[0] != TRACESTATE]
+    return own
 
 
 def replaced(headers: Headers, new: Mapping[str, bytes]) -> list[tuple[str, bytes]]:

@@ -17,6 +17,7 @@ def worker_gauges(pool: str, worker: Worker, breakers: Breakers) -> Callable[[],
     def read() -> Readings:
         yield m.IN_FLIGHT, (pool, "running"), worker.running
         yield m.IN_FLIGHT, (pool, "queued"), worker.queued
+        yield m.IN_FLIGHT_LIMIT, (pool,), worker.in_flight_max
         yield m.SLOTS, (pool,), worker.slots
         for variant, state in breakers.states().items():
             yield m.CIRCUIT_CLOSED, (pool, variant), float(state == "closed")

@@ -100,7 +100,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         options, policy, tenants_max=settings.metrics_tenants_max, profile_of=profile_of
     )
     metrics.gauges.read_from(worker_gauges(pool, worker, breakers))
-    metrics.gauges.read_from(span_gauges(lambda: telemetry.dropped_spans))
+    metrics.gauges.read_from(span_gauges(telemetry))
     run_app(
         f"worker-{pool}",
         settings,

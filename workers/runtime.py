@@ -76,7 +76,7 @@ class _Lane:
 
 
 class Worker:
-    """The stage from the two lanes of a pool to results."""
+    """The stage from the two lanes of a pool to results, at most ``in_flight_max`` at a time."""
 
     piles_up = True
 
@@ -103,7 +103,7 @@ class Worker:
         self._cancellations = cancellations
         self._streams = streams
         cancellations.tell(self._cancel)
-        self._in_flight_max = in_flight_max
+        self.in_flight_max = in_flight_max
         self._direct_topic = scribe.catalogue.pool_lane(pool, "direct")
         self._batch_topic = scribe.catalogue.pool_lane(pool, "batch")
         self._lanes: dict[Partition, _Lane] = {}
@@ -194,7 +194,7 @@ class Worker:
         lane = self._lanes.get(partition)
         if self.is_draining or (lane is not None and len(lane.finished) >= FINISHED_MAX):
             return False
-        limit = self._in_flight_max
+        limit = self.in_flight_max
         if partition.topic == self._batch_topic:
             limit = max(1, int(limit * BATCH_SHARE))
         return sum(len(lane.open) for lane in self._lanes.values()) < limit

@@ -143,7 +143,7 @@ def run_ledger(settings: Settings, window_s: float) -> NoReturn:
         ValueError: SASL is asked for without a user name and password.
         OSError: a TLS file can't be read.
     """
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     app = ledger_app(settings, window_s)
     where = f"http://{settings.web_host}:{settings.web_port}/ledger"
     logger.info("ledger of windows of %g s at %s", window_s, where)

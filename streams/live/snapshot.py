@@ -128,8 +128,8 @@ class Workload:
     """A workload class. Latencies are seconds since ``created_at``, within 2 %.
 
     ``kept`` of the ``judged`` were completed by their deadline and within their latency SLO; that
-    share is ``attainment``. What was cancelled, and what ended without its decision having been
-    seen, is not judged.
+    share is ``attainment``. What was cancelled or turned away (``streams/slo.py``), and what ended
+    without its decision having been seen, is not judged.
     """
 
     task: str

@@ -77,16 +77,3 @@ class Step(msgspec.Struct):
 
 decode_step = msgspec.json.Decoder(Step).decode
 """Return the step in the bytes of a piece of evidence. Raises msgspec.MsgspecError."""
-
-
-def is_kept(got: Got, wanted: Wanted) -> bool:
-    """Tell whether an answer came by its deadline and within its latency SLO, if it has one."""
-    return (
-        wanted.created_at + got.finish_s <= wanted.deadline
-        and _within(got.ttft_s, wanted.ttft_s)
-        and _within(got.tpot_s, wanted.tpot_s)
-    )
-
-
-def _within(seconds: float | None, limit_s: float | None) -> bool:
-    return seconds is None or limit_s is None or seconds <= limit_s

@@ -20,7 +20,7 @@ M = TypeVar("M", bound=_Mergeable)
 
 @dataclass(slots=True)
 class ClassTally:
-    """One workload class. ``judged`` are the ends of which it is known what was wanted."""
+    """One workload class. ``judged`` are the ends that have an SLO, as far as it is known."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     judged: int = 0

@@ -8,10 +8,11 @@ from policies import Options, Policy
 from streams.live.holds import Holds
 from streams.live.sliding import Sliding
 from streams.live.snapshot import Fallback
-from streams.live.steps import Got, Step, Wanted, decode_step, is_kept
+from streams.live.steps import Got, Step, Wanted, decode_step
 from streams.live.tally import NAMES_MAX, OTHER, Tally, name_in
 from streams.live.workers import Workers
 from streams.log import Record
+from streams.slo import outcomes
 from topics import BadRecordError, Catalogue, PoolStatus, decode
 from topics.evidence import ENDS
 
@@ -138,13 +139,11 @@ class LiveView:
         if step.got is None:
             tally.refusals[name_in(tally.refusals, step.reason or OTHER)] += 1
         asked = self._asked.get(step.request_id)
-        # Where not even a profile could be made, nothing was given, whatever was wanted.
-        is_unprofiled = status == "rejected" and step.hold is None
-        if status != "cancelled" and (asked is not None or is_unprofiled):
+        # Of what was decided before the view began, misses alone would be known.
+        outcome = {} if asked is None else outcomes(step, asked[0])
+        if outcome:
             workload.judged += 1
-            workload.kept += (
-                asked is not None and step.got is not None and is_kept(step.got, asked[0])
-            )
+            workload.kept += outcome["all"]
         if step.got is None:
             return
         workload.finish.add(step.got.finish_s)

@@ -6,7 +6,7 @@ from typing import Literal
 Kind = Literal["counter", "gauge", "histogram"]
 Teller = Literal["router", "worker", "both"]
 
-_SUFFIXES = {"s": "_seconds"}
+_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 # To a day, since work that may wait does.
 _LONG_S = (120.0, 300.0, 1_200.0, 3_600.0, 14_400.0, 86_400.0)
 # The bounds that the GenAI conventions advise, and longer ones.
@@ -62,11 +62,7 @@ _ATTRIBUTES = {
 _CONSUMER = ("messaging_consumer_group_name", "messaging_destination_name")
 
 STEPS = Metric(
-    "shunter.steps",
-    "counter",
-    "{step}",
-    "Steps of requests, as evidence has them",
-    ("step", "task"),
+    "shunter.steps", "counter", "{step}", "Steps of requests, as in the evidence", ("step", "task")
 )
 ENDED = Metric(
     "shunter.requests.ended",
@@ -98,11 +94,7 @@ FALLBACKS = Metric(
     told_by="worker",
 )
 DEAD_LETTERS = Metric(
-    "shunter.dead_letters",
-    "counter",
-    "{record}",
-    "Records that became dead letters",
-    ("reason",),
+    "shunter.dead_letters", "counter", "{record}", "Records that became dead letters", ("reason",)
 )
 PLACEMENTS = Metric(
     "shunter.placements",
@@ -285,6 +277,27 @@ LAG = Metric(
 HOLD_REQUESTS = Metric(
     "shunter.hold.requests", "gauge", "{request}", "Requests held", ("task",), told_by="router"
 )
+HOLD_LIMIT = Metric(
+    "shunter.hold.limit",
+    "gauge",
+    "{request}",
+    "Requests that a router holds at most; others stay unread",
+    told_by="router",
+)
+HOLD_PAYLOADS = Metric(
+    "shunter.hold.payloads",
+    "gauge",
+    "By",
+    "Payloads of held requests in memory, with their headers",
+    told_by="router",
+)
+HOLD_PAYLOADS_LIMIT = Metric(
+    "shunter.hold.payloads_limit",
+    "gauge",
+    "By",
+    "Payloads that a router keeps at most; others are read again when they go",
+    told_by="router",
+)
 GROUP_REQUESTS = Metric(
     "shunter.hold.group.requests",
     "gauge",
@@ -344,6 +357,14 @@ IN_FLIGHT = Metric(
     ("pool", "state"),
     told_by="worker",
 )
+IN_FLIGHT_LIMIT = Metric(
+    "shunter.worker.limit",
+    "gauge",
+    "{request}",
+    "Requests that a worker takes at most; others stay unread in its lanes",
+    ("pool",),
+    told_by="worker",
+)
 SLOTS = Metric(
     "shunter.worker.slots",
     "gauge",
@@ -365,6 +386,12 @@ DROPPED_SPANS = Metric(
     "counter",
     "{span}",
     "Spans given up, since no exporter took them in time",
+)
+LEFT_OUT_TRACES = Metric(
+    "shunter.traces.left_out",
+    "counter",
+    "{trace}",
+    "Requests that went wrong, were not sampled, and were not traced late since too many were",
 )
 
 METRICS = tuple(each for each in globals().values() if isinstance(each, Metric))

@@ -9,7 +9,7 @@ from policies import Release
 from streams.log import Partition
 from streams.metrics import catalogue as m
 from streams.metrics.instruments import Instruments, Names
-from streams.metrics.slo import DIMENSIONS, outcomes
+from streams.slo import DIMENSIONS, outcomes
 from streams.stage import Effect
 from topics import Envelope, Evidence, Placement, Profile, Result, Usage
 from topics.evidence import ENDS

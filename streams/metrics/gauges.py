@@ -12,6 +12,7 @@ from streams.batcher import Batcher
 from streams.clock import Clock
 from streams.metrics import catalogue as m
 from streams.metrics.instruments import Names
+from streams.telemetry import Telemetry
 
 # Groups by name; what constrains requests is in the names, so clients could make many.
 GROUPS_MAX = 20
@@ -64,6 +65,9 @@ def hold_gauges(
                 oldest[group] = min(held_at, oldest.get(group, held_at))
         for task, count in tasks.items():
             yield m.HOLD_REQUESTS, (task,), count
+        yield m.HOLD_LIMIT, (), batcher.held_records_max
+        yield m.HOLD_PAYLOADS, (), batcher.room.bytes_used
+        yield m.HOLD_PAYLOADS_LIMIT, (), batcher.room.bytes_max
         sizes = Counter(batcher.sizes()).most_common()
         now = clock.now()
         for group, size in sizes[:GROUPS_MAX]:
@@ -85,11 +89,12 @@ def _shortened(group: str) -> str:
     return f"{group[:GROUP_CHARACTERS_MAX]}~{crc32(group.encode()):08x}"
 
 
-def span_gauges(dropped: Callable[[], int]) -> Callable[[], Readings]:
-    """Return what tells of spans that were given up."""
+def span_gauges(telemetry: Telemetry) -> Callable[[], Readings]:
+    """Return what tells of spans that were given up, and of traces that were not begun."""
 
     def read() -> Readings:
-        yield m.DROPPED_SPANS, (), dropped()
+        yield m.DROPPED_SPANS, (), telemetry.dropped_spans
+        yield m.LEFT_OUT_TRACES, (), telemetry.left_out_traces
 
     return read
 

@@ -7,9 +7,11 @@ as they are.
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from mode import Service
 from opentelemetry.sdk.metrics import Exemplar
@@ -42,6 +44,10 @@ from streams.otel import resource_of
 NS_PER_S = 1_000_000_000
 LAG_EVERY_S = 5.0
 EXPORT_EVERY_MS = 60_000.0
+# A collector that takes nothing must not keep a process from stopping; exporters try for 10 s.
+CLOSE_S_MAX = 2.0
+
+T = TypeVar("T")
 
 _BY_FAMILY = {each.family: each for each in m.METRICS}
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
@@ -163,6 +169,21 @@ def _otlp() -> MetricExporter:
         ) from error
 
 
+def _aside(call: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a call on a thread of its own, which keeps no process from ending."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="metrics", daemon=True).start()
+    return asyncio.wrap_future(outcome)
+
+
 class MetricsService(Service):  # type: ignore[misc]
     """Looks at the lag now and then, and exports where an exporter is asked for.
 
@@ -181,6 +202,7 @@ class MetricsService(Service):  # type: ignore[misc]
         every_ms = float(os.environ.get("OTEL_METRIC_EXPORT_INTERVAL") or EXPORT_EVERY_MS)
         self._export_every_s = every_ms / 1000
         self._has_failed = False
+        self._sending = threading.Lock()
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _look(self) -> None:
@@ -195,16 +217,26 @@ class MetricsService(Service):  # type: ignore[misc]
             await self._export(self._exporter)
 
     async def on_shutdown(self) -> None:
-        """Send what was counted last, unless nobody took it before, and close the exporter."""
-        if self._exporter is not None:
-            if not self._has_failed:
-                await self._export(self._exporter)
-            await asyncio.to_thread(self._exporter.shutdown)
+        """Send what was counted last, unless nobody took it before, as far as that goes quickly."""
+        if self._exporter is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_S_MAX):
+                if not self._has_failed:
+                    await self._export(self._exporter)
+                await _aside(self._exporter.shutdown)
+        except TimeoutError:
+            logger.warning("the last metrics were not exported in %g s", CLOSE_S_MAX)
 
     async def _export(self, exporter: MetricExporter) -> None:
         families = self._metrics.registry.collect()
         data = as_otlp(families, self._resource, self._started_ns, self._now_ns())
-        outcome = await asyncio.to_thread(exporter.export, data)
+
+        def send() -> MetricExportResult:
+            with self._sending:
+                return exporter.export(data)
+
+        outcome = await _aside(send)
         has_failed = outcome is not MetricExportResult.SUCCESS
         if has_failed and not self._has_failed:
             logger.warning("metrics could not be exported; the next export has all of them")

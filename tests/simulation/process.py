@@ -263,7 +263,7 @@ class RouterProcess(Process):
         if HELD_MAX <= self.held_before[1] < count and memories == self.held_before[0]:
             self.world.problem(f"{self.name} holds {count} requests, and has polled for more")
         self.held_before = memories, count
-        if self.batcher._room.bytes_used > HELD_BYTES_MAX and not count:
+        if self.batcher.room.bytes_used > HELD_BYTES_MAX and not count:
             self.world.problem(f"{self.name} keeps payloads of what it does not hold")
         for partition, memory in held.items():
             entries = self.world.cluster.logs[partition].entries
