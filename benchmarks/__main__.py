@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.figures import Figure, table
 from benchmarks.ground import machine
@@ -37,6 +40,15 @@ def put_table(page: Path, lines: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
 
 
+def heading(about: Mapping[str, Any]) -> str:
+    """Return the command that made a table, and the machine it was made on."""
+    return (
+        f"`{about['command']}`, {about['at']}, {about['rounds']} rounds on {about['cpu']},"
+        f" {about['cores']} cores, Python {about['python']}, event loop {about['loop']},"
+        f" {about['system']}; load before {about['load_before']:.1f}."
+    )
+
+
 def main() -> None:
     """Measure what was asked for, and print it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -48,7 +60,9 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="put the table into a page")
     asked = parser.parse_args()
     rounds = asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS)
-    about = {**machine(), "rounds": rounds, "at": time.strftime("%Y-%m-%d")}
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    at = time.strftime("%Y-%m-%d")
+    about = {**machine(), "rounds": rounds, "at": at, "command": command}
     print(", ".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="shunter-bench-") as name, EmbeddedBroker() as broker:
@@ -60,9 +74,13 @@ def main() -> None:
             print(f"[{number}/{len(MEASURES)}] {measure}", flush=True)
             figures += run(hall)
     print(table(figures))
-    found = {"machine": about, "figures": [each.as_json() for each in figures], "told": hall.told}
+    found = {
+        "machine": about,
+        "figures": [each.as_json() for each in figures],
+        "told": [each.as_json() for each in hall.told],
+    }
     if asked.table:
-        put_table(asked.table, table(figures))
+        put_table(asked.table, f"{heading(about)}\n\n{table(figures)}")
     if asked.save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{asked.save}.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -20,7 +20,7 @@ class Figure:
         unit: of value and reference.
         against: what the reference is.
         rounds: the raw values of each side.
-        note: what a reader must know.
+        note: what a reader must know, told with the row.
     """
 
     name: str
@@ -90,10 +90,11 @@ def table(figures: Sequence[Figure]) -> str:
     ]
     for figure in figures:
         met = "met" if figure.ok else "not met"
+        told = f"{met}; {figure.note}" if figure.note else met
         sign = "≤" if figure.at_most else "≥"
         reference = "" if figure.reference is None else f"{figure.reference:,.6g} {figure.unit}"
         lines.append(
             f"| {figure.name} | {figure.value:,.6g} {figure.unit} | {figure.against} |"
-            f" {reference} | {figure.ratio:.2f} | {sign} {figure.reach:g} | {met} |"
+            f" {reference} | {figure.ratio:.2f} | {sign} {figure.reach:g} | {told} |"
         )
     return "\n".join(lines)

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,6 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from benchmarks.yard import heartbeats
 from policies import Options
 from topics import Catalogue, Settings, admin, encode, status_key
-from topics.broker import EmbeddedBroker
 
 ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
@@ -174,6 +174,21 @@ async def beat(here: Ground, options: Options, *, once: bool = False) -> None:
         await producer.stop()
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What was seen from the moment at which a part of the records was visible until all were.
+
+    Attributes:
+        per_s: records per second.
+        seconds: how long it was.
+        used: how much each of what was metered grew meanwhile.
+    """
+
+    per_s: float
+    seconds: float
+    used: tuple[float, ...] = ()
+
+
 class Watch:
     """How many records of some topics a ``read_committed`` reader could have read by now.
 
@@ -214,15 +229,15 @@ class Watch:
             await asyncio.sleep(0.5)
         self._passed_over += now
 
-    async def rate(self, records: int) -> float:
-        """Wait until all these records are visible and return how many came per second.
+    async def pace(self, records: int, meter: Callable[[], tuple[float, ...]] = lambda: ()) -> Pace:
+        """Wait until all these records are visible and return how fast they came.
 
-        The time counts from the moment at which a part of them was there, so that no start of a
-        process is in it.
+        It counts from the moment at which a part of them was there, so that no start of a process
+        is in it, neither in the time nor in what is metered.
         """
-        points: list[tuple[float, int]] = []
+        points: list[tuple[float, int, tuple[float, ...]]] = []
         while True:
-            points.append((time.perf_counter(), await self.visible()))
+            points.append((time.perf_counter(), await self.visible(), meter()))
             if points[-1][1] >= records and self._stands(points):
                 break
             if points[-1][0] - self._last_growth(points) > STALLED_S:
@@ -231,35 +246,21 @@ class Watch:
             self._here.require_alive()
             await asyncio.sleep(LOOK_EVERY_S)
         final = points[-1][1]
-        ended = next(n for n, point in enumerate(points) if point[1] >= 0.999 * final)
-        began = next(n for n, point in enumerate(points) if point[1] >= WARM * final)
+        end = next(n for n, point in enumerate(points) if point[1] >= 0.999 * final)
+        begin = next(n for n, point in enumerate(points) if point[1] >= WARM * final)
         # All may have come between two looks.
-        (began_at, before), (ended_at, after) = points[min(began, ended - 1)], points[ended]
-        return (after - before) / final * records / (ended_at - began_at)
+        (began_at, before, had), (ended_at, after, has) = points[min(begin, end - 1)], points[end]
+        seconds = ended_at - began_at
+        used = tuple(now - then for then, now in zip(had, has, strict=True))
+        return Pace((after - before) / final * records / seconds, seconds, used)
 
     @staticmethod
-    def _stands(points: Sequence[tuple[float, int]]) -> bool:
+    def _stands(points: Sequence[tuple[float, int, tuple[float, ...]]]) -> bool:
         return len(points) > 15 and points[-15][1] == points[-1][1]
 
     @staticmethod
-    def _last_growth(points: Sequence[tuple[float, int]]) -> float:
-        return next(at for at, count in points if count == points[-1][1])
-
-
-def cpu_s_of(process: subprocess.Popen[bytes] | EmbeddedBroker) -> float:
-    """Return the processor time that a process has taken, where Linux tells it."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return float("nan")
-
-
-def faults_of(process: subprocess.Popen[bytes]) -> float:
-    """Return how many pages of memory a process has been given anew, where Linux tells it."""
-    with suppress(OSError):
-        stat = Path(f"/proc/{process.pid}/stat").read_text()
-        return float(stat.rpartition(")")[2].split()[7])
-    return float("nan")
+    def _last_growth(points: Sequence[tuple[float, int, tuple[float, ...]]]) -> float:
+        return next(at for at, count, _ in points if count == points[-1][1])
 
 
 def machine() -> Mapping[str, Any]:
@@ -272,6 +273,7 @@ def machine() -> Mapping[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
+        "loop": os.environ.get("FAUST_LOOP", "uvloop" if find_spec("uvloop") else "aio"),
         "system": " ".join(os.uname()[i] for i in (0, 2, 4)),
         "load_before": os.getloadavg()[0],
     }

@@ -1,4 +1,4 @@
-"""The guard of continuous integration: what routing costs, against a yardstick that never changes.
+"""The guard of continuous integration: what requests cost, against a yardstick that never changes.
 
     python -m benchmarks.guard            # fails where a ratio fell by more than a quarter
     python -m benchmarks.guard --record   # writes benchmarks/recorded.json
@@ -14,13 +14,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import erf, log
 from pathlib import Path
 
 import orjson
 
+from benchmarks.engine import routing, working
 from benchmarks.ground import machine
 from benchmarks.hold import Filled
 from benchmarks.yard import Yard, make_options, records_of, report_all, request_value
@@ -58,8 +60,9 @@ def yardstick() -> None:
         hashlib.sha256(raw).hexdigest()
 
 
-def works() -> Mapping[str, Callable[[], object]]:
-    """Return what is guarded: each a piece of work of some milliseconds."""
+@contextmanager
+def works() -> Iterator[Mapping[str, Callable[[], object]]]:
+    """Yield what is guarded: each a piece of work of some milliseconds."""
     few, many = Yard(make_options(is_mixed=True)), Yard()
     direct = records_of([request_value(n) for n in range(POLL)], few.catalogue.requests)
     waiting = [request_value(n, task="summarization", completion_window="1h") for n in range(POLL)]
@@ -71,26 +74,29 @@ def works() -> Mapping[str, Callable[[], object]]:
         report_all(yard.situation.view, yard.options)
         yard.route(records)
 
-    return {
-        "routed at once, 10 candidates": lambda: route(few, direct),
-        "held, 60 candidates": lambda: route(many, held),
-        "read, 100 KB": lambda: [parse_request(large, bytes_max=1 << 20) for _ in range(POLL)],
-        "held and released": lambda: filled.per_request_us(512),
-    }
+    with closing(routing(POLL)) as router, closing(working(POLL)) as worker:
+        yield {
+            "routed at once, 10 candidates": lambda: route(few, direct),
+            "held, 60 candidates": lambda: route(many, held),
+            "read, 100 KB": lambda: [parse_request(large, bytes_max=1 << 20) for _ in range(POLL)],
+            "held and released": lambda: filled.per_request_us(512),
+            "routed and committed, 10 candidates": router.run,
+            "a worker's requests": worker.run,
+        }
 
 
 def ratios() -> dict[str, float]:
     """Return the ratio of each, the median of rounds."""
-    work = works()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-    found: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(ROUNDS):
-        for name, run in work.items():
-            # The yardstick before and after, since a neighbour may come in between.
-            before, ours, after = (_time_s(each) for each in (yardstick, run, yardstick))
-            found[name].append((before + after) / 2 / ours)
+    with works() as work:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
+        found: dict[str, list[float]] = {name: [] for name in work}
+        for _ in range(ROUNDS):
+            for name, run in work.items():
+                # The yardstick before and after, since a neighbour may come in between.
+                before, ours, after = (_time_s(each) for each in (yardstick, run, yardstick))
+                found[name].append((before + after) / 2 / ours)
     return {name: statistics.median(each) for name, each in found.items()}
 
 

@@ -4,7 +4,8 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from sys import intern
 from typing import Any
@@ -12,36 +13,44 @@ from typing import Any
 import orjson
 
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import Ground, Watch, beat, ground
-from benchmarks.sides import Load, bare
+from benchmarks.ground import Ground, Watch, beat, ground, publish
+from benchmarks.sides import Load, bare, shunter
 from benchmarks.throughput import Hall
-from benchmarks.yard import NOW, Yard, make_options, records_of, request_value
-from policies import Member, Windows, find_target
+from benchmarks.used import Used, meter
+from benchmarks.yard import NOW, REQUEST_BYTES, Yard, make_options, records_of, request_value
+from policies import Member, Options, Windows, find_target
 from policies.groups import group_of
 from streams.declarations import load_policy
 from streams.log import Outgoing, Partition, Record
 from streams.payloads import Payloads, Room
 from streams.thrift import share_common
-from topics import Profile
+from topics import Profile, Settings
 from topics import headers as h
 
 WAITING = {"task": "summarization", "completion_window": "24h"}
 # Prompts of a group are of one length bucket, so that these are groups of their own.
 INPUT_TOKENS = (100, 1000, 4000, 20_000)
 BATCH_MEMBERS = 64
+# The last of each group fill no batch, and wait for the end of their window.
+LEFT = BATCH_MEMBERS * len(INPUT_TOKENS)
 MANY, FEW, SAMPLE = 1_000_000, 10_000, 5_000
 IN_MEMORY = 50_000
 
 
-def held_records(yard: Yard, count: int, size: int = 1024) -> Iterator[Outgoing]:
+def waiting_value(number: int, group: int, size: int = REQUEST_BYTES, **fields: Any) -> bytes:
+    """Return a request of one of the groups, which is held."""
+    hints = {"input_tokens": INPUT_TOKENS[group], "output_tokens": 100}
+    return request_value(number, size, hints=hints, **WAITING, **fields)
+
+
+def held_records(yard: Yard, count: int, size: int = REQUEST_BYTES) -> Iterator[Outgoing]:
     """Yield records of the hold as the router writes them, by turns of some groups.
 
     One of each group is decided on, and the others are like it but for their ids.
     """
     first = []
-    for number, tokens in enumerate(INPUT_TOKENS):
-        hints = {"input_tokens": tokens, "output_tokens": 100}
-        value = request_value(number, size, created_at=yard.now, hints=hints, **WAITING)
+    for number in range(len(INPUT_TOKENS)):
+        value = waiting_value(number, number, size, created_at=yard.now)
         first.append(yard.decide(records_of([value], yard.catalogue.requests)[0]).records[0])
     for number in range(count):
         like = first[number % len(first)]
@@ -50,26 +59,51 @@ def held_records(yard: Yard, count: int, size: int = 1024) -> Iterator[Outgoing]
         yield Outgoing(like.topic, new, (like.value or b"").replace(old, new), headers)
 
 
-async def released_per_s(hall: Hall, count: int) -> float:
-    """Return the requests per second that a batcher releases, which are in the hold at first."""
-    hall.number += 1
+async def released(hall: Hall, count: int) -> Used:
+    """Return how fast a batcher releases what it finds in the hold, by the lanes of the pools."""
     options = make_options(is_mixed=True)
+    async with _ready(hall, options) as (here, start):
+        await _fill(here, Yard(options, now=time.time()), count)
+        start()
+        async with Watch(
+            here, [here.catalogue.pool_lane(pool, "batch") for pool in options.by_pool]
+        ) as watch:
+            pace = await watch.pace(count - LEFT, meter(here, hall.broker))
+        return Used.of("batcher", REQUEST_BYTES, pace)
+
+
+async def held_and_released(hall: Hall, count: int) -> Used:
+    """Return how fast one process holds requests and releases them, by the evidence of both.
+
+    They are published beforehand: the router decides that each of them waits, and the batcher reads
+    it from the hold and releases it.
+    """
+    groups = len(INPUT_TOKENS)
+    # Batches that are all full, so that none waits at the end.
+    count -= count % LEFT
+    async with _ready(hall, make_options(is_mixed=True)) as (here, start):
+        # Each partition has some of each group.
+        values = [waiting_value(n, n // here.partitions % groups) for n in range(count)]
+        await publish(here, here.catalogue.requests, values)
+        start()
+        async with Watch(here, [here.catalogue.evidence]) as watch:
+            pace = await watch.pace(2 * count - LEFT, meter(here, hall.broker))
+        return Used.of("router and batcher", REQUEST_BYTES, replace(pace, per_s=pace.per_s / 2))
+
+
+@asynccontextmanager
+async def _ready(hall: Hall, options: Options) -> AsyncIterator[tuple[Ground, Callable[[], None]]]:
+    """Yield ground on which the pools live, and what starts a router there."""
+    hall.number += 1
     with ground(hall.broker.bootstrap_servers, f"bench-{hall.number}", hall.directory) as here:
         await here.apply(options.by_pool)
-        await _fill(here, Yard(options, now=time.time()), count)
         await beat(here, options, once=True)
         beating = asyncio.create_task(beat(here, options))
-        load = Load(0, is_mixed=True)
-        fleet = here.directory / f"{here.prefix}.yaml"
-        fleet.write_text(load.fleet())
         policy = here.directory / f"{here.prefix}-policy.yaml"
         policy.write_bytes(orjson.dumps(roomless()))
-        here.start("shunter", "router", SHUNTER_FLEET=str(fleet), SHUNTER_POLICY=str(policy))
+        side = shunter(SHUNTER_POLICY=str(policy))
         try:
-            lanes = [here.catalogue.pool_lane(pool, "batch") for pool in options.by_pool]
-            async with Watch(here, lanes) as watch:
-                # The last of each group fill no batch, and wait for the end of their window.
-                return await watch.rate(count - BATCH_MEMBERS * len(INPUT_TOKENS))
+            yield here, lambda: side.start(here, Load(0, is_mixed=True))
         finally:
             beating.cancel()
             await here.delete()
@@ -136,53 +170,85 @@ class Filled:
         return (time.process_time() - began) / count * 1e6
 
 
-def bytes_each(count: int = IN_MEMORY) -> float:
-    """Return what a held request takes beside its payload, in windows and payloads."""
+def bytes_each(kept_bytes_max: int, count: int = IN_MEMORY) -> tuple[float, float]:
+    """Return what a held request takes in one process, and how many bytes of it are kept as such.
+
+    Args:
+        kept_bytes_max: payload and header bytes that may be kept; 0 leaves them in the log.
+        count: of held requests.
+    """
     yard = Yard(make_options(is_mixed=True))
-    home = Partition(yard.catalogue.held, 0)
-    windows, payloads = Windows(members_max=BATCH_MEMBERS, margin_s=1.0), Payloads(home, Room(0))
-    records = [
-        Record(home, n, out.key, out.value, out.headers, int(NOW * 1000))
-        for n, out in enumerate(held_records(yard, count))
-    ]
+    home, room = Partition(yard.catalogue.held, 0), Room(kept_bytes_max)
+    windows, payloads = Windows(members_max=BATCH_MEMBERS, margin_s=1.0), Payloads(home, room)
     gc.collect()
     tracemalloc.start()
-    for record in records:
+    for number, out in enumerate(held_records(yard, count)):
+        record = _as_read(home, number, out)
         profile = h.read(record.headers, h.PROFILE, Profile)
         share_common(profile)
         group = intern(group_of(profile, yard.policy.windows.length_buckets_tokens))
-        windows.add(Member(profile, group, NOW, record.offset))
-        # No room: the payload stays in the log, and what is left is what is beside it.
+        windows.add(Member(profile, group, NOW, number))
         payloads.add(profile.id, record)
     gc.collect()
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return taken / count
+    return taken / count, room.bytes_used / count
+
+
+def _as_read(home: Partition, offset: int, out: Outgoing) -> Record:
+    """Return a record that shares nothing with others, as one that the client has read."""
+    headers = [(name.encode().decode(), bytes(memoryview(value))) for name, value in out.headers]
+    value = bytes(memoryview(out.value or b""))
+    return Record(home, offset, out.key, value, headers, int(NOW * 1000))
 
 
 def hold(hall: Hall) -> list[Figure]:
     """Return the figures of the hold."""
     # A transaction releases up to 1,000, so that few of them tell nothing.
-    count = hall.records(100_000)
-    ours, theirs = [], []
+    many = hall.records(100_000)
+    few = hall.records(20_000)
+    theirs: list[float] = []
+    ours: dict[str, list[float]] = {"released": [], "both": []}
     for _ in range(hall.rounds):
-        theirs.append(hall.measure(bare(), Load(hall.records(20_000), is_mixed=True)))
-        ours.append(asyncio.run(released_per_s(hall, count)))
-        print(f"  batcher: {ours[-1]:,.0f}/s", flush=True)
-    few, many = Filled(FEW), Filled(int(MANY * hall.scale))
+        theirs.append(hall.measure(bare(), Load(few, is_mixed=True)))
+        for name, run, count in (("released", released, many), ("both", held_and_released, few)):
+            used = asyncio.run(run(hall, count))
+            hall.tell(used)
+            ours[name].append(used.per_s)
+    return [
+        compared(
+            "held by the router, then released by the batcher of one process", ours["both"],
+            theirs, 0.5, against="bare loop", note="20 candidates; both halves timed together",
+        ),
+        compared(
+            "released by one batcher", ours["released"], theirs, 0.5, against="bare loop",
+            note="of requests that it finds in the hold; only the release is timed",
+        ),
+        *_in_memory(hall),
+    ]  # fmt: skip
+
+
+def _in_memory(hall: Hall) -> list[Figure]:
+    """Return what much that is held costs, in one process and without a Kafka."""
+    few, many = Filled(FEW), Filled(MANY)
     by_few, by_many = [], []
     for _ in range(max(3, hall.rounds)):
         by_few.append(few.per_request_us(SAMPLE))
         by_many.append(many.per_request_us(SAMPLE))
-    beside = bytes_each()
+    beside, _ = bytes_each(0)
+    whole, kept = bytes_each(Settings().held_payload_bytes_max)
+    note = (
+        "as Python allocates, payloads left in the log; kept in memory, as up to"
+        f" SHUNTER_HELD_PAYLOAD_BYTES_MAX they are, {whole:,.0f} bytes with payload and headers,"
+        f" which are {kept:,.0f} of them"
+    )
     return [
-        compared("held and released by one batcher", ours, theirs, 0.5, against="bare loop"),
         compared(
-            f"hold and release with {int(MANY * hall.scale):,} held", by_many, by_few, 1.2,
+            f"hold and release with {MANY:,} held", by_many, by_few, 1.2,
             against=f"with {FEW:,} held", at_most=True, unit="us",
         ),
         Figure(
             "memory of a held request beside its payload", beside, 600, beside / 600, 1.0,
-            at_most=True, unit="bytes", against="600 bytes",
+            at_most=True, unit="bytes", against="600 bytes", note=note,
         ),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
     python -m benchmarks.scale --rate 1000000 --candidates 10 --pools 40
 
 The bytes of a request are those that the code here writes; its processor time is measured first,
-or given. Broker figures are assumptions, named in the table, each with a flag.
+or given (`--router-us`). Broker figures are assumptions, named in the table, each with a flag.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from benchmarks.growth import routed_us
 from benchmarks.yard import Yard, make_options, records_of, request_value
+from workers.runtime import COMMIT_EVERY_S
 
 DAY_S = 86_400
 MB = 1e6
@@ -41,8 +42,8 @@ class Request:
     client_us: float
 
 
-def sampled(candidates: int, size: int, client_us: float) -> Request:
-    """Return what a request costs here, with so many candidates."""
+def sampled(candidates: int, size: int, client_us: float, router_us: float | None) -> Request:
+    """Return what a request costs here, with so many candidates; measured where it isn't given."""
     yard = Yard(make_options(candidates, 1))
     effects = [
         yard.decide(records_of([request_value(n, size)], yard.catalogue.requests)[0])
@@ -58,18 +59,31 @@ def sampled(candidates: int, size: int, client_us: float) -> Request:
         evidence_bytes=len(evidence.value or b""),
         evidence_zlib=len(pressed) / plain,
         result_bytes=1500,
-        router_us=routed_us(yard),
+        router_us=routed_us(yard) if router_us is None else router_us,
         client_us=client_us,
     )
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is assumed of the cluster."""
+    """What is assumed of the cluster.
+
+    Attributes:
+        rate: requests per second, all of them direct.
+        pools: of the fleet, each with its share of them.
+        records_per_transaction: most that one has.
+        commit_s: least time between two commits of a partition at a busy worker.
+        replicas: of each partition.
+        broker_mb_s: that a broker writes.
+        broker_writes_s: small ones that it does.
+        headroom: share of a router's core in use.
+        evidence_days: that evidence is kept.
+    """
 
     rate: float
     pools: int
     records_per_transaction: int
+    commit_s: float
     replicas: int
     broker_mb_s: float
     broker_writes_s: float
@@ -79,7 +93,7 @@ class Assumed:
 
 def needs(request: Request, assumed: Assumed) -> Iterator[tuple[str, float, str]]:
     """Yield what is needed, as (what, how much, how it comes about)."""
-    rate, per = assumed.rate, assumed.records_per_transaction
+    rate, per, writes = assumed.rate, assumed.records_per_transaction, 0.0
     each_us = request.router_us + request.client_us
     yield "processor time of a request, us", each_us, "deciding and signing, and the Kafka client"
     routers = rate * each_us / 1e6 / assumed.headroom
@@ -89,17 +103,29 @@ def needs(request: Request, assumed: Assumed) -> Iterator[tuple[str, float, str]
     # The lanes of all pools have as many, and so have hold, results, evidence and the rest.
     yield "partitions in all", partitions * (2 * assumed.pools + 12), "each topic has as many"
     yield "transactional producers", partitions * (4 + 2 * assumed.pools), "one a partition read"
-    transactions = 2 * rate / per
-    yield "transactions/s", transactions, f"{per} records each; router and worker"
-    # A router's transaction reaches the lane of each pool that it chose, evidence on any partition.
-    touched = min(assumed.pools, per) + min(partitions, per) + 3
-    yield "partitions that a transaction touches", touched, "each takes a marker when it ends"
-    writes = transactions * (COORDINATOR_WRITES + touched)
+    lanes = partitions * assumed.pools
+    by_worker = min(per, max(1.0, rate / lanes * assumed.commit_s))
+    yield (
+        "records in a worker's transaction",
+        by_worker,
+        f"{lanes:,} direct lane partitions, each committed every {assumed.commit_s:g} s when busy",
+    )
+    # A router's reaches the lane of each pool that it chose, and evidence on any partition; a
+    # worker's reaches results and evidence on any; both the offsets, progress and a root.
+    for name, records, touched in (
+        ("a router's", per, min(assumed.pools, per) + min(partitions, per) + 3),
+        ("a worker's", by_worker, 2 * min(partitions, by_worker) + 3),
+    ):
+        yield f"{name} transactions/s", rate / records, f"{records:,.1f} records each"
+        yield f"partitions that {name} touches", touched, "each takes a marker when it ends"
+        writes += rate / records * (COORDINATOR_WRITES + touched)
     yield "writes of coordinators and markers/s", writes, "small, but each a request"
     yield "brokers for these", math.ceil(writes / assumed.broker_writes_s), "see --broker-writes-s"
-    overhead = RECORD_OVERHEAD_BYTES + (PROGRESS_BYTES + ROOT_BYTES) / per + LEAF_BYTES
     evidence = request.evidence_bytes + EXECUTED_BYTES
-    written = request.bytes + request.lane_bytes + evidence + request.result_bytes + 4 * overhead
+    # Ingest, lane, result and evidence of two steps are a record each, and evidence has a leaf.
+    overhead = 5 * RECORD_OVERHEAD_BYTES + 2 * LEAF_BYTES
+    overhead += (PROGRESS_BYTES + ROOT_BYTES) * (1 / per + 1 / by_worker)
+    written = request.bytes + request.lane_bytes + evidence + request.result_bytes + overhead
     yield "bytes written for a request", written, "ingest, lane, evidence of two steps, result"
     yield "of them evidence", evidence, f"zlib leaves {request.evidence_zlib:.0%} of it"
     total_mb_s = rate * written * assumed.replicas / MB
@@ -127,19 +153,24 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=10, help="options that serve a request")
     parser.add_argument("--pools", type=int, default=40)
     parser.add_argument("--bytes", type=int, default=1024, help="of a request")
+    parser.add_argument("--router-us", type=float, help="time to decide and sign, not measured")
     parser.add_argument("--client-us", type=float, default=60.0, help="the bare loop's time")
-    parser.add_argument("--records-per-transaction", type=int, default=100)
+    parser.add_argument("--records-per-transaction", type=int, default=100, help="at most")
+    parser.add_argument(
+        "--commit-s", type=float, default=COMMIT_EVERY_S, help="between two of a lane's partition"
+    )
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--broker-mb-s", type=float, default=500.0, help="that a broker writes")
     parser.add_argument("--broker-writes-s", type=float, default=100_000.0, help="small ones")
     parser.add_argument("--headroom", type=float, default=0.6, help="share of a core in use")
     parser.add_argument("--evidence-days", type=float, default=30.0)
     asked = parser.parse_args()
-    request = sampled(asked.candidates, asked.bytes, asked.client_us)
+    request = sampled(asked.candidates, asked.bytes, asked.client_us, asked.router_us)
     assumed = Assumed(
         asked.rate,
         asked.pools,
         asked.records_per_transaction,
+        asked.commit_s,
         asked.replicas,
         asked.broker_mb_s,
         asked.broker_writes_s,
@@ -149,7 +180,8 @@ def main() -> None:
     print(f"{asked.rate:,.0f} requests/s of {asked.bytes:,} bytes, {time.strftime('%Y-%m-%d')}\n")
     print("| need | | |\n| --- | ---: | --- |")
     for what, amount, how in needs(request, assumed):
-        print(f"| {what} | {amount:,.0f} | {how} |")
+        digits = 1 if amount < 10 and amount % 1 else 0
+        print(f"| {what} | {amount:,.{digits}f} | {how} |")
 
 
 if __name__ == "__main__":

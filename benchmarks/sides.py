@@ -95,11 +95,15 @@ def shunter(
 
 
 def bare(
-    loops: int = 1, poll_records: int = POLL_RECORDS, written: tuple[int, int] | None = None
+    name: str = "bare loop",
+    loops: int = 1,
+    poll_records: int = POLL_RECORDS,
+    written: tuple[int, int] | None = None,
 ) -> Side:
     """Return the bare loop, which copies as many bytes as the router writes of this load.
 
     Args:
+        name: as it is told.
         loops: processes of it, which share the partitions out.
         poll_records: most records of a partition in a transaction.
         written: bytes of the second record and of the headers, where it isn't the router's.
@@ -119,7 +123,7 @@ def bare(
                 f"--shares={loops}",
             )
 
-    return Side("bare loop", start)
+    return Side(name, start)
 
 
 def library(name: str, program: str, package: str) -> Side:

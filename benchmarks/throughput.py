@@ -7,23 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import (
-    Ground,
-    Watch,
-    beat,
-    cpu_s_of,
-    faults_of,
-    ground,
-    publish,
-    shared_out,
+from benchmarks.ground import Ground, Watch, beat, ground, publish, shared_out
+from benchmarks.sides import (
+    FASTSTREAM,
+    FAUST,
+    POLL_RECORDS,
+    QUIX,
+    Load,
+    Side,
+    bare,
+    shunter,
 )
-from benchmarks.sides import FASTSTREAM, FAUST, QUIX, Load, Side, bare, shunter
 from benchmarks.sink import Sink
+from benchmarks.used import Used, cores, meter, transaction_us
 from benchmarks.yard import make_options, request_value
 from topics.broker import EmbeddedBroker
 
 # Publishing large requests must not take longer than reading them.
 LARGE_BYTES = (102_400, 409_600)
+# Of a second bare loop, whose transactions are dearer: what one takes follows from both.
+FEW_RECORDS = 25
 
 
 @dataclass
@@ -34,7 +37,7 @@ class Hall:
     directory: Path
     rounds: int
     scale: float
-    told: list[str] = field(default_factory=list)
+    told: list[Used] = field(default_factory=list)
     number: int = 0
 
     def records(self, count: int) -> int:
@@ -44,11 +47,16 @@ class Hall:
     def measure(self, side: Side, load: Load) -> float:
         """Return the requests per second of one run of a side."""
         self.number += 1
-        rate = asyncio.run(self._measure(side, load, f"bench-{self.number}"))
-        print(f"  {side.name}: {rate:,.0f}/s", flush=True)
-        return rate
+        used = asyncio.run(self._measure(side, load, f"bench-{self.number}"))
+        self.tell(used)
+        return used.per_s
 
-    async def _measure(self, side: Side, load: Load, prefix: str) -> float:
+    def tell(self, used: Used) -> None:
+        """Keep what a run used for the raw results, and print it."""
+        self.told.append(used)
+        print(f"  {used}", flush=True)
+
+    async def _measure(self, side: Side, load: Load, prefix: str) -> Used:
         options = make_options(is_mixed=load.is_mixed)
         servers = self.broker.bootstrap_servers
         with ground(servers, prefix, self.directory) as here:
@@ -56,7 +64,6 @@ class Hall:
             values = [request_value(n, load.bytes, **load.fields) for n in range(load.records)]
             await beat(here, options, once=True)
             beating = asyncio.create_task(beat(here, options))
-            broker_s = cpu_s_of(self.broker)
             try:
                 async with Watch(here, [here.catalogue.evidence]) as watch:
                     if side.members:
@@ -65,20 +72,11 @@ class Hall:
                     await publish(here, here.catalogue.requests, values)
                     if not side.members:
                         side.start(here, load)
-                    rate = await watch.rate(load.records)
-                each_us = 1e6 / load.records
-                cpu_us = sum(map(cpu_s_of, here.processes)) * each_us
-                broker_us = (cpu_s_of(self.broker) - broker_s) * each_us
-                faults = sum(map(faults_of, here.processes)) / load.records
-                self.told.append(
-                    f"{side.name}, {load.bytes:,} bytes: {cpu_us:.0f} us of processor time and"
-                    f" {faults:.0f} page faults a request, start included;"
-                    f" the broker's {broker_us:.0f} us"
-                )
+                    pace = await watch.pace(load.records, meter(here, self.broker))
             finally:
                 beating.cancel()
         await here.delete()
-        return rate
+        return Used.of(side.name, load.bytes, pace)
 
     @staticmethod
     async def _begin(here: Ground, watch: Watch, members: int) -> None:
@@ -112,7 +110,11 @@ def routed(hall: Hall) -> list[Figure]:
         load = Load(hall.records(20_000))
         rates = hall.by_turns([bare(), shunter(), traced], load)
     mixed = Load(hall.records(20_000), is_mixed=True)
-    of_ten = hall.by_turns([bare(), shunter()], mixed)
+    small = bare(f"bare loop, {FEW_RECORDS} in a transaction", poll_records=FEW_RECORDS)
+    began = len(hall.told)
+    of_ten = hall.by_turns([bare(), shunter(), small], mixed)
+    each = transaction_us(hall.told[began:], (small.name, FEW_RECORDS), (bare().name, POLL_RECORDS))
+    print(f"  of the bare loop's time a transaction takes {each:.0f} us", flush=True)
     reference = {"against": "bare loop"}
     return [
         compared(
@@ -152,15 +154,20 @@ def libraries(hall: Hall) -> list[Figure]:
 
 
 def two(hall: Hall) -> list[Figure]:
-    """Return what two routers do together, and how much two bare loops, the broker's limit."""
+    """Return what two routers do together, beside what two bare loops do on the same broker."""
     load = Load(hall.records(40_000))
-    sides = [
-        shunter("one router", is_awaited=True),
-        shunter("two routers", 2, is_awaited=True),
-        bare(),
-    ]
-    rates = hall.by_turns(sides, load)
-    note = f"one bare loop on the same broker: {statistics.median(rates['bare loop']):,.0f}/s"
+    routers = ("one router", "two routers")
+    loops = ("one bare loop", "two bare loops")
+    rates = hall.by_turns(
+        [
+            *(shunter(name, n, is_awaited=True) for n, name in enumerate(routers, 1)),
+            *(bare(name, n) for n, name in enumerate(loops, 1)),
+        ],
+        load,
+    )
+    less, more = (statistics.median(rates[name]) for name in loops)
+    used = "; ".join(f"{name} {cores(hall.told, name)}" for name in (*routers, *loops))
+    note = f"two bare loops {more:,.0f}/s, one {less:,.0f}; cores in use: {used}"
     return [
         compared(
             "two routers", rates["two routers"], rates["one router"], 1.7,

@@ -26,6 +26,8 @@ REQUEST_BYTES = 1024
 PRECISIONS = ("fp8", "bf16", "int4")
 MODELS = ((MODEL, "fp8"), ("llama-guard-3-8b", "fp8"), ("minilm-embedding", "bf16"))
 DEVICES = ("h200", "b200", "maia-200", "crescent-island")
+# As large as the first, so that a pool costs alike whichever it serves.
+OTHER_MODEL = "llama-guard-3-8b"
 REGIONS = ("us-east", "eu-west", "ap-south")
 # Far ahead: a run is no test of heartbeats.
 INTERVAL_S = 1e9
@@ -44,42 +46,54 @@ class Clock:
         return self._at
 
 
-def fleet_text(pools: int = POOLS, variants: int = VARIANTS, *, is_mixed: bool = False) -> str:
+def fleet_text(
+    pools: int = POOLS,
+    variants: int = VARIANTS,
+    *,
+    is_mixed: bool = False,
+    serving: int | None = None,
+) -> str:
     """Return a fleet file, as JSON, which YAML includes: each pool serves each variant.
 
     Args:
         pools: of it; devices and regions take turns.
         variants: in each pool.
         is_mixed: they are of as many models, not of one.
+        serving: the first so many serve the model, the others as many variants of another one.
     """
-    serves = [
-        {"model": MODEL, "variant": f"variant-{n}-{precision}", "precision": precision}
-        for n, precision in enumerate(islice(cycle(PRECISIONS), variants))
-    ]
-    if is_mixed:
+    declared = {}
+    for number in range(pools):
+        is_serving = serving is None or number < serving
+        model, name = (MODEL, "variant") if is_serving else (OTHER_MODEL, "other")
         serves = [
-            {"model": model, "variant": f"{model}-{precision}", "precision": precision}
-            for model, precision in MODELS[:variants]
+            {"model": model, "variant": f"{name}-{n}-{precision}", "precision": precision}
+            for n, precision in enumerate(islice(cycle(PRECISIONS), variants))
         ]
-    declared = {
-        f"pool-{n:03d}": {
-            "device": DEVICES[n % len(DEVICES)],
+        if is_mixed:
+            serves = [
+                {"model": each, "variant": f"{each}-{precision}", "precision": precision}
+                for each, precision in MODELS[:variants]
+            ]
+        declared[f"pool-{number:03d}"] = {
+            "device": DEVICES[number % len(DEVICES)],
             "count": 4,
-            "region": REGIONS[n % len(REGIONS)],
+            "region": REGIONS[number % len(REGIONS)],
             "serves": [{**each, "max_batch": 64} for each in serves],
             "backend": {"type": "simulated"},
         }
-        for n in range(pools)
-    }
     return orjson.dumps({"pools": declared}).decode()
 
 
 def make_options(
-    pools: int = POOLS, variants: int = VARIANTS, *, is_mixed: bool = False
+    pools: int = POOLS,
+    variants: int = VARIANTS,
+    *,
+    is_mixed: bool = False,
+    serving: int | None = None,
 ) -> Options:
     """Return the options of such a fleet."""
     fleet = parse_fleet(
-        fleet_text(pools, variants, is_mixed=is_mixed),
+        fleet_text(pools, variants, is_mixed=is_mixed, serving=serving),
         "the benchmark's fleet",
         packaged_devices_text=packaged("devices.yaml"),
         packaged_models_text=packaged("models.yaml"),

@@ -54,7 +54,8 @@ class Settings(BaseSettings):
     held_records_max: int = Field(default=1_000_000, ge=1)
     """Most requests that a batcher has in its windows; more stay unread in the log."""
     in_flight_max: int = Field(default=1024, ge=1, le=100_000)
-    """Most requests that a worker has taken and not finished, over both lanes."""
+    """Requests that a worker has taken and not finished, over both lanes, at which it takes no
+    more; the poll that reaches it may go beyond, by less than ``poll_records_max``."""
     session_timeout_ms: int = Field(default=10_000, ge=6000)
     """How long Kafka waits for a silent member before its partitions go to another."""
     transaction_timeout_ms: int = Field(default=10_000, ge=1000)

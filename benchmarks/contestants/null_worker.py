@@ -1,11 +1,15 @@
 """A real worker whose backend answers at once: ``python -m benchmarks.contestants.null_worker``."""
 
+import atexit
 import time
+from collections.abc import Sequence
 
 import workers.run
-from benchmarks.worker import POOL
+from benchmarks.worker import HIGHEST, POOL
+from streams import Partition, Record, Work
 from topics import Response, Settings, Usage, VariantStatus
 from workers.backend import Call, Load, Outcome
+from workers.runtime import Worker
 
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Track 3."}}]}
 
@@ -35,8 +39,23 @@ class NullBackend:
         return Load(0.0, {name: VariantStatus(0, 0, 1.0) for name in self._variants})
 
 
+class CountedWorker(Worker):
+    """Remembers how many it had in flight at most."""
+
+    highest = 0
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+        """Take records in, as the worker does; none leaves before they are counted."""
+        found = await super().work(partition, records)
+        taken = sum(len(lane.open) for lane in self._lanes.values())
+        CountedWorker.highest = max(CountedWorker.highest, taken)
+        return found
+
+
 def main() -> None:
-    """Run the worker of the benchmark's pool."""
+    """Run the worker of the benchmark's pool, and say at its end what it had in flight."""
+    atexit.register(lambda: print(f"{HIGHEST} {CountedWorker.highest}"))
+    workers.run.Worker = CountedWorker
     workers.run.make_backend = lambda _pool, options, _policy, _clock: NullBackend(
         tuple(option.variant for option in options)
     )
