@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from policies.options import Option
 from topics import Profile
 
-# Sessions that one router remembers, the last seen of them: some 250 bytes each.
+# Sessions that one router remembers, the last seen of them: some 300 bytes each.
 SESSIONS_MAX = 20_000
 # After so long half of what was cached has given way to others, by guess.
 HALF_LIFE_S = 300.0

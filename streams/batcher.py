@@ -7,7 +7,7 @@ reads it from the beginning and knows exactly what is held.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain
 from sys import intern
 from typing import Literal
 from zlib import crc32
@@ -40,6 +40,9 @@ from topics import headers as h
 
 # Members released in one transaction: as many as keep it well under a second.
 RELEASED_MAX = 1000
+# And their bytes, headers included, which are in memory at once, in the client's batches too. A
+# batch that has more goes whole, with nothing else.
+RELEASED_BYTES_MAX = 16 * 1024 * 1024
 # A partition's committed offset is only for lag tools, and moves no more often than this.
 COMMIT_EVERY_S = 1.0
 
@@ -235,17 +238,22 @@ class Batcher:
 
     async def _due(self, partition: Partition, held: Held, now: float) -> list[Effect]:
         self._situation.view.prune(now)
-        ends: list[tuple[Release | GivenUp, Judged]] = [
-            (GivenUp(member, "cancelled"), Judged())
-            for request_id in islice(sorted(held.cancelled), RELEASED_MAX)
-            if (member := held.windows.find(request_id)) is not None
-        ]
-        released = len(ends)
+        ends: list[tuple[Release | GivenUp, Judged]] = []
+        released = released_bytes = 0
 
         def target(members: Sequence[Member]) -> Target | None:
             return find_target(members, self._situation, now)
 
-        for end in held.windows.due(now, target, without=held.cancelled):
+        cancelled = (
+            GivenUp(member, "cancelled")
+            for request_id in sorted(held.cancelled)
+            if (member := held.windows.find(request_id)) is not None
+        )
+        for end in chain(cancelled, held.windows.due(now, target, without=held.cancelled)):
+            released_bytes += sum(held.payloads.size(m.profile.id) for m in _members(end))
+            if ends and released_bytes > RELEASED_BYTES_MAX:
+                # Before the view counts it: it stays due.
+                break
             judged = Judged()
             if isinstance(end, Release):
                 # Before the view counts it.

@@ -17,7 +17,7 @@ from topics.salts import SALT_BYTES, digest_key, salt_key, text_digest
 
 logger = logging.getLogger(__name__)
 
-# About 50 MB. Beyond it a tenant seen again gets a new salt.
+# About 30 MB. Beyond it a tenant seen again gets a new salt.
 TENANTS_MAX = 100_000
 
 

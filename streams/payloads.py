@@ -21,6 +21,8 @@ class Payloads:
         self._partition = partition
         self._room = room
         self._records: dict[str, Record] = {}
+        self._left: dict[str, int] = {}
+        """The sizes of what was left in the log."""
 
     def add(self, request_id: str, record: Record) -> None:
         """Keep a record if there is room; where not, ``load`` reads it again."""
@@ -28,17 +30,26 @@ class Payloads:
         size = _size(record)
         if self._room.bytes_used + size <= self._room.bytes_max:
             self._keep(request_id, record, size)
+        else:
+            self._left[request_id] = size
 
     def remove(self, request_id: str) -> None:
         """Drop a record."""
+        self._left.pop(request_id, None)
         record = self._records.pop(request_id, None)
         if record is not None:
             self._room.bytes_used -= _size(record)
 
     def clear(self) -> None:
         """Drop all records."""
+        self._left.clear()
         for request_id in list(self._records):
             self.remove(request_id)
+
+    def size(self, request_id: str) -> int:
+        """Return the bytes of a record, headers included, in memory or not. Raises KeyError."""
+        record = self._records.get(request_id)
+        return self._left[request_id] if record is None else _size(record)
 
     async def load(self, log: Log, wanted: Sequence[tuple[str, int]]) -> None:
         """Make the records of these (request id, offset) available; they may exceed the limit.
@@ -50,6 +61,7 @@ class Payloads:
         if not missing:
             return
         for offset, record in (await log.fetch(self._partition, missing)).items():
+            self._left.pop(missing[offset], None)
             self._keep(missing[offset], record, _size(record))
         lost = [name for name in missing.values() if name not in self._records]
         if lost:

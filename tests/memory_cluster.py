@@ -234,7 +234,11 @@ class MemoryCluster:
         self.restarts += 1
 
     def complete_commit(self, transactional_id: str) -> None:
-        """Write what markers a commit lacks, while the coordinator remembers that it was one."""
+        """Write what markers a commit lacks, while the coordinator remembers that it was one.
+
+        At once, where Kafka takes two requests: who dies between them (docs/decisions/0002, the gap
+        that is left) is not simulated.
+        """
         newest = self._newest.get(transactional_id)
         if transactional_id in self._transactions:
             # It is remembered no more: the predecessor went on over the missing markers.

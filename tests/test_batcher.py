@@ -10,7 +10,7 @@ from stream_cases import START, TRACEPARENT, Yard, header, heartbeat, keys
 
 from policies import windows
 from streams import LogError, Outgoing, Partition, batcher
-from topics import Batch, Envelope, Fallback, Placement, Profile, Progress, decode
+from topics import Batch, Cancellation, Envelope, Fallback, Placement, Profile, Progress, decode
 from topics import headers as h
 
 
@@ -288,6 +288,44 @@ async def test_more_than_a_transaction_should_hold_is_released_in_several(
     for released in (4, 8, 12):
         await transactor.step()
         assert len(yard.lane("boards-us", "batch")) == released
+
+
+async def test_what_is_released_at_once_has_a_limit_in_bytes_and_batches_stay_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    yard = Yard()
+    for n in range(12):
+        hold(yard, f"s{n}", metadata="x" * 1000)
+    hold(yard, "long", metadata="x" * 20_000)
+    monkeypatch.setattr(batcher, "RELEASED_BYTES_MAX", 10_000)
+    held = make_batcher(yard, held_payload_bytes_max=5_000)
+    transactor = await run(yard, held)
+    most = 0
+    for released in (4, 8, 12):
+        await transactor.step()
+        assert len(yard.lane("boards-us", "batch")) == released
+        assert held.idle_s() <= 0 or released == 12, "what is left is not due"
+        most = max(most, held._room.bytes_used)
+    assert most <= 15_000
+    yard.clock.at = START + 45
+    await transactor.step()
+    assert "long" in keys(yard.lane("boards-us", "batch")), "what is larger by itself does not go"
+    sizes = {
+        header(m, h.BATCH_ID): header(m, h.BATCH_SIZE) for m in yard.lane("boards-us", "batch")
+    }
+    assert sorted(map(str, sizes.values())) == ["1", "4", "4", "4"]
+
+
+async def test_what_was_cancelled_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "RELEASED_BYTES_MAX", 5_000)
+    yard = Yard()
+    for n in range(3):
+        hold(yard, f"s{n}", metadata="x" * 1000)
+        yard.cancellations.add(f"s{n}", Cancellation(), START)
+    transactor = await run(yard, make_batcher(yard))
+    for ended in (2, 3):
+        await transactor.step()
+        assert len(yard.results()) == ended
 
 
 async def test_the_offset_of_the_hold_moves_for_lag_tools_but_not_with_each_poll() -> None:

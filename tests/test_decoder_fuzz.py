@@ -5,22 +5,37 @@ SHUNTER_FUZZ_EXAMPLES sets the number of inputs of each property; `make fuzz` ha
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 
 import pytest
 from hold_cases import make_batcher
-from hostile import HEADERS, MIB, PROPERTY, VALUES, WORST, bounded, made, mangled
+from hostile import (
+    CONTEXTS,
+    HEADERS,
+    LINE,
+    MIB,
+    PROPERTY,
+    SCALARS,
+    VALUES,
+    WHOLE,
+    WORST,
+    bounded,
+    made,
+    mangled,
+    repeated,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_log import MemoryLog
 from policy_cases import NOW, bulk
-from stream_cases import START
+from stream_cases import START, Yard
 from trace_cases import TracedYard
+from worker_cases import POOL, ScriptedBackend, make_worker, placed
 
-from streams import Partition, Record
+from streams import CancellationFollower, Canceller, Partition, Record, message_of
 from streams.held import held_at_of
-from streams.stage import Effect
+from streams.stage import Effect, Work
 from topics import (
     BadRecordError,
     Evidence,
@@ -29,13 +44,17 @@ from topics import (
     PoolStatus,
     Profile,
     Progress,
+    Response,
     Result,
+    StreamPiece,
+    Usage,
     decode,
     encode,
     parse_request,
     peek_id,
 )
 from topics import headers as h
+from workers import Call, Outcome
 
 KINDS = [Profile, Placement, Progress, PoolStatus, Result, Evidence]
 
@@ -205,6 +224,178 @@ def test_any_record_is_routed_held_ended_or_a_dead_letter(
     with pytest.raises(BadRecordError) if effect.is_dead_letter else nullcontext():
         parse_request(value, bytes_max=100_000, default_id=h.cloud_event_id(headers))
     path.taken.update(topics)
+
+
+KEYS_OF_CANCELLATIONS = st.none() | st.binary(max_size=140) | st.text(max_size=140).map(str.encode)
+REASONS = VALUES | SCALARS.map(lambda value: b'{"reason":%s}' % value) | repeated()
+
+
+class Cancelling:
+    """What a cancellation comes to: each process that follows them, and the canceller."""
+
+    def __init__(self) -> None:
+        self.yard = TracedYard()
+        self._runner = asyncio.Runner()
+        self._canceller = Canceller(self.yard.scribe(), self.yard.clock)
+        self.cancellations = self.yard.cancellations
+        self._follower = CancellationFollower(self.yard.settings, self.cancellations)
+        self.told: list[str] = []
+        self.cancellations.tell(self.told.append)
+        self._partition = Partition(self.yard.catalogue.cancellations, 0)
+        self._offset = 0
+
+    def take(self, key: bytes | None, value: bytes | None) -> Effect:
+        """Take a cancellation in; return what comes of it."""
+        self._offset += 1
+        self.told.clear()
+        record = Record(self._partition, self._offset, key, value, (), int(START * 1000))
+        self._follower.take(record)
+        work = self._runner.run(self._canceller.work(self._partition, [record]))
+        assert work is not None
+        return work.effects[0]
+
+    def close(self) -> None:
+        """End the loop and the thread of the spans."""
+        self._runner.close()
+        self.yard.outbox.close()
+
+
+@pytest.fixture(scope="module")
+def cancelling() -> Iterator[Cancelling]:
+    cancelling = Cancelling()
+    yield cancelling
+    cancelling.close()
+
+
+@PROPERTY
+@given(key=KEYS_OF_CANCELLATIONS, value=st.none() | REASONS)
+def test_any_cancellation_is_known_to_all_or_a_dead_letter(
+    cancelling: Cancelling, key: bytes | None, value: bytes | None
+) -> None:
+    with bounded(len(key or b"") + len(value or b"")):
+        effect = cancelling.take(key, value)
+    (out,) = [o for o in effect.records if o.topic == cancelling.yard.catalogue.evidence]
+    evidence = decode(Evidence, out.value or b"")
+    if effect.is_dead_letter:
+        assert cancelling.told == []
+        assert evidence.reason == "invalid_cancellation"
+        return
+    assert key is not None
+    assert cancelling.told == [key.decode()] == [evidence.request_id]
+    known = cancelling.cancellations.find(key.decode())
+    assert known is not None
+    assert len(message_of(known)) < 300
+
+
+class AnsweringBackend(ScriptedBackend):
+    """Answers at once."""
+
+    async def execute(self, call: Call) -> Outcome:
+        return Outcome(
+            Response(200, {"choices": [{"text": "x"}]}),
+            Usage(20, 10),
+            started_at=START,
+            first_token_at=START,
+            finished_at=START,
+            device_s=0.1,
+        )
+
+
+class Lanes:
+    """A worker, as far as a record of its lanes comes, with spans of it all."""
+
+    def __init__(self) -> None:
+        self.yard = TracedYard()
+        self._runner = asyncio.Runner()
+        self._worker = make_worker(self.yard, AnsweringBackend())
+        self._observer = self.yard.observer(self._worker)
+        self._offset = 0
+        self.ended: Counter[str] = Counter()
+        self._partitions = {
+            lane: Partition(self.yard.catalogue.pool_lane(POOL, lane), 0) for lane in LANES
+        }
+        for partition in self._partitions.values():
+            log = MemoryLog(self.yard.cluster)
+            self._runner.run(self._worker.restore(partition, None, log))
+
+    def take(
+        self, lane: str, value: bytes | None, headers: list[tuple[str, bytes]]
+    ) -> Sequence[Effect]:
+        """Run a record of a lane; return its effects."""
+        self._offset += 1
+        partition = self._partitions[lane]
+        record = Record(partition, self._offset, b"k", value, headers, int(START * 1000))
+        work = self._runner.run(self._run(partition, record))
+        self._worker.done(partition, work)
+        self._observer(partition, work.effects)
+        self.yard.outbox.flush()
+        self.yard.collector.requests.clear()
+        return work.effects
+
+    async def _run(self, partition: Partition, record: Record) -> Work:
+        work = await self._worker.work(partition, [record])
+        while work is None:
+            await asyncio.sleep(0)
+            work = await self._worker.work(partition, [])
+        return work
+
+    def close(self) -> None:
+        """End the loop and the thread of the spans."""
+        self._runner.close()
+        self.yard.outbox.close()
+
+
+LANES = ("direct", "batch")
+# What router and batcher add, of each lane.
+ADDED = {lane: dict(placed(Yard(), "r1", lane=lane).headers) for lane in LANES}
+
+
+@st.composite
+def lane_headers(draw: st.DrawFn, lane: str) -> list[tuple[str, bytes]]:
+    """The headers of a record on a lane, of which some are odd, gone, or there twice."""
+    headers = dict(ADDED[lane])
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
+        name = draw(st.sampled_from(list(headers)))
+        odd = mangled(st.just(headers[name])) | CONTEXTS | SCALARS | st.none()
+        if (value := draw(odd)) is None:
+            del headers[name]
+        else:
+            headers[name] = value
+    return [*headers.items(), *draw(HEADERS)] if draw(st.booleans()) else list(headers.items())
+
+
+@pytest.fixture(scope="module")
+def lanes() -> Iterator[Lanes]:
+    lanes = Lanes()
+    yield lanes
+    lanes.close()
+    print("\nrecords of lanes:", dict(lanes.ended))
+
+
+PLACED = st.sampled_from(LANES).flatmap(lambda lane: st.tuples(st.just(lane), lane_headers(lane)))
+ON_LANES = st.sampled_from([WHOLE, LINE])
+
+
+@PROPERTY
+@given(placed_on=PLACED, value=ON_LANES | made() | mangled(made()) | st.none())
+def test_any_record_of_a_lane_ends_and_is_no_end_of_the_worker(
+    lanes: Lanes, placed_on: tuple[str, list[tuple[str, bytes]]], value: bytes | None
+) -> None:
+    lane, headers = placed_on
+    with bounded(len(value or b"") + sum(len(each) for _, each in headers)):
+        (effect,) = lanes.take(lane, value, headers)
+    catalogue = lanes.yard.catalogue
+    for out in effect.records:
+        if out.topic == catalogue.evidence:
+            lanes.ended[decode(Evidence, out.value or b"").step] += 1
+        elif out.topic == catalogue.results:
+            decode(Result, out.value or b"")
+        elif out.topic == catalogue.streams:
+            decode(StreamPiece, out.value or b"")
+        else:
+            assert out.topic in (catalogue.reroutes, catalogue.dead_letters)
+            assert out.value == value
+    assert catalogue.evidence in {out.topic for out in effect.records}
 
 
 def filled(start: bytes, unit: bytes, end: bytes) -> bytes:

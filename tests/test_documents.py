@@ -1,6 +1,7 @@
 """The documents say what is true: fields, settings, commands, examples and paths."""
 
 import dataclasses
+import math
 import re
 import shlex
 from pathlib import Path
@@ -55,6 +56,21 @@ def test_table_of_settings_is_complete() -> None:
     told = set(re.findall(r"`SHUNTER_(\w+)`", first_column(OPERATIONS, "Settings")))
     # The cache is the embedded broker's own.
     assert told - {"CACHE_DIR"} == {name.upper() for name in Settings.model_fields}
+
+
+def test_tables_of_buffers_have_the_limits_of_the_code() -> None:
+    section = OPERATIONS.split("### Buffers\n")[1].split("\n## ", maxsplit=1)[0]
+    checked = 0
+    for row in section.splitlines():
+        path = re.search(r"`((?:streams|workers|policies)/[\w/]+\.py)`", row)
+        for name, number, unit in re.findall(r"`([A-Z_]+_MAX)`, ([\d,]+)( MiB)?", row):
+            assert path, row
+            code = re.search(rf"^{name} = ([\d_* ]+)$", (ROOT / path[1]).read_text(), re.MULTILINE)
+            assert code, row
+            value = math.prod(int(part) for part in code[1].split("*"))
+            assert value == int(number.replace(",", "")) * (1024**2 if unit else 1), row
+            checked += 1
+    assert checked > 10
 
 
 def test_table_of_a_model_server_is_what_can_be_declared() -> None:

@@ -122,7 +122,7 @@ placements = st.builds(
     fallbacks=fallbacks,
 )
 envelopes = st.builds(Envelope, seconds, maybe_seconds, seconds, maybe_seconds, maybe_seconds)
-batches = st.builds(Batch, texts.filter(bool), st.integers(0, 999), st.integers(1, 999))
+batches = st.builds(Batch, texts.filter(bool), st.integers(0, 499), st.integers(500, 999))
 
 
 @settings(PROPERTY, max_examples=100)
@@ -197,6 +197,10 @@ def test_no_batch_id_no_batch() -> None:
         (b"b", b"x", b"2"),
         (b"\xff", b"1", b"2"),
         (b"b", b"1.5", b"2"),
+        (b"b", b"-1", b"2"),
+        (b"b", b"2", b"2"),
+        (b"b", b"1", b"9" * 400),
+        (b"b", b"9" * 400, b"9" * 401),
     ],
 )
 def test_bad_batch_headers_are_refused(values: tuple[bytes | None, ...]) -> None:

@@ -103,6 +103,20 @@ async def test_a_record_that_replaces_another_and_does_not_fit_leaves_nothing_st
     assert payloads.record("a").value == newer.value
 
 
+async def test_a_size_is_known_in_memory_and_out_of_it(log: CountingLog) -> None:
+    payloads = Payloads(P0, Room(60))
+    for name, size in (("a", 50), ("b", 40)):
+        payloads.add(name, put(log, name, size))
+    assert [payloads.size(name) for name in "ab"] == [50, 40]
+    await payloads.load(log, [("b", 1)])
+    assert payloads.size("b") == 40
+    payloads.add("b", put(log, "b", 70))
+    assert payloads.size("b") == 70
+    payloads.clear()
+    with pytest.raises(KeyError):
+        payloads.size("b")
+
+
 async def test_a_record_that_is_gone_is_a_loss_that_is_told(log: CountingLog) -> None:
     payloads = Payloads(P0, Room(0))
     payloads.add("a", put(log, "a", 10))

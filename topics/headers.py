@@ -34,6 +34,8 @@ CE_SPECVERSION = "ce_specversion"
 CE_ID = "ce_id"
 
 _profile = msgspec.json.Decoder(Profile)
+# What is larger is no number to whoever reads it from JSON.
+_INTEGER_MAX = 2**53
 _CONNECT = "__connect.errors."
 _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -130,9 +132,12 @@ def read_batch(headers: Headers) -> Batch | None:
         return None
     try:
         index, size = (int(find(headers, name) or b"") for name in (BATCH_INDEX, BATCH_SIZE))
-        return Batch(id=batch_id.decode(), index=index, size=size)
+        batch = Batch(id=batch_id.decode(), index=index, size=size)
     except ValueError as error:
         raise BadRecordError("decode", "bad_header", f"batch headers: {error}") from error
+    if not 0 <= index < size < _INTEGER_MAX:
+        raise BadRecordError("decode", "bad_header", "batch headers: no place in a batch")
+    return batch
 
 
 def traceparent(headers: Headers, name: str = TRACEPARENT) -> bytes | None:

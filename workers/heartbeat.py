@@ -81,6 +81,8 @@ class Heartbeat(Service):  # type: ignore[misc]
         variants = {
             variant: replace(
                 status,
+                # A router takes what it sent for running until it hears of it again.
+                queued=status.queued + self._worker.queued_of(variant),
                 circuit=self._breakers.state(variant),
                 ttft_error=self._experience.ttft_error(variant),
                 tpot_error=self._experience.tpot_error(variant),

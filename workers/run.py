@@ -95,6 +95,7 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         cancellations,
         Streams(publisher),
         in_flight_max=settings.in_flight_max,
+        share_of=lambda tenant: policy.limits_of(tenant).share,
     )
     metrics = Metrics(
         options, policy, tenants_max=settings.metrics_tenants_max, profile_of=profile_of

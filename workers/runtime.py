@@ -6,7 +6,7 @@ one transaction.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +14,7 @@ from itertools import chain
 
 from policies import Option
 from policies.autoscaling import device_s
+from policies.turns import ShareOf
 from streams import (
     Cancellations,
     Clock,
@@ -36,6 +37,7 @@ from workers.ending import Ending, Task, released_at
 from workers.lately import Lately
 from workers.start_pace import StartPace
 from workers.streaming import Streams
+from workers.waiting import Waiting
 
 # How soon a finished request is looked for while any runs: in a part of the time that they take.
 FINISH_POLL_S_MIN, FINISH_POLL_S_MAX = 0.001, 0.01
@@ -92,6 +94,7 @@ class Worker:
         streams: Streams,
         *,
         in_flight_max: int,
+        share_of: ShareOf = lambda _tenant: 1.0,
     ) -> None:
         self._pool = pool
         self._options = {option.variant: option for option in options}
@@ -107,7 +110,8 @@ class Worker:
         self._direct_topic = scribe.catalogue.pool_lane(pool, "direct")
         self._batch_topic = scribe.catalogue.pool_lane(pool, "batch")
         self._lanes: dict[Partition, _Lane] = {}
-        self._waiting: dict[tuple[str, bool], deque[tuple[_Lane, Task]]] = {}
+        self._waiting: dict[tuple[str, bool], Waiting[tuple[_Lane, Task]]]
+        self._waiting = defaultdict(lambda: Waiting(share_of))
         self._running: dict[str, int] = {}
         self._runs: dict[asyncio.Task[None], tuple[_Lane, Task]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
@@ -141,6 +145,10 @@ class Worker:
     def queued(self) -> int:
         """Requests taken that do not run yet."""
         return sum(map(len, self._waiting.values()))
+
+    def queued_of(self, variant: str) -> int:
+        """Return how many of those are of one variant."""
+        return sum(len(waiting) for (name, _), waiting in self._waiting.items() if name == variant)
 
     @property
     def queued_prefill_s(self) -> float:
@@ -184,8 +192,7 @@ class Worker:
         if lane is None:
             return
         for waiting in self._waiting.values():
-            for entry in [entry for entry in waiting if entry[0] is lane]:
-                waiting.remove(entry)
+            waiting.drop(lambda entry: entry[0] is lane)
         for task in lane.tasks:
             task.cancel()
 
@@ -268,7 +275,7 @@ class Worker:
             return
         self.lately.took(record, offsets, task.call.profile, self._options[task.variant])
         key = (task.variant, task.call.is_direct)
-        self._waiting.setdefault(key, deque()).append((lane, task))
+        self._waiting[key].add(task.call.profile.tenant, (lane, task))
 
     def _unfit(self, record: Record, error: BadRecordError) -> Effect:
         """Dead-letter a record; if it is a request that was accepted, that has failed."""
@@ -307,12 +314,8 @@ class Worker:
 
     def _cancel(self, request_id: str) -> None:
         """End a request that a client cancelled, if it waits or runs here."""
-        for key, waiting in self._waiting.items():
-            found = [entry for entry in waiting if entry[1].call.profile.id == request_id]
-            if found:
-                kept = (entry for entry in waiting if entry[1].call.profile.id != request_id)
-                self._waiting[key] = deque(kept)
-            for lane, task in found:
+        for waiting in self._waiting.values():
+            for lane, task in waiting.drop(lambda entry: entry[1].call.profile.id == request_id):
                 self._end_cancelled(lane, task)
         for running, (_, task) in self._runs.items():
             # What has its answer already keeps it.
@@ -325,14 +328,14 @@ class Worker:
         lane.ready.append((task.record.offset, effect))
 
     def _start_waiting(self) -> None:
-        """Start what fits: of each variant, direct work before batch work."""
+        """Start what fits: of each variant, direct work before batch work, tenants in turn."""
         if self.is_draining:
             return
         for variant, slots in self._slots.items():
             for is_direct in (True, False):
-                waiting = self._waiting.get((variant, is_direct))
+                waiting = self._waiting[variant, is_direct]
                 while waiting and self._may_start(variant, slots):
-                    lane, task = waiting.popleft()
+                    lane, task = waiting.take()
                     task = replace(task, began_at=self._clock.now())
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))

@@ -99,6 +99,8 @@ class Faults:
             return
         self._world.tell(f"fault: {kind} at step {self._steps}, of {process.name}")
         rng = self._rng
+        if kind in ("pause", "clock"):
+            self._world.unsteady.add(process.name)
         if kind == "kill":
             process.kill("killed")
         elif kind == "pause":

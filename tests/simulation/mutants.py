@@ -322,6 +322,16 @@ class RunsWhatIsLate(Worker):
         return await super()._execute(replace(task, call=replace(task.call, profile=profile)))
 
 
+class RunsOn(Worker):
+    """Looks at the deadline before a request runs, and not while it does."""
+
+    async def _execute(self, task: Any) -> Effect:
+        if self._clock.now() >= task.call.profile.deadline:
+            return await super()._execute(task)
+        profile = replace(task.call.profile, deadline=1e12)
+        return await super()._execute(replace(task, call=replace(task.call, profile=profile)))
+
+
 class CancelsInSilence(Worker):
     """Drops what a client has cancelled."""
 

@@ -146,6 +146,9 @@ STAGES = {
     "what is late does not run": Broken(
         Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=170
     ),
+    "what runs ends at its deadline": Broken(
+        Rules(worker=mutants.RunsOn), r"finished after its deadline"
+    ),
     "a cancellation is an outcome": Broken(Rules(worker=mutants.CancelsInSilence), r"0 results"),
     "a cancellation is known": Broken(
         Rules(worker=mutants.KnowsNoCancellation), r"had been cancelled long before"

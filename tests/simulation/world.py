@@ -102,6 +102,8 @@ class World:
         self.loop = VirtualLoop(self._lets)
         self.clock_offsets_s: dict[str, float] = {}
         """How far the clocks of processes are from that of the brokers, by name."""
+        self.unsteady: set[str] = set()
+        """The processes that stood still for a while, or whose clocks were moved."""
         self.window_records = self.rng.choice((0, 1, 3, 8, 100))
         self.settings = _SETTINGS
         self.options, self.policy = _OPTIONS, _POLICY
@@ -253,6 +255,18 @@ class World:
         await asyncio.sleep(KNOWN_S)
         for name in ("late-1", "late-2"):
             self._request(name, self.workload.homes[name])
+
+        await self._publish_brief()
+
+    async def _publish_brief(self) -> None:
+        """Let requests run when their time is up, on some seeds; by a generator of its own."""
+        rng = random.Random(self.seed * 15_485_863 + 3)
+        for name in ("brief-1", "brief-2"):
+            # Of whole milliseconds, as the record's own time is.
+            at, left_s = int(self.now() * 1000) / 1000, rng.uniform(0.2, 1.2)
+            self.workload.add(rng, name, {"deadline": at + left_s}, POOLS).deadline_s = left_s
+            self._request(name, self.workload.homes[name])
+            await asyncio.sleep(rng.uniform(0.0, 0.5))
 
     def _request(self, name: str, number: int) -> None:
         value = self.workload.expected[name].value
