@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from streams.log import Log, LogError, Partition, Record
 
+# What is left in the log and is no larger is taken for so large: to remember its size would take
+# 72 bytes of each held request. A thousand of them fit into one release.
+SMALL_BYTES = 16 * 1024
+
 
 @dataclass(slots=True)
 class Room:
@@ -22,7 +26,7 @@ class Payloads:
         self._room = room
         self._records: dict[str, Record] = {}
         self._left: dict[str, int] = {}
-        """The sizes of what was left in the log."""
+        """The sizes of what was left in the log and is not small."""
 
     def add(self, request_id: str, record: Record) -> None:
         """Keep a record if there is room; where not, ``load`` reads it again."""
@@ -30,7 +34,7 @@ class Payloads:
         size = _size(record)
         if self._room.bytes_used + size <= self._room.bytes_max:
             self._keep(request_id, record, size)
-        else:
+        elif size > SMALL_BYTES:
             self._left[request_id] = size
 
     def remove(self, request_id: str) -> None:
@@ -47,9 +51,9 @@ class Payloads:
             self.remove(request_id)
 
     def size(self, request_id: str) -> int:
-        """Return the bytes of a record, headers included, in memory or not. Raises KeyError."""
+        """Return the bytes of a held record, headers included; of a small one at most."""
         record = self._records.get(request_id)
-        return self._left[request_id] if record is None else _size(record)
+        return self._left.get(request_id, SMALL_BYTES) if record is None else _size(record)
 
     async def load(self, log: Log, wanted: Sequence[tuple[str, int]]) -> None:
         """Make the records of these (request id, offset) available; they may exceed the limit.

@@ -103,18 +103,20 @@ async def test_a_record_that_replaces_another_and_does_not_fit_leaves_nothing_st
     assert payloads.record("a").value == newer.value
 
 
-async def test_a_size_is_known_in_memory_and_out_of_it(log: CountingLog) -> None:
+async def test_a_size_is_known_in_memory_and_out_of_it_where_it_is_large(
+    log: CountingLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.payloads.SMALL_BYTES", 30)
     payloads = Payloads(P0, Room(60))
-    for name, size in (("a", 50), ("b", 40)):
+    for name, size in (("a", 50), ("b", 40), ("c", 20)):
         payloads.add(name, put(log, name, size))
-    assert [payloads.size(name) for name in "ab"] == [50, 40]
+    assert [payloads.size(name) for name in "abc"] == [50, 40, 30]
     await payloads.load(log, [("b", 1)])
     assert payloads.size("b") == 40
     payloads.add("b", put(log, "b", 70))
     assert payloads.size("b") == 70
     payloads.clear()
-    with pytest.raises(KeyError):
-        payloads.size("b")
+    assert payloads.size("b") == 30
 
 
 async def test_a_record_that_is_gone_is_a_loss_that_is_told(log: CountingLog) -> None:
