@@ -35,6 +35,8 @@ from topics import Settings
 TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 READ_RECORDS_MAX = 5000
+FETCH_MS = 5000
+FETCH_TRIES = 4
 # As long as looking for the coordinator may take.
 FENCE_S_MAX = 30.0
 # How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
@@ -284,26 +286,44 @@ class KafkaLog:
                 raise LogError(f"an open transaction on {waiting} has not ended in {patience_s} s")
 
     async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:
-        """Return the committed records at these offsets; absent where one is gone."""
+        """Return the committed records at these offsets; absent where one is gone.
+
+        Raises:
+            LogError: one is there, and no broker gives it.
+        """
         wanted = set(offsets)
         found: dict[int, Record] = {}
-        topic_partition = TopicPartition(*partition)
         async with self._reader([partition]) as reader:
             position = -1
             for offset in sorted(wanted):
                 if offset < position:
                     continue
-                reader.seek(topic_partition, offset)
-                try:
-                    polled = await reader.getmany(topic_partition, timeout_ms=5000)
-                    records = records_of(partition, polled.get(topic_partition, ()))
-                except UNDECODABLE:
-                    records, _ = await read_undecodable(reader, partition, offset)
+                records = await self._read_at(reader, partition, offset)
                 # Of each 4 MiB that come, perhaps one record is wanted.
                 found |= {record.offset: record for record in records if record.offset in wanted}
                 if records:
                     position = records[-1].offset + 1
         return found
+
+    async def _read_at(
+        self, reader: AIOKafkaConsumer, partition: Partition, offset: int
+    ) -> Sequence[Record]:
+        topic_partition = TopicPartition(*partition)
+        reader.seek(topic_partition, offset)
+        for _ in range(FETCH_TRIES):
+            try:
+                polled = await reader.getmany(topic_partition, timeout_ms=FETCH_MS)
+            except UNDECODABLE:
+                return (await read_undecodable(reader, partition, offset))[0]
+            if polled.get(topic_partition):
+                return records_of(partition, polled[topic_partition])
+            # The client says no more where no broker answers than where there is nothing.
+            if await reader.position(topic_partition) != offset:
+                return ()
+            first, end = (await self.bounds([partition]))[partition]
+            if not first <= offset < end:
+                return ()
+        raise LogError(f"{partition} has a record at {offset}, and no broker gives it")
 
     async def fence(self, transactional_id: str) -> KafkaWriter:
         """Return the producer of this id; the broker aborts what an earlier one left open.
