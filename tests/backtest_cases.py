@@ -9,10 +9,9 @@ from policies.backtest.baselines import BASELINES
 from policies.backtest.outcome import Outcome
 from policies.backtest.reality import Reality
 from policies.backtest.replay import Replay, Run
-from policies.backtest.route import Shunter
 from policies.backtest.workload import Arrival, compress, profiles_of
 from shunter.backtest.files import read_trace
-from shunter.backtest.suite import Setting, scaled
+from shunter.backtest.suite import Setting, scaled, shunter
 from streams.declarations import load_fleet, load_policy
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
@@ -38,8 +37,9 @@ def replay(
 ) -> tuple[Run, Options]:
     reality = reality or Reality()
     arrivals = sample(rows, rate)
-    options = compile_options(scaled(fleet, rate))
-    route = Shunter(options, policy) if name == "shunter" else BASELINES[name](options, policy)
+    case = Setting(arrivals, scaled(fleet, rate), policy, reality)
+    options = compile_options(case.fleet)
+    route = shunter(case, options) if name == "shunter" else BASELINES[name](options, policy)
     draw = random.Random(reality.seed).random
     run = Replay(route, options, policy, reality, draw).run(
         profiles_of(arrivals, fleet, policy),

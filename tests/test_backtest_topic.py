@@ -5,9 +5,8 @@ from memory_log import MemoryLog
 from stream_cases import START, Yard, request
 
 from policies.backtest.reality import Reality
-from policies.backtest.route import Shunter
 from policies.backtest.workload import profiles_of
-from shunter.backtest.suite import Setting, run_one
+from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.backtest.topic import TopicTrace, read_topic
 from streams import Outgoing
 from streams.tokens import TokenCounter
@@ -60,7 +59,7 @@ async def test_a_topic_goes_the_way_of_a_file() -> None:
         publish(yard, START + n, job(f"r{n}", hints={"output_tokens": 30}))
     found = await read(yard)
     setting = Setting(found.arrivals, yard.fleet, yard.policy, Reality())
-    scored = run_one("shunter", setting, yard.options, Shunter(yard.options, yard.policy))
+    scored = run_one("shunter", setting, yard.options, shunter(setting, yard.options))
     assert {o.status for o in scored.run.outcomes} == {"completed"}
     assert {o.output_tokens for o in scored.run.outcomes} == {30}
     assert scored.scores["constraint_violations"] == 0

@@ -13,6 +13,7 @@ from policies.backtest.reality import Reality
 from policies.backtest.route import End, Route, Send
 from policies.options import Options
 from policies.policy import Policy
+from policies.second_chance import allow_again
 from topics import Fallback, Profile
 
 # What happens at one instant happens in this order.
@@ -40,6 +41,7 @@ class Replay:
         self, route: Route, options: Options, policy: Policy, reality: Reality, draw: Draw
     ) -> None:
         self._route = route
+        self._options = options
         self._policy = policy
         self._transport_s = policy.estimates.transport_s
         self._pools = {
@@ -88,7 +90,7 @@ class Replay:
                 self._push_arrival(arrivals)
                 self._arrive(what, at)
             elif kind == _AGAIN:
-                self._arrive(what, at)
+                self._arrive(allow_again(what, self._options, self._policy.rules), at)
             elif kind == _SUBMIT:
                 self._submit(what, at)
             elif kind == _BEAT:
