@@ -3,6 +3,9 @@
 import random
 from dataclasses import replace
 from functools import cache
+from typing import Any
+
+from stream_cases import MODEL
 
 from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES
@@ -13,6 +16,7 @@ from policies.backtest.workload import Arrival, compress, profiles_of
 from shunter.backtest.files import read_trace
 from shunter.backtest.suite import Setting, scaled, shunter
 from streams.declarations import load_fleet, load_policy
+from topics import InferenceRequest
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
 
@@ -55,3 +59,13 @@ def cost_usd(run: Run) -> float:
 
 def moved(outcome: Outcome, **changes: object) -> Outcome:
     return replace(outcome, **changes)  # type: ignore[arg-type]
+
+
+def asked(
+    row: int, at_s: float, *, output_tokens: int = 200, body: Any = None, **fields: Any
+) -> Arrival:
+    """Return a request to the fleet of the stages' tests, as `--topic` has it."""
+    request = InferenceRequest.model_validate(
+        {"id": "any", "model": MODEL, "task": "chat", "body": body or {}, **fields}
+    )
+    return Arrival(row, at_s, request.task or "", MODEL, 300, output_tokens, None, request=request)

@@ -11,7 +11,6 @@ from policies.backtest.reality import Outage, Reality
 from policies.backtest.replay import Run
 from policies.backtest.scores import calibration_of, percentile, scores_of
 from policies.roofline import MEMORY_UTILIZATION
-from shunter.backtest.check import is_broken
 from topics import Envelope
 
 TROUBLE = Reality(
@@ -135,21 +134,6 @@ def test_shunter_meets_the_slo_for_less_than_the_premium_gpus(plain: Run) -> Non
     assert sum(outcome.attained for outcome in plain.outcomes) >= 0.99 * 2000
     premium, _ = replay("all_premium")
     assert cost_usd(plain) < 0.4 * cost_usd(premium)
-
-
-def test_the_check_of_constraints_can_fail(plain: Run) -> None:
-    code = next(o for o in plain.outcomes if o.profile.task == "code_planning")
-    chat = next(o for o in plain.outcomes if o.variant == "llama-3.1-70b-fp4")
-    assert not any(is_broken(outcome, FLEET, POLICY) for outcome in plain.outcomes)
-    broken = [
-        moved(code, pool="cpu-eu"),
-        moved(code, precision="fp8"),
-        moved(chat, pool="lpddr-us", path="direct"),
-        moved(chat, input_tokens=200_000),
-        moved(chat, profile=moved(chat.profile, task="code_planning")),  # type: ignore[arg-type]
-        moved(chat, profile=moved(chat.profile, operation="embeddings")),  # type: ignore[arg-type]
-    ]
-    assert all(is_broken(outcome, FLEET, POLICY) for outcome in broken)
 
 
 def test_scores_count_what_happened(plain: Run) -> None:

@@ -1,8 +1,7 @@
 """The backtest takes a request through the steps that the router takes it through."""
 
-from typing import Any
-
 import pytest
+from backtest_cases import asked
 from stream_cases import make_fleet, make_policy
 
 from policies import Policy, compile_options
@@ -11,19 +10,6 @@ from policies.backtest.reality import Reality
 from policies.backtest.workload import Arrival
 from shunter.backtest.suite import Setting, run_one, runs, shunter
 from shunter.console import UserError
-from topics import InferenceRequest
-
-MODEL = "yard-8b"
-
-
-def arrival(
-    row: int, at_s: float, *, output_tokens: int = 200, body: Any = None, **fields: Any
-) -> Arrival:
-    """A request as `--topic` has it."""
-    request = InferenceRequest.model_validate(
-        {"id": "any", "model": MODEL, "task": "chat", "body": body or {}, **fields}
-    )
-    return Arrival(row, at_s, request.task or "", MODEL, 300, output_tokens, None, request=request)
 
 
 def outcomes(
@@ -35,14 +21,14 @@ def outcomes(
 
 
 def test_what_the_client_says_of_its_reply_counts_for_more_than_what_was_learned() -> None:
-    before = [arrival(row, row * 5.0) for row in range(30)]
-    asked = (
-        arrival(30, 200.0),
-        arrival(31, 210.0, hints={"output_tokens": 30}),
-        arrival(32, 220.0, body={"max_tokens": 12}),
-        arrival(33, 230.0, body={"max_tokens": 5000}),
+    before = [asked(row, row * 5.0) for row in range(30)]
+    last = (
+        asked(30, 200.0),
+        asked(31, 210.0, hints={"output_tokens": 30}),
+        asked(32, 220.0, body={"max_tokens": 12}),
+        asked(33, 230.0, body={"max_tokens": 5000}),
     )
-    first, *_, plain, hinted, limited, loose = outcomes([*before, *asked])
+    first, *_, plain, hinted, limited, loose = outcomes([*before, *last])
     assert (first.profile.output_tokens, first.profile.output_tokens_high) == (100, None)
     assert plain.profile.output_tokens == 200
     assert plain.profile.output_tokens_high is not None
@@ -53,7 +39,7 @@ def test_what_the_client_says_of_its_reply_counts_for_more_than_what_was_learned
 
 def test_a_pool_that_failed_is_tried_again_where_there_is_no_other() -> None:
     only = {"pools": ["premium-eu"]}
-    arrivals = [arrival(row, row * 5.0, constraints=only) for row in range(60)]
+    arrivals = [asked(row, row * 5.0, constraints=only) for row in range(60)]
     found = outcomes(arrivals, Reality(failure_rate=0.3, seed=1))
     again = [outcome for outcome in found if outcome.tries > 1]
     assert len(again) > 10
@@ -64,22 +50,18 @@ def test_a_pool_that_failed_is_tried_again_where_there_is_no_other() -> None:
 
 
 def test_a_tenant_that_crowds_the_pools_is_turned_away_before_others() -> None:
-    strict = make_policy().model_copy(update={"classes": {"chat": _urgent(), "summarization": _urgent()}})
-    flood = [arrival(row, row * 0.002, tenant="many") for row in range(1500)]
-    few = [arrival(1500 + n, 0.5 + n * 0.2, tenant="few") for n in range(10)]
+    chat = make_policy().classes["chat"].model_copy(update={"ttft_ms": 300.0})
+    strict = make_policy().model_copy(update={"classes": {"chat": chat}})
+    flood = [asked(row, row * 0.002, tenant="many") for row in range(1500)]
+    few = [asked(1500 + n, 0.5 + n * 0.2, tenant="few") for n in range(10)]
     arrivals = sorted([*flood, *few], key=lambda a: a.arrival_s)
     found = outcomes(arrivals, policy=strict)
     refused = [o for o in found if o.reason == "over_share"]
     assert {o.profile.tenant for o in refused} == {"many"}
 
 
-def _urgent() -> Any:
-    chat = make_policy().classes["chat"]
-    return chat.model_copy(update={"ttft_ms": 300.0})
-
-
 def test_what_a_second_policy_does_not_know_is_an_error_for_people() -> None:
-    one = arrival(0, 0.0, constraints={"data_class": "regulated"})
+    one = asked(0, 0.0, constraints={"data_class": "regulated"})
     other = make_policy().model_copy(update={"data_classes": {}})
     setting = Setting([one], make_fleet(), make_policy(), Reality())
     with pytest.raises(UserError, match=r"row 0: constraints\.data_class 'regulated'"):

@@ -1,8 +1,9 @@
 """What became of each request of a backtest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from policies.backtest.route import Send
 from topics import Envelope, Profile
 from topics.placement import Path
 
@@ -13,8 +14,8 @@ Status = Literal["completed", "failed", "expired", "rejected"]
 class Outcome:
     """One request, with the hardware of its last try. Times are seconds since the trace's start.
 
-    ``cost_usd`` is its share of busy device time, earlier tries included. ``promised`` is
-    what was last stated when it was sent to a pool.
+    ``sends`` are its tries. ``cost_usd`` is its share of busy device time, earlier tries included.
+    ``promised`` is what was last stated when it was sent to a pool.
     """
 
     row: int
@@ -36,8 +37,13 @@ class Outcome:
     first_token_s: float | None = None
     finished_s: float | None = None
     cost_usd: float = 0.0
-    tries: int = 0
+    sends: list[Send] = field(default_factory=list)
     promised: Envelope | None = None
+
+    @property
+    def tries(self) -> int:
+        """How many times it was sent to a pool."""
+        return len(self.sends)
 
     @property
     def ttft_s(self) -> float | None:

@@ -154,7 +154,7 @@ class Replay:
             self._left -= 1
             return
         outcome.profile = action.profile
-        outcome.tries += 1
+        outcome.sends.append(action)
         outcome.pool, outcome.path = action.option.pool, action.path
         outcome.variant, outcome.precision = action.option.variant, action.option.precision
         outcome.dispatched_s = now

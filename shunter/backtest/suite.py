@@ -96,7 +96,11 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
     replay = Replay(route, options, setting.policy, reality, draw)
     prefix_tokens = [arrival.prefix_tokens for arrival in setting.arrivals]
     run = replay.run(profiles, output_tokens, prefix_tokens)
-    broken = sum(is_broken(o, setting.fleet, setting.policy) for o in run.outcomes)
+    broken = sum(
+        is_broken(send, arrival, setting.fleet, setting.policy)
+        for outcome, arrival in zip(run.outcomes, setting.arrivals, strict=True)
+        for send in outcome.sends
+    )
     return Scored(name, run, scores_of(run, options, broken))
 
 
