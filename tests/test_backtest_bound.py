@@ -14,6 +14,7 @@ from shunter.backtest.bound import lower_bound
 from shunter.backtest.bound_streaming import WINDOW_S, streaming_bound
 from shunter.backtest.bound_work import volume_bound
 from shunter.backtest.demand import Demand, able
+from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Setting, runs
 
 OPTIONS = compile_options(FLEET)
@@ -81,12 +82,12 @@ def test_no_run_beats_the_bound_in_a_distorted_reality() -> None:
     run, _ = replay(rows=200, reality=reality)
     in_time = {outcome.row for outcome in run.outcomes if outcome.attained}
     bound_usd = lower_bound(setting(200, reality=reality), in_time)
-    assert bound_usd is not None
     assert 0.2 * cost_usd(run) < bound_usd <= cost_usd(run)
 
 
 def test_noise_that_nobody_knows_leaves_no_bound() -> None:
-    assert lower_bound(setting(20, reality=Reality(noise=0.1))) is None
+    with pytest.raises(NoBoundError, match="nobody knows"):
+        lower_bound(setting(20, reality=Reality(noise=0.1)))
 
 
 def test_one_request_alone_costs_its_prefill_and_decode_at_the_cheapest_pool_that_is_in_time() -> (
@@ -131,6 +132,4 @@ def test_what_nobody_can_serve_in_time_costs_nothing() -> None:
 def test_a_cheaper_trace_has_a_lower_bound() -> None:
     whole = lower_bound(setting(120))
     part = lower_bound(setting(120), {arrival.row for arrival in sample(120)[:80]})
-    assert whole is not None
-    assert part is not None
     assert part < whole

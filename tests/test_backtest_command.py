@@ -142,7 +142,25 @@ def test_a_reality_is_hidden_from_the_policy_and_told_to_its_twin(
     words = ("--trace", trace, "--no-baselines", "--reality", reality, "--json")
     report = json.loads(invoke(*words).stdout)
     assert set(report["policies"]) == {"shunter", "shunter_told"}
-    assert report["lower_bound_usd"] is None  # replicas differ, by what nobody knows
+    assert report["lower_bound_usd"] is None
+    assert report["lower_bound_note"] == "how fast each replica really is, nobody knows beforehand"
+
+
+def test_a_fleet_too_small_for_its_work_has_no_bound_and_all_else_is_told(tmp_path: Path) -> None:
+    fleet, trace, out = (tmp_path / name for name in ("fleet.yaml", "trace.csv", "out.csv"))
+    fleet.write_text(
+        "pools: {only: {device: h200, count: 2, region: eu-west, serves: [{model: llama-3.1-70b,"
+        " variant: fp8, precision: fp8, max_batch: 64, tensor_parallel: 2}]}}\n"
+    )
+    trace.write_text(HEADER + 400 * "1.0,long_context,llama-3.1-70b,30000,300,0,,x\n")
+    words = ("--trace", trace, "--fleet", fleet, "--no-baselines", "--assignments", out)
+    result = invoke(*words, "--json")
+    report = json.loads(result.stdout)
+    assert report["lower_bound_usd"] is None
+    assert "the fleet is too small" in report["lower_bound_note"]
+    assert report["policies"]["shunter"]["cost_usd"] > 0
+    assert len(out.read_text().splitlines()) == 401
+    assert "no lower bound: no schedule serves all of it in time" in invoke(*words).stdout
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from shunter.backtest.bound import lower_bound
 from shunter.backtest.differences import differences
 from shunter.backtest.files import read_trace, write_assignments
 from shunter.backtest.plot import draw
+from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Scored, Setting, runs, scaled
 from shunter.backtest.topic import read_topic
 from shunter.client import run
@@ -120,7 +121,7 @@ def backtest(
         raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
     second = None if compare is None else load_policy(compare)
     scored = _run(setting, with_baselines=baselines, second=second)
-    limit_usd = lower_bound(setting) if bound else None
+    limit_usd, no_limit = _bound(setting) if bound else (None, None)
     ours = scored[0]
     if assignments is not None:
         with_cached = setting.reality.prefix_cache
@@ -133,6 +134,7 @@ def backtest(
         "fleet_scale": fleet_scale,
         "policies": {each.name: each.scores for each in scored},
         "lower_bound_usd": limit_usd,
+        "lower_bound_note": no_limit,
         "calibration": calibration_of(ours.run.outcomes),
     }
     if compare is not None:
@@ -153,6 +155,14 @@ def _run(setting: Setting, *, with_baselines: bool, second: Policy | None) -> li
         scored.append(each)
         started_at = time.monotonic()
     return scored
+
+
+def _bound(setting: Setting) -> tuple[float | None, str | None]:
+    """Return the lower bound, or why there is none: the runs are worth telling all the same."""
+    try:
+        return lower_bound(setting), None
+    except NoBoundError as error:
+        return None, str(error)
 
 
 def _of_topic(
@@ -207,6 +217,8 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
     if limit_usd:
         ratio = scored[0].scores["cost_usd"] / limit_usd
         out.print(f"lower bound: {limit_usd:.4f} US dollars; shunter at {ratio:.2f} times that")
+    if report["lower_bound_note"]:
+        out.print(f"no lower bound: {report['lower_bound_note']}")
     kept = report["calibration"]
     if kept["met_of_promised_95"] is not None:
         out.print(
