@@ -10,7 +10,7 @@ import pytest
 from backtest_cases import FLEET
 from typer.testing import CliRunner
 
-from policies.backtest.workload import compress
+from policies.backtest.workload import compress, repeat
 from policies.declaration import DeclarationError
 from shunter.backtest.files import COLUMNS, read_trace
 from shunter.backtest.suite import scaled
@@ -132,6 +132,32 @@ def test_a_rate_compresses_arrivals_and_a_scale_grows_the_fleet(trace: Path) -> 
     }
     # Never less than one replica, which may be more than one device.
     assert scaled(FLEET, 0.01).pools["premium-us"].count == 2
+
+
+def test_a_trace_is_repeated_after_itself_with_sessions_of_its_own(
+    trace: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.csv"
+    words = ("--trace", trace, "--no-baselines", "--no-bound", "--json", "--assignments", path)
+    report = json.loads(invoke(*words, "--repeat", "3", "--rate", "2").stdout)
+    assert (report["requests"], report["repeat"]) == (15, 3)
+    with path.open(newline="") as text:
+        sent = [float(row["dispatched_s"]) for row in csv.DictReader(text) if row["row"] in "05"]
+    assert sent[1] - sent[0] == pytest.approx(2.0)  # 4 s at twice the rate
+    arrivals = read_trace(trace)
+    again = repeat(arrivals, 3)
+    assert again[:5] == arrivals
+    assert [a.row for a in again] == list(range(15))
+    assert [a.arrival_s for a in again[5:]] == [n + a.arrival_s for n in (4, 8) for a in arrivals]
+    assert [a.session for a in again if a.session] == ["f50", "1/f50", "2/f50"]
+    with pytest.raises(UserError, match="more than 2,000,000 requests"):
+        invoke("--repeat", "1000", "--no-baselines", "--no-bound", "--trace", _long(tmp_path))
+
+
+def _long(folder: Path) -> Path:
+    path = folder / "long.csv"
+    path.write_text(HEADER + 2001 * "0.0,chat,llama-3.1-8b,10,10,0,,a\n")
+    return path
 
 
 def test_a_reality_is_hidden_from_the_policy_and_told_to_its_twin(

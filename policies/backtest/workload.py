@@ -1,8 +1,9 @@
 """The requests of a trace, as the router would see them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Any
 
 from policies.fleet import Fleet
 from policies.lengths import Lengths
@@ -95,6 +96,33 @@ def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
         session=fields.get("session") or None,
         prefix_tokens=count("prefix_tokens", 0) if fields.get("prefix_tokens") else 0,
     )
+
+
+def repeat(arrivals: Sequence[Arrival], times: int) -> list[Arrival]:
+    """Return the trace ``times`` times, each beginning with the last arrival of the one before.
+
+    Rows count on. Each time's sessions are its own, so that none finds the cache of another.
+    """
+    span_s = arrivals[-1].arrival_s
+    return [
+        replace(
+            arrival,
+            row=arrival.row + number * len(arrivals),
+            arrival_s=arrival.arrival_s + number * span_s,
+            **_own_session(arrival, number),
+        )
+        for number in range(times)
+        for arrival in arrivals
+    ]
+
+
+def _own_session(arrival: Arrival, number: int) -> dict[str, Any]:
+    if number == 0 or arrival.session is None:
+        return {}
+    session, request = f"{number}/{arrival.session}", arrival.request
+    if request is not None:
+        request = request.model_copy(update={"session": session})
+    return {"session": session, "request": request}
 
 
 def compress(arrivals: Iterable[Arrival], rate: float) -> list[Arrival]:

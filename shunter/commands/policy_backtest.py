@@ -12,10 +12,10 @@ from rich.table import Table
 from policies import Fleet, Policy
 from policies.backtest.reality import Reality, parse_reality
 from policies.backtest.scores import calibration_of
-from policies.backtest.workload import Arrival, compress
+from policies.backtest.workload import Arrival, compress, repeat
 from shunter.backtest.bound import lower_bound
 from shunter.backtest.differences import differences
-from shunter.backtest.files import read_trace, write_assignments
+from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments
 from shunter.backtest.plot import draw
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Scored, Setting, runs, scaled
@@ -60,6 +60,10 @@ Compare = Annotated[
 Rate = Annotated[
     float, typer.Option("--rate", min=0.001, max=10_000, help="Divide arrival times by this.")
 ]
+Repeat = Annotated[
+    int,
+    typer.Option("--repeat", min=1, max=1000, help="Replay the trace so often, time after time."),
+]
 FleetScale = Annotated[
     float, typer.Option("--fleet-scale", min=0.01, max=1000, help="Multiply each pool's replicas.")
 ]
@@ -84,6 +88,7 @@ def backtest(
     policy: PolicyFile = None,
     compare: Compare = None,
     rate: Rate = 1.0,
+    times: Repeat = 1,
     fleet_scale: FleetScale = 1.0,
     reality: RealityFile = None,
     assignments: Assignments = None,
@@ -111,7 +116,7 @@ def backtest(
         raise UserError("--from and --to are of --topic; add it")
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
     setting = Setting(
-        arrivals=compress(arrivals, rate),
+        arrivals=compress(_repeated(arrivals, times), rate),
         fleet=scaled(declared, fleet_scale),
         policy=live,
         reality=_reality(reality),
@@ -131,6 +136,7 @@ def backtest(
     report: dict[str, Any] = {
         "requests": len(setting.arrivals),
         "rate": rate,
+        "repeat": times,
         "fleet_scale": fleet_scale,
         "policies": {each.name: each.scores for each in scored},
         "lower_bound_usd": limit_usd,
@@ -182,6 +188,12 @@ def _of_topic(
         highlight=False,
     )
     return found.arrivals
+
+
+def _repeated(arrivals: list[Arrival], times: int) -> list[Arrival]:
+    if len(arrivals) * times > ROWS_MAX:
+        raise UserError(f"--repeat {times} makes more than {ROWS_MAX:,} requests; repeat less")
+    return repeat(arrivals, times)
 
 
 def _reality(path: Path | None) -> Reality:
