@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from backtest_cases import FLEET
+from rich.console import Console
 from typer.testing import CliRunner
 
 from policies.backtest.workload import compress, repeat
@@ -15,6 +16,7 @@ from policies.declaration import DeclarationError
 from shunter.backtest.files import COLUMNS, read_trace
 from shunter.backtest.suite import scaled
 from shunter.cli import app
+from shunter.commands import policy_backtest
 from shunter.console import UserError
 from streams.declarations import packaged
 
@@ -28,7 +30,9 @@ ROWS = (
 )
 SCORES = {
     *("cost_usd", "slo_attainment", "slo_by_task", "deadline_misses", "rejected"),
-    *("constraint_violations", "p50_ttft_ms", "p99_ttft_ms", "mean_batch_size"),
+    *("constraint_violations", "p50_ttft_ms", "p99_ttft_ms", "mean_batch_size", "missed_by_task"),
+    *("p50_tpot_ms", "p99_tpot_ms", "p50_finish_s", "p99_finish_s", "refusals"),
+    *("held", "mean_held_s", "p50_held_s", "p99_held_s"),
 }
 
 
@@ -67,6 +71,24 @@ def test_the_table_names_each_policy_and_the_bound(trace: Path) -> None:
     assert "lower bound" in shown
     for word in ("shunter", "calibration"):
         assert word in shown
+
+
+def test_the_tables_fit_a_terminal_and_say_who_missed_what(
+    trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace.write_text(HEADER + ROWS + "5.0,safety_classification,no-such-model,10,10,0,,x\n")
+    monkeypatch.setattr(policy_backtest, "out", Console(width=80, force_terminal=False))
+    shown = invoke("--trace", trace, "--no-bound").stdout
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines]
+    money, times = [row for row in rows if row[:1] == ["static_rules"]]
+    assert money[3:7] == ["83.33%", "1", "1", "0"]
+    assert len(times) == 10
+    assert ["safety_classification", "1", "0.00%", "0", "0", "1"] in rows
+    assert ["chat", "2", "100.00%", "0", "0", "0"] in rows
+    assert "without an answer, shunter: unknown_model 1" in shown
+    assert "without an answer, static_rules: no_pool 1" in shown
 
 
 def test_each_row_of_the_trace_has_its_assignment(trace: Path, tmp_path: Path) -> None:

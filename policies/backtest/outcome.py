@@ -37,6 +37,8 @@ class Outcome:
     first_token_s: float | None = None
     finished_s: float | None = None
     cost_usd: float = 0.0
+    held_s: float | None = None
+    """Time in the hold, of all tries; None of one that never waited there."""
     sends: list[Send] = field(default_factory=list)
     promised: Envelope | None = None
 
@@ -66,15 +68,20 @@ class Outcome:
         return self.status == "completed" and at is not None and at <= self.profile.deadline
 
     @property
+    def missed_ttft(self) -> bool:
+        """Whether its first token came, and too late."""
+        return _is_over(self.ttft_s, self.profile.ttft_s)
+
+    @property
+    def missed_tpot(self) -> bool:
+        """Whether its tokens came, and too slowly."""
+        return _is_over(self.tpot_s, self.profile.tpot_s)
+
+    @property
     def attained(self) -> bool:
         """Whether it was answered within deadline, TTFT and TPOT."""
-        profile = self.profile
-        return (
-            self.met_deadline
-            and _within(self.ttft_s, profile.ttft_s)
-            and _within(self.tpot_s, profile.tpot_s)
-        )
+        return self.met_deadline and not (self.missed_ttft or self.missed_tpot)
 
 
-def _within(seconds: float | None, limit_s: float | None) -> bool:
-    return seconds is None or limit_s is None or seconds <= limit_s
+def _is_over(seconds: float | None, limit_s: float | None) -> bool:
+    return seconds is not None and limit_s is not None and seconds > limit_s

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.table import Table
 
 from policies import Fleet, Policy
 from policies.backtest.reality import Reality, parse_reality
@@ -19,6 +18,7 @@ from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments
 from shunter.backtest.plot import draw
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Scored, Setting, runs, scaled
+from shunter.backtest.tables import tables, without_answer
 from shunter.backtest.topic import read_topic
 from shunter.client import run
 from shunter.commands.audit_report import time_of
@@ -206,25 +206,11 @@ def _reality(path: Path | None) -> Reality:
 
 
 def _show(scored: list[Scored], report: dict[str, Any]) -> None:
-    table = Table("policy", "US dollars", "per Mtok", "SLO attained", "worst class", "TTFT p50 ms",
-                  "p99 ms", "missed", "rejected", "violations", "step fill")  # fmt: skip
-    for each in scored:
-        found = each.scores
-        worst = min(found["slo_by_task"].items(), key=lambda pair: pair[1])
-        table.add_row(
-            each.name,
-            f"{found['cost_usd']:.4f}",
-            _number(found["usd_per_million_tokens"], 4),
-            f"{found['slo_attainment']:.2%}",
-            f"{worst[0]} {worst[1]:.2%}",
-            _number(found["p50_ttft_ms"], 0),
-            _number(found["p99_ttft_ms"], 0),
-            str(found["deadline_misses"]),
-            str(found["rejected"]),
-            str(found["constraint_violations"]),
-            _number(found["mean_batch_size"], 1),
-        )
-    out.print(table)
+    for table in tables(scored):
+        out.print(table)
+        out.print()
+    for line in without_answer(scored):
+        out.print(line)
     limit_usd = report["lower_bound_usd"]
     if limit_usd:
         ratio = scored[0].scores["cost_usd"] / limit_usd
@@ -246,7 +232,3 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
             f" {found['attained_only_by_first']}, by the second alone"
             f" {found['attained_only_by_second']}"
         )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
