@@ -3,17 +3,20 @@
 import random
 from dataclasses import replace
 from functools import cache
+from typing import Any
+
+from stream_cases import MODEL
 
 from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES
 from policies.backtest.outcome import Outcome
 from policies.backtest.reality import Reality
 from policies.backtest.replay import Replay, Run
-from policies.backtest.route import Shunter
 from policies.backtest.workload import Arrival, compress, profiles_of
 from shunter.backtest.files import read_trace
-from shunter.backtest.suite import Setting, scaled
+from shunter.backtest.suite import Setting, scaled, shunter
 from streams.declarations import load_fleet, load_policy
+from topics import InferenceRequest
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
 
@@ -38,8 +41,9 @@ def replay(
 ) -> tuple[Run, Options]:
     reality = reality or Reality()
     arrivals = sample(rows, rate)
-    options = compile_options(scaled(fleet, rate))
-    route = Shunter(options, policy) if name == "shunter" else BASELINES[name](options, policy)
+    case = Setting(arrivals, scaled(fleet, rate), policy, reality)
+    options = compile_options(case.fleet)
+    route = shunter(case, options) if name == "shunter" else BASELINES[name](options, policy)
     draw = random.Random(reality.seed).random
     run = Replay(route, options, policy, reality, draw).run(
         profiles_of(arrivals, fleet, policy),
@@ -55,3 +59,13 @@ def cost_usd(run: Run) -> float:
 
 def moved(outcome: Outcome, **changes: object) -> Outcome:
     return replace(outcome, **changes)  # type: ignore[arg-type]
+
+
+def asked(
+    row: int, at_s: float, *, output_tokens: int = 200, body: Any = None, **fields: Any
+) -> Arrival:
+    """Return a request to the fleet of the stages' tests, as `--topic` has it."""
+    request = InferenceRequest.model_validate(
+        {"id": "any", "model": MODEL, "task": "chat", "body": body or {}, **fields}
+    )
+    return Arrival(row, at_s, request.task or "", MODEL, 300, output_tokens, None, request=request)

@@ -11,7 +11,6 @@ from policies.backtest.reality import Outage, Reality
 from policies.backtest.replay import Run
 from policies.backtest.scores import calibration_of, percentile, scores_of
 from policies.roofline import MEMORY_UTILIZATION
-from shunter.backtest.check import is_broken
 from topics import Envelope
 
 TROUBLE = Reality(
@@ -137,31 +136,55 @@ def test_shunter_meets_the_slo_for_less_than_the_premium_gpus(plain: Run) -> Non
     assert cost_usd(plain) < 0.4 * cost_usd(premium)
 
 
-def test_the_check_of_constraints_can_fail(plain: Run) -> None:
-    code = next(o for o in plain.outcomes if o.profile.task == "code_planning")
-    chat = next(o for o in plain.outcomes if o.variant == "llama-3.1-70b-fp4")
-    assert not any(is_broken(outcome, FLEET, POLICY) for outcome in plain.outcomes)
-    broken = [
-        moved(code, pool="cpu-eu"),
-        moved(code, precision="fp8"),
-        moved(chat, pool="lpddr-us", path="direct"),
-        moved(chat, input_tokens=200_000),
-        moved(chat, profile=moved(chat.profile, task="code_planning")),  # type: ignore[arg-type]
-        moved(chat, profile=moved(chat.profile, operation="embeddings")),  # type: ignore[arg-type]
-    ]
-    assert all(is_broken(outcome, FLEET, POLICY) for outcome in broken)
-
-
 def test_scores_count_what_happened(plain: Run) -> None:
     _, options = replay(rows=10)
     late = moved(plain.outcomes[0], finished_s=1e6)
     refused = moved(plain.outcomes[1], status="rejected", reason="no_pool")
-    run = Run([late, refused, *plain.outcomes[2:10]], {}, 0, 0, 0, 0, 0.0, 0)
+    run = Run([late, refused, *plain.outcomes[2:10]], {}, 0, 0, 0, 0)
     scores = scores_of(run, options, violations=3)
     assert scores["slo_attainment"] == 0.8
     assert (scores["deadline_misses"], scores["rejected"]) == (2, 1)
     assert scores["refusals"] == {"no_pool": 1}
     assert scores["constraint_violations"] == 3
+
+
+def test_scores_tell_by_class_what_was_missed(plain: Run) -> None:
+    _, options = replay(rows=10)
+    first, second, third, fourth = [o for o in plain.outcomes if o.profile.task == "chat"][:4]
+    created_s, ttft_s = first.profile.created_at, first.profile.ttft_s
+    assert ttft_s is not None
+    begun_late = moved(first, first_token_s=created_s + ttft_s + 0.1)
+    slow = moved(second, finished_s=second.first_token_s + 0.09 * (second.output_tokens - 1))
+    unanswered = moved(third, status="failed", reason="unavailable", finished_s=None)
+    code = next(o for o in plain.outcomes if o.profile.task == "code_planning")
+    run = Run([begun_late, slow, unanswered, fourth, code], {}, 0, 0, 0, 0)
+    scores = scores_of(run, options, violations=0)
+    assert scores["missed_by_task"] == {
+        "chat": {"requests": 4, "ttft": 1, "tpot": 1, "deadline": 1},
+        "code_planning": {"requests": 1, "ttft": 0, "tpot": 0, "deadline": 0},
+    }
+    assert scores["slo_by_task"] == {"chat": 0.25, "code_planning": 1.0}
+    assert scores["p99_tpot_ms"] == pytest.approx(90.0)
+
+
+def test_the_time_in_the_hold_is_that_from_arrival_to_release(plain: Run) -> None:
+    held = [outcome for outcome in plain.outcomes if outcome.held_s is not None]
+    assert {outcome.profile.batchable for outcome in held} == {True}
+    assert len(held) > 300
+    for outcome in held:
+        assert outcome.dispatched_s is not None
+        waited_s = outcome.dispatched_s - outcome.profile.created_at
+        assert outcome.held_s == pytest.approx(waited_s)
+        assert outcome.held_s <= outcome.profile.longest_wait_s
+    _, options = replay(rows=10)
+    scores = scores_of(plain, options, violations=0)
+    times = sorted(outcome.held_s for outcome in held)
+    assert scores["held"] == len(held)
+    assert scores["mean_held_s"] == pytest.approx(sum(times) / len(times))
+    assert (scores["p50_held_s"], scores["p99_held_s"]) == (
+        percentile(times, 0.5),
+        percentile(times, 0.99),
+    )
 
 
 def test_calibration_compares_promises_with_what_came() -> None:

@@ -1,19 +1,25 @@
 """The lower bound: exact where that can be worked out by hand, and beaten by no run."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import pytest
 from backtest_cases import FLEET, POLICY, cost_usd, replay, sample, setting
 
 from policies import compile_options
+from policies.backtest.baselines import BASELINES
 from policies.backtest.reality import Reality
-from policies.backtest.workload import Arrival, profiles_of
+from policies.backtest.workload import Arrival, compress, profiles_of
 from shunter.backtest.bound import lower_bound
-from shunter.backtest.bound_streaming import streaming_bound
+from shunter.backtest.bound_streaming import WINDOW_S, streaming_bound
 from shunter.backtest.bound_work import volume_bound
 from shunter.backtest.demand import Demand, able
-from shunter.backtest.suite import Setting
+from shunter.backtest.programme import NoBoundError
+from shunter.backtest.suite import Setting, runs
 
 OPTIONS = compile_options(FLEET)
-ROUTES = ["shunter", "all_premium", "least_loaded", "cheapest_blind", "static_rules"]
+BATCH_WORK = {"summarization", "synthetic_data", "embedding"}
+MIXTURE_OF_EXPERTS = "gpt-oss-120b"
 
 
 def demands(*arrivals: Arrival) -> list[Demand]:
@@ -28,14 +34,47 @@ def chat(at_s: float = 1.0, output_tokens: int = 400, model: str = "llama-3.1-70
     return Arrival(0, at_s, "chat", model, 1000, output_tokens, None)
 
 
-@pytest.mark.parametrize(("rate", "rows"), [(1.0, 100), (20.0, 200)])
-def test_no_run_beats_the_bound_of_what_it_served_in_time(rate: float, rows: int) -> None:
-    for name in ROUTES:
-        run, _ = replay(name, rows=rows, rate=rate)
-        in_time = {outcome.row for outcome in run.outcomes if outcome.attained}
-        bound_usd = lower_bound(setting(rows, rate), in_time)
-        assert bound_usd is not None
-        assert 0 < bound_usd <= cost_usd(run), name
+def anew(arrivals: Iterable[Arrival], rate: float) -> list[Arrival]:
+    """Some of the sample's requests as a trace of their own."""
+    return [replace(a, row=row) for row, a in enumerate(compress(arrivals, rate))]
+
+
+def every_class_for_minutes() -> Setting:
+    return Setting(anew(sample()[::2], 0.17), FLEET, POLICY, Reality())
+
+
+def batch_work_and_experts_at_once() -> Setting:
+    picked = [a for a in sample() if a.task in BATCH_WORK or a.model == MIXTURE_OF_EXPERTS]
+    return Setting(anew(picked, 100.0), FLEET, POLICY, Reality())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(setting(100), id="chat and the like, at low traffic"),
+        pytest.param(setting(200, 20.0), id="the same at high traffic"),
+        pytest.param(every_class_for_minutes(), id="all classes, over several windows"),
+        pytest.param(batch_work_and_experts_at_once(), id="batch work and experts"),
+    ],
+)
+def test_no_run_beats_the_bound_of_what_it_served_in_time(case: Setting) -> None:
+    bounds: dict[frozenset[int], float] = {}
+    names = set()
+    for each in runs(case, with_baselines=True):
+        in_time = frozenset(o.row for o in each.run.outcomes if o.attained)
+        if in_time not in bounds:
+            bounds[in_time] = lower_bound(case, in_time)
+        assert 0 < bounds[in_time] <= cost_usd(each.run), each.name
+        names.add(each.name)
+    assert names == {"shunter", "shunter_premium", *BASELINES}
+
+
+def test_those_cases_have_every_class_and_more_than_one_window() -> None:
+    long, batch = every_class_for_minutes(), batch_work_and_experts_at_once()
+    assert {arrival.task for arrival in long.arrivals} == set(POLICY.classes)
+    assert long.arrivals[-1].arrival_s > 2 * WINDOW_S
+    assert {arrival.task for arrival in batch.arrivals} >= BATCH_WORK
+    assert sum(arrival.model == MIXTURE_OF_EXPERTS for arrival in batch.arrivals) > 100
 
 
 def test_no_run_beats_the_bound_in_a_distorted_reality() -> None:
@@ -43,12 +82,12 @@ def test_no_run_beats_the_bound_in_a_distorted_reality() -> None:
     run, _ = replay(rows=200, reality=reality)
     in_time = {outcome.row for outcome in run.outcomes if outcome.attained}
     bound_usd = lower_bound(setting(200, reality=reality), in_time)
-    assert bound_usd is not None
     assert 0.2 * cost_usd(run) < bound_usd <= cost_usd(run)
 
 
 def test_noise_that_nobody_knows_leaves_no_bound() -> None:
-    assert lower_bound(setting(20, reality=Reality(noise=0.1))) is None
+    with pytest.raises(NoBoundError, match="nobody knows"):
+        lower_bound(setting(20, reality=Reality(noise=0.1)))
 
 
 def test_one_request_alone_costs_its_prefill_and_decode_at_the_cheapest_pool_that_is_in_time() -> (
@@ -93,6 +132,4 @@ def test_what_nobody_can_serve_in_time_costs_nothing() -> None:
 def test_a_cheaper_trace_has_a_lower_bound() -> None:
     whole = lower_bound(setting(120))
     part = lower_bound(setting(120), {arrival.row for arrival in sample(120)[:80]})
-    assert whole is not None
-    assert part is not None
     assert part < whole

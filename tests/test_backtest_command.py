@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from backtest_cases import FLEET
+from rich.console import Console
 from typer.testing import CliRunner
 
-from policies.backtest.workload import compress
+from policies.backtest.workload import compress, repeat
 from policies.declaration import DeclarationError
 from shunter.backtest.files import COLUMNS, read_trace
 from shunter.backtest.suite import scaled
 from shunter.cli import app
+from shunter.commands import policy_backtest
 from shunter.console import UserError
 from streams.declarations import packaged
 
@@ -28,7 +30,9 @@ ROWS = (
 )
 SCORES = {
     *("cost_usd", "slo_attainment", "slo_by_task", "deadline_misses", "rejected"),
-    *("constraint_violations", "p50_ttft_ms", "p99_ttft_ms", "mean_batch_size"),
+    *("constraint_violations", "p50_ttft_ms", "p99_ttft_ms", "mean_batch_size", "missed_by_task"),
+    *("p50_tpot_ms", "p99_tpot_ms", "p50_finish_s", "p99_finish_s", "refusals"),
+    *("held", "mean_held_s", "p50_held_s", "p99_held_s"),
 }
 
 
@@ -67,6 +71,24 @@ def test_the_table_names_each_policy_and_the_bound(trace: Path) -> None:
     assert "lower bound" in shown
     for word in ("shunter", "calibration"):
         assert word in shown
+
+
+def test_the_tables_fit_a_terminal_and_say_who_missed_what(
+    trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace.write_text(HEADER + ROWS + "5.0,safety_classification,no-such-model,10,10,0,,x\n")
+    monkeypatch.setattr(policy_backtest, "out", Console(width=80, force_terminal=False))
+    shown = invoke("--trace", trace, "--no-bound").stdout
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines]
+    money, times = [row for row in rows if row[:1] == ["static_rules"]]
+    assert money[3:7] == ["83.33%", "1", "1", "0"]
+    assert len(times) == 10
+    assert ["safety_classification", "1", "0.00%", "0", "0", "1"] in rows
+    assert ["chat", "2", "100.00%", "0", "0", "0"] in rows
+    assert "without an answer, shunter: unknown_model 1" in shown
+    assert "without an answer, static_rules: no_pool 1" in shown
 
 
 def test_each_row_of_the_trace_has_its_assignment(trace: Path, tmp_path: Path) -> None:
@@ -134,6 +156,32 @@ def test_a_rate_compresses_arrivals_and_a_scale_grows_the_fleet(trace: Path) -> 
     assert scaled(FLEET, 0.01).pools["premium-us"].count == 2
 
 
+def test_a_trace_is_repeated_after_itself_with_sessions_of_its_own(
+    trace: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.csv"
+    words = ("--trace", trace, "--no-baselines", "--no-bound", "--json", "--assignments", path)
+    report = json.loads(invoke(*words, "--repeat", "3", "--rate", "2").stdout)
+    assert (report["requests"], report["repeat"]) == (15, 3)
+    with path.open(newline="") as text:
+        sent = [float(row["dispatched_s"]) for row in csv.DictReader(text) if row["row"] in "05"]
+    assert sent[1] - sent[0] == pytest.approx(2.0)  # 4 s at twice the rate
+    arrivals = read_trace(trace)
+    again = repeat(arrivals, 3)
+    assert again[:5] == arrivals
+    assert [a.row for a in again] == list(range(15))
+    assert [a.arrival_s for a in again[5:]] == [n + a.arrival_s for n in (4, 8) for a in arrivals]
+    assert [a.session for a in again if a.session] == ["f50", "1/f50", "2/f50"]
+    with pytest.raises(UserError, match="more than 2,000,000 requests"):
+        invoke("--repeat", "1000", "--no-baselines", "--no-bound", "--trace", _long(tmp_path))
+
+
+def _long(folder: Path) -> Path:
+    path = folder / "long.csv"
+    path.write_text(HEADER + 2001 * "0.0,chat,llama-3.1-8b,10,10,0,,a\n")
+    return path
+
+
 def test_a_reality_is_hidden_from_the_policy_and_told_to_its_twin(
     trace: Path, tmp_path: Path
 ) -> None:
@@ -142,7 +190,25 @@ def test_a_reality_is_hidden_from_the_policy_and_told_to_its_twin(
     words = ("--trace", trace, "--no-baselines", "--reality", reality, "--json")
     report = json.loads(invoke(*words).stdout)
     assert set(report["policies"]) == {"shunter", "shunter_told"}
-    assert report["lower_bound_usd"] is None  # replicas differ, by what nobody knows
+    assert report["lower_bound_usd"] is None
+    assert report["lower_bound_note"] == "how fast each replica really is, nobody knows beforehand"
+
+
+def test_a_fleet_too_small_for_its_work_has_no_bound_and_all_else_is_told(tmp_path: Path) -> None:
+    fleet, trace, out = (tmp_path / name for name in ("fleet.yaml", "trace.csv", "out.csv"))
+    fleet.write_text(
+        "pools: {only: {device: h200, count: 2, region: eu-west, serves: [{model: llama-3.1-70b,"
+        " variant: fp8, precision: fp8, max_batch: 64, tensor_parallel: 2}]}}\n"
+    )
+    trace.write_text(HEADER + 400 * "1.0,long_context,llama-3.1-70b,30000,300,0,,x\n")
+    words = ("--trace", trace, "--fleet", fleet, "--no-baselines", "--assignments", out)
+    result = invoke(*words, "--json")
+    report = json.loads(result.stdout)
+    assert report["lower_bound_usd"] is None
+    assert "the fleet is too small" in report["lower_bound_note"]
+    assert report["policies"]["shunter"]["cost_usd"] > 0
+    assert len(out.read_text().splitlines()) == 401
+    assert "no lower bound: no schedule serves all of it in time" in invoke(*words).stdout
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from memory_log import MemoryLog
 from stream_cases import START, Yard, request
 
 from policies.backtest.reality import Reality
-from policies.backtest.route import Shunter
-from policies.backtest.workload import profiles_of
-from shunter.backtest.suite import Setting, run_one
+from policies.backtest.workload import profiles_of, repeat
+from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.backtest.topic import TopicTrace, read_topic
 from streams import Outgoing
 from streams.tokens import TokenCounter
@@ -52,6 +51,9 @@ async def test_a_range_becomes_a_trace_with_the_lengths_that_results_tell() -> N
     profiles = profiles_of(found.arrivals, yard.fleet, yard.policy)
     assert (profiles[0].deadline, profiles[0].session, profiles[0].tenant) == (60.0, "s", "acme")
     assert profiles[0].input_tokens == 321
+    again = profiles_of(repeat(found.arrivals, 2), yard.fleet, yard.policy)[2]
+    assert (again.id, again.session) == ("2", "1/s")
+    assert (again.created_at, again.deadline) == (2.0, 62.0)
 
 
 async def test_a_topic_goes_the_way_of_a_file() -> None:
@@ -60,7 +62,7 @@ async def test_a_topic_goes_the_way_of_a_file() -> None:
         publish(yard, START + n, job(f"r{n}", hints={"output_tokens": 30}))
     found = await read(yard)
     setting = Setting(found.arrivals, yard.fleet, yard.policy, Reality())
-    scored = run_one("shunter", setting, yard.options, Shunter(yard.options, yard.policy))
+    scored = run_one("shunter", setting, yard.options, shunter(setting, yard.options))
     assert {o.status for o in scored.run.outcomes} == {"completed"}
     assert {o.output_tokens for o in scored.run.outcomes} == {30}
     assert scored.scores["constraint_violations"] == 0

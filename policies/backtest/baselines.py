@@ -6,8 +6,9 @@ Each of them names a pool; which of its replicas serves is chosen by the pool, a
 from collections.abc import Callable, Iterator, Sequence
 
 from policies.backtest.route import End, FixedDelay, Send
-from policies.constraints import refusal
-from policies.estimate import estimate
+from policies.constraints import has_lane, refusal
+from policies.estimate import estimate, expected_cost_usd
+from policies.extension import refused_by
 from policies.options import Option, Options
 from policies.policy import Policy
 from policies.roofline import TYPICAL_CONTEXT_TOKENS
@@ -41,7 +42,7 @@ class Baseline:
 
     def arrive(self, profile: Profile, now: float) -> Send | End | None:
         """Send the request to the option that the rule names, or let it wait for a batch."""
-        able = [o for o in self._options.by_model.get(profile.model, ()) if _may(profile, o)]
+        able = [o for o in self._options.by_model.get(profile.model, ()) if self._may(profile, o)]
         if not able:
             return End(profile, "no_pool")
         live = [o for o in able if self._view.load(o.pool).workers] or able
@@ -61,11 +62,17 @@ class Baseline:
         if self._delayed:
             yield from self._delayed.release(now)
 
-
-def _may(profile: Profile, option: Option) -> bool:
-    if refusal(profile, option) is not None:
-        return False
-    return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
+    def _may(self, profile: Profile, option: Option) -> bool:
+        if refusal(profile, option) is not None or not has_lane(profile, option):
+            return False
+        if refused_by(self._policy.rules, profile, option) is not None:
+            return False
+        limit_usd = profile.max_cost_usd
+        if limit_usd is None:
+            return True
+        standing = self._view.standing(option)
+        found = estimate(profile, standing, self._policy.estimates.transport_s)
+        return expected_cost_usd(found, standing, self._policy) <= limit_usd
 
 
 def least_loaded(_: Profile, able: Sequence[Option], view: FleetView) -> Option:

@@ -1,8 +1,9 @@
 """What became of each request of a backtest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from policies.backtest.route import Send
 from topics import Envelope, Profile
 from topics.placement import Path
 
@@ -13,8 +14,8 @@ Status = Literal["completed", "failed", "expired", "rejected"]
 class Outcome:
     """One request, with the hardware of its last try. Times are seconds since the trace's start.
 
-    ``cost_usd`` is its share of busy device time, earlier tries included. ``promised`` is
-    what was last stated when it was sent to a pool.
+    ``sends`` are its tries. ``cost_usd`` is its share of busy device time, earlier tries included.
+    ``promised`` is what was last stated when it was sent to a pool.
     """
 
     row: int
@@ -36,8 +37,15 @@ class Outcome:
     first_token_s: float | None = None
     finished_s: float | None = None
     cost_usd: float = 0.0
-    tries: int = 0
+    held_s: float | None = None
+    """Time in the hold, of all tries; None of one that never waited there."""
+    sends: list[Send] = field(default_factory=list)
     promised: Envelope | None = None
+
+    @property
+    def tries(self) -> int:
+        """How many times it was sent to a pool."""
+        return len(self.sends)
 
     @property
     def ttft_s(self) -> float | None:
@@ -60,15 +68,20 @@ class Outcome:
         return self.status == "completed" and at is not None and at <= self.profile.deadline
 
     @property
+    def missed_ttft(self) -> bool:
+        """Whether its first token came, and too late."""
+        return _is_over(self.ttft_s, self.profile.ttft_s)
+
+    @property
+    def missed_tpot(self) -> bool:
+        """Whether its tokens came, and too slowly."""
+        return _is_over(self.tpot_s, self.profile.tpot_s)
+
+    @property
     def attained(self) -> bool:
         """Whether it was answered within deadline, TTFT and TPOT."""
-        profile = self.profile
-        return (
-            self.met_deadline
-            and _within(self.ttft_s, profile.ttft_s)
-            and _within(self.tpot_s, profile.tpot_s)
-        )
+        return self.met_deadline and not (self.missed_ttft or self.missed_tpot)
 
 
-def _within(seconds: float | None, limit_s: float | None) -> bool:
-    return seconds is None or limit_s is None or seconds <= limit_s
+def _is_over(seconds: float | None, limit_s: float | None) -> bool:
+    return seconds is not None and limit_s is not None and seconds > limit_s

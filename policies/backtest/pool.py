@@ -142,7 +142,7 @@ class ModelPool:
                 outcome.cost_usd += event.device_s * attempt.option.usd_per_s
                 if attempt.fails:
                     self._experience.failed()
-                    yield Ended(attempt, event.finished_at, "backend_error")
+                    yield Ended(attempt, event.finished_at, "server_error")
                     continue
                 outcome.started_s = event.started_at
                 outcome.first_token_s = event.first_token_at if outcome.output_tokens else None

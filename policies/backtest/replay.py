@@ -13,6 +13,7 @@ from policies.backtest.reality import Reality
 from policies.backtest.route import End, Route, Send
 from policies.options import Options
 from policies.policy import Policy
+from policies.second_chance import allow_again
 from topics import Fallback, Profile
 
 # What happens at one instant happens in this order.
@@ -29,8 +30,6 @@ class Run:
     tokens: int
     batches: int
     batched: int
-    held_s: float
-    released: int
 
 
 class Replay:
@@ -40,6 +39,7 @@ class Replay:
         self, route: Route, options: Options, policy: Policy, reality: Reality, draw: Draw
     ) -> None:
         self._route = route
+        self._options = options
         self._policy = policy
         self._transport_s = policy.estimates.transport_s
         self._pools = {
@@ -55,8 +55,7 @@ class Replay:
         self._outcomes: dict[str, Outcome] = {}
         self._batch_ids: set[str] = set()
         self._batched = 0
-        self._held_s = 0.0
-        self._released = 0
+        self._held_since: dict[str, float] = {}
 
     def run(
         self,
@@ -88,7 +87,7 @@ class Replay:
                 self._push_arrival(arrivals)
                 self._arrive(what, at)
             elif kind == _AGAIN:
-                self._arrive(what, at)
+                self._arrive(allow_again(what, self._options, self._policy.rules), at)
             elif kind == _SUBMIT:
                 self._submit(what, at)
             elif kind == _BEAT:
@@ -108,8 +107,6 @@ class Replay:
             tokens=sum(tokens for _, tokens in decoded),
             batches=len(self._batch_ids),
             batched=self._batched,
-            held_s=self._held_s,
-            released=self._released,
         )
 
     def _push(self, at: float, kind: int, what: Any) -> None:
@@ -121,7 +118,11 @@ class Replay:
             self._push(profile.created_at, _ARRIVAL, profile)
 
     def _arrive(self, profile: Profile, now: float) -> None:
-        self._take(self._route.arrive(profile, now), now)
+        action = self._route.arrive(profile, now)
+        if action is None:
+            self._held_since[profile.id] = now
+        else:
+            self._take(action, now)
         self._plan_release(now)
 
     def _release(self, now: float) -> None:
@@ -129,9 +130,9 @@ class Replay:
             return
         self._release_at = math.inf
         for action in self._route.release(now):
-            held_s = now - self._outcomes[action.profile.id].profile.routed_at
-            self._held_s += held_s
-            self._released += 1
+            request_id = action.profile.id
+            outcome = self._outcomes[request_id]
+            outcome.held_s = (outcome.held_s or 0.0) + now - self._held_since.pop(request_id)
             self._take(action, now)
         self._plan_release(now)
 
@@ -141,9 +142,7 @@ class Replay:
             self._release_at = due_at
             self._push(due_at, _RELEASE, None)
 
-    def _take(self, action: Send | End | None, now: float) -> None:
-        if action is None:
-            return
+    def _take(self, action: Send | End, now: float) -> None:
         outcome = self._outcomes[action.profile.id]
         if isinstance(action, End):
             failed = outcome.tries > 0 and not action.expired
@@ -152,7 +151,7 @@ class Replay:
             self._left -= 1
             return
         outcome.profile = action.profile
-        outcome.tries += 1
+        outcome.sends.append(action)
         outcome.pool, outcome.path = action.option.pool, action.path
         outcome.variant, outcome.precision = action.option.variant, action.option.precision
         outcome.dispatched_s = now

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
+from policies.admission import Shares, share_out
+from policies.backtest.workload import Tagger
 from policies.decide import decide
 from policies.groups import group_in
-from policies.lengths import Lengths
 from policies.options import Option, Options
 from policies.policy import Policy
 from policies.release import find_target
@@ -57,8 +58,10 @@ class Route(Protocol):
 class Shunter:
     """The router and the batcher without Kafka: the same decisions, the same windows."""
 
-    def __init__(self, options: Options, policy: Policy) -> None:
+    def __init__(self, options: Options, policy: Policy, tag: Tagger) -> None:
         self.situation: Situation = situation(options, policy)
+        self._tag = tag
+        self._shares = Shares(policy)
         self._windows = windows_of(policy)
         self._held = 0
 
@@ -70,14 +73,16 @@ class Shunter:
         """Decide on a request as `streams.router.Router` does."""
         here = self.situation
         if profile.attempt == 1:
-            profile = _with_length(profile, here.view.lengths)
+            profile = self._tag(profile.id, here.view.lengths)
         decision = decide(profile, here, now)
+        decision = share_out(decision, profile, here, self._shares, now)
         if decision.group is not None:
             here.arrivals.observe(decision.group, now)
         if decision.option is not None and decision.estimate is not None:
             tokens = profile.input_tokens + profile.output_tokens
             here.view.add_sent(decision.option, decision.estimate.device_s, tokens=tokens)
             here.view.sessions.remember(profile, decision.option, now)
+            self._shares.spend(profile.tenant, decision.estimate.cost_usd, now)
             return Send(profile, decision.option, "direct", promised=decision.promised)
         if decision.action == "hold":
             # A router names the group; the batcher works it out again from the profile.
@@ -119,14 +124,6 @@ class Shunter:
             self._windows.remove(member.profile.id)
             promised = target.promise(member.profile, now)
             yield Send(member.profile, target.option, target.path, batch_id, promised)
-
-
-def _with_length(profile: Profile, lengths: Lengths) -> Profile:
-    """Return the profile with the reply's length as `policies.tags` has it when it arrives."""
-    seen = lengths.find(profile.task, profile.model, profile.tenant)
-    if seen is None or profile.output_tokens == 0:
-        return profile
-    return replace(profile, output_tokens=seen.expected, output_tokens_high=seen.high)
 
 
 @dataclass(slots=True)

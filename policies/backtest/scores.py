@@ -17,32 +17,41 @@ def scores_of(run: Run, options: Options, violations: int) -> dict[str, Any]:
     """Return the figures of one run, as they stand in the report.
 
     Costs are US dollars of busy device time. Attainment is the share of all requests that were
-    answered within deadline, TTFT and TPOT; percentiles are of completed requests.
+    answered within deadline, TTFT and TPOT; percentiles are of completed requests, held times of
+    those that waited in the hold. One that has no answer missed its deadline alone.
     ``mean_batch_size`` is the mean number of sequences in a decode step.
     """
-    outcomes = run.outcomes
+    outcomes, by_task = run.outcomes, _by_task(run.outcomes)
     done = [o for o in outcomes if o.status == "completed"]
     cost_usd = sum(o.cost_usd for o in outcomes)
     tokens = sum(o.input_tokens + o.output_tokens for o in done)
     ttft_ms = sorted(1000 * o.ttft_s for o in done if o.ttft_s is not None)
+    tpot_ms = sorted(1000 * o.tpot_s for o in done if o.tpot_s is not None)
+    held_s = sorted(o.held_s for o in outcomes if o.held_s is not None)
     finish_s = sorted(o.finished_s - o.profile.created_at for o in done if o.finished_s is not None)
     return {
         "cost_usd": cost_usd,
         "usd_per_million_tokens": 1e6 * cost_usd / tokens if tokens else None,
         "slo_attainment": _share(o.attained for o in outcomes),
-        "slo_by_task": _by_task(outcomes),
+        "slo_by_task": {task: _share(o.attained for o in some) for task, some in by_task.items()},
+        "missed_by_task": {task: _missed(some) for task, some in by_task.items()},
         "deadline_misses": sum(not o.met_deadline for o in outcomes),
         "rejected": sum(o.status == "rejected" for o in outcomes),
         "refusals": dict(Counter(o.reason for o in outcomes if o.status != "completed")),
         "constraint_violations": violations,
         "p50_ttft_ms": percentile(ttft_ms, 0.5),
         "p99_ttft_ms": percentile(ttft_ms, 0.99),
+        "p50_tpot_ms": percentile(tpot_ms, 0.5),
+        "p99_tpot_ms": percentile(tpot_ms, 0.99),
         "p50_finish_s": percentile(finish_s, 0.5),
         "p99_finish_s": percentile(finish_s, 0.99),
         "mean_batch_size": run.tokens / run.steps if run.steps else None,
         "batches": run.batches,
         "mean_batch_members": run.batched / run.batches if run.batches else None,
-        "mean_held_s": run.held_s / run.released if run.released else 0.0,
+        "held": len(held_s),
+        "mean_held_s": _mean(held_s) or 0.0,
+        "p50_held_s": percentile(held_s, 0.5),
+        "p99_held_s": percentile(held_s, 0.99),
         "tries": sum(o.tries for o in outcomes),
         "busy_s_by_pool": run.busy_s,
         "usd_by_pool": {
@@ -88,11 +97,21 @@ def calibration_of(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     }
 
 
-def _by_task(outcomes: Iterable[Outcome]) -> dict[str, float | None]:
-    by_task: dict[str, list[bool]] = defaultdict(list)
+def _by_task(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    by_task: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
-        by_task[outcome.profile.task].append(outcome.attained)
-    return {task: _share(by_task[task]) for task in sorted(by_task)}
+        by_task[outcome.profile.task].append(outcome)
+    return {task: by_task[task] for task in sorted(by_task)}
+
+
+def _missed(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Return how many there are, and how many of them missed what; one may miss several."""
+    return {
+        "requests": len(outcomes),
+        "ttft": sum(o.missed_ttft for o in outcomes),
+        "tpot": sum(o.missed_tpot for o in outcomes),
+        "deadline": sum(not o.met_deadline for o in outcomes),
+    }
 
 
 def _share(values: Iterable[bool]) -> float | None:

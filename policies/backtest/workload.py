@@ -1,17 +1,22 @@
 """The requests of a trace, as the router would see them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Any
 
 from policies.fleet import Fleet
+from policies.lengths import Lengths
 from policies.policy import Policy
-from policies.tags import tag
+from policies.tags import UnservableError, tag
 from topics import InferenceRequest, Profile
 from topics.request import Hints
 
 URLS = {"embedding": "/v1/embeddings", "safety_classification": "/v1/moderations"}
 TOKENS_MAX = 10_000_000
+
+Tagger = Callable[[str, Lengths], Profile]
+"""Returns the request of an id as the router tags it, given the reply lengths seen until then."""
 
 
 class TraceError(ValueError):
@@ -93,6 +98,33 @@ def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
     )
 
 
+def repeat(arrivals: Sequence[Arrival], times: int) -> list[Arrival]:
+    """Return the trace ``times`` times, each beginning with the last arrival of the one before.
+
+    Rows count on. Each time's sessions are its own, so that none finds the cache of another.
+    """
+    span_s = arrivals[-1].arrival_s
+    return [
+        replace(
+            arrival,
+            row=arrival.row + number * len(arrivals),
+            arrival_s=arrival.arrival_s + number * span_s,
+            **_own_session(arrival, number),
+        )
+        for number in range(times)
+        for arrival in arrivals
+    ]
+
+
+def _own_session(arrival: Arrival, number: int) -> dict[str, Any]:
+    if number == 0 or arrival.session is None:
+        return {}
+    session, request = f"{number}/{arrival.session}", arrival.request
+    if request is not None:
+        request = request.model_copy(update={"session": session})
+    return {"session": session, "request": request}
+
+
 def compress(arrivals: Iterable[Arrival], rate: float) -> list[Arrival]:
     """Return the same requests, arriving ``rate`` times as fast."""
     return [replace(a, arrival_s=a.arrival_s / rate) for a in arrivals]
@@ -104,12 +136,23 @@ def profiles_of(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> li
     An embedding's prompt is cut to what its model reads, as clients of such models do.
 
     Raises:
-        TraceError: a task that the policy doesn't have.
+        TraceError: a task or data class that the policy doesn't have, or labels that contradict it.
     """
     return [_profile(arrival, fleet, policy) for arrival in arrivals]
 
 
-def _profile(arrival: Arrival, fleet: Fleet, policy: Policy) -> Profile:
+def tagger(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> Tagger:
+    """Return what tags these requests when they arrive.
+
+    The ids are those of `profiles_of`.
+    """
+    by_id = {str(arrival.row): arrival for arrival in arrivals}
+    return lambda request_id, lengths: _profile(by_id[request_id], fleet, policy, lengths)
+
+
+def _profile(
+    arrival: Arrival, fleet: Fleet, policy: Policy, lengths: Lengths | None = None
+) -> Profile:
     if arrival.task not in policy.classes:
         known = ", ".join(policy.classes)
         raise TraceError(f"row {arrival.row}: task {arrival.task!r} is not one of {known}")
@@ -134,7 +177,11 @@ def _profile(arrival: Arrival, fleet: Fleet, policy: Policy) -> Profile:
             "hints": request.hints.model_copy(update={"input_tokens": input_tokens}),
         }
         request = request.model_copy(update=own)
-    return tag(request, policy, received_at=at, now=at, ingest_partition=0).profile
+    try:
+        tagged = tag(request, policy, received_at=at, now=at, ingest_partition=0, lengths=lengths)
+    except UnservableError as error:
+        raise TraceError(f"row {arrival.row}: {error.message}") from error
+    return tagged.profile
 
 
 def prompt_tokens(arrival: Arrival, fleet: Fleet) -> int:

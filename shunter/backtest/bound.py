@@ -13,13 +13,12 @@ from policies.backtest.workload import profiles_of
 from shunter.backtest.bound_streaming import streaming_bound
 from shunter.backtest.bound_work import volume_bound
 from shunter.backtest.demand import Demand, true_options
+from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Setting
 
 
-def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float | None:
-    """Return the bound in US dollars; None where the reality makes it none.
-
-    That is a noise among replicas, which nobody knows, and prefix caches, which spare prompts.
+def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
+    """Return the bound in US dollars.
 
     Failures and outages of the reality only add cost, so they are left out; speeds are taken in.
 
@@ -28,10 +27,13 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float |
         rows: the rows of the trace that must be served in time; None: all that can be.
 
     Raises:
-        UserError: scipy is missing, or the solver finds no solution.
+        NoBoundError: scipy is missing, or no schedule serves all of it in time, or the reality
+            makes it none: a noise among replicas, which nobody knows, or prefix caches.
     """
-    if setting.reality.noise or setting.reality.prefix_cache:
-        return None
+    if setting.reality.noise:
+        raise NoBoundError("how fast each replica really is, nobody knows beforehand")
+    if setting.reality.prefix_cache:
+        raise NoBoundError("prefix caches spare prompts, which it counts in full")
     options = true_options(compile_options(setting.fleet), setting.reality.speed)
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     demands = [

@@ -1,31 +1,79 @@
-"""Hard constraints of a backtest, worked out a second time from the declarations alone.
+"""Hard constraints of a backtest, worked out a second time: from request, fleet and policy alone.
 
-A check that asked the code under test (``policies.constraints``) would repeat its mistakes.
+A check that asked the code under test (``policies.constraints``, ``policies.tags``) would repeat
+its mistakes.
 """
 
-from policies import Fleet, Policy
-from policies.backtest.outcome import Outcome
+from collections.abc import Sequence
+
+from policies import Fleet, Policy, refused_by
+from policies.backtest.route import Send
+from policies.backtest.workload import URLS, Arrival
+from policies.fleet import Pool
+from policies.policy import DataClass
 from policies.roofline import MEMORY_UTILIZATION
+from topics.request import Constraints
 
 
-def is_broken(outcome: Outcome, fleet: Fleet, policy: Policy) -> bool:
-    """Tell whether the request was put where it must not go."""
-    if outcome.device is None:
-        return False
-    pool, profile = fleet.pools[outcome.pool], outcome.profile
-    serve = {each.variant: each for each in pool.serves}.get(outcome.variant)
-    if serve is None:
+def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> bool:
+    """Tell whether a request was sent where it must not go."""
+    option = send.option
+    pool = fleet.pools[option.pool]
+    serve = {each.variant: each for each in pool.serves}.get(option.variant)
+    if serve is None or send.path not in pool.lanes:
         return True
-    model, tokens = fleet.models[serve.model], outcome.input_tokens + outcome.output_tokens
-    allowed = policy.classes[profile.task].precisions
+    model = fleet.models[serve.model]
+    operation, prompt = _operation(arrival), arrival.input_tokens
+    if operation == "embeddings":
+        prompt = min(prompt, model.context_tokens)
+    tokens = prompt + arrival.output_tokens
     weights = sum(fleet.models[s.model].weights_bytes(s.precision) for s in pool.serves)
     usable = fleet.devices[pool.device].memory_bytes * serve.tensor_parallel * MEMORY_UTILIZATION
     keeps = (
-        (serve.model, serve.precision) == (profile.model, outcome.precision),
-        outcome.path in pool.lanes,
-        allowed is None or serve.precision in allowed,
-        profile.operation in model.operations,
+        (serve.model, serve.precision) == (arrival.model, option.precision),
+        operation in model.operations,
         tokens <= model.context_tokens,
         weights + tokens * model.kv_bytes_per_token <= usable,
+        _keeps_wishes(send, arrival, pool, policy),
+        refused_by(policy.rules, send.profile, option) is None,
     )
     return not all(keeps)
+
+
+def _operation(arrival: Arrival) -> str:
+    chat = "/v1/chat/completions"
+    url = URLS.get(arrival.task, chat) if arrival.request is None else arrival.request.url
+    return "chat" if url == chat else url.removeprefix("/v1/")
+
+
+def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> bool:
+    """Tell whether what the client wants is kept, and what its data class requires."""
+    wanted = Constraints() if arrival.request is None else arrival.request.constraints
+    required = DataClass()
+    if wanted.data_class is not None:
+        required = policy.data_classes[wanted.data_class]
+    precisions: Sequence[str] | None = wanted.precisions
+    if precisions is None:
+        precisions = policy.classes[arrival.task].precisions
+    labels = [*wanted.labels.items(), *required.labels.items()]
+    allowed: list[tuple[str, Sequence[str] | None]] = [
+        (pool.region, wanted.regions),
+        (pool.region, required.regions),
+        (send.option.precision, precisions),
+        (send.option.precision, required.precisions),
+        (send.option.pool, wanted.pools),
+    ]
+    return (
+        all(among is None or each in among for each, among in allowed)
+        and send.option.pool not in wanted.exclude_pools
+        and all(pool.labels.get(name) == value for name, value in labels)
+        and _is_within_cost(send, wanted.max_cost_usd)
+    )
+
+
+def _is_within_cost(send: Send, limit_usd: float | None) -> bool:
+    # A batch is promised what its longest prompt with its longest reply would cost, which none of
+    # its members need have.
+    if limit_usd is None or send.promised is None or send.path == "batch":
+        return True
+    return send.promised.cost_usd <= limit_usd

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shunter.console import UserError
-
 Row = tuple[dict[int, float], float]
 """Coefficients by variable, and the right-hand side."""
+
+# What scipy's linprog returns as the status of a programme without any solution.
+INFEASIBLE = 2
+
+
+class NoBoundError(Exception):
+    """There is no lower bound; the message says why."""
 
 
 @dataclass(slots=True)
@@ -31,15 +36,13 @@ class Programme:
         """Return the least cost; ``method`` is one of scipy's for HiGHS.
 
         Raises:
-            UserError: scipy is missing, or there is no solution.
+            NoBoundError: scipy is missing, or there is no solution.
         """
         try:
             from scipy.optimize import linprog  # noqa: PLC0415 - an extra
             from scipy.sparse import csr_array  # noqa: PLC0415
         except ImportError as error:
-            raise UserError(
-                "the lower bound needs scipy: pip install 'shunter[backtest]', or --no-bound"
-            ) from error
+            raise NoBoundError("it needs scipy: pip install 'shunter[backtest]'") from error
 
         def matrix(rows: Sequence[Row]) -> Any:
             data = [value for row, _ in rows for value in row.values()]
@@ -58,6 +61,8 @@ class Programme:
             bounds=[(0.0, self.limits.get(index)) for index in range(len(self.prices))],
             method=method,
         )
+        if found.status == INFEASIBLE:
+            raise NoBoundError("no schedule serves all of it in time: the fleet is too small")
         if found.status != 0:
-            raise UserError(f"the lower bound was not found: {found.message}")
+            raise NoBoundError(f"the solver found none: {found.message}")
         return float(found.fun)

@@ -12,7 +12,7 @@ from policies.backtest.reality import Reality
 from policies.backtest.replay import Replay, Run
 from policies.backtest.route import Route, Shunter
 from policies.backtest.scores import scores_of
-from policies.backtest.workload import Arrival, TraceError, profiles_of
+from policies.backtest.workload import Arrival, TraceError, profiles_of, tagger
 from shunter.backtest.check import is_broken
 from shunter.console import UserError
 
@@ -60,22 +60,28 @@ def runs(
     """
     fleet, policy = setting.fleet, setting.policy
     options = compile_options(fleet)
-    yield run_one("shunter", setting, options, Shunter(options, policy))
+    yield run_one("shunter", setting, options, shunter(setting, options))
     if compared is not None:
         other = replace(setting, policy=compared)
-        yield run_one("compared", other, options, Shunter(options, compared))
+        yield run_one("compared", other, options, shunter(other, options))
     if setting.reality != Reality():
         told = _told(options, setting.reality)
-        yield run_one("shunter_told", setting, options, Shunter(told, policy))
+        yield run_one("shunter_told", setting, options, shunter(setting, told))
     if not with_baselines:
         return
     premium = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == PREMIUM}
     if premium:
         only = replace(setting, fleet=fleet.model_copy(update={"pools": premium}))
         confined = compile_options(only.fleet)
-        yield run_one("shunter_premium", only, confined, Shunter(confined, policy))
+        yield run_one("shunter_premium", only, confined, shunter(only, confined))
     for name, baseline in BASELINES.items():
         yield run_one(name, setting, options, baseline(options, policy))
+
+
+def shunter(setting: Setting, options: Options) -> Shunter:
+    """Return Shunter as the setting's policy makes it, which sees these options."""
+    tag = tagger(setting.arrivals, setting.fleet, setting.policy)
+    return Shunter(options, setting.policy, tag)
 
 
 def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scored:
@@ -90,7 +96,11 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
     replay = Replay(route, options, setting.policy, reality, draw)
     prefix_tokens = [arrival.prefix_tokens for arrival in setting.arrivals]
     run = replay.run(profiles, output_tokens, prefix_tokens)
-    broken = sum(is_broken(o, setting.fleet, setting.policy) for o in run.outcomes)
+    broken = sum(
+        is_broken(send, arrival, setting.fleet, setting.policy)
+        for outcome, arrival in zip(run.outcomes, setting.arrivals, strict=True)
+        for send in outcome.sends
+    )
     return Scored(name, run, scores_of(run, options, broken))
 
 

@@ -7,17 +7,18 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.table import Table
 
 from policies import Fleet, Policy
 from policies.backtest.reality import Reality, parse_reality
 from policies.backtest.scores import calibration_of
-from policies.backtest.workload import Arrival, compress
+from policies.backtest.workload import Arrival, compress, repeat
 from shunter.backtest.bound import lower_bound
 from shunter.backtest.differences import differences
-from shunter.backtest.files import read_trace, write_assignments
+from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments
 from shunter.backtest.plot import draw
+from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Scored, Setting, runs, scaled
+from shunter.backtest.tables import tables, without_answer
 from shunter.backtest.topic import read_topic
 from shunter.client import run
 from shunter.commands.audit_report import time_of
@@ -59,6 +60,10 @@ Compare = Annotated[
 Rate = Annotated[
     float, typer.Option("--rate", min=0.001, max=10_000, help="Divide arrival times by this.")
 ]
+Repeat = Annotated[
+    int,
+    typer.Option("--repeat", min=1, max=1000, help="Replay the trace so often, time after time."),
+]
 FleetScale = Annotated[
     float, typer.Option("--fleet-scale", min=0.01, max=1000, help="Multiply each pool's replicas.")
 ]
@@ -83,6 +88,7 @@ def backtest(
     policy: PolicyFile = None,
     compare: Compare = None,
     rate: Rate = 1.0,
+    times: Repeat = 1,
     fleet_scale: FleetScale = 1.0,
     reality: RealityFile = None,
     assignments: Assignments = None,
@@ -110,7 +116,7 @@ def backtest(
         raise UserError("--from and --to are of --topic; add it")
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
     setting = Setting(
-        arrivals=compress(arrivals, rate),
+        arrivals=compress(_repeated(arrivals, times), rate),
         fleet=scaled(declared, fleet_scale),
         policy=live,
         reality=_reality(reality),
@@ -120,7 +126,7 @@ def backtest(
         raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
     second = None if compare is None else load_policy(compare)
     scored = _run(setting, with_baselines=baselines, second=second)
-    limit_usd = lower_bound(setting) if bound else None
+    limit_usd, no_limit = _bound(setting) if bound else (None, None)
     ours = scored[0]
     if assignments is not None:
         with_cached = setting.reality.prefix_cache
@@ -130,9 +136,11 @@ def backtest(
     report: dict[str, Any] = {
         "requests": len(setting.arrivals),
         "rate": rate,
+        "repeat": times,
         "fleet_scale": fleet_scale,
         "policies": {each.name: each.scores for each in scored},
         "lower_bound_usd": limit_usd,
+        "lower_bound_note": no_limit,
         "calibration": calibration_of(ours.run.outcomes),
     }
     if compare is not None:
@@ -155,6 +163,14 @@ def _run(setting: Setting, *, with_baselines: bool, second: Policy | None) -> li
     return scored
 
 
+def _bound(setting: Setting) -> tuple[float | None, str | None]:
+    """Return the lower bound, or why there is none: the runs are worth telling all the same."""
+    try:
+        return lower_bound(setting), None
+    except NoBoundError as error:
+        return None, str(error)
+
+
 def _of_topic(
     settings: Settings, fleet: Fleet, policy: Policy, start: str | None, end: str | None
 ) -> list[Arrival]:
@@ -174,6 +190,12 @@ def _of_topic(
     return found.arrivals
 
 
+def _repeated(arrivals: list[Arrival], times: int) -> list[Arrival]:
+    if len(arrivals) * times > ROWS_MAX:
+        raise UserError(f"--repeat {times} makes more than {ROWS_MAX:,} requests; repeat less")
+    return repeat(arrivals, times)
+
+
 def _reality(path: Path | None) -> Reality:
     if path is None:
         return Reality()
@@ -184,29 +206,17 @@ def _reality(path: Path | None) -> Reality:
 
 
 def _show(scored: list[Scored], report: dict[str, Any]) -> None:
-    table = Table("policy", "US dollars", "per Mtok", "SLO attained", "worst class", "TTFT p50 ms",
-                  "p99 ms", "missed", "rejected", "violations", "step fill")  # fmt: skip
-    for each in scored:
-        found = each.scores
-        worst = min(found["slo_by_task"].items(), key=lambda pair: pair[1])
-        table.add_row(
-            each.name,
-            f"{found['cost_usd']:.4f}",
-            _number(found["usd_per_million_tokens"], 4),
-            f"{found['slo_attainment']:.2%}",
-            f"{worst[0]} {worst[1]:.2%}",
-            _number(found["p50_ttft_ms"], 0),
-            _number(found["p99_ttft_ms"], 0),
-            str(found["deadline_misses"]),
-            str(found["rejected"]),
-            str(found["constraint_violations"]),
-            _number(found["mean_batch_size"], 1),
-        )
-    out.print(table)
+    for table in tables(scored):
+        out.print(table)
+        out.print()
+    for line in without_answer(scored):
+        out.print(line)
     limit_usd = report["lower_bound_usd"]
     if limit_usd:
         ratio = scored[0].scores["cost_usd"] / limit_usd
         out.print(f"lower bound: {limit_usd:.4f} US dollars; shunter at {ratio:.2f} times that")
+    if report["lower_bound_note"]:
+        out.print(f"no lower bound: {report['lower_bound_note']}")
     kept = report["calibration"]
     if kept["met_of_promised_95"] is not None:
         out.print(
@@ -222,7 +232,3 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
             f" {found['attained_only_by_first']}, by the second alone"
             f" {found['attained_only_by_second']}"
         )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
