@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import orjson
 import pytest
 from model_server import Exchange, serving
 from openai_cases import backend_at, call
@@ -125,7 +126,8 @@ async def deep_error_in_the_stream(x: Exchange) -> None:
 
 async def deep_beside_a_choice(x: Exchange) -> None:
     await x.events()
-    await x.event(b'{"choices":[{"index":0,"text":"a"}],"x":' + b"[" * 300 + b"]" * 300 + b"}")
+    choice = orjson.dumps(x.piece("one ", "stop")["choices"][0])
+    await x.event(b'{"choices":[' + choice + b'],"x":' + b"[" * 300 + b"]" * 300 + b"}")
     await x.end()
 
 
