@@ -155,11 +155,13 @@ def heartbeat(options: Options, pool: str, at: float, **changes: Any) -> PoolSta
 class Yard:
     """One installation on one cluster in memory: everything that stages are given."""
 
-    def __init__(self, *, live: Iterable[str] | None = None, policy: str = POLICY) -> None:
+    def __init__(
+        self, *, live: Iterable[str] | None = None, policy: str = POLICY, fleet: str = FLEET
+    ) -> None:
         self.settings = make_settings()
         self.catalogue = Catalogue(self.settings)
         self.clock = FakeClock()
-        self.fleet = make_fleet()
+        self.fleet = make_fleet(fleet)
         self.options = compile_options(self.fleet)
         self.policy = make_policy(policy)
         topics = self.catalogue.topics(self.options.by_pool)

@@ -402,7 +402,7 @@ async def test_what_nobody_has_thought_of_is_a_bad_answer_and_told_once(
                     assert caught.value.is_pool_fault
         assert backend.load().variants["small-bf16"].running == 0
     (message,) = caplog.messages
-    assert message.startswith("pool here: an answer can't be read: KeyError in ")
+    assert message.startswith("pool here: a call failed by KeyError in ")
     assert "text of the answer" not in message
 
 

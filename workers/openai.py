@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
-import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -26,6 +24,7 @@ from workers.openai_errors import classify
 from workers.openai_server import OpenAIServer, read_body
 from workers.server_metrics import ServerMetrics
 from workers.sse import read_events
+from workers.surprises import Surprises
 
 # What is kept of an error's body, which the client may see.
 ERROR_BYTES_MAX = 64 * 1024
@@ -56,9 +55,6 @@ PROBES: dict[str, dict[str, Any]] = {
 }
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(slots=True)
 class _Answer:
     body: dict[str, Any]
@@ -76,19 +72,18 @@ class OpenAIBackend:
 
     def __init__(self, declared: Declared, options: Sequence[Option], clock: Clock) -> None:
         slots = sum(o.max_batch * o.replicas for o in options)
-        self._pool = options[0].pool
         self._declared = declared
         self._options = {option.variant: option for option in options}
         self._clock = clock
         # One more, so that a probe finds a connection when all slots are taken.
-        self._server = OpenAIServer(self._pool, declared, slots + 1)
+        self._server = OpenAIServer(options[0].pool, declared, slots + 1)
         self._metrics = ServerMetrics(declared, self._server)
         self._shares = DeviceShare(options[0].replicas)
         self._shares_of = {option.variant: DeviceShare(option.replicas) for option in options}
         self._running = dict.fromkeys(self._options, 0)
         self._pace = Pace()
         self._each_s = 0.0
-        self._told: set[str] = set()
+        self._surprises = Surprises(options[0].pool)
 
     async def start(self) -> None:
         """Make the connection pool and begin to read the server's metrics."""
@@ -170,12 +165,7 @@ class OpenAIBackend:
         except (CallError, TimeoutError):
             raise
         except Exception as error:
-            *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-            what = f"{type(error).__name__} in {frame.f_code.co_qualname}, line {line}"
-            if what not in self._told:
-                self._told.add(what)
-                # Without its message, which may hold text of the answer.
-                logger.warning("pool %s: an answer can't be read: %s", self._pool, what)
+            self._surprises.tell(error)
             raise bad_answer(f"{type(error).__name__} while it was read") from error
 
     async def _ask(self, call: Call) -> _Answer:
