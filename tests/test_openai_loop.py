@@ -51,8 +51,7 @@ def test_items_that_come_one_by_one_are_found_as_soon() -> None:
 
 
 def test_text_grows_without_a_copy_for_each_piece() -> None:
-    assembled, piece = Assembled("chat.completion"), "x" * 60
-    pieces = 8 * MIB // len(orjson.dumps(delta(content=piece)))
+    assembled, piece, pieces = Assembled("chat.completion"), "x" * 200, 80_000
     with within(4.0):
         for _ in range(pieces):
             assembled.add(delta(content=piece))
