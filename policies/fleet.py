@@ -124,9 +124,10 @@ class OpenAIBackend(Declaration):
     connect_s_max: Positive = 3.0
     """Longest wait for a connection."""
     first_token_s_max: Positive = 120.0
-    """Longest wait for the first token: queue and prefill of the server."""
+    """Longest wait for the first token: queue and prefill of the server. For an answer that is not
+    streamed, longest wait for all of it."""
     idle_s_max: Positive = 30.0
-    """Longest wait between two tokens, and for the rest of an answer that is not streamed."""
+    """Longest wait between two tokens."""
     answer_bytes_max: Annotated[int, Field(strict=True, ge=1_024, le=10 * 1024 * 1024)] = (
         8 * 1024 * 1024
     )

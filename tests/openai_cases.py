@@ -9,7 +9,7 @@ from stream_cases import make_policy, make_profile
 from policies import Option, compile_options, parse_fleet
 from policies.fleet import OpenAIBackend as Declared
 from streams import SystemClock
-from topics import InferenceRequest, Placement
+from topics import InferenceRequest, Placement, PoolStatus, ServerLoad, decode, encode
 from workers import Call, OpenAIBackend
 
 FLEET = """
@@ -67,3 +67,9 @@ async def backend_at(
         yield backend
     finally:
         await backend.stop()
+
+
+def can_be_told(load: ServerLoad | None) -> None:
+    """See that a heartbeat with this load is written, and read by a router."""
+    status = PoolStatus("p", "p-0", 0.0, "up", 1.0, "d", "r", 1, 0, 0, 0.0, server=load)
+    assert decode(PoolStatus, encode(status)) == status

@@ -1,5 +1,6 @@
 """The Kubernetes example follows the schemas, and fits the fleet it brings along."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from streams.metrics.catalogue import REPLICAS_BY_DUE
 from topics import Settings
 
 HERE = Path(__file__).parent.parent / "deploy" / "kubernetes"
+DOCUMENT = HERE.parent.parent / "docs" / "workers.md"
 KUBERNETES = "1.31"
 TESTED = [
     each["expr"]
@@ -37,7 +39,26 @@ SETTINGS = dict(
 # Closing consumers, producers and the trace exporter, after the drain.
 CLOSE_S_MAX = 15
 # A ScaledObject by the reference of KEDA 2 (keda.sh/v1alpha1), as far as it is used here. Unknown
-# fields are errors, and all metadata of a trigger is text.
+# fields and metadata, which KEDA itself may pass over, are errors, and all metadata is text.
+PROMETHEUS = {
+    "type": "object",
+    "required": ["serverAddress", "query", "threshold"],
+    "additionalProperties": False,
+    "properties": {
+        name: {"type": "string"}
+        for name in (
+            *("serverAddress", "query", "queryParameters", "threshold", "activationThreshold"),
+            *(
+                "namespace",
+                "customHeaders",
+                "ignoreNullValues",
+                "unsafeSsl",
+                "timeout",
+                "authModes",
+            ),
+        )
+    },
+}
 SCALED_OBJECT = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -72,10 +93,7 @@ SCALED_OBJECT = {
                         "additionalProperties": False,
                         "properties": {
                             "type": {"const": "prometheus"},
-                            "metadata": {
-                                "type": "object",
-                                "additionalProperties": {"type": "string"},
-                            },
+                            "metadata": PROMETHEUS,
                         },
                     },
                 },
@@ -105,6 +123,14 @@ def test_scaled_objects_follow_their_schema(each: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(SCALED_OBJECT).validate(each)
 
 
+@pytest.mark.parametrize("change", [{"tresholdd": "1"}, {"threshold": 1}, {"query": None}])
+def test_the_schema_of_scaled_objects_finds_odd_metadata(change: dict[str, Any]) -> None:
+    broken = copy.deepcopy(next(iter(SCALED.values())))
+    broken["spec"]["triggers"][0]["metadata"] |= change
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(SCALED_OBJECT).validate(broken)
+
+
 def test_each_pool_has_its_workers_and_their_scaling() -> None:
     pools = load_fleet(HERE / "fleet.yaml").pools
     assert DEPLOYMENTS.keys() == SCALED.keys() == {f"worker-{pool}" for pool in pools}
@@ -114,6 +140,18 @@ def test_each_pool_has_its_workers_and_their_scaling() -> None:
         spec = SCALED[f"worker-{pool}"]["spec"]
         assert spec["scaleTargetRef"] == {"kind": "Deployment", "name": f"worker-{pool}"}
         assert spec["maxReplicaCount"] <= int(SETTINGS["SHUNTER_PARTITIONS"])
+
+
+def test_what_is_yours_to_bring_is_named() -> None:
+    told = [(HERE / "kustomization.yaml").read_text(), DOCUMENT.read_text()]
+    images = {each["name"] for each in KUSTOMIZATION["images"]}
+    for workload in WORKLOADS:
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        assert container["image"] in images
+        assert all(container["image"] in text for text in told)
+        for env in container.get("env", ()):
+            if (secret := env["valueFrom"].get("secretKeyRef")) is not None:
+                assert all(secret[part] in text for part in ("name", "key") for text in told)
 
 
 @pytest.mark.parametrize("each", [w for w in WORKLOADS if w["kind"] != "Job"], ids=named)

@@ -109,6 +109,33 @@ async def test_a_server_that_does_not_stream_is_taken_as_it_is() -> None:
         assert "stream" not in server.asked[0].body
 
 
+MESSAGE = {"role": "assistant", "content": "hi there"}
+TOOL = {"id": "c-1", "type": "function", "function": {"name": "shunt", "arguments": '{"to": 4}'}}
+
+
+@pytest.mark.parametrize(
+    ("operation", "choices", "tokens"),
+    [
+        ("chat", [{"index": 0, "message": MESSAGE}], 2),
+        ("chat", [{"message": MESSAGE}, {"message": MESSAGE | {"content": "x"}}], 3),
+        ("chat", [{"message": MESSAGE | {"content": None, "tool_calls": [TOOL]}}], 3),
+        ("chat", [{"message": MESSAGE | {"reasoning_content": "well, so"}}], 4),
+        ("completions", [{"index": 0, "text": "hi there, you"}], 4),
+        ("chat", [None, {"message": 5}, {"message": {"content": [1], "tool_calls": {}}}], 0),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_tokens_that_the_server_does_not_tell_are_counted_from_the_text(
+    operation: str, choices: list[Any], tokens: int, stream: bool
+) -> None:
+    async def plain(x: Exchange) -> None:
+        await x.json({"choices": choices, "usage": {"prompt_tokens": 7}})
+
+    async with serving(plain) as server, backend_at(server.base_url, stream=stream) as backend:
+        outcome = await backend.execute(call(operation))
+    assert outcome.usage == Usage(7, tokens)
+
+
 async def test_cached_tokens_are_told() -> None:
     async def cached(x: Exchange) -> None:
         usage = USAGE | {"prompt_tokens_details": {"cached_tokens": 5}}

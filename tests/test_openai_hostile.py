@@ -2,14 +2,18 @@
 
 import asyncio
 import gzip
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import orjson
 import pytest
-from model_server import Exchange, good, serving
+from model_server import Exchange, serving
 from openai_cases import backend_at, call
+from system import eventually
 
-from workers import CallError
+from topics import ServerLoad, encode
+from workers import CallError, openai, server_metrics
 from workers.sse import EVENT_BYTES_MAX
 
 MIB = 1024 * 1024
@@ -84,6 +88,12 @@ async def another_shape_in_the_stream(x: Exchange) -> None:
     await x.end()
 
 
+async def a_delta_of_another_shape(x: Exchange) -> None:
+    await x.events()
+    await x.event({"choices": [{"index": 0, "delta": "abc"}]})
+    await x.end()
+
+
 async def no_choice(x: Exchange) -> None:
     await x.events()
     await x.end()
@@ -105,6 +115,19 @@ async def unwritable(x: Exchange) -> None:
     await x.events()
     inner = b'{"a":' * 260 + b'"x"' + b"}" * 260
     await x.event(b'{"choices":[{"index":0,"finish_reason":"stop","delta":' + inner + b"}]}")
+    await x.end()
+
+
+async def deep_error_in_the_stream(x: Exchange) -> None:
+    await x.events()
+    await x.event(b'{"error":{"code":400,"of":' + b"[" * 300 + b"]" * 300 + b"}}")
+    await x.end()
+
+
+async def deep_beside_a_choice(x: Exchange) -> None:
+    await x.events()
+    choice = orjson.dumps(x.piece("one ", "stop")["choices"][0])
+    await x.event(b'{"choices":[' + choice + b'],"x":' + b"[" * 300 + b"]" * 300 + b"}")
     await x.end()
 
 
@@ -166,13 +189,6 @@ async def endless_headers(x: Exchange) -> None:
         await x.send(b"X: " + b"y" * 4096 + b"\r\n")
 
 
-async def redirect(x: Exchange) -> None:
-    if "stolen" in x.path:
-        await good(x)
-    else:
-        await x.head(302, Location="/v1/stolen", Content_Length="0")
-
-
 async def never_end(x: Exchange) -> None:
     await x.events()
     await x.event(x.piece("one ", "stop"))
@@ -216,10 +232,13 @@ CASES: dict[str, tuple[Behave, str, str, bool]] = {
         (nothing, "bad_answer", "elsewhere", True),
         (error_under_200, "out_of_memory", "elsewhere", True),
         (another_shape_in_the_stream, "bad_answer", "elsewhere", True),
+        (a_delta_of_another_shape, "bad_answer", "elsewhere", True),
         (no_choice, "bad_answer", "elsewhere", True),
         (deep, "bad_answer", "elsewhere", True),
         (deep_in_the_stream, "bad_answer", "elsewhere", True),
         (unwritable, "bad_answer", "elsewhere", True),
+        (deep_error_in_the_stream, "bad_answer", "elsewhere", True),
+        (deep_beside_a_choice, "bad_answer", "elsewhere", True),
         (close_at_once, "connect", "here", True),
         (close_in_the_stream, "connection_lost", "elsewhere", True),
         (end_before_the_end, "connection_lost", "elsewhere", True),
@@ -231,7 +250,6 @@ CASES: dict[str, tuple[Behave, str, str, bool]] = {
         (endless_line, "answer_too_large", "elsewhere", False),
         (bomb, "bad_answer", "elsewhere", True),
         (endless_headers, "bad_answer", "elsewhere", True),
-        (redirect, "redirected", "elsewhere", True),
         (error_in_the_stream, "out_of_memory", "elsewhere", True),
         (older_error_in_the_stream, "context_too_long", "elsewhere", False),
     ]
@@ -255,6 +273,11 @@ CASES |= {
 }
 
 
+async def written(chunk: dict[str, Any]) -> None:
+    """Do as a stream does with a chunk."""
+    encode(chunk)
+
+
 def limits_for(code: str) -> dict[str, float]:
     """Return limits that a case which is about them meets soon, and no other on a busy machine."""
     is_short = code == "timeout"
@@ -268,7 +291,7 @@ async def test_a_hostile_server_fails_its_calls_and_nothing_else(name: str) -> N
     async with serving(behave) as server, backend_at(server.base_url, **limits) as backend:
         async with asyncio.timeout(15):
             with pytest.raises(CallError) as caught:
-                await backend.execute(call())
+                await backend.execute(call(tell=written))
         error = caught.value
         assert (error.code, error.retry, error.is_pool_fault) == (code, retry, is_pool_fault)
         assert "count" not in error.message, "no text of the request may be told"
@@ -305,7 +328,15 @@ async def test_memory_for_an_answer_is_bounded() -> None:
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("2", 2.0), ("Wed, 01 Jan 2020 00:00:00 GMT", 0.0), ("soon", None), ("-1", None), ("", None)],
+    [
+        ("2", 2.0),
+        ("Wed, 01 Jan 2020 00:00:00 GMT", 0.0),
+        ("soon", None),
+        ("-1", None),
+        ("", None),
+        (f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT", None),
+        (f"Mon, 01 Jan 2030 00:00:00 +{'9' * 20}", None),
+    ],
 )
 async def test_retry_after_is_seconds_or_a_date(value: str, seconds: float | None) -> None:
     behave = status(429, Retry_After=value)
@@ -332,3 +363,63 @@ async def test_a_server_that_is_not_there_is_a_connect_error() -> None:
         with pytest.raises(CallError) as caught:
             await backend.execute(call())
     assert (caught.value.code, caught.value.retry) == ("connect", "here")
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(code: int) -> None:
+    async def redirect(x: Exchange) -> None:
+        await x.head(code, Location=f"{other.base_url}/chat/completions", Content_Length="0")
+
+    async with serving() as other, serving(redirect) as server:
+        async with backend_at(server.base_url) as backend:
+            with pytest.raises(CallError) as caught:
+                await backend.execute(call())
+
+            async def is_asked_for_metrics() -> bool:
+                return "/metrics" in [exchange.path for exchange in server.seen]
+
+            await eventually(is_asked_for_metrics, "the metrics are asked for, too", 5)
+        error = caught.value
+        assert (error.code, error.retry, error.is_pool_fault) == ("redirected", "elsewhere", True)
+        assert len(server.asked) == 1
+        assert not other.seen
+
+
+async def test_what_nobody_has_thought_of_is_a_bad_answer_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stumble(_: bytes) -> None:
+        raise KeyError("text of the answer")
+
+    monkeypatch.setattr(openai, "_parsed", stumble)
+    async with serving() as server, backend_at(server.base_url) as backend:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                for asked in (backend.execute(call()), backend.probe("small-bf16")):
+                    with pytest.raises(CallError, match="KeyError") as caught:
+                        await asked
+                    assert (caught.value.code, caught.value.retry) == ("bad_answer", "elsewhere")
+                    assert caught.value.is_pool_fault
+        assert backend.load().variants["small-bf16"].running == 0
+    (message,) = caplog.messages
+    assert message.startswith("pool here: a call failed by KeyError in ")
+    assert "text of the answer" not in message
+
+
+async def test_metrics_are_read_on_whatever_a_page_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[Any] = [ServerLoad(1), ZeroDivisionError("no"), ServerLoad(2), KeyError("x")]
+
+    def read(*_: object) -> ServerLoad:
+        end = ends.pop(0) if ends else ServerLoad(3)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(server_metrics, "read_load", read)
+    monkeypatch.setattr(server_metrics, "SCRAPE_S", 0.01)
+    async with serving() as server, backend_at(server.base_url) as backend:
+
+        async def is_read_on() -> bool:
+            return backend.load().server == ServerLoad(3)
+
+        await eventually(is_read_on, "the load is known again", 5)

@@ -1,15 +1,16 @@
 """The load of a model server, from its own metrics."""
 
 import asyncio
+import contextlib
 import random
 
 import pytest
 from model_server import Exchange, good, serving
-from openai_cases import backend_at, call
+from openai_cases import backend_at, call, can_be_told
 from system import eventually
 
 from topics import ServerLoad
-from workers.server_metrics import read_load
+from workers.server_metrics import VALUE_MAX, read_load
 
 VLLM = """
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -46,6 +47,13 @@ OWN_NAMES = {"running": "my_running", "queued": "my_queue", "kv_usage": "my_cach
         ("", {}, None),
         ("<html>not found</html>", {}, None),
         ("vllm:num_requests_running NaN\n", {}, None),
+        ("vllm:num_requests_running 1e30\n", {}, ServerLoad(VALUE_MAX)),
+        (f"tgi_queue_size 5\ntgi_queue_size {'9' * 400}\n", {}, ServerLoad(None, VALUE_MAX + 5)),
+        (
+            'tgi_queue_size{a="0"} 1e308\ntgi_queue_size 1e308\n',
+            {},
+            ServerLoad(None, 2 * VALUE_MAX),
+        ),
         ("vllm:num_requests_running +Inf\nsglang:token_usage 7\n", {}, ServerLoad(kv_usage=1.0)),
     ],
 )
@@ -61,10 +69,14 @@ def test_a_page_that_is_broken_is_a_value_error_or_tells_less() -> None:
         page = list(VLLM)
         for _ in range(dice.randrange(1, 12)):
             page[dice.randrange(len(page))] = dice.choice('{}",= \n\\#eN0\x00é')
-        try:
-            read_load("".join(page), {})
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            can_be_told(read_load("".join(page), {}))
+
+
+@pytest.mark.parametrize("value", ["1e30", "1e308", "9" * 400])
+def test_the_largest_load_can_be_told(value: str) -> None:
+    page = f"{VLLM}\nvllm:num_requests_running {value}\nvllm:num_requests_waiting {value}\n"
+    can_be_told(read_load(page, {}))
 
 
 async def test_heartbeats_have_what_the_server_tells() -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,26 @@ def fleet(**pools: tuple[str, int]) -> dict[str, Any]:
     }
 
 
-def batch_line(n: int) -> dict[str, Any]:
-    """Return a line of an OpenAI Batch file: chat and text, short and longer, by turns."""
+# What each pool may have at the server at once, and some lines that only one of them may serve.
+LIMITS = {"wide": 3, "narrow": 1}
+PINNED = {1: "narrow", 4: "wide", 7: "narrow", 10: "wide", 13: "narrow"}
+
+
+def request_line(n: int) -> dict[str, Any]:
+    """Return a line of an OpenAI Batch file: chat and text, short and longer, by turns.
+
+    A few are requests of our own, which can name a pool.
+    """
     common = {"model": MODEL, "max_tokens": 6 + n % 5 * 3, "temperature": 0}
     question = f"Name {n % 7 + 2} things that stand on a railway yard."
+    if n in PINNED:
+        messages = [{"role": "user", "content": question}]
+        return {
+            "id": f"line-{n}",
+            "body": common | {"messages": messages},
+            "constraints": {"pools": [PINNED[n]]},
+            "service_tier": "batch",
+        }
     if n % 3 == 0:
         return {
             "custom_id": f"line-{n}",
@@ -120,9 +137,9 @@ async def test_mixed_requests_of_a_batch_file_are_answered_by_a_real_model(
 ) -> None:
     server = servers[0]
     await asyncio.to_thread(server.start)
-    lines = [orjson.dumps(batch_line(n)) for n in range(REQUESTS)]
+    lines = [orjson.dumps(request_line(n)) for n in range(REQUESTS)]
     (tmp_path / "batch.jsonl").write_bytes(b"\n".join(lines))
-    pools = fleet(wide=(server.base_url, 3), narrow=(server.base_url, 1))
+    pools = fleet(**{name: (server.base_url, limit) for name, limit in LIMITS.items()})
     async with System(kafka, prefix, tmp_path, fleet=pools, policy_speed=SPEED) as system:
         system.start_all()
 
@@ -142,6 +159,7 @@ async def test_mixed_requests_of_a_batch_file_are_answered_by_a_real_model(
     assert len({result["id"] for result in results}) == REQUESTS
     for result in results:
         check(result)
+    check_times(results)
     # Every token that the server counted is told in some result, and none twice.
     told_tokens = {
         PREDICTED: sum(r["usage"]["output_tokens"] for r in results),
@@ -170,6 +188,28 @@ def check(result: dict[str, Any]) -> None:
     assert ttft_s >= own["prompt_ms"] / 1000 * 0.9
     assert ttft_s + decode_s >= (own["prompt_ms"] + own["predicted_ms"]) / 1000 * 0.9
     assert decode_s == pytest.approx(own["predicted_ms"] / 1000, abs=0.5, rel=0.5)
+
+
+def check_times(results: list[dict[str, Any]]) -> None:
+    """See that tokens were told as they came, and that both pools served within their limits."""
+    # One answer may be read late on a busy machine, but not most of them.
+    decoded_s = sum(r["timing"]["finished_at"] - r["timing"]["first_token_at"] for r in results)
+    predicted_s = sum(r["response"]["body"]["timings"]["predicted_ms"] for r in results) / 1000
+    assert decoded_s >= 0.5 * predicted_s
+    by_pool: dict[str, list[dict[str, Any]]] = {name: [] for name in LIMITS}
+    for result in results:
+        by_pool[result["placement"]["pool"]].append(result["timing"])
+    for name, timings in by_pool.items():
+        assert 1 <= at_once_max(timings) <= LIMITS[name]
+    for n, name in PINNED.items():
+        (pinned,) = (r["placement"] for r in results if r["id"] == f"line-{n}")
+        assert pinned["pool"] == name
+
+
+def at_once_max(timings: list[dict[str, Any]]) -> int:
+    """Return how many requests ran at once at most; an end comes before a beginning."""
+    changes = [(t["started_at"], 1) for t in timings] + [(t["finished_at"], -1) for t in timings]
+    return max(accumulate(change for _, change in sorted(changes)), default=0)
 
 
 async def test_work_falls_back_when_a_server_is_killed_and_returns_when_it_does(

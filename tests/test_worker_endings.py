@@ -169,24 +169,25 @@ BAD: dict[str, tuple[dict[str, Any], str, bool]] = {
 }
 
 
+@pytest.mark.parametrize("lane", ["direct", "batch"])
 @pytest.mark.parametrize("kind", BAD)
 async def test_a_record_without_sense_is_dead_lettered_and_its_neighbours_are_served(
-    kind: str,
+    kind: str, lane: Any
 ) -> None:
     changes, reason, is_known = BAD[kind]
     yard = Yard()
     backend = ScriptedBackend()
-    place(yard, "before")
-    bad = placed(yard, "bad", metadata="m")
+    place(yard, "before", lane=lane)
+    bad = placed(yard, "bad", lane=lane, metadata="m")
     kept = [header for header in bad.headers if header[0] not in changes]
     bad.headers = kept + [(n, v) for n, v in changes.items() if v is not None]
     yard.cluster.publish(bad)
-    place(yard, "after")
+    place(yard, "after", lane=lane)
     transactor = await started(yard, backend, 2)
     assert backend.began == ["before", "after"]
     for name in ("before", "after"):
         backend.finish(name)
-    await step_until(transactor, lambda: progress(yard) == Progress(3), "all three")
+    await step_until(transactor, lambda: progress(yard, lane=lane) == Progress(3), "all three")
     (letter,) = yard.dead_letters()
     assert (letter.key, letter.value) == (b"bad", bad.value)
     assert header(letter, h.REASON) == reason
@@ -203,6 +204,32 @@ async def test_a_record_without_sense_is_dead_lettered_and_its_neighbours_are_se
         assert results["bad"].metadata == "m"
         assert results["bad"].error is not None
         assert results["bad"].error.code == reason
+
+
+@pytest.mark.parametrize("is_elsewhere", [True, False])
+async def test_a_member_of_a_batch_that_fails_fails_alone(is_elsewhere: bool) -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    for n in range(3):
+        place(yard, f"s{n}", lane="batch", task="summarization")
+    transactor = await started(yard, backend, 3)
+    backend.lose("s1", elsewhere=is_elsewhere)
+    await step_until(transactor, lambda: len(yard.evidence()) == 1, "the failure")
+    for name in ("s0", "s2"):
+        backend.finish(name)
+    await step_until(transactor, lambda: len(yard.evidence()) == 3, "the others")
+    steps = {e.request_id: e.step for e in yard.evidence()}
+    assert steps == {
+        "s0": "executed",
+        "s1": "fell_back" if is_elsewhere else "failed",
+        "s2": "executed",
+    }
+    ended = {name: result.status for name, result in yard.results().items()}
+    failed = {} if is_elsewhere else {"s1": "failed"}
+    assert ended == {"s0": "completed", "s2": "completed"} | failed
+    again = [record.key for record in yard.cluster.records(yard.catalogue.reroutes)]
+    assert again == ([b"s1"] if is_elsewhere else [])
+    assert progress(yard, lane="batch") == Progress(3)
 
 
 async def test_a_dead_letter_that_the_log_refuses_ends_the_process() -> None:

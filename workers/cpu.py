@@ -13,6 +13,7 @@ from streams import Clock
 from topics import Response, Usage, VariantStatus
 from workers.backend import Call, CallError, Load, Outcome
 from workers.cpu_models import Classifier, Embedder, TooLongError
+from workers.surprises import Surprises
 
 INPUTS_MAX = 2048
 ENCODINGS = ("float", "base64")
@@ -36,6 +37,7 @@ class CPUBackend:
         self._threads = ThreadPoolExecutor(declared.threads, thread_name_prefix="cpu-backend")
         self._running = dict.fromkeys(self._options, 0)
         self._pace = Pace()
+        self._surprises = Surprises(options[0].pool)
 
     async def start(self) -> None:
         """Nothing to start: models are loaded when the backend is made."""
@@ -56,7 +58,7 @@ class CPUBackend:
         try:
             loop = asyncio.get_running_loop()
             body, tokens, device_s = await loop.run_in_executor(
-                self._threads, self._compute, call, texts
+                self._threads, self._try_to_compute, call, texts
             )
         finally:
             self._running[variant] -= 1
@@ -77,6 +79,20 @@ class CPUBackend:
             for variant, running in self._running.items()
         }
         return Load(0.0, variants)
+
+    def _try_to_compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
+        """As ``_compute``; whatever else the libraries raise fails this call and no other."""
+        try:
+            return self._compute(call, texts)
+        except CallError:
+            raise
+        # A panic of compiled code is no Exception.
+        except BaseException as error:
+            self._surprises.tell(error)
+            message = f"the model raised {type(error).__name__}"
+            raise CallError(
+                "server_error", message, retry="elsewhere", is_pool_fault=True
+            ) from error
 
     def _compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
         """Return body, tokens read, and the time it took without the wait for a thread."""

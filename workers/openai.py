@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -19,11 +19,12 @@ from streams import Clock
 from topics import Response, VariantStatus
 from topics.codec import JSON_DEPTH_MAX
 from workers.backend import Call, CallError, Load, Outcome
-from workers.openai_answer import Assembled, bad_answer, usage_of
+from workers.openai_answer import Assembled, bad_answer, tokens_by_text, usage_of
 from workers.openai_errors import classify
 from workers.openai_server import OpenAIServer, read_body
 from workers.server_metrics import ServerMetrics
 from workers.sse import read_events
+from workers.surprises import Surprises
 
 # What is kept of an error's body, which the client may see.
 ERROR_BYTES_MAX = 64 * 1024
@@ -57,8 +58,8 @@ PROBES: dict[str, dict[str, Any]] = {
 @dataclass(slots=True)
 class _Answer:
     body: dict[str, Any]
-    pieces: int = 0
-    """Streamed pieces of the reply, a token each with most servers."""
+    output_tokens: int
+    """As counted here: pieces of a stream, a token each with most servers; else by the text."""
     first_token_at: float | None = None
 
 
@@ -82,6 +83,7 @@ class OpenAIBackend:
         self._running = dict.fromkeys(self._options, 0)
         self._pace = Pace()
         self._each_s = 0.0
+        self._surprises = Surprises(options[0].pool)
 
     async def start(self) -> None:
         """Make the connection pool and begin to read the server's metrics."""
@@ -99,8 +101,9 @@ class OpenAIBackend:
         operations = self._options[variant].operations
         operation = next(name for name in PATHS if name in operations)
         body = PROBES[operation] | {"model": self._served(variant)}
-        async with self._server.post(PATHS[operation], body) as response:
-            await self._json(response)
+        with self._distrusting():
+            async with self._server.post(PATHS[operation], body) as response:
+                await self._json(response)
 
     async def execute(self, call: Call) -> Outcome:
         """Run one request at the server. Raises CallError."""
@@ -114,7 +117,8 @@ class OpenAIBackend:
         own_mark = self._shares_of[variant].begin(began_at)
         started_at = self._clock.now()
         try:
-            answer = await self._ask(call)
+            with self._distrusting():
+                answer = await self._ask(call)
         finally:
             self._running[variant] -= 1
             ended_at = self._loop.time()
@@ -122,7 +126,9 @@ class OpenAIBackend:
             among_its_own_s = self._shares_of[variant].end(own_mark, ended_at)
         finished_at = self._clock.now()
         usage = usage_of(
-            answer.body, input_tokens=call.profile.input_tokens, output_tokens=answer.pieces
+            answer.body,
+            input_tokens=call.profile.input_tokens,
+            output_tokens=answer.output_tokens,
         )
         input_tokens = max(1, usage.input_tokens)
         cached_tokens = min(usage.cached_tokens, input_tokens)
@@ -155,6 +161,17 @@ class OpenAIBackend:
         replicas = next(iter(self._options.values())).replicas
         return Load(queued * self._each_s / replicas, variants, server)
 
+    @contextlib.contextmanager
+    def _distrusting(self) -> Iterator[None]:
+        """Turn whatever an answer raises that nobody has thought of into a bad answer."""
+        try:
+            yield
+        except (CallError, TimeoutError):
+            raise
+        except Exception as error:
+            self._surprises.tell(error)
+            raise bad_answer(f"{type(error).__name__} while it was read") from error
+
     async def _ask(self, call: Call) -> _Answer:
         operation = call.profile.operation
         is_streamed = self._declared.stream and operation in _STREAMED
@@ -175,7 +192,7 @@ class OpenAIBackend:
                 if not isinstance(body.get(_ANSWERED_IN[operation]), list):
                     self._raise_error_of(body)
                     raise bad_answer(f"it has no {_ANSWERED_IN[operation]}")
-                return _Answer(body)
+                return _Answer(body, tokens_by_text(body))
         except TimeoutError as error:
             message = "the server was silent for longer than its pool allows"
             raise CallError("timeout", message, retry="elsewhere", is_pool_fault=True) from error
@@ -190,7 +207,7 @@ class OpenAIBackend:
                 # Only what brings the answer on counts as a sign of life.
                 limit.reschedule(self._loop.time() + self._declared.idle_s_max)
                 if call.tell is not None:
-                    await call.tell(chunk)
+                    await call.tell(_checked(chunk))
         return _Answer(_checked(assembled.body()), assembled.chunks, first_token_at)
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
@@ -214,7 +231,7 @@ class OpenAIBackend:
         if error:
             code = error.get("code") if isinstance(error, dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else 500
-            raise classify(status, chunk, {}, self._clock.now())
+            raise classify(status, _checked(chunk), {}, self._clock.now())
 
     async def _json(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
         """Return an answer that is not streamed. Raises CallError."""

@@ -2,14 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from policies.fleet import OpenAIBackend as Declared
 from topics import ServerLoad
-from workers.backend import CallError
 from workers.openai_server import OpenAIServer, read_body
 
 BYTES_MAX = 2 * 1024 * 1024
@@ -17,6 +16,12 @@ SCRAPE_S = 1.0
 SCRAPE_S_MAX = 5.0
 # A server without metrics is asked again now and then: they may be switched on.
 ASK_AGAIN_S = 60.0
+# Of the lines that matter some hundreds, a series for each engine or model, fit in here.
+TOLD_CHARACTERS_MAX = 64 * 1024
+# More than any server has. What it tells may be beyond what can be added up, or written in JSON.
+VALUE_MAX = 1_000_000_000
+# Of what is wrong with a page, which may quote a line of it.
+SHOWN_CHARACTERS_MAX = 200
 
 # Running, queued, share of the KV cache in use: as vLLM, SGLang, TGI and llama.cpp name them.
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -79,10 +84,11 @@ class ServerMetrics:
                     self.load = await self._scrape()
                 if self.load is None:
                     wait_s = ASK_AGAIN_S
-            except (CallError, TimeoutError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next page may be well
                 self.load = None
                 if had_some:
-                    logger.warning("no metrics from %s: %s", self._url, error)
+                    told = f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS_MAX]
+                    logger.warning("no metrics from %s: %s", self._url, told)
             await asyncio.sleep(wait_s)
 
     async def _scrape(self) -> ServerLoad | None:
@@ -105,21 +111,19 @@ def read_load(text: str, names: Mapping[str, str]) -> ServerLoad | None:
             of those known.
 
     Raises:
-        ValueError: it is no such page.
+        ValueError: it is no such page, or has too many series.
     """
     wanted = {
         name: field
         for field, known in _NAMES.items()
         for name in ((names[field],) if field in names else known)
     }
-    # Of a page of thousands of lines a few matter; parsing all would hold up the worker.
-    lines = [line for line in text.splitlines() if line.startswith(tuple(wanted))]
     found: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+    for family in text_string_to_metric_families(_lines_of(text, tuple(wanted))):
         for sample in family.samples:
             field = wanted.get(sample.name)
             if field is not None and 0 <= sample.value < float("inf"):
-                found.setdefault(field, []).append(sample.value)
+                found.setdefault(field, []).append(min(sample.value, VALUE_MAX))
     if not found:
         return None
     counts = {field: round(sum(found[field])) for field in ("running", "queued") if field in found}
@@ -127,3 +131,24 @@ def read_load(text: str, names: Mapping[str, str]) -> ServerLoad | None:
     return ServerLoad(
         counts.get("running"), counts.get("queued"), None if usage is None else min(usage, 1.0)
     )
+
+
+def _lines_of(page: str, names: Sequence[str]) -> str:
+    """Return the lines that begin with one of the names.
+
+    Of a page of thousands a few matter; to parse all, or only to take the page apart, would hold up
+    the worker.
+    """
+    page = f"\n{page}\n"
+    lines, characters = dict[int, str](), 0
+    for name in names:
+        at = page.find(f"\n{name}")
+        while at >= 0:
+            end = page.index("\n", at + 1)
+            if at not in lines:
+                lines[at] = page[at + 1 : end + 1]
+                characters += end - at
+            if characters > TOLD_CHARACTERS_MAX:
+                raise ValueError(f"more than {TOLD_CHARACTERS_MAX:,} characters of series")
+            at = page.find(f"\n{name}", end)
+    return "".join(lines.values())

@@ -20,17 +20,21 @@ async def read_events(pieces: AsyncIterator[bytes], bytes_max: int) -> AsyncIter
     Raises:
         CallError: the body or one event is too long.
     """
-    rest, data = b"", b""
+    values: list[bytes] = []
+    rest, event_bytes = b"", 0
     async for line in _lines(pieces, bytes_max):
         if line.startswith(_DATA):
-            value = line[len(_DATA) :].removeprefix(b" ")
-            data = data + b"\n" + value if data else value
-        elif not line and data:
-            yield data
-            data = b""
+            values.append(line[len(_DATA) :].removeprefix(b" "))
+            event_bytes += len(line) + 1
+            if event_bytes > EVENT_BYTES_MAX:
+                raise too_large(EVENT_BYTES_MAX)
+        elif not line:
+            if data := b"\n".join(values):
+                yield data
+            values, event_bytes = [], 0
         rest = line
     # The last event of a body that ends without a blank line, if its own line had an end.
-    if data and rest.startswith(_DATA):
+    if rest.startswith(_DATA) and (data := b"\n".join(values)):
         yield data
 
 
@@ -40,11 +44,12 @@ async def _lines(pieces: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[
         total += len(piece)
         if total > bytes_max:
             raise too_large(bytes_max)
-        buffered += piece
-        *lines, last = buffered.split(b"\n")
+        *lines, last = piece.split(b"\n")
         for line in lines:
-            yield bytes(line.removesuffix(b"\r"))
-        buffered = bytearray(last)
+            buffered += line
+            yield bytes(buffered.removesuffix(b"\r"))
+            buffered.clear()
+        buffered += last
         if len(buffered) > EVENT_BYTES_MAX:
             raise too_large(EVENT_BYTES_MAX)
 

@@ -1,0 +1,116 @@
+"""What a worker tells of itself: at a steady beat, a circuit at once, its end when it stops."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_cases import FLEET
+from stream_cases import Yard, make_settings
+from system import eventually
+from typer.testing import CliRunner
+from worker_cases import POOL, ScriptedBackend, make_worker
+
+from policies.experience import Experience
+from shunter.cli import app
+from topics import Catalogue, PoolStatus, Topic, decode
+from topics.access import worker as worker_role
+from workers import Breakers, heartbeat, run
+from workers.breaker import FAILURES_MAX
+from workers.heartbeat import Heartbeat
+
+VARIANT = "yard-8b-fp8"
+HEARTBEAT_S = 60.0
+
+
+class Producer:
+    """Keeps what it is given to send."""
+
+    def __init__(self, sent: list[PoolStatus]) -> None:
+        self._sent = sent
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
+
+    async def send_and_wait(self, topic: str, value: bytes, *, key: bytes) -> None:
+        status = decode(PoolStatus, value)
+        assert key == f"{status.pool}/{status.instance}".encode()
+        self._sent.append(status)
+
+
+@contextlib.asynccontextmanager
+async def beating(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[Breakers, list[PoolStatus]]]:
+    """Give the circuits of a worker that beats once a minute, and what it has told."""
+    sent: list[PoolStatus] = []
+    monkeypatch.setattr(heartbeat, "AIOKafkaProducer", lambda **_: Producer(sent))
+    yard, backend = Yard(), ScriptedBackend()
+    served = yard.options.by_pool[POOL]
+    breakers = Breakers(POOL, [option.variant for option in served], backend, yard.clock)
+    service = Heartbeat(
+        make_settings(heartbeat_s=HEARTBEAT_S),
+        served[0],
+        make_worker(yard, backend),
+        backend,
+        breakers,
+        Experience(0.0),
+        yard.clock,
+        yard.options.version,
+    )
+    await service.start()
+    try:
+        yield breakers, sent
+    finally:
+        await service.stop()
+
+
+async def test_a_circuit_that_opens_or_closes_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with beating(monkeypatch) as (breakers, sent):
+        await asyncio.sleep(0.05)
+        assert [status.variants[VARIANT].circuit for status in sent] == ["closed"]
+        for _ in range(FAILURES_MAX):
+            breakers.failed(VARIANT)
+
+        async def is_told() -> bool:
+            return sent[-1].variants[VARIANT].circuit == "open"
+
+        await eventually(is_told, "routers know that the circuit is open", HEARTBEAT_S / 10)
+        await breakers._probe(VARIANT)
+
+        async def is_told_again() -> bool:
+            return sent[-1].variants[VARIANT].circuit == "closed"
+
+        await eventually(is_told_again, "and that it is closed", HEARTBEAT_S / 10)
+        assert {status.state for status in sent} == {"up"}
+        assert len(sent) <= 4
+    assert sent[-1].state == "down"
+
+
+def test_a_worker_needs_no_more_of_the_fleet_than_its_own_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Topic] = []
+    started: list[Any] = []
+    monkeypatch.setattr(run, "check_topics", lambda _, topics: checked.extend(topics))
+    monkeypatch.setattr(run, "run_app", lambda *arguments, **_: started.append(arguments))
+    backend = "    backend: {type: openai, base_url: 'https://x.test/v1'}\n"
+    (tmp_path / "fleet.yaml").write_text(FLEET + backend)
+    arguments = ["worker", "here", "--fleet", str(tmp_path / "fleet.yaml"), "--instance", "here-0"]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exception is None, outcome.output
+    ((name, settings, services),) = started
+    assert (name, settings.instance) == ("worker-here", "here-0")
+    assert any(isinstance(service, Heartbeat) for service in services)
+    catalogue = Catalogue(settings)
+    assert {topic.name for topic in checked} >= {
+        catalogue.pool_lane("here", lane) for lane in ("direct", "batch")
+    }
+    assert {topic.name for topic in checked} <= set(worker_role(catalogue, "here").topics())
