@@ -182,6 +182,13 @@ async def test_a_probe_that_passes_closes_the_circuit_and_one_that_fails_waits_l
     assert breaker.probe_at == pytest.approx(clock.at + 1.0)
 
 
+def test_a_clock_that_was_set_back_delays_no_probe() -> None:
+    breaker = Breaker()
+    breaker.reopen(START)
+    assert [breaker.is_due(START + s) for s in (0.0, 0.9, 1.0, 5.0)] == [False, False, True, True]
+    assert breaker.is_due(START - 3600)
+
+
 def test_a_server_that_answers_probes_alone_is_probed_less_and_less_often() -> None:
     breaker, waits = Breaker(), []
     for _ in range(6):

@@ -196,6 +196,14 @@ async def never_end(x: Exchange) -> None:
     await asyncio.sleep(60)
 
 
+async def cut_behind_the_end(x: Exchange) -> None:
+    await x.events()
+    await x.event(x.piece("one ", "stop"))
+    await x.event(b"[DONE]")
+    await asyncio.sleep(0.1)
+    x.writer.close()
+
+
 async def older_error_in_the_stream(x: Exchange) -> None:
     await x.events()
     await x.event({"object": "error", "message": "maximum context length is 4", "code": 400})
@@ -302,8 +310,9 @@ async def test_a_hostile_server_fails_its_calls_and_nothing_else(name: str) -> N
         assert (await backend.execute(call())).usage.output_tokens == 3
 
 
-async def test_an_answer_that_is_complete_counts_though_its_body_never_ends() -> None:
-    async with serving(never_end) as server, backend_at(server.base_url, idle_s_max=9) as backend:
+@pytest.mark.parametrize("behave", [never_end, cut_behind_the_end])
+async def test_an_answer_that_is_complete_counts_though_its_body_has_no_end(behave: Any) -> None:
+    async with serving(behave) as server, backend_at(server.base_url, idle_s_max=9) as backend:
         async with asyncio.timeout(8):
             outcome = await backend.execute(call())
     assert outcome.response.body["choices"][0]["message"]["content"] == "one "

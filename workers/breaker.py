@@ -54,6 +54,11 @@ class Breaker:
         self.probe_at = now + self.probe_after_s
         self.probe_after_s = min(self.probe_after_s * 2, PROBE_AFTER_S_MAX)
 
+    def is_due(self, now: float) -> bool:
+        """Tell whether it is time for a probe."""
+        # None is set so far ahead, unless the clock was set back since then.
+        return not 0.0 < self.probe_at - now <= 2 * PROBE_AFTER_S_MAX
+
     def close(self) -> None:
         """Send again. A server that answers probes alone is asked less and less often."""
         self.state = "closed"
@@ -105,7 +110,7 @@ class Breakers:
         while True:
             now = self._clock.now()
             opened = {v: b for v, b in self._breakers.items() if b.state == "open"}
-            due = [variant for variant, breaker in opened.items() if breaker.probe_at <= now]
+            due = [variant for variant, breaker in opened.items() if breaker.is_due(now)]
             await asyncio.gather(*(self._probe(variant) for variant in due))
             if due:
                 continue

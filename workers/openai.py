@@ -214,8 +214,9 @@ class OpenAIBackend:
         pieces = response.content.iter_any()
         async for data in read_events(pieces, self._declared.answer_bytes_max):
             if data == _DONE:
-                # With the end of the body read, too, the connection can be used again.
-                with contextlib.suppress(TimeoutError):
+                # With the end of the body read, too, the connection can be used again. Without,
+                # the answer is whole nevertheless.
+                with contextlib.suppress(TimeoutError, aiohttp.ClientError):
                     async with asyncio.timeout(END_S_MAX):
                         await response.content.readany()
                 return
