@@ -129,11 +129,15 @@ class System:
                 self.kill(name)
 
     def start(self, *names: str) -> None:
-        """Start processes: ``router`` (or ``router-b`` and so on), ``pool`` (or ``pool#1``)."""
+        """Start processes: ``router`` (or ``router-b`` and so on), ``pool`` (or ``pool#1``).
+
+        ``pool#evacuate`` evacuates the pool.
+        """
         for name in names:
-            arguments = (
-                ["router"] if name.startswith("router") else ["worker", name.partition("#")[0]]
-            )
+            pool, _, which = name.partition("#")
+            arguments = ["router"] if name.startswith("router") else ["worker", pool]
+            if which == "evacuate":
+                arguments.append("--evacuate")
             with (self.directory / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, "-m", "shunter", *arguments],

@@ -17,6 +17,7 @@ from policies.experience import Experience
 from shunter.cli import app
 from topics import Catalogue, PoolStatus, Topic, decode
 from topics.access import worker as worker_role
+from topics.status import State
 from workers import Breakers, heartbeat, run
 from workers.breaker import FAILURES_MAX
 from workers.heartbeat import Heartbeat
@@ -45,7 +46,7 @@ class Producer:
 
 @contextlib.asynccontextmanager
 async def beating(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, state: State = "up"
 ) -> AsyncIterator[tuple[Breakers, list[PoolStatus]]]:
     """Give the circuits of a worker that beats once a minute, and what it has told."""
     sent: list[PoolStatus] = []
@@ -62,12 +63,22 @@ async def beating(
         Experience(0.0),
         yard.clock,
         yard.options.version,
+        state=state,
     )
     await service.start()
     try:
         yield breakers, sent
     finally:
         await service.stop()
+
+
+async def test_routers_are_told_to_send_nothing_to_a_pool_that_is_evacuated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with beating(monkeypatch, "draining") as (breakers, sent):
+        breakers.changed.set()
+        await asyncio.sleep(0.05)
+    assert [status.state for status in sent] == ["draining", "draining", "down"]
 
 
 async def test_a_circuit_that_opens_or_closes_is_told_at_once(

@@ -112,3 +112,36 @@ async def test_a_pool_that_answers_no_more_is_left_and_avoided(
 
 def fallbacks(system: System, request_id: str) -> list[dict[str, str]]:
     return system.result(request_id)["placement"]["fallbacks"]
+
+
+async def test_a_pool_that_is_gone_is_evacuated(kafka: str, prefix: str, tmp_path: Path) -> None:
+    async def never(x: Exchange) -> None:
+        if "chat" in x.path:
+            await asyncio.Event().wait()
+        await good(x)
+
+    ids = [f"c-{n}" for n in range(8)]
+    async with serving(never) as server:
+        there = FLEET["pools"]["premium-eu"] | {"backend": {"type": "simulated"}}
+        backend = {"type": "openai", "base_url": server.base_url}
+        gone = copy.deepcopy(there) | {"backend": backend, "usd_per_hour": 0.1}
+        fleet = {"pools": {"gone": gone, "premium-eu": there}}
+        async with System(kafka, prefix, tmp_path, fleet=fleet, policy_speed=1.0) as system:
+            system.start("router", "gone")
+            for request_id in ids:
+                await system.publish(chat(request_id))
+
+            async def all_are_sent() -> bool:
+                await system.read()
+                return all("placed" in system.steps(name) for name in ids)
+
+            await eventually(all_are_sent, "all are sent", 30)
+            system.kill("gone")
+            system.start("premium-eu", "gone#evacuate")
+            await system.wait_for_results(ids)
+            for name in ids:
+                assert system.result(name)["status"] == "completed"
+                assert system.result(name)["placement"]["pool"] == "premium-eu"
+                assert [(f["pool"], f["reason"]) for f in fallbacks(system, name)] == [
+                    ("gone", "unavailable")
+                ]

@@ -15,14 +15,15 @@ from worker_cases import POOL, MemorySink, place
 from policies import allow_again, decide
 from topics import Fallback, Profile, VariantStatus
 from topics import headers as h
-from workers import Attempts, Breakers, OpenAIBackend, Worker
+from workers import Attempts, Backend, Breakers, Worker
 from workers.ending import Ending
+from workers.evacuation import Evacuation
 from workers.streaming import Streams
 
 VARIANT = "yard-8b-fp8"
 
 
-def worker_on(yard: Yard, backend: OpenAIBackend) -> tuple[Worker, Breakers]:
+def worker_on(yard: Yard, backend: Backend) -> tuple[Worker, Breakers]:
     served = yard.options.by_pool[POOL]
     breakers = Breakers(POOL, [VARIANT], backend, yard.clock)
     attempts = Attempts(
@@ -67,6 +68,26 @@ async def test_whatever_a_server_does_each_request_ends_and_the_worker_goes_on(n
     reroutes = yard.cluster.records(yard.catalogue.reroutes)
     assert [r.key for r in reroutes][:1] == ([] if retry == "never" else [b"c0"])
     assert yard.results()["c1"].status == "completed"
+
+
+async def test_what_stands_in_the_lanes_of_a_pool_that_is_gone_is_evacuated() -> None:
+    yard = Yard()
+    place(yard, "now")
+    place(yard, "later", lane="batch")
+    place(yard, "late", deadline=START - 1.0)
+    worker, breakers = worker_on(yard, Evacuation(yard.options.by_pool[POOL]))
+    transactor = await yard.run(worker, MemoryLog(yard.cluster, "a"))
+    await step_until(transactor, lambda: len(yard.evidence()) == 3, "the end of all")
+    assert {e.request_id: (e.step, e.reason) for e in yard.evidence()} == {
+        "now": ("fell_back", "unavailable"),
+        "later": ("fell_back", "unavailable"),
+        "late": ("expired", "deadline_passed"),
+    }
+    assert yard.results()["late"].status == "expired"
+    reroutes = yard.cluster.records(yard.catalogue.reroutes)
+    assert sorted(r.key or b"" for r in reroutes) == [b"later", b"now"]
+    assert all(POOL in h.read_profile(r.headers).exclude_pools for r in reroutes)
+    assert breakers.state(VARIANT) == "closed"
 
 
 async def test_a_refusal_is_in_the_result_and_not_in_the_evidence() -> None:

@@ -35,8 +35,12 @@ class Heartbeat(Service):  # type: ignore[misc]
         experience: Experience,
         clock: Clock,
         fleet_version: str,
+        *,
+        state: State = "up",
     ) -> None:
+        """Report ``state`` until the worker drains."""
         super().__init__()
+        self._state = state
         self._settings = settings
         self._topic = Catalogue(settings).pool_status
         self._option = option
@@ -56,7 +60,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         )
         await producer.start()
         self._producer = producer
-        await self._report("up")
+        await self._report(self._state)
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _beat(self) -> None:
@@ -64,7 +68,7 @@ class Heartbeat(Service):  # type: ignore[misc]
             await self.wait(self._breakers.changed, timeout=self._settings.heartbeat_s)
             if not self.should_stop:
                 self._breakers.changed.clear()
-                await self._report("draining" if self._worker.is_draining else "up")
+                await self._report("draining" if self._worker.is_draining else self._state)
 
     async def on_stop(self) -> None:
         """Say that nothing more should come; without a broker nobody could hear it."""

@@ -21,6 +21,7 @@ from workers.backend import Backend
 from workers.breaker import Breakers
 from workers.cpu import CPUBackend
 from workers.ending import Ending
+from workers.evacuation import Evacuation
 from workers.gauges import profile_of, worker_gauges
 from workers.heartbeat import Heartbeat
 from workers.host import read_host
@@ -51,8 +52,8 @@ def make_backend(pool: Pool, options: tuple[Option, ...], policy: Policy, clock:
     return SimulatedBackend(options, clock, usual_tokens)
 
 
-def run_worker(pool: str, settings: Settings) -> NoReturn:
-    """Serve a pool until told to stop.
+def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoReturn:
+    """Serve a pool until told to stop, or hand what stands in its lanes to other pools.
 
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.
@@ -68,7 +69,9 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
         raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
     served = options.by_pool[pool]
     clock = SystemClock()
-    backend = make_backend(fleet.pools[pool], served, policy, clock)
+    backend: Backend = (
+        Evacuation(served) if evacuates else make_backend(fleet.pools[pool], served, policy, clock)
+    )
     catalogue = Catalogue(settings)
     # Not those that a worker has no business with: it may not so much as see them.
     own = worker_role(catalogue, pool).topics()
@@ -115,7 +118,15 @@ def run_worker(pool: str, settings: Settings) -> NoReturn:
             publisher,
             DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)]),
             Heartbeat(
-                settings, served[0], worker, backend, breakers, experience, clock, options.version
+                settings,
+                served[0],
+                worker,
+                backend,
+                breakers,
+                experience,
+                clock,
+                options.version,
+                state="draining" if evacuates else "up",
             ),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,

@@ -23,6 +23,14 @@ def worker(
     fleet: FleetFile = None,
     policy: PolicyFile = None,
     instance: Instance = None,
+    evacuate: Annotated[
+        bool,
+        typer.Option(
+            "--evacuate",
+            help="Run nothing: hand what stands in the pool's lanes to other pools. Routers send"
+            " nothing more to a pool of which no other worker is up.",
+        ),
+    ] = False,
 ) -> None:
     """Serve the requests of one pool on its backend.
 
@@ -40,6 +48,6 @@ def worker(
         instance=instance,
     )
     try:
-        run_worker(pool, settings)
+        run_worker(pool, settings, evacuates=evacuate)
     except (UnknownPoolError, BackendSettingError) as error:
         raise UserError(str(error)) from error
