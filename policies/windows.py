@@ -74,6 +74,11 @@ class GivenUp:
     member: Member
     reason: Literal["deadline_passed", "pool_unavailable", "refused", "cancelled"]
 
+    @property
+    def members(self) -> tuple[Member]:
+        """As of a release."""
+        return (self.member,)
+
 
 # A group is looked at no more often than this while nothing happens to it.
 LOOK_S_MIN = 0.1

@@ -175,7 +175,7 @@ class Batcher:
         held = self._partitions[partition]
         for effect in work.effects:
             if isinstance(effect.subject, Release | GivenUp):
-                for member in _members(effect.subject):
+                for member in effect.subject.members:
                     self._drop(held, member.profile.id)
         held.unreadable.clear()
         held.committed_offset = work.progress.next_offset
@@ -250,7 +250,7 @@ class Batcher:
             if (member := held.windows.find(request_id)) is not None
         )
         for end in chain(cancelled, held.windows.due(now, target, without=held.cancelled)):
-            released_bytes += sum(held.payloads.size(m.profile.id) for m in _members(end))
+            released_bytes += sum(held.payloads.size(m.profile.id) for m in end.members)
             if ends and released_bytes > RELEASED_BYTES_MAX:
                 # Before the view counts it: it stays due.
                 break
@@ -264,12 +264,12 @@ class Batcher:
                 view = self._situation.view
                 view.add_sent(end.target.option, device_s, len(end.members), end.tokens)
             ends.append((end, judged))
-            released += len(_members(end))
+            released += len(end.members)
             if released >= RELEASED_MAX:
                 break
         if self._log is None:
             raise LogError("work before restore")
-        wanted = [m for end, _ in ends for m in _members(end)]
+        wanted = [m for end, _ in ends for m in end.members]
         await held.payloads.load(self._log, [(m.profile.id, m.offset) for m in wanted])
         return [
             self._release(held, end, judged, now)
@@ -398,7 +398,3 @@ class Batcher:
     def _wants_commit(held: Held, now: float) -> bool:
         moved = held.next_offset > held.committed_offset
         return moved and now - held.committed_at >= COMMIT_EVERY_S
-
-
-def _members(end: Release | GivenUp) -> Sequence[Member]:
-    return end.members if isinstance(end, Release) else (end.member,)

@@ -3,7 +3,7 @@
 import random
 from typing import NoReturn
 
-from policies import Option, Policy, Pool, compile_options
+from policies import Option, Options, Policy, Pool, compile_options
 from policies.experience import Experience
 from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
@@ -50,6 +50,13 @@ def make_backend(pool: Pool, options: tuple[Option, ...], policy: Policy, clock:
         return CPUBackend(pool.backend, options, clock)
     usual_tokens = {name: each.output_tokens for name, each in policy.classes.items()}
     return SimulatedBackend(options, clock, usual_tokens)
+
+
+def _served_by(pool: str, options: Options) -> tuple[Option, ...]:
+    if pool not in options.by_pool:
+        known = ", ".join(sorted(options.by_pool))
+        raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
+    return options.by_pool[pool]
 
 
 def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoReturn:
@@ -118,13 +125,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
             publisher,
             DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)]),
             Heartbeat(
-                settings,
-                served[0],
-                worker,
-                backend,
-                breakers,
-                experience,
-                clock,
+                *(settings, served[0], worker, backend, breakers, experience, clock),
                 options.version,
                 state="draining" if evacuates else "up",
             ),
