@@ -71,10 +71,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     """
     fleet, policy = load_fleet(settings.fleet), load_policy(settings.policy)
     options = compile_options(fleet)
-    if pool not in options.by_pool:
-        known = ", ".join(sorted(options.by_pool))
-        raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
-    served = options.by_pool[pool]
+    served = _served_by(pool, options)
     clock = SystemClock()
     backend: Backend = (
         Evacuation(served) if evacuates else make_backend(fleet.pools[pool], served, policy, clock)
@@ -96,13 +93,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     publisher = StreamPublisher(settings, clock)
     spans = [WorkSpans(telemetry, catalogue, clock, pool)]
     worker = Worker(
-        pool,
-        served,
-        attempts,
-        scribe,
-        ending,
-        clock,
-        cancellations,
+        *(pool, served, attempts, scribe, ending, clock, cancellations),
         Streams(publisher),
         in_flight_max=settings.in_flight_max,
         share_of=lambda tenant: policy.limits_of(tenant).share,
