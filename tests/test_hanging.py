@@ -156,6 +156,7 @@ async def test_half_a_transaction_of_a_predecessor_that_lives_is_not_committed(
 
     monkeypatch.setattr(hanging, "_hanging_partitions", wake_up_and_look)
     seen = await seen_by_successor(settings, log, name)
+    await sleeper.close()
     assert looks
     assert b"whole" in seen
     assert b"half" not in seen
