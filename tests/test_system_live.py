@@ -202,7 +202,7 @@ async def test_the_page_tells_stories_and_takes_nothing_for_markup(
             pytest.skip("no Chromium here")
         link = f"http://127.0.0.1:{port}/?id={urllib.parse.quote(HOSTILE)}"
         async with browsing(program, link) as tab:
-            await tab.until("document.getElementById('told').querySelector('article') !== null")
+            await tab.until("Boolean(document.querySelector('#told article'))")
             await drawn_as_told(tab, port, 2)
             page = await tab.evaluate("document.documentElement.outerHTML")
             assert "<title>Shunter</title>" in page
