@@ -198,7 +198,8 @@ async def refuse_large(scene: Scene) -> None:
 async def delete_topic(scene: Scene) -> None:
     """The dead-letter topic deleted, and created again after 5 s"""
     topic = scene.system.catalogue.dead_letters
-    # What it holds would be gone: its reader must have it first.
+    # What it holds is gone, and a reader that lags never sees it.
+    scene.load.letters_deleted = True
     scene.load.bad = False
     await asyncio.sleep(5)
     await asyncio.to_thread(scene.kafka.delete_topics([topic])[topic].result)

@@ -50,6 +50,7 @@ class Ledger:
         self._entries, self._duplicates = _Column("B"), _Column("B")
         self._finished_at = _Column("d")
         self._dead: Counter[str] = Counter()
+        self._told_dead: Counter[str] = Counter()
         # A reader that lost its place begins again: what it has had is passed over.
         self._read_to: dict[tuple[str, int], int] = {}
         self._dead_read: set[tuple[int, int]] = set()
@@ -106,6 +107,8 @@ class Ledger:
             self._take_result(told)
         elif str(told["request_id"]).startswith(f"{REQUEST}-"):
             self._take_evidence(told)
+        elif told["step"] == "dead_lettered":
+            self._told_dead[told["request_id"]] += 1
 
     def _take_result(self, result: dict[str, Any]) -> None:
         number = int(result["id"].partition("-")[2])
@@ -172,13 +175,9 @@ class Ledger:
         found = list(self._wrong)
         for number in range(len(load.published_at)):
             found += self._problems_of(number, load)
-        told = {key: n for key, n in self._dead.items() if key.startswith(f"{BAD}-")}
-        for key in sorted(load.published_bad | told.keys()):
-            count = told.get(key, 0)
-            if key not in load.published_bad:
-                found.append(f"{key} was never published")
-            elif count > 1 or (count == 0 and key not in load.unsure):
-                found.append(f"{key} is {count} dead letters")
+        dead = {key for key in (*self._dead, *self._told_dead) if key.startswith(f"{BAD}-")}
+        for key in sorted(load.published_bad | dead):
+            found += self._problems_of_bad(key, load)
         return found
 
     def _problems_of(self, number: int, load: Load) -> Iterator[str]:
@@ -196,6 +195,15 @@ class Ledger:
         resent, duplicates = int(number in load.published_twice), int(self._duplicates[number])
         if duplicates > resent or (is_sure and duplicates < resent):
             yield f"{name} came {1 + resent} times, and is {duplicates} times known as a duplicate"
+
+    def _problems_of_bad(self, key: str, load: Load) -> Iterator[str]:
+        letters, told = self._dead[key], self._told_dead[key]
+        if key not in load.published_bad:
+            yield f"{key} was never published"
+        elif told > 1 or (told == 0 and key not in load.unsure):
+            yield f"{key} is {told} times evidenced as a dead letter"
+        elif letters > told or (letters < told and not load.letters_deleted):
+            yield f"{key} is {letters} dead letters, and evidenced"
 
 
 def misplaced(what: str, kind: Kind, region: str, precision: str) -> list[str]:

@@ -103,6 +103,8 @@ class Load:
         self.published_twice: set[int] = set()
         self.published_bad: set[str] = set()
         """Keys of the records that are no requests."""
+        self.letters_deleted = False
+        """Whether dead letters may be gone that nobody had read."""
         self.unsure: set[str] = set()
         """Keys of which the client does not know whether Kafka has them."""
 

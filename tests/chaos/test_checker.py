@@ -112,7 +112,7 @@ class TestLedger:
         assert told.problems() == [
             f"{id_of(5)} has 0 results () and 0 ends ()",
             f"{id_of(99)} came 2 times, and is 0 times known as a duplicate",
-            f"{BAD}-141 is 0 dead letters",
+            f"{BAD}-141 is 0 times evidenced as a dead letter",
         ]
         assert told.ledger.missing(told.load) == 1
 
@@ -136,8 +136,17 @@ class TestLedger:
         told.serve_all()
         for key in (f"{BAD}-70", f"{BAD}-70", f"{BAD}-9"):
             told.tell(told.topics.dead_letters, key)
-        told.load.published_bad.add(f"{BAD}-70")
-        assert told.problems() == [f"{BAD}-70 is 2 dead letters", f"{BAD}-9 was never published"]
+        for key in (f"{BAD}-70", f"{BAD}-141", f"{BAD}-212", f"{BAD}-212"):
+            told.tell(told.topics.evidence, key, {"request_id": key, "step": "dead_lettered"})
+        told.load.published_bad |= {f"{BAD}-70", f"{BAD}-141", f"{BAD}-212"}
+        wrong = [
+            f"{BAD}-212 is 2 times evidenced as a dead letter",
+            f"{BAD}-70 is 2 dead letters, and evidenced",
+            f"{BAD}-9 was never published",
+        ]
+        assert told.problems() == [f"{BAD}-141 is 0 dead letters, and evidenced", *wrong]
+        told.load.letters_deleted = True
+        assert told.problems() == wrong
 
     def test_a_placement_breaks_no_constraint_though_another_serves(self, told: Told) -> None:
         told.serve_all()
