@@ -25,7 +25,7 @@ from load import Load
 from mute import MuteServer, fleet_with
 from proxy import Proxy
 from system import System
-from table import Seen, document, found_wrong
+from table import Seen, document, found_wrong, write
 from takeovers import read_taken
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
@@ -211,7 +211,7 @@ def main() -> None:
     if problems:
         raise SystemExit(f"{len(problems)} problems: {problems[:10]}")
     if asked.table:
-        asked.table.write_text(found, encoding="utf-8")
+        write(asked.table, found)
 
 
 if __name__ == "__main__":

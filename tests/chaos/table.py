@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from calm import QUIET_S, SLOW_S, Span
 from faults import SESSION_S
@@ -91,9 +92,18 @@ def found_wrong(seen: Seen) -> list[str]:
     return [*found, f"{seen.held} requests are held for ever"] if seen.held else found
 
 
+END = "<!-- end of what the run writes -->\n"
+
+
 def document(seen: Seen, command: str) -> str:
     """Return the tables as a Markdown document."""
-    return "\n".join([*_summary(seen, command), *_tables(seen), ""])
+    return "\n".join([*_summary(seen, command), *_tables(seen), END])
+
+
+def write(path: Path, found: str) -> None:
+    """Write a document over an older one, of which what follows ``END`` stays."""
+    kept = path.read_text(encoding="utf-8").partition(END)[2] if path.exists() else ""
+    path.write_text(found + kept, encoding="utf-8")
 
 
 def _summary(seen: Seen, command: str) -> list[str]:
