@@ -11,6 +11,13 @@ from topics import Settings
 
 out = Console()
 err = Console(stderr=True)
+PIPED_WIDTH = 140
+
+
+def wide_out() -> Console:
+    """Return the console for a wide table: piped, where 80 columns would be cut, one with more."""
+    return out if out.is_terminal else Console(width=PIPED_WIDTH)
+
 
 Bootstrap = Annotated[
     str | None,

@@ -67,7 +67,8 @@ def test_the_command_of_a_container_starts_what_its_name_says(
     def start_router(settings: Settings) -> None:
         started.append(("router", settings))
 
-    def start_worker(pool: str, settings: Settings) -> None:
+    def start_worker(pool: str, settings: Settings, *, evacuates: bool) -> None:
+        assert not evacuates
         started.append((f"worker-{pool}", settings))
 
     async def create_topics(settings: Settings, _pools: object) -> admin.Report:

@@ -32,10 +32,7 @@ def why(directory: Path, **fields: Any) -> dict[tuple[str, str], str]:
     return {(each["pool"], each["path"]): each["reason"] for each in told["candidates"]}
 
 
-def test_each_candidate_is_told_with_cost_latency_chance_and_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+def test_each_candidate_is_told_with_cost_latency_chance_and_reason(tmp_path: Path) -> None:
     limits = {"exclude_pools": ["premium-us"]}
     text = explained(tmp_path, constraints=limits, slo={"ttft_ms": 1000, "tpot_ms": 10})
     lines = [" ".join(line.split()) for line in text.splitlines()]

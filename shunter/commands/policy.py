@@ -26,7 +26,15 @@ from policies.situation import Situation
 from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
 from shunter.commands.policy_shadow import shadow
-from shunter.console import AsJson, FleetFile, PolicyFile, UserError, out, settings_from
+from shunter.console import (
+    AsJson,
+    FleetFile,
+    PolicyFile,
+    UserError,
+    out,
+    settings_from,
+    wide_out,
+)
 from shunter.story import story
 from streams.declarations import load_fleet, load_policy
 from streams.tokens import load_token_counter
@@ -131,7 +139,7 @@ def explain(
         }
         typer.echo(orjson.dumps(shown).decode())
         return
-    out.print(story([evidence]))
+    wide_out().print(story([evidence]))
 
 
 def _evidence(

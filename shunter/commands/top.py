@@ -5,7 +5,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from policies import compile_options
 from shunter.client import run
@@ -18,6 +17,7 @@ from shunter.console import (
     UserError,
     out,
     settings_from,
+    wide_out,
 )
 from shunter.top import look_once, screen, watch
 from shunter.top.state import State
@@ -26,8 +26,6 @@ from streams.declarations import load_fleet, load_policy
 from streams.live import LiveView
 from streams.live.view import WINDOW_S
 from topics import Catalogue, encode
-
-PIPED_WIDTH = 140
 
 
 def top(
@@ -79,7 +77,6 @@ def top(
     if as_json:
         typer.echo(encode(snapshot).decode())
     else:
-        # A console of its own: what is wider than the console is cut, whatever `print` is told.
-        console = out if out.is_terminal else Console(width=PIPED_WIDTH)
+        console = wide_out()
         where = f"{settings.topic_prefix} on {settings.bootstrap_servers}"
         console.print(screen(snapshot, State(active=""), console.width, None, where=where))
