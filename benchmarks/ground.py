@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -273,7 +272,7 @@ def machine() -> Mapping[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "python": sys.version.split()[0],
-        "loop": os.environ.get("FAUST_LOOP", "uvloop" if find_spec("uvloop") else "aio"),
+        "loop": os.environ.get("FAUST_LOOP", "aio"),
         "system": " ".join(os.uname()[i] for i in (0, 2, 4)),
         "load_before": os.getloadavg()[0],
     }

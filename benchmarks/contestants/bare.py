@@ -14,7 +14,6 @@ import os
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from benchmarks.ground import PARTITIONS
-from streams.host import choose_loop
 from streams.kafka_writer import BATCH_BYTES_MAX
 
 ROOT_BYTES, LEAF_BYTES, PROGRESS_BYTES = 345, 44, 250
@@ -92,7 +91,8 @@ def main() -> None:
     parser.add_argument("--poll-records", type=int, default=100)
     parser.add_argument("--share", type=int, default=0, help="which of all")
     parser.add_argument("--shares", type=int, default=1)
-    choose_loop()
+    # As a router does.
+    event_loop.use(os.environ.get("FAUST_LOOP", "aio"))
     asyncio.run(Loop(parser.parse_args()).run())
 
 
