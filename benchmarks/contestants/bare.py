@@ -12,6 +12,7 @@ import asyncio
 import os
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from mode import loop as event_loop
 
 from benchmarks.ground import PARTITIONS
 from streams.kafka_writer import BATCH_BYTES_MAX
