@@ -367,15 +367,17 @@ class Transactor:
 
     def _replace(self, work: Work, refusal: Refusal) -> None:
         effect, record, error = refusal
+        trace = {"trace_id": refusal.trace_id}
         if effect.spare is not None and record is effect.records[0]:
-            logger.warning("%s refused a record, which is cut: %s", record.topic, error)
+            logger.warning(
+                "%s refused a record, which is cut: %s", record.topic, error, extra=trace
+            )
             effect.records[0], effect.spare = effect.spare, None
             return
         at = next((i for i, candidate in enumerate(work.effects) if candidate is effect), None)
         if at is None or effect.is_dead_letter:
             what = "its share of every transaction" if at is None else "even a dead letter"
             raise LogError(f"{record.topic} refuses {what}: {error}") from error
-        trace = {"trace_id": refusal.trace_id}
         logger.warning(
             "%s refused a record, which is replaced: %s", record.topic, error, extra=trace
         )
