@@ -143,19 +143,42 @@ def test_a_profile_is_read_as_any_header_is(value: bytes) -> None:
     assert len(set(map(repr, found)) | set(told)) == 1
 
 
-class Path:
-    """Router and batcher, as far as a record of the ingest topic comes, with spans of it all."""
+class Ground:
+    """An installation in memory, and the loop that its stages run on."""
 
     def __init__(self) -> None:
         self.yard = TracedYard()
         self._runner = asyncio.Runner()
+        self._offset = 0
+
+    def _next(
+        self, partition: Partition, key: bytes | None, value: bytes | None, headers: h.Headers = ()
+    ) -> Record:
+        self._offset += 1
+        return Record(partition, self._offset, key, value, headers, int(START * 1000))
+
+    def _sent(self) -> None:
+        # The collector reads each span as the protocol's library does.
+        self.yard.outbox.flush()
+        self.yard.collector.requests.clear()
+
+    def close(self) -> None:
+        """End the loop and the thread of the spans."""
+        self._runner.close()
+        self.yard.outbox.close()
+
+
+class Path(Ground):
+    """Router and batcher, as far as a record of the ingest topic comes, with spans of it all."""
+
+    def __init__(self) -> None:
+        super().__init__()
         # Few, as hypothesis likes to draw an id again.
         self._router = self.yard.router(duplicate_window_records=1)
         self._batcher = make_batcher(self.yard)
         self._observer = self.yard.observer(self._router)
         self._ingest = Partition(self.yard.catalogue.requests, 0)
         self._hold = Partition(self.yard.catalogue.held, 0)
-        self._offset = 0
         self.taken: Counter[str] = Counter()
         log = MemoryLog(self.yard.cluster)
         self._runner.run(self._router.restore(self._ingest, None, log))
@@ -163,8 +186,7 @@ class Path:
 
     def take(self, value: bytes, headers: list[tuple[str, bytes]]) -> Effect:
         """Route a record, hold and release it where that was decided; return the first effect."""
-        self._offset += 1
-        record = Record(self._ingest, self._offset, b"k", value, headers, int(START * 1000))
+        record = self._next(self._ingest, b"k", value, headers)
         effect = self._step(self._router, record)[0]
         for out in effect.records:
             if out.topic == self._hold.topic:
@@ -181,15 +203,8 @@ class Path:
             return []
         stage.done(record.partition, work)
         self._observer(record.partition, work.effects)
-        # The collector reads each span as the protocol's library does.
-        self.yard.outbox.flush()
-        self.yard.collector.requests.clear()
+        self._sent()
         return list(work.effects)
-
-    def close(self) -> None:
-        """End the loop and the thread of the spans."""
-        self._runner.close()
-        self.yard.outbox.close()
 
 
 @pytest.fixture(scope="module")
@@ -230,34 +245,26 @@ KEYS_OF_CANCELLATIONS = st.none() | st.binary(max_size=140) | st.text(max_size=1
 REASONS = VALUES | SCALARS.map(lambda value: b'{"reason":%s}' % value) | repeated()
 
 
-class Cancelling:
+class Cancelling(Ground):
     """What a cancellation comes to: each process that follows them, and the canceller."""
 
     def __init__(self) -> None:
-        self.yard = TracedYard()
-        self._runner = asyncio.Runner()
+        super().__init__()
         self._canceller = Canceller(self.yard.scribe(), self.yard.clock)
         self.cancellations = self.yard.cancellations
         self._follower = CancellationFollower(self.yard.settings, self.cancellations)
         self.told: list[str] = []
         self.cancellations.tell(self.told.append)
         self._partition = Partition(self.yard.catalogue.cancellations, 0)
-        self._offset = 0
 
     def take(self, key: bytes | None, value: bytes | None) -> Effect:
         """Take a cancellation in; return what comes of it."""
-        self._offset += 1
         self.told.clear()
-        record = Record(self._partition, self._offset, key, value, (), int(START * 1000))
+        record = self._next(self._partition, key, value)
         self._follower.take(record)
         work = self._runner.run(self._canceller.work(self._partition, [record]))
         assert work is not None
         return work.effects[0]
-
-    def close(self) -> None:
-        """End the loop and the thread of the spans."""
-        self._runner.close()
-        self.yard.outbox.close()
 
 
 @pytest.fixture(scope="module")
@@ -301,15 +308,13 @@ class AnsweringBackend(ScriptedBackend):
         )
 
 
-class Lanes:
+class Lanes(Ground):
     """A worker, as far as a record of its lanes comes, with spans of it all."""
 
     def __init__(self) -> None:
-        self.yard = TracedYard()
-        self._runner = asyncio.Runner()
+        super().__init__()
         self._worker = make_worker(self.yard, AnsweringBackend())
         self._observer = self.yard.observer(self._worker)
-        self._offset = 0
         self.ended: Counter[str] = Counter()
         self._partitions = {
             lane: Partition(self.yard.catalogue.pool_lane(POOL, lane), 0) for lane in LANES
@@ -322,14 +327,12 @@ class Lanes:
         self, lane: str, value: bytes | None, headers: list[tuple[str, bytes]]
     ) -> Sequence[Effect]:
         """Run a record of a lane; return its effects."""
-        self._offset += 1
         partition = self._partitions[lane]
-        record = Record(partition, self._offset, b"k", value, headers, int(START * 1000))
+        record = self._next(partition, b"k", value, headers)
         work = self._runner.run(self._run(partition, record))
         self._worker.done(partition, work)
         self._observer(partition, work.effects)
-        self.yard.outbox.flush()
-        self.yard.collector.requests.clear()
+        self._sent()
         return work.effects
 
     async def _run(self, partition: Partition, record: Record) -> Work:
@@ -338,11 +341,6 @@ class Lanes:
             await asyncio.sleep(0)
             work = await self._worker.work(partition, [])
         return work
-
-    def close(self) -> None:
-        """End the loop and the thread of the spans."""
-        self._runner.close()
-        self.yard.outbox.close()
 
 
 LANES = ("direct", "batch")
