@@ -118,5 +118,6 @@ def working(requests: int) -> Engine:
         Cancellations(clock),
         Streams(_NO_SINK),
         in_flight_max=IN_FLIGHT,
+        in_flight_bytes_max=1 << 30,
     )
     return Engine(yard, worker, inputs)

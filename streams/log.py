@@ -35,6 +35,14 @@ class Record(NamedTuple):
     context: Context | None = None
 
     @property
+    def size_bytes(self) -> int:
+        """Of value and headers: what Shunter has added is as large as a short payload."""
+        size = len(self.value or b"")
+        for _, value in self.headers:
+            size += len(value)
+        return size
+
+    @property
     def trace_id(self) -> str | None:
         """The 32 hex digits of the record's trace, if it has one."""
         if self.context is not None:

@@ -31,7 +31,7 @@ class Payloads:
     def add(self, request_id: str, record: Record) -> None:
         """Keep a record if there is room; where not, ``load`` reads it again."""
         self.remove(request_id)
-        size = _size(record)
+        size = record.size_bytes
         if self._room.bytes_used + size <= self._room.bytes_max:
             self._keep(request_id, record, size)
         elif size > SMALL_BYTES:
@@ -42,7 +42,7 @@ class Payloads:
         self._left.pop(request_id, None)
         record = self._records.pop(request_id, None)
         if record is not None:
-            self._room.bytes_used -= _size(record)
+            self._room.bytes_used -= record.size_bytes
 
     def clear(self) -> None:
         """Drop all records."""
@@ -53,7 +53,7 @@ class Payloads:
     def size(self, request_id: str) -> int:
         """Return the bytes of a held record, headers included; of a small one at most."""
         record = self._records.get(request_id)
-        return self._left.get(request_id, SMALL_BYTES) if record is None else _size(record)
+        return self._left.get(request_id, SMALL_BYTES) if record is None else record.size_bytes
 
     async def load(self, log: Log, wanted: Sequence[tuple[str, int]]) -> None:
         """Make the records of these (request id, offset) available; they may exceed the limit.
@@ -66,7 +66,7 @@ class Payloads:
             return
         for offset, record in (await log.fetch(self._partition, missing)).items():
             self._left.pop(missing[offset], None)
-            self._keep(missing[offset], record, _size(record))
+            self._keep(missing[offset], record, record.size_bytes)
         lost = [name for name in missing.values() if name not in self._records]
         if lost:
             raise LogError(f"{self._partition} has lost the held request {lost[0]!r}")
@@ -78,11 +78,3 @@ class Payloads:
     def _keep(self, request_id: str, record: Record, size: int) -> None:
         self._records[request_id] = record
         self._room.bytes_used += size
-
-
-def _size(record: Record) -> int:
-    # What Shunter has added is as large as a short payload: 750 bytes.
-    size = len(record.value or b"")
-    for _, value in record.headers:
-        size += len(value)
-    return size

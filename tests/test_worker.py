@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from memory_log import Crash, CrashPoint, MemoryLog
-from stream_cases import START, TRACEPARENT, Yard, heartbeat, step_until
+from stream_cases import MODEL, START, TRACEPARENT, Yard, heartbeat, step_until
 from worker_cases import (
     PROMISED,
     ScriptedBackend,
@@ -224,6 +224,29 @@ async def test_batch_work_takes_its_share_and_direct_work_the_rest() -> None:
     await step_until(transactor, lambda: worker.queued == 2 and worker.running == 4, "c3 taken")
     await step_times(transactor)
     assert sum(len(lane.open) for lane in worker._lanes.values()) == 6
+
+
+async def test_large_requests_are_taken_by_their_bytes() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 5000}]}
+    first = place(yard, "c0", body=body)
+    worker, transactor = await serve(yard, backend, in_flight_bytes_max=2 * first.size_bytes)
+    await step_times(transactor, 2)
+    assert worker.wants(partition(yard))
+    assert not worker.wants(partition(yard, lane="batch"))
+    place(yard, "c1", body=body)
+    await step_times(transactor, 2)
+    assert not worker.wants(partition(yard))
+    place(yard, "c2")
+    await step_times(transactor, 2)
+    assert "c2" not in backend.began
+    backend.finish("c0")
+    await step_until(transactor, lambda: "c2" in backend.began, "the next")
+    backend.finish("c1")
+    backend.finish("c2")
+    await step_until(transactor, lambda: len(yard.results()) == 3, "all results")
+    assert worker.wants(partition(yard, lane="batch"))
 
 
 async def test_a_partition_waits_behind_a_request_that_many_have_overtaken(

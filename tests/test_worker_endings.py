@@ -11,6 +11,7 @@ from worker_cases import PROMISED, ScriptedBackend, place, placed, progress, ser
 from streams import LogError, Outgoing, Transactor
 from topics import Fallback, Placement, Profile, Progress, Response, encode
 from topics import headers as h
+from workers.lane import Lane
 
 
 async def started(yard: Yard, backend: ScriptedBackend, count: int = 1) -> Transactor:
@@ -303,7 +304,5 @@ async def test_a_reroute_that_the_log_refuses_is_a_failure() -> None:
 
 def test_a_finished_offset_that_is_read_next_stays_finished() -> None:
     """A successor that has read up to it must not run it again (seed 468 of the simulation)."""
-    from workers.runtime import _Lane
-
-    lane = _Lane(next_offset=3, open={2}, finished={3})
+    lane = Lane(next_offset=3, open={2: 10}, finished={3})
     assert lane.progress([2]) == Progress(3, (3,))

@@ -34,6 +34,7 @@ def worker_on(yard: Yard, backend: Backend) -> tuple[Worker, Breakers]:
     worker = Worker(
         POOL, served, attempts, scribe, ending, yard.clock, yard.cancellations,
         Streams(MemorySink(yard)), in_flight_max=100,
+        in_flight_bytes_max=1 << 20,
     )  # fmt: skip
     return worker, breakers
 

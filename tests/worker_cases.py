@@ -107,7 +107,13 @@ class MemorySink:
         return done
 
 
-def make_worker(yard: Yard, backend: ScriptedBackend, *, in_flight_max: int = 100) -> Worker:
+def make_worker(
+    yard: Yard,
+    backend: ScriptedBackend,
+    *,
+    in_flight_max: int = 100,
+    in_flight_bytes_max: int = 1 << 20,
+) -> Worker:
     scribe = yard.scribe()
     served = yard.options.by_pool[POOL]
     breakers = Breakers(POOL, [option.variant for option in served], backend, yard.clock)
@@ -127,15 +133,16 @@ def make_worker(yard: Yard, backend: ScriptedBackend, *, in_flight_max: int = 10
         yard.cancellations,
         Streams(MemorySink(yard)),
         in_flight_max=in_flight_max,
+        in_flight_bytes_max=in_flight_bytes_max,
     )
 
 
 async def serve(
-    yard: Yard, backend: ScriptedBackend, name: str = "a", *, in_flight_max: int = 100
+    yard: Yard, backend: ScriptedBackend, name: str = "a", **limits: int
 ) -> tuple[Worker, Transactor]:
     """Return a worker that has all partitions; whoever had them is gone."""
     yard.cluster.members.clear()
-    worker = make_worker(yard, backend, in_flight_max=in_flight_max)
+    worker = make_worker(yard, backend, **limits)
     return worker, await yard.run(worker, MemoryLog(yard.cluster, name))
 
 

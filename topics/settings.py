@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     in_flight_max: int = Field(default=1024, ge=1, le=100_000)
     """Requests that a worker has taken and not finished, over both lanes, at which it takes no
     more; the poll that reaches it may go beyond, by less than ``poll_records_max``."""
+    in_flight_bytes_max: int = Field(default=64 * MIB, ge=1)
+    """Their bytes as they came, headers included, at which a worker takes no more; the poll that
+    reaches it may go beyond, by what the client has fetched."""
     session_timeout_ms: int = Field(default=10_000, ge=6000)
     """How long Kafka waits for a silent member before its partitions go to another."""
     transaction_timeout_ms: int = Field(default=10_000, ge=1000)

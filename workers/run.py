@@ -96,6 +96,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
         *(pool, served, attempts, scribe, ending, clock, cancellations),
         Streams(publisher),
         in_flight_max=settings.in_flight_max,
+        in_flight_bytes_max=settings.in_flight_bytes_max,
         share_of=lambda tenant: policy.limits_of(tenant).share,
     )
     metrics = Metrics(

@@ -8,7 +8,7 @@ one transaction.
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -34,6 +34,7 @@ from topics.catalogue import INGEST_BYTES_MAX
 from workers.attempts import Attempts
 from workers.backend import Call, CallError
 from workers.ending import Ending, Task, released_at
+from workers.lane import Lane
 from workers.lately import Lately
 from workers.start_pace import StartPace
 from workers.streaming import Streams
@@ -53,32 +54,12 @@ FINISHED_MAX = 8192
 BATCH_SHARE = 0.5
 
 
-@dataclass(slots=True)
-class _Lane:
-    """The memory of one partition: what was taken, and what of it is finished."""
-
-    next_offset: int
-    open: set[int] = field(default_factory=set)
-    finished: set[int] = field(default_factory=set)
-    """Offsets that are finished and visible, from the lowest one not finished or not read on."""
-    ready: list[tuple[int, Effect]] = field(default_factory=list)
-    """Finished, and in no transaction yet."""
-    committing: list[int] = field(default_factory=list)
-    """Offsets in the transaction under way; others may finish meanwhile."""
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    commit_at: float = 0.0
-    """When the next commit may be, by the loop's clock, while the worker is busy."""
-
-    def progress(self, committing: Sequence[int]) -> Progress:
-        """Return the progress once these offsets are committed."""
-        done = self.finished.union(committing)
-        still_open = self.open.difference(committing)
-        lowest = min(still_open, default=self.next_offset)
-        return Progress(lowest, tuple(sorted(offset for offset in done if offset >= lowest)))
-
-
 class Worker:
-    """The stage from the two lanes of a pool to results, at most ``in_flight_max`` at a time."""
+    """The stage from the two lanes of a pool to results.
+
+    It takes no more while ``in_flight_max`` requests, or ``in_flight_bytes_max`` of them as they
+    came, have no visible result.
+    """
 
     piles_up = True
 
@@ -94,6 +75,7 @@ class Worker:
         streams: Streams,
         *,
         in_flight_max: int,
+        in_flight_bytes_max: int,
         share_of: ShareOf = lambda _tenant: 1.0,
     ) -> None:
         self._pool = pool
@@ -107,13 +89,14 @@ class Worker:
         self._streams = streams
         cancellations.tell(self._cancel)
         self.in_flight_max = in_flight_max
+        self._in_flight_bytes_max = in_flight_bytes_max
         self._direct_topic = scribe.catalogue.pool_lane(pool, "direct")
         self._batch_topic = scribe.catalogue.pool_lane(pool, "batch")
-        self._lanes: dict[Partition, _Lane] = {}
-        self._waiting: dict[tuple[str, bool], Waiting[tuple[_Lane, Task]]]
+        self._lanes: dict[Partition, Lane] = {}
+        self._waiting: dict[tuple[str, bool], Waiting[tuple[Lane, Task]]]
         self._waiting = defaultdict(lambda: Waiting(share_of))
         self._running: dict[str, int] = {}
-        self._runs: dict[asyncio.Task[None], tuple[_Lane, Task]] = {}
+        self._runs: dict[asyncio.Task[None], tuple[Lane, Task]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
         self._pace = StartPace()
         self.lately = Lately(options, clock)
@@ -181,7 +164,7 @@ class Worker:
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Remember what a predecessor finished above its lowest open request."""
-        lane = _Lane(next_offset=0 if progress is None else progress.next_offset)
+        lane = Lane(next_offset=0 if progress is None else progress.next_offset)
         if progress is not None:
             lane.finished.update(progress.finished)
         self._lanes[partition] = lane
@@ -201,10 +184,12 @@ class Worker:
         lane = self._lanes.get(partition)
         if self.is_draining or (lane is not None and len(lane.finished) >= FINISHED_MAX):
             return False
-        limit = self.in_flight_max
-        if partition.topic == self._batch_topic:
-            limit = max(1, int(limit * BATCH_SHARE))
-        return sum(len(lane.open) for lane in self._lanes.values()) < limit
+        share = BATCH_SHARE if partition.topic == self._batch_topic else 1.0
+        lanes = self._lanes.values()
+        return (
+            sum(len(lane.open) for lane in lanes) < max(1, int(self.in_flight_max * share))
+            and sum(lane.open_bytes for lane in lanes) < self._in_flight_bytes_max * share
+        )
 
     def idle_s(self) -> float:
         """Return how soon a finished request may be there to commit."""
@@ -215,7 +200,7 @@ class Worker:
         part_s = self._pace.call_s * FINISH_POLL_PART
         return min(max(part_s, FINISH_POLL_S_MIN), FINISH_POLL_S_MAX)
 
-    def _commit_in_s(self, lane: _Lane, now: float) -> float:
+    def _commit_in_s(self, lane: Lane, now: float) -> float:
         is_busy = self.running > BUSY_RUNNING and not self.is_draining
         return max(0.0, lane.commit_at - now) if is_busy else 0.0
 
@@ -238,10 +223,7 @@ class Worker:
     def done(self, partition: Partition, work: Work) -> None:
         """Results are visible; their offsets are finished."""
         lane = self._lanes[partition]
-        lane.open.difference_update(lane.committing)
-        lane.finished.update(lane.committing)
-        lane.finished = {o for o in lane.finished if o >= work.progress.next_offset}
-        lane.committing = []
+        lane.committed(work.progress.next_offset)
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
         """End a request whose result is not taken (too large, say) with a failure that says so."""
@@ -254,11 +236,11 @@ class Worker:
         ended.is_dead_letter = True
         return [ended]
 
-    def _take(self, lane: _Lane, record: Record) -> None:
+    def _take(self, lane: Lane, record: Record) -> None:
         offsets, lane.next_offset = record.offset + 1 - lane.next_offset, record.offset + 1
         if record.offset in lane.finished:
             return
-        lane.open.add(record.offset)
+        lane.take(record)
         try:
             task = self._read(record)
         except BadRecordError as error:
@@ -322,7 +304,7 @@ class Worker:
             if task.call.profile.id == request_id and running.cancel():
                 self._cancelled.add(running)
 
-    def _end_cancelled(self, lane: _Lane, task: Task) -> None:
+    def _end_cancelled(self, lane: Lane, task: Task) -> None:
         message = message_of(self._cancellations.find(task.call.profile.id))
         effect = self._ending.cancelled(task, message, self._clock.now())
         lane.ready.append((task.record.offset, effect))
@@ -359,7 +341,7 @@ class Worker:
         self._starting_later = None
         self._start_waiting()
 
-    def _ended(self, lane: _Lane, variant: str, running: asyncio.Task[None]) -> None:
+    def _ended(self, lane: Lane, variant: str, running: asyncio.Task[None]) -> None:
         # A callback, because a task that is cancelled before its first step runs no `finally`.
         lane.tasks.discard(running)
         self._running[variant] -= 1
@@ -375,7 +357,7 @@ class Worker:
             # next step starts others.
             self._start_waiting()
 
-    async def _run(self, lane: _Lane, task: Task) -> None:
+    async def _run(self, lane: Lane, task: Task) -> None:
         try:
             effect = await self._execute(task)
             lane.ready.append((task.record.offset, effect))

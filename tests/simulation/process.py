@@ -39,6 +39,8 @@ FOLLOW_S = 0.5
 HELD_MAX = 4
 HELD_BYTES_MAX = 3000
 IN_FLIGHT_MAX = 4
+# Requests as they reach a worker have about 1 kB: three of the longer ones are enough.
+IN_FLIGHT_BYTES_MAX = 3050
 POLL_RECORDS_MAX = 3
 POLL_S_MAX = 1.0
 # A supervisor kills what has not ended so long after it was told to.
@@ -307,6 +309,7 @@ class WorkerProcess(Process):
         self.worker = world.rules.worker(
             self.pool, options, attempts, scribe, ending, self,
             self.cancellations, Streams(NoStreams()), in_flight_max=IN_FLIGHT_MAX,
+            in_flight_bytes_max=IN_FLIGHT_BYTES_MAX,
         )  # fmt: skip
         self.spawn(self._beat())
         self.run(self.worker)
