@@ -6,10 +6,11 @@ which the router of the same process stands still.
 
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from heapq import heapify, heappop, heapreplace
 
 from topics import Profile
+from topics.records import dataclass
 
 ShareOf = Callable[[str], float]
 # Into a long list a few are put where they belong; for more it is sorted again.
@@ -26,7 +27,7 @@ class Member:
     offset: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=False, slots=True)
 class _Queue:
     """The members of one tenant by deadline, from ``first`` on. Some may be held no more."""
 

@@ -30,7 +30,8 @@ class Payloads:
 
     def add(self, request_id: str, record: Record) -> None:
         """Keep a record if there is room; where not, ``load`` reads it again."""
-        self.remove(request_id)
+        if request_id in self._records or request_id in self._left:
+            self.remove(request_id)
         size = record.size_bytes
         if self._room.bytes_used + size <= self._room.bytes_max:
             self._keep(request_id, record, size)

@@ -22,12 +22,16 @@ from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
 from streams.notary import Notary
 from streams.progress import read_progress
 from streams.stage import Effect, Observer, Stage, Work
+from streams.together import few_at_a_time, wait_for_all
 from topics import Progress, encode, progress_key
 from topics import headers as h
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# While the records of one partition are gone through, the broker sends those of another.
+RESTORED_AT_ONCE = 4
 
 
 class Refusal(NamedTuple):
@@ -77,7 +81,7 @@ class Transactor:
         self._stopped = False
         # Given to us, and not taken over yet; None before a rebalance has given anything.
         self._given: Collection[Partition] | None = None
-        self._restoring: asyncio.Future[int | None] | None = None
+        self._restoring: asyncio.Future[list[int | None]] | None = None
         self._is_revoked = False
         self._has_share = False
 
@@ -167,7 +171,7 @@ class Transactor:
         polled = await self._log.poll(
             timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
         )
-        await self._all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
+        await wait_for_all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
         return sum(len(records) for records in polled.values())
 
     async def _take_over_given(self) -> bool:
@@ -187,6 +191,7 @@ class Transactor:
         stored = await read_progress(self._log, self._progress_topic, self._stage.group, new)
         offsets = await asyncio.gather(*(self._log.committed(p) for p in new))
         bounds = await self._log.bounds(new)
+        known: dict[Partition, Progress | None] = {}
         for partition, committed in zip(new, offsets, strict=True):
             progress = self._visible[partition] = stored.get(partition)
             if progress is not None:
@@ -195,27 +200,29 @@ class Transactor:
                 group = Progress(committed)
                 # Where both stand at the same offset, only the first knows what is finished above.
                 progress = group if progress is None else progress.further(group)
-            if not self._is_ours(given):
-                return False
-            try:
-                start = await self._restore(partition, progress)
-            except asyncio.CancelledError:
-                if self._is_ours(given):
-                    raise
-                return False
-            if start is None:
-                first = bounds[partition][0]
-                start = first if progress is None else max(first, progress.next_offset)
-            self._log.seek(partition, start)
-            logger.info("took over %s at offset %d", partition, start)
+            known[partition] = progress
         if not self._is_ours(given):
             return False
+        try:
+            starts = await self._restore(known)
+        except asyncio.CancelledError:
+            if self._is_ours(given):
+                raise
+            return False
+        if not self._is_ours(given):
+            return False
+        for (partition, progress), told in zip(known.items(), starts, strict=True):
+            first = bounds[partition][0]
+            own = first if progress is None else max(first, progress.next_offset)
+            start = own if told is None else told
+            self._log.seek(partition, start)
+            logger.info("took over %s at offset %d", partition, start)
         self._given, self._has_share = None, True
         return True
 
-    async def _restore(self, partition: Partition, progress: Progress | None) -> int | None:
-        restoring = self._stage.restore(partition, progress, self._log)
-        self._restoring = asyncio.ensure_future(restoring)
+    async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
+        restores = [self._stage.restore(p, progress, self._log) for p, progress in known.items()]
+        self._restoring = asyncio.ensure_future(few_at_a_time(restores, RESTORED_AT_ONCE))
         try:
             return await self._restoring
         finally:
@@ -237,7 +244,7 @@ class Transactor:
                 self._stage.forget(partition)
                 writers.append(writer)
         # Where connections hang each takes its whole time, and a rebalance waits for this.
-        await self._all([writer.close() for writer in writers])
+        await wait_for_all([writer.close() for writer in writers])
 
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
         # Even where there is nothing to do: readers of what was committed last may be waiting.
@@ -389,11 +396,3 @@ class Transactor:
 
     def _transactional_id(self, partition: Partition) -> str:
         return f"{self._stage.group}-{partition.topic}-{partition.number}"
-
-    @staticmethod
-    async def _all(runs: Sequence[Awaitable[None]]) -> None:
-        """Run what is of different partitions side by side; wait for all before raising."""
-        results = await asyncio.gather(*runs, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result

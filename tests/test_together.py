@@ -1,0 +1,77 @@
+"""Several things at a time: no more than that, in order, and none left behind."""
+
+import asyncio
+
+import pytest
+
+from streams.together import few_at_a_time, wait_for_all
+
+
+async def test_no_more_run_than_that_and_results_come_in_order() -> None:
+    running, most = 0, 0
+
+    async def run(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001 * (5 - number))
+        running -= 1
+        return number
+
+    assert await few_at_a_time([run(n) for n in range(5)], 2) == [0, 1, 2, 3, 4]
+    assert most == 2
+
+
+async def test_one_that_fails_ends_the_others_first() -> None:
+    ended = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            ended.append("waits")
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise LookupError
+
+    async def never_begins() -> None:
+        ended.append("never")
+
+    with pytest.raises(LookupError):
+        await few_at_a_time([waits(), fails(), waits(), never_begins()], 2)
+    assert set(ended) == {"waits"}
+
+
+async def test_to_be_cancelled_ends_all_of_them() -> None:
+    ended = []
+
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            ended.append(1)
+
+    both = asyncio.ensure_future(few_at_a_time([waits(), waits(), waits()], 2))
+    await asyncio.sleep(0.001)
+    both.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await both
+    assert ended == [1, 1]
+
+
+async def test_all_end_before_a_failure_is_raised() -> None:
+    ended = []
+
+    async def fails() -> None:
+        raise LookupError
+
+    async def takes_longer() -> None:
+        await asyncio.sleep(0.001)
+        ended.append(1)
+
+    with pytest.raises(LookupError):
+        await wait_for_all([fails(), takes_longer()])
+    assert ended == [1]
