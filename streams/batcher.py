@@ -8,7 +8,6 @@ reads it from the beginning and knows exactly what is held.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from sys import intern
 from typing import Literal
 from zlib import crc32
 
@@ -24,17 +23,16 @@ from policies import (
     release_inputs_of,
     windows_of,
 )
-from policies.groups import group_in
+from streams.ahead import ReadAhead
 from streams.cancellations import Cancellations, message_of
 from streams.clock import Clock
-from streams.held import Held, Judged, held_at_of
+from streams.held import Held, Judged
 from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
 from streams.payloads import Payloads, Room
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
-from streams.thrift import share_common
 from topics import BadRecordError, Batch, Hold, Placement, Progress, ResultError
 from topics import headers as h
 
@@ -43,8 +41,6 @@ RELEASED_MAX = 1000
 # And their bytes, headers included, which are in memory at once, in the client's batches too. A
 # batch that has more goes whole, with nothing else.
 RELEASED_BYTES_MAX = 16 * 1024 * 1024
-# A partition's committed offset is only for lag tools, and moves no more often than this.
-COMMIT_EVERY_S = 1.0
 
 _Ending = Literal["expired", "rejected", "failed", "cancelled"]
 _GIVEN_UP: dict[str, tuple[_Ending, str]] = {
@@ -90,6 +86,7 @@ class Batcher:
         self.room = Room(held_payload_bytes_max)
         self._log: Log | None = None
         self._partitions: dict[Partition, Held] = {}
+        self._ahead = ReadAhead(self._nothing_of, self._take, held_records_max)
 
     @property
     def group(self) -> str:
@@ -117,18 +114,22 @@ class Batcher:
         """Go on under other terms. Only while no work is under way."""
         self._situation, self._scribe = terms.situation, terms.scribe
         self._shadow = terms.shadow
-        for held in self._partitions.values():
+        for held in chain(self._partitions.values(), self._ahead):
             held.regroup(self._situation)
+
+    async def read_ahead(self, log: Log) -> None:
+        """Read what may become ours, while there is nothing else to do (streams/ahead.py)."""
+        topic, partitions = self._catalogue.held, range(self._catalogue.partitions)
+        await self._ahead.run(log, [Partition(topic, number) for number in partitions])
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from its beginning; what is left is what is held."""
-        windows = windows_of(self._situation.policy)
-        held = Held(partition, windows, Payloads(partition, self.room))
-        first, end = (await log.bounds([partition]))[partition]
-        held.next_offset = first
+        held = self._ahead.claim(partition) or self._nothing_of(partition)
         # Known before it is read, so that no cancellation that comes meanwhile is missed.
         self._partitions[partition] = held
-        async for records in log.read({partition: first}, {partition: end}):
+        first, end = (await log.bounds([partition]))[partition]
+        start = max(first, held.next_offset)
+        async for records in log.read({partition: start}, {partition: end}):
             for record in records:
                 self._take(held, record)
         held.next_offset = end
@@ -157,6 +158,7 @@ class Batcher:
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
         """Take new requests in, and release what is due."""
+        self._ahead.end()
         held = self._partitions[partition]
         for record in records:
             self._take(held, record)
@@ -166,7 +168,7 @@ class Batcher:
             work.effects.append(self._unreadable(record, error, now))
         if held.cancelled or held.windows.next_due_at() <= now:
             work.effects += await self._due(partition, held, now)
-        if not work.effects and not self._wants_commit(held, now):
+        if not work.effects and not held.wants_commit(now):
             return None
         return work
 
@@ -176,7 +178,7 @@ class Batcher:
         for effect in work.effects:
             if isinstance(effect.subject, Release | GivenUp):
                 for member in effect.subject.members:
-                    self._drop(held, member.profile.id)
+                    held.drop(member.profile.id)
         held.unreadable.clear()
         held.committed_offset = work.progress.next_offset
         held.committed_at = self._clock.now()
@@ -205,36 +207,18 @@ class Batcher:
             effects.append(self._release(held, again, Judged(), now))
         return effects
 
+    def _nothing_of(self, partition: Partition) -> Held:
+        windows = windows_of(self._situation.policy)
+        return Held(partition, windows, Payloads(partition, self.room))
+
     def _take(self, held: Held, record: Record) -> None:
-        held.next_offset = record.offset + 1
-        held.unreadable.pop(record.key or b"", None)
-        if record.value is None:
-            self._drop(held, (record.key or b"").decode("utf-8", "replace"))
-            return
-        try:
-            profile = h.read_profile(record.headers)
-            held_at = held_at_of(record)
-        except BadRecordError as error:
-            held.unreadable[record.key or b""] = (record, error)
-            return
-        share_common(profile)
-        group = intern(group_in(profile, self._situation))
-        held.windows.add(Member(profile, group, held_at, record.offset))
-        held.payloads.add(profile.id, record)
-        if self._cancellations.find(profile.id) is not None:
-            held.cancelled.add(profile.id)
+        held.take(record, self._situation, self._cancellations)
 
     def _cancel(self, request_id: str) -> None:
         """Remember to end a request, if it is held here."""
-        for held in self._partitions.values():
+        for held in chain(self._partitions.values(), self._ahead):
             if held.windows.find(request_id) is not None:
                 held.cancelled.add(request_id)
-
-    @staticmethod
-    def _drop(held: Held, request_id: str) -> None:
-        held.windows.remove(request_id)
-        held.payloads.remove(request_id)
-        held.cancelled.discard(request_id)
 
     async def _due(self, partition: Partition, held: Held, now: float) -> list[Effect]:
         self._situation.view.prune(now)
@@ -393,8 +377,3 @@ class Batcher:
             for held in self._partitions.values()
             if any(held_member is member for held_member in held.windows.members())
         )
-
-    @staticmethod
-    def _wants_commit(held: Held, now: float) -> bool:
-        moved = held.next_offset > held.committed_offset
-        return moved and now - held.committed_at >= COMMIT_EVERY_S

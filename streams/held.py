@@ -4,12 +4,17 @@ import math
 from dataclasses import dataclass, field, replace
 from sys import intern
 
-from policies import ReleaseInputs, Situation, Windows, windows_of
+from policies import Member, ReleaseInputs, Situation, Windows, windows_of
 from policies.groups import group_in
+from streams.cancellations import Cancellations
 from streams.log import Partition, Record
 from streams.payloads import Payloads
+from streams.thrift import share_common
 from topics import BadRecordError, Shadow
 from topics import headers as h
+
+# A partition's committed offset is only for lag tools, and moves no more often than this.
+COMMIT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,37 @@ class Held:
     unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     """Of what is held, the ids that a client cancelled."""
+
+    def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
+        """Take in a record of the hold: a request, or the tombstone of one."""
+        self.next_offset = record.offset + 1
+        self.unreadable.pop(record.key or b"", None)
+        if record.value is None:
+            self.drop((record.key or b"").decode("utf-8", "replace"))
+            return
+        try:
+            profile = h.read_profile(record.headers)
+            held_at = held_at_of(record)
+        except BadRecordError as error:
+            self.unreadable[record.key or b""] = (record, error)
+            return
+        share_common(profile)
+        group = intern(group_in(profile, situation))
+        self.windows.add(Member(profile, group, held_at, record.offset))
+        self.payloads.add(profile.id, record)
+        if cancellations.find(profile.id) is not None:
+            self.cancelled.add(profile.id)
+
+    def drop(self, request_id: str) -> None:
+        """Hold a request no more."""
+        self.windows.remove(request_id)
+        self.payloads.remove(request_id)
+        self.cancelled.discard(request_id)
+
+    def wants_commit(self, now: float) -> bool:
+        """Tell whether the committed offset should move on."""
+        moved = self.next_offset > self.committed_offset
+        return moved and now - self.committed_at >= COMMIT_EVERY_S
 
     def regroup(self, situation: Situation) -> None:
         """Put what is held into windows of another policy and fleet, all due to be looked at.

@@ -8,6 +8,7 @@ from typing import NoReturn
 from mode import Service
 
 from policies import Policy, Situation, compile_options, situation
+from streams.ahead import ReadAheadService
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
@@ -133,6 +134,21 @@ def _policies(
     return PolicyFollower(settings, in_force, own, check, clock)
 
 
+def _followers(
+    settings: Settings,
+    in_force: InForce,
+    own: Declarations,
+    cancellations: Cancellations,
+    clock: Clock,
+) -> list[Service]:
+    """Return what keeps up with heartbeats, policies and cancellations."""
+    return [
+        FollowerService(FleetFollower(settings, in_force.report)),
+        FollowerService(_policies(settings, in_force, own, clock)),
+        FollowerService(CancellationFollower(settings, cancellations)),
+    ]
+
+
 def _metrics(
     settings: Settings,
     in_force: InForce,
@@ -213,9 +229,8 @@ def run_router(settings: Settings) -> NoReturn:
             TelemetryService(telemetry),
             MetricsService(metrics, "router", settings.instance, clock),
             *notary_services(settings, notary),
-            FollowerService(FleetFollower(settings, in_force.report)),
-            FollowerService(_policies(settings, in_force, own, clock)),
-            FollowerService(CancellationFollower(settings, cancellations)),
+            *_followers(settings, in_force, own, cancellations, clock),
+            ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
             *(
                 StageService(
                     transactor(settings, stage, notary, metrics, observers, before_step), name

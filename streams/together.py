@@ -1,8 +1,8 @@
 """Several things at a time, none of which is left behind when one fails."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -14,7 +14,7 @@ async def wait_for_all(runs: Sequence[Awaitable[None]]) -> None:
             raise result
 
 
-async def few_at_a_time(runs: Sequence[Coroutine[Any, Any, T]], most: int) -> list[T]:
+async def few_at_a_time(runs: Sequence[Callable[[], Awaitable[T]]], most: int) -> list[T]:
     """Return what they return; one that fails ends the others, and is raised when they have ended.
 
     Args:
@@ -23,9 +23,9 @@ async def few_at_a_time(runs: Sequence[Coroutine[Any, Any, T]], most: int) -> li
     """
     few = asyncio.Semaphore(most)
 
-    async def run(one: Coroutine[Any, Any, T]) -> T:
+    async def run(one: Callable[[], Awaitable[T]]) -> T:
         async with few:
-            return await one
+            return await one()
 
     tasks = [asyncio.ensure_future(run(one)) for one in runs]
     try:
@@ -34,6 +34,3 @@ async def few_at_a_time(runs: Sequence[Coroutine[Any, Any, T]], most: int) -> li
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for one in runs:
-            # Of what never had its turn; else Python warns that nobody waited for it.
-            one.close()

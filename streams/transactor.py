@@ -16,6 +16,7 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
@@ -221,7 +222,7 @@ class Transactor:
         return True
 
     async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
-        restores = [self._stage.restore(p, progress, self._log) for p, progress in known.items()]
+        restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
         self._restoring = asyncio.ensure_future(few_at_a_time(restores, RESTORED_AT_ONCE))
         try:
             return await self._restoring

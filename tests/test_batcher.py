@@ -10,6 +10,7 @@ from stream_cases import START, TRACEPARENT, Yard, header, heartbeat, keys
 
 from policies import windows
 from streams import LogError, Outgoing, Partition, batcher, payloads
+from streams.held import COMMIT_EVERY_S
 from topics import Batch, Cancellation, Envelope, Fallback, Placement, Profile, Progress, decode
 from topics import headers as h
 
@@ -339,7 +340,7 @@ async def test_the_offset_of_the_hold_moves_for_lag_tools_but_not_with_each_poll
     hold(yard, "s1", partition=0)
     await transactor.step()
     assert yard.cluster.offsets[home] == 1
-    yard.clock.at += batcher.COMMIT_EVERY_S
+    yard.clock.at += COMMIT_EVERY_S
     await transactor.step()
     assert yard.cluster.offsets[home] == 2
     record = yard.cluster.records(yard.catalogue.progress, 0)[-1]

@@ -1,6 +1,7 @@
 """Several things at a time: no more than that, in order, and none left behind."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -18,7 +19,7 @@ async def test_no_more_run_than_that_and_results_come_in_order() -> None:
         running -= 1
         return number
 
-    assert await few_at_a_time([run(n) for n in range(5)], 2) == [0, 1, 2, 3, 4]
+    assert await few_at_a_time([partial(run, n) for n in range(5)], 2) == [0, 1, 2, 3, 4]
     assert most == 2
 
 
@@ -40,7 +41,7 @@ async def test_one_that_fails_ends_the_others_first() -> None:
         ended.append("never")
 
     with pytest.raises(LookupError):
-        await few_at_a_time([waits(), fails(), waits(), never_begins()], 2)
+        await few_at_a_time([waits, fails, waits, never_begins], 2)
     assert set(ended) == {"waits"}
 
 
@@ -54,7 +55,7 @@ async def test_to_be_cancelled_ends_all_of_them() -> None:
             await asyncio.sleep(0)
             ended.append(1)
 
-    both = asyncio.ensure_future(few_at_a_time([waits(), waits(), waits()], 2))
+    both = asyncio.ensure_future(few_at_a_time([waits, waits, waits], 2))
     await asyncio.sleep(0.001)
     both.cancel()
     with pytest.raises(asyncio.CancelledError):

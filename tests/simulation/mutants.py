@@ -245,7 +245,7 @@ class HoldsInMemory(Batcher):
         end = await super().restore(partition, progress, log)
         held = self._partitions[partition]
         for member in list(held.windows.members()):
-            self._drop(held, member.profile.id)
+            held.drop(member.profile.id)
         return end
 
 

@@ -134,11 +134,16 @@ class Process:
             self.is_leaving = True
             self.world.loop.call_later(GRACE_S, self.kill, "its grace is over", context=Context())
 
-    def run(self, stage: Stage, before_step: Callable[[], None] = lambda: None) -> None:
-        """Run a stage until the process ends, which it does with any error of the stage."""
+    def log(self) -> SimLog:
+        """Return a log that dies with the process."""
         log = self.world.rules.log(self.world.groups, self.name, self)
         log.writer = self.world.rules.writer
         self.logs.append(log)
+        return log
+
+    def run(self, stage: Stage, before_step: Callable[[], None] = lambda: None) -> None:
+        """Run a stage until the process ends, which it does with any error of the stage."""
+        log = self.log()
         transactor = self.world.rules.transactor(
             log,
             stage,
@@ -236,6 +241,7 @@ class RouterProcess(Process):
             held_payload_bytes_max=HELD_BYTES_MAX,
         )
         self.held_before: tuple[list[Any], int] = ([], 0)
+        self.spawn(self.batcher.read_ahead(self.log()))
         self.run(self.router, in_force.keep(self.router.take_terms))
         self.run(self.batcher, in_force.keep(self.batcher.take_terms))
         self.run(rules.canceller(scribe, self))

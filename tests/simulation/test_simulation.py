@@ -73,7 +73,7 @@ ENGINE = {
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),
     "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=270),
     "rule 3, the critical section": Broken(
-        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=1050
+        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=1210
     ),
     "rule 4, awaited sends": Broken(Rules(transactor=mutants.AwaitsNoSend), NEVER),
     "rule 5, errors end the process": Broken(
@@ -83,7 +83,7 @@ ENGINE = {
         Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=38
     ),
     "a sleeper looks for its successor": Broken(
-        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=90
+        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=1305
     ),
     "a cut-off writer is replaced": Broken(
         Rules(transactor=mutants.KeepsCutOffWriters), TORN, ("broker",)

@@ -1,0 +1,162 @@
+"""A router reads the hold while it waits for its share, and goes on from there when it has it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pytest
+from hold_cases import hold, look, make_batcher, run
+from memory_log import MemoryLog
+from stream_cases import POLICY, Yard, make_policy
+from test_cancellation import assert_cancelled_once, cancel
+
+from streams import Batcher, LogError, Partition, Record
+from streams.ahead import AHEAD_S_MAX
+from streams.in_force import Terms
+from streams.tokens import TokenCounter
+
+
+class Noting(MemoryLog):
+    """A log that notes from where on each partition of the hold is read."""
+
+    def __init__(self, yard: Yard) -> None:
+        super().__init__(yard.cluster, "noting")
+        self.starts: dict[int, int] = {}
+
+    async def read(
+        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        self.starts |= {p.number: at for p, at in starts.items() if p.topic.endswith(".held")}
+        async for records in super().read(starts, ends):
+            yield records
+
+
+class Unreadable(MemoryLog):
+    """A log of which no broker gives anything."""
+
+    async def read(
+        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        raise LogError("no broker answers")
+        yield []
+
+
+@contextmanager
+def reading(batcher: Batcher, log: MemoryLog) -> Iterator[asyncio.Task[None]]:
+    task = asyncio.ensure_future(batcher.read_ahead(log))
+    yield task
+    task.cancel()
+
+
+async def until_read(batcher: Batcher, count: int) -> None:
+    async with asyncio.timeout(5):
+        while sum(len(held.windows) for held in batcher._ahead) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def test_who_waited_goes_on_where_it_had_read_to() -> None:
+    yard = Yard()
+    last = [hold(yard, f"s{n}", partition=n % 2) for n in range(6)][-2:]
+    batcher, log = make_batcher(yard), Noting(yard)
+    with reading(batcher, log) as task:
+        await until_read(batcher, 6)
+        # What its predecessor did meanwhile stands further on: one went, and one came.
+        hold(yard, "s6", partition=1)
+        yard.cluster.publish(batcher._tombstone(last[0]))
+        await run(yard, batcher, log)
+        # All that was read ahead has been claimed.
+        await asyncio.wait_for(task, 5)
+    assert [log.starts[n] for n in (0, 1)] == [record.offset + 1 for record in last]
+    fresh = make_batcher(yard)
+    await run(yard, fresh)
+    assert batcher.sizes() == fresh.sizes()
+    assert sum(batcher.sizes().values()) == 6
+
+
+async def test_what_nobody_gave_it_is_forgotten() -> None:
+    yard = Yard()
+    hold(yard, "mine", partition=0)
+    hold(yard, "another's", partition=1)
+    batcher, log = make_batcher(yard), MemoryLog(yard.cluster)
+    partition = Partition(yard.catalogue.held, 0)
+    with reading(batcher, log):
+        await until_read(batcher, 2)
+        await batcher.restore(partition, None, log)
+        await batcher.work(partition, ())
+    assert list(batcher._ahead) == []
+    assert sum(batcher.sizes().values()) == 1
+    mine = batcher._partitions[partition].payloads.record("mine")
+    assert batcher.room.bytes_used == mine.size_bytes
+
+
+async def test_a_cancellation_that_comes_meanwhile_counts() -> None:
+    yard = Yard()
+    hold(yard, "s0")
+    batcher, log = make_batcher(yard), MemoryLog(yard.cluster)
+    with reading(batcher, log):
+        await until_read(batcher, 1)
+        cancel(yard, "s0")
+        transactor = await run(yard, batcher, log)
+        await transactor.step()
+    assert_cancelled_once(yard, "s0")
+
+
+async def test_a_policy_that_comes_meanwhile_counts() -> None:
+    yard = Yard()
+    hold(yard, "s0")
+    batcher, log = make_batcher(yard), MemoryLog(yard.cluster)
+    with reading(batcher, log):
+        await until_read(batcher, 1)
+        (before,) = [member.group for held in batcher._ahead for member in held.windows.members()]
+        yard.policy = make_policy(POLICY.replace("[512, 2048]", "[4, 64, 512]"))
+        batcher.take_terms(Terms(yard.situation(), yard.scribe(), TokenCounter({})))
+        await run(yard, batcher, log)
+    fresh = make_batcher(yard)
+    await run(yard, fresh)
+    assert batcher.sizes() == fresh.sizes() != {before: 1}
+
+
+async def test_what_was_read_too_long_ago_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compaction drops a tombstone some day, and what it ended would be held again."""
+    assert AHEAD_S_MAX < 24 * 3600
+    monkeypatch.setattr("streams.ahead.AHEAD_S_MAX", 0.01)
+    yard = Yard()
+    record = hold(yard, "s0")
+    batcher, log = make_batcher(yard), Noting(yard)
+    with reading(batcher, log) as task:
+        await until_read(batcher, 1)
+        await asyncio.wait_for(task, 5)
+        assert batcher.room.bytes_used == 0
+        await run(yard, batcher, log)
+    assert log.starts[record.partition.number] == 0
+    assert sum(batcher.sizes().values()) == 1
+
+
+async def test_no_more_is_read_than_may_be_held() -> None:
+    yard = Yard()
+    for n in range(6):
+        hold(yard, f"s{n}", partition=n % 2)
+    batcher = make_batcher(yard, held_records_max=2)
+    with reading(batcher, MemoryLog(yard.cluster)):
+        await until_read(batcher, 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sum(len(held.windows) for held in batcher._ahead) == 3
+
+
+async def test_where_it_cannot_be_read_the_takeover_reads_it() -> None:
+    yard = Yard()
+    hold(yard, "s0")
+    batcher = make_batcher(yard)
+    with reading(batcher, Unreadable(yard.cluster, "unreadable")) as task:
+        await asyncio.wait_for(task, 5)
+    await run(yard, batcher)
+    assert sum(batcher.sizes().values()) == 1
+
+
+async def test_after_the_first_takeover_nothing_is_read_ahead() -> None:
+    yard = Yard()
+    hold(yard, "s0")
+    batcher = await look(yard)
+    await asyncio.wait_for(batcher.read_ahead(MemoryLog(yard.cluster)), 5)
+    assert list(batcher._ahead) == []
