@@ -4,17 +4,10 @@ from dataclasses import replace
 from typing import Literal
 
 from policies.constraints import PASSING, explain, has_lane, refusal
-from policies.estimate import (
-    Estimate,
-    batch_limit,
-    candidate,
-    chance,
-    estimate,
-    expected_cost_usd,
-    scarcity,
-)
+from policies.estimate import Estimate, batch_limit, candidate, chance, estimate, scarcity
 from policies.extension import Extension, priced_by, refused_by
 from policies.groups import group_in
+from policies.offers import Offer, SecondTries, choose
 from policies.options import Option, Options
 from policies.policy import Policy
 from policies.sessions import Credit
@@ -68,24 +61,14 @@ class _Question:
     scarce_from: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Priced:
-    """``cost_usd`` is what it is expected to cost, ``price_usd`` what it counts as."""
-
-    candidate: Candidate
-    option: Option
-    estimate: Estimate
-    cost_usd: float
-    price_usd: float
-
-
 def decide(profile: Profile, situation: Situation, now: float) -> Decision:
     """Return where the request should go.
 
     Hard constraints come first. Each option that passes is a candidate to go to now and, for a
     request that may wait, a candidate to wait for: a batch of the size that the group's arrivals
     would fill within its window. The lowest price wins among those whose chance of meeting the
-    SLO reaches the class's target; where none does, the best chance.
+    SLO reaches the class's target; where none does, the best chance. The price counts how scarce
+    places are, and what a failure would cost (`policies.offers`).
     """
     if now >= profile.deadline:
         late_s = now - profile.deadline
@@ -101,41 +84,37 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
     elapsed_s = now - profile.created_at
     credit = situation.view.sessions.credit(profile, now)
     transport_s, spread = assumed.transport_s, assumed.spread
+    scarce_from = policy.scarcity.from_share
     ask = _Question(
-        profile,
-        policy,
-        elapsed_s,
-        rate_per_s,
-        transport_s,
-        spread,
-        credit,
-        policy.scarcity.from_share,
+        profile, policy, elapsed_s, rate_per_s, transport_s, spread, credit, scarce_from
     )
     rules = policy.rules
-    priced: list[_Priced] = []
+    offers: list[Offer] = []
     refused: list[Candidate] = []
     for option in situation.options.by_model.get(profile.model, ()):
         standing = standing_of(option)
         code = _refusal(profile, standing, rules)
         if code is None:
-            lanes = option.lanes
-            offers = [_now(ask, standing)] if "direct" in lanes else []
+            lanes, limit_usd = option.lanes, profile.max_cost_usd
+            found = [_now(ask, standing)] if "direct" in lanes else []
             if profile.batchable and "batch" in lanes:
-                offers.append(_hold(ask, standing))
-            if profile.max_cost_usd is not None:
-                offers = [o for o in offers if o.cost_usd <= profile.max_cost_usd]
-            code = None if offers else "max_cost"
-            if rules and offers:
-                # After what must hold, which is held against the price as it is.
-                offers, code = _scored(offers, profile, rules)
-            priced += offers
+                found.append(_hold(ask, standing))
+            if limit_usd is not None:
+                found = [o for o in found if o.estimate.cost_usd <= limit_usd]
+            code = None if found else "max_cost"
+            offers += found
         if code is not None:
             refused.append(_refused(option, code))
-    if not priced:
+    second_tries = SecondTries(offers, profile.deadline - now, policy.retry_cost_weight)
+    if rules:
+        # After what must hold, which is held against the cost as it is.
+        offers, unpriced = _scored(offers, second_tries, profile, rules)
+        refused += unpriced
+    if not offers:
         return _unplaced(profile, situation.options, group, refused)
-    best = choose(priced, profile.target_chance)
-    candidates = (best.candidate, *(p.candidate for p in priced if p is not best), *refused)
-    reason = _why(best, priced, profile, situation)
+    best = choose(offers, profile.target_chance, None if rules else second_tries)
+    candidates = (best.candidate, *(o.candidate for o in offers if o is not best), *refused)
+    reason = _why(best, offers, second_tries, profile, policy)
     promised = Envelope(
         cost_usd=best.estimate.cost_usd,
         ttft_s=best.candidate.ttft_s,
@@ -145,26 +124,8 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
     )
     if best.candidate.path == "hold":
         return Decision("hold", candidates, reason, promised=promised, group=group)
-    return Decision("place", candidates, reason, best.option, promised, estimate=best.estimate)
-
-
-def choose(priced: list[_Priced], target_chance: float) -> _Priced:
-    """Return the cheapest that reaches the target; where none does, the one with the best chance.
-
-    Ties go to the earlier finish, then to the name, so that every machine decides alike.
-    """
-    able = [p for p in priced if (p.candidate.chance or 0.0) >= target_chance]
-    if able:
-        lowest = min([p.price_usd for p in able])
-        # Two prices are seldom the same, so that the rest of the key is seldom asked for.
-        cheapest = [p for p in able if p.price_usd == lowest]
-        return cheapest[0] if len(cheapest) == 1 else min(cheapest, key=_tie)
-    return min(priced, key=lambda p: (-(p.candidate.chance or 0.0), p.price_usd, *_tie(p)))
-
-
-def _tie(priced: _Priced) -> tuple[float, str, str, str]:
-    c = priced.candidate
-    return (priced.estimate.finish_s, c.pool, c.model_variant, c.path)
+    option = best.standing.option
+    return Decision("place", candidates, reason, option, promised, estimate=best.estimate)
 
 
 def _refusal(profile: Profile, standing: Standing, rules: tuple[Extension, ...]) -> str | None:
@@ -178,19 +139,26 @@ def _refusal(profile: Profile, standing: Standing, rules: tuple[Extension, ...])
 
 
 def _scored(
-    offers: list[_Priced], profile: Profile, rules: tuple[Extension, ...]
-) -> tuple[list[_Priced], str | None]:
-    """Return the offers at the prices that the extensions give them, or why there are none."""
-    scored = []
+    offers: list[Offer],
+    second_tries: SecondTries,
+    profile: Profile,
+    rules: tuple[Extension, ...],
+) -> tuple[list[Offer], list[Candidate]]:
+    """Return the offers at the prices that the extensions give them, and what got none."""
+    scored, refused = [], {}
     for offer in offers:
-        price_usd = priced_by(rules, profile, offer.option, offer.price_usd)
-        if isinstance(price_usd, str):
-            return [], price_usd
-        scored.append(replace(offer, price_usd=price_usd))
-    return scored, None
+        option = offer.standing.option
+        price_usd = offer.price_usd + second_tries.usd(offer)
+        found = priced_by(rules, profile, option, price_usd)
+        if isinstance(found, str):
+            refused[option.pool, option.variant] = _refused(option, found)
+        else:
+            scored.append(replace(offer, price_usd=found))
+    kept = [o for o in scored if (o.candidate.pool, o.candidate.model_variant) not in refused]
+    return kept, list(refused.values())
 
 
-def _now(ask: _Question, standing: Standing) -> _Priced:
+def _now(ask: _Question, standing: Standing) -> Offer:
     credit, option, cached_tokens = ask.credit, standing.option, 0
     if credit and credit.pool == option.pool and credit.variant == option.variant:
         cached_tokens = int(credit.tokens * standing.learned.reuse)
@@ -198,7 +166,7 @@ def _now(ask: _Question, standing: Standing) -> _Priced:
     return _price(ask, standing, "direct", found)
 
 
-def _hold(ask: _Question, standing: Standing) -> _Priced:
+def _hold(ask: _Question, standing: Standing) -> Offer:
     profile, rate_per_s = ask.profile, ask.rate_per_s
     limit = batch_limit(profile, standing.option, ask.policy.windows.members_max)
     others = min(limit - 1, int(rate_per_s * profile.window_s))
@@ -208,14 +176,14 @@ def _hold(ask: _Question, standing: Standing) -> _Priced:
     return _price(ask, standing, "hold", found)
 
 
-def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> _Priced:
+def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> Offer:
     elapsed_s, (ttft_error, tpot_error, _) = ask.elapsed_s, standing.learned
     likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
-    offer = candidate(standing.option, path, found, likely, elapsed_s)
-    cost_usd = price_usd = expected_cost_usd(found, standing, ask.policy)
+    shown = candidate(standing.option, path, found, likely, elapsed_s)
+    price_usd = found.cost_usd
     if standing.fullness > ask.scarce_from:
         price_usd *= scarcity(standing, ask.policy)
-    return _Priced(offer, standing.option, found, cost_usd, price_usd)
+    return Offer(shown, standing, found, price_usd)
 
 
 def _refused(option: Option, code: str) -> Candidate:
@@ -229,19 +197,34 @@ def _refused(option: Option, code: str) -> Candidate:
     )
 
 
-def _why(best: _Priced, priced: list[_Priced], profile: Profile, situation: Situation) -> str:
-    if len(priced) == 1:
+def _why(
+    best: Offer,
+    offers: list[Offer],
+    second_tries: SecondTries,
+    profile: Profile,
+    policy: Policy,
+) -> str:
+    if len(offers) == 1:
         return "only_candidate"
-    if (best.candidate.chance or 0.0) < profile.target_chance:
+    target_chance = profile.target_chance
+    if (best.candidate.chance or 0.0) < target_chance:
         return "best_chance"
-    cost_usd, target_chance = best.cost_usd, profile.target_chance
+    cost_usd = best.estimate.cost_usd
     cheaper = [
-        p for p in priced if p.cost_usd < cost_usd and (p.candidate.chance or 0.0) >= target_chance
+        o
+        for o in offers
+        if o.estimate.cost_usd < cost_usd and (o.candidate.chance or 0.0) >= target_chance
     ]
     if cheaper:
-        policy, standing_of = situation.policy, situation.view.standing
-        usd = [p.cost_usd * scarcity(standing_of(p.option), policy) for p in (best, *cheaper)]
-        return "preferred_by_extension" if usd[0] > min(usd) else "leaves_scarce_places"
+        seen = (best, *cheaper)
+        expected_usd = [second_tries.expected_usd(o) for o in seen]
+        usd = [
+            o.estimate.cost_usd * scarcity(o.standing, policy) + second_tries.usd(o) for o in seen
+        ]
+        if usd[0] > min(usd):
+            return "preferred_by_extension"
+        is_by_failures = expected_usd[0] == min(expected_usd)
+        return "cheapest_with_failures" if is_by_failures else "leaves_scarce_places"
     if best.candidate.path == "hold":
         return "waiting_is_cheapest"
     return "cheapest_in_time"

@@ -108,11 +108,6 @@ def estimate(
     return Estimate(device_s * usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s)
 
 
-def expected_cost_usd(estimate: Estimate, standing: Standing, policy: Policy) -> float:
-    """Return the cost with that of the second try which a failure of this one would take."""
-    return estimate.cost_usd * (1.0 + standing.failure_rate * policy.retry_cost_weight)
-
-
 def scarcity(standing: Standing, policy: Policy) -> float:
     """Return how many times its cost a place counts as, because few are left: the shadow price.
 

@@ -11,12 +11,13 @@ from policies.estimate import (
     candidate,
     chance,
     estimate,
-    expected_cost_usd,
     room,
     scarcity,
 )
 from policies.extension import priced_by, refused_by
+from policies.offers import Offer, SecondTries, choose
 from policies.options import Option
+from policies.policy import Policy
 from policies.situation import Situation
 from policies.standing import Standing
 from policies.turns import Member
@@ -44,7 +45,8 @@ def find_target(members: Sequence[Member], situation: Situation, now: float) -> 
         asked = members if path == "batch" else members[:1]
         targets = _targets(asked, path, situation, now)
         if targets:
-            return _best(targets, first, situation)
+            left_s = min(m.profile.deadline for m in asked) - now
+            return _best(targets, first, left_s, situation)
     return None
 
 
@@ -80,7 +82,7 @@ def _targets(
             is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
             limit = limit if is_crowded else min(limit, free)
         ask = _Ask(option, situation, min(limit, len(members)))
-        if limit_usd is None or all(ask.price_usd(m.profile) <= limit_usd for m in members):
+        if limit_usd is None or all(ask.cost_usd(m.profile) <= limit_usd for m in members):
             target = _target(members, ask, slowest, path, limit, now)
             rate_per_s = None
             if path == "batch" and standing.is_idle:
@@ -89,25 +91,29 @@ def _targets(
     return targets
 
 
-def _best(targets: Sequence[Target], first: Profile, situation: Situation) -> Target:
-    def price(target: Target) -> tuple[float, float, str, str]:
-        option = target.option
-        finish_s = target.estimate.finish_s
-        standing = situation.view.standing(option)
-        policy = situation.policy
-        cost_usd = expected_cost_usd(target.estimate, standing, policy)
-        price_usd = priced_by(policy.rules, first, option, cost_usd * scarcity(standing, policy))
-        # What a scorer has no price for is the last resort of those who wait.
-        return (inf if isinstance(price_usd, str) else price_usd, finish_s, *_name(option))
-
-    able = [t for t in targets if t.chance >= first.target_chance]
-    best = min(able, key=price) if able else min(targets, key=lambda t: (-t.chance, price(t)))
+def _best(targets: Sequence[Target], first: Profile, left_s: float, situation: Situation) -> Target:
+    policy = situation.policy
+    offers = [_offer(target, situation) for target in targets]
+    second_tries = SecondTries(offers, left_s, policy.retry_cost_weight)
+    if policy.rules:
+        offers = [_scored(offer, second_tries, first, policy) for offer in offers]
+    chosen = choose(offers, first.target_chance, None if policy.rules else second_tries)
+    best = targets[next(n for n, offer in enumerate(offers) if offer is chosen)]
     ranked = [best, *(t for t in targets if t is not best)]
     return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
 
 
-def _name(option: Option) -> tuple[str, str]:
-    return (option.pool, option.variant)
+def _offer(target: Target, situation: Situation) -> Offer:
+    standing, found = situation.view.standing(target.option), target.estimate
+    price_usd = found.cost_usd * scarcity(standing, situation.policy)
+    return Offer(target.candidates[0], standing, found, price_usd)
+
+
+def _scored(offer: Offer, second_tries: SecondTries, first: Profile, policy: Policy) -> Offer:
+    price_usd = offer.price_usd + second_tries.usd(offer)
+    found = priced_by(policy.rules, first, offer.standing.option, price_usd)
+    # What a scorer has no price for is the last resort of those who wait.
+    return replace(offer, price_usd=inf if isinstance(found, str) else found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +138,8 @@ class _Ask:
             members=self.members,
         )
 
-    def price_usd(self, profile: Profile) -> float:
-        return expected_cost_usd(self.estimate(profile), self.standing, self.situation.policy)
+    def cost_usd(self, profile: Profile) -> float:
+        return self.estimate(profile).cost_usd
 
 
 def _target(

@@ -60,12 +60,13 @@ def release_beside(members: Sequence[Member], here: Situation, now: float) -> Sh
     version, target = here.policy.version, find_target(members, here, now)
     if target is None:
         return Shadow(version, "hold", "pool_unavailable")
+    promised = target.promise(members[0].profile, now)
     return Shadow(
         version,
         "place",
         "released",
         target.option.pool,
         target.option.variant,
-        target.estimate.cost_usd,
-        target.chance,
+        promised.cost_usd,
+        promised.chance,
     )

@@ -36,10 +36,15 @@ class Target:
     """Where nothing runs there, the rate at which the group grows; else None."""
 
     def promise(self, profile: Profile, now: float) -> Envelope:
-        """Return the envelope promised to one member, latencies from its ``created_at``."""
+        """Return the envelope promised to one member, latencies from its ``created_at``.
+
+        The estimate is that of the longest prompt with the longest reply, which may be no member's.
+        Each one's own cost is within its limit, else the target were none (`policies.release`).
+        """
         elapsed_s = now - profile.created_at
+        cost_usd, limit_usd = self.estimate.cost_usd, profile.max_cost_usd
         return Envelope(
-            cost_usd=self.estimate.cost_usd,
+            cost_usd=cost_usd if limit_usd is None else min(cost_usd, limit_usd),
             ttft_s=elapsed_s + self.estimate.ttft_s,
             finish_s=elapsed_s + self.estimate.finish_s,
             tpot_s=self.estimate.tpot_s,

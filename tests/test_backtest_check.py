@@ -72,8 +72,9 @@ def test_a_request_has_constraints_of_its_own(broken: Any, kept: Any) -> None:
     for constraints, expected in ((broken, True), (kept, False)):
         arrival = asked(0, 0.0, constraints=constraints)
         promised = Envelope(cost_usd=0.001, ttft_s=0.1, finish_s=1.0)
-        send = Send(_any_profile(), option, "direct", promised=promised)
-        assert is_broken(send, arrival, YARD, STRICT) is expected
+        for path in ("direct", "batch"):
+            send = Send(_any_profile(), option, path, promised=promised)
+            assert is_broken(send, arrival, YARD, STRICT) is expected
 
 
 def test_what_an_extension_refuses_is_a_constraint() -> None:

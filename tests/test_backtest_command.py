@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from policies.backtest.workload import compress, repeat
 from policies.declaration import DeclarationError
+from shunter.backtest.differences import COLUMNS as DIFFERENCES
 from shunter.backtest.files import COLUMNS, read_trace
 from shunter.backtest.suite import scaled
 from shunter.cli import app
@@ -140,6 +141,31 @@ def test_two_policies_are_compared_request_by_request(trace: Path, tmp_path: Pat
         report["policies"][name]["cost_usd"] for name in ("shunter", "compared")
     ]
     assert len(found["listed"]) == found["placed_otherwise"] <= 5
+
+
+def test_each_difference_has_a_row(trace: Path, tmp_path: Path) -> None:
+    other, path = tmp_path / "other.yaml", tmp_path / "out.csv"
+    other.write_text(packaged("policy.yaml").replace("window_s: 45", "window_s: 0"))
+    trace.write_text(HEADER + ROWS + "5.0,chat,no-such-model,10,10,0,,x\n")
+    words = ("--trace", trace, "--no-baselines", "--no-bound", "--json")
+    report = json.loads(invoke(*words, "--compare", other, "--differences", path).stdout)
+    with path.open(newline="") as text:
+        found = list(csv.DictReader(text))
+    assert tuple(found[0]) == DIFFERENCES
+    assert len(found) == report["differences"]["placed_otherwise"]
+    first = next(row for row in found if row["row"] == "3")
+    assert (first["task"], first["first_path"], first["second_path"]) == (
+        *("summarization", "batch", "direct"),
+    )
+    assert (first["first_status"], first["second_attained"]) == ("completed", "True")
+    listed = next(each for each in report["differences"]["listed"] if each["row"] == 3)
+    assert [float(first[f"{n}_cost_usd"]) for n in ("first", "second")] == listed["cost_usd"]
+    assert float(first["second_finished_s"]) < float(first["first_finished_s"])
+    # It waited under the first, which had looked at what it would cost at once.
+    assert first["first_expected_of_other_usd"] == first["second_expected_usd"] != ""
+    assert float(first["second_expected_of_other_usd"]) > 0
+    with pytest.raises(UserError, match="--differences is of --compare"):
+        invoke(*words, "--differences", path)
 
 
 def test_a_rate_compresses_arrivals_and_a_scale_grows_the_fleet(trace: Path) -> None:

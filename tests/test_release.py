@@ -32,6 +32,7 @@ from policies import (
 )
 from policies.estimate import estimate
 from policies.groups import group_of
+from policies.shadow import release_beside
 from topics import Profile, VariantStatus, decode
 from topics.canonical import canonical
 
@@ -114,6 +115,28 @@ def test_a_limit_of_cost_holds_for_the_dearest_member_and_not_only_the_longest()
     assert (target_of(held, where).path, target_of(held, where).asked) == ("direct", 1)
     assert target_of(held[:1], where).path == "batch"
     assert find_target(held[::-1], where, NOW) is None
+
+
+def test_no_member_is_promised_more_than_its_limit_of_cost() -> None:
+    where = a_situation("premium")
+    reads, writes = bulk(id="reads", input_tokens=500, output_tokens=1), bulk(
+        id="writes", input_tokens=10, output_tokens=400
+    )  # fmt: skip
+    standing = where.view.standing(where.options.of("premium", "llama-fp8"))
+    own_usd = [
+        estimate(each, standing, transport_s=0, members=2).cost_usd for each in (reads, writes)
+    ]
+    limit_usd = 1.001 * max(own_usd)
+    held = members(*(replace(each, max_cost_usd=limit_usd) for each in (reads, writes)))
+    target = target_of(held, where)
+    assert (target.path, target.asked) == ("batch", 2)
+    # The longest prompt with the longest reply, which is neither's.
+    assert target.estimate.cost_usd > limit_usd
+    promised = [target.promise(each.profile, NOW).cost_usd for each in held]
+    assert promised == [limit_usd, limit_usd]
+    assert all(usd < limit_usd for usd in own_usd)
+    assert target.promise(reads, NOW).cost_usd == target.estimate.cost_usd
+    assert release_beside(held, where, NOW).cost_usd == limit_usd
 
 
 def test_the_longest_member_tells_what_fits() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from policies.backtest.route import End, FixedDelay, Send
 from policies.constraints import has_lane, refusal
-from policies.estimate import estimate, expected_cost_usd
+from policies.estimate import estimate
 from policies.extension import refused_by
 from policies.options import Option, Options
 from policies.policy import Policy
@@ -72,7 +72,7 @@ class Baseline:
             return True
         standing = self._view.standing(option)
         found = estimate(profile, standing, self._policy.estimates.transport_s)
-        return expected_cost_usd(found, standing, self._policy) <= limit_usd
+        return found.cost_usd <= limit_usd
 
 
 def least_loaded(_: Profile, able: Sequence[Option], view: FleetView) -> Option:

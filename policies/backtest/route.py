@@ -15,19 +15,23 @@ from policies.release import find_target
 from policies.situation import Situation, situation
 from policies.turns import Member
 from policies.windows import GivenUp, Release, Target, windows_of
-from topics import Envelope, PoolStatus, Profile
+from topics import Candidate, Envelope, PoolStatus, Profile
 from topics.placement import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A request goes to a pool."""
+    """A request goes to a pool.
+
+    ``candidates`` are those of its decisions since it last arrived, the newest first, if kept.
+    """
 
     profile: Profile
     option: Option
     path: Path
     batch_id: str | None = None
     promised: Envelope | None = None
+    candidates: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,16 @@ class Route(Protocol):
 class Shunter:
     """The router and the batcher without Kafka: the same decisions, the same windows."""
 
-    def __init__(self, options: Options, policy: Policy, tag: Tagger) -> None:
+    def __init__(
+        self, options: Options, policy: Policy, tag: Tagger, *, keeps_candidates: bool = False
+    ) -> None:
         self.situation: Situation = situation(options, policy)
         self._tag = tag
+        self._keeps_candidates = keeps_candidates
         self._shares = Shares(policy)
         self._windows = windows_of(policy)
         self._held = 0
+        self._seen: dict[str, tuple[Candidate, ...]] = {}
 
     def hear(self, status: PoolStatus, now: float) -> None:
         """Take a heartbeat in."""
@@ -83,11 +91,14 @@ class Shunter:
             here.view.add_sent(decision.option, decision.estimate.device_s, tokens=tokens)
             here.view.sessions.remember(profile, decision.option, now)
             self._shares.spend(profile.tenant, decision.estimate.cost_usd, now)
-            return Send(profile, decision.option, "direct", promised=decision.promised)
+            seen = decision.candidates if self._keeps_candidates else ()
+            return Send(profile, decision.option, "direct", None, decision.promised, seen)
         if decision.action == "hold":
             # A router names the group; the batcher works it out again from the profile.
             group = group_in(profile, here)
             self._windows.add(Member(profile, group, now, self._held))
+            if self._keeps_candidates:
+                self._seen[profile.id] = decision.candidates
             self._held += 1
             return None
         return End(profile, decision.reason, expired=decision.action == "expire")
@@ -123,7 +134,10 @@ class Shunter:
         for member in release.members:
             self._windows.remove(member.profile.id)
             promised = target.promise(member.profile, now)
-            yield Send(member.profile, target.option, target.path, batch_id, promised)
+            seen: tuple[Candidate, ...] = ()
+            if self._keeps_candidates:
+                seen = (*target.candidates, *self._seen.pop(member.profile.id))
+            yield Send(member.profile, target.option, target.path, batch_id, promised, seen)
 
 
 @dataclass(slots=True)

@@ -72,8 +72,6 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
 
 
 def _is_within_cost(send: Send, limit_usd: float | None) -> bool:
-    # A batch is promised what its longest prompt with its longest reply would cost, which none of
-    # its members need have.
-    if limit_usd is None or send.promised is None or send.path == "batch":
+    if limit_usd is None or send.promised is None:
         return True
     return send.promised.cost_usd <= limit_usd

@@ -1,10 +1,31 @@
 """Two policies compared request by request."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from policies.backtest.outcome import Outcome
 from policies.backtest.replay import Run
 
 LISTED_MAX = 20
+_OF_EACH = (
+    "pool",
+    "variant",
+    "path",
+    "status",
+    "attained",
+    "finished_s",
+    "cost_usd",
+    "expected_usd",
+    "expected_of_other_usd",
+)
+COLUMNS = (
+    "row",
+    "task",
+    *(f"first_{name}" for name in _OF_EACH),
+    *(f"second_{name}" for name in _OF_EACH),
+)
+# What waits for a batch is priced as one to be held.
+_BATCHED = frozenset({"batch", "hold"})
 
 
 def differences(first: Run, second: Run) -> dict[str, Any]:
@@ -32,3 +53,38 @@ def differences(first: Run, second: Run) -> dict[str, Any]:
             for a, b in dearest[:LISTED_MAX]
         ],
     }
+
+
+def rows(first: Run, second: Run) -> Iterator[tuple[object, ...]]:
+    """Yield `COLUMNS` of each request that the two placed or ended otherwise, as the trace has it.
+
+    What a policy expected is what its decisions on the last try said: of the place that it chose,
+    and of the one that the other chose. None where that was none of its candidates.
+    """
+    for a, b in zip(first.outcomes, second.outcomes, strict=True):
+        if _facts(a) != _facts(b):
+            yield (a.row, a.profile.task, *_of_each(a, b), *_of_each(b, a))
+
+
+def _facts(outcome: Outcome) -> tuple[object, ...]:
+    return (outcome.pool, outcome.variant, outcome.path, outcome.status, outcome.attained)
+
+
+def _of_each(outcome: Outcome, other: Outcome) -> tuple[object, ...]:
+    promised = outcome.promised
+    return (
+        *_facts(outcome),
+        outcome.finished_s,
+        outcome.cost_usd,
+        None if promised is None else promised.cost_usd,
+        _expected_usd(outcome, other),
+    )
+
+
+def _expected_usd(outcome: Outcome, other: Outcome) -> float | None:
+    candidates = outcome.sends[-1].candidates if outcome.sends else ()
+    paths = _BATCHED if other.path == "batch" else {other.path}
+    for each in candidates:
+        if (each.pool, each.model_variant) == (other.pool, other.variant) and each.path in paths:
+            return each.cost_usd
+    return None

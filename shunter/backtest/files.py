@@ -3,7 +3,7 @@
 import csv
 import gzip
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from itertools import islice
@@ -77,13 +77,24 @@ def write_assignments(
     Raises:
         UserError: the file can't be written.
     """
+    if with_cached:
+        rows = ((*_row(each), each.cached_tokens) for each in outcomes)
+        write_rows(path, (*COLUMNS, "cached_tokens"), rows)
+    else:
+        write_rows(path, COLUMNS, map(_row, outcomes))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file of these columns.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     try:
         with path.open("w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text)
-            writer.writerow((*COLUMNS, "cached_tokens") if with_cached else COLUMNS)
-            for outcome in outcomes:
-                extra = (outcome.cached_tokens,) if with_cached else ()
-                writer.writerow((*_row(outcome), *extra))
+            writer.writerow(columns)
+            writer.writerows(rows)
     except OSError as error:
         raise UserError(f"{path}: can't be written: {error.strerror}") from error
 

@@ -25,6 +25,8 @@ class Setting:
     fleet: Fleet
     policy: Policy
     reality: Reality
+    keeps_candidates: bool = False
+    """Whether each try of Shunter keeps where else it could have gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def runs(
 def shunter(setting: Setting, options: Options) -> Shunter:
     """Return Shunter as the setting's policy makes it, which sees these options."""
     tag = tagger(setting.arrivals, setting.fleet, setting.policy)
-    return Shunter(options, setting.policy, tag)
+    keeps = setting.keeps_candidates
+    return Shunter(options, setting.policy, tag, keeps_candidates=keeps)
 
 
 def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scored:

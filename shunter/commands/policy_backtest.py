@@ -13,8 +13,8 @@ from policies.backtest.reality import Reality, parse_reality
 from policies.backtest.scores import calibration_of
 from policies.backtest.workload import Arrival, compress, repeat
 from shunter.backtest.bound import lower_bound
-from shunter.backtest.differences import differences
-from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments
+from shunter.backtest.differences import COLUMNS, differences, rows
+from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
 from shunter.backtest.plot import draw
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Scored, Setting, runs, scaled
@@ -57,6 +57,13 @@ End = Annotated[str | None, typer.Option("--to", help="With --topic: the first n
 Compare = Annotated[
     Path | None, typer.Option("--compare", help="A second policy YAML, run beside the first.")
 ]
+Differences = Annotated[
+    Path | None,
+    typer.Option(
+        "--differences",
+        help="CSV to write, with --compare: each request that the two placed or ended otherwise.",
+    ),
+]
 Rate = Annotated[
     float, typer.Option("--rate", min=0.001, max=10_000, help="Divide arrival times by this.")
 ]
@@ -87,6 +94,7 @@ def backtest(
     fleet: FleetFile = None,
     policy: PolicyFile = None,
     compare: Compare = None,
+    differing: Differences = None,
     rate: Rate = 1.0,
     times: Repeat = 1,
     fleet_scale: FleetScale = 1.0,
@@ -114,13 +122,12 @@ def backtest(
         raise UserError("give --trace or --topic, not both")
     if not topic and not (start is end is None):
         raise UserError("--from and --to are of --topic; add it")
+    if differing is not None and compare is None:
+        raise UserError("--differences is of --compare; add it")
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
-    setting = Setting(
-        arrivals=compress(_repeated(arrivals, times), rate),
-        fleet=scaled(declared, fleet_scale),
-        policy=live,
-        reality=_reality(reality),
-    )
+    arrivals = compress(_repeated(arrivals, times), rate)
+    scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
+    setting = Setting(arrivals, scaled_up, live, _reality(reality), keeps_candidates=keeps)
     unknown = setting.reality.unknown_pools(setting.fleet)
     if unknown:
         raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
@@ -128,9 +135,7 @@ def backtest(
     scored = _run(setting, with_baselines=baselines, second=second)
     limit_usd, no_limit = _bound(setting) if bound else (None, None)
     ours = scored[0]
-    if assignments is not None:
-        with_cached = setting.reality.prefix_cache
-        write_assignments(assignments, ours.run.outcomes, with_cached=with_cached)
+    _write(setting, scored, assignments, differing)
     if plot is not None:
         draw(plot, scored, limit_usd)
     report: dict[str, Any] = {
@@ -161,6 +166,17 @@ def _run(setting: Setting, *, with_baselines: bool, second: Policy | None) -> li
         scored.append(each)
         started_at = time.monotonic()
     return scored
+
+
+def _write(
+    setting: Setting, scored: list[Scored], assignments: Path | None, differing: Path | None
+) -> None:
+    ours = scored[0].run
+    if assignments is not None:
+        with_cached = setting.reality.prefix_cache
+        write_assignments(assignments, ours.outcomes, with_cached=with_cached)
+    if differing is not None:
+        write_rows(differing, COLUMNS, rows(ours, scored[1].run))
 
 
 def _bound(setting: Setting) -> tuple[float | None, str | None]:

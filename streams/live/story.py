@@ -14,6 +14,7 @@ FIGURES = ("cost $", "TTFT s", "finish s", "chance")
 IN_WORDS = {
     "only_candidate": "nothing else could serve it",
     "cheapest_in_time": "the cheapest likely enough to be in time",
+    "cheapest_with_failures": "the cheapest likely enough to be in time, with what failures cost",
     "waiting_is_cheapest": "waiting for a batch is the cheapest likely enough to be in time",
     "best_chance": "none is likely enough to be in time; this one has the best chance",
     "leaves_scarce_places": "the cheapest that leaves scarce places to those who need them",

@@ -1,0 +1,182 @@
+"""What a failure of a try adds to its price: a second one, at the pool where that would go."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from policy_cases import NOW, POLICY, PROPERTY, TWINS, a_policy, profile, some_options, status
+from test_release import batch, target_of
+
+from policies import (
+    Decision,
+    Extension,
+    Option,
+    ReleaseInputs,
+    Situation,
+    decide,
+    decide_again,
+    inputs_of,
+    release_again,
+    release_inputs_of,
+    situation,
+    windows_of,
+)
+from policies.estimate import Estimate
+from policies.offers import Offer, SecondTries, choose
+from policies.recorded import Inputs
+from policies.standing import PoolLoad, standing_of
+from policies.windows import Release
+from topics import Candidate, Profile, decode
+from topics.canonical import canonical
+
+RATE = 0.2
+
+
+def twins(
+    dearer: float, *, rate: float = RATE, policy: str = POLICY, right_rate: float = 0.0
+) -> Situation:
+    """Two pools, of which the left one fails; the right one costs so many times as much."""
+    price = f"    usd_per_hour: {4.0 * dearer}\n    failure_rate: {right_rate}\n"
+    text = TWINS.replace("  right:\n", "  right:\n" + price)
+    where = situation(some_options(text), a_policy(policy))
+    where.view.report(status("left", failure_rate=rate))
+    where.view.report(status("right"))
+    return where
+
+
+def went_to(decision: Decision) -> tuple[str, str]:
+    return decision.candidates[0].pool, decision.reason
+
+
+@pytest.mark.parametrize(
+    ("dearer", "weight", "expected"),
+    [
+        # 1 + 0.2 * 1.22 is more than 1.22, which 1 + 0.2 * 1 is not.
+        (1.22, 1.0, ("right", "cheapest_with_failures")),
+        (1.3, 1.0, ("left", "cheapest_in_time")),
+        (1.3, 1.5, ("right", "cheapest_with_failures")),
+        (1.01, 0.0, ("left", "cheapest_in_time")),
+        (0.99, 1.0, ("right", "cheapest_in_time")),
+    ],
+)
+def test_a_second_try_costs_what_it_does_at_the_pool_where_it_would_go(
+    dearer: float, weight: float, expected: tuple[str, str]
+) -> None:
+    where = twins(dearer, policy=POLICY + f"retry_cost_weight: {weight}\n")
+    assert went_to(decide(profile(), where, NOW)) == expected
+
+
+def test_where_no_other_pool_would_be_in_time_the_first_trys_cost_stands_for_it() -> None:
+    where = twins(1.22)
+    finish_s = max(c.finish_s or 0.0 for c in decide(profile(), where, NOW).candidates)
+    for times, pool in ((2.1, "right"), (1.9, "left")):
+        asked = profile(ttft_s=None, tpot_s=None, deadline=NOW + times * finish_s)
+        assert went_to(decide(asked, where, NOW))[0] == pool
+
+
+def test_the_release_counts_a_second_try_alike() -> None:
+    assert target_of(batch(3), twins(1.22)).option.pool == "right"
+    assert target_of(batch(3), twins(1.3)).option.pool == "left"
+    held = batch(3)
+    finish_s = target_of(held, twins(1.22)).estimate.finish_s
+    near = batch(3, deadline=NOW + 1.9 * finish_s)
+    assert target_of(near, twins(1.22)).option.pool == "left"
+
+
+def test_a_scorer_is_given_the_price_with_the_second_try() -> None:
+    seen = {}
+
+    def price(_: Profile, option: Option, price_usd: float) -> float:
+        seen[option.pool] = price_usd
+        return price_usd
+
+    where = twins(1.22)
+    ruled = replace(where, policy=where.policy.model_copy(update={"extensions": ("s",)}))
+    ruled = replace(ruled, policy=ruled.policy.bind([Extension("s", "s 1", price=price)]))
+    decision = decide(profile(), ruled, NOW)
+    assert went_to(decision) == ("right", "cheapest_with_failures")
+    cost_usd = {c.pool: c.cost_usd or 0.0 for c in decision.candidates}
+    left_usd = cost_usd["left"] + RATE * cost_usd["right"]
+    assert seen == pytest.approx({"left": left_usd, "right": cost_usd["right"]})
+    assert target_of(batch(3), ruled).option.pool == "right"
+
+
+def test_a_promise_and_a_limit_are_of_the_cost_itself() -> None:
+    where = twins(1.3)
+    promised = decide(profile(), where, NOW).promised
+    assert promised is not None
+    limited = profile(max_cost_usd=promised.cost_usd)
+    assert decide(limited, where, NOW).promised == promised
+    alone = target_of(batch(3), twins(1.3))
+    assert target_of(batch(3, max_cost_usd=alone.estimate.cost_usd), where).option.pool == "left"
+
+
+def test_what_is_recorded_leads_to_the_same_decision() -> None:
+    where = twins(1.22)
+    decision = decide(profile(), where, NOW)
+    assert decision.reason == "cheapest_with_failures"
+    inputs = decode(Inputs, canonical(inputs_of(profile(), where, NOW)))
+    assert decide_again(profile(), inputs, where.options, where.policy, NOW) == decision
+    waiting, now = batch(3), NOW + 30
+    found = windows_of(where.policy).judge(waiting, 3, target_of(waiting, where, now), now)
+    assert isinstance(found, Release)
+    assert found.target.option.pool == "right"
+    held = decode(ReleaseInputs, canonical(release_inputs_of(found, where)))
+    again = release_again(waiting[0].profile, held, where.options, where.policy, now)
+    assert again is not None
+    assert again.target.candidates == found.target.candidates
+
+
+OPTION = some_options(TWINS).by_pool["left"][0]
+SMALL = st.integers(1, 6).map(float)
+
+
+def offer(pool: str, variant: str, **of: Any) -> Offer:
+    """An offer of this cost, price, finish, failure rate and chance."""
+    standing = standing_of(OPTION, PoolLoad(workers=1, failure_rate=of["rate"]))
+    found = Estimate(of["cost"], 0.0, 0.0, of["finish_s"], 0.0, of["finish_s"])
+    shown = Candidate(pool, variant, "", "", "direct", chance=of["chance"])
+    return Offer(shown, standing, found, of["cost"] * of["factor"])
+
+
+OFFERS = st.lists(
+    st.builds(
+        offer,
+        st.sampled_from("abcd"),
+        st.sampled_from("vw"),
+        cost=SMALL,
+        factor=st.sampled_from([1.0, 1.0, 2.0]),
+        finish_s=SMALL,
+        rate=st.sampled_from([0.0, 0.1, 0.5]),
+        chance=st.sampled_from([0.5, 0.95]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def by_hand(each: Offer, offers: Sequence[Offer], left_s: float) -> float:
+    """The same, looked up among all for each."""
+    pool, left_s = each.candidate.pool, left_s - each.estimate.finish_s
+    elsewhere = [o for o in offers if o.candidate.pool != pool] or offers
+    cheapest = min(elsewhere, key=lambda o: o.estimate.cost_usd)
+    fastest = min(elsewhere, key=lambda o: o.estimate.finish_s)
+    in_time = [o for o in (cheapest, fastest) if o.estimate.finish_s <= left_s]
+    return each.standing.failure_rate * (*in_time, each)[0].estimate.cost_usd
+
+
+@PROPERTY
+@given(OFFERS, st.integers(0, 14))
+def test_the_short_way_finds_what_a_look_at_all_finds(offers: list[Offer], left_s: int) -> None:
+    second_tries = SecondTries(offers, left_s, 1.0)
+    usd = [by_hand(each, offers, left_s) for each in offers]
+    assert [second_tries.usd(each) for each in offers] == usd
+    best = choose(offers, 0.9, second_tries)
+    able = [n for n, o in enumerate(offers) if (o.candidate.chance or 0.0) >= 0.9]
+    if able:
+        lowest = min(offers[n].price_usd + usd[n] for n in able)
+        assert best.price_usd + by_hand(best, offers, left_s) == lowest
+        assert (best.candidate.chance or 0.0) >= 0.9
