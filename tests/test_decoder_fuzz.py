@@ -25,7 +25,7 @@ from hostile import (
     mangled,
     repeated,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from memory_log import MemoryLog
 from policy_cases import NOW, bulk
@@ -128,6 +128,7 @@ PROFILES = st.sampled_from(
 
 @PROPERTY
 @given(value=PROFILES | mangled(PROFILES))
+@example(value=encode(bulk()).replace(b'"attempt":1', b'"attempt":' + b"9" * 30))
 def test_a_profile_is_read_as_any_header_is(value: bytes) -> None:
     found, told = [], []
     for read in (h.read_profile, lambda headers: h.read(headers, h.PROFILE, Profile)):

@@ -5,11 +5,15 @@ fallback, worker) reads this profile and leaves the payload untouched.
 """
 
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from topics.records import dataclass
 
 TagSource = Literal["client", "policy", "estimate"]
+# What is longer could be read and not be written again.
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ class Profile:
     tier: str
     created_at: float
     deadline: float
-    input_tokens: int
-    output_tokens: int
+    input_tokens: Integer
+    output_tokens: Integer
     ttft_s: float | None
     tpot_s: float | None
     latency_sensitive: bool
@@ -55,7 +59,7 @@ class Profile:
     target_chance: float
     longest_wait_s: float
     window_s: float
-    ingest_partition: int
+    ingest_partition: Integer
     routed_at: float
     regions: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
@@ -65,6 +69,6 @@ class Profile:
     labels: dict[str, str] = field(default_factory=dict)
     max_cost_usd: float | None = None
     session: str | None = None
-    attempt: int = 1
+    attempt: Integer = 1
     fallbacks: tuple[Fallback, ...] = ()
-    output_tokens_high: int | None = None
+    output_tokens_high: Integer | None = None
