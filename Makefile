@@ -11,6 +11,8 @@ REPLAY ?=
 
 setup: $(VENV)/dev.installed
 
+# Tests start processes by the dozen, each of which would compile every module.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(VENV)/bin/pytest
 
