@@ -11,6 +11,8 @@ REPLAY ?=
 
 setup: $(VENV)/dev.installed
 
+# Tests start processes by the dozen, each of which would compile every module.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(VENV)/bin/pytest
 
@@ -36,10 +38,12 @@ demo: $(VENV)/all.installed
 simulate: setup
 	PYTHONPATH=tests $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
 
-# So many hostile inputs for each property of the decoder, and of what comes after it: an hour.
+# So many hostile inputs for each property of the decoder, and of what comes after it: an hour. Of
+# what else is given any input: FUZZ=10000 FUZZED="tests/test_fleet.py tests/test_request.py tests/test_openai_fuzz.py"
 FUZZ ?= 100000
+FUZZED ?= tests/test_decoder_fuzz.py
 fuzz: setup
-	SHUNTER_FUZZ_EXAMPLES=$(FUZZ) $(VENV)/bin/pytest -n0 -s tests/test_decoder_fuzz.py
+	SHUNTER_FUZZ_EXAMPLES=$(FUZZ) $(VENV)/bin/pytest -n0 -s $(FUZZED)
 
 # The table of docs/performance.md, about 40 minutes; BENCH=--quick for 3.
 BENCH ?=

@@ -1,14 +1,38 @@
 """One real Kafka for each process of tests that wants it, and a topic prefix per test."""
 
+import gc
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from zlib import crc32
 
 import pytest
 
 from topics.broker import EmbeddedBroker
+
+# Modules that make, load or import what is dear, once for a process: each keeps to one.
+SHARED = ("test_backtest", "test_cpu", "test_shape", "test_tamper")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for little garbage, and for none among what is imported.
+
+    That stays: to go through it again and again took a tenth of the tests' time.
+    """
+    if examples := os.environ.get("SHUNTER_FUZZ_EXAMPLES"):
+        from hypothesis import settings
+
+        settings.register_profile("fuzz", max_examples=int(examples))
+        settings.load_profile("fuzz")
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
+        gc.enable()
 
 
 # Before xdist looks at the groups.
@@ -22,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("kafka"):
             half = crc32(item.path.name.encode()) % 2
             item.add_marker(pytest.mark.xdist_group(f"kafka-{half}"))
+        elif shared := next(filter(item.path.name.startswith, SHARED), None):
+            item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")

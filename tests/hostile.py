@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from topics import headers as h
 
-EXAMPLES = int(os.environ.get("SHUNTER_FUZZ_EXAMPLES", "300"))
 PROPERTY = settings(
-    max_examples=EXAMPLES,
     deadline=None,  # of the wall clock; an input's limit is processor time, below
     derandomize="SHUNTER_FUZZ_EXAMPLES" not in os.environ,
     database=None,

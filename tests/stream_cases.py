@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import orjson
@@ -116,11 +117,16 @@ class FakeClock:
         return self.at
 
 
+@cache
 def make_settings(**changes: Any) -> Settings:
-    """Return settings that no environment variable reaches but those of pydantic."""
+    """Return settings that no environment variable reaches but those of pydantic.
+
+    They can't be changed, nor can a fleet or a policy: each is read once.
+    """
     return Settings(instance="test", topic_prefix="yard", partitions=4, **changes)
 
 
+@cache
 def make_fleet(text: str = FLEET) -> Fleet:
     return parse_fleet(text, "fleet of the tests")
 
@@ -129,6 +135,7 @@ def make_options(text: str = FLEET) -> Options:
     return compile_options(make_fleet(text))
 
 
+@cache
 def make_policy(text: str = POLICY) -> Policy:
     return parse_policy(text, "policy of the tests")
 

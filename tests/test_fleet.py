@@ -358,19 +358,19 @@ def assert_read_or_refused(text: str) -> None:
         assert str(refused).startswith("fleet.yaml: ")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(deadline=None)
 @given(text=YAMLISH | st.text(max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     assert_read_or_refused(text)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(deadline=None)
 @given(tree=st.dictionaries(KEYS, TREES, max_size=4))
 def test_any_tree_is_read_or_refused(tree: dict[str, Any]) -> None:
     assert_read_or_refused(json.dumps(tree))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(data=st.data(), replacement=TREES)
 def test_any_damage_to_a_fleet_is_read_or_refused(data: st.DataObject, replacement: Any) -> None:
     tree = yaml.safe_load(EXAMPLE)

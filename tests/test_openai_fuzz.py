@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import orjson
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai_cases import can_be_told
 from policy_cases import NOW, PROPERTY
@@ -66,7 +66,7 @@ USAGES = an_object({}, completion_tokens=JSON, prompt_tokens_details=JSON)
 CHUNKS = an_object({"choices": a_list(CHOICES)}, usage=USAGES, error=JSON, id=JSON)
 
 
-@settings(PROPERTY, max_examples=300)
+@PROPERTY
 @given(st.sampled_from(["chat.completion", "text_completion"]), st.lists(CHUNKS, max_size=5))
 def test_any_chunks_are_an_answer_or_a_bad_one(object_name: str, chunks: list[Any]) -> None:
     assembled = Assembled(object_name)
@@ -79,7 +79,7 @@ def test_any_chunks_are_an_answer_or_a_bad_one(object_name: str, chunks: list[An
         check_usage(body)
 
 
-@settings(PROPERTY, max_examples=300)
+@PROPERTY
 @given(CHUNKS)
 def test_usage_is_known_of_any_answer(body: Any) -> None:
     if isinstance(body, dict):
@@ -102,14 +102,14 @@ DATES = st.builds(
 )
 
 
-@settings(PROPERTY, max_examples=300)
+@PROPERTY
 @given(DATES | NUMBERS | st.text(max_size=40))
 def test_any_retry_after_is_a_time_or_none(value: str) -> None:
     seconds = retry_after_s({"Retry-After": value}, NOW)
     assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
 
 
-@settings(PROPERTY, max_examples=200)
+@PROPERTY
 @given(st.integers(300, 599), JSON, DATES | st.text(max_size=20))
 def test_any_refusal_has_a_code(status: int, body: Any, retry_after: str) -> None:
     error = classify(status, body, {"Retry-After": retry_after}, NOW)
@@ -128,7 +128,7 @@ LABELS = st.sampled_from(["", "{}", '{a="b"}', '{a="b"', '{="",}', '{a="\\', '{"
 PAGES = st.lists(st.builds("{}{} {}".format, METRICS, LABELS, VALUES), max_size=5).map("\n".join)
 
 
-@settings(PROPERTY, max_examples=300)
+@PROPERTY
 @given(PAGES)
 def test_any_page_of_metrics_can_be_told_in_a_heartbeat(page: str) -> None:
     with contextlib.suppress(ValueError):

@@ -191,7 +191,7 @@ def collector(environment: pytest.MonkeyPatch) -> Iterator[Any]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
         here: Any = server
         here.seen, here.answers, here.hangs_up, here.daemon_threads = [], [], False, True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         environment.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         yield here

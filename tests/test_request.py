@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from policy_cases import BYTES_MAX, PROPERTY
 
@@ -423,7 +423,7 @@ def read_or_refused(value: bytes) -> None:
         assert orjson.loads(orjson.dumps(found.model_dump()))["id"] == found.id
 
 
-@settings(PROPERTY, max_examples=300)
+@PROPERTY
 @given(value=st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
 @example(value=b'{"id":"\x00"}')
 def test_any_bytes_are_a_request_or_refused(value: bytes) -> None:
@@ -449,7 +449,7 @@ TREES = st.recursive(
 )
 
 
-@settings(PROPERTY, max_examples=300)
+@PROPERTY
 @given(tree=st.dictionaries(KEYS, TREES, max_size=6), escape=st.booleans())
 def test_any_object_is_a_request_or_refused(tree: dict[str, Any], escape: bool) -> None:
     whole = {"id": "r1", "body": {"model": "m"}} | tree
@@ -457,7 +457,7 @@ def test_any_object_is_a_request_or_refused(tree: dict[str, Any], escape: bool) 
     read_or_refused(value.encode())
 
 
-@settings(PROPERTY, max_examples=100)
+@PROPERTY
 @given(number=st.integers(0, 10**5), unit=st.sampled_from(["ms", "s", "m", "h"]))
 def test_any_accepted_window_is_a_duration(number: int, unit: str) -> None:
     try:

@@ -3,6 +3,7 @@
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ CLOCK_READINGS = frozenset({"time", "time_ns", "monotonic", "monotonic_ns"})
 OWN_CLOCK = frozenset({"topics/broker.py", "streams/logs.py"})
 
 
+@cache
 def modules() -> dict[str, tuple[str, ast.Module]]:
     """Every module of the project, as dotted name: (path from the root, tree)."""
     found = {}
@@ -40,9 +42,6 @@ def modules() -> dict[str, tuple[str, ast.Module]]:
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             found[name] = (str(relative), ast.parse(path.read_text(), str(path)))
     return found
-
-
-MODULES = modules()
 
 
 def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -65,14 +64,14 @@ def room_of(name: str) -> str:
 
 
 def test_the_rooms_are_all_there() -> None:
-    assert {room_of(name) for name in MODULES} == set(ROOMS)
-    assert len(MODULES) > 50
+    assert {room_of(name) for name in modules()} == set(ROOMS)
+    assert len(modules()) > 50
 
 
 def test_files_can_be_read_in_one_sitting() -> None:
     long = [
         f"{path}: {count} lines, at most {FILE_LINES_MAX}"
-        for path, _ in MODULES.values()
+        for path, _ in modules().values()
         if (count := len((ROOT / path).read_text().splitlines())) > FILE_LINES_MAX
     ]
     assert not long, "\n".join(long)
@@ -81,7 +80,7 @@ def test_files_can_be_read_in_one_sitting() -> None:
 def test_functions_fit_on_a_screen() -> None:
     long = [
         f"{path}:{node.lineno}: {node.name} has {count} lines, at most {FUNCTION_LINES_MAX}"
-        for path, tree in MODULES.values()
+        for path, tree in modules().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if (count := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
@@ -93,7 +92,7 @@ def test_imports_point_one_way() -> None:
     wrong = sorted(
         {
             f"{path}:{line}: {room_of(name)} must not import {room_of(target)}"
-            for name, (path, tree) in MODULES.items()
+            for name, (path, tree) in modules().items()
             for target, line in imported(tree)
             if room_of(target) in ROOMS
             if ROOMS.index(room_of(target)) < ROOMS.index(room_of(name))
@@ -105,7 +104,7 @@ def test_imports_point_one_way() -> None:
 def test_no_module_imports_the_tests() -> None:
     wrong = [
         f"{path}:{line}: imports {target}"
-        for path, tree in MODULES.values()
+        for path, tree in modules().values()
         for target, line in imported(tree)
         if room_of(target) in {"tests", "benchmarks", "pytest", "hypothesis"}
     ]
@@ -116,7 +115,7 @@ def test_policies_import_nothing_that_sees_the_world() -> None:
     wrong = sorted(
         {
             f"{path}:{line}: policies are pure and must not import {room_of(target)}"
-            for name, (path, tree) in MODULES.items()
+            for name, (path, tree) in modules().items()
             if room_of(name) == "policies"
             for target, line in imported(tree)
             if room_of(target) in IMPURE
@@ -128,7 +127,7 @@ def test_policies_import_nothing_that_sees_the_world() -> None:
 def test_policies_call_nothing_that_sees_the_world() -> None:
     wrong = [
         f"{path}:{node.lineno}: policies are pure and must not call {node.func.id}()"
-        for name, (path, tree) in MODULES.items()
+        for name, (path, tree) in modules().items()
         if room_of(name) == "policies"
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
@@ -142,7 +141,7 @@ def test_policies_use_only_the_record_models_of_topics() -> None:
     wrong = sorted(
         {
             f"{path}:{line}: policies must not import {target}"
-            for name, (path, tree) in MODULES.items()
+            for name, (path, tree) in modules().items()
             if room_of(name) == "policies"
             for target, line in imported(tree)
             if any(target.startswith(f"topics.{each}") for each in administration)
@@ -174,25 +173,25 @@ def clock_readings(tree: ast.Module) -> Iterator[tuple[str, int]]:
 def test_time_is_passed_in_and_read_in_one_module() -> None:
     wrong = [
         f"{path}:{line}: reads {reading}; take a streams.clock.Clock"
-        for name, (path, tree) in MODULES.items()
+        for name, (path, tree) in modules().items()
         if room_of(name) != "shunter" and path != "streams/clock.py" and path not in OWN_CLOCK
         for reading, line in clock_readings(tree)
     ]
     assert not wrong, "\n".join(wrong)
-    assert list(clock_readings(MODULES["streams.clock"][1]))
+    assert list(clock_readings(modules()["streams.clock"][1]))
 
 
 def test_no_file_is_dead() -> None:
     """A module is used by another one, or is where a program starts."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     used = {entry.partition(":")[0] for entry in scripts.values()}
-    for name, (_, tree) in MODULES.items():
+    for name, (_, tree) in modules().items():
         used |= {target for target, _ in imported(tree) if target != name}
         # `python -m NAME`, as a process starts another one.
         used |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     dead = [
         path
-        for name, (path, _) in MODULES.items()
+        for name, (path, _) in modules().items()
         if name not in used and not path.endswith(("__init__.py", "__main__.py"))
     ]
     assert not dead, "nothing imports " + ", ".join(dead)
@@ -200,7 +199,7 @@ def test_no_file_is_dead() -> None:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_each_room_says_what_belongs_in_it_and_what_it_offers(room: str) -> None:
-    path, tree = MODULES[room]
+    path, tree = modules()[room]
     assert ast.get_docstring(tree), f"{path} has no docstring"
     listed = [
         node.value
@@ -228,6 +227,6 @@ def test_each_room_says_what_belongs_in_it_and_what_it_offers(room: str) -> None
 
 def test_each_module_says_what_it_is() -> None:
     silent = [
-        path for path, tree in MODULES.values() if tree.body and ast.get_docstring(tree) is None
+        path for path, tree in modules().values() if tree.body and ast.get_docstring(tree) is None
     ]
     assert not silent, f"no docstring in {', '.join(silent)}"

@@ -153,7 +153,10 @@ def _headers(pool: str, declared: Declared) -> dict[str, str]:
     return headers | {"Authorization": f"Bearer {key}"}
 
 
-def _trust(pool: str, declared: Declared) -> ssl.SSLContext:
+def _trust(pool: str, declared: Declared) -> ssl.SSLContext | bool:
+    if declared.ca_file is None:
+        # The machine's authorities, of which aiohttp has read the hundreds already.
+        return True
     try:
         return ssl.create_default_context(cafile=declared.ca_file)
     except OSError as error:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from simulation import mutants
+from simulation.__main__ import main
 from simulation.world import Rules, World, run
 
 ROOT = Path(__file__).parent.parent.parent
 # A taste: `make simulate`, which continuous integration runs too, takes 2,000.
-SEEDS = 30
+SEEDS = 10
 # Within so many seeds the checker must find a broken rule.
 CAUGHT_WITHIN = 100
 
@@ -34,15 +35,18 @@ def simulate(*arguments: str, hash_seed: str = "random") -> subprocess.Popen[str
     )
 
 
-def test_everything_holds_on_every_seed() -> None:
-    with simulate("--seeds", str(SEEDS), "--jobs", "1") as done:
-        told, errors = done.communicate()
-    print(told)
-    assert done.returncode == 0, told + errors
+def test_everything_holds_on_every_seed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["simulation", "--seeds", str(SEEDS), "--jobs", "1"])
+    code = main()
+    told = capsys.readouterr().out
+    assert code == 0, told
+    assert told.startswith(f"{SEEDS} seeds from 0 in ")
 
 
 def test_a_seed_tells_the_same_story_in_every_process() -> None:
-    seeds = [str(seed) for seed in range(5)]
+    seeds = [str(seed) for seed in range(3)]
     with (
         simulate("--replay", *seeds, hash_seed="1") as a,
         simulate("--replay", *seeds, hash_seed="2") as b,
@@ -69,27 +73,27 @@ class Broken:
 
 # Of the transactor, and of what it relies on (streams/transactor.py, streams/log.py).
 ENGINE = {
-    "rule 1, fencing": Broken(Rules(transactor=mutants.OwnIdEachTime), TWICE),
+    "rule 1, fencing": Broken(Rules(transactor=mutants.OwnIdEachTime), TWICE, seed=14),
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),
-    "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=270),
+    "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=280),
     "rule 3, the critical section": Broken(
-        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=1210
+        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=1216
     ),
     "rule 4, awaited sends": Broken(Rules(transactor=mutants.AwaitsNoSend), NEVER),
     "rule 5, errors end the process": Broken(
         Rules(transactor=mutants.GoesOnAfterErrors), NEVER, ("error",)
     ),
     "rule 5, errors of a rebalance": Broken(
-        Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=38
+        Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=56
     ),
     "a sleeper looks for its successor": Broken(
-        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=1305
+        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=1311
     ),
     "a cut-off writer is replaced": Broken(
         Rules(transactor=mutants.KeepsCutOffWriters), TORN, ("broker",)
     ),
     "it is replaced at once": Broken(
-        Rules(transactor=mutants.LeavesReadersWaiting), r"readers wait", ("broker",), seed=8
+        Rules(transactor=mutants.LeavesReadersWaiting), r"readers wait", ("broker",), seed=19
     ),
     "it knows that it was cut off": Broken(Rules(writer=mutants.MissesTheCut), TORN, ("broker",)),
     "commits are completed before fencing": Broken(
@@ -112,20 +116,24 @@ ENGINE = {
 
 # Of the stages: each invariant of docs/architecture.md.
 STAGES = {
-    "constraints hold": Broken(Rules(router=mutants.IgnoresConstraints), r"sent to .*, allowed"),
+    "constraints hold": Broken(
+        Rules(router=mutants.IgnoresConstraints), r"sent to .*, allowed", seed=3
+    ),
     "each effect has its evidence": Broken(
         Rules(router=mutants.PlacesWithoutEvidence), r"no evidence of {'placed'}"
     ),
-    "bad input is never lost": Broken(Rules(router=mutants.SkipsBadRecords), r"0 dead letters"),
+    "bad input is never lost": Broken(
+        Rules(router=mutants.SkipsBadRecords), r"0 dead letters", seed=1
+    ),
     "bad input stops no partition": Broken(Rules(router=mutants.StopsAtBadRecords), NEVER),
     "ids are read back": Broken(
-        Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced"
+        Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced", seed=20
     ),
     "the hold is the log": Broken(Rules(batcher=mutants.HoldsInMemory), r"is still held"),
     "a decision names its policy": Broken(Rules(router=mutants.NamesTheFirstPolicy), r" again: "),
     "a release leaves a tombstone": Broken(Rules(batcher=mutants.LeavesNoTombstone), TWICE),
     "the hold has a limit": Broken(
-        Rules(batcher=mutants.HoldsWithoutLimit), r"has polled for more", ("kill",), seed=8
+        Rules(batcher=mutants.HoldsWithoutLimit), r"has polled for more", ("kill",), seed=10
     ),
     "giving up is an outcome": Broken(Rules(batcher=mutants.GivesUpInSilence), r"0 results"),
     "a decision names what it was made on": Broken(
@@ -138,13 +146,13 @@ STAGES = {
         Rules(canceller=mutants.EvidencesNoCancellation), r"cancellation of .*: 0 times evidenced"
     ),
     "finished work is told": Broken(
-        Rules(worker=mutants.ForgetsFinished), TWICE, ("kill", "rebalance"), seed=10
+        Rules(worker=mutants.ForgetsFinished), TWICE, ("kill", "rebalance"), seed=13
     ),
     "a worker has a limit": Broken(
-        Rules(worker=mutants.TakesWithoutLimit), r"has taken \d+ requests at once", seed=10
+        Rules(worker=mutants.TakesWithoutLimit), r"has taken \d+ requests at once", seed=12
     ),
     "what is late does not run": Broken(
-        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=170
+        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=176
     ),
     "what runs ends at its deadline": Broken(
         Rules(worker=mutants.RunsOn), r"finished after its deadline"
