@@ -75,7 +75,7 @@ class Broken:
 ENGINE = {
     "rule 1, fencing": Broken(Rules(transactor=mutants.OwnIdEachTime), TWICE, seed=14),
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),
-    "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=280),
+    "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=324),
     "rule 3, the critical section": Broken(
         Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=1216
     ),
@@ -146,13 +146,13 @@ STAGES = {
         Rules(canceller=mutants.EvidencesNoCancellation), r"cancellation of .*: 0 times evidenced"
     ),
     "finished work is told": Broken(
-        Rules(worker=mutants.ForgetsFinished), TWICE, ("kill", "rebalance"), seed=13
+        Rules(worker=mutants.ForgetsFinished), TWICE, ("kill", "rebalance"), seed=37
     ),
     "a worker has a limit": Broken(
         Rules(worker=mutants.TakesWithoutLimit), r"has taken \d+ requests at once", seed=12
     ),
     "what is late does not run": Broken(
-        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=176
+        Rules(worker=mutants.RunsWhatIsLate), r"began after its deadline", seed=218
     ),
     "what runs ends at its deadline": Broken(
         Rules(worker=mutants.RunsOn), r"finished after its deadline"
