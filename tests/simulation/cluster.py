@@ -24,6 +24,11 @@ class Home(Protocol):
 
     is_dead: bool
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it sends no heartbeats: it is dead, or stands still."""
+        ...
+
     def spawn(self, coro: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         """Run something in the process."""
         ...
@@ -220,7 +225,8 @@ class Group:
             log.home.spawn(log.gain(self._shares[log.name]))
 
     def _expire(self, log: SimLog) -> None:
-        if self.members.get(log.name) is log:
+        # One that woke before its session ended has sent heartbeats since.
+        if log.home.is_silent and self.members.get(log.name) is log:
             del self.members[log.name]
             self._shares.pop(log.name, None)
             self._groups.spawn(self.rebalance())

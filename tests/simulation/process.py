@@ -83,6 +83,11 @@ class Process:
         """Start the stages; what is followed is known by now."""
         raise NotImplementedError
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it sends no heartbeats."""
+        return self.is_dead or self.parked is not None
+
     def spawn(self, coro: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         """Run something that ends with the process."""
         return asyncio.get_running_loop().create_task(coro, context=self._context)
