@@ -56,8 +56,15 @@ class TopicFollower(ABC):
 
     async def _catch_up(self) -> None:
         assigned = self._consumer.assignment()
-        ends = await self._consumer.end_offsets(assigned)
-        self._positions = await self._starts(self._consumer, assigned)
+        # Asked by another client: this one fetches already, and the broker, which holds the answer
+        # to that back for half a second where nothing is new, answers one after the other.
+        probe = AIOKafkaConsumer(**consumer_options(self._settings))
+        try:
+            await probe.start()
+            ends = await probe.end_offsets(assigned)
+            self._positions = await self._starts(probe, assigned)
+        finally:
+            await probe.stop()
         for partition, position in self._positions.items():
             self._consumer.seek(TopicPartition(*partition), position)
         behind = {partition: end for partition, end in ends.items() if end}
