@@ -85,13 +85,17 @@ def _assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, consumer: AIOKafkaConsumer) -> None:
         self._membership = membership
+        self._consumer = consumer
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         await self._membership.revoked([Partition(*p) for p in revoked])
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        # Until they are polled: the answer to a fetch, which the broker holds back for half a
+        # second where nothing is new, would stand before those to what a takeover asks.
+        self._consumer.pause(*assigned)
         await self._membership.assigned([Partition(*p) for p in assigned])
 
 
@@ -130,7 +134,7 @@ class KafkaLog:
             rebalance_timeout_ms=30_000,
             max_poll_interval_ms=IDLE_MS_MAX,
         )
-        self._consumer.subscribe(topics, listener=_Listener(membership))
+        self._consumer.subscribe(topics, listener=_Listener(membership, self._consumer))
         await self._consumer.start()
 
     async def leave(self) -> None:
