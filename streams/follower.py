@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from streams.kafka import consumer_options
+from streams.kafka import consumer_options, reader
 from streams.log import Partition, Record
 from streams.undecodable import UNDECODABLE, poll_past_undecodable, records_of
 from topics import Settings
@@ -58,13 +58,9 @@ class TopicFollower(ABC):
         assigned = self._consumer.assignment()
         # Asked by another client: this one fetches already, and the broker, which holds the answer
         # to that back for half a second where nothing is new, answers one after the other.
-        probe = AIOKafkaConsumer(**consumer_options(self._settings))
-        try:
-            await probe.start()
+        async with reader(self._settings) as probe:
             ends = await probe.end_offsets(assigned)
             self._positions = await self._starts(probe, assigned)
-        finally:
-            await probe.stop()
         for partition, position in self._positions.items():
             self._consumer.seek(TopicPartition(*partition), position)
         behind = {partition: end for partition, end in ends.items() if end}

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -64,6 +65,21 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
     }
+
+
+@contextlib.asynccontextmanager
+async def reader(
+    settings: Settings, partitions: Collection[Partition] = (), **options: Any
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """Lend a consumer of no group; it is closed even where it was given up while it started."""
+    lent = AIOKafkaConsumer(**consumer_options(settings) | options)
+    try:
+        if partitions:
+            lent.assign([TopicPartition(*p) for p in partitions])
+        await lent.start()
+        yield lent
+    finally:
+        await lent.stop()
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -245,22 +261,12 @@ class KafkaLog:
             async for records in self._read_to(reader, dict(starts), wanted):
                 yield records
 
-    @contextlib.asynccontextmanager
-    async def _reader(
+    def _reader(
         self, partitions: Collection[Partition], **options: Any
-    ) -> AsyncIterator[AIOKafkaConsumer]:
-        """Lend a consumer of no group; it is closed even where it was given up while it started."""
-        reader = AIOKafkaConsumer(
-            **consumer_options(self._settings) | options,
-            max_partition_fetch_bytes=READ_FETCH_BYTES,
+    ) -> AbstractAsyncContextManager[AIOKafkaConsumer]:
+        return reader(
+            self._settings, partitions, max_partition_fetch_bytes=READ_FETCH_BYTES, **options
         )
-        try:
-            if partitions:
-                reader.assign([TopicPartition(*p) for p in partitions])
-            await reader.start()
-            yield reader
-        finally:
-            await reader.stop()
 
     async def _read_to(
         self,

@@ -1,8 +1,8 @@
 """A router reads the hold while it waits for its share, and goes on from there when it has it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 from hold_cases import hold, look, make_batcher, run
@@ -41,25 +41,24 @@ class Unreadable(MemoryLog):
         yield []
 
 
-@contextmanager
-def reading(batcher: Batcher, log: MemoryLog) -> Iterator[asyncio.Task[None]]:
+@asynccontextmanager
+async def reading(
+    batcher: Batcher, log: MemoryLog, count: int = 0
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Read ahead, until so many requests are found and on."""
     task = asyncio.ensure_future(batcher.read_ahead(log))
-    yield task
-    task.cancel()
-
-
-async def until_read(batcher: Batcher, count: int) -> None:
     async with asyncio.timeout(5):
         while sum(len(held.windows) for held in batcher._ahead) < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
+    yield task
+    task.cancel()
 
 
 async def test_who_waited_goes_on_where_it_had_read_to() -> None:
     yard = Yard()
     last = [hold(yard, f"s{n}", partition=n % 2) for n in range(6)][-2:]
     batcher, log = make_batcher(yard), Noting(yard)
-    with reading(batcher, log) as task:
-        await until_read(batcher, 6)
+    async with reading(batcher, log, 6) as task:
         # What its predecessor did meanwhile stands further on: one went, and one came.
         hold(yard, "s6", partition=1)
         yard.cluster.publish(batcher._tombstone(last[0]))
@@ -79,8 +78,7 @@ async def test_what_nobody_gave_it_is_forgotten() -> None:
     hold(yard, "another's", partition=1)
     batcher, log = make_batcher(yard), MemoryLog(yard.cluster)
     partition = Partition(yard.catalogue.held, 0)
-    with reading(batcher, log):
-        await until_read(batcher, 2)
+    async with reading(batcher, log, 2):
         await batcher.restore(partition, None, log)
         await batcher.work(partition, ())
     assert list(batcher._ahead) == []
@@ -93,8 +91,7 @@ async def test_a_cancellation_that_comes_meanwhile_counts() -> None:
     yard = Yard()
     hold(yard, "s0")
     batcher, log = make_batcher(yard), MemoryLog(yard.cluster)
-    with reading(batcher, log):
-        await until_read(batcher, 1)
+    async with reading(batcher, log, 1):
         cancel(yard, "s0")
         transactor = await run(yard, batcher, log)
         await transactor.step()
@@ -105,8 +102,7 @@ async def test_a_policy_that_comes_meanwhile_counts() -> None:
     yard = Yard()
     hold(yard, "s0")
     batcher, log = make_batcher(yard), MemoryLog(yard.cluster)
-    with reading(batcher, log):
-        await until_read(batcher, 1)
+    async with reading(batcher, log, 1):
         (before,) = [member.group for held in batcher._ahead for member in held.windows.members()]
         yard.policy = make_policy(POLICY.replace("[512, 2048]", "[4, 64, 512]"))
         batcher.take_terms(Terms(yard.situation(), yard.scribe(), TokenCounter({})))
@@ -123,8 +119,7 @@ async def test_what_was_read_too_long_ago_is_read_again(monkeypatch: pytest.Monk
     yard = Yard()
     record = hold(yard, "s0")
     batcher, log = make_batcher(yard), Noting(yard)
-    with reading(batcher, log) as task:
-        await until_read(batcher, 1)
+    async with reading(batcher, log, 1) as task:
         await asyncio.wait_for(task, 5)
         assert batcher.room.bytes_used == 0
         await run(yard, batcher, log)
@@ -137,8 +132,7 @@ async def test_no_more_is_read_than_may_be_held() -> None:
     for n in range(6):
         hold(yard, f"s{n}", partition=n % 2)
     batcher = make_batcher(yard, held_records_max=2)
-    with reading(batcher, MemoryLog(yard.cluster)):
-        await until_read(batcher, 2)
+    async with reading(batcher, MemoryLog(yard.cluster), 2):
         for _ in range(20):
             await asyncio.sleep(0)
         assert sum(len(held.windows) for held in batcher._ahead) == 3
@@ -148,7 +142,7 @@ async def test_where_it_cannot_be_read_the_takeover_reads_it() -> None:
     yard = Yard()
     hold(yard, "s0")
     batcher = make_batcher(yard)
-    with reading(batcher, Unreadable(yard.cluster, "unreadable")) as task:
+    async with reading(batcher, Unreadable(yard.cluster, "unreadable")) as task:
         await asyncio.wait_for(task, 5)
     await run(yard, batcher)
     assert sum(batcher.sizes().values()) == 1

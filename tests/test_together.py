@@ -8,6 +8,15 @@ import pytest
 from streams.together import few_at_a_time, wait_for_all
 
 
+async def wait_long(ended: list[str]) -> None:
+    """Wait for longer than a test, and take a moment to end."""
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0)
+        ended.append("waits")
+
+
 async def test_no_more_run_than_that_and_results_come_in_order() -> None:
     running, most = 0, 0
 
@@ -24,14 +33,8 @@ async def test_no_more_run_than_that_and_results_come_in_order() -> None:
 
 
 async def test_one_that_fails_ends_the_others_first() -> None:
-    ended = []
-
-    async def waits() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0)
-            ended.append("waits")
+    ended: list[str] = []
+    waits = partial(wait_long, ended)
 
     async def fails() -> None:
         await asyncio.sleep(0)
@@ -46,21 +49,14 @@ async def test_one_that_fails_ends_the_others_first() -> None:
 
 
 async def test_to_be_cancelled_ends_all_of_them() -> None:
-    ended = []
-
-    async def waits() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0)
-            ended.append(1)
-
+    ended: list[str] = []
+    waits = partial(wait_long, ended)
     both = asyncio.ensure_future(few_at_a_time([waits, waits, waits], 2))
     await asyncio.sleep(0.001)
     both.cancel()
     with pytest.raises(asyncio.CancelledError):
         await both
-    assert ended == [1, 1]
+    assert ended == ["waits", "waits"]
 
 
 async def test_all_end_before_a_failure_is_raised() -> None:
