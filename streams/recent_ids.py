@@ -53,9 +53,7 @@ class RecentIds:
         """
         digest = _digest(request_id)
         last = self._last.get(digest)
-        if last is None:
-            self._unchecked[digest] = (offset, None)
-        elif last < offset - self._records_max:
+        if last is None or last < offset - self._records_max:
             self._first.pop(digest, None)
             self._unchecked[digest] = (offset, None)
         elif is_request():
@@ -65,11 +63,9 @@ class RecentIds:
             self._first.setdefault(digest, last)
         else:
             return
-        if last is not None:
-            del self._last[digest]
+        self._last.pop(digest, None)
         self._last[digest] = offset
-        if self._last[next(iter(self._last))] <= offset - self._records_max:
-            self._evict(offset + 1 - self._records_max)
+        self._evict(offset + 1 - self._records_max)
 
     def unchecked(self, request_id: str) -> int | None:
         """Return the offset of the record to validate before ``seen`` is asked about this id."""
