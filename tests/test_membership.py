@@ -57,6 +57,26 @@ async def test_a_member_that_takes_nothing_for_a_year_stays_in_its_group(
         await ground.close()
 
 
+@pytest.mark.kafka
+async def test_what_was_just_assigned_is_not_fetched_until_it_is_polled(
+    kafka: str, prefix: str
+) -> None:
+    """Else what a takeover asks waits for a fetch, for half a second where nothing is new."""
+    ground = KafkaGround(kafka, prefix)
+    await ground.create({f"{prefix}.in": 1})
+    log, witness = ground.log(), Witness()
+    try:
+        await log.join(f"{prefix}.group", [f"{prefix}.in"], witness)
+        only = Partition(f"{prefix}.in", 0)
+        await until(lambda: witness.given == [only])
+        assert log._member.paused() == {only}
+        await log.poll(0.1, 10, [])
+        assert not log._member.paused()
+        await log.leave()
+    finally:
+        await ground.close()
+
+
 async def test_a_member_that_has_nothing_to_ask_for_learns_what_the_group_refuses() -> None:
     def check_errors() -> None:
         raise GroupAuthorizationFailedError("copiers")
