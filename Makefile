@@ -11,7 +11,7 @@ REPLAY ?=
 
 setup: $(VENV)/dev.installed
 
-# Tests start processes by the dozen, each of which would compile every module.
+# Tests, and chaos, start processes by the dozen, each of which would compile every module.
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(VENV)/bin/pytest
@@ -28,6 +28,7 @@ RATE ?= 60
 REQUESTS ?=
 SEED ?=
 TABLE ?=
+chaos: export PYTHONDONTWRITEBYTECODE =
 chaos: setup
 	$(VENV)/bin/python tests/chaos/run.py --rounds $(ROUNDS) --rate $(RATE) $(if $(SEED),--seed $(SEED)) \
 		$(if $(REQUESTS),--requests $(REQUESTS)) $(if $(TABLE),--table $(TABLE))

@@ -1,39 +1,95 @@
 """The console script: each command is one thin file in ``shunter.commands``."""
 
+import gc
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from policies import DeclarationError
-from shunter.commands.audit import audit
-from shunter.commands.broker import broker
-from shunter.commands.cancel import cancel
-from shunter.commands.demo import demo
-from shunter.commands.evidence import evidence
-from shunter.commands.ledger import ledger
-from shunter.commands.policy import policy
-from shunter.commands.results import results
-from shunter.commands.router import router
-from shunter.commands.submit import submit
-from shunter.commands.top import top
-from shunter.commands.topics import topics
-from shunter.commands.trace import trace
-from shunter.commands.worker import worker
 from shunter.console import UserError, complain
 from streams.otel import TelemetryError
 from topics.admin import AdminError
 
+HELP = "A streaming router over Kafka for AI inference requests."
+# Where each is: the function, or the group, of its name.
+COMMANDS = {
+    "demo": "shunter.commands.demo",
+    "broker": "shunter.commands.broker",
+    "router": "shunter.commands.router",
+    "worker": "shunter.commands.worker",
+    "submit": "shunter.commands.submit",
+    "cancel": "shunter.commands.cancel",
+    "results": "shunter.commands.results",
+    "trace": "shunter.commands.trace",
+    "top": "shunter.commands.top",
+    "ledger": "shunter.commands.ledger",
+    "topics": "shunter.commands.topics",
+    "policy": "shunter.commands.policy",
+    "audit": "shunter.commands.audit",
+    "evidence": "shunter.commands.evidence",
+}
+
+
+class Commands(Mapping[str, Any]):
+    """Imports a command when it is asked for: a worker that comes back needs no charts first."""
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the command of this name."""
+        return load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names, in the order of the help."""
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(COMMANDS)
+
+
+class CommandGroup(TyperGroup):
+    """The group of all commands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: Any = Commands()
+
+
+def load(name: str) -> Any:
+    """Import a command.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    module = COMMANDS[name]
+    # What is imported stays: looking through it for garbage takes a tenth of a start.
+    gc.disable()
+    command = getattr(import_module(module), name)
+    gc.freeze()
+    gc.enable()
+    if isinstance(command, typer.Typer):
+        return typer.main.get_command(command)
+    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    alone.command(name)(command)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
     name="shunter",
-    help="A streaming router over Kafka for AI inference requests.",
+    cls=CommandGroup,
+    help=HELP,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, broker, router, worker, submit, cancel, results, trace, top, ledger):
-    app.command()(command)
-for group in (topics, policy, audit, evidence):
-    app.add_typer(group)
+
+
+@app.callback(help=HELP)
+def _shunter() -> None:
+    """Take no options: there are commands only."""
 
 
 def main() -> None:

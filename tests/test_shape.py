@@ -1,6 +1,8 @@
 """The shape of the code: sizes, the direction of imports, purity, no dead files."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -230,3 +232,15 @@ def test_each_module_says_what_it_is() -> None:
         path for path, tree in modules().values() if tree.body and ast.get_docstring(tree) is None
     ]
     assert not silent, f"no docstring in {', '.join(silent)}"
+
+
+@pytest.mark.parametrize("command", ["router", "worker"])
+def test_what_is_started_again_imports_no_other_command(command: str) -> None:
+    code = (
+        f"import sys; from shunter.cli import load; load({command!r});"
+        " print(*(name for name in sys.modules if name.startswith('shunter.commands.')))"
+    )
+    found = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == [f"shunter.commands.{command}"]
