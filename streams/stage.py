@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from streams.log import Log, Outgoing, Partition, Record
 from topics import Progress
+from topics import headers as h
 
 
 @dataclass(slots=True)
@@ -19,6 +20,21 @@ class Effect:
     """Whatever the stage wants to find again in ``done`` or ``refused``."""
     spare: Outgoing | None = None
     """Takes the place of the first record where the log refuses that."""
+
+
+class Refusal(NamedTuple):
+    """A record that the log won't take, and the effect it belongs to."""
+
+    effect: Effect
+    record: Outgoing
+    error: Exception
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace of the request that the record is about, which its headers need not name."""
+        told: str | None = getattr(self.record.tells, "trace_id", None)
+        source = self.effect.source
+        return told or h.trace_id(self.record.headers) or (source and source.trace_id)
 
 
 @dataclass(slots=True)

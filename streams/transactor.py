@@ -17,15 +17,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
 from streams.notary import Notary
 from streams.progress import read_progress
-from streams.stage import Effect, Observer, Stage, Work
+from streams.stage import Effect, Observer, Refusal, Stage, Work
 from streams.together import few_at_a_time, wait_for_all
 from topics import Progress, encode, progress_key
-from topics import headers as h
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +32,8 @@ T = TypeVar("T")
 
 # While the records of one partition are gone through, the broker sends those of another.
 RESTORED_AT_ONCE = 4
-
-
-class Refusal(NamedTuple):
-    """A record that the log won't take, and the effect it belongs to."""
-
-    effect: Effect
-    record: Outgoing
-    error: Exception
-
-    @property
-    def trace_id(self) -> str | None:
-        """The trace of the request that the record is about, which its headers need not name."""
-        told: str | None = getattr(self.record.tells, "trace_id", None)
-        source = self.effect.source
-        return told or h.trace_id(self.record.headers) or (source and source.trace_id)
+# So few that they are through long before the broker ends their transaction.
+TRIED_AT_ONCE = 20
 
 
 class Transactor:
@@ -318,32 +304,38 @@ class Transactor:
         """Return the refusals that are a record's own fault, at most one of each effect.
 
         The broker refuses a whole produce batch for one bad record. Where several records fell,
-        each is tried alone, in a transaction that is aborted whatever comes of it.
+        they are sent one by one, in transactions that are aborted whatever comes of it.
 
         Raises:
             LogError: each passes alone, so that there is none to replace.
         """
         if len(refusals) == 1:
             return refusals
-        culprits: dict[int, Refusal] = {}
-        for effect, record, error in refusals:
-            if id(effect) in culprits:
-                continue
-            if await self._in_time(partition, self._is_refused(partition, record)):
-                culprits[id(effect)] = Refusal(effect, record, error)
+        culprits: list[Refusal] = []
+        left = refusals
+        while left:
+            tried = left[:TRIED_AT_ONCE]
+            passed = await self._in_time(partition, self._passing(partition, tried))
             await self._start_over(partition)
+            culprits += tried[passed : passed + 1]
+            replaced = {id(culprit.effect) for culprit in culprits}
+            left = [refusal for refusal in left[passed:] if id(refusal.effect) not in replaced]
         if not culprits:
             _, record, error = refusals[0]
             raise LogError(
                 f"{record.topic} refuses {len(refusals)} records together but each alone: is its"
                 f" max.message.bytes smaller than a produce batch? {error}"
             ) from error
-        return list(culprits.values())
+        return culprits
 
-    async def _is_refused(self, partition: Partition, record: Outgoing) -> bool:
+    async def _passing(self, partition: Partition, refusals: Sequence[Refusal]) -> int:
+        """Begin a transaction, and return how many pass in it before one is refused."""
         writer = self._writers[partition]
         await writer.begin()
-        return bool(await self._send(writer, [Effect(None, [record])]))
+        for number, (_, record, _) in enumerate(refusals):
+            if await self._send(writer, [Effect(None, [record])]):
+                return number
+        return len(refusals)
 
     async def _replace_cut_off(self, partition: Partition) -> None:
         """Replace a writer that the broker's death may have robbed of the end of its last commit.

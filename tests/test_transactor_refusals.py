@@ -7,6 +7,7 @@ from stream_cases import drain, soon
 
 from streams.log import LogError, Outgoing, Record
 from streams.stage import Effect
+from streams.transactor import TRIED_AT_ONCE
 
 
 @pytest.fixture
@@ -40,6 +41,23 @@ async def test_a_refused_record_is_dead_lettered_and_the_others_go_out_once(
     assert_once(cluster, [name for name in names if name.startswith("good")])
     assert cluster.offsets["copiers", P0] == 6
     assert cluster.open_transactions() == []
+
+
+async def test_of_many_that_fell_with_a_few_each_is_looked_for_without_a_producer_of_its_own(
+    cluster: MemoryCluster,
+) -> None:
+    names = [f"{'bad' if n in (30, 31, 99) else 'good'}{n}" for n in range(100)]
+    for name in names:
+        cluster.publish(Outgoing("in", name.encode(), name.encode(), partition=0))
+    cluster.refuse = lambda record: record.topic == "out" and is_bad(record)
+    transactor = await take(cluster, Copier())
+    await transactor.take_over()
+    before = cluster.epoch("copiers-in-0")
+    await drain(transactor)
+    assert values(cluster, "dead") == ["bad30", "bad31", "bad99"]
+    assert_once(cluster, [name for name in names if name.startswith("good")])
+    # One for what was refused together; then one for each that is bad and each twenty that aren't.
+    assert cluster.epoch("copiers-in-0") - before <= 1 + 3 + 100 / TRIED_AT_ONCE
 
 
 async def test_of_an_effect_with_several_records_the_refused_one_is_named(
