@@ -26,6 +26,7 @@ from mode import Service, Worker
 from streams.follower import TopicFollower
 from streams.logs import set_up_logging
 from streams.telemetry import Telemetry
+from streams.together import wait_for_all
 from streams.transactor import Transactor
 from streams.web import Asked, View
 from topics import Settings
@@ -139,6 +140,24 @@ class FollowerService(Service):  # type: ignore[misc]
     async def on_shutdown(self) -> None:
         """Close the reader, once the task no longer uses it."""
         await self._follower.stop()
+
+
+class StartedTogether(Service):  # type: ignore[misc]
+    """Services of which none needs another. To start, each mostly waits for the broker."""
+
+    mundane_level = "debug"
+
+    def __init__(self, *services: Service) -> None:
+        super().__init__()
+        self._services = services
+
+    def on_init_dependencies(self) -> Iterable[Service]:
+        """Return what stops, and crashes, with this."""
+        return self._services
+
+    async def on_start(self) -> None:
+        """Start all, and wait for the last."""
+        await wait_for_all([service.maybe_start() for service in self._services])
 
 
 class TelemetryService(Service):  # type: ignore[misc]

@@ -15,9 +15,12 @@ async def read_progress(
 ) -> dict[Partition, Progress]:
     """Return the newest progress of a group on each partition; absent where there is none."""
     homes = {partition: Partition(topic, partition.number) for partition in partitions}
-    bounds = await log.bounds(set(homes.values()))
-    ends = {home: end for home, (_, end) in bounds.items()}
-    tails = {home: max(first, end - TAIL_RECORDS) for home, (first, end) in bounds.items()}
+    bounds = await log.bounds({*homes.values(), *partitions})
+    # Where nothing has ever come nothing was done, and the whole topic would be looked through.
+    partitions = [partition for partition in partitions if bounds[partition][1]]
+    homes = {partition: homes[partition] for partition in partitions}
+    ends = {home: bounds[home][1] for home in homes.values()}
+    tails = {home: max(bounds[home][0], end - TAIL_RECORDS) for home, end in ends.items()}
     keys = {progress_key(group, p.topic, p.number): p for p in partitions}
     found = await _scan(log, keys, tails, ends)
     missing = {

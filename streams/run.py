@@ -18,7 +18,13 @@ from streams.declarations import Declarations, load_fleet, load_policy
 from streams.digests import Digests, SaltFollower
 from streams.fleet_follower import FleetFollower
 from streams.heads import HeadsService
-from streams.host import FollowerService, StageService, TelemetryService, run_app
+from streams.host import (
+    FollowerService,
+    StageService,
+    StartedTogether,
+    TelemetryService,
+    run_app,
+)
 from streams.in_force import InForce, Terms
 from streams.kafka import KafkaLog
 from streams.live.page import LivePage
@@ -134,19 +140,21 @@ def _policies(
     return PolicyFollower(settings, in_force, own, check, clock)
 
 
-def _followers(
+def _what_comes_first(
     settings: Settings,
+    notary: Notary,
     in_force: InForce,
     own: Declarations,
     cancellations: Cancellations,
     clock: Clock,
-) -> list[Service]:
-    """Return what keeps up with heartbeats, policies and cancellations."""
-    return [
+) -> Service:
+    """Return what signs, and what keeps up with heartbeats, policies and cancellations."""
+    return StartedTogether(
+        *notary_services(settings, notary),
         FollowerService(FleetFollower(settings, in_force.report)),
         FollowerService(_policies(settings, in_force, own, clock)),
         FollowerService(CancellationFollower(settings, cancellations)),
-    ]
+    )
 
 
 def _metrics(
@@ -228,8 +236,7 @@ def run_router(settings: Settings) -> NoReturn:
         [
             TelemetryService(telemetry),
             MetricsService(metrics, "router", settings.instance, clock),
-            *notary_services(settings, notary),
-            *_followers(settings, in_force, own, cancellations, clock),
+            _what_comes_first(settings, notary, in_force, own, cancellations, clock),
             ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
             *(
                 StageService(

@@ -175,9 +175,11 @@ class Transactor:
         new = [p for p in given if p not in self._writers]
         writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
         self._writers.update(zip(new, writers, strict=True))
-        stored = await read_progress(self._log, self._progress_topic, self._stage.group, new)
-        offsets = await asyncio.gather(*(self._log.committed(p) for p in new))
-        bounds = await self._log.bounds(new)
+        stored, offsets, bounds = await asyncio.gather(
+            read_progress(self._log, self._progress_topic, self._stage.group, new),
+            asyncio.gather(*(self._log.committed(p) for p in new)),
+            self._log.bounds(new),
+        )
         known: dict[Partition, Progress | None] = {}
         for partition, committed in zip(new, offsets, strict=True):
             progress = self._visible[partition] = stored.get(partition)

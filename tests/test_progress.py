@@ -1,5 +1,8 @@
 """Reading progress back."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from memory_log import MemoryCluster, MemoryLog
 
@@ -9,11 +12,15 @@ from streams.progress import read_progress
 from topics import Progress, encode, progress_key
 
 P0, P1 = Partition("in", 0), Partition("in", 1)
+BUSY, EMPTY = Partition("busy", 0), Partition("empty", 0)
 
 
 @pytest.fixture
 def cluster() -> MemoryCluster:
-    return MemoryCluster({"progress": 2})
+    cluster = MemoryCluster({"progress": 2, "in": 2, "busy": 1, "empty": 1})
+    for partition in (P0, P1, BUSY):
+        cluster.publish(Outgoing(partition.topic, b"r", b"r", partition=partition.number))
+    return cluster
 
 
 def write(cluster: MemoryCluster, partition: Partition, group: str, *offsets: int) -> None:
@@ -50,15 +57,30 @@ async def test_progress_older_than_the_tail_is_found_without_hiding_newer(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress_module, "TAIL_RECORDS", 4)
-    quiet, busy = P0, Partition("busy", 0)
-    write(cluster, quiet, "g", 2)
-    write(cluster, busy, "g", *range(20))
+    write(cluster, P0, "g", 2)
+    write(cluster, BUSY, "g", *range(20))
     write(cluster, P1, "g", 7)
-    assert await read(cluster, quiet, busy, P1) == {
-        quiet: Progress(2, (4,)),
-        busy: Progress(19, (21,)),
+    assert await read(cluster, P0, BUSY, P1) == {
+        P0: Progress(2, (4,)),
+        BUSY: Progress(19, (21,)),
         P1: Progress(7, (9,)),
     }
+
+
+async def test_where_nothing_ever_came_nothing_is_looked_for(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "TAIL_RECORDS", 1)
+    log, reads = MemoryLog(cluster), []
+
+    def read(starts: Mapping[Partition, int], ends: Mapping[Partition, int]) -> Any:
+        reads.append(dict(starts))
+        return MemoryLog.read(log, starts, ends)
+
+    monkeypatch.setattr(log, "read", read)
+    write(cluster, P0, "g", *range(5))
+    assert await read_progress(log, "progress", "g", [P0, EMPTY]) == {P0: Progress(4, (6,))}
+    assert reads == [{Partition("progress", 0): 4}]
 
 
 async def test_what_an_aborted_transaction_wrote_does_not_count(cluster: MemoryCluster) -> None:

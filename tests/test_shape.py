@@ -240,7 +240,7 @@ def test_what_is_started_again_imports_no_other_command(command: str) -> None:
         f"import sys; from shunter.cli import load; load({command!r});"
         " print(*(name for name in sys.modules if name.startswith('shunter.commands.')))"
     )
-    found = subprocess.run(  # noqa: S603 - our own code
+    found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.split() == [f"shunter.commands.{command}"]

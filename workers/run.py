@@ -9,7 +9,7 @@ from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
-from streams.host import FollowerService, TelemetryService, run_app
+from streams.host import FollowerService, StartedTogether, TelemetryService, run_app
 from streams.metrics import Metrics, MetricsService
 from streams.metrics.gauges import span_gauges
 from streams.otel import from_environment
@@ -110,9 +110,11 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
         [
             TelemetryService(telemetry),
             MetricsService(metrics, "worker", settings.instance, clock),
-            *notary_services(settings, notary),
-            BackendService(backend),
-            FollowerService(CancellationFollower(settings, cancellations)),
+            StartedTogether(
+                *notary_services(settings, notary),
+                FollowerService(CancellationFollower(settings, cancellations)),
+                BackendService(backend),
+            ),
             BreakerService(breakers),
             publisher,
             DrainingService(worker, settings, notary, metrics, [*spans, Learning(experience)]),

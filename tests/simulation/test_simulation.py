@@ -87,7 +87,7 @@ ENGINE = {
         Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=56
     ),
     "a sleeper looks for its successor": Broken(
-        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=1311
+        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=39
     ),
     "a cut-off writer is replaced": Broken(
         Rules(transactor=mutants.KeepsCutOffWriters), TORN, ("broker",)
