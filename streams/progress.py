@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from streams.log import Log, Partition
 from topics import Progress, decode, progress_key
 
-# A stage that works writes its key often, so its newest record is near the end; only where it
-# isn't found there is the whole partition read.
-TAIL_RECORDS = 5000
+# A stage that works writes its key often, so its newest record is near the end; where it isn't
+# found there is more read, and at last the whole partition.
+TAIL_RECORDS = (500, 10_000)
 
 
 async def read_progress(
@@ -16,21 +16,21 @@ async def read_progress(
     """Return the newest progress of a group on each partition; absent where there is none."""
     homes = {partition: Partition(topic, partition.number) for partition in partitions}
     bounds = await log.bounds({*homes.values(), *partitions})
-    # Where nothing has ever come nothing was done, and the whole topic would be looked through.
-    partitions = [partition for partition in partitions if bounds[partition][1]]
-    homes = {partition: homes[partition] for partition in partitions}
-    ends = {home: bounds[home][1] for home in homes.values()}
-    tails = {home: max(bounds[home][0], end - TAIL_RECORDS) for home, end in ends.items()}
     keys = {progress_key(group, p.topic, p.number): p for p in partitions}
-    found = await _scan(log, keys, tails, ends)
-    missing = {
-        homes[p]: bounds[homes[p]][0]
-        for p in partitions
-        if p not in found and tails[homes[p]] > bounds[homes[p]][0]
-    }
-    if missing:
-        # What the second reading finds of others is older than the tail or the same.
-        found = await _scan(log, keys, missing, {home: ends[home] for home in missing}) | found
+    # Where nothing has ever come nothing was done, and the whole topic would be looked through.
+    missing = [partition for partition in partitions if bounds[partition][1]]
+    found: dict[Partition, Progress] = {}
+    for records_max in (*TAIL_RECORDS, None):
+        if not missing:
+            break
+        wanted = {homes[partition] for partition in missing}
+        ends = {home: bounds[home][1] for home in wanted}
+        starts = {home: bounds[home][0] for home in wanted}
+        if records_max is not None:
+            starts = {home: max(first, ends[home] - records_max) for home, first in starts.items()}
+        # What a longer reading finds of others is the same.
+        found |= await _scan(log, keys, starts, ends)
+        missing = [p for p in missing if p not in found and starts[homes[p]] > bounds[homes[p]][0]]
     return found
 
 

@@ -56,7 +56,7 @@ async def test_no_progress_and_no_partitions_are_nothing(cluster: MemoryCluster)
 async def test_progress_older_than_the_tail_is_found_without_hiding_newer(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_module, "TAIL_RECORDS", 4)
+    monkeypatch.setattr(progress_module, "TAIL_RECORDS", (4, 8))
     write(cluster, P0, "g", 2)
     write(cluster, BUSY, "g", *range(20))
     write(cluster, P1, "g", 7)
@@ -70,7 +70,7 @@ async def test_progress_older_than_the_tail_is_found_without_hiding_newer(
 async def test_where_nothing_ever_came_nothing_is_looked_for(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_module, "TAIL_RECORDS", 1)
+    monkeypatch.setattr(progress_module, "TAIL_RECORDS", (1,))
     log, reads = MemoryLog(cluster), []
 
     def read(starts: Mapping[Partition, int], ends: Mapping[Partition, int]) -> Any:
