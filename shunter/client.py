@@ -10,8 +10,9 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import UserError, err
 from streams import KafkaLog, LogError, Partition, Record
-from streams.kafka import consumer_options, partition_of
+from streams.kafka import partition_of
 from streams.logs import set_up_logging
+from streams.reader import consumer_options
 from topics import BadRecordError, Settings
 from topics.admin import AdminError, partition_counts
 

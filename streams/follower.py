@@ -5,8 +5,8 @@ from collections.abc import Collection
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from streams.kafka import consumer_options, reader
 from streams.log import Partition, Record
+from streams.reader import consumer_options, reader
 from streams.undecodable import UNDECODABLE, poll_past_undecodable, records_of
 from topics import Settings
 
@@ -58,7 +58,7 @@ class TopicFollower(ABC):
         assigned = self._consumer.assignment()
         # Asked by another client: this one fetches already, and the broker, which holds the answer
         # to that back for half a second where nothing is new, answers one after the other.
-        async with reader(self._settings) as probe:
+        async with reader(self._settings, asks=self._topics) as probe:
             ends = await probe.end_offsets(assigned)
             self._positions = await self._starts(probe, assigned)
         for partition, position in self._positions.items():

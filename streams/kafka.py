@@ -23,6 +23,7 @@ from streams.hanging import Producer, abort_rest, complete_commit
 from streams.joining import join_once
 from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter, Timed, untimed
 from streams.log import LogError, Membership, Partition, Record
+from streams.reader import consumer_options, reader
 from streams.undecodable import (
     UNDECODABLE,
     poll_past_undecodable,
@@ -55,31 +56,6 @@ LAG_S_MAX = 2.0
 UNTOLD = (TimeoutError, KafkaError, ConsumerStoppedError, OSError)
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
-
-
-def consumer_options(settings: Settings) -> dict[str, Any]:
-    """Return what every consumer here has in common: committed records, offsets by hand."""
-    return {
-        **settings.kafka_options(),
-        "isolation_level": "read_committed",
-        "enable_auto_commit": False,
-        "auto_offset_reset": "earliest",
-    }
-
-
-@contextlib.asynccontextmanager
-async def reader(
-    settings: Settings, partitions: Collection[Partition] = (), **options: Any
-) -> AsyncIterator[AIOKafkaConsumer]:
-    """Lend a consumer of no group; it is closed even where it was given up while it started."""
-    lent = AIOKafkaConsumer(**consumer_options(settings) | options)
-    try:
-        if partitions:
-            lent.assign([TopicPartition(*p) for p in partitions])
-        await lent.start()
-        yield lent
-    finally:
-        await lent.stop()
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -237,7 +213,8 @@ class KafkaLog:
         another stage's, and what lies behind it would be missed.
         """
         wanted = [TopicPartition(*p) for p in partitions]
-        async with self._reader([], isolation_level="read_uncommitted") as probe:
+        topics = {p.topic for p in partitions}
+        async with self._reader([], topics, isolation_level="read_uncommitted") as probe:
             first = await probe.beginning_offsets(wanted)
             end = await probe.end_offsets(wanted)
         return {Partition(*p): (first[p], end[p]) for p in wanted}
@@ -262,11 +239,10 @@ class KafkaLog:
                 yield records
 
     def _reader(
-        self, partitions: Collection[Partition], **options: Any
+        self, partitions: Collection[Partition], asks: Collection[str] = (), **options: Any
     ) -> AbstractAsyncContextManager[AIOKafkaConsumer]:
-        return reader(
-            self._settings, partitions, max_partition_fetch_bytes=READ_FETCH_BYTES, **options
-        )
+        options["max_partition_fetch_bytes"] = READ_FETCH_BYTES
+        return reader(self._settings, partitions, asks, **options)
 
     async def _read_to(
         self,

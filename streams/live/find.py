@@ -8,8 +8,9 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.clock import Clock
-from streams.kafka import consumer_options, partition_of
+from streams.kafka import partition_of
 from streams.log import LogError
+from streams.reader import consumer_options
 from topics import BadRecordError, Catalogue, Evidence, Settings, decode
 
 # The newest first, then four times as many, and so on: what is looked for is mostly of late.
