@@ -1,7 +1,6 @@
 """The router: each request tagged, decided on, and sent on its way."""
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from zlib import crc32
 
 from policies import (
@@ -22,10 +21,10 @@ from policies import (
     tag,
 )
 from streams.clock import Clock
+from streams.duplicates import Duplicates
 from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
-from streams.recent_ids import RecentIds
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
 from streams.tokens import TokenCounter
@@ -40,7 +39,6 @@ from topics import (
     Tag,
     TextDigest,
     parse_request,
-    peek_id,
 )
 from topics import headers as h
 from topics.evidence import Step
@@ -86,10 +84,10 @@ class Router:
         self._clock = clock
         self._telemetry = telemetry
         self._request_bytes_max = request_bytes_max
-        self._duplicate_window_records = duplicate_window_records
-        self._recent: dict[Partition, RecentIds] = {}
+        self._duplicates = Duplicates(
+            scribe.catalogue.seen_ids, duplicate_window_records, self._is_request
+        )
         self._ingest: set[Partition] = set()
-        self._log: Log | None = None
         self._rates = Rates(situation.policy)
         self._shares = Shares(situation.policy)
 
@@ -110,29 +108,15 @@ class Router:
         self._rates.policy = self._shares.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Read back what ids came last; no decision must depend on anything else before."""
-        if partition.topic != self._catalogue.requests:
-            return
-        self._ingest.add(partition)
-        if not self._duplicate_window_records:
-            return
-        self._log = log
-        recent = self._recent[partition] = RecentIds(self._duplicate_window_records)
-        if progress is None:
-            return
-        first, end = (await log.bounds([partition]))[partition]
-        start = max(first, progress.next_offset - self._duplicate_window_records)
-        stop = min(end, progress.next_offset)
-        async for records in log.read({partition: start}, {partition: stop}):
-            for record in records:
-                found = peek_id(record.value, h.cloud_event_id(record.headers))
-                if found is not None:
-                    recent.read_back(found, record.offset, partial(self._is_request, record))
+        """Learn what ids came last; no decision must depend on anything else before."""
+        if partition.topic == self._catalogue.requests:
+            self._ingest.add(partition)
+            await self._duplicates.restore(partition, progress, log)
 
     def forget(self, partition: Partition) -> None:
         """Drop the ids of a partition that is another's."""
         self._ingest.discard(partition)
-        self._recent.pop(partition, None)
+        self._duplicates.forget(partition)
 
     def wants(self, partition: Partition) -> bool:
         """Nothing piles up."""
@@ -144,9 +128,7 @@ class Router:
 
     def done(self, partition: Partition, work: Work) -> None:
         """The ids of what was routed are known from now on."""
-        recent = self._recent.get(partition)
-        if recent is not None:
-            recent.keep()
+        self._duplicates.done(partition)
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
         """Return each record's effect."""
@@ -159,8 +141,10 @@ class Router:
         else:
             records = [self._telemetry.admitted(record) for record in records]
             read = [self._read(record) for record in records]
-            await self._check_first(partition, read)
+            ids = [request.id for request in read if isinstance(request, InferenceRequest)]
+            await self._duplicates.check_first(partition, ids)
             effects = [self._route(*each, now) for each in zip(records, read, strict=True)]
+            effects += self._duplicates.finished(partition, records[-1].offset + 1)
         return Work(Progress(records[-1].offset + 1), effects)
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
@@ -196,27 +180,6 @@ class Router:
     def _is_request(self, record: Record) -> bool:
         return isinstance(self._read(record), InferenceRequest)
 
-    async def _check_first(
-        self, partition: Partition, read: Iterable[InferenceRequest | BadRecordError]
-    ) -> None:
-        """Validate the records of the past that make some of these duplicates, if they are fit."""
-        recent = self._recent.get(partition)
-        if recent is None or self._log is None:
-            return
-        wanted = {
-            request.id: offset
-            for request in read
-            if isinstance(request, InferenceRequest)
-            and (offset := recent.unchecked(request.id)) is not None
-        }
-        if not wanted:
-            return
-        found = await self._log.fetch(partition, wanted.values())
-        for request_id, offset in wanted.items():
-            # One that retention has taken meanwhile counts for none: rather twice than not at all.
-            fit = offset in found and self._is_request(found[offset])
-            recent.check(request_id, is_request=fit)
-
     def _route_again(self, record: Record, now: float) -> Effect:
         try:
             profile = h.read_profile(record.headers)
@@ -236,8 +199,7 @@ class Router:
     ) -> Effect:
         if isinstance(request, BadRecordError):
             return self._dead_letter(record, request, now)
-        recent = self._recent.get(record.partition)
-        first = None if recent is None else recent.seen(request.id, record.offset)
+        first = self._duplicates.first(record, request.id)
         if first is not None:
             return self._scribe.duplicate(record, request, first, now)
         # A backlog that is read at once came over time. Nobody gains by a wrong timestamp.

@@ -1,15 +1,18 @@
 """A request that a client publishes twice is served once, whoever owns the partition by then."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
-from memory_log import Crash, MemoryLog, ProcessKilledError
+from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import Yard, drain, keys, make_transactor, request
 
-from streams import Outgoing, Partition, Router, Transactor
+from streams import Outgoing, Partition, Record, Router, Transactor
+from streams.duplicates import Duplicates
 from streams.recent_ids import RecentIds
+from topics import BadRecordError, Progress, SeenIds, decode, encode
 from topics import headers as h
 
 WINDOW = 100
@@ -101,9 +104,9 @@ async def test_an_owner_that_gave_a_partition_up_forgets_its_ids() -> None:
     router = make_router(yard)
     await drain(await yard.run(router))
     partition = Partition(yard.catalogue.requests, 0)
-    assert len(router._recent[partition]) == 1
+    assert router._duplicates.known(partition) == 1
     await yard.cluster.assign(router.group, {})
-    assert not router._recent
+    assert router._duplicates.known(partition) == 0
 
 
 async def test_what_lies_before_the_window_is_forgotten_alike_with_and_without_a_takeover() -> None:
@@ -211,7 +214,7 @@ async def test_ids_count_for_good_only_once_their_transaction_is_visible() -> No
     yard.cluster.crash = Crash("commit")
     with pytest.raises(ProcessKilledError):
         await drain(transactor)
-    assert not len(router._recent[Partition(yard.catalogue.requests, 0)])
+    assert router._duplicates.known(Partition(yard.catalogue.requests, 0)) == 0
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -258,3 +261,130 @@ async def test_a_bad_record_that_is_read_back_does_not_make_a_request_its_duplic
     assert served(yard) == ["served", "twice", "mended"]
     assert duplicates(yard) == [("served", 5), ("twice", 6)]
     assert len(yard.dead_letters()) == 2
+
+
+INGEST, SEEN = Partition("in", 0), Partition("seen", 0)
+
+
+class Shop:
+    """One ingest partition, whose owner changes. A name with a ! is that of what is no request."""
+
+    def __init__(self, window: int) -> None:
+        self.cluster = MemoryCluster({"in": 1, "seen": 1})
+        self.window = window
+        self.log: list[str] = []
+        self.reads: list[tuple[str, int, int]] = []
+        self.restored_at = 0
+
+    def _first(self, name: str, until: int) -> int:
+        first = last = -1
+        for offset in range(max(0, self.restored_at - self.window), until):
+            if self.log[offset] == name:
+                first = offset if first < 0 or last < offset - self.window else first
+                last = offset
+        return first
+
+    def _is_request(self, record: Record) -> bool:
+        return b"bad" not in (record.value or b"")
+
+    async def owner(self) -> Duplicates:
+        """Return the next owner, who has restored what came."""
+        log, reads = MemoryLog(self.cluster), self.reads
+        reads.clear()
+
+        class Watched(MemoryLog):
+            def read(self, starts: Any, ends: Any = None) -> Any:
+                reads.extend((p.topic, start, ends[p]) for p, start in starts.items())
+                return log.read(starts, ends)
+
+        found = Duplicates("seen", self.window, self._is_request)
+        done = self.restored_at = len(self.log)
+        await found.restore(INGEST, Progress(done) if done else None, Watched(self.cluster))
+        return found
+
+    async def serve(self, owner: Duplicates, names: list[str], *, writes: bool = True) -> None:
+        """Let the owner see some, and check what it says against all that came before."""
+        for name in names:
+            value = orjson.dumps({"id": name.strip("!"), "kind": "bad" if "!" in name else "fit"})
+            self.cluster.publish(Outgoing("in", b"", value, partition=0))
+        start = len(self.log)
+        records = [r for r in self.cluster.records("in") if r.offset >= start]
+        fit = [n for n in names if "!" not in n]
+        await owner.check_first(INGEST, fit)
+        for record, name in zip(records, names, strict=True):
+            if "!" not in name:
+                before = self.log[max(0, len(self.log) - self.window) :]
+                first = owner.first(record, name)
+                assert (first is not None) is (name in before), (record.offset, name)
+                if first is not None:
+                    # The one that was served, as far back as this owner has looked.
+                    assert self.log[first] == name
+                    assert first <= self._first(name, record.offset)
+            self.log.append(name)
+        for effect in owner.finished(INGEST, len(self.log)):
+            if writes:
+                self.cluster.publish(effect.records[0])
+        owner.done(INGEST)
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_ids_that_were_written_down_decide_as_those_that_were_there_all_along(
+    seed: int,
+) -> None:
+    rng = random.Random(seed)
+    shop = Shop(rng.choice([1, 3, 10, 40, 250]))
+    names = rng.choice([5, 40, 400])
+    owner = await shop.owner()
+    # One in whose time nothing is written down: of an earlier version.
+    for _ in range(12):
+        writes = rng.random() < 0.8
+        for _ in range(rng.randint(0, 12)):
+            some = [f"r{rng.randrange(names)}" for _ in range(rng.randint(1, 15))]
+            await shop.serve(
+                owner, [n + "!" if rng.random() < 0.2 else n for n in some], writes=writes
+            )
+        if rng.random() < 0.1:
+            bad = rng.choice([b"[]", b"{", b"", encode(SeenIds(8, 4, (), "", is_checked=True))])
+            shop.cluster.publish(Outgoing("seen", b"0/0", bad, partition=0))
+        owner = await shop.owner()
+
+
+async def test_of_a_full_window_a_fiftieth_is_read_from_the_requests() -> None:
+    shop = Shop(1000)
+    owner = await shop.owner()
+    for n in range(0, 3010, 10):
+        await shop.serve(owner, [f"r{m}" for m in range(n, n + 10)])
+    owner = await shop.owner()
+    assert [read for read in shop.reads if read[0] == "in"] == [("in", 3000, 3010)]
+    assert owner.known(INGEST) == 1000
+    await shop.serve(owner, ["r2009", "r2010", "r3009", "new"])
+    # As many keys as blocks reach into the window: compaction leaves no more.
+    assert len({r.key for r in shop.cluster.records("seen")}) == 52
+
+
+async def test_where_a_block_is_missing_the_requests_before_it_are_read() -> None:
+    shop = Shop(1000)
+    owner = await shop.owner()
+    for n in range(0, 1500, 10):
+        await shop.serve(owner, [f"r{m}" for m in range(n, n + 10)], writes=not 900 <= n < 930)
+    await shop.owner()
+    assert [r for r in shop.reads if r[0] == "in"] == [("in", 500, 920)]
+
+
+def test_where_routing_begins_far_from_the_first_offset_no_empty_past_is_written() -> None:
+    known = RecentIds(1000)
+    known.seen("a", 5_000_003)
+    blocks = known.finished(5_000_020)
+    assert [block.next_offset for block in blocks] == list(range(4_999_040, 5_000_021, 20))
+    assert [len(block.offsets) for block in blocks] == [0] * 49 + [1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("digests", "AAAA"), ("digests", "?"), ("next_offset", 0), ("offsets", (1, 2, 3))],
+)
+def test_a_block_that_holds_nonsense_is_told(field: str, value: Any) -> None:
+    block = SeenIds.of(0, 4, [(1, b"0" * 16), (2, b"1" * 16)], is_checked=True)
+    assert decode(SeenIds, encode(block)).sightings() == [(1, b"0" * 16), (2, b"1" * 16)]
+    with pytest.raises(BadRecordError, match=r"digests|next_offset"):
+        replace(block, **{field: value}).sightings()

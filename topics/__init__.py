@@ -33,6 +33,7 @@ from topics.roots import (
     RootStatement,
 )
 from topics.salts import Salt
+from topics.seen_ids import SeenIds
 from topics.settings import Settings
 from topics.status import (
     LatencyError,
@@ -80,6 +81,7 @@ __all__ = [
     "Root",
     "RootStatement",
     "Salt",
+    "SeenIds",
     "ServerLoad",
     "Settings",
     "Shadow",

@@ -93,12 +93,13 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
         catalogue.batcher_group: (catalogue.held,),
         catalogue.canceller_group: (catalogue.cancellations,),
     }
-    written = [catalogue.held, *lanes, *_ends(catalogue)]
+    written = [catalogue.held, catalogue.seen_ids, *lanes, *_ends(catalogue)]
     return _role(
         "router",
         [
             *_stages(inputs),
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
+            _topic(catalogue.seen_ids, "Read", "know what came before"),
             *_transactional_writes(written),
             *(_topic(lane, "Read", "see what no worker is there to read") for lane in lanes),
             _topic(catalogue.pool_status, "Read", "know the workers' load"),

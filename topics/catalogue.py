@@ -12,6 +12,7 @@ from topics.request import InferenceRequest
 from topics.result import Result
 from topics.roots import KeyEntry, Root
 from topics.salts import Salt
+from topics.seen_ids import SeenIds
 from topics.settings import MIB, Settings
 from topics.status import PoolStatus
 from topics.stream import StreamPiece
@@ -84,6 +85,7 @@ class Catalogue:
         self.pool_status = f"{self.prefix}.pool-status"
         self.policies = f"{self.prefix}.policies"
         self.progress = f"{self.prefix}.progress"
+        self.seen_ids = f"{self.prefix}.seen-ids"
         self.router_group = f"{self.prefix}.router"
         self.batcher_group = f"{self.prefix}.batcher"
         self.canceller_group = f"{self.prefix}.canceller"
@@ -191,6 +193,15 @@ class Catalogue:
                 "group/topic/partition",
                 "how far a stage has come",
                 Progress,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+            Topic(
+                self.seen_ids,
+                n,
+                "partition/block",
+                "digests of the ids at a block of offsets of the ingest partition",
+                SeenIds,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
             ),

@@ -15,8 +15,8 @@ from simulation.requests import HURRIED
 from streams import Batcher, Canceller, Router, Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.progress import read_progress
-from streams.stage import Effect
-from streams.transactor import Refusal, Transactor
+from streams.stage import Effect, Refusal
+from streams.transactor import Transactor
 from topics import BadRecordError, Progress
 from workers import Worker
 
@@ -236,6 +236,15 @@ class ForgetsIds(Router):
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         await super().restore(partition, None, log)
+
+
+class WritesWhatItSaw(Router):
+    """Leaves out of a block, of which its predecessor saw the beginning, what that had seen."""
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        await super().restore(partition, progress, log)
+        for recent in self._duplicates._recent.values():
+            recent._sightings.clear()
 
 
 class HoldsInMemory(Batcher):

@@ -265,9 +265,10 @@ class RouterProcess(Process):
 
     def check(self, stage: Stage) -> None:
         if stage is self.router:
-            for partition, recent in self.router._recent.items():
-                if len(recent) > self.world.window_records:
-                    self.world.problem(f"{self.name} remembers {len(recent)} ids of {partition}")
+            for partition in self.router._ingest:
+                known = self.router._duplicates.known(partition)
+                if known > self.world.window_records:
+                    self.world.problem(f"{self.name} remembers {known} ids of {partition}")
         if stage is not self.batcher:
             return
         held = self.batcher._partitions

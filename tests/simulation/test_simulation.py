@@ -129,6 +129,9 @@ STAGES = {
     "ids are read back": Broken(
         Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced", seed=20
     ),
+    "a block has all of its ids": Broken(
+        Rules(router=mutants.WritesWhatItSaw), r"a duplicate, and 0 times evidenced", seed=533
+    ),
     "the hold is the log": Broken(Rules(batcher=mutants.HoldsInMemory), r"is still held"),
     "a decision names its policy": Broken(Rules(router=mutants.NamesTheFirstPolicy), r" again: "),
     "a release leaves a tombstone": Broken(Rules(batcher=mutants.LeavesNoTombstone), TWICE),
