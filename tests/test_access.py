@@ -125,12 +125,14 @@ async def system(
 ) -> AsyncIterator[System]:
     await admin.apply(secured.settings(user("operator"), PREFIX), POOLS)
     env = {pool: secured.env(user(f"worker {pool}")) for pool in POOLS}
+    # A window so short that seen ids are written down of a few requests.
+    router = {"SHUNTER_WEB_PORT": str(PAGE_PORT), "SHUNTER_DUPLICATE_WINDOW_RECORDS": "4"}
     system = System(
         secured.for_tests,
         PREFIX,
         tmp_path_factory.mktemp("system"),
         fleet=BOTH_LANES,
-        env_of={"router": secured.env(user("router")) | {"SHUNTER_WEB_PORT": str(PAGE_PORT)}} | env,
+        env_of={"router": secured.env(user("router")) | router} | env,
     )
     async with system:
         system.start_all()
