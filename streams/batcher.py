@@ -123,12 +123,19 @@ class Batcher:
         await self._ahead.run(log, [Partition(topic, number) for number in partitions])
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
-        """Read the partition from its beginning; what is left is what is held."""
-        held = self._ahead.claim(partition) or self._nothing_of(partition)
+        """Read the partition from where anything may be held; what is left is what is held."""
+        held_from = 0 if progress is None else progress.held_from or 0
+        held = self._ahead.claim(partition)
+        if held is None or held.next_offset < held_from:
+            # All that was read ahead has ended, and where it did would not be read.
+            if held is not None:
+                held.payloads.clear()
+            held = self._nothing_of(partition)
         # Known before it is read, so that no cancellation that comes meanwhile is missed.
         self._partitions[partition] = held
         first, end = (await log.bounds([partition]))[partition]
-        start = max(first, held.next_offset)
+        held.held_from = held_from
+        start = max(first, held_from, held.next_offset)
         async for records in log.read({partition: start}, {partition: end}):
             for record in records:
                 self._take(held, record)
@@ -163,7 +170,7 @@ class Batcher:
         for record in records:
             self._take(held, record)
         now = self._clock.now()
-        work = Work(Progress(held.next_offset))
+        work = Work(Progress(held.next_offset, held_from=held.lowest(now)))
         for record, error in held.unreadable.values():
             work.effects.append(self._unreadable(record, error, now))
         if held.cancelled or held.windows.next_due_at() <= now:

@@ -15,6 +15,9 @@ from topics import headers as h
 
 # A partition's committed offset is only for lag tools, and moves no more often than this.
 COMMIT_EVERY_S = 1.0
+# The oldest of what is held is looked for no more often than this, nor than so many a second.
+OLDEST_EVERY_S = 10.0
+OLDEST_OF_PER_S = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,9 @@ class Held:
     unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     """Of what is held, the ids that a client cancelled."""
+    held_from: int = 0
+    """Nothing below it is held: the lowest offset when it was looked for."""
+    look_again_at: float = -math.inf
 
     def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
         """Take in a record of the hold: a request, or the tombstone of one."""
@@ -69,6 +75,14 @@ class Held:
         """Tell whether the committed offset should move on."""
         moved = self.next_offset > self.committed_offset
         return moved and now - self.committed_at >= COMMIT_EVERY_S
+
+    def lowest(self, now: float) -> int:
+        """Return an offset below which nothing is held; a successor need not read what is."""
+        if now >= self.look_again_at:
+            offsets = (member.offset for member in self.windows.members())
+            self.held_from = min(offsets, default=self.next_offset)
+            self.look_again_at = now + max(OLDEST_EVERY_S, len(self.windows) / OLDEST_OF_PER_S)
+        return self.held_from
 
     def regroup(self, situation: Situation) -> None:
         """Put what is held into windows of another policy and fleet, all due to be looked at.

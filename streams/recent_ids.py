@@ -27,7 +27,8 @@ class RecentIds:
 
     def __init__(self, records_max: int) -> None:
         self._records_max = records_max
-        self.block_records = max(BLOCK_RECORDS_MIN, records_max // BLOCKS)
+        # No longer than the window, of which a new owner knows all: it goes on with any block.
+        self.block_records = min(records_max, max(BLOCK_RECORDS_MIN, records_max // BLOCKS))
         # What belongs to the block that is not over yet, oldest first; where it begins; and up to
         # where it may hold what was not checked.
         self._sightings: list[tuple[int, bytes]] = []

@@ -1,5 +1,6 @@
 """Held requests and batchers over them, for the tests of the hold."""
 
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -8,10 +9,25 @@ from memory_log import MemoryLog
 from stream_cases import START, Yard, make_profile, request
 
 from policies.groups import group_of
-from streams import Batcher, Outgoing, Record, Transactor
+from streams import Batcher, Outgoing, Partition, Record, Transactor
 from topics import headers as h
 
 MIB = 1024 * 1024
+
+
+class Noting(MemoryLog):
+    """A log that notes from where on each partition of the hold is read."""
+
+    def __init__(self, yard: Yard) -> None:
+        super().__init__(yard.cluster, "noting")
+        self.starts: dict[int, int] = {}
+
+    async def read(
+        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        self.starts |= {p.number: at for p, at in starts.items() if p.topic.endswith(".held")}
+        async for records in super().read(starts, ends):
+            yield records
 
 
 def make_batcher(

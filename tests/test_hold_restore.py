@@ -1,7 +1,9 @@
 """The hold is a log: whoever takes it over knows exactly what is held."""
 
+import random
+
 import pytest
-from hold_cases import held_request, hold, look, make_batcher, run
+from hold_cases import Noting, held_request, hold, look, make_batcher, run
 from memory_log import Crash, CrashPoint, MemoryLog, ProcessKilledError
 from stream_cases import POLICY, START, Yard, drain, header, keys, make_policy
 
@@ -35,6 +37,44 @@ async def test_what_is_restored_after_compaction_is_the_same() -> None:
     yard.clock.at = START + 45
     await look(yard)
     assert sorted(keys(yard.lane("boards-us", "batch"))) == [f"s{n}" for n in range(6)]
+
+
+async def test_a_new_owner_reads_from_where_anything_is_held() -> None:
+    yard = Yard()
+    transactor = await run(yard, make_batcher(yard))
+    for n in range(4):
+        hold(yard, f"s{n}")
+    await drain(transactor)
+    waiting = hold(yard, "s4")
+    yard.clock.at += 11
+    await drain(transactor)
+    assert len(yard.lane("boards-us", "batch")) == 4
+    successor, log = make_batcher(yard), Noting(yard)
+    await run(yard, successor, log)
+    assert log.starts[waiting.partition.number] == waiting.offset
+    assert sum(successor.sizes().values()) == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_what_is_restored_is_what_a_reading_from_the_beginning_finds(seed: int) -> None:
+    rng = random.Random(seed)
+    yard = Yard()
+    transactor = await run(yard, make_batcher(yard))
+    for _ in range(60):
+        for _ in range(rng.randint(0, 3)):
+            number = rng.randrange(30)
+            hold(yard, f"s{number}", held_at=yard.clock.at, partition=number % 2)
+        yard.clock.at += rng.choice([0, 0.5, 2, 12, 50])
+        await transactor.step()
+        if rng.random() < 0.1:
+            yard.cluster.compact(yard.catalogue.held)
+        if rng.random() < 0.2:
+            successor = make_batcher(yard)
+            transactor = await run(yard, successor)
+            fresh, log = make_batcher(yard), MemoryLog(yard.cluster)
+            for partition in successor._partitions:
+                await fresh.restore(partition, None, log)
+            assert successor.sizes() == fresh.sizes()
 
 
 async def test_a_hold_with_an_open_transaction_at_its_end_is_read_to_the_end() -> None:

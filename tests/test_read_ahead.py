@@ -5,30 +5,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from hold_cases import hold, look, make_batcher, run
+from hold_cases import Noting, hold, look, make_batcher, run
 from memory_log import MemoryLog
-from stream_cases import POLICY, Yard, make_policy
+from stream_cases import POLICY, Yard, drain, make_policy
 from test_cancellation import assert_cancelled_once, cancel
 
 from streams import Batcher, LogError, Partition, Record
 from streams.ahead import AHEAD_S_MAX
 from streams.in_force import Terms
 from streams.tokens import TokenCounter
-
-
-class Noting(MemoryLog):
-    """A log that notes from where on each partition of the hold is read."""
-
-    def __init__(self, yard: Yard) -> None:
-        super().__init__(yard.cluster, "noting")
-        self.starts: dict[int, int] = {}
-
-    async def read(
-        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
-    ) -> AsyncIterator[Sequence[Record]]:
-        self.starts |= {p.number: at for p, at in starts.items() if p.topic.endswith(".held")}
-        async for records in super().read(starts, ends):
-            yield records
 
 
 class Unreadable(MemoryLog):
@@ -70,6 +55,29 @@ async def test_who_waited_goes_on_where_it_had_read_to() -> None:
     await run(yard, fresh)
     assert batcher.sizes() == fresh.sizes()
     assert sum(batcher.sizes().values()) == 6
+
+
+async def test_where_all_that_was_read_ahead_has_ended_none_of_it_is_held() -> None:
+    yard = Yard()
+    predecessor = make_batcher(yard)
+    transactor = await run(yard, predecessor)
+    for n in range(3):
+        hold(yard, f"s{n}")
+    batcher, log = make_batcher(yard), Noting(yard)
+    async with reading(batcher, log, 3):
+        last = hold(yard, "s3")
+        await drain(transactor)
+        assert len(yard.lane("boards-us", "batch")) == 4
+        hold(yard, "s4")
+        yard.clock.at += 11
+        await drain(transactor)
+        await run(yard, batcher, log)
+    # What was read ahead was three, which had ended further on than where it is read from.
+    assert log.starts[last.partition.number] > last.offset
+    fresh = make_batcher(yard)
+    await run(yard, fresh)
+    assert batcher.sizes() == fresh.sizes()
+    assert batcher.room.bytes_used == fresh.room.bytes_used > 0
 
 
 async def test_what_nobody_gave_it_is_forgotten() -> None:

@@ -13,12 +13,14 @@ from topics.roots import ChainHead
 class Progress:
     """All offsets below ``next_offset`` are finished, and so are those in ``finished``.
 
-    ``head`` is the last root of the evidence that was written on the way.
+    ``head`` is the last root of the evidence that was written on the way. On the hold, nothing
+    below ``held_from`` is still held.
     """
 
     next_offset: int
     finished: tuple[int, ...] = ()
     head: ChainHead | None = None
+    held_from: int | None = None
 
     def with_head(self, head: ChainHead | None) -> "Progress":
         """Return the same progress with another head."""

@@ -15,7 +15,7 @@ from simulation.requests import HURRIED
 from streams import Batcher, Canceller, Router, Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.progress import read_progress
-from streams.stage import Effect, Refusal
+from streams.stage import Effect, Refusal, Work
 from streams.transactor import Transactor
 from topics import BadRecordError, Progress
 from workers import Worker
@@ -245,6 +245,16 @@ class WritesWhatItSaw(Router):
         await super().restore(partition, progress, log)
         for recent in self._duplicates._recent.values():
             recent._sightings.clear()
+
+
+class TellsTooMuchHasEnded(Batcher):
+    """Tells its successor to read on where it stands, though it holds what came before."""
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+        work = await super().work(partition, records)
+        if work is not None:
+            work.progress = replace(work.progress, held_from=work.progress.next_offset)
+        return work
 
 
 class HoldsInMemory(Batcher):

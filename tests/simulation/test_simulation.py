@@ -132,6 +132,9 @@ STAGES = {
     "a block has all of its ids": Broken(
         Rules(router=mutants.WritesWhatItSaw), r"a duplicate, and 0 times evidenced", seed=533
     ),
+    "what is held is read back": Broken(
+        Rules(batcher=mutants.TellsTooMuchHasEnded), r"is still held"
+    ),
     "the hold is the log": Broken(Rules(batcher=mutants.HoldsInMemory), r"is still held"),
     "a decision names its policy": Broken(Rules(router=mutants.NamesTheFirstPolicy), r" again: "),
     "a release leaves a tombstone": Broken(Rules(batcher=mutants.LeavesNoTombstone), TWICE),
