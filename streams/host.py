@@ -9,7 +9,9 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +52,10 @@ KEPT_BYTES_MAX = 64 * 1024 * 1024
 # The largest that glibc takes. Larger blocks are mapped, and given back when they are freed.
 HEAP_BLOCK_BYTES_MAX = 32 * 1024 * 1024
 
+# A process that fails has told why. What it would do besides, others have to do anyway if it is
+# killed; and as long as it tries, nobody takes its place.
+CRASHED_S_MAX = 1.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,6 +75,13 @@ class _App(faust.App):  # type: ignore[misc]
 
     def on_init_dependencies(self) -> Iterable[Service]:
         return [*super().on_init_dependencies(), *self._data_plane]
+
+    def _crash(self, reason: BaseException) -> None:
+        """End soon, though what else there is may wait for a broker that doesn't answer."""
+        super()._crash(reason)
+        end = threading.Timer(CRASHED_S_MAX, os._exit, args=[1])
+        end.daemon = True
+        end.start()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -30,3 +31,33 @@ def test_memory_that_was_freed_is_not_taken_page_by_page_again() -> None:
     )
     without, kept = map(int, ran.stdout.split())
     assert kept < 0.01 * without
+
+
+CRASHING = """
+import asyncio
+from mode import Service
+from streams.host import run_app
+from topics import Settings
+
+class Fails(Service):
+    @Service.task
+    async def _run(self):
+        await asyncio.sleep(0.2)
+        raise RuntimeError("no more")
+
+class Hangs(Service):
+    async def on_stop(self):
+        await asyncio.sleep(60)
+
+run_app("test", Settings(web_port=0), [Hangs(), Fails()])
+"""
+
+
+def test_a_process_that_fails_ends_though_something_in_it_hangs() -> None:
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", CRASHING], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 1
+    assert "RuntimeError: no more" in ran.stderr
+    assert time.monotonic() - began < 10
