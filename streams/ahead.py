@@ -17,6 +17,8 @@ from streams.log import Log, Partition, Record
 # What was read is no older than this when it is made use of. A request that was released meanwhile
 # is told by its tombstone further on, as long as compaction leaves that in place: a day.
 AHEAD_S_MAX = 60.0
+# Who was started again in its place is given its share within this time, and reads only that.
+GRACE_S = 0.7
 
 logger = logging.getLogger(__name__)
 
@@ -106,4 +108,5 @@ class ReadAheadService(Service):  # type: ignore[misc]
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
+        await self.sleep(GRACE_S)
         await self._read_ahead(self._log)

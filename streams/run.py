@@ -224,7 +224,6 @@ def run_router(settings: Settings) -> NoReturn:
     spans = [RouteSpans(telemetry, catalogue, clock)]
     page = LivePage(settings, begun.options, begun.policy, clock)
     in_force.tell(page.change)
-    # In the order of starting: all that is followed is known before a stage decides.
     stages: list[tuple[Stage, str, Sequence[Observer], Callable[[], None]]] = [
         (router, "router", spans, in_force.keep(router.take_terms)),
         (batcher, "batcher", spans, in_force.keep(batcher.take_terms)),
@@ -236,13 +235,17 @@ def run_router(settings: Settings) -> NoReturn:
         [
             TelemetryService(telemetry),
             MetricsService(metrics, "router", settings.instance, clock),
+            # All that is followed is known before a stage decides.
             _what_comes_first(settings, notary, in_force, own, cancellations, clock),
+            # Before the stages, which may have to wait for their share.
             ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
-            *(
-                StageService(
-                    transactor(settings, stage, notary, metrics, observers, before_step), name
+            StartedTogether(
+                *(
+                    StageService(
+                        transactor(settings, stage, notary, metrics, observers, before_step), name
+                    )
+                    for stage, name, observers, before_step in stages
                 )
-                for stage, name, observers, before_step in stages
             ),
             StrandedService(stranded),
             page.watching,
