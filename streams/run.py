@@ -229,6 +229,10 @@ def run_router(settings: Settings) -> NoReturn:
         (batcher, "batcher", spans, in_force.keep(batcher.take_terms)),
         (Canceller(scribe, clock), "canceller", [], lambda: None),
     ]
+    services = [
+        StageService(transactor(settings, stage, notary, metrics, observers, before_step), name)
+        for stage, name, observers, before_step in stages
+    ]
     run_app(
         "router",
         settings,
@@ -239,14 +243,7 @@ def run_router(settings: Settings) -> NoReturn:
             _what_comes_first(settings, notary, in_force, own, cancellations, clock),
             # Before the stages, which may have to wait for their share.
             ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
-            StartedTogether(
-                *(
-                    StageService(
-                        transactor(settings, stage, notary, metrics, observers, before_step), name
-                    )
-                    for stage, name, observers, before_step in stages
-                )
-            ),
+            StartedTogether(*services),
             StrandedService(stranded),
             page.watching,
         ],
