@@ -77,11 +77,23 @@ class _App(faust.App):  # type: ignore[misc]
         return [*super().on_init_dependencies(), *self._data_plane]
 
     def _crash(self, reason: BaseException) -> None:
-        """End soon, though what else there is may wait for a broker that doesn't answer."""
         super()._crash(reason)
-        end = threading.Timer(CRASHED_S_MAX, os._exit, args=[1])
-        end.daemon = True
-        end.start()
+        _end_soon()
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except BaseException:
+            # What has started already goes on, and is not stopped by this.
+            _end_soon()
+            raise
+
+
+def _end_soon() -> None:
+    """End the process, though what there is in it may wait for a broker that doesn't answer."""
+    end = threading.Timer(CRASHED_S_MAX, os._exit, args=[1])
+    end.daemon = True
+    end.start()
 
 
 @contextlib.contextmanager

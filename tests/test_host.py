@@ -39,24 +39,36 @@ from mode import Service
 from streams.host import run_app
 from topics import Settings
 
-class Fails(Service):
+class FailsLater(Service):
     @Service.task
     async def _run(self):
         await asyncio.sleep(0.2)
         raise RuntimeError("no more")
 
-class Hangs(Service):
+class FailsToStart(Service):
+    async def on_start(self):
+        raise RuntimeError("no more")
+
+class HangsWhenStopped(Service):
     async def on_stop(self):
         await asyncio.sleep(60)
 
-run_app("test", Settings(web_port=0), [Hangs(), Fails()])
+class GoesOn(Service):
+    @Service.task
+    async def _run(self):
+        await asyncio.sleep(60)
+
+run_app("test", Settings(web_port=0), [{hangs}(), {fails}()])
 """
 
 
-def test_a_process_that_fails_ends_though_something_in_it_hangs() -> None:
+@pytest.mark.parametrize("fails", ["FailsLater", "FailsToStart"])
+@pytest.mark.parametrize("hangs", ["HangsWhenStopped", "GoesOn"])
+def test_a_process_that_fails_ends_though_something_in_it_hangs(fails: str, hangs: str) -> None:
+    program = CRASHING.format(fails=fails, hangs=hangs)
     began = time.monotonic()
     ran = subprocess.run(
-        [sys.executable, "-c", CRASHING], check=False, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30
     )
     assert ran.returncode == 1
     assert "RuntimeError: no more" in ran.stderr
