@@ -49,6 +49,8 @@ REBALANCE_S = 0.1
 # for in vain has limits of its own (`Transactor._in_time`, FENCE_S_MAX, `_read_to`, REBALANCE_S),
 # and a process that stands still sends no heartbeat.
 IDLE_MS_MAX = math.inf
+# So many numbers of partitions does a group know at a time: 100 bytes of each join apiece.
+ASSIGNORS_MAX = 500
 # A partition that was just assigned may have no position yet.
 POSITION_S_MAX = 0.1
 LAG_S_MAX = 2.0
@@ -69,11 +71,14 @@ def _assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]
 
     A static member that comes back is given what it had, without a rebalance, even where topics
     have more partitions by now. A name with their number in it changes what the members agree on
-    once all know the new one, and Kafka lets them share out again.
+    once all know the new one, and Kafka lets them share out again. The names of fewer partitions
+    are known too: of members that joined before it was started itself, a broker knows no name but
+    the one that they agreed on, and takes nobody in who does not know that.
     """
-    name = f"{RoundRobinPartitionAssignor.name}-{partitions}"
-    numbered = type("_Numbered", (RoundRobinPartitionAssignor,), {"name": name})
-    return numbered, RoundRobinPartitionAssignor
+    base = RoundRobinPartitionAssignor
+    names = [f"{base.name}-{number}" for number in range(partitions, 0, -1)]
+    numbered = (type("_Numbered", (base,), {"name": name}) for name in names[:ASSIGNORS_MAX])
+    return *numbered, base
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -1,17 +1,20 @@
 """A member of a group that has nothing to ask for: it stays one, or learns why not."""
 
 from collections.abc import Collection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import GroupAuthorizationFailedError
 from grounds import KafkaGround, until
 from stream_cases import make_settings, soon
 
 from streams import Partition
 from streams.kafka import KafkaLog
+from topics.broker import EmbeddedBroker
 
 YEAR_S = 365 * 86_400
 
@@ -75,6 +78,34 @@ async def test_what_was_just_assigned_is_not_fetched_until_it_is_polled(
         await log.leave()
     finally:
         await ground.close()
+
+
+@pytest.mark.kafka
+async def test_after_a_restart_of_the_broker_a_group_takes_in_who_knows_of_more_partitions(
+    tmp_path: Path,
+) -> None:
+    """Of a group that it has read back the broker knows one name, which counts the old ones."""
+    topic = "grown.in"
+    with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker:
+        old = KafkaGround(broker.bootstrap_servers, "grown")
+        await old.create({topic: 2})
+        before, after = Witness(), Witness()
+        settings = make_settings(bootstrap_servers=broker.bootstrap_servers)
+        log = KafkaLog(settings.model_copy(update={"partitions": 2}))
+        await log.join("grown.group", [topic], before)
+        await until(lambda: len(before.given) == 2)
+        await log.leave()
+        await old.close()
+        broker.stop()
+        broker.start()
+        client = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+        await client.start()
+        await client.create_partitions({topic: NewPartitions(3)})
+        await client.close()
+        log = KafkaLog(settings.model_copy(update={"partitions": 3}))
+        await log.join("grown.group", [topic], after)
+        await until(lambda: {p.number for p in after.given} == {0, 1, 2})
+        await log.leave()
 
 
 async def test_a_member_that_has_nothing_to_ask_for_learns_what_the_group_refuses() -> None:
