@@ -109,4 +109,5 @@ class ReadAheadService(Service):  # type: ignore[misc]
     @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
         await self.sleep(GRACE_S)
-        await self._read_ahead(self._log)
+        if not self.should_stop:
+            await self._read_ahead(self._log)

@@ -10,8 +10,8 @@ from memory_log import MemoryLog
 from stream_cases import POLICY, Yard, drain, make_policy
 from test_cancellation import assert_cancelled_once, cancel
 
-from streams import Batcher, LogError, Partition, Record
-from streams.ahead import AHEAD_S_MAX
+from streams import Batcher, Log, LogError, Partition, Record
+from streams.ahead import AHEAD_S_MAX, ReadAheadService
 from streams.in_force import Terms
 from streams.tokens import TokenCounter
 
@@ -162,3 +162,16 @@ async def test_after_the_first_takeover_nothing_is_read_ahead() -> None:
     batcher = await look(yard)
     await asyncio.wait_for(batcher.read_ahead(MemoryLog(yard.cluster)), 5)
     assert list(batcher._ahead) == []
+
+
+async def test_who_is_stopped_before_it_reads_does_not_begin_to() -> None:
+    read: list[Log] = []
+
+    async def read_ahead(log: Log) -> None:
+        read.append(log)
+
+    service = ReadAheadService(read_ahead, MemoryLog(Yard().cluster))
+    await service.start()
+    await asyncio.sleep(0)
+    await asyncio.wait_for(service.stop(), 5)
+    assert not read

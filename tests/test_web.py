@@ -64,8 +64,12 @@ async def test_a_worker_is_ready_when_its_server_answers_and_a_router_tells_what
             async def is_ready() -> bool:
                 return await answers("127.0.0.1", port, "/readyz")
 
+            async def is_routing() -> bool:
+                return await answers("127.0.0.1", ports["router"])
+
             await eventually(is_up, "the worker is healthy", 60)
             assert not await is_ready()
+            await eventually(is_routing, "the router is healthy", 60)
             # What nobody serves yet is held, and tells that the pool needs a worker.
             await system.publish(chat("held", deadline=time.time() + 60))
 
