@@ -14,7 +14,6 @@ from shunter.console import UserError, complain
 from streams.otel import TelemetryError
 from topics.admin import AdminError
 
-HELP = "A streaming router over Kafka for AI inference requests."
 # Where each is: the function, or the group, of its name.
 COMMANDS = {
     "demo": "shunter.commands.demo",
@@ -80,14 +79,14 @@ def load(name: str) -> Any:
 app = typer.Typer(
     name="shunter",
     cls=CommandGroup,
-    help=HELP,
+    help="A streaming router over Kafka for AI inference requests.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
 
-@app.callback(help=HELP)
+@app.callback()
 def _shunter() -> None:
     """Take no options: there are commands only."""
 

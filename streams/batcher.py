@@ -125,11 +125,10 @@ class Batcher:
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
         """Read the partition from where anything may be held; what is left is what is held."""
         held_from = 0 if progress is None else progress.held_from or 0
-        held = self._ahead.claim(partition)
-        if held is None or held.next_offset < held_from:
+        held = self._ahead.claim(partition) or self._nothing_of(partition)
+        if held.next_offset < held_from:
             # All that was read ahead has ended, and where it did would not be read.
-            if held is not None:
-                held.payloads.clear()
+            held.payloads.clear()
             held = self._nothing_of(partition)
         # Known before it is read, so that no cancellation that comes meanwhile is missed.
         self._partitions[partition] = held

@@ -1,7 +1,7 @@
 """Which requests came before: the ids of each ingest partition, restored and written down."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from streams.log import Log, Outgoing, Partition, Record
@@ -46,13 +46,13 @@ class Duplicates:
         stop = min(end, progress.next_offset)
         written = await _written(log, home, bounds[home])
         blocks = _chain(written, start, progress.next_offset, recent.block_records)
-        begins, ends = (
-            (blocks[0].first_offset, blocks[-1].next_offset) if blocks else (start, start)
-        )
+        begins = blocks[0].first_offset if blocks else start
+        ends = blocks[-1].next_offset if blocks else start
         recent.begin_at(progress.next_offset)
         await self._read_back(recent, log, partition, (start, begins))
         for block in blocks:
-            sightings = [each for each in written[block] if each[0] >= start]
+            _, found = written[block.next_offset]
+            sightings = [each for each in found if each[0] >= start]
             recent.recall(sightings, is_checked=block.is_checked)
         await self._read_back(recent, log, partition, (ends, stop))
 
@@ -125,28 +125,31 @@ class Duplicates:
 
 async def _written(
     log: Log, home: Partition, bounds: tuple[int, int]
-) -> dict[SeenIds, list[tuple[int, bytes]]]:
-    """Return the newest blocks that were written, with what is in them."""
+) -> dict[int, tuple[SeenIds, list[tuple[int, bytes]]]]:
+    """Return the newest blocks that were written, with what is in them, by where each ends."""
     first, end = bounds
-    found: dict[SeenIds, list[tuple[int, bytes]]] = {}
+    found: dict[int, tuple[SeenIds, list[tuple[int, bytes]]]] = {}
     start = max(first, end - OFFSETS_PER_BLOCK * (BLOCKS + 2))
     async for records in log.read({home: start}, {home: end}):
         for record in records:
             # Where one is no block, the requests themselves are read instead.
             with contextlib.suppress(BadRecordError):
                 block = decode(SeenIds, record.value or b"")
-                found[block] = block.sightings()
+                found[block.next_offset] = block, block.sightings()
     return found
 
 
 def _chain(
-    written: Iterable[SeenIds], start: int, next_offset: int, block_records: int
+    written: Mapping[int, tuple[SeenIds, object]],
+    start: int,
+    next_offset: int,
+    block_records: int,
 ) -> list[SeenIds]:
     """Return the blocks, each beginning where another ends, that end with the last whole one."""
-    by_end = {block.next_offset: block for block in written}
     chain: list[SeenIds] = []
     position = next_offset // block_records * block_records
-    while position > start and position in by_end:
-        chain.append(by_end[position])
-        position = by_end[position].first_offset
+    while position > start and position in written:
+        block, _ = written[position]
+        chain.append(block)
+        position = block.first_offset
     return chain[::-1]
