@@ -1,6 +1,7 @@
 """A member of a group that has nothing to ask for: it stays one, or learns why not."""
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -33,18 +34,27 @@ class Witness:
         self.taken += partitions
 
 
+@asynccontextmanager
+async def member_of(kafka: str, prefix: str) -> AsyncIterator[tuple[KafkaLog, Witness, Partition]]:
+    """Lend the only member of a group, with what it was given, and its only partition."""
+    ground = KafkaGround(kafka, prefix)
+    await ground.create({f"{prefix}.in": 1})
+    log, witness, only = ground.log(), Witness(), Partition(f"{prefix}.in", 0)
+    try:
+        await log.join(f"{prefix}.group", [only.topic], witness)
+        await until(lambda: witness.given == [only])
+        yield log, witness, only
+        await log.leave()
+    finally:
+        await ground.close()
+
+
 @pytest.mark.kafka
 async def test_a_member_that_takes_nothing_for_a_year_stays_in_its_group(
     kafka: str, prefix: str
 ) -> None:
     """The client lets go of one that has not asked for records, by default after 5 minutes."""
-    ground = KafkaGround(kafka, prefix)
-    await ground.create({f"{prefix}.in": 1})
-    log, witness = ground.log(), Witness()
-    try:
-        await log.join(f"{prefix}.group", [f"{prefix}.in"], witness)
-        only = Partition(f"{prefix}.in", 0)
-        await until(lambda: witness.given == [only])
+    async with member_of(kafka, prefix) as (log, witness, only):
         member = log._member
         generation = member._coordinator.generation
         assert generation > 0
@@ -55,9 +65,6 @@ async def test_a_member_that_takes_nothing_for_a_year_stays_in_its_group(
         assert member._coordinator.generation == generation
         assert member._subscription.fetcher_idle_time > YEAR_S
         assert not witness.taken
-        await log.leave()
-    finally:
-        await ground.close()
 
 
 @pytest.mark.kafka
@@ -65,19 +72,10 @@ async def test_what_was_just_assigned_is_not_fetched_until_it_is_polled(
     kafka: str, prefix: str
 ) -> None:
     """Else what a takeover asks waits for a fetch, for half a second where nothing is new."""
-    ground = KafkaGround(kafka, prefix)
-    await ground.create({f"{prefix}.in": 1})
-    log, witness = ground.log(), Witness()
-    try:
-        await log.join(f"{prefix}.group", [f"{prefix}.in"], witness)
-        only = Partition(f"{prefix}.in", 0)
-        await until(lambda: witness.given == [only])
+    async with member_of(kafka, prefix) as (log, _, only):
         assert log._member.paused() == {only}
         await log.poll(0.1, 10, [])
         assert not log._member.paused()
-        await log.leave()
-    finally:
-        await ground.close()
 
 
 @pytest.mark.kafka
