@@ -8,7 +8,6 @@ reads it from the beginning and knows exactly what is held.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Literal
 from zlib import crc32
 
 from policies import (
@@ -26,14 +25,15 @@ from policies import (
 from streams.ahead import ReadAhead
 from streams.cancellations import Cancellations, message_of
 from streams.clock import Clock
-from streams.held import Held, Judged
+from streams.defects import log_defect
+from streams.held import GIVEN_UP, Held, Judged
 from streams.in_force import Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe, told
 from streams.payloads import Payloads, Room
 from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
-from topics import BadRecordError, Batch, Hold, Placement, Progress, ResultError
+from topics import Batch, Hold, Placement, Progress, ResultError
 from topics import headers as h
 
 # Members released in one transaction: as many as keep it well under a second.
@@ -41,17 +41,6 @@ RELEASED_MAX = 1000
 # And their bytes, headers included, which are in memory at once, in the client's batches too. A
 # batch that has more goes whole, with nothing else.
 RELEASED_BYTES_MAX = 16 * 1024 * 1024
-
-_Ending = Literal["expired", "rejected", "failed", "cancelled"]
-_GIVEN_UP: dict[str, tuple[_Ending, str]] = {
-    "deadline_passed": ("expired", "the deadline passed while the request waited"),
-    "pool_unavailable": (
-        "rejected",
-        "no pool that may serve this request had a live worker that could, in time",
-    ),
-    "cancelled": ("cancelled", message_of(None)),
-    "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
-}
 
 
 class Batcher:
@@ -138,6 +127,8 @@ class Batcher:
         async for records in log.read({partition: start}, {partition: end}):
             for record in records:
                 self._take(held, record)
+        if progress is not None:
+            held.forget_set_aside(progress.next_offset)
         held.next_offset = end
         self._log = log
         return held.next_offset
@@ -232,7 +223,12 @@ class Batcher:
         released = released_bytes = 0
 
         def target(members: Sequence[Member]) -> Target | None:
-            return find_target(members, self._situation, now)
+            try:
+                return find_target(members, self._situation, now)
+            except Exception as error:  # noqa: BLE001 - no record ends a process
+                # They wait on, as where no pool is alive, and end at their deadline at last.
+                log_defect(error, f"no pool can be found for a batch of {held.partition}")
+                return None
 
         cancelled = (
             GivenUp(member, "cancelled")
@@ -261,12 +257,26 @@ class Batcher:
             raise LogError("work before restore")
         wanted = [m for end, _ in ends for m in end.members]
         await held.payloads.load(self._log, [(m.profile.id, m.offset) for m in wanted])
-        return [
-            self._release(held, end, judged, now)
-            if isinstance(end, Release)
-            else self._give_up(held, end, now)
-            for end, judged in ends
-        ]
+        effects: list[Effect] = []
+        for end, judged in ends:
+            effects += self._end(held, end, judged, now)
+        return effects
+
+    def _end(self, held: Held, end: Release | GivenUp, judged: Judged, now: float) -> list[Effect]:
+        """Release a batch, or end a request; where that can't be done, set its members aside."""
+        try:
+            if isinstance(end, Release):
+                return [self._release(held, end, judged, now)]
+            return [self._give_up(held, end, now)]
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            letters = []
+            for member in end.members:
+                source = self._source(held, member)
+                letter = self._scribe.set_aside(source, error, now, is_accepted=True)
+                letter.records.append(self._tombstone(source))
+                letter.subject = GivenUp(member, "refused")
+                letters.append(letter)
+            return letters
 
     def _release(self, held: Held, release: Release, judged: Judged, now: float) -> Effect:
         target = release.target
@@ -346,7 +356,7 @@ class Batcher:
     def _give_up(self, held: Held, end: GivenUp, now: float) -> Effect:
         profile = end.member.profile
         source = self._source(held, end.member)
-        status, message = _GIVEN_UP[end.reason]
+        status, message = GIVEN_UP[end.reason]
         if end.reason == "cancelled":
             message = message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
@@ -363,12 +373,11 @@ class Batcher:
     def _source(self, held: Held, member: Member) -> Record:
         return self._telemetry.entered(held.payloads.record(member.profile.id))
 
-    def _unreadable(self, record: Record, error: BadRecordError, now: float) -> Effect:
+    def _unreadable(self, record: Record, error: Exception, now: float) -> Effect:
         record = self._telemetry.entered(record)
-        effect = self._scribe.dead_letter(
-            record, error, stage=error.stage, reason=error.reason, now=now
-        )
-        effect.records.append(self._tombstone(record))
+        effect = self._scribe.set_aside(record, error, now, is_accepted=True)
+        if record.key is not None:
+            effect.records.append(self._tombstone(record))
         return effect
 
     def _tombstone(self, record: Record) -> Outgoing:

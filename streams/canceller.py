@@ -6,7 +6,7 @@ from streams.clock import Clock
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.outgoing import Scribe
 from streams.stage import Effect, Work
-from topics import BadRecordError, Progress, parse_cancellation
+from topics import Progress, parse_cancellation
 
 
 class Canceller:
@@ -71,10 +71,9 @@ class Canceller:
 
     def _evidence(self, record: Record, now: float) -> Effect:
         try:
+            record.check_readable()
             request_id, cancellation = parse_cancellation(record.key, record.value)
-        except BadRecordError as error:
-            return self._scribe.dead_letter(
-                record, error, stage=error.stage, reason=error.reason, now=now
-            )
-        evidence = self._scribe.cancel_requested(record, request_id, cancellation.reason, now)
+            evidence = self._scribe.cancel_requested(record, request_id, cancellation.reason, now)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            return self._scribe.set_aside(record, error, now, is_accepted=False)
         return Effect(record, [evidence])

@@ -4,7 +4,6 @@ Our own propagation: the ready-made instrumentation loses a whole poll on one ma
 ``traceparent``.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from topics import headers as h
@@ -24,7 +23,7 @@ class Context(NamedTuple):
     is_sampled: bool
 
     @classmethod
-    def of(cls, headers: Sequence[tuple[str, bytes]], name: str = h.TRACEPARENT) -> Self | None:
+    def of(cls, headers: h.Headers, name: str = h.TRACEPARENT) -> Self | None:
         """Return the context that a header carries; a malformed one counts as none."""
         value = h.traceparent(headers, name)
         if value is None:

@@ -1,14 +1,22 @@
 """Following topics: read from the beginning, then on and on, by each process for itself."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CorruptRecordException
 
+from streams.defects import log_defect
 from streams.log import Partition, Record
 from streams.reader import consumer_options, reader
-from streams.undecodable import UNDECODABLE, poll_past_undecodable, records_of
+from streams.record_batches import records_of, seek_back
 from topics import Settings
+
+# Taken in at once where nobody asks for fewer; a compressed batch may hold millions.
+POLL_RECORDS_MAX = 5000
+
+logger = logging.getLogger(__name__)
 
 
 class TopicFollower(ABC):
@@ -18,7 +26,7 @@ class TopicFollower(ABC):
         self,
         settings: Settings,
         *topics: str,
-        poll_records_max: int | None = None,
+        poll_records_max: int = POLL_RECORDS_MAX,
         fetch_bytes_min: int = 1,
     ) -> None:
         """Follow these topics.
@@ -26,7 +34,7 @@ class TopicFollower(ABC):
         Args:
             settings: where they are.
             topics: their names.
-            poll_records_max: how many are taken in at once; None for all that have come.
+            poll_records_max: how many are taken in at once.
             fetch_bytes_min: what the broker waits for, half a second at most, before it answers.
         """
         self._topics = topics
@@ -34,10 +42,12 @@ class TopicFollower(ABC):
         self._poll_records_max = poll_records_max
         self._fetch_bytes_min = fetch_bytes_min
         self._positions: dict[Partition, int] = {}
+        self.set_aside = dict.fromkeys(topics, 0)
+        """Records of each topic that could not be read or taken in."""
 
     @abstractmethod
     def take(self, record: Record) -> None:
-        """Take a record in. May not raise: nothing is lost by a record that is passed over."""
+        """Take a readable record in. Whatever it raises, the record is passed over."""
 
     async def start(self) -> None:
         """Read what there is, so that it is known before anything is decided."""
@@ -84,13 +94,23 @@ class TopicFollower(ABC):
                 timeout_ms=int(timeout_s * 1000), max_records=self._poll_records_max
             )
             found = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
-        except UNDECODABLE:
-            wanted = self._consumer.assignment()
-            found = await poll_past_undecodable(self._consumer, wanted, self._positions)
+        except CorruptRecordException:
+            seek_back(self._consumer, self._positions)
+            return
         for partition, records in found.items():
             for record in records:
-                self.take(record)
+                self._take_or_pass(record)
                 self._positions[partition] = record.offset + 1
+
+    def _take_or_pass(self, record: Record) -> None:
+        try:
+            if record.unreadable is None:
+                self.take(record)
+                return
+            logger.warning("passed over: %s of %s", record.unreadable, record.partition)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            log_defect(error, f"passed over: offset {record.offset} of {record.partition}")
+        self.set_aside[record.partition.topic] += 1
 
     async def stop(self) -> None:
         """Close the reader."""

@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass, field, replace
 from sys import intern
+from typing import Literal
 
 from policies import Member, ReleaseInputs, Situation, Windows, windows_of
 from policies.groups import group_in
-from streams.cancellations import Cancellations
+from streams.cancellations import Cancellations, message_of
 from streams.log import Partition, Record
 from streams.payloads import Payloads
 from streams.thrift import share_common
@@ -18,6 +19,18 @@ COMMIT_EVERY_S = 1.0
 # The oldest of what is held is looked for no more often than this, nor than so many a second.
 OLDEST_EVERY_S = 10.0
 OLDEST_OF_PER_S = 10_000
+
+Unanswered = Literal["expired", "rejected", "failed", "cancelled"]
+GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
+    "deadline_passed": ("expired", "the deadline passed while the request waited"),
+    "pool_unavailable": (
+        "rejected",
+        "no pool that may serve this request had a live worker that could, in time",
+    ),
+    "cancelled": ("cancelled", message_of(None)),
+    "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
+}
+"""How a held request ends that is given up, and what is said of it, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,8 @@ class Held:
     next_offset: int = 0
     committed_offset: int = 0
     committed_at: float = 0.0
-    unreadable: dict[bytes, tuple[Record, BadRecordError]] = field(default_factory=dict)
+    unreadable: dict[bytes | int, tuple[Record, Exception]] = field(default_factory=dict)
+    """Records to set aside, by key; one that has no key by offset."""
     cancelled: set[str] = field(default_factory=set)
     """Of what is held, the ids that a client cancelled."""
     held_from: int = 0
@@ -48,22 +62,34 @@ class Held:
     def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
         """Take in a record of the hold: a request, or the tombstone of one."""
         self.next_offset = record.offset + 1
-        self.unreadable.pop(record.key or b"", None)
-        if record.value is None:
+        key = record.key or record.offset
+        self.unreadable.pop(key, None)
+        if record.value is None and record.unreadable is None:
             self.drop((record.key or b"").decode("utf-8", "replace"))
             return
         try:
-            profile = h.read_profile(record.headers)
-            held_at = held_at_of(record)
-        except BadRecordError as error:
-            self.unreadable[record.key or b""] = (record, error)
-            return
+            self._add(record, situation, cancellations)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            self.unreadable[key] = (record, error)
+
+    def _add(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
+        record.check_readable()
+        profile = h.read_profile(record.headers)
+        held_at = held_at_of(record)
         share_common(profile)
         group = intern(group_in(profile, situation))
         self.windows.add(Member(profile, group, held_at, record.offset))
         self.payloads.add(profile.id, record)
         if cancellations.find(profile.id) is not None:
             self.cancelled.add(profile.id)
+
+    def forget_set_aside(self, next_offset: int) -> None:
+        """Pass over what stands below an offset that progress has reached: it was set aside."""
+        self.unreadable = {
+            key: (record, error)
+            for key, (record, error) in self.unreadable.items()
+            if record.offset >= next_offset
+        }
 
     def drop(self, request_id: str) -> None:
         """Hold a request no more."""

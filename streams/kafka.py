@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     ConsumerStoppedError,
+    CorruptRecordException,
     InvalidTimestampError,
     KafkaError,
     MessageSizeTooLargeError,
@@ -24,12 +25,7 @@ from streams.joining import join_once
 from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter, Timed, untimed
 from streams.log import LogError, Membership, Partition, Record
 from streams.reader import consumer_options, reader
-from streams.undecodable import (
-    UNDECODABLE,
-    poll_past_undecodable,
-    read_undecodable,
-    records_of,
-)
+from streams.record_batches import records_of, seek_back
 from topics import Settings
 
 # With the client's default of 100 ms the p99 of routing is 165 ms; with 5 ms it is 14 ms
@@ -172,8 +168,9 @@ class KafkaLog:
                 polled |= await _buffered(consumer, wanted - polled.keys(), records_max)
         except TimeoutError:
             return {}
-        except UNDECODABLE:
-            return await poll_past_undecodable(consumer, wanted, self._positions)
+        except CorruptRecordException:
+            seek_back(consumer, self._positions)
+            return {}
         records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
         return records
@@ -304,8 +301,9 @@ class KafkaLog:
         for _ in range(FETCH_TRIES):
             try:
                 polled = await reader.getmany(topic_partition, timeout_ms=FETCH_MS)
-            except UNDECODABLE:
-                return (await read_undecodable(reader, partition, offset))[0]
+            except CorruptRecordException:
+                reader.seek(topic_partition, offset)
+                continue
             if polled.get(topic_partition):
                 return records_of(partition, polled[topic_partition])
             # The client says no more where no broker answers than where there is nothing.
@@ -369,10 +367,11 @@ async def _buffered(
 async def _read_some(
     reader: AIOKafkaConsumer,
     wanted: Sequence[TopicPartition],
-    positions: dict[Partition, int],
+    positions: Mapping[Partition, int],
 ) -> Mapping[Partition, Sequence[Record]]:
     try:
         polled = await reader.getmany(*wanted, timeout_ms=50, max_records=READ_RECORDS_MAX)
-    except UNDECODABLE:
-        return await poll_past_undecodable(reader, wanted, positions)
+    except CorruptRecordException:
+        seek_back(reader, positions)
+        return {}
     return {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from streams.context import Context
+from topics import BadRecordError
 from topics import headers as h
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, bytes | None]]
 
 
 class Partition(NamedTuple):
@@ -21,25 +22,33 @@ class Partition(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record as read. ``timestamp_ms`` is epoch milliseconds.
+    """A record as read. ``timestamp_ms`` is epoch milliseconds. Header values may be null.
 
     ``context`` is the trace it belongs to, once that is asked for: its headers need not name one.
+    ``unreadable`` says why it, or a whole batch that it stands for, can't be read; then it is no
+    tombstone, whatever it has for a value.
     """
 
     partition: Partition
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, bytes | None]]
     timestamp_ms: int
     context: Context | None = None
+    unreadable: BadRecordError | None = None
+
+    def check_readable(self) -> None:
+        """Raise why it can't be read, a BadRecordError, if that is so."""
+        if self.unreadable is not None:
+            raise self.unreadable
 
     @property
     def size_bytes(self) -> int:
         """Of value and headers: what Shunter has added is as large as a short payload."""
         size = len(self.value or b"")
         for _, value in self.headers:
-            size += len(value)
+            size += len(value or b"")
         return size
 
     @property

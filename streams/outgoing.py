@@ -1,11 +1,13 @@
 """Records that more than one stage writes: results, evidence, dead letters, tombstones."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
+from streams.defects import log_defect
 from streams.digests import Digests
-from streams.log import Outgoing, Record
+from streams.log import LogError, Outgoing, Record
 from streams.stage import Effect
 from topics import (
     Batch,
@@ -36,6 +38,8 @@ from topics.errors import BadRecordError
 from topics.evidence import Step
 from topics.request import ID_CHARACTERS_MAX
 from topics.result import Status
+
+logger = logging.getLogger(__name__)
 
 
 class StepDetails(TypedDict, total=False):
@@ -211,6 +215,51 @@ class Scribe:
             message=message,
         )
 
+    def set_aside(
+        self, record: Record, error: Exception, now: float, *, is_accepted: bool
+    ) -> Effect:
+        """Return the dead letter of a record that can't be read or handled, whatever the error.
+
+        Args:
+            record: as it came.
+            error: what reading or handling it raised.
+            now: epoch seconds.
+            is_accepted: True for an inner topic: its record is a request that was accepted, so
+                that it fails besides, where it says which request it is.
+
+        Raises:
+            LogError: the error is one of the log, which is no fault of the record.
+        """
+        known = _told_of(error)
+        letter = self.dead_letter(record, known, stage=known.stage, reason=known.reason, now=now)
+        if is_accepted and record.unreadable is None:
+            try:
+                profile = h.read_profile(record.headers)
+                failure = ResultError(known.reason, known.message)
+                letter.records += [
+                    self.no_answer(record, profile, "failed", failure, now),
+                    self.step(
+                        record, profile, "failed", now, reason=known.reason, message=known.message
+                    ),
+                ]
+            except Exception as unknown:  # noqa: BLE001 - what it says of itself may be the fault
+                logger.warning("%s says of no request: %s", source_of(record), type(unknown))
+        return letter
+
+    def set_aside_request(
+        self, record: Record, request: InferenceRequest, error: Exception, now: float
+    ) -> Effect:
+        """Return the dead letter of a request that can't be handled, and its rejection.
+
+        Raises:
+            LogError: as ``set_aside``.
+        """
+        known = _told_of(error)
+        letter = self.dead_letter(record, known, stage=known.stage, reason=known.reason, now=now)
+        rejection = self.unservable(record, request, known.reason, known.message, now)
+        letter.records += rejection.records
+        return letter
+
     def dead_letter(
         self, record: Record, error: Exception, *, stage: str, reason: str, now: float
     ) -> Effect:
@@ -239,6 +288,20 @@ class Scribe:
             record, _name_of(record), "dead_lettered", now, reason=reason, message=message
         )
         return Effect(record, [letter, evidence], is_dead_letter=True, spare=spare)
+
+
+def _told_of(error: Exception) -> BadRecordError:
+    """Return an error as one of the record; of a defect, log where it is.
+
+    What else it says stays out: it may hold text of the payload.
+    """
+    if isinstance(error, LogError):
+        raise error
+    if isinstance(error, BadRecordError):
+        return error
+    log_defect(error, "a record can't be handled and is set aside")
+    message = f"Shunter can't handle the record ({type(error).__name__}): please report this defect"
+    return BadRecordError("handle", "unhandled", message)
 
 
 def told(profile: Profile) -> Profile:

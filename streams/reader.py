@@ -7,11 +7,16 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.log import Partition
+from streams.record_batches import read_every_batch
 from topics import Settings
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
-    """Return what every consumer here has in common: committed records, offsets by hand."""
+    """Return what every consumer here has in common: committed records, offsets by hand.
+
+    Whoever makes a consumer asks here first, so that none reads batches as aiokafka alone does.
+    """
+    read_every_batch(settings.batch_bytes_max)
     return {
         **settings.kafka_options(),
         "isolation_level": "read_committed",

@@ -29,7 +29,6 @@ from streams.stage import Effect, Work
 from streams.telemetry import Telemetry
 from streams.tokens import TokenCounter
 from topics import (
-    BadRecordError,
     InferenceRequest,
     Placement,
     Profile,
@@ -164,17 +163,15 @@ class Router:
             ]
         return [letter]
 
-    def _read(self, record: Record) -> InferenceRequest | BadRecordError:
-        unreadable = h.find(record.headers, h.UNREADABLE)
-        if unreadable is not None:
-            return BadRecordError("decode", "header_not_utf8", unreadable.decode())
+    def _read(self, record: Record) -> InferenceRequest | Exception:
         try:
+            record.check_readable()
             return parse_request(
                 record.value,
                 bytes_max=self._request_bytes_max,
                 default_id=h.cloud_event_id(record.headers),
             )
-        except BadRecordError as error:
+        except Exception as error:  # noqa: BLE001 - no record ends a process
             return error
 
     def _is_request(self, record: Record) -> bool:
@@ -182,23 +179,23 @@ class Router:
 
     def _route_again(self, record: Record, now: float) -> Effect:
         try:
+            record.check_readable()
             profile = h.read_profile(record.headers)
-        except BadRecordError as error:
-            return self._dead_letter(record, error, now)
-        profile = allow_again(profile, self._situation.options, self._situation.policy.rules)
-        shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
-        return self._decide(record, profile, {}, None, shadow, now)
+            profile = allow_again(profile, self._situation.options, self._situation.policy.rules)
+            shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
+            return self._decide(record, profile, {}, None, shadow, now)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            return self._scribe.set_aside(record, error, now, is_accepted=True)
 
-    def _dead_letter(self, record: Record, error: BadRecordError, now: float) -> Effect:
-        return self._scribe.dead_letter(
-            record, error, stage=error.stage, reason=error.reason, now=now
-        )
+    def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
+        if not isinstance(request, InferenceRequest):
+            return self._scribe.set_aside(record, request, now, is_accepted=False)
+        try:
+            return self._route_request(record, request, now)
+        except Exception as error:  # noqa: BLE001 - likewise
+            return self._scribe.set_aside_request(record, request, error, now)
 
-    def _route(
-        self, record: Record, request: InferenceRequest | BadRecordError, now: float
-    ) -> Effect:
-        if isinstance(request, BadRecordError):
-            return self._dead_letter(record, request, now)
+    def _route_request(self, record: Record, request: InferenceRequest, now: float) -> Effect:
         first = self._duplicates.first(record, request.id)
         if first is not None:
             return self._scribe.duplicate(record, request, first, now)

@@ -17,6 +17,7 @@ from streams.clock import Clock, SystemClock
 from streams.declarations import Declarations, load_fleet, load_policy
 from streams.digests import Digests, SaltFollower
 from streams.fleet_follower import FleetFollower
+from streams.follower import TopicFollower
 from streams.heads import HeadsService
 from streams.host import (
     FollowerService,
@@ -29,7 +30,12 @@ from streams.in_force import InForce, Terms
 from streams.kafka import KafkaLog
 from streams.live.page import LivePage
 from streams.metrics import Metrics, MetricsService
-from streams.metrics.gauges import hold_gauges, span_gauges, target_gauges
+from streams.metrics.gauges import (
+    follower_counts,
+    hold_gauges,
+    span_gauges,
+    target_gauges,
+)
 from streams.notary import Notary
 from streams.otel import from_environment
 from streams.outgoing import Scribe
@@ -63,10 +69,16 @@ def make_notary(settings: Settings, writer: str, clock: Clock) -> Notary:
     return Notary(catalogue, load_signing_key(settings.evidence_key), writer, clock, digests)
 
 
-def notary_services(settings: Settings, notary: Notary) -> list[Service]:
+def follow(follower: TopicFollower, metrics: Metrics) -> FollowerService:
+    """Return the service of a follower, whose passed over records the metrics count."""
+    metrics.gauges.read_from(follower_counts(follower))
+    return FollowerService(follower)
+
+
+def notary_services(settings: Settings, notary: Notary, metrics: Metrics) -> list[Service]:
     """Return what has to run, and before any stage, in a process that signs."""
     return [
-        FollowerService(SaltFollower(settings, notary.digests)),
+        follow(SaltFollower(settings, notary.digests), metrics),
         HeadsService(settings, notary),
     ]
 
@@ -147,13 +159,14 @@ def _what_comes_first(
     own: Declarations,
     cancellations: Cancellations,
     clock: Clock,
+    metrics: Metrics,
 ) -> Service:
     """Return what signs, and what keeps up with heartbeats, policies and cancellations."""
     return StartedTogether(
-        *notary_services(settings, notary),
-        FollowerService(FleetFollower(settings, in_force.report)),
-        FollowerService(_policies(settings, in_force, own, clock)),
-        FollowerService(CancellationFollower(settings, cancellations)),
+        *notary_services(settings, notary, metrics),
+        follow(FleetFollower(settings, in_force.report), metrics),
+        follow(_policies(settings, in_force, own, clock), metrics),
+        follow(CancellationFollower(settings, cancellations), metrics),
     )
 
 
@@ -240,7 +253,7 @@ def run_router(settings: Settings) -> NoReturn:
             TelemetryService(telemetry),
             MetricsService(metrics, "router", settings.instance, clock),
             # All that is followed is known before a stage decides.
-            _what_comes_first(settings, notary, in_force, own, cancellations, clock),
+            _what_comes_first(settings, notary, in_force, own, cancellations, clock, metrics),
             # Before the stages, which may have to wait for their share.
             ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
             StartedTogether(*services),

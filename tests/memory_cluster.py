@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 from aiokafka.partitioner import murmur2
 
 from streams.log import Outgoing, Partition, Record
+from topics import BadRecordError
 
 CrashPoint = Literal["begin", "send", "append", "commit", "committed"]
 """The calls at which a process may die: each before it took effect, ``committed`` just after."""
@@ -169,9 +170,18 @@ class MemoryCluster:
             for number in range(count):
                 self.logs[Partition(topic, number)] = _PartitionLog()
 
-    def publish(self, record: Outgoing, timestamp_ms: int | None = None) -> Record:
+    def publish(
+        self,
+        record: Outgoing,
+        timestamp_ms: int | None = None,
+        unreadable: BadRecordError | None = None,
+    ) -> Record:
         """Append a record outside any transaction, as a foreign client does."""
-        return self.append(self.partition_of(record), record, None, timestamp_ms)
+        found = self.append(self.partition_of(record), record, None, timestamp_ms)
+        if unreadable is not None:
+            found = found._replace(unreadable=unreadable)
+            self.logs[found.partition].entries[-1] = _Entry(found, None)
+        return found
 
     def records(self, topic: str, number: int | None = None) -> list[Record]:
         """Return what a committed reader sees of a topic, or of one partition of it."""

@@ -13,7 +13,6 @@ from streams import Outgoing, Partition, Record, Router, Transactor
 from streams.duplicates import Duplicates
 from streams.recent_ids import RecentIds
 from topics import BadRecordError, Progress, SeenIds, decode, encode
-from topics import headers as h
 
 WINDOW = 100
 
@@ -163,9 +162,12 @@ async def test_a_request_that_the_log_refuses_is_the_first_of_its_id_all_the_sam
     assert duplicates(yard) == [("a", 1)]
 
 
-BAD: dict[str, tuple[bytes, list[tuple[str, bytes]]]] = {
-    "a misspelt constraint": (orjson.dumps(request(id="a", constraints={"region": []})), []),
-    "an unreadable header": (orjson.dumps(request(id="a")), [(h.UNREADABLE, b"not UTF-8")]),
+BAD: dict[str, tuple[bytes, BadRecordError | None]] = {
+    "a misspelt constraint": (orjson.dumps(request(id="a", constraints={"region": []})), None),
+    "an unreadable header": (
+        orjson.dumps(request(id="a")),
+        BadRecordError("decode", "header_not_utf8", "not UTF-8"),
+    ),
 }
 
 
@@ -174,9 +176,9 @@ BAD: dict[str, tuple[bytes, list[tuple[str, bytes]]]] = {
 async def test_what_was_no_request_can_be_mended_and_published_again(
     kind: str, *, is_taken_over: bool
 ) -> None:
-    value, headers = BAD[kind]
+    value, error = BAD[kind]
     yard = Yard()
-    yard.cluster.publish(Outgoing(yard.catalogue.requests, b"a", value, headers, 0))
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, b"a", value, [], 0), unreadable=error)
     transactor = await take_over(yard)
     await drain(transactor)
     yard.publish(0, id="a")

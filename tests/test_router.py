@@ -10,7 +10,7 @@ from memory_log import Crash, MemoryLog, ProcessKilledError
 from stream_cases import MODEL, POLICY, START, TRACEPARENT, Yard, drain, header, keys, request
 
 from streams import Outgoing, Record, Router
-from topics import Envelope, Fallback, Placement, Profile, Progress, decode, encode
+from topics import BadRecordError, Envelope, Fallback, Placement, Profile, Progress, decode, encode
 from topics import headers as h
 
 
@@ -267,7 +267,9 @@ async def test_a_bad_record_that_does_not_fit_with_its_reason_is_told_of_without
 
 async def test_a_record_with_an_unreadable_header_is_dead_lettered_whatever_its_value() -> None:
     yard = Yard()
-    yard.publish(0, [(h.UNREADABLE, b"the name of a header is not UTF-8")], id="c1")
+    value = orjson.dumps(request(id="c1"))
+    error = BadRecordError("decode", "header_not_utf8", "the name of a header is not UTF-8")
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, b"c1", value, [], 0), unreadable=error)
     yard.publish(0, id="c2")
     await route(yard)
     (letter,) = yard.dead_letters()

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import confluent_kafka
 import orjson
 import pytest
 import pytest_asyncio
@@ -59,6 +60,9 @@ async def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     directory = tmp_path_factory.mktemp("system")
     async with System(kafka, f"bad-{os.getpid()}", directory) as system:
         system.start_all()
+        # On a busy machine the start takes longer than a chat turn may wait.
+        await system.publish(chat("warm-up", deadline=time.time() + 120))
+        await system.wait_for_results(["warm-up"], timeout_s=120)
         yield system
 
 
@@ -130,6 +134,84 @@ asyncio.run(main(*sys.argv[1:]))
     assert letter.value == values[1].encode()
     assert dict(letter.headers)["shunter-reason"] == b"header_not_utf8"
     assert ids[1] not in system.results
+
+
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
+
+
+def publish_abroad(
+    system: System, topic: str, codec: str, *records: tuple[bytes | None, bytes | None]
+) -> None:
+    """Publish by librdkafka, in one batch, each record with a null header value."""
+    producer = confluent_kafka.Producer(
+        {
+            "bootstrap.servers": system.bootstrap_servers,
+            "compression.codec": codec,
+            "linger.ms": 200,
+        }
+    )
+    for key, value in records:
+        producer.produce(topic, value, key, 3, headers=[("null", None), ("null", b"")])
+    assert producer.flush(30) == 0
+
+
+@pytest.mark.parametrize("codec", CODECS)
+async def test_each_codec_of_another_client_is_read_with_its_nulls(
+    system: System, codec: str
+) -> None:
+    direct, held = f"direct {codec}", f"held {codec}"
+    # Else a batch this small goes uncompressed.
+    padding = {"metadata": {"padding": "x" * 2000}}
+    waits = chat(held, task="summarization", completion_window="3s", **padding)
+    ids = orjson.dumps(chat(direct, **padding)), orjson.dumps(waits)
+    await asyncio.to_thread(
+        publish_abroad,
+        system,
+        system.catalogue.requests,
+        codec,
+        (None, ids[0]),
+        (f"null value {codec}".encode(), None),
+        (b"", ids[1]),
+    )
+    await asyncio.to_thread(
+        publish_abroad,
+        system,
+        system.catalogue.cancellations,
+        codec,
+        (None, b"x" * 2000),
+        (f"cancelled {codec}".encode(), b"x" * 2000),
+    )
+    await system.wait_for_results([direct, held])
+    assert system.result(direct)["status"] == "completed"
+    await system.wait_for_steps(f"cancelled {codec}", "cancel_requested")
+    assert all(process.poll() is None for process in system.processes.values()), system.logs()
+
+
+async def test_a_batch_that_unpacks_to_96_mib_is_a_dead_letter_by_its_offset(
+    system: System,
+) -> None:
+    program = """
+import asyncio, sys
+from aiokafka import AIOKafkaProducer
+async def main(servers, topic):
+    async with AIOKafkaProducer(
+        bootstrap_servers=servers, compression_type="gzip",
+        max_request_size=200_000_000, max_batch_size=200_000_000,
+    ) as producer:
+        await producer.send_and_wait(topic, bytes(96 * 1024 * 1024), partition=2)
+asyncio.run(main(*sys.argv[1:]))
+"""
+    topic = system.catalogue.requests
+    publisher = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, system.bootstrap_servers, topic
+    )
+    assert await publisher.wait() == 0
+    await system.publish(chat("after-bomb"), partition=2)
+    await system.wait_for_results(["after-bomb"])
+    letters = [dict(r.headers) for r in system.dead_letters]
+    (letter,) = [r for r in letters if r["shunter-reason"] == b"undecodable_batch"]
+    assert b"SHUNTER_BATCH_BYTES_MAX" in letter["__connect.errors.exception.message"]
+    assert letter["__connect.errors.topic"].decode() == topic
 
 
 async def test_a_deadline_in_the_past_expires(system: System) -> None:

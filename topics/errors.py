@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Stage = Literal["decode", "validate", "produce"]
+Stage = Literal["decode", "validate", "handle", "produce"]
 
 
 class BadRecordError(ValueError):

@@ -11,7 +11,7 @@ from topics.errors import BadRecordError
 from topics.placement import Batch, Envelope, Placement
 from topics.profile import Profile
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 T = TypeVar("T")
 
 PREFIX = "shunter-"
@@ -22,7 +22,6 @@ HELD_AT = "shunter-held-at"
 RELEASED_AT = "shunter-released-at"
 GROUP = "shunter-group"
 REASON = "shunter-reason"
-UNREADABLE = "shunter-unreadable"
 LEFT_OUT = "shunter-left-out"
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
@@ -43,14 +42,14 @@ _TRACEPARENT = re.compile(
 
 
 def find(headers: Headers, name: str) -> bytes | None:
-    """Return the last value of a header, or None."""
+    """Return the last value of a header, or None; a null value counts as none."""
     for key, value in reversed(headers):
         if key == name:
             return value
     return None
 
 
-def client_headers(headers: Headers) -> list[tuple[str, bytes]]:
+def client_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
     """Return a record's headers without those that only Shunter may write.
 
     A client that could set ``shunter-placement`` could place its own request, so whatever arrives
@@ -63,7 +62,7 @@ def client_headers(headers: Headers) -> list[tuple[str, bytes]]:
     return own
 
 
-def replaced(headers: Headers, new: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+def replaced(headers: Headers, new: Mapping[str, bytes]) -> list[tuple[str, bytes | None]]:
     """Return the headers with those in ``new`` replaced, never appended twice."""
     return [header for header in headers if header[0] not in new] + list(new.items())
 
@@ -169,7 +168,7 @@ def dead_letter(
     error: Exception,
     stage: str,
     reason: str,
-) -> list[tuple[str, bytes]]:
+) -> list[tuple[str, bytes | None]]:
     """Return a record's own headers with Kafka Connect's error headers and ours added."""
     message = getattr(error, "message", None) or str(error)
     added: Iterable[tuple[str, str]] = (

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable
 
 from policies import Option
-from streams import Clock
+from streams import Clock, LogError
+from streams.defects import log_defect
 from topics import Profile
 from workers.backend import Backend, Call, CallError, Outcome
 from workers.breaker import Breakers
@@ -91,18 +92,25 @@ class Attempts:
                 raise CallError("circuit_open", message, retry="elsewhere")
             try:
                 outcome = await self._backend.execute(call)
-            except CallError as error:
-                self._count(variant, error)
-                wait_s = error.after_s
-                if wait_s is None:
-                    wait_s = BACKOFF_S * 2 ** (tries - 1) * (0.5 + self._uniform())
-                is_worth_it = wait_s <= AFTER_S_MAX and loop.time() + wait_s < end_at
-                if error.retry != "here" or tries == TRIES_HERE_MAX or not is_worth_it:
-                    raise
-                await asyncio.sleep(wait_s)
+            except CallError as failed:
+                error = failed
+            except LogError:
+                raise
+            except Exception as defect:  # noqa: BLE001 - no request ends a worker
+                log_defect(defect, f"the backend of {call.placement.pool} failed on a request")
+                message = f"the backend raised {type(defect).__name__}, which no backend should"
+                error = CallError("backend_defect", message, retry="elsewhere", is_pool_fault=True)
             else:
                 self._breakers.succeeded(variant)
                 return outcome
+            self._count(variant, error)
+            wait_s = error.after_s
+            if wait_s is None:
+                wait_s = BACKOFF_S * 2 ** (tries - 1) * (0.5 + self._uniform())
+            is_worth_it = wait_s <= AFTER_S_MAX and loop.time() + wait_s < end_at
+            if error.retry != "here" or tries == TRIES_HERE_MAX or not is_worth_it:
+                raise error
+            await asyncio.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
 
     def _count(self, variant: str, error: CallError) -> None:

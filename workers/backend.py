@@ -95,8 +95,8 @@ class Backend(Protocol):
 
     Callers may rely on: ``execute`` may be awaited by many at once, up to the slots that the pool
     declares; cancelling it stops the work as soon as the backend can; it raises CallError or
-    returns, and any other error is a defect that ends the worker. ``probe`` asks as little as
-    shows that the variant answers. ``load`` is cheap.
+    returns, and any other error is a defect, which fails the call and counts for the circuit.
+    ``probe`` asks as little as shows that the variant answers. ``load`` is cheap.
     """
 
     async def start(self) -> None:

@@ -9,11 +9,11 @@ from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
-from streams.host import FollowerService, StartedTogether, TelemetryService, run_app
+from streams.host import StartedTogether, TelemetryService, run_app
 from streams.metrics import Metrics, MetricsService
 from streams.metrics.gauges import span_gauges
 from streams.otel import from_environment
-from streams.run import check_topics, make_notary, notary_services
+from streams.run import check_topics, follow, make_notary, notary_services
 from topics import Catalogue, Settings
 from topics.access import worker as worker_role
 from workers.attempts import Attempts
@@ -111,8 +111,8 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
             TelemetryService(telemetry),
             MetricsService(metrics, "worker", settings.instance, clock),
             StartedTogether(
-                *notary_services(settings, notary),
-                FollowerService(CancellationFollower(settings, cancellations)),
+                *notary_services(settings, notary, metrics),
+                follow(CancellationFollower(settings, cancellations), metrics),
                 BackendService(backend),
             ),
             BreakerService(breakers),

@@ -28,7 +28,7 @@ from streams import (
     Work,
     message_of,
 )
-from topics import BadRecordError, Placement, Progress, ResultError, parse_request
+from topics import Placement, Progress, parse_request
 from topics import headers as h
 from topics.catalogue import INGEST_BYTES_MAX
 from workers.attempts import Attempts
@@ -101,7 +101,7 @@ class Worker:
         self._pace = StartPace()
         self.lately = Lately(options, clock)
         self._starting_later: asyncio.TimerHandle | None = None
-        self._failure: BaseException | None = None
+        self._failure: LogError | None = None
         self.is_draining = False
 
     @property
@@ -207,7 +207,7 @@ class Worker:
     async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
         """Take records in, start what can run, and return what has finished."""
         if self._failure is not None:
-            raise LogError("the backend failed") from self._failure
+            raise LogError("a request could not be ended") from self._failure
         lane = self._lanes[partition]
         for record in records:
             self._take(lane, record)
@@ -242,10 +242,14 @@ class Worker:
             return
         lane.take(record)
         try:
-            task = self._read(record)
-        except BadRecordError as error:
-            lane.ready.append((record.offset, self._unfit(record, error)))
-            return
+            self._admit(lane, record, offsets)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            now = self._clock.now()
+            letter = self._scribe.set_aside(record, error, now, is_accepted=True)
+            lane.ready.append((record.offset, letter))
+
+    def _admit(self, lane: Lane, record: Record, offsets: int) -> None:
+        task = self._read(record)
         if self._cancellations.find(task.call.profile.id) is not None:
             self._end_cancelled(lane, task)
             return
@@ -259,26 +263,8 @@ class Worker:
         key = (task.variant, task.call.is_direct)
         self._waiting[key].add(task.call.profile.tenant, (lane, task))
 
-    def _unfit(self, record: Record, error: BadRecordError) -> Effect:
-        """Dead-letter a record; if it is a request that was accepted, that has failed."""
-        now = self._clock.now()
-        effect = self._scribe.dead_letter(
-            record, error, stage=error.stage, reason=error.reason, now=now
-        )
-        try:
-            profile = h.read_profile(record.headers)
-        except BadRecordError:
-            return effect
-        failure = ResultError(error.reason, error.message)
-        effect.records += [
-            self._scribe.no_answer(record, profile, "failed", failure, now),
-            self._scribe.step(
-                record, profile, "failed", now, reason=failure.code, message=failure.message
-            ),
-        ]
-        return effect
-
     def _read(self, record: Record) -> Task:
+        record.check_readable()
         profile = h.read_profile(record.headers)
         placement = h.read(record.headers, h.PLACEMENT, Placement)
         # Read where a bad one can still be a dead letter, and not when the answer is there.
@@ -360,9 +346,13 @@ class Worker:
     async def _run(self, lane: Lane, task: Task) -> None:
         try:
             effect = await self._execute(task)
-            lane.ready.append((task.record.offset, effect))
-        except Exception as error:  # noqa: BLE001 - a defect of the backend ends the process
+        except LogError as error:
             self._failure = error
+            return
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            now = self._clock.now()
+            effect = self._scribe.set_aside(task.record, error, now, is_accepted=True)
+        lane.ready.append((task.record.offset, effect))
 
     async def _execute(self, task: Task) -> Effect:
         deadline = task.call.profile.deadline

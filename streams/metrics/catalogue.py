@@ -59,6 +59,7 @@ _ATTRIBUTES = {
     "messaging_consumer_group_name": "messaging.consumer.group.name",
     "messaging_destination_name": "messaging.destination.name",
 }
+_TOPIC = ("messaging_destination_name",)
 _CONSUMER = ("messaging_consumer_group_name", "messaging_destination_name")
 
 STEPS = Metric(
@@ -79,11 +80,7 @@ FAILURES = Metric(
     ("task", "status", "reason", "pool"),
 )
 RETRIED = Metric(
-    "shunter.requests.retried",
-    "counter",
-    "{request}",
-    "Requests that ended after more than one attempt",
-    ("task",),
+    "shunter.requests.retried", "counter", "{request}", "Requests of several attempts", ("task",)
 )
 FALLBACKS = Metric(
     "shunter.fallbacks",
@@ -95,6 +92,9 @@ FALLBACKS = Metric(
 )
 DEAD_LETTERS = Metric(
     "shunter.dead_letters", "counter", "{record}", "Records that became dead letters", ("reason",)
+)
+PASSED_OVER = Metric(
+    "shunter.records.passed_over", "counter", "{record}", "Unreadable followed records", _TOPIC
 )
 PLACEMENTS = Metric(
     "shunter.placements",

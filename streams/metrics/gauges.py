@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from policies import Policy
 from streams.batcher import Batcher
 from streams.clock import Clock
+from streams.follower import TopicFollower
 from streams.metrics import catalogue as m
 from streams.metrics.instruments import Names
 from streams.telemetry import Telemetry
@@ -49,6 +50,16 @@ class Gauges(Collector):
                     )
                 family.add_metric(labels, value)
         yield from families.values()
+
+
+def follower_counts(follower: TopicFollower) -> Callable[[], Readings]:
+    """Return what tells of the records that a follower has passed over."""
+
+    def read() -> Readings:
+        for topic, count in follower.set_aside.items():
+            yield m.PASSED_OVER, (topic,), count
+
+    return read
 
 
 def hold_gauges(

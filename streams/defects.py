@@ -1,0 +1,17 @@
+"""Defects: errors that no code here expects, told without what they say of the payload."""
+
+import logging
+import traceback
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def log_defect(error: BaseException, what: str) -> None:
+    """Log what came of an unexpected error: its type and where it was raised.
+
+    Its text stays out: it may quote the payload.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
+    logger.error("%s: %s raised at %s", what, type(error).__name__, where or "no known place")
