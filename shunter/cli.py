@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from policies import DeclarationError
 from shunter.console import UserError, complain
+from streams.instance import NameTakenError
 from streams.otel import TelemetryError
 from topics.admin import AdminError
 
@@ -95,6 +96,6 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one message, not a traceback."""
     try:
         app()
-    except (UserError, DeclarationError, AdminError, TelemetryError) as error:
+    except (UserError, DeclarationError, AdminError, NameTakenError, TelemetryError) as error:
         complain(str(error))
         sys.exit(1)

@@ -43,7 +43,11 @@ PolicyFile = Annotated[
 ]
 Instance = Annotated[
     str | None,
-    typer.Option("--instance", help="Stable name of this process.  [env: SHUNTER_INSTANCE]"),
+    typer.Option(
+        "--instance",
+        help="Stable name of this process; the host's, with a number where several run there, where"
+        " not given.  [env: SHUNTER_INSTANCE]",
+    ),
 ]
 ArchiveUrl = Annotated[
     str | None,

@@ -27,6 +27,7 @@ from streams.host import (
     run_app,
 )
 from streams.in_force import InForce, Terms
+from streams.instance import claim_name
 from streams.kafka import KafkaLog
 from streams.live.page import LivePage
 from streams.metrics import Metrics, MetricsService
@@ -202,10 +203,17 @@ def run_router(settings: Settings) -> NoReturn:
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.
         DeclarationError: fleet or policy can't be used.
+        NameTakenError: another router has the name that the settings give.
         TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
     begun = _begin(settings, own)
+    # Kept until the process ends, and with it the name.
+    claim = claim_name(settings, "router")
+    _run_router(claim.settings, own, begun)
+
+
+def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoReturn:
     catalogue, clock = Catalogue(settings), SystemClock()
     telemetry = from_environment("router", settings.instance)
     writer = f"router/{settings.instance}"

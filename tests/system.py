@@ -79,6 +79,8 @@ class System:
     extra_env: dict[str, str] = field(default_factory=dict)
     policy_speed: float = SPEED
     env_of: dict[str, dict[str, str]] = field(default_factory=dict)
+    has_names: bool = True
+    """Whether each process is given a name of its own."""
 
     def __post_init__(self) -> None:
         self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
@@ -149,8 +151,8 @@ class System:
                         "SHUNTER_TOPIC_PREFIX": self.prefix,
                         "SHUNTER_FLEET": str(self.directory / "fleet.yaml"),
                         "SHUNTER_POLICY": str(self.directory / "policy.yaml"),
-                        "SHUNTER_INSTANCE": f"{name}-0",
                     }
+                    | ({"SHUNTER_INSTANCE": f"{name}-0"} if self.has_names else {})
                     | self.extra_env
                     | self.env_of.get(name, {}),
                 )

@@ -26,7 +26,11 @@ class Settings(BaseSettings):
     """YAML of classes, tiers, data classes and windows; the packaged policy where unset."""
     instance: str = Field(default_factory=socket.gethostname, max_length=128)
     """Name of this process among its kind: its Kafka static membership and the evidence's writer.
-    Stable across restarts, so that a quick restart takes its partitions back at once."""
+    Stable across restarts, so that a quick restart takes its partitions back at once. Unset, the
+    host's name, with a number behind it where other processes of the kind run there."""
+    state_dir: Path | None = None
+    """Directory of the locks on names; unset, `shunter` in XDG_STATE_HOME or `~/.local/state`, or
+    one in the directory for temporary files where that can't be written."""
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"

@@ -10,11 +10,12 @@ from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import StartedTogether, TelemetryService, run_app
+from streams.instance import claim_name
 from streams.metrics import Metrics, MetricsService
 from streams.metrics.gauges import span_gauges
 from streams.otel import from_environment
 from streams.run import check_topics, follow, make_notary, notary_services
-from topics import Catalogue, Settings
+from topics import Catalogue, Settings, Topic
 from topics.access import worker as worker_role
 from workers.attempts import Attempts
 from workers.backend import Backend
@@ -59,6 +60,12 @@ def _served_by(pool: str, options: Options) -> tuple[Option, ...]:
     return options.by_pool[pool]
 
 
+def _topics(catalogue: Catalogue, pool: str) -> list[Topic]:
+    """Return the topics that a worker has business with: it may not so much as see others."""
+    own = worker_role(catalogue, pool).topics()
+    return [topic for topic in catalogue.topics([pool]) if topic.name in own]
+
+
 def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoReturn:
     """Serve a pool until told to stop, or hand what stands in its lanes to other pools.
 
@@ -67,6 +74,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
         DeclarationError: fleet or policy can't be used.
         UnknownPoolError: the fleet has no such pool.
         BackendSettingError: its backend can't be made of what it declares.
+        NameTakenError: another worker of the pool has the name that the settings give.
         TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     fleet, policy = load_fleet(settings.fleet), load_policy(settings.policy)
@@ -77,9 +85,10 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
         Evacuation(served) if evacuates else make_backend(fleet.pools[pool], served, policy, clock)
     )
     catalogue = Catalogue(settings)
-    # Not those that a worker has no business with: it may not so much as see them.
-    own = worker_role(catalogue, pool).topics()
-    check_topics(settings, [topic for topic in catalogue.topics([pool]) if topic.name in own])
+    check_topics(settings, _topics(catalogue, pool))
+    # Kept until the process ends, and with it the name.
+    claim = claim_name(settings, f"worker of {pool}")
+    settings = claim.settings
     breakers = Breakers(pool, [option.variant for option in served], backend, clock)
     uniform = random.SystemRandom().random
     attempts = Attempts(backend, breakers, clock, attempts_max=policy.attempts_max, uniform=uniform)

@@ -35,8 +35,8 @@ def worker(
     """Serve the requests of one pool on its backend.
 
     Runs until SIGTERM or SIGINT: then it finishes what runs, as far as the grace period goes, and
-    leaves the rest to its successor. Several workers of a pool share its partitions; each needs an
-    --instance of its own.
+    leaves the rest to its successor. Several workers of a pool share its partitions; on several
+    hosts whose names are alike each needs an --instance of its own.
 
     Example: shunter worker premium-eu --instance premium-eu-0
     """
