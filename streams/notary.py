@@ -5,15 +5,27 @@ transactional producer goes on from the head in its progress, whoever wrote that
 aborted transaction is never taken on, so that nothing aborted leaves a gap.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 from streams.clock import Clock
 from streams.digests import Digests
-from streams.log import Outgoing
+from streams.log import Log, Outgoing, Partition
+from streams.newest import newest
 from streams.stage import Effect
-from topics import Catalogue, ChainHead, Heads, HeadsStatement, PublishedKey, encode
+from topics import (
+    BadRecordError,
+    Catalogue,
+    ChainHead,
+    Heads,
+    HeadsStatement,
+    PublishedKey,
+    Root,
+    decode,
+    encode,
+)
 from topics.merkle import leaf_hash
-from topics.roots import make_root, sign
+from topics.roots import head_of, make_root, sign
 from topics.signing_key import SigningKey
 
 
@@ -23,6 +35,7 @@ class Notary:
     def __init__(
         self, catalogue: Catalogue, key: SigningKey, writer: str, clock: Clock, digests: Digests
     ) -> None:
+        self._catalogue = catalogue
         self._evidence = catalogue.evidence
         self._roots = catalogue.evidence_roots
         self._key = key
@@ -65,6 +78,10 @@ class Notary:
         """A chain is ours from now on, and this its last root."""
         self.committed(chain, head, [])
 
+    async def last_head(self, chain: str, log: Log) -> ChainHead | None:
+        """Return the last root of a chain as the roots topic has it, None where it has none."""
+        return await last_head(self._catalogue, chain, log)
+
     def committed(self, chain: str, head: ChainHead | None, records: list[Outgoing]) -> None:
         """The transaction that these records were made for is visible."""
         self.digests.written(records)
@@ -83,3 +100,19 @@ class Notary:
         heads = dict(sorted(self._heads.items()))
         statement = HeadsStatement(self._writer, self._key_id, at, heads)
         return Heads(statement, sign(self._key.private, "heads", statement))
+
+
+async def last_head(catalogue: Catalogue, chain: str, log: Log) -> ChainHead | None:
+    """Return the last root of a chain as the roots topic has it, None where it has none.
+
+    Progress has it too, and sooner; this is for where that can't be read.
+    """
+    partitions = [Partition(catalogue.evidence_roots, n) for n in range(catalogue.partitions)]
+    bounds = await log.bounds(partitions)
+    key, heads = chain.encode(), []
+    # A chain has one partition, but who has grown the topic has moved it.
+    for partition in partitions:
+        for record in (await newest(log, {key: partition}, bounds)).values():
+            with contextlib.suppress(BadRecordError):
+                heads.append(head_of(decode(Root, record.value or b"").statement))
+    return max(heads, key=lambda head: head.sequence, default=None)

@@ -1,49 +1,96 @@
 """Reading progress back: where a predecessor really stood."""
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection
+from typing import NamedTuple
 
-from streams.log import Log, Partition
-from topics import Progress, decode, progress_key
+from streams.log import Log, LogError, Partition
+from streams.newest import newest
+from topics import BadRecordError, ChainHead, Progress, decode_progress, progress_key
+from topics import headers as h
 
-# A stage that works writes its key often, so its newest record is near the end; where it isn't
-# found there is more read, and at last the whole partition.
-TAIL_RECORDS = (500, 10_000)
+logger = logging.getLogger(__name__)
+
+
+class Unreadable(NamedTuple):
+    """A newest progress record that can't be read: where it stands, and why it can't."""
+
+    home: Partition
+    offset: int
+    message: str
+
+
+class Stored(NamedTuple):
+    """What the progress topic has of a group; of a partition in neither it has nothing."""
+
+    known: dict[Partition, Progress]
+    unreadable: dict[Partition, Unreadable]
 
 
 async def read_progress(
     log: Log, topic: str, group: str, partitions: Collection[Partition]
-) -> dict[Partition, Progress]:
-    """Return the newest progress of a group on each partition; absent where there is none."""
+) -> Stored:
+    """Return the newest progress of a group on each partition.
+
+    Only the newest counts: what an older one leaves open may have been done since.
+    """
     homes = {partition: Partition(topic, partition.number) for partition in partitions}
     bounds = await log.bounds({*homes.values(), *partitions})
-    keys = {progress_key(group, p.topic, p.number): p for p in partitions}
     # Where nothing has ever come nothing was done, and the whole topic would be looked through.
-    missing = [partition for partition in partitions if bounds[partition][1]]
-    found: dict[Partition, Progress] = {}
-    for records_max in (*TAIL_RECORDS, None):
-        if not missing:
-            break
-        wanted = {homes[partition] for partition in missing}
-        ends = {home: bounds[home][1] for home in wanted}
-        starts = {home: bounds[home][0] for home in wanted}
-        if records_max is not None:
-            starts = {home: max(first, ends[home] - records_max) for home, first in starts.items()}
-        # What a longer reading finds of others is the same.
-        found |= await _scan(log, keys, starts, ends)
-        missing = [p for p in missing if p not in found and starts[homes[p]] > bounds[homes[p]][0]]
-    return found
+    keys = {
+        progress_key(group, partition.topic, partition.number): partition
+        for partition in partitions
+        if bounds[partition][1]
+    }
+    stored = Stored({}, {})
+    records = await newest(log, {key: homes[p] for key, p in keys.items()}, bounds)
+    for key, record in records.items():
+        if record.value is None:
+            continue
+        try:
+            h.check_critical(record.headers)
+            stored.known[keys[key]] = decode_progress(record.value)
+        except BadRecordError as error:
+            unreadable = Unreadable(record.partition, record.offset, error.message)
+            stored.unreadable[keys[key]] = unreadable
+    return stored
 
 
-async def _scan(
-    log: Log,
-    keys: Mapping[bytes, Partition],
-    starts: Mapping[Partition, int],
-    ends: Mapping[Partition, int],
-) -> dict[Partition, Progress]:
-    found: dict[Partition, Progress] = {}
-    async for records in log.read(starts, ends):
-        for record in records:
-            partition = keys.get(record.key or b"")
-            if partition is not None and record.value is not None:
-                found[partition] = decode(Progress, record.value)
-    return found
+async def stand_in(
+    log: Log, group: str, partition: Partition, unreadable: Unreadable, head: ChainHead | None
+) -> Progress:
+    """Return what stands in for progress that can't be read, where nothing can be done twice.
+
+    The group's offset alone doesn't tell what is finished above it, and a broker's death may have
+    lost the last one. Neither matters where nothing stands from there on.
+
+    Raises:
+        LogError: something does.
+    """
+    home, offset, message = unreadable
+    committed = await log.committed(partition)
+    if committed is not None and await _is_done(log, partition, committed):
+        logger.warning(
+            "the progress of %s on %s, record %d of %s, can't be read: %s; nothing stands at or"
+            " beyond the group's offset %d, which counts in its place",
+            *(group, partition, offset, home, message, committed),
+        )
+        return Progress(committed, head=head)
+    raise LogError(
+        f"the progress of {group} on {partition}, record {offset} of {home}, can't be read:"
+        f" {message}; whatever stands from the group's offset"
+        f" {'(none)' if committed is None else committed} on may be done already. Start the version"
+        f" that wrote it, or see what is done and run `shunter topics resume {group}"
+        f" {partition.topic} {partition.number} --at OFFSET`"
+    )
+
+
+async def _is_done(log: Log, partition: Partition, offset: int) -> bool:
+    first, end = (await log.bounds([partition]))[partition]
+    start = max(first, offset)
+    if start >= end:
+        return True
+    async for records in log.read({partition: start}, {partition: end}):
+        if records:
+            return False
+    return True

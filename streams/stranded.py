@@ -138,7 +138,7 @@ class Stranded:
     ) -> dict[Partition, _Waiting]:
         group = self._catalogue.worker_group(pool)
         stored = await read_progress(self._log, self._catalogue.progress, group, list(bounds))
-        done = {p: stored.get(p, Progress(0)) for p in bounds}
+        done = {p: stored.known.get(p, Progress(0)) for p in bounds}
         options = {option.variant: option for option in self._situation().options.by_pool[pool]}
         found = {p: _Waiting(end) for p, (_, end) in bounds.items()}
         starts = {p: max(first, done[p].next_offset) for p, (first, _) in bounds.items()}

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
 from streams.notary import Notary
-from streams.progress import read_progress
+from streams.progress import read_progress, stand_in
 from streams.stage import Effect, Observer, Refusal, Stage, Work
 from streams.together import few_at_a_time, wait_for_all
 from topics import Progress, encode, progress_key
@@ -176,7 +176,7 @@ class Transactor:
         writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
         self._writers.update(zip(new, writers, strict=True))
         stored, offsets, bounds = await asyncio.gather(
-            read_progress(self._log, self._progress_topic, self._stage.group, new),
+            self._stored(new),
             asyncio.gather(*(self._log.committed(p) for p in new)),
             self._log.bounds(new),
         )
@@ -208,6 +208,14 @@ class Transactor:
             logger.info("took over %s at offset %d", partition, start)
         self._given, self._has_share = None, True
         return True
+
+    async def _stored(self, partitions: Collection[Partition]) -> dict[Partition, Progress]:
+        group = self._stage.group
+        known, unreadable = await read_progress(self._log, self._progress_topic, group, partitions)
+        for partition, record in unreadable.items():
+            head = await self._notary.last_head(self._transactional_id(partition), self._log)
+            known[partition] = await stand_in(self._log, group, partition, record, head)
+        return known
 
     async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
         restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
@@ -361,9 +369,7 @@ class Transactor:
         """
         await self._writers[partition].close()
         self._writers[partition] = await self._log.fence(self._transactional_id(partition))
-        stored = await read_progress(
-            self._log, self._progress_topic, self._stage.group, [partition]
-        )
+        stored = await self._stored([partition])
         if stored.get(partition) != self._visible.get(partition):
             raise LogError(f"another has taken over {partition} and gone on")
 

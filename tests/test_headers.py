@@ -273,3 +273,14 @@ def test_headers_of_any_bytes_are_read_or_refused(read: Callable[[Headers], obje
         assert not refused or read is h.read_batch
 
     check()
+
+
+def test_a_field_that_must_be_known_is_refused_and_others_are_left_aside() -> None:
+    known = profile()
+    headers = list(h.encoded(profile=known).items())
+    more = headers[0][1][:-1] + b',"carbon_g_max":3}'
+    assert h.read_profile([(h.PROFILE, more)]) == known
+    with pytest.raises(BadRecordError) as caught:
+        h.read_profile([(h.PROFILE, more), (h.CRITICAL, b"carbon_g_max")])
+    assert (caught.value.stage, caught.value.reason) == ("validate", "newer_version")
+    assert "'carbon_g_max', which only a newer version" in caught.value.message

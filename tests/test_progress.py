@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from memory_log import MemoryCluster, MemoryLog
 
-from streams import progress as progress_module
+from streams import newest as newest_module
 from streams.log import Outgoing, Partition
 from streams.progress import read_progress
-from topics import Progress, encode, progress_key
+from topics import ChainHead, Progress, encode, progress_key
+from topics import headers as h
 
 P0, P1 = Partition("in", 0), Partition("in", 1)
 BUSY, EMPTY = Partition("busy", 0), Partition("empty", 0)
@@ -31,7 +32,16 @@ def write(cluster: MemoryCluster, partition: Partition, group: str, *offsets: in
 
 
 async def read(cluster: MemoryCluster, *partitions: Partition) -> dict[Partition, Progress]:
-    return await read_progress(MemoryLog(cluster), "progress", "g", partitions)
+    stored = await read_progress(MemoryLog(cluster), "progress", "g", partitions)
+    assert not stored.unreadable
+    return stored.known
+
+
+def write_raw(
+    cluster: MemoryCluster, value: bytes | None, headers: list[tuple[str, bytes]] | None = None
+) -> None:
+    key = progress_key("g", "in", 0)
+    cluster.publish(Outgoing("progress", key, value, headers or [], partition=0))
 
 
 async def test_the_newest_of_each_partition_counts(cluster: MemoryCluster) -> None:
@@ -56,7 +66,7 @@ async def test_no_progress_and_no_partitions_are_nothing(cluster: MemoryCluster)
 async def test_progress_older_than_the_tail_is_found_without_hiding_newer(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_module, "TAIL_RECORDS", (4, 8))
+    monkeypatch.setattr(newest_module, "TAIL_RECORDS", (4, 8))
     write(cluster, P0, "g", 2)
     write(cluster, BUSY, "g", *range(20))
     write(cluster, P1, "g", 7)
@@ -70,7 +80,7 @@ async def test_progress_older_than_the_tail_is_found_without_hiding_newer(
 async def test_where_nothing_ever_came_nothing_is_looked_for(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_module, "TAIL_RECORDS", (1,))
+    monkeypatch.setattr(newest_module, "TAIL_RECORDS", (1,))
     log, reads = MemoryLog(cluster), []
 
     def read(starts: Mapping[Partition, int], ends: Mapping[Partition, int]) -> Any:
@@ -79,7 +89,8 @@ async def test_where_nothing_ever_came_nothing_is_looked_for(
 
     monkeypatch.setattr(log, "read", read)
     write(cluster, P0, "g", *range(5))
-    assert await read_progress(log, "progress", "g", [P0, EMPTY]) == {P0: Progress(4, (6,))}
+    stored = await read_progress(log, "progress", "g", [P0, EMPTY])
+    assert stored.known == {P0: Progress(4, (6,))}
     assert reads == [{Partition("progress", 0): 4}]
 
 
@@ -92,3 +103,40 @@ async def test_what_an_aborted_transaction_wrote_does_not_count(cluster: MemoryC
     await (await writer.send(Outgoing("progress", key, encode(Progress(9)), partition=0)))
     await log.fence("w")
     assert await read(cluster, P0) == {P0: Progress(1, (3,))}
+
+
+async def test_fields_of_a_newer_version_are_left_aside(cluster: MemoryCluster) -> None:
+    head = b'{"sequence":4,"digest":"d","at":1.5,"signer":"new"}'
+    write_raw(cluster, b'{"next_offset":7,"finished":[9],"lease":{"by":"x"},"head":' + head + b"}")
+    assert await read(cluster, P0) == {P0: Progress(7, (9,), ChainHead(4, "d", 1.5))}
+
+
+async def test_an_older_record_never_counts_for_a_newer_one(cluster: MemoryCluster) -> None:
+    write(cluster, P0, "g", 1, 5)
+    write_raw(cluster, None)
+    assert await read(cluster, P0) == {}
+    write_raw(cluster, b'{"next_offset":"many"}')
+    write(cluster, P1, "g", 4)
+    stored = await read_progress(MemoryLog(cluster), "progress", "g", [P0, P1])
+    assert stored.known == {P1: Progress(4, (6,))}
+    home, offset, message = stored.unreadable[P0]
+    assert (home, offset) == (Partition("progress", 0), 3)
+    assert "next_offset" in message
+    write(cluster, P0, "g", 6)
+    assert await read(cluster, P0) == {P0: Progress(6, (8,))}
+
+
+@pytest.mark.parametrize("value", [b"", b"\xff\xfe", b"[" * 5000, b"null", b'{"next_offset":1e99}'])
+async def test_what_is_no_progress_is_told_of(cluster: MemoryCluster, value: bytes) -> None:
+    write_raw(cluster, value)
+    stored = await read_progress(MemoryLog(cluster), "progress", "g", [P0])
+    assert not stored.known
+    assert stored.unreadable[P0].message
+
+
+async def test_what_only_a_newer_version_understands_is_not_read(cluster: MemoryCluster) -> None:
+    value = encode(Progress(7))
+    write_raw(cluster, value, [(h.CRITICAL, b"finished_ranges")])
+    stored = await read_progress(MemoryLog(cluster), "progress", "g", [P0])
+    assert not stored.known
+    assert "'finished_ranges', which only a newer version" in stored.unreadable[P0].message

@@ -18,7 +18,7 @@ from topics.policy_log import (
     entry_key,
 )
 from topics.profile import Fallback, Profile, Tag
-from topics.progress import Progress, progress_key
+from topics.progress import Progress, decode_progress, progress_key
 from topics.request import InferenceRequest, duration_s, parse_request, peek_id
 from topics.result import Cost, Response, Result, ResultError, Timing, Usage
 from topics.roots import (
@@ -94,6 +94,7 @@ __all__ = [
     "Usage",
     "VariantStatus",
     "decode",
+    "decode_progress",
     "duration_s",
     "encode",
     "entry_key",

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from topics.codec import decode, encode
+from topics.codec import cut, decode, encode
 from topics.errors import BadRecordError
 from topics.placement import Batch, Envelope, Placement
 from topics.profile import Profile
@@ -23,6 +23,7 @@ RELEASED_AT = "shunter-released-at"
 GROUP = "shunter-group"
 REASON = "shunter-reason"
 LEFT_OUT = "shunter-left-out"
+CRITICAL = "shunter-critical"
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
 BATCH_SIZE = "shunter-batch-size"
@@ -60,6 +61,25 @@ def client_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
     if find(own, TRACESTATE) is not None and traceparent(own) is None:
         return [header for header in own if header[0] != TRACESTATE]
     return own
+
+
+def check_critical(headers: Headers) -> None:
+    """Refuse a record with a field of a newer version that whoever reads it must know.
+
+    Fields that a reader doesn't know are left aside. Where that would break a constraint, or do
+    something twice, the version that adds the field names it in this header; none has done so yet.
+
+    Raises:
+        BadRecordError: the record has such a field.
+    """
+    named = find(headers, CRITICAL)
+    if named is not None:
+        raise BadRecordError(
+            "validate",
+            "newer_version",
+            f"it has {cut(repr(named.decode('utf-8', 'replace')))}, which only a newer version of"
+            " Shunter understands; let one read it",
+        )
 
 
 def replaced(headers: Headers, new: Mapping[str, bytes]) -> list[tuple[str, bytes | None]]:
@@ -112,8 +132,9 @@ def read_profile(headers: Headers) -> Profile:
     Each request has its profile read at each stage, and a hold of half a million at each takeover.
 
     Raises:
-        BadRecordError: the header is missing or isn't one.
+        BadRecordError: the header is missing or isn't one, or the record is of a newer version.
     """
+    check_critical(headers)
     value = find(headers, PROFILE)
     if value is not None:
         try:

@@ -6,6 +6,9 @@ marker on ``__consumer_offsets`` shows the records but loses the offset (docs/de
 
 from dataclasses import dataclass, replace
 
+import msgspec
+
+from topics.codec import decode
 from topics.roots import ChainHead
 
 
@@ -29,6 +32,24 @@ class Progress:
     def further(self, other: "Progress | None") -> "Progress":
         """Return whichever of the two has come further."""
         return self if other is None or self.next_offset >= other.next_offset else other
+
+
+_decoder = msgspec.json.Decoder(Progress)
+
+
+def decode_progress(value: bytes) -> Progress:
+    """Return the progress of a record. What a newer version says beside it is left aside.
+
+    In the head too, which is strict only where it is signed.
+
+    Raises:
+        BadRecordError: it is none.
+    """
+    try:
+        return _decoder.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # The other takes more for what is meant, and tells what is wrong.
+        return decode(Progress, value)
 
 
 def progress_key(group: str, topic: str, partition: int) -> bytes:

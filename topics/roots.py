@@ -156,6 +156,11 @@ def statement_digest(statement: RootStatement) -> str:
     return hashlib.sha256(canonical(statement)).hexdigest()
 
 
+def head_of(statement: RootStatement) -> ChainHead:
+    """Return the head that this root makes of its chain."""
+    return ChainHead(statement.sequence, statement_digest(statement), statement.at)
+
+
 def make_root(
     key: Ed25519PrivateKey,
     key_name: str,

@@ -7,7 +7,7 @@ from shunter.audit.keyring import Keyring
 from shunter.audit.verifier import Verifier
 from shunter.log_reading import place_of, read_all, settled_bounds
 from streams.log import Log
-from topics import BadRecordError, Catalogue, ChainHead, KeyEntry, Progress, decode
+from topics import BadRecordError, Catalogue, ChainHead, KeyEntry, decode, decode_progress
 from topics.catalogue import EVIDENCE_MS
 
 
@@ -94,7 +94,7 @@ async def progress_heads(log: Log, catalogue: Catalogue) -> dict[str, tuple[Chai
     heads: dict[str, tuple[ChainHead, str]] = {}
     async for record in read_all(log, catalogue.progress, catalogue.partitions):
         try:
-            progress = decode(Progress, record.value or b"")
+            progress = decode_progress(record.value or b"")
         except BadRecordError:
             continue
         if progress.head is not None:

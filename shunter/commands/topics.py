@@ -1,4 +1,4 @@
-"""`shunter topics`: create, check and describe all topics, and tell who may use them."""
+"""`shunter topics`: create, check and describe all topics, tell who may use them, mend them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from shunter.client import note, run
 from shunter.commands.acls import acls
+from shunter.commands.resume import resume
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
 from streams.declarations import load_fleet
 from topics import Catalogue, Settings
@@ -19,6 +20,7 @@ from topics.asyncapi import asyncapi
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
 topics.command()(acls)
+topics.command()(resume)
 STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
 
 

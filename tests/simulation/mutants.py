@@ -14,7 +14,6 @@ from simulation.cluster import SimLog
 from simulation.requests import HURRIED
 from streams import Batcher, Canceller, Router, Terms
 from streams.log import Log, LogError, Outgoing, Partition, Record
-from streams.progress import read_progress
 from streams.stage import Effect, Refusal, Work
 from streams.transactor import Transactor
 from topics import BadRecordError, Progress
@@ -48,7 +47,7 @@ class AsksBeforeFencing(Transactor):
     async def _take_over(self, given: Collection[Partition]) -> bool:
         new = [p for p in given if p not in self._writers]
         known = {p: await self._log.committed(p) for p in new}
-        stored = await read_progress(self._log, self._progress_topic, self._stage.group, new)
+        stored = await self._stored(new)
         await asyncio.sleep(0.5)
         for partition in new:
             writer = await self._log.fence(self._transactional_id(partition))

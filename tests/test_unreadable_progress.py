@@ -1,0 +1,117 @@
+"""Progress that can't be read: what a takeover makes of it, and `shunter topics resume`."""
+
+from collections.abc import Iterator
+
+import pytest
+from client_commands import installation, logging_kept, producing, shunter, write
+from memory_log import MemoryLog
+from stream_cases import Yard, drain
+from test_notary import CHAIN, roots, router
+
+from streams import KafkaLog, Transactor
+from streams.log import LogError, Outgoing, Partition
+from streams.progress import read_progress
+from topics import Catalogue, ChainHead, Progress, Root, RootStatement, encode, progress_key
+from topics import headers as h
+from topics.roots import head_of
+
+GROUP, TOPIC = "yard.router", "yard.requests"
+
+
+def spoil(yard: Yard, value: bytes, *headers: tuple[str, bytes]) -> None:
+    key = progress_key(GROUP, TOPIC, 0)
+    yard.cluster.publish(Outgoing(yard.catalogue.progress, key, value, list(headers), partition=0))
+
+
+async def serve(yard: Yard, name: str) -> Transactor:
+    yard.cluster.members.clear()
+    transactor = await yard.run(router(yard), MemoryLog(yard.cluster, name))
+    await drain(transactor)
+    return transactor
+
+
+async def test_where_all_is_done_the_group_offset_counts_and_the_chain_goes_on() -> None:
+    yard = Yard()
+    for name in ("a", "b"):
+        yard.publish(id=name)
+    await serve(yard, "first")
+    spoil(yard, b'{"next_offset":"many"}')
+    second = await serve(yard, "second")
+    yard.publish(id="c")
+    await drain(second)
+    await serve(yard, "third")
+    placed = [e.request_id for e in yard.evidence() if e.step == "placed"]
+    assert sorted(placed) == ["a", "b", "c"]
+    statements = [root.statement for root in roots(yard) if root.statement.chain == CHAIN]
+    assert [s.sequence for s in statements] == list(range(len(statements)))
+    assert len(statements) > 1
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "told"),
+    [
+        (b'{"next_offset":"many"}', (), "next_offset"),
+        (encode(Progress(1)), ((h.CRITICAL, b"finished_ranges"),), "finished_ranges"),
+    ],
+)
+async def test_where_something_may_be_done_already_nobody_guesses(
+    value: bytes, headers: tuple[tuple[str, bytes], ...], told: str
+) -> None:
+    yard = Yard()
+    yard.publish(id="a")
+    await serve(yard, "first")
+    spoil(yard, value, *headers)
+    yard.publish(id="b")
+    with pytest.raises(LogError) as caught:
+        await serve(yard, "second")
+    message = str(caught.value)
+    last = yard.cluster.records(yard.catalogue.progress, 0)[-1]
+    assert f"record {last.offset} of yard.progress[0], can't be read" in message
+    assert told in message
+    assert f"`shunter topics resume {GROUP} {TOPIC} 0 --at OFFSET`" in message
+    assert [e.request_id for e in yard.evidence() if e.step == "placed"] == ["a"]
+
+
+async def test_progress_of_a_group_without_an_offset_is_not_guessed_either() -> None:
+    yard = Yard()
+    yard.publish(id="a")
+    spoil(yard, b"{")
+    with pytest.raises(LogError, match=r"offset \(none\) on may be done already"):
+        await serve(yard, "first")
+
+
+@pytest.mark.kafka
+class TestResume:
+    @pytest.fixture(autouse=True)
+    def _logging(self) -> Iterator[None]:
+        with logging_kept():
+            yield
+
+    async def test_it_writes_progress_that_can_be_read_with_the_head_of_the_chain(
+        self, kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = await installation(kafka, prefix, monkeypatch)
+        names = Catalogue(settings)
+        group, topic = names.router_group, names.requests
+        chain = f"{group}-{topic}-1"
+        statement = RootStatement(chain, 6, "d", 1, "t", 5.0, "w", "k")
+        await write(settings, names.evidence_roots, chain, encode(Root(statement, "s", "")))
+        async with producing(settings) as producer:
+            for n in range(3):
+                await producer.send_and_wait(topic, str(n).encode(), partition=1)
+        words = ("topics", "resume", group, topic, 1, "--at", 2)
+        assert "nothing to resolve" in str((await shunter(*words)).exception)
+        key = progress_key(group, topic, 1)
+        async with producing(settings) as producer:
+            await producer.send_and_wait(names.progress, b"?", key=key, partition=1)
+        beyond = await shunter(*words[:-1], 4)
+        assert "has offsets 0 to 3" in str(beyond.exception)
+        outcome = await shunter(*words)
+        assert outcome.exit_code == 0, outcome.output
+        here = Partition(topic, 1)
+        stored = await read_progress(KafkaLog(settings), names.progress, group, [here])
+        assert stored.known == {here: Progress(2, head=head_of(statement))}
+        assert isinstance(stored.known[here].head, ChainHead)
+        assert "nothing to resolve" in str((await shunter(*words)).exception)
+        elsewhere = await shunter("topics", "resume", group, topic, 9, "--at", 0)
+        assert "has no partition 9" in str(elsewhere.exception)
