@@ -10,9 +10,10 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import UserError, err
 from streams import KafkaLog, LogError, Partition, Record
-from streams.kafka import partition_of
+from streams.kafka_writer import partition_of
 from streams.logs import set_up_logging
 from streams.reader import consumer_options
+from streams.record_batches import records_of
 from topics import BadRecordError, Settings
 from topics.admin import AdminError, partition_counts
 
@@ -72,9 +73,9 @@ class Tail:
             timeout_ms=int(timeout_s * 1000), max_records=POLL_RECORDS_MAX
         )
         return [
-            Record(Partition(*partition), r.offset, r.key, r.value, r.headers, r.timestamp)
+            record
             for partition, records in polled.items()
-            for r in records
+            for record in records_of(Partition(*partition), records)
         ]
 
 

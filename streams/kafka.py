@@ -2,37 +2,42 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     ConsumerStoppedError,
-    CorruptRecordException,
     InvalidTimestampError,
     KafkaError,
     MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
     RecordListTooLargeError,
     RecordTooLargeError,
 )
-from aiokafka.partitioner import DefaultPartitioner
 
+from streams import log_requests
+from streams.continuity import check_continuity, newest_epoch
 from streams.hanging import Producer, abort_rest, complete_commit
 from streams.joining import join_once
 from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter, Timed, untimed
 from streams.log import LogError, Membership, Partition, Record
-from streams.reader import consumer_options, reader
+from streams.membership import MembershipListener, assignors
+from streams.reader import PASSED_BY_SEEKING, consumer_options, read_some, reader
 from streams.record_batches import records_of, seek_back
-from topics import Settings
+from topics import Progress, Settings
+
+logger = logging.getLogger(__name__)
 
 # With the client's default of 100 ms the p99 of routing is 165 ms; with 5 ms it is 14 ms
 # (measured; docs/decisions/0002).
 TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
-READ_RECORDS_MAX = 5000
 FETCH_MS = 5000
 FETCH_TRIES = 4
 # As long as looking for the coordinator may take.
@@ -45,51 +50,15 @@ REBALANCE_S = 0.1
 # for in vain has limits of its own (`Transactor._in_time`, FENCE_S_MAX, `_read_to`, REBALANCE_S),
 # and a process that stands still sends no heartbeat.
 IDLE_MS_MAX = math.inf
-# So many numbers of partitions does a group know at a time: 100 bytes of each join apiece.
-ASSIGNORS_MAX = 500
 # A partition that was just assigned may have no position yet.
 POSITION_S_MAX = 0.1
 LAG_S_MAX = 2.0
+# Where a log has lost what stands at a position, nothing is read from elsewhere in its place.
+NO_RESET = {"auto_offset_reset": "none"}
 # What a client that is asked for its lag may meet: no answer, no broker, its own end.
 UNTOLD = (TimeoutError, KafkaError, ConsumerStoppedError, OSError)
 # So often does a broker look for transactions beyond their timeout, by default.
 EXPIRY_CHECK_S = 10.0
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
-    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
-    return number
-
-
-def _assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]:
-    """Return how a group shares its partitions out: by turns.
-
-    A static member that comes back is given what it had, without a rebalance, even where topics
-    have more partitions by now. A name with their number in it changes what the members agree on
-    once all know the new one, and Kafka lets them share out again. The names of fewer partitions
-    are known too: of members that joined before it was started itself, a broker knows no name but
-    the one that they agreed on, and takes nobody in who does not know that.
-    """
-    base = RoundRobinPartitionAssignor
-    names = [f"{base.name}-{number}" for number in range(partitions, 0, -1)]
-    numbered = (type("_Numbered", (base,), {"name": name}) for name in names[:ASSIGNORS_MAX])
-    return *numbered, base
-
-
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    def __init__(self, membership: Membership, consumer: AIOKafkaConsumer) -> None:
-        self._membership = membership
-        self._consumer = consumer
-
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        await self._membership.revoked([Partition(*p) for p in revoked])
-
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        # Until they are polled: the answer to a fetch, which the broker holds back for half a
-        # second where nothing is new, would stand before those to what a takeover asks.
-        self._consumer.pause(*assigned)
-        await self._membership.assigned([Partition(*p) for p in assigned])
 
 
 class KafkaLog:
@@ -107,6 +76,8 @@ class KafkaLog:
         self._timed = timed
         self._consumer: AIOKafkaConsumer | None = None
         self._positions: dict[Partition, int] = {}
+        self._epochs: dict[Partition, int | None] = {}
+        self._group = ""
 
     @property
     def _member(self) -> AIOKafkaConsumer:
@@ -117,17 +88,18 @@ class KafkaLog:
     async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:
         """Become a member of the group, a static one: a quick restart moves no partition."""
         join_once()
+        self._group = group
         self._consumer = AIOKafkaConsumer(
-            **consumer_options(self._settings),
+            **consumer_options(self._settings) | NO_RESET,
             group_id=group,
             group_instance_id=f"{group}-{self._settings.instance}",
-            partition_assignment_strategy=_assignors(self._settings.partitions),
+            partition_assignment_strategy=assignors(self._settings.partitions),
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=min(1000, self._settings.session_timeout_ms // 3),
             rebalance_timeout_ms=30_000,
             max_poll_interval_ms=IDLE_MS_MAX,
         )
-        self._consumer.subscribe(topics, listener=_Listener(membership, self._consumer))
+        self._consumer.subscribe(topics, listener=MembershipListener(membership, self._consumer))
         await self._consumer.start()
 
     async def leave(self) -> None:
@@ -168,12 +140,37 @@ class KafkaLog:
                 polled |= await _buffered(consumer, wanted - polled.keys(), records_max)
         except TimeoutError:
             return {}
-        except CorruptRecordException:
+        except PASSED_BY_SEEKING:
             seek_back(consumer, self._positions)
             return {}
-        records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
-        self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items() if rs}
+        except OffsetOutOfRangeError as error:
+            await self._find_again([Partition(*p) for p in error.args[0]])
+            seek_back(consumer, self._positions)
+            return {}
+        records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items() if rs}
+        for partition, found in records.items():
+            known, position = self._epochs.get(partition), self._positions.get(partition, 0)
+            self._epochs[partition] = await newest_epoch(self, self._group, found, position, known)
+        self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items()}
         return records
+
+    async def _find_again(self, partitions: Collection[Partition]) -> None:
+        """Go on where a log begins whose retention was quicker than we are.
+
+        Raises:
+            BrokenLogError: it ends before the position.
+        """
+        for partition in partitions:
+            position = self._positions.get(partition, 0)
+            first, _ = (await self.bounds([partition]))[partition]
+            if position < first:
+                logger.warning(
+                    "%s begins at %d: what stood from %d on was deleted before it was read",
+                    *(partition, first, position),
+                )
+                self._positions[partition] = first
+            else:
+                await check_continuity(self, self._group, partition, Progress(position))
 
     async def committed(self, partition: Partition) -> int | None:
         """Return the group's committed offset, asked of the broker (rule 2)."""
@@ -201,9 +198,10 @@ class KafkaLog:
                     lags[Partition(*partition)] = max(0, end - position)
         return lags
 
-    def seek(self, partition: Partition, offset: int) -> None:
+    def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
         """Let the next poll of the partition begin at the offset."""
         self._positions[partition] = offset
+        self._epochs[partition] = leader_epoch
         self._member.seek(TopicPartition(*partition), offset)
 
     async def bounds(
@@ -220,6 +218,28 @@ class KafkaLog:
             first = await probe.beginning_offsets(wanted)
             end = await probe.end_offsets(wanted)
         return {Partition(*p): (first[p], end[p]) for p in wanted}
+
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
+        """Return the id of each topic: another one where it was deleted and made again."""
+        async with self._asked(topics) as client:
+            return await log_requests.passing(partial(log_requests.topic_ids, client, topics))
+
+    async def epoch_end(self, partition: Partition, leader_epoch: int) -> int | None:
+        """Return where the records up to a leader epoch end, None where the log has no such."""
+        where = TopicPartition(*partition)
+        async with self._asked([partition.topic]) as client:
+            return await log_requests.passing(
+                lambda: log_requests.epoch_end(client, where, leader_epoch)
+            )
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, topics: Collection[str] = ()) -> AsyncIterator[AIOKafkaClient]:
+        """Lend a client that knows these topics, for requests that aiokafka doesn't have."""
+        if self._consumer is not None:
+            yield self._consumer._client  # noqa: SLF001 - see above
+            return
+        async with self._reader([], topics) as probe:
+            yield probe._client  # noqa: SLF001 - likewise
 
     async def read(
         self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
@@ -244,7 +264,7 @@ class KafkaLog:
         self, partitions: Collection[Partition], asks: Collection[str] = (), **options: Any
     ) -> AbstractAsyncContextManager[AIOKafkaConsumer]:
         options["max_partition_fetch_bytes"] = READ_FETCH_BYTES
-        return reader(self._settings, partitions, asks, **options)
+        return reader(self._settings, partitions, asks, **options | NO_RESET)
 
     async def _read_to(
         self,
@@ -259,7 +279,7 @@ class KafkaLog:
         while behind:
             # Of these only: what is left in the buffer of one that is read to its end is not.
             wanted = [TopicPartition(*p) for p in behind]
-            for partition, records in (await _read_some(reader, wanted, positions)).items():
+            for partition, records in (await read_some(reader, wanted, positions)).items():
                 if records:
                     yield [r for r in records if r.offset < ends[partition]]
                     positions[partition] = records[-1].offset + 1
@@ -301,9 +321,11 @@ class KafkaLog:
         for _ in range(FETCH_TRIES):
             try:
                 polled = await reader.getmany(topic_partition, timeout_ms=FETCH_MS)
-            except CorruptRecordException:
+            except PASSED_BY_SEEKING:
                 reader.seek(topic_partition, offset)
                 continue
+            except OffsetOutOfRangeError:
+                return ()
             if polled.get(topic_partition):
                 return records_of(partition, polled[topic_partition])
             # The client says no more where no broker answers than where there is nothing.
@@ -320,8 +342,13 @@ class KafkaLog:
         Raises:
             LogError: the cluster did not answer in time, or another owner came between.
         """
-        client = self._member._client  # noqa: SLF001 - for requests that aiokafka doesn't have
         topics_prefix = f"{self._settings.topic_prefix}."
+        async with self._asked() as client:
+            return await self._fence(client, transactional_id, topics_prefix)
+
+    async def _fence(
+        self, client: AIOKafkaClient, transactional_id: str, topics_prefix: str
+    ) -> KafkaWriter:
         await complete_commit(client, transactional_id, topics_prefix)
         producer = AIOKafkaProducer(
             **self._settings.kafka_options(),
@@ -362,16 +389,3 @@ async def _buffered(
             for partition in partitions:
                 found |= await consumer.getmany(partition, max_records=records_max)
     return found
-
-
-async def _read_some(
-    reader: AIOKafkaConsumer,
-    wanted: Sequence[TopicPartition],
-    positions: Mapping[Partition, int],
-) -> Mapping[Partition, Sequence[Record]]:
-    try:
-        polled = await reader.getmany(*wanted, timeout_ms=50, max_records=READ_RECORDS_MAX)
-    except CorruptRecordException:
-        seek_back(reader, positions)
-        return {}
-    return {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}

@@ -33,6 +33,12 @@ def untimed(_group: str, _partition: Partition, _seconds: float) -> None:
     """Tell nobody."""
 
 
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
+    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
+    return number
+
+
 class _Batch:
     """Records for one partition; awaited, it ends when the broker has them or refuses them."""
 

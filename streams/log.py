@@ -26,7 +26,8 @@ class Record(NamedTuple):
 
     ``context`` is the trace it belongs to, once that is asked for: its headers need not name one.
     ``unreadable`` says why it, or a whole batch that it stands for, can't be read; then it is no
-    tombstone, whatever it has for a value.
+    tombstone, whatever it has for a value. ``leader_epoch`` counts the leaders of the partition up
+    to the one that took the record in; None where that isn't known.
     """
 
     partition: Partition
@@ -37,6 +38,7 @@ class Record(NamedTuple):
     timestamp_ms: int
     context: Context | None = None
     unreadable: BadRecordError | None = None
+    leader_epoch: int | None = None
 
     def check_readable(self) -> None:
         """Raise why it can't be read, a BadRecordError, if that is so."""
@@ -158,6 +160,8 @@ class Log(Protocol):
     ) -> Mapping[Partition, Sequence[Record]]:
         """Return new records of our partitions, none of those paused. Raises LogError.
 
+        A log that has lost records which were polled is a BrokenLogError (streams/continuity.py).
+
         At most ``records_max`` in all, or as many ``of_each`` partition that has them ready.
         """
         ...
@@ -174,14 +178,25 @@ class Log(Protocol):
         """
         ...
 
-    def seek(self, partition: Partition, offset: int) -> None:
-        """Let the next poll of the partition begin at the offset."""
+    def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
+        """Let the next poll of the partition begin at the offset.
+
+        With the leader epoch of the record before it, a poll finds out that the log has lost that.
+        """
         ...
 
     async def bounds(
         self, partitions: Collection[Partition]
     ) -> Mapping[Partition, tuple[int, int]]:
         """Return each partition's first offset and its end (the high watermark)."""
+        ...
+
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
+        """Return the id of each topic: another one where it was deleted and made again."""
+        ...
+
+    async def epoch_end(self, partition: Partition, leader_epoch: int) -> int | None:
+        """Return where the records up to a leader epoch end, None where the log has no such."""
         ...
 
     def read(

@@ -27,6 +27,10 @@ class Stored(NamedTuple):
     unreadable: dict[Partition, Unreadable]
 
 
+class UnreadableProgressError(LogError):
+    """Nothing tells how far a partition is done."""
+
+
 async def read_progress(
     log: Log, topic: str, group: str, partitions: Collection[Partition]
 ) -> Stored:
@@ -35,12 +39,10 @@ async def read_progress(
     Only the newest counts: what an older one leaves open may have been done since.
     """
     homes = {partition: Partition(topic, partition.number) for partition in partitions}
-    bounds = await log.bounds({*homes.values(), *partitions})
-    # Where nothing has ever come nothing was done, and the whole topic would be looked through.
+    bounds = await log.bounds(set(homes.values()))
     keys = {
         progress_key(group, partition.topic, partition.number): partition
         for partition in partitions
-        if bounds[partition][1]
     }
     stored = Stored({}, {})
     records = await newest(log, {key: homes[p] for key, p in keys.items()}, bounds)
@@ -56,6 +58,14 @@ async def read_progress(
     return stored
 
 
+def writer_id(group: str, partition: Partition) -> str:
+    """Return the transactional id of whoever writes what comes of a group's partition.
+
+    It is the name of the chain of its evidence as well.
+    """
+    return f"{group}-{partition.topic}-{partition.number}"
+
+
 async def stand_in(
     log: Log, group: str, partition: Partition, unreadable: Unreadable, head: ChainHead | None
 ) -> Progress:
@@ -65,7 +75,7 @@ async def stand_in(
     lost the last one. Neither matters where nothing stands from there on.
 
     Raises:
-        LogError: something does.
+        UnreadableProgressError: something does.
     """
     home, offset, message = unreadable
     committed = await log.committed(partition)
@@ -76,11 +86,11 @@ async def stand_in(
             *(group, partition, offset, home, message, committed),
         )
         return Progress(committed, head=head)
-    raise LogError(
+    raise UnreadableProgressError(
         f"the progress of {group} on {partition}, record {offset} of {home}, can't be read:"
         f" {message}; whatever stands from the group's offset"
         f" {'(none)' if committed is None else committed} on may be done already. Start the version"
-        f" that wrote it, or see what is done and run `shunter topics resume {group}"
+        f" that wrote it, or see what is done and run `shunter topics recover {group}"
         f" {partition.topic} {partition.number} --at OFFSET`"
     )
 

@@ -1,14 +1,23 @@
 """A consumer of no group, for as long as it takes to read or to ask something."""
 
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import (
+    CorruptRecordException,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 
-from streams.log import Partition
-from streams.record_batches import read_every_batch
+from streams.log import LogError, Partition, Record
+from streams.record_batches import read_every_batch, records_of, seek_back
 from topics import Settings
+
+READ_RECORDS_MAX = 5000
+# A wrong checksum, and a partition that the client has met before we told it where to begin.
+PASSED_BY_SEEKING = (CorruptRecordException, NoOffsetForPartitionError)
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
@@ -51,3 +60,30 @@ async def reader(
         yield lent
     finally:
         await lent.stop()
+
+
+async def read_some(
+    reader: AIOKafkaConsumer,
+    wanted: Sequence[TopicPartition],
+    positions: dict[Partition, int],
+) -> Mapping[Partition, Sequence[Record]]:
+    """Return what has come of partitions; ``positions`` is where each is read from.
+
+    Raises:
+        LogError: one has lost its end.
+    """
+    try:
+        polled = await reader.getmany(*wanted, timeout_ms=50, max_records=READ_RECORDS_MAX)
+    except PASSED_BY_SEEKING:
+        seek_back(reader, positions)
+        return {}
+    except OffsetOutOfRangeError as error:
+        # Retention was quicker than we are, or the end is gone; nothing is read from elsewhere.
+        for topic_partition in error.args[0]:
+            first = (await reader.beginning_offsets([topic_partition]))[topic_partition]
+            if first <= positions[Partition(*topic_partition)]:
+                raise LogError(f"{Partition(*topic_partition)} has lost its end") from error
+            positions[Partition(*topic_partition)] = first
+        seek_back(reader, positions)
+        return {}
+    return {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}

@@ -56,6 +56,7 @@ def read_every_batch(bytes_max: int) -> None:
     global _bytes_max  # noqa: PLW0603 - as much the process's own as the client that it is put into
     _bytes_max = bytes_max
     fetcher.MemoryRecords = RecordBatches
+    fetcher.PartitionRecords = _PartitionRecords
 
 
 def records_of(partition: Partition, records: Sequence[Any]) -> list[Record]:
@@ -75,22 +76,30 @@ def seek_back(consumer: AIOKafkaConsumer, positions: Mapping[Partition, int]) ->
 
 
 def _record(partition: Partition, r: Any) -> Record:
-    headers = r.headers
+    headers, unreadable = r.headers, None
     if headers and type(headers[-1][1]) is BadRecordError:
-        return Record(
-            partition,
-            r.offset,
-            r.key,
-            r.value,
-            headers[:-1],
-            r.timestamp,
-            unreadable=headers[-1][1],
-        )
-    return Record(partition, r.offset, r.key, r.value, headers, r.timestamp)
+        headers, unreadable = headers[:-1], headers[-1][1]
+    return Record(
+        partition, r.offset, r.key, r.value, headers, r.timestamp, None, unreadable, r.leader_epoch
+    )
+
+
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """Records of a partition as aiokafka has them, each with the leader epoch of its batch."""
+
+    _records: "RecordBatches"
+
+    def _consumer_record(self, tp: Any, record: Any) -> Any:
+        found = super()._consumer_record(tp, record)
+        found.leader_epoch = self._records.leader_epoch
+        return found
 
 
 class RecordBatches:
     """What a fetch returned of a partition, batch by batch, as aiokafka's ``MemoryRecords``."""
+
+    leader_epoch: int | None = None
+    """Of the batch that was returned last."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
@@ -110,7 +119,9 @@ class RecordBatches:
         if end is None:
             return None
         raw, self._at = self._data[self._at : end], end
-        return Batch(raw)
+        batch = Batch(raw)
+        self.leader_epoch = batch.leader_epoch
+        return batch
 
     def _end(self) -> int | None:
         if self._at + _LEADING_BYTES > len(self._data):
@@ -126,6 +137,7 @@ class Batch:
     is_control_batch = False
     is_transactional = False
     producer_id: int | None = None
+    leader_epoch: int | None = None
 
     def __init__(self, raw: memoryview) -> None:
         self._raw = raw
@@ -154,6 +166,7 @@ class Batch:
                 )
             return
         header = _HEADER.unpack_from(raw)
+        self.leader_epoch = header[2] if header[2] >= 0 else None
         self._codec = header[5] & _CODEC_MASK
         self._timestamp = header[8]
         self._parsed = batch = DefaultRecordBatch(raw)

@@ -51,9 +51,9 @@ class Telemetry:
         """Return a record that comes from outside, with its context and the sampler's decision."""
         if self._sampling is None:
             return record
-        where, offset, key, value, headers, timestamp_ms, _, unreadable = record
+        where, offset, key, value, headers, timestamp_ms, _, unreadable, epoch = record
         context = self._sampled(Context.of(headers) if headers else None)
-        return Record(where, offset, key, value, headers, timestamp_ms, context, unreadable)
+        return Record(where, offset, key, value, headers, timestamp_ms, context, unreadable, epoch)
 
     def entered(self, record: Record) -> Record:
         """Return a record of an inner topic with its context; what was decided on it stands."""

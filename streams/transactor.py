@@ -19,9 +19,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+from streams.continuity import BrokenPartitions
 from streams.log import Log, LogError, Outgoing, Partition, Record, Writer
 from streams.notary import Notary
-from streams.progress import read_progress, stand_in
+from streams.progress import writer_id
 from streams.stage import Effect, Observer, Refusal, Stage, Work
 from streams.together import few_at_a_time, wait_for_all
 from topics import Progress, encode, progress_key
@@ -64,6 +65,9 @@ class Transactor:
         self._lock = asyncio.Lock()
         self._writers: dict[Partition, Writer] = {}
         self._visible: dict[Partition, Progress | None] = {}
+        self._topic_ids: dict[str, str] = {}
+        self._epochs: dict[Partition, int | None] = {}
+        self._broken = BrokenPartitions(log, stage.group, progress_topic, notary)
         self._failure: BaseException | None = None
         self._stopped = False
         # Given to us, and not taken over yet; None before a rebalance has given anything.
@@ -139,6 +143,7 @@ class Transactor:
     async def revoked(self, partitions: Collection[Partition]) -> None:
         """Let partitions go; the lock says that no transaction of theirs is under way."""
         self._given, self._has_share, self._is_revoked = None, False, True
+        self._broken.clear()
         self._give_up_restoring()
         try:
             async with self._lock:
@@ -153,7 +158,7 @@ class Transactor:
             return 0
         # No work of the stage is under way here, on any of its partitions.
         self._before_step()
-        paused = [p for p in self._writers if not self._stage.wants(p)]
+        paused = [p for p in self._writers if not self._stage.wants(p)] + list(self._broken)
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
         polled = await self._log.poll(
             timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
@@ -165,6 +170,8 @@ class Transactor:
         if self._is_revoked:
             # Of what is going, some may have been taken over by half.
             return False
+        if self._given is None and await self._broken.are_recovered():
+            self._given = [*self._writers, *self._broken]
         return self._given is None or await self._take_over(self._given)
 
     async def _take_over(self, given: Collection[Partition]) -> bool:
@@ -175,11 +182,13 @@ class Transactor:
         new = [p for p in given if p not in self._writers]
         writers = await asyncio.gather(*(self._log.fence(self._transactional_id(p)) for p in new))
         self._writers.update(zip(new, writers, strict=True))
-        stored, offsets, bounds = await asyncio.gather(
-            self._stored(new),
+        (stored, errors), offsets, bounds, topic_ids = await asyncio.gather(
+            self._broken.stored(new),
             asyncio.gather(*(self._log.committed(p) for p in new)),
             self._log.bounds(new),
+            self._log.topic_ids({p.topic for p in new}),
         )
+        self._topic_ids |= topic_ids
         known: dict[Partition, Progress | None] = {}
         for partition, committed in zip(new, offsets, strict=True):
             progress = self._visible[partition] = stored.get(partition)
@@ -190,6 +199,9 @@ class Transactor:
                 # Where both stand at the same offset, only the first knows what is finished above.
                 progress = group if progress is None else progress.further(group)
             known[partition] = progress
+        for partition in await self._broken.find(known, stored, errors):
+            del known[partition]
+            await self._drop([partition])
         if not self._is_ours(given):
             return False
         try:
@@ -204,18 +216,11 @@ class Transactor:
             first = bounds[partition][0]
             own = first if progress is None else max(first, progress.next_offset)
             start = own if told is None else told
-            self._log.seek(partition, start)
+            epoch = self._epochs[partition] = None if progress is None else progress.leader_epoch
+            self._log.seek(partition, start, epoch)
             logger.info("took over %s at offset %d", partition, start)
         self._given, self._has_share = None, True
         return True
-
-    async def _stored(self, partitions: Collection[Partition]) -> dict[Partition, Progress]:
-        group = self._stage.group
-        known, unreadable = await read_progress(self._log, self._progress_topic, group, partitions)
-        for partition, record in unreadable.items():
-            head = await self._notary.last_head(self._transactional_id(partition), self._log)
-            known[partition] = await stand_in(self._log, group, partition, record, head)
-        return known
 
     async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
         restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
@@ -237,6 +242,7 @@ class Transactor:
         for partition in partitions:
             writer = self._writers.pop(partition, None)
             self._visible.pop(partition, None)
+            self._epochs.pop(partition, None)
             if writer is not None:
                 self._stage.forget(partition)
                 writers.append(writer)
@@ -246,6 +252,8 @@ class Transactor:
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
         # Even where there is nothing to do: readers of what was committed last may be waiting.
         await self._replace_cut_off(partition)
+        if records and records[-1].leader_epoch is not None:
+            self._epochs[partition] = records[-1].leader_epoch
         work = await self._stage.work(partition, records)
         if work is not None:
             await self._write(partition, work)
@@ -282,7 +290,8 @@ class Transactor:
         visible = self._visible.get(partition)
         last = None if visible is None else visible.head
         sealed, head = self._notary.seal(chain, last, work.effects)
-        progress = work.progress.with_head(head)
+        topic_id, epoch = self._topic_ids.get(partition.topic), self._epochs.get(partition)
+        progress = work.progress.with_head(head).on_log(topic_id, epoch)
         own = Effect(None, [self._progress_record(partition, progress), *sealed])
         refusals = await self._send(writer, [*work.effects, own])
         if refusals:
@@ -369,7 +378,7 @@ class Transactor:
         """
         await self._writers[partition].close()
         self._writers[partition] = await self._log.fence(self._transactional_id(partition))
-        stored = await self._stored([partition])
+        stored, _ = await self._broken.stored([partition])
         if stored.get(partition) != self._visible.get(partition):
             raise LogError(f"another has taken over {partition} and gone on")
 
@@ -396,4 +405,4 @@ class Transactor:
         return Outgoing(self._progress_topic, key, encode(progress), partition=partition.number)
 
     def _transactional_id(self, partition: Partition) -> str:
-        return f"{self._stage.group}-{partition.topic}-{partition.number}"
+        return writer_id(self._stage.group, partition)

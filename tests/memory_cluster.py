@@ -79,6 +79,8 @@ class _Entry(NamedTuple):
 class _PartitionLog:
     entries: list[_Entry] = field(default_factory=list)
     first: int = 0
+    epochs: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    """Each leader epoch, and the offset at which it began; the newest last."""
     open: dict[Transaction, int] = field(default_factory=dict)
     """Open transactions, and the first offset of each."""
 
@@ -162,6 +164,7 @@ class MemoryCluster:
         self._transactions: dict[str, Transaction] = {}
         self._newest: dict[str, Transaction] = {}
         self._keyless = 0
+        self.topic_ids: dict[str, str] = {}
 
     def create(self, topics: Mapping[str, int]) -> None:
         """Make topics, of so many partitions each."""
@@ -234,6 +237,22 @@ class MemoryCluster:
     def trim(self, partition: Partition, first: int) -> None:
         """Delete what is older than an offset, as retention does."""
         self.logs[partition].first = first
+
+    def lose_tail(self, partition: Partition, end: int) -> None:
+        """Lose what stands from an offset on, as after an unclean leader election."""
+        log = self.logs[partition]
+        del log.entries[end:]
+        for transaction in [t for t, first in log.open.items() if first >= end]:
+            del log.open[transaction]
+        epoch, _ = log.epochs[-1]
+        log.epochs = [each for each in log.epochs if each[1] < end or each[0] == 0]
+        log.epochs.append((epoch + 1, min(end, log.end)))
+
+    def recreate(self, topic: str) -> None:
+        """Delete a topic and make it again; the group's offsets go with it."""
+        self.topic_ids[topic] = f"{topic}, another one"
+        self.create({topic: self.topics[topic]})
+        self.offsets = {at: o for at, o in self.offsets.items() if at[1].topic != topic}
 
     def time_out(self, transactional_id: str) -> None:
         """Abort what an id has open, as the broker does when its time is over."""
@@ -308,6 +327,7 @@ class MemoryCluster:
         at_ms = int(self.now() * 1000) if timestamp_ms is None else timestamp_ms
         headers = tuple(record.headers)
         found = Record(partition, log.end, record.key, record.value, headers, at_ms)
+        found = found._replace(leader_epoch=log.epochs[-1][0])
         if transaction is not None:
             transaction.touched.add(partition)
             log.open.setdefault(transaction, found.offset)

@@ -19,6 +19,7 @@ from memory_cluster import (
     Transaction,
 )
 
+from streams.continuity import newest_epoch
 from streams.log import LogError, Membership, Outgoing, Partition, Record
 
 __all__ = [
@@ -178,6 +179,7 @@ class MemoryLog:
         self._group = ""
         self._membership: Membership | None = None
         self._positions: dict[Partition, int] = {}
+        self._epochs: dict[Partition, int | None] = {}
         self._callback = asyncio.Lock()
 
     def reach(self, point: CrashPoint | None = None) -> None:
@@ -230,11 +232,18 @@ class MemoryLog:
         if self._membership is None:
             raise LogError("not a member of a group: call join() first")
         self.last_poll = Poll(timeout_s, records_max, frozenset(paused))
+        before = dict(self._positions)
         polled = self._take(records_max, paused, of_each=of_each)
         if not polled:
             await self.cluster.sleep(timeout_s)
             self.reach()
+            before = dict(self._positions)
             polled = self._take(records_max, paused, of_each=of_each)
+        for partition, records in polled.items():
+            known = self._epochs.get(partition)
+            self._epochs[partition] = await newest_epoch(
+                self, self._group, records, before[partition], known
+            )
         return polled
 
     def _take(
@@ -243,6 +252,8 @@ class MemoryLog:
         polled: dict[Partition, Sequence[Record]] = {}
         for partition, position in list(self._positions.items()):
             log = self.cluster.logs[partition]
+            if position > log.end and partition not in paused:
+                raise LogError(f"{partition} ends at {log.end}, and {position} is out of range")
             if partition in paused or position >= log.stable_end or not records_max:
                 continue
             records = list(log.committed(position, log.stable_end))[:records_max]
@@ -264,7 +275,21 @@ class MemoryLog:
         ends = {p: self.cluster.logs[p].stable_end for p in self._positions}
         return {p: max(0, ends[p] - position) for p, position in self._positions.items()}
 
-    def seek(self, partition: Partition, offset: int) -> None:
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
+        """Return the id of each topic."""
+        await self._call()
+        return {topic: self.cluster.topic_ids.get(topic, topic) for topic in topics}
+
+    async def epoch_end(self, partition: Partition, leader_epoch: int) -> int | None:
+        """Return where the records up to a leader epoch end."""
+        await self._call()
+        log = self.cluster.logs[partition]
+        if leader_epoch > log.epochs[-1][0]:
+            return None
+        later = (start for epoch, start in log.epochs if epoch > leader_epoch)
+        return min(later, default=log.end)
+
+    def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
         """Let the next poll begin there; of no effect where the partition is not ours.
 
         Kafka itself would go to the beginning from an offset before it; here that is a mistake.
@@ -274,6 +299,7 @@ class MemoryLog:
             raise LogError(f"{partition} begins at {first}, after {offset}")
         if partition in self._positions:
             self._positions[partition] = offset
+            self._epochs[partition] = leader_epoch
 
     async def bounds(
         self, partitions: Collection[Partition]

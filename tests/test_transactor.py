@@ -32,7 +32,7 @@ async def test_each_record_has_its_effect_once_and_progress_moves_with_it(
     for number in (0, 1):
         (record,) = cluster.records("progress", number)
         assert record.key == progress_key("copiers", "in", number)
-        assert record.value == encode(Progress(5))
+        assert record.value == encode(Progress(5, topic_id="in", leader_epoch=0))
     await transactor.stop()
 
 

@@ -20,6 +20,7 @@ Step = Literal[
     "cancel_requested",
     "cancelled",
     "dead_lettered",
+    "recovered",
 ]
 
 ENDS: dict[str, Status] = {

@@ -17,17 +17,25 @@ class Progress:
     """All offsets below ``next_offset`` are finished, and so are those in ``finished``.
 
     ``head`` is the last root of the evidence that was written on the way. On the hold, nothing
-    below ``held_from`` is still held.
+    below ``held_from`` is still held. ``topic_id`` is the id of the topic, and ``leader_epoch``
+    that of the last record read: what tells whether the log is still the same; None where the
+    version that wrote it did not tell.
     """
 
     next_offset: int
     finished: tuple[int, ...] = ()
     head: ChainHead | None = None
     held_from: int | None = None
+    topic_id: str | None = None
+    leader_epoch: int | None = None
 
     def with_head(self, head: ChainHead | None) -> "Progress":
         """Return the same progress with another head."""
         return replace(self, head=head)
+
+    def on_log(self, topic_id: str | None, leader_epoch: int | None) -> "Progress":
+        """Return the same progress, of the log of this topic as it was read up to an epoch."""
+        return replace(self, topic_id=topic_id, leader_epoch=leader_epoch)
 
     def further(self, other: "Progress | None") -> "Progress":
         """Return whichever of the two has come further."""

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from shunter.client import note, run
 from shunter.commands.acls import acls
-from shunter.commands.resume import resume
+from shunter.commands.recover import recover
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
 from streams.declarations import load_fleet
 from topics import Catalogue, Settings
@@ -20,7 +20,7 @@ from topics.asyncapi import asyncapi
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
 topics.command()(acls)
-topics.command()(resume)
+topics.command()(recover)
 STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.clock import Clock
-from streams.kafka import partition_of
+from streams.kafka_writer import partition_of
 from streams.log import LogError
 from streams.reader import consumer_options
 from topics import BadRecordError, Catalogue, Evidence, Settings, decode

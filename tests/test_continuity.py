@@ -1,0 +1,274 @@
+"""A log that lost its end or was made anew: nothing old is served again, nothing new skipped."""
+
+import contextlib
+import random
+from collections.abc import Callable
+
+import pytest
+from hold_cases import hold, make_batcher
+from memory_log import MemoryLog
+from stream_cases import START, Yard, drain, keys, make_notary
+from test_router import make_router
+from worker_cases import ScriptedBackend, make_worker, place
+
+from streams import Outgoing, Partition, Transactor, continuity
+from streams.continuity import BrokenLogError, check_continuity
+from streams.recovery import NothingToRecoverError, RecoveryError, carry_out, plan
+from streams.stage import Stage
+from topics import Progress, decode
+
+HOME = Partition("yard.requests", 0)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continuity, "RETRY_S", 0.0)
+    monkeypatch.setattr(continuity, "LOOK_AGAIN_S", 0.0)
+
+
+async def serve(yard: Yard, stage: Stage | None = None) -> Transactor:
+    """Let a new process take all over and do what there is to do."""
+    yard.cluster.members.clear()
+    transactor = await yard.run(stage or make_router(yard))
+    await drain(transactor)
+    return transactor
+
+
+async def recover(
+    yard: Yard, group: str, partition: Partition = HOME, at: int | None = None
+) -> str:
+    """Do what `shunter topics recover` does."""
+    log, notary = (
+        MemoryLog(yard.cluster, "operator"),
+        make_notary(yard.catalogue, yard.clock, yard.digests),
+    )
+    found = await plan(log, yard.catalogue, notary, group, partition, at)
+    await carry_out(log, yard.catalogue, notary, "recover/op", found, START)
+    return found.message
+
+
+def served(yard: Yard) -> list[str]:
+    """Return what was sent to any pool, in the order of names."""
+    return sorted(evidence.request_id for evidence in yard.evidence("placed"))
+
+
+FIRST = [f"a{n}" for n in range(6)]
+NEW = [f"new{n}" for n in range(5)]
+
+
+async def test_a_tail_that_was_lost_stops_its_partition_and_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    await serve(yard)
+    yard.cluster.lose_tail(HOME, 3)
+    yard.publish(1, id="elsewhere")
+    transactor = await serve(yard)
+    assert "yard.requests[0] has lost its end: yard.router has done all below 6" in caplog.text
+    assert "ends at 3" in caplog.text
+    assert "`shunter topics recover yard.router yard.requests 0`" in caplog.text
+    assert served(yard) == [*FIRST, "elsewhere"]
+    # It grows past where we stood, under another leader: by its end alone nobody would know.
+    for n in range(5):
+        yard.publish(0, id=f"new{n}")
+    await drain(transactor)
+    await serve(yard)
+    assert served(yard) == [*FIRST, "elsewhere"]
+    message = await recover(yard, "yard.router")
+    assert "has lost its end at 3: all below 6 was done" in message
+    assert "All below 3 counts as done" in message
+    await serve(yard)
+    assert served(yard) == [*FIRST, "elsewhere", *NEW]
+    (evidence,) = yard.evidence("recovered")
+    assert (evidence.request_id, evidence.message) == ("yard.requests/0", message)
+
+
+async def test_who_waits_goes_on_by_itself_once_it_is_recovered() -> None:
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    await serve(yard)
+    yard.cluster.lose_tail(HOME, 3)
+    yard.publish(0, id="new")
+    transactor = await serve(yard)
+    assert served(yard) == FIRST
+    await recover(yard, "yard.router")
+    await transactor.step()
+    await drain(transactor)
+    assert served(yard) == [*FIRST, "new"]
+
+
+async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    transactor = await serve(yard)
+    yard.cluster.lose_tail(HOME, 3)
+    for n in range(5):
+        yard.publish(0, id=f"new{n}")
+    with pytest.raises(BrokenLogError, match="ends at 3"):
+        await drain(transactor)
+    assert served(yard) == FIRST
+
+
+async def test_a_topic_that_was_made_again_is_another() -> None:
+    yard = Yard()
+    for n in range(3):
+        yard.publish(0, id=f"a{n}")
+    await serve(yard)
+    yard.cluster.recreate("yard.requests")
+    for n in range(5):
+        yard.publish(0, id=f"new{n}")
+    await serve(yard)
+    assert served(yard) == FIRST[:3]
+    message = await recover(yard, "yard.router")
+    assert "was deleted and made again: all below 3 of the old one was done" in message
+    await serve(yard)
+    assert served(yard) == [*FIRST[:3], *NEW]
+
+
+async def test_a_lane_that_was_made_again_drops_no_request_by_stale_finished_offsets() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    for n in range(3):
+        place(yard, f"c{n}", number=0)
+    worker = make_worker(yard, backend)
+    transactor = await yard.run(worker)
+    await transactor.step()
+    backend.finish("c2")
+    for _ in range(5):
+        await transactor.step()
+    lane = yard.catalogue.pool_lane("premium-eu", "direct")
+    newest = yard.cluster.records(yard.catalogue.progress)[-1]
+    assert decode(Progress, newest.value or b"").finished == (2,)
+    yard.cluster.recreate(lane)
+    for n in range(3):
+        place(yard, f"new{n}", number=0)
+    again = ScriptedBackend()
+    await serve(yard, make_worker(yard, again))
+    assert again.running == []
+    await recover(yard, worker.group, Partition(lane, 0))
+    transactor = await serve(yard, make_worker(yard, again))
+    assert again.running == ["new0", "new1", "new2"]
+    await transactor.stop()
+
+
+async def test_a_hold_that_lost_its_tombstones_releases_nothing_twice() -> None:
+    yard = Yard()
+    home = hold(yard, "gone", partition=0).partition
+    yard.clock.at = START + 45
+    transactor = await serve(yard, make_batcher(yard))
+    assert keys(yard.lane("boards-us", "batch")) == ["gone"]
+    # Its own tombstones are behind it a second later.
+    yard.clock.at += 2
+    await drain(transactor)
+    await transactor.step()
+    hold(yard, "still", partition=0)
+    yard.cluster.lose_tail(home, 1)
+    await serve(yard, make_batcher(yard))
+    message = await recover(yard, "yard.batcher", home)
+    assert "1 requests were released before, and are not held again" in message
+    yard.clock.at = START + 90
+    await serve(yard, make_batcher(yard))
+    assert keys(yard.lane("boards-us", "batch")) == ["gone"]
+    assert not yard.held()
+
+
+async def test_where_the_log_can_not_tell_it_must_be_said_from_where() -> None:
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    await serve(yard)
+    # As a version before this one wrote it.
+    newest = yard.cluster.records(yard.catalogue.progress)[-1]
+    old = Outgoing("yard.progress", newest.key, b'{"next_offset":6}', [], 0)
+    yard.cluster.publish(old)
+    yard.cluster.lose_tail(HOME, 3)
+    yard.publish(0, id="new")
+    await serve(yard)
+    with pytest.raises(RecoveryError, match="say it with --at, an offset from 0 to 4"):
+        await recover(yard, "yard.router")
+    with pytest.raises(RecoveryError, match="has offsets 0 to 4, and --at is 5"):
+        await recover(yard, "yard.router", at=5)
+    await recover(yard, "yard.router", at=3)
+    await serve(yard)
+    assert served(yard) == [*FIRST, "new"]
+
+
+async def test_a_log_that_is_whole_has_nothing_to_recover() -> None:
+    yard = Yard()
+    with pytest.raises(RecoveryError, match="has no progress"):
+        await recover(yard, "yard.router")
+    yard.publish(0, id="a")
+    await serve(yard)
+    with pytest.raises(RecoveryError, match="it stands at 1; there is nothing to recover"):
+        await recover(yard, "yard.router", at=0)
+
+
+async def test_a_leader_that_was_deposed_a_moment_ago_is_asked_again() -> None:
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    log = MemoryLog(yard.cluster)
+    bounds, asked = log.bounds, []
+
+    async def stale(partitions: object) -> object:
+        asked.append(1)
+        return {HOME: (0, 3)} if len(asked) < 3 else await bounds([HOME])
+
+    log.bounds = stale  # type: ignore[method-assign,assignment]
+    await check_continuity(log, "yard.router", HOME, Progress(6))
+    assert len(asked) == 3
+
+
+def elections(yard: Yard, rng: random.Random) -> None:
+    """Have a leader elected that has all, as most elections do."""
+    log = yard.cluster.logs[HOME]
+    yard.cluster.lose_tail(HOME, log.end)
+    rng.random()
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_is_lost_whenever_nothing_is_served_twice_or_skipped(seed: int) -> None:
+    """Publish, serve, elect, lose and recover in any order; then all that is left is served."""
+    print("seed", seed)
+    rng, yard = random.Random(seed), Yard()
+    sent: list[str] = []
+
+    def publish() -> None:
+        for _ in range(rng.randint(1, 4)):
+            sent.append(f"r{len(sent)}")
+            yard.publish(0, id=sent[-1])
+
+    async def process() -> None:
+        await serve(yard)
+
+    async def lose() -> None:
+        log = yard.cluster.logs[HOME]
+        end = rng.randint(0, log.end)
+        done = {k.decode() for k in (r.key or b"" for r in yard.cluster.records(HOME.topic, 0))}
+        yard.cluster.lose_tail(HOME, end)
+        left = {(r.key or b"").decode() for r in yard.cluster.records(HOME.topic, 0)}
+        lost.update(done - left)
+
+    lost: set[str] = set()
+    steps: list[Callable[[], object]] = [publish, process, lambda: elections(yard, rng)]
+    for _ in range(15):
+        step = rng.choice([*steps, lose, publish, process])
+        found = step()
+        if found is not None:
+            await found  # type: ignore[misc]
+        if rng.random() < 0.5:
+            await heal(yard)
+    await heal(yard)
+    await serve(yard)
+    count = served(yard)
+    assert len(count) == len(set(count)), "served twice"
+    assert set(sent) - set(count) <= lost, "skipped"
+
+
+async def heal(yard: Yard) -> None:
+    with contextlib.suppress(NothingToRecoverError):
+        await recover(yard, "yard.router")
