@@ -3,6 +3,6 @@
 Belongs here: what users type and see. Does not: anything another process relies on.
 """
 
-from shunter.cli import main
+from shunter.entry import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 """``python -m shunter``: the console script where none is installed on the path."""
 
-from shunter.cli import main
+from shunter.entry import main
 
 main()

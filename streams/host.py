@@ -78,20 +78,21 @@ class _App(faust.App):  # type: ignore[misc]
 
     def _crash(self, reason: BaseException) -> None:
         super()._crash(reason)
-        _end_soon()
+        _end_soon(1)
 
     async def start(self) -> None:
         try:
             await super().start()
-        except BaseException:
-            # What has started already goes on, and is not stopped by this.
-            _end_soon()
+        except BaseException as error:
+            # What has started already goes on, and is not stopped by this. A start is cancelled
+            # when the process is told to stop, once all that runs by then has been.
+            _end_soon(0 if isinstance(error, asyncio.CancelledError) else 1)
             raise
 
 
-def _end_soon() -> None:
+def _end_soon(status: int) -> None:
     """End the process, though what there is in it may wait for a broker that doesn't answer."""
-    end = threading.Timer(CRASHED_S_MAX, os._exit, args=[1])
+    end = threading.Timer(CRASHED_S_MAX, os._exit, args=[status])
     end.daemon = True
     end.start()
 

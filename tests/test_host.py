@@ -73,3 +73,36 @@ def test_a_process_that_fails_ends_though_something_in_it_hangs(fails: str, hang
     assert ran.returncode == 1
     assert "RuntimeError: no more" in ran.stderr
     assert time.monotonic() - began < 10
+
+
+STOPPED = """
+import asyncio, os, signal
+from mode import Service
+from streams.host import run_app
+from topics import Settings
+
+class IsSlowToEnd(Service):
+    @Service.task
+    async def _run(self):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(5)
+
+class IsToldToStop(Service):
+    async def on_start(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+run_app("test", Settings(web_port=0), [IsSlowToEnd(), IsToldToStop()])
+"""
+
+
+def test_a_process_that_is_told_to_stop_while_it_starts_has_not_failed() -> None:
+    """Else its supervisor tells somebody, or starts it again."""
+    began = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", STOPPED], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert time.monotonic() - began < 10

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from shunter.cli import main
+from shunter.entry import main
 
 # A polite end takes about 2 s; without its Kafka, which has gone too, it may never come.
 END_S_MAX = 10.0

@@ -1,0 +1,39 @@
+"""Where a process begins: signals are heeded before anything that takes long to import is."""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Never
+
+# They run until they are told to stop, so that to stop is no failure of theirs.
+SERVING = frozenset({"router", "worker", "ledger"})
+TERMINATED = 128 + signal.SIGTERM
+
+
+def main() -> None:
+    """Run the command line, which can be stopped from its first moment on.
+
+    Process 1 of a container ignores a signal that it has no handler for, and Kafka, the imports
+    and the settings may take a minute to get through on a busy machine. Whoever serves handles the
+    signals by itself later, from before it joins a group; another command that does so replaces
+    these handlers too.
+    """
+    if sys.argv[1:] and sys.argv[1] in SERVING:
+        signal.signal(signal.SIGTERM, _end_well)
+        signal.signal(signal.SIGINT, _end_well)
+    elif os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _end_as_terminated)
+    from shunter.cli import main as run  # noqa: PLC0415  takes most of a start
+
+    run()
+
+
+def _end_well(_number: int, _frame: FrameType | None) -> Never:
+    # There is nothing to close or to give back yet, and a stop of what has half begun may wait.
+    os.write(2, f"shunter {sys.argv[1]}: told to stop before it had started\n".encode())
+    os._exit(0)
+
+
+def _end_as_terminated(_number: int, _frame: FrameType | None) -> Never:
+    os._exit(TERMINATED)
