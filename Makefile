@@ -1,13 +1,16 @@
 # Each target sets up what it needs in .venv. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
+# The versions that are installed. Without it, `make demo CONSTRAINTS=`, the newest in the ranges of
+# pyproject.toml are: for a Python for which one of these has no wheel yet.
+CONSTRAINTS ?= constraints.txt
 
 # Of `make simulate`: how many seeds from which on, or the one to replay with all that happens.
 SEEDS ?= 2000
 START ?= 0
 REPLAY ?=
 
-.PHONY: setup test lint chaos demo simulate fuzz bench guard
+.PHONY: setup test lint chaos demo simulate fuzz bench guard constraints
 
 setup: $(VENV)/dev.installed
 
@@ -55,9 +58,26 @@ bench: $(VENV)/bench.installed
 guard: setup
 	$(VENV)/bin/python -m benchmarks.guard
 
+# Writes constraints.txt: the newest versions for each extra but `bench` and each Python from 3.11 on.
+# `make constraints UPGRADE=` changes none but those that pyproject.toml no longer allows.
+UPGRADE ?= --upgrade
+constraints:
+	$(PYTHON) -m venv $(VENV)/constraints
+	$(VENV)/constraints/bin/pip install --quiet --disable-pip-version-check uv
+	$(VENV)/constraints/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
+		| $(VENV)/constraints/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate \
+		--custom-compile-command 'make constraints' $(UPGRADE) --output-file constraints.txt pyproject.toml -
+
+# Quix holds back what the others have newer.
+$(VENV)/bench.installed: CONSTRAINTS =
+
+UNFIT = { echo 'Does this Python lack a version of $(CONSTRAINTS)? `make CONSTRAINTS= TARGET` takes the newest that fit.' >&2; exit 1; }
+
 # The stem is the extra of pyproject.toml that is installed: dev holds all.
-$(VENV)/%.installed: pyproject.toml
+$(VENV)/%.installed: export PIP_CONSTRAINT = $(CONSTRAINTS)
+$(VENV)/%.installed: export PIP_BUILD_CONSTRAINT = $(CONSTRAINTS)
+$(VENV)/%.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[$*]' $(if $(CONSTRAINTS),|| $(UNFIT))
 	touch $@
