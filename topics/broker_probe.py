@@ -21,10 +21,10 @@ def formatted_cluster(meta_properties: Path) -> str:
     raise BrokerError(f"{meta_properties} names no cluster.id; choose another data directory")
 
 
-def serving_cluster(port: int) -> str | None:
-    """The id of the cluster at this port; None while it has no broker that serves clients.
+def serving_cluster(port: int, node: int) -> str | None:
+    """The id of the cluster at this port; None while this node doesn't serve its clients.
 
-    Asks for the metadata of no topic (version 2): starting brokers answer with no broker.
+    Asks for the metadata of no topic (version 2): a starting broker leaves itself out.
 
     Raises:
         OSError: nothing answers there yet.
@@ -38,12 +38,12 @@ def serving_cluster(port: int) -> str | None:
                 raise ConnectionResetError
             answer.read(4)  # the correlation id
             (brokers,) = struct.unpack(">i", answer.read(4))
-            if brokers == 0:
-                return None
+            nodes: set[int] = set()
             for _ in range(brokers):
-                answer.read(4)  # node id
+                nodes.update(struct.unpack(">i", answer.read(4)))
                 answer.read(*struct.unpack(">h", answer.read(2)))  # host
                 answer.read(4)  # port
                 (rack_bytes,) = struct.unpack(">h", answer.read(2))
                 answer.read(max(rack_bytes, 0))
-            return answer.read(*struct.unpack(">h", answer.read(2))).decode()
+            (id_bytes,) = struct.unpack(">h", answer.read(2))
+            return answer.read(id_bytes).decode() if node in nodes else None

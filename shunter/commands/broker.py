@@ -4,41 +4,65 @@ import signal
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 from rich.console import Console
 
+from shunter.console import AsJson
 from topics.broker import KAFKA_VERSION, BrokerError, EmbeddedBroker
+from topics.broker_cluster import EmbeddedCluster
 
 
 def broker(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 chooses a free one.")
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port on 127.0.0.1, and of further nodes those after it; 0 chooses free ones.",
+        ),
     ] = 9092,
     data_dir: Annotated[
         Path, typer.Option(help="Where its data lives between runs; made when missing.")
     ] = Path(".shunter/kafka"),
     ephemeral: Annotated[
-        bool, typer.Option("--ephemeral", help="Keep nothing: a temporary data directory.")
+        bool, typer.Option("--ephemeral", help="Keep nothing: temporary data directories.")
     ] = False,
+    nodes: Annotated[
+        int,
+        typer.Option(min=1, max=9, help="Brokers; three keep each record three times."),
+    ] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Run a real Apache Kafka on this machine until Ctrl-C; needs neither Docker nor Java.
 
-    For development and demonstrations: one node, reachable from this machine only.
+    For development and demonstrations, reachable from this machine only: one node, or several to
+    see what becomes of work when one of them dies, for 400 MB of memory each.
 
-    Example: shunter broker --port 9092 --data-dir .shunter/kafka
+    Example: shunter broker --nodes 3 --data-dir .shunter/three
     """
-    console = Console(highlight=False, soft_wrap=True)
-    kafka = EmbeddedBroker(
-        port=port, data_dir=None if ephemeral else data_dir, announce=console.print
-    )
+    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
+    kept = None if ephemeral else data_dir
     # SIGTERM then ends the wait as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        kafka: EmbeddedBroker | EmbeddedCluster
+        if nodes == 1:
+            kafka = EmbeddedBroker(port=port, data_dir=kept, announce=console.print)
+        else:
+            kafka = EmbeddedCluster(nodes, port=port, data_dir=kept, announce=console.print)
         with kafka:
-            console.print(
-                f"Apache Kafka {KAFKA_VERSION} listens on [bold]{kafka.bootstrap_servers}[/bold],"
-                f" data in {kafka.data_dir}. Ctrl-C stops it."
-            )
+            each = kafka.nodes if isinstance(kafka, EmbeddedCluster) else [kafka]
+            if as_json:
+                processes = [{"pid": one.pid, "data_dir": str(one.data_dir)} for one in each]
+                told = {"bootstrap_servers": kafka.bootstrap_servers, "nodes": processes}
+                typer.echo(orjson.dumps(told).decode())
+            else:
+                places = ", ".join(f"{one.data_dir} (process {one.pid})" for one in each)
+                console.print(
+                    f"Apache Kafka {KAFKA_VERSION} listens on"
+                    f" [bold]{kafka.bootstrap_servers}[/bold], data in {places}. Ctrl-C stops it."
+                )
             kafka.wait()
     except KeyboardInterrupt:
         console.print("Apache Kafka has stopped.")
