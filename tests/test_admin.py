@@ -10,9 +10,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from topics import Catalogue, Settings
 from topics import admin as administration
-from topics.admin import AdminError, Difference, apply, describe, partition_counts
+from topics.admin import AdminError, apply, describe, partition_counts
 from topics.broker import EmbeddedBroker, Listener
 from topics.broker_settings import free_port
+from topics.topic_report import Difference
 
 POOLS = ("premium-eu", "cpu-eu")
 

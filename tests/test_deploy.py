@@ -21,6 +21,8 @@ from streams import SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.live.page import LivePage
 from topics import Settings, admin
+from topics.replication import Replication
+from topics.topic_report import Report
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -81,9 +83,9 @@ def test_the_command_of_a_container_starts_what_its_name_says(
         assert not evacuates
         started.append((f"worker-{pool}", settings))
 
-    async def create_topics(settings: Settings, _pools: object) -> admin.Report:
+    async def create_topics(settings: Settings, _pools: object) -> Report:
         started.append(("topics", settings))
-        return admin.Report(())
+        return Report((), Replication(-1, 1))
 
     monkeypatch.setattr("shunter.commands.router.run_router", start_router)
     monkeypatch.setattr("shunter.commands.worker.run_worker", start_worker)

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -24,55 +23,19 @@ from aiokafka.errors import (
 )
 
 from topics.catalogue import Catalogue, Topic
+from topics.replication import IN_SYNC, Replication
 from topics.settings import Settings
+from topics.topic_report import Report, Shape, State, TopicReport, differences
 
 CONNECT_S_MAX = 5.0
 REQUEST_S_MAX = 30.0
 LEADERS_S_MAX = 30.0
 LEADERS_POLL_S = 0.1
 PROBLEMS_SHOWN_MAX = 5
-PARTITIONS = "partitions"
-
-State = Literal["created", "ok", "missing", "differs"]
 
 
 class AdminError(Exception):
     """Kafka can't be asked or has refused; the message says where, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A setting that is not as the catalogue wants it: a configuration key, or PARTITIONS."""
-
-    setting: str
-    wanted: str
-    found: str
-
-
-@dataclass(frozen=True, slots=True)
-class TopicReport:
-    """How one topic stands. ``created`` is told by ``apply`` only, ``missing`` by ``describe``."""
-
-    name: str
-    state: State
-    partitions: int
-    differences: tuple[Difference, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How all topics stand, in the catalogue's order."""
-
-    topics: tuple[TopicReport, ...]
-
-    def names(self, state: State) -> list[str]:
-        """Return the topics in a state."""
-        return [topic.name for topic in self.topics if topic.state == state]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether each topic is there, and as the catalogue wants it."""
-        return all(topic.state in {"ok", "created"} for topic in self.topics)
 
 
 async def apply(settings: Settings, pools: Iterable[str]) -> Report:
@@ -86,12 +49,13 @@ async def apply(settings: Settings, pools: Iterable[str]) -> Report:
     """
     wanted = Catalogue(settings).topics(pools)
     async with _administration(settings) as admin:
-        before = await _partition_counts(admin)
+        before = await _shapes(admin)
         missing = [topic for topic in wanted if topic.name not in before]
-        created = await _create(admin, missing, settings) if missing else set()
+        replication = await _replication(admin, settings)
+        created = await _create(admin, missing, replication) if missing else set()
         if missing:
             await _wait_for_leaders(admin, [topic.name for topic in missing])
-        return await _compare(admin, wanted, created)
+        return await _compare(admin, wanted, replication, created)
 
 
 async def describe(settings: Settings, pools: Iterable[str]) -> Report:
@@ -101,7 +65,8 @@ async def describe(settings: Settings, pools: Iterable[str]) -> Report:
         AdminError: Kafka can't be reached, or refuses.
     """
     async with _administration(settings) as admin:
-        return await _compare(admin, Catalogue(settings).topics(pools), created=set())
+        replication = await _replication(admin, settings)
+        return await _compare(admin, Catalogue(settings).topics(pools), replication, created=set())
 
 
 async def has_topics(settings: Settings, topics: Mapping[str, int]) -> bool:
@@ -111,8 +76,8 @@ async def has_topics(settings: Settings, topics: Mapping[str, int]) -> bool:
         AdminError: Kafka can't be reached, or refuses.
     """
     async with _administration(settings) as admin:
-        found = await _partition_counts(admin)
-    return all(found.get(name) == partitions for name, partitions in topics.items())
+        found = await _shapes(admin)
+    return all(n in found and found[n].partitions == count for n, count in topics.items())
 
 
 async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[str, int]:
@@ -125,7 +90,7 @@ async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[
         AdminError: Kafka can't be reached, or a topic is missing.
     """
     async with _administration(settings) as admin:
-        found = await _partition_counts(admin)
+        found = await _shapes(admin)
     missing = [topic for topic in topics if topic not in found]
     if missing:
         raise AdminError(
@@ -133,7 +98,7 @@ async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[
             " `shunter topics apply`, or set SHUNTER_TOPIC_PREFIX to the prefix that is in use"
             f"{_perhaps_hidden(settings)}"
         )
-    return {topic: found[topic] for topic in topics}
+    return {topic: found[topic].partitions for topic in topics}
 
 
 def _perhaps_hidden(settings: Settings) -> str:
@@ -256,15 +221,27 @@ def _told(error: Exception) -> str:
     return str(error)
 
 
-async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
-    return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+async def _shapes(admin: AIOKafkaAdminClient) -> dict[str, Shape]:
+    """Return how many partitions each topic has, and replicas the one that has the fewest."""
+    return {
+        topic["topic"]: Shape(
+            len(topic["partitions"]),
+            min((len(p["replicas"]) for p in topic["partitions"]), default=0),
+        )
+        for topic in await admin.describe_topics()
+    }
+
+
+async def _replication(admin: AIOKafkaAdminClient, settings: Settings) -> Replication:
+    brokers = (await admin.describe_cluster())["brokers"]
+    return Replication(settings.replication_factor, len(brokers))
 
 
 async def _create(
-    admin: AIOKafkaAdminClient, missing: Sequence[Topic], settings: Settings
+    admin: AIOKafkaAdminClient, missing: Sequence[Topic], replication: Replication
 ) -> set[str]:
     """Return the topics created here; another may have been quicker."""
-    factor = settings.replication_factor
+    factor = replication.requested
     response = await admin.create_topics(
         [
             # aiokafka takes -1, the broker's default, only beside an assignment, here an empty one.
@@ -273,7 +250,7 @@ async def _create(
                 topic.partitions,
                 factor,
                 {} if factor == -1 else None,
-                topic.config(),
+                topic.config() | replication.config(),
             )
             for topic in missing
         ]
@@ -327,44 +304,34 @@ async def _led(admin: AIOKafkaAdminClient) -> set[str]:
 
 
 async def _compare(
-    admin: AIOKafkaAdminClient, wanted: Sequence[Topic], created: Collection[str]
+    admin: AIOKafkaAdminClient,
+    wanted: Sequence[Topic],
+    replication: Replication,
+    created: Collection[str],
 ) -> Report:
-    counts = await _partition_counts(admin)
-    configs = await _configs(admin, [topic for topic in wanted if topic.name in counts])
+    shapes = await _shapes(admin)
+    configs = await _configs(admin, [topic for topic in wanted if topic.name in shapes])
     reports = []
     for topic in wanted:
         if topic.name not in configs:
-            reports.append(TopicReport(topic.name, "missing", topic.partitions))
+            reports.append(TopicReport(topic.name, "missing", topic.partitions, 0))
             continue
-        found = counts[topic.name]
-        differences = _differences(topic, found, configs[topic.name])
-        state: State = "created" if topic.name in created else "differs" if differences else "ok"
-        reports.append(TopicReport(topic.name, state, found, differences))
-    return Report(tuple(reports))
-
-
-def _differences(
-    topic: Topic, partitions: int, config: Mapping[str, str | None]
-) -> tuple[Difference, ...]:
-    differences = []
-    if partitions != topic.partitions:
-        differences.append(Difference(PARTITIONS, str(topic.partitions), str(partitions)))
-    for name, value in topic.config().items():
-        found = config.get(name)
-        if found != value:
-            differences.append(Difference(name, value, "unset" if found is None else found))
-    return tuple(differences)
+        shape, config = shapes[topic.name], configs[topic.name]
+        differing = differences(topic, replication, shape, config)
+        state: State = "created" if topic.name in created else "differs" if differing else "ok"
+        reports.append(TopicReport(topic.name, state, *shape, differing))
+    return Report(tuple(reports), replication)
 
 
 async def _configs(
     admin: AIOKafkaAdminClient, topics: Sequence[Topic]
 ) -> dict[str, dict[str, str | None]]:
-    """Return each topic's configuration, of the settings that the catalogue names."""
+    """Return each topic's configuration, of the settings that are compared."""
     if not topics:
         return {}
     responses = await admin.describe_configs(
         [
-            ConfigResource(ConfigResourceType.TOPIC, topic.name, dict(topic.config()))
+            ConfigResource(ConfigResourceType.TOPIC, topic.name, {**topic.config(), IN_SYNC: ""})
             for topic in topics
         ]
     )

@@ -43,7 +43,8 @@ class Settings(BaseSettings):
     partitions: int = Field(default=4, ge=1, le=1024)
     """Partitions of the ingest topic and of all that are co-partitioned with it."""
     replication_factor: int = Field(default=-1, ge=-1)
-    """Replicas of each topic; -1 is the broker's default."""
+    """Replicas of each topic; -1 for 3 where there are as many brokers, else one on each, and the
+    default of a lone one."""
     request_bytes_max: int = Field(default=1 * MIB, ge=1024, le=8 * MIB)
     """Longest request value served; a longer one is dead-lettered."""
     batch_bytes_max: int = Field(default=32 * MIB, ge=16 * MIB, le=1024 * MIB)

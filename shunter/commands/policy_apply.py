@@ -17,8 +17,8 @@ from shunter.policy_log import publish_entries, read_policy_log, who
 from streams.declarations import load_fleet, load_policy, published_fleet, published_policy, text_of
 from topics import Catalogue, Declared, PolicyChange, PolicyEntry, PolicyLog, Settings, encode
 from topics import admin as administration
-from topics.admin import PARTITIONS
 from topics.policy_log import ChangeAction, DeclaredKind
+from topics.topic_report import PARTITIONS, Report
 
 By = Annotated[
     str | None, typer.Option("--by", help="Who does this, for the history; user@host if unset.")
@@ -169,6 +169,8 @@ def _provide_topics(settings: Settings, fleet: Fleet) -> None:
         UserError: one has other partitions, or can't be created by this user.
     """
     report = run(_report(settings, fleet))
+    if report is None:
+        return
     for name in report.names("created"):
         note(f"created {name}")
     wrong = [t.name for t in report.topics if any(d.setting == PARTITIONS for d in t.differences)]
@@ -179,11 +181,12 @@ def _provide_topics(settings: Settings, fleet: Fleet) -> None:
         )
 
 
-async def _report(settings: Settings, fleet: Fleet) -> administration.Report:
+async def _report(settings: Settings, fleet: Fleet) -> Report | None:
+    """Return how the topics stand once all are there, None where nothing was missing."""
     catalogue = Catalogue(settings)
     wanted = [topic for pool in fleet.pools for topic in catalogue.pool_topics(pool)]
     if await administration.has_topics(settings, {t.name: t.partitions for t in wanted}):
-        return administration.Report(())
+        return None
     return await administration.apply(settings, fleet.pools)
 
 

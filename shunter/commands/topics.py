@@ -15,8 +15,9 @@ from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_
 from streams.declarations import load_fleet
 from topics import Catalogue, Settings
 from topics import admin as administration
-from topics.admin import PARTITIONS, Report
 from topics.asyncapi import asyncapi
+from topics.replication import REPLICAS
+from topics.topic_report import PARTITIONS, Report
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
 topics.command()(acls)
@@ -33,15 +34,18 @@ def apply(
 ) -> None:
     """Create what is missing of the topics for a fleet; what exists is never changed or deleted.
 
-    Partitions and replicas come from SHUNTER_PARTITIONS and SHUNTER_REPLICATION_FACTOR. A topic
-    that exists with other settings is warned of, with the commands that would mend it: the exit
-    code is 0 all the same, and `shunter topics describe` is the check that fails.
+    Partitions come from SHUNTER_PARTITIONS. Where there are three brokers, a topic has three
+    replicas, two of which must have each record, or as many as SHUNTER_REPLICATION_FACTOR says. A
+    topic that exists with other settings is warned of, with the commands that would mend it: the
+    exit code is 0 all the same, and `shunter topics describe` is the check that fails.
 
     Example: shunter topics apply --fleet fleet.yaml
     """
     settings = _settings(bootstrap_servers, topic_prefix, fleet)
     report = run(administration.apply(settings, _pools(settings)))
     _show(report, settings, as_json=as_json)
+    if shortfall := report.replication.shortfall():
+        note(shortfall)
 
 
 @topics.command()
@@ -85,7 +89,11 @@ def _pools(settings: Settings) -> Iterable[str]:
 
 def _show(report: Report, settings: Settings, *, as_json: bool) -> None:
     if as_json:
-        shown = {"complete": report.is_complete, "topics": [asdict(t) for t in report.topics]}
+        shown = {
+            "complete": report.is_complete,
+            "brokers": report.replication.brokers,
+            "topics": [asdict(t) for t in report.topics],
+        }
         typer.echo(orjson.dumps(shown).decode())
     else:
         out.print(_table(report))
@@ -98,6 +106,7 @@ def _table(report: Report) -> Table:
     table.add_column("topic", overflow="fold")
     table.add_column("state")
     table.add_column("partitions", justify="right")
+    table.add_column("replicas", justify="right")
     if report.names("differs"):
         table.add_column("setting: wanted, found", overflow="fold")
     for topic in report.topics:
@@ -105,7 +114,11 @@ def _table(report: Report) -> Table:
         table.add_row(
             topic.name,
             f"[{STYLES[topic.state]}]{topic.state}[/]",
-            "" if topic.state == "missing" else str(topic.partitions),
+            *(
+                [""] * 2
+                if topic.state == "missing"
+                else map(str, (topic.partitions, topic.replicas))
+            ),
             *(["\n".join(differences)] if differences else []),
         )
     return table
@@ -115,14 +128,22 @@ def _remedies(report: Report, settings: Settings) -> Iterator[str]:
     if missing := report.names("missing"):
         yield f"{len(missing)} missing: `shunter topics apply` creates them"
     for topic in report.topics:
-        configs = [f"{d.setting}={d.wanted}" for d in topic.differences if d.setting != PARTITIONS]
+        shape = {PARTITIONS, REPLICAS}
+        configs = [f"{d.setting}={d.wanted}" for d in topic.differences if d.setting not in shape]
         if configs:
             yield (
                 f"{topic.name}: kafka-configs.sh --bootstrap-server {settings.bootstrap_servers}"
                 f" --alter --entity-type topics --entity-name {topic.name}"
                 f" --add-config {','.join(configs)}"
             )
-    if any(d.setting == PARTITIONS for topic in report.topics for d in topic.differences):
+    differing = {d.setting for topic in report.topics for d in topic.differences}
+    if REPLICAS in differing:
+        yield (
+            "a topic with fewer replicas than it could have loses more with a broker than it needs"
+            " to: add them with kafka-reassign-partitions.sh, or set SHUNTER_REPLICATION_FACTOR"
+            f" (now {settings.replication_factor}) to the number found"
+        )
+    if PARTITIONS in differing:
         yield (
             "partitions are not to be changed under a running system, where the lanes have as many"
             " as ingest and each key keeps its own: set SHUNTER_PARTITIONS (now"

@@ -1,0 +1,62 @@
+"""How many brokers keep what a topic holds, and how many of them must have a record to count it.
+
+Three replicas, two of which must have each record: whichever broker dies, nothing that Kafka has
+acknowledged is lost, and writing goes on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+REPLICAS = "replication.factor"
+IN_SYNC = "min.insync.replicas"
+REPLICAS_MIN, IN_SYNC_MIN = 3, 2
+BROKERS_DEFAULT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """What topics should have, by SHUNTER_REPLICATION_FACTOR and the brokers that there are."""
+
+    factor: int
+    brokers: int
+
+    @property
+    def replicas(self) -> int:
+        """Of each topic."""
+        chosen = self.factor != BROKERS_DEFAULT
+        return self.factor if chosen else min(REPLICAS_MIN, self.brokers)
+
+    @property
+    def requested(self) -> int:
+        """What Kafka is asked for: a lone broker has a default of its own."""
+        return self.factor if self.brokers == 1 else self.replicas
+
+    def config(self) -> dict[str, str]:
+        """Return the configuration of topics that goes with it."""
+        return {IN_SYNC: str(IN_SYNC_MIN)} if self.replicas >= REPLICAS_MIN else {}
+
+    def differences(self, replicas: int, config: Mapping[str, str | None]) -> dict[str, str]:
+        """Return the settings of a topic that are wrong, and what they should be.
+
+        More replicas than wanted are none; as many in sync as there are is one, since then no
+        broker can be missed.
+        """
+        wanted: dict[str, str] = {}
+        if replicas < self.replicas:
+            wanted[REPLICAS] = str(self.replicas)
+        in_sync, most = int(config.get(IN_SYNC) or 1), max(replicas, self.replicas)
+        if most >= REPLICAS_MIN and in_sync < IN_SYNC_MIN:
+            wanted[IN_SYNC] = str(IN_SYNC_MIN)
+        elif in_sync >= most > 1:
+            wanted[IN_SYNC] = str(most - 1)
+        return wanted
+
+    def shortfall(self) -> str | None:
+        """Return what is not to be had with so few brokers, None where nothing is missing."""
+        if self.brokers >= REPLICAS_MIN:
+            return None
+        found = "1 broker" if self.brokers == 1 else f"{self.brokers} brokers"
+        return (
+            f"Kafka has {found}, too few to lose one and nothing else: with {REPLICAS_MIN} each"
+            f" topic gets {REPLICAS_MIN} replicas and {IN_SYNC}={IN_SYNC_MIN}"
+        )
