@@ -7,9 +7,11 @@ import resource
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from confluent_kafka.admin import (
     AclBinding,
@@ -42,56 +44,72 @@ PARTITIONS_GROWN = 6
 NOBODY = "User:ANONYMOUS"
 
 
-@dataclass
-class Scene:
-    """All that a fault can do something to."""
+@dataclass(kw_only=True)
+class Scene(ABC):
+    """What a run has, whatever Kafka it is on."""
 
     system: System
-    broker: EmbeddedBroker
-    proxy: Proxy
     load: Load
     rng: random.Random
-    server: MuteServer
-    """The model server of a pool that has no worker but in its own fault."""
     resting: set[str] = field(default_factory=set)
     """Processes that the supervisor leaves alone."""
     kills: list[Kill] = field(default_factory=list)
     """Those that somebody takes over from."""
 
+    @property
+    @abstractmethod
+    def bootstrap_servers(self) -> str:
+        """Addresses for the operator, who is not behind a proxy."""
+
     @cached_property
     def kafka(self) -> AdminClient:
         """A client for the operator's work; what it was asked ends with it."""
-        return AdminClient({"bootstrap.servers": self.broker.bootstrap_servers, "log_level": 0})
+        return AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
 
 
-Fault = Callable[[Scene], Awaitable[None]]
+@dataclass(kw_only=True)
+class LoneScene(Scene):
+    """All that a fault can do something to, on a Kafka of one broker."""
+
+    broker: EmbeddedBroker
+    proxy: Proxy
+    server: MuteServer
+    """The model server of a pool that has no worker but in its own fault."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The address of the broker itself."""
+        return self.broker.bootstrap_servers
+
+
+Fault = Callable[[Any], Awaitable[None]]
 
 
 async def kill_router(scene: Scene) -> None:
     """`kill -9` of a router with its batcher, started again at once"""
     name = scene.rng.choice(ROUTERS)
-    _kill(scene, name, in_place=True)
+    killed(scene, name, in_place=True)
     scene.system.start(name)
 
 
 async def kill_worker(scene: Scene) -> None:
     """`kill -9` of a worker, started again at once"""
     name = scene.rng.choice(POOLS)
-    _kill(scene, name, in_place=True)
+    killed(scene, name, in_place=True)
     scene.system.start(name)
 
 
 async def kill_all(scene: Scene) -> None:
     """`kill -9` of all routers and workers together, started again at once"""
     names = list(scene.system.processes)
-    _kill(scene, *names, in_place=True)
+    killed(scene, *names, in_place=True)
     scene.system.start(*names)
 
 
 async def lose_router(scene: Scene) -> None:
     """`kill -9` of a router that stays away for 12 s: the other takes its partitions over"""
     with _resting(scene, scene.rng.choice(ROUTERS)) as name:
-        _kill(scene, name, in_place=False)
+        killed(scene, name, in_place=False)
         await asyncio.sleep(2 * SESSION_S)
     scene.system.start(name)
 
@@ -127,7 +145,7 @@ async def shake_groups(scene: Scene) -> None:
     del scene.system.processes[name]
 
 
-async def silence_pool(scene: Scene) -> None:
+async def silence_pool(scene: LoneScene) -> None:
     """A third pool, the cheapest, gets work and for 10 s answers nothing; then it is stopped"""
     server = scene.server
     with _resting(scene, MUTE) as name:
@@ -142,39 +160,39 @@ async def silence_pool(scene: Scene) -> None:
     assert unanswered, "the pool that answers nothing was asked for nothing"
 
 
-async def kill_broker(scene: Scene) -> None:
+async def kill_broker(scene: LoneScene) -> None:
     """`kill -9` of the only broker, started again at once"""
     await asyncio.to_thread(scene.broker.kill)
     await asyncio.to_thread(scene.broker.start)
 
 
-async def restart_broker(scene: Scene) -> None:
+async def restart_broker(scene: LoneScene) -> None:
     """SIGTERM of the only broker, started again when it has ended"""
     await asyncio.to_thread(scene.broker.restart)
 
 
-async def cut_connections(scene: Scene) -> None:
+async def cut_connections(scene: LoneScene) -> None:
     """Every connection to the broker reset, and refused for 3 s"""
     scene.proxy.cut()
     await asyncio.sleep(3)
     scene.proxy.heal()
 
 
-async def swallow_packets(scene: Scene) -> None:
+async def swallow_packets(scene: LoneScene) -> None:
     """Nothing passes between broker and processes for 12 s, and nothing is closed"""
     scene.proxy.swallow()
     await asyncio.sleep(12)
     scene.proxy.heal()
 
 
-async def slow_the_link(scene: Scene) -> None:
+async def slow_the_link(scene: LoneScene) -> None:
     """For 10 s each packet 50 ms late each way, and 1 MB/s for each connection"""
     scene.proxy.slow_down(0.05, 1e6)
     await asyncio.sleep(10)
     scene.proxy.heal()
 
 
-async def fill_the_disk(scene: Scene) -> None:
+async def fill_the_disk(scene: LoneScene) -> None:
     """No room in the broker's log directory: each write fails, it stops, and starts with room"""
     pid = scene.broker.pid
     assert pid is not None
@@ -185,7 +203,7 @@ async def fill_the_disk(scene: Scene) -> None:
     await asyncio.to_thread(scene.broker.start)
 
 
-async def refuse_large(scene: Scene) -> None:
+async def refuse_large(scene: LoneScene) -> None:
     """For 4 s a pool's topic takes no record above 20 kB, which one in 53 exceeds"""
     catalogue = scene.system.catalogue
     name = catalogue.pool_lane("premium-eu", "direct")
@@ -195,7 +213,7 @@ async def refuse_large(scene: Scene) -> None:
     await _limit_records(scene, name, topic.bytes_max)
 
 
-async def delete_topic(scene: Scene) -> None:
+async def delete_topic(scene: LoneScene) -> None:
     """The dead-letter topic deleted, and created again after 5 s"""
     topic = scene.system.catalogue.dead_letters
     # What it holds is gone, and a reader that lags never sees it.
@@ -208,16 +226,16 @@ async def delete_topic(scene: Scene) -> None:
     await admin.apply(scene.system.settings, scene.system.fleet["pools"])
 
 
-async def deny_results(scene: Scene) -> None:
+async def deny_results(scene: LoneScene) -> None:
     """The right to write results taken away for 5 s"""
     rule = (ResourceType.TOPIC, scene.system.catalogue.results, ResourcePatternType.LITERAL)
     denied = (NOBODY, "*", AclOperation.WRITE, AclPermissionType.DENY)
-    await _each(scene.kafka.create_acls([AclBinding(*rule, *denied)]))
+    await each(scene.kafka.create_acls([AclBinding(*rule, *denied)]))
     await asyncio.sleep(5)
-    await _each(scene.kafka.delete_acls([AclBindingFilter(*rule, *denied)]))
+    await each(scene.kafka.delete_acls([AclBindingFilter(*rule, *denied)]))
 
 
-async def grow_partitions(scene: Scene) -> None:
+async def grow_partitions(scene: LoneScene) -> None:
     """Partitions of every topic grown from 4 to 6, then each process restarted with 6"""
     system = scene.system
     # A request that comes twice may now come on two partitions, where none knows the other.
@@ -227,7 +245,7 @@ async def grow_partitions(scene: Scene) -> None:
     topics = [t for t in system.catalogue.topics(system.fleet["pools"]) if t.partitions > 1]
     for topic in sorted(topics, key=lambda t: t.name == system.catalogue.requests):
         grown = NewPartitions(topic.name, PARTITIONS_GROWN)
-        await _each(scene.kafka.create_partitions([grown]))
+        await each(scene.kafka.create_partitions([grown]))
     system.extra_env["SHUNTER_PARTITIONS"] = str(PARTITIONS_GROWN)
     for name in list(system.processes):
         await _restart(scene, name)
@@ -276,7 +294,8 @@ async def _until(holds: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"not within 20 s: {what}")
 
 
-def _kill(scene: Scene, *names: str, in_place: bool) -> None:
+def killed(scene: Scene, *names: str, in_place: bool) -> None:
+    """Kill processes, of which the takeover is timed."""
     scene.kills.append(Kill(names, time.time(), in_place=in_place))
     for name in names:
         scene.system.kill(name)
@@ -311,9 +330,10 @@ async def _limit_records(scene: Scene, topic: str, bytes_max: int) -> None:
         "max.message.bytes", str(bytes_max), incremental_operation=AlterConfigOpType.SET
     )
     wanted = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    await _each(scene.kafka.incremental_alter_configs([wanted]))
+    await each(scene.kafka.incremental_alter_configs([wanted]))
 
 
-async def _each(futures: Mapping[object, object]) -> None:
+async def each(futures: Mapping[object, object]) -> None:
+    """Wait for what the operator's client was asked."""
     for future in futures.values():
         await asyncio.to_thread(future.result, 20)

@@ -78,6 +78,7 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(writer)
+        await self._passes.wait()
         try:
             target = await asyncio.open_connection(HOST, self._target_port)
         except OSError:

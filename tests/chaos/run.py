@@ -5,6 +5,7 @@ python tests/chaos/run.py --rounds 3 --seed 7 --table docs/reliability.md
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -19,17 +20,29 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from calm import MARGIN_S, Span, calm_after
-from faults import FAULTS, LAST_FAULTS, POOLS, ROUTERS, SESSION_S, TRANSACTION_S, Fault, Scene
+from cluster_faults import CLUSTER_FAULTS, IDLE_MS, ClusterScene
+from faults import (
+    FAULTS,
+    LAST_FAULTS,
+    POOLS,
+    ROUTERS,
+    SESSION_S,
+    TRANSACTION_S,
+    Fault,
+    LoneScene,
+    Scene,
+)
 from ledger import Ledger
 from load import Load
 from mute import MuteServer, fleet_with
 from proxy import Proxy
 from system import System
-from table import Seen, document, found_wrong, write
+from table import ONE_BROKER, THREE_BROKERS, Seen, document, found_wrong, write
 from takeovers import read_taken
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
 from topics.broker import EmbeddedBroker, Listener
+from topics.broker_cluster import EmbeddedCluster
 from topics.broker_settings import free_port
 
 # Without a fault, before the first one; and after the last result, for whatever would come twice.
@@ -57,6 +70,17 @@ class Asked:
     only: str
     calm_s_max: float
     table: Path | None
+    nodes: int = 1
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Those of a Kafka of so many brokers, in every round."""
+        return FAULTS if self.nodes == 1 else CLUSTER_FAULTS
+
+    @property
+    def last_faults(self) -> tuple[Fault, ...]:
+        """Those that can't be undone."""
+        return LAST_FAULTS if self.nodes == 1 else ()
 
     @property
     def before_last(self) -> float:
@@ -66,9 +90,13 @@ class Asked:
 
 async def run(asked: Asked) -> Seen:
     """Inject the faults while requests come, wait for the last result, and return what was seen."""
-    rng = random.Random(asked.seed)
     directory = Path(tempfile.mkdtemp(prefix="shunter-chaos-"))
     print(f"logs in {directory}", flush=True)
+    on = _on_one_broker if asked.nodes == 1 else _on_a_cluster
+    return await on(asked, random.Random(asked.seed), directory)
+
+
+async def _on_one_broker(asked: Asked, rng: random.Random, directory: Path) -> Seen:
     behind = Listener("PROXY", free_port(), free_port())
     broker = EmbeddedBroker(
         data_dir=directory / "kafka", properties=AUTHORIZER, extra_listeners=[behind]
@@ -89,15 +117,49 @@ async def run(asked: Asked) -> Seen:
                 policy_speed=POLICY_SPEED,
             ) as system:
                 load = Load(system, asked.rate, asked.requests or None)
-                return await _run(Scene(system, broker, proxy, load, rng, server), asked)
+                scene = LoneScene(
+                    system=system, load=load, rng=rng, broker=broker, proxy=proxy, server=server
+                )
+                return await _run(scene, asked)
+
+
+async def _on_a_cluster(asked: Asked, rng: random.Random, directory: Path) -> Seen:
+    """Run with the defaults of processes, which find each broker behind a proxy of its own."""
+    behind = [Listener("PROXY", free_port(), free_port()) for _ in range(asked.nodes)]
+    cluster = EmbeddedCluster(
+        asked.nodes,
+        data_dir=directory / "kafka",
+        properties={"connections.max.idle.ms": str(IDLE_MS)},
+        extra_listeners=[[listener] for listener in behind],
+        announce=print,
+    )
+    with contextlib.ExitStack() as stack:
+        proxies = [stack.enter_context(Proxy(each.advertised_port, each.port)) for each in behind]
+        stack.enter_context(cluster)
+        servers = ",".join(f"127.0.0.1:{each.advertised_port}" for each in behind)
+        async with System(
+            cluster.bootstrap_servers,
+            "chaos",
+            directory,
+            extra_env={"SHUNTER_BOOTSTRAP_SERVERS": servers},
+            policy_speed=POLICY_SPEED,
+        ) as system:
+            load = Load(system, asked.rate, asked.requests or None)
+            scene = ClusterScene(
+                system=system, load=load, rng=rng, cluster=cluster, proxies=proxies
+            )
+            return await _run(scene, asked)
 
 
 async def _run(scene: Scene, asked: Asked) -> Seen:
     system, load, ledger = scene.system, scene.load, Ledger(scene.system)
     system.start(*ROUTERS, *POOLS)
     began = time.time()
+    ends: list[tuple[float, str]] = []
     tasks = [
-        asyncio.create_task(supervise(system, scene.resting)),
+        asyncio.create_task(
+            supervise(system, scene.resting, lambda name: ends.append((time.time(), name)))
+        ),
         asyncio.create_task(ledger.read()),
     ]
     publishing = asyncio.create_task(load.publish())
@@ -113,7 +175,9 @@ async def _run(scene: Scene, asked: Asked) -> Seen:
         task.cancel()
     await asyncio.gather(*tasks, publishing, return_exceptions=True)
     taken = read_taken(system.directory)
-    return Seen(load, ledger, spans, system.kills, scene.kills, taken, held, trail, began, ended)
+    return Seen(
+        load, ledger, spans, system.kills, scene.kills, taken, held, trail, began, ended, ends
+    )
 
 
 async def _inject(
@@ -144,7 +208,7 @@ def schedule(
 
     Where a number of requests is asked for, those come while the last of them are published.
     """
-    wanted = [fault for fault in FAULTS if is_wanted(fault, asked)]
+    wanted = [fault for fault in asked.faults if is_wanted(fault, asked)]
     rounds = itertools.count(1) if asked.requests and wanted else range(1, asked.rounds + 1)
     faults = ((number, fault) for number in rounds for fault in rng.sample(wanted, len(wanted)))
     number = 0
@@ -152,7 +216,7 @@ def schedule(
         if asked.requests and published() >= asked.before_last:
             break
         yield number, fault
-    yield from ((number, fault) for fault in LAST_FAULTS if is_wanted(fault, asked))
+    yield from ((number, fault) for fault in asked.last_faults if is_wanted(fault, asked))
 
 
 def is_wanted(fault: Fault, asked: Asked) -> bool:
@@ -174,6 +238,8 @@ async def _drain(load: Load, ledger: Ledger) -> None:
 def command(asked: Asked) -> str:
     """Return the command line that asks for this, but for where the table goes."""
     unused = {"table", "rounds" if asked.requests else "requests"}
+    if asked.nodes == 1:
+        unused.add("nodes")
     words = ["python", "tests/chaos/run.py"]
     for name, value in vars(asked).items():
         if value and name not in unused:
@@ -199,19 +265,21 @@ def main() -> None:
         default=30.0,
         help="longest wait for requests to be served in time after a fault, in seconds",
     )
+    parser.add_argument("--nodes", type=int, default=1, help="brokers, 1 or 3")
     parser.add_argument("--table", type=Path, help="where to write the table")
     asked = Asked(**vars(parser.parse_args()))
     print(f"seed {asked.seed}", flush=True)
     # A client without a broker says so many times a second.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     seen = asyncio.run(run(asked))
-    found = document(seen, command(asked))
+    ground = ONE_BROKER if asked.nodes == 1 else THREE_BROKERS
+    found = document(seen, command(asked), ground)
     problems = found_wrong(seen)
     print(found)
     if problems:
         raise SystemExit(f"{len(problems)} problems: {problems[:10]}")
     if asked.table:
-        write(asked.table, found)
+        write(asked.table, found, ground)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from ledger import Ledger
 from load import Load
 from takeovers import Kill, Taken, takeover_s
 
+from topics.broker_settings import SESSION_MS_OF_SEVERAL
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -28,14 +30,49 @@ class Seen:
     trail: list[str]
     began: float
     ended: float
+    ends: Sequence[tuple[float, str]] = ()
+    """Processes that ended by themselves, and when (epoch seconds)."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a run was on, and where in a document its tables go."""
+
+    title: str
+    told: tuple[str, ...]
+    end: str
+    tells_ends: bool = False
+    """Whether processes that end by themselves are counted, where no one's fault is theirs."""
+
+
+ONE_BROKER = Ground(
+    "# What was done to it, and what was seen",
+    (
+        "Real processes on a real Kafka of one broker: two routers, two pools (and a third while",
+        "it has its fault), a TCP proxy between broker and processes, mixed requests at a steady",
+        "rate. Written by the run:",
+    ),
+    "<!-- end of what the run writes -->\n",
+)
+THREE_BROKERS = Ground(
+    "## On three brokers",
+    (
+        "Real processes on a real Kafka of three brokers on one machine, each topic with three",
+        "replicas of which two must have a record: two routers, two pools, a TCP proxy before",
+        "each broker, mixed requests at a steady rate. Kafka takes a broker for dead after",
+        f"{SESSION_MS_OF_SEVERAL / 1000:.0f} s; processes have their defaults. Written by the run:",
+    ),
+    "<!-- end of what the run on three brokers writes -->\n",
+    tells_ends=True,
+)
 
 
 Row = tuple[str, ...]
 
 
-def rows(seen: Seen) -> list[Row]:
+def rows(seen: Seen, *, tells_ends: bool = False) -> list[Row]:
     """Return a row for each kind of fault: times, latency, what was not served, recovery."""
-    return [_row(seen, name, spans) for name, spans in _by_name(seen.spans)]
+    return [_row(seen, n, spans, tells_ends=tells_ends) for n, spans in _by_name(seen.spans)]
 
 
 def _by_name(spans: Sequence[Span]) -> list[tuple[str, list[Span]]]:
@@ -43,7 +80,7 @@ def _by_name(spans: Sequence[Span]) -> list[tuple[str, list[Span]]]:
     return [(name, [span for span in spans if span.name == name]) for name in names]
 
 
-def _row(seen: Seen, name: str, spans: Sequence[Span]) -> Row:
+def _row(seen: Seen, name: str, spans: Sequence[Span], *, tells_ends: bool) -> Row:
     each = [seen.ledger.took_s(seen.load, span.began, span.until) for span in spans]
     took = [took_s for _, took_s in chain.from_iterable(each)]
     served = [took_s for took_s in took if took_s < math.inf]
@@ -51,7 +88,9 @@ def _row(seen: Seen, name: str, spans: Sequence[Span]) -> Row:
     if served:
         median, worst = f"{statistics.median(served):.2f}", f"{max(served):.1f}"
     unserved = f"{len(took) - len(served):,}"
-    return (name, str(len(spans)), median, worst, unserved, _recovery(spans, each))
+    ends = sum(any(s.began <= at <= s.until for s in spans) for at, _ in seen.ends)
+    found = (name, str(len(spans)), median, worst, unserved, _recovery(spans, each))
+    return (*found, str(ends)) if tells_ends else found
 
 
 def _recovery(spans: Sequence[Span], took: Sequence[list[tuple[float, float]]]) -> str:
@@ -92,30 +131,29 @@ def found_wrong(seen: Seen) -> list[str]:
     return [*found, f"{seen.held} requests are held for ever"] if seen.held else found
 
 
-END = "<!-- end of what the run writes -->\n"
-
-
-def document(seen: Seen, command: str) -> str:
+def document(seen: Seen, command: str, ground: Ground = ONE_BROKER) -> str:
     """Return the tables as a Markdown document."""
-    return "\n".join([*_summary(seen, command), *_tables(seen), END])
+    return "\n".join([*_summary(seen, command, ground), *_tables(seen, ground), ground.end])
 
 
-def write(path: Path, found: str) -> None:
-    """Write a document over an older one, of which what follows ``END`` stays."""
-    kept = path.read_text(encoding="utf-8").partition(END)[2] if path.exists() else ""
-    path.write_text(found + kept, encoding="utf-8")
+def write(path: Path, found: str, ground: Ground = ONE_BROKER) -> None:
+    """Write a document over the older one of this ground; what else there is stays."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    before, title, rest = text.partition(ground.title)
+    _, end, after = rest.partition(ground.end)
+    if title and not end:
+        raise ValueError(f"{path} has {ground.title!r}, but not the line that ends it")
+    path.write_text(before + found + after, encoding="utf-8")
 
 
-def _summary(seen: Seen, command: str) -> list[str]:
+def _summary(seen: Seen, command: str, ground: Ground) -> list[str]:
     load, minutes = seen.load, (seen.ended - seen.began) / 60
     statuses = ", ".join(f"{n:,} {s}" for s, n in seen.ledger.statuses(load).most_common())
     codes = ", ".join(f"{n:,} {code}" for code, n in seen.ledger.codes.most_common(8))
     return [
-        "# What was done to it, and what was seen",
+        ground.title,
         "",
-        "Real processes on a real Kafka of one broker: two routers, two pools (and a third while",
-        "it has its fault), a TCP proxy between broker and processes, mixed requests at a steady",
-        "rate. Written by the run:",
+        *ground.told,
         "",
         f"```sh\n{command}\n```",
         "",
@@ -133,7 +171,12 @@ def _summary(seen: Seen, command: str) -> list[str]:
     ]
 
 
-def _tables(seen: Seen) -> list[str]:
+def _tables(seen: Seen, ground: Ground) -> list[str]:
+    head: Row = ("fault", "times", "median", "worst", "not served", "recovery")
+    told: list[str] = []
+    if ground.tells_ends:
+        head = (*head, "ended")
+        told = ["Ended is how many processes of Shunter ended by themselves.", ""]
     return [
         "Latencies are of direct requests published from the beginning of the fault until they had",
         f"been served in time for {QUIET_S:.0f} s, from publishing to the last token, in seconds;",
@@ -142,7 +185,8 @@ def _tables(seen: Seen) -> list[str]:
         f"fault to the last request that took more than {SLOW_S:.0f} s or was not served, at",
         "worst; with a >, requests were still late when no more was waited.",
         "",
-        *_table(("fault", "times", "median", "worst", "not served", "recovery"), rows(seen)),
+        *told,
+        *_table(head, rows(seen, tells_ends=ground.tells_ends)),
         "",
         "Takeover is the time from a `kill -9` until the last of the partitions of the dead was",
         "taken over, in seconds: by itself where it was started again at once, else by another,",

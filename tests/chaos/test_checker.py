@@ -18,7 +18,7 @@ from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id
 from mute import MUTE, MuteServer, fleet_with
 from run import FAULTS, LAST_FAULTS, Asked, command, schedule
 from system import System
-from table import END, Seen, document, rows, takeover_rows, write
+from table import ONE_BROKER, Seen, document, rows, takeover_rows, write
 from takeovers import Kill, Taken, read_taken, takeover_s
 from typer.testing import CliRunner
 
@@ -242,10 +242,10 @@ class TestTable:
 
     def test_what_follows_the_document_stays(self, tmp_path: Path) -> None:
         path = tmp_path / "found.md"
-        write(path, f"old\n{END}")
+        write(path, f"old\n{ONE_BROKER.end}")
         path.write_text(path.read_text() + "\n## Kept\n")
-        write(path, f"new\n{END}")
-        assert path.read_text() == f"new\n{END}\n## Kept\n"
+        write(path, f"new\n{ONE_BROKER.end}")
+        assert path.read_text() == f"new\n{ONE_BROKER.end}\n## Kept\n"
 
 
 class TestTakeovers:

@@ -1,7 +1,7 @@
 """What the chaos tests and the long run share: how a system is kept up, and what must hold."""
 
 import asyncio
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from system import System
 
@@ -25,11 +25,16 @@ ENDS = {
 }
 
 
-async def supervise(system: System, resting: Container[str] = ()) -> None:
+async def supervise(
+    system: System,
+    resting: Container[str] = (),
+    ended: Callable[[str], object] = lambda _name: None,
+) -> None:
     """Start again what has ended by itself, as any supervisor does, but for what rests."""
     while True:
         for name, process in list(system.processes.items()):
             if name not in resting and process.poll() is not None:
+                ended(name)
                 system.start(name)
         await asyncio.sleep(0.3)
 
