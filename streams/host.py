@@ -17,16 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import faust
-from aiokafka.errors import (
-    ClusterAuthorizationFailedError,
-    GroupAuthorizationFailedError,
-    TopicAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
-)
 from mode import Service, Worker
 
 from streams.follower import TopicFollower
 from streams.logs import set_up_logging
+from streams.rights import REFUSED_RIGHTS
 from streams.telemetry import Telemetry
 from streams.together import wait_for_all
 from streams.transactor import Transactor
@@ -38,13 +33,6 @@ Page = Callable[[], tuple[str, bytes]]
 
 MetricsPage = Callable[[str], tuple[str, bytes]]
 """The same of metrics, given the header ``Accept`` of who asks."""
-
-REFUSED_RIGHTS = (
-    TopicAuthorizationFailedError,
-    GroupAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
-    ClusterAuthorizationFailedError,
-)
 
 # Of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -1,9 +1,13 @@
-"""How the client joins a group, mended: one request names all of its assignors."""
+"""How the client joins a group, mended: one request names all of its assignors; and if it is in."""
 
+import asyncio
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer import group_coordinator
 from aiokafka.protocol.group import JoinGroupRequest
+
+BEAT_RETRY_S = 0.2
 
 
 class _JoinsOnce(group_coordinator.CoordinatorGroupRebalance):  # type: ignore[misc]
@@ -39,3 +43,17 @@ class _JoinsOnce(group_coordinator.CoordinatorGroupRebalance):  # type: ignore[m
 def join_once() -> None:
     """Let each member of this process join with a single request."""
     group_coordinator.CoordinatorGroupRebalance = _JoinsOnce
+
+
+async def is_counted(consumer: AIOKafkaConsumer) -> bool:
+    """Tell whether the group still counts a member: one whose session has ended it does not.
+
+    Asked by a heartbeat, of whichever broker coordinates the group once there is one.
+    """
+    coordinator = consumer._coordinator  # noqa: SLF001 - by itself the client beats once a second
+    while coordinator.generation >= 0:
+        await coordinator.ensure_coordinator_known()
+        if await coordinator._do_heartbeat():  # noqa: SLF001
+            return True
+        await asyncio.sleep(BEAT_RETRY_S)
+    return False

@@ -24,12 +24,21 @@ from aiokafka.errors import (
 from streams import log_requests
 from streams.continuity import check_continuity, newest_epoch
 from streams.hanging import Producer, abort_rest, complete_commit
-from streams.joining import join_once
-from streams.kafka_writer import BATCH_BYTES_MAX, PRODUCER_BYTES_MAX, KafkaWriter, Timed, untimed
+from streams.joining import is_counted, join_once
+from streams.kafka_writer import (
+    BATCH_BYTES_MAX,
+    PRODUCER_BYTES_MAX,
+    KafkaWriter,
+    Timed,
+    let_go,
+    untimed,
+)
 from streams.log import LogError, Membership, Partition, Record
 from streams.membership import MembershipListener, assignors
 from streams.reader import PASSED_BY_SEEKING, consumer_options, read_some, reader
 from streams.record_batches import records_of, seek_back
+from streams.rights import REFUSED_RIGHTS
+from streams.vanished import client_options
 from topics import Progress, Settings
 
 logger = logging.getLogger(__name__)
@@ -79,6 +88,13 @@ class KafkaLog:
         self._epochs: dict[Partition, int | None] = {}
         self._group = ""
 
+    def is_passing(self, error: Exception) -> bool:
+        """Tell whether an error may be gone at the next try.
+
+        What Kafka refuses for good it refuses again: rights are the only such refusals here.
+        """
+        return isinstance(error, KafkaError | OSError) and not isinstance(error, REFUSED_RIGHTS)
+
     @property
     def _member(self) -> AIOKafkaConsumer:
         if self._consumer is None:
@@ -101,6 +117,10 @@ class KafkaLog:
         )
         self._consumer.subscribe(topics, listener=MembershipListener(membership, self._consumer))
         await self._consumer.start()
+
+    async def is_member(self) -> bool:
+        """Ask the group's coordinator, by a heartbeat."""
+        return await is_counted(self._member)
 
     async def leave(self) -> None:
         """Close the reader. A static member stays in the group until its session ends."""
@@ -340,7 +360,8 @@ class KafkaLog:
         """Return the producer of this id; the broker aborts what an earlier one left open.
 
         Raises:
-            LogError: the cluster did not answer in time, or another owner came between.
+            TimeoutError: no broker fences it in time.
+            LogError: no broker could be asked, or another owner came between.
         """
         topics_prefix = f"{self._settings.topic_prefix}."
         async with self._asked() as client:
@@ -351,7 +372,7 @@ class KafkaLog:
     ) -> KafkaWriter:
         await complete_commit(client, transactional_id, topics_prefix)
         producer = AIOKafkaProducer(
-            **self._settings.kafka_options(),
+            **client_options(self._settings),
             transactional_id=transactional_id,
             transaction_timeout_ms=self._settings.transaction_timeout_ms,
             max_request_size=PRODUCER_BYTES_MAX,
@@ -361,15 +382,11 @@ class KafkaLog:
         try:
             async with asyncio.timeout(FENCE_S_MAX):
                 await producer.start()
-        except TimeoutError as error:
-            await producer.stop()
-            raise LogError(f"no broker fences {transactional_id} in {FENCE_S_MAX} s") from error
-        try:
             known = producer._txn_manager  # noqa: SLF001 - likewise
             fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)
             await abort_rest(client, fenced, topics_prefix)
         except BaseException:
-            await producer.stop()
+            await let_go(producer)
             raise
         return KafkaWriter(producer, self._timed)
 

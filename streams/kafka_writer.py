@@ -1,13 +1,13 @@
 """A transactional producer on a real Kafka, through aiokafka."""
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Generator
 from itertools import count
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
 
 from streams.log import Outgoing, Partition
@@ -21,7 +21,9 @@ PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
 BATCH_BYTES_MAX = 1_000_000
 # Of a transaction's records that are not handed over yet.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
-CLOSE_S_MAX = 5.0
+CLOSE_S_MAX = 2.0
+
+logger = logging.getLogger(__name__)
 
 _PARTITIONER = DefaultPartitioner()
 
@@ -75,7 +77,10 @@ class KafkaWriter:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether a connection that the last transaction used is gone, even in its commit."""
+        """Whether a connection that the last transaction used is gone, even in its commit.
+
+        Of several brokers it does not use all, and who is idle is cut off after a while.
+        """
         return not all(connection.connected() for connection in self._connections)
 
     async def begin(self) -> None:
@@ -128,16 +133,20 @@ class KafkaWriter:
         offsets = {TopicPartition(*partition): next_offset}
         await self._producer.send_offsets_to_transaction(offsets, group)
         # Where the broker dies in the commit, the client tries again over others, and succeeds.
-        before = list(self._producer.client._conns.values())  # noqa: SLF001
+        before = self._used()
         await self._producer.commit_transaction()
-        after = self._producer.client._conns.values()  # noqa: SLF001
-        self._connections = [*before, *after]
+        self._connections = before + self._used()
         self._timed(group, partition, asyncio.get_running_loop().time() - self._began_at)
 
     async def close(self) -> None:
         """Close the connections; an answer that never comes is not waited for."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._producer.stop(), CLOSE_S_MAX)
+        await let_go(self._producer)
+
+    def _used(self) -> list[Any]:
+        """Return the connections on which an answer came since the transaction began."""
+        connections = self._producer.client._conns.values()  # noqa: SLF001
+        # By the same clock: that of the event loop is the monotonic one.
+        return [each for each in connections if each._last_action >= self._began_at]  # noqa: SLF001
 
     async def _partitions_of(self, topic: str) -> list[int]:
         found = self._partitions.get(topic)
@@ -145,3 +154,20 @@ class KafkaWriter:
             found = sorted(await self._producer.partitions_for(topic))
             self._partitions[topic] = found
         return found
+
+
+async def let_go(producer: AIOKafkaProducer) -> None:
+    """Close a producer without a word, whatever it has under way.
+
+    Its own way is to wait until all is sent, and for each answer, perhaps of a broker that is gone.
+    """
+    for connection in list(producer.client._conns.values()):  # noqa: SLF001
+        connection.close()
+    producer._closed = True  # noqa: SLF001
+    try:
+        async with asyncio.timeout(CLOSE_S_MAX):
+            await producer._sender.close()  # noqa: SLF001
+    except (TimeoutError, KafkaError):
+        logger.debug("a producer had something under way", exc_info=True)
+    finally:
+        await producer.client.close()

@@ -97,8 +97,8 @@ class Membership(Protocol):
 class Writer(Protocol):
     """A transactional producer. One transaction at a time; readers see all of it or nothing.
 
-    Any error of a call or of a future of ``send`` ends the process, but those in the log's
-    ``refusals``: after one of them the writer can only be closed and replaced.
+    After an error of a call or of a future of ``send`` the writer can only be closed and replaced.
+    Any error ends the process, but those in the log's ``refusals`` and those that are passing.
     """
 
     @property
@@ -140,6 +140,20 @@ class Log(Protocol):
     @property
     def refusals(self) -> tuple[type[Exception], ...]:
         """Errors that mean: this one record is unfit (too large, invalid), others may pass."""
+        ...
+
+    def is_passing(self, error: Exception) -> bool:
+        """Tell whether an error may be gone at the next try, with another broker perhaps.
+
+        What was asked for may have been done all the same.
+        """
+        ...
+
+    async def is_member(self) -> bool:
+        """Ask the broker whether the group still counts us, so that our partitions are no others'.
+
+        Answered when a broker is there to ask, however long that takes.
+        """
         ...
 
     async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:

@@ -13,6 +13,7 @@ from aiokafka.errors import (
 
 from streams.log import LogError, Partition, Record
 from streams.record_batches import read_every_batch, records_of, seek_back
+from streams.vanished import client_options
 from topics import Settings
 
 READ_RECORDS_MAX = 5000
@@ -27,7 +28,7 @@ def consumer_options(settings: Settings) -> dict[str, Any]:
     """
     read_every_batch(settings.batch_bytes_max)
     return {
-        **settings.kafka_options(),
+        **client_options(settings),
         "isolation_level": "read_committed",
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",

@@ -19,6 +19,10 @@ class RefusedError(Exception):
     """The log won't take this record, alone or with the others of its produce batch."""
 
 
+class CutOffError(Exception):
+    """The broker was gone before it answered; what it was asked for it may have done."""
+
+
 class ProcessKilledError(Exception):
     """The process is gone."""
 
@@ -131,6 +135,7 @@ class MemoryCluster:
         now: the clock of record timestamps, epoch seconds.
         checkpoint: awaited at each call.
         sleep: awaited, with seconds, where a real client would wait for records.
+        answer: called when a commit was made, before the client hears of it.
     """
 
     def __init__(
@@ -140,6 +145,7 @@ class MemoryCluster:
         now: Callable[[], float] = time.time,
         checkpoint: Callable[[], Awaitable[None]] = _pass,
         sleep: Callable[[float], Awaitable[None]] = _pass_at_once,
+        answer: Callable[[], None] = lambda: None,
     ) -> None:
         self.topics: dict[str, int] = {}
         self.logs: dict[Partition, _PartitionLog] = {}
@@ -147,6 +153,7 @@ class MemoryCluster:
         self.now = now
         self.checkpoint = checkpoint
         self.sleep = sleep
+        self.answer = answer
         self.members: dict[str, dict[str, Member]] = {}
         self.offsets: dict[tuple[str, Partition], int] = {}
         self.refuse: Callable[[Outgoing], bool] = lambda _record: False

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from memory_cluster import (
     Crash,
     CrashPoint,
+    CutOffError,
     MemoryCluster,
     ProcessKilledError,
     RefusedError,
@@ -25,6 +26,7 @@ from streams.log import LogError, Membership, Outgoing, Partition, Record
 __all__ = [
     "Crash",
     "CrashPoint",
+    "CutOffError",
     "MemoryCluster",
     "MemoryLog",
     "ProcessKilledError",
@@ -112,6 +114,7 @@ class MemoryWriter:
         if not self._cluster.lose_offset(partition, next_offset):
             self._cluster.offsets[group, partition] = next_offset
         self._check("committed")
+        self._cluster.answer()
 
     async def close(self) -> None:
         """Let go; whatever is open stays open until the next of this id."""
@@ -181,6 +184,15 @@ class MemoryLog:
         self._positions: dict[Partition, int] = {}
         self._epochs: dict[Partition, int | None] = {}
         self._callback = asyncio.Lock()
+
+    def is_passing(self, error: Exception) -> bool:
+        """Tell whether another try may do."""
+        return isinstance(error, CutOffError | TimeoutError)
+
+    async def is_member(self) -> bool:
+        """Tell whether the group still has us."""
+        await self._call()
+        return self.cluster.members.get(self._group, {}).get(self.name) is self
 
     def reach(self, point: CrashPoint | None = None) -> None:
         """Die here if it is so planned; whoever is dead makes no more calls."""

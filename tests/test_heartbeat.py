@@ -15,10 +15,11 @@ from worker_cases import POOL, ScriptedBackend, make_worker
 
 from policies.experience import Experience
 from shunter.cli import app
+from streams import announcer
 from topics import Catalogue, PoolStatus, Topic, decode
 from topics.access import worker as worker_role
 from topics.status import State
-from workers import Breakers, heartbeat, run
+from workers import Breakers, run
 from workers.breaker import FAILURES_MAX
 from workers.heartbeat import Heartbeat
 
@@ -50,7 +51,7 @@ async def beating(
 ) -> AsyncIterator[tuple[Breakers, list[PoolStatus]]]:
     """Give the circuits of a worker that beats once a minute, and what it has told."""
     sent: list[PoolStatus] = []
-    monkeypatch.setattr(heartbeat, "AIOKafkaProducer", lambda **_: Producer(sent))
+    monkeypatch.setattr(announcer, "AIOKafkaProducer", lambda **_: Producer(sent))
     yard, backend = Yard(), ScriptedBackend()
     served = yard.options.by_pool[POOL]
     breakers = Breakers(POOL, [option.variant for option in served], backend, yard.clock)

@@ -77,15 +77,11 @@ class System:
             Breakers(POOL, [option.variant for option in served], backend, yard.clock),
             *(Experience(0.0), yard.clock, "fleet"),
         )
-        self.heartbeat._producer = self
-
-    async def send_and_wait(self, _topic: str, value: bytes, key: bytes) -> None:
-        """Take a heartbeat, in place of Kafka."""
-        self.situation.view.report(decode(PoolStatus, value))
 
     async def beat(self) -> None:
         while True:
-            await self.heartbeat._report("up")
+            _, value = self.heartbeat._report("up")
+            self.situation.view.report(decode(PoolStatus, value))
             await asyncio.sleep(1.0)
 
     async def drive(self, stage: Stage) -> None:

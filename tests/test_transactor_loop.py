@@ -1,13 +1,14 @@
 """How the transactor's loop stops, pauses and waits."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from copier import P0, P1, Copier, assert_once, fill, make_cluster, succeed, take
-from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError
+from memory_log import Crash, CutOffError, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import drain, make_transactor, soon
 
-from streams import Log, LogError, Partition
+from streams import Log, LogError, Partition, passing
 from topics import Progress
 
 
@@ -124,21 +125,92 @@ async def test_a_writer_that_was_cut_off_is_replaced_though_there_is_nothing_to_
     assert_once(cluster, names)
 
 
-async def test_a_transaction_that_never_ends_ends_the_process(cluster: MemoryCluster) -> None:
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_a_transaction_whose_answer_never_comes_is_made_once(
+    cluster: MemoryCluster, is_committed: bool
+) -> None:
     """A client that waits for ever would keep the lock, and the group its rebalance."""
-    names = fill(cluster, 2)
-    transactor = await take(cluster, Copier())
+    names = fill(cluster, 4)
+    stage = Copier()
+    transactor = await take(cluster, stage)
     await transactor.take_over()
     transactor._transaction_s_max = 0.05
     writer = transactor._writers[P0]
-    writer.commit = lambda *_: asyncio.Event().wait()  # type: ignore[method-assign]
-    with pytest.raises(LogError, match=r"in\[0\] did not end in 0.05 s"):
+    commit, began = writer.commit, []
+
+    async def hang(*given: Any) -> None:
+        began.append(given)
+        if is_committed:
+            await commit(*given)
+        await asyncio.Event().wait()
+
+    writer.commit = hang  # type: ignore[method-assign]
+    await soon(drain(transactor), "the end")
+    assert len(began) == 1
+    assert transactor._writers[P0] is not writer
+    assert_once(cluster, names)
+    names += fill(cluster, 4, start=4)
+    await drain(transactor)
+    assert_once(cluster, names)
+    assert stage.worked == sorted(set(stage.worked), key=stage.worked.index)
+
+
+async def test_transactions_of_which_none_ends_end_the_process(cluster: MemoryCluster) -> None:
+    names = fill(cluster, 2)
+    transactor = await take(cluster, Copier())
+    await transactor.take_over()
+    transactor._commit = cut_off  # type: ignore[method-assign,assignment]
+    with pytest.raises(LogError, match=r"5 transactions on in\[\d\] did not end"):
         await soon(drain(transactor), "the end")
     with pytest.raises(LogError):
         await transactor.step()
     await soon(transactor.stop(), "the stop")
     cluster.members.clear()
     await drain(await take(cluster, Copier()))
+    assert_once(cluster, names)
+
+
+async def cut_off(*_: object) -> None:
+    raise CutOffError("gone")
+
+
+async def test_who_has_lost_its_partitions_meanwhile_does_not_make_it_again(
+    cluster: MemoryCluster,
+) -> None:
+    names = fill(cluster, 2)
+    transactor = await take(cluster, Copier())
+    await transactor.take_over()
+
+    def leave() -> None:
+        cluster.members["copiers"].clear()
+        raise CutOffError("gone")
+
+    cluster.answer = leave
+    with pytest.raises(LogError, match=r"the group gives in\[\d\] to another"):
+        await drain(transactor)
+    cluster.answer = lambda: None
+    await drain(await take(cluster, Copier()))
+    assert_once(cluster, names)
+
+
+async def test_a_takeover_that_is_cut_off_begins_again(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "RETRY_S", 0.0)
+    names = fill(cluster, 4)
+    stage = Copier()
+    transactor = await take(cluster, stage)
+    restore, calls = stage.restore, []
+
+    async def fail_once(partition: Partition, progress: Progress | None, log: Log) -> None:
+        calls.append(partition)
+        if len(calls) == 1:
+            raise CutOffError("gone")
+        await restore(partition, progress, log)
+
+    stage.restore = fail_once  # type: ignore[method-assign]
+    await soon(drain(transactor), "the takeover")
+    assert calls.count(P0) + calls.count(P1) >= 3
     assert_once(cluster, names)
 
 

@@ -1,23 +1,19 @@
 """Heartbeats: what routers know of a worker."""
 
-import asyncio
-import contextlib
 from dataclasses import replace
 
-from aiokafka import AIOKafkaProducer
 from mode import Service
 
 from policies import Option
 from policies.autoscaling import demand
 from policies.experience import Experience
 from streams import Clock
+from streams.announcer import Announcer
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.status import State
 from workers.backend import Backend
 from workers.breaker import Breakers
 from workers.runtime import Worker
-
-FAREWELL_S_MAX = 2.0
 
 
 class Heartbeat(Service):  # type: ignore[misc]
@@ -42,7 +38,8 @@ class Heartbeat(Service):  # type: ignore[misc]
         super().__init__()
         self._state = state
         self._settings = settings
-        self._topic = Catalogue(settings).pool_status
+        # Heartbeats are no part of a transaction: a lost one is followed by the next.
+        self._announcer = Announcer(settings, Catalogue(settings).pool_status)
         self._option = option
         self._worker = worker
         self._backend = backend
@@ -50,17 +47,11 @@ class Heartbeat(Service):  # type: ignore[misc]
         self._experience = experience
         self._clock = clock
         self._fleet_version = fleet_version
-        self._producer: AIOKafkaProducer | None = None
 
     async def on_start(self) -> None:
         """Report at once, so that work can come."""
-        # Heartbeats are no part of a transaction: a lost one is followed by the next.
-        producer = AIOKafkaProducer(
-            **self._settings.kafka_options(), acks="all", enable_idempotence=True
-        )
-        await producer.start()
-        self._producer = producer
-        await self._report(self._state)
+        await self._announcer.start()
+        await self._announcer.publish(*self._report(self._state))
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _beat(self) -> None:
@@ -68,18 +59,15 @@ class Heartbeat(Service):  # type: ignore[misc]
             await self.wait(self._breakers.changed, timeout=self._settings.heartbeat_s)
             if not self.should_stop:
                 self._breakers.changed.clear()
-                await self._report("draining" if self._worker.is_draining else self._state)
+                state: State = "draining" if self._worker.is_draining else self._state
+                await self._announcer.tell(*self._report(state))
 
     async def on_stop(self) -> None:
-        """Say that nothing more should come; without a broker nobody could hear it."""
-        if self._producer is None:  # what starts before us has failed
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_S_MAX):
-                await self._report("down")
-                await self._producer.stop()
+        """Say that nothing more should come."""
+        await self._announcer.stop(*self._report("down"))
 
-    async def _report(self, state: State) -> None:
+    def _report(self, state: State) -> tuple[bytes, bytes]:
+        """Return the key and the value of a heartbeat."""
         load, now = self._backend.load(), self._clock.now()
         unread = self._worker.lately.unread(now)
         variants = {
@@ -118,6 +106,4 @@ class Heartbeat(Service):  # type: ignore[misc]
             unread_s=() if unread is None else unread.due,
             failure_known=self._experience.failure_known,
         )
-        key = status_key(status.pool, status.instance)
-        assert self._producer is not None  # noqa: S101  made when we start
-        await self._producer.send_and_wait(self._topic, encode(status), key=key)
+        return status_key(status.pool, status.instance), encode(status)

@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 from mode import Service
 
 from streams import Clock
+from streams.vanished import client_options
 from topics import Catalogue, Profile, Settings, StreamPiece, encode
 
 # A stream that Kafka holds up for longer is given up: the result matters more.
@@ -124,7 +125,7 @@ class StreamPublisher(Service):  # type: ignore[misc]
         """Return the producer, which is made when the first piece comes: many never stream."""
         async with self._connecting:
             if self._producer is None:
-                options = self._settings.kafka_options()
+                options = client_options(self._settings)
                 producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True)
                 try:
                     await producer.start()

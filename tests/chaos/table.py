@@ -139,10 +139,8 @@ def document(seen: Seen, command: str, ground: Ground = ONE_BROKER) -> str:
 def write(path: Path, found: str, ground: Ground = ONE_BROKER) -> None:
     """Write a document over the older one of this ground; what else there is stays."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    before, title, rest = text.partition(ground.title)
-    _, end, after = rest.partition(ground.end)
-    if title and not end:
-        raise ValueError(f"{path} has {ground.title!r}, but not the line that ends it")
+    older, end, after = text.partition(ground.end)
+    before = older.partition(ground.title)[0] if end else older
     path.write_text(before + found + after, encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id
 from mute import MUTE, MuteServer, fleet_with
 from run import FAULTS, LAST_FAULTS, Asked, command, schedule
 from system import System
-from table import ONE_BROKER, Seen, document, rows, takeover_rows, write
+from table import ONE_BROKER, THREE_BROKERS, Seen, document, rows, takeover_rows, write
 from takeovers import Kill, Taken, read_taken, takeover_s
 from typer.testing import CliRunner
 
@@ -242,10 +242,14 @@ class TestTable:
 
     def test_what_follows_the_document_stays(self, tmp_path: Path) -> None:
         path = tmp_path / "found.md"
-        write(path, f"old\n{ONE_BROKER.end}")
+        title, end = ONE_BROKER.title, ONE_BROKER.end
+        write(path, f"{title}\nold\n{end}")
         path.write_text(path.read_text() + "\n## Kept\n")
-        write(path, f"new\n{ONE_BROKER.end}")
-        assert path.read_text() == f"new\n{ONE_BROKER.end}\n## Kept\n"
+        write(path, f"{THREE_BROKERS.title}\nold\n{THREE_BROKERS.end}", THREE_BROKERS)
+        write(path, f"{title}\nnew\n{end}")
+        three = f"{THREE_BROKERS.title}\nnew\n{THREE_BROKERS.end}"
+        write(path, three, THREE_BROKERS)
+        assert path.read_text() == f"{title}\nnew\n{end}\n## Kept\n{three}"
 
 
 class TestTakeovers:

@@ -4,7 +4,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from memory_cluster import Transaction
+from memory_cluster import CutOffError, Transaction
 
 from streams.log import LogError, Outgoing, Partition
 
@@ -17,6 +17,7 @@ STEPS_MAX = 2800
 BEGINS_MAX = 80
 STEPS_WITHIN_MAX = 25
 STRIKES_MAX = 7
+CUTS_MAX = 3
 KINDS = {
     "kill": 6,
     "pause": 4,
@@ -50,6 +51,13 @@ class Faults:
                 self._at_step[rng.randint(1, STEPS_MAX)] = kind
             else:
                 self._within[rng.randint(1, BEGINS_MAX)] = kind
+        if world.rules.strikes is None:
+            # Of a generator of its own, so that the others are those of earlier runs.
+            self._cuts = random.Random(world.seed * 7919 + 2)
+            for _ in range(self._cuts.choice((0, 0, self._cuts.randint(1, CUTS_MAX)))):
+                self._within.setdefault(self._cuts.randint(1, BEGINS_MAX), "cut")
+        else:
+            self._cuts = rng
         self._offsets_lost = rng.choice((0.0, 0.0, 0.3, 1.0))
         self._is_broker_dying = self._is_broker_dead = False
         self._doomed: dict[str, str] = {}
@@ -107,6 +115,12 @@ class Faults:
             process.pause(rng.choice((0.3, 3.0, 9.0, 20.0)) * rng.uniform(0.5, 1.0))
         elif kind == "error":
             process.error = LogError("the broker has closed the connection")
+        elif kind == "cut":
+            # Before the broker does what it is asked for, or after it has committed.
+            if self._cuts.random() < 0.5:
+                process.error = CutOffError("the broker is gone")
+            else:
+                process.is_unanswered = True
         elif kind == "clock":
             offset_s = rng.choice((-100.0, -1.0, 1.0, 20.0, 100.0))
             self._world.clock_offsets_s[process.name] = offset_s

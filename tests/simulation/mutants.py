@@ -130,6 +130,23 @@ class DoesNotLookForSuccessor(Transactor):
         self._writers[partition] = await self._log.fence(self._transactional_id(partition))
 
 
+class RepeatsWithoutLooking(Transactor):
+    """Makes a transaction again whose answer was lost, as if it could not have been committed."""
+
+    async def _was_committed(self, partition: Partition) -> bool:
+        stored = await self._renew(partition)
+        self._visible[partition] = stored
+        return False
+
+
+class BelievesInTheCommit(Transactor):
+    """Takes a transaction for committed whose answer was lost."""
+
+    async def _was_committed(self, partition: Partition) -> bool:
+        self._visible[partition] = await self._renew(partition)
+        return True
+
+
 class KeepsCutOffWriters(Transactor):
     """Goes on with a writer whose last commit may lack markers."""
 

@@ -62,6 +62,8 @@ class Process:
         """So many steps until a fault strikes, which, and in what transaction."""
         self.error: Exception | None = None
         """What the next call of Kafka will raise."""
+        self.is_unanswered = False
+        """Whether the next commit will be made, and its answer lost."""
         self.logs: list[SimLog] = []
         self.cancellations = Cancellations(self)
         self._stages_left = 0

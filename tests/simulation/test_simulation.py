@@ -89,6 +89,12 @@ ENGINE = {
     "a sleeper looks for its successor": Broken(
         Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=39
     ),
+    "a lost answer is no failure": Broken(
+        Rules(transactor=mutants.RepeatsWithoutLooking), TWICE, ("cut",)
+    ),
+    "a lost answer is no success": Broken(
+        Rules(transactor=mutants.BelievesInTheCommit), NEVER, ("cut",)
+    ),
     "a cut-off writer is replaced": Broken(
         Rules(transactor=mutants.KeepsCutOffWriters), TORN, ("broker",)
     ),

@@ -8,7 +8,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-from memory_log import MemoryWriter
+from memory_log import CutOffError, MemoryWriter
 from stream_cases import FLEET, START, make_options, make_policy
 
 from policies import parse_fleet
@@ -116,6 +116,7 @@ class World:
             tell=self.tell,
             now=self.now,
             checkpoint=self.checkpoint,
+            answer=self.answer,
         )
         self.cluster.sleep = self.cluster.wait
         self.cluster.on_commit = self._committed
@@ -174,6 +175,13 @@ class World:
             await asyncio.sleep((draw - 0.9) / 5)
         elif draw > 0.5:
             await asyncio.sleep(0)
+
+    def answer(self) -> None:
+        """Be called when a commit was made, of which the process may never hear."""
+        process = PROCESS.get()
+        if process is not None and process.is_unanswered:
+            process.is_unanswered = False
+            raise CutOffError("the broker is gone")
 
     def _lets(self, step: Step) -> bool:
         """Let a step be taken, unless its process is dead, or stands still, from now on too."""

@@ -1,0 +1,90 @@
+"""How the Kafka client learns that a broker is gone, mended.
+
+A broker that freezes or loses its power closes no connection. aiokafka waits for each request to it
+for 40 s, asks it for the addresses of the others as gladly as any, and opens connections one after
+the other, so that one that hangs keeps all others waiting. The other brokers know after the
+broker's session: whoever is no longer among those that they name is taken for gone.
+"""
+
+import asyncio
+from typing import Any
+
+from aiokafka import client as aiokafka_client
+from aiokafka import conn as aiokafka_conn
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.consumer import consumer as aiokafka_consumer
+from aiokafka.errors import KafkaError
+from aiokafka.producer import producer as aiokafka_producer
+from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.metadata import MetadataRequest
+
+from topics import Settings
+
+# So often is asked which brokers there are.
+METADATA_MS = 2000
+CONNECT_S_MAX = 3.0
+# For what any broker answers at once.
+ANSWER_S_MAX = 4.0
+# By its default the client tries again after 5 ms, for as long as a broker is away.
+RECONNECT_S = 0.1
+_QUICK = (MetadataRequest, FindCoordinatorRequest)
+
+_create_conn = aiokafka_client.create_conn
+_failed_at: dict[tuple[str, int], float] = {}
+"""When a broker last took no connection, by host and port, in the time of the event loop."""
+
+
+class _Connection(AIOKafkaConnection):  # type: ignore[misc]
+    def send(self, request: Any, expect_response: bool = True) -> Any:
+        sent = super().send(request, expect_response)
+        return asyncio.wait_for(sent, ANSWER_S_MAX) if isinstance(request, _QUICK) else sent
+
+
+class _Client(AIOKafkaClient):  # type: ignore[misc]
+    @property
+    def hosts(self) -> list[tuple[str, int, Any]]:
+        """Those to begin with, the ones that took no connection lately at the end."""
+        found: list[tuple[str, int, Any]] = super().hosts
+        return sorted(found, key=lambda host: _failed_at.get((host[0], host[1]), 0.0))
+
+    async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> bool:
+        updated: bool = await super()._metadata_update(cluster_metadata, topics)
+        if updated:
+            there = {broker.nodeId for broker in cluster_metadata.brokers()} | {"bootstrap"}
+            for (node, _), connection in list(self._conns.items()):
+                if node not in there:
+                    connection.close(reason=CloseReason.CONNECTION_BROKEN)
+        return updated
+
+    async def _get_conn(
+        self,
+        node_id: Any,
+        *,
+        group: ConnectionGroup = ConnectionGroup.DEFAULT,
+        no_hint: bool = False,
+    ) -> AIOKafkaConnection | None:
+        connection = await super()._get_conn(node_id, group=group, no_hint=no_hint)
+        if connection is None:
+            await asyncio.sleep(RECONNECT_S)
+        return connection
+
+
+async def _connect(host: str, port: int, **options: Any) -> AIOKafkaConnection:
+    try:
+        async with asyncio.timeout(CONNECT_S_MAX):
+            connection = await _create_conn(host, port, **options)
+    except (OSError, KafkaError):
+        _failed_at[host, port] = asyncio.get_running_loop().time()
+        raise
+    _failed_at.pop((host, port), None)
+    return connection
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """Return what every consumer and producer here is made with; from then on they are mended."""
+    aiokafka_conn.AIOKafkaConnection = _Connection
+    aiokafka_client.create_conn = _connect
+    aiokafka_consumer.AIOKafkaClient = _Client
+    aiokafka_producer.AIOKafkaClient = _Client
+    return {**settings.kafka_options(), "metadata_max_age_ms": METADATA_MS}
