@@ -23,29 +23,19 @@ coordinator was heard to say that there is none.
 
 import asyncio
 import logging
-from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import (
     ConcurrentTransactions,
-    KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
     NodeNotReadyError,
-    NotCoordinatorForGroupError,
-    NotLeaderForPartitionError,
-    RequestTimedOutError,
     TopicAuthorizationFailedError,
-    UnknownTopicOrPartitionError,
     for_code,
-)
-from aiokafka.errors import (
-    GroupCoordinatorNotAvailableError as CoordinatorNotAvailable,
-)
-from aiokafka.errors import (
-    GroupLoadInProgressError as CoordinatorLoadInProgress,
 )
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
 
@@ -54,25 +44,16 @@ from streams.transaction_requests import DescribeProducers, DescribeTransactions
 
 logger = logging.getLogger(__name__)
 
-# 30 s in all: a broker that was killed is back in about 5.
-TRIES_MAX = 150
+T = TypeVar("T")
+
+# A lone broker that was killed is back in about 5 s; of several another leads after its session.
+PATIENCE_S = 30.0
 RETRY_S = 0.2
 # A code of the protocol that aiokafka has no class for.
 TRANSACTIONAL_ID_NOT_FOUND = 105
 NO_LEADER = -1
-# What passes: a broker that is starting, a leader or coordinator that is elected or moves.
-_PASSING_ERRORS = (
-    ConcurrentTransactions,
-    CoordinatorLoadInProgress,
-    CoordinatorNotAvailable,
-    KafkaConnectionError,
-    LeaderNotAvailableError,
-    NodeNotReadyError,
-    NotCoordinatorForGroupError,
-    NotLeaderForPartitionError,
-    RequestTimedOutError,
-    UnknownTopicOrPartitionError,
-)
+Owns = Callable[[str], bool]
+"""Tells whether a topic is one that the producers may have written to."""
 
 
 class Producer(NamedTuple):
@@ -83,9 +64,7 @@ class Producer(NamedTuple):
     epoch: int
 
 
-async def complete_commit(
-    client: AIOKafkaClient, transactional_id: str, topics_prefix: str
-) -> None:
+async def complete_commit(client: AIOKafkaClient, transactional_id: str, owns: Owns) -> None:
     """Write the markers that the newest transaction of an id lacks, if it was committed.
 
     To be called before fencing.
@@ -96,22 +75,22 @@ async def complete_commit(
     state, predecessor = await _last_transaction(client, transactional_id)
     if state != "CompleteCommit":
         return
-    before = await _hanging_partitions(client, predecessor.producer_id, topics_prefix)
+    before = await _hanging_partitions(client, predecessor.producer_id, owns)
     if not before or await _last_transaction(client, transactional_id) != (state, predecessor):
         return
-    after = await _hanging_partitions(client, predecessor.producer_id, topics_prefix)
+    after = await _hanging_partitions(client, predecessor.producer_id, owns)
     hanging = [p for p, started_at in before.items() if after.get(p) == started_at]
     if hanging:
         await _end(client, predecessor, hanging, "commit")
 
 
-async def abort_rest(client: AIOKafkaClient, fenced: Producer, topics_prefix: str) -> None:
+async def abort_rest(client: AIOKafkaClient, fenced: Producer, owns: Owns) -> None:
     """Write the markers that the newest transaction of a producer that was just fenced lacks.
 
     Raises:
         LogError: the cluster can't be asked, or the producer was fenced in turn.
     """
-    hanging = await _hanging_partitions(client, fenced.producer_id, topics_prefix)
+    hanging = await _hanging_partitions(client, fenced.producer_id, owns)
     if hanging:
         await _end(client, fenced, hanging, "abort")
 
@@ -120,49 +99,46 @@ async def _last_transaction(
     client: AIOKafkaClient, transactional_id: str
 ) -> tuple[str | None, Producer]:
     """Return the state of an id's newest transaction, None where there was none, and its owner."""
-    for _ in range(TRIES_MAX):
-        try:
-            # On a new broker the coordinator's topic is made by this very question.
-            response = await _ask_coordinator(
-                client, transactional_id, DescribeTransactions(transactional_id)
-            )
-            code, _, state, _, _, producer_id, epoch = response.transaction_states[0][:7]
-            if code == TRANSACTIONAL_ID_NOT_FOUND:
-                return None, Producer(transactional_id, -1, -1)
-            _raise_for(code)
-            if not state.startswith("Prepare"):
-                return state, Producer(transactional_id, producer_id, epoch)
+
+    async def ask() -> tuple[str | None, Producer]:
+        # On a new broker the coordinator's topic is made by this very question.
+        response = await _ask_coordinator(
+            client, transactional_id, DescribeTransactions(transactional_id)
+        )
+        code, _, state, _, _, producer_id, epoch = response.transaction_states[0][:7]
+        if code == TRANSACTIONAL_ID_NOT_FOUND:
+            return None, Producer(transactional_id, -1, -1)
+        _raise_for(code)
+        if state.startswith("Prepare"):
             # The outcome is known and its markers are on their way, or about to be left out.
-        except _PASSING_ERRORS as error:
-            logger.debug("no coordinator of %s yet: %r", transactional_id, error)
-        await asyncio.sleep(RETRY_S)
-    raise LogError(f"no broker coordinates the transactions of {transactional_id}")
+            raise ConcurrentTransactions(state)
+        return state, Producer(transactional_id, producer_id, epoch)
+
+    return await _patiently(f"no broker coordinates the transactions of {transactional_id}", ask)
 
 
 async def _hanging_partitions(
-    client: AIOKafkaClient, producer_id: int, topics_prefix: str
+    client: AIOKafkaClient, producer_id: int, owns: Owns
 ) -> dict[TopicPartition, int]:
     """Return where a producer without a transaction has one open, and the offset where it began.
 
     A partition that we may not look into is passed over: we may not write to it either.
     """
-    error: Exception | None = None
-    for _ in range(TRIES_MAX):
-        try:
-            return await _look_for(client, producer_id, topics_prefix)
-        except _PASSING_ERRORS as passing:
-            error = passing
-            await asyncio.sleep(RETRY_S)
-    raise LogError(f"some partition of {topics_prefix}* has no leader: {error!r}")
+    return await _patiently(
+        "some partition of ours has no leader", partial(_look_for, client, producer_id, owns)
+    )
 
 
 async def _look_for(
-    client: AIOKafkaClient, producer_id: int, topics_prefix: str
+    client: AIOKafkaClient, producer_id: int, owns: Owns
 ) -> dict[TopicPartition, int]:
     by_leader: dict[int, list[TopicPartition]] = {}
-    cluster = await client.fetch_all_metadata()
+    try:
+        cluster = await client.fetch_all_metadata()
+    except KafkaError as error:
+        raise NodeNotReadyError(str(error)) from error
     for topic in cluster.topics():
-        if topic.startswith(topics_prefix):
+        if owns(topic):
             for number in cluster.partitions_for_topic(topic) or ():
                 partition = TopicPartition(topic, number)
                 leader = cluster.leader_for_partition(partition)
@@ -213,21 +189,34 @@ async def _end(
 
 
 async def _send_until_done(client: AIOKafkaClient, transactional_id: str, request: Any) -> None:
-    for _ in range(TRIES_MAX):
-        try:
-            response = await _ask_coordinator(client, transactional_id, request)
-            if isinstance(request, EndTxnRequest):
-                _raise_for(response.error_code)
-            else:
-                for _, errors in response.errors:
-                    for _, code in errors:
-                        _raise_for(code)
-        except _PASSING_ERRORS as error:
-            logger.debug("%s of %s again: %r", type(request).__name__, transactional_id, error)
-            await asyncio.sleep(RETRY_S)
+    async def ask() -> None:
+        response = await _ask_coordinator(client, transactional_id, request)
+        if isinstance(request, EndTxnRequest):
+            _raise_for(response.error_code)
         else:
-            return
-    raise LogError(f"no broker coordinates the transactions of {transactional_id}")
+            for _, errors in response.errors:
+                for _, code in errors:
+                    _raise_for(code)
+
+    await _patiently(f"no broker coordinates the transactions of {transactional_id}", ask)
+
+
+async def _patiently(what: str, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until no error comes that passes: of a broker that starts, or is gone, or moves."""
+    last: KafkaError | None = None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    return await ask()
+                except KafkaError as error:
+                    if not error.retriable and not isinstance(error, ConcurrentTransactions):
+                        raise
+                    logger.debug("%s yet: %r", what, error)
+                    last = error
+                await asyncio.sleep(RETRY_S)
+    except TimeoutError as error:
+        raise LogError(f"{what} in {PATIENCE_S:g} s: {last!r}") from error
 
 
 async def _ask_coordinator(client: AIOKafkaClient, transactional_id: str, request: Any) -> Any:

@@ -39,7 +39,7 @@ from streams.reader import PASSED_BY_SEEKING, consumer_options, read_some, reade
 from streams.record_batches import records_of, seek_back
 from streams.rights import REFUSED_RIGHTS
 from streams.vanished import client_options
-from topics import Progress, Settings
+from topics import Catalogue, Progress, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -363,14 +363,12 @@ class KafkaLog:
             TimeoutError: no broker fences it in time.
             LogError: no broker could be asked, or another owner came between.
         """
-        topics_prefix = f"{self._settings.topic_prefix}."
         async with self._asked() as client:
-            return await self._fence(client, transactional_id, topics_prefix)
+            return await self._fence(client, transactional_id)
 
-    async def _fence(
-        self, client: AIOKafkaClient, transactional_id: str, topics_prefix: str
-    ) -> KafkaWriter:
-        await complete_commit(client, transactional_id, topics_prefix)
+    async def _fence(self, client: AIOKafkaClient, transactional_id: str) -> KafkaWriter:
+        owns = Catalogue(self._settings).owns
+        await complete_commit(client, transactional_id, owns)
         producer = AIOKafkaProducer(
             **client_options(self._settings),
             transactional_id=transactional_id,
@@ -384,7 +382,7 @@ class KafkaLog:
                 await producer.start()
             known = producer._txn_manager  # noqa: SLF001 - likewise
             fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)
-            await abort_rest(client, fenced, topics_prefix)
+            await abort_rest(client, fenced, owns)
         except BaseException:
             await let_go(producer)
             raise

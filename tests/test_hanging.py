@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from streams import KafkaLog, Outgoing, Partition, hanging
 from streams.hanging import complete_commit
 from streams.kafka import KafkaWriter
-from topics import Settings, admin
+from topics import Catalogue, Settings, admin
 from topics.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
@@ -127,7 +127,7 @@ async def test_a_successor_that_died_after_fencing_changes_no_outcome(
     lost = f"lost twice {committed}".encode()
     await leave_hanging(settings, name, lost, committed=committed)
     log = await joined(settings, f"inference.test-twice-{committed}")
-    await complete_commit(log._member._client, name, "inference.")
+    await complete_commit(log._member._client, name, Catalogue(settings).owns)
     await fence_and_die(settings, name)
 
     assert (lost in await seen_by_successor(settings, log, name)) == committed

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, get_args
 
 from topics.cancellation import CANCELLATION_S, Cancellation
 from topics.evidence import Evidence
@@ -103,6 +104,21 @@ class Catalogue:
     def worker_group(self, pool: str) -> str:
         """Return the consumer group of a pool's workers."""
         return f"{self.prefix}.worker.{pool}"
+
+    def owns(self, topic: str) -> bool:
+        """Tell whether a topic is of this installation, whatever its pools are.
+
+        That it begins with the prefix does not tell: there may be another with a longer one.
+        """
+        if topic.startswith(f"{self.prefix}.pool."):
+            _, _, rest = topic[len(self.prefix) :].partition(".pool.")
+            pool, _, lane = rest.partition(".")
+            return bool(pool) and lane in get_args(Lane)
+        return topic in self._shared_names
+
+    @cached_property
+    def _shared_names(self) -> frozenset[str]:
+        return frozenset(topic.name for topic in self.shared_topics())
 
     def topics(self, pools: Iterable[str]) -> list[Topic]:
         """Return every topic for a fleet with these pools, the shared ones first."""

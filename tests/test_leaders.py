@@ -1,0 +1,94 @@
+"""Whose leaders a takeover waits for: those of its own installation, and of no other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams import LogError, hanging
+from streams.hanging import Producer, abort_rest
+from topics import Catalogue, Settings
+
+CATALOGUE = Catalogue(Settings(topic_prefix="inference"))
+
+
+@pytest.mark.parametrize(
+    ("topic", "is_ours"),
+    [
+        ("inference.requests", True),
+        ("inference.evidence-roots", True),
+        ("inference.pool.premium-eu.direct", True),
+        ("inference.pool.a-pool-that-is-gone.batch", True),
+        ("inference.eu.requests", False),
+        ("inference.eu.pool.premium.direct", False),
+        ("inference.pool.requests", False),
+        ("inference.pool.x.requests", False),
+        ("inference.pool.x.pool.y.direct", False),
+        ("inference", False),
+        ("inferences.requests", False),
+        ("somebody.elses", False),
+    ],
+)
+def test_an_installation_owns_what_it_makes(topic: str, is_ours: bool) -> None:
+    assert CATALOGUE.owns(topic) == is_ours
+
+
+class Cluster:
+    """What the brokers say of topics of one partition each, and who leads them."""
+
+    def __init__(self, leaders: Mapping[str, int]) -> None:
+        self._leaders = leaders
+
+    def topics(self) -> set[str]:
+        return {*self._leaders}
+
+    def partitions_for_topic(self, _topic: str) -> set[int]:
+        return {0}
+
+    def leader_for_partition(self, partition: TopicPartition) -> int:
+        return self._leaders[partition.topic]
+
+
+class Client:
+    """Brokers that know no open transaction; the first calls find none of them."""
+
+    def __init__(self, leaders: Mapping[str, int], failures: int = 0) -> None:
+        self._cluster = Cluster(leaders)
+        self._failures = failures
+        self.asked: list[list[str]] = []
+
+    async def fetch_all_metadata(self) -> Cluster:
+        if self._failures:
+            self._failures -= 1
+            raise KafkaError("Unable to get cluster metadata over all known brokers")
+        return self._cluster
+
+    async def send(self, _node: int, request: Any) -> Any:
+        self.asked.append(sorted(request._topics))
+        return type("Response", (), {"topics": []})()
+
+
+FENCED = Producer("inference.router-inference.requests-0", 7, 1)
+
+
+async def test_a_topic_of_another_without_a_leader_stops_no_takeover() -> None:
+    client: Any = Client({"inference.requests": 1, "inference.eu.requests": -1})
+    await abort_rest(client, FENCED, CATALOGUE.owns)
+    assert client.asked == [["inference.requests"]]
+
+
+async def test_a_topic_of_ours_without_a_leader_is_waited_for_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hanging, "PATIENCE_S", 0.3)
+    client: Any = Client({"inference.requests": 1, "inference.results": -1})
+    with pytest.raises(LogError, match=r"has no leader in 0.3 s: .*inference\.results\[0\]"):
+        await abort_rest(client, FENCED, CATALOGUE.owns)
+
+
+async def test_a_moment_without_any_broker_passes() -> None:
+    client: Any = Client({"inference.requests": 1}, failures=2)
+    await abort_rest(client, FENCED, CATALOGUE.owns)
+    assert client.asked == [["inference.requests"]]
