@@ -33,7 +33,7 @@ from streams.kafka_writer import (
     let_go,
     untimed,
 )
-from streams.log import LogError, Membership, Partition, Record
+from streams.log import LogError, Membership, Partition, Record, StillOpenError
 from streams.membership import MembershipListener, assignors
 from streams.reader import PASSED_BY_SEEKING, consumer_options, read_some, reader
 from streams.record_batches import records_of, seek_back
@@ -93,7 +93,9 @@ class KafkaLog:
 
         What Kafka refuses for good it refuses again: rights are the only such refusals here.
         """
-        return isinstance(error, KafkaError | OSError) and not isinstance(error, REFUSED_RIGHTS)
+        if isinstance(error, REFUSED_RIGHTS):
+            return False
+        return isinstance(error, KafkaError | OSError | StillOpenError)
 
     @property
     def _member(self) -> AIOKafkaConsumer:
@@ -267,7 +269,7 @@ class KafkaLog:
         """Yield the committed records from each start to its end, or to the end as it is now.
 
         Raises:
-            LogError: an open transaction kept the end out of reach until after its timeout.
+            StillOpenError: one kept the end out of reach until after its timeout.
         """
         if ends is None:
             ends = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
@@ -311,7 +313,9 @@ class KafkaLog:
                     reader.pause(TopicPartition(*partition))
             if loop.time() - last_progress > patience_s:
                 waiting = ", ".join(map(str, behind))
-                raise LogError(f"an open transaction on {waiting} has not ended in {patience_s} s")
+                raise StillOpenError(
+                    f"an open transaction on {waiting} has not ended in {patience_s} s"
+                )
 
     async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:
         """Return the committed records at these offsets; absent where one is gone.

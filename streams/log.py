@@ -82,6 +82,10 @@ class LogError(Exception):
     """The stage can't go on over this log; whoever sees this leaves the process (rule 5)."""
 
 
+class StillOpenError(LogError):
+    """A transaction of another has not ended in its time; the brokers may be unable to end it."""
+
+
 class Membership(Protocol):
     """Told of every change of a consumer's partitions. May not raise."""
 

@@ -179,6 +179,36 @@ async def test_a_writer_knows_that_it_was_cut_off(settings: Settings) -> None:
     assert (before, after) == (False, True)
 
 
+class Idle:
+    """A connection to a broker that leads nothing of what is written, which closed it."""
+
+    _last_action = 0.0
+
+    def connected(self) -> bool:
+        return False
+
+    def close(self, **_: object) -> "asyncio.Future[None]":
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        closed.set_result(None)
+        return closed
+
+
+async def test_a_connection_that_no_transaction_used_cuts_no_writer_off(
+    settings: Settings,
+) -> None:
+    log = await joined(settings, "inference.test-idle")
+    writer = await log.fence(f"{ID}-idle")
+    writer._producer.client._conns[7, "group"] = Idle()
+    await writer.begin()
+    await (await writer.send(Outgoing(TOPIC, b"k", b"idle", partition=0)))
+    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test-idle")
+    is_cut_off = writer.is_cut_off
+    await writer.close()
+    await log.leave()
+
+    assert not is_cut_off
+
+
 async def test_a_writer_knows_that_it_was_cut_off_in_the_commit(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,109 @@
+"""A broker that is gone without a word: the client goes by what the others say."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import RequestTimedOutError
+from aiokafka.protocol.metadata import MetadataRequest
+
+from streams import vanished
+from streams.log import Partition
+from streams.reader import reader
+from topics import Settings
+from topics.admin import apply
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and answers nothing, as one that is frozen."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def settings(kafka: str, prefix: str) -> Settings:
+    return Settings(bootstrap_servers=kafka, topic_prefix=prefix)
+
+
+class Connection:
+    """A connection to a broker of which nothing more is heard."""
+
+    def __init__(self) -> None:
+        self.reasons: list[Any] = []
+
+    def connected(self) -> bool:
+        return not self.reasons
+
+    def close(self, reason: Any = None) -> "asyncio.Future[None]":
+        self.reasons.append(reason)
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        closed.set_result(None)
+        return closed
+
+
+@pytest.mark.kafka
+async def test_a_silent_broker_is_given_up_and_asked_last_from_then_on(
+    settings: Settings, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vanished, "CONNECT_S_MAX", 1.0)
+    servers = f"{silent},{settings.bootstrap_servers}"
+    both = settings.model_copy(update={"bootstrap_servers": servers})
+    async with asyncio.timeout(30), reader(both) as consumer:
+        hosts = [f"{host}:{port}" for host, port, _ in consumer._client.hosts]
+        # The client's own tasks have begun; before, it can't be closed.
+        await asyncio.sleep(0)
+    assert hosts == [settings.bootstrap_servers, silent]
+
+
+@pytest.mark.kafka
+async def test_connections_to_who_is_no_longer_named_are_closed(settings: Settings) -> None:
+    async with reader(settings) as consumer:
+        client, gone = consumer._client, Connection()
+        there = {key: each for key, each in client._conns.items() if each.connected()}
+        client._conns[7, "group"] = gone
+        await client.fetch_all_metadata()
+        assert gone.reasons
+        assert all(each.connected() for each in there.values())
+
+
+@pytest.mark.kafka
+async def test_a_request_that_any_broker_answers_at_once_is_not_waited_for(
+    settings: Settings, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vanished, "ANSWER_S_MAX", 0.2)
+    async with reader(settings) as consumer:
+        node = consumer._client.get_random_node()
+        assert await consumer._client.ready(node)
+        connection = next(each for each in consumer._client._conns.values() if each.connected())
+        # It answers no more.
+        connection._read_task.cancel()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(RequestTimedOutError):
+            await consumer._client.send(node, MetadataRequest([]))
+        assert asyncio.get_running_loop().time() - began < 10
+
+
+@pytest.mark.kafka
+async def test_a_broker_that_takes_no_connection_is_not_asked_all_the_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vanished, "RECONNECT_S", 0.5)
+    async with reader(settings) as consumer:
+        began = asyncio.get_running_loop().time()
+        assert not await consumer._client.ready(7)
+        assert asyncio.get_running_loop().time() - began >= 0.5
+
+
+@pytest.mark.kafka
+async def test_a_reader_is_one_of_those_clients(settings: Settings) -> None:
+    await apply(settings, [])
+    partition = Partition(f"{settings.topic_prefix}.results", 0)
+    async with reader(settings, [partition]) as consumer:
+        assert isinstance(consumer, AIOKafkaConsumer)
+        assert isinstance(consumer._client, vanished._Client)
+        assert consumer._client._metadata_max_age_ms == vanished.METADATA_MS
+        await asyncio.sleep(0)
