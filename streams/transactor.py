@@ -174,9 +174,10 @@ class Transactor(Committer):
                 return False
             try:
                 return await self._take_over(given)
-            except BaseException:
-                # What was taken over by half is taken over from its beginning.
-                await self._drop(new)
+            except Exception as error:
+                if self._log.is_passing(error):
+                    # What was taken over by half is taken over from its beginning.
+                    await self._drop(new)
                 raise
 
         return await until_passed(self._log, f"taking over {len(new)} partitions", attempt)
