@@ -35,7 +35,14 @@ from streams.kafka_writer import (
 )
 from streams.log import LogError, Membership, Partition, Record, StillOpenError
 from streams.membership import MembershipListener, assignors
-from streams.reader import PASSED_BY_SEEKING, consumer_options, read_some, reader
+from streams.reader import (
+    PASSED_BY_SEEKING,
+    REBALANCE_S,
+    buffered,
+    consumer_options,
+    read_some,
+    reader,
+)
 from streams.record_batches import records_of, seek_back
 from streams.rights import REFUSED_RIGHTS
 from streams.vanished import client_options
@@ -51,8 +58,6 @@ FETCH_MS = 5000
 FETCH_TRIES = 4
 # As long as looking for the coordinator may take.
 FENCE_S_MAX = 30.0
-# How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
-REBALANCE_S = 0.1
 # aiokafka takes a member that has asked for no records for so long out of its group, until it asks
 # again. By its default of 5 minutes, one that stood by, and so had nothing to ask for, was out for
 # good; one that had all it can hold, or a long restore, lost its partitions. What a step can wait
@@ -159,7 +164,7 @@ class KafkaLog:
                     *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
                 )
             if polled and of_each:
-                polled |= await _buffered(consumer, wanted - polled.keys(), records_max)
+                polled |= await buffered(consumer, wanted - polled.keys(), records_max)
         except TimeoutError:
             return {}
         except PASSED_BY_SEEKING:
@@ -391,20 +396,3 @@ class KafkaLog:
             await let_go(producer)
             raise
         return KafkaWriter(producer, self._timed)
-
-
-async def _buffered(
-    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], records_max: int
-) -> dict[TopicPartition, Sequence[Any]]:
-    """Return what the client has of these partitions already, at most so many of each.
-
-    It fills a poll from one partition for as long as it has records of that. But of each partition
-    there is a transaction, and while one commits another can be worked on.
-    """
-    found: dict[TopicPartition, Sequence[Any]] = {}
-    # As in `poll`; what was found until then must not be lost.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(REBALANCE_S):
-            for partition in partitions:
-                found |= await consumer.getmany(partition, max_records=records_max)
-    return found

@@ -1,5 +1,6 @@
 """A consumer of no group, for as long as it takes to read or to ask something."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from streams.vanished import client_options
 from topics import Settings
 
 READ_RECORDS_MAX = 5000
+# How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
+REBALANCE_S = 0.1
 # A wrong checksum, and a partition that the client has met before we told it where to begin.
 PASSED_BY_SEEKING = (CorruptRecordException, NoOffsetForPartitionError)
 
@@ -88,3 +91,20 @@ async def read_some(
         seek_back(reader, positions)
         return {}
     return {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
+
+
+async def buffered(
+    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], records_max: int
+) -> dict[TopicPartition, Sequence[Any]]:
+    """Return what the client has of these partitions already, at most so many of each.
+
+    It fills a poll from one partition for as long as it has records of that. But of each partition
+    there is a transaction, and while one commits another can be worked on.
+    """
+    found: dict[TopicPartition, Sequence[Any]] = {}
+    # As in `KafkaLog.poll`; what was found until then must not be lost.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REBALANCE_S):
+            for partition in partitions:
+                found |= await consumer.getmany(partition, max_records=records_max)
+    return found

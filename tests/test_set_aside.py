@@ -286,7 +286,9 @@ class Consumer:
 
 
 def consumed(offset: int, *headers: tuple[str, object]) -> Any:
-    return SimpleNamespace(offset=offset, key=b"k", value=b"v", headers=headers, timestamp=1)
+    return SimpleNamespace(
+        offset=offset, key=b"k", value=b"v", headers=headers, timestamp=1, leader_epoch=None
+    )
 
 
 async def test_a_follower_passes_over_what_it_can_not_take_in(

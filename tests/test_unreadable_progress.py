@@ -11,7 +11,7 @@ from test_notary import CHAIN, roots, router
 from streams import KafkaLog, Transactor
 from streams.log import Outgoing, Partition
 from streams.progress import read_progress
-from topics import Catalogue, ChainHead, Progress, Root, RootStatement, encode, progress_key
+from topics import Catalogue, Progress, Root, RootStatement, encode, progress_key
 from topics import headers as h
 from topics.roots import head_of
 
@@ -118,8 +118,11 @@ class TestRecover:
         assert outcome.exit_code == 0, outcome.output
         here = Partition(topic, 1)
         stored = await read_progress(KafkaLog(settings), names.progress, group, [here])
-        assert stored.known == {here: Progress(2, head=head_of(statement))}
-        assert isinstance(stored.known[here].head, ChainHead)
+        progress = stored.known[here]
+        assert (progress.next_offset, progress.finished) == (2, ())
+        assert progress.head is not None
+        # The root of the evidence that it was recovered follows the last that there was.
+        assert progress.head.sequence == head_of(statement).sequence + 1
         assert "nothing to recover" in str((await shunter(*words)).exception)
         elsewhere = await shunter("topics", "recover", group, topic, 9, "--yes", "--at", 0)
         assert "has no partition 9" in str(elsewhere.exception)
