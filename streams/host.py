@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import faust
+from aiokafka.errors import ProducerFenced
 from mode import Service, Worker
 
 from streams.follower import TopicFollower
+from streams.joining import NameLostError
 from streams.logs import set_up_logging
 from streams.rights import REFUSED_RIGHTS
 from streams.telemetry import Telemetry
@@ -86,19 +88,27 @@ def _end_soon(status: int) -> None:
 
 
 @contextlib.contextmanager
-def _rights_told() -> Iterator[None]:
-    """Say in one line which right Kafka refuses; the traceback that follows is long."""
+def _reason_told() -> Iterator[None]:
+    """Say in one line why a member can't go on; the traceback that follows is long."""
     try:
         yield
     except Exception as error:
-        refusal: BaseException | None = error
-        while refusal is not None and not isinstance(refusal, REFUSED_RIGHTS):
-            refusal = refusal.__cause__
-        if refusal is not None:
-            logger.critical(
-                "Kafka refuses a right: %s; `shunter topics acls` lists the rights of each role",
-                refusal,
-            )
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, REFUSED_RIGHTS):
+                logger.critical(
+                    "Kafka refuses a right: %s; `shunter topics acls` lists the rights of each"
+                    " role",
+                    cause,
+                )
+            elif isinstance(cause, NameLostError):
+                logger.critical("%s", cause)
+            elif isinstance(cause, ProducerFenced):
+                logger.critical(
+                    "another process has taken over a partition of this one, which was silent for"
+                    " longer than its session, or has not its name (--instance) for itself"
+                )
+            cause = cause.__cause__
         raise
 
 
@@ -119,12 +129,12 @@ class StageService(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Join the group."""
-        with _rights_told():
+        with _reason_told():
             await self._transactor.start()
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
-        with _rights_told():
+        with _reason_told():
             while not self.should_stop:
                 await self._transactor.step()
 

@@ -24,7 +24,8 @@ from aiokafka.errors import (
 from streams import log_requests
 from streams.continuity import check_continuity, newest_epoch
 from streams.hanging import Producer, abort_rest, complete_commit
-from streams.joining import is_counted, join_once
+from streams.instance import static_name
+from streams.joining import NameLostError, is_counted, join_once, say_farewell
 from streams.kafka_writer import (
     BATCH_BYTES_MAX,
     PRODUCER_BYTES_MAX,
@@ -96,9 +97,9 @@ class KafkaLog:
     def is_passing(self, error: Exception) -> bool:
         """Tell whether an error may be gone at the next try.
 
-        What Kafka refuses for good it refuses again: rights are the only such refusals here.
+        What Kafka refuses for good it refuses again: a right, and a name that another has.
         """
-        if isinstance(error, REFUSED_RIGHTS):
+        if isinstance(error, (*REFUSED_RIGHTS, NameLostError)):
             return False
         return isinstance(error, KafkaError | OSError | StillOpenError)
 
@@ -115,7 +116,7 @@ class KafkaLog:
         self._consumer = AIOKafkaConsumer(
             **consumer_options(self._settings) | NO_RESET,
             group_id=group,
-            group_instance_id=f"{group}-{self._settings.instance}",
+            group_instance_id=static_name(group, self._settings.instance),
             partition_assignment_strategy=assignors(self._settings.partitions),
             session_timeout_ms=self._settings.session_timeout_ms,
             heartbeat_interval_ms=min(1000, self._settings.session_timeout_ms // 3),
@@ -133,6 +134,7 @@ class KafkaLog:
         """Close the reader. A static member stays in the group until its session ends."""
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None
+            await say_farewell(consumer)
             await consumer.stop()
 
     async def poll(

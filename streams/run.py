@@ -209,7 +209,7 @@ def run_router(settings: Settings) -> NoReturn:
     own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
     begun = _begin(settings, own)
     # Kept until the process ends, and with it the name.
-    claim = claim_name(settings, "router")
+    claim = claim_name(settings, "router", Catalogue(settings).router_groups)
     _run_router(claim.settings, own, begun)
 
 

@@ -16,6 +16,7 @@ from worker_cases import POOL, ScriptedBackend, make_worker
 from policies.experience import Experience
 from shunter.cli import app
 from streams import announcer
+from streams.instance import Claim
 from topics import Catalogue, PoolStatus, Topic, decode
 from topics.access import worker as worker_role
 from topics.status import State
@@ -112,6 +113,7 @@ def test_a_worker_needs_no_more_of_the_fleet_than_its_own_pool(
     checked: list[Topic] = []
     started: list[Any] = []
     monkeypatch.setattr(run, "check_topics", lambda _, topics: checked.extend(topics))
+    monkeypatch.setattr(run, "claim_name", lambda settings, *_: Claim(settings, None))
     monkeypatch.setattr(run, "run_app", lambda *arguments, **_: started.append(arguments))
     backend = "    backend: {type: openai, base_url: 'https://x.test/v1'}\n"
     (tmp_path / "fleet.yaml").write_text(FLEET + backend)

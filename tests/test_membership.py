@@ -13,8 +13,12 @@ from aiokafka.errors import GroupAuthorizationFailedError
 from grounds import KafkaGround, until
 from stream_cases import make_settings, soon
 
-from streams import Partition
+from streams import Partition, joining
+from streams.group_members import Member, member_named
+from streams.instance import _ask
 from streams.kafka import KafkaLog
+from streams.process import Process, this_process
+from streams.reader import reader
 from topics.broker import EmbeddedBroker
 
 YEAR_S = 365 * 86_400
@@ -76,6 +80,43 @@ async def test_what_was_just_assigned_is_not_fetched_until_it_is_polled(
         assert log._member.paused() == {only}
         await log.poll(0.1, 10, [])
         assert not log._member.paused()
+
+
+@pytest.mark.kafka
+async def test_who_comes_back_under_its_name_starts_no_rebalance_and_is_known_by_its_word(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka 4.3.1 tells the client id of the first that had the name, whoever has it by now."""
+    async with member_of(kafka, prefix) as (log, _, only):
+        name = log._member._coordinator._group_instance_id
+        send = log._member._coordinator._send_req
+        generation = log._member._coordinator.generation
+        assert await member_named(send, f"{prefix}.group", name) == Member(
+            "127.0.0.1", this_process(), has_left=False
+        )
+        await log.leave()
+        successor = Process("shunter.host.a.1234.0123456789abcdef", "host.a", 1234)
+        monkeypatch.setattr(joining, "this_process", lambda: successor)
+        witness = Witness()
+        await log.join(f"{prefix}.group", [only.topic], witness)
+        await until(lambda: witness.given == [only])
+        assert log._member._coordinator.generation == generation
+        send = log._member._coordinator._send_req
+        found = await member_named(send, f"{prefix}.group", name)
+        assert found == Member("127.0.0.1", successor, has_left=False)
+        assert await member_named(send, f"{prefix}.group", "another") is None
+        assert await member_named(send, f"{prefix}.no-group", name) is None
+
+
+@pytest.mark.kafka
+async def test_who_stops_says_farewell_and_keeps_its_place_for_its_session(
+    kafka: str, prefix: str
+) -> None:
+    async with member_of(kafka, prefix) as (log, _, _):
+        await log.leave()
+        async with reader(log._settings) as client:
+            found = await _ask(client, f"{prefix}.group", log._settings.instance)
+        assert found == Member("127.0.0.1", this_process(), has_left=True)
 
 
 @pytest.mark.kafka

@@ -90,6 +90,7 @@ class Catalogue:
         self.router_group = f"{self.prefix}.router"
         self.batcher_group = f"{self.prefix}.batcher"
         self.canceller_group = f"{self.prefix}.canceller"
+        self.router_groups = (self.router_group, self.batcher_group, self.canceller_group)
         self.ledger_group = f"{self.prefix}.ledger"
 
     @property

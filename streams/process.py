@@ -1,0 +1,36 @@
+"""What a process calls itself, so that others can tell it from its predecessors."""
+
+import os
+import re
+import secrets
+import socket
+from functools import cache
+from typing import NamedTuple
+
+_HOST_LENGTH_MAX = 64
+_WORD = re.compile(r"shunter\.([\w.-]{1,64})\.(\d{1,10})\.[0-9a-f]{16}", re.ASCII)
+
+
+class Process(NamedTuple):
+    """A process, as told by the word that it leaves of itself."""
+
+    word: str
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on host {self.host}"
+
+
+@cache
+def this_process() -> Process:
+    """Return what no other process is called, restarts of this one included."""
+    host = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII)[:_HOST_LENGTH_MAX] or "_"
+    pid = os.getpid()
+    return Process(f"shunter.{host}.{pid}.{secrets.token_hex(8)}", host, pid)
+
+
+def read_process(word: str) -> Process | None:
+    """Return the process that calls itself so, or None for what none does."""
+    found = _WORD.fullmatch(word)
+    return found and Process(word, found[1], int(found[2]))
