@@ -6,6 +6,7 @@ import logging
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
 
 from streams.rights import REFUSED_RIGHTS
 from streams.vanished import client_options
@@ -40,8 +41,8 @@ class Announcer:
             raise
         self._producer = producer
 
-    async def publish(self, key: bytes, value: bytes) -> None:
-        """Write a record, and wait until the log has it.
+    async def publish(self, key: bytes, value: bytes) -> RecordMetadata:
+        """Write a record, and return the broker's answer once the log has it.
 
         Raises:
             KafkaError: it hasn't.
@@ -50,24 +51,25 @@ class Announcer:
             await self.start()
         assert self._producer is not None  # noqa: S101  made by ``start``
         try:
-            await self._producer.send_and_wait(self._topic, value, key=key)
+            return await self._producer.send_and_wait(self._topic, value, key=key)
         except KafkaError:
             producer, self._producer = self._producer, None
             await producer.stop()
             raise
 
-    async def tell(self, key: bytes, value: bytes) -> None:
-        """Write a record; where that fails it is left to the next.
+    async def tell(self, key: bytes, value: bytes) -> RecordMetadata | None:
+        """Write a record and return the answer; where that fails it is left to the next.
 
         Raises:
             KafkaError: a right is missing.
         """
         try:
-            await self.publish(key, value)
+            return await self.publish(key, value)
         except REFUSED_RIGHTS:
             raise
         except KafkaError as error:
             logger.warning("%s has not been told of %s: %r", self._topic, key.decode(), error)
+            return None
 
     async def stop(self, key: bytes, value: bytes) -> None:
         """Write a last record and close; without a broker nobody could hear it."""

@@ -13,12 +13,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     ConsumerStoppedError,
-    InvalidTimestampError,
     KafkaError,
-    MessageSizeTooLargeError,
     OffsetOutOfRangeError,
-    RecordListTooLargeError,
-    RecordTooLargeError,
 )
 
 from streams import log_requests
@@ -29,6 +25,7 @@ from streams.joining import NameLostError, is_counted, join_once, say_farewell
 from streams.kafka_writer import (
     BATCH_BYTES_MAX,
     PRODUCER_BYTES_MAX,
+    REFUSALS,
     KafkaWriter,
     Timed,
     let_go,
@@ -46,6 +43,7 @@ from streams.reader import (
 )
 from streams.record_batches import records_of, seek_back
 from streams.rights import REFUSED_RIGHTS
+from streams.stamps import Stamps
 from streams.vanished import client_options
 from topics import Catalogue, Progress, Settings
 
@@ -79,12 +77,7 @@ EXPIRY_CHECK_S = 10.0
 class KafkaLog:
     """One consumer-group member and its writers."""
 
-    refusals: tuple[type[Exception], ...] = (
-        MessageSizeTooLargeError,
-        RecordListTooLargeError,
-        RecordTooLargeError,
-        InvalidTimestampError,
-    )
+    refusals: tuple[type[Exception], ...] = REFUSALS
 
     def __init__(self, settings: Settings, timed: Timed = untimed) -> None:
         self._settings = settings
@@ -93,6 +86,7 @@ class KafkaLog:
         self._positions: dict[Partition, int] = {}
         self._epochs: dict[Partition, int | None] = {}
         self._group = ""
+        self._stamps = Stamps(self._settings)
 
     def is_passing(self, error: Exception) -> bool:
         """Tell whether an error may be gone at the next try.
@@ -176,6 +170,7 @@ class KafkaLog:
             await self._find_again([Partition(*p) for p in error.args[0]])
             seek_back(consumer, self._positions)
             return {}
+        self._stamps.look(polled)
         records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items() if rs}
         for partition, found in records.items():
             known, position = self._epochs.get(partition), self._positions.get(partition, 0)

@@ -7,7 +7,13 @@ from itertools import count
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    RecordTooLargeError,
+)
 from aiokafka.partitioner import DefaultPartitioner
 
 from streams.log import Outgoing, Partition
@@ -21,6 +27,13 @@ PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
 BATCH_BYTES_MAX = 1_000_000
 # Of a transaction's records that are not handed over yet.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
+REFUSALS = (
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    RecordTooLargeError,
+)
+"""Errors that mean: this one record is unfit, others may pass."""
 CLOSE_S_MAX = 2.0
 
 logger = logging.getLogger(__name__)

@@ -199,7 +199,7 @@ class Router:
         first = self._duplicates.first(record, request.id)
         if first is not None:
             return self._scribe.duplicate(record, request, first, now)
-        # A backlog that is read at once came over time. Nobody gains by a wrong timestamp.
+        # A backlog that is read at once came over time: the broker's, which no client can choose.
         came_at = min(record.timestamp_ms / 1000, now)
         part = len(self._ingest) / self._catalogue.partitions
         wait_s = self._rates.wait_s(request.tenant, came_at, part)

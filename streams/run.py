@@ -13,7 +13,7 @@ from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
-from streams.clock import Clock, SystemClock
+from streams.clock import BrokerClock, Clock, SystemClock
 from streams.declarations import Declarations, load_fleet, load_policy
 from streams.digests import Digests, SaltFollower
 from streams.fleet_follower import FleetFollower
@@ -76,11 +76,13 @@ def follow(follower: TopicFollower, metrics: Metrics) -> FollowerService:
     return FollowerService(follower)
 
 
-def notary_services(settings: Settings, notary: Notary, metrics: Metrics) -> list[Service]:
-    """Return what has to run, and before any stage, in a process that signs."""
+def notary_services(
+    settings: Settings, notary: Notary, metrics: Metrics, clock: BrokerClock
+) -> list[Service]:
+    """Return what has to run, and before any stage, in a process that signs; it sets the clock."""
     return [
         follow(SaltFollower(settings, notary.digests), metrics),
-        HeadsService(settings, notary),
+        HeadsService(settings, notary, clock),
     ]
 
 
@@ -159,12 +161,12 @@ def _what_comes_first(
     in_force: InForce,
     own: Declarations,
     cancellations: Cancellations,
-    clock: Clock,
+    clock: BrokerClock,
     metrics: Metrics,
 ) -> Service:
     """Return what signs, and what keeps up with heartbeats, policies and cancellations."""
     return StartedTogether(
-        *notary_services(settings, notary, metrics),
+        *notary_services(settings, notary, metrics, clock),
         follow(FleetFollower(settings, in_force.report), metrics),
         follow(_policies(settings, in_force, own, clock), metrics),
         follow(CancellationFollower(settings, cancellations), metrics),
@@ -214,7 +216,7 @@ def run_router(settings: Settings) -> NoReturn:
 
 
 def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoReturn:
-    catalogue, clock = Catalogue(settings), SystemClock()
+    catalogue, clock = Catalogue(settings), BrokerClock(SystemClock())
     telemetry = from_environment("router", settings.instance)
     writer = f"router/{settings.instance}"
     notary = make_notary(settings, writer, clock)

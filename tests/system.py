@@ -68,6 +68,20 @@ async def eventually(
         await asyncio.sleep(0.05)
 
 
+_SKEWED = """
+import sys, time
+right = time.time
+time.time = lambda: right() + {ahead_s}
+from shunter.cli import main
+main()
+"""
+
+
+def _program(ahead_s: float | None) -> list[str]:
+    """The command line of Shunter, perhaps as on a host whose clock is ahead by so much."""
+    return ["-m", "shunter"] if ahead_s is None else ["-c", _SKEWED.format(ahead_s=ahead_s)]
+
+
 @dataclass
 class System:
     """Topics, router and workers under one prefix. Processes are real and can be killed."""
@@ -79,6 +93,8 @@ class System:
     extra_env: dict[str, str] = field(default_factory=dict)
     policy_speed: float = SPEED
     env_of: dict[str, dict[str, str]] = field(default_factory=dict)
+    ahead_s_of: dict[str, float] = field(default_factory=dict)
+    """How far the clocks of processes are ahead of that of Kafka, by name."""
     has_names: bool = True
     """Whether each process is given a name of its own."""
 
@@ -142,7 +158,7 @@ class System:
                 arguments.append("--evacuate")
             with (self.directory / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", "shunter", *arguments],
+                    [sys.executable, *_program(self.ahead_s_of.get(name)), *arguments],
                     cwd=ROOT,
                     stderr=log,
                     env=os.environ

@@ -183,9 +183,11 @@ async def test_a_second_process_of_a_name_ends_at_once_and_the_first_goes_on(
 class TestElsewhere:
     """Another state directory stands for another host: its locks say nothing about this one."""
 
-    @pytest.fixture
-    async def system(self, kafka: str, prefix: str, tmp_path: Path) -> AsyncIterator[System]:
-        session = {"SHUNTER_SESSION_TIMEOUT_MS": str(SESSION_MS)}
+    @pytest.fixture(params=[SESSION_MS])
+    async def system(
+        self, kafka: str, prefix: str, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> AsyncIterator[System]:
+        session = {"SHUNTER_SESSION_TIMEOUT_MS": str(request.param)}
         async with System(kafka, prefix, tmp_path, extra_env=session) as system:
             system.start_all()
             await system.publish(chat("before"))
@@ -230,6 +232,7 @@ class TestElsewhere:
         assert "waiting up to 8 s to see whether it has ended" in log
         await self.serves(system, "after")
 
+    @pytest.mark.parametrize("system", [10 * SESSION_MS], indirect=True)
     async def test_who_comes_after_a_farewell_does_not_wait(
         self, system: System, tmp_path: Path
     ) -> None:

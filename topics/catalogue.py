@@ -57,6 +57,8 @@ class Topic:
         return config | self.extra
 
 
+# Not that of whoever wrote a record, which may be wrong, or a lie (docs/decisions/0023).
+BROKERS_TIME = {"message.timestamp.type": "LogAppendTime"}
 # Small segments that are cleaned soon: a new owner reads these topics from the beginning.
 _QUICK_COMPACTION = {
     "segment.ms": str(10 * 60 * 1000),
@@ -140,6 +142,7 @@ class Catalogue:
                 "a request, native or a line of an OpenAI Batch file",
                 InferenceRequest,
                 bytes_max=INGEST_BYTES_MAX,
+                extra=BROKERS_TIME,
             ),
             Topic(
                 self.cancellations,
@@ -149,6 +152,7 @@ class Catalogue:
                 Cancellation,
                 retention_ms=CANCELLATION_S * 1000,
                 bytes_max=CANCELLATION_BYTES_MAX,
+                extra=BROKERS_TIME,
             ),
             Topic(self.results, n, "request id", "the result", Result),
             Topic(
@@ -175,7 +179,12 @@ class Catalogue:
         n = self._partitions
         return [
             Topic(
-                self.reroutes, n, "request id", "the request, one attempt later", InferenceRequest
+                self.reroutes,
+                n,
+                "request id",
+                "the request, one attempt later",
+                InferenceRequest,
+                extra=BROKERS_TIME,
             ),
             Topic(
                 self.held,
@@ -243,8 +252,8 @@ class Catalogue:
                 Root,
                 # Longer than evidence by two segments of a week: no record outlives its root.
                 retention_ms=EVIDENCE_MS + 14 * DAY_MS,
-                # The broker's time stands beside the writer's.
-                extra={"message.timestamp.type": "LogAppendTime"},
+                # Beside the writer's.
+                extra=BROKERS_TIME,
             ),
             Topic(
                 self.evidence_keys,
@@ -253,7 +262,8 @@ class Catalogue:
                 "a public key, its revocation, or a writer's last roots",
                 KeyEntry,
                 cleanup="compact",
-                extra=_QUICK_COMPACTION,
+                # Whoever writes here hears what time it is (streams/heads.py).
+                extra=_QUICK_COMPACTION | BROKERS_TIME,
             ),
             Topic(
                 self.evidence_salts,
@@ -276,6 +286,7 @@ class Catalogue:
                 "request id",
                 "the request as it came; the placement travels in headers",
                 InferenceRequest,
+                extra=BROKERS_TIME,
             )
             for lane in lanes
         ]

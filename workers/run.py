@@ -8,6 +8,7 @@ from policies.experience import Experience
 from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
+from streams.clock import BrokerClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import StartedTogether, TelemetryService, run_app
 from streams.instance import claim_name
@@ -80,7 +81,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     fleet, policy = load_fleet(settings.fleet), load_policy(settings.policy)
     options = compile_options(fleet)
     served = _served_by(pool, options)
-    clock = SystemClock()
+    clock = BrokerClock(SystemClock())
     backend: Backend = (
         Evacuation(served) if evacuates else make_backend(fleet.pools[pool], served, policy, clock)
     )
@@ -120,7 +121,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
             TelemetryService(telemetry),
             MetricsService(metrics, "worker", settings.instance, clock),
             StartedTogether(
-                *notary_services(settings, notary, metrics),
+                *notary_services(settings, notary, metrics, clock),
                 follow(CancellationFollower(settings, cancellations), metrics),
                 BackendService(backend),
             ),

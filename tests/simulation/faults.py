@@ -172,6 +172,7 @@ class Faults:
         world.healed.set()
         for process in world.processes.values():
             process.wake()
+            process.hear_time()
         world.tell("faults are over")
 
     def restart_s(self, process: "Process") -> float:

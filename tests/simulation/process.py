@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from memory_cluster import MemoryCluster
@@ -36,6 +37,8 @@ PROCESS: ContextVar["Process | None"] = ContextVar("process", default=None)
 
 HEARTBEAT_S = 1.0
 FOLLOW_S = 0.5
+# Every 10 s, as by default.
+HEADS_EACH = 20
 HELD_MAX = 4
 HELD_BYTES_MAX = 3000
 IN_FLIGHT_MAX = 4
@@ -48,8 +51,21 @@ GRACE_S = 15.0
 TRANSACTION_S_MAX = 15.0
 
 
+class _Machine:
+    """The clock of a host, which may be wrong."""
+
+    def __init__(self, world: "World", name: str) -> None:
+        self._world = world
+        self._name = name
+
+    def now(self) -> float:
+        world = self._world
+        moved_s = world.clock_offsets_s.get(self._name, 0.0)
+        return world.now() + world.skews_s.get(self._name, 0.0) + moved_s
+
+
 class Process:
-    """Some stages that live and die together. It is also their clock, which may be wrong."""
+    """Some stages that live and die together. It is also their clock."""
 
     def __init__(self, world: "World", name: str) -> None:
         self.world = world
@@ -65,6 +81,9 @@ class Process:
         self.is_unanswered = False
         """Whether the next commit will be made, and its answer lost."""
         self.logs: list[SimLog] = []
+        self.machine = _Machine(world, name)
+        self._clock = world.rules.clock(self.machine)
+        self.hear_time()
         self.cancellations = Cancellations(self)
         self._stages_left = 0
         self._digests = make_digests(world.catalogue)
@@ -75,7 +94,12 @@ class Process:
         self._context.run(PROCESS.set, self)
 
     def now(self) -> float:
-        return self.world.now() + self.world.clock_offsets_s.get(self.name, 0.0)
+        return self._clock.now()
+
+    def hear_time(self) -> None:
+        """Hear from the brokers what time it is, as with each entry of the keys topic."""
+        at = self.machine.now()
+        self._clock.told(self.world.now(), at, at)
 
     def start(self) -> None:
         """Start everything that the process does."""
@@ -171,8 +195,10 @@ class Process:
             await follower.start()
             self.run_stages()
             await self.take_policies()
-            while True:
+            for number in count(1):
                 await asyncio.sleep(FOLLOW_S)
+                if number % HEADS_EACH == 0:
+                    self.hear_time()
                 await follower.step(0.0)
                 self.look()
                 await self.take_policies()

@@ -20,6 +20,7 @@ from simulation.loop import Step, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
 from simulation.requests import PARTITIONS, POOLS, Workload, make_workload
 from streams import Batcher, Canceller, Router
+from streams.clock import BrokerClock
 from streams.declarations import text_of
 from streams.log import Outgoing, Record
 from streams.telemetry import Telemetry
@@ -41,6 +42,7 @@ REQUESTS = 20
 FAULTS_S = 12.0
 SETTLED_S_MAX = 250.0
 FINAL_S = 2.0
+SKEW_S_MAX = 60.0
 # By then every process has read a cancellation.
 KNOWN_S = 1.0
 
@@ -83,6 +85,7 @@ class Rules:
     canceller: type[Canceller] = Canceller
     worker: type[Worker] = Worker
     log: type[SimLog] = SimLog
+    clock: type[BrokerClock] = BrokerClock
     writer: type[MemoryWriter] = MemoryWriter
     strikes: Sequence[str] | None = None
     """The faults to strike, in place of all."""
@@ -100,8 +103,10 @@ class World:
         self.trace: list[str] = []
         self.problems: list[str] = []
         self.loop = VirtualLoop(self._lets)
+        self.skews_s: dict[str, float] = {}
+        """How far the clocks of hosts are from that of the brokers, by the process on it."""
         self.clock_offsets_s: dict[str, float] = {}
-        """How far the clocks of processes are from that of the brokers, by name."""
+        """How far they were moved besides, until faults are over."""
         self.unsteady: set[str] = set()
         """The processes that stood still for a while, or whose clocks were moved."""
         self.window_records = self.rng.choice((0, 1, 3, 8, 100))
@@ -205,6 +210,7 @@ class World:
             "eu-2": lambda: WorkerProcess(self, "eu-2", "premium-eu"),
             "us-1": lambda: WorkerProcess(self, "us-1", third),
         }
+        self._skew_clocks()
         for name in self.homes:
             self._start(name)
         self.spawn(self._time_out())
@@ -225,6 +231,12 @@ class World:
         if not self.problems:
             # The second copy of a request may have been on its way back to the hold.
             await self._settle()
+
+    def _skew_clocks(self) -> None:
+        """Let hosts be up to a minute apart, on half of the seeds; by a generator of its own."""
+        rng = random.Random(self.seed * 32_452_843 + 4)
+        if rng.random() < 0.5:
+            self.skews_s = {name: rng.uniform(-SKEW_S_MAX, SKEW_S_MAX) for name in self.homes}
 
     def _plan_policies(self) -> None:
         """Have the policy changed a few times, on half of the seeds; by a generator of its own."""
