@@ -169,6 +169,9 @@ STAGES = {
     "what runs ends at its deadline": Broken(
         Rules(worker=mutants.RunsOn), r"finished after its deadline"
     ),
+    "hosts go by one clock": Broken(
+        Rules(clock=mutants.KeepsItsClock), r"(expired before|began after) its deadline", ("kill",)
+    ),
     "a cancellation is an outcome": Broken(Rules(worker=mutants.CancelsInSilence), r"0 results"),
     "a cancellation is known": Broken(
         Rules(worker=mutants.KnowsNoCancellation), r"had been cancelled long before"
