@@ -12,7 +12,7 @@ The module is held to aiokafka 0.14 by tests/test_record_batches.py.
 """
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import cramjam
@@ -95,6 +95,10 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         return found
 
 
+class MisplacedError(Exception):
+    """A record claims an offset at which its batch can't have it."""
+
+
 class RecordBatches:
     """What a fetch returned of a partition, batch by batch, as aiokafka's ``MemoryRecords``."""
 
@@ -147,6 +151,7 @@ class Batch:
         self.next_offset = self.base_offset + 1
         self._timestamp = -1
         self._codec = 0
+        self._count = 1
         self._error: BadRecordError | None = None
         try:
             self._parse_header()
@@ -169,6 +174,7 @@ class Batch:
         self.leader_epoch = header[2] if header[2] >= 0 else None
         self._codec = header[5] & _CODEC_MASK
         self._timestamp = header[8]
+        self._count = header[12]
         self._parsed = batch = DefaultRecordBatch(raw)
         self.next_offset = batch.next_offset
         self.is_control_batch = batch.is_control_batch
@@ -206,12 +212,14 @@ class Batch:
             if self._codec:
                 unpacked = self._unpacked()
                 batch = DefaultRecordBatch(unpacked)
-            for record in batch:
+            for record in self._in_place(batch, read, next_offset):
                 yield record
                 read += 1
                 next_offset = record.offset + 1
         except UnpackError as error:
             yield self._placeholder(self._unreadable("undecodable_batch", str(error)))
+        except MisplacedError as error:
+            yield self._placeholder(self._unreadable("corrupt_batch", str(error)))
         except Exception:  # noqa: BLE001 - whatever the parser stumbles on
             yield from self._read_leniently(unpacked or self._raw, read, next_offset)
 
@@ -243,13 +251,33 @@ class Batch:
     ) -> Iterator[Any]:
         """Yield the records after the first ``read``, whatever bytes their header names are of."""
         try:
-            for record in _LenientBatch(data, read):
+            for record in self._in_place(_LenientBatch(data, read), read, next_offset):
                 yield _with_readable_names(record)
                 next_offset = record.offset + 1
+        except MisplacedError as error:
+            yield self._placeholder(self._unreadable("corrupt_batch", str(error)))
         except Exception as error:  # noqa: BLE001 - as above
             if next_offset < self.next_offset:
                 what = f"can't be read from offset {next_offset} on ({_named(error)})"
                 yield self._placeholder(self._unreadable("corrupt_batch", what))
+
+    def _in_place(self, records: Iterable[Any], read: int, next_offset: int) -> Iterator[Any]:
+        """Yield the records, from one that has ``read`` before it, while their offsets can be.
+
+        Kafka checks them where the batch is compressed, and nowhere else. A record that claimed a
+        far one would take the progress of its reader there, past all that comes between; one that
+        claimed an earlier one would never be seen.
+
+        Raises:
+            MisplacedError: an offset was taken before, or leaves too few to those that follow.
+        """
+        for at, record in enumerate(records, read):
+            if not next_offset <= record.offset <= self.next_offset - self._count + at:
+                raise MisplacedError(
+                    f"has a record that claims offset {record.offset}, where {next_offset} is next"
+                )
+            yield record
+            next_offset = record.offset + 1
 
     def _unreadable(self, reason: str, what: str) -> BadRecordError:
         last = self.next_offset - 1

@@ -1,6 +1,7 @@
 """A whole Shunter of real processes on a real Kafka, small and fast, for tests."""
 
 import asyncio
+import copy
 import os
 import signal
 import subprocess
@@ -55,6 +56,15 @@ FLEET = {
         },
     }
 }
+
+
+# No worker of it runs in tests that use it: what only it may serve is held.
+ABSENT = "absent-us"
+FLEET_WITH_ABSENT = {
+    "pools": FLEET["pools"] | {ABSENT: copy.deepcopy(FLEET["pools"]["lpddr-us"])},
+}
+# Topic, partition and offset of a record.
+Place = tuple[str, int, int]
 
 
 async def eventually(
@@ -277,6 +287,18 @@ class System:
         found = sorted(self.steps(request_id))
         assert found == sorted(steps), f"{request_id} has {found}\n{self.logs()}"
 
+    def reasons(self) -> dict[Place, list[str]]:
+        """Return the reasons of all dead letters, by where their records stood."""
+        found: dict[Place, list[str]] = {}
+        for letter in self.dead_letters:
+            reason = dict(letter.headers)["shunter-reason"].decode()
+            found.setdefault(place_of(letter), []).append(reason)
+        return found
+
+    def ended(self) -> list[str]:
+        """Return the processes that have ended by themselves."""
+        return [name for name, process in self.processes.items() if process.poll() is not None]
+
     def steps(self, request_id: str) -> list[str]:
         """Return the steps of which there is evidence, in the order they became visible."""
         return [e["step"] for e in self.evidence if e["request_id"] == request_id]
@@ -290,6 +312,26 @@ def chat(request_id: str, **fields: Any) -> dict[str, Any]:
         "max_tokens": 64,
     }
     return {"id": request_id, "body": body} | fields
+
+
+def held_chat(request_id: str) -> dict[str, Any]:
+    """Return a request that is held until it is cancelled, in a fleet with ABSENT."""
+    return chat(
+        request_id,
+        task="synthetic_data",
+        hints={"batchable": True},
+        constraints={"pools": [ABSENT]},
+        deadline=time.time() + 600,
+    )
+
+
+def place_of(letter: Any) -> Place:
+    """Return where the record of a dead letter stood."""
+    told = dict(letter.headers)
+    topic, partition, offset = (
+        told[f"__connect.errors.{name}"].decode() for name in ("topic", "partition", "offset")
+    )
+    return topic, int(partition), int(offset)
 
 
 # Only this client's Python parser can send a header name that is not UTF-8.

@@ -16,6 +16,8 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.record.util import calc_crc32c
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_batches import batch as raw_batch
+from raw_batches import record as raw_record
 
 from streams import record_batches
 from streams.log import Partition, Record
@@ -199,6 +201,33 @@ def test_an_empty_batch_as_compaction_leaves_it_takes_its_offsets() -> None:
     struct.pack_into(">i", hollow, 57, 0)
     struct.pack_into(">I", hollow, 17, calc_crc32c(bytes(hollow[21:])))
     assert [r.offset for r in fetched(bytes(hollow) + batch((b"k", b"v", ()), base=3))] == [3]
+
+
+MISPLACED = [(9,), (2**31 - 1,), (-9,), (0, 0), (1, 1), (0, 2**40), (0, 3, 1), (1, 0, 2)]
+
+
+@pytest.mark.parametrize("name", [b"x", b"\xff\xfe"])
+@pytest.mark.parametrize("places", MISPLACED)
+def test_a_record_that_claims_an_offset_it_can_not_have_is_passed(
+    places: Sequence[int], name: bytes
+) -> None:
+    """Kafka does not look at the places of what is not compressed."""
+    data = b"".join(raw_record(b"k", b"v", [(name, None)], at=at) for at in places)
+    count = len(places)
+    found = fetched(raw_batch(data, count=count) + batch((b"k", b"next", ()), base=count))
+    offsets = [r.offset for r in found]
+    assert offsets == sorted(set(offsets))
+    assert offsets[-2:] == [count - 1, count]
+    assert found[-1].value == b"next"
+    told = message_of(found[-2])
+    assert told.startswith("corrupt_batch: the record batch at offset 0")
+    assert "has a record that claims offset" in told
+
+
+def test_what_compaction_has_left_of_a_batch_may_have_gaps() -> None:
+    data = raw_record(b"a", b"1", at=2) + raw_record(b"b", b"2", at=5)
+    found = fetched(raw_batch(data, count=2, last=9))
+    assert [(r.offset, r.key, r.unreadable) for r in found] == [(2, b"a", None), (5, b"b", None)]
 
 
 def test_a_fetch_that_ends_within_a_batch_returns_the_whole_ones() -> None:
