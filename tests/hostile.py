@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import orjson
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from stream_cases import START
 
 from topics import headers as h
 
@@ -21,6 +22,7 @@ PROPERTY = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 MIB = 1024 * 1024
+NOW_MS = int(START * 1000)
 # An input may take half a second, on a machine that is busy, and 5 us a byte.
 SECONDS, SECONDS_PER_BYTE = 0.5, 5e-6
 # Beside what is made once, at first use: a JSON value of one byte takes some 30, and a few copies
@@ -182,7 +184,7 @@ def _object(fields: list[tuple[bytes, bytes]]) -> bytes:
 GOOD = st.sampled_from([WHOLE, LINE, RECORD])
 VALUES = mangled(GOOD | GOOD | made()) | made() | repeated() | st.binary(max_size=300)
 NAMES = st.sampled_from(
-    [h.PROFILE, h.PLACEMENT, h.TRACEPARENT, h.TRACESTATE, h.CE_SPECVERSION, h.CE_ID, h.HELD_AT]
+    [h.PROFILE, h.PLACEMENT, h.TRACEPARENT, h.TRACESTATE, h.CE_SPECVERSION, h.CE_ID, h.HELD_AT, ""]
 ) | st.text(max_size=8)
 CONTEXTS = st.sampled_from(
     [
@@ -194,7 +196,26 @@ CONTEXTS = st.sampled_from(
         *(b"", b"\x00" * 55, b"\xff" * 55, b"0" * 100_000, b"a=b," * 1000),
     ]
 )
-HEADERS = st.lists(st.tuples(NAMES, VALUES | CONTEXTS | st.none().map(lambda _: b"")), max_size=5)
+Headers = list[tuple[str, bytes | None]]
+SOME_HEADERS = st.lists(st.tuples(NAMES, VALUES | CONTEXTS | st.none()), max_size=5)
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> Headers:
+    """Headers with nulls, of which one may be there again, as it was or null."""
+    found = draw(SOME_HEADERS)
+    if found and draw(st.booleans()):
+        name, value = draw(st.sampled_from(found))
+        found.append((name, draw(st.sampled_from([value, None]))))
+    return found
+
+
+HEADERS = headers()
+KEYS_OF_RECORDS = st.none() | st.binary(max_size=140) | st.text(max_size=140).map(str.encode)
+# Besides the time as it is: none, that of no record, and the last that a number can say.
+LONG_MAX = 2**63 - 1
+TIMES_NOT_BEFORE_NOW = st.sampled_from([NOW_MS, NOW_MS, -1, 253_370_764_800_000, LONG_MAX])
+TIMES = TIMES_NOT_BEFORE_NOW | st.sampled_from([0, 1, -86_400_000, -LONG_MAX - 1])
 
 
 @dataclass

@@ -13,13 +13,18 @@ from hold_cases import make_batcher
 from hostile import (
     CONTEXTS,
     HEADERS,
+    KEYS_OF_RECORDS,
     LINE,
     MIB,
+    NOW_MS,
     PROPERTY,
     SCALARS,
+    TIMES,
+    TIMES_NOT_BEFORE_NOW,
     VALUES,
     WHOLE,
     WORST,
+    Headers,
     bounded,
     made,
     mangled,
@@ -71,6 +76,10 @@ def _told() -> Iterator[None]:
     )
 
 
+def bytes_of(value: bytes | None, headers: Headers) -> int:
+    return len(value or b"") + sum(len(each or b"") for _, each in headers)
+
+
 def read_or_refused(read: Callable[[], object]) -> None:
     try:
         read()
@@ -107,8 +116,8 @@ def test_any_value_is_a_record_or_refused(value: bytes, kind: type) -> None:
 
 @PROPERTY
 @given(headers=HEADERS)
-def test_any_headers_are_read_or_refused(headers: list[tuple[str, bytes]]) -> None:
-    with bounded(sum(len(value) for _, value in headers)):
+def test_any_headers_are_read_or_refused(headers: Headers) -> None:
+    with bounded(bytes_of(None, headers)):
         for name, kind in ((h.PROFILE, Profile), (h.PLACEMENT, Placement)):
             read_or_refused(lambda name=name, kind=kind: h.read(headers, name, kind))
         read_or_refused(lambda: h.read_batch(headers))
@@ -153,10 +162,15 @@ class Ground:
         self._offset = 0
 
     def _next(
-        self, partition: Partition, key: bytes | None, value: bytes | None, headers: h.Headers = ()
+        self,
+        partition: Partition,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        timestamp_ms: int = NOW_MS,
     ) -> Record:
         self._offset += 1
-        return Record(partition, self._offset, key, value, headers, int(START * 1000))
+        return Record(partition, self._offset, key, value, headers, timestamp_ms)
 
     def _sent(self) -> None:
         # The collector reads each span as the protocol's library does.
@@ -185,9 +199,11 @@ class Path(Ground):
         self._runner.run(self._router.restore(self._ingest, None, log))
         self._runner.run(self._batcher.restore(self._hold, None, log))
 
-    def take(self, value: bytes, headers: list[tuple[str, bytes]]) -> Effect:
+    def take(
+        self, key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int
+    ) -> Effect:
         """Route a record, hold and release it where that was decided; return the first effect."""
-        record = self._next(self._ingest, b"k", value, headers)
+        record = self._next(self._ingest, key, value, headers, timestamp_ms)
         effect = self._step(self._router, record)[0]
         for out in effect.records:
             if out.topic == self._hold.topic:
@@ -217,12 +233,17 @@ def path() -> Iterator[Path]:
 
 
 @PROPERTY
-@given(value=made() | made() | mangled(made()), headers=HEADERS)
+@given(
+    key=KEYS_OF_RECORDS,
+    value=made() | made() | mangled(made()) | st.none(),
+    headers=HEADERS,
+    timestamp_ms=TIMES,
+)
 def test_any_record_is_routed_held_ended_or_a_dead_letter(
-    path: Path, value: bytes, headers: list[tuple[str, bytes]]
+    path: Path, key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int
 ) -> None:
-    with bounded(len(value) + sum(len(each) for _, each in headers)):
-        effect = path.take(value, headers)
+    with bounded(bytes_of(value, headers)):
+        effect = path.take(key, value, headers, timestamp_ms)
     topics, catalogue = {out.topic for out in effect.records}, path.yard.catalogue
     for out in effect.records:
         if out.topic == catalogue.evidence:
@@ -242,7 +263,6 @@ def test_any_record_is_routed_held_ended_or_a_dead_letter(
     path.taken.update(topics)
 
 
-KEYS_OF_CANCELLATIONS = st.none() | st.binary(max_size=140) | st.text(max_size=140).map(str.encode)
 REASONS = VALUES | SCALARS.map(lambda value: b'{"reason":%s}' % value) | repeated()
 
 
@@ -258,10 +278,12 @@ class Cancelling(Ground):
         self.cancellations.tell(self.told.append)
         self._partition = Partition(self.yard.catalogue.cancellations, 0)
 
-    def take(self, key: bytes | None, value: bytes | None) -> Effect:
+    def take(
+        self, key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int
+    ) -> Effect:
         """Take a cancellation in; return what comes of it."""
         self.told.clear()
-        record = self._next(self._partition, key, value)
+        record = self._next(self._partition, key, value, headers, timestamp_ms)
         self._follower.take(record)
         work = self._runner.run(self._canceller.work(self._partition, [record]))
         assert work is not None
@@ -276,12 +298,21 @@ def cancelling() -> Iterator[Cancelling]:
 
 
 @PROPERTY
-@given(key=KEYS_OF_CANCELLATIONS, value=st.none() | REASONS)
+@given(
+    key=KEYS_OF_RECORDS,
+    value=st.none() | REASONS,
+    headers=HEADERS,
+    timestamp_ms=TIMES_NOT_BEFORE_NOW,
+)
 def test_any_cancellation_is_known_to_all_or_a_dead_letter(
-    cancelling: Cancelling, key: bytes | None, value: bytes | None
+    cancelling: Cancelling,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Headers,
+    timestamp_ms: int,
 ) -> None:
-    with bounded(len(key or b"") + len(value or b"")):
-        effect = cancelling.take(key, value)
+    with bounded(len(key or b"") + bytes_of(value, headers)):
+        effect = cancelling.take(key, value, headers, timestamp_ms)
     (out,) = [o for o in effect.records if o.topic == cancelling.yard.catalogue.evidence]
     evidence = decode(Evidence, out.value or b"")
     if effect.is_dead_letter:
@@ -325,11 +356,11 @@ class Lanes(Ground):
             self._runner.run(self._worker.restore(partition, None, log))
 
     def take(
-        self, lane: str, value: bytes | None, headers: list[tuple[str, bytes]]
+        self, lane: str, key: bytes | None, value: bytes | None, headers: Headers
     ) -> Sequence[Effect]:
         """Run a record of a lane; return its effects."""
         partition = self._partitions[lane]
-        record = self._next(partition, b"k", value, headers)
+        record = self._next(partition, key, value, headers)
         work = self._runner.run(self._run(partition, record))
         self._worker.done(partition, work)
         self._observer(partition, work.effects)
@@ -350,16 +381,16 @@ ADDED = {lane: dict(placed(Yard(), "r1", lane=lane).headers) for lane in LANES}
 
 
 @st.composite
-def lane_headers(draw: st.DrawFn, lane: str) -> list[tuple[str, bytes]]:
-    """The headers of a record on a lane, of which some are odd, gone, or there twice."""
-    headers = dict(ADDED[lane])
+def lane_headers(draw: st.DrawFn, lane: str) -> Headers:
+    """The headers of a record on a lane, of which some are odd, null, gone, or there twice."""
+    headers: dict[str, bytes | None] = dict(ADDED[lane])
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         name = draw(st.sampled_from(list(headers)))
-        odd = mangled(st.just(headers[name])) | CONTEXTS | SCALARS | st.none()
-        if (value := draw(odd)) is None:
+        if draw(st.integers(0, 4)) == 0:
             del headers[name]
         else:
-            headers[name] = value
+            right = st.just(headers[name] or b"")
+            headers[name] = draw(mangled(right) | CONTEXTS | SCALARS | st.none())
     return [*headers.items(), *draw(HEADERS)] if draw(st.booleans()) else list(headers.items())
 
 
@@ -376,13 +407,17 @@ ON_LANES = st.sampled_from([WHOLE, LINE])
 
 
 @PROPERTY
-@given(placed_on=PLACED, value=ON_LANES | made() | mangled(made()) | st.none())
+@given(
+    placed_on=PLACED,
+    key=KEYS_OF_RECORDS,
+    value=ON_LANES | made() | mangled(made()) | st.none(),
+)
 def test_any_record_of_a_lane_ends_and_is_no_end_of_the_worker(
-    lanes: Lanes, placed_on: tuple[str, list[tuple[str, bytes]]], value: bytes | None
+    lanes: Lanes, placed_on: tuple[str, Headers], key: bytes | None, value: bytes | None
 ) -> None:
     lane, headers = placed_on
-    with bounded(len(value or b"") + sum(len(each) for _, each in headers)):
-        (effect,) = lanes.take(lane, value, headers)
+    with bounded(bytes_of(value, headers)):
+        (effect,) = lanes.take(lane, key, value, headers)
     catalogue = lanes.yard.catalogue
     for out in effect.records:
         if out.topic == catalogue.evidence:
