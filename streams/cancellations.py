@@ -6,6 +6,7 @@ the request ends it (docs/decisions/0008-cancellation.md).
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from streams.clock import Clock
 from streams.follower import TopicFollower
@@ -29,6 +30,15 @@ class Cancellations:
     def tell(self, cancelled: Callable[[str], object]) -> None:
         """Let ``cancelled`` know the id of each cancellation that comes from now on."""
         self._told.append(cancelled)
+
+    def read(self, record: Record) -> None:
+        """Take in what a record cancels.
+
+        Raises:
+            BadRecordError: its key is no id.
+        """
+        request_id, cancellation = parse_cancellation(record.key, record.value)
+        self.add(request_id, cancellation, record.came_at(self._clock.now()))
 
     def add(self, request_id: str, cancellation: Cancellation, at: float) -> None:
         """Take a cancellation in that was published ``at``, epoch seconds."""
@@ -57,11 +67,8 @@ class CancellationFollower(TopicFollower):
 
     def take(self, record: Record) -> None:
         """Take a cancellation in; the canceller tells of one that can't be read."""
-        try:
-            request_id, cancellation = parse_cancellation(record.key, record.value)
-        except BadRecordError:
-            return
-        self._cancellations.add(request_id, cancellation, record.timestamp_ms / 1000)
+        with suppress(BadRecordError):
+            self._cancellations.read(record)
 
 
 def message_of(cancellation: Cancellation | None) -> str:

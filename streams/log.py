@@ -45,6 +45,14 @@ class Record(NamedTuple):
         if self.unreadable is not None:
             raise self.unreadable
 
+    def came_at(self, now: float) -> float:
+        """Return when it was published, epoch seconds, as its producer says.
+
+        ``now`` where that says nothing, as -1 does to Kafka, or a time that is yet to come.
+        """
+        at = self.timestamp_ms / 1000
+        return at if 0 <= at <= now else now
+
     @property
     def size_bytes(self) -> int:
         """Of value and headers: what Shunter has added is as large as a short payload."""

@@ -151,9 +151,7 @@ class Scribe:
         self, record: Record, request: InferenceRequest, code: str, message: str, now: float
     ) -> Effect:
         """Return the rejection of a request of which not even a profile can be made."""
-        created_at = (
-            record.timestamp_ms / 1000 if request.created_at is None else request.created_at
-        )
+        created_at = record.came_at(now) if request.created_at is None else request.created_at
         trace_id = record.trace_id
         result = Result(
             id=request.id,

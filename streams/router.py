@@ -200,7 +200,7 @@ class Router:
         if first is not None:
             return self._scribe.duplicate(record, request, first, now)
         # A backlog that is read at once came over time: the broker's, which no client can choose.
-        came_at = min(record.timestamp_ms / 1000, now)
+        came_at = record.came_at(now)
         part = len(self._ingest) / self._catalogue.partitions
         wait_s = self._rates.wait_s(request.tenant, came_at, part)
         if wait_s:
@@ -218,7 +218,7 @@ class Router:
         return tag(
             request,
             policy,
-            received_at=record.timestamp_ms / 1000,
+            received_at=record.came_at(now),
             now=now,
             ingest_partition=record.partition.number,
             count=self._tokens.of(request),

@@ -304,6 +304,18 @@ def test_a_key_is_an_id() -> None:
         parse_cancellation(b"x" * 129, None)
 
 
+@pytest.mark.parametrize("timestamp_ms", [-1, 2**63 - 1])
+def test_a_cancellation_without_a_time_or_with_one_to_come_counts_from_now(
+    timestamp_ms: int,
+) -> None:
+    yard = Yard()
+    home = Partition(yard.catalogue.cancellations, 0)
+    yard.cancellations.read(Record(home, 0, b"a", None, (), timestamp_ms))
+    assert yard.cancellations.find("a") == Cancellation()
+    yard.clock.at = START + CANCELLATION_S + 1
+    assert yard.cancellations.find("a") is None
+
+
 def test_a_cancellation_counts_for_a_day_and_the_oldest_are_forgotten_first() -> None:
     yard = Yard()
     told: list[str] = []

@@ -40,6 +40,29 @@ def assert_one_transaction(yard: Yard, *records: Record) -> None:
     assert yard.cluster.transaction_of(records[0]) is not None
 
 
+@pytest.mark.parametrize("timestamp_ms", [-1, -86_400_000, int(START * 1000) + 1, 2**63 - 1])
+async def test_a_record_without_a_time_or_with_one_to_come_is_of_now(timestamp_ms: int) -> None:
+    yard = Yard()
+    for fields in ({"id": "c1"}, {"id": "c2", "task": "none"}):
+        value = orjson.dumps(request(created_at=None, **fields))
+        yard.cluster.publish(Outgoing(yard.catalogue.requests, None, value, [], 0), timestamp_ms)
+    await route(yard)
+    (record,) = yard.lane("premium-eu", "direct")
+    profile = profile_of(record)
+    assert (profile.created_at, profile.deadline) == (START, START + 120)
+    assert yard.results()["c2"].timing.created_at == START
+
+
+async def test_a_record_of_the_past_is_of_then() -> None:
+    yard = Yard()
+    record = Outgoing(
+        yard.catalogue.requests, None, orjson.dumps(request(id="c1", created_at=None)), [], 0
+    )
+    yard.cluster.publish(record, int(START * 1000) - 60_000)
+    await route(yard)
+    assert profile_of(yard.lane("premium-eu", "direct")[0]).created_at == START - 60
+
+
 @pytest.mark.parametrize("partition", [0, 3])
 async def test_a_chat_turn_goes_to_the_partition_of_the_same_number(partition: int) -> None:
     yard = Yard()

@@ -2,11 +2,22 @@
 
 from typing import Any
 
+import orjson
 import pytest
 from hold_cases import make_batcher, run
 from memory_log import Crash, MemoryLog, ProcessKilledError
 from metrics_cases import make_metrics, read
-from stream_cases import POLICY, START, TRACEPARENT, Yard, drain, header, heartbeat, step_until
+from stream_cases import (
+    POLICY,
+    START,
+    TRACEPARENT,
+    Yard,
+    drain,
+    header,
+    heartbeat,
+    request,
+    step_until,
+)
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
 
@@ -46,6 +57,18 @@ async def serve_one(yard: TracedYard, name: str, end: Any) -> None:
         "it has ended",
     )
     await transactor.stop()
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, -86_400_000, 2**63 - 1])
+async def test_a_record_without_a_time_or_with_one_to_come_begins_its_trace_when_it_is_read(
+    timestamp_ms: int,
+) -> None:
+    yard = TracedYard()
+    value = orjson.dumps(request(id="c1"))
+    yard.cluster.publish(Outgoing(yard.catalogue.requests, None, value, [], 0), timestamp_ms)
+    await route(yard)
+    (span,) = [span for span in yard.spans() if span.name == "process yard.requests"]
+    assert span.start_time == START * 1e9
 
 
 async def test_a_direct_request_is_one_trace_below_the_span_of_its_client() -> None:
