@@ -3,10 +3,12 @@
 import struct
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import cramjam
 import lz4.frame
 from aiokafka import TopicPartition
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c, encode_varint
 from system import System
@@ -16,7 +18,8 @@ CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 _SUMMED = struct.Struct(">hiqqqhii")
 _LEADING = struct.Struct(">qiibI")
 NOBODY = (-1, -1, -1)
-COUNT_AT = 57
+_LENGTH_AT, _COUNT_AT = 8, 57
+_FETCH_BYTES = 1024 * 1024
 
 
 def varint(value: int) -> bytes:
@@ -97,6 +100,20 @@ def batch(
     summed += records
     length = _LEADING.size - 12 + len(summed)
     return _LEADING.pack(0, length, -1, 2, calc_crc32c(summed)) + summed
+
+
+async def counts(client: Any, topic: str, partition: int) -> list[int]:
+    """Return how many records each batch of a partition has; of a short one."""
+    node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
+    wanted = [(topic, [(partition, 0, _FETCH_BYTES)])]
+    response = await client.send(node, FetchRequest(500, 1, _FETCH_BYTES, 0, wanted))
+    data = bytes(response.topics[0][1][0][-1])
+    found, at = [], 0
+    while at < len(data):
+        found += struct.unpack_from(">i", data, at + _COUNT_AT)
+        (length,) = struct.unpack_from(">i", data, at + _LENGTH_AT)
+        at += 12 + length
+    return found
 
 
 async def publish_batch(system: System, topic: str, partition: int, data: bytes) -> tuple[int, int]:

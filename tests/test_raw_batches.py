@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from raw_batches import CODECS, batch, pack, publish_batch, record, sized, varint
+from aiokafka import AIOKafkaProducer
+from grounds import KafkaGround, kept
+from raw_batches import CODECS, batch, counts, pack, publish_batch, record, sized, varint
 from system import FLEET, FLEET_WITH_ABSENT, Place, System, chat, eventually, held_chat
 
+from streams.log import Outgoing, Partition
 from topics.catalogue import CANCELLATION_BYTES_MAX
 
 pytestmark = [
@@ -200,6 +203,23 @@ async def test_who_reads_cancellations_reads_on(system: System, codec: str) -> N
     await system.wait_for_results([name], ENDS_S_MAX)
     assert system.result(name)["status"] == "cancelled"
     await ends_are(system, expected)
+
+
+async def test_a_batch_that_compaction_has_emptied_is_passed(kafka: str, prefix: str) -> None:
+    """Kafka keeps the last batch of a producer that counts its batches, with nothing in it."""
+    ground = KafkaGround(kafka, prefix)
+    home = Partition(f"{prefix}.compacted", 0)
+    await ground.create({home.topic: 1}, compacted=[home.topic])
+    async with AIOKafkaProducer(bootstrap_servers=kafka, enable_idempotence=True) as first:
+        await first.send_and_wait(home.topic, b"1", key=b"x", partition=0)
+    for value in (b"2", b"3"):
+        await ground.publish(Outgoing(home.topic, b"x", value, [], 0))
+    await ground.look()
+    await ground.compact(home)
+    assert (await counts(ground._producer.client, *home))[0] == 0
+    found = [record async for records in ground.log().read({home: 0}) for record in records]
+    assert [(r.offset, r.value) for r in kept(found)] == [(2, b"3")]
+    await ground.close()
 
 
 async def test_no_process_said_worse_than_what_it_set_aside(system: System) -> None:
