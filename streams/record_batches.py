@@ -15,13 +15,13 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import cramjam
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.util import decode_varint
 
+from streams.compression import UnpackError, unpack
 from streams.log import Partition, Record
 from topics import BadRecordError
 
@@ -32,19 +32,11 @@ _LENGTH_AT, _MAGIC_AT, _ATTRIBUTES_AT = 8, 16, 21
 _LEADING_BYTES = 12  # base offset and length
 _CODEC_MASK = 0x07
 _CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
-# How snappy's Java library frames its blocks; librdkafka and others send one block without it.
-_XERIAL_HEADER = b"\x82SNAPPY\x00\x00\x00\x00\x01\x00\x00\x00\x01"
-# The first guess at what a batch unpacks to, and how much more the next one is.
-_UNPACKED_TIMES, _UNPACKED_BYTES_MIN, _GROWTH = 8, 64 * 1024, 8
 # Batches whose checksum was wrong once are fetched again; so many are remembered.
 _SUSPECTS_MAX = 1000
 
 _bytes_max: int = 32 * 1024 * 1024
 _suspects: dict[bytes, None] = {}
-
-
-class UnpackError(Exception):
-    """The bytes of a batch are no data of its codec, or unpack to more than the limit."""
 
 
 def read_every_batch(bytes_max: int) -> None:
@@ -359,68 +351,6 @@ def _with_readable_names(record: Any) -> Any:
     error = BadRecordError("decode", "header_not_utf8", message)
     headers = [(str(name), value) for name, value in record.headers]
     return _Named(record, (*headers, ("", error)))
-
-
-def unpack(codec: str, data: memoryview, bytes_max: int) -> bytearray:
-    """Return what ``data`` unpacks to, never with much more memory than that takes.
-
-    Args:
-        codec: one of ``gzip``, ``snappy``, ``lz4`` and ``zstd``.
-        data: of one batch.
-        bytes_max: most bytes that may come of it.
-
-    Raises:
-        UnpackError: more would come of it, or it is no data of this codec.
-    """
-    if codec != "snappy":
-        return _unpack_growing(codec, data, bytes_max)
-    if bytes(data[: len(_XERIAL_HEADER)]) == _XERIAL_HEADER:
-        return _unpack_blocks(data[len(_XERIAL_HEADER) :], bytes_max)
-    return _unpack_block(data, bytes_max)
-
-
-def _unpack_growing(codec: str, data: memoryview, bytes_max: int) -> bytearray:
-    """Unpack into ever more room: what it will take stands nowhere, or can't be believed."""
-    size = min(bytes_max, max(_UNPACKED_BYTES_MIN, len(data) * _UNPACKED_TIMES))
-    while True:
-        out = bytearray(size)
-        try:
-            del out[getattr(cramjam, codec).decompress_into(data, out) :]
-        except cramjam.DecompressionError as error:
-            if size >= bytes_max:
-                raise UnpackError(
-                    f"has {codec} data that can't be unpacked within"
-                    f" SHUNTER_BATCH_BYTES_MAX ({bytes_max:,} bytes): {error}"
-                ) from error
-            size = min(bytes_max, size * _GROWTH)
-        else:
-            return out
-
-
-def _unpack_blocks(data: memoryview, bytes_max: int) -> bytearray:
-    found, at = bytearray(), 0
-    while at < len(data):
-        (size,) = struct.unpack_from(">i", data, at) if at + 4 <= len(data) else (-1,)
-        at += 4
-        if not 0 <= size <= len(data) - at:
-            raise UnpackError("has snappy blocks that end too soon")
-        found += _unpack_block(data[at : at + size], bytes_max - len(found))
-        at += size
-    return found
-
-
-def _unpack_block(data: memoryview, bytes_left: int) -> bytearray:
-    try:
-        size = cramjam.snappy.decompress_raw_len(data)
-        if size <= bytes_left:
-            out = bytearray(size)
-            del out[cramjam.snappy.decompress_raw_into(data, out) :]
-            return out
-    except cramjam.DecompressionError as error:
-        raise UnpackError(f"has snappy data that can't be unpacked: {error}") from error
-    raise UnpackError(
-        f"has snappy data of more than SHUNTER_BATCH_BYTES_MAX ({_bytes_max:,} bytes)"
-    )
 
 
 def _named(error: Exception) -> str:

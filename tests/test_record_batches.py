@@ -20,8 +20,9 @@ from raw_batches import batch as raw_batch
 from raw_batches import record as raw_record
 
 from streams import record_batches
+from streams.compression import UnpackError, unpack
 from streams.log import Partition, Record
-from streams.record_batches import RecordBatches, UnpackError, read_every_batch, records_of, unpack
+from streams.record_batches import RecordBatches, read_every_batch, records_of
 
 HOME = Partition("t", 0)
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
