@@ -205,6 +205,23 @@ async def test_who_reads_cancellations_reads_on(system: System, codec: str) -> N
     await ends_are(system, expected)
 
 
+async def test_a_router_that_starts_reads_past_all_of_it(system: System) -> None:
+    """What came last on a partition it reads back, to know a request that comes twice."""
+    await system.publish(later("before the start"), partition=PARTITION)
+    await system.wait_for_results(["before the start"], ENDS_S_MAX)
+    system.kill("router")
+    system.start("router")
+    await system.publish(later("before the start"), partition=PARTITION)
+    await system.publish(later("after the start"), partition=PARTITION)
+    await system.publish(held_chat("held after the start"))
+    key = b"held after the start"
+    await system.producer.send_and_wait(system.catalogue.cancellations, None, key=key)
+    await system.wait_for_results(["after the start", key.decode()], ENDS_S_MAX)
+    assert system.result("after the start")["status"] == "completed"
+    assert system.result(key.decode())["status"] == "cancelled"
+    await system.wait_for_steps("before the start", "placed", "executed", "duplicate")
+
+
 async def test_a_batch_that_compaction_has_emptied_is_passed(kafka: str, prefix: str) -> None:
     """Kafka keeps the last batch of a producer that counts its batches, with nothing in it."""
     ground = KafkaGround(kafka, prefix)
