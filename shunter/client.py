@@ -39,7 +39,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def note(line: str) -> None:
     """Print a line on standard error, as it is."""
-    err.print(line, markup=False, highlight=False, soft_wrap=True)
+    err.print(line, highlight=False, soft_wrap=True)
 
 
 async def read_by_key(settings: Settings, topic: str, key: bytes) -> list[Record]:

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from streams import Record
 from topics import BadRecordError, StreamPiece, decode
+from topics.terminal import visible_line
 
 
 class Printer:
@@ -44,7 +45,7 @@ class Printer:
             return
         if name != self._last:
             gap = "" if self._last is None else "\n"
-            self._write(f"{gap}[{name}] ")
+            self._write(f"{gap}[{visible_line(name)}] ")
             self._last = name
         self._shown.add(name)
         self._write(text)

@@ -1,22 +1,40 @@
 """What all commands share: settings from flags, the consoles, and errors for people."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from topics import Settings
+from topics.terminal import visible
 
-out = Console()
-err = Console(stderr=True)
+
+class PlainConsole(Console):
+    """A console for text of others: no markup in it counts, and controls are shown escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield what is written; only what the console itself adds may steer the terminal."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 PIPED_WIDTH = 140
 
 
 def wide_out() -> Console:
     """Return the console for a wide table: piped, where 80 columns would be cut, one with more."""
-    return out if out.is_terminal else Console(width=PIPED_WIDTH)
+    return out if out.is_terminal else PlainConsole(width=PIPED_WIDTH)
 
 
 Bootstrap = Annotated[
@@ -81,6 +99,5 @@ def settings_from(**flags: Any) -> Settings:
 
 def complain(message: str) -> None:
     """Print an error for people."""
-    err.print("[bold red]error:[/] ", end="")
-    # What users wrote may look like markup.
-    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    err.print("error: ", end="", style="bold red", highlight=False)
+    err.print(message, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from streams.live.story import Grid, Told, tell
 from topics import Evidence
+from topics.terminal import visible_line
 
 INDENT = 2
 LABEL_WIDTH = 10
@@ -31,7 +32,7 @@ def story(evidence: Sequence[Evidence]) -> RenderableType:
         return Text("no evidence")
     found = tell(evidence)
     parts: list[RenderableType] = [
-        Text(f"request {found.request_id}", style="bold"),
+        Text(visible_line(f"request {found.request_id}"), style="bold"),
         _facts(found.facts),
     ]
     for step in found.steps:
@@ -70,7 +71,7 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     grid.add_column(min_width=LABEL_WIDTH, style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in facts:
-        grid.add_row(label, Text(value))
+        grid.add_row(label, Text(visible_line(value)))
     return grid
 
 

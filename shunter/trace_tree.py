@@ -10,6 +10,7 @@ from rich.tree import Tree
 
 from shunter.jaeger import Event, Span
 from streams.live.story import IN_WORDS
+from topics.terminal import visible_line
 
 # What of a span's attributes answers where, why, how long and what for.
 _PLACE = ("shunter.pool", "shunter.device", "shunter.model_variant", "shunter.precision")
@@ -50,15 +51,16 @@ def _add(node: Tree, spans: Sequence[Span], here: Sequence[Span], began: float) 
 def _lines(span: Span, began: float) -> Iterator[RenderableType]:
     line = Text(f"+{_s(span.start - began)} ", style="dim")
     style = "bold red" if span.error is not None else f"bold {_STYLES.get(span.name, '')}".strip()
-    line.append(span.name, style=f"not dim {style}")
+    line.append(visible_line(span.name), style=f"not dim {style}")
     line.append(f"  {_s(span.end - span.start)}", style="not dim")
-    line.append(f"  {span.service}")
+    line.append(visible_line(f"  {span.service}"))
     yield line
     if span.error is not None:
-        yield Text(f"{span.attributes.get('error.type', 'error')}: {span.error}", style="red")
+        kind = span.attributes.get("error.type", "error")
+        yield Text(visible_line(f"{kind}: {span.error}"), style="red")
     told = " · ".join(_told(span))
     if told:
-        yield Text(told)
+        yield Text(visible_line(told))
     choices = [event for event in span.events if event.name == "candidate"]
     if choices:
         yield _choices(choices[:_CHOICES_SHOWN_MAX])
@@ -107,14 +109,14 @@ def _choices(events: Sequence[Event]) -> Table:
 
 
 def _choice(said: Mapping[str, Any]) -> Text:
-    line = Text(str(said.get("shunter.candidate", "?")).partition(":")[0])
+    line = Text(visible_line(str(said.get("shunter.candidate", "?")).partition(":")[0]))
     if "shunter.candidate.cost_usd" in said:
         line.append(f"  ${said['shunter.candidate.cost_usd']:.7f}")
     if "shunter.candidate.finish_s" in said:
         line.append(f"  {_s(said['shunter.candidate.finish_s'])}")
     if "shunter.candidate.chance" in said:
         line.append(f"  {said['shunter.candidate.chance']:.0%}")
-    line.append(f"  {said.get('shunter.candidate.reason', '')}", style="dim")
+    line.append(visible_line(f"  {said.get('shunter.candidate.reason', '')}"), style="dim")
     return line
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 import orjson
 
+from topics.terminal import visible, visible_line
+
 REPEAT_EVERY_S = 10.0
 _EXPORTERS = ("opentelemetry", "urllib3")
 _LIBRARIES = ("aiokafka", "faust", "mode", "aiohttp", *_EXPORTERS)
@@ -40,8 +42,13 @@ class _Pretty(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         trace_id = getattr(record, "trace_id", None)
-        line = super().format(record)
+        line = visible(super().format(record))
         return line if trace_id is None else f"{line} trace_id={trace_id}"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the base's name
+        """Return the line without its traceback; what others wrote can't begin another."""
+        record.message = visible_line(record.message)
+        return super().formatMessage(record)
 
 
 class _Json(logging.Formatter):

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from shunter.audit.keyring import when
+from shunter.spreadsheet import cell
 from topics.evidence import ENDS
 
 # Between a promise and what was got, rounding alone.
@@ -154,7 +155,7 @@ def as_csv(report: Report) -> str:
     written = io.StringIO()
     writer = csv.DictWriter(written, _HEADINGS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(report.rows())
+    writer.writerows({name: cell(v) for name, v in row.items()} for row in report.rows())
     return written.getvalue()
 
 

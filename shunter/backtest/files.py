@@ -13,6 +13,7 @@ from typing import TextIO
 from policies.backtest.outcome import Outcome
 from policies.backtest.workload import Arrival, TraceError, parse_arrivals
 from shunter.console import UserError
+from shunter.spreadsheet import cell
 
 PACKAGED = "workload-open-small.csv.gz"
 ROWS_MAX = 2_000_000
@@ -94,7 +95,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
         with path.open("w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text)
             writer.writerow(columns)
-            writer.writerows(rows)
+            writer.writerows(map(cell, row) for row in rows)
     except OSError as error:
         raise UserError(f"{path}: can't be written: {error.strerror}") from error
 

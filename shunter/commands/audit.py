@@ -28,6 +28,7 @@ from shunter.console import (
 from shunter.log_reading import Row
 from shunter.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
+from topics.terminal import visible_line
 
 audit = typer.Typer(name="audit", help="Look into the audit trail, and check it.")
 audit.command()(report)
@@ -167,7 +168,7 @@ def verify_proof(
     except (ProofError, orjson.JSONDecodeError) as error:
         raise UserError(f"{file} proves nothing: {error}") from error
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, soft_wrap=True)
     if keys is None:
         note("the keys were taken from the file itself; --keys names those that you believe")
 
@@ -191,7 +192,7 @@ def match(
     rows = open_trail(archive, settings).of_request(request_id)
     found = run(match_text(settings, rows, read_text(file)))
     for line in found:
-        out.print(line, markup=False, highlight=False)
+        out.print(line, highlight=False)
     if not found:
         note(f"{file} is neither the body of {request_id} nor that of its answer")
         raise typer.Exit(1)
@@ -216,7 +217,7 @@ def forget(
     count = run(forget_tenant(settings, tenant))
     if not count:
         raise UserError(f"there are no salts of tenant {tenant!r}: forgotten before, or never seen")
-    out.print(f"{count} salts of {tenant} destroyed; Kafka deletes them within a day", markup=False)
+    out.print(f"{count} salts of {tenant} destroyed; Kafka deletes them within a day")
 
 
 def _verified(trail: Trail, keyring: Keyring, witnessed: Witnessed, *, quiet: bool) -> Findings:
@@ -243,10 +244,10 @@ def _tell(findings: Findings) -> None:
         facts.add_row(label, f"{value:,}")
     out.print(facts)
     for text in findings.notes:
-        note(f"note: {text}")
+        note(visible_line(f"note: {text}"))
     for problem in findings.problems[:TOLD_MAX]:
-        line = f"{problem.kind}: {problem.where}: {problem.message}"
-        out.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        line = visible_line(f"{problem.kind}: {problem.where}: {problem.message}")
+        out.print(line, style="red", highlight=False, soft_wrap=True)
     total = sum(findings.counts.values())
     if total > TOLD_MAX:
         kinds = ", ".join(f"{count} {kind}" for kind, count in findings.counts.most_common())

@@ -135,9 +135,9 @@ def replay(
         verdict = "differs" if each.differences else "the same again"
         with_ = "" if each.request_id == request_id else f", decided on with {each.request_id}"
         line = f"{each.step}, attempt {each.attempt}{with_}: {verdict}, {each.chosen} first"
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line, highlight=False, soft_wrap=True)
         for difference in each.differences:
-            out.print(f"  {difference}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"  {difference}", highlight=False, soft_wrap=True)
     if any(each.differences for each in replayed):
         raise typer.Exit(1)
 

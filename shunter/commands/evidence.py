@@ -50,7 +50,7 @@ def keygen(
         raise UserError(f"{path}: {error.strerror}") from error
     except SigningKeyError as error:
         raise UserError(str(error)) from error
-    out.print(f"key {key.id} in {path}", markup=False, highlight=False)
+    out.print(f"key {key.id} in {path}", highlight=False)
 
 
 @evidence.command()
@@ -113,7 +113,7 @@ def revoke(
         raise UserError(f"no key {key!r:.80} was published; `shunter evidence keys` lists them")
     revocation = Revocation(key, time.time() if at is None else at, reason)
     run(_publish(settings, f"revoked/{key}", KeyEntry(revocation=revocation)))
-    out.print(f"key {key} is revoked from {when(revocation.at)} on", markup=False, highlight=False)
+    out.print(f"key {key} is revoked from {when(revocation.at)} on", highlight=False)
 
 
 @evidence.command()

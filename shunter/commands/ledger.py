@@ -19,6 +19,7 @@ from streams.ledger.fold import window_of
 from topics import Catalogue
 from topics.admin import partition_counts
 from topics.evidence import ENDS
+from topics.terminal import visible_line
 
 
 def ledger(
@@ -92,7 +93,7 @@ def _show(rows: dict[tuple[float, Line], Row], window_s: float, *, as_json: bool
     for row in figures:
         heading = f"{_minute(row['from'])}  {row['lane']} {row['task']}"
         for line in (heading, *(f"    {told}" for told in _told(row))):
-            out.print(line, markup=False, highlight=False)
+            out.print(visible_line(line), highlight=False)
 
 
 def _told(row: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from policies import (
     Decision,
@@ -82,10 +82,11 @@ def check(fleet: FleetFile = None, policy: PolicyFile = None, as_json: AsJson = 
         typer.echo(orjson.dumps(report).decode())
         return
     for warning in report.pop("warnings"):
-        out.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        told = Text.assemble(("warning:", "yellow"), f" {warning}")
+        out.print(told, soft_wrap=True)
     for name, value in report.items():
         shown = ", ".join(value) if isinstance(value, list) else value
-        out.print(f"[bold]{name.replace('_', ' ')}[/]: {shown}", highlight=False)
+        out.print(Text.assemble((name.replace("_", " "), "bold"), f": {shown}"))
 
 
 @policy.command()

@@ -255,4 +255,4 @@ def _tell(said: PolicyLog, change: PolicyChange, settings: Settings, *, as_json:
     topic = Catalogue(settings).policies
     beside = f", policy {change.shadow} in its shadow" if change.shadow else ""
     told = f"change {change.number} on {topic}: policy {policy}, fleet {fleet}{beside}"
-    out.print(told, markup=False, highlight=False, soft_wrap=True)
+    out.print(told, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_
 from streams import Record
 from streams.live.story import tokens, where
 from topics import BadRecordError, Catalogue, Result, Settings, Timing, decode
+from topics.terminal import visible_line
 
 POLL_S = 0.5
 LINE = "{:<18} {:<9} {:<11} {:<18} {:<6} {:>8} {:>10}"
@@ -72,7 +73,7 @@ def _line(result: Result) -> str:
     placement = result.placement
     error = "" if result.error is None else result.error.code
     latency_s = _latency_s(result.timing)
-    return LINE.format(
+    line = LINE.format(
         result.id,
         result.status,
         placement.pool if placement else "-",
@@ -81,6 +82,7 @@ def _line(result: Result) -> str:
         "-" if latency_s is None else f"{latency_s:.3f}",
         f"{result.cost.usd:.7f}" if result.cost else "-",
     )
+    return visible_line(line)
 
 
 def _latency_s(timing: Timing) -> float | None:
@@ -117,10 +119,10 @@ def _card(result: Result) -> Table:
 
 
 def _facts(result: Result) -> Iterator[tuple[str, str | None]]:
-    yield "request", result.id
+    yield "request", visible_line(result.id)
     yield "status", result.status
     if (error := result.error) is not None:
-        yield "error", f"{error.code}: {error.message}"
+        yield "error", visible_line(f"{error.code}: {error.message}")
     if result.placement is not None:
         yield "where", where(result.placement)
     yield "timing", _timing(result.timing)

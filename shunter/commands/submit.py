@@ -22,6 +22,7 @@ from streams import SystemClock
 from topics import Catalogue, Settings
 from topics.admin import partition_counts
 from topics.result import Status
+from topics.terminal import visible_line
 
 BAD_LINES_SHOWN_MAX = 20
 DEAD_LETTERS_SHOWN_MAX = 20
@@ -214,4 +215,4 @@ def _tell_tally(tally: Tally, checked: Checked, *, as_json: bool) -> None:
             if count or name in {"submitted", "completed", "missing"}:
                 out.print(f"{name.replace('_', ' '):14}{count:>9,}", highlight=False)
     for name, reason in list(tally.dead_letters.items())[:DEAD_LETTERS_SHOWN_MAX]:
-        note(f"dead letter: {name}: {reason}")
+        note(visible_line(f"dead letter: {name}: {reason}"))

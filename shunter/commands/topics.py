@@ -7,6 +7,7 @@ from importlib.metadata import version
 import orjson
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from shunter.client import note, run
 from shunter.commands.acls import acls
@@ -113,7 +114,7 @@ def _table(report: Report) -> Table:
         differences = [f"{d.setting}: {d.wanted}, {d.found}" for d in topic.differences]
         table.add_row(
             topic.name,
-            f"[{STYLES[topic.state]}]{topic.state}[/]",
+            Text(topic.state, STYLES[topic.state]),
             *(
                 [""] * 2
                 if topic.state == "missing"

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from shunter.top.figures import NONE, bar, count, counts, duration, mean, percent, rate, usd
 from streams.live.snapshot import Fallback, Hold, Pool, Workload
+from topics.terminal import visible_line
 
 T = TypeVar("T")
 
@@ -69,7 +70,10 @@ def table(
 
 
 def _text(shown: str | Text) -> Text:
-    return Text(shown) if isinstance(shown, str) else shown
+    text = Text(shown) if isinstance(shown, str) else shown
+    # Escaped here: what is longer then needs its room.
+    plain = visible_line(text.plain)
+    return text if plain == text.plain else Text(plain, text.style)
 
 
 def columns(of: Sequence[Column[T]], *headings: str) -> list[Column[T]]:
