@@ -4,6 +4,8 @@ import gc
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from traceback import format_exception
+from types import TracebackType
 from typing import Any
 
 import typer
@@ -14,6 +16,9 @@ from shunter.console import UserError, complain
 from streams.instance import NameTakenError
 from streams.otel import TelemetryError
 from topics.admin import AdminError
+from topics.credentials import masked
+from topics.key_files import KeyFileError
+from topics.terminal import visible
 
 # Where each is: the function, or the group, of its name.
 COMMANDS = {
@@ -32,6 +37,17 @@ COMMANDS = {
     "audit": "shunter.commands.audit",
     "evidence": "shunter.commands.evidence",
 }
+
+
+# What the user can mend: one message, where all else is a traceback.
+MENDABLE = (
+    UserError,
+    DeclarationError,
+    AdminError,
+    KeyFileError,
+    NameTakenError,
+    TelemetryError,
+)
 
 
 class Commands(Mapping[str, Any]):
@@ -94,8 +110,15 @@ def _shunter() -> None:
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one message, not a traceback."""
+    sys.excepthook = _tell
     try:
         app()
-    except (UserError, DeclarationError, AdminError, NameTakenError, TelemetryError) as error:
+    except MENDABLE as error:
         complain(str(error))
         sys.exit(1)
+
+
+def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print what nobody expected, as the interpreter would, without credentials."""
+    told = "".join(format_exception(kind, error, traceback))
+    sys.stderr.write(visible(masked(told)))

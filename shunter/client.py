@@ -16,6 +16,7 @@ from streams.reader import consumer_options
 from streams.record_batches import records_of
 from topics import BadRecordError, Settings
 from topics.admin import AdminError, partition_counts
+from topics.credentials import masked
 
 T = TypeVar("T")
 
@@ -38,8 +39,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def note(line: str) -> None:
-    """Print a line on standard error, as it is."""
-    err.print(line, highlight=False, soft_wrap=True)
+    """Print a line on standard error, as it is but for credentials."""
+    err.print(masked(line), highlight=False, soft_wrap=True)
 
 
 async def read_by_key(settings: Settings, topic: str, key: bytes) -> list[Record]:

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from topics import Settings
+from topics.credentials import masked
 from topics.terminal import visible
 
 
@@ -100,4 +101,4 @@ def settings_from(**flags: Any) -> Settings:
 def complain(message: str) -> None:
     """Print an error for people."""
     err.print("error: ", end="", style="bold red", highlight=False)
-    err.print(message, highlight=False, soft_wrap=True)
+    err.print(masked(message), highlight=False, soft_wrap=True)

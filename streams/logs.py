@@ -8,6 +8,7 @@ from typing import Literal
 
 import orjson
 
+from topics.credentials import masked
 from topics.terminal import visible, visible_line
 
 REPEAT_EVERY_S = 10.0
@@ -42,7 +43,7 @@ class _Pretty(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         trace_id = getattr(record, "trace_id", None)
-        line = visible(super().format(record))
+        line = visible(masked(super().format(record)))
         return line if trace_id is None else f"{line} trace_id={trace_id}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the base's name
@@ -60,13 +61,13 @@ class _Json(logging.Formatter):
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "severity_text": record.levelname,
             "logger": record.name,
-            "body": record.getMessage(),
+            "body": masked(record.getMessage()),
         }
         trace_id = getattr(record, "trace_id", None)
         if trace_id is not None:
             told["trace_id"] = trace_id
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
+            told["exception"] = masked(self.formatException(record.exc_info))
         return orjson.dumps(told, default=str).decode()
 
 

@@ -1,12 +1,14 @@
 """Telemetry as the standard ``OTEL_*`` variables ask for it; by default none."""
 
 import os
+from pathlib import Path
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from streams.outbox import Exporter, Outbox
 from streams.sampling import Sampling
 from streams.telemetry import Telemetry
+from topics.key_files import check_key_file
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -27,7 +29,7 @@ def from_environment(service: str, instance: str) -> Telemetry:
     try:
         sampling = Sampling.from_environment()
         return Telemetry(sampling, Outbox(_exporter(), resource_of(service, instance)))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise TelemetryError(f"traces as the environment asks for: {error}") from error
 
 
@@ -55,6 +57,8 @@ def _told(name: str) -> str:
 
 
 def _exporter() -> Exporter:
+    if key := _told("EXPORTER_OTLP_TRACES_CLIENT_KEY") or _told("EXPORTER_OTLP_CLIENT_KEY"):
+        check_key_file(Path(key))
     protocol = _told("EXPORTER_OTLP_TRACES_PROTOCOL") or _told("EXPORTER_OTLP_PROTOCOL") or "grpc"
     try:
         if protocol == "http/protobuf":

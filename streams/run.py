@@ -58,7 +58,7 @@ def make_notary(settings: Settings, writer: str, clock: Clock) -> Notary:
     """Return the notary of a process, with the key that the settings name or one of its own.
 
     Raises:
-        SigningKeyError: the key's file can't be used.
+        KeyFileError: the key's file can't be used.
     """
     catalogue = Catalogue(settings)
     secret = settings.evidence_secret

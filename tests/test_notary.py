@@ -17,6 +17,7 @@ from streams.log import Outgoing, Partition, Record
 from streams.router import Router
 from streams.stage import Effect
 from topics import Catalogue, KeyEntry, Root, Salt, Settings, decode, encode
+from topics.key_files import KeyFileError
 from topics.roots import ChainHead, is_signed, sign
 from topics.salts import digest_key, salt_key, text_digest
 from topics.signing_key import SigningKeyError, load_signing_key, write_signing_key
@@ -126,7 +127,7 @@ def test_a_key_file_is_made_for_its_owner_alone_and_replaced_with_a_voucher(tmp_
     with pytest.raises(KeyProblem, match="not among those trusted"):
         unendorsed.check(second.id, "router/a", START + 60)
     path.chmod(0o644)
-    with pytest.raises(SigningKeyError, match="chmod 600"):
+    with pytest.raises(KeyFileError, match=r"mode is 0644.*chmod 600"):
         load_signing_key(path)
 
 

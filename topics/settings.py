@@ -8,6 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from topics.key_files import check_key_file
+
 MIB = 1024 * 1024
 
 
@@ -115,7 +117,7 @@ class Settings(BaseSettings):
         """Return the connection options that every aiokafka client takes.
 
         Raises:
-            ValueError: SASL is asked for without a user name and password.
+            ValueError: SASL without user name and password, or a key that others may read.
             OSError: a TLS file can't be read.
         """
         options: dict[str, Any] = {
@@ -136,6 +138,8 @@ class Settings(BaseSettings):
         if self.security_protocol.endswith("SSL"):
             context = ssl.create_default_context(cafile=self.ssl_cafile)
             if self.ssl_certfile is not None:
+                # Without a file of its own the key stands beside the certificate.
+                check_key_file(self.ssl_keyfile or self.ssl_certfile)
                 context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
             options["ssl_context"] = context
         return options

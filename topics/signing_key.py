@@ -15,14 +15,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from topics.key_files import KeyFileError, check_key_file, write_key_file
 from topics.roots import KeyStatement, PublishedKey, key_id, sign
 
 _END = b"-----END PRIVATE KEY-----"
 _VALID_FROM = re.compile(rb"^Valid-From: (\d{1,12}(?:\.\d{1,9})?)$", re.MULTILINE)
 
 
-class SigningKeyError(ValueError):
-    """A key file that can't be used; the message says which and why."""
+class SigningKeyError(KeyFileError):
+    """A file that holds no key to sign with; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,12 @@ def load_signing_key(path: Path | None) -> SigningKey:
     ``Valid-From:`` before them says since when; the key of a file without it was always valid.
 
     Raises:
-        SigningKeyError: the file can't be read, others may read it, or it has no Ed25519 key.
+        KeyFileError: the file can't be read, others may read it, or it has no Ed25519 key.
     """
     if path is None:
         return SigningKey(Ed25519PrivateKey.generate())
     try:
-        if path.stat().st_mode & 0o007:
-            raise SigningKeyError(f"{path}: others may read this key; chmod 600 it")
+        check_key_file(path)
         text = path.read_bytes()
         keys = [_load(path, block) for block in _blocks(text)]
     except OSError as error:
@@ -106,12 +106,7 @@ def write_signing_key(path: Path, keys: Sequence[Ed25519PrivateKey], valid_from:
     text = f"Valid-From: {valid_from:.3f}\n".encode() + b"".join(
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) for key in keys
     )
-    # Written aside and moved, so that a crash leaves the old key or the new one.
-    aside = path.with_name(path.name + ".new")
-    aside.unlink(missing_ok=True)
-    aside.touch(mode=0o600)
-    aside.write_bytes(text)
-    aside.replace(path)
+    write_key_file(path, text)
 
 
 def _public(private: Ed25519PrivateKey) -> bytes:

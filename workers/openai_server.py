@@ -12,6 +12,7 @@ import aiohttp
 import orjson
 
 from policies.fleet import OpenAIBackend as Declared
+from topics.credentials import conceal
 from workers.backend import BackendSettingError, CallError
 from workers.openai_answer import bad_answer
 from workers.sse import too_large
@@ -147,6 +148,7 @@ def _headers(pool: str, declared: Declared) -> dict[str, str]:
         raise BackendSettingError(f"{where} is not set; it should hold the server's key")
     if not key.isascii() or not key.isprintable():
         raise BackendSettingError(f"{where} holds what no key can have; is it of one line?")
+    conceal(key)
     parts = urlsplit(declared.base_url)
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
         logger.warning("pool %s sends its key unencrypted: base_url is not https", pool)

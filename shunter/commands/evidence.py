@@ -22,7 +22,8 @@ from streams import KafkaLog, SystemClock
 from streams.logs import set_up_logging
 from topics import Catalogue, KeyEntry, Revocation, Settings, encode
 from topics.admin import partition_counts
-from topics.signing_key import SigningKeyError, load_signing_key, write_signing_key
+from topics.key_files import KeyFileError
+from topics.signing_key import load_signing_key, write_signing_key
 
 evidence = typer.Typer(name="evidence", help="Keys that sign evidence, and its archive.")
 
@@ -48,7 +49,7 @@ def keygen(
         key = load_signing_key(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except SigningKeyError as error:
+    except KeyFileError as error:
         raise UserError(str(error)) from error
     out.print(f"key {key.id} in {path}", highlight=False)
 

@@ -16,6 +16,7 @@ from streams import Clock
 from streams.live import LiveFollower, LiveView, Snapshot, snapshot_of
 from topics import Settings
 from topics.admin import partition_counts
+from topics.credentials import masked
 
 STEP_S = 0.25
 WARNING_SHOWN_S = 10.0
@@ -30,7 +31,8 @@ class _LastWarning(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the first line of a warning."""
-        self._line, self._at = record.getMessage().partition("\n")[0], record.created
+        self._line = masked(record.getMessage()).partition("\n")[0]
+        self._at = record.created
 
     def line(self, now: float) -> str:
         """Return the newest warning, unless it has been there for a while."""

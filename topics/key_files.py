@@ -1,0 +1,50 @@
+"""Files of private keys: who may read them, and how they are made."""
+
+import os
+import stat
+from pathlib import Path
+
+
+class KeyFileError(ValueError):
+    """A key file that can't be used; the message says which, why and what to do."""
+
+
+def check_key_file(path: Path) -> None:
+    """Make sure that a private key is its reader's own.
+
+    Its owner alone may read it. One exception is how Kubernetes gives a secret to a process: the
+    file is root's, and a group that the process is in may read it (``fsGroup``).
+
+    Raises:
+        KeyFileError: others may read it, or write it.
+        OSError: it can't be looked at.
+    """
+    found = path.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    groups = {os.getegid(), *os.getgroups()}
+    is_mounted = found.st_uid == 0 and found.st_gid in groups
+    allowed = 0o740 if is_mounted else 0o700
+    if mode & 0o777 & ~allowed:
+        raise KeyFileError(
+            f"{path}: its mode is {mode:04o}, so that others than its owner may use this private"
+            f" key; run `chmod 600 {path}`"
+        )
+
+
+def write_key_file(path: Path, text: bytes) -> None:
+    """Write a private key that its owner alone may read, from the first moment on.
+
+    Written aside and moved, so that a crash leaves what was there, or the new one.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    aside = path.with_name(path.name + ".new")
+    aside.unlink(missing_ok=True)
+    # Exclusive: nobody else has made it meanwhile, to read what is written.
+    made = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(made, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
