@@ -193,6 +193,12 @@ class MemoryCluster:
             self.logs[found.partition].entries[-1] = _Entry(found, None)
         return found
 
+    def place(self, record: Record) -> None:
+        """Put a record where it says; what is missing before it is gone, as after compaction."""
+        log = self.logs[record.partition]
+        log.entries += [_Entry(None, None)] * (record.offset - log.end)
+        log.entries.append(_Entry(record, None))
+
     def records(self, topic: str, number: int | None = None) -> list[Record]:
         """Return what a committed reader sees of a topic, or of one partition of it."""
         numbers = range(self.topics[topic]) if number is None else [number]
