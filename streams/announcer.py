@@ -41,7 +41,7 @@ class Announcer:
             raise
         self._producer = producer
 
-    async def publish(self, key: bytes, value: bytes) -> RecordMetadata:
+    async def publish(self, key: bytes, value: bytes | None) -> RecordMetadata:
         """Write a record, and return the broker's answer once the log has it.
 
         Raises:
@@ -57,7 +57,7 @@ class Announcer:
             await producer.stop()
             raise
 
-    async def tell(self, key: bytes, value: bytes) -> RecordMetadata | None:
+    async def tell(self, key: bytes, value: bytes | None) -> RecordMetadata | None:
         """Write a record and return the answer; where that fails it is left to the next.
 
         Raises:
@@ -71,12 +71,13 @@ class Announcer:
             logger.warning("%s has not been told of %s: %r", self._topic, key.decode(), error)
             return None
 
-    async def stop(self, key: bytes, value: bytes) -> None:
-        """Write a last record and close; without a broker nobody could hear it."""
+    async def stop(self, *last: tuple[bytes, bytes | None]) -> None:
+        """Write the last records and close; without a broker nobody could hear them."""
         if self._producer is None:  # what starts before us has failed
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S_MAX):
-                await self.tell(key, value)
+                for key, value in last:
+                    await self.tell(key, value)
                 if self._producer is not None:
                     await self._producer.stop()

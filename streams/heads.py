@@ -50,7 +50,7 @@ class HeadsService(Service):  # type: ignore[misc]
 
     async def on_stop(self) -> None:
         """Tell the last heads."""
-        await self._announcer.stop(*self._heads())
+        await self._announcer.stop(self._heads())
 
     async def _publish(self) -> bool:
         """Publish the key, and tell whether the answer has moved the clock."""

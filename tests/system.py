@@ -107,6 +107,8 @@ class System:
     """How far the clocks of processes are ahead of that of Kafka, by name."""
     has_names: bool = True
     """Whether each process is given a name of its own."""
+    code_of: dict[str, Path] = field(default_factory=dict)
+    """The tree that a process is started from, where it is another version than this one."""
 
     def __post_init__(self) -> None:
         self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
@@ -169,10 +171,11 @@ class System:
             with (self.directory / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, *_program(self.ahead_s_of.get(name)), *arguments],
-                    cwd=ROOT,
+                    cwd=self.code_of.get(name, ROOT),
                     stderr=log,
                     env=os.environ
                     | {
+                        "PYTHONPATH": str(self.code_of.get(name, ROOT)),
                         "SHUNTER_BOOTSTRAP_SERVERS": self.bootstrap_servers,
                         "SHUNTER_TOPIC_PREFIX": self.prefix,
                         "SHUNTER_FLEET": str(self.directory / "fleet.yaml"),

@@ -33,16 +33,24 @@ class Producer:
 
     def __init__(self, sent: list[PoolStatus]) -> None:
         self._sent = sent
+        self.buried: list[bytes] = []
 
     async def start(self) -> None:
         """Nothing to start."""
 
     async def stop(self) -> None:
-        """Nothing to stop."""
+        last = self._sent[-1]
+        assert self.buried == [f"{last.pool}/{last.instance}".encode()]
 
-    async def send_and_wait(self, topic: str, value: bytes, *, key: bytes) -> None:
+    async def send_and_wait(self, topic: str, value: bytes | None, *, key: bytes) -> None:
+        if value is None:
+            # The last word: what the topic keeps of an instance that is gone is nothing.
+            assert self._sent[-1].state == "down"
+            self.buried.append(key)
+            return
         status = decode(PoolStatus, value)
         assert key == f"{status.pool}/{status.instance}".encode()
+        assert not self.buried
         self._sent.append(status)
 
 

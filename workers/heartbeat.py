@@ -47,6 +47,7 @@ class Heartbeat(Service):  # type: ignore[misc]
         self._experience = experience
         self._clock = clock
         self._fleet_version = fleet_version
+        self._key = status_key(option.pool, settings.instance)
 
     async def on_start(self) -> None:
         """Report at once, so that work can come."""
@@ -63,8 +64,11 @@ class Heartbeat(Service):  # type: ignore[misc]
                 await self._announcer.tell(*self._report(state))
 
     async def on_stop(self) -> None:
-        """Say that nothing more should come."""
-        await self._announcer.stop(*self._report("down"))
+        """Say that nothing more should come, and leave no record of this instance.
+
+        Its name may never come again, and the topic keeps the last record of each.
+        """
+        await self._announcer.stop(self._report("down"), (self._key, None))
 
     def _report(self, state: State) -> tuple[bytes, bytes]:
         """Return the key and the value of a heartbeat."""
@@ -106,4 +110,4 @@ class Heartbeat(Service):  # type: ignore[misc]
             unread_s=() if unread is None else unread.due,
             failure_known=self._experience.failure_known,
         )
-        return status_key(status.pool, status.instance), encode(status)
+        return self._key, encode(status)

@@ -12,6 +12,7 @@ from rich.text import Text
 from shunter.client import note, run
 from shunter.commands.acls import acls
 from shunter.commands.recover import recover
+from shunter.commands.tidy import tidy
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
 from streams.declarations import load_fleet
 from topics import Catalogue, Settings
@@ -23,6 +24,7 @@ from topics.topic_report import PARTITIONS, Report
 topics = typer.Typer(name="topics", help="Create and check the topics.")
 topics.command()(acls)
 topics.command()(recover)
+topics.command()(tidy)
 STYLES = {"created": "green", "ok": "green", "missing": "red", "differs": "yellow"}
 
 

@@ -1,0 +1,200 @@
+"""A rolling upgrade and a rollback under load, from any version in the repository to this one.
+
+python tests/chaos/upgrade.py --from v0.1.0 --table docs/reliability.md
+"""
+
+import argparse
+import asyncio
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from calm import Span, calm_after
+from ledger import Ledger
+from load import Load
+from system import System
+from verdict import POLICY_SPEED, TIMEOUTS, held_now, supervise, trail_problems
+
+from topics.broker import EmbeddedBroker
+
+ROUTERS = ("router", "router-b")
+POOLS = ("premium-eu", "lpddr-us")
+ORDER = (*POOLS, *ROUTERS)
+# Of the repository, what a version of Shunter consists of.
+ROOMS = ("shunter", "workers", "streams", "policies", "topics")
+BEFORE_S = 15.0
+CALM_S_MAX = 60.0
+END_S = 240.0
+STOPPED_S_MAX = 40.0
+MARKS = (
+    "<!-- what `tests/chaos/upgrade.py` writes -->\n",
+    "<!-- end of what the upgrade writes -->\n",
+)
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """What was seen: the versions, a span for each process that was replaced, what was wrong."""
+
+    requests: int
+    statuses: dict[str, int]
+    spans: Sequence[tuple[Span, float]]
+    """Each with the longest that a direct request took, in seconds."""
+    problems: Sequence[str]
+
+
+def checkout(reference: str, directory: Path) -> Path:
+    """Write a version of the repository into a directory, and return where its code is."""
+    archive = subprocess.run(
+        ["git", "archive", reference, *ROOMS], cwd=ROOT, check=True, capture_output=True
+    )
+    directory.mkdir()
+    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive.stdout, check=True)
+    return directory
+
+
+def next_version(directory: Path) -> Path:
+    """Write this version as a next one into a directory: each record it writes has a field more."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, directory / room, ignore=shutil.ignore_patterns("__pycache__"))
+    codec = directory / "topics/codec.py"
+    text = codec.read_text()
+    plain = "    return orjson.dumps(record)\n"
+    if text.count(plain) != 1:
+        raise ValueError(f"{codec}: the line that encodes a record is not there once")
+    codec.write_text(text.replace(plain, _GROWN))
+    return directory
+
+
+_GROWN = """    told = orjson.loads(orjson.dumps(record))
+    if hasattr(record, "__dataclass_fields__") and not hasattr(record, "__pydantic_config__"):
+        told["next_release"] = {"more": [1, None]}
+        if isinstance(told.get("head"), dict):
+            told["head"]["next_release"] = "more"
+    return orjson.dumps(told)
+"""
+
+
+async def roll(system: System, load: Load, ledger: Ledger, old: Path, new: Path) -> Rolled:
+    """Replace each process by one of the new version, and then by one of the old again.
+
+    What is published meanwhile, and what has come of it, is the ledger's.
+    """
+    resting: set[str] = set()
+    system.code_of = dict.fromkeys(ORDER, old)
+    system.start(*ORDER)
+    tasks = [
+        asyncio.create_task(work)
+        for work in (supervise(system, resting), ledger.read(), load.publish())
+    ]
+    await asyncio.sleep(BEFORE_S)
+    spans = []
+    steps = [(name, new, "upgraded") for name in ORDER]
+    steps += [(name, old, "rolled back") for name in reversed(ORDER)]
+    for name, code, what in steps:
+        began = time.time()
+        await _replace(system, resting, name, code)
+        ended = time.time()
+        until, is_calm = await calm_after(ended, ledger, load, CALM_S_MAX)
+        span = Span(f"{name} {what}", began, ended, until, is_calm=is_calm)
+        took = [took_s for _, took_s in ledger.took_s(load, began, until)]
+        spans.append((span, max(took, default=0.0)))
+        print(f"{len(load.published_at):>7,} requests: {span.name}", flush=True)
+    tasks.pop().cancel()
+    await _until(lambda: ledger.missing(load) <= 0)
+    problems = [*ledger.problems(load), *await trail_problems(system)]
+    problems += [f"{span.name}: not in time again" for span, _ in spans if not span.is_calm]
+    if held := await held_now(system):
+        problems.append(f"{held} requests are left in the hold")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return Rolled(len(load.published_at), dict(ledger.statuses(load)), spans, problems)
+
+
+async def _replace(system: System, resting: set[str], name: str, code: Path) -> None:
+    """Stop a process as its supervisor does, and start the other version under its name."""
+    resting.add(name)
+    process = system.processes[name]
+    process.send_signal(signal.SIGTERM)
+    await asyncio.to_thread(process.wait, STOPPED_S_MAX)
+    system.code_of[name] = code
+    system.start(name)
+    resting.discard(name)
+
+
+async def _until(is_done: Callable[[], bool]) -> None:
+    end_at = time.monotonic() + END_S
+    while not is_done() and time.monotonic() < end_at:
+        await asyncio.sleep(0.5)
+    # Whatever would come twice, comes soon.
+    await asyncio.sleep(5.0)
+
+
+def table(rolled: Rolled, command: str) -> str:
+    """Return what was seen as a document."""
+    rows = [f"| {span.name} | {longest:.1f} s |" for span, longest in rolled.spans]
+    ends = ", ".join(f"{count:,} {status}" for status, count in sorted(rolled.statuses.items()))
+    return "\n".join(
+        [
+            f"`{command}`: {rolled.requests:,} requests ({ends}), {len(rolled.problems)} problems.",
+            "",
+            "| step | slowest direct request until all were in time again |",
+            "| --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+async def run(reference: str, rate: float) -> Rolled:
+    """Roll a system of its own, on a Kafka of its own."""
+    directory = Path(tempfile.mkdtemp(prefix="shunter-upgrade-"))
+    print(f"logs in {directory}", flush=True)
+    old = checkout(reference, directory / "old")
+    with EmbeddedBroker(data_dir=directory / "kafka") as broker:
+        system = System(
+            broker.bootstrap_servers,
+            "upgrade",
+            directory,
+            extra_env=TIMEOUTS,
+            policy_speed=POLICY_SPEED,
+        )
+        async with system:
+            return await roll(system, Load(system, rate), Ledger(system), old, ROOT)
+
+
+def main() -> None:
+    """Run, print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--from", dest="reference", required=True, help="tag, branch or commit")
+    parser.add_argument("--rate", type=float, default=20, help="requests per second")
+    parser.add_argument("--table", type=Path, help="where to write the table")
+    asked = parser.parse_args()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    rolled = asyncio.run(run(asked.reference, asked.rate))
+    found = table(
+        rolled, f"python tests/chaos/upgrade.py --from {asked.reference} --rate {asked.rate:g}"
+    )
+    print(found)
+    if rolled.problems:
+        raise SystemExit(f"{len(rolled.problems)} problems: {rolled.problems[:10]}")
+    if asked.table:
+        text = asked.table.read_text()
+        head, _, rest = text.partition(MARKS[0])
+        tail = rest.partition(MARKS[1])[2]
+        asked.table.write_text(f"{head}{MARKS[0]}{found}{MARKS[1]}{tail}")
+
+
+if __name__ == "__main__":
+    main()
