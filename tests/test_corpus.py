@@ -209,3 +209,23 @@ async def test_the_trail_is_verified_also_when_it_goes_on(version: str) -> None:
     again = await verify_topic(MemoryLog(yard.cluster), yard.catalogue)
     assert again.is_good, again.problems
     assert again.records > findings.records
+
+
+@pytest.mark.parametrize("version", versions())
+async def test_a_mirror_of_the_trail_is_verified(version: str) -> None:
+    read = read_corpus(version, 0)
+    elsewhere = yard_of(read.corpus)
+    mirrored = ("evidence", "evidence-roots", "evidence-keys")
+    names = [f"{PREFIX}.{name}" for name in mirrored]
+    elsewhere.cluster.create({name: elsewhere.cluster.topics[name] for name in names})
+    elsewhere.cluster.create({f"{PREFIX}.progress": read.yard.settings.partitions})
+    for name in mirrored:
+        for record in read.records(name):
+            topic, number = record.partition
+            # Other offsets than it had; MirrorMaker keeps partitions and timestamps.
+            elsewhere.cluster.publish(
+                Outgoing(topic, record.key, record.value, partition=number), record.timestamp_ms
+            )
+    findings = await verify_topic(MemoryLog(elsewhere.cluster), elsewhere.catalogue)
+    assert findings.is_good, findings.problems
+    assert findings.records == len(read.records("evidence"))
