@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import io
 import logging
+import math
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from calm import Span, calm_after
+from calm import calm_after
 from ledger import Ledger
 from load import Load
 from system import System
@@ -35,7 +36,7 @@ ORDER = (*POOLS, *ROUTERS)
 # Of the repository, what a version of Shunter consists of.
 ROOMS = ("shunter", "workers", "streams", "policies", "topics")
 BEFORE_S = 15.0
-CALM_S_MAX = 60.0
+CALM_S_MAX = 30.0
 END_S = 240.0
 STOPPED_S_MAX = 40.0
 MARKS = (
@@ -45,13 +46,25 @@ MARKS = (
 
 
 @dataclass(frozen=True)
+class Step:
+    """A process that was replaced, and the direct requests that came until all was calm again.
+
+    ``slowest_s`` is that of those that were completed, ``late`` the number of the others.
+    """
+
+    name: str
+    direct: int
+    slowest_s: float
+    late: int
+
+
+@dataclass(frozen=True)
 class Rolled:
-    """What was seen: the versions, a span for each process that was replaced, what was wrong."""
+    """What was seen: each step, what became of the requests, and what was wrong."""
 
     requests: int
     statuses: dict[str, int]
-    spans: Sequence[tuple[Span, float]]
-    """Each with the longest that a direct request took, in seconds."""
+    steps: Sequence[Step]
     problems: Sequence[str]
 
 
@@ -108,28 +121,32 @@ async def roll(system: System, load: Load, ledger: Ledger, old: Path, new: Path)
         for work in (supervise(system, resting), ledger.read(), load.publish())
     ]
     await asyncio.sleep(BEFORE_S)
-    spans = []
+    seen = []
     steps = [(name, new, "upgraded") for name in ORDER]
     steps += [(name, old, "rolled back") for name in reversed(ORDER)]
     for name, code, what in steps:
         began = time.time()
         await _replace(system, resting, name, code)
         ended = time.time()
-        until, is_calm = await calm_after(ended, ledger, load, CALM_S_MAX)
-        span = Span(f"{name} {what}", began, ended, until, is_calm=is_calm)
-        took = [took_s for _, took_s in ledger.took_s(load, began, until)]
-        spans.append((span, max(took, default=0.0)))
-        print(f"{len(load.published_at):>7,} requests: {span.name}", flush=True)
+        until, _ = await calm_after(ended, ledger, load, CALM_S_MAX)
+        seen.append((f"{name} {what}", began, until))
+        print(f"{len(load.published_at):>7,} requests: {name} {what}", flush=True)
     tasks.pop().cancel()
     await _until(lambda: ledger.missing(load) <= 0)
     problems = [*ledger.problems(load), *await trail_problems(system)]
-    problems += [f"{span.name}: not in time again" for span, _ in spans if not span.is_calm]
     if held := await held_now(system):
         problems.append(f"{held} requests are left in the hold")
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return Rolled(len(load.published_at), dict(ledger.statuses(load)), spans, problems)
+    steps_seen = [_step(ledger, load, *each) for each in seen]
+    return Rolled(len(load.published_at), dict(ledger.statuses(load)), steps_seen, problems)
+
+
+def _step(ledger: Ledger, load: Load, name: str, began: float, until: float) -> Step:
+    took = [took_s for _, took_s in ledger.took_s(load, began, until)]
+    completed = [took_s for took_s in took if math.isfinite(took_s)]
+    return Step(name, len(took), max(completed, default=0.0), len(took) - len(completed))
 
 
 async def _replace(system: System, resting: set[str], name: str, code: Path) -> None:
@@ -155,10 +172,16 @@ async def _until(is_done: Callable[[], bool]) -> None:
 
 def table(rolled: Rolled, command: str) -> str:
     """Return what was seen as a document."""
-    rows = [f"| {span.name} | {longest:.1f} s |" for span, longest in rolled.spans]
+    rows = [
+        f"| {step.name} | {step.direct:,} | {step.slowest_s:.1f} s | {step.late:,} |"
+        for step in rolled.steps
+    ]
     ends = ", ".join(f"{count:,} {status}" for status, count in sorted(rolled.statuses.items()))
     said = f"`{command}`: {rolled.requests:,} requests ({ends}), {len(rolled.problems)} problems."
-    heading = ["| step | slowest direct request until all were in time again |", "| --- | --- |"]
+    heading = [
+        "| step | direct requests meanwhile | slowest | not completed |",
+        "| --- | --- | --- | --- |",
+    ]
     return "\n".join([said, "", *heading, *rows, ""])
 
 
