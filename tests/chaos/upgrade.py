@@ -25,7 +25,7 @@ from calm import calm_after
 from ledger import Ledger
 from load import Load
 from system import System
-from verdict import POLICY_SPEED, TIMEOUTS, held_now, supervise, trail_problems
+from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
 from topics.broker import EmbeddedBroker
 
@@ -39,6 +39,7 @@ BEFORE_S = 15.0
 CALM_S_MAX = 30.0
 END_S = 240.0
 STOPPED_S_MAX = 40.0
+SESSION = {"SHUNTER_SESSION_TIMEOUT_MS": "6000"}
 MARKS = (
     "<!-- what `tests/chaos/upgrade.py` writes -->\n",
     "<!-- end of what the upgrade writes -->\n",
@@ -108,11 +109,14 @@ _GROWN = """    told = orjson.loads(orjson.dumps(record))
 """
 
 
-async def roll(system: System, load: Load, ledger: Ledger, old: Path, new: Path) -> Rolled:
+async def roll(
+    system: System, load: Load, old: Path, new: Path, calm_s_max: float = CALM_S_MAX
+) -> Rolled:
     """Replace each process by one of the new version, and then by one of the old again.
 
-    What is published meanwhile, and what has come of it, is the ledger's.
+    After each of them requests go on until they are served in time, ``calm_s_max`` at most.
     """
+    ledger = Ledger(system)
     resting: set[str] = set()
     system.code_of = dict.fromkeys(ORDER, old)
     system.start(*ORDER)
@@ -128,7 +132,7 @@ async def roll(system: System, load: Load, ledger: Ledger, old: Path, new: Path)
         began = time.time()
         await _replace(system, resting, name, code)
         ended = time.time()
-        until, _ = await calm_after(ended, ledger, load, CALM_S_MAX)
+        until, _ = await calm_after(ended, ledger, load, calm_s_max)
         seen.append((f"{name} {what}", began, until))
         print(f"{len(load.published_at):>7,} requests: {name} {what}", flush=True)
     tasks.pop().cancel()
@@ -195,11 +199,11 @@ async def run(reference: str, rate: float) -> Rolled:
             broker.bootstrap_servers,
             "upgrade",
             directory,
-            extra_env=TIMEOUTS,
+            extra_env=SESSION,
             policy_speed=POLICY_SPEED,
         )
         async with system:
-            return await roll(system, Load(system, rate), Ledger(system), old, ROOT)
+            return await roll(system, Load(system, rate), old, ROOT)
 
 
 def main() -> None:
