@@ -201,7 +201,11 @@ def answering(content: bytes) -> Iterator[int]:
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            if self.request.recv(1024).startswith(b"GET /healthz HTTP/1.0\r\n\r\n"):
+            asked = b""
+            # bash sends each line by itself.
+            while not asked.endswith(b"\r\n\r\n") and (more := self.request.recv(1024)):
+                asked += more
+            if asked == b"GET /healthz HTTP/1.0\r\n\r\n":
                 self.request.sendall(content)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
