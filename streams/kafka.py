@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     ConsumerStoppedError,
@@ -23,14 +23,14 @@ from streams.hanging import Producer, abort_rest, complete_commit
 from streams.instance import static_name
 from streams.joining import NameLostError, is_counted, join_once, say_farewell
 from streams.kafka_writer import (
-    BATCH_BYTES_MAX,
-    PRODUCER_BYTES_MAX,
     REFUSALS,
     KafkaWriter,
     Timed,
     let_go,
+    transactional_producer,
     untimed,
 )
+from streams.leaders import ask_leaders
 from streams.log import LogError, Membership, Partition, Record, StillOpenError
 from streams.membership import MembershipListener, assignors
 from streams.reader import (
@@ -44,14 +44,10 @@ from streams.reader import (
 from streams.record_batches import records_of, seek_back
 from streams.rights import REFUSED_RIGHTS
 from streams.stamps import Stamps
-from streams.vanished import client_options
 from topics import Catalogue, Progress, Settings
 
 logger = logging.getLogger(__name__)
 
-# With the client's default of 100 ms the p99 of routing is 165 ms; with 5 ms it is 14 ms
-# (measured; docs/decisions/0002).
-TRANSACTION_RETRY_MS = 5
 READ_FETCH_BYTES = 4 * 1024 * 1024
 FETCH_MS = 5000
 FETCH_TRIES = 4
@@ -239,9 +235,13 @@ class KafkaLog:
         wanted = [TopicPartition(*p) for p in partitions]
         topics = {p.topic for p in partitions}
         async with self._reader([], topics, isolation_level="read_uncommitted") as probe:
-            first = await probe.beginning_offsets(wanted)
-            end = await probe.end_offsets(wanted)
-        return {Partition(*p): (first[p], end[p]) for p in wanted}
+
+            async def ask() -> dict[Partition, tuple[int, int]]:
+                first = await probe.beginning_offsets(wanted)
+                end = await probe.end_offsets(wanted)
+                return {Partition(*p): (first[p], end[p]) for p in wanted}
+
+            return await ask_leaders(probe._client, wanted, ask)  # noqa: SLF001 - whom it asks
 
     async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
         """Return the id of each topic: another one where it was deleted and made again."""
@@ -375,14 +375,7 @@ class KafkaLog:
     async def _fence(self, client: AIOKafkaClient, transactional_id: str) -> KafkaWriter:
         owns = Catalogue(self._settings).owns
         await complete_commit(client, transactional_id, owns)
-        producer = AIOKafkaProducer(
-            **client_options(self._settings),
-            transactional_id=transactional_id,
-            transaction_timeout_ms=self._settings.transaction_timeout_ms,
-            max_request_size=PRODUCER_BYTES_MAX,
-            max_batch_size=BATCH_BYTES_MAX,
-            retry_backoff_ms=TRANSACTION_RETRY_MS,
-        )
+        producer = transactional_producer(self._settings, transactional_id)
         try:
             async with asyncio.timeout(FENCE_S_MAX):
                 await producer.start()

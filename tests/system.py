@@ -18,6 +18,7 @@ import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from streams.declarations import load_policy
+from streams.vanished import client_options
 from topics import Catalogue, Settings, admin
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +106,7 @@ class System:
     env_of: dict[str, dict[str, str]] = field(default_factory=dict)
     ahead_s_of: dict[str, float] = field(default_factory=dict)
     """How far the clocks of processes are ahead of that of Kafka, by name."""
+    stop_s_max: float = 20.0
     has_names: bool = True
     """Whether each process is given a name of its own."""
     code_of: dict[str, Path] = field(default_factory=dict)
@@ -126,7 +128,7 @@ class System:
         (self.directory / "policy.yaml").write_text(dumped)
         await admin.apply(self.settings, self.fleet["pools"])
         self.producer = AIOKafkaProducer(
-            bootstrap_servers=self.bootstrap_servers,
+            **client_options(self.settings),
             enable_idempotence=True,
             max_request_size=8_000_000,
         )
@@ -196,13 +198,13 @@ class System:
         self.processes[name].kill()
         self.processes[name].wait()
 
-    def stop(self, timeout_s: float = 20.0) -> dict[str, int]:
+    def stop(self, timeout_s: float | None = None) -> dict[str, int]:
         """Stop every process with SIGTERM and return the exit statuses."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         statuses = {}
         for name, process in list(self.processes.items()):
-            statuses[name] = process.wait(timeout_s)
+            statuses[name] = process.wait(timeout_s or self.stop_s_max)
             del self.processes[name]
         return statuses
 

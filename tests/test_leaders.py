@@ -1,14 +1,15 @@
-"""Whose leaders a takeover waits for: those of its own installation, and of no other."""
+"""Leaders: whose a takeover waits for, and whom of them it believes."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, LeaderNotAvailableError
 
-from streams import LogError, hanging
+from streams import LogError, hanging, leaders
 from streams.hanging import Producer, abort_rest
+from streams.leaders import ask_leaders
 from topics import Catalogue, Settings
 
 CATALOGUE = Catalogue(Settings(topic_prefix="inference"))
@@ -92,3 +93,64 @@ async def test_a_moment_without_any_broker_passes() -> None:
     client: Any = Client({"inference.requests": 1}, failures=2)
     await abort_rest(client, FENCED, CATALOGUE.owns)
     assert client.asked == [["inference.requests"]]
+
+
+PARTITION = TopicPartition("inference.progress", 0)
+
+
+class Brokers:
+    """A client of three brokers; ``told`` is whom each names as the leader, None for silence."""
+
+    def __init__(self, *told: tuple[int | None, ...]) -> None:
+        self.told = list(told)
+        self.known = 1
+        self.asked: list[int] = []
+        self.cluster = self
+
+    def brokers(self) -> list[Any]:
+        return [type("Broker", (), {"nodeId": node})() for node in (1, 2, 3)]
+
+    def leader_for_partition(self, _partition: TopicPartition) -> int:
+        return self.known
+
+    async def force_metadata_update(self) -> None:
+        self.known = 2
+
+    async def ask(self) -> int:
+        self.asked.append(self.known)
+        return self.known
+
+
+@pytest.fixture
+def brokers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(leaders, "RETRY_S", 0.0)
+
+    async def leaders_by(client: Any, node: int, _wanted: object) -> Any:
+        leader = client.told[0][node - 1]
+        if node == 3 and len(client.told) > 1:
+            del client.told[0]
+        return None if leader is None else {PARTITION: leader}
+
+    monkeypatch.setattr(leaders, "_leaders_by", leaders_by)
+    return Brokers
+
+
+async def test_a_deposed_leader_is_not_believed(brokers: Any) -> None:
+    client = brokers((1, 2, 2), (2, 2, 2))
+    assert await ask_leaders(client, [PARTITION], client.ask) == 2
+    assert client.asked == [1, 2]
+
+
+async def test_a_leader_whom_nobody_disputes_is_asked_once(brokers: Any) -> None:
+    client = brokers((1, 1, None))
+    assert await ask_leaders(client, [PARTITION], client.ask) == 1
+    assert client.asked == [1]
+
+
+async def test_one_broker_of_three_is_not_believed_alone(
+    brokers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaders, "AGREED_S_MAX", 0.2)
+    client = brokers((1, None, None))
+    with pytest.raises(LeaderNotAvailableError, match=r"different leaders of inference\.progress"):
+        await ask_leaders(client, [PARTITION], client.ask)

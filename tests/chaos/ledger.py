@@ -15,6 +15,7 @@ from load import BAD, DIRECT, REQUEST, Kind, Load, id_of, kind_of
 from system import System
 from verdict import ENDS, amiss
 
+from streams.reader import consumer_options
 from topics import BadRecordError, Placement
 from topics import headers as h
 
@@ -65,11 +66,8 @@ class Ledger:
             self._topics.dead_letters,
             self._topics.evidence,
             *self._lanes,
-            bootstrap_servers=self._system.bootstrap_servers,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
             # Partitions that are added meanwhile are read soon.
-            metadata_max_age_ms=3000,
+            **consumer_options(self._system.settings),
         )
         await consumer.start()
         try:

@@ -51,6 +51,8 @@ CALM_S = 7.0
 LEFT_PART, LEFT_S = 0.03, 120.0
 # Time for what waits to come out, at the speed of the policy.
 END_S = 240.0
+# Time for processes to end beside three brokers on a busy machine.
+STOP_S_MAX = 90.0
 
 # A right can be taken away where there is somebody who checks it.
 AUTHORIZER = {
@@ -143,6 +145,7 @@ async def _on_a_cluster(asked: Asked, rng: random.Random, directory: Path) -> Se
             directory,
             extra_env={"SHUNTER_BOOTSTRAP_SERVERS": servers},
             policy_speed=POLICY_SPEED,
+            stop_s_max=STOP_S_MAX,
         ) as system:
             load = Load(system, asked.rate, asked.requests or None)
             scene = ClusterScene(
