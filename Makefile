@@ -10,7 +10,7 @@ SEEDS ?= 2000
 START ?= 0
 REPLAY ?=
 
-.PHONY: setup test lint chaos demo simulate fuzz bench guard constraints
+.PHONY: setup test lint chaos chaos-cluster demo simulate fuzz bench guard constraints
 
 setup: $(VENV)/dev.installed
 
@@ -35,6 +35,12 @@ chaos: export PYTHONDONTWRITEBYTECODE =
 chaos: setup
 	$(VENV)/bin/python tests/chaos/run.py --rounds $(ROUNDS) --rate $(RATE) $(if $(SEED),--seed $(SEED)) \
 		$(if $(REQUESTS),--requests $(REQUESTS)) $(if $(TABLE),--table $(TABLE))
+
+# On a Kafka of three brokers, what happens to those: about 12 minutes.
+chaos-cluster: export PYTHONDONTWRITEBYTECODE =
+chaos-cluster: setup
+	$(VENV)/bin/python tests/chaos/run.py --nodes 3 --rounds 1 --rate 20 $(if $(SEED),--seed $(SEED)) \
+		$(if $(TABLE),--table $(TABLE))
 
 demo: $(VENV)/all.installed
 	$(VENV)/bin/shunter demo

@@ -1,6 +1,7 @@
 """The checker of the chaos run must find what it looks for: on made-up records."""
 
 import asyncio
+import dataclasses
 import itertools
 import random
 import time
@@ -13,6 +14,7 @@ import orjson
 import pytest
 import yaml
 from calm import MARGIN_S, QUIET_S, SLOW_S, Span, calm_after, is_quiet
+from cluster_faults import CLUSTER_FAULTS
 from ledger import Ledger
 from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id_of, kind_of
 from mute import MUTE, MuteServer, fleet_with
@@ -240,6 +242,15 @@ class TestTable:
         ]
         assert "| for ever | 1 | never | never | 3 | not met |" in document(found, "a command")
 
+    def test_on_three_brokers_each_process_that_ends_counts_to_a_fault(self) -> None:
+        told = Told()
+        spans = [Span("one", 100.0, 110.0, 120.0), Span("two", 130.0, 140.0, 150.0)]
+        ends = [(105.0, "router"), (119.0, "router-b"), (125.0, "router"), (140.0, "router")]
+        found = dataclasses.replace(seen(told, spans, [], []), ends=ends)
+        assert [row[-1] for row in rows(found, tells_ends=True)] == ["2", "1"]
+        assert "| ended |" in document(found, "a command", THREE_BROKERS)
+        assert "| ended |" not in document(found, "a command")
+
     def test_what_follows_the_document_stays(self, tmp_path: Path) -> None:
         path = tmp_path / "found.md"
         title, end = ONE_BROKER.title, ONE_BROKER.end
@@ -282,6 +293,13 @@ class TestSchedule:
         rounds = [{f for n, f in found if n == number and f in FAULTS} for number in (1, 2)]
         assert rounds == [set(FAULTS)] * 2
         assert [fault for _, fault in found[2 * len(FAULTS) :]] == list(LAST_FAULTS)
+
+    def test_on_three_brokers_the_faults_are_those_of_brokers(self) -> None:
+        asked = dataclasses.replace(ASKED, nodes=3)
+        found = [fault for _, fault in schedule(random.Random(7), asked, lambda: 0)]
+        assert set(found) == set(CLUSTER_FAULTS)
+        assert len(found) == 2 * len(CLUSTER_FAULTS)
+        assert command(asked).endswith("--nodes 3")
 
     def test_what_lasts_comes_while_the_last_requests_do(self) -> None:
         asked = Asked(
