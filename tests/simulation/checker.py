@@ -10,6 +10,7 @@ from shunter.audit import Keyring, Verifier
 from shunter.audit.replay import replay_steps
 from simulation.aftermath import Aftermath, key_of, place_of, source_of
 from simulation.requests import HURRIED
+from streams.clock import TOLERANCE_S
 from streams.log import Record
 from topics import Evidence, KeyEntry, Placement, Progress, decode
 from topics import headers as h
@@ -29,6 +30,9 @@ STEPS = {
 
 # A timer of floating-point seconds since 1970 is as exact as this, and more.
 TIMER_S = 1e-4
+MS_S = 1e-3
+# From a decision until its evidence is written.
+WRITTEN_S_MAX = 10.0
 KNOWN_ENDS = {"cancelled", "expired", "rate_limited"}
 
 
@@ -36,7 +40,7 @@ def check(world: "World") -> Iterator[str]:
     """Yield what is wrong."""
     after = Aftermath(world)
     for invariant in (
-        _torn, _results, _deadlines, _constraints, _answers, _evidence,
+        _torn, _results, _deadlines, _clocks, _constraints, _answers, _evidence,
         _duplicates, _cancellations, _dead_letters, _progress, _trail, _rates, _replays,
     ):  # fmt: skip
         yield from invariant(after)
@@ -86,6 +90,16 @@ def _deadlines(after: Aftermath) -> Iterator[str]:
             yield f"{name}: expired before its deadline"
         if (result["status"] == "completed") != (result["error"] is None):
             yield f"{name}: {result['status']}, and its error is {result.get('error')}"
+
+
+def _clocks(after: Aftermath) -> Iterator[str]:
+    """Evidence has the time of the brokers, whatever that of the host; but see ``unsteady``."""
+    for record in after.records(after.catalogue.evidence):
+        evidence = orjson.loads(record.value or b"")
+        late_s = record.timestamp_ms / 1000 - evidence["at"]
+        is_right = -TOLERANCE_S - MS_S <= late_s <= WRITTEN_S_MAX
+        if not is_right and evidence["writer"] not in after.world.unsteady:
+            yield f"{evidence['writer']}: {evidence['step']} {late_s:.1f} s before it was written"
 
 
 def _constraints(after: Aftermath) -> Iterator[str]:
