@@ -8,6 +8,9 @@ from streams.context import Context
 from topics import BadRecordError
 from topics import headers as h
 
+# By default Kafka itself takes no record that is further ahead of its own clock.
+APART_S_MAX = 3600.0
+
 Headers = list[tuple[str, bytes | None]]
 
 
@@ -48,10 +51,11 @@ class Record(NamedTuple):
     def came_at(self, now: float) -> float:
         """Return when it was published, epoch seconds, as its producer says.
 
-        ``now`` where that says nothing, as -1 does to Kafka, or a time that is yet to come.
+        ``now`` where that says nothing, as -1 does to Kafka, or a time that no clock can have
+        told. One that is a little ahead is right as often as ours.
         """
         at = self.timestamp_ms / 1000
-        return at if 0 <= at <= now else now
+        return at if 0 <= at <= now + APART_S_MAX else now
 
     @property
     def size_bytes(self) -> int:

@@ -200,7 +200,7 @@ class Router:
         if first is not None:
             return self._scribe.duplicate(record, request, first, now)
         # A backlog that is read at once came over time: the broker's, which no client can choose.
-        came_at = record.came_at(now)
+        came_at = min(record.came_at(now), now)
         part = len(self._ingest) / self._catalogue.partitions
         wait_s = self._rates.wait_s(request.tenant, came_at, part)
         if wait_s:
