@@ -134,7 +134,7 @@ async def test_a_transaction_whose_answer_never_comes_is_made_once(
     stage = Copier()
     transactor = await take(cluster, stage)
     await transactor.take_over()
-    transactor._transaction_s_max = 0.05
+    transactor._transaction_s_max = 0.3
     writer = transactor._writers[P0]
     commit, began = writer.commit, []
 
