@@ -186,7 +186,7 @@ def table(rolled: Rolled, command: str) -> str:
         "| step | direct requests meanwhile | slowest | not completed |",
         "| --- | --- | --- | --- |",
     ]
-    return "\n".join([said, "", *heading, *rows, ""])
+    return "\n".join([said, "", *heading, *rows, "", ""])
 
 
 async def run(reference: str, rate: float) -> Rolled:
