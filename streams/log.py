@@ -8,8 +8,9 @@ from streams.context import Context
 from topics import BadRecordError
 from topics import headers as h
 
-# By default Kafka itself takes no record that is further ahead of its own clock.
-APART_S_MAX = 3600.0
+# How far a producer's clock may be ahead, as Kafka has it by default
+# (message.timestamp.after.max.ms).
+CLOCK_AHEAD_S_MAX = 3600.0
 
 Headers = list[tuple[str, bytes | None]]
 
@@ -51,11 +52,10 @@ class Record(NamedTuple):
     def came_at(self, now: float) -> float:
         """Return when it was published, epoch seconds, as its producer says.
 
-        ``now`` where that says nothing, as -1 does to Kafka, or a time that no clock can have
-        told. One that is a little ahead is right as often as ours.
+        ``now`` where that says nothing, as -1 does to Kafka, or more than a wrong clock could.
         """
         at = self.timestamp_ms / 1000
-        return at if 0 <= at <= now + APART_S_MAX else now
+        return at if 0 <= at <= now + CLOCK_AHEAD_S_MAX else now
 
     @property
     def size_bytes(self) -> int:

@@ -34,7 +34,7 @@ class RouteSpans(Spans):
 
     def _decided(self, visible: Visible) -> None:
         evidence, about = visible.evidence, visible.about
-        came_at = about.came_at(evidence.at)
+        came_at = min(about.came_at(evidence.at), evidence.at)
         topic = evidence.source.topic
         is_hold = topic == self.catalogue.held
         group = self.catalogue.batcher_group if is_hold else self.catalogue.router_group

@@ -305,7 +305,7 @@ def test_a_key_is_an_id() -> None:
 
 
 @pytest.mark.parametrize("timestamp_ms", [-1, 2**63 - 1])
-def test_a_cancellation_without_a_time_or_with_one_to_come_counts_from_now(
+def test_a_cancellation_without_a_time_or_with_one_far_ahead_counts_from_now(
     timestamp_ms: int,
 ) -> None:
     yard = Yard()

@@ -60,7 +60,7 @@ async def serve_one(yard: TracedYard, name: str, end: Any) -> None:
 
 
 @pytest.mark.parametrize("timestamp_ms", [-1, -86_400_000, 2**63 - 1])
-async def test_a_record_without_a_time_or_with_one_to_come_begins_its_trace_when_it_is_read(
+async def test_a_record_without_a_time_or_with_one_far_ahead_begins_its_trace_when_it_is_read(
     timestamp_ms: int,
 ) -> None:
     yard = TracedYard()
