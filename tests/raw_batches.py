@@ -119,7 +119,7 @@ async def counts(client: Any, topic: str, partition: int) -> list[int]:
 async def publish_batch(system: System, topic: str, partition: int, data: bytes) -> tuple[int, int]:
     """Publish bytes as the batch of a produce request; return Kafka's error code and the offset."""
     client = system.producer.client
-    await client.force_metadata_update()
+    await system.producer.partitions_for(topic)
     node = client.cluster.leader_for_partition(TopicPartition(topic, partition))
     request = ProduceRequest(
         transactional_id=None,

@@ -33,7 +33,10 @@ MANY = 200
 LARGE = "x" * 500_000
 LONG_MAX = 2**63 - 1
 YEAR_9999_MS = 253_370_764_800_000
-AFTER_MAX = "message.timestamp.after.max.ms"
+WRITERS_TIME = {
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.after.max.ms": str(LONG_MAX),
+}
 
 # What the clients' own interfaces refuse to send.
 NULL_HEADERS = {"null header", "null headers of ours", "dead letter with null headers"}
@@ -206,11 +209,14 @@ class Track:
 
 
 def take_any_timestamp(system: System) -> None:
-    """Let topics take what Kafka before 3.6 takes: times far in the future."""
+    """Let topics keep the times of their writers, however far ahead: those of old ones do."""
     admin = AdminClient({"bootstrap.servers": system.bootstrap_servers})
-    entry = ConfigEntry(AFTER_MAX, str(LONG_MAX), incremental_operation=AlterConfigOpType.SET)
+    entries = [
+        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+        for name, value in WRITERS_TIME.items()
+    ]
     resources = [
-        ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+        ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
         for topic in (system.catalogue.requests, system.catalogue.cancellations)
     ]
     for done in admin.incremental_alter_configs(resources).values():

@@ -100,7 +100,7 @@ def raw_batches(codec: str) -> dict[str, tuple[bytes, int, str]]:
         kind: (batch(records, codec=codec, count=count), count, ends)
         for kind, (records, count, ends) in kinds.items()
     }
-    odd = {"timestamp_ms": -5}, {"attributes": 0b1_1100_1000}
+    odd = {"timestamp_ms": -5}, {"attributes": 0b1_1100_0000}
     for kind, fields in zip(("a time before 1970", "attributes of no meaning"), odd, strict=True):
         found[kind] = (batch(GOOD, codec=codec, **fields), 1, "invalid_request")
     if codec == "none":

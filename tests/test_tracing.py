@@ -59,8 +59,8 @@ async def serve_one(yard: TracedYard, name: str, end: Any) -> None:
     await transactor.stop()
 
 
-@pytest.mark.parametrize("timestamp_ms", [-1, -86_400_000, 2**63 - 1])
-async def test_a_record_without_a_time_or_with_one_far_ahead_begins_its_trace_when_it_is_read(
+@pytest.mark.parametrize("timestamp_ms", [-1, -86_400_000, int(START + 1) * 1000, 2**63 - 1])
+async def test_a_record_without_a_time_or_with_one_ahead_begins_its_trace_when_it_is_read(
     timestamp_ms: int,
 ) -> None:
     yard = TracedYard()
