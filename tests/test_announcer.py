@@ -52,7 +52,7 @@ async def test_what_is_lost_is_followed_by_the_next_over_a_new_producer(
     assert producers.sent == [b"one", b"three"]
     assert (producers.made, producers.stopped) == (2, 1)
     assert "has not been told of pool/instance" in caplog.text
-    await told.stop(b"pool/instance", b"four")
+    await told.stop((b"pool/instance", b"four"))
     assert producers.sent[-1] == b"four"
     assert producers.stopped == 2
 
@@ -75,5 +75,5 @@ async def test_a_right_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_who_never_started_has_nothing_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
     producers = announcing(monkeypatch)
-    await Announcer(Settings(), "status").stop(b"pool/instance", b"down")
+    await Announcer(Settings(), "status").stop((b"pool/instance", b"down"))
     assert (producers.made, producers.sent) == (0, [])

@@ -77,7 +77,7 @@ ENGINE = {
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),
     "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=46),
     "rule 3, the critical section": Broken(
-        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=1216
+        Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=20
     ),
     "rule 4, awaited sends": Broken(Rules(transactor=mutants.AwaitsNoSend), NEVER),
     "rule 5, errors end the process": Broken(
@@ -87,7 +87,7 @@ ENGINE = {
         Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=56
     ),
     "a sleeper looks for its successor": Broken(
-        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=39
+        Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=14
     ),
     "a lost answer is no failure": Broken(
         Rules(transactor=mutants.RepeatsWithoutLooking), TWICE, ("cut",)
