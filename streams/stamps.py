@@ -25,7 +25,8 @@ class Stamps:
     def look(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Look at the first record of each partition; a topic has but one setting at a time."""
         for partition, records in polled.items():
-            if partition.topic not in self._unwarned or not records:
+            # What can't be read has no value, nor anything else.
+            if partition.topic not in self._unwarned or not records or records[0].value is None:
                 continue
             if records[0].timestamp_type != _BROKERS:
                 self._unwarned.discard(partition.topic)
