@@ -16,12 +16,15 @@ async def newest(
 ) -> dict[bytes, Record]:
     """Return the newest record of each key, a tombstone as well; absent where there is none.
 
+    A record or batch that can't be read may be of any key: it counts as the newest of all there.
+
     Args:
         log: where they are.
         homes: the partition of each key.
         bounds: first offset and end of each of these partitions.
     """
     found: dict[bytes, Record] = {}
+    unreadable: dict[Partition, Record] = {}
     missing = dict(homes)
     for records_max in (*TAIL_RECORDS, None):
         if not missing:
@@ -33,11 +36,17 @@ async def newest(
         async for records in log.read(starts, ends):
             # What a longer reading finds of others is the same.
             for record in records:
-                if record.key is not None and homes.get(record.key) == record.partition:
+                if record.unreadable is not None:
+                    unreadable[record.partition] = record
+                elif record.key is not None and homes.get(record.key) == record.partition:
                     found[record.key] = record
         missing = {
             key: home
             for key, home in missing.items()
             if key not in found and starts[home] > bounds[home][0]
         }
+    for key, home in homes.items():
+        spoiled = unreadable.get(home)
+        if spoiled is not None and (key not in found or found[key].offset < spoiled.offset):
+            found[key] = spoiled
     return found

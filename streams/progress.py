@@ -47,11 +47,12 @@ async def read_progress(
     stored = Stored({}, {})
     records = await newest(log, {key: homes[p] for key, p in keys.items()}, bounds)
     for key, record in records.items():
-        if record.value is None:
+        if record.value is None and record.unreadable is None:
             continue
         try:
+            record.check_readable()
             h.check_critical(record.headers)
-            stored.known[keys[key]] = decode_progress(record.value)
+            stored.known[keys[key]] = decode_progress(record.value or b"")
         except BadRecordError as error:
             unreadable = Unreadable(record.partition, record.offset, error.message)
             stored.unreadable[keys[key]] = unreadable

@@ -6,7 +6,7 @@ from memory_log import MemoryCluster, MemoryLog
 from streams import newest as newest_module
 from streams.log import Outgoing, Partition
 from streams.progress import read_progress
-from topics import ChainHead, Progress, encode, progress_key
+from topics import BadRecordError, ChainHead, Progress, encode, progress_key
 from topics import headers as h
 
 P0, P1 = Partition("in", 0), Partition("in", 1)
@@ -129,3 +129,17 @@ async def test_what_only_a_newer_version_understands_is_not_read(cluster: Memory
     stored = await read_progress(MemoryLog(cluster), "progress", "g", [P0])
     assert not stored.known
     assert "'finished_ranges', which only a newer version" in stored.unreadable[P0].message
+
+
+async def test_a_batch_that_can_not_be_read_may_have_held_the_newest(
+    cluster: MemoryCluster,
+) -> None:
+    write(cluster, P0, "g", 1, 2)
+    torn = BadRecordError("decode", "corrupt_batch", "torn")
+    where = cluster.publish(Outgoing("progress", None, None, partition=0), unreadable=torn)
+    log = MemoryLog(cluster)
+    stored = await read_progress(log, "progress", "g", [P0])
+    assert stored.known == {}
+    assert stored.unreadable[P0].offset == where.offset
+    write(cluster, P0, "g", 3)
+    assert (await read_progress(log, "progress", "g", [P0])).known == {P0: Progress(3, (5,))}
