@@ -154,7 +154,7 @@ def test_an_exemplar_leads_to_the_published_page_of_jaeger() -> None:
     assert link["url"].replace("$$", "$") == f"http://{address}/trace/${{__value.raw}}"
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - OURS.keys())
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - OURS.keys()))
 def test_images_are_pinned_to_a_version(name: str) -> None:
     assert re.search(r":v?\d+\.\d+\.\d+$", SERVICES[name]["image"])
 
