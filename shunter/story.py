@@ -9,7 +9,7 @@ from rich.text import Text
 
 from streams.live.story import Grid, Told, tell
 from topics import Evidence
-from topics.terminal import visible_line
+from topics.terminal import visible, visible_line
 
 INDENT = 2
 LABEL_WIDTH = 10
@@ -71,7 +71,7 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     grid.add_column(min_width=LABEL_WIDTH, style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in facts:
-        grid.add_row(label, Text(visible_line(value)))
+        grid.add_row(label, Text(visible(value)))
     return grid
 
 

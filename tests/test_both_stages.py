@@ -61,7 +61,7 @@ class GroundYard(Yard):
         found = [
             r.value for r in self.cluster.records(self.catalogue.progress, number) if r.key == key
         ]
-        return decode(Progress, found[-1] or b"") if found else None
+        return decode(Progress, found[-1] or b"").on_log(None, None) if found else None
 
     def router(self) -> Router:
         return Router(

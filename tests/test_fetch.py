@@ -23,6 +23,7 @@ class _Message(NamedTuple):
     key: bytes = b"r"
     headers: tuple[tuple[str, bytes], ...] = ()
     timestamp: int = 0
+    leader_epoch: int | None = None
 
 
 class _Reader:

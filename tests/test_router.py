@@ -449,7 +449,9 @@ async def test_progress_and_offset_stand_behind_what_was_routed() -> None:
     load = router._situation.view.load("premium-eu")
     assert load.running_by_variant == {"yard-8b-fp8": 5}
     assert load.backlog_s > 0
-    assert decode(Progress, _progress(yard, 1).value or b"").with_head(None) == Progress(5)
+    assert decode(Progress, _progress(yard, 1).value or b"").with_head(None).on_log(
+        None, None
+    ) == Progress(5)
     assert {p.number: o for (_, p), o in yard.cluster.offsets.items()} == {1: 5}
 
 

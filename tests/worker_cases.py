@@ -190,7 +190,9 @@ def progress(yard: Yard, number: int = 0, lane: Any = "direct") -> Progress | No
     key = progress_key(GROUP, yard.catalogue.pool_lane(POOL, lane), number)
     records = yard.cluster.records(yard.catalogue.progress, number)
     values = [record.value for record in records if record.key == key]
-    return decode(Progress, values[-1] or b"").with_head(None) if values else None
+    return (
+        decode(Progress, values[-1] or b"").with_head(None).on_log(None, None) if values else None
+    )
 
 
 def partition(yard: Yard, number: int = 0, lane: Any = "direct") -> Partition:

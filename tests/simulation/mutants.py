@@ -35,7 +35,7 @@ class BelievesThePosition(Transactor):
 
     async def _take_over(self, given: Collection[Partition]) -> bool:
         seek = self._log.seek
-        self._log.seek = lambda _partition, _offset: None  # type: ignore[method-assign]
+        self._log.seek = lambda *_: None  # type: ignore[method-assign]
         try:
             return await super()._take_over(given)
         finally:
@@ -48,7 +48,7 @@ class AsksBeforeFencing(Transactor):
     async def _take_over(self, given: Collection[Partition]) -> bool:
         new = [p for p in given if p not in self._writers]
         known = {p: await self._log.committed(p) for p in new}
-        stored = await self._stored(new)
+        stored, _ = await self._broken.stored(new)
         await asyncio.sleep(0.5)
         for partition in new:
             writer = await self._log.fence(self._transactional_id(partition))

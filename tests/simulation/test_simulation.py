@@ -75,7 +75,7 @@ class Broken:
 ENGINE = {
     "rule 1, fencing": Broken(Rules(transactor=mutants.OwnIdEachTime), TWICE, seed=14),
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),
-    "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=46),
+    "rule 2, the order": Broken(Rules(transactor=mutants.AsksBeforeFencing), TWICE, seed=13),
     "rule 3, the critical section": Broken(
         Rules(transactor=mutants.NoCriticalSection), TWICE, ("rebalance", "pause"), seed=20
     ),
@@ -136,7 +136,7 @@ STAGES = {
         Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced", seed=20
     ),
     "a block has all of its ids": Broken(
-        Rules(router=mutants.WritesWhatItSaw), r"a duplicate, and 0 times evidenced", seed=533
+        Rules(router=mutants.WritesWhatItSaw), r"a duplicate, and 0 times evidenced", seed=34
     ),
     "what is held is read back": Broken(
         Rules(batcher=mutants.TellsTooMuchHasEnded), r"is still held"
