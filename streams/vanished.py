@@ -7,7 +7,8 @@ broker's session: whoever is no longer among those that they name is taken for g
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from aiokafka import client as aiokafka_client
 from aiokafka import conn as aiokafka_conn
@@ -20,6 +21,8 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from topics import Settings
+
+T = TypeVar("T")
 
 # So often is asked which brokers there are.
 METADATA_MS = 2000
@@ -35,10 +38,20 @@ _failed_at: dict[tuple[str, int], float] = {}
 """When a broker last took no connection, by host and port, in the time of the event loop."""
 
 
+async def soon(answer: Awaitable[T]) -> T:
+    """Wait for an answer that any broker gives at once.
+
+    ``asyncio.wait_for`` would return it, before Python 3.12, where the task was cancelled at that
+    moment: a client that is closed then would go on asking, and its close wait for that, for ever.
+    """
+    async with asyncio.timeout(ANSWER_S_MAX):
+        return await answer
+
+
 class _Connection(AIOKafkaConnection):  # type: ignore[misc]
     def send(self, request: Any, expect_response: bool = True) -> Any:
         sent = super().send(request, expect_response)
-        return asyncio.wait_for(sent, ANSWER_S_MAX) if isinstance(request, _QUICK) else sent
+        return soon(sent) if isinstance(request, _QUICK) else sent
 
 
 class _Client(AIOKafkaClient):  # type: ignore[misc]

@@ -107,3 +107,13 @@ async def test_a_reader_is_one_of_those_clients(settings: Settings) -> None:
         assert isinstance(consumer._client, vanished._Client)
         assert consumer._client._metadata_max_age_ms == vanished.METADATA_MS
         await asyncio.sleep(0)
+
+
+async def test_a_task_that_is_cancelled_as_its_answer_comes_ends() -> None:
+    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    asking = asyncio.create_task(vanished.soon(answer))
+    await asyncio.sleep(0)
+    answer.set_result("told")
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
