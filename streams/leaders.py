@@ -30,7 +30,7 @@ async def ask_leaders(
     """Return what the leaders of these partitions answer, once no broker disputes that they are.
 
     Raises:
-        LeaderNotAvailableError: the brokers don't agree in time.
+        LeaderNotAvailableError: none has answered in time, or the brokers don't agree.
     """
     try:
         async with asyncio.timeout(AGREED_S_MAX):
@@ -43,7 +43,9 @@ async def ask_leaders(
                 await client.force_metadata_update()
     except TimeoutError as error:
         names = ", ".join(sorted({partition.topic for partition in partitions}))
-        raise LeaderNotAvailableError(f"brokers name different leaders of {names}") from error
+        raise LeaderNotAvailableError(
+            f"no leader of {names} that all brokers name has answered in {AGREED_S_MAX:g} s"
+        ) from error
 
 
 async def _are_agreed(client: AIOKafkaClient, leaders: Leaders) -> bool:

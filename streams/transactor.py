@@ -223,7 +223,12 @@ class Transactor(Committer):
             first = bounds[partition][0]
             own = first if progress is None else max(first, progress.next_offset)
             start = own if told is None else told
-            epoch = self._epochs[partition] = None if progress is None else progress.leader_epoch
+            epoch = None
+            if progress is not None and start == progress.next_offset:
+                # Of what a stage has read beyond its progress, perhaps of a later leader, it
+                # would tell that it is lost.
+                epoch = progress.leader_epoch
+            self._epochs[partition] = epoch
             self._log.seek(partition, start, epoch)
             logger.info("took over %s at offset %d", partition, start)
         self._given, self._has_share = None, True

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import NodeNotReadyError
 
 from topics import Catalogue, Settings
 from topics import admin as administration
@@ -130,6 +131,32 @@ class TestTopics:
         servers = f"127.0.0.1:{free_port()},{settings.bootstrap_servers}"
         report = await apply(settings.model_copy(update={"bootstrap_servers": servers}), POOLS)
         assert report.is_complete
+
+
+class TestDeadBroker:
+    async def test_another_is_asked(self) -> None:
+        answers: list[Exception | str] = [NodeNotReadyError(), NodeNotReadyError(), "topics"]
+
+        async def ask() -> str:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        assert await administration._of_any(ask) == "topics"
+        assert not answers
+
+    async def test_where_none_answers_it_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(administration, "LEADERS_POLL_S", 0.0)
+        asked = []
+
+        async def ask() -> None:
+            asked.append(1)
+            raise NodeNotReadyError
+
+        with pytest.raises(NodeNotReadyError):
+            await administration._of_any(ask)
+        assert len(asked) == administration.BROKERS_ASKED_MAX
 
 
 class TestUnreachable:

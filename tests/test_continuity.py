@@ -176,6 +176,29 @@ async def test_a_hold_that_lost_its_tombstones_releases_nothing_twice() -> None:
     assert not yard.held()
 
 
+async def test_a_hold_that_is_restored_past_its_progress_under_another_leader_is_whole() -> None:
+    yard = Yard()
+    transactor = await serve(yard, make_batcher(yard))
+    home = hold(yard, "first", partition=0).partition
+    await drain(transactor)
+    yard.clock.at = START + 45
+    await drain(transactor)
+    await transactor.step()
+    log = yard.cluster.logs[home]
+    # Another leads from here on, and nothing is lost.
+    yard.cluster.lose_tail(home, log.end)
+    assert log.epochs[-1] == (1, log.end)
+    hold(yard, "second", partition=0)
+    transactor = await serve(yard, make_batcher(yard))
+    hold(yard, "third", partition=0)
+    await drain(transactor)
+    yard.clock.at = START + 90
+    await drain(transactor)
+    await serve(yard, make_batcher(yard))
+    released = ["first", "second", "third"]
+    assert sorted(keys(yard.lane("boards-us", "batch"))) == released
+
+
 async def test_where_the_log_can_not_tell_it_must_be_said_from_where() -> None:
     yard = Yard()
     for n in range(6):

@@ -3,8 +3,16 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from typing import Any, TypeVar
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -27,11 +35,14 @@ from topics.replication import IN_SYNC, Replication
 from topics.settings import Settings
 from topics.topic_report import Report, Shape, State, TopicReport, differences
 
+T = TypeVar("T")
+
 CONNECT_S_MAX = 5.0
 REQUEST_S_MAX = 30.0
 LEADERS_S_MAX = 30.0
 LEADERS_POLL_S = 0.1
 PROBLEMS_SHOWN_MAX = 5
+BROKERS_ASKED_MAX = 8
 
 
 class AdminError(Exception):
@@ -228,12 +239,21 @@ async def _shapes(admin: AIOKafkaAdminClient) -> dict[str, Shape]:
             len(topic["partitions"]),
             min((len(p["replicas"]) for p in topic["partitions"]), default=0),
         )
-        for topic in await admin.describe_topics()
+        for topic in await _of_any(admin.describe_topics)
     }
 
 
+async def _of_any(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return what a broker answers: one that has just died is still among those to ask."""
+    for _ in range(BROKERS_ASKED_MAX - 1):
+        with contextlib.suppress(NodeNotReadyError):
+            return await ask()
+        await asyncio.sleep(LEADERS_POLL_S)
+    return await ask()
+
+
 async def _replication(admin: AIOKafkaAdminClient, settings: Settings) -> Replication:
-    brokers = (await admin.describe_cluster())["brokers"]
+    brokers = (await _of_any(admin.describe_cluster))["brokers"]
     return Replication(settings.replication_factor, len(brokers))
 
 
