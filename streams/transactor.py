@@ -220,19 +220,24 @@ class Transactor(Committer):
         if not self._is_ours(given):
             return False
         for (partition, progress), told in zip(known.items(), starts, strict=True):
-            first = bounds[partition][0]
-            own = first if progress is None else max(first, progress.next_offset)
-            start = own if told is None else told
-            epoch = None
-            if progress is not None and start == progress.next_offset:
-                # Of what a stage has read beyond its progress, perhaps of a later leader, it
-                # would tell that it is lost.
-                epoch = progress.leader_epoch
-            self._epochs[partition] = epoch
-            self._log.seek(partition, start, epoch)
-            logger.info("took over %s at offset %d", partition, start)
+            self._begin(partition, progress, bounds[partition][0], told)
         self._given, self._has_share = None, True
         return True
+
+    def _begin(
+        self, partition: Partition, progress: Progress | None, first: int, told: int | None
+    ) -> None:
+        """Go on where the progress says, or the stage that has read further."""
+        own = first if progress is None else max(first, progress.next_offset)
+        start = own if told is None else told
+        epoch = None
+        if progress is not None and start == progress.next_offset:
+            # What a stage has read beyond its progress may be of a later leader: held against the
+            # end of an earlier one it would count as lost.
+            epoch = progress.leader_epoch
+        self._epochs[partition] = epoch
+        self._log.seek(partition, start, epoch)
+        logger.info("took over %s at offset %d", partition, start)
 
     async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
         restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
