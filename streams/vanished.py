@@ -18,6 +18,7 @@ from aiokafka.consumer import consumer as aiokafka_consumer
 from aiokafka.errors import KafkaError
 from aiokafka.producer import producer as aiokafka_producer
 from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from topics import Settings
@@ -27,11 +28,11 @@ T = TypeVar("T")
 # So often is asked which brokers there are.
 METADATA_MS = 2000
 CONNECT_S_MAX = 3.0
-# For what any broker answers at once.
+# For what a broker answers at once; of heartbeats two must fit into a session of 10 s.
 ANSWER_S_MAX = 4.0
 # By its default the client tries again after 5 ms, for as long as a broker is away.
 RECONNECT_S = 0.1
-_QUICK = (MetadataRequest, FindCoordinatorRequest)
+_QUICK = (MetadataRequest, FindCoordinatorRequest, HeartbeatRequest)
 
 _create_conn = aiokafka_client.create_conn
 _failed_at: dict[tuple[str, int], float] = {}

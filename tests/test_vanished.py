@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import RequestTimedOutError
+from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from streams import vanished
@@ -71,8 +72,9 @@ async def test_connections_to_who_is_no_longer_named_are_closed(settings: Settin
 
 
 @pytest.mark.kafka
-async def test_a_request_that_any_broker_answers_at_once_is_not_waited_for(
-    settings: Settings, silent: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("request_", [MetadataRequest([]), HeartbeatRequest("group", 1, "member")])
+async def test_a_request_that_a_broker_answers_at_once_is_not_waited_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, request_: Any
 ) -> None:
     monkeypatch.setattr(vanished, "ANSWER_S_MAX", 0.2)
     async with reader(settings) as consumer:
@@ -83,7 +85,7 @@ async def test_a_request_that_any_broker_answers_at_once_is_not_waited_for(
         connection._read_task.cancel()
         began = asyncio.get_running_loop().time()
         with pytest.raises(RequestTimedOutError):
-            await consumer._client.send(node, MetadataRequest([]))
+            await consumer._client.send(node, request_)
         assert asyncio.get_running_loop().time() - began < 10
 
 
