@@ -22,6 +22,7 @@ from mode import Service, Worker
 
 from streams.follower import TopicFollower
 from streams.joining import NameLostError
+from streams.kafka_writer import TransactionTimeoutError
 from streams.logs import set_up_logging
 from streams.rights import REFUSED_RIGHTS
 from streams.telemetry import Telemetry
@@ -101,7 +102,7 @@ def _reason_told() -> Iterator[None]:
                     " role",
                     cause,
                 )
-            elif isinstance(cause, NameLostError):
+            elif isinstance(cause, NameLostError | TransactionTimeoutError):
                 logger.critical("%s", cause)
             elif isinstance(cause, ProducerFenced):
                 logger.critical(

@@ -27,6 +27,7 @@ from streams.kafka_writer import (
     KafkaWriter,
     Timed,
     let_go,
+    start_writing,
     transactional_producer,
     untimed,
 )
@@ -367,7 +368,8 @@ class KafkaLog:
 
         Raises:
             TimeoutError: no broker fences it in time.
-            LogError: no broker could be asked, or another owner came between.
+            LogError: no broker could be asked, another owner came between, or the brokers let no
+                transaction be open for as long as the settings want.
         """
         async with self._asked() as client:
             return await self._fence(client, transactional_id)
@@ -378,7 +380,7 @@ class KafkaLog:
         producer = transactional_producer(self._settings, transactional_id)
         try:
             async with asyncio.timeout(FENCE_S_MAX):
-                await producer.start()
+                await start_writing(producer, self._settings)
             known = producer._txn_manager  # noqa: SLF001 - likewise
             fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)
             await abort_rest(client, fenced, owns)

@@ -9,6 +9,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidTimestampError,
+    InvalidTransactionTimeout,
     KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
@@ -16,7 +17,7 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import DefaultPartitioner
 
-from streams.log import Outgoing, Partition
+from streams.log import LogError, Outgoing, Partition
 from streams.vanished import client_options
 from topics import Settings
 from topics.catalogue import OUTPUT_BYTES_MAX
@@ -44,6 +45,11 @@ CLOSE_S_MAX = 2.0
 logger = logging.getLogger(__name__)
 
 _PARTITIONER = DefaultPartitioner()
+
+
+class TransactionTimeoutError(LogError):
+    """The brokers let no transaction be open for as long as the settings want."""
+
 
 Timed = Callable[[str, Partition, float], None]
 """Told of each committed transaction: its group, its input partition, and how long it took in s."""
@@ -184,6 +190,21 @@ def transactional_producer(settings: Settings, transactional_id: str) -> AIOKafk
         max_batch_size=BATCH_BYTES_MAX,
         retry_backoff_ms=TRANSACTION_RETRY_MS,
     )
+
+
+async def start_writing(producer: AIOKafkaProducer, settings: Settings) -> None:
+    """Start a transactional producer: the broker fences the earlier ones of its id.
+
+    Raises:
+        TransactionTimeoutError: its transactions may be open for longer than brokers allow.
+    """
+    try:
+        await producer.start()
+    except InvalidTransactionTimeout as error:
+        raise TransactionTimeoutError(
+            f"Kafka refuses SHUNTER_TRANSACTION_TIMEOUT_MS={settings.transaction_timeout_ms}: it is"
+            " more than transaction.max.timeout.ms of the brokers; lower it to that"
+        ) from error
 
 
 async def let_go(producer: AIOKafkaProducer) -> None:

@@ -36,6 +36,9 @@ NODE_SETTINGS: dict[str, str] = {
     "auto.create.topics.enable": "false",
     # A dead producer's transaction blocks readers until this looks, after its timeout.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+    # What a client may ask for: for so long one that hangs keeps what others publish unread. The
+    # default is 15 minutes.
+    "transaction.max.timeout.ms": "60000",
     "broker.heartbeat.interval.ms": "500",
     "message.max.bytes": str(MESSAGE_BYTES_MAX),
     "replica.fetch.max.bytes": str(MESSAGE_BYTES_MAX),
