@@ -41,6 +41,7 @@ from streams.reader import (
     consumer_options,
     read_some,
     reader,
+    unstable,
 )
 from streams.record_batches import records_of, seek_back
 from streams.rights import REFUSED_RIGHTS
@@ -218,6 +219,10 @@ class KafkaLog:
                         position = await consumer.position(partition)
                     lags[Partition(*partition)] = max(0, end - position)
         return lags
+
+    def unstable(self) -> Mapping[Partition, tuple[int, int]]:
+        """Return last stable offset and end where they differ, as the last fetch told them."""
+        return {} if self._consumer is None else unstable(self._consumer)
 
     def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
         """Let the next poll of the partition begin at the offset."""

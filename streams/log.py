@@ -208,6 +208,14 @@ class Log(Protocol):
         """
         ...
 
+    def unstable(self) -> Mapping[Partition, tuple[int, int]]:
+        """Return last stable offset and end of each of our partitions where they differ.
+
+        What lies between them may not be read yet. As of the last answer to a poll: nothing is
+        asked, and of a partition that is not polled it may be old.
+        """
+        ...
+
     def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
         """Let the next poll of the partition begin at the offset.
 

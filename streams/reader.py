@@ -108,3 +108,16 @@ async def buffered(
             for partition in partitions:
                 found |= await consumer.getmany(partition, max_records=records_max)
     return found
+
+
+def unstable(consumer: AIOKafkaConsumer) -> dict[Partition, tuple[int, int]]:
+    """Return last stable offset and end of what a consumer reads, as its last fetch told them.
+
+    Where both are the same nothing is returned.
+    """
+    found: dict[Partition, tuple[int, int]] = {}
+    for partition in consumer.assignment():
+        stable_end, end = consumer.last_stable_offset(partition), consumer.highwater(partition)
+        if stable_end is not None and end is not None and 0 <= stable_end < end:
+            found[Partition(*partition)] = (stable_end, end)
+    return found

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import NoReturn
 
 from mode import Service
@@ -11,6 +12,7 @@ from policies import Policy, Situation, compile_options, situation
 from streams.ahead import ReadAheadService
 from streams.autoscaling import AutoscalingSignal
 from streams.batcher import Batcher
+from streams.blocked import BlockWatch, BlockWatchService
 from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
 from streams.clock import BrokerClock, Clock, SystemClock
@@ -28,7 +30,7 @@ from streams.host import (
 )
 from streams.in_force import InForce, Terms
 from streams.instance import claim_name
-from streams.kafka import KafkaLog
+from streams.kafka import EXPIRY_CHECK_S, KafkaLog
 from streams.live.page import LivePage
 from streams.metrics import Metrics, MetricsService
 from streams.metrics.gauges import (
@@ -38,6 +40,7 @@ from streams.metrics.gauges import (
     target_gauges,
 )
 from streams.notary import Notary
+from streams.open_transactions import find_open
 from streams.otel import from_environment
 from streams.outgoing import Scribe
 from streams.policy_follower import PolicyFollower
@@ -84,6 +87,21 @@ def notary_services(
         follow(SaltFollower(settings, notary.digests), metrics),
         HeadsService(settings, notary, clock),
     ]
+
+
+def telling_services(
+    name: str, settings: Settings, metrics: Metrics, clock: Clock
+) -> list[Service]:
+    """Return what tells of a process: its metrics, and the partitions that keep it waiting."""
+    watch = BlockWatch(
+        metrics.logs,
+        partial(find_open, settings),
+        clock,
+        patience_s=settings.transaction_timeout_ms / 1000 + EXPIRY_CHECK_S,
+        servers=settings.bootstrap_servers,
+    )
+    metrics.gauges.read_from(watch.gauges)
+    return [MetricsService(metrics, name, settings.instance, clock), BlockWatchService(watch)]
 
 
 def transactor(
@@ -261,7 +279,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         settings,
         [
             TelemetryService(telemetry),
-            MetricsService(metrics, "router", settings.instance, clock),
+            *telling_services("router", settings, metrics, clock),
             # All that is followed is known before a stage decides.
             _what_comes_first(settings, notary, in_force, own, cancellations, clock, metrics),
             # Before the stages, which may have to wait for their share.

@@ -1,7 +1,8 @@
-"""Two requests of Kafka's protocol that aiokafka doesn't have, first version of each.
+"""Three requests of Kafka's protocol that aiokafka doesn't have, first version of each.
 
-Shapes from the message definitions of Apache Kafka: DescribeTransactions and DescribeProducers
-(KIP-664). Both need no right beyond what a transactional writer has.
+Shapes from the message definitions of Apache Kafka: DescribeTransactions, DescribeProducers and
+ListTransactions (KIP-664). The first two need no right beyond what a transactional writer has; the
+third leaves out what the asker may not describe.
 """
 
 from collections.abc import Collection
@@ -61,16 +62,16 @@ class _DescribeTransactionsRequestV0(RequestStruct):  # type: ignore[misc]
 
 
 class DescribeTransactions(Request[_DescribeTransactionsRequestV0]):  # type: ignore[misc]
-    """Asks a coordinator for the state of an id's newest transaction."""
+    """Asks a coordinator for the state of the newest transaction of each id."""
 
     API_KEY = 65
 
-    def __init__(self, transactional_id: str) -> None:
-        self._transactional_id = transactional_id
+    def __init__(self, *transactional_ids: str) -> None:
+        self._transactional_ids = transactional_ids
 
     def build(self, struct: Any) -> Any:
         """Return the request in the version that the broker understands."""
-        return struct([self._transactional_id], {})
+        return struct(list(self._transactional_ids), {})
 
 
 class _DescribeProducersResponse(Response):  # type: ignore[misc]
@@ -141,3 +142,48 @@ class DescribeProducers(Request[_DescribeProducersRequestV0]):  # type: ignore[m
     def build(self, struct: Any) -> Any:
         """Return the request in the version that the broker understands."""
         return struct([(topic, numbers, {}) for topic, numbers in self._topics.items()], {})
+
+
+class _ListTransactionsResponse(Response):  # type: ignore[misc]
+    API_KEY = 66
+    API_VERSION = 0
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        ("error_code", Int16),
+        ("unknown_state_filters", CompactArray(_TEXT)),
+        (
+            "transaction_states",
+            CompactArray(
+                ("transactional_id", _TEXT),
+                ("producer_id", Int64),
+                ("transaction_state", _TEXT),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _ListTransactionsRequestV0(RequestStruct):  # type: ignore[misc]
+    FLEXIBLE_VERSION = True
+    API_KEY = 66
+    API_VERSION = 0
+    RESPONSE_TYPE = _ListTransactionsResponse
+    SCHEMA = Schema(
+        ("state_filters", CompactArray(_TEXT)),
+        ("producer_id_filters", CompactArray(Int64)),
+        ("tags", TaggedFields),
+    )
+
+
+class ListTransactions(Request[_ListTransactionsRequestV0]):  # type: ignore[misc]
+    """Asks a broker for the transactional ids that it coordinates, of these producers."""
+
+    API_KEY = 66
+
+    def __init__(self, producer_ids: Collection[int]) -> None:
+        self._producer_ids = producer_ids
+
+    def build(self, struct: Any) -> Any:
+        """Return the request in the version that the broker understands."""
+        return struct([], list(self._producer_ids), {})

@@ -287,6 +287,11 @@ class MemoryLog:
         ends = {p: self.cluster.logs[p].stable_end for p in self._positions}
         return {p: max(0, ends[p] - position) for p, position in self._positions.items()}
 
+    def unstable(self) -> Mapping[Partition, tuple[int, int]]:
+        """Return last stable offset and end where they differ."""
+        logs = {p: self.cluster.logs[p] for p in self._positions}
+        return {p: (log.stable_end, log.end) for p, log in logs.items() if log.open}
+
     async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
         """Return the id of each topic."""
         await self._call()

@@ -12,10 +12,10 @@ from streams.clock import BrokerClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import StartedTogether, TelemetryService, run_app
 from streams.instance import claim_name
-from streams.metrics import Metrics, MetricsService
+from streams.metrics import Metrics
 from streams.metrics.gauges import span_gauges
 from streams.otel import from_environment
-from streams.run import check_topics, follow, make_notary, notary_services
+from streams.run import check_topics, follow, make_notary, notary_services, telling_services
 from topics import Catalogue, Settings, Topic
 from topics.access import worker as worker_role
 from workers.attempts import Attempts
@@ -119,7 +119,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
         settings,
         [
             TelemetryService(telemetry),
-            MetricsService(metrics, "worker", settings.instance, clock),
+            *telling_services("worker", settings, metrics, clock),
             StartedTogether(
                 *notary_services(settings, notary, metrics, clock),
                 follow(CancellationFollower(settings, cancellations), metrics),

@@ -3,19 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from streams.metrics import bounds as b
+
 Kind = Literal["counter", "gauge", "histogram"]
 Teller = Literal["router", "worker", "both"]
 
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
-# To a day, since work that may wait does.
-_LONG_S = (120.0, 300.0, 1_200.0, 3_600.0, 14_400.0, 86_400.0)
-# The bounds that the GenAI conventions advise, and longer ones.
-_TTFT_S = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
-_TPOT_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
-_DURATION_S = tuple(0.01 * 2**n for n in range(14))
-_TRANSACTION_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_TOKENS = tuple(float(4**n) for n in range(11))
-_RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 # Upper bounds of the label `chance` of what was promised.
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -135,7 +128,7 @@ HOLD_DURATION = Metric(
     "s",
     "Time in the hold, of what was released",
     ("task",),
-    (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, *_LONG_S),
+    (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, *b.LONG_S),
     told_by="router",
 )
 BATCH_SIZE = Metric(
@@ -162,7 +155,7 @@ TTFT = Metric(
     "s",
     "Time from a request's `created_at` to its first token",
     ("task", "pool", "model_variant"),
-    (*_TTFT_S, *_LONG_S),
+    (*b.TTFT_S, *b.LONG_S),
     told_by="worker",
 )
 TPOT = Metric(
@@ -171,7 +164,7 @@ TPOT = Metric(
     "s",
     "Time per output token after the first",
     ("task", "pool", "model_variant"),
-    _TPOT_S,
+    b.TPOT_S,
     told_by="worker",
 )
 DURATION = Metric(
@@ -180,7 +173,7 @@ DURATION = Metric(
     "s",
     "Time from a request's `created_at` to its answer",
     ("task", "pool", "model_variant"),
-    (*_DURATION_S, *_LONG_S),
+    (*b.DURATION_S, *b.LONG_S),
     told_by="worker",
 )
 EXECUTION = Metric(
@@ -189,7 +182,7 @@ EXECUTION = Metric(
     "s",
     "Time from the start of an execution to its end, without any wait before",
     ("pool", "model_variant"),
-    (*_DURATION_S, *_LONG_S),
+    (*b.DURATION_S, *b.LONG_S),
     told_by="worker",
 )
 TOKENS = Metric(
@@ -198,7 +191,7 @@ TOKENS = Metric(
     "{token}",
     "Tokens of a prompt (`input`) and of its answer (`output`)",
     ("gen_ai_token_type", "task", "pool"),
-    _TOKENS,
+    b.TOKENS,
     told_by="worker",
 )
 CACHED = Metric(
@@ -248,7 +241,7 @@ PREDICTION = Metric(
     "1",
     "What was got by what was promised",
     ("pool", "dimension"),
-    _RATIOS,
+    b.RATIOS,
     told_by="worker",
 )
 CALIBRATION = Metric(
@@ -265,7 +258,7 @@ TRANSACTION = Metric(
     "s",
     "Time of a transaction, from its first record to the end of its commit",
     _CONSUMER,
-    _TRANSACTION_S,
+    b.TRANSACTION_S,
 )
 LAG = Metric(
     "shunter.lag",
@@ -273,6 +266,13 @@ LAG = Metric(
     "{record}",
     "Committed records that wait unread on this process's partitions",
     _CONSUMER,
+)
+BLOCKED = Metric(
+    "shunter.partition.blocked",
+    "gauge",
+    "s",
+    "Time for which a transaction that is open has kept this process's partitions unread",
+    _TOPIC,
 )
 HOLD_REQUESTS = Metric(
     "shunter.hold.requests", "gauge", "{request}", "Requests held", ("task",), told_by="router"

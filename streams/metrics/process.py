@@ -64,6 +64,10 @@ class Metrics:
         """Tell the lag of this member of a group from now on."""
         self._logs.append((group, log))
 
+    def logs(self) -> Iterable[KafkaLog]:
+        """Return the members whose lag is told."""
+        return [log for _, log in self._logs]
+
     async def sample(self) -> None:
         """Look how far behind the members are; what is shown is as of the last look."""
         lag: dict[tuple[str, str], int] = {}
