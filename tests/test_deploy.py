@@ -21,6 +21,7 @@ from streams import SystemClock
 from streams.declarations import load_fleet, load_policy
 from streams.live.page import LivePage
 from topics import Settings, admin
+from topics.broker_settings import NODE_SETTINGS
 from topics.replication import Replication
 from topics.topic_report import Report
 
@@ -248,6 +249,11 @@ def test_a_start_on_a_busy_machine_is_no_sickness(name: str) -> None:
     check = SERVICES[name]["healthcheck"]
     assert seconds(check["start_period"]) >= 120
     assert seconds(check["timeout"]) >= 10
+
+
+def test_kafka_bounds_what_a_client_that_hangs_keeps_unread() -> None:
+    given = SERVICES["kafka"]["environment"]["KAFKA_TRANSACTION_MAX_TIMEOUT_MS"]
+    assert given == NODE_SETTINGS["transaction.max.timeout.ms"] == "60000"
 
 
 def test_one_image_is_built_once_and_none_is_asked_of_a_registry() -> None:
