@@ -22,6 +22,8 @@ from ledger_cases import until_the_ledger_follows
 from secured import SecuredKafka, secured_kafka, unused, user_of
 from system import FLEET, ROOT, System, chat, eventually
 
+from streams import Partition
+from streams.open_transactions import find_open
 from topics import Catalogue, Profile, Settings, admin, encode
 from topics import headers as h
 from topics.access import roles
@@ -310,6 +312,26 @@ class TestTheWholeSystemWithTheseRights:
         )
         assert outcome.returncode == 0, outcome.stderr + system.logs()
         assert "[streamed]" in outcome.stdout
+
+    async def test_a_router_learns_which_producer_blocks_a_partition_and_no_clients_name(
+        self, secured: SecuredKafka, system: System
+    ) -> None:
+        # Not the router's own user: of that each refusal counts below.
+        secured.add_users({"watcher": ROLES["router"].grants})
+        client = AIOKafkaProducer(
+            bootstrap_servers=secured.for_tests, transactional_id="a client's secret"
+        )
+        await client.start()
+        await client.begin_transaction()
+        sent = await client.send_and_wait(CATALOGUE.requests, b"{}", partition=0)
+        where = Partition(CATALOGUE.requests, 0)
+        found = await find_open(secured.settings("watcher", PREFIX), [where])
+        await client.abort_transaction()
+        await client.stop()
+        assert found[where].start_offset == sent.offset
+        assert found[where].transactional_id is None
+        assert found[where].timeout_s_max is None
+        assert not found[where].hangs
 
     @pytest.mark.parametrize("label", ROLES)
     async def test_nothing_was_missed_and_each_right_was_used(

@@ -227,5 +227,6 @@ async def test_brokers_that_do_not_answer_are_waited_for_so_long(
     monkeypatch.setattr("streams.blocked.ASK_S_MAX", 0.01)
     monkeypatch.setattr(case.watch, "_find", hang)
     await case.look(0)
-    (told,) = await case.look(PATIENCE_S)
+    async with asyncio.timeout(3):
+        (told,) = await case.look(PATIENCE_S)
     assert "TimeoutError" in told
