@@ -173,7 +173,10 @@ class Log(Protocol):
         ...
 
     async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:
-        """Become a member of the group; ``membership`` is told of partitions."""
+        """Become a member of the group; ``membership`` is told of partitions.
+
+        Nothing of a partition is polled before ``seek`` has said from where.
+        """
         ...
 
     async def leave(self) -> None:

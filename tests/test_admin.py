@@ -132,6 +132,15 @@ class TestTopics:
         report = await apply(settings.model_copy(update={"bootstrap_servers": servers}), POOLS)
         assert report.is_complete
 
+    async def test_a_silent_server_among_those_named_is_no_obstacle(
+        self, settings: Settings
+    ) -> None:
+        """As a proxy before a broker that is gone."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            servers = f"127.0.0.1:{silent.getsockname()[1]},{settings.bootstrap_servers}"
+            report = await apply(settings.model_copy(update={"bootstrap_servers": servers}), POOLS)
+        assert report.is_complete
+
 
 class TestDeadBroker:
     async def test_another_is_asked(self) -> None:

@@ -41,6 +41,9 @@ class Logs:
         if isinstance(self.ground, MemoryGround):
             await self.ground.cluster.rebalance(self.group)
         await until(lambda: len(member.partitions) == 2)
+        # As the transactor does: nobody is put anywhere who has not said where.
+        for partition in member.partitions:
+            log.seek(partition, await log.committed(partition) or 0)
         return log
 
     async def fence(self, log: Log, name: str = "w") -> Writer:

@@ -9,6 +9,7 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -21,6 +22,7 @@ from aiokafka.errors import (
     AuthenticationFailedError,
     ClusterAuthorizationFailedError,
     InvalidReplicationFactorError,
+    KafkaConnectionError,
     KafkaError,
     NodeNotReadyError,
     SaslAuthenticationFailed,
@@ -38,6 +40,8 @@ from topics.topic_report import Report, Shape, State, TopicReport, differences
 T = TypeVar("T")
 
 CONNECT_S_MAX = 5.0
+# For a broker to say anything, while there are others to try.
+LOGIN_S_MAX = 2.0
 REQUEST_S_MAX = 30.0
 LEADERS_S_MAX = 30.0
 LEADERS_POLL_S = 0.1
@@ -122,15 +126,22 @@ def _perhaps_hidden(settings: Settings) -> str:
 
 @contextlib.asynccontextmanager
 async def _administration(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """Connect, within ``2 * CONNECT_S_MAX``, and tell of what fails later as AdminError."""
+    """Connect, within ``3 * CONNECT_S_MAX``, and tell of what fails later as AdminError."""
     answering = await _answering(settings.bootstrap_servers)
     try:
-        options = {**settings.kafka_options(), "bootstrap_servers": answering}
-        admin = AIOKafkaAdminClient(**options, request_timeout_ms=int(REQUEST_S_MAX * 1000))
+        options = settings.kafka_options()
     except (ValueError, OSError) as error:
         raise AdminError(f"the connection settings can't be used: {error}") from error
+    del options["bootstrap_servers"]
+    with _refusal_told(settings, answering):
+        servers = await _log_in(options, answering)
+    admin = AIOKafkaAdminClient(
+        **options, bootstrap_servers=servers, request_timeout_ms=int(REQUEST_S_MAX * 1000)
+    )
     try:
-        await _start(admin, settings, answering)
+        with _refusal_told(settings, answering):
+            async with asyncio.timeout(CONNECT_S_MAX):
+                await admin.start()
         yield admin
     except NodeNotReadyError as error:
         raise AdminError(
@@ -143,11 +154,10 @@ async def _administration(settings: Settings) -> AsyncIterator[AIOKafkaAdminClie
         await admin.close()
 
 
-async def _start(admin: AIOKafkaAdminClient, settings: Settings, answering: list[str]) -> None:
+@contextlib.contextmanager
+def _refusal_told(settings: Settings, answering: Sequence[str]) -> Iterator[None]:
     try:
-        async with asyncio.timeout(CONNECT_S_MAX):
-            await _log_in(settings, answering)
-            await admin.start()
+        yield
     except (AuthenticationFailedError, SaslAuthenticationFailed) as error:
         raise AdminError(
             f"{', '.join(answering)} refuses SHUNTER_SASL_USERNAME={settings.sasl_username}:"
@@ -168,18 +178,30 @@ async def _start(admin: AIOKafkaAdminClient, settings: Settings, answering: list
         ) from error
 
 
-async def _log_in(settings: Settings, answering: Sequence[str]) -> None:
-    """Open one connection as the user: the client itself logs why it failed, and raises that not.
+async def _log_in(options: Mapping[str, Any], answering: Sequence[str]) -> list[str]:
+    """Return the brokers, one that lets the user in first: the client itself hides why none does.
 
-    Tried once: a second try with the same password may lock the user out.
+    Where one takes connections and says nothing, as a proxy before a dead broker does, the next is
+    tried. A refusal is final: a second try with the same password may lock the user out.
     """
-    host, _, port = answering[0].rpartition(":")
-    options = {**settings.kafka_options(), "request_timeout_ms": int(CONNECT_S_MAX * 1000)}
-    del options["bootstrap_servers"]
-    connection = await create_conn(host.strip("[]"), int(port), **options)
-    closed = connection.close()
-    if closed is not None:
-        await closed
+    for number, address in enumerate(answering, start=1):
+        host, _, port = address.rpartition(":")
+        is_last = number == len(answering)
+        wait_s = CONNECT_S_MAX if is_last else LOGIN_S_MAX
+        try:
+            async with asyncio.timeout(wait_s):
+                connection = await create_conn(
+                    host.strip("[]"), int(port), **options, request_timeout_ms=int(wait_s * 1000)
+                )
+        except (KafkaConnectionError, ConnectionError, TimeoutError):
+            if is_last:
+                raise
+            continue
+        closed = connection.close()
+        if closed is not None:
+            await closed
+        return [address, *(other for other in answering if other != address)]
+    raise AssertionError("the last broker lets in or raises")
 
 
 async def _answering(bootstrap_servers: str) -> list[str]:
