@@ -71,7 +71,8 @@ class Canceller:
 
     def _evidence(self, record: Record, now: float) -> Effect:
         try:
-            record.check_readable()
+            if record.is_lost:
+                record.check_readable()
             request_id, cancellation = parse_cancellation(record.key, record.value)
             evidence = self._scribe.cancel_requested(record, request_id, cancellation.reason, now)
         except Exception as error:  # noqa: BLE001 - no record ends a process

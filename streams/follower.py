@@ -104,7 +104,8 @@ class TopicFollower(ABC):
 
     def _take_or_pass(self, record: Record) -> None:
         try:
-            if record.unreadable is None:
+            # A header's name that is no text is no concern of whoever looks at key and value.
+            if not record.is_lost:
                 self.take(record)
                 return
             logger.warning("passed over: %s of %s", record.unreadable, record.partition)

@@ -44,6 +44,11 @@ class Record(NamedTuple):
     unreadable: BadRecordError | None = None
     leader_epoch: int | None = None
 
+    @property
+    def is_lost(self) -> bool:
+        """True if nothing is known of it but its place, and why."""
+        return self.unreadable is not None and self.key is None and self.value is None
+
     def check_readable(self) -> None:
         """Raise why it can't be read, a BadRecordError, if that is so."""
         if self.unreadable is not None:

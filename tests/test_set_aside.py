@@ -286,8 +286,15 @@ class Consumer:
 
 
 def consumed(offset: int, *headers: tuple[str, object]) -> Any:
+    """Return a record as the client does, or what stands for a batch that can't be read."""
+    is_lost = any(value is TORN for _, value in headers)
     return SimpleNamespace(
-        offset=offset, key=b"k", value=b"v", headers=headers, timestamp=1, leader_epoch=None
+        offset=offset,
+        key=None if is_lost else b"k",
+        value=None if is_lost else b"v",
+        headers=headers,
+        timestamp=1,
+        leader_epoch=None,
     )
 
 
@@ -312,6 +319,24 @@ async def test_a_follower_passes_over_what_it_can_not_take_in(
     assert "RecursionError" in caplog.text
     assert TORN.message in caplog.text
     assert "secret payload" not in caplog.text
+
+
+async def test_a_cancellation_counts_whatever_its_headers_are_called() -> None:
+    yard = Yard()
+    odd = BadRecordError("decode", "header_not_utf8", "not UTF-8")
+    record = Outgoing(yard.catalogue.cancellations, b"odd", None, partition=0)
+    yard.cluster.publish(record, unreadable=odd)
+    await drain(await yard.run(Canceller(yard.scribe(), yard.clock)))
+    assert [e.request_id for e in yard.evidence("cancel_requested")] == ["odd"]
+
+
+async def test_a_follower_takes_what_has_a_key_whatever_its_headers_are_called() -> None:
+    odd = BadRecordError("decode", "header_not_utf8", "not UTF-8")
+    taken: list[bytes | None] = []
+    follower = Follower(lambda record: taken.append(record.key))
+    follower._consumer = cast("AIOKafkaConsumer", Consumer([consumed(0, ("x", b"v"), ("", odd))]))
+    await follower.step(0.1)
+    assert taken == [b"k"]
 
 
 async def test_a_follower_goes_back_where_a_checksum_was_wrong() -> None:

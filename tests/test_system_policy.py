@@ -38,7 +38,10 @@ async def versions_of(system: System, request_id: str) -> tuple[str, str]:
     await system.publish(chat(request_id))
     await system.wait_for_results([request_id])
     (step,) = [
-        e for e in system.evidence if e["request_id"] == request_id and e["step"] == "placed"
+        e
+        for e in system.evidence
+        # Held where the worker was not up yet, and released then.
+        if e["request_id"] == request_id and e["step"] in ("placed", "released")
     ]
     return step["policy_version"], step["fleet_version"]
 
