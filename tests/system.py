@@ -192,6 +192,11 @@ class System:
         """Start the router and a worker per pool."""
         self.start("router", *self.fleet["pools"])
 
+    async def warm_up(self) -> None:
+        """Wait until a request is served, however long the processes take to start."""
+        await self.publish(chat("warm-up", deadline=time.time() + 120))
+        await self.wait_for_results(["warm-up"], timeout_s=120)
+
     def kill(self, name: str) -> None:
         """Kill a process without a word."""
         self.kills += 1

@@ -194,7 +194,7 @@ async def test_who_reads_cancellations_reads_on(system: System, codec: str) -> N
         error, offset = await publish_batch(system, topic, PARTITION, data)
         assert (error != 0) == (ends == KAFKA_REFUSES)
         # What is no request may be a cancellation.
-        if ends in {"undecodable_batch", "corrupt_batch", "header_not_utf8"}:
+        if ends in {"undecodable_batch", "corrupt_batch"}:
             letters = letters_of(offset, count, ends)
             expected |= {(topic, PARTITION, at): [reason] for at, reason in letters.items()}
     name = f"to be cancelled, {codec}"

@@ -61,8 +61,7 @@ async def system(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     async with System(kafka, f"bad-{os.getpid()}", directory) as system:
         system.start_all()
         # On a busy machine the start takes longer than a chat turn may wait.
-        await system.publish(chat("warm-up", deadline=time.time() + 120))
-        await system.wait_for_results(["warm-up"], timeout_s=120)
+        await system.warm_up()
         yield system
 
 

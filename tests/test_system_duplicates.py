@@ -16,6 +16,8 @@ async def test_a_request_published_again_is_served_once_even_by_another_router(
     # Slower than others: no request may run out of time while the pools come alive.
     async with System(kafka, prefix, tmp_path, policy_speed=2.0) as system:
         system.start_all()
+        # Before its pool is up a request is held, and released.
+        await system.warm_up()
         for request_id in ("a", "b", "a"):
             await system.publish(chat(request_id), partition=0)
         odd = orjson.dumps(chat("odd"))

@@ -41,7 +41,7 @@ async def test_a_worker_that_is_stopped_leaves_what_it_can_not_finish_to_the_oth
             async def all_run() -> bool:
                 return len({e.writer for e in asked(server.asked)}) == len(ids)
 
-            await eventually(all_run, "all run", 30)
+            await eventually(all_run, "all run", 60)
             stopped = system.processes.pop("premium-eu#1")
             stopped.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(stopped.wait, 20) == 0
