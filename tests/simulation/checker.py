@@ -31,9 +31,11 @@ STEPS = {
 # A timer of floating-point seconds since 1970 is as exact as this, and more.
 TIMER_S = 1e-4
 MS_S = 1e-3
-# From a decision until its evidence is written.
-WRITTEN_S_MAX = 10.0
-KNOWN_ENDS = {"cancelled", "expired", "rate_limited"}
+# From a decision until its evidence is written: a transaction whose answer is lost is made again.
+WRITTEN_S_MAX = 30.0
+# Ends before anybody looks whether a request was cancelled.
+MORE_THAN_ALLOWED = {"rate_limited", "over_share"}
+KNOWN_ENDS = {"cancelled", "expired", *MORE_THAN_ALLOWED}
 
 
 def check(world: "World") -> Iterator[str]:
@@ -197,7 +199,7 @@ def _cancellations(after: Aftermath) -> Iterator[str]:
 
 def _how(result: dict[str, Any]) -> str:
     code = (result["error"] or {}).get("code")
-    return "rate_limited" if code == "rate_limited" else str(result["status"])
+    return code if code in MORE_THAN_ALLOWED else str(result["status"])
 
 
 def _dead_letters(after: Aftermath) -> Iterator[str]:
