@@ -39,7 +39,8 @@ async def test_a_worker_that_is_stopped_leaves_what_it_can_not_finish_to_the_oth
                 await system.publish(chat(request_id))
 
             async def all_run() -> bool:
-                return len({e.writer for e in asked(server.asked)}) == len(ids)
+                # More, where one worker had begun before the other came for its share.
+                return len({e.writer for e in asked(server.asked)}) >= len(ids)
 
             await eventually(all_run, "all run", 60)
             stopped = system.processes.pop("premium-eu#1")
