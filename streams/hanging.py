@@ -26,6 +26,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
@@ -40,6 +41,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
 
 from streams.log import LogError
+from streams.together import Shared
 from streams.transaction_requests import DescribeProducers, DescribeTransactions
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,10 @@ TRANSACTIONAL_ID_NOT_FOUND = 105
 NO_LEADER = -1
 Owns = Callable[[str], bool]
 """Tells whether a topic is one that the producers may have written to."""
+OpenByProducer = dict[int, dict[TopicPartition, int]]
+
+# A process has a writer for each of its partitions, and all of them look when a broker has died.
+_looks: WeakKeyDictionary[AIOKafkaClient, Shared[OpenByProducer]] = WeakKeyDictionary()
 
 
 class Producer(NamedTuple):
@@ -124,17 +130,21 @@ async def _hanging_partitions(
 
     A partition that we may not look into is passed over: we may not write to it either.
     """
-    return await _patiently(
-        "some partition of ours has no leader", partial(_look_for, client, producer_id, owns)
-    )
+    look = _looks.get(client)
+    if look is None:
+        look = _looks[client] = Shared(partial(_look_for, ref(client), owns))
+    found = await _patiently("some partition of ours has no leader", look)
+    return found.get(producer_id, {})
 
 
-async def _look_for(
-    client: AIOKafkaClient, producer_id: int, owns: Owns
-) -> dict[TopicPartition, int]:
+async def _look_for(client: "ref[AIOKafkaClient]", owns: Owns) -> OpenByProducer:
+    """Return what is open on our partitions, by producer."""
+    asked = client()
+    if asked is None:
+        raise NodeNotReadyError("whoever asked is gone")
     by_leader: dict[int, list[TopicPartition]] = {}
     try:
-        cluster = await client.fetch_all_metadata()
+        cluster = await asked.fetch_all_metadata()
     except KafkaError as error:
         raise NodeNotReadyError(str(error)) from error
     for topic in cluster.topics():
@@ -145,17 +155,20 @@ async def _look_for(
                 if leader is None or leader == NO_LEADER:
                     raise LeaderNotAvailableError(f"{topic}[{number}]")
                 by_leader.setdefault(leader, []).append(partition)
-    hanging: dict[TopicPartition, int] = {}
-    for node, partitions in by_leader.items():
-        response = await client.send(node, DescribeProducers(partitions))
-        for topic, found, _ in response.topics:
-            for number, code, _, producers, _ in found:
+    found: OpenByProducer = {}
+    for response in await asyncio.gather(
+        *(asked.send(node, DescribeProducers(led)) for node, led in by_leader.items())
+    ):
+        for topic, partitions, _ in response.topics:
+            for number, code, _, producers, _ in partitions:
                 if code == TopicAuthorizationFailedError.errno:
                     continue
                 _raise_for(code)
-                own = [p[5] for p in producers if p[0] == producer_id and p[5] >= 0]
-                hanging |= {TopicPartition(topic, number): started_at for started_at in own}
-    return hanging
+                for producer in producers:
+                    if producer[5] >= 0:
+                        where = TopicPartition(topic, number)
+                        found.setdefault(producer[0], {})[where] = producer[5]
+    return found
 
 
 async def _end(

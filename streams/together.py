@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -34,3 +34,28 @@ async def few_at_a_time(runs: Sequence[Callable[[], Awaitable[T]]], most: int) -
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Shared(Generic[T]):
+    """An answer for all who have asked since the one before was begun.
+
+    So each gets one that is no older than its question, and however many ask at a time, two
+    questions are under way at most: one that is asked, and one that waits.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+        self._ask = ask
+        self._asked: asyncio.Future[T] | None = None
+        self._next: asyncio.Future[T] | None = None
+
+    async def __call__(self) -> T:
+        """Return an answer to a question that is asked from now on; one's end is not the others'."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._ask_after(self._asked))
+        return await asyncio.shield(self._next)
+
+    async def _ask_after(self, asked: "asyncio.Future[T] | None") -> T:
+        if asked is not None:
+            await asyncio.wait([asked])
+        self._asked, self._next = self._next, None
+        return await self._ask()

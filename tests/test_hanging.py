@@ -183,6 +183,7 @@ class Idle:
     """A connection to a broker that leads nothing of what is written, which closed it."""
 
     _last_action = 0.0
+    host, port = "idle.example", 9092
 
     def connected(self) -> bool:
         return False

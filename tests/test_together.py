@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from streams.together import few_at_a_time, wait_for_all
+from streams.together import Shared, few_at_a_time, wait_for_all
 
 
 async def wait_long(ended: list[str]) -> None:
@@ -72,3 +72,44 @@ async def test_all_end_before_a_failure_is_raised() -> None:
     with pytest.raises(LookupError):
         await wait_for_all([fails(), takes_longer()])
     assert ended == [1]
+
+
+async def test_who_asks_gets_an_answer_that_is_no_older_than_the_question() -> None:
+    begun = 0
+    may_answer = asyncio.Event()
+
+    async def ask() -> int:
+        nonlocal begun
+        begun += 1
+        number = begun
+        await may_answer.wait()
+        return number
+
+    shared = Shared(ask)
+    first = [asyncio.create_task(shared()) for _ in range(3)]
+    while not begun:
+        await asyncio.sleep(0)
+    later = [asyncio.create_task(shared()) for _ in range(3)]
+    await asyncio.sleep(0)
+    # One that waits no longer takes the answer from nobody.
+    later.pop().cancel()
+    assert begun == 1
+    may_answer.set()
+    assert await asyncio.gather(*first) == [1, 1, 1]
+    assert await asyncio.gather(*later) == [2, 2]
+    assert await shared() == 3
+
+
+async def test_a_question_that_fails_fails_for_those_who_share_it_alone() -> None:
+    answers = iter([OSError("gone"), 7])
+
+    async def ask() -> int:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    shared = Shared(ask)
+    failed = await asyncio.gather(shared(), shared(), return_exceptions=True)
+    assert [type(each) for each in failed] == [OSError, OSError]
+    assert await shared() == 7

@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.group import HeartbeatRequest
-from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.metadata import MetadataRequest, MetadataResponse_v0
 
 from streams import vanished
 from streams.log import Partition
@@ -33,6 +33,8 @@ def settings(kafka: str, prefix: str) -> Settings:
 
 class Connection:
     """A connection to a broker of which nothing more is heard."""
+
+    host, port = "gone.example", 9092
 
     def __init__(self) -> None:
         self.reasons: list[Any] = []
@@ -65,7 +67,10 @@ async def test_a_silent_broker_is_given_up_and_asked_last_from_then_on(
 
 
 @pytest.mark.kafka
-async def test_connections_to_who_is_no_longer_named_are_closed(settings: Settings) -> None:
+async def test_connections_to_who_is_no_longer_named_are_closed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vanished, "_failed_at", {})
     async with reader(settings) as consumer:
         client, gone = consumer._client, Connection()
         there = {key: each for key, each in client._conns.items() if each.connected()}
@@ -73,6 +78,11 @@ async def test_connections_to_who_is_no_longer_named_are_closed(settings: Settin
         await client.fetch_all_metadata()
         assert gone.reasons
         assert all(each.connected() for each in there.values())
+        # Until the others have come back to what they were, it is asked more often.
+        assert client._metadata_max_age_ms == vanished.METADATA_MS_OF_LOSS
+        monkeypatch.setattr(vanished, "LOSS_S_MAX", 0.0)
+        await client.fetch_all_metadata()
+        assert client._metadata_max_age_ms == vanished.METADATA_MS
 
 
 @pytest.mark.kafka
@@ -81,6 +91,7 @@ async def test_a_request_that_a_broker_answers_at_once_is_not_waited_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, request_: Any
 ) -> None:
     monkeypatch.setattr(vanished, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(vanished, "_failed_at", {})
     async with reader(settings) as consumer:
         node = consumer._client.get_random_node()
         assert await consumer._client.ready(node)
@@ -91,6 +102,23 @@ async def test_a_request_that_a_broker_answers_at_once_is_not_waited_for(
         with pytest.raises(RequestTimedOutError):
             await consumer._client.send(node, request_)
         assert asyncio.get_running_loop().time() - began < 10
+        # Another client of this process asks it last.
+        assert (connection.host, connection.port) in vanished._failed_at
+
+
+async def test_who_did_not_answer_is_asked_last_by_all_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = vanished._Client(bootstrap_servers="one:1,two:2,three:3")
+    client.cluster.update_metadata(
+        MetadataResponse_v0([(1, "one", 1), (2, "two", 2), (3, "three", 3)], [])
+    )
+    monkeypatch.setattr(vanished, "_failed_at", {("two", 2): 7.0, ("three", 3): 8.0})
+    assert {client.get_random_node() for _ in range(20)} == {1}
+    monkeypatch.setitem(vanished._failed_at, ("one", 1), 9.0)
+    assert {client.get_random_node() for _ in range(20)} == {2}
+    monkeypatch.setattr(vanished, "_failed_at", {})
+    assert {client.get_random_node() for _ in range(60)} == {1, 2, 3}
 
 
 @pytest.mark.kafka
