@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, TypeVar
 
 from streams.continuity import BrokenPartitions
-from streams.log import Log, LogError, Outgoing, Partition, Writer
+from streams.log import Log, LogError, Outgoing, Partition, TakenOverError, Writer
 from streams.notary import Notary
 from streams.passing import until_passed
 from streams.progress import writer_id
@@ -212,27 +212,28 @@ class Committer:
         shows in the progress (found by the simulation, seed 5097).
 
         Raises:
-            LogError: there is a successor.
+            TakenOverError: there is a successor.
         """
         stored = await self._renew(partition)
         if stored != self._visible.get(partition):
-            raise LogError(f"another has taken over {partition} and gone on")
+            raise TakenOverError(f"another has taken over {partition} and gone on")
 
     async def _was_committed(self, partition: Partition) -> bool:
         """Replace the writer, and tell whether its last transaction is among what is committed.
 
         Raises:
-            LogError: there is a successor, or nothing tells.
+            TakenOverError: there is a successor.
+            LogError: nothing tells.
         """
         attempt, visible = self._attempts.get(partition), self._visible.get(partition)
         if not await self._log.is_member():
-            raise LogError(f"the group gives {partition} to another")
+            raise TakenOverError(f"the group gives {partition} to another")
         stored = await self._renew(partition)
         if attempt is not None and attempt.progress == stored != visible:
             self._committed(partition)
             return True
         if stored != visible:
-            raise LogError(f"another has taken over {partition} and gone on")
+            raise TakenOverError(f"another has taken over {partition} and gone on")
         if attempt is not None and attempt.progress == visible:
             raise LogError(f"a transaction on {partition} leaves no trace of its end")
         return False

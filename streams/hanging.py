@@ -142,9 +142,27 @@ async def _look_for(client: "ref[AIOKafkaClient]", owns: Owns) -> OpenByProducer
     asked = client()
     if asked is None:
         raise NodeNotReadyError("whoever asked is gone")
+    by_leader = await _by_leader(asked, owns)
+    found: OpenByProducer = {}
+    for response in await asyncio.gather(
+        *(asked.send(node, DescribeProducers(led)) for node, led in by_leader.items())
+    ):
+        for topic, partitions, _ in response.topics:
+            for number, code, _, producers, _ in partitions:
+                if code == TopicAuthorizationFailedError.errno:
+                    continue
+                _raise_for(code)
+                where = TopicPartition(topic, number)
+                for producer_id, _, _, _, _, started_at in (p[:6] for p in producers):
+                    if started_at >= 0:
+                        found.setdefault(producer_id, {})[where] = started_at
+    return found
+
+
+async def _by_leader(client: AIOKafkaClient, owns: Owns) -> dict[int, list[TopicPartition]]:
     by_leader: dict[int, list[TopicPartition]] = {}
     try:
-        cluster = await asked.fetch_all_metadata()
+        cluster = await client.fetch_all_metadata()
     except KafkaError as error:
         raise NodeNotReadyError(str(error)) from error
     for topic in cluster.topics():
@@ -155,20 +173,7 @@ async def _look_for(client: "ref[AIOKafkaClient]", owns: Owns) -> OpenByProducer
                 if leader is None or leader == NO_LEADER:
                     raise LeaderNotAvailableError(f"{topic}[{number}]")
                 by_leader.setdefault(leader, []).append(partition)
-    found: OpenByProducer = {}
-    for response in await asyncio.gather(
-        *(asked.send(node, DescribeProducers(led)) for node, led in by_leader.items())
-    ):
-        for topic, partitions, _ in response.topics:
-            for number, code, _, producers, _ in partitions:
-                if code == TopicAuthorizationFailedError.errno:
-                    continue
-                _raise_for(code)
-                for producer in producers:
-                    if producer[5] >= 0:
-                        where = TopicPartition(topic, number)
-                        found.setdefault(producer[0], {})[where] = producer[5]
-    return found
+    return by_leader
 
 
 async def _end(

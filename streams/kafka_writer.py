@@ -8,6 +8,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
+    IllegalOperation,
     InvalidTimestampError,
     InvalidTransactionTimeout,
     KafkaError,
@@ -148,9 +149,17 @@ class KafkaWriter:
                 if not left:
                     return
                 for (topic, number), batch in left:
-                    batch.sent = await self._producer.send_batch(
-                        batch.builder, topic, partition=number
-                    )
+                    try:
+                        batch.sent = await self._producer.send_batch(
+                            batch.builder, topic, partition=number
+                        )
+                    except IllegalOperation as error:
+                        raise self._why(error) from error
+
+    def _why(self, error: Exception) -> BaseException:
+        """Return what ended the transaction meanwhile, which the client tells only at its end."""
+        ended = self._producer._txn_manager._transaction_waiter  # noqa: SLF001 - nobody else knows
+        return (ended.exception() if ended is not None and ended.done() else None) or error
 
     async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
         """Commit, with the group's offset."""

@@ -99,6 +99,10 @@ class LogError(Exception):
     """The stage can't go on over this log; whoever sees this leaves the process (rule 5)."""
 
 
+class TakenOverError(LogError):
+    """A partition is another process's meanwhile, or is being given to one."""
+
+
 class StillOpenError(LogError):
     """A transaction of another has not ended in its time; the brokers may be unable to end it."""
 

@@ -49,7 +49,7 @@ class Shared(Generic[T]):
         self._next: asyncio.Future[T] | None = None
 
     async def __call__(self) -> T:
-        """Return an answer to a question that is asked from now on; one's end is not the others'."""
+        """Return an answer to a question that is asked from now on."""
         if self._next is None:
             self._next = asyncio.ensure_future(self._ask_after(self._asked))
         return await asyncio.shield(self._next)

@@ -11,8 +11,10 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
    back, and a restore that outlasts the session would lose all again, for ever.
 4. Every send is awaited before the commit, which itself never tells of a refused record.
 5. An error that passes with a broker, and a transaction that does not end, are no failure of ours:
-   a new writer is fenced, and the progress tells whether the transaction was committed. Any other
-   error ends the process; the supervisor starts another, which restores from the log.
+   a new writer is fenced, and the progress tells whether the transaction was committed. Where a
+   partition is another's meanwhile, all are given up, and what the group still gives is taken over
+   anew. Any other error ends the process; the supervisor starts another, which restores from the
+   log.
 
 How a transaction is made, and made again, is in ``streams/committer.py``.
 """
@@ -24,7 +26,7 @@ from functools import partial
 from typing import TypeVar
 
 from streams.committer import Committer
-from streams.log import Log, LogError, Partition, Record, Writer
+from streams.log import Log, LogError, Partition, Record, TakenOverError, Writer
 from streams.notary import Notary
 from streams.passing import until_passed
 from streams.stage import Observer, Stage
@@ -66,6 +68,7 @@ class Transactor(Committer):
         self._given: Collection[Partition] | None = None
         self._restoring: asyncio.Future[list[int | None]] | None = None
         self._is_revoked = False
+        self._is_doubtful = False
         self._has_share = False
 
     @property
@@ -130,11 +133,12 @@ class Transactor(Committer):
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
         """Take note of partitions to take over in the next step (rule 3)."""
-        self._given = list(partitions)
+        self._given, self._is_doubtful = list(partitions), False
 
     async def revoked(self, partitions: Collection[Partition]) -> None:
         """Let partitions go; the lock says that no transaction of theirs is under way."""
         self._given, self._has_share, self._is_revoked = None, False, True
+        self._is_doubtful = False
         self._broken.clear()
         self._give_up_restoring()
         try:
@@ -155,8 +159,29 @@ class Transactor(Committer):
         polled = await self._log.poll(
             timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
         )
-        await wait_for_all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
+        try:
+            await wait_for_all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
+        except TakenOverError as error:
+            await self._give_up_all(error)
+            return 0
         return sum(len(records) for records in polled.values())
+
+    async def _give_up_all(self, error: TakenOverError) -> None:
+        """Forget what was ours; what is still, a rebalance gives, or the group says itself."""
+        logger.warning("%s; what this process has is given up, and taken over anew", error)
+        if not self._is_revoked:
+            self._given, self._is_doubtful = [*self._writers, *self._broken], True
+        self._has_share = False
+        await self._drop(list(self._writers))
+
+    async def _is_settled(self, given: Collection[Partition] | None) -> bool:
+        """Tell whether the group counts us as a member, where that was in doubt."""
+        if self._is_doubtful and not await self._log.is_member():
+            # In vain, but for what it raises where the group refuses us.
+            await self._log.poll(self._poll_s_max, 1, given or ())
+            return False
+        self._is_doubtful = False
+        return True
 
     async def _take_over_given(self) -> bool:
         if self._is_revoked:
@@ -165,6 +190,8 @@ class Transactor(Committer):
         if self._given is None and await self._broken.are_recovered():
             self._given = [*self._writers, *self._broken]
         given = self._given
+        if not await self._is_settled(given) or given is not self._given:
+            return False
         if given is None:
             return True
         new = [p for p in given if p not in self._writers]

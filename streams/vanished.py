@@ -10,7 +10,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable
+from itertools import count
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from aiokafka import client as aiokafka_client
 from aiokafka import conn as aiokafka_conn
@@ -29,11 +31,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# So often is asked which brokers there are, and so often while one of them does not answer: it is
-# that until the others have seen the end of its session, 18 s by Kafka's defaults.
-METADATA_MS = 2000
-METADATA_MS_OF_LOSS = 500
-LOSS_S_MAX = 20.0
+# So often asks the first client of a process which brokers there are, and so often each other for
+# what only it wants to know.
+WATCH_MS = 500
+METADATA_MS = 5000
 CONNECT_S_MAX = 3.0
 # For what a broker answers at once; of heartbeats two must fit into a session of 10 s.
 ANSWER_S_MAX = 4.0
@@ -44,6 +45,9 @@ _QUICK = (MetadataRequest, FindCoordinatorRequest, HeartbeatRequest)
 _create_conn = aiokafka_client.create_conn
 _failed_at: dict[tuple[str, int], float] = {}
 """When a broker last did not answer, by host and port, in the time of the event loop."""
+_numbers = count()
+_clients: "WeakValueDictionary[int, _Client]" = WeakValueDictionary()
+"""The clients of this process, by a number that grows."""
 
 
 async def soon(answer: Awaitable[T]) -> T:
@@ -73,6 +77,32 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]
 
 
 class _Client(AIOKafkaClient):  # type: ignore[misc]
+    _is_let_go = False
+    _known: frozenset[Any] = frozenset()
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._metadata_max_age_ms = WATCH_MS
+        _clients[next(_numbers)] = self
+
+    async def close(self) -> None:
+        """Close the connections; the next client asks in place of this one."""
+        self._is_let_go = True
+        await super().close()
+        for client in self._beside()[:1]:
+            client.force_metadata_update()
+
+    @property
+    def _cluster(self) -> tuple[Any, Any] | None:
+        """What this client is of, None while it is not in use."""
+        is_used = self._sync_task is not None and not self._is_let_go
+        return (self._loop, self._bootstrap_servers) if is_used else None
+
+    def _beside(self) -> list["_Client"]:
+        """Return the clients of the same cluster that are in use, in the order of their making."""
+        own = (self._loop, self._bootstrap_servers)
+        return [client for client in _clients.values() if client._cluster == own]  # noqa: SLF001
+
     @property
     def hosts(self) -> list[tuple[str, int, Any]]:
         """Those to begin with, the ones that did not answer lately at the end."""
@@ -107,20 +137,26 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
             if not metadata.brokers:
                 return False
             cluster_metadata.update_metadata(metadata)
-            self._let_go_of_gone(cluster_metadata)
+            self._look_round(cluster_metadata)
             return True
         cluster_metadata.failed_update(None)
         return False
 
-    def _let_go_of_gone(self, cluster_metadata: Any) -> None:
-        now = asyncio.get_running_loop().time()
-        there = {broker.nodeId for broker in cluster_metadata.brokers()} | {"bootstrap"}
+    def _look_round(self, cluster_metadata: Any) -> None:
+        """Let go of who is no longer named, and let the other clients know of a change."""
+        there = frozenset(broker.nodeId for broker in cluster_metadata.brokers())
         for (node, _), connection in list(self._conns.items()):
             if node not in there:
+                now = asyncio.get_running_loop().time()
                 _failed_at[connection.host, connection.port] = now
                 connection.close(reason=CloseReason.CONNECTION_BROKEN)
-        is_losing = any(now - failed_at < LOSS_S_MAX for failed_at in _failed_at.values())
-        self._metadata_max_age_ms = METADATA_MS_OF_LOSS if is_losing else METADATA_MS
+        beside = self._beside()
+        is_first = beside[:1] == [self]
+        self._metadata_max_age_ms = WATCH_MS if is_first else METADATA_MS
+        if is_first and there != self._known:
+            for client in beside[1:]:
+                client.force_metadata_update()
+        self._known = there
 
     async def _get_conn(
         self,

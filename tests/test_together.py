@@ -76,19 +76,19 @@ async def test_all_end_before_a_failure_is_raised() -> None:
 
 async def test_who_asks_gets_an_answer_that_is_no_older_than_the_question() -> None:
     begun = 0
-    may_answer = asyncio.Event()
+    has_begun, may_answer = asyncio.Event(), asyncio.Event()
 
     async def ask() -> int:
         nonlocal begun
         begun += 1
         number = begun
+        has_begun.set()
         await may_answer.wait()
         return number
 
     shared = Shared(ask)
     first = [asyncio.create_task(shared()) for _ in range(3)]
-    while not begun:
-        await asyncio.sleep(0)
+    await has_begun.wait()
     later = [asyncio.create_task(shared()) for _ in range(3)]
     await asyncio.sleep(0)
     # One that waits no longer takes the answer from nobody.

@@ -175,22 +175,52 @@ async def cut_off(*_: object) -> None:
 
 
 async def test_who_has_lost_its_partitions_meanwhile_does_not_make_it_again(
-    cluster: MemoryCluster,
+    cluster: MemoryCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = fill(cluster, 2)
-    transactor = await take(cluster, Copier())
+    stage = SlowToRestore()
+    stage.go_on.set()
+    transactor = await take(cluster, stage)
     await transactor.take_over()
+    was = dict(cluster.members["copiers"])
 
     def leave() -> None:
         cluster.members["copiers"].clear()
         raise CutOffError("gone")
 
     cluster.answer = leave
-    with pytest.raises(LogError, match=r"the group gives in\[\d\] to another"):
-        await drain(transactor)
+    assert await soon(transactor.step(), "the step") == 0
     cluster.answer = lambda: None
-    await drain(await take(cluster, Copier()))
+    assert "the group gives in[" in caplog.text
+    assert not transactor.partitions
+    assert set(stage.forgotten) == {P0, P1}
+    # Until the group counts it again it takes nothing.
+    assert await soon(transactor.step(), "a step in between") == 0
+    assert not transactor.partitions
+    cluster.members["copiers"] |= was
+    await drain(transactor)
+    assert set(transactor.partitions) == {P0, P1}
     assert_once(cluster, names)
+
+
+async def test_who_is_given_its_partitions_anew_takes_those(cluster: MemoryCluster) -> None:
+    fill(cluster, 2)
+    transactor = await take(cluster, Copier())
+    await transactor.take_over()
+    was = dict(cluster.members["copiers"])
+
+    def leave() -> None:
+        cluster.members["copiers"].clear()
+        raise CutOffError("gone")
+
+    cluster.answer = leave
+    assert await soon(transactor.step(), "the step") == 0
+    cluster.answer = lambda: None
+    cluster.members["copiers"] |= was
+    await transactor.revoked([P0, P1])
+    await transactor.assigned([P1])
+    await soon(transactor.step(), "the step after")
+    assert set(transactor.partitions) == {P1}
 
 
 async def test_a_takeover_that_is_cut_off_begins_again(

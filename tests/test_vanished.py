@@ -78,11 +78,7 @@ async def test_connections_to_who_is_no_longer_named_are_closed(
         await client.fetch_all_metadata()
         assert gone.reasons
         assert all(each.connected() for each in there.values())
-        # Until the others have come back to what they were, it is asked more often.
-        assert client._metadata_max_age_ms == vanished.METADATA_MS_OF_LOSS
-        monkeypatch.setattr(vanished, "LOSS_S_MAX", 0.0)
-        await client.fetch_all_metadata()
-        assert client._metadata_max_age_ms == vanished.METADATA_MS
+        assert (gone.host, gone.port) in vanished._failed_at
 
 
 @pytest.mark.kafka
@@ -139,8 +135,33 @@ async def test_a_reader_is_one_of_those_clients(settings: Settings) -> None:
     async with reader(settings, [partition]) as consumer:
         assert isinstance(consumer, AIOKafkaConsumer)
         assert isinstance(consumer._client, vanished._Client)
-        assert consumer._client._metadata_max_age_ms == vanished.METADATA_MS
         await asyncio.sleep(0)
+
+
+@pytest.mark.kafka
+async def test_the_first_client_of_a_process_asks_for_all(settings: Settings) -> None:
+    async with (
+        reader(settings) as first_consumer,
+        reader(settings) as second_consumer,
+        reader(settings) as third_consumer,
+    ):
+        first, second, third = (
+            consumer._client for consumer in (first_consumer, second_consumer, third_consumer)
+        )
+        for client in (first, second, third):
+            await client.force_metadata_update()
+        assert first._metadata_max_age_ms == vanished.WATCH_MS
+        assert second._metadata_max_age_ms == vanished.METADATA_MS
+        assert first._known == second._known == {1}
+        # It is told of a change that the first has seen, and asks itself.
+        first._known, second._known = frozenset({1, 2}), frozenset({1, 2})
+        await first.force_metadata_update()
+        await second._md_update_fut
+        assert second._known == {1}
+        await first_consumer.stop()
+        await second._md_update_fut
+        assert second._metadata_max_age_ms == vanished.WATCH_MS
+        assert third._metadata_max_age_ms == vanished.METADATA_MS
 
 
 async def test_a_task_that_is_cancelled_as_its_answer_comes_ends() -> None:
