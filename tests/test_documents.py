@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import shlex
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import pytest
@@ -11,27 +12,58 @@ import typer
 import yaml
 from rights_table import rows
 
-from policies import parse_policy
-from policies.fleet import OpenAIBackend
+from policies import Option, Policy, Pool, parse_policy
+from policies.fleet import CPUBackend, Device, Model, OpenAIBackend, Serve, SimulatedBackend
+from policies.policy import (
+    DataClass,
+    Estimates,
+    Scarcity,
+    TenantLimits,
+    Tier,
+    Windows,
+    WorkloadClass,
+)
 from streams.declarations import load_fleet
 from streams.live import Snapshot
 from streams.live import snapshot as live
-from topics import InferenceRequest, Result, Settings
+from topics import Catalogue, InferenceRequest, Profile, Result, Settings
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-README, OPERATIONS, WORKERS = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/operations.md", "docs/workers.md")
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+README, OPERATIONS, WORKERS, DECLARATIONS = (
+    (ROOT / name).read_text()
+    for name in (
+        "README.md",
+        "docs/operations.md",
+        "docs/workers.md",
+        "docs/reference/declarations.md",
+    )
 )
-TOP_LEVEL = "docs|tests|topics|policies|streams|workers|shunter|deploy"
+TOP_LEVEL = "docs|tests|topics|policies|streams|workers|shunter|deploy|benchmarks"
+
+
+def section_of(document: str, heading: str) -> str:
+    """What stands under a heading of any level, up to the next one of its level or above."""
+    found = re.search(rf"^(#+) {re.escape(heading)}$", document, re.MULTILINE)
+    assert found, heading
+    rest = document[found.end() :]
+    end = re.search(rf"^#{{1,{len(found[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def first_table(document: str, heading: str) -> list[str]:
+    """The rows of the first table under a heading."""
+    lines = iter(section_of(document, heading).splitlines())
+    body = dropwhile(lambda line: not line.startswith("| `"), lines)
+    rows = list(takewhile(lambda line: line.startswith("| `"), body))
+    assert rows, heading
+    return rows
 
 
 def first_column(document: str, heading: str) -> str:
-    """The first column of the table under a heading."""
-    section = document.split(f"## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
-    rows = [line for line in section.splitlines() if line.startswith("| `")]
-    assert rows, heading
-    return "\n".join(row.split("|")[1] for row in rows)
+    return "\n".join(row.split("|")[1] for row in first_table(document, heading))
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -43,25 +75,29 @@ def named(path: Path) -> str:
 
 
 def test_table_of_request_fields_is_the_model() -> None:
-    told = re.findall(r"`(\w+)`", first_column(README, "The request"))
+    told = re.findall(
+        r"`(\w+)`", first_column((REFERENCE / "requests.md").read_text(), "The request")
+    )
     assert told == list(InferenceRequest.model_fields)
 
 
 def test_table_of_result_fields_is_the_record() -> None:
-    told = re.findall(r"`(\w+)`", first_column(README, "The result"))
+    told = re.findall(
+        r"`(\w+)`", first_column((REFERENCE / "results.md").read_text(), "The result")
+    )
     assert sorted(told) == sorted(field.name for field in dataclasses.fields(Result))
 
 
 def test_table_of_settings_is_complete() -> None:
-    told = set(re.findall(r"`SHUNTER_(\w+)`", first_column(OPERATIONS, "Settings")))
+    settings = (REFERENCE / "settings.md").read_text()
+    told = set(re.findall(r"`SHUNTER_(\w+)`", first_column(settings, "Settings")))
     # The cache is the embedded broker's own.
     assert told - {"CACHE_DIR"} == {name.upper() for name in Settings.model_fields}
 
 
 def test_tables_of_buffers_have_the_limits_of_the_code() -> None:
-    section = OPERATIONS.split("### Buffers\n")[1].split("\n## ", maxsplit=1)[0]
     checked = 0
-    for row in section.splitlines():
+    for row in (REFERENCE / "buffers.md").read_text().splitlines():
         path = re.search(r"`((?:streams|workers|policies)/[\w/]+\.py)`", row)
         for name, number, unit in re.findall(r"`([A-Z_]+_MAX)`, ([\d,]+)( MiB)?", row):
             assert path, row
@@ -78,6 +114,109 @@ def test_table_of_a_model_server_is_what_can_be_declared() -> None:
     assert told == list(OpenAIBackend.model_fields)
 
 
+DECLARED = {
+    "A pool": Pool,
+    "A variant": Serve,
+    "A simulated backend": SimulatedBackend,
+    "A CPU backend": CPUBackend,
+    "A device": Device,
+    "A model": Model,
+    "The policy": Policy,
+    "A class": WorkloadClass,
+    "A tier": Tier,
+    "A data class": DataClass,
+    "A tenant": TenantLimits,
+    "Windows": Windows,
+    "Scarcity": Scarcity,
+    "Estimates": Estimates,
+}
+
+
+@pytest.mark.parametrize("heading", DECLARED)
+def test_tables_of_declarations_are_what_can_be_declared(heading: str) -> None:
+    model = DECLARED[heading]
+    top = section_of(DECLARATIONS, heading).split("\n#", maxsplit=1)[0]
+    rows = [row.split("|")[1:4] for row in top.splitlines() if row.startswith("| `")]
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    assert sorted(told) == sorted(fields)
+    for names, default, _ in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            # The kind of a backend is what chooses it.
+            is_required = fields[name].is_required() and name != "type"
+            assert is_required == (default.strip() == "required"), name
+            if re.fullmatch(r"[\d.,]+", default.strip()):
+                assert float(default.replace(",", "")) == fields[name].default, name
+
+
+def test_table_of_topics_has_all_of_them_and_how_long_they_keep() -> None:
+    text = (REFERENCE / "topics.md").read_text()
+    told = {}
+    for row in first_table(text, "Topics"):
+        names, _, cleanup, _ = row.strip("|").split("|")
+        told.update(dict.fromkeys(re.findall(r"`([\w.<>-]+)`", names), cleanup.strip()))
+    topics = {topic.name: topic for topic in Catalogue(Settings()).topics(["<pool>"])}
+    assert sorted(told) == sorted(topics)
+    for name, cleanup in told.items():
+        days = topics[name].retention_ms // 86_400_000
+        kept = "compacted" if topics[name].cleanup == "compact" else f"{days} day"
+        assert cleanup.startswith(kept), name
+    single = {name for name, topic in topics.items() if topic.partitions == 1}
+    assert single == set(
+        re.findall(
+            r"`(inference[\w.-]+)`", text.split(" have one partition")[0].rpartition("\n")[2]
+        )
+    )
+
+
+def test_the_glossary_is_in_order_and_names_each_term_once() -> None:
+    text = (REFERENCE / "glossary.md").read_text()
+    terms = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(terms) > 50
+    assert terms == sorted(terms, key=str.lower)
+    assert len(set(terms)) == len(terms)
+
+
+def test_the_readme_can_be_read_in_two_minutes() -> None:
+    assert len(README.encode()) < 7_000
+    assert len(README.splitlines()) < 100
+    first = blocks(README, "sh")[0]
+    assert [line.partition("#")[0].strip() for line in first.splitlines()] == [
+        "make demo",
+        "make test",
+    ]
+
+
+def test_each_document_is_reached_from_the_readme() -> None:
+    reached, open_ = set[Path](), [ROOT / "README.md"]
+    while open_:
+        document = open_.pop()
+        if document in reached or document.suffix != ".md":
+            continue
+        reached.add(document)
+        links = re.findall(r"\]\(([^)#]+)", document.read_text())
+        open_ += [(document.parent / link).resolve() for link in links if "://" not in link]
+    assert not set(DOCUMENTS) - reached
+
+
+def test_the_index_of_decisions_has_each_with_its_title_and_a_summary() -> None:
+    lines = (DOCS / "decisions/README.md").read_text().splitlines()
+    for path in sorted((DOCS / "decisions").glob("0*.md")):
+        title = path.read_text().partition("\n")[0].removeprefix("# ")
+        (line,) = [line for line in lines if f"({path.name})" in line]
+        assert f"[{title}]" in line
+        assert len(line.partition(f"({path.name})")[2]) > 20, line
+
+
+def test_documents_name_no_setting_that_there_is_not() -> None:
+    known = {f"SHUNTER_{name.upper()}" for name in Settings.model_fields}
+    # Of the embedded broker, and of the tests.
+    known |= {"SHUNTER_CACHE_DIR", "SHUNTER_FUZZ_EXAMPLES"}
+    for document in DOCUMENTS:
+        for name in re.findall(r"SHUNTER_[A-Z_]+[A-Z]", document.read_text()):
+            assert name in known, f"{name} in {named(document)}"
+
+
 def test_table_of_the_live_view_has_each_field_of_it() -> None:
     section = (ROOT / "docs/live.md").read_text().split("## Fields\n")[1]
     rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")][1:]
@@ -88,13 +227,14 @@ def test_table_of_the_live_view_has_each_field_of_it() -> None:
 
 
 def test_table_of_rights_is_what_the_roles_have() -> None:
-    section = OPERATIONS.split("## Rights\n")[1].split("\n## ", maxsplit=1)[0]
+    section = section_of(OPERATIONS, "Rights")
     told = [line for line in section.splitlines() if line.startswith("|")][2:]
     assert told == list(rows())
 
 
 def test_table_of_commands_is_complete() -> None:
-    told = re.findall(r"`shunter ([a-z -]+?)(?: [A-Z]+)?`", first_column(README, "Commands"))
+    table = first_column((REFERENCE / "commands.md").read_text(), "Commands")
+    told = re.findall(r"`shunter ([a-z -]+?)(?: [A-Z]+)?`", table)
     assert sorted(told) == sorted(commands())
 
 
@@ -123,10 +263,10 @@ def test_commands_in_examples_can_be_typed(document: Path) -> None:
 
 
 def test_example_declarations_are_valid(tmp_path: Path) -> None:
-    examples = {next(iter(yaml.safe_load(text))): text for text in blocks(README, "yaml")}
+    examples = {next(iter(yaml.safe_load(text))): text for text in blocks(DECLARATIONS, "yaml")}
     (tmp_path / "fleet.yaml").write_text(examples["devices"])
     assert list(load_fleet(tmp_path / "fleet.yaml").pools) == ["boards-eu"]
-    assert "nightly" in parse_policy(examples["classes"], "README.md").classes
+    assert "nightly" in parse_policy(examples["classes"], "declarations.md").classes
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
@@ -145,3 +285,11 @@ def test_paths_and_links_lead_somewhere(document: Path) -> None:
 def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("name", "model"), [("profile", Profile), ("option", Option)])
+def test_tables_of_extensions_have_each_attribute(name: str, model: type) -> None:
+    text = (DOCS / "extensions.md").read_text().split(f"| attributes of `{name}` |")[1]
+    rows = takewhile(lambda line: line.startswith("|"), text.splitlines()[1:])
+    told = [word for row in rows for word in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(told) == sorted(field.name for field in dataclasses.fields(model))
