@@ -17,7 +17,7 @@ from streams.cancellations import CancellationFollower, Cancellations
 from streams.canceller import Canceller
 from streams.clock import BrokerClock, Clock, SystemClock
 from streams.declarations import Declarations, load_fleet, load_policy
-from streams.digests import Digests, SaltFollower
+from streams.digests import Digests
 from streams.fleet_follower import FleetFollower
 from streams.follower import TopicFollower
 from streams.heads import HeadsService
@@ -46,6 +46,7 @@ from streams.outgoing import Scribe
 from streams.policy_follower import PolicyFollower
 from streams.route_spans import RouteSpans
 from streams.router import Router
+from streams.salt_follower import SaltFollower
 from streams.stage import Observer, Stage
 from streams.stranded import Stranded, StrandedService
 from streams.telemetry import Telemetry
