@@ -13,5 +13,10 @@ def log_defect(error: BaseException, what: str) -> None:
     Its text stays out: it may quote the payload.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
+    where = " < ".join(f"{_place(f.filename)}:{f.lineno} {f.name}" for f in reversed(frames))
     logger.error("%s: %s raised at %s", what, type(error).__name__, where or "no known place")
+
+
+def _place(filename: str) -> str:
+    """Return a file's name with its folder's: many folders have a file of the same name."""
+    return "/".join(Path(filename).parts[-2:])

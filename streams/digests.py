@@ -6,16 +6,12 @@ the same time, does no harm, since a digest names its salt.
 """
 
 import base64
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from streams.follower import TopicFollower
-from streams.log import Outgoing, Record
-from topics import BadRecordError, Catalogue, Salt, Settings, TextDigest, decode, encode
+from streams.log import Outgoing
+from topics import Catalogue, Salt, TextDigest, encode
 from topics.salts import SALT_BYTES, digest_key, salt_key, text_digest
-
-logger = logging.getLogger(__name__)
 
 # About 30 MB. Beyond it a tenant seen again gets a new salt.
 TENANTS_MAX = 100_000
@@ -69,22 +65,3 @@ class Digests:
         if len(self._known) > TENANTS_MAX:
             del self._known[next(iter(self._known))]
         return known
-
-
-class SaltFollower(TopicFollower):
-    """Keeps the salts up to date."""
-
-    def __init__(self, settings: Settings, digests: Digests) -> None:
-        super().__init__(settings, Catalogue(settings).evidence_salts)
-        self._digests = digests
-
-    def take(self, record: Record) -> None:
-        """Take a salt in, or its end."""
-        if record.value is None:
-            salt_id, _, tenant = (record.key or b"").decode("utf-8", "replace").partition("/")
-            self._digests.remove(tenant, salt_id)
-            return
-        try:
-            self._digests.add(decode(Salt, record.value))
-        except (BadRecordError, ValueError) as error:
-            logger.warning("a salt is unreadable: %s", error)

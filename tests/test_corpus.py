@@ -19,12 +19,12 @@ from shunter.client_stream import text_of
 from shunter.story import story
 from streams import Cancellations
 from streams.cancellations import CancellationFollower
-from streams.digests import SaltFollower
 from streams.fleet_follower import FleetFollower
 from streams.ledger import Endings
 from streams.live import LiveView, snapshot_of
 from streams.log import Outgoing, Record
 from streams.progress import read_progress
+from streams.salt_follower import SaltFollower
 from topics import (
     Evidence,
     KeyEntry,

@@ -12,9 +12,9 @@ from memory_log import Crash, MemoryLog, ProcessKilledError
 from stream_cases import START, Yard, drain, make_digests, make_key, make_notary
 
 from shunter.audit.keyring import KeyProblem, Keyring
-from streams.digests import SaltFollower
 from streams.log import Outgoing, Partition, Record
 from streams.router import Router
+from streams.salt_follower import SaltFollower
 from streams.stage import Effect
 from topics import Catalogue, KeyEntry, Root, Salt, Settings, decode, encode
 from topics.key_files import KeyFileError

@@ -8,6 +8,7 @@ from policies.experience import Experience
 from policies.fleet import CPUBackend as DeclaredCPU
 from policies.fleet import OpenAIBackend as DeclaredOpenAI
 from streams import CancellationFollower, Cancellations, Clock, Scribe, SystemClock
+from streams.assembly import check_topics, follow, make_notary, notary_services, telling_services
 from streams.clock import BrokerClock
 from streams.declarations import load_fleet, load_policy
 from streams.host import StartedTogether, TelemetryService, run_app
@@ -15,7 +16,6 @@ from streams.instance import claim_name
 from streams.metrics import Metrics
 from streams.metrics.gauges import span_gauges
 from streams.otel import from_environment
-from streams.run import check_topics, follow, make_notary, notary_services, telling_services
 from topics import Catalogue, Settings, Topic
 from topics.access import worker as worker_role
 from workers.attempts import Attempts

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from mode import Service
 
+from streams.assembly import transactor
 from streams.host import StageService
 from streams.metrics import Metrics
 from streams.notary import Notary
-from streams.run import transactor
 from streams.stage import Observer
 from topics import Settings
 from workers.backend import Backend

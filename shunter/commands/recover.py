@@ -9,9 +9,9 @@ from shunter.client import note, run
 from shunter.client_submit import producer_of
 from shunter.console import Bootstrap, Prefix, UserError, out, settings_from
 from streams import KafkaLog, Partition, SystemClock
+from streams.assembly import make_notary
 from streams.log import LogError
 from streams.recovery import Recovery, RecoveryError, carry_out, plan
-from streams.run import make_notary
 from topics import Catalogue, KeyEntry, Settings, encode
 from topics.admin import partition_counts
 
