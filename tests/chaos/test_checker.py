@@ -263,19 +263,22 @@ class TestTable:
         assert path.read_text() == f"{title}\nnew\n{end}\n## Kept\n{three}"
 
 
+TOOK = "INFO streams.transactor: took over"
+
+
 class TestTakeovers:
     def test_it_lasts_until_the_last_partition_of_the_dead_was_taken(self, tmp_path: Path) -> None:
         (tmp_path / "router.log").write_text(
-            "2026-11-27 14:00:00,000 INFO streams.transactor: took over x.requests[0] at offset 0\n"
-            "2026-11-27 14:00:00,500 INFO streams.transactor: took over x.held[0] at offset 7\n"
+            f"2026-11-27 14:00:00,000 {TOOK} x.requests[0] at offset 0\n"
+            f"2026-11-27 14:00:00,500 {TOOK} x.held[0] at offset 7\n"
             "Traceback: took over nothing\n"
         )
         (tmp_path / "router-b.log").write_text(
-            "2026-11-27 14:00:01,000 INFO streams.transactor: took over x.requests[1] at offset 0\n"
-            "2026-11-27 14:00:17,250 INFO streams.transactor: took over x.requests[0] at offset 9\n"
-            "2026-11-27 14:00:17,750 INFO streams.transactor: took over x.held[0] at offset 9\n"
-            "2026-11-27 14:00:18,000 INFO streams.transactor: took over x.requests[1] at offset 9\n"
-            "2026-11-27 14:00:29,000 INFO streams.transactor: took over x.requests[0] at offset 9\n"
+            f"2026-11-27 14:00:01,000 {TOOK} x.requests[1] at offset 0\n"
+            f"2026-11-27 14:00:17,250 {TOOK} x.requests[0] at offset 9\n"
+            f"2026-11-27 14:00:17,750 {TOOK} x.held[0] at offset 9\n"
+            f"2026-11-27 14:00:18,000 {TOOK} x.requests[1] at offset 9\n"
+            f"2026-11-27 14:00:29,000 {TOOK} x.requests[0] at offset 9\n"
         )
         taken = read_taken(tmp_path)
         assert [t.partition for t in taken[:3]] == ["x.requests[0]", "x.held[0]", "x.requests[1]"]
