@@ -79,8 +79,8 @@ class CPUYard(Yard):
         )
         worker = Worker(
             "here", self.options.by_pool["here"], attempts, scribe,
-            Ending(scribe, self.telemetry, attempts_max), self.clock, self.cancellations,
-            Streams(MemorySink(self)), in_flight_max=100,
+            Ending(scribe, self.telemetry, attempts_max),
+            self.clock, self.cancellations, Streams(MemorySink(self)), in_flight_max=100,
         in_flight_bytes_max=1 << 20,
         )  # fmt: skip
         return await self.run(worker, MemoryLog(self.cluster, "a"))
