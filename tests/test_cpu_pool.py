@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 import yaml
+from cpu_cases import FLEET, call, needs_extra
 from memory_log import MemoryLog
 from stream_cases import Yard, step_until
 from system import System
-from test_cpu_backend import FLEET, call, needs_extra
 from worker_cases import MemorySink
 
 from policies.fleet import CPUBackend as Declared

@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 import pytest
+from hold_cases import make_batcher
 from memory_log import MemoryLog
 from stream_cases import START, Yard, heartbeat, make_profile, step_until
-from test_autoscaling import batcher_of
 from worker_cases import GROUP, POOL, ScriptedBackend, make_worker, partition, place, placed, serve
 
 from policies.autoscaling import ENDED_PART, alike, demand, device_s, unread_demand
@@ -168,7 +168,7 @@ class Looking:
         self.log = MemoryLog(yard.cluster, "router")
         self.stranded = Stranded(lambda: self.situation, self.log, yard.catalogue, yard.clock)
         self.signal = AutoscalingSignal(
-            lambda: self.situation, batcher_of(yard), self.stranded, yard.clock
+            lambda: self.situation, make_batcher(yard), self.stranded, yard.clock
         )
 
     def report(self, **changes: Any) -> None:
