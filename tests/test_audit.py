@@ -326,7 +326,7 @@ class TestArchive:
                 left[0] -= 1
                 return write(*arguments)
 
-            archived.archive.write = dying  # type: ignore[method-assign]
+            archived.archive.write = dying  # type: ignore[method-assign, assignment]
             try:
                 await archived.fill()
             except DiesError:

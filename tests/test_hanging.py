@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from hanging import TOPIC, leave_hanging
+from hanging_transactions import TOPIC, leave_hanging
 
 from streams import KafkaLog, Outgoing, Partition, hanging
 from streams.hanging import complete_commit
-from streams.kafka import KafkaWriter
+from streams.kafka_writer import KafkaWriter
 from topics import Catalogue, Settings, admin
 from topics.broker import EmbeddedBroker
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer, TopicPartition
-from hanging import leave_hanging
+from hanging_transactions import leave_hanging
 from open_client import client_that_hangs
 from system import eventually
 

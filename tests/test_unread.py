@@ -271,7 +271,7 @@ async def test_of_a_deep_lane_the_first_are_read_and_the_rest_is_like_them() -> 
         reads += 1
         return read(*arguments)
 
-    router.log.read = counting  # type: ignore[method-assign]
+    router.log.read = counting  # type: ignore[method-assign, assignment]
     told = await router.pool()
     assert told["unread"] == 20 * READ_OFFSETS_MAX + 1
     needed_s = 20 * READ_OFFSETS_MAX * each_s(yard)
@@ -289,12 +289,12 @@ async def test_a_lane_that_can_not_be_read_is_unknown_and_not_empty() -> None:
     async def unreachable(_partitions: Any) -> Any:
         raise LogError("no broker")
 
-    router.log.bounds = unreachable  # type: ignore[method-assign]
+    router.log.bounds = unreachable  # type: ignore[method-assign, assignment]
     place(yard, "c1")
     assert (await router.pool())["unread"] is None
     router.log.bounds = bounds  # type: ignore[method-assign]
     assert (await router.pool())["unread"] == 1
-    router.log.bounds = unreachable  # type: ignore[method-assign]
+    router.log.bounds = unreachable  # type: ignore[method-assign, assignment]
     assert (await router.pool())["unread"] == 1
 
 

@@ -5,7 +5,7 @@ Time is a number here, and the target a function of the members: no clock and no
 
 import math
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -309,7 +309,7 @@ def test_a_tenant_with_twice_the_share_has_twice_the_turns() -> None:
 def sorted_at_once(members: Iterable[Member], share_of: Callable[[str], float]) -> list[Member]:
     """The order in turn, worked out from nothing."""
     by_deadline = sorted(members, key=lambda m: (m.profile.deadline, m.held_at, m.profile.id))
-    turns: Counter[str] = Counter()
+    turns: defaultdict[str, float] = defaultdict(float)
     placed = []
     for each in by_deadline:
         turns[each.profile.tenant] += 1 / share_of(each.profile.tenant)

@@ -379,7 +379,8 @@ class KnowsNoCancellation(Worker):
     """Runs what a client has cancelled."""
 
     def _take(self, lane: Any, record: Record) -> None:
-        find, self._cancellations.find = self._cancellations.find, lambda _id: None  # type: ignore[method-assign]
+        find = self._cancellations.find
+        self._cancellations.find = lambda request_id: None  # type: ignore[method-assign]
         super()._take(lane, record)
         self._cancellations.find = find  # type: ignore[method-assign]
 
