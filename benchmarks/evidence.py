@@ -125,7 +125,7 @@ def samples() -> tuple[Evidence, Evidence]:
     return placed, executed
 
 
-def notary() -> Notary:
+def new_signer() -> Notary:
     """Return a notary with a key of its own."""
     clock = _Clock()
     digests = Digests(CATALOGUE, None, os.urandom)
@@ -146,7 +146,7 @@ def per_record_us(work: Callable[[], object], records: int, times: int) -> float
 def write() -> list[tuple[str, str]]:
     """Measure what writing a record costs, by its size and that of its transaction."""
     rows = []
-    signer = notary()
+    signer = new_signer()
     for name, sample in zip(("decision", "execution"), samples(), strict=True):
         raw = canonical(sample)
         plain = per_record_us(partial(orjson.dumps, sample, list), 1, 5000)
@@ -171,7 +171,7 @@ def us(value: float) -> str:
 
 def verify(records: int, directory: Path) -> list[tuple[str, str]]:
     """Measure the verification of an archive of so many records: half decisions, half ends."""
-    archive, signer = Archive(str(directory)), notary()
+    archive, signer = Archive(str(directory)), new_signer()
     home = Partition(CATALOGUE.evidence, 0)
     published = signer.publish()
     keys = [_record(home, 0, b"key", encode(KeyEntry(published=published)))]

@@ -63,7 +63,7 @@ class Sketch:
 
 
 def merged(each: Iterable[Sequence[float]]) -> list[float]:
-    """Return the counts of all bins from the first, given what `Sketch.counts` returned."""
+    """Return the counts of all bins from the first, given what `counts` returned."""
     total: list[float] = []
     for first, *counts in filter(None, each):
         start = min(max(0, int(first)), BINS_MAX)

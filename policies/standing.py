@@ -96,7 +96,7 @@ class Paid(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """All that `policies.estimate` needs of a standing for so many members. Times in seconds.
+    """All that an estimate needs of a standing for so many members. Times in seconds.
 
     They are the same for every request until the pool's load changes, and a router asks for every
     candidate of every request.

@@ -107,7 +107,7 @@ class Batcher:
             held.regroup(self._situation)
 
     async def read_ahead(self, log: Log) -> None:
-        """Read what may become ours, while there is nothing else to do (streams/ahead.py)."""
+        """Read what may become ours, while there is nothing else to do."""
         topic, partitions = self._catalogue.held, range(self._catalogue.partitions)
         await self._ahead.run(log, [Partition(topic, number) for number in partitions])
 

@@ -11,7 +11,8 @@ from aiokafka.errors import KafkaError
 from memory_log import MemoryCluster, MemoryLog
 
 from streams import Transactor
-from streams.kafka import KafkaLog, KafkaWriter
+from streams.kafka import KafkaLog
+from streams.kafka_writer import KafkaWriter
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from topics import Settings
 

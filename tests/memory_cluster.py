@@ -163,7 +163,7 @@ class MemoryCluster:
         self.lose_offset: Callable[[Partition, int], bool] = lambda _partition, _offset: False
         """Committed transactions of which the group's offset is never seen (design, §5)."""
         self.lose_marker: Callable[[Partition], bool] = lambda _partition: False
-        """Partitions on which the end of a transaction isn't told (``streams/hanging.py``)."""
+        """Partitions on which the end of a transaction isn't told."""
         self.restarts = 0
         """How often the broker was restarted; each time every connection is cut."""
         self.crash: Crash | None = None

@@ -215,7 +215,8 @@ class MemoryLog:
         async with self._callback:
             self._positions = {}
             self._membership = None
-            del self.cluster.members[self._group][self.name]
+            # One that never joined, or was thrown out meanwhile, ends all the same.
+            self.cluster.members.get(self._group, {}).pop(self.name, None)
 
     async def lose_all(self) -> None:
         """Have all partitions revoked."""

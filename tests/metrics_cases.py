@@ -1,7 +1,12 @@
 """Metrics of stages on the log in memory, and how to read them."""
 
+import asyncio
+from typing import Any
+
+from memory_log import MemoryLog
 from prometheus_client.parser import text_string_to_metric_families
-from stream_cases import Yard
+from stream_cases import Yard, drain
+from worker_cases import ScriptedBackend, make_worker, place
 
 from streams import Transactor
 from streams.metrics import Metric, Metrics
@@ -33,3 +38,18 @@ def read(metrics: Metrics, metric: Metric, part: str = "") -> dict[tuple[str, ..
         for sample in family.samples
         if sample.name == wanted and sample.value
     }
+
+
+async def serve_one(yard: Yard, metrics: Any, *, end: Any = None, **fields: Any) -> ScriptedBackend:
+    """Let a worker serve the request ``c``, and count it."""
+    backend = ScriptedBackend()
+    place(yard, "c", **fields)
+    worker = make_worker(yard, backend)
+    transactor = counted(await yard.run(worker, MemoryLog(yard.cluster, "a")), metrics)
+    await transactor.step()
+    await asyncio.sleep(0)
+    (end or (lambda b: b.finish("c")))(backend)
+    await asyncio.sleep(0)
+    await drain(transactor)
+    await transactor.step()
+    return backend

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from stream_cases import make_policy, make_profile
+from stream_cases import Yard, make_policy, make_profile
+from worker_cases import POOL
 
 from policies import Option, compile_options, parse_fleet
 from policies.fleet import OpenAIBackend as Declared
@@ -73,3 +74,7 @@ def can_be_told(load: ServerLoad | None) -> None:
     """See that a heartbeat with this load is written, and read by a router."""
     status = PoolStatus("p", "p-0", 0.0, "up", 1.0, "d", "r", 1, 0, 0, 0.0, server=load)
     assert decode(PoolStatus, encode(status)) == status
+
+
+def of_yard(yard: Yard, base_url: str, **declared: Any) -> Any:
+    return backend_at(base_url, options=yard.options.by_pool[POOL], **declared)

@@ -21,20 +21,11 @@ from policies import (
     tag,
 )
 from policies import situation as new_situation
-from streams import Cancellations, Clock, Outgoing, Record, Scribe, Telemetry, Transactor
+from streams import Cancellations, Clock, Outgoing, Record, Router, Scribe, Telemetry, Transactor
 from streams.digests import Digests
 from streams.notary import Notary
 from streams.stage import Observer, Stage
-from topics import (
-    Catalogue,
-    Evidence,
-    PoolStatus,
-    Profile,
-    Result,
-    Settings,
-    decode,
-    parse_request,
-)
+from topics import Catalogue, Evidence, PoolStatus, Profile, Result, Settings, decode, parse_request
 from topics import headers as h
 from topics.signing_key import SigningKey
 
@@ -349,3 +340,19 @@ async def soon(awaitable: Awaitable[T], what: str, timeout_s: float = 5.0) -> T:
             return await awaitable
     except TimeoutError:
         raise AssertionError(f"not within {timeout_s} s: {what}") from None
+
+
+def make_router(yard: Yard) -> Router:
+    return Router(
+        yard.situation(),
+        yard.scribe(),
+        yard.clock,
+        yard.telemetry,
+        request_bytes_max=yard.settings.request_bytes_max,
+        duplicate_window_records=yard.settings.duplicate_window_records,
+    )
+
+
+async def route(yard: Yard) -> None:
+    """Route whatever is there."""
+    await drain(await yard.run(make_router(yard)))

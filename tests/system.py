@@ -371,3 +371,23 @@ async def publish_unreadable(system: System, topic: str, key: bytes, value: byte
         env=os.environ | {"AIOKAFKA_NO_EXTENSIONS": "1"},
     )
     assert await publisher.wait() == 0
+
+
+async def records_of(system: System, topic: str) -> list[Any]:
+    """All records of a topic, read by the test itself."""
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=system.bootstrap_servers,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    try:
+        found: list[Any] = []
+        for partition, end in (await consumer.end_offsets(consumer.assignment())).items():
+            while await consumer.position(partition) < end:
+                polled = await consumer.getmany(timeout_ms=100)
+                found += [record for records in polled.values() for record in records]
+        return found
+    finally:
+        await consumer.stop()

@@ -4,57 +4,18 @@ import random
 from dataclasses import replace
 
 import pytest
+from accelerator_cases import LLAMA_8B, VARIANTS, completions, drain
 
 from policies.accelerator import (
     Accelerator,
     Cancelled,
     Completion,
-    Event,
     FirstToken,
     Job,
     Refused,
     VariantLimits,
 )
 from policies.roofline import Roofline
-
-LLAMA_8B = Roofline(
-    weights_bytes=16.06e9,
-    active_weights_bytes=16.06e9,
-    active_parameters=8.03e9,
-    kv_bytes_per_token=131072,
-    layers=32,
-    attention_width=4096,
-    flops=989e12,
-    bandwidth_bytes_per_s=3.35e12,
-    memory_bytes=80e9,
-    compute_efficiency=0.7,
-    bandwidth_efficiency=0.6,
-    step_overhead_s=1e-4,
-)
-SMALL = replace(
-    LLAMA_8B,
-    weights_bytes=3e9,
-    active_weights_bytes=3e9,
-    active_parameters=1.5e9,
-    kv_bytes_per_token=28672,
-)
-# Memory for about 9,000 tokens of LLAMA_8B's cache beside SMALL: the queue is felt.
-TIGHT_BYTES = (16.06e9 + 3e9 + 9000 * 131072) / 0.9
-VARIANTS = {
-    "llama": VariantLimits(replace(LLAMA_8B, memory_bytes=TIGHT_BYTES), max_batch=4),
-    "small": VariantLimits(replace(SMALL, memory_bytes=TIGHT_BYTES), max_batch=3),
-}
-
-
-def drain(accelerator: Accelerator) -> list[Event]:
-    events = []
-    while (at := accelerator.next_event_at()) is not None:
-        events += accelerator.advance(at)
-    return events
-
-
-def completions(events: list[Event]) -> dict[str, Completion]:
-    return {event.id: event for event in events if isinstance(event, Completion)}
 
 
 def one(roofline: Roofline = LLAMA_8B, max_batch: int = 8, **options: int) -> Accelerator:

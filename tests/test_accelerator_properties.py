@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+from accelerator_cases import VARIANTS, completions, drain
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_accelerator import VARIANTS, completions, drain
 
 from policies.accelerator import Accelerator, Cancelled, Completion, Event, FirstToken, Job
 

@@ -20,7 +20,7 @@ from aiokafka.errors import TopicAuthorizationFailedError
 from client_commands import shunter
 from ledger_cases import until_the_ledger_follows
 from secured import SecuredKafka, secured_kafka, unused, user_of
-from system import FLEET, ROOT, System, chat, eventually
+from system import FLEET, ROOT, System, chat, eventually, records_of
 
 from streams import Partition
 from streams.open_transactions import find_open
@@ -364,26 +364,6 @@ async def all_pools_up(system: System) -> None:
         await eventually(reported, "each pool has reported", 60)
     except AssertionError as error:
         raise AssertionError(f"{error} {system.logs()}") from error
-
-
-async def records_of(system: System, topic: str) -> list[Any]:
-    """All records of a topic, read by the test itself."""
-    consumer = AIOKafkaConsumer(
-        topic,
-        bootstrap_servers=system.bootstrap_servers,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
-    )
-    await consumer.start()
-    try:
-        found: list[Any] = []
-        for partition, end in (await consumer.end_offsets(consumer.assignment())).items():
-            while await consumer.position(partition) < end:
-                polled = await consumer.getmany(timeout_ms=100)
-                found += [record for records in polled.values() for record in records]
-        return found
-    finally:
-        await consumer.stop()
 
 
 @pytest.mark.kafka

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from audit_cases import Archived, Office, Trail, make_trail
 from hold_cases import look
+from notary_cases import router
 from stream_cases import START, Yard, drain, make_notary
-from test_notary import router
 from typer.testing import CliRunner
 
 from policies import Options, Policy
@@ -326,7 +326,7 @@ class TestArchive:
                 left[0] -= 1
                 return write(*arguments)
 
-            archived.archive.write = dying  # type: ignore[method-assign]
+            archived.archive.write = dying  # type: ignore[method-assign, assignment]
             try:
                 await archived.fill()
             except DiesError:

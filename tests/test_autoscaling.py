@@ -5,6 +5,7 @@ from zlib import crc32
 
 import orjson
 import pytest
+from hold_cases import make_batcher
 from memory_log import MemoryLog
 from metrics_cases import make_metrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,7 +16,6 @@ from policies.autoscaling import demand, device_s, replicas_needed, total
 from policies.groups import group_of
 from streams import Outgoing
 from streams.autoscaling import AutoscalingSignal
-from streams.batcher import Batcher
 from streams.metrics import catalogue as m
 from streams.stranded import Stranded
 from topics import headers as h
@@ -72,25 +72,13 @@ async def test_a_worker_tells_of_what_it_has_taken() -> None:
     assert found == [(pytest.approx(each), START + 120.0)] * 6
 
 
-def batcher_of(yard: Yard) -> Batcher:
-    return Batcher(
-        yard.situation(),
-        yard.scribe(),
-        yard.clock,
-        yard.telemetry,
-        yard.cancellations,
-        held_records_max=1000,
-        held_payload_bytes_max=1_000_000,
-    )
-
-
 def stranded_of(yard: Yard) -> Stranded:
     return Stranded(yard.situation, MemoryLog(yard.cluster), yard.catalogue, yard.clock)
 
 
 async def test_a_router_sums_heartbeats_and_what_it_holds() -> None:
     yard = Yard(live=[])
-    batcher = batcher_of(yard)
+    batcher = make_batcher(yard)
     transactor = await yard.run(batcher, MemoryLog(yard.cluster, "b"))
     situation = yard.situation()
     signal = AutoscalingSignal(lambda: situation, batcher, stranded_of(yard), yard.clock)
@@ -138,7 +126,7 @@ def hold(yard: Yard, count: int, number: int | None = None) -> None:
 
 async def test_metrics_are_in_the_format_of_prometheus() -> None:
     yard = Yard()
-    signal = AutoscalingSignal(yard.situation, batcher_of(yard), stranded_of(yard), yard.clock)
+    signal = AutoscalingSignal(yard.situation, make_batcher(yard), stranded_of(yard), yard.clock)
     metrics = make_metrics(yard)
     metrics.gauges.read_from(signal.gauges)
     page = metrics.page("")[1].decode()
@@ -162,7 +150,7 @@ async def test_several_routers_add_up_what_they_hold_and_not_what_workers_tell()
         hold(yard, 150, number)
     routers, logs = [], []
     for name in ("b", "c"):
-        batcher = batcher_of(yard)
+        batcher = make_batcher(yard)
         logs.append(await yard.run(batcher, MemoryLog(yard.cluster, name)))
         routers.append(AutoscalingSignal(lambda: situation, batcher, stranded_of(yard), yard.clock))
     for transactor in logs * 4:

@@ -13,6 +13,7 @@ from benchmarks import guard
 from benchmarks.engine import routing, working
 from benchmarks.figures import Figure, compared, table
 from benchmarks.ground import Pace
+from benchmarks.throughput import Hall
 from benchmarks.used import Used, cores, transaction_us
 from benchmarks.yard import MODEL, OTHER_MODEL, make_options
 
@@ -64,7 +65,7 @@ USED = Used.of("shunter", 1024, Pace(1000.0, 2.0, (0.5, 1.5, float("nan"))))
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Run the program, which measures one thing that is said and not measured."""
 
-    def measure(hall: program.Hall) -> list[Figure]:
+    def measure(hall: Hall) -> list[Figure]:
         hall.tell(USED)
         return [compared("routed", [2.0] * hall.rounds, [1.0], 1.0, against="bare loop")]
 

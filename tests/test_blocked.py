@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping
 import pytest
 from memory_log import MemoryLog
 from metrics_cases import make_metrics, read
-from stream_cases import Yard
-from test_router import make_router
+from stream_cases import Yard, make_router
 
 from streams import LogError, Outgoing, Partition
 from streams.blocked import ASK_AGAIN_S, OVERDUE_S, TELL_AGAIN_S, BlockWatch

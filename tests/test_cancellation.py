@@ -5,41 +5,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from cancellation_cases import LEFT, assert_cancelled_once, cancel
 from hold_cases import hold, make_batcher
 from hold_cases import run as run_batcher
 from memory_log import Crash, MemoryLog, ProcessKilledError
 from stream_cases import START, Yard, drain, keys, step_until
 from worker_cases import ScriptedBackend, place, progress, serve
 
-from streams import (
-    Cancellations,
-    Canceller,
-    Outgoing,
-    Partition,
-    Record,
-    Transactor,
-    batcher,
-)
+from streams import Cancellations, Canceller, Outgoing, Partition, Record, Transactor, batcher
 from topics import BadRecordError, Cancellation, Progress, parse_cancellation
 from topics.cancellation import CANCELLATION_S
-
-LEFT = Cancellation("the user has left")
-
-
-def cancel(yard: Yard, *request_ids: str, at: float = START) -> None:
-    """Let every process know of cancellations, as its follower does."""
-    for request_id in request_ids:
-        yard.cancellations.add(request_id, LEFT, at)
-
-
-def assert_cancelled_once(yard: Yard, request_id: str) -> None:
-    result = yard.results()[request_id]
-    assert result.status == "cancelled"
-    assert result.error is not None
-    assert result.error.code == "cancelled"
-    assert result.error.message == "the client cancelled the request: the user has left"
-    (evidence,) = [e for e in yard.evidence("cancelled") if e.request_id == request_id]
-    assert (evidence.reason, evidence.message) == ("cancelled", result.error.message)
 
 
 class TestHeld:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 from hold_cases import hold, make_batcher
 from memory_log import MemoryLog
-from stream_cases import START, Yard, drain, keys, make_notary
-from test_router import make_router
+from stream_cases import START, Yard, drain, keys, make_notary, make_router
 from worker_cases import ScriptedBackend, make_worker, place
 
 from streams import Outgoing, Partition, Transactor, continuity

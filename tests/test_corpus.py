@@ -9,8 +9,7 @@ import pytest
 from corpus_cases import PREFIX, ROOT, Corpus, versions, yard_of
 from hold_cases import make_batcher
 from memory_log import MemoryLog
-from stream_cases import Yard, drain, make_notary
-from test_router import make_router
+from stream_cases import Yard, drain, make_notary, make_router
 from worker_cases import ScriptedBackend, make_worker
 
 from shunter.audit.report import Report

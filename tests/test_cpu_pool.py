@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 import yaml
+from cpu_cases import FLEET, call, needs_extra
 from memory_log import MemoryLog
 from stream_cases import Yard, step_until
 from system import System
-from test_cpu_backend import FLEET, call, needs_extra
 from worker_cases import MemorySink
 
 from policies.fleet import CPUBackend as Declared
@@ -79,8 +79,8 @@ class CPUYard(Yard):
         )
         worker = Worker(
             "here", self.options.by_pool["here"], attempts, scribe,
-            Ending(scribe, self.telemetry, attempts_max), self.clock, self.cancellations,
-            Streams(MemorySink(self)), in_flight_max=100,
+            Ending(scribe, self.telemetry, attempts_max),
+            self.clock, self.cancellations, Streams(MemorySink(self)), in_flight_max=100,
         in_flight_bytes_max=1 << 20,
         )  # fmt: skip
         return await self.run(worker, MemoryLog(self.cluster, "a"))

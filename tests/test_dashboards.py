@@ -1,25 +1,17 @@
 """Dashboards and alerts: each query is PromQL and names metrics and labels that there are."""
 
-import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from monitoring import DASHBOARDS, DEPLOY, PROMETHEUS, RECORDED
 from promql import filled, legend_labels, rules, uses
 
 from streams.metrics import METRICS
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
-DASHBOARDS = {
-    path.stem: json.loads(path.read_text())
-    for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-}
-PROMETHEUS = DEPLOY / "prometheus"
-RECORDED = rules((PROMETHEUS / "rules.yml").read_text())
 ALERTS = rules((PROMETHEUS / "alerts.yml").read_text())
 # What Prometheus adds to each series.
 OF_ALL = {"job", "instance"}

@@ -40,7 +40,7 @@ from worker_cases import POOL, ScriptedBackend, make_worker, placed
 
 from streams import CancellationFollower, Canceller, Partition, Record, message_of
 from streams.held import held_at_of
-from streams.stage import Effect, Work
+from streams.stage import Effect, Stage, Work
 from topics import (
     BadRecordError,
     Evidence,
@@ -214,7 +214,7 @@ class Path(Ground):
                 self._step(self._batcher, held)
         return effect
 
-    def _step(self, stage: object, record: Record) -> list[Effect]:
+    def _step(self, stage: Stage, record: Record) -> list[Effect]:
         work = self._runner.run(stage.work(record.partition, [record]))
         if work is None:
             return []

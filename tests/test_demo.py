@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -33,7 +32,7 @@ async def topics(kafka: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def quick(kafka: str) -> Iterator["subprocess.CompletedProcess[str]"]:
+def quick(kafka: str) -> "subprocess.CompletedProcess[str]":
     """One short run for all tests of its outcome."""
     return demo(kafka, *QUICK, "--json")
 

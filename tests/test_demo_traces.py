@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from demo_cases import console, outcome, printed
 from rich.console import Console
-from test_demo_report import console, outcome, printed
 
 from shunter.console import UserError
 from shunter.demo.check import Verdict

@@ -6,6 +6,7 @@ import re
 import shlex
 from itertools import dropwhile, takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -221,7 +222,15 @@ def test_table_of_the_live_view_has_each_field_of_it() -> None:
     section = (ROOT / "docs/live.md").read_text().split("## Fields\n")[1]
     rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")][1:]
     told = [re.findall(r"`(\w+)`", row) for row in rows]
-    parts = (Snapshot, live.Window, live.Ended, live.Money, live.Pool, live.Holds, live.Hold)
+    parts: tuple[type[Any], ...] = (
+        Snapshot,
+        live.Window,
+        live.Ended,
+        live.Money,
+        live.Pool,
+        live.Holds,
+        live.Hold,
+    )
     parts += (live.Workload, live.Fallback)
     assert [row for row in told if row] == [[f.name for f in dataclasses.fields(p)] for p in parts]
 
@@ -242,7 +251,7 @@ def commands() -> dict[str, typer.core.TyperCommand]:
     from shunter.cli import app
 
     found = {}
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in typer.main.get_group(app).commands.items():
         inner = getattr(command, "commands", None)
         found.update({f"{name} {n}": c for n, c in inner.items()} if inner else {name: command})
     return found

@@ -4,10 +4,10 @@ from dataclasses import replace
 from math import erf, log, sqrt
 
 import pytest
+from accelerator_cases import rooflines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import NOW, bulk, some_options, status, views
-from test_roofline import rooflines
 
 from policies.estimate import Estimate, chance, estimate
 from policies.options import Option

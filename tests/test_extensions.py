@@ -12,8 +12,7 @@ import orjson
 import pytest
 from hold_cases import hold, make_batcher
 from policy_cases import NOW, a_policy, a_situation, bulk, profile, some_options
-from stream_cases import Yard, drain
-from test_router import make_router
+from stream_cases import Yard, drain, make_router
 from typer.testing import CliRunner
 
 from policies import (

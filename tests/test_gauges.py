@@ -5,8 +5,7 @@ import asyncio
 from hold_cases import make_batcher
 from memory_log import MemoryLog
 from metrics_cases import make_metrics, read
-from stream_cases import START, Yard, drain
-from test_router import make_router
+from stream_cases import START, Yard, drain, make_router
 from worker_cases import POOL, ScriptedBackend, place, serve
 
 from streams.metrics import catalogue as m

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from hanging_transactions import TOPIC, leave_hanging
 
 from streams import KafkaLog, Outgoing, Partition, hanging
 from streams.hanging import complete_commit
-from streams.kafka import KafkaWriter
+from streams.kafka_writer import KafkaWriter
 from topics import Catalogue, Settings, admin
 from topics.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
-TOPIC = "inference.results"
 ID = "inference.test-0"
 
 
@@ -39,23 +39,6 @@ async def settings(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
         settings = Settings(bootstrap_servers=broker.bootstrap_servers)
         await admin.apply(settings, [])
         yield settings
-
-
-async def leave_hanging(
-    settings: Settings, transactional_id: str, value: bytes, *, committed: bool
-) -> None:
-    """Leave a record on partition 1 in a transaction whose marker reaches only partition 0."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.bootstrap_servers, transactional_id=transactional_id
-    )
-    await producer.start()
-    await producer.begin_transaction()
-    await producer.send_and_wait(TOPIC, value, partition=0)
-    manager = producer._txn_manager
-    manager._txn_partitions.add(TopicPartition(TOPIC, 1))
-    await producer.send_and_wait(TOPIC, value, partition=1)
-    await (producer.commit_transaction() if committed else producer.abort_transaction())
-    await producer.stop()
 
 
 async def visible(settings: Settings, number: int, after: bytes) -> list[bytes]:

@@ -209,7 +209,7 @@ def test_bad_batch_headers_are_refused(values: tuple[bytes | None, ...]) -> None
     assert caught.value.reason == "bad_header"
 
 
-def letter(headers: Headers, error: Exception) -> list[tuple[str, bytes]]:
+def letter(headers: Headers, error: Exception) -> list[tuple[str, bytes | None]]:
     return h.dead_letter(
         headers,
         topic="inference.requests",

@@ -9,8 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from memory_log import MemoryLog
-from stream_cases import START, Yard, drain, make_settings
-from test_router import make_router
+from stream_cases import START, Yard, drain, make_router, make_settings
 from typer.testing import CliRunner
 from worker_cases import ScriptedBackend, make_worker, place
 

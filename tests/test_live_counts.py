@@ -9,8 +9,7 @@ import orjson
 import pytest
 from live_counts import compare
 from memory_log import MemoryLog
-from stream_cases import START, Yard, drain
-from test_router import make_router
+from stream_cases import START, Yard, drain, make_router
 from worker_cases import POOL, ScriptedBackend, make_worker
 
 from streams.live import LiveView, snapshot_of

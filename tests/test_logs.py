@@ -9,8 +9,7 @@ import orjson
 import pytest
 from memory_log import MemoryLog
 from mode import Worker
-from stream_cases import Yard, drain, make_settings
-from test_router import make_router
+from stream_cases import Yard, drain, make_router, make_settings
 from trace_cases import TracedYard
 from worker_cases import ScriptedBackend, make_worker
 

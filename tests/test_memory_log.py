@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
-from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError, RefusedError
+from memory_log import Crash, MemoryCluster, MemoryLog, Poll, ProcessKilledError, RefusedError
 from stream_cases import soon
 
 from streams.log import LogError, Outgoing, Partition, Record, Writer
@@ -193,7 +193,7 @@ async def test_a_poll_is_limited_paused_and_moved() -> None:
         cluster.publish(out(f"b{n}", 1))
 
     assert values((await log.poll(0.1, 3, [P1]))[P0]) == ["a0", "a1", "a2"]
-    assert log.last_poll == (0.1, 3, {P1})
+    assert log.last_poll == Poll(0.1, 3, frozenset({P1}))
     polled = await log.poll(0.1, 10, [])
     assert {p: values(r) for p, r in polled.items()} == {P0: ["a3"], P1: ["b0", "b1", "b2", "b3"]}
     log.seek(P0, 2)

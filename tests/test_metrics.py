@@ -1,19 +1,17 @@
 """Metrics count what became visible, once; with labels of which there are never too many."""
 
-import asyncio
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hold_cases import make_batcher
 from memory_log import MemoryLog
-from metrics_cases import counted, make_metrics, read
+from metrics_cases import counted, make_metrics, read, serve_one
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
-from stream_cases import POLICY, TRACEPARENT, Yard, drain
-from test_autoscaling import batcher_of
-from test_router import make_router
-from worker_cases import POOL, ScriptedBackend, make_worker, place
+from stream_cases import POLICY, TRACEPARENT, Yard, drain, make_router
+from worker_cases import POOL, ScriptedBackend
 
 from streams import Outgoing, Partition
 from streams.metrics import METRICS
@@ -24,21 +22,6 @@ from topics import Envelope, Response, Usage
 
 ROOT = Path(__file__).parent.parent
 PLACE = (POOL, "yard-8b-fp8")
-
-
-async def serve_one(yard: Yard, metrics: Any, *, end: Any = None, **fields: Any) -> ScriptedBackend:
-    """Let a worker serve the request ``c``, and count it."""
-    backend = ScriptedBackend()
-    place(yard, "c", **fields)
-    worker = make_worker(yard, backend)
-    transactor = counted(await yard.run(worker, MemoryLog(yard.cluster, "a")), metrics)
-    await transactor.step()
-    await asyncio.sleep(0)
-    (end or (lambda b: b.finish("c")))(backend)
-    await asyncio.sleep(0)
-    await drain(transactor)
-    await transactor.step()
-    return backend
 
 
 async def test_a_router_counts_its_decisions_as_the_evidence_has_them() -> None:
@@ -100,7 +83,7 @@ async def test_what_was_chosen_is_compared_with_the_cheapest_premium_gpu() -> No
 async def test_a_batcher_counts_releases_batches_and_their_fill() -> None:
     yard = Yard()
     metrics = make_metrics(yard)
-    batcher = batcher_of(yard)
+    batcher = make_batcher(yard)
     metrics.gauges.read_from(hold_gauges(batcher, lambda: yard.policy, yard.clock))
     router = await yard.run(make_router(yard))
     transactor = counted(await yard.run(batcher, MemoryLog(yard.cluster, "b")), metrics)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from metrics_cases import make_metrics
+from metrics_cases import make_metrics, serve_one
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from stream_cases import TRACEPARENT, Yard
-from test_metrics import serve_one
 from trace_cases import TracedYard
 
 from streams.metrics import MetricsService

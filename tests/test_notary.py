@@ -9,38 +9,18 @@ import pytest
 from audit_cases import Office
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from memory_log import Crash, MemoryLog, ProcessKilledError
+from notary_cases import CHAIN, roots, router
 from stream_cases import START, Yard, drain, make_digests, make_key, make_notary
 
 from shunter.audit.keyring import KeyProblem, Keyring
 from streams.log import Outgoing, Partition, Record
-from streams.router import Router
 from streams.salt_follower import SaltFollower
 from streams.stage import Effect
-from topics import Catalogue, KeyEntry, Root, Salt, Settings, decode, encode
+from topics import Catalogue, KeyEntry, Salt, Settings, decode, encode
 from topics.key_files import KeyFileError
 from topics.roots import ChainHead, is_signed, sign
 from topics.salts import digest_key, salt_key, text_digest
 from topics.signing_key import SigningKeyError, load_signing_key, write_signing_key
-
-CHAIN = "yard.router-yard.requests-0"
-
-
-def router(yard: Yard) -> Router:
-    return Router(
-        yard.situation(),
-        yard.scribe(),
-        yard.clock,
-        yard.telemetry,
-        request_bytes_max=100_000,
-        duplicate_window_records=0,
-    )
-
-
-def roots(yard: Yard) -> list[Root]:
-    found = [
-        decode(Root, r.value or b"") for r in yard.cluster.records(yard.catalogue.evidence_roots)
-    ]
-    return sorted(found, key=lambda root: root.statement.sequence)
 
 
 async def test_a_refused_record_leaves_no_gap_and_what_takes_its_place_is_signed() -> None:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer, TopicPartition
+from hanging_transactions import leave_hanging
 from open_client import client_that_hangs
 from system import eventually
-from test_hanging import leave_hanging
 
 from streams import KafkaLog, Partition
 from streams.kafka_writer import TransactionTimeoutError

@@ -9,29 +9,20 @@ import pytest
 from hold_cases import hold
 from memory_log import MemoryLog
 from metrics_cases import make_metrics
+from policy_change_cases import Office, fleet, policy
 from stream_cases import FLEET, POLICY, START, Yard, drain, heartbeat, keys, make_options
-from test_router import make_router
 
-from policies import Fleet, Policy, parse_fleet, parse_policy
+from policies import Fleet, Policy
 from shunter.audit.replay import replay_steps
 from shunter.commands import policy_apply
 from shunter.console import UserError
-from streams import Batcher, InForce, Partition, Record, Router, Terms, Transactor
+from streams import Partition, Record
 from streams.declarations import Declarations, load_fleet, load_policy, published_fleet, text_of
 from streams.live.page import LivePage
 from streams.live.rows import snapshot_of
 from streams.metrics.gauges import target_gauges
 from streams.policy_follower import AGAIN_S, PolicyFollower
-from streams.tokens import TokenCounter
-from topics import (
-    Declared,
-    PolicyChange,
-    PolicyEntry,
-    PolicyLog,
-    Settings,
-    encode,
-    entry_key,
-)
+from topics import Declared, PolicyChange, PolicyEntry, PolicyLog, Settings, encode, entry_key
 from topics.admin import AdminError
 
 WIDE = POLICY.replace("[512, 2048]", "[2048]")
@@ -44,48 +35,6 @@ CHEAPER = """
     serves: [{model: yard-8b, variant: yard-8b-int8, precision: int8, max_batch: 4}]
     backend: {type: simulated, time_scale: 400.0}
 """
-
-
-def policy(text: str = POLICY) -> Policy:
-    return parse_policy(text, "policy of the tests")
-
-
-def fleet(text: str = FLEET) -> Fleet:
-    return parse_fleet(text, "fleet of the tests")
-
-
-class Office:
-    """A yard whose router process can be given other terms."""
-
-    def __init__(self, yard: Yard) -> None:
-        self.yard = yard
-        self.in_force = InForce(Terms(yard.situation(), yard.scribe(), TokenCounter({})))
-
-    def change(
-        self, *, to_fleet: str = FLEET, to_policy: str = POLICY, shadow: str | None = None
-    ) -> None:
-        beside = None if shadow is None else policy(shadow)
-        self.in_force.change(Declarations(fleet(to_fleet), policy(to_policy), beside))
-
-    async def router(self) -> tuple[Router, Transactor]:
-        router = make_router(self.yard)
-        router.take_terms(self.in_force.terms)
-        keep = self.in_force.keep(router.take_terms)
-        return router, await self.yard.run(router, MemoryLog(self.yard.cluster), before_step=keep)
-
-    async def batcher(
-        self, log: MemoryLog | None = None, payload_bytes_max: int = 1_000_000
-    ) -> Transactor:
-        batcher = Batcher(
-            self.in_force.situation,
-            self.in_force.terms.scribe,
-            *(self.yard.clock, self.yard.telemetry, self.yard.cancellations),
-            held_records_max=1000,
-            held_payload_bytes_max=payload_bytes_max,
-        )
-        keep = self.in_force.keep(batcher.take_terms)
-        self.yard.cluster.members.clear()
-        return await self.yard.run(batcher, log, before_step=keep)
 
 
 async def test_what_comes_after_a_change_is_decided_by_it_and_says_so() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hold_cases import hold
 from policy_cases import POLICY as PURE_POLICY
 from policy_cases import a_policy, a_situation, profile
+from policy_change_cases import Office, policy
 from stream_cases import POLICY, START, Yard, drain, keys
-from test_policy_changes import Office, policy
 
 from policies import beside, decide, decide_beside
 from shunter.audit.replay import replay_steps

@@ -19,10 +19,10 @@ import pytest
 import yaml
 from ledger_cases import PROBES, rows_of, until_the_ledger_follows
 from model_server import Exchange, good, serving
+from monitoring import DASHBOARDS, PROMETHEUS, RECORDED
 from promql import filled
 from stream_cases import TRACEPARENT
 from system import FLEET, System, chat, eventually
-from test_dashboards import DASHBOARDS, PROMETHEUS, RECORDED
 
 from topics.broker_settings import free_port
 

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from cancellation_cases import assert_cancelled_once, cancel
 from hold_cases import Noting, hold, look, make_batcher, run
 from memory_log import MemoryLog
 from stream_cases import POLICY, Yard, drain, make_policy
-from test_cancellation import assert_cancelled_once, cancel
 
 from streams import Batcher, Log, LogError, Partition, Record
 from streams.ahead import AHEAD_S_MAX, ReadAheadService
@@ -23,7 +23,7 @@ class Unreadable(MemoryLog):
         self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
     ) -> AsyncIterator[Sequence[Record]]:
         raise LogError("no broker answers")
-        yield []
+        yield []  # type: ignore[unreachable]
 
 
 @asynccontextmanager

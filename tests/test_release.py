@@ -16,13 +16,11 @@ from policy_cases import (
     some_options,
     status,
 )
+from release_cases import BUCKETS, batch, members, target_of
 
 from policies import (
-    Member,
     Release,
     ReleaseInputs,
-    Situation,
-    Target,
     decide,
     find_target,
     release_again,
@@ -35,22 +33,6 @@ from policies.groups import group_of
 from policies.shadow import release_beside
 from topics import Profile, VariantStatus, decode
 from topics.canonical import canonical
-
-BUCKETS = (512, 2048)
-
-
-def members(*requests: Profile) -> list[Member]:
-    return [Member(each, group_of(each, BUCKETS), NOW, n) for n, each in enumerate(requests)]
-
-
-def batch(size: int, **changes: Any) -> list[Member]:
-    return members(*(bulk(id=f"r{n}", **changes) for n in range(size)))
-
-
-def target_of(held: list[Member], where: Situation, now: float = NOW) -> Target:
-    target = find_target(held, where, now)
-    assert target is not None
-    return target
 
 
 def test_the_cheapest_pool_that_is_in_time_takes_the_batch() -> None:

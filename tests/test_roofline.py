@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from accelerator_cases import rooflines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,21 +36,6 @@ QWEN_MOE = replace(
 # A board with slow memory and long contexts: attention FLOPs outgrow cache reads on the way.
 FLIPPING = replace(LLAMA_8B, flops=20e12, kv_bytes_per_token=1024, attention_width=8192)
 
-rooflines = st.builds(
-    Roofline,
-    weights_bytes=st.floats(1e9, 1e12),
-    active_weights_bytes=st.floats(1e7, 1e9),
-    active_parameters=st.floats(1e7, 1e11),
-    kv_bytes_per_token=st.integers(0, 10**6),
-    layers=st.integers(0, 130),
-    attention_width=st.integers(0, 16384),
-    flops=st.floats(1e11, 1e16),
-    bandwidth_bytes_per_s=st.floats(1e10, 1e13),
-    memory_bytes=st.floats(1e9, 1e12),
-    compute_efficiency=st.floats(0.05, 1),
-    bandwidth_efficiency=st.floats(0.05, 1),
-    step_overhead_s=st.floats(0, 1e-2),
-)
 tokens = st.integers(1, 200_000)
 unhurried = settings(deadline=None)  # a busy machine is not a failure
 

@@ -2,8 +2,8 @@
 
 import pytest
 from policy_cases import NOW, POLICY, a_situation, bulk, profile, some_options, status
-from test_release import batch, target_of
-from test_windows import MARGIN_S, RETRY_S, SERVICE_S, always, filled, releases, run
+from release_cases import batch, target_of
+from window_cases import MARGIN_S, RETRY_S, SERVICE_S, always, filled, releases, run
 
 from policies import Windows
 from policies.estimate import estimate, room

@@ -7,29 +7,25 @@ from zlib import crc32
 import orjson
 import pytest
 from memory_log import Crash, MemoryLog, ProcessKilledError
-from stream_cases import MODEL, POLICY, START, TRACEPARENT, Yard, drain, header, keys, request
+from stream_cases import (
+    MODEL,
+    POLICY,
+    START,
+    TRACEPARENT,
+    Yard,
+    drain,
+    header,
+    keys,
+    make_router,
+    request,
+    route,
+)
 
-from streams import Outgoing, Record, Router
+from streams import Outgoing, Record
 from topics import BadRecordError, Envelope, Fallback, Placement, Profile, Progress, decode, encode
 from topics import headers as h
 
 AHEAD_MS = int(START * 1000) + 3_600_000
-
-
-def make_router(yard: Yard) -> Router:
-    return Router(
-        yard.situation(),
-        yard.scribe(),
-        yard.clock,
-        yard.telemetry,
-        request_bytes_max=yard.settings.request_bytes_max,
-        duplicate_window_records=yard.settings.duplicate_window_records,
-    )
-
-
-async def route(yard: Yard) -> None:
-    """Route whatever is there."""
-    await drain(await yard.run(make_router(yard)))
 
 
 def profile_of(record: Record) -> Profile:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from policy_cases import NOW, POLICY, TWINS, a_policy, a_situation, bulk, profile, status
-from test_release import batch, target_of
+from release_cases import batch, target_of
 
 from policies import Decision, Situation, decide, decide_again, inputs_of
 from policies.estimate import FULLNESS_MAX, scarcity

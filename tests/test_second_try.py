@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from policy_cases import NOW, POLICY, PROPERTY, TWINS, a_policy, profile, some_options, status
-from test_release import batch, target_of
+from release_cases import batch, target_of
 
 from policies import (
     Decision,

@@ -14,7 +14,7 @@ import rfc8785
 from audit_cases import Trail, changed, make_trail
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tamper import TAMPERS
+from tampers import TAMPERS
 
 from shunter.commands.audit_report import write_lines
 from shunter.log_reading import row_of

@@ -164,7 +164,7 @@ async def test_a_request_that_no_code_can_route_is_rejected_and_set_aside(
 ) -> None:
     yard = Yard()
     unless = lambda profile, *_: profile.id != "bad"  # noqa: E731
-    monkeypatch.setattr(router, "decide", failing(router.decide, unless))
+    monkeypatch.setattr(router, "decide", failing(router.decide, unless))  # type: ignore[attr-defined]
     for name in ("before", "bad", "after"):
         yard.publish(0, id=name)
     await drain(await yard.run(make_router(yard)))
@@ -201,7 +201,7 @@ async def test_a_held_request_that_no_code_can_take_in_fails(
 ) -> None:
     yard = Yard()
     unless = lambda profile, *_: profile.id != "bad"  # noqa: E731
-    monkeypatch.setattr(held, "group_in", failing(held.group_in, unless))
+    monkeypatch.setattr(held, "group_in", failing(held.group_in, unless))  # type: ignore[attr-defined]
     hold(yard, "bad", partition=0)
     hold(yard, "good", partition=0)
     await drain(await run(yard, make_batcher(yard)))
@@ -214,7 +214,7 @@ async def test_a_batch_that_no_code_can_release_fails_member_by_member(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     yard = Yard()
-    monkeypatch.setattr(batcher, "Hold", failing(batcher.Hold, lambda *_: False))
+    monkeypatch.setattr(batcher, "Hold", failing(batcher.Hold, lambda *_: False))  # type: ignore[attr-defined]
     hold(yard, "s0", partition=0)
     hold(yard, "s1", partition=0)
     transactor = await run(yard, make_batcher(yard))
@@ -246,7 +246,7 @@ async def test_a_request_that_no_code_can_take_into_a_worker_fails(
 ) -> None:
     yard = Yard()
     unless = lambda value, *_: b'"bad"' not in value  # noqa: E731
-    monkeypatch.setattr(runtime, "parse_request", failing(runtime.parse_request, unless))
+    monkeypatch.setattr(runtime, "parse_request", failing(runtime.parse_request, unless))  # type: ignore[attr-defined]
     backend = ScriptedBackend()
     place(yard, "bad", number=0)
     place(yard, "good", number=0)

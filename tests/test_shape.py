@@ -113,6 +113,22 @@ def test_no_module_imports_the_tests() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_test_module_imports_another() -> None:
+    """What two of them share is in a module of its own, beside them."""
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {path.stem for path in paths if path.name.startswith("test_")}
+    assert len(tests) > 100
+    wrong = sorted(
+        {
+            f"{path.relative_to(ROOT)}:{line}: imports {target}"
+            for path in paths
+            for target, line in imported(ast.parse(path.read_text(), str(path)))
+            if tests & set(target.split("."))
+        }
+    )
+    assert not wrong, "\n".join(wrong)
+
+
 def test_policies_import_nothing_that_sees_the_world() -> None:
     wrong = sorted(
         {

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from memory_log import MemoryLog
 from metrics_cases import counted, make_metrics, read
-from stream_cases import POLICY, START, Yard, drain
-from test_router import make_router
+from stream_cases import POLICY, START, Yard, drain, make_router
 from worker_cases import POOL, ScriptedBackend, make_worker
 
 from streams.live import LiveView, snapshot_of

@@ -14,7 +14,7 @@ def written() -> Iterator[str]:
     for room in ("shunter", "streams", "workers"):
         for path in (ROOT / room).rglob("*.py"):
             tree = ast.parse(path.read_text())
-            if path.name == "attributes.py" or "attributes" in imported(tree):
+            if any(name.endswith("attributes") for name in {path.stem, *imported(tree)}):
                 for node in ast.walk(tree):
                     if isinstance(node, ast.Constant) and isinstance(node.value, str):
                         yield from re.findall(r"^shunter\.([a-z_.]+)$", node.value)
@@ -22,7 +22,12 @@ def written() -> Iterator[str]:
 
 def imported(tree: ast.Module) -> set[str]:
     found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
-    return {name.name for node in found if node.module == "streams" for name in node.names}
+    return {
+        name.name
+        for node in found
+        if (node.module or "").startswith("streams")
+        for name in node.names
+    }
 
 
 def listed() -> set[str]:

@@ -11,11 +11,11 @@ import orjson
 import pytest
 from memory_log import MemoryLog
 from model_server import Exchange, good, serving
+from openai_cases import of_yard
 from rich.console import Console
 from stream_cases import MODEL, START, Yard, make_profile, step_until
 from system import System
-from test_worker_fallback import of_yard, worker_on
-from worker_cases import place
+from worker_cases import place, worker_on
 
 from shunter.client_stream import Printer, text_of
 from streams import Partition, Record

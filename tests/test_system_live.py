@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from browser import Tab, browsing, chromium
 from live_counts import compare
-from system import FLEET, ROOT, System, chat, eventually
+from system import FLEET, ROOT, System, chat, eventually, records_of
 
 from policies import compile_options
 from streams import SystemClock
@@ -92,8 +92,6 @@ async def current(port: int) -> Any:
 
 
 async def held_ids(system: System) -> set[str]:
-    from test_access import records_of
-
     held: dict[bytes, bool] = {}
     for record in await records_of(system, system.catalogue.held):
         held[record.key] = record.value is not None

@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
-from test_trace_tree import span
+from span_cases import span
 from typer.testing import CliRunner
 
 from shunter.cli import app

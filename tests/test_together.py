@@ -1,6 +1,7 @@
 """Several things at a time: no more than that, in order, and none left behind."""
 
 import asyncio
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -101,7 +102,7 @@ async def test_who_asks_gets_an_answer_that_is_no_older_than_the_question() -> N
 
 
 async def test_a_question_that_fails_fails_for_those_who_share_it_alone() -> None:
-    answers = iter([OSError("gone"), 7])
+    answers: Iterator[OSError | int] = iter([OSError("gone"), 7])
 
     async def ask() -> int:
         answer = next(answers)

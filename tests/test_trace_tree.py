@@ -1,30 +1,15 @@
 """`shunter trace`: the tree that a person reads, at 80 columns."""
 
 from io import StringIO
-from typing import Any
 
 from rich.console import Console
+from span_cases import TRACE, span
 from typer.testing import CliRunner
 
 from shunter.cli import app
 from shunter.console import UserError
 from shunter.jaeger import Event, Link, Span
 from shunter.trace_tree import tree
-
-TRACE = "0af7651916cd43dd8448eb211c80319c"
-
-
-def span(number: int, name: str, start: float, end: float, above: int = 0, **more: Any) -> Span:
-    said = {"service": "shunter-router"} | more
-    return Span(
-        TRACE,
-        f"{number:016x}",
-        f"{above:016x}" if above else "",
-        name=name,
-        start=1000.0 + start,
-        end=1000.0 + end,
-        **said,
-    )
 
 
 def shown(*spans: Span) -> list[str]:

@@ -18,6 +18,7 @@ from stream_cases import (
     request,
     step_until,
 )
+from stream_cases import route as route_plain
 from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
 
@@ -453,8 +454,6 @@ async def test_without_telemetry_contexts_pass_and_nothing_is_added() -> None:
     yard = Yard()
     yard.publish(headers=[("traceparent", TRACEPARENT)], id="c1")
     yard.publish(1, id="c2")
-    from test_router import route as route_plain
-
     await route_plain(yard)
     found = {r.key: header(r, "traceparent") for r in yard.lane("premium-eu", "direct")}
     assert found == {b"c1": CLIENT, b"c2": None}

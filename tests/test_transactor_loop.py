@@ -144,7 +144,7 @@ async def test_a_transaction_whose_answer_never_comes_is_made_once(
             await commit(*given)
         await asyncio.Event().wait()
 
-    writer.commit = hang  # type: ignore[method-assign]
+    writer.commit = hang  # type: ignore[method-assign, assignment]
     await soon(drain(transactor), "the end")
     assert len(began) == 1
     assert transactor._writers[P0] is not writer

@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 import pytest
+from hold_cases import make_batcher
 from memory_log import MemoryLog
 from stream_cases import START, Yard, heartbeat, make_profile, step_until
-from test_autoscaling import batcher_of
 from worker_cases import GROUP, POOL, ScriptedBackend, make_worker, partition, place, placed, serve
 
 from policies.autoscaling import ENDED_PART, alike, demand, device_s, unread_demand
@@ -168,7 +168,7 @@ class Looking:
         self.log = MemoryLog(yard.cluster, "router")
         self.stranded = Stranded(lambda: self.situation, self.log, yard.catalogue, yard.clock)
         self.signal = AutoscalingSignal(
-            lambda: self.situation, batcher_of(yard), self.stranded, yard.clock
+            lambda: self.situation, make_batcher(yard), self.stranded, yard.clock
         )
 
     def report(self, **changes: Any) -> None:
@@ -271,7 +271,7 @@ async def test_of_a_deep_lane_the_first_are_read_and_the_rest_is_like_them() -> 
         reads += 1
         return read(*arguments)
 
-    router.log.read = counting  # type: ignore[method-assign]
+    router.log.read = counting  # type: ignore[method-assign, assignment]
     told = await router.pool()
     assert told["unread"] == 20 * READ_OFFSETS_MAX + 1
     needed_s = 20 * READ_OFFSETS_MAX * each_s(yard)
@@ -289,12 +289,12 @@ async def test_a_lane_that_can_not_be_read_is_unknown_and_not_empty() -> None:
     async def unreachable(_partitions: Any) -> Any:
         raise LogError("no broker")
 
-    router.log.bounds = unreachable  # type: ignore[method-assign]
+    router.log.bounds = unreachable  # type: ignore[method-assign, assignment]
     place(yard, "c1")
     assert (await router.pool())["unread"] is None
     router.log.bounds = bounds  # type: ignore[method-assign]
     assert (await router.pool())["unread"] == 1
-    router.log.bounds = unreachable  # type: ignore[method-assign]
+    router.log.bounds = unreachable  # type: ignore[method-assign, assignment]
     assert (await router.pool())["unread"] == 1
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from client_commands import installation, logging_kept, producing, shunter, write
 from memory_log import MemoryLog
+from notary_cases import CHAIN, roots, router
 from stream_cases import Yard, drain
-from test_notary import CHAIN, roots, router
 
 from streams import KafkaLog, Transactor
 from streams.log import Outgoing, Partition

@@ -5,70 +5,37 @@ Time is a number here, and the target a function of the members: no clock and no
 
 import math
 import random
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from policy_cases import NOW, PROPERTY, a_situation, bulk, profile, some_options, status
+from policy_cases import NOW, PROPERTY, a_situation, bulk, profile, status
+from window_cases import (
+    MARGIN_S,
+    RETRY_S,
+    SERVICE_S,
+    End,
+    TargetOf,
+    always,
+    commit,
+    filled,
+    member,
+    releases,
+    run,
+    target,
+    windows,
+)
 
 from policies import GivenUp, Member, Release, Target, Windows, find_target
-from policies.estimate import Estimate
 from policies.turns import Turns
-
-OPTION = some_options().of("board", "llama-int8")
-MARGIN_S = 1.0
-RETRY_S = 0.25
-SERVICE_S = 4.0
-End = Release | GivenUp
-TargetOf = Callable[[Sequence[Member]], Target | None]
-
-
-def target(**changes: Any) -> Target:
-    """A target for up to eight members, which takes four seconds."""
-    service_s = changes.pop("service_s", SERVICE_S)
-    found = Target(
-        OPTION,
-        "batch",
-        members_max=8,
-        tokens_max=100_000,
-        estimate=Estimate(0.001, 1.0, 0.01, service_s, 0.1, service_s),
-        chance=0.99,
-        candidates=(),
-        asked=1000,
-    )
-    return replace(found, **changes)
-
-
-def always(**changes: Any) -> TargetOf:
-    found = target(**changes)
-    return lambda members: found
 
 
 def nowhere(members: Sequence[Member]) -> Target | None:
     return None
-
-
-def windows(members_max: int = 32) -> Windows:
-    return Windows(members_max=members_max, margin_s=MARGIN_S, retry_s=RETRY_S)
-
-
-def member(number: int, *, group: str = "g", held_at: float = NOW, **changes: Any) -> Member:
-    """Work that came at `held_at`, may wait 30 s, and has an hour."""
-    changes = {"id": f"r{number:04}", "deadline": held_at + 3600, "created_at": held_at} | changes
-    return Member(bulk(**changes), group, held_at, number)
-
-
-def filled(count: int, *, into: Windows | None = None, **changes: Any) -> Windows:
-    held = windows() if into is None else into
-    for number in range(count):
-        held.add(member(number, **changes))
-    return held
 
 
 def ids(members: Sequence[Member]) -> list[int]:
@@ -87,24 +54,6 @@ def turns_of(members: Iterable[Member], share_of: Callable[[str], float] = lambd
     for each in held.values():
         turns.add(each)
     return turns
-
-
-def commit(held: Windows, ends: Sequence[End]) -> None:
-    for end in ends:
-        for each in end.members if isinstance(end, Release) else (end.member,):
-            assert held.remove(each.profile.id) is not None
-
-
-def run(held: Windows, now: float, target_of: TargetOf) -> list[End]:
-    """Everything due, committed."""
-    ends = list(held.due(now, target_of))
-    commit(held, ends)
-    return ends
-
-
-def releases(ends: Sequence[End]) -> list[Release]:
-    assert all(isinstance(end, Release) for end in ends)
-    return [end for end in ends if isinstance(end, Release)]
 
 
 def run_to_first_end(
@@ -360,7 +309,7 @@ def test_a_tenant_with_twice_the_share_has_twice_the_turns() -> None:
 def sorted_at_once(members: Iterable[Member], share_of: Callable[[str], float]) -> list[Member]:
     """The order in turn, worked out from nothing."""
     by_deadline = sorted(members, key=lambda m: (m.profile.deadline, m.held_at, m.profile.id))
-    turns: Counter[str] = Counter()
+    turns: defaultdict[str, float] = defaultdict(float)
     placed = []
     for each in by_deadline:
         turns[each.profile.tenant] += 1 / share_of(each.profile.tenant)

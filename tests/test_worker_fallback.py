@@ -5,42 +5,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hostile_server import CASES, limits_for
 from memory_log import MemoryLog
 from model_server import good, serving
-from openai_cases import backend_at
+from openai_cases import of_yard
 from stream_cases import START, Yard, heartbeat, make_profile, step_until
-from test_openai_hostile import CASES, limits_for
-from worker_cases import POOL, MemorySink, place
+from worker_cases import POOL, VARIANT, place, worker_on
 
 from policies import allow_again, decide
 from topics import Fallback, Profile, VariantStatus
 from topics import headers as h
-from workers import Attempts, Backend, Breakers, Worker
-from workers.ending import Ending
 from workers.evacuation import Evacuation
-from workers.streaming import Streams
-
-VARIANT = "yard-8b-fp8"
-
-
-def worker_on(yard: Yard, backend: Backend) -> tuple[Worker, Breakers]:
-    served = yard.options.by_pool[POOL]
-    breakers = Breakers(POOL, [VARIANT], backend, yard.clock)
-    attempts = Attempts(
-        backend, breakers, yard.clock, attempts_max=yard.policy.attempts_max, uniform=lambda: 0.0
-    )
-    scribe = yard.scribe()
-    ending = Ending(scribe, yard.telemetry, yard.policy.attempts_max)
-    worker = Worker(
-        POOL, served, attempts, scribe, ending, yard.clock, yard.cancellations,
-        Streams(MemorySink(yard)), in_flight_max=100,
-        in_flight_bytes_max=1 << 20,
-    )  # fmt: skip
-    return worker, breakers
-
-
-def of_yard(yard: Yard, base_url: str, **declared: Any) -> Any:
-    return backend_at(base_url, options=yard.options.by_pool[POOL], **declared)
 
 
 @pytest.mark.parametrize("name", CASES)

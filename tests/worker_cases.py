@@ -23,11 +23,12 @@ from topics import (
     progress_key,
 )
 from topics import headers as h
-from workers import Attempts, Breakers, Call, CallError, Load, Outcome, Worker
+from workers import Attempts, Backend, Breakers, Call, CallError, Load, Outcome, Worker
 from workers.ending import Ending
 from workers.streaming import Streams
 
 POOL = "premium-eu"
+VARIANT = "yard-8b-fp8"
 GROUP = "yard.worker.premium-eu"
 PROMISED = Envelope(cost_usd=0.5, ttft_s=0.3, finish_s=4.0, chance=0.9)
 
@@ -197,3 +198,19 @@ def progress(yard: Yard, number: int = 0, lane: Any = "direct") -> Progress | No
 
 def partition(yard: Yard, number: int = 0, lane: Any = "direct") -> Partition:
     return Partition(yard.catalogue.pool_lane(POOL, lane), number)
+
+
+def worker_on(yard: Yard, backend: Backend) -> tuple[Worker, Breakers]:
+    served = yard.options.by_pool[POOL]
+    breakers = Breakers(POOL, [VARIANT], backend, yard.clock)
+    attempts = Attempts(
+        backend, breakers, yard.clock, attempts_max=yard.policy.attempts_max, uniform=lambda: 0.0
+    )
+    scribe = yard.scribe()
+    ending = Ending(scribe, yard.telemetry, yard.policy.attempts_max)
+    worker = Worker(
+        POOL, served, attempts, scribe, ending, yard.clock, yard.cancellations,
+        Streams(MemorySink(yard)), in_flight_max=100,
+        in_flight_bytes_max=1 << 20,
+    )  # fmt: skip
+    return worker, breakers

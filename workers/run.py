@@ -98,8 +98,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     notary = make_notary(settings, writer, clock)
     scribe = Scribe(catalogue, writer, notary.digests, policy.version, options.version)
     ending = Ending(scribe, telemetry, policy.attempts_max, read_host())
-    cancellations = Cancellations(clock)
-    experience = Experience(served[0].failure_rate)
+    cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
     spans = [WorkSpans(telemetry, catalogue, clock, pool)]
     worker = Worker(
@@ -112,8 +111,8 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     metrics = Metrics(
         options, policy, tenants_max=settings.metrics_tenants_max, profile_of=profile_of
     )
-    metrics.gauges.read_from(worker_gauges(pool, worker, breakers))
-    metrics.gauges.read_from(span_gauges(telemetry))
+    for source in (worker_gauges(pool, worker, breakers), span_gauges(telemetry)):
+        metrics.gauges.read_from(source)
     run_app(
         f"worker-{pool}",
         settings,

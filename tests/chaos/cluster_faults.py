@@ -9,6 +9,7 @@ import os
 import signal
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from confluent_kafka import ElectionType
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
@@ -168,11 +169,11 @@ async def _away(scene: ClusterScene, number: int) -> None:
     await settled(scene.kafka)
 
 
-async def _places(scene: ClusterScene, prefix: str) -> dict[Place, object]:
+async def _places(scene: ClusterScene, prefix: str) -> dict[Place, Any]:
     return await asyncio.to_thread(places, scene.kafka, prefix)
 
 
-async def _turn(scene: ClusterScene, found: dict[Place, object]) -> None:
+async def _turn(scene: ClusterScene, found: dict[Place, Any]) -> None:
     """Prefer the next replica of each partition, and elect it."""
     turned = {place: [*p.replicas[1:], p.replicas[0]] for place, p in found.items()}
     await reassign(scene.bootstrap_servers, turned)

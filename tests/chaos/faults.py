@@ -333,7 +333,7 @@ async def _limit_records(scene: Scene, topic: str, bytes_max: int) -> None:
     await each(scene.kafka.incremental_alter_configs([wanted]))
 
 
-async def each(futures: Mapping[object, object]) -> None:
+async def each(futures: Mapping[Any, Any]) -> None:
     """Wait for what the operator's client was asked."""
     for future in futures.values():
         await asyncio.to_thread(future.result, 20)

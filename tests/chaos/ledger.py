@@ -26,7 +26,7 @@ class _Column:
     """A small number for each request, 0 at first."""
 
     def __init__(self, code: str) -> None:
-        self._values = array(code)
+        self._values: array[Any] = array(code)
 
     def __getitem__(self, number: int) -> float:
         return self._values[number] if number < len(self._values) else 0

@@ -149,7 +149,7 @@ class Load:
         except KafkaError:
             self.unsure.add(key)
         else:
-            sent.add_done_callback(lambda done: done.exception() and self.unsure.add(key))
+            sent.add_done_callback(lambda done: done.exception() and self.unsure.add(key))  # type: ignore[func-returns-value]
 
     async def _cancel(self, request_id: str) -> None:
         """Cancel the one before, so that it has had time to get somewhere."""

@@ -116,10 +116,10 @@ def takeover_rows(seen: Seen) -> list[Row]:
         kills = [k for k in seen.killed if any(s.began <= k.at <= s.ended for s in spans)]
         timed = [(took, k) for k in kills if (took := takeover_s(k, seen.taken)) is not None]
         if timed:
-            took = [each for each, _ in timed]
+            lasted = [seconds for seconds, _ in timed]
             limit_s = max(kill.limit_s(SESSION_S) for _, kill in timed)
-            verdict = "met" if max(took) <= limit_s else "not met"
-            figures = (statistics.median(took), max(took))
+            verdict = "met" if max(lasted) <= limit_s else "not met"
+            figures = (statistics.median(lasted), max(lasted))
             shown = ("never" if f == math.inf else f"{f:.1f}" for f in figures)
             found.append((name, str(len(timed)), *shown, f"{limit_s:.0f}", verdict))
     return found

@@ -15,10 +15,11 @@ import pytest
 import yaml
 from calm import MARGIN_S, QUIET_S, SLOW_S, Span, calm_after, is_quiet
 from cluster_faults import CLUSTER_FAULTS
+from faults import FAULTS, LAST_FAULTS
 from ledger import Ledger
 from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id_of, kind_of
 from mute import MUTE, MuteServer, fleet_with
-from run import FAULTS, LAST_FAULTS, Asked, command, schedule
+from run import Asked, command, schedule
 from system import System
 from table import ONE_BROKER, THREE_BROKERS, Seen, document, rows, takeover_rows, write
 from takeovers import Kill, Taken, read_taken, takeover_s
@@ -263,19 +264,22 @@ class TestTable:
         assert path.read_text() == f"{title}\nnew\n{end}\n## Kept\n{three}"
 
 
+TOOK = "INFO streams.transactor: took over"
+
+
 class TestTakeovers:
     def test_it_lasts_until_the_last_partition_of_the_dead_was_taken(self, tmp_path: Path) -> None:
         (tmp_path / "router.log").write_text(
-            "2026-11-27 14:00:00,000 INFO streams.transactor: took over x.requests[0] at offset 0\n"
-            "2026-11-27 14:00:00,500 INFO streams.transactor: took over x.held[0] at offset 7\n"
+            f"2026-11-27 14:00:00,000 {TOOK} x.requests[0] at offset 0\n"
+            f"2026-11-27 14:00:00,500 {TOOK} x.held[0] at offset 7\n"
             "Traceback: took over nothing\n"
         )
         (tmp_path / "router-b.log").write_text(
-            "2026-11-27 14:00:01,000 INFO streams.transactor: took over x.requests[1] at offset 0\n"
-            "2026-11-27 14:00:17,250 INFO streams.transactor: took over x.requests[0] at offset 9\n"
-            "2026-11-27 14:00:17,750 INFO streams.transactor: took over x.held[0] at offset 9\n"
-            "2026-11-27 14:00:18,000 INFO streams.transactor: took over x.requests[1] at offset 9\n"
-            "2026-11-27 14:00:29,000 INFO streams.transactor: took over x.requests[0] at offset 9\n"
+            f"2026-11-27 14:00:01,000 {TOOK} x.requests[1] at offset 0\n"
+            f"2026-11-27 14:00:17,250 {TOOK} x.requests[0] at offset 9\n"
+            f"2026-11-27 14:00:17,750 {TOOK} x.held[0] at offset 9\n"
+            f"2026-11-27 14:00:18,000 {TOOK} x.requests[1] at offset 9\n"
+            f"2026-11-27 14:00:29,000 {TOOK} x.requests[0] at offset 9\n"
         )
         taken = read_taken(tmp_path)
         assert [t.partition for t in taken[:3]] == ["x.requests[0]", "x.held[0]", "x.requests[1]"]

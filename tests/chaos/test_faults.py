@@ -9,7 +9,8 @@ import os
 import random
 
 import pytest
-from run import Asked, found_wrong, run
+from run import Asked, run
+from table import found_wrong
 
 pytestmark = pytest.mark.kafka
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "chaos")]
@@ -50,7 +51,7 @@ async def publish(system: System, requests: int) -> None:
     sent = []
     for number in range(requests):
         hints = {"input_tokens": INPUT_TOKENS[number % len(INPUT_TOKENS)], "output_tokens": 64}
-        request = {"id": f"r-{number}", "body": body, "hints": hints, **WAITING}
+        request: dict[str, Any] = {"id": f"r-{number}", "body": body, "hints": hints, **WAITING}
         sent.append(
             await producer.send(
                 system.catalogue.requests, orjson.dumps(request), key=request["id"].encode()

@@ -136,6 +136,9 @@ class SimLog(MemoryLog):
         self._groups.of(group).joined(self)
 
     async def leave(self) -> None:
+        if not self.group:
+            await super().leave()
+            return
         # One that was thrown out has nothing to leave; it ends all the same.
         self.cluster.members[self.group].setdefault(self.name, self)
         await super().leave()

@@ -17,7 +17,7 @@ from streams.clock import BrokerClock
 from streams.log import Log, LogError, Outgoing, Partition, Record
 from streams.stage import Effect, Refusal, Work
 from streams.transactor import Transactor
-from topics import BadRecordError, Progress
+from topics import InferenceRequest, Progress
 from workers import Worker
 
 _serial = itertools.count()
@@ -233,18 +233,18 @@ class PlacesWithoutEvidence(Router):
 class SkipsBadRecords(Router):
     """Passes over what it can't read."""
 
-    def _route(self, record: Record, now: float) -> Effect:
-        effect = super()._route(record, now)
+    def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
+        effect = super()._route(record, request, now)
         return Effect(record, []) if effect.is_dead_letter else effect
 
 
 class StopsAtBadRecords(Router):
     """Ends at what it can't read, and so does each successor."""
 
-    def _route(self, record: Record, now: float) -> Effect:
-        effect = super()._route(record, now)
+    def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
+        effect = super()._route(record, request, now)
         if effect.is_dead_letter:
-            raise BadRecordError("decode", "not_json", "unreadable")
+            raise LogError("a record is unreadable")
         return effect
 
 
@@ -379,7 +379,8 @@ class KnowsNoCancellation(Worker):
     """Runs what a client has cancelled."""
 
     def _take(self, lane: Any, record: Record) -> None:
-        find, self._cancellations.find = self._cancellations.find, lambda _id: None  # type: ignore[method-assign]
+        find = self._cancellations.find
+        self._cancellations.find = lambda request_id: None  # type: ignore[method-assign]
         super()._take(lane, record)
         self._cancellations.find = find  # type: ignore[method-assign]
 

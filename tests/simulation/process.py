@@ -217,6 +217,7 @@ class Process:
         try:
             await transactor.stop()
         except Exception as error:  # noqa: BLE001 - it is leaving anyway
+            self.world.died_of(error)
             self.world.tell(f"{self.name} fails to leave: {error}")
         self._stages_left -= 1
         if not self._stages_left:
@@ -224,6 +225,7 @@ class Process:
 
     def fail(self, error: Exception) -> None:
         """End because of an error: at once, or as a supervisor does, who lets the others stop."""
+        self.world.died_of(error)
         why = f"{type(error).__name__}: {error}"
         if self.world.rng.random() < 0.5:
             self.kill(why)

@@ -8,11 +8,11 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
-from memory_log import CutOffError, MemoryWriter
+from memory_log import CutOffError, MemoryWriter, ProcessKilledError
 from stream_cases import FLEET, START, make_options, make_policy
 
 from policies import parse_fleet
-from simulation.aftermath import source_of
+from simulation.aftermath import Aftermath, source_of
 from simulation.checker import check, held
 from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
@@ -22,7 +22,7 @@ from simulation.requests import PARTITIONS, POOLS, Workload, make_workload
 from streams import Batcher, Canceller, Router
 from streams.clock import BrokerClock
 from streams.declarations import text_of
-from streams.log import Outgoing, Record
+from streams.log import LogError, Outgoing, Record
 from streams.telemetry import Telemetry
 from streams.transactor import Transactor
 from topics import (
@@ -102,6 +102,8 @@ class World:
         self.rng = random.Random(seed)
         self.trace: list[str] = []
         self.problems: list[str] = []
+        self.defects: list[str] = []
+        """Of the problems: errors of the code, which no rule of the checker has found."""
         self.loop = VirtualLoop(self._lets)
         self.skews_s: dict[str, float] = {}
         """How far the clocks of hosts are from that of the brokers, by the process on it."""
@@ -156,6 +158,22 @@ class World:
         """Note what must not be."""
         if what not in self.problems:
             self.problems.append(what)
+
+    def died_of(self, error: BaseException) -> None:
+        """Note what a process dies of, where it is no error of Kafka."""
+        if self.loop.is_closed():
+            # The run is over, and its coroutines are closed.
+            return
+        while isinstance(error, LogError) and error.__cause__ is not None:
+            error = error.__cause__
+        if not isinstance(error, LogError | CutOffError | ProcessKilledError):
+            self.defect(f"a process died of {error!r}")
+
+    def defect(self, what: str) -> None:
+        """Note an error of the code itself."""
+        if what not in self.defects:
+            self.defects.append(what)
+        self.problem(what)
 
     def spawn(self, coro: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         """Run something outside all processes."""
@@ -377,7 +395,10 @@ def run(seed: int, rules: Rules | None = None) -> World:
     finally:
         logging.disable(before)
     for error in world.loop.errors:
-        world.problem(f"a callback failed: {error!r}")
+        world.defect(f"a callback failed: {error!r}")
+    for evidence, _ in Aftermath(world).evidence:
+        if evidence.get("reason") == "unhandled":
+            world.defect(evidence["message"])
     for problem in check(world):
         world.problem(problem)
     return world
