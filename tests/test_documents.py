@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from pydantic import BaseModel
 from rights_table import rows
 
 from policies import Option, Policy, Pool, parse_policy
@@ -115,7 +116,7 @@ def test_table_of_a_model_server_is_what_can_be_declared() -> None:
     assert told == list(OpenAIBackend.model_fields)
 
 
-DECLARED = {
+DECLARED: dict[str, type[BaseModel]] = {
     "A pool": Pool,
     "A variant": Serve,
     "A simulated backend": SimulatedBackend,
