@@ -201,6 +201,15 @@ def test_each_document_is_reached_from_the_readme() -> None:
     assert not set(DOCUMENTS) - reached
 
 
+def test_each_guarantee_names_where_it_is_enforced_and_tested() -> None:
+    section = section_of((DOCS / "guarantees.md").read_text(), "What holds")
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) > 15
+    for guarantee, enforced, tested in rows[2:]:
+        assert re.search(r"`(\w+/|SHUNTER_)", enforced), guarantee
+        assert "`tests/" in tested, guarantee
+
+
 def test_the_index_of_decisions_has_each_with_its_title_and_a_summary() -> None:
     lines = (DOCS / "decisions/README.md").read_text().splitlines()
     for path in sorted((DOCS / "decisions").glob("0*.md")):
