@@ -85,7 +85,7 @@ class Hints(_Strict):
 
 
 class InferenceRequest(_Strict):
-    """One inference request, as in the contract (README, "The request")."""
+    """One inference request, as in the contract (docs/reference/requests.md)."""
 
     id: Name
     body: dict[str, Any]

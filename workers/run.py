@@ -1,6 +1,7 @@
 """`shunter worker`, put together."""
 
 import random
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from policies import Option, Options, Policy, Pool, compile_options
@@ -14,7 +15,7 @@ from streams.declarations import load_fleet, load_policy
 from streams.host import StartedTogether, TelemetryService, run_app
 from streams.instance import claim_name
 from streams.metrics import Metrics
-from streams.metrics.gauges import span_gauges
+from streams.metrics.gauges import Readings, span_gauges
 from streams.otel import from_environment
 from topics import Catalogue, Settings, Topic
 from topics.access import worker as worker_role
@@ -67,6 +68,17 @@ def _topics(catalogue: Catalogue, pool: str) -> list[Topic]:
     return [topic for topic in catalogue.topics([pool]) if topic.name in own]
 
 
+def _metrics(
+    settings: Settings, options: Options, policy: Policy, gauges: Iterable[Callable[[], Readings]]
+) -> Metrics:
+    metrics = Metrics(
+        options, policy, tenants_max=settings.metrics_tenants_max, profile_of=profile_of
+    )
+    for source in gauges:
+        metrics.gauges.read_from(source)
+    return metrics
+
+
 def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoReturn:
     """Serve a pool until told to stop, or hand what stands in its lanes to other pools.
 
@@ -108,11 +120,8 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
         in_flight_bytes_max=settings.in_flight_bytes_max,
         share_of=lambda tenant: policy.limits_of(tenant).share,
     )
-    metrics = Metrics(
-        options, policy, tenants_max=settings.metrics_tenants_max, profile_of=profile_of
-    )
-    for source in (worker_gauges(pool, worker, breakers), span_gauges(telemetry)):
-        metrics.gauges.read_from(source)
+    gauges = [worker_gauges(pool, worker, breakers), span_gauges(telemetry)]
+    metrics = _metrics(settings, options, policy, gauges)
     run_app(
         f"worker-{pool}",
         settings,
