@@ -16,7 +16,7 @@ from benchmarks.hold import hold
 from benchmarks.latency import latency
 from benchmarks.throughput import Hall, large, libraries, routed, two
 from benchmarks.worker import worker
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 RESULTS = Path(__file__).parent / "results"
 MEASURES: Mapping[str, Callable[[Hall], list[Figure]]] = {

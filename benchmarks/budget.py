@@ -16,11 +16,11 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from benchmarks.yard import Yard, make_options, records_of, report_all, request_value
 from policies import decide, decided_tags, inputs_of, tag
-from streams.kafka_writer import BATCH_BYTES_MAX
-from streams.log import Outgoing, Record
-from topics import headers as h
+from streams.engine.log import Outgoing, Record
+from streams.kafka.writer import BATCH_BYTES_MAX
 from topics import parse_request
-from topics.canonical import canonical
+from topics.records import headers as h
+from topics.wire.canonical_json import canonical
 
 REQUESTS, POLL, REPEATS = 500, 100, 9
 LARGE_BYTES = (102_400, 409_600)
@@ -53,7 +53,7 @@ class Budget:
     def steps(self) -> Iterator[tuple[str, float]]:
         """Yield each step and the microseconds that a request takes in it."""
         yard, now = self.yard, self.yard.now
-        digests, situation = yard.scribe.digests, yard.situation
+        digests, situation = yard.evidence_writer.digests, yard.situation
         decided = list(zip(self.profiles, self.decisions, strict=True))
         yield "decode and validate", best_us(self.parse, self.records)
         yield "tags", best_us(self.tag, self.requests)
@@ -72,7 +72,7 @@ class Budget:
         yield "evidence as canonical JSON", best_us(canonical, self.told)
         polls = [self.effects[at : at + POLL] for at in range(0, len(self.effects), POLL)]
         each_poll = min(POLL, len(self.effects))
-        sealed = best_us(lambda poll: yard.notary.seal("chain", None, poll), polls)
+        sealed = best_us(lambda poll: yard.signer.seal("chain", None, poll), polls)
         yield f"hash and sign, {each_poll} in a transaction", sealed / each_poll
         yield "batches for Kafka", best_us(_batched, [e.records for e in self.effects])
 

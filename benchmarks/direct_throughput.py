@@ -24,9 +24,10 @@ import orjson
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from topics import Settings, admin
-from topics.broker import EmbeddedBroker
-from topics.broker_settings import free_port
+from topics import Settings
+from topics.admin import provisioning
+from topics.embedded_broker.broker import EmbeddedBroker
+from topics.embedded_broker.settings import free_port
 
 SERVICE_S = 2.0
 PREFIX = "direct-throughput"
@@ -142,7 +143,7 @@ def run(concurrent: int, requests: int) -> dict[str, Any]:
         directory, servers = Path(name), broker.bootstrap_servers
         (directory / "fleet.yaml").write_text(yaml.safe_dump(fleet(port, concurrent)))
         settings = Settings(bootstrap_servers=servers, topic_prefix=PREFIX)
-        asyncio.run(admin.apply(settings, ["here"]))
+        asyncio.run(provisioning.apply(settings, ["here"]))
         processes = [subprocess.Popen([sys.executable, __file__, "--serve", str(port)])]
         try:
             processes += [

@@ -18,10 +18,15 @@ from stream_cases import drain, make_transactor
 from benchmarks.contestants.null_worker import NullBackend
 from benchmarks.worker import IN_FLIGHT, POOL
 from benchmarks.yard import Clock, Yard, make_options, records_of, report_all, request_value
-from streams import Cancellations, Outgoing, Stage, Telemetry
-from workers import Attempts, Breakers, Worker
-from workers.ending import Ending
-from workers.streaming import Sink, Streams
+from streams.cancellation.index import Cancellations
+from streams.engine.log import Outgoing
+from streams.engine.stage import Stage
+from streams.tracing.telemetry import Telemetry
+from workers.resilience.attempts import Attempts
+from workers.resilience.circuit_breaker import Breakers
+from workers.stage.chunks import Sink, Streams
+from workers.stage.outcomes import OutcomeWriter
+from workers.stage.worker import Worker
 
 # No request asks for a stream.
 _NO_SINK = cast("Sink", None)
@@ -31,7 +36,7 @@ class Engine:
     """A stage that has all partitions, and what it is given to do, again and again.
 
     Args:
-        yard: whose topics and notary it has.
+        yard: whose topics and signer it has.
         stage: what is driven.
         inputs: records of its topics, published anew for each run.
         before: what is done before each run.
@@ -52,7 +57,7 @@ class Engine:
         )
         self._inputs, self._before = inputs, before
         log = MemoryLog(self.cluster)
-        self._transactor = make_transactor(log, stage, catalogue.progress, notary=yard.notary)
+        self._transactor = make_transactor(log, stage, catalogue.progress, signer=yard.signer)
         self._loop = asyncio.new_event_loop()
         self._loop.run_until_complete(self._join(stage.group))
 
@@ -112,8 +117,8 @@ def working(requests: int) -> Engine:
         POOL,
         served,
         Attempts(backend, breakers, clock, attempts_max=attempts_max, uniform=lambda: 0.5),
-        yard.scribe,
-        Ending(yard.scribe, Telemetry(None), attempts_max),
+        yard.evidence_writer,
+        OutcomeWriter(yard.evidence_writer, Telemetry(None), attempts_max),
         clock,
         Cancellations(clock),
         Streams(_NO_SINK),

@@ -39,11 +39,11 @@ from policies import (
 from shunter.archive import Archive
 from shunter.archive.rows import table_of
 from shunter.audit.archived import find_request, verify_archive
-from streams.declarations import load_fleet, load_policy
-from streams.digests import Digests
-from streams.log import Outgoing, Partition, Record
-from streams.notary import Notary
-from streams.stage import Effect
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.signer import Signer
+from streams.engine.stage import Effect
+from streams.engine.text_digests import Digests
 from topics import (
     Catalogue,
     Envelope,
@@ -56,8 +56,8 @@ from topics import (
     encode,
     parse_request,
 )
-from topics.canonical import canonical
-from topics.signing_key import load_signing_key
+from topics.signing.keys import load_signing_key
+from topics.wire.canonical_json import canonical
 
 NOW = 1_800_000_000.0
 TRANSACTION_RECORDS = 1000
@@ -125,11 +125,11 @@ def samples() -> tuple[Evidence, Evidence]:
     return placed, executed
 
 
-def new_signer() -> Notary:
-    """Return a notary with a key of its own."""
+def new_signer() -> Signer:
+    """Return a signer with a key of its own."""
     clock = _Clock()
     digests = Digests(CATALOGUE, None, os.urandom)
-    return Notary(CATALOGUE, load_signing_key(None), "router/router-0", clock, digests)
+    return Signer(CATALOGUE, load_signing_key(None), "router/router-0", clock, digests)
 
 
 def per_record_us(work: Callable[[], object], records: int, times: int) -> float:

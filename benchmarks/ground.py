@@ -18,7 +18,8 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from benchmarks.yard import heartbeats
 from policies import Options
-from topics import Catalogue, Settings, admin, encode, status_key
+from topics import Catalogue, Settings, encode, status_key
+from topics.admin import provisioning
 
 ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
@@ -46,7 +47,7 @@ class Ground:
 
     async def apply(self, pools: Collection[str]) -> None:
         """Create the topics of a fleet of these pools."""
-        await admin.apply(self.settings, pools)
+        await provisioning.apply(self.settings, pools)
 
     def producer(self) -> AIOKafkaProducer:
         """Return a producer for what is published beforehand."""

@@ -24,8 +24,8 @@ from benchmarks.yard import (
     request_value,
 )
 from policies import Policy
-from policies.policy import TenantLimits
-from streams.declarations import load_policy
+from policies.config.policy import TenantLimits
+from streams.config.declarations import load_policy
 
 REQUESTS = 1000
 POLL = 100
@@ -103,8 +103,8 @@ def of_tenants(tenants: int) -> float:
     )
     yard = Yard(policy=named)
     for number in range(min(tenants, 100_000)):
-        yard.scribe.digests.digest(f"tenant-{number}", "text")
-    yard.scribe.digests.written(yard.scribe.digests.unwritten())
+        yard.evidence_writer.digests.digest(f"tenant-{number}", "text")
+    yard.evidence_writer.digests.written(yard.evidence_writer.digests.unwritten())
     return routed_us(yard, tenants)
 
 

@@ -19,13 +19,13 @@ from benchmarks.throughput import Hall
 from benchmarks.used import Used, meter
 from benchmarks.yard import NOW, REQUEST_BYTES, Yard, make_options, records_of, request_value
 from policies import Member, Options, Windows, find_target
-from policies.groups import group_of
-from streams.declarations import load_policy
-from streams.log import Outgoing, Partition, Record
-from streams.payloads import Payloads, Room
-from streams.thrift import share_common
+from policies.batching.groups import group_of
+from streams.batcher.interning import share_common
+from streams.batcher.payload_cache import Payloads, Room
+from streams.config.declarations import load_policy
+from streams.engine.log import Outgoing, Partition, Record
 from topics import Profile, Settings
-from topics import headers as h
+from topics.records import headers as h
 
 WAITING = {"task": "summarization", "completion_window": "24h"}
 # Prompts of a group are of one length bucket, so that these are groups of their own.

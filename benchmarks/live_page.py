@@ -26,9 +26,9 @@ from system import System, eventually
 
 from shunter.demo.scaling import fleet_text
 from shunter.demo.trace import load_rows, request_of
-from streams.declarations import load_fleet
-from topics.broker import EmbeddedBroker
-from topics.broker_settings import free_port
+from streams.config.declarations import load_fleet
+from topics.embedded_broker.broker import EmbeddedBroker
+from topics.embedded_broker.settings import free_port
 
 SPEED = 4.0
 LOOK_EVERY_S = 2.0

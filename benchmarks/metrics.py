@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from policies import Policy, compile_options, decide, idle_view, situation, tag
-from streams.declarations import load_fleet, load_policy
-from streams.log import Outgoing, Partition
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.log import Outgoing, Partition
+from streams.engine.stage import Effect
 from streams.metrics import Metrics
-from streams.stage import Effect
 from topics import (
     Envelope,
     Evidence,

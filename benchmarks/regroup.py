@@ -7,9 +7,9 @@ import time
 
 from benchmarks.hold import Filled
 from policies import Arrivals, Situation
-from streams.held import Held
-from streams.log import Partition
-from streams.payloads import Payloads, Room
+from streams.batcher.partition_state import Held
+from streams.batcher.payload_cache import Payloads, Room
+from streams.engine.log import Partition
 
 WAITING = 100_000
 REPEATS = 5

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from benchmarks.growth import routed_us
 from benchmarks.yard import Yard, make_options, records_of, request_value
-from workers.runtime import COMMIT_EVERY_S
+from workers.stage.worker import COMMIT_EVERY_S
 
 DAY_S = 86_400
 MB = 1e6

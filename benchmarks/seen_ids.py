@@ -23,11 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import orjson
 
 from benchmarks.ground import Ground, ground
-from streams import KafkaLog, Partition, Record
-from streams.duplicates import Duplicates
-from streams.host import calm_garbage_collector
+from streams.engine.log import Partition, Record
+from streams.hosting.services import calm_garbage_collector
+from streams.kafka.log import KafkaLog
+from streams.router.deduplication import Duplicates
 from topics import Progress
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 PAYLOAD = "why " * 220
 AT_ONCE = 500

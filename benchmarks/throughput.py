@@ -21,7 +21,7 @@ from benchmarks.sides import (
 from benchmarks.sink import Sink
 from benchmarks.used import Used, cores, meter, transaction_us
 from benchmarks.yard import make_options, request_value
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 # Publishing large requests must not take longer than reading them.
 LARGE_BYTES = (102_400, 409_600)

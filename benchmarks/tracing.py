@@ -35,19 +35,21 @@ import orjson
 from memory_log import MemoryCluster, MemoryLog
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
-from stream_cases import Yard, drain, make_notary, make_transactor
+from stream_cases import Yard, drain, make_signer, make_transactor
 
 from benchmarks.sink import Sink
 from benchmarks.yard import MODEL, make_options
 from policies import Options, compile_options
-from streams import Outgoing, Router, Telemetry
-from streams.declarations import load_fleet, load_policy
-from streams.host import calm_garbage_collector
-from streams.otlp_grpc import GrpcExporter
-from streams.otlp_http import HttpExporter
-from streams.outbox import Exporter, Outbox
-from streams.route_spans import RouteSpans
-from streams.sampling import Sampling
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.log import Outgoing
+from streams.hosting.services import calm_garbage_collector
+from streams.router.stage import Router
+from streams.tracing.otlp_grpc import GrpcExporter
+from streams.tracing.otlp_http import HttpExporter
+from streams.tracing.route_spans import RouteSpans
+from streams.tracing.sampling import Sampling
+from streams.tracing.span_queue import Exporter, Outbox
+from streams.tracing.telemetry import Telemetry
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 NOW = 1_800_000_000.0
@@ -121,7 +123,7 @@ async def measure(
         )
     router = Router(
         yard.situation(),
-        yard.scribe(),
+        yard.evidence_writer(),
         yard.clock,
         yard.telemetry,
         request_bytes_max=1_000_000,
@@ -131,7 +133,7 @@ async def measure(
         MemoryLog(yard.cluster),
         router,
         yard.catalogue.progress,
-        notary=make_notary(yard.catalogue, yard.clock, yard.digests),
+        signer=make_signer(yard.catalogue, yard.clock, yard.digests),
         records_max=yard.settings.poll_records_max,
         observers=[RouteSpans(yard.telemetry, yard.catalogue, yard.clock)],
     )
@@ -139,7 +141,7 @@ async def measure(
     await yard.cluster.rebalance(router.group)
     yard.connect()
     yard.clock.at += WAITED_S
-    # As in a process of Shunter (streams/host.py).
+    # As in a process of Shunter (streams/hosting/services.py).
     calm_garbage_collector()
     began = time.process_time()
     await drain(transactor)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ground import Ground, Pace
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 
 @dataclass(frozen=True)

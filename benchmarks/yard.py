@@ -8,16 +8,16 @@ from typing import Any, cast
 import orjson
 
 from policies import FleetView, Options, Policy, Situation, compile_options, parse_fleet, situation
-from streams.declarations import load_policy, packaged
-from streams.digests import Digests
-from streams.log import Log, Partition, Record
-from streams.notary import Notary
-from streams.outgoing import Scribe
-from streams.router import Router
-from streams.stage import Effect
-from streams.telemetry import Telemetry
+from streams.config.declarations import load_policy, packaged
+from streams.engine.log import Log, Partition, Record
+from streams.engine.signer import Signer
+from streams.engine.stage import Effect
+from streams.engine.text_digests import Digests
+from streams.evidence.records import EvidenceWriter
+from streams.router.stage import Router
+from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, PoolStatus, Settings
-from topics.signing_key import load_signing_key
+from topics.signing.keys import load_signing_key
 
 NOW = 1_800_000_000.0
 MODEL = "llama-3.1-8b"
@@ -158,7 +158,7 @@ def records_of(values: Sequence[bytes], topic: str, first: int = 0) -> list[Reco
 
 
 class Yard:
-    """A router with its notary, on a fleet of its own and on no log."""
+    """A router with its signer, on a fleet of its own and on no log."""
 
     def __init__(
         self, options: Options | None = None, policy: Policy | None = None, now: float = NOW
@@ -171,13 +171,13 @@ class Yard:
         digests = Digests(self.catalogue, None, os.urandom)
         clock = Clock(now)
         writer = "router/router-0"
-        self.notary = Notary(self.catalogue, load_signing_key(None), writer, clock, digests)
-        self.scribe = Scribe(
+        self.signer = Signer(self.catalogue, load_signing_key(None), writer, clock, digests)
+        self.evidence_writer = EvidenceWriter(
             self.catalogue, writer, digests, self.policy.version, self.options.version
         )
         self.router = Router(
             self.situation,
-            self.scribe,
+            self.evidence_writer,
             clock,
             Telemetry(None),
             request_bytes_max=1 << 20,
@@ -193,7 +193,7 @@ class Yard:
     def route(self, records: Sequence[Record]) -> list[Effect]:
         """Return the effects of one poll, sealed as one transaction."""
         effects = self._work(records)
-        sealed, _ = self.notary.seal("chain", None, effects)
+        sealed, _ = self.signer.seal("chain", None, effects)
         return [*effects, Effect(None, sealed)]
 
     def _work(self, records: Sequence[Record]) -> list[Effect]:

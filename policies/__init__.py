@@ -5,15 +5,21 @@ windows, the model of an accelerator. All of it pure: no I/O, no clock, no rando
 no logging; the same inputs give the same decision on any machine.
 """
 
-from policies.admission import Rates, Shares, share_out
-from policies.arrivals import Arrivals
-from policies.decide import Decision, decide
-from policies.declaration import DeclarationError, Problem
-from policies.extension import Extension, refused_by
-from policies.fleet import Fleet, Pool, parse_fleet
-from policies.options import Option, Options, compile_options
-from policies.policy import Policy, parse_policy
-from policies.recorded import (
+from policies.batching.fair_queue import Member
+from policies.batching.release import find_target
+from policies.batching.windows import Expelled, Release, Target, Windows, windows_of
+from policies.config.fleet import Fleet, Pool, parse_fleet
+from policies.config.lint import review
+from policies.config.options import Option, Options, compile_options
+from policies.config.plugins import Extension, refused_by
+from policies.config.policy import Policy, parse_policy
+from policies.config.schema import DeclarationError, Problem
+from policies.fleet_state.arrivals import Arrivals
+from policies.fleet_state.view import FleetView, idle_view
+from policies.placement.admission import Rates, Shares, share_out
+from policies.placement.decide import Decision, decide
+from policies.placement.decision_tags import decided_tags
+from policies.placement.inputs import (
     Inputs,
     ReleaseInputs,
     decide_again,
@@ -21,25 +27,19 @@ from policies.recorded import (
     release_again,
     release_inputs_of,
 )
-from policies.release import find_target
-from policies.review import review
-from policies.risk import decided_tags
-from policies.second_chance import allow_again
-from policies.shadow import beside, decide_beside, release_beside
-from policies.situation import Situation, situation
-from policies.tags import Tagged, UnservableError, operation_of, tag
-from policies.turns import Member
-from policies.view import FleetView, idle_view
-from policies.windows import GivenUp, Release, Target, Windows, windows_of
+from policies.placement.retry import allow_again
+from policies.placement.shadow import beside, decide_beside, release_beside
+from policies.scoring.situation import Situation, situation
+from policies.tagging import Tagged, UnservableError, operation_of, tag
 
 __all__ = [
     "Arrivals",
     "Decision",
     "DeclarationError",
+    "Expelled",
     "Extension",
     "Fleet",
     "FleetView",
-    "GivenUp",
     "Inputs",
     "Member",
     "Option",

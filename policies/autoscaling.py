@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
-from policies.options import Option
+from policies.config.options import Option
 from topics import Profile
-from topics.status import DUE_S
+from topics.records.heartbeat import DUE_S
 
 # However many are held alike, a group's first members tell what the others take.
 SAMPLED_MAX = 200

@@ -13,12 +13,12 @@ from typer.core import TyperGroup
 
 from policies import DeclarationError
 from shunter.console import UserError, complain
-from streams.instance import NameTakenError
-from streams.otel import TelemetryError
-from topics.admin import AdminError
+from streams.kafka.instance_name import NameTakenError
+from streams.tracing.setup import TelemetryError
+from topics.admin.provisioning import AdminError
 from topics.credentials import masked
-from topics.key_files import KeyFileError
-from topics.terminal import visible
+from topics.signing.key_files import KeyFileError
+from topics.terminal_text import visible
 
 # Where each is: the function, or the group, of its name.
 COMMANDS = {

@@ -11,7 +11,7 @@ from rich.segment import Segment
 
 from topics import Settings
 from topics.credentials import masked
-from topics.terminal import visible
+from topics.terminal_text import visible
 
 
 class PlainConsole(Console):

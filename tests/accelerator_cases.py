@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from policies.accelerator import Accelerator, Completion, Event, VariantLimits
-from policies.roofline import Roofline
+from policies.hardware.accelerator import Accelerator, Completion, Event, VariantLimits
+from policies.hardware.roofline import Roofline
 
 LLAMA_8B = Roofline(
     weights_bytes=16.06e9,

@@ -8,7 +8,7 @@ import orjson
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from memory_log import MemoryCluster, MemoryLog
-from stream_cases import MODEL, START, FakeClock, Yard, drain, make_key, make_notary, make_settings
+from stream_cases import MODEL, START, FakeClock, Yard, drain, make_key, make_settings, make_signer
 
 from shunter.archive import Archive, Archiver
 from shunter.archive.layout import KINDS as ARCHIVE_KINDS
@@ -16,13 +16,13 @@ from shunter.archive.rows import table_of
 from shunter.audit.archived import read_archive
 from shunter.audit.findings import Findings
 from shunter.audit.topic import verify_topic
-from streams.batcher import Batcher
-from streams.log import Outgoing, Partition, Record
-from streams.notary import Notary
-from streams.router import Router
+from streams.batcher.stage import Batcher
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.signer import Signer
+from streams.router.stage import Router
 from topics import Catalogue, KeyEntry, Root, decode, encode
-from topics.roots import sign
-from topics.signing_key import SigningKey
+from topics.signing.keys import SigningKey
+from topics.signing.signed_root import sign
 
 KINDS = ("evidence", "roots", "keys", "progress")
 
@@ -109,20 +109,20 @@ Tamper = Callable[[Trail], None]
 
 
 class Office:
-    """A router whose notary's key can be changed, as by a restart."""
+    """A router whose signer's key can be changed, as by a restart."""
 
     def __init__(self) -> None:
         self.yard = Yard()
-        self.notaries: list[Notary] = []
+        self.notaries: list[Signer] = []
 
     async def run(
         self, count: int, start: int = 0, key: SigningKey | None = None, writer: str = "router/a"
     ) -> None:
         """Route requests, in transactions of two, and cancel none."""
         yard, catalogue = self.yard, self.yard.catalogue
-        notary = make_notary(catalogue, yard.clock, yard.digests, key=key, writer=writer)
-        self.notaries.append(notary)
-        published = notary.publish()
+        signer = make_signer(catalogue, yard.clock, yard.digests, key=key, writer=writer)
+        self.notaries.append(signer)
+        published = signer.publish()
         entry = KeyEntry(published=published)
         name = f"key/{published.statement.key}".encode()
         yard.cluster.publish(Outgoing(catalogue.evidence_keys, name, encode(entry)))
@@ -130,21 +130,21 @@ class Office:
             record = Outgoing(catalogue.requests, name_.encode(), value, partition=partition)
             yard.cluster.publish(record)
         yard.cluster.members.clear()
-        given = (yard.situation(), yard.scribe(), yard.clock, yard.telemetry)
+        given = (yard.situation(), yard.evidence_writer(), yard.clock, yard.telemetry)
         router = Router(*given, request_bytes_max=100_000, duplicate_window_records=100)
         batcher = Batcher(
             *given, yard.cancellations, held_records_max=100, held_payload_bytes_max=10_000
         )
         for stage in (router, batcher):
             log = MemoryLog(yard.cluster, f"{writer}-{stage.group}")
-            transactor = await yard.run(stage, log, notary=notary, records_max=2)
+            transactor = await yard.run(stage, log, signer=signer, records_max=2)
             await drain(transactor)
         yard.clock.at += 1.0
 
     def tell_heads(self) -> None:
         """Let each process publish its heartbeat."""
-        for notary in self.notaries:
-            heads = notary.heads()
+        for signer in self.notaries:
+            heads = signer.heads()
             name = f"heads/{heads.statement.key}".encode()
             entry = encode(KeyEntry(heads=heads))
             catalogue = self.yard.catalogue

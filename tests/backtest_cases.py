@@ -9,13 +9,13 @@ from stream_cases import MODEL
 
 from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES
-from policies.backtest.outcome import Outcome
-from policies.backtest.reality import Reality
-from policies.backtest.replay import Replay, Run
+from policies.backtest.fault_model import Reality
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replay import Replay, ReplayRun
 from policies.backtest.workload import Arrival, compress, profiles_of
 from shunter.backtest.files import read_trace
 from shunter.backtest.suite import Setting, scaled, shunter
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
 from topics import InferenceRequest
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
@@ -38,7 +38,7 @@ def replay(
     reality: Reality | None = None,
     fleet: Fleet = FLEET,
     policy: Policy = POLICY,
-) -> tuple[Run, Options]:
+) -> tuple[ReplayRun, Options]:
     reality = reality or Reality()
     arrivals = sample(rows, rate)
     case = Setting(arrivals, scaled(fleet, rate), policy, reality)
@@ -53,11 +53,11 @@ def replay(
     return run, options
 
 
-def cost_usd(run: Run) -> float:
+def cost_usd(run: ReplayRun) -> float:
     return sum(outcome.cost_usd for outcome in run.outcomes)
 
 
-def moved(outcome: Outcome, **changes: object) -> Outcome:
+def moved(outcome: ReplayOutcome, **changes: object) -> ReplayOutcome:
     return replace(outcome, **changes)  # type: ignore[arg-type]
 
 

@@ -38,7 +38,7 @@ from topics import (
     Timing,
     Usage,
 )
-from topics.admin import apply
+from topics.admin.provisioning import apply
 
 PLACEMENT = Placement(
     "lpddr-eu", "crescent-island", "llama-3.1-8b-int8", "int8", "eu-west", "batch", "b-17"

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import pytest
 
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 # Modules that make, load or import what is dear, once for a process: each keeps to one.
 SHARED = ("test_backtest", "test_cpu", "test_shape", "test_tamper")

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from memory_log import MemoryCluster, MemoryLog
 from stream_cases import drain, make_transactor
 
-from streams.log import Log, Outgoing, Partition, Record
-from streams.stage import Effect, Observer, Work
-from streams.transactor import Transactor
+from streams.engine.log import Log, Outgoing, Partition, Record
+from streams.engine.stage import Effect, Observer, TransactionPlan
+from streams.engine.transactor import Transactor
 from topics import Progress
 
 TOPICS = {"in": 2, "out": 2, "audit": 1, "dead": 1, "progress": 2}
@@ -45,14 +45,16 @@ class Copier:
     def idle_s(self) -> float:
         return self.wait_s
 
-    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+    async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
         if not records:
             return None
         self.fails("work")
         self.worked += [(partition.number, record.offset) for record in records]
         if self.meanwhile is not None:
             await self.meanwhile(partition)
-        return Work(Progress(records[-1].offset + 1), [self.copy(record) for record in records])
+        return TransactionPlan(
+            Progress(records[-1].offset + 1), [self.copy(record) for record in records]
+        )
 
     def copy(self, record: Record) -> Effect:
         number = record.partition.number
@@ -62,7 +64,7 @@ class Copier:
         ]
         return Effect(record, copies, subject=record)
 
-    def done(self, partition: Partition, work: Work) -> None:
+    def done(self, partition: Partition, work: TransactionPlan) -> None:
         if self.cluster is not None:
             self.seen_when_done.append(len(self.cluster.records("out")))
 

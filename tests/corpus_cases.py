@@ -13,7 +13,7 @@ import orjson
 from memory_log import MemoryCluster
 from stream_cases import FakeClock, Yard, make_digests
 
-from streams import Partition, Record
+from streams.engine.log import Partition, Record
 from topics import (
     Catalogue,
     ChainHead,
@@ -23,7 +23,7 @@ from topics import (
     Progress,
     Settings,
 )
-from topics import headers as h
+from topics.records import headers as h
 
 PREFIX = "corpus"
 ROOT = Path(__file__).parent / "data" / "corpus"

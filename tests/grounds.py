@@ -10,10 +10,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 from memory_log import MemoryCluster, MemoryLog
 
-from streams import Transactor
-from streams.kafka import KafkaLog
-from streams.kafka_writer import KafkaWriter
-from streams.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.transactor import Transactor
+from streams.kafka.log import KafkaLog
+from streams.kafka.writer import KafkaWriter
 from topics import Settings
 
 PARTITIONS = 2

@@ -8,9 +8,11 @@ import orjson
 from memory_log import MemoryLog
 from stream_cases import START, Yard, make_profile, request
 
-from policies.groups import group_of
-from streams import Batcher, Outgoing, Partition, Record, Transactor
-from topics import headers as h
+from policies.batching.groups import group_of
+from streams.batcher.stage import Batcher
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.transactor import Transactor
+from topics.records import headers as h
 
 MIB = 1024 * 1024
 
@@ -36,7 +38,7 @@ def make_batcher(
     """Return a batcher with a view of its own, in which the yard's live pools live."""
     return Batcher(
         yard.situation(),
-        yard.scribe(),
+        yard.evidence_writer(),
         yard.clock,
         yard.telemetry,
         yard.cancellations,

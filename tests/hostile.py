@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from stream_cases import START
 
-from topics import headers as h
+from topics.records import headers as h
 
 PROPERTY = settings(
     deadline=None,  # of the wall clock; an input's limit is processor time, below

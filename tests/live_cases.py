@@ -5,11 +5,11 @@ from typing import Any
 import orjson
 
 from policies import compile_options
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.log import Partition, Record
 from streams.live import LiveView, Snapshot, snapshot_of
-from streams.log import Partition, Record
 from topics import Catalogue, Settings
-from topics import headers as h
+from topics.records import headers as h
 
 CATALOGUE = Catalogue(Settings())
 OPTIONS, POLICY = compile_options(load_fleet(None)), load_policy(None)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from aiokafka.partitioner import murmur2
 
-from streams.log import Outgoing, Partition, Record
+from streams.engine.log import Outgoing, Partition, Record
 from topics import BadRecordError
 
 CrashPoint = Literal["begin", "send", "append", "commit", "committed"]

@@ -1,4 +1,4 @@
-"""Kafka in memory, for tests: what ``streams.log`` promises, and the faults that Kafka has.
+"""Kafka in memory, for tests: what ``streams.engine.log`` promises, and the faults that Kafka has.
 
 True to Kafka where the engine depends on it: control markers take offsets, an open transaction
 holds readers back, ids are fenced by epoch, a produce batch falls as a whole, the group's offset
@@ -20,8 +20,8 @@ from memory_cluster import (
     Transaction,
 )
 
-from streams.continuity import newest_epoch
-from streams.log import LogError, Membership, Outgoing, Partition, Record
+from streams.engine.continuity import newest_epoch
+from streams.engine.log import LogError, Membership, Outgoing, Partition, Record
 
 __all__ = [
     "Crash",

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream_cases import Yard, drain
 from worker_cases import ScriptedBackend, make_worker, place
 
-from streams import Transactor
+from streams.engine.transactor import Transactor
 from streams.metrics import Metric, Metrics
 from workers.gauges import profile_of
 

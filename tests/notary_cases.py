@@ -2,7 +2,7 @@
 
 from stream_cases import Yard
 
-from streams.router import Router
+from streams.router.stage import Router
 from topics import Root, decode
 
 CHAIN = "yard.router-yard.requests-0"
@@ -11,7 +11,7 @@ CHAIN = "yard.router-yard.requests-0"
 def router(yard: Yard) -> Router:
     return Router(
         yard.situation(),
-        yard.scribe(),
+        yard.evidence_writer(),
         yard.clock,
         yard.telemetry,
         request_bytes_max=100_000,

@@ -8,10 +8,11 @@ from stream_cases import Yard, make_policy, make_profile
 from worker_cases import POOL
 
 from policies import Option, compile_options, parse_fleet
-from policies.fleet import OpenAIBackend as Declared
-from streams import SystemClock
+from policies.config.fleet import OpenAIBackendConfig as Declared
+from streams.engine.clock import SystemClock
 from topics import InferenceRequest, Placement, PoolStatus, ServerLoad, decode, encode
-from workers import Call, OpenAIBackend
+from workers.backends.base import Call
+from workers.backends.openai.backend import OpenAIBackend
 
 FLEET = """
 devices:

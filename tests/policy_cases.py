@@ -18,7 +18,7 @@ from policies import (
     situation,
     tag,
 )
-from policies.view import FleetView
+from policies.fleet_state.view import FleetView
 from topics import (
     InferenceRequest,
     PoolStatus,

@@ -23,11 +23,12 @@ from corpus_cases import PREFIX, Corpus, Recorded
 from model_server import Exchange, good, serving
 from system import FLEET, System, chat, eventually
 
-from shunter.log_reading import read_all
-from streams import KafkaLog, Partition
-from streams.declarations import load_fleet, load_policy, text_of
+from shunter.logs.reading import read_all
+from streams.config.declarations import load_fleet, load_policy, text_of
+from streams.engine.log import Partition
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, Settings
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 ROOT = Path(__file__).parent.parent
 PARTITIONS = 2

@@ -5,7 +5,7 @@ from typing import Any
 from policy_cases import NOW, bulk
 
 from policies import Member, Situation, Target, find_target
-from policies.groups import group_of
+from policies.batching.groups import group_of
 from topics import Profile
 
 BUCKETS = (512, 2048)

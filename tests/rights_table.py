@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from topics import Catalogue, Settings
-from topics.access import roles
+from topics.admin.acls import roles
 
 KINDS = {"Topic": "topics", "Group": "groups", "TransactionalId": "transactional ids"}
 

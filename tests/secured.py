@@ -22,9 +22,9 @@ from confluent_kafka.admin import (
 )
 
 from topics import Settings
-from topics.access import Grant, Role
-from topics.broker import EmbeddedBroker, Listener
-from topics.broker_settings import free_port
+from topics.admin.acls import Grant, Role
+from topics.embedded_broker.broker import EmbeddedBroker, Listener
+from topics.embedded_broker.settings import free_port
 
 KINDS = {
     "Topic": ResourceType.TOPIC,

@@ -21,13 +21,19 @@ from policies import (
     tag,
 )
 from policies import situation as new_situation
-from streams import Cancellations, Clock, Outgoing, Record, Router, Scribe, Telemetry, Transactor
-from streams.digests import Digests
-from streams.notary import Notary
-from streams.stage import Observer, Stage
+from streams.cancellation.index import Cancellations
+from streams.engine.clock import Clock
+from streams.engine.log import Outgoing, Record
+from streams.engine.signer import Signer
+from streams.engine.stage import Observer, Stage
+from streams.engine.text_digests import Digests
+from streams.engine.transactor import Transactor
+from streams.evidence.records import EvidenceWriter
+from streams.router.stage import Router
+from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Evidence, PoolStatus, Profile, Result, Settings, decode, parse_request
-from topics import headers as h
-from topics.signing_key import SigningKey
+from topics.records import headers as h
+from topics.signing.keys import SigningKey
 
 T = TypeVar("T")
 
@@ -181,8 +187,8 @@ class Yard:
             found.view.report(heartbeat(self.options, pool, self.clock.at))
         return found
 
-    def scribe(self) -> Scribe:
-        return Scribe(
+    def evidence_writer(self) -> EvidenceWriter:
+        return EvidenceWriter(
             self.catalogue, "test", self.digests, self.policy.version, self.options.version
         )
 
@@ -190,17 +196,17 @@ class Yard:
         self,
         stage: Stage,
         log: MemoryLog | None = None,
-        notary: Notary | None = None,
+        signer: Signer | None = None,
         records_max: int = 500,
         observers: Sequence[Observer] = (),
         before_step: Callable[[], None] = lambda: None,
     ) -> Transactor:
         """Return a transactor that has all partitions of the stage's topics."""
         log = log or MemoryLog(self.cluster)
-        notary = notary or make_notary(self.catalogue, self.clock, self.digests)
+        signer = signer or make_signer(self.catalogue, self.clock, self.digests)
         transactor = make_transactor(
             *(log, stage, self.catalogue.progress),
-            notary=notary,
+            signer=signer,
             records_max=records_max,
             observers=observers,
             before_step=before_step,
@@ -256,16 +262,16 @@ def make_digests(catalogue: Catalogue) -> Digests:
     return Digests(catalogue, b"secret", lambda size: next(serial).to_bytes(size, "big"))
 
 
-def make_notary(
+def make_signer(
     catalogue: Catalogue,
     clock: Clock,
     digests: Digests | None = None,
     *,
     key: SigningKey | None = None,
     writer: str = "test",
-) -> Notary:
+) -> Signer:
     digests = digests or make_digests(catalogue)
-    return Notary(catalogue, key or make_key(), writer, clock, digests)
+    return Signer(catalogue, key or make_key(), writer, clock, digests)
 
 
 def make_transactor(
@@ -273,7 +279,7 @@ def make_transactor(
     stage: Stage,
     progress_topic: str,
     *,
-    notary: Notary | None = None,
+    signer: Signer | None = None,
     poll_s_max: float = 0.1,
     records_max: int = 500,
     observers: Sequence[Observer] = (),
@@ -282,7 +288,7 @@ def make_transactor(
     return Transactor(
         log,
         stage,
-        notary=notary or make_notary(Catalogue(make_settings()), FakeClock()),
+        signer=signer or make_signer(Catalogue(make_settings()), FakeClock()),
         progress_topic=progress_topic,
         poll_s_max=poll_s_max,
         transaction_s_max=60.0,
@@ -345,7 +351,7 @@ async def soon(awaitable: Awaitable[T], what: str, timeout_s: float = 5.0) -> T:
 def make_router(yard: Yard) -> Router:
     return Router(
         yard.situation(),
-        yard.scribe(),
+        yard.evidence_writer(),
         yard.clock,
         yard.telemetry,
         request_bytes_max=yard.settings.request_bytes_max,

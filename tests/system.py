@@ -17,9 +17,10 @@ import orjson
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from streams.declarations import load_policy
-from streams.vanished import client_options
-from topics import Catalogue, Settings, admin
+from streams.config.declarations import load_policy
+from streams.kafka.broker_loss import client_options
+from topics import Catalogue, Settings
+from topics.admin import provisioning
 
 ROOT = Path(__file__).parent.parent
 SPEED = 20.0
@@ -126,7 +127,7 @@ class System:
         policy = load_policy(None).faster(self.policy_speed)
         dumped = yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True))
         (self.directory / "policy.yaml").write_text(dumped)
-        await admin.apply(self.settings, self.fleet["pools"])
+        await provisioning.apply(self.settings, self.fleet["pools"])
         self.producer = AIOKafkaProducer(
             **client_options(self.settings),
             enable_idempotence=True,

@@ -7,10 +7,10 @@ from dataclasses import replace
 from audit_cases import Trail, changed, resigned
 from stream_cases import START, make_key
 
-from streams.log import Record
+from streams.engine.log import Record
 from topics import KeyEntry, Revocation, Root, decode, encode
-from topics.merkle import leaf_hash
-from topics.roots import leaves_of
+from topics.signing.merkle import leaf_hash
+from topics.signing.signed_root import leaves_of
 
 CHAIN = "yard.router-yard.requests-0"
 FIRST_KEY, SECOND_KEY = make_key(1), make_key(2)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from accelerator_cases import LLAMA_8B, VARIANTS, completions, drain
 
-from policies.accelerator import (
+from policies.hardware.accelerator import (
     Accelerator,
     Cancelled,
     Completion,
@@ -15,7 +15,7 @@ from policies.accelerator import (
     Refused,
     VariantLimits,
 )
-from policies.roofline import Roofline
+from policies.hardware.roofline import Roofline
 
 
 def one(roofline: Roofline = LLAMA_8B, max_batch: int = 8, **options: int) -> Accelerator:

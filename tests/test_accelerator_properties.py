@@ -8,7 +8,7 @@ from accelerator_cases import VARIANTS, completions, drain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.accelerator import Accelerator, Cancelled, Completion, Event, FirstToken, Job
+from policies.hardware.accelerator import Accelerator, Cancelled, Completion, Event, FirstToken, Job
 
 unhurried = settings(deadline=None)  # a busy machine is not a failure
 

@@ -22,12 +22,13 @@ from ledger_cases import until_the_ledger_follows
 from secured import SecuredKafka, secured_kafka, unused, user_of
 from system import FLEET, ROOT, System, chat, eventually, records_of
 
-from streams import Partition
-from streams.open_transactions import find_open
-from topics import Catalogue, Profile, Settings, admin, encode
-from topics import headers as h
-from topics.access import roles
-from topics.broker_settings import free_port
+from streams.engine.log import Partition
+from streams.kafka.open_transactions import find_open
+from topics import Catalogue, Profile, Settings, encode
+from topics.admin import provisioning
+from topics.admin.acls import roles
+from topics.embedded_broker.settings import free_port
+from topics.records import headers as h
 
 PREFIX = "yard"
 POOLS = tuple(FLEET["pools"])
@@ -125,7 +126,7 @@ def command(kafka: SecuredKafka, who: str, *args: object, password: str | None =
 async def system(
     secured: SecuredKafka, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[System]:
-    await admin.apply(secured.settings(user("operator"), PREFIX), POOLS)
+    await provisioning.apply(secured.settings(user("operator"), PREFIX), POOLS)
     env = {pool: secured.env(user(f"worker {pool}")) for pool in POOLS}
     # A window so short that seen ids are written down of a few requests.
     router = {"SHUNTER_WEB_PORT": str(PAGE_PORT), "SHUNTER_DUPLICATE_WINDOW_RECORDS": "4"}

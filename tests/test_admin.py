@@ -10,11 +10,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import NodeNotReadyError
 
 from topics import Catalogue, Settings
-from topics import admin as administration
-from topics.admin import AdminError, apply, describe, partition_counts
-from topics.broker import EmbeddedBroker, Listener
-from topics.broker_settings import free_port
-from topics.topic_report import Difference
+from topics.admin import provisioning as administration
+from topics.admin.provisioning import AdminError, apply, describe, partition_counts
+from topics.admin.topic_report import Difference
+from topics.embedded_broker.broker import EmbeddedBroker, Listener
+from topics.embedded_broker.settings import free_port
 
 POOLS = ("premium-eu", "cpu-eu")
 

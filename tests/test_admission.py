@@ -21,9 +21,9 @@ from policies import (
     situation,
     tag,
 )
-from policies.admission import TENANTS_MAX
-from policies.policy import TenantLimits
-from streams.declarations import load_policy
+from policies.config.policy import TenantLimits
+from policies.placement.admission import TENANTS_MAX
+from streams.config.declarations import load_policy
 from topics import InferenceRequest, Profile
 
 LIMITED = TenantLimits(rate_per_s=5)

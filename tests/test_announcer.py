@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAuthorizationFailedError
 
-from streams import announcer
-from streams.announcer import Announcer
+from streams.kafka import announcer
+from streams.kafka.announcer import Announcer
 from topics import Settings
 
 

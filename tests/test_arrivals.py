@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from policy_cases import NOW, PROPERTY
 
 from policies import Arrivals
-from policies.arrivals import FORGET_S, GROUPS_MAX, MEMORY_S
+from policies.fleet_state.arrivals import FORGET_S, GROUPS_MAX, MEMORY_S
 
 PRIOR = 0.5
 

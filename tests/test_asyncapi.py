@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from shunter.cli import app
 from topics import Catalogue, Settings, Timing, encode
 from topics import Result as ResultRecord
-from topics.asyncapi import asyncapi
+from topics.admin.asyncapi import asyncapi
 
 TOPICS = Catalogue(Settings(topic_prefix="yard")).topics(["boards"])
 DOCUMENT = asyncapi(TOPICS, "1.2.3")

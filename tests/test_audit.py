@@ -11,7 +11,7 @@ import pytest
 from audit_cases import Archived, Office, Trail, make_trail
 from hold_cases import look
 from notary_cases import router
-from stream_cases import START, Yard, drain, make_notary
+from stream_cases import START, Yard, drain, make_signer
 from typer.testing import CliRunner
 
 from policies import Options, Policy
@@ -22,16 +22,16 @@ from shunter.audit.files import write_keys
 from shunter.audit.keyring import Keyring
 from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.replay import decisions_on, replay_steps
-from shunter.audit.report import Group, Report, as_csv, as_html
+from shunter.audit.report import AuditReport, Group, as_csv, as_html
 from shunter.audit.topic import add_key
 from shunter.cli import app
 from shunter.console import UserError
-from shunter.log_reading import Row, row_of
-from streams.log import Outgoing
-from streams.stage import Effect
+from shunter.logs.reading import TrailRow, row_of
+from streams.engine.log import Outgoing
+from streams.engine.stage import Effect
 from topics import Batch, Envelope, Evidence, KeyEntry, Placement, Profile, Source, Usage, encode
-from topics.canonical import canonical
-from topics.signing_key import load_signing_key
+from topics.signing.keys import load_signing_key
+from topics.wire.canonical_json import canonical
 
 
 def of(yard: Yard) -> Callable[[str | None, str | None], tuple[Options, Policy]]:
@@ -39,7 +39,7 @@ def of(yard: Yard) -> Callable[[str | None, str | None], tuple[Options, Policy]]
     return lambda _fleet, _policy: (yard.options, yard.policy)
 
 
-def rows(trail: Trail, request_id: str) -> list[Row]:
+def rows(trail: Trail, request_id: str) -> list[TrailRow]:
     return [row_of(r) for r in trail.evidence if r.key == request_id.encode()]
 
 
@@ -200,8 +200,8 @@ def executed(request_id: str, **changes: Any) -> Evidence:
 
 
 class TestReport:
-    def report(self) -> Report:
-        report = Report(START - 10, START + 10)
+    def report(self) -> AuditReport:
+        report = AuditReport(START - 10, START + 10)
         for step in (
             executed("a"),
             executed("b", got=Envelope(0.003, 0.4, 2.5)),
@@ -241,11 +241,11 @@ async def signed(*steps: Evidence) -> Trail:
     """A trail of these steps, signed as they are by somebody who lies."""
     office = Office()
     yard, catalogue = office.yard, office.yard.catalogue
-    notary = make_notary(catalogue, yard.clock)
-    entry = KeyEntry(published=notary.publish())
+    signer = make_signer(catalogue, yard.clock)
+    entry = KeyEntry(published=signer.publish())
     yard.cluster.publish(Outgoing(catalogue.evidence_keys, b"key/1", encode(entry)))
     out = [Outgoing(catalogue.evidence, s.request_id.encode(), canonical(s)) for s in steps]
-    sealed, _ = notary.seal("chain", None, [Effect(None, out)])
+    sealed, _ = signer.seal("chain", None, [Effect(None, out)])
     for record in [*out, *sealed]:
         yard.cluster.publish(record)
     return office.trail()

@@ -13,13 +13,13 @@ from stream_cases import START, Yard, heartbeat, make_profile, request
 from worker_cases import POOL, ScriptedBackend, make_worker, place
 
 from policies.autoscaling import demand, device_s, replicas_needed, total
-from policies.groups import group_of
-from streams import Outgoing
-from streams.autoscaling import AutoscalingSignal
-from streams.metrics import catalogue as m
-from streams.stranded import Stranded
-from topics import headers as h
-from topics.status import DUE_S
+from policies.batching.groups import group_of
+from streams.autoscaling.orphaned_lanes import Stranded
+from streams.autoscaling.signal import AutoscalingSignal
+from streams.engine.log import Outgoing
+from streams.metrics import registry as m
+from topics.records import headers as h
+from topics.records.heartbeat import DUE_S
 
 
 def test_work_is_told_apart_by_when_it_is_due() -> None:

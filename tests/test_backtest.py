@@ -6,11 +6,11 @@ import pytest
 from backtest_cases import FLEET, POLICY, cost_usd, moved, replay
 
 from policies.backtest.baselines import BASELINES
-from policies.backtest.outcome import Outcome
-from policies.backtest.reality import Outage, Reality
-from policies.backtest.replay import Run
+from policies.backtest.fault_model import Outage, Reality
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replay import ReplayRun
 from policies.backtest.scores import calibration_of, percentile, scores_of
-from policies.roofline import MEMORY_UTILIZATION
+from policies.hardware.roofline import MEMORY_UTILIZATION
 from topics import Envelope
 
 TROUBLE = Reality(
@@ -23,16 +23,16 @@ TROUBLE = Reality(
 )
 
 
-def done(run: Run) -> list[Outcome]:
+def done(run: ReplayRun) -> list[ReplayOutcome]:
     return [outcome for outcome in run.outcomes if outcome.status == "completed"]
 
 
 @pytest.fixture(scope="module")
-def plain() -> Run:
+def plain() -> ReplayRun:
     return replay()[0]
 
 
-def test_each_request_has_one_end(plain: Run) -> None:
+def test_each_request_has_one_end(plain: ReplayRun) -> None:
     assert [outcome.row for outcome in plain.outcomes] == list(range(2000))
     assert {outcome.status for outcome in plain.outcomes} == {"completed"}
 
@@ -46,7 +46,7 @@ def test_money_is_busy_time_times_price(name: str, reality: Reality) -> None:
     assert all(outcome.status is not None for outcome in run.outcomes)
 
 
-def test_no_prefill_is_faster_than_the_flops_allow(plain: Run) -> None:
+def test_no_prefill_is_faster_than_the_flops_allow(plain: ReplayRun) -> None:
     for outcome in done(plain):
         pool, model = FLEET.pools[outcome.pool], FLEET.models[outcome.profile.model]
         wide = pool.serves[0].tensor_parallel
@@ -56,7 +56,7 @@ def test_no_prefill_is_faster_than_the_flops_allow(plain: Run) -> None:
         assert end_s - outcome.started_s >= least_s
 
 
-def test_no_decode_step_is_faster_than_the_weights_stream(plain: Run) -> None:
+def test_no_decode_step_is_faster_than_the_weights_stream(plain: ReplayRun) -> None:
     for outcome in done(plain):
         if outcome.output_tokens > 1:
             pool, model = FLEET.pools[outcome.pool], FLEET.models[outcome.profile.model]
@@ -66,7 +66,7 @@ def test_no_decode_step_is_faster_than_the_weights_stream(plain: Run) -> None:
             assert outcome.tpot_s >= least_s, outcome
 
 
-def test_no_device_holds_more_than_its_memory(plain: Run) -> None:
+def test_no_device_holds_more_than_its_memory(plain: ReplayRun) -> None:
     changes: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for outcome in done(plain):
         model = FLEET.models[outcome.profile.model]
@@ -86,7 +86,7 @@ def test_no_device_holds_more_than_its_memory(plain: Run) -> None:
             assert held <= usable * (1 + 1e-9)
 
 
-def test_times_are_in_order(plain: Run) -> None:
+def test_times_are_in_order(plain: ReplayRun) -> None:
     for outcome in done(plain):
         created = outcome.profile.created_at
         first_s = outcome.finished_s if outcome.first_token_s is None else outcome.first_token_s
@@ -130,17 +130,17 @@ def test_all_premium_uses_premium_gpus_only() -> None:
     assert {kinds[outcome.pool] for outcome in run.outcomes} == {"premium_gpu"}
 
 
-def test_shunter_meets_the_slo_for_less_than_the_premium_gpus(plain: Run) -> None:
+def test_shunter_meets_the_slo_for_less_than_the_premium_gpus(plain: ReplayRun) -> None:
     assert sum(outcome.attained for outcome in plain.outcomes) >= 0.99 * 2000
     premium, _ = replay("all_premium")
     assert cost_usd(plain) < 0.4 * cost_usd(premium)
 
 
-def test_scores_count_what_happened(plain: Run) -> None:
+def test_scores_count_what_happened(plain: ReplayRun) -> None:
     _, options = replay(rows=10)
     late = moved(plain.outcomes[0], finished_s=1e6)
     refused = moved(plain.outcomes[1], status="rejected", reason="no_pool")
-    run = Run([late, refused, *plain.outcomes[2:10]], {}, 0, 0, 0, 0)
+    run = ReplayRun([late, refused, *plain.outcomes[2:10]], {}, 0, 0, 0, 0)
     scores = scores_of(run, options, violations=3)
     assert scores["slo_attainment"] == 0.8
     assert (scores["deadline_misses"], scores["rejected"]) == (2, 1)
@@ -148,7 +148,7 @@ def test_scores_count_what_happened(plain: Run) -> None:
     assert scores["constraint_violations"] == 3
 
 
-def test_scores_tell_by_class_what_was_missed(plain: Run) -> None:
+def test_scores_tell_by_class_what_was_missed(plain: ReplayRun) -> None:
     _, options = replay(rows=10)
     first, second, third, fourth = [o for o in plain.outcomes if o.profile.task == "chat"][:4]
     created_s, ttft_s = first.profile.created_at, first.profile.ttft_s
@@ -157,7 +157,7 @@ def test_scores_tell_by_class_what_was_missed(plain: Run) -> None:
     slow = moved(second, finished_s=second.first_token_s + 0.09 * (second.output_tokens - 1))
     unanswered = moved(third, status="failed", reason="unavailable", finished_s=None)
     code = next(o for o in plain.outcomes if o.profile.task == "code_planning")
-    run = Run([begun_late, slow, unanswered, fourth, code], {}, 0, 0, 0, 0)
+    run = ReplayRun([begun_late, slow, unanswered, fourth, code], {}, 0, 0, 0, 0)
     scores = scores_of(run, options, violations=0)
     assert scores["missed_by_task"] == {
         "chat": {"requests": 4, "ttft": 1, "tpot": 1, "deadline": 1},
@@ -167,7 +167,7 @@ def test_scores_tell_by_class_what_was_missed(plain: Run) -> None:
     assert scores["p99_tpot_ms"] == pytest.approx(90.0)
 
 
-def test_the_time_in_the_hold_is_that_from_arrival_to_release(plain: Run) -> None:
+def test_the_time_in_the_hold_is_that_from_arrival_to_release(plain: ReplayRun) -> None:
     held = [outcome for outcome in plain.outcomes if outcome.held_s is not None]
     assert {outcome.profile.batchable for outcome in held} == {True}
     assert len(held) > 300

@@ -8,7 +8,7 @@ from backtest_cases import FLEET, POLICY, cost_usd, replay, sample, setting
 
 from policies import compile_options
 from policies.backtest.baselines import BASELINES
-from policies.backtest.reality import Reality
+from policies.backtest.fault_model import Reality
 from policies.backtest.workload import Arrival, compress, profiles_of
 from shunter.backtest.bound import lower_bound
 from shunter.backtest.bound_streaming import WINDOW_S, streaming_bound

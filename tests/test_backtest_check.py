@@ -9,9 +9,9 @@ from backtest_cases import FLEET, POLICY, asked, replay, sample
 from stream_cases import make_fleet, make_policy
 
 from policies import Extension, Option, compile_options
-from policies.backtest.reality import Outage, Reality
-from policies.backtest.route import End, Send
-from policies.policy import DataClass
+from policies.backtest.fault_model import Outage, Reality
+from policies.backtest.route import Send, Unserved
+from policies.config.policy import DataClass
 from shunter.backtest.check import is_broken
 from shunter.backtest.suite import Scored, Setting, run_one, runs
 from topics import Envelope, PoolStatus, Profile
@@ -90,14 +90,14 @@ class _Forbidden:
     def hear(self, status: PoolStatus, now: float) -> None:
         pass
 
-    def arrive(self, profile: Profile, now: float) -> Send | End | None:
+    def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
         pool = "premium-us" if profile.attempt == 1 else "premium-eu"
         return Send(profile, OPTIONS.by_pool[pool][0], "direct")
 
     def due_at(self) -> float:
         return float("inf")
 
-    def release(self, now: float) -> Iterator[Send | End]:
+    def release(self, now: float) -> Iterator[Send | Unserved]:
         yield from ()
 
 

@@ -12,14 +12,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from policies.backtest.workload import compress, repeat
-from policies.declaration import DeclarationError
+from policies.config.schema import DeclarationError
 from shunter.backtest.differences import COLUMNS as DIFFERENCES
 from shunter.backtest.files import COLUMNS, read_trace
 from shunter.backtest.suite import scaled
 from shunter.cli import app
 from shunter.commands import policy_backtest
 from shunter.console import UserError
-from streams.declarations import packaged
+from streams.config.declarations import packaged
 
 HEADER = "arrival_s,task,model,input_tokens,output_tokens,prefix_tokens,session,source\n"
 ROWS = (

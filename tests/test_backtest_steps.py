@@ -5,8 +5,8 @@ from backtest_cases import asked
 from stream_cases import make_fleet, make_policy
 
 from policies import Policy, compile_options
-from policies.backtest.outcome import Outcome
-from policies.backtest.reality import Reality
+from policies.backtest.fault_model import Reality
+from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.workload import Arrival
 from shunter.backtest.suite import Setting, run_one, runs, shunter
 from shunter.console import UserError
@@ -14,7 +14,7 @@ from shunter.console import UserError
 
 def outcomes(
     arrivals: list[Arrival], reality: Reality | None = None, policy: Policy | None = None
-) -> list[Outcome]:
+) -> list[ReplayOutcome]:
     setting = Setting(arrivals, make_fleet(), policy or make_policy(), reality or Reality())
     options = compile_options(setting.fleet)
     return run_one("shunter", setting, options, shunter(setting, options)).run.outcomes

@@ -4,12 +4,12 @@ import orjson
 from memory_log import MemoryLog
 from stream_cases import START, Yard, request
 
-from policies.backtest.reality import Reality
+from policies.backtest.fault_model import Reality
 from policies.backtest.workload import profiles_of, repeat
 from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.backtest.topic import TopicTrace, read_topic
-from streams import Outgoing
-from streams.tokens import TokenCounter
+from streams.config.token_counting import TokenCounter
+from streams.engine.log import Outgoing
 from topics import Result, Timing, Usage, encode
 
 

@@ -8,11 +8,13 @@ import pytest
 from hold_cases import hold, look, make_batcher, run
 from stream_cases import START, TRACEPARENT, Yard, header, heartbeat, keys
 
-from policies import windows
-from streams import LogError, Outgoing, Partition, batcher, payloads
-from streams.held import COMMIT_EVERY_S
+from policies.batching import windows
+from streams.batcher import payload_cache
+from streams.batcher import stage as batcher
+from streams.batcher.partition_state import COMMIT_EVERY_S
+from streams.engine.log import LogError, Outgoing, Partition
 from topics import Batch, Cancellation, Envelope, Fallback, Placement, Profile, Progress, decode
-from topics import headers as h
+from topics.records import headers as h
 
 
 async def test_a_full_batch_goes_out_whole_in_one_transaction() -> None:
@@ -299,7 +301,7 @@ async def test_what_is_released_at_once_has_a_limit_in_bytes_and_batches_stay_wh
         hold(yard, f"s{n}", metadata="x" * 1000)
     hold(yard, "long", metadata="x" * 20_000)
     monkeypatch.setattr(batcher, "RELEASED_BYTES_MAX", 10_000)
-    monkeypatch.setattr(payloads, "SMALL_BYTES", 100)
+    monkeypatch.setattr(payload_cache, "SMALL_BYTES", 100)
     held = make_batcher(yard, held_payload_bytes_max=5_000)
     transactor = await run(yard, held)
     most = 0

@@ -10,10 +10,10 @@ from memory_log import MemoryLog
 from metrics_cases import make_metrics, read
 from stream_cases import Yard, make_router
 
-from streams import LogError, Outgoing, Partition
-from streams.blocked import ASK_AGAIN_S, OVERDUE_S, TELL_AGAIN_S, BlockWatch
-from streams.metrics import catalogue as m
-from streams.open_transactions import OpenTransaction
+from streams.engine.log import LogError, Outgoing, Partition
+from streams.kafka.open_transactions import OpenTransaction
+from streams.metrics import registry as m
+from streams.metrics.open_transaction_watch import ASK_AGAIN_S, OVERDUE_S, TELL_AGAIN_S, BlockWatch
 
 PATIENCE_S = 20.0
 SERVERS = "kafka-1:9092,kafka-2:9092"
@@ -223,7 +223,7 @@ async def test_brokers_that_do_not_answer_are_waited_for_so_long(
         await asyncio.Event().wait()
         raise AssertionError("never")
 
-    monkeypatch.setattr("streams.blocked.ASK_S_MAX", 0.01)
+    monkeypatch.setattr("streams.metrics.open_transaction_watch.ASK_S_MAX", 0.01)
     monkeypatch.setattr(case.watch, "_find", hang)
     await case.look(0)
     async with asyncio.timeout(3):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 import pytest
 from grounds import SMALL_BYTES, KafkaGround, MemoryGround, kept, make_ground, until, values
 
-from streams.log import Log, Outgoing, Partition, Record, Writer
+from streams.engine.log import Log, Outgoing, Partition, Record, Writer
 
 BOTH = ["memory", pytest.param("kafka", marks=pytest.mark.kafka)]
 GROUP = "readers"

@@ -11,11 +11,13 @@ from hold_cases import held_request, make_batcher
 from stream_cases import START, Yard, header, keys, make_transactor, request
 from worker_cases import ScriptedBackend, make_worker, placed
 
-from streams import Canceller, Outgoing, Partition, Router, Transactor
-from streams.log import Log
-from streams.stage import Stage
+from streams.cancellation.stage import Canceller
+from streams.engine.log import Log, Outgoing, Partition
+from streams.engine.stage import Stage
+from streams.engine.transactor import Transactor
+from streams.router.stage import Router
 from topics import Cancellation, Catalogue, Progress, Settings, Usage, decode, encode, progress_key
-from topics import headers as h
+from topics.records import headers as h
 
 BOTH = ["memory", pytest.param("kafka", marks=pytest.mark.kafka)]
 
@@ -66,7 +68,7 @@ class GroundYard(Yard):
     def router(self) -> Router:
         return Router(
             self.situation(),
-            self.scribe(),
+            self.evidence_writer(),
             self.clock,
             self.telemetry,
             request_bytes_max=self.settings.request_bytes_max,
@@ -255,11 +257,11 @@ async def test_a_cancellation_is_evidenced_once_whoever_reads_it(yard: GroundYar
         )
 
     await cancel("a")
-    old, log = await yard.own(Canceller(yard.scribe(), yard.clock))
+    old, log = await yard.own(Canceller(yard.evidence_writer(), yard.clock))
     await yard.settle(old, lambda: yard.evidence("cancel_requested"))
     await yard.ground.kill(log)
     await cancel("b")
-    new, _ = await yard.own(Canceller(yard.scribe(), yard.clock))
+    new, _ = await yard.own(Canceller(yard.evidence_writer(), yard.clock))
     await yard.settle(new, lambda: len(yard.evidence("cancel_requested")) == 2)
     found = [(e.request_id, e.message) for e in yard.evidence("cancel_requested")]
     assert sorted(found) == [("a", "late"), ("b", "late")]

@@ -8,9 +8,9 @@ from openai_cases import OPTIONS, call
 from stream_cases import START, FakeClock
 
 from topics import Response, Usage
-from workers import Attempts, Breakers, CallError, Load, Outcome
-from workers.attempts import AFTER_S_MAX, TRIES_HERE_MAX, limit_s, service_s
-from workers.breaker import FAILURES_MAX, LAST_CALLS, Breaker
+from workers.backends.base import CallError, Load, Outcome
+from workers.resilience.attempts import AFTER_S_MAX, TRIES_HERE_MAX, Attempts, limit_s, service_s
+from workers.resilience.circuit_breaker import FAILURES_MAX, LAST_CALLS, Breaker, Breakers
 
 VARIANT = "small-bf16"
 ANSWER = Outcome(Response(200, {}), Usage(1, 1), START, None, START, 0.0)

@@ -15,9 +15,15 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from topics.broker import KAFKA_VERSION, BrokerError, EmbeddedBroker, Listener, kafka_jars
-from topics.broker_jars import _download
-from topics.broker_settings import Node, free_port, server_properties
+from topics.embedded_broker.broker import (
+    KAFKA_VERSION,
+    BrokerError,
+    EmbeddedBroker,
+    Listener,
+    kafka_jars,
+)
+from topics.embedded_broker.jars import _download
+from topics.embedded_broker.settings import Node, free_port, server_properties
 
 CLI = "import typer; from shunter.commands.broker import broker; typer.run(broker)"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -164,7 +170,7 @@ async def test_a_temporary_broker_keeps_its_data_over_a_restart_and_leaves_none(
 @pytest.mark.kafka
 def test_the_broker_ends_when_its_parent_is_killed() -> None:
     script = (
-        "from topics.broker import EmbeddedBroker\n"
+        "from topics.embedded_broker.broker import EmbeddedBroker\n"
         "broker = EmbeddedBroker().start()\n"
         "print(broker.pid, broker.data_dir, flush=True)\n"
         "input()\n"
@@ -208,7 +214,7 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pins = tmp_path / "pins"
     lines = [f"{sha256(name.encode()).hexdigest()}  {name}.jar\n" for name in names]
     pins.write_text("".join(lines))
-    monkeypatch.setattr("topics.broker_jars.PINS", pins)
+    monkeypatch.setattr("topics.embedded_broker.jars.PINS", pins)
     return jars
 
 

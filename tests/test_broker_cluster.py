@@ -13,8 +13,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from topics.broker import BrokerError, EmbeddedBroker
-from topics.broker_cluster import EmbeddedCluster
+from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
+from topics.embedded_broker.cluster import EmbeddedCluster
 
 CLI = "import typer; from shunter.commands.broker import broker; typer.run(broker)"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

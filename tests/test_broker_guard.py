@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from topics import broker_guard
+from topics.embedded_broker import guard
 
 
 def assert_eventually(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
@@ -34,7 +34,7 @@ class Guarded:
     def __init__(self, command: list[str], temporary_dir: Path, parent_pid: int) -> None:
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-I", "-S", str(broker_guard.__file__)),
+                *(sys.executable, "-I", "-S", str(guard.__file__)),
                 *(str(parent_pid), "0.5", str(temporary_dir), *command),
             ],
             stdin=subprocess.PIPE,
@@ -76,7 +76,7 @@ class TestGuard:
         assert not temporary_dir.exists()
 
     @pytest.mark.parametrize(
-        ("order", "by"), [(broker_guard.STOP, signal.SIGTERM), (broker_guard.KILL, signal.SIGKILL)]
+        ("order", "by"), [(guard.STOP, signal.SIGTERM), (guard.KILL, signal.SIGKILL)]
     )
     def test_stop_and_kill_keep_the_directory(
         self, guarded: Guarded, temporary_dir: Path, order: bytes, by: int

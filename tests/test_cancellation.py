@@ -12,9 +12,13 @@ from memory_log import Crash, MemoryLog, ProcessKilledError
 from stream_cases import START, Yard, drain, keys, step_until
 from worker_cases import ScriptedBackend, place, progress, serve
 
-from streams import Cancellations, Canceller, Outgoing, Partition, Record, Transactor, batcher
+from streams.batcher import stage
+from streams.cancellation.index import Cancellations
+from streams.cancellation.stage import Canceller
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.transactor import Transactor
 from topics import BadRecordError, Cancellation, Progress, parse_cancellation
-from topics.cancellation import CANCELLATION_S
+from topics.records.cancellation import CANCELLATION_S
 
 
 class TestHeld:
@@ -92,7 +96,7 @@ class TestHeld:
     async def test_more_than_a_transaction_takes_end_one_after_another(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(batcher, "RELEASED_MAX", 2)
+        monkeypatch.setattr(stage, "RELEASED_MAX", 2)
         yard = Yard()
         names = [f"s{n}" for n in range(5)]
         for name in names:
@@ -216,7 +220,7 @@ class TestAtAWorker:
 
 async def run_canceller(yard: Yard) -> Transactor:
     yard.cluster.members.clear()
-    return await yard.run(Canceller(yard.scribe(), yard.clock))
+    return await yard.run(Canceller(yard.evidence_writer(), yard.clock))
 
 
 def publish(yard: Yard, key: bytes | None, value: bytes | None = None) -> None:
@@ -252,7 +256,7 @@ class TestEvidence:
         yard.cluster.refuse = lambda record: (
             b"a mistake" in (record.value or b"") and (record.topic == yard.catalogue.evidence)
         )
-        canceller = Canceller(yard.scribe(), yard.clock)
+        canceller = Canceller(yard.evidence_writer(), yard.clock)
         await drain(await yard.run(canceller))
         assert [e.step for e in yard.evidence()] == ["dead_lettered"]
         assert len(yard.dead_letters()) == 1

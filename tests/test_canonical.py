@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from topics import Candidate, Evidence, Source, Tag
-from topics.canonical import canonical, canonical_json, is_canonical
+from topics.wire.canonical_json import canonical, canonical_json, is_canonical
 
 finite = st.floats(-sys.float_info.max, sys.float_info.max)
 # Where ECMAScript and msgspec part: whole numbers, small ones, large ones.

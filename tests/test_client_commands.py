@@ -19,9 +19,9 @@ from client_commands import (
     write,
 )
 
-from shunter.client import read_by_key
+from shunter.client.kafka import read_by_key
 from shunter.console import UserError
-from streams.kafka_writer import partition_of
+from streams.kafka.writer import partition_of
 from topics import Cancellation, Catalogue, Settings, encode, parse_cancellation
 
 FLEET = """\

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from policy_cases import PROPERTY
 from stream_cases import START, FakeClock
 
-from streams.clock import TOLERANCE_S, BrokerClock
+from streams.engine.clock import TOLERANCE_S, BrokerClock
 
 
 def clock_at(machine_s: float) -> tuple[FakeClock, BrokerClock]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topics.codec import JSON_DEPTH_MAX, LONG_BYTES, decode_unique_json_object
-from topics.errors import BadRecordError
+from topics.wire.codec import JSON_DEPTH_MAX, LONG_BYTES, decode_unique_json_object
+from topics.wire.errors import BadRecordError
 
 names = st.sampled_from(["a", "b", 'c"', "d\u00e9", "\\", "[", "1"])
 leaves = st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats(-1e300, 1e300) | names
@@ -69,7 +69,7 @@ def test_what_orjson_takes_much_memory_to_write_it_does_not_write(
         raise AssertionError("orjson writes it")
 
     value = json.dumps({"long": "a" * LONG_BYTES, "many": [1] * LONG_BYTES}).encode()
-    monkeypatch.setattr("topics.codec.orjson.dumps", refuse)
+    monkeypatch.setattr("topics.wire.codec.orjson.dumps", refuse)
     decode_unique_json_object(value)
 
 

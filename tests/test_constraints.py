@@ -21,12 +21,12 @@ from policy_cases import (
 )
 
 from policies import Decision, Member, Option, Options, Policy, Situation, decide, find_target
-from policies.arrivals import Arrivals
-from policies.constraints import EXPLANATIONS, Refusal, explain, refusal
-from policies.estimate import estimate
-from policies.groups import group_of
-from policies.policy import Estimates
-from policies.view import FleetView
+from policies.batching.groups import group_of
+from policies.config.policy import Estimates
+from policies.fleet_state.arrivals import Arrivals
+from policies.fleet_state.view import FleetView
+from policies.scoring.constraints import EXPLANATIONS, Refusal, explain, refusal
+from policies.scoring.estimate import estimate
 from topics import Profile
 
 OPTIONS = some_options()

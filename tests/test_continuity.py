@@ -7,13 +7,15 @@ from collections.abc import Callable
 import pytest
 from hold_cases import hold, make_batcher
 from memory_log import MemoryLog
-from stream_cases import START, Yard, drain, keys, make_notary, make_router
+from stream_cases import START, Yard, drain, keys, make_router, make_signer
 from worker_cases import ScriptedBackend, make_worker, place
 
-from streams import Outgoing, Partition, Transactor, continuity
-from streams.continuity import BrokenLogError, check_continuity
-from streams.recovery import NothingToRecoverError, RecoveryError, carry_out, plan
-from streams.stage import Stage
+from streams.engine import continuity
+from streams.engine.continuity import BrokenLogError, check_continuity
+from streams.engine.log import Outgoing, Partition
+from streams.engine.recovery import NothingToRecoverError, RecoveryError, carry_out, plan
+from streams.engine.stage import Stage
+from streams.engine.transactor import Transactor
 from topics import Progress, decode
 
 HOME = Partition("yard.requests", 0)
@@ -37,12 +39,12 @@ async def recover(
     yard: Yard, group: str, partition: Partition = HOME, at: int | None = None
 ) -> str:
     """Do what `shunter topics recover` does."""
-    log, notary = (
+    log, signer = (
         MemoryLog(yard.cluster, "operator"),
-        make_notary(yard.catalogue, yard.clock, yard.digests),
+        make_signer(yard.catalogue, yard.clock, yard.digests),
     )
-    found = await plan(log, yard.catalogue, notary, group, partition, at)
-    await carry_out(log, yard.catalogue, notary, "recover/op", found, START)
+    found = await plan(log, yard.catalogue, signer, group, partition, at)
+    await carry_out(log, yard.catalogue, signer, "recover/op", found, START)
     return found.message
 
 

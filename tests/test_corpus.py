@@ -9,21 +9,20 @@ import pytest
 from corpus_cases import PREFIX, ROOT, Corpus, versions, yard_of
 from hold_cases import make_batcher
 from memory_log import MemoryLog
-from stream_cases import Yard, drain, make_notary, make_router
+from stream_cases import Yard, drain, make_router, make_signer
 from worker_cases import ScriptedBackend, make_worker
 
-from shunter.audit.report import Report
+from shunter.audit.report import AuditReport
 from shunter.audit.topic import verify_topic
-from shunter.client_stream import text_of
-from shunter.story import story
-from streams import Cancellations
-from streams.cancellations import CancellationFollower
-from streams.fleet_follower import FleetFollower
-from streams.ledger import Endings
+from shunter.client.answers import text_of
+from shunter.render.story import story
+from streams.cancellation.index import CancellationFollower, Cancellations
+from streams.config.fleet_follower import FleetFollower
+from streams.engine.log import Outgoing, Record
+from streams.engine.progress import read_progress
+from streams.evidence.salt_follower import SaltFollower
 from streams.live import LiveView, snapshot_of
-from streams.log import Outgoing, Record
-from streams.progress import read_progress
-from streams.salt_follower import SaltFollower
+from streams.usage_report import Endings
 from topics import (
     Evidence,
     KeyEntry,
@@ -35,8 +34,8 @@ from topics import (
     decode,
     encode,
 )
-from topics import headers as h
-from topics.evidence import ENDS
+from topics.records import headers as h
+from topics.records.evidence import ENDS
 
 # 0: as it was recorded. Else as a next release might have written it, by this seed.
 SEEDS = (0, 1, 2)
@@ -104,7 +103,7 @@ def test_results_and_evidence_are_read(read: Read) -> None:
 
 def test_views_of_the_evidence_count_each_of_it(read: Read) -> None:
     wanted = Counter(read.corpus.outcomes["statuses"].values())
-    endings, report = Endings(), Report(0.0, read.corpus.at + 1)
+    endings, report = Endings(), AuditReport(0.0, read.corpus.at + 1)
     view = LiveView(read.yard.catalogue, read.yard.options, read.yard.policy, since=0.0)
     ended: Counter[str] = Counter()
     for record in read.records("evidence"):
@@ -199,12 +198,12 @@ async def test_a_worker_runs_what_is_left_and_nothing_twice(read: Read) -> None:
 @pytest.mark.parametrize("version", versions())
 async def test_the_trail_is_verified_also_when_it_goes_on(version: str) -> None:
     read = read_corpus(version, 0)
-    yard, notary = read.yard, make_notary(read.yard.catalogue, read.yard.clock, read.yard.digests)
+    yard, signer = read.yard, make_signer(read.yard.catalogue, read.yard.clock, read.yard.digests)
     findings = await verify_topic(MemoryLog(yard.cluster), yard.catalogue)
     assert findings.is_good, findings.problems
-    published = KeyEntry(published=notary.publish())
+    published = KeyEntry(published=signer.publish())
     yard.cluster.publish(Outgoing(f"{PREFIX}.evidence-keys", b"key/next", encode(published)))
-    await drain(await yard.run(make_router(yard), notary=notary))
+    await drain(await yard.run(make_router(yard), signer=signer))
     again = await verify_topic(MemoryLog(yard.cluster), yard.catalogue)
     assert again.is_good, again.problems
     assert again.records > findings.records

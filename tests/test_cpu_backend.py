@@ -8,10 +8,10 @@ import pytest
 from cpu_cases import FLEET, call, needs_extra
 
 from policies import compile_options, parse_fleet
-from policies.fleet import CPUBackend as Declared
-from streams import SystemClock
-from workers import BackendSettingError, Call, CallError
-from workers.cpu import CPUBackend
+from policies.config.fleet import CPUBackendConfig as Declared
+from streams.engine.clock import SystemClock
+from workers.backends.base import BackendSettingError, Call, CallError
+from workers.backends.cpu.backend import CPUBackend
 
 OPTIONS = compile_options(parse_fleet(FLEET, "fleet of the tests")).by_pool["here"]
 

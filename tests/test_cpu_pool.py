@@ -13,14 +13,19 @@ from stream_cases import Yard, step_until
 from system import System
 from worker_cases import MemorySink
 
-from policies.fleet import CPUBackend as Declared
-from streams import Outgoing, Router, Transactor
+from policies.config.fleet import CPUBackendConfig as Declared
+from streams.engine.log import Outgoing
+from streams.engine.transactor import Transactor
+from streams.router.stage import Router
 from topics import Profile
-from topics import headers as h
-from workers import Attempts, Breakers, CallError, Worker
-from workers.cpu import CPUBackend
-from workers.ending import Ending
-from workers.streaming import Streams
+from topics.records import headers as h
+from workers.backends.base import CallError
+from workers.backends.cpu.backend import CPUBackend
+from workers.resilience.attempts import Attempts
+from workers.resilience.circuit_breaker import Breakers
+from workers.stage.chunks import Streams
+from workers.stage.outcomes import OutcomeWriter
+from workers.stage.worker import Worker
 
 pytestmark = needs_extra
 POLICY = """
@@ -62,7 +67,7 @@ class CPUYard(Yard):
             topic = self.catalogue.requests
             self.cluster.publish(Outgoing(topic, each["id"].encode(), orjson.dumps(each), [], 0))
         router = Router(
-            self.situation(), self.scribe(), self.clock, self.telemetry,
+            self.situation(), self.evidence_writer(), self.clock, self.telemetry,
             request_bytes_max=1_000_000, duplicate_window_records=100,
         )  # fmt: skip
         transactor = await self.run(router)
@@ -73,13 +78,13 @@ class CPUYard(Yard):
 
     async def work(self) -> Transactor:
         """Return the transactor of the pool's worker."""
-        attempts_max, scribe = self.policy.attempts_max, self.scribe()
+        attempts_max, evidence_writer = self.policy.attempts_max, self.evidence_writer()
         attempts = Attempts(
             self.backend, self.breakers, self.clock, attempts_max=attempts_max, uniform=lambda: 0.0
         )
         worker = Worker(
-            "here", self.options.by_pool["here"], attempts, scribe,
-            Ending(scribe, self.telemetry, attempts_max),
+            "here", self.options.by_pool["here"], attempts, evidence_writer,
+            OutcomeWriter(evidence_writer, self.telemetry, attempts_max),
             self.clock, self.cancellations, Streams(MemorySink(self)), in_flight_max=100,
         in_flight_bytes_max=1 << 20,
         )  # fmt: skip
@@ -128,7 +133,7 @@ async def test_a_computation_that_fails_fails_its_request_alone(
     monkeypatch.setattr(embedder, "embed", embed)
     texts = ["one", "poison", "two", "poison", "three"]
     await yard.route(*(embedding(f"e-{n}", text) for n, text in enumerate(texts)))
-    with caplog.at_level(logging.WARNING, "workers.surprises"):
+    with caplog.at_level(logging.WARNING, "workers.backends.error_log"):
         transactor = await yard.work()
         await step_until(
             transactor, lambda: len(yard.evidence()) == 2 * len(texts), "each has its end"
@@ -141,7 +146,7 @@ async def test_a_computation_that_fails_fails_its_request_alone(
         (fallback,) = h.read(record.headers, h.PROFILE, Profile).fallbacks
         assert (fallback.pool, fallback.reason) == ("here", "server_error")
     # It is told once, and without the text that its message may hold.
-    (message,) = (r.message for r in caplog.records if r.name == "workers.surprises")
+    (message,) = (r.message for r in caplog.records if r.name == "workers.backends.error_log")
     assert message.startswith(f"pool here: a call failed by {type(error).__name__} in ")
     assert "the text" not in message
 

@@ -15,11 +15,11 @@ import pytest
 from client_commands import installation
 
 from shunter import cli
-from streams.otel import TelemetryError, from_environment
+from streams.tracing.setup import TelemetryError, from_environment
 from topics import Settings
-from topics.admin import apply
+from topics.admin.provisioning import apply
 from topics.credentials import conceal, masked
-from topics.key_files import KeyFileError, check_key_file, write_key_file
+from topics.signing.key_files import KeyFileError, check_key_file, write_key_file
 
 SECRET = "kanarienvogel"  # noqa: S105  a canary
 QUOTED = "kanarien/vogel+2"

@@ -21,8 +21,8 @@ from policy_cases import (
 )
 
 from policies import Decision, FleetView, Situation, decide, idle_view, situation
-from policies.estimate import chance, estimate
-from policies.view import MISSED_BEATS_MAX
+from policies.fleet_state.view import MISSED_BEATS_MAX
+from policies.scoring.estimate import chance, estimate
 from topics import Candidate, Fallback, Profile, VariantStatus
 
 

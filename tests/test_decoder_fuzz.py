@@ -38,9 +38,11 @@ from stream_cases import START, Yard
 from trace_cases import TracedYard
 from worker_cases import POOL, ScriptedBackend, make_worker, placed
 
-from streams import CancellationFollower, Canceller, Partition, Record, message_of
-from streams.held import held_at_of
-from streams.stage import Effect, Stage, Work
+from streams.batcher.partition_state import held_at_of
+from streams.cancellation.index import CancellationFollower, message_of
+from streams.cancellation.stage import Canceller
+from streams.engine.log import Partition, Record
+from streams.engine.stage import Effect, Stage, TransactionPlan
 from topics import (
     BadRecordError,
     Evidence,
@@ -58,8 +60,8 @@ from topics import (
     parse_request,
     peek_id,
 )
-from topics import headers as h
-from workers import Call, Outcome
+from topics.records import headers as h
+from workers.backends.base import Call, Outcome
 
 KINDS = [Profile, Placement, Progress, PoolStatus, Result, Evidence]
 
@@ -271,7 +273,7 @@ class Cancelling(Ground):
 
     def __init__(self) -> None:
         super().__init__()
-        self._canceller = Canceller(self.yard.scribe(), self.yard.clock)
+        self._canceller = Canceller(self.yard.evidence_writer(), self.yard.clock)
         self.cancellations = self.yard.cancellations
         self._follower = CancellationFollower(self.yard.settings, self.cancellations)
         self.told: list[str] = []
@@ -367,7 +369,7 @@ class Lanes(Ground):
         self._sent()
         return work.effects
 
-    async def _run(self, partition: Partition, record: Record) -> Work:
+    async def _run(self, partition: Partition, record: Record) -> TransactionPlan:
         work = await self._worker.work(partition, [record])
         while work is None:
             await asyncio.sleep(0)

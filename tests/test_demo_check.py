@@ -10,7 +10,7 @@ from shunter.demo.check import judge
 from shunter.demo.ledger import Ledger
 from shunter.demo.rules import Rules
 from shunter.demo.trace import load_rows, request_of
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
 from topics import Evidence, Placement, Result, Source, Timing
 
 RULES = Rules(load_fleet(None), load_policy(None))

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 
 from policies import compile_options
-from policies.accelerator import Accelerator, Completion, Job, VariantLimits
+from policies.hardware.accelerator import Accelerator, Completion, Job, VariantLimits
 from shunter.demo.attainment import is_attained
 from shunter.demo.baseline import premium_cost_usd
 from shunter.demo.check import judge
 from shunter.demo.ledger import Ledger
 from shunter.demo.rules import Rules
 from shunter.demo.summary import summarize
-from shunter.demo.trace import Row, load_rows, request_of
+from shunter.demo.trace import TraceRow, load_rows, request_of
 from shunter.demo.watch import Watch
-from streams import Partition, Record
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.log import Partition, Record
 from streams.live import LiveView, snapshot_of
 from topics import (
     Catalogue,
@@ -33,7 +33,7 @@ from topics import (
     Usage,
     encode,
 )
-from topics import headers as h
+from topics.records import headers as h
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
 OPTIONS, RULES = compile_options(FLEET), Rules(FLEET, POLICY)
@@ -74,7 +74,7 @@ def test_attained_is_completed_by_the_deadline_and_within_the_slo_of_who_waits(
 
 
 def test_the_summary_counts_what_came_and_multiplies_seconds_back():
-    rows = [Row(n, 0.0, "chat", "llama-3.1-8b", 1000, 11, None) for n in range(1, 5)]
+    rows = [TraceRow(n, 0.0, "chat", "llama-3.1-8b", 1000, 11, None) for n in range(1, 5)]
     batched = replace(US, path="batch", batch_id="0-1")
     results = [
         result("demo-1"),
@@ -104,12 +104,12 @@ def test_the_summary_counts_what_came_and_multiplies_seconds_back():
     assert (figures["cost_usd"], figures["cost_all_premium_usd"]) == (0.003, 0.008)
 
 
-def premium(rows: list[Row]) -> dict[str, float]:
+def premium(rows: list[TraceRow]) -> dict[str, float]:
     return premium_cost_usd([(row, request_of(row)) for row in rows], OPTIONS, RULES)
 
 
 def test_a_lone_request_costs_its_device_time_on_a_premium_gpu():
-    row = Row(1, 5.0, "chat", "llama-3.1-8b", 1000, 100, None)
+    row = TraceRow(1, 5.0, "chat", "llama-3.1-8b", 1000, 100, None)
     expected = []
     for pool in ("premium-us", "premium-eu"):
         options = OPTIONS.by_pool[pool]
@@ -122,8 +122,8 @@ def test_a_lone_request_costs_its_device_time_on_a_premium_gpu():
 
 def test_premium_gpus_too_share_their_steps_and_keep_to_constraints():
     # Number 3 is regulated: it may go to premium-eu only, whose two replicas it shares.
-    alone = premium([Row(3, 0.0, "chat", "llama-3.1-8b", 100, 200, None)])["demo-3"]
-    rows = [Row(3 + 25 * n, 0.0, "chat", "llama-3.1-8b", 100, 200, None) for n in range(40)]
+    alone = premium([TraceRow(3, 0.0, "chat", "llama-3.1-8b", 100, 200, None)])["demo-3"]
+    rows = [TraceRow(3 + 25 * n, 0.0, "chat", "llama-3.1-8b", 100, 200, None) for n in range(40)]
     together = premium(rows)
     assert len(together) == 40
     assert sum(together.values()) < 0.5 * 40 * alone

@@ -11,10 +11,10 @@ from shunter.demo.report import report
 from shunter.demo.show import Lines
 from shunter.demo.view import View, saving
 from shunter.demo.watch import Watch
-from streams import Partition, Record
+from streams.engine.log import Partition, Record
 from streams.live import LiveView
 from topics import Catalogue, PoolStatus, Settings, encode
-from topics import headers as h
+from topics.records import headers as h
 
 OPTIONS = compile_options(FLEET)
 

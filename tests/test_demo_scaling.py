@@ -6,7 +6,7 @@ import pytest
 
 from policies import compile_options
 from shunter.demo.scaling import fleet_text, policy_text
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
 
 SPEED = 4.0
 

@@ -16,7 +16,7 @@ from shunter.demo import system as system_module
 from shunter.demo.member import END_S_MAX
 from shunter.demo.scaling import fleet_text, policy_text
 from shunter.demo.system import System
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
 from topics import Settings
 
 STARTED_S_MAX = 20.0

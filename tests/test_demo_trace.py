@@ -1,10 +1,10 @@
 """The packaged traffic, and its rows as requests that the packaged fleet can serve."""
 
 from policies import compile_options, operation_of, tag
-from policies.constraints import refusal
+from policies.scoring.constraints import refusal
 from shunter.demo.rules import Rules
 from shunter.demo.trace import load_rows, max_tokens, request_of
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
 from topics import encode, parse_request
 
 NINE = {

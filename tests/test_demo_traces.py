@@ -12,7 +12,7 @@ from rich.console import Console
 from shunter.console import UserError
 from shunter.demo.check import Verdict
 from shunter.demo.report import print_traces, traces
-from shunter.demo.run import Outcome
+from shunter.demo.run import DemoOutcome
 from shunter.demo.traces import Jaeger, jaeger
 
 PAGE = "http://127.0.0.1:16686/"
@@ -31,7 +31,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def traced() -> Outcome:
+def traced() -> DemoOutcome:
     found = outcome(Verdict(0, 0, 0, 0, 0))
     for n, (name, result) in enumerate(found.ledger.results.items()):
         found.ledger.results[name] = replace(result, trace_id=f"{n + 1:032x}")

@@ -17,13 +17,14 @@ import yaml
 from typer.testing import CliRunner
 
 from policies import compile_options
-from streams import SystemClock
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.clock import SystemClock
 from streams.live.page import LivePage
-from topics import Settings, admin
-from topics.broker_settings import NODE_SETTINGS
-from topics.replication import Replication
-from topics.topic_report import Report
+from topics import Settings
+from topics.admin import provisioning as admin_provisioning
+from topics.admin.replication import Replication
+from topics.admin.topic_report import CatalogueReport
+from topics.embedded_broker.settings import NODE_SETTINGS
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -84,13 +85,13 @@ def test_the_command_of_a_container_starts_what_its_name_says(
         assert not evacuates
         started.append((f"worker-{pool}", settings))
 
-    async def create_topics(settings: Settings, _pools: object) -> Report:
+    async def create_topics(settings: Settings, _pools: object) -> CatalogueReport:
         started.append(("topics", settings))
-        return Report((), Replication(-1, 1))
+        return CatalogueReport((), Replication(-1, 1))
 
     monkeypatch.setattr("shunter.commands.router.run_router", start_router)
     monkeypatch.setattr("shunter.commands.worker.run_worker", start_worker)
-    monkeypatch.setattr(admin, "apply", create_topics)
+    monkeypatch.setattr(admin_provisioning, "apply", create_topics)
     outcome = CliRunner().invoke(app, OURS[name]["command"])
     assert outcome.exit_code == 0, outcome.output
     [(what, settings)] = started

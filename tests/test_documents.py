@@ -15,17 +15,24 @@ from pydantic import BaseModel
 from rights_table import rows
 
 from policies import Option, Policy, Pool, parse_policy
-from policies.fleet import CPUBackend, Device, Model, OpenAIBackend, Serve, SimulatedBackend
-from policies.policy import (
+from policies.config.fleet import (
+    CPUBackendConfig,
+    Device,
+    Model,
+    OpenAIBackendConfig,
+    Serve,
+    SimulatedBackendConfig,
+)
+from policies.config.policy import (
     DataClass,
     Estimates,
     Scarcity,
     TenantLimits,
     Tier,
-    Windows,
+    WindowLimits,
     WorkloadClass,
 )
-from streams.declarations import load_fleet
+from streams.config.declarations import load_fleet
 from streams.live import Snapshot
 from streams.live import snapshot as live
 from topics import Catalogue, InferenceRequest, Profile, Result, Settings
@@ -113,14 +120,14 @@ def test_tables_of_buffers_have_the_limits_of_the_code() -> None:
 
 def test_table_of_a_model_server_is_what_can_be_declared() -> None:
     told = re.findall(r"`(\w+)`", first_column(WORKERS, "Model servers"))
-    assert told == list(OpenAIBackend.model_fields)
+    assert told == list(OpenAIBackendConfig.model_fields)
 
 
 DECLARED: dict[str, type[BaseModel]] = {
     "A pool": Pool,
     "A variant": Serve,
-    "A simulated backend": SimulatedBackend,
-    "A CPU backend": CPUBackend,
+    "A simulated backend": SimulatedBackendConfig,
+    "A CPU backend": CPUBackendConfig,
     "A device": Device,
     "A model": Model,
     "The policy": Policy,
@@ -128,7 +135,7 @@ DECLARED: dict[str, type[BaseModel]] = {
     "A tier": Tier,
     "A data class": DataClass,
     "A tenant": TenantLimits,
-    "Windows": Windows,
+    "WindowLimits": WindowLimits,
     "Scarcity": Scarcity,
     "Estimates": Estimates,
 }
@@ -235,13 +242,13 @@ def test_table_of_the_live_view_has_each_field_of_it() -> None:
     parts: tuple[type[Any], ...] = (
         Snapshot,
         live.Window,
-        live.Ended,
+        live.EndsView,
         live.Money,
-        live.Pool,
-        live.Holds,
-        live.Hold,
+        live.PoolView,
+        live.GroupsView,
+        live.GroupView,
     )
-    parts += (live.Workload, live.Fallback)
+    parts += (live.Workload, live.FallbackView)
     assert [row for row in told if row] == [[f.name for f in dataclasses.fields(p)] for p in parts]
 
 

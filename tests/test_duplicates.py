@@ -9,9 +9,11 @@ import pytest
 from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import Yard, drain, keys, make_transactor, request
 
-from streams import Outgoing, Partition, Record, Router, Transactor
-from streams.duplicates import Duplicates
-from streams.recent_ids import RecentIds
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.transactor import Transactor
+from streams.router.deduplication import Duplicates
+from streams.router.id_window import RecentIds
+from streams.router.stage import Router
 from topics import BadRecordError, Progress, SeenIds, decode, encode
 
 WINDOW = 100
@@ -20,7 +22,7 @@ WINDOW = 100
 def make_router(yard: Yard, window_records: int = WINDOW) -> Router:
     return Router(
         yard.situation(),
-        yard.scribe(),
+        yard.evidence_writer(),
         yard.clock,
         yard.telemetry,
         request_bytes_max=yard.settings.request_bytes_max,

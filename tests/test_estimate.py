@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import NOW, bulk, some_options, status, views
 
-from policies.estimate import Estimate, chance, estimate
-from policies.options import Option
-from policies.roofline import Roofline
-from policies.standing import (
+from policies.config.options import Option
+from policies.fleet_state.candidate_load import (
     BUSY_ANYWAY,
     FULLNESS_MIN,
     SUSTAINED,
@@ -20,7 +18,9 @@ from policies.standing import (
     running_step_s,
     standing_of,
 )
-from policies.view import FleetView
+from policies.fleet_state.view import FleetView
+from policies.hardware.roofline import Roofline
+from policies.scoring.estimate import Estimate, chance, estimate
 from topics import Profile, VariantStatus
 
 FLEET = some_options()

@@ -10,7 +10,7 @@ from client_commands import CANDIDATES, evidence
 from policy_cases import profile
 from typer.testing import CliRunner
 
-from policies.reasons import has_choice, reasons
+from policies.scoring.reasons import has_choice, reasons
 from shunter.cli import app
 from topics import Evidence
 

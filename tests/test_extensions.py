@@ -27,11 +27,11 @@ from policies import (
     find_target,
     inputs_of,
 )
-from policies.groups import group_in
+from policies.batching.groups import group_in
 from shunter.cli import app
-from streams.declarations import load_policy, published_policy, text_of
+from streams.config.declarations import load_policy, published_policy, text_of
 from topics import Declared, Fallback, PolicyLog, Profile, encode
-from topics.policy_log import PolicyEntry
+from topics.records.policy_change import PolicyEntry
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "examples" / "tenancy"

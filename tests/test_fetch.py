@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 from stream_cases import make_settings
 
-from streams.kafka import KafkaLog
-from streams.log import LogError, Partition
+from streams.engine.log import LogError, Partition
+from streams.kafka.log import KafkaLog
 
 HELD = Partition("held", 0)
 RECORD_BYTES = 65_536

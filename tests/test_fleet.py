@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.catalogue import BYTES_PER_WEIGHT, Device, Model
-from policies.declaration import DeclarationError, digest
-from policies.fleet import Fleet, Pool, parse_fleet
-from policies.yaml_text import DEPTH_MAX, TEXT_BYTES_MAX
+from policies.config.fleet import Fleet, Pool, parse_fleet
+from policies.config.hardware import BYTES_PER_WEIGHT, Device, Model
+from policies.config.schema import DeclarationError, digest
+from policies.config.yaml_loader import DEPTH_MAX, TEXT_BYTES_MAX
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = ROOT / "policies" / "defaults"
@@ -305,7 +305,7 @@ def test_version_depends_on_values_and_not_on_order_or_process() -> None:
     unused = DEVICES.replace("usd_per_hour: 12.10", "usd_per_hour: 12.20")
     assert parse_fleet(FLEET, "fleet.yaml", unused, MODELS).version == version
     program = (
-        "import pathlib; from policies.fleet import parse_fleet; print(parse_fleet(*("
+        "import pathlib; from policies.config.fleet import parse_fleet; print(parse_fleet(*("
         "(pathlib.Path('policies/defaults') / f).read_text() if f != 'x' else f"
         " for f in ('fleet.yaml', 'x', 'devices.yaml', 'models.yaml'))).version)"
     )

@@ -8,11 +8,11 @@ from metrics_cases import make_metrics, read
 from stream_cases import START, Yard, drain, make_router
 from worker_cases import POOL, ScriptedBackend, place, serve
 
-from streams.metrics import catalogue as m
+from streams.batcher.payload_cache import Room
+from streams.metrics import registry as m
 from streams.metrics.gauges import GROUPS_MAX, hold_gauges
-from streams.payloads import Room
-from workers import Breakers
 from workers.gauges import worker_gauges
+from workers.resilience.circuit_breaker import Breakers
 
 
 async def test_a_hold_tells_how_near_it_is_to_its_limits() -> None:

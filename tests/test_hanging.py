@@ -10,11 +10,14 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from hanging_transactions import TOPIC, leave_hanging
 
-from streams import KafkaLog, Outgoing, Partition, hanging
-from streams.hanging import complete_commit
-from streams.kafka_writer import KafkaWriter
-from topics import Catalogue, Settings, admin
-from topics.broker import EmbeddedBroker
+from streams.engine.log import Outgoing, Partition
+from streams.kafka import transaction_recovery
+from streams.kafka.log import KafkaLog
+from streams.kafka.transaction_recovery import complete_commit
+from streams.kafka.writer import KafkaWriter
+from topics import Catalogue, Settings
+from topics.admin import provisioning
+from topics.embedded_broker.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
@@ -37,7 +40,7 @@ async def settings(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
     lenient = {"transaction.partition.verification.enable": "false"}
     with EmbeddedBroker(properties=lenient) as broker:
         settings = Settings(bootstrap_servers=broker.bootstrap_servers)
-        await admin.apply(settings, [])
+        await provisioning.apply(settings, [])
         yield settings
 
 
@@ -126,7 +129,7 @@ async def test_half_a_transaction_of_a_predecessor_that_lives_is_not_committed(
     await sleeper.begin()
     await (await sleeper.send(Outgoing(TOPIC, b"k", b"whole", partition=1)))
     await sleeper.commit(home, 0, "inference.test-lives")
-    look = hanging._hanging_partitions
+    look = transaction_recovery._hanging_partitions
     looks = 0
 
     async def wake_up_and_look(*args: Any) -> Any:
@@ -137,7 +140,7 @@ async def test_half_a_transaction_of_a_predecessor_that_lives_is_not_committed(
             await (await sleeper.send(Outgoing(TOPIC, b"k", b"half", partition=1)))
         return await look(*args)
 
-    monkeypatch.setattr(hanging, "_hanging_partitions", wake_up_and_look)
+    monkeypatch.setattr(transaction_recovery, "_hanging_partitions", wake_up_and_look)
     seen = await seen_by_successor(settings, log, name)
     await sleeper.close()
     assert looks
@@ -227,7 +230,7 @@ async def test_nothing_is_ended_where_nothing_hangs(
         writer = await log.fence(f"{ID}-fresh")
         await writer.close()
     await log.leave()
-    assert not [r for r in caplog.records if r.name == "streams.hanging"]
+    assert not [r for r in caplog.records if r.name == "streams.kafka.transaction_recovery"]
 
 
 async def test_a_poll_in_a_rebalance_ends_so_that_the_rebalance_can_go_on(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from policy_cases import PROPERTY, profile, profiles
 
 from topics import BadRecordError, Batch, Envelope, Fallback, Placement, Profile
-from topics import headers as h
-from topics.headers import Headers
+from topics.records import headers as h
+from topics.records.headers import Headers
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01".encode()

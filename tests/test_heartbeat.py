@@ -13,16 +13,16 @@ from system import eventually
 from typer.testing import CliRunner
 from worker_cases import POOL, ScriptedBackend, make_worker
 
-from policies.experience import Experience
+from policies.learning.feedback import Experience
 from shunter.cli import app
-from streams import announcer
-from streams.instance import Claim
+from shunter.processes import worker
+from streams.kafka import announcer
+from streams.kafka.instance_name import Claim
 from topics import Catalogue, PoolStatus, Topic, decode
-from topics.access import worker as worker_role
-from topics.status import State
-from workers import Breakers, run
-from workers.breaker import FAILURES_MAX
+from topics.admin.acls import worker as worker_role
+from topics.records.heartbeat import State
 from workers.heartbeat import Heartbeat
+from workers.resilience.circuit_breaker import FAILURES_MAX, Breakers
 
 VARIANT = "yard-8b-fp8"
 HEARTBEAT_S = 60.0
@@ -120,9 +120,9 @@ def test_a_worker_needs_no_more_of_the_fleet_than_its_own_pool(
 ) -> None:
     checked: list[Topic] = []
     started: list[Any] = []
-    monkeypatch.setattr(run, "check_topics", lambda _, topics: checked.extend(topics))
-    monkeypatch.setattr(run, "claim_name", lambda settings, *_: Claim(settings, None))
-    monkeypatch.setattr(run, "run_app", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr(worker, "check_topics", lambda _, topics: checked.extend(topics))
+    monkeypatch.setattr(worker, "claim_name", lambda settings, *_: Claim(settings, None))
+    monkeypatch.setattr(worker, "run_app", lambda *arguments, **_: started.append(arguments))
     backend = "    backend: {type: openai, base_url: 'https://x.test/v1'}\n"
     (tmp_path / "fleet.yaml").write_text(FLEET + backend)
     arguments = ["worker", "here", "--fleet", str(tmp_path / "fleet.yaml"), "--instance", "here-0"]

@@ -7,8 +7,8 @@ from hold_cases import Noting, held_request, hold, look, make_batcher, run
 from memory_log import Crash, CrashPoint, MemoryLog, ProcessKilledError
 from stream_cases import POLICY, START, Yard, drain, header, keys, make_policy
 
-from streams import LogError, Outgoing
-from topics import headers as h
+from streams.engine.log import LogError, Outgoing
+from topics.records import headers as h
 
 DIFFERENT_BUCKETS = POLICY.replace("[512, 2048]", "[4, 64, 512]")
 

@@ -9,7 +9,7 @@ import pytest
 # Blocks that together are more than glibc keeps by itself, as those of a poll of large requests.
 PROGRAM = """
 import resource
-from streams.host import keep_freed_memory
+from streams.hosting.services import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,7 +36,7 @@ def test_memory_that_was_freed_is_not_taken_page_by_page_again() -> None:
 CRASHING = """
 import asyncio
 from mode import Service
-from streams.host import run_app
+from streams.hosting.services import run_app
 from topics import Settings
 
 class FailsLater(Service):
@@ -78,7 +78,7 @@ def test_a_process_that_fails_ends_though_something_in_it_hangs(fails: str, hang
 STOPPED = """
 import asyncio, os, signal
 from mode import Service
-from streams.host import run_app
+from streams.hosting.services import run_app
 from topics import Settings
 
 class IsSlowToEnd(Service):

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from system import System, chat, eventually
 
-from streams.instance import Claim, NameTakenError, claim_name
-from streams.process import Process, this_process
+from streams.kafka.instance_name import Claim, NameTakenError, claim_name
+from streams.kafka.process_name import Process, this_process
 from topics import Settings
 
 SESSION_MS = 6000
@@ -26,7 +26,7 @@ ANOTHER = Process("shunter.host.a.1234.0123456789abcdef", "host.a", 1234)
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.instance.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("streams.kafka.instance_name.set_up_logging", lambda *_: None)
 
 
 def unnamed(tmp_path: Path, **changes: Any) -> Settings:

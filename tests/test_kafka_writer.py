@@ -8,8 +8,8 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from streams.kafka_writer import BATCH_BYTES_MAX, WAITING_BYTES_MAX, KafkaWriter, untimed
-from streams.log import Outgoing
+from streams.engine.log import Outgoing
+from streams.kafka.writer import BATCH_BYTES_MAX, WAITING_BYTES_MAX, KafkaWriter, untimed
 
 
 class Client:

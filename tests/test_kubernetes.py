@@ -14,9 +14,9 @@ import yaml
 from promql import uses
 
 from policies import compile_options
-from streams.declarations import load_fleet
-from streams.metrics.catalogue import REPLICAS_BY_DUE
-from streams.otel import from_environment
+from streams.config.declarations import load_fleet
+from streams.metrics.registry import REPLICAS_BY_DUE
+from streams.tracing.setup import from_environment
 from topics import Settings
 
 HERE = Path(__file__).parent.parent / "deploy" / "kubernetes"

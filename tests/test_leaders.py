@@ -7,9 +7,11 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, LeaderNotAvailableError
 
-from streams import LogError, hanging, leaders
-from streams.hanging import Producer, abort_rest
-from streams.leaders import ask_leaders
+from streams.engine.log import LogError
+from streams.kafka import leader_agreement as leaders
+from streams.kafka import transaction_recovery
+from streams.kafka.leader_agreement import ask_leaders
+from streams.kafka.transaction_recovery import Producer, abort_rest
 from topics import Catalogue, Settings
 
 CATALOGUE = Catalogue(Settings(topic_prefix="inference"))
@@ -83,7 +85,7 @@ async def test_a_topic_of_another_without_a_leader_stops_no_takeover() -> None:
 async def test_a_topic_of_ours_without_a_leader_is_waited_for_and_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hanging, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(transaction_recovery, "PATIENCE_S", 0.3)
     client: Any = Client({"inference.requests": 1, "inference.results": -1})
     with pytest.raises(LogError, match=r"has no leader in 0.3 s: .*inference\.results\[0\]"):
         await abort_rest(client, FENCED, CATALOGUE.owns)

@@ -11,17 +11,17 @@ from stream_cases import Yard, step_until
 from worker_cases import ScriptedBackend, make_worker, place
 
 from policies import FleetView, tag
-from policies.estimate import chance, estimate
-from policies.experience import SEEN_MIN, TRIES, Experience
-from policies.iteration import Job
-from policies.lengths import LengthLog, Lengths
-from policies.pace import Pace
-from policies.pooling import pooled_share
-from policies.standing import PoolLoad, standing_of
+from policies.fleet_state.candidate_load import PoolLoad, standing_of
+from policies.fleet_state.pool_stats import pooled_share
+from policies.hardware.iteration import Job
+from policies.learning.device_speed import Pace
+from policies.learning.feedback import SEEN_MIN, TRIES, Experience
+from policies.learning.output_lengths import LengthLog, Lengths
+from policies.scoring.estimate import chance, estimate
 from topics import Envelope, PoolStatus, Profile, Tag, Usage, VariantStatus, decode, encode
-from workers import CallError
-from workers.answers import output_tokens
-from workers.learning import Learning
+from workers.backends.base import CallError
+from workers.backends.simulated.responses import output_tokens
+from workers.feedback import Learning
 
 OPTION = some_options().by_pool["premium"][0]
 

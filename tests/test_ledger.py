@@ -15,11 +15,11 @@ from worker_cases import ScriptedBackend, make_worker, place
 
 from shunter.cli import app
 from shunter.commands import ledger as command
-from shunter.log_reading import Row as Record
-from streams.ledger import Endings, Line, Row
-from streams.ledger.fold import as_json, window_of
-from streams.ledger.live import WINDOWS_KEPT, _rows, ledger_app
-from streams.sketch import Sketch
+from shunter.logs.reading import TrailRow as Record
+from streams.metrics.quantile_sketch import QuantileSketch
+from streams.usage_report import Endings, Line, UsageRow
+from streams.usage_report.live import WINDOWS_KEPT, _rows, ledger_app
+from streams.usage_report.projection import as_json, window_of
 
 WINDOW_S = 60.0
 
@@ -77,7 +77,7 @@ class Trail:
             take(Record(0, offset, b"key", value, START, "here"))
 
 
-def exact(values: list[bytes], **span: Any) -> dict[tuple[float, Line], Row]:
+def exact(values: list[bytes], **span: Any) -> dict[tuple[float, Line], UsageRow]:
     trail: Any = Trail(values)
     return command.exact_rows(trail, span.get("start"), span.get("end"), WINDOW_S)
 
@@ -194,7 +194,7 @@ def test_a_window_begins_at_a_multiple_of_its_length() -> None:
 def test_a_quantile_is_right_to_a_few_per_cent(share: float) -> None:
     rng = random.Random(7)
     values = sorted(rng.lognormvariate(0, 2) for _ in range(5000))
-    sketch = Sketch()
+    sketch = QuantileSketch()
     for value in values:
         sketch.add(value)
     right = values[max(0, math.ceil(share * len(values)) - 1)]
@@ -203,14 +203,14 @@ def test_a_quantile_is_right_to_a_few_per_cent(share: float) -> None:
 
 
 def test_of_nothing_there_is_no_quantile_and_of_zeros_it_is_zero() -> None:
-    sketch = Sketch()
+    sketch = QuantileSketch()
     assert (sketch.quantile(0.5), sketch.mean) == (None, None)
     sketch.add(0.0)
     assert (sketch.quantile(0.5), sketch.mean) == (0.0, 0.0)
 
 
 def test_two_sketches_add_up_whatever_they_counted() -> None:
-    one, other, both = Sketch(), Sketch(), Sketch()
+    one, other, both = QuantileSketch(), QuantileSketch(), QuantileSketch()
     for sketch, values in ((one, (0.0, -1.0, 1e-9, 1e9)), (other, (0.5, 2.0, 2.0))):
         for value in values:
             sketch.add(value)

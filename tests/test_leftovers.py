@@ -9,12 +9,12 @@ from client_commands import installation, logging_kept, producing, shunter
 from memory_log import MemoryCluster, MemoryLog
 from stream_cases import START, make_settings
 
-from shunter.leftovers import silent_heartbeats, spent_keys
-from shunter.log_reading import read_all
-from streams import KafkaLog
-from streams.log import Outgoing
+from shunter.logs.reading import read_all
+from shunter.logs.tidy import silent_heartbeats, spent_keys
+from streams.engine.log import Outgoing
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, KeyEntry, KeyStatement, PublishedKey, Settings, encode, progress_key
-from topics.admin import apply
+from topics.admin.provisioning import apply
 
 DAY_MS = 86_400_000
 NOW_MS = int(START * 1000)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from live_cases import OPTIONS, POLICY
 
-from streams import SystemClock
+from streams.engine.clock import SystemClock
+from streams.hosting.web import Answer, Asked
 from streams.live.page import LivePage
-from streams.web import Answer, Asked
 from topics import Settings
 
 ASSETS = Path(__file__).parent.parent / "streams/live/assets"

@@ -7,7 +7,7 @@ import pytest
 from live_cases import CATALOGUE, NOW, OPTIONS, POLICY, Topics, of_pool
 
 from topics import PoolStatus, encode
-from topics.status import VariantStatus
+from topics.records.heartbeat import VariantStatus
 
 
 class TestPools:

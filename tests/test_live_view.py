@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from live_cases import CATALOGUE, NOW, Topics, of_class, of_pool
 
-from streams.live.tally import NAMES_MAX, OTHER
+from streams.live.counters import NAMES_MAX, OTHER
 from streams.live.view import ASKED_MAX
 
 

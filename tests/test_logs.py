@@ -13,8 +13,8 @@ from stream_cases import Yard, drain, make_router, make_settings
 from trace_cases import TracedYard
 from worker_cases import ScriptedBackend, make_worker
 
-from streams.ledger import live
 from streams.logs import set_up_logging
+from streams.usage_report import live
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
@@ -72,7 +72,7 @@ def test_the_live_ledger_logs_in_the_form_that_is_asked_for(
     with pytest.raises(AssertionError):
         live.run_ledger(make_settings(log_format="json", web_port=6067), 60.0)
     (line,) = capsys.readouterr().err.splitlines()
-    assert orjson.loads(line)["logger"] == "streams.ledger.live"
+    assert orjson.loads(line)["logger"] == "streams.usage_report.live"
 
 
 @pytest.mark.parametrize("what", ["evidence", "result", "dead letter"])

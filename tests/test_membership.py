@@ -13,13 +13,14 @@ from aiokafka.errors import GroupAuthorizationFailedError
 from grounds import KafkaGround, until
 from stream_cases import make_settings, soon
 
-from streams import Partition, joining
-from streams.group_members import Member, member_named
-from streams.instance import _ask
-from streams.kafka import KafkaLog
-from streams.process import Process, this_process
-from streams.reader import reader
-from topics.broker import EmbeddedBroker
+from streams.engine.log import Partition
+from streams.kafka import rebalance_patch
+from streams.kafka.group_members import GroupMember, member_named
+from streams.kafka.instance_name import _ask
+from streams.kafka.log import KafkaLog
+from streams.kafka.process_name import Process, this_process
+from streams.kafka.reader import reader
+from topics.embedded_broker.broker import EmbeddedBroker
 
 YEAR_S = 365 * 86_400
 
@@ -91,19 +92,19 @@ async def test_who_comes_back_under_its_name_starts_no_rebalance_and_is_known_by
         name = log._member._coordinator._group_instance_id
         send = log._member._coordinator._send_req
         generation = log._member._coordinator.generation
-        assert await member_named(send, f"{prefix}.group", name) == Member(
+        assert await member_named(send, f"{prefix}.group", name) == GroupMember(
             "127.0.0.1", this_process(), has_left=False
         )
         await log.leave()
         successor = Process("shunter.host.a.1234.0123456789abcdef", "host.a", 1234)
-        monkeypatch.setattr(joining, "this_process", lambda: successor)
+        monkeypatch.setattr(rebalance_patch, "this_process", lambda: successor)
         witness = Witness()
         await log.join(f"{prefix}.group", [only.topic], witness)
         await until(lambda: witness.given == [only])
         assert log._member._coordinator.generation == generation
         send = log._member._coordinator._send_req
         found = await member_named(send, f"{prefix}.group", name)
-        assert found == Member("127.0.0.1", successor, has_left=False)
+        assert found == GroupMember("127.0.0.1", successor, has_left=False)
         assert await member_named(send, f"{prefix}.group", "another") is None
         assert await member_named(send, f"{prefix}.no-group", name) is None
 
@@ -116,7 +117,7 @@ async def test_who_stops_says_farewell_and_keeps_its_place_for_its_session(
         await log.leave()
         async with reader(log._settings) as client:
             found = await _ask(client, f"{prefix}.group", log._settings.instance)
-        assert found == Member("127.0.0.1", this_process(), has_left=True)
+        assert found == GroupMember("127.0.0.1", this_process(), has_left=True)
 
 
 @pytest.mark.kafka

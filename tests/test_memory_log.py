@@ -8,7 +8,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from memory_log import Crash, MemoryCluster, MemoryLog, Poll, ProcessKilledError, RefusedError
 from stream_cases import soon
 
-from streams.log import LogError, Outgoing, Partition, Record, Writer
+from streams.engine.log import LogError, Outgoing, Partition, Record, Writer
 
 P0, P1 = Partition("t", 0), Partition("t", 1)
 

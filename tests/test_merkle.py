@@ -2,7 +2,7 @@
 
 import pytest
 
-from topics.merkle import inclusion_path, leaf_hash, path_root, tree_hash
+from topics.signing.merkle import inclusion_path, leaf_hash, path_root, tree_hash
 
 # Inputs and roots of certificate-transparency's merkle tree tests (RFC 6962 hashing, SHA-256).
 INPUTS = [

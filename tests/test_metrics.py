@@ -13,9 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from stream_cases import POLICY, TRACEPARENT, Yard, drain, make_router
 from worker_cases import POOL, ScriptedBackend
 
-from streams import Outgoing, Partition
+from streams.engine.log import Outgoing, Partition
 from streams.metrics import METRICS
-from streams.metrics import catalogue as m
+from streams.metrics import registry as m
 from streams.metrics.gauges import hold_gauges
 from streams.metrics.instruments import Names
 from topics import Envelope, Response, Usage

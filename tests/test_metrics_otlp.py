@@ -15,7 +15,7 @@ from stream_cases import TRACEPARENT, Yard
 from trace_cases import TracedYard
 
 from streams.metrics import MetricsService
-from streams.metrics import catalogue as m
+from streams.metrics import registry as m
 from streams.metrics.gauges import span_gauges
 
 ROOT = Path(__file__).parent.parent

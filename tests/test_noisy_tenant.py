@@ -5,16 +5,17 @@ from itertools import count
 
 from memory_log import MemoryLog
 from simulation.loop import VirtualLoop
-from stream_cases import FLEET, START, FakeClock, Yard, make_notary, make_transactor
+from stream_cases import FLEET, START, FakeClock, Yard, make_signer, make_transactor
 from worker_cases import POOL, ScriptedBackend, make_worker
 
-from policies.experience import Experience
-from streams import Router
-from streams.stage import Stage
+from policies.learning.feedback import Experience
+from streams.engine.stage import Stage
+from streams.router.stage import Router
 from topics import PoolStatus, Response, Result, Usage, VariantStatus, decode
-from workers import Breakers, Call, Load, Outcome
-from workers.attempts import service_s
+from workers.backends.base import Call, Load, Outcome
 from workers.heartbeat import Heartbeat
+from workers.resilience.attempts import service_s
+from workers.resilience.circuit_breaker import Breakers
 
 # One pool, at the pace of its hardware: 4 places, 12 chats a second.
 SMALL = FLEET.split("  premium-us:", maxsplit=1)[0].replace("20.0", "1.0")
@@ -66,7 +67,7 @@ class System:
         self.yard = yard = Yard(fleet=SMALL, clock=LoopClock())
         self.situation = yard.situation()
         self.router = Router(
-            *(self.situation, yard.scribe(), yard.clock, yard.telemetry),
+            *(self.situation, yard.evidence_writer(), yard.clock, yard.telemetry),
             request_bytes_max=100_000,
             duplicate_window_records=0,
         )
@@ -86,10 +87,10 @@ class System:
 
     async def drive(self, stage: Stage) -> None:
         yard = self.yard
-        notary = make_notary(yard.catalogue, yard.clock, yard.digests)
+        signer = make_signer(yard.catalogue, yard.clock, yard.digests)
         log = MemoryLog(yard.cluster, stage.group)
         transactor = make_transactor(
-            log, stage, yard.catalogue.progress, notary=notary, poll_s_max=0.05, records_max=100
+            log, stage, yard.catalogue.progress, signer=signer, poll_s_max=0.05, records_max=100
         )
         await transactor.start()
         await yard.cluster.rebalance(stage.group)

@@ -10,17 +10,17 @@ from audit_cases import Office
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from memory_log import Crash, MemoryLog, ProcessKilledError
 from notary_cases import CHAIN, roots, router
-from stream_cases import START, Yard, drain, make_digests, make_key, make_notary
+from stream_cases import START, Yard, drain, make_digests, make_key, make_signer
 
 from shunter.audit.keyring import KeyProblem, Keyring
-from streams.log import Outgoing, Partition, Record
-from streams.salt_follower import SaltFollower
-from streams.stage import Effect
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.stage import Effect
+from streams.evidence.salt_follower import SaltFollower
 from topics import Catalogue, KeyEntry, Salt, Settings, decode, encode
-from topics.key_files import KeyFileError
-from topics.roots import ChainHead, is_signed, sign
-from topics.salts import digest_key, salt_key, text_digest
-from topics.signing_key import SigningKeyError, load_signing_key, write_signing_key
+from topics.signing.key_files import KeyFileError
+from topics.signing.keys import SigningKeyError, load_signing_key, write_signing_key
+from topics.signing.salts import digest_key, salt_key, text_digest
+from topics.signing.signed_root import ChainHead, is_signed, sign
 
 
 async def test_a_refused_record_leaves_no_gap_and_what_takes_its_place_is_signed() -> None:
@@ -66,21 +66,21 @@ async def test_a_successor_goes_on_with_the_chain_wherever_its_predecessor_died(
 
 
 async def test_a_transaction_without_evidence_has_no_root_and_keeps_the_head() -> None:
-    notary = make_notary(Catalogue(Settings(topic_prefix="yard")), Yard().clock)
+    signer = make_signer(Catalogue(Settings(topic_prefix="yard")), Yard().clock)
     head = ChainHead(4, "ab", START)
-    assert notary.seal("chain", head, []) == ([], head)
+    assert signer.seal("chain", head, []) == ([], head)
 
 
 def test_a_root_is_never_before_its_key_nor_its_predecessor() -> None:
     yard = Yard()
-    notary = make_notary(yard.catalogue, yard.clock)
-    notary.publish()
+    signer = make_signer(yard.catalogue, yard.clock)
+    signer.publish()
     effects = [Effect(None, [Outgoing(yard.catalogue.evidence, b"a", b"{}")])]
     yard.clock.at -= 100.0
-    _, head = notary.seal(CHAIN, ChainHead(0, "00", START + 5.0), effects)
+    _, head = signer.seal(CHAIN, ChainHead(0, "00", START + 5.0), effects)
     assert head is not None
     assert (head.sequence, head.at) == (1, START + 5.0)
-    _, first = notary.seal(CHAIN, None, effects)
+    _, first = signer.seal(CHAIN, None, effects)
     assert first is not None
     assert first.at == START
 

@@ -11,11 +11,13 @@ from hanging_transactions import leave_hanging
 from open_client import client_that_hangs
 from system import eventually
 
-from streams import KafkaLog, Partition
-from streams.kafka_writer import TransactionTimeoutError
-from streams.open_transactions import find_open
-from topics import Settings, admin
-from topics.broker import EmbeddedBroker
+from streams.engine.log import Partition
+from streams.kafka.log import KafkaLog
+from streams.kafka.open_transactions import find_open
+from streams.kafka.writer import TransactionTimeoutError
+from topics import Settings
+from topics.admin import provisioning
+from topics.embedded_broker.broker import EmbeddedBroker
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
@@ -29,7 +31,7 @@ async def settings() -> AsyncIterator[Settings]:
         properties={"transaction.partition.verification.enable": "false"}
     ) as broker:
         settings = Settings(bootstrap_servers=broker.bootstrap_servers)
-        await admin.apply(settings, [])
+        await provisioning.apply(settings, [])
         yield settings
 
 
@@ -90,7 +92,7 @@ async def test_one_hangs_on_a_partition_that_its_coordinator_does_not_count_to_i
 async def test_one_that_ends_while_brokers_are_asked_does_not_hang(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streams import open_transactions
+    from streams.kafka import open_transactions
 
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.bootstrap_servers, transactional_id="in time"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from shunter.cli import app
 from shunter.console import UserError
 from topics import Usage
-from workers import BackendSettingError, CallError
+from workers.backends.base import BackendSettingError, CallError
 
 
 @pytest.mark.parametrize(

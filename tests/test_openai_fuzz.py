@@ -11,10 +11,10 @@ from openai_cases import can_be_told
 from policy_cases import NOW, PROPERTY
 
 from topics import encode
-from workers import CallError
-from workers.openai_answer import Assembled, tokens_by_text, usage_of
-from workers.openai_errors import classify, retry_after_s
-from workers.server_metrics import read_load
+from workers.backends.base import CallError
+from workers.backends.openai.answers import Assembled, tokens_by_text, usage_of
+from workers.backends.openai.errors import classify, retry_after_s
+from workers.backends.openai.server_metrics import read_load
 
 # Of each, some that a server has where another type belongs.
 SCALARS = st.sampled_from(

@@ -11,8 +11,10 @@ from openai_cases import backend_at, call
 from system import eventually
 
 from topics import ServerLoad, encode
-from workers import CallError, openai, server_metrics
-from workers.sse import EVENT_BYTES_MAX
+from workers.backends.base import CallError
+from workers.backends.openai import backend as openai_backend
+from workers.backends.openai import server_metrics
+from workers.backends.openai.sse import EVENT_BYTES_MAX
 
 
 async def written(chunk: dict[str, Any]) -> None:
@@ -128,7 +130,7 @@ async def test_what_nobody_has_thought_of_is_a_bad_answer_and_told_once(
     def stumble(_: bytes) -> None:
         raise KeyError("text of the answer")
 
-    monkeypatch.setattr(openai, "_parsed", stumble)
+    monkeypatch.setattr(openai_backend, "_parsed", stumble)
     async with serving() as server, backend_at(server.base_url) as backend:
         with caplog.at_level(logging.WARNING):
             for _ in range(3):

@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from workers import CallError
-from workers.openai_answer import Assembled
-from workers.server_metrics import BYTES_MAX, read_load
-from workers.sse import EVENT_BYTES_MAX, read_events
+from workers.backends.base import CallError
+from workers.backends.openai.answers import Assembled
+from workers.backends.openai.server_metrics import BYTES_MAX, read_load
+from workers.backends.openai.sse import EVENT_BYTES_MAX, read_events
 
 MIB = 1024 * 1024
 RUNNING = "vllm:num_requests_running"

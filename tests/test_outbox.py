@@ -17,11 +17,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import SpanKind
 from trace_cases import read
 
-from streams import Telemetry
-from streams.otel import TelemetryError, from_environment
-from streams.otlp_http import HttpExporter
-from streams.outbox import Exporter, Outbox
-from streams.sampling import Sampling
+from streams.tracing.otlp_http import HttpExporter
+from streams.tracing.sampling import Sampling
+from streams.tracing.setup import TelemetryError, from_environment
+from streams.tracing.span_queue import Exporter, Outbox
+from streams.tracing.telemetry import Telemetry
 
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
@@ -82,7 +82,7 @@ def test_a_collector_that_hangs_costs_spans_but_no_time(
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
-    monkeypatch.setattr("streams.outbox.CLOSE_S_MAX", 0.1)
+    monkeypatch.setattr("streams.tracing.span_queue.CLOSE_S_MAX", 0.1)
     exporter = Moody()
     exporter.may_go.clear()
     began = time.monotonic()
@@ -315,7 +315,7 @@ def test_an_endpoint_that_is_dead_or_hangs_holds_up_nothing(
         environment.setenv(TRACES, f"http://127.0.0.1:{deaf.getsockname()[1]}")
         environment.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
         environment.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-        environment.setattr("streams.outbox.CLOSE_S_MAX", 0.2)
+        environment.setattr("streams.tracing.span_queue.CLOSE_S_MAX", 0.2)
         before = set(threading.enumerate())
         telemetry = from_environment("router", "r-0")
         began = time.monotonic()

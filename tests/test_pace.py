@@ -3,10 +3,10 @@
 import pytest
 from policy_cases import some_options
 
-from policies.accelerator import Accelerator, VariantLimits
-from policies.device_share import DeviceShare
-from policies.iteration import Completion, Job
-from policies.pace import NEWEST, RATIO_MAX, Pace, shared_by
+from policies.hardware.accelerator import Accelerator, VariantLimits
+from policies.hardware.device_time import DeviceShare
+from policies.hardware.iteration import Completion, Job
+from policies.learning.device_speed import NEWEST, RATIO_MAX, Pace, shared_by
 
 OPTION = some_options().of("premium", "llama-fp8")
 REPLY_TOKENS = 300

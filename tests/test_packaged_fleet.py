@@ -3,9 +3,9 @@
 import doctest
 from pathlib import Path
 
-from policies.catalogue import Catalogue
-from policies.declaration import parse_declaration
-from policies.fleet import parse_fleet
+from policies.config.fleet import parse_fleet
+from policies.config.hardware import HardwareCatalogue
+from policies.config.schema import parse_declaration
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = ROOT / "policies" / "defaults"
@@ -28,8 +28,8 @@ PUBLISHED_DEVICES = {
 
 
 def test_packaged_catalogue_is_complete_and_sourced() -> None:
-    devices = parse_declaration(DEVICES, "devices.yaml", Catalogue).devices
-    models = parse_declaration(MODELS, "models.yaml", Catalogue).models
+    devices = parse_declaration(DEVICES, "devices.yaml", HardwareCatalogue).devices
+    models = parse_declaration(MODELS, "models.yaml", HardwareCatalogue).models
     assert set(devices) == PUBLISHED_DEVICES
     assert set(models) >= TRACE_MODELS
     assert [name for name, each in (devices | models).items() if not each.source] == []

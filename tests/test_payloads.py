@@ -3,8 +3,8 @@
 import pytest
 from memory_log import MemoryCluster, MemoryLog
 
-from streams.log import LogError, Outgoing, Partition, Record
-from streams.payloads import Payloads, Room
+from streams.batcher.payload_cache import Payloads, Room
+from streams.engine.log import LogError, Outgoing, Partition, Record
 
 P0, P1 = Partition("held", 0), Partition("held", 1)
 
@@ -106,7 +106,7 @@ async def test_a_record_that_replaces_another_and_does_not_fit_leaves_nothing_st
 async def test_a_size_is_known_in_memory_and_out_of_it_where_it_is_large(
     log: CountingLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.payloads.SMALL_BYTES", 30)
+    monkeypatch.setattr("streams.batcher.payload_cache.SMALL_BYTES", 30)
     payloads = Payloads(P0, Room(60))
     for name, size in (("a", 50), ("b", 40), ("c", 20)):
         payloads.add(name, put(log, name, size))

@@ -16,14 +16,20 @@ from policies import Fleet, Policy
 from shunter.audit.replay import replay_steps
 from shunter.commands import policy_apply
 from shunter.console import UserError
-from streams import Partition, Record
-from streams.declarations import Declarations, load_fleet, load_policy, published_fleet, text_of
+from streams.config.declarations import (
+    Declarations,
+    load_fleet,
+    load_policy,
+    published_fleet,
+    text_of,
+)
+from streams.config.policy_follower import AGAIN_S, PolicyFollower
+from streams.engine.log import Partition, Record
 from streams.live.page import LivePage
 from streams.live.rows import snapshot_of
 from streams.metrics.gauges import target_gauges
-from streams.policy_follower import AGAIN_S, PolicyFollower
 from topics import Declared, PolicyChange, PolicyEntry, PolicyLog, Settings, encode, entry_key
-from topics.admin import AdminError
+from topics.admin.provisioning import AdminError
 
 WIDE = POLICY.replace("[512, 2048]", "[2048]")
 CHEAPER = """
@@ -81,7 +87,7 @@ async def test_a_new_pool_is_used_with_what_its_workers_said_before() -> None:
     office = Office(yard)
     _, transactor = await office.router()
     bigger = FLEET + CHEAPER
-    office.in_force.report(heartbeat(make_options(bigger), "boards-eu", START))
+    office.active_policy.report(heartbeat(make_options(bigger), "boards-eu", START))
     yard.publish(id="before")
     await drain(transactor)
     yard.cluster.create({t.name: t.partitions for t in yard.catalogue.pool_topics("boards-eu")})
@@ -102,7 +108,7 @@ async def test_nothing_goes_to_a_pool_that_was_taken_away() -> None:
     assert not yard.evidence("released")
     smaller = fleet().model_dump(mode="json", exclude_none=True)
     del smaller["pools"]["boards-us"]
-    office.in_force.change(Declarations(Fleet.model_validate(smaller), policy()))
+    office.active_policy.change(Declarations(Fleet.model_validate(smaller), policy()))
     yard.clock.at += 60
     await drain(transactor)
     (released,) = yard.evidence("released")
@@ -156,10 +162,10 @@ async def test_what_counts_and_what_shows_follow_a_change() -> None:
     yard = Yard()
     office = Office(yard)
     metrics = make_metrics(yard)
-    metrics.gauges.read_from(target_gauges(lambda: office.in_force.situation.policy))
+    metrics.gauges.read_from(target_gauges(lambda: office.active_policy.situation.policy))
     page = LivePage(yard.settings, yard.options, yard.policy, yard.clock)
-    office.in_force.tell(metrics.change)
-    office.in_force.tell(page.change)
+    office.active_policy.tell(metrics.change)
+    office.active_policy.tell(page.change)
     nightly = POLICY.replace("  summarization:", "  nightly:")
     office.change(to_policy=nightly, to_fleet=FLEET + CHEAPER)
     text = metrics.page("")[1].decode()
@@ -178,7 +184,7 @@ class Topic:
         self.missing: list[str] = []
         own = Declarations(fleet(), policy())
         self.follower = PolicyFollower(
-            self.yard.settings, self.office.in_force, own, self._check, self.yard.clock
+            self.yard.settings, self.office.active_policy, own, self._check, self.yard.clock
         )
         self.offset = 0
 
@@ -196,8 +202,11 @@ class Topic:
 
     @property
     def stands(self) -> tuple[str, str]:
-        here = self.office.in_force
-        versions = (here.terms.scribe.policy_version, here.terms.scribe.fleet_version)
+        here = self.office.active_policy
+        versions = (
+            here.terms.evidence_writer.policy_version,
+            here.terms.evidence_writer.fleet_version,
+        )
         assert versions == (here.situation.policy.version, here.situation.options.version)
         return str(versions[0]), str(versions[1])
 
@@ -260,7 +269,7 @@ async def test_what_cannot_be_used_is_told_of_once_and_what_stood_stays(
     topic = Topic()
     await topic.publish(*entries[:-1])
     caplog.clear()
-    with caplog.at_level(logging.INFO, "streams.policy_follower"):
+    with caplog.at_level(logging.INFO, "streams.config.policy_follower"):
         await topic.publish(entries[-1])
         await topic.follower.settle()
     assert topic.stands == OWN

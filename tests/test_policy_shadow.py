@@ -77,18 +77,18 @@ async def test_a_request_that_it_could_not_serve_at_all_is_one_it_rejects() -> N
 async def test_it_keeps_what_it_has_seen_come_until_another_takes_its_place() -> None:
     office = Office(Yard())
     office.change(shadow=OTHER)
-    first = office.in_force.terms.shadow
+    first = office.active_policy.terms.shadow
     office.change(to_policy=POLICY.replace("ttft_ms: 1500", "ttft_ms: 900"), shadow=OTHER)
-    second = office.in_force.terms.shadow
+    second = office.active_policy.terms.shadow
     assert first is not None
     assert second is not None
     assert second.arrivals is first.arrivals
     office.change(shadow=POLICY.replace("ttft_ms: 1500", "ttft_ms: 900"))
-    third = office.in_force.terms.shadow
+    third = office.active_policy.terms.shadow
     assert third is not None
     assert third.arrivals is not first.arrivals
     office.change()
-    assert office.in_force.terms.shadow is None
+    assert office.active_policy.terms.shadow is None
 
 
 def test_it_decides_as_it_would_alone() -> None:

@@ -3,11 +3,11 @@
 import pytest
 from memory_log import MemoryCluster, MemoryLog
 
-from streams import newest as newest_module
-from streams.log import Outgoing, Partition
-from streams.progress import read_progress
+from streams.engine import newest_value as newest_module
+from streams.engine.log import Outgoing, Partition
+from streams.engine.progress import read_progress
 from topics import BadRecordError, ChainHead, Progress, encode, progress_key
-from topics import headers as h
+from topics.records import headers as h
 
 P0, P1 = Partition("in", 0), Partition("in", 1)
 BUSY, EMPTY = Partition("busy", 0), Partition("empty", 0)

@@ -24,7 +24,7 @@ from promql import filled
 from stream_cases import TRACEPARENT
 from system import FLEET, System, chat, eventually
 
-from topics.broker_settings import free_port
+from topics.embedded_broker.settings import free_port
 
 pytestmark = pytest.mark.kafka
 

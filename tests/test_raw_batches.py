@@ -13,8 +13,8 @@ from grounds import KafkaGround, kept
 from raw_batches import CODECS, batch, counts, pack, publish_batch, record, sized, varint
 from system import FLEET, FLEET_WITH_ABSENT, Place, System, chat, eventually, held_chat
 
-from streams.log import Outgoing, Partition
-from topics.catalogue import CANCELLATION_BYTES_MAX
+from streams.engine.log import Outgoing, Partition
+from topics.registry import CANCELLATION_BYTES_MAX
 
 pytestmark = [
     pytest.mark.kafka,

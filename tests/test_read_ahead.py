@@ -10,10 +10,11 @@ from hold_cases import Noting, hold, look, make_batcher, run
 from memory_log import MemoryLog
 from stream_cases import POLICY, Yard, drain, make_policy
 
-from streams import Batcher, Log, LogError, Partition, Record
-from streams.ahead import AHEAD_S_MAX, ReadAheadService
-from streams.in_force import Terms
-from streams.tokens import TokenCounter
+from streams.batcher.prefetch import AHEAD_S_MAX, ReadAheadService
+from streams.batcher.stage import Batcher
+from streams.config.active_policy import DecisionContext
+from streams.config.token_counting import TokenCounter
+from streams.engine.log import Log, LogError, Partition, Record
 
 
 class Unreadable(MemoryLog):
@@ -113,7 +114,9 @@ async def test_a_policy_that_comes_meanwhile_counts() -> None:
     async with reading(batcher, log, 1):
         (before,) = [member.group for held in batcher._ahead for member in held.windows.members()]
         yard.policy = make_policy(POLICY.replace("[512, 2048]", "[4, 64, 512]"))
-        batcher.take_terms(Terms(yard.situation(), yard.scribe(), TokenCounter({})))
+        batcher.take_context(
+            DecisionContext(yard.situation(), yard.evidence_writer(), TokenCounter({}))
+        )
         await run(yard, batcher, log)
     fresh = make_batcher(yard)
     await run(yard, fresh)
@@ -123,7 +126,7 @@ async def test_a_policy_that_comes_meanwhile_counts() -> None:
 async def test_what_was_read_too_long_ago_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compaction drops a tombstone some day, and what it ended would be held again."""
     assert AHEAD_S_MAX < 24 * 3600
-    monkeypatch.setattr("streams.ahead.AHEAD_S_MAX", 0.01)
+    monkeypatch.setattr("streams.batcher.prefetch.AHEAD_S_MAX", 0.01)
     yard = Yard()
     record = hold(yard, "s0")
     batcher, log = make_batcher(yard), Noting(yard)

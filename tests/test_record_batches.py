@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from raw_batches import batch as raw_batch
 from raw_batches import record as raw_record
 
-from streams import record_batches
-from streams.compression import UnpackError, unpack
-from streams.log import Partition, Record
-from streams.record_batches import RecordBatches, read_every_batch, records_of
+from streams.engine.log import Partition, Record
+from streams.kafka import record_batches
+from streams.kafka.compression import UnpackError, unpack
+from streams.kafka.record_batches import RecordBatches, read_every_batch, records_of
 
 HOME = Partition("t", 0)
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}

@@ -28,11 +28,11 @@ from policies import (
     situation,
     windows_of,
 )
-from policies.estimate import estimate
-from policies.groups import group_of
-from policies.shadow import release_beside
+from policies.batching.groups import group_of
+from policies.placement.shadow import release_beside
+from policies.scoring.estimate import estimate
 from topics import Profile, VariantStatus, decode
-from topics.canonical import canonical
+from topics.wire.canonical_json import canonical
 
 
 def test_the_cheapest_pool_that_is_in_time_takes_the_batch() -> None:

@@ -1,9 +1,9 @@
 """Which replica of a pool serves: work gathers where every SLO on it still holds."""
 
-from policies.accelerator import VariantLimits
-from policies.iteration import Job
-from policies.replica import PREFILL_MEMORY_S, Ask, Replica, choose_replica
-from policies.roofline import Roofline
+from policies.hardware.accelerator import VariantLimits
+from policies.hardware.iteration import Job
+from policies.hardware.replica import PREFILL_MEMORY_S, Ask, Replica, choose_replica
+from policies.hardware.roofline import Roofline
 
 ROOFLINE = Roofline(
     weights_bytes=16e9,

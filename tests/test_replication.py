@@ -4,10 +4,10 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from topics import Catalogue, Settings
-from topics.admin import apply, describe
-from topics.broker_cluster import EmbeddedCluster
-from topics.replication import IN_SYNC, REPLICAS, Replication
-from topics.topic_report import Difference
+from topics.admin.provisioning import apply, describe
+from topics.admin.replication import IN_SYNC, REPLICAS, Replication
+from topics.admin.topic_report import Difference
+from topics.embedded_broker.cluster import EmbeddedCluster
 
 POOLS = ("premium-eu",)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from policy_cases import BYTES_MAX, PROPERTY
 
 from topics import BadRecordError, InferenceRequest, Progress, decode, duration_s, parse_request
-from topics.codec import JSON_DEPTH_MAX
+from topics.wire.codec import JSON_DEPTH_MAX
 
 BODY: dict[str, Any] = {"model": "llama", "messages": [{"role": "user", "content": "hi"}]}
 SECRET = "the patient has " + "s" * 200

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from policies import Fleet, Policy, compile_options, parse_policy, review
 from shunter.cli import app
-from streams.declarations import load_fleet, load_policy, packaged
+from streams.config.declarations import load_fleet, load_policy, packaged
 
 FLEET, POLICY = load_fleet(None), load_policy(None)
 SERVED = set(compile_options(FLEET).by_model)

@@ -7,7 +7,7 @@ from accelerator_cases import rooflines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.roofline import LAYER_OVERHEAD_S, UNLIMITED_TOKENS, Roofline
+from policies.hardware.roofline import LAYER_OVERHEAD_S, UNLIMITED_TOKENS, Roofline
 
 # Llama-3.1-8B in BF16 on an H100 SXM.
 LLAMA_8B = Roofline(

@@ -6,8 +6,8 @@ from release_cases import batch, target_of
 from window_cases import MARGIN_S, RETRY_S, SERVICE_S, always, filled, releases, run
 
 from policies import Windows
-from policies.estimate import estimate, room
-from policies.standing import BUSY_ANYWAY, PoolLoad, standing_of
+from policies.fleet_state.candidate_load import BUSY_ANYWAY, PoolLoad, standing_of
+from policies.scoring.estimate import estimate, room
 from topics import VariantStatus
 
 BOARD = some_options().of("board", "llama-int8")

@@ -21,9 +21,9 @@ from stream_cases import (
     route,
 )
 
-from streams import Outgoing, Record
+from streams.engine.log import Outgoing, Record
 from topics import BadRecordError, Envelope, Fallback, Placement, Profile, Progress, decode, encode
-from topics import headers as h
+from topics.records import headers as h
 
 AHEAD_MS = int(START * 1000) + 3_600_000
 

@@ -6,9 +6,9 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, TraceIdRatioBased
 
-from streams.context import Context
-from streams.otel import TelemetryError, from_environment
-from streams.sampling import Sampling, new_span_id, new_trace_id
+from streams.engine.trace_context import Context
+from streams.tracing.sampling import Sampling, new_span_id, new_trace_id
+from streams.tracing.setup import TelemetryError, from_environment
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 SAMPLER, ARGUMENT = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"

@@ -7,11 +7,11 @@ from policy_cases import NOW, POLICY, TWINS, a_policy, a_situation, bulk, profil
 from release_cases import batch, target_of
 
 from policies import Decision, Situation, decide, decide_again, inputs_of
-from policies.estimate import FULLNESS_MAX, scarcity
-from policies.recorded import Inputs
-from policies.standing import PoolLoad, standing_of
+from policies.fleet_state.candidate_load import PoolLoad, standing_of
+from policies.placement.inputs import Inputs
+from policies.scoring.estimate import FULLNESS_MAX, scarcity
 from topics import ServerLoad, VariantStatus, decode
-from topics.canonical import canonical
+from topics.wire.canonical_json import canonical
 
 SCARCE = POLICY + "scarcity: {price_factor: 4, from_share: 0.5}\n"
 PLACES = 16  # of each of the twins

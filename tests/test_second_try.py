@@ -24,13 +24,13 @@ from policies import (
     situation,
     windows_of,
 )
-from policies.estimate import Estimate
-from policies.offers import Offer, SecondTries, choose
-from policies.recorded import Inputs
-from policies.standing import PoolLoad, standing_of
-from policies.windows import Release
+from policies.batching.windows import Release
+from policies.fleet_state.candidate_load import PoolLoad, standing_of
+from policies.placement.inputs import Inputs
+from policies.scoring.candidates import Offer, SecondTries, choose
+from policies.scoring.estimate import Estimate
 from topics import Candidate, Profile, decode
-from topics.canonical import canonical
+from topics.wire.canonical_json import canonical
 
 RATE = 0.2
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tampers import TAMPERS
 
 from shunter.commands.audit_report import write_lines
-from shunter.log_reading import row_of
+from shunter.logs.reading import row_of
 
 SCRIPT = Path(__file__).parent.parent / "deploy/verify_trail.py"
 

@@ -10,7 +10,7 @@ from openai_cases import backend_at, call, can_be_told
 from system import eventually
 
 from topics import ServerLoad
-from workers.server_metrics import VALUE_MAX, read_load
+from workers.backends.openai.server_metrics import VALUE_MAX, read_load
 
 VLLM = """
 # HELP vllm:num_requests_running Number of requests in model execution batches.

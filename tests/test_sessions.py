@@ -7,19 +7,19 @@ from backtest_cases import replay
 from policy_cases import FLEET, NOW, a_policy, a_situation, profile, some_options, status
 
 from policies import Decision, decide, decide_again, inputs_of
-from policies.accelerator import VariantLimits
-from policies.backtest.reality import Reality
-from policies.estimate import estimate
-from policies.experience import Experience
-from policies.iteration import Job
-from policies.lengths import LengthLog
-from policies.prefix_cache import PrefixCache
-from policies.recorded import Inputs
-from policies.replica import Ask, Replica, choose_replica
-from policies.sessions import HALF_LIFE_S, SESSIONS_MAX, Sessions
-from policies.view import FleetView
+from policies.backtest.fault_model import Reality
+from policies.fleet_state.sessions import HALF_LIFE_S, SESSIONS_MAX, Sessions
+from policies.fleet_state.view import FleetView
+from policies.hardware.accelerator import VariantLimits
+from policies.hardware.iteration import Job
+from policies.hardware.prefix_cache import PrefixCache
+from policies.hardware.replica import Ask, Replica, choose_replica
+from policies.learning.feedback import Experience
+from policies.learning.output_lengths import LengthLog
+from policies.placement.inputs import Inputs
+from policies.scoring.estimate import estimate
 from topics import Usage, VariantStatus, decode
-from topics.canonical import canonical
+from topics.wire.canonical_json import canonical
 
 OPTIONS = some_options()
 OPTION = OPTIONS.by_pool["premium"][0]

@@ -14,12 +14,17 @@ from hold_cases import hold, make_batcher, run
 from stream_cases import START, Yard, drain, header, keys, make_settings, step_until
 from worker_cases import ScriptedBackend, place, serve
 
-from streams import Canceller, Outgoing, Partition, Record, Router, batcher, held, router
-from streams.follower import TopicFollower
-from streams.stage import Stage
+from streams.batcher import partition_state
+from streams.batcher import stage as batcher_stage
+from streams.cancellation.stage import Canceller
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.stage import Stage
+from streams.kafka.follower import TopicFollower
+from streams.router import stage as router_stage
+from streams.router.stage import Router
 from topics import BadRecordError
-from topics import headers as h
-from workers import runtime
+from topics.records import headers as h
+from workers.stage import worker
 
 TORN = BadRecordError("decode", "corrupt_batch", "the record batch at offset 0 to 3 is torn")
 
@@ -27,7 +32,7 @@ TORN = BadRecordError("decode", "corrupt_batch", "the record batch at offset 0 t
 def make_router(yard: Yard) -> Router:
     return Router(
         yard.situation(),
-        yard.scribe(),
+        yard.evidence_writer(),
         yard.clock,
         yard.telemetry,
         request_bytes_max=yard.settings.request_bytes_max,
@@ -66,7 +71,7 @@ DOORS = {
     ),
     "cancellations": Door(
         lambda yard: yard.catalogue.cancellations,
-        lambda yard: Canceller(yard.scribe(), yard.clock),
+        lambda yard: Canceller(yard.evidence_writer(), yard.clock),
         lambda yard: yard.cluster.publish(
             Outgoing(yard.catalogue.cancellations, b"good", None, partition=0)
         ),
@@ -143,7 +148,7 @@ async def test_a_cancellation_may_have_a_null_for_anything() -> None:
     for key, value in ((None, None), (b"x", None), (b"y", b"null")):
         record = Outgoing(yard.catalogue.cancellations, key, value, [("n", None)], 0)
         yard.cluster.publish(record)
-    await drain(await yard.run(Canceller(yard.scribe(), yard.clock)))
+    await drain(await yard.run(Canceller(yard.evidence_writer(), yard.clock)))
     assert {e.request_id for e in yard.evidence("cancel_requested")} == {"x", "y"}
     assert len(yard.dead_letters()) == 1
 
@@ -164,7 +169,7 @@ async def test_a_request_that_no_code_can_route_is_rejected_and_set_aside(
 ) -> None:
     yard = Yard()
     unless = lambda profile, *_: profile.id != "bad"  # noqa: E731
-    monkeypatch.setattr(router, "decide", failing(router.decide, unless))  # type: ignore[attr-defined]
+    monkeypatch.setattr(router_stage, "decide", failing(router_stage.decide, unless))  # type: ignore[attr-defined]
     for name in ("before", "bad", "after"):
         yard.publish(0, id=name)
     await drain(await yard.run(make_router(yard)))
@@ -178,7 +183,7 @@ async def test_a_request_that_no_code_can_route_is_rejected_and_set_aside(
     ]
     told = caplog.text + orjson.dumps([dict(letter.headers)], default=repr).decode()
     assert "ZeroDivisionError" in told
-    assert "router.py" in caplog.text
+    assert "router/stage.py" in caplog.text
     assert "secret payload" not in told
 
 
@@ -188,7 +193,7 @@ async def test_a_parser_that_fails_sets_its_record_aside(
 ) -> None:
     yard = Yard()
     unless = lambda value, *_: b'"bad"' not in value  # noqa: E731
-    monkeypatch.setattr(router, parser, failing(getattr(router, parser), unless))
+    monkeypatch.setattr(router_stage, parser, failing(getattr(router_stage, parser), unless))
     for name in ("before", "bad", "after"):
         yard.publish(0, id=name)
     await drain(await yard.run(make_router(yard)))
@@ -201,7 +206,7 @@ async def test_a_held_request_that_no_code_can_take_in_fails(
 ) -> None:
     yard = Yard()
     unless = lambda profile, *_: profile.id != "bad"  # noqa: E731
-    monkeypatch.setattr(held, "group_in", failing(held.group_in, unless))  # type: ignore[attr-defined]
+    monkeypatch.setattr(partition_state, "group_in", failing(partition_state.group_in, unless))  # type: ignore[attr-defined]
     hold(yard, "bad", partition=0)
     hold(yard, "good", partition=0)
     await drain(await run(yard, make_batcher(yard)))
@@ -214,7 +219,7 @@ async def test_a_batch_that_no_code_can_release_fails_member_by_member(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     yard = Yard()
-    monkeypatch.setattr(batcher, "Hold", failing(batcher.Hold, lambda *_: False))  # type: ignore[attr-defined]
+    monkeypatch.setattr(batcher_stage, "Hold", failing(batcher_stage.Hold, lambda *_: False))  # type: ignore[attr-defined]
     hold(yard, "s0", partition=0)
     hold(yard, "s1", partition=0)
     transactor = await run(yard, make_batcher(yard))
@@ -233,7 +238,7 @@ async def test_a_batch_for_which_no_pool_can_be_found_ends_at_its_deadline(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(batcher, "find_target", fail)
+    monkeypatch.setattr(batcher_stage, "find_target", fail)
     hold(yard, "s0", partition=0)
     transactor = await run(yard, make_batcher(yard))
     yard.clock.at = START + 10_000_000
@@ -246,7 +251,7 @@ async def test_a_request_that_no_code_can_take_into_a_worker_fails(
 ) -> None:
     yard = Yard()
     unless = lambda value, *_: b'"bad"' not in value  # noqa: E731
-    monkeypatch.setattr(runtime, "parse_request", failing(runtime.parse_request, unless))  # type: ignore[attr-defined]
+    monkeypatch.setattr(worker, "parse_request", failing(worker.parse_request, unless))  # type: ignore[attr-defined]
     backend = ScriptedBackend()
     place(yard, "bad", number=0)
     place(yard, "good", number=0)
@@ -326,7 +331,7 @@ async def test_a_cancellation_counts_whatever_its_headers_are_called() -> None:
     odd = BadRecordError("decode", "header_not_utf8", "not UTF-8")
     record = Outgoing(yard.catalogue.cancellations, b"odd", None, partition=0)
     yard.cluster.publish(record, unreadable=odd)
-    await drain(await yard.run(Canceller(yard.scribe(), yard.clock)))
+    await drain(await yard.run(Canceller(yard.evidence_writer(), yard.clock)))
     assert [e.request_id for e in yard.evidence("cancel_requested")] == ["odd"]
 
 

@@ -30,7 +30,9 @@ IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "__import__"
 CLOCK_READINGS = frozenset({"time", "time_ns", "monotonic", "monotonic_ns"})
 # Deadlines inside the embedded broker's own start-up and the thinning of its log lines, where no
 # request is concerned and no caller has a clock.
-OWN_CLOCK = frozenset({"topics/broker.py", "topics/broker_cluster.py", "streams/logs.py"})
+OWN_CLOCK = frozenset(
+    {"topics/embedded_broker/broker.py", "topics/embedded_broker/cluster.py", "streams/logs.py"}
+)
 
 
 @cache
@@ -103,6 +105,87 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def inner_room_of(name: str) -> str:
+    """The room within a package: its folder, or a module that stands beside the folders."""
+    return ".".join(name.split(".")[:2])
+
+
+@cache
+def origins() -> dict[str, str]:
+    """Where the names that a package offers come from, as package.name: module."""
+    return {
+        f"{package}.{alias.asname or alias.name}": node.module or ""
+        for package in ROOMS
+        for node in modules()[package][1].body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def inner_imports() -> dict[str, set[str]]:
+    """By room within a package, the rooms of the same package that it imports."""
+    found: dict[str, set[str]] = {}
+    for name, (_, tree) in modules().items():
+        if name in ROOMS:
+            continue
+        room = inner_room_of(name)
+        for target, _ in imported(tree):
+            other = inner_room_of(origins().get(target, target))
+            if room_of(other) == room_of(name) and other not in {room, room_of(name)}:
+                found.setdefault(room, set()).add(other)
+    return found
+
+
+def test_rooms_import_each_other_in_no_circle() -> None:
+    left = {room: set(others) for room, others in inner_imports().items()}
+    while left:
+        free = {room for room, others in left.items() if not others & left.keys()}
+        assert free, "a circle in " + "; ".join(f"{r} imports {left[r]}" for r in sorted(left))
+        left = {room: others for room, others in left.items() if room not in free}
+
+
+def test_no_module_imports_its_own_package() -> None:
+    """Within a package nothing imports the package itself, which imports all of it."""
+    wrong = [
+        f"{path}:{line}: imports {target} by way of its own package"
+        for name, (path, tree) in modules().items()
+        if name not in ROOMS
+        for target, line in imported(tree)
+        if target in origins() and room_of(target) == room_of(name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path, tree in modules().values():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{path}:{node.lineno}")
+    wrong = [f"{name}: {', '.join(where)}" for name, where in places.items() if len(where) > 1]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "strangers"),
+    [
+        ("streams.engine.transactor", ("faust", "mode", "aiokafka", "aiohttp", "streams.router")),
+        ("streams.engine.log", ("policies", "opentelemetry.sdk", "streams.tracing")),
+        ("workers.backends.base", ("faust", "aiokafka", "workers.stage", "workers.backends.cpu")),
+        ("policies", ("aiokafka", "streams", "topics.admin", "topics.embedded_broker")),
+    ],
+)
+def test_one_room_loads_no_others(module: str, strangers: tuple[str, ...]) -> None:
+    code = f"import sys; import {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    wrong = {
+        each for each in loaded for name in strangers if each == name or each.startswith(f"{name}.")
+    }
+    assert not wrong
+
+
 def test_no_module_imports_the_tests() -> None:
     wrong = [
         f"{path}:{line}: imports {target}"
@@ -155,7 +238,7 @@ def test_policies_call_nothing_that_sees_the_world() -> None:
 
 
 def test_policies_use_only_the_record_models_of_topics() -> None:
-    administration = ("admin", "broker", "catalogue", "settings", "headers")
+    administration = ("admin", "embedded_broker", "registry", "settings", "records.headers")
     wrong = sorted(
         {
             f"{path}:{line}: policies must not import {target}"
@@ -190,13 +273,15 @@ def clock_readings(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 def test_time_is_passed_in_and_read_in_one_module() -> None:
     wrong = [
-        f"{path}:{line}: reads {reading}; take a streams.clock.Clock"
+        f"{path}:{line}: reads {reading}; take a streams.engine.clock.Clock"
         for name, (path, tree) in modules().items()
-        if room_of(name) != "shunter" and path != "streams/clock.py" and path not in OWN_CLOCK
+        if room_of(name) != "shunter"
+        and path != "streams/engine/clock.py"
+        and path not in OWN_CLOCK
         for reading, line in clock_readings(tree)
     ]
     assert not wrong, "\n".join(wrong)
-    assert list(clock_readings(modules()["streams.clock"][1]))
+    assert list(clock_readings(modules()["streams.engine.clock"][1]))
 
 
 def test_no_file_is_dead() -> None:
@@ -215,10 +300,9 @@ def test_no_file_is_dead() -> None:
     assert not dead, "nothing imports " + ", ".join(dead)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_each_room_says_what_belongs_in_it_and_what_it_offers(room: str) -> None:
-    path, tree = modules()[room]
-    assert ast.get_docstring(tree), f"{path} has no docstring"
+@pytest.mark.parametrize("package", ["topics", "policies", "shunter"])
+def test_each_package_that_offers_names_lists_them(package: str) -> None:
+    path, tree = modules()[package]
     listed = [
         node.value
         for node in tree.body
@@ -246,6 +330,17 @@ def test_each_room_says_what_belongs_in_it_and_what_it_offers(room: str) -> None
 def test_each_module_says_what_it_is() -> None:
     silent = [
         path for path, tree in modules().values() if tree.body and ast.get_docstring(tree) is None
+    ]
+    assert not silent, f"no docstring in {', '.join(silent)}"
+
+
+def test_each_folder_says_what_belongs_in_it() -> None:
+    folders = {path.parent for path, _ in ((ROOT / p, t) for p, t in modules().values())}
+    silent = [
+        str(folder.relative_to(ROOT))
+        for folder in sorted(folders)
+        if not (init := folder / "__init__.py").exists()
+        or (ast.get_docstring(ast.parse(init.read_text())) is None and init.read_text().strip())
     ]
     assert not silent, f"no docstring in {', '.join(silent)}"
 

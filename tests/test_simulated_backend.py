@@ -13,10 +13,11 @@ import pytest_asyncio
 from stream_cases import make_options, make_policy, make_profile, request, soon
 
 from policies import Option
-from streams import SystemClock
+from streams.engine.clock import SystemClock
 from topics import Placement, parse_request
-from workers import Call, CallError, Outcome, SimulatedBackend
-from workers.answers import EMBEDDING_DIMENSIONS, body, output_tokens
+from workers.backends.base import Call, CallError, Outcome
+from workers.backends.simulated.backend import SimulatedBackend
+from workers.backends.simulated.responses import EMBEDDING_DIMENSIONS, body, output_tokens
 
 OPTION = make_options().of("premium-eu", "yard-8b-fp8")
 POLICY = make_policy()
@@ -218,7 +219,7 @@ async def test_a_defect_of_the_devices_ends_every_call(
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("policies.accelerator.Accelerator.advance", broken)
+    monkeypatch.setattr("policies.hardware.accelerator.Accelerator.advance", broken)
     backend._changed.set()
     with pytest.raises(ZeroDivisionError):
         await soon(running, "the end of the call")

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.lengths import KEYS_MAX, SEEN_MIN, TOLD_MAX, LengthLog, Lengths
-from policies.sketch import BINS_MAX, Sketch, merged, quantile
+from policies.learning.histogram import BINS_MAX, DecayingHistogram, merged, quantile
+from policies.learning.output_lengths import KEYS_MAX, SEEN_MIN, TOLD_MAX, LengthLog, Lengths
 
 # A bin is 2^(1/4) wide.
 WITHIN = 2**0.25
 
 
-def sketch_of(values: list[float], memory: int = 10**9) -> Sketch:
-    sketch = Sketch(memory)
+def sketch_of(values: list[float], memory: int = 10**9) -> DecayingHistogram:
+    sketch = DecayingHistogram(memory)
     for value in values:
         sketch.add(value)
     return sketch

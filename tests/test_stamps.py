@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
-from streams.stamps import Stamps
+from streams.kafka.broker_time import Stamps
 from topics import Catalogue, Settings
 
 SETTINGS = Settings(topic_prefix="yard")

@@ -7,7 +7,7 @@ import pytest
 from client_commands import evidence
 from rich.console import Console
 
-from shunter.story import story
+from shunter.render.story import story
 from topics import Evidence
 
 

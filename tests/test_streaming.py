@@ -17,10 +17,10 @@ from stream_cases import MODEL, START, Yard, make_profile, step_until
 from system import System
 from worker_cases import place, worker_on
 
-from shunter.client_stream import Printer, text_of
-from streams import Partition, Record
+from shunter.client.answers import Printer, text_of
+from streams.engine.log import Partition, Record
 from topics import StreamPiece, decode, encode
-from workers.streaming import Stream
+from workers.stage.chunks import Stream
 
 
 def pieces(yard: Yard) -> list[StreamPiece]:

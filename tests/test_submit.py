@@ -24,11 +24,11 @@ from client_commands import (
 )
 from system import eventually
 
-from shunter.client import read_by_key
-from shunter.client_lines import check_lines, good_lines
+from shunter.client.kafka import read_by_key
+from shunter.client.request_lines import check_lines, good_lines
 from shunter.console import UserError
 from topics import Catalogue, Evidence, Settings, Source, encode
-from topics import headers as h
+from topics.records import headers as h
 
 BYTES_MAX = 1024 * 1024
 START = 1_800_000_000.0

@@ -12,7 +12,7 @@ import pytest
 from system import SPEED, System, chat, eventually
 
 from topics import Evidence, Result, decode
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 pytestmark = pytest.mark.kafka
 

@@ -17,10 +17,10 @@ from system import FLEET, System, chat, eventually
 
 from policies import compile_options, tag
 from policies.autoscaling import device_s
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
 from topics import Envelope, Placement, Profile, parse_request
-from topics import headers as h
-from topics.broker_settings import free_port
+from topics.embedded_broker.settings import free_port
+from topics.records import headers as h
 
 pytestmark = pytest.mark.kafka
 

@@ -9,7 +9,7 @@ import pytest
 from open_client import client_that_hangs, take_over
 from system import System, chat, eventually
 
-from topics.broker_settings import free_port
+from topics.embedded_broker.settings import free_port
 
 pytestmark = pytest.mark.kafka
 

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from system import FLEET, ROOT, System, chat, eventually, publish_unreadable
 
-from shunter.client import read_by_key
+from shunter.client.kafka import read_by_key
 
 pytestmark = pytest.mark.kafka
 

@@ -23,12 +23,12 @@ from live_counts import compare
 from system import FLEET, ROOT, System, chat, eventually, records_of
 
 from policies import compile_options
-from streams import SystemClock
-from streams.declarations import load_fleet, load_policy
-from streams.live import LiveView, find, watching
-from streams.live.watching import Watching
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.clock import SystemClock
+from streams.live import LiveView, evidence_search, on_demand_view
+from streams.live.on_demand_view import Watching
 from topics import Catalogue, Evidence, Source, encode
-from topics.broker_settings import free_port
+from topics.embedded_broker.settings import free_port
 
 pytestmark = pytest.mark.kafka
 
@@ -270,15 +270,15 @@ async def test_a_search_has_an_end_and_a_view_that_nobody_looks_at_too(
             step = Evidence(f"r{n}", "rejected", clock.now(), "w", source, reason="no_pool")
             topic, key = system.catalogue.evidence, step.request_id.encode()
             await system.producer.send_and_wait(topic, encode(step), key=key)
-        found = await find.find_evidence(system.settings, clock, "r0")
+        found = await evidence_search.find_evidence(system.settings, clock, "r0")
         assert ([e.request_id for e in found.evidence], found.is_whole) == (["r0"], True)
-        monkeypatch.setattr(find, "FIRST_RECORDS", 1)
-        monkeypatch.setattr(find, "RECORDS_MAX", 3)
-        limited = await find.find_evidence(system.settings, clock, "nobody")
+        monkeypatch.setattr(evidence_search, "FIRST_RECORDS", 1)
+        monkeypatch.setattr(evidence_search, "RECORDS_MAX", 3)
+        limited = await evidence_search.find_evidence(system.settings, clock, "nobody")
         assert limited.records == 3
         assert (limited.evidence, limited.is_whole) == ([], False)
 
-        monkeypatch.setattr(watching, "UNWATCHED_S", 1.0)
+        monkeypatch.setattr(on_demand_view, "UNWATCHED_S", 1.0)
         options = compile_options(load_fleet(system.directory / "fleet.yaml"))
         policy = load_policy(None)
 

@@ -14,7 +14,7 @@ from system import FLEET, System, chat, eventually
 from typer.testing import CliRunner
 
 from shunter.cli import app
-from streams.declarations import load_policy
+from streams.config.declarations import load_policy
 
 pytestmark = pytest.mark.kafka
 

@@ -14,10 +14,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from system import System, chat, eventually
 
-from streams import KafkaLog, Partition
+from streams.engine.log import Partition
+from streams.kafka.log import KafkaLog
 from topics import Settings
-from topics.admin import apply
-from topics.broker import EmbeddedBroker
+from topics.admin.provisioning import apply
+from topics.embedded_broker.broker import EmbeddedBroker
 
 pytestmark = pytest.mark.kafka
 

@@ -10,8 +10,8 @@ from copier import TOPICS, Copier
 from grounds import KafkaGround
 from stream_cases import make_transactor
 
-from streams import Log, Outgoing, Partition, Record
-from streams.stage import Effect
+from streams.engine.log import Log, Outgoing, Partition, Record
+from streams.engine.stage import Effect
 from topics import Progress
 
 pytestmark = pytest.mark.kafka

@@ -13,9 +13,9 @@ from tampers import CHAIN, FIRST_KEY, TAMPERS, delete_tail
 from shunter.audit.archived import verify_archive
 from shunter.audit.findings import Findings
 from shunter.audit.topic import verify_topic
-from streams.kafka import KafkaLog
-from streams.log import Partition
-from topics.roots import key_id
+from streams.engine.log import Partition
+from streams.kafka.log import KafkaLog
+from topics.signing.signed_root import key_id
 
 
 def assert_found(findings: Findings, expected: dict[str, str]) -> None:

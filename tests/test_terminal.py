@@ -30,15 +30,15 @@ from span_cases import span
 from typer.testing import CliRunner
 
 from shunter.cli import app
-from shunter.client_lines import Checked
-from shunter.client_submit import Tally
+from shunter.client.request_lines import Checked
+from shunter.client.submit import SubmitTally
 from shunter.commands import trace as trace_command
 from shunter.commands.submit import _tell_tally
 from shunter.console import PlainConsole
-from shunter.spreadsheet import cell
+from shunter.render.spreadsheet import cell
 from streams.logs import set_up_logging
 from topics import Catalogue, ResultError, Settings, encode
-from topics.terminal import visible, visible_line
+from topics.terminal_text import visible, visible_line
 
 # Clears the screen, sets the title, rings, goes back, turns the text around, begins a line, and
 # pretends to be markup.
@@ -113,7 +113,7 @@ def test_a_trace_shows_no_controls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dead_letter_that_submit_tells_of_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    tally = Tally(1)
+    tally = SubmitTally(1)
     tally.dead_letters[HOSTILE] = HOSTILE
     _tell_tally(tally, Checked(), as_json=False)
     (line,) = capsys.readouterr().err.splitlines()

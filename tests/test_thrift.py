@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from stream_cases import make_policy, make_profile
 
-from streams.thrift import share_common
+from streams.batcher.interning import share_common
 from topics import Profile, decode, encode
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from streams.together import Shared, few_at_a_time, wait_for_all
+from streams.engine.concurrency import Shared, few_at_a_time, wait_for_all
 
 
 async def wait_long(ended: list[str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 from stream_cases import FLEET, MODEL, START, make_policy
 
 from policies import parse_fleet, tag
-from policies.declaration import DeclarationError
-from streams.tokens import CHARACTERS_MAX, TokenCounter, load_token_counter
+from policies.config.schema import DeclarationError
+from streams.config.token_counting import CHARACTERS_MAX, TokenCounter, load_token_counter
 from topics import InferenceRequest
 
 pytestmark = pytest.mark.skipif(

@@ -17,9 +17,9 @@ from shunter.top.screen import screen
 from shunter.top.state import SECTIONS, State
 from streams.live import Snapshot
 from topics import PoolStatus, encode
-from topics.admin import AdminError
-from topics.broker_settings import free_port
-from topics.status import VariantStatus
+from topics.admin.provisioning import AdminError
+from topics.embedded_broker.settings import free_port
+from topics.records.heartbeat import VariantStatus
 
 EXPECTED_IN_24_LINES = [
     *("shunter top", "ended/s", "completed 9", "no_pool 1", "75.0% less"),

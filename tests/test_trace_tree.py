@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from shunter.cli import app
 from shunter.console import UserError
 from shunter.jaeger import Event, Link, Span
-from shunter.trace_tree import tree
+from shunter.render.trace_tree import tree
 
 
 def shown(*spans: Span) -> list[str]:

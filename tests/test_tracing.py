@@ -23,11 +23,11 @@ from trace_cases import TracedYard, said, span_id_of, trace_id_of, tree
 from worker_cases import ScriptedBackend, serve
 
 from policies import Situation
-from shunter.client_spans import SubmitSpans
-from streams import Outgoing
-from streams.metrics import catalogue as m
+from shunter.client.spans import SubmitSpans
+from streams.engine.log import Outgoing
+from streams.metrics import registry as m
 from streams.metrics.gauges import span_gauges
-from streams.sampling import Sampling
+from streams.tracing.sampling import Sampling
 from topics import VariantStatus
 
 CLIENT = TRACEPARENT.decode()
@@ -435,7 +435,7 @@ async def test_an_answer_after_its_deadline_is_traced_late() -> None:
 
 
 async def test_an_overload_is_traced_late_only_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.telemetry.LATE_PER_S_MAX", 3)
+    monkeypatch.setattr("streams.tracing.telemetry.LATE_PER_S_MAX", 3)
     yard = TracedYard(Sampling(0.0))
     for n in range(10):
         yard.publish(id=f"c{n}", deadline=START - 1)

@@ -8,8 +8,8 @@ from copier import P0, P1, Copier, assert_once, fill, make_cluster, succeed, tak
 from memory_log import Crash, CrashPoint, MemoryCluster, MemoryLog, MemoryWriter, ProcessKilledError
 from stream_cases import drain, make_transactor, soon
 
-from streams.log import LogError, Outgoing, Partition
-from streams.stage import Effect
+from streams.engine.log import LogError, Outgoing, Partition
+from streams.engine.stage import Effect
 from topics import Progress, encode, progress_key
 
 

@@ -8,7 +8,8 @@ from copier import P0, P1, Copier, assert_once, fill, make_cluster, succeed, tak
 from memory_log import Crash, CutOffError, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import drain, make_transactor, soon
 
-from streams import Log, LogError, Partition, passing
+from streams.engine import retries
+from streams.engine.log import Log, LogError, Partition
 from topics import Progress
 
 
@@ -226,7 +227,7 @@ async def test_who_is_given_its_partitions_anew_takes_those(cluster: MemoryClust
 async def test_a_takeover_that_is_cut_off_begins_again(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passing, "RETRY_S", 0.0)
+    monkeypatch.setattr(retries, "RETRY_S", 0.0)
     names = fill(cluster, 4)
     stage = Copier()
     transactor = await take(cluster, stage)

@@ -5,9 +5,9 @@ from copier import P0, Copier, assert_once, fill, make_cluster, take, values
 from memory_log import MemoryCluster
 from stream_cases import drain, soon
 
-from streams.committer import TRIED_AT_ONCE
-from streams.log import LogError, Outgoing, Record
-from streams.stage import Effect
+from streams.engine.committer import TRIED_AT_ONCE
+from streams.engine.log import LogError, Outgoing, Record
+from streams.engine.stage import Effect
 
 
 @pytest.fixture

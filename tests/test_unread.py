@@ -11,12 +11,20 @@ from stream_cases import START, Yard, heartbeat, make_profile, step_until
 from worker_cases import GROUP, POOL, ScriptedBackend, make_worker, partition, place, placed, serve
 
 from policies.autoscaling import ENDED_PART, alike, demand, device_s, unread_demand
-from streams import LogError, Outgoing, Partition, Transactor
-from streams.autoscaling import AutoscalingSignal
-from streams.stranded import COMING_S_MAX, READ_OFFSETS_MAX, Stranded
+from streams.autoscaling.orphaned_lanes import COMING_S_MAX, READ_OFFSETS_MAX, Stranded
+from streams.autoscaling.signal import AutoscalingSignal
+from streams.engine.log import LogError, Outgoing, Partition
+from streams.engine.transactor import Transactor
 from topics import PoolStatus, Progress, decode, encode, progress_key
-from workers.lately import LAG_AGE_S_MAX, OFFSETS_MAX, PRIOR_ROOM_S, SEEN_MAX, Lately, Unread
-from workers.runtime import Worker
+from workers.stage.backlog_estimate import (
+    LAG_AGE_S_MAX,
+    OFFSETS_MAX,
+    PRIOR_ROOM_S,
+    SEEN_MAX,
+    Lately,
+    Unread,
+)
+from workers.stage.worker import Worker
 
 
 def each_s(yard: Yard) -> float:

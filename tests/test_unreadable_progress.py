@@ -8,12 +8,13 @@ from memory_log import MemoryLog
 from notary_cases import CHAIN, roots, router
 from stream_cases import Yard, drain
 
-from streams import KafkaLog, Transactor
-from streams.log import Outgoing, Partition
-from streams.progress import read_progress
+from streams.engine.log import Outgoing, Partition
+from streams.engine.progress import read_progress
+from streams.engine.transactor import Transactor
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, Progress, Root, RootStatement, encode, progress_key
-from topics import headers as h
-from topics.roots import head_of
+from topics.records import headers as h
+from topics.signing.signed_root import head_of
 
 GROUP, TOPIC = "yard.router", "yard.requests"
 

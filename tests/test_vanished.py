@@ -12,11 +12,11 @@ from aiokafka.errors import RequestTimedOutError
 from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.protocol.metadata import MetadataRequest, MetadataResponse_v0
 
-from streams import vanished
-from streams.log import Partition
-from streams.reader import reader
+from streams.engine.log import Partition
+from streams.kafka import broker_loss
+from streams.kafka.reader import reader
 from topics import Settings
-from topics.admin import apply
+from topics.admin.provisioning import apply
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ class Connection:
 async def test_a_silent_broker_is_given_up_and_asked_last_from_then_on(
     settings: Settings, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vanished, "CONNECT_S_MAX", 1.0)
-    monkeypatch.setattr(vanished, "_failed_at", {})
+    monkeypatch.setattr(broker_loss, "CONNECT_S_MAX", 1.0)
+    monkeypatch.setattr(broker_loss, "_failed_at", {})
     # Else the silent one may never be asked, and nothing be known of it.
     monkeypatch.setattr(random, "shuffle", lambda _hosts: None)
     servers = f"{silent},{settings.bootstrap_servers}"
@@ -70,7 +70,7 @@ async def test_a_silent_broker_is_given_up_and_asked_last_from_then_on(
 async def test_connections_to_who_is_no_longer_named_are_closed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vanished, "_failed_at", {})
+    monkeypatch.setattr(broker_loss, "_failed_at", {})
     async with reader(settings) as consumer:
         client, gone = consumer._client, Connection()
         there = {key: each for key, each in client._conns.items() if each.connected()}
@@ -78,7 +78,7 @@ async def test_connections_to_who_is_no_longer_named_are_closed(
         await client.fetch_all_metadata()
         assert gone.reasons
         assert all(each.connected() for each in there.values())
-        assert (gone.host, gone.port) in vanished._failed_at
+        assert (gone.host, gone.port) in broker_loss._failed_at
 
 
 @pytest.mark.kafka
@@ -86,8 +86,8 @@ async def test_connections_to_who_is_no_longer_named_are_closed(
 async def test_a_request_that_a_broker_answers_at_once_is_not_waited_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, request_: Any
 ) -> None:
-    monkeypatch.setattr(vanished, "ANSWER_S_MAX", 0.2)
-    monkeypatch.setattr(vanished, "_failed_at", {})
+    monkeypatch.setattr(broker_loss, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(broker_loss, "_failed_at", {})
     async with reader(settings) as consumer:
         node = consumer._client.get_random_node()
         assert await consumer._client.ready(node)
@@ -99,21 +99,21 @@ async def test_a_request_that_a_broker_answers_at_once_is_not_waited_for(
             await consumer._client.send(node, request_)
         assert asyncio.get_running_loop().time() - began < 10
         # Another client of this process asks it last.
-        assert (connection.host, connection.port) in vanished._failed_at
+        assert (connection.host, connection.port) in broker_loss._failed_at
 
 
 async def test_who_did_not_answer_is_asked_last_by_all_clients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client = vanished._Client(bootstrap_servers="one:1,two:2,three:3")
+    client = broker_loss._Client(bootstrap_servers="one:1,two:2,three:3")
     client.cluster.update_metadata(
         MetadataResponse_v0([(1, "one", 1), (2, "two", 2), (3, "three", 3)], [])
     )
-    monkeypatch.setattr(vanished, "_failed_at", {("two", 2): 7.0, ("three", 3): 8.0})
+    monkeypatch.setattr(broker_loss, "_failed_at", {("two", 2): 7.0, ("three", 3): 8.0})
     assert {client.get_random_node() for _ in range(20)} == {1}
-    monkeypatch.setitem(vanished._failed_at, ("one", 1), 9.0)
+    monkeypatch.setitem(broker_loss._failed_at, ("one", 1), 9.0)
     assert {client.get_random_node() for _ in range(20)} == {2}
-    monkeypatch.setattr(vanished, "_failed_at", {})
+    monkeypatch.setattr(broker_loss, "_failed_at", {})
     assert {client.get_random_node() for _ in range(60)} == {1, 2, 3}
 
 
@@ -121,7 +121,7 @@ async def test_who_did_not_answer_is_asked_last_by_all_clients(
 async def test_a_broker_that_takes_no_connection_is_not_asked_all_the_time(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vanished, "RECONNECT_S", 0.5)
+    monkeypatch.setattr(broker_loss, "RECONNECT_S", 0.5)
     async with reader(settings) as consumer:
         began = asyncio.get_running_loop().time()
         assert not await consumer._client.ready(7)
@@ -134,7 +134,7 @@ async def test_a_reader_is_one_of_those_clients(settings: Settings) -> None:
     partition = Partition(f"{settings.topic_prefix}.results", 0)
     async with reader(settings, [partition]) as consumer:
         assert isinstance(consumer, AIOKafkaConsumer)
-        assert isinstance(consumer._client, vanished._Client)
+        assert isinstance(consumer._client, broker_loss._Client)
         await asyncio.sleep(0)
 
 
@@ -150,8 +150,8 @@ async def test_the_first_client_of_a_process_asks_for_all(settings: Settings) ->
         )
         for client in (first, second, third):
             await client.force_metadata_update()
-        assert first._metadata_max_age_ms == vanished.WATCH_MS
-        assert second._metadata_max_age_ms == vanished.METADATA_MS
+        assert first._metadata_max_age_ms == broker_loss.WATCH_MS
+        assert second._metadata_max_age_ms == broker_loss.METADATA_MS
         assert first._known == second._known == {1}
         # It is told of a change that the first has seen, and asks itself.
         first._known, second._known = frozenset({1, 2}), frozenset({1, 2})
@@ -160,13 +160,13 @@ async def test_the_first_client_of_a_process_asks_for_all(settings: Settings) ->
         assert second._known == {1}
         await first_consumer.stop()
         await second._md_update_fut
-        assert second._metadata_max_age_ms == vanished.WATCH_MS
-        assert third._metadata_max_age_ms == vanished.METADATA_MS
+        assert second._metadata_max_age_ms == broker_loss.WATCH_MS
+        assert third._metadata_max_age_ms == broker_loss.METADATA_MS
 
 
 async def test_a_task_that_is_cancelled_as_its_answer_comes_ends() -> None:
     answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    asking = asyncio.create_task(vanished.soon(answer))
+    asking = asyncio.create_task(broker_loss.soon(answer))
     await asyncio.sleep(0)
     answer.set_result("told")
     asking.cancel()

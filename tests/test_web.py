@@ -10,7 +10,7 @@ import pytest
 from model_server import Exchange, good, serving
 from system import FLEET, System, chat, eventually
 
-from topics.broker_settings import free_port
+from topics.embedded_broker.settings import free_port
 
 pytestmark = pytest.mark.kafka
 

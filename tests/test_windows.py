@@ -30,8 +30,8 @@ from window_cases import (
     windows,
 )
 
-from policies import GivenUp, Member, Release, Target, Windows, find_target
-from policies.turns import Turns
+from policies import Expelled, Member, Release, Target, Windows, find_target
+from policies.batching.fair_queue import Turns
 
 
 def nowhere(members: Sequence[Member]) -> Target | None:
@@ -390,8 +390,8 @@ def test_a_member_whose_deadline_has_passed_is_given_up() -> None:
     held = filled(2)
     held.add(member(2, deadline=NOW))
     ends = run(held, NOW, always())
-    assert [(type(e), e.reason) for e in ends] == [(GivenUp, "deadline_passed")]
-    assert isinstance(ends[0], GivenUp)
+    assert [(type(e), e.reason) for e in ends] == [(Expelled, "deadline_passed")]
+    assert isinstance(ends[0], Expelled)
     assert ends[0].member.offset == 2
     assert len(held) == 2
 
@@ -400,7 +400,7 @@ def test_a_member_that_is_given_up_does_not_go_with_the_others() -> None:
     held = filled(8)
     held.add(member(8, deadline=NOW - 5))
     given_up, release = run(held, NOW, always())
-    assert isinstance(given_up, GivenUp)
+    assert isinstance(given_up, Expelled)
     assert isinstance(release, Release)
     assert ids(release.members) == list(range(8))
 
@@ -418,7 +418,7 @@ def test_without_a_pool_the_longest_wait_ends_it() -> None:
     held.add(member(2, held_at=NOW + 50))
     held.add(member(3, longest_wait_s=100.0))
     now, ends = run_to_first_end(held, nowhere)
-    assert [(e.member.offset, e.reason) for e in ends if isinstance(e, GivenUp)] == [
+    assert [(e.member.offset, e.reason) for e in ends if isinstance(e, Expelled)] == [
         (3, "pool_unavailable")
     ]
     assert now == pytest.approx(NOW + 100, abs=RETRY_S)
@@ -666,7 +666,7 @@ class WindowsAgainstAList(RuleBasedStateMachine):
 
     def end(self, end: End) -> None:
         """Check what ends against the list, and commit it."""
-        if isinstance(end, GivenUp):
+        if isinstance(end, Expelled):
             gone: tuple[Member, ...] = (end.member,)
             if end.reason == "deadline_passed":
                 assert end.member.profile.deadline <= self.now

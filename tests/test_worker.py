@@ -17,10 +17,10 @@ from worker_cases import (
     serve,
 )
 
-from streams import LogError
+from streams.engine.log import LogError
 from topics import Cost, Progress, Response, Timing, Usage
-from workers.runtime import FINISH_POLL_S_MAX, FINISH_POLL_S_MIN
-from workers.start_pace import BURST, PER_S, StartPace
+from workers.stage.start_limiter import BURST, PER_S, StartPace
+from workers.stage.worker import FINISH_POLL_S_MAX, FINISH_POLL_S_MIN
 
 
 async def step_times(transactor: Any, times: int = 5) -> None:
@@ -252,7 +252,7 @@ async def test_large_requests_are_taken_by_their_bytes() -> None:
 async def test_a_partition_waits_behind_a_request_that_many_have_overtaken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.runtime.FINISHED_MAX", 3)
+    monkeypatch.setattr("workers.stage.worker.FINISHED_MAX", 3)
     yard = Yard()
     backend = ScriptedBackend()
     for n in range(4):
@@ -305,7 +305,7 @@ async def test_short_calls_are_looked_for_sooner() -> None:
 
 
 async def test_what_may_not_start_at_once_starts_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.start_pace.BURST", 1)
+    monkeypatch.setattr("workers.stage.start_limiter.BURST", 1)
     yard = Yard()
     backend = ScriptedBackend()
     for n in range(4):

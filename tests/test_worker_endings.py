@@ -8,10 +8,11 @@ import pytest
 from stream_cases import MODEL, START, Yard, header, make_profile, step_until
 from worker_cases import PROMISED, ScriptedBackend, place, placed, progress, serve
 
-from streams import LogError, Outgoing, Transactor
+from streams.engine.log import LogError, Outgoing
+from streams.engine.transactor import Transactor
 from topics import Fallback, Placement, Profile, Progress, Response, encode
-from topics import headers as h
-from workers.lane import Lane
+from topics.records import headers as h
+from workers.stage.partition_state import Lane
 
 
 async def started(yard: Yard, backend: ScriptedBackend, count: int = 1) -> Transactor:

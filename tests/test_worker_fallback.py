@@ -14,8 +14,8 @@ from worker_cases import POOL, VARIANT, place, worker_on
 
 from policies import allow_again, decide
 from topics import Fallback, Profile, VariantStatus
-from topics import headers as h
-from workers.evacuation import Evacuation
+from topics.records import headers as h
+from workers.backends.drain import Evacuation
 
 
 @pytest.mark.parametrize("name", CASES)

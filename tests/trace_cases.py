@@ -11,16 +11,18 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-from stream_cases import Yard, make_notary, make_transactor
+from stream_cases import Yard, make_signer, make_transactor
 
-from streams import Router, Telemetry, Transactor
-from streams.outbox import Outbox
-from streams.route_spans import RouteSpans
-from streams.sampling import Sampling
-from streams.spans import Spans
-from streams.stage import Stage
-from workers import Worker
+from streams.engine.stage import Stage
+from streams.engine.transactor import Transactor
+from streams.router.stage import Router
+from streams.tracing.route_spans import RouteSpans
+from streams.tracing.sampling import Sampling
+from streams.tracing.span_queue import Outbox
+from streams.tracing.spans import Spans
+from streams.tracing.telemetry import Telemetry
 from workers.spans import WorkSpans
+from workers.stage.worker import Worker
 
 Tree = list[tuple[str, "Tree"]]
 
@@ -110,7 +112,7 @@ class TracedYard(Yard):
             log or MemoryLog(self.cluster),
             stage,
             self.catalogue.progress,
-            notary=make_notary(self.catalogue, self.clock, self.digests),
+            signer=make_signer(self.catalogue, self.clock, self.digests),
             observers=[self.observer(stage)],
         )
         await transactor.start()
@@ -121,7 +123,7 @@ class TracedYard(Yard):
     def router(self, duplicate_window_records: int = 100) -> Router:
         return Router(
             self.situation(),
-            self.scribe(),
+            self.evidence_writer(),
             self.clock,
             self.telemetry,
             request_bytes_max=100_000,

@@ -6,14 +6,14 @@ from typing import Any
 
 from policy_cases import NOW, bulk, some_options
 
-from policies import GivenUp, Member, Release, Target, Windows
-from policies.estimate import Estimate
+from policies import Expelled, Member, Release, Target, Windows
+from policies.scoring.estimate import Estimate
 
 OPTION = some_options().of("board", "llama-int8")
 MARGIN_S = 1.0
 RETRY_S = 0.25
 SERVICE_S = 4.0
-End = Release | GivenUp
+End = Release | Expelled
 TargetOf = Callable[[Sequence[Member]], Target | None]
 
 

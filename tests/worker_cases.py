@@ -7,7 +7,8 @@ import orjson
 from memory_log import MemoryLog
 from stream_cases import START, Yard, make_profile, request
 
-from streams import Outgoing, Partition, Record, Transactor
+from streams.engine.log import Outgoing, Partition, Record
+from streams.engine.transactor import Transactor
 from topics import (
     Batch,
     Envelope,
@@ -22,10 +23,13 @@ from topics import (
     encode,
     progress_key,
 )
-from topics import headers as h
-from workers import Attempts, Backend, Breakers, Call, CallError, Load, Outcome, Worker
-from workers.ending import Ending
-from workers.streaming import Streams
+from topics.records import headers as h
+from workers.backends.base import Backend, Call, CallError, Load, Outcome
+from workers.resilience.attempts import Attempts
+from workers.resilience.circuit_breaker import Breakers
+from workers.stage.chunks import Streams
+from workers.stage.outcomes import OutcomeWriter
+from workers.stage.worker import Worker
 
 POOL = "premium-eu"
 VARIANT = "yard-8b-fp8"
@@ -115,7 +119,7 @@ def make_worker(
     in_flight_max: int = 100,
     in_flight_bytes_max: int = 1 << 20,
 ) -> Worker:
-    scribe = yard.scribe()
+    evidence_writer = yard.evidence_writer()
     served = yard.options.by_pool[POOL]
     breakers = Breakers(POOL, [option.variant for option in served], backend, yard.clock)
     return Worker(
@@ -128,8 +132,8 @@ def make_worker(
             attempts_max=yard.policy.attempts_max,
             uniform=lambda: 0.5,
         ),
-        scribe,
-        Ending(scribe, yard.telemetry, yard.policy.attempts_max),
+        evidence_writer,
+        OutcomeWriter(evidence_writer, yard.telemetry, yard.policy.attempts_max),
         yard.clock,
         yard.cancellations,
         Streams(MemorySink(yard)),
@@ -206,10 +210,10 @@ def worker_on(yard: Yard, backend: Backend) -> tuple[Worker, Breakers]:
     attempts = Attempts(
         backend, breakers, yard.clock, attempts_max=yard.policy.attempts_max, uniform=lambda: 0.0
     )
-    scribe = yard.scribe()
-    ending = Ending(scribe, yard.telemetry, yard.policy.attempts_max)
+    evidence_writer = yard.evidence_writer()
+    ending = OutcomeWriter(evidence_writer, yard.telemetry, yard.policy.attempts_max)
     worker = Worker(
-        POOL, served, attempts, scribe, ending, yard.clock, yard.cancellations,
+        POOL, served, attempts, evidence_writer, ending, yard.clock, yard.cancellations,
         Streams(MemorySink(yard)), in_flight_max=100,
         in_flight_bytes_max=1 << 20,
     )  # fmt: skip

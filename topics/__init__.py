@@ -4,24 +4,28 @@ Belongs here: what two processes must agree on, and what creates and checks topi
 decision about a request (``policies``), any loop that moves one (``streams``, ``workers``).
 """
 
-from topics.cancellation import Cancellation, parse_cancellation
-from topics.catalogue import Catalogue, Topic
-from topics.codec import decode, encode
-from topics.errors import BadRecordError
-from topics.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
-from topics.placement import Batch, Candidate, Envelope, Placement
-from topics.policy_log import (
-    Declared,
-    PolicyChange,
-    PolicyEntry,
-    PolicyLog,
-    entry_key,
+from topics.records.cancellation import Cancellation, parse_cancellation
+from topics.records.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
+from topics.records.heartbeat import (
+    LatencyError,
+    OutputLengths,
+    PoolStatus,
+    ServerLoad,
+    VariantStatus,
+    status_key,
 )
-from topics.profile import Fallback, Profile, Tag
-from topics.progress import Progress, decode_progress, progress_key
-from topics.request import InferenceRequest, duration_s, parse_request, peek_id
-from topics.result import Cost, Response, Result, ResultError, Timing, Usage
-from topics.roots import (
+from topics.records.placement import Batch, Candidate, Envelope, Placement
+from topics.records.policy_change import Declared, PolicyChange, PolicyEntry, PolicyLog, entry_key
+from topics.records.profile import Fallback, Profile, Tag
+from topics.records.progress import Progress, decode_progress, progress_key
+from topics.records.request import InferenceRequest, duration_s, parse_request, peek_id
+from topics.records.result import Cost, Response, Result, ResultError, Timing, Usage
+from topics.records.seen_ids import SeenIds
+from topics.records.stream_chunk import StreamPiece
+from topics.registry import Catalogue, Topic
+from topics.settings import Settings
+from topics.signing.salts import Salt
+from topics.signing.signed_root import (
     ChainHead,
     Heads,
     HeadsStatement,
@@ -32,18 +36,8 @@ from topics.roots import (
     Root,
     RootStatement,
 )
-from topics.salts import Salt
-from topics.seen_ids import SeenIds
-from topics.settings import Settings
-from topics.status import (
-    LatencyError,
-    OutputLengths,
-    PoolStatus,
-    ServerLoad,
-    VariantStatus,
-    status_key,
-)
-from topics.stream import StreamPiece
+from topics.wire.codec import decode, encode
+from topics.wire.errors import BadRecordError
 
 __all__ = [
     "BadRecordError",

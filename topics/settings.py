@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from topics.key_files import check_key_file
+from topics.signing.key_files import check_key_file
 
 MIB = 1024 * 1024
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from streams import Effect
-from streams.metrics import catalogue as m
+from streams.engine.stage import Effect
+from streams.metrics import registry as m
 from streams.metrics.gauges import Readings
 from topics import Profile
-from workers.breaker import Breakers
-from workers.ending import Task
-from workers.runtime import Worker
+from workers.resilience.circuit_breaker import Breakers
+from workers.stage.outcomes import Task
+from workers.stage.worker import Worker
 
 
 def worker_gauges(pool: str, worker: Worker, breakers: Breakers) -> Callable[[], Readings]:

@@ -6,14 +6,14 @@ from mode import Service
 
 from policies import Option
 from policies.autoscaling import demand
-from policies.experience import Experience
-from streams import Clock
-from streams.announcer import Announcer
+from policies.learning.feedback import Experience
+from streams.engine.clock import Clock
+from streams.kafka.announcer import Announcer
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
-from topics.status import State
-from workers.backend import Backend
-from workers.breaker import Breakers
-from workers.runtime import Worker
+from topics.records.heartbeat import State
+from workers.backends.base import Backend
+from workers.resilience.circuit_breaker import Breakers
+from workers.stage.worker import Worker
 
 
 class Heartbeat(Service):  # type: ignore[misc]

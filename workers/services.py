@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 from mode import Service
 
-from streams.assembly import transactor
-from streams.host import StageService
+from streams.engine.signer import Signer
+from streams.engine.stage import Observer
+from streams.hosting.assembly import transactor
+from streams.hosting.services import StageService
 from streams.metrics import Metrics
-from streams.notary import Notary
-from streams.stage import Observer
 from topics import Settings
-from workers.backend import Backend
-from workers.breaker import Breakers
-from workers.runtime import Worker
+from workers.backends.base import Backend
+from workers.resilience.circuit_breaker import Breakers
+from workers.stage.worker import Worker
 
 LOOK_EVERY_S = 1.0
 
@@ -43,11 +43,11 @@ class DrainingService(StageService):
         self,
         worker: Worker,
         settings: Settings,
-        notary: Notary,
+        signer: Signer,
         metrics: Metrics,
         observers: Sequence[Observer] = (),
     ) -> None:
-        super().__init__(transactor(settings, worker, notary, metrics, observers), "worker")
+        super().__init__(transactor(settings, worker, signer, metrics, observers), "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 

@@ -2,11 +2,13 @@
 
 from opentelemetry.trace import SpanKind
 
-from streams import Clock, Effect, Telemetry
-from streams import attributes as a
-from streams.spans import Spans, Visible, batch_of
+from streams.engine.clock import Clock
+from streams.engine.stage import Effect
+from streams.tracing import span_attributes as a
+from streams.tracing.spans import Spans, Visible, batch_of
+from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Evidence, Profile, Result
-from workers.ending import Task, released_at
+from workers.stage.outcomes import Task, released_at
 
 _GEN_AI_OPERATIONS = {"completions": "text_completion"}
 # Failures before anything was sent to the model server.

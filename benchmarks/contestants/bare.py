@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from mode import loop as event_loop
 
 from benchmarks.ground import PARTITIONS
-from streams.kafka_writer import BATCH_BYTES_MAX
+from streams.kafka.writer import BATCH_BYTES_MAX
 
 ROOT_BYTES, LEAF_BYTES, PROGRESS_BYTES = 345, 44, 250
 

@@ -3,7 +3,7 @@
 import time
 
 from benchmarks.yard import Yard, make_options, report_all
-from streams.log import Outgoing, Partition, Record
+from streams.engine.log import Outgoing, Partition, Record
 
 REFRESH_S = 1.0
 

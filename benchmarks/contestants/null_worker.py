@@ -4,12 +4,13 @@ import atexit
 import time
 from collections.abc import Sequence
 
-import workers.run
 from benchmarks.worker import HIGHEST, POOL
-from streams import Partition, Record, Work
+from shunter.processes import worker as process
+from streams.engine.log import Partition, Record
+from streams.engine.stage import TransactionPlan
 from topics import Response, Settings, Usage, VariantStatus
-from workers.backend import Call, Load, Outcome
-from workers.runtime import Worker
+from workers.backends.base import Call, Load, Outcome
+from workers.stage.worker import Worker
 
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Track 3."}}]}
 
@@ -44,7 +45,7 @@ class CountedWorker(Worker):
 
     highest = 0
 
-    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+    async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
         """Take records in, as the worker does; none leaves before they are counted."""
         found = await super().work(partition, records)
         taken = sum(len(lane.open) for lane in self._lanes.values())
@@ -55,11 +56,11 @@ class CountedWorker(Worker):
 def main() -> None:
     """Run the worker of the benchmark's pool, and say at its end what it had in flight."""
     atexit.register(lambda: print(f"{HIGHEST} {CountedWorker.highest}"))
-    workers.run.Worker = CountedWorker
-    workers.run.make_backend = lambda _pool, options, _policy, _clock: NullBackend(
+    process.Worker = CountedWorker
+    process.make_backend = lambda _pool, options, _policy, _clock: NullBackend(
         tuple(option.variant for option in options)
     )
-    workers.run.run_worker(POOL, Settings())
+    process.run_worker(POOL, Settings())
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ Each of them names a pool; which of its replicas serves is chosen by the pool, a
 
 from collections.abc import Callable, Iterator, Sequence
 
-from policies.backtest.route import End, FixedDelay, Send
-from policies.constraints import has_lane, refusal
-from policies.estimate import estimate
-from policies.extension import refused_by
-from policies.options import Option, Options
-from policies.policy import Policy
-from policies.roofline import TYPICAL_CONTEXT_TOKENS
-from policies.standing import PoolLoad, standing_of
-from policies.view import FleetView
+from policies.backtest.route import FixedDelay, Send, Unserved
+from policies.config.options import Option, Options
+from policies.config.plugins import refused_by
+from policies.config.policy import Policy
+from policies.fleet_state.candidate_load import PoolLoad, standing_of
+from policies.fleet_state.view import FleetView
+from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS
+from policies.scoring.constraints import has_lane, refusal
+from policies.scoring.estimate import estimate
 from topics import PoolStatus, Profile
 
 PREMIUM = "premium_gpu"
@@ -40,11 +40,11 @@ class Baseline:
         """Take a heartbeat in."""
         self._view.report(status)
 
-    def arrive(self, profile: Profile, now: float) -> Send | End | None:
+    def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
         """Send the request to the option that the rule names, or let it wait for a batch."""
         able = [o for o in self._options.by_model.get(profile.model, ()) if self._may(profile, o)]
         if not able:
-            return End(profile, "no_pool")
+            return Unserved(profile, "no_pool")
         live = [o for o in able if self._view.load(o.pool).workers] or able
         option = self._choose(profile, live, self._view)
         self._view.add_sent(option, option.roofline.prefill_s(profile.input_tokens))

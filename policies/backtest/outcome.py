@@ -5,13 +5,13 @@ from typing import Literal
 
 from policies.backtest.route import Send
 from topics import Envelope, Profile
-from topics.placement import Path
+from topics.records.placement import Path
 
 Status = Literal["completed", "failed", "expired", "rejected"]
 
 
 @dataclass(slots=True)
-class Outcome:
+class ReplayOutcome:
     """One request, with the hardware of its last try. Times are seconds since the trace's start.
 
     ``sends`` are its tries. ``cost_usd`` is its share of busy device time, earlier tries included.

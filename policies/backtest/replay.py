@@ -7,13 +7,13 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
-from policies.backtest.outcome import Outcome
-from policies.backtest.pool import HEARTBEAT_S, Draw, Ended, ModelPool, Try
-from policies.backtest.reality import Reality
-from policies.backtest.route import End, Route, Send
-from policies.options import Options
-from policies.policy import Policy
-from policies.second_chance import allow_again
+from policies.backtest.fault_model import Reality
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replica_pool import HEARTBEAT_S, Draw, ModelPool, Try, TryEnded
+from policies.backtest.route import Route, Send, Unserved
+from policies.config.options import Options
+from policies.config.policy import Policy
+from policies.placement.retry import allow_again
 from topics import Fallback, Profile
 
 # What happens at one instant happens in this order.
@@ -21,10 +21,10 @@ _REPLICA, _BEAT, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(7)
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ReplayRun:
     """What a policy did with a trace. ``busy_s`` is by pool, ``steps`` and ``tokens`` decoded."""
 
-    outcomes: list[Outcome]
+    outcomes: list[ReplayOutcome]
     busy_s: dict[str, float]
     steps: int
     tokens: int
@@ -52,7 +52,7 @@ class Replay:
         self._due: dict[tuple[str, int], float] = {}
         self._release_at = math.inf
         self._left = 0
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, ReplayOutcome] = {}
         self._batch_ids: set[str] = set()
         self._batched = 0
         self._held_since: dict[str, float] = {}
@@ -62,7 +62,7 @@ class Replay:
         profiles: Sequence[Profile],
         output_tokens: Sequence[int],
         prefix_tokens: Sequence[int] | None = None,
-    ) -> Run:
+    ) -> ReplayRun:
         """Replay the requests, sorted by ``created_at``, and return what became of each.
 
         Args:
@@ -73,7 +73,9 @@ class Replay:
         prefixes = prefix_tokens or [0] * len(profiles)
         for row, each in enumerate(zip(profiles, output_tokens, prefixes, strict=True)):
             profile, tokens, prefix = each
-            self._outcomes[profile.id] = Outcome(row, profile, profile.input_tokens, tokens, prefix)
+            self._outcomes[profile.id] = ReplayOutcome(
+                row, profile, profile.input_tokens, tokens, prefix
+            )
         self._left = len(profiles)
         self._schedule_faults(profiles[-1].created_at)
         self._push(0.0, _BEAT, None)
@@ -98,9 +100,9 @@ class Replay:
                 self._fault(what, at)
         return self._result()
 
-    def _result(self) -> Run:
+    def _result(self) -> ReplayRun:
         decoded = [r.accelerator.decoded for p in self._pools.values() for r in p.replicas]
-        return Run(
+        return ReplayRun(
             outcomes=list(self._outcomes.values()),
             busy_s={name: pool.busy_s for name, pool in self._pools.items()},
             steps=sum(steps for steps, _ in decoded),
@@ -142,9 +144,9 @@ class Replay:
             self._release_at = due_at
             self._push(due_at, _RELEASE, None)
 
-    def _take(self, action: Send | End, now: float) -> None:
+    def _take(self, action: Send | Unserved, now: float) -> None:
         outcome = self._outcomes[action.profile.id]
-        if isinstance(action, End):
+        if isinstance(action, Unserved):
             failed = outcome.tries > 0 and not action.expired
             outcome.status = "expired" if action.expired else "failed" if failed else "rejected"
             outcome.reason = action.reason
@@ -197,7 +199,7 @@ class Replay:
             self._end(ended, now)
         self._watch(pool, key[1], now)
 
-    def _end(self, ended: Ended, now: float) -> None:
+    def _end(self, ended: TryEnded, now: float) -> None:
         outcome = ended.attempt.outcome
         if ended.reason is None:
             outcome.status = "completed"

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from policies.admission import Shares, share_out
 from policies.backtest.workload import Tagger
-from policies.decide import decide
-from policies.groups import group_in
-from policies.options import Option, Options
-from policies.policy import Policy
-from policies.release import find_target
-from policies.situation import Situation, situation
-from policies.turns import Member
-from policies.windows import GivenUp, Release, Target, windows_of
+from policies.batching.fair_queue import Member
+from policies.batching.groups import group_in
+from policies.batching.release import find_target
+from policies.batching.windows import Expelled, Release, Target, windows_of
+from policies.config.options import Option, Options
+from policies.config.policy import Policy
+from policies.placement.admission import Shares, share_out
+from policies.placement.decide import decide
+from policies.scoring.situation import Situation, situation
 from topics import Candidate, Envelope, PoolStatus, Profile
-from topics.placement import Path
+from topics.records.placement import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class Unserved:
     """A request ends without an answer: ``rejected`` or ``expired``, with the reason code."""
 
     profile: Profile
@@ -49,13 +49,13 @@ class Route(Protocol):
     def hear(self, status: PoolStatus, now: float) -> None:
         """Take a heartbeat in."""
 
-    def arrive(self, profile: Profile, now: float) -> Send | End | None:
+    def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
         """Decide on a request; None: it waits."""
 
     def due_at(self) -> float:
         """Return when `release` must be asked next; inf while nothing waits."""
 
-    def release(self, now: float) -> Iterator[Send | End]:
+    def release(self, now: float) -> Iterator[Send | Unserved]:
         """Yield what waits no longer."""
 
 
@@ -77,8 +77,8 @@ class Shunter:
         """Take a heartbeat in."""
         self.situation.view.report(status)
 
-    def arrive(self, profile: Profile, now: float) -> Send | End | None:
-        """Decide on a request as `streams.router.Router` does."""
+    def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
+        """Decide on a request as `streams.router.stage.Router` does."""
         here = self.situation
         if profile.attempt == 1:
             profile = self._tag(profile.id, here.view.lengths)
@@ -101,16 +101,16 @@ class Shunter:
                 self._seen[profile.id] = decision.candidates
             self._held += 1
             return None
-        return End(profile, decision.reason, expired=decision.action == "expire")
+        return Unserved(profile, decision.reason, expired=decision.action == "expire")
 
     def due_at(self) -> float:
         """Return when a window is due."""
         return self._windows.next_due_at()
 
-    def release(self, now: float) -> Iterator[Send | End]:
-        """Release as `streams.batcher.Batcher` does."""
+    def release(self, now: float) -> Iterator[Send | Unserved]:
+        """Release as `streams.batcher.stage.Batcher` does."""
         view = self.situation.view
-        ends: list[Release | GivenUp] = []
+        ends: list[Release | Expelled] = []
 
         def target(members: Sequence[Member]) -> Target | None:
             return find_target(members, self.situation, now)
@@ -126,7 +126,7 @@ class Shunter:
             else:
                 self._windows.remove(end.member.profile.id)
                 expired = end.reason == "deadline_passed"
-                yield End(end.member.profile, end.reason, expired=expired)
+                yield Unserved(end.member.profile, end.reason, expired=expired)
 
     def _send(self, release: Release, now: float) -> Iterator[Send]:
         target = release.target

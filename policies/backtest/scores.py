@@ -5,15 +5,15 @@ from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import Any
 
-from policies.backtest.outcome import Outcome
-from policies.backtest.replay import Run
-from policies.options import Options
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replay import ReplayRun
+from policies.config.options import Options
 
 # Upper ends of the bins of promised chances.
 CHANCE_BINS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
-def scores_of(run: Run, options: Options, violations: int) -> dict[str, Any]:
+def scores_of(run: ReplayRun, options: Options, violations: int) -> dict[str, Any]:
     """Return the figures of one run, as they stand in the report.
 
     Costs are US dollars of busy device time. Attainment is the share of all requests that were
@@ -65,7 +65,7 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[ceil(share * len(ordered)) - 1] if ordered else None
 
 
-def calibration_of(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+def calibration_of(outcomes: Iterable[ReplayOutcome]) -> dict[str, Any]:
     """Return how often promises of each chance were kept, and their Brier score.
 
     A promise is the chance of meeting deadline, TTFT and TPOT that was stated when the request was
@@ -97,14 +97,14 @@ def calibration_of(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     }
 
 
-def _by_task(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
-    by_task: dict[str, list[Outcome]] = defaultdict(list)
+def _by_task(outcomes: Iterable[ReplayOutcome]) -> dict[str, list[ReplayOutcome]]:
+    by_task: dict[str, list[ReplayOutcome]] = defaultdict(list)
     for outcome in outcomes:
         by_task[outcome.profile.task].append(outcome)
     return {task: by_task[task] for task in sorted(by_task)}
 
 
-def _missed(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def _missed(outcomes: Sequence[ReplayOutcome]) -> dict[str, int]:
     """Return how many there are, and how many of them missed what; one may miss several."""
     return {
         "requests": len(outcomes),

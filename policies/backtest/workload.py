@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from policies.fleet import Fleet
-from policies.lengths import Lengths
-from policies.policy import Policy
-from policies.tags import UnservableError, tag
+from policies.config.fleet import Fleet
+from policies.config.policy import Policy
+from policies.learning.output_lengths import Lengths
+from policies.tagging import UnservableError, tag
 from topics import InferenceRequest, Profile
-from topics.request import Hints
+from topics.records.request import Hints
 
 URLS = {"embedding": "/v1/embeddings", "safety_classification": "/v1/moderations"}
 TOKENS_MAX = 10_000_000

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from shunter.log_reading import Kind
+from shunter.logs.reading import Kind
 
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
 

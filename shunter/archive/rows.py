@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from shunter.log_reading import Kind
-from streams.log import Record
+from shunter.logs.reading import Kind
+from streams.engine.log import Record
 
 _STANDING = [
     ("partition", pa.int32()),

@@ -12,9 +12,9 @@ from datetime import UTC, date, datetime, timedelta
 
 from shunter.archive.layout import KINDS, Archive, ArchiveError, ArchiveFile
 from shunter.archive.rows import table_of
-from shunter.log_reading import Kind, settled_bounds
-from streams.clock import Clock
-from streams.log import Log, Partition, Record
+from shunter.logs.reading import Kind, settled_bounds
+from streams.engine.clock import Clock
+from streams.engine.log import Log, Partition, Record
 from topics import Catalogue
 
 logger = logging.getLogger(__name__)

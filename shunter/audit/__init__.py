@@ -3,8 +3,8 @@
 Belongs here: what an auditor runs, offline where an archive is at hand. Nothing here signs.
 """
 
-from shunter.audit.findings import Findings, Problem
+from shunter.audit.findings import Finding, Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.verifier import Verifier
 
-__all__ = ["Findings", "Keyring", "Problem", "Verifier"]
+__all__ = ["Finding", "Findings", "Keyring", "Verifier"]

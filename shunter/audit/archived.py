@@ -13,7 +13,7 @@ from shunter.audit.source import Witnessed
 from shunter.audit.topic import add_key
 from shunter.audit.verifier import Verifier
 from shunter.console import UserError
-from shunter.log_reading import Kind, Row
+from shunter.logs.reading import Kind, TrailRow
 from topics import ChainHead
 
 BATCH_ROWS = 10_000
@@ -59,7 +59,7 @@ def verify_archive(
     return verifier.finish(kept_from)
 
 
-def read_archive(archive: Archive, kind: Kind) -> Iterator[Row]:
+def read_archive(archive: Archive, kind: Kind) -> Iterator[TrailRow]:
     """Yield every record of a kind, partition by partition in the order of offsets.
 
     Raises:
@@ -69,11 +69,11 @@ def read_archive(archive: Archive, kind: Kind) -> Iterator[Row]:
         yield from _rows_of(archive, file)
 
 
-def _rows_of(archive: Archive, file: ArchiveFile) -> Iterator[Row]:
+def _rows_of(archive: Archive, file: ArchiveFile) -> Iterator[TrailRow]:
     table = archive.read(file, ["partition", "timestamp_ms", "key", "value", "raw"])
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         for row in batch.to_pylist():
-            yield Row(
+            yield TrailRow(
                 row["partition"],
                 row["offset"],
                 row["key"],
@@ -99,13 +99,13 @@ class ArchiveTrail:
         with _told():
             return verify_archive(self._archive, keyring=keyring, witnessed=witnessed, tell=tell)
 
-    def each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+    def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
         """Hand over what the files hold."""
         with _told():
             for row in read_archive(self._archive, kind):
                 take(row)
 
-    def of_request(self, request_id: str) -> list[Row]:
+    def of_request(self, request_id: str) -> list[TrailRow]:
         """Return a request's evidence, found by the files' own statistics."""
         with _told():
             return find_request(self._archive, request_id)
@@ -117,7 +117,7 @@ class ArchiveTrail:
         return sum(file.next_offset - file.first_offset for file in files)
 
 
-def find_request(archive: Archive, request_id: str) -> list[Row]:
+def find_request(archive: Archive, request_id: str) -> list[TrailRow]:
     """Return the evidence of a request, oldest first.
 
     Raises:
@@ -137,7 +137,7 @@ def find_request(archive: Archive, request_id: str) -> list[Row]:
     finally:
         engine.close()
     return [
-        Row(
+        TrailRow(
             number,
             offset,
             key,

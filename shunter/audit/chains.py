@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import KeyProblem, Keyring, when
 from topics import ChainHead, Root
-from topics.merkle import tree_hash
-from topics.roots import is_signed, leaves_of, statement_digest
+from topics.signing.merkle import tree_hash
+from topics.signing.signed_root import is_signed, leaves_of, statement_digest
 
 # Between a root's own time and the broker's: two clocks, and a transaction that took its time.
 CLOCKS_APART_S_MAX = 300.0

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from shunter.audit.keyring import Keyring
 from shunter.console import UserError
 from topics import ChainHead, KeyEntry
-from topics.codec import describe
+from topics.wire.codec import describe
 
 T = TypeVar("T")
 

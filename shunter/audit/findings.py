@@ -32,7 +32,7 @@ TOLD_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class Finding:
     """One thing that is wrong: what, where, and what it means."""
 
     kind: Kind
@@ -54,7 +54,7 @@ class Findings:
     requests: int = 0
     open: int = 0
     fresh: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     heads: dict[str, ChainHead] = field(default_factory=dict)
@@ -68,4 +68,4 @@ class Findings:
         """Book a problem."""
         self.counts[kind] += 1
         if self.counts[kind] <= TOLD_MAX:
-            self.problems.append(Problem(kind, where, message))
+            self.problems.append(Finding(kind, where, message))

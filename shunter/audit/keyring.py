@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shunter.audit.findings import Kind
 from topics import ChainHead, Heads, KeyEntry, PublishedKey, Revocation
-from topics.roots import is_signed, key_id
+from topics.signing.signed_root import is_signed, key_id
 
 
 class KeyProblem(Exception):  # noqa: N818 - a finding, not a failure of ours

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import orjson
 
 from shunter.audit.keyring import KeyProblem, Keyring, when
-from shunter.log_reading import Row
+from shunter.logs.reading import TrailRow
 from topics import BadRecordError, KeyEntry, PublishedKey, Root, decode
-from topics.canonical import canonical_json
-from topics.merkle import inclusion_path, leaf_hash, path_root
-from topics.roots import is_signed, leaves_of
+from topics.signing.merkle import inclusion_path, leaf_hash, path_root
+from topics.signing.signed_root import is_signed, leaves_of
+from topics.wire.canonical_json import canonical_json
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class ProofError(Exception):
 
 
 def make_proof(
-    request_id: str, rows: Sequence[Row], roots: Iterable[Row], keyring: Keyring
+    request_id: str, rows: Sequence[TrailRow], roots: Iterable[TrailRow], keyring: Keyring
 ) -> dict[str, Any]:
     """Return a document that proves each record of a request.
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from shunter.audit.keyring import when
-from shunter.spreadsheet import cell
-from topics.evidence import ENDS
+from shunter.render.spreadsheet import cell
+from topics.records.evidence import ENDS
 
 # Between a promise and what was got, rounding alone.
 COST_TOLERANCE = 1e-9
@@ -34,7 +34,7 @@ class _Usage(msgspec.Struct):
     output_tokens: int
 
 
-class Step(msgspec.Struct):
+class ReportedStep(msgspec.Struct):
     """Of a piece of evidence, what the report counts."""
 
     request_id: str
@@ -80,7 +80,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Report:
+class AuditReport:
     """Counts of the requests that ended from ``start`` to ``end``, epoch seconds."""
 
     start: float
@@ -115,12 +115,12 @@ class Report:
         """Return a line for each group, in the order of names."""
         return [asdict(group) | asdict(self.groups[group]) for group in sorted(self.groups)]
 
-    def _counts(self, step: Step) -> Counts:
+    def _counts(self, step: ReportedStep) -> Counts:
         place = step.placement or _Placement("", "", "")
         group = Group(step.tenant or "", step.task or "", place.pool, place.region, place.precision)
         return self.groups.setdefault(group, Counts())
 
-    def _end(self, step: Step) -> None:
+    def _end(self, step: ReportedStep) -> None:
         counts = self._counts(step)
         counts.requests += 1
         status = "completed" if step.step == "executed" else step.step
@@ -140,7 +140,7 @@ class Report:
                 counts.in_envelope += not (is_dear or is_late)
 
 
-_DECODE = msgspec.json.Decoder(Step).decode
+_DECODE = msgspec.json.Decoder(ReportedStep).decode
 _HEADINGS = [each.name for each in (*fields(Group), *fields(Counts))]
 _STYLE = (
     "body{font:14px sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"
@@ -150,7 +150,7 @@ _STYLE = (
 )
 
 
-def as_csv(report: Report) -> str:
+def as_csv(report: AuditReport) -> str:
     """Return the lines as CSV with a heading."""
     written = io.StringIO()
     writer = csv.DictWriter(written, _HEADINGS, lineterminator="\n")
@@ -159,7 +159,7 @@ def as_csv(report: Report) -> str:
     return written.getvalue()
 
 
-def as_html(report: Report) -> str:
+def as_html(report: AuditReport) -> str:
     """Return a page that needs nothing else: no script, no font, no picture."""
     heading = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in _HEADINGS)
     body = "".join(

@@ -6,12 +6,13 @@ from typing import Protocol
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.topic import add_key, verify_topic
-from shunter.client import read_by_key, run
+from shunter.client.kafka import read_by_key, run
 from shunter.console import UserError
-from shunter.log_reading import Kind, Row, read_all, row_of
-from streams import KafkaLog, Partition
+from shunter.logs.reading import Kind, TrailRow, read_all, row_of
+from streams.engine.log import Partition
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, ChainHead, Settings
-from topics.admin import partition_counts
+from topics.admin.provisioning import partition_counts
 
 Witnessed = Mapping[str, tuple[ChainHead, str]]
 
@@ -28,11 +29,11 @@ class Trail(Protocol):
         """Verify all of it, with the keys in the keyring and those published on it."""
         ...
 
-    def each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+    def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
         """Hand every record over, partition by partition in the order of offsets."""
         ...
 
-    def of_request(self, request_id: str) -> list[Row]:
+    def of_request(self, request_id: str) -> list[TrailRow]:
         """Return the evidence of a request, in the order it was written."""
         ...
 
@@ -60,11 +61,11 @@ class TopicTrail:
             verify_topic(log, self._catalogue, keyring=keyring, witnessed=witnessed, tell=tell)
         )
 
-    def each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+    def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
         """Hand over what a topic holds."""
         run(self._each(kind, take))
 
-    async def _each(self, kind: Kind, take: Callable[[Row], object]) -> None:
+    async def _each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
         c = self._catalogue
         topic, partitions = {
             "evidence": (c.evidence, c.partitions),
@@ -74,7 +75,7 @@ class TopicTrail:
         async for record in read_all(KafkaLog(self._settings), topic, partitions):
             take(row_of(record))
 
-    def of_request(self, request_id: str) -> list[Row]:
+    def of_request(self, request_id: str) -> list[TrailRow]:
         """Return a request's evidence, from the one partition it is on."""
         key = request_id.encode()
         records = run(read_by_key(self._settings, self._catalogue.evidence, key))

@@ -3,7 +3,7 @@
 import msgspec
 
 from shunter.audit.findings import Findings
-from topics.evidence import ENDS
+from topics.records.evidence import ENDS
 
 _ROUTED = frozenset({"placed", "held", "failed", "expired", "rejected"})
 

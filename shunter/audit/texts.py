@@ -6,13 +6,13 @@ from typing import Any
 
 import orjson
 
-from shunter.client_submit import producer_of
+from shunter.client.submit import producer_of
 from shunter.console import UserError
-from shunter.log_reading import Row, read_all
-from streams import KafkaLog
+from shunter.logs.reading import TrailRow, read_all
+from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, Evidence, Salt, Settings, TextDigest, decode
-from topics.admin import partition_counts
-from topics.salts import digest_key, salt_key, text_digest
+from topics.admin.provisioning import partition_counts
+from topics.signing.salts import digest_key, salt_key, text_digest
 
 
 def read_text(path: Path) -> Any:
@@ -29,7 +29,7 @@ def read_text(path: Path) -> Any:
         raise UserError(f"{path} is no JSON: {error}") from error
 
 
-async def match_text(settings: Settings, rows: Sequence[Row], given: Any) -> list[str]:
+async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -> list[str]:
     """Return a line for each step whose digest is that of a text.
 
     The text is parsed JSON: a body, or a request or result with a body in it.
@@ -78,7 +78,7 @@ async def forget_tenant(settings: Settings, tenant: str) -> int:
     return len(gone)
 
 
-def _digests(rows: Sequence[Row]) -> Iterator[tuple[str, str, TextDigest]]:
+def _digests(rows: Sequence[TrailRow]) -> Iterator[tuple[str, str, TextDigest]]:
     for row in rows:
         try:
             step = decode(Evidence, row.value or b"")

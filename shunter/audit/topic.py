@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.verifier import Verifier
-from shunter.log_reading import place_of, read_all, settled_bounds
-from streams.log import Log
+from shunter.logs.reading import place_of, read_all, settled_bounds
+from streams.engine.log import Log
 from topics import BadRecordError, Catalogue, ChainHead, KeyEntry, decode, decode_progress
-from topics.catalogue import EVIDENCE_MS
+from topics.registry import EVIDENCE_MS
 
 
 async def verify_topic(

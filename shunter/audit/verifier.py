@@ -14,7 +14,7 @@ from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring, when
 from shunter.audit.stories import Seen, Stories
 from topics import BadRecordError, ChainHead, Root, decode
-from topics.merkle import leaf_hash
+from topics.signing.merkle import leaf_hash
 
 # A leaf's place, as one number: which chain, and which leaf of it.
 _LEAF_BITS = 40

@@ -3,10 +3,10 @@
 from functools import cache, cached_property
 
 from policies import Options, Policy, compile_options
-from shunter.client import run
+from shunter.client.kafka import run
 from shunter.console import UserError
-from shunter.policy_log import read_policy_log
-from streams.declarations import load_fleet, load_policy, published_fleet, published_policy
+from shunter.logs.policies import read_policy_log
+from streams.config.declarations import load_fleet, load_policy, published_fleet, published_policy
 from topics import PolicyLog, Settings
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from policies import Option, Options
-from policies.accelerator import PREFILL_CHUNK_TOKENS
+from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
 
@@ -124,7 +124,7 @@ class _Rates:
 
     @classmethod
     def of(cls, option: Option) -> "_Rates":
-        """Return the terms of the option's roofline (`policies.roofline`)."""
+        """Return the terms of the option's roofline (`policies.hardware.roofline`)."""
         r = option.roofline
         flops = r.flops * r.compute_efficiency
         bytes_per_s = r.bandwidth_bytes_per_s * r.bandwidth_efficiency

@@ -1,7 +1,7 @@
 """Hard constraints of a backtest, worked out a second time: from request, fleet and policy alone.
 
-A check that asked the code under test (``policies.constraints``, ``policies.tags``) would repeat
-its mistakes.
+A check that asked the code under test (``policies.scoring.constraints``, ``policies.tagging``)
+would repeat its mistakes.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from policies import Fleet, Policy, refused_by
 from policies.backtest.route import Send
 from policies.backtest.workload import URLS, Arrival
-from policies.fleet import Pool
-from policies.policy import DataClass
-from policies.roofline import MEMORY_UTILIZATION
-from topics.request import Constraints
+from policies.config.fleet import Pool
+from policies.config.policy import DataClass
+from policies.hardware.roofline import MEMORY_UTILIZATION
+from topics.records.request import Constraints
 
 
 def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> bool:

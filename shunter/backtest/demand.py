@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from policies import Option, Options
-from policies.backtest.pool import at_speed
-from policies.constraints import refusal
+from policies.backtest.replica_pool import at_speed
+from policies.scoring.constraints import refusal
 from topics import Profile
 
 

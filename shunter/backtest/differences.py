@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from policies.backtest.outcome import Outcome
-from policies.backtest.replay import Run
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replay import ReplayRun
 
 LISTED_MAX = 20
 _OF_EACH = (
@@ -28,7 +28,7 @@ COLUMNS = (
 _BATCHED = frozenset({"batch", "hold"})
 
 
-def differences(first: Run, second: Run) -> dict[str, Any]:
+def differences(first: ReplayRun, second: ReplayRun) -> dict[str, Any]:
     """Return what the second policy did otherwise, and what each would have cost.
 
     ``listed`` holds the requests whose cost differs most.
@@ -55,7 +55,7 @@ def differences(first: Run, second: Run) -> dict[str, Any]:
     }
 
 
-def rows(first: Run, second: Run) -> Iterator[tuple[object, ...]]:
+def rows(first: ReplayRun, second: ReplayRun) -> Iterator[tuple[object, ...]]:
     """Yield `COLUMNS` of each request that the two placed or ended otherwise, as the trace has it.
 
     What a policy expected is what its decisions on the last try said: of the place that it chose,
@@ -66,11 +66,11 @@ def rows(first: Run, second: Run) -> Iterator[tuple[object, ...]]:
             yield (a.row, a.profile.task, *_of_each(a, b), *_of_each(b, a))
 
 
-def _facts(outcome: Outcome) -> tuple[object, ...]:
+def _facts(outcome: ReplayOutcome) -> tuple[object, ...]:
     return (outcome.pool, outcome.variant, outcome.path, outcome.status, outcome.attained)
 
 
-def _of_each(outcome: Outcome, other: Outcome) -> tuple[object, ...]:
+def _of_each(outcome: ReplayOutcome, other: ReplayOutcome) -> tuple[object, ...]:
     promised = outcome.promised
     return (
         *_facts(outcome),
@@ -81,7 +81,7 @@ def _of_each(outcome: Outcome, other: Outcome) -> tuple[object, ...]:
     )
 
 
-def _expected_usd(outcome: Outcome, other: Outcome) -> float | None:
+def _expected_usd(outcome: ReplayOutcome, other: ReplayOutcome) -> float | None:
     candidates = outcome.sends[-1].candidates if outcome.sends else ()
     paths = _BATCHED if other.path == "batch" else {other.path}
     for each in candidates:

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from policies.backtest.outcome import Outcome
+from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.workload import Arrival, TraceError, parse_arrivals
 from shunter.console import UserError
-from shunter.spreadsheet import cell
+from shunter.render.spreadsheet import cell
 
 PACKAGED = "workload-open-small.csv.gz"
 ROWS_MAX = 2_000_000
@@ -69,7 +69,7 @@ def _open(path: Path | None) -> Iterator[TextIO]:
 
 
 def write_assignments(
-    path: Path, outcomes: Iterable[Outcome], *, with_cached: bool = False
+    path: Path, outcomes: Iterable[ReplayOutcome], *, with_cached: bool = False
 ) -> None:
     """Write what was done with each request, one row each. What did not happen stays empty.
 
@@ -100,7 +100,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
         raise UserError(f"{path}: can't be written: {error.strerror}") from error
 
 
-def _row(outcome: Outcome) -> tuple[object, ...]:
+def _row(outcome: ReplayOutcome) -> tuple[object, ...]:
     # Without output (an embedding) the first result is the last.
     first_s = outcome.finished_s if outcome.output_tokens == 0 else outcome.first_token_s
     return (

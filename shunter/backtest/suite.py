@@ -7,9 +7,9 @@ from typing import Any
 
 from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES, PREMIUM
-from policies.backtest.pool import at_speed
-from policies.backtest.reality import Reality
-from policies.backtest.replay import Replay, Run
+from policies.backtest.fault_model import Reality
+from policies.backtest.replay import Replay, ReplayRun
+from policies.backtest.replica_pool import at_speed
 from policies.backtest.route import Route, Shunter
 from policies.backtest.scores import scores_of
 from policies.backtest.workload import Arrival, TraceError, profiles_of, tagger
@@ -34,7 +34,7 @@ class Scored:
     """A run with its name and figures."""
 
     name: str
-    run: Run
+    run: ReplayRun
     scores: dict[str, Any]
 
 

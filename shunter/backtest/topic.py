@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 
 from policies import Fleet, Policy, UnservableError, tag
 from policies.backtest.workload import Arrival
-from shunter.log_reading import read_all
-from streams import Log, Record
-from streams.tokens import TokenCounter
+from shunter.logs.reading import read_all
+from streams.config.token_counting import TokenCounter
+from streams.engine.log import Log, Record
 from topics import BadRecordError, Catalogue, Result, Usage, decode, parse_request
-from topics import headers as h
-from topics.catalogue import INGEST_BYTES_MAX
+from topics.records import headers as h
+from topics.registry import INGEST_BYTES_MAX
 
 # What of a body tags depend on, beside its text; the rest is not kept in memory.
 KEPT_FIELDS = ("model", "stream", "max_tokens", "max_completion_tokens")

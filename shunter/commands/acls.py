@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, UserError, out, settings_from
-from streams.declarations import load_fleet
+from streams.config.declarations import load_fleet
 from topics import Catalogue
-from topics.access import Role, RoleName, kafka_acls, roles
+from topics.admin.acls import Role, RoleName, kafka_acls, roles
 
 
 def acls(

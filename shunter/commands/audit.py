@@ -13,7 +13,7 @@ from shunter.audit.files import load_heads, load_keyring, write_heads
 from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.source import Trail, Witnessed, open_trail, read_keyring
 from shunter.audit.texts import forget_tenant, match_text, read_text
-from shunter.client import note, run
+from shunter.client.kafka import note, run
 from shunter.commands.audit_report import export, replay, report
 from shunter.console import (
     ArchiveUrl,
@@ -25,10 +25,10 @@ from shunter.console import (
     out,
     settings_from,
 )
-from shunter.log_reading import Row
-from shunter.story import story
+from shunter.logs.reading import TrailRow
+from shunter.render.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
-from topics.terminal import visible_line
+from topics.terminal_text import visible_line
 
 audit = typer.Typer(name="audit", help="Look into the audit trail, and check it.")
 audit.command()(report)
@@ -135,7 +135,7 @@ def proof(
     rows = trail.of_request(request_id)
     if not rows:
         raise UserError(f"nothing is known of request {request_id!r}")
-    roots: list[Row] = []
+    roots: list[TrailRow] = []
     trail.each("roots", roots.append)
     try:
         document = make_proof(request_id, rows, roots, read_keyring(trail))

@@ -13,10 +13,10 @@ import orjson
 import typer
 
 from shunter.audit.replay import decisions_on, replay_steps
-from shunter.audit.report import Report, as_csv, as_html
+from shunter.audit.report import AuditReport, as_csv, as_html
 from shunter.audit.source import Trail, open_trail
 from shunter.audit.versions import Versions
-from shunter.client import note
+from shunter.client.kafka import note
 from shunter.console import (
     ArchiveUrl,
     AsJson,
@@ -28,7 +28,7 @@ from shunter.console import (
     out,
     settings_from,
 )
-from shunter.log_reading import Kind, Row
+from shunter.logs.reading import Kind, TrailRow
 from topics import BadRecordError, Evidence, decode
 
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
@@ -60,7 +60,7 @@ def report(
     Example: shunter audit report --from 2026-11-01 --to 2026-12-01 --format html --output nov.html
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    found = Report(time_of(start, 0.0), time_of(end, math.inf))
+    found = AuditReport(time_of(start, 0.0), time_of(end, math.inf))
     trail = open_trail(archive, settings)
     trail.each("evidence", lambda row: found.add(row.value or b""))
     if found.unreadable:
@@ -157,14 +157,14 @@ def time_of(text: str | None, default: float) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def _as_json(found: Report) -> str:
+def _as_json(found: AuditReport) -> str:
     return orjson.dumps({"groups": found.rows(), "total": found.total()}).decode() + "\n"
 
 
-def write_lines(file: BinaryIO) -> Callable[[Row], object]:
+def write_lines(file: BinaryIO) -> Callable[[TrailRow], object]:
     """Return what writes each record to the file as a line of JSON (docs/evidence.md)."""
 
-    def write(row: Row) -> None:
+    def write(row: TrailRow) -> None:
         line: dict[str, Any] = {
             "partition": row.partition,
             "offset": row.offset,

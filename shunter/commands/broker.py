@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from shunter.console import AsJson
-from topics.broker import KAFKA_VERSION, BrokerError, EmbeddedBroker
-from topics.broker_cluster import EmbeddedCluster
+from topics.embedded_broker.broker import KAFKA_VERSION, BrokerError, EmbeddedBroker
+from topics.embedded_broker.cluster import EmbeddedCluster
 
 
 def broker(

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from shunter.client import run
-from shunter.client_submit import ACKNOWLEDGED_S_MAX, producer_of
+from shunter.client.kafka import run
+from shunter.client.submit import ACKNOWLEDGED_S_MAX, producer_of
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from topics import BadRecordError, Cancellation, Catalogue, Settings, encode, parse_cancellation
-from topics.admin import partition_counts
+from topics.admin.provisioning import partition_counts
 
 
 def cancel(

@@ -10,13 +10,13 @@ import typer
 from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
-from shunter.demo import Outcome, Plan, run_demo
+from shunter.demo import DemoOutcome, Plan, run_demo
 from shunter.demo.report import print_traces, report, traces
 from shunter.demo.show import Lines
 from shunter.demo.view import View
-from streams import LogError
+from streams.engine.log import LogError
 from topics import BadRecordError
-from topics.admin import AdminError
+from topics.admin.provisioning import AdminError
 
 SPEED = 4.0
 
@@ -85,7 +85,7 @@ def demo(
     drawn = out.is_terminal and not as_json
     show = View(out) if drawn else Lines(err)
 
-    def tell(outcome: Outcome) -> None:
+    def tell(outcome: DemoOutcome) -> None:
         if isinstance(show, View):
             show.close()
         if as_json:

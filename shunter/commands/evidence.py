@@ -15,15 +15,16 @@ from shunter.audit import Keyring
 from shunter.audit.files import write_keys
 from shunter.audit.keyring import when
 from shunter.audit.topic import read_keys
-from shunter.client import note, run
-from shunter.client_submit import producer_of
+from shunter.client.kafka import note, run
+from shunter.client.submit import producer_of
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
-from streams import KafkaLog, SystemClock
+from streams.engine.clock import SystemClock
+from streams.kafka.log import KafkaLog
 from streams.logs import set_up_logging
 from topics import Catalogue, KeyEntry, Revocation, Settings, encode
-from topics.admin import partition_counts
-from topics.key_files import KeyFileError
-from topics.signing_key import load_signing_key, write_signing_key
+from topics.admin.provisioning import partition_counts
+from topics.signing.key_files import KeyFileError
+from topics.signing.keys import load_signing_key, write_signing_key
 
 evidence = typer.Typer(name="evidence", help="Keys that sign evidence, and its archive.")
 

@@ -9,17 +9,17 @@ import orjson
 import typer
 
 from shunter.audit.source import Trail, open_trail
-from shunter.client import note, run
+from shunter.client.kafka import note, run
 from shunter.commands.audit_report import time_of
 from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, UserError, out, settings_from
-from shunter.log_reading import Row as Record
-from streams.ledger import Endings, Line, Row, run_ledger
-from streams.ledger.fold import as_json as rows_as_json
-from streams.ledger.fold import window_of
+from shunter.logs.reading import TrailRow as Record
+from streams.usage_report import Endings, Line, UsageRow, run_ledger
+from streams.usage_report.projection import as_json as rows_as_json
+from streams.usage_report.projection import window_of
 from topics import Catalogue
-from topics.admin import partition_counts
-from topics.evidence import ENDS
-from topics.terminal import visible_line
+from topics.admin.provisioning import partition_counts
+from topics.records.evidence import ENDS
+from topics.terminal_text import visible_line
 
 
 def ledger(
@@ -64,19 +64,19 @@ def ledger(
 
 def exact_rows(
     trail: Trail, start: str | None, end: str | None, window_s: float
-) -> dict[tuple[float, Line], Row]:
+) -> dict[tuple[float, Line], UsageRow]:
     """Return the rows of what ended from ``start`` to ``end``, by start of window and line.
 
     All of the evidence is read: how urgent a request is stands where it was decided on.
     """
     first, last = time_of(start, 0.0), time_of(end, math.inf)
     endings: dict[int, Endings] = {}
-    rows: dict[tuple[float, Line], Row] = {}
+    rows: dict[tuple[float, Line], UsageRow] = {}
 
     def take(record: Record) -> None:
         found = endings.setdefault(record.partition, Endings()).take(record.value)
         if found is not None and first <= found.at < last:
-            rows.setdefault((window_of(found.at, window_s), found.line), Row()).add(found)
+            rows.setdefault((window_of(found.at, window_s), found.line), UsageRow()).add(found)
 
     trail.each("evidence", take)
     unreadable = sum(each.unreadable for each in endings.values())
@@ -85,7 +85,7 @@ def exact_rows(
     return rows
 
 
-def _show(rows: dict[tuple[float, Line], Row], window_s: float, *, as_json: bool) -> None:
+def _show(rows: dict[tuple[float, Line], UsageRow], window_s: float, *, as_json: bool) -> None:
     figures = rows_as_json(rows)
     if as_json:
         typer.echo(orjson.dumps({"window_s": window_s, "rows": figures}).decode())

@@ -21,8 +21,8 @@ from policies import (
     situation,
     tag,
 )
-from policies.reasons import reasons
-from policies.situation import Situation
+from policies.scoring.reasons import reasons
+from policies.scoring.situation import Situation
 from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
 from shunter.commands.policy_shadow import shadow
@@ -35,11 +35,11 @@ from shunter.console import (
     settings_from,
     wide_out,
 )
-from shunter.story import story
-from streams.declarations import load_fleet, load_policy
-from streams.tokens import load_token_counter
+from shunter.render.story import story
+from streams.config.declarations import load_fleet, load_policy
+from streams.config.token_counting import load_token_counter
 from topics import BadRecordError, Evidence, Placement, Source, parse_request
-from topics.evidence import Step
+from topics.records.evidence import Step
 
 _STEPS: dict[str, Step] = {
     "place": "placed",

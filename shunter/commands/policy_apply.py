@@ -11,14 +11,20 @@ import typer
 from rich.table import Table
 
 from policies import Fleet, Policy, compile_options, review
-from shunter.client import note, run
+from shunter.client.kafka import note, run
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
-from shunter.policy_log import publish_entries, read_policy_log, who
-from streams.declarations import load_fleet, load_policy, published_fleet, published_policy, text_of
+from shunter.logs.policies import publish_entries, read_policy_log, who
+from streams.config.declarations import (
+    load_fleet,
+    load_policy,
+    published_fleet,
+    published_policy,
+    text_of,
+)
 from topics import Catalogue, Declared, PolicyChange, PolicyEntry, PolicyLog, Settings, encode
-from topics import admin as administration
-from topics.policy_log import ChangeAction, DeclaredKind
-from topics.topic_report import PARTITIONS, Report
+from topics.admin import provisioning as administration
+from topics.admin.topic_report import PARTITIONS, CatalogueReport
+from topics.records.policy_change import ChangeAction, DeclaredKind
 
 By = Annotated[
     str | None, typer.Option("--by", help="Who does this, for the history; user@host if unset.")
@@ -181,7 +187,7 @@ def _provide_topics(settings: Settings, fleet: Fleet) -> None:
         )
 
 
-async def _report(settings: Settings, fleet: Fleet) -> Report | None:
+async def _report(settings: Settings, fleet: Fleet) -> CatalogueReport | None:
     """Return how the topics stand once all are there, None where nothing was missing."""
     catalogue = Catalogue(settings)
     wanted = [topic for pool in fleet.pools for topic in catalogue.pool_topics(pool)]
@@ -200,7 +206,7 @@ def publish_change(
             not know of this one, nor this of that.
     """
     before = said.current
-    if before is not None and _in_force(before) == _in_force(change):
+    if before is not None and _active_policy(before) == _active_policy(change):
         return
     entries, known = [], set[str]()
     for declaration in new:
@@ -222,7 +228,7 @@ def _check_alone(said: PolicyLog, change: PolicyChange, topic: str) -> None:
         UserError: there is another of this number.
     """
     alike = [each for each in said.changes if each.number == change.number]
-    others = [each for each in alike if _in_force(each) != _in_force(change)]
+    others = [each for each in alike if _active_policy(each) != _active_policy(change)]
     if not others:
         return
     other, number = others[-1], change.number
@@ -237,13 +243,13 @@ def _check_alone(said: PolicyLog, change: PolicyChange, topic: str) -> None:
     )
 
 
-def _in_force(change: PolicyChange) -> tuple[str | None, ...]:
+def _active_policy(change: PolicyChange) -> tuple[str | None, ...]:
     return (change.policy, change.fleet, change.shadow)
 
 
 def _tell(said: PolicyLog, change: PolicyChange, settings: Settings, *, as_json: bool) -> None:
     before = said.current
-    is_new = before is None or _in_force(before) != _in_force(change)
+    is_new = before is None or _active_policy(before) != _active_policy(change)
     if as_json:
         typer.echo(encode(change if is_new or before is None else before).decode())
         return

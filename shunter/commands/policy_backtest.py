@@ -9,7 +9,7 @@ import orjson
 import typer
 
 from policies import Fleet, Policy
-from policies.backtest.reality import Reality, parse_reality
+from policies.backtest.fault_model import Reality, parse_reality
 from policies.backtest.scores import calibration_of
 from policies.backtest.workload import Arrival, compress, repeat
 from shunter.backtest.bound import lower_bound
@@ -20,7 +20,7 @@ from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Scored, Setting, runs, scaled
 from shunter.backtest.tables import tables, without_answer
 from shunter.backtest.topic import read_topic
-from shunter.client import run
+from shunter.client.kafka import run
 from shunter.commands.audit_report import time_of
 from shunter.console import (
     AsJson,
@@ -33,11 +33,11 @@ from shunter.console import (
     out,
     settings_from,
 )
-from streams import KafkaLog
-from streams.declarations import load_fleet, load_policy
-from streams.tokens import load_token_counter
+from streams.config.declarations import load_fleet, load_policy
+from streams.config.token_counting import load_token_counter
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, Settings
-from topics.admin import partition_counts
+from topics.admin.provisioning import partition_counts
 
 Trace = Annotated[
     Path | None,

@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 
 from shunter.audit.source import open_trail
-from shunter.client import run
+from shunter.client.kafka import run
 from shunter.commands.policy_apply import By, next_change, publish_change
 from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, UserError, out, settings_from
-from shunter.policy_log import read_policy_log
+from shunter.logs.policies import read_policy_log
 from shunter.shadow_report import ShadowReport
 from topics import Catalogue, Settings
 

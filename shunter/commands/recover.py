@@ -5,15 +5,16 @@ from typing import Annotated
 
 import typer
 
-from shunter.client import note, run
-from shunter.client_submit import producer_of
+from shunter.client.kafka import note, run
+from shunter.client.submit import producer_of
 from shunter.console import Bootstrap, Prefix, UserError, out, settings_from
-from streams import KafkaLog, Partition, SystemClock
-from streams.assembly import make_notary
-from streams.log import LogError
-from streams.recovery import Recovery, RecoveryError, carry_out, plan
+from streams.engine.clock import SystemClock
+from streams.engine.log import LogError, Partition
+from streams.engine.recovery import Recovery, RecoveryError, carry_out, plan
+from streams.hosting.assembly import make_signer
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, KeyEntry, Settings, encode
-from topics.admin import partition_counts
+from topics.admin.provisioning import partition_counts
 
 
 def recover(
@@ -62,18 +63,18 @@ async def _recover(
     settings = settings.model_copy(update={"partitions": counts[names.evidence]})
     log, names = KafkaLog(settings), Catalogue(settings)
     writer = f"recover/{settings.instance}"
-    notary = make_notary(settings, writer, SystemClock())
-    found = await plan(log, names, notary, group, partition, at)
+    signer = make_signer(settings, writer, SystemClock())
+    found = await plan(log, names, signer, group, partition, at)
     _show(found)
     if not is_sure and not typer.confirm("Go on so?", err=True):
         raise typer.Exit(1)
-    published = notary.publish(settings.evidence_key_valid_s)
+    published = signer.publish(settings.evidence_key_valid_s)
     async with producer_of(settings) as producer:
         # Nobody could check the root before that.
         key = f"key/{published.statement.key}".encode()
         value = encode(KeyEntry(published=published))
         await producer.send_and_wait(names.evidence_keys, value, key=key)
-    await carry_out(log, names, notary, writer, found, time.time())
+    await carry_out(log, names, signer, writer, found, time.time())
     note(f"{group} goes on at offset {found.at} of {partition}")
 
 

@@ -9,12 +9,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from shunter.client import note, read_by_key, run, tail
+from shunter.client.kafka import note, read_by_key, run, tail
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
-from streams import Record
+from streams.engine.log import Record
 from streams.live.story import tokens, where
 from topics import BadRecordError, Catalogue, Result, Settings, Timing, decode
-from topics.terminal import visible_line
+from topics.terminal_text import visible_line
 
 POLL_S = 0.5
 LINE = "{:<18} {:<9} {:<11} {:<18} {:<6} {:>8} {:>10}"

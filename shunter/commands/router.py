@@ -1,7 +1,7 @@
 """`shunter router`."""
 
 from shunter.console import Bootstrap, FleetFile, Instance, PolicyFile, Prefix, settings_from
-from streams import run_router
+from shunter.processes.router import run_router
 
 
 def router(

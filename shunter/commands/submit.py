@@ -12,17 +12,17 @@ import orjson
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from shunter.client import note, run, tail
-from shunter.client_lines import Checked, check_lines, good_lines
-from shunter.client_spans import submit_spans
-from shunter.client_stream import Printer
-from shunter.client_submit import Tally, follow, publish
+from shunter.client.answers import Printer
+from shunter.client.kafka import note, run, tail
+from shunter.client.request_lines import Checked, check_lines, good_lines
+from shunter.client.spans import submit_spans
+from shunter.client.submit import SubmitTally, follow, publish
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
-from streams import SystemClock
+from streams.engine.clock import SystemClock
 from topics import Catalogue, Settings
-from topics.admin import partition_counts
-from topics.result import Status
-from topics.terminal import visible_line
+from topics.admin.provisioning import partition_counts
+from topics.records.result import Status
+from topics.terminal_text import visible_line
 
 BAD_LINES_SHOWN_MAX = 20
 DEAD_LETTERS_SHOWN_MAX = 20
@@ -72,7 +72,7 @@ def submit(
         raise UserError("--timeout and --output say how to wait: add --wait")
     printer = Printer(out) if follow_streams else None
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    tally = Tally()
+    tally = SubmitTally()
     with _opened(file) as (lines, name), _created(output) as sink:
         checked = check_lines(lines, bytes_max=settings.request_bytes_max)
         _tell_bad(checked, name, skip_bad=skip_bad)
@@ -152,7 +152,7 @@ async def _publish_and_follow(
     settings: Settings,
     lines: BinaryIO,
     checked: Checked,
-    tally: Tally,
+    tally: SubmitTally,
     timeout_s: float | None,
     sink: BinaryIO | None,
     printer: Printer | None,
@@ -203,7 +203,7 @@ def _tell_published(checked: Checked, settings: Settings, *, as_json: bool) -> N
     out.print(told + (f", {skipped} bad lines skipped" if skipped else ""), highlight=False)
 
 
-def _tell_tally(tally: Tally, checked: Checked, *, as_json: bool) -> None:
+def _tell_tally(tally: SubmitTally, checked: Checked, *, as_json: bool) -> None:
     counts = {"submitted": tally.submitted, "skipped": len(checked.bad)}
     counts |= {status: tally.statuses[status] for status in STATUSES}
     counts |= {"duplicate": len(tally.duplicates), "dead_lettered": len(tally.dead_letters)}

@@ -7,13 +7,13 @@ from typing import Annotated, NamedTuple
 import orjson
 import typer
 
-from shunter.client import run
-from shunter.client_submit import producer_of
+from shunter.client.kafka import run
+from shunter.client.submit import producer_of
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
-from shunter.leftovers import progress_keys, silent_heartbeats, spent_keys
-from streams import KafkaLog
+from shunter.logs.tidy import progress_keys, silent_heartbeats, spent_keys
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, Settings
-from topics.admin import AdminError, partition_counts
+from topics.admin.provisioning import AdminError, partition_counts
 
 DAY_S = 86_400.0
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from policies import compile_options
-from shunter.client import run
+from shunter.client.kafka import run
 from shunter.console import (
     AsJson,
     Bootstrap,
@@ -21,8 +21,8 @@ from shunter.console import (
 )
 from shunter.top import look_once, screen, watch
 from shunter.top.state import State
-from streams import SystemClock
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
+from streams.engine.clock import SystemClock
 from streams.live import LiveView
 from streams.live.view import WINDOW_S
 from topics import Catalogue, encode

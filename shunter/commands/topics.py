@@ -9,17 +9,17 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from shunter.client import note, run
+from shunter.client.kafka import note, run
 from shunter.commands.acls import acls
 from shunter.commands.recover import recover
 from shunter.commands.tidy import tidy
 from shunter.console import AsJson, Bootstrap, FleetFile, Prefix, out, settings_from
-from streams.declarations import load_fleet
+from streams.config.declarations import load_fleet
 from topics import Catalogue, Settings
-from topics import admin as administration
-from topics.asyncapi import asyncapi
-from topics.replication import REPLICAS
-from topics.topic_report import PARTITIONS, Report
+from topics.admin import provisioning as administration
+from topics.admin.asyncapi import asyncapi
+from topics.admin.replication import REPLICAS
+from topics.admin.topic_report import PARTITIONS, CatalogueReport
 
 topics = typer.Typer(name="topics", help="Create and check the topics.")
 topics.command()(acls)
@@ -90,7 +90,7 @@ def _pools(settings: Settings) -> Iterable[str]:
     return load_fleet(settings.fleet).pools
 
 
-def _show(report: Report, settings: Settings, *, as_json: bool) -> None:
+def _show(report: CatalogueReport, settings: Settings, *, as_json: bool) -> None:
     if as_json:
         shown = {
             "complete": report.is_complete,
@@ -104,7 +104,7 @@ def _show(report: Report, settings: Settings, *, as_json: bool) -> None:
         note(line)
 
 
-def _table(report: Report) -> Table:
+def _table(report: CatalogueReport) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("topic", overflow="fold")
     table.add_column("state")
@@ -127,7 +127,7 @@ def _table(report: Report) -> Table:
     return table
 
 
-def _remedies(report: Report, settings: Settings) -> Iterator[str]:
+def _remedies(report: CatalogueReport, settings: Settings) -> Iterator[str]:
     if missing := report.names("missing"):
         yield f"{len(missing)} missing: `shunter topics apply` creates them"
     for topic in report.topics:

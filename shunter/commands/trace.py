@@ -7,12 +7,12 @@ from typing import Annotated
 import orjson
 import typer
 
-from shunter.client import note, read_by_key, run
+from shunter.client.kafka import note, read_by_key, run
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from shunter.jaeger import Span, find_trace_ids, read_services, read_trace
-from shunter.trace_tree import tree
+from shunter.render.trace_tree import tree
 from topics import BadRecordError, Catalogue, Result, Settings, decode
-from topics.admin import AdminError
+from topics.admin.provisioning import AdminError
 
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 

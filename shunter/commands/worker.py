@@ -13,7 +13,8 @@ from shunter.console import (
     UserError,
     settings_from,
 )
-from workers import BackendSettingError, UnknownPoolError, run_worker
+from shunter.processes.worker import UnknownPoolError, run_worker
+from workers.backends.base import BackendSettingError
 
 
 def worker(

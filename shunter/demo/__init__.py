@@ -4,6 +4,6 @@ Belongs here: what turns the packaged trace into requests, starts and tends the 
 them, judges the outcome and tells of it. Does not: anything that the system itself needs.
 """
 
-from shunter.demo.run import Outcome, Plan, run_demo
+from shunter.demo.run import DemoOutcome, Plan, run_demo
 
-__all__ = ["Outcome", "Plan", "run_demo"]
+__all__ = ["DemoOutcome", "Plan", "run_demo"]

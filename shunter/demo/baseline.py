@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from policies import Option, Options
-from policies.accelerator import Accelerator, Completion, Job, VariantLimits
+from policies.hardware.accelerator import Accelerator, Completion, Job, VariantLimits
 from shunter.demo.rules import Rules
-from shunter.demo.trace import Row
+from shunter.demo.trace import TraceRow
 
 PREMIUM = "premium_gpu"
 
@@ -24,7 +24,7 @@ class _Replica:
 
 
 def premium_cost_usd(
-    requests: Iterable[tuple[Row, Mapping[str, Any]]], options: Options, rules: Rules
+    requests: Iterable[tuple[TraceRow, Mapping[str, Any]]], options: Options, rules: Rules
 ) -> dict[str, float]:
     """Return what each request costs where only the fleet's premium GPUs serve, by request id.
 
@@ -62,7 +62,7 @@ def _replicas(options: Options) -> Iterable[_Replica]:
             yield _Replica(pool, Accelerator(limits), by_model)
 
 
-def _may_serve(replica: _Replica, row: Row, request: Mapping[str, Any], rules: Rules) -> bool:
+def _may_serve(replica: _Replica, row: TraceRow, request: Mapping[str, Any], rules: Rules) -> bool:
     option = replica.by_model.get(row.model)
     return option is not None and rules.allows(request, replica.pool, option.precision)
 

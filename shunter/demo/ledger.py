@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from streams import KafkaLog, Partition, Record
+from streams.engine.log import Partition, Record
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, Evidence, Result, Settings, decode
 
 

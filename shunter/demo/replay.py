@@ -6,7 +6,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from shunter.demo.trace import Row
+from shunter.demo.trace import TraceRow
 from topics import Catalogue, Settings, encode
 
 ACKNOWLEDGED_S_MAX = 30.0
@@ -14,7 +14,7 @@ ACKNOWLEDGED_S_MAX = 30.0
 
 async def replay(
     settings: Settings,
-    requests: Sequence[tuple[Row, Mapping[str, Any]]],
+    requests: Sequence[tuple[TraceRow, Mapping[str, Any]]],
     speed: float,
     acknowledged: Callable[[str], object],
 ) -> None:

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from shunter.demo.ledger import Ledger
-from shunter.demo.run import Outcome
+from shunter.demo.run import DemoOutcome
 from shunter.demo.system import variables
 from shunter.demo.view import saving
-from shunter.story import story
+from shunter.render.story import story
 
 WHERE = (
     "SHUNTER_BOOTSTRAP_SERVERS",
@@ -36,7 +36,7 @@ EXAMPLES = (
 )
 
 
-def report(outcome: Outcome, *, kept: bool) -> RenderableType:
+def report(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
     """Return everything there is to tell at the end.
 
     Args:
@@ -60,7 +60,7 @@ def report(outcome: Outcome, *, kept: bool) -> RenderableType:
     return Group(*parts)
 
 
-def print_traces(console: Console, outcome: Outcome) -> None:
+def print_traces(console: Console, outcome: DemoOutcome) -> None:
     """Print the addresses of the traces to look at first, each on one line so that it opens."""
     if found := traces(outcome):
         console.print("", Rule("Traces", align="left"))
@@ -69,7 +69,7 @@ def print_traces(console: Console, outcome: Outcome) -> None:
         console.print(Text(address), soft_wrap=True)
 
 
-def traces(outcome: Outcome) -> dict[str, str]:
+def traces(outcome: DemoOutcome) -> dict[str, str]:
     """Return the addresses of the traces to look at first, by what they show."""
     found = {}
     for title, path, task in EXAMPLES:
@@ -169,7 +169,7 @@ def _interest(ledger: Ledger, name: str, task: str) -> tuple[bool, int, bool]:
     return steps[0].task == task, size, refused
 
 
-def _story(outcome: Outcome, title: str, path: str, task: str) -> Iterable[RenderableType]:
+def _story(outcome: DemoOutcome, title: str, path: str, task: str) -> Iterable[RenderableType]:
     name = _example(outcome.ledger, path, task)
     if name is None:
         return
@@ -180,7 +180,7 @@ def _story(outcome: Outcome, title: str, path: str, task: str) -> Iterable[Rende
     yield story(outcome.ledger.evidence[name])
 
 
-def _further(outcome: Outcome, *, kept: bool) -> RenderableType:
+def _further(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
     if not kept:
         return _grid(
             [

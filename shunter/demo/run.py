@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError
 from policies import Fleet, Policy, compile_options
 from shunter.audit import Findings
 from shunter.audit.topic import verify_topic
-from shunter.client import Tail, tail
+from shunter.client.kafka import Tail, tail
 from shunter.console import UserError, settings_from
 from shunter.demo.baseline import premium_cost_usd
 from shunter.demo.check import judge
@@ -29,17 +29,17 @@ from shunter.demo.scaling import fleet_text, policy_text
 from shunter.demo.show import Show
 from shunter.demo.summary import summarize
 from shunter.demo.system import System, log_tail, members_of
-from shunter.demo.trace import Row, load_rows, request_of
+from shunter.demo.trace import TraceRow, load_rows, request_of
 from shunter.demo.traces import Jaeger, jaeger
 from shunter.demo.warmup import publish, warm_ups
 from shunter.demo.watch import Watch
-from streams import KafkaLog
-from streams.declarations import load_fleet, load_policy
+from streams.config.declarations import load_fleet, load_policy
+from streams.kafka.log import KafkaLog
 from streams.live import LiveView
 from streams.logs import set_up_logging
 from topics import Catalogue, Settings
-from topics.admin import apply
-from topics.broker import BrokerError, EmbeddedBroker
+from topics.admin.provisioning import apply
+from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoOutcome:
     """What there is to tell at the end, the system being still up."""
 
     figures: dict[str, Any]
@@ -82,7 +82,7 @@ class _Case:
     """What is replayed, and what it is measured by."""
 
     plan: Plan
-    rows: list[Row]
+    rows: list[TraceRow]
     requests: Mapping[str, Mapping[str, Any]]
     fleet: Fleet
     policy: Policy
@@ -90,7 +90,7 @@ class _Case:
     premium_usd: dict[str, float]
 
 
-def run_demo(plan: Plan, show: Show, tell: Callable[[Outcome], object]) -> bool:
+def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> bool:
     """Start everything, replay the trace, check, tell, and stop everything.
 
     Args:
@@ -178,9 +178,9 @@ async def _run(
     settings: Settings,
     run_dir: Path,
     show: Show,
-    tell: Callable[[Outcome], object],
+    tell: Callable[[DemoOutcome], object],
     traces: Jaeger | None,
-) -> Outcome:
+) -> DemoOutcome:
     began_at = time.monotonic()
     await _create_topics(settings, case.fleet)
     more = {} if traces is None else traces.variables()
@@ -216,7 +216,7 @@ async def _run(
 
 def _judge(
     case: _Case, ledger: Ledger, findings: Findings, settings: Settings, run_dir: Path
-) -> Outcome:
+) -> DemoOutcome:
     warm = {each.id for each in warm_ups(case.fleet, settings.partitions)}
     ledger = ledger.without(warm)
     verdict = judge(case.requests, ledger, case.rules)
@@ -238,7 +238,7 @@ def _judge(
     told = [f"the audit trail: {p.kind} {p.where}: {p.message}" for p in findings.problems]
     figures["problems"] = figures["problems"] + told
     is_good = verdict.is_good and findings.is_good
-    return Outcome(figures, ledger, settings, run_dir, is_good)
+    return DemoOutcome(figures, ledger, settings, run_dir, is_good)
 
 
 async def _create_topics(settings: Settings, fleet: Fleet) -> None:

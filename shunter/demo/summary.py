@@ -8,12 +8,12 @@ from policies import Policy
 from shunter.demo.attainment import is_attained, latency_of
 from shunter.demo.check import Verdict
 from shunter.demo.ledger import Ledger
-from shunter.demo.trace import Row
+from shunter.demo.trace import TraceRow
 from topics import Result
 
 
 def summarize(
-    rows: Sequence[Row],
+    rows: Sequence[TraceRow],
     ledger: Ledger,
     verdict: Verdict,
     policy: Policy,
@@ -72,7 +72,7 @@ def _attained(result: Result | None, task: str, policy: Policy) -> bool:
 
 
 def _task(
-    rows: Sequence[Row],
+    rows: Sequence[TraceRow],
     ledger: Ledger,
     attained: set[str],
     premium_usd: Mapping[str, float],

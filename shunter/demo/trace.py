@@ -22,7 +22,7 @@ TENANTS = ("shop", "lab", "bank", "clinic")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TraceRow:
     """One request of the trace. ``number`` counts its rows from 1."""
 
     number: int
@@ -39,7 +39,7 @@ class Row:
         return f"demo-{self.number}"
 
 
-def load_rows(count: int | None = None) -> list[Row]:
+def load_rows(count: int | None = None) -> list[TraceRow]:
     """Return the packaged trace by arrival, or ``count`` rows spread evenly over it."""
     packed = (resources.files("shunter.data") / TRACE).read_bytes()
     with gzip.open(io.BytesIO(packed), "rt", encoding="utf-8", newline="") as text:
@@ -49,11 +49,11 @@ def load_rows(count: int | None = None) -> list[Row]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def _row(number: int, fields: dict[str, str]) -> Row:
+def _row(number: int, fields: dict[str, str]) -> TraceRow:
     input_tokens = int(fields["input_tokens"])
     if fields["task"] == "embedding":
         input_tokens = min(input_tokens, EMBEDDING_TOKENS_MAX)
-    return Row(
+    return TraceRow(
         number=number,
         arrival_s=float(fields["arrival_s"]),
         task=fields["task"],
@@ -64,7 +64,7 @@ def _row(number: int, fields: dict[str, str]) -> Row:
     )
 
 
-def request_of(row: Row) -> dict[str, Any]:
+def request_of(row: TraceRow) -> dict[str, Any]:
     """Return a row as a native request, as it is published."""
     request: dict[str, Any] = {
         "id": row.id,
@@ -82,7 +82,7 @@ def request_of(row: Row) -> dict[str, Any]:
     return request
 
 
-def _body(row: Row) -> dict[str, Any]:
+def _body(row: TraceRow) -> dict[str, Any]:
     if row.task in URLS:
         return {"model": row.model, "input": PLACEHOLDER}
     messages = [{"role": "user", "content": PLACEHOLDER}]
@@ -94,7 +94,7 @@ def max_tokens(output_tokens: int) -> int:
     return max(MAX_TOKENS_MIN, 1 << max(0, output_tokens - 1).bit_length())
 
 
-def _constraints(row: Row) -> dict[str, Any]:
+def _constraints(row: TraceRow) -> dict[str, Any]:
     """Return the constraints of one row in five, so that there is something to break.
 
     Each can be met by the packaged fleet, and by its premium GPUs alone.

@@ -15,19 +15,19 @@ from shunter.demo.watch import Watch
 from shunter.top.columns import HOLDS, POOLS, Column, columns, table
 from shunter.top.figures import count, mean, usd
 from streams.live import snapshot_of
-from streams.live.snapshot import Hold, Pool
+from streams.live.snapshot import GroupView, PoolView
 
 DRAWN_EVERY_S = 0.25
 GROUPS_SHOWN = 8
 
 # What a run has come to, where `shunter top` has the last minute.
-_POOLS: Sequence[Column[Pool]] = (
+_POOLS: Sequence[Column[PoolView]] = (
     *columns(POOLS, "pool", "device", "busy", "runs", "queued"),
     Column("direct", lambda p: count(p.total_direct)),
     Column("batch", lambda p: count(p.total_batch)),
     Column("spent", lambda p: usd(p.total_usd)),
 )
-_HOLDS: Sequence[Column[Hold]] = (
+_HOLDS: Sequence[Column[GroupView]] = (
     *columns(HOLDS, "held as", "held", "of a batch", "goes"),
     Column("batches", lambda h: count(h.total_batches)),
     Column("mean size", lambda h: mean(h.total_released, h.total_batches)),

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from streams import Record
+from streams.engine.log import Record
 from streams.live import LiveView
 from topics import Catalogue, PoolStatus, Result, decode
 

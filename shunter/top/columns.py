@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shunter.top.figures import NONE, bar, count, counts, duration, mean, percent, rate, usd
-from streams.live.snapshot import Fallback, Hold, Pool, Workload
-from topics.terminal import visible_line
+from streams.live.snapshot import FallbackView, GroupView, PoolView, Workload
+from topics.terminal_text import visible_line
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def wide_enough(of: Sequence[Column[T]], width: int) -> list[Column[T]]:
     return [column for column in of if column.columns_min <= width]
 
 
-def _busy(pool: Pool) -> str | Text:
+def _busy(pool: PoolView) -> str | Text:
     if pool.state == "none":
         return Text("no worker", "red")
     if pool.state == "draining":
@@ -97,7 +97,7 @@ def _busy(pool: Pool) -> str | Text:
     return f"{bar(pool.busy, BAR)} {pool.busy:>4.0%}"
 
 
-def _circuit(pool: Pool) -> str | Text:
+def _circuit(pool: PoolView) -> str | Text:
     if pool.state == "none":
         return NONE
     if not pool.circuits:
@@ -105,14 +105,14 @@ def _circuit(pool: Pool) -> str | Text:
     return Text(f"{len(pool.circuits)} open", "bold red")
 
 
-def _speed(pool: Pool) -> str:
+def _speed(pool: PoolView) -> str:
     if not pool.speed:
         return NONE
     low, high = (f"{end(pool.speed.values()):.2f}" for end in (min, max))
     return f"{low}x" if low == high else f"{low}-{high}x"
 
 
-POOLS: Sequence[Column[Pool]] = (
+POOLS: Sequence[Column[PoolView]] = (
     Column("pool", lambda p: Text(p.pool, "bold"), lambda p: p.pool, justify="left"),
     Column("device", lambda p: p.device or NONE, lambda p: p.device or "", 105, "left"),
     Column("region", lambda p: p.region or NONE, lambda p: p.region or "", 150, "left"),
@@ -153,7 +153,7 @@ CLASSES: Sequence[Column[Workload]] = (
 )
 
 
-def group(hold: Hold) -> Text:
+def group(hold: GroupView) -> Text:
     """Return what the members of a batch group have in common."""
     told = Text(hold.model, "bold")
     told.append(f" {hold.operation}", "not bold")
@@ -172,7 +172,7 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _release(hold: Hold) -> str | Text:
+def _release(hold: GroupView) -> str | Text:
     if hold.release_in_s is None:
         return NONE
     if hold.release_in_s < 0:
@@ -180,7 +180,7 @@ def _release(hold: Hold) -> str | Text:
     return f"in {duration(hold.release_in_s)}"
 
 
-HOLDS: Sequence[Column[Hold]] = (
+HOLDS: Sequence[Column[GroupView]] = (
     Column("held as", group, lambda h: h.group, justify="left", is_flexible=True),
     Column("held", lambda h: count(h.held), lambda h: h.held),
     Column("of a batch", lambda h: f"{bar(h.fill, BAR)} {h.fill:>4.0%}", None, justify="left"),
@@ -192,11 +192,11 @@ HOLDS: Sequence[Column[Hold]] = (
 )
 
 
-def _clock(fallback: Fallback) -> str:
+def _clock(fallback: FallbackView) -> str:
     return f"{datetime.fromtimestamp(fallback.at).astimezone():%H:%M:%S}"
 
 
-FALLBACKS: Sequence[Column[Fallback]] = (
+FALLBACKS: Sequence[Column[FallbackView]] = (
     Column("fell back", _clock, lambda f: f.at, justify="left"),
     Column("request", lambda f: Text(f.request_id), justify="left", is_flexible=True),
     Column("class", lambda f: Text(f.task or NONE), None, 110, "left"),

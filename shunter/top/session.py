@@ -12,10 +12,10 @@ from rich.live import Live
 from shunter.top.keyboard import keyboard
 from shunter.top.screen import screen
 from shunter.top.state import State
-from streams import Clock
+from streams.engine.clock import Clock
 from streams.live import LiveFollower, LiveView, Snapshot, snapshot_of
 from topics import Settings
-from topics.admin import partition_counts
+from topics.admin.provisioning import partition_counts
 from topics.credentials import masked
 
 STEP_S = 0.25

@@ -5,10 +5,10 @@ from collections.abc import Collection
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from streams.clock import Clock
-from streams.follower import TopicFollower
+from streams.engine.clock import Clock
+from streams.engine.log import Partition, Record
+from streams.kafka.follower import TopicFollower
 from streams.live.view import LiveView
-from streams.log import Partition, Record
 from topics import Settings
 
 # Taken in within about 2 ms, so that whatever else the process does is not kept waiting.

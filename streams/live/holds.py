@@ -6,9 +6,9 @@ from itertools import islice
 
 import msgspec
 
-from streams.held import held_at_of
-from streams.log import Record
-from topics import headers as h
+from streams.batcher.partition_state import held_at_of
+from streams.engine.log import Record
+from topics.records import headers as h
 
 # A group's window ends with that of a member that came early; so many are looked at.
 LOOKED_AT_MAX = 1000
@@ -27,7 +27,7 @@ _decode_profile = msgspec.json.Decoder(_Profile).decode
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingGroup:
     """A batch group that waits. Times are epoch seconds.
 
     ``due_at`` is when its first member's window ends, at the latest; a group leaves before that if
@@ -40,7 +40,7 @@ class Waiting:
     due_at: float
 
 
-class Holds:
+class HoldIndex:
     """The members of each group, by the ids that a tombstone names. No payload is kept.
 
     A member takes about 300 bytes. At most ``members_max`` are known; ``left_out`` tells how many
@@ -77,12 +77,12 @@ class Holds:
         self._groups.setdefault(group, {})[key] = (held_at, due_at)
         self._group_of[key] = group
 
-    def waiting(self) -> Iterator[Waiting]:
+    def waiting(self) -> Iterator[WaitingGroup]:
         """Yield each group that has members."""
         for group, members in self._groups.items():
             # In the order of the log, which is that of the time, within a group.
             early = list(islice(members.values(), LOOKED_AT_MAX))
-            yield Waiting(
+            yield WaitingGroup(
                 group,
                 len(members),
                 min(held_at for held_at, _ in early),

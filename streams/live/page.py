@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 from aiokafka.errors import KafkaError
 
 from policies import Options, Policy, Situation
-from streams.clock import Clock
-from streams.live.find import SEARCH_S_MAX, Search, find_evidence
+from streams.engine.clock import Clock
+from streams.engine.log import LogError
+from streams.hosting.web import Answer, Asked, View
+from streams.live.evidence_search import SEARCH_S_MAX, Search, find_evidence
+from streams.live.on_demand_view import Watching
 from streams.live.story import tell
 from streams.live.view import WINDOW_S, LiveView
-from streams.live.watching import Watching
-from streams.log import LogError
-from streams.web import Answer, Asked, View
 from topics import Catalogue, Settings, encode
 
 JSON = "application/json"

@@ -6,25 +6,25 @@ from typing import Any
 import orjson
 
 from policies import Option
-from policies.pooling import Told, pooled_speed
-from streams.live.holds import Waiting
+from policies.fleet_state.pool_stats import Told, pooled_speed
+from streams.live.counters import ClassTally, GroupTally, LiveCounters, PoolTally
+from streams.live.holds import WaitingGroup
 from streams.live.snapshot import (
-    Ended,
-    Hold,
-    Holds,
+    EndsView,
+    GroupsView,
+    GroupView,
     Money,
-    Pool,
+    PoolView,
     Snapshot,
     Window,
     Workload,
 )
-from streams.live.tally import ClassTally, GroupTally, PoolTally, Tally
 from streams.live.view import LiveView
 from topics import PoolStatus
 
 GROUPS_MAX = 200
 SECONDS_PER_HOUR = 3600
-# In the order in which policies.groups has them.
+# In the order in which policies.batching.groups has them.
 CONSTRAINTS = ("regions", "precisions", "pools", "exclude_pools", "labels", "max_cost_usd")
 
 
@@ -51,9 +51,9 @@ def snapshot_of(view: LiveView, now: float, *, is_current: bool = True) -> Snaps
     )
 
 
-def _ended(tally: Tally, seconds: float) -> Ended:
+def _ended(tally: LiveCounters, seconds: float) -> EndsView:
     count = tally.statuses.total()
-    return Ended(
+    return EndsView(
         requests=count,
         per_s=count / seconds,
         statuses=dict(tally.statuses.most_common()),
@@ -63,7 +63,7 @@ def _ended(tally: Tally, seconds: float) -> Ended:
     )
 
 
-def _money(tally: Tally, seconds: float) -> Money:
+def _money(tally: LiveCounters, seconds: float) -> Money:
     hours = seconds / SECONDS_PER_HOUR
     saving = 1 - tally.compared_usd / tally.premium_usd if tally.premium_usd > 0 else None
     return Money(
@@ -77,7 +77,7 @@ def _money(tally: Tally, seconds: float) -> Money:
     )
 
 
-def _pools(view: LiveView, recent: Tally, now: float, seconds: float) -> Iterator[Pool]:
+def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> Iterator[PoolView]:
     declared = view.options.by_pool
     others = sorted((view.workers.pools() | set(view.total.pools)) - set(declared))
     for name in [*declared, *others]:
@@ -88,7 +88,7 @@ def _pools(view: LiveView, recent: Tally, now: float, seconds: float) -> Iterato
         total = view.total.pools.get(name, PoolTally())
         slots, running = (sum(getattr(s, what) for s in reports) for what in ("slots", "running"))
         backlogs = [s.backlog_s for s in reports if s.state == "up"]
-        yield Pool(
+        yield PoolView(
             pool=name,
             device=known.device if known else None,
             kind=declared[name][0].kind if name in declared else None,
@@ -150,14 +150,14 @@ def _circuits(reports: list[PoolStatus]) -> dict[str, str]:
     }
 
 
-def _holds(view: LiveView, recent: Tally, now: float) -> Holds:
+def _holds(view: LiveView, recent: LiveCounters, now: float) -> GroupsView:
     waiting = {each.group: each for each in view.holds.waiting()}
     names = sorted(
         waiting.keys() | recent.groups.keys(),
         key=lambda group: (-waiting[group].held if group in waiting else 0, group),
     )
     full = view.policy.windows.members_max
-    return Holds(
+    return GroupsView(
         held=len(view.holds),
         left_out=view.holds.left_out,
         groups=[
@@ -175,13 +175,18 @@ def _holds(view: LiveView, recent: Tally, now: float) -> Holds:
 
 
 def _hold(
-    group: str, waiting: Waiting | None, full: int, told: GroupTally, total: GroupTally, now: float
-) -> Hold:
-    # As policies.groups makes it.
+    group: str,
+    waiting: WaitingGroup | None,
+    full: int,
+    told: GroupTally,
+    total: GroupTally,
+    now: float,
+) -> GroupView:
+    # As policies.batching.groups makes it.
     model, operation, kind, prompt, constraints = [*group.split("|", 4), "", "", "", ""][:5]
     tokens = prompt.removeprefix("le")
     held = 0 if waiting is None else waiting.held
-    return Hold(
+    return GroupView(
         group=group,
         model=model,
         operation=operation,
@@ -211,7 +216,7 @@ def _constraints(text: str) -> dict[str, Any]:
         return {}
 
 
-def _classes(view: LiveView, recent: Tally, seconds: float) -> Iterator[Workload]:
+def _classes(view: LiveView, recent: LiveCounters, seconds: float) -> Iterator[Workload]:
     for task, total in sorted(view.total.classes.items()):
         told = recent.classes.get(task, ClassTally())
         ended = told.statuses.total()

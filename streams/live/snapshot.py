@@ -17,7 +17,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndsView:
     """Ends of requests. ``refusals`` counts those without an answer by their reason code."""
 
     requests: int
@@ -49,7 +49,7 @@ class Money:
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class PoolView:
     """A pool. ``state`` is `up`, `draining` or `none`, where no worker reports.
 
     ``load`` is ``running`` over ``slots``, which counts every variant's slots, so that it is never
@@ -87,7 +87,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class GroupView:
     """A batch group that waits, or that something left in the window.
 
     ``fill`` is ``held`` over ``full``, the most members that the policy lets into a batch; a device
@@ -115,12 +115,12 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Holds:
+class GroupsView:
     """All groups, those that hold most first. ``left_out`` is beyond what the view remembers."""
 
     held: int
     left_out: int
-    groups: list[Hold]
+    groups: list[GroupView]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,9 @@ class Workload:
     """A workload class. Latencies are seconds since ``created_at``, within 2 %.
 
     ``kept`` of the ``judged`` were completed by their deadline and within their latency SLO; that
-    share is ``attainment``. What was cancelled or turned away (``streams/slo.py``), and what ended
-    without its decision having been seen, is not judged.
+    share is ``attainment``. What was cancelled or turned away
+    (``streams/metrics/slo_outcomes.py``), and what ended without its decision having been seen, is
+    not judged.
     """
 
     task: str
@@ -149,7 +150,7 @@ class Workload:
 
 
 @dataclass(slots=True)
-class Fallback:
+class FallbackView:
     """A try that failed. ``to_pool`` is where the request went then, None while that is open."""
 
     request_id: str
@@ -174,11 +175,11 @@ class Snapshot:
     is_current: bool
     silent_s: float | None
     unreadable: int
-    ended: Ended
-    ended_total: Ended
+    ended: EndsView
+    ended_total: EndsView
     money: Money
     money_total: Money
-    pools: list[Pool]
-    holds: Holds
+    pools: list[PoolView]
+    holds: GroupsView
     classes: list[Workload]
-    fallbacks: list[Fallback] = field(default_factory=list)
+    fallbacks: list[FallbackView] = field(default_factory=list)

@@ -6,7 +6,7 @@ To decode the whole record takes ten times as long, and a view has to keep up wi
 import msgspec
 
 
-class Wanted(msgspec.Struct):
+class StepTarget(msgspec.Struct):
     """Of a profile, what an answer has to keep: times in seconds, the deadline in epoch seconds."""
 
     created_at: float
@@ -29,7 +29,7 @@ class SeenPlacement(msgspec.Struct):
     path: str
 
 
-class Got(msgspec.Struct):
+class StepLatency(msgspec.Struct):
     """Latencies in seconds since ``created_at``."""
 
     cost_usd: float
@@ -57,7 +57,7 @@ class SeenFallback(msgspec.Struct):
     pool: str
 
 
-class Step(msgspec.Struct):
+class EvidenceStep(msgspec.Struct):
     """A piece of evidence. ``at`` is epoch seconds."""
 
     request_id: str
@@ -65,15 +65,15 @@ class Step(msgspec.Struct):
     at: float
     task: str | None = None
     attempt: int = 1
-    profile: Wanted | None = None
+    profile: StepTarget | None = None
     candidates: tuple[SeenCandidate, ...] = ()
     placement: SeenPlacement | None = None
-    got: Got | None = None
+    got: StepLatency | None = None
     batch: SeenBatch | None = None
     hold: SeenHold | None = None
     fallback: SeenFallback | None = None
     reason: str | None = None
 
 
-decode_step = msgspec.json.Decoder(Step).decode
+decode_step = msgspec.json.Decoder(EvidenceStep).decode
 """Return the step in the bytes of a piece of evidence. Raises msgspec.MsgspecError."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from policies.reasons import has_choice, reasons
+from policies.scoring.reasons import has_choice, reasons
 from topics import Candidate, Envelope, Evidence, Placement, Shadow, Usage
 
 FIGURES = ("cost $", "TTFT s", "finish s", "chance")

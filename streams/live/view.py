@@ -5,16 +5,16 @@ from collections import OrderedDict, deque
 import msgspec
 
 from policies import Options, Policy
-from streams.live.holds import Holds
-from streams.live.sliding import Sliding
-from streams.live.snapshot import Fallback
-from streams.live.steps import Got, Step, Wanted, decode_step
-from streams.live.tally import NAMES_MAX, OTHER, Tally, name_in
+from streams.engine.log import Record
+from streams.live.counters import NAMES_MAX, OTHER, LiveCounters, name_in
+from streams.live.holds import HoldIndex
+from streams.live.sliding_window import Sliding
+from streams.live.snapshot import FallbackView
+from streams.live.steps import EvidenceStep, StepLatency, StepTarget, decode_step
 from streams.live.workers import Workers
-from streams.log import Record
-from streams.slo import outcomes
+from streams.metrics.slo_outcomes import outcomes
 from topics import BadRecordError, Catalogue, PoolStatus, decode
-from topics.evidence import ENDS
+from topics.records.evidence import ENDS
 
 PREMIUM = "premium_gpu"
 WINDOW_S = 60.0
@@ -22,7 +22,7 @@ FALLBACKS_MAX = 50
 # Of so many requests on their way it is remembered what they want; about 400 bytes each.
 ASKED_MAX = 100_000
 
-_Asked = tuple[Wanted, float | None]
+_Asked = tuple[StepTarget, float | None]
 
 
 class LiveView:
@@ -45,10 +45,10 @@ class LiveView:
         self._catalogue = catalogue
         self.since = since
         self.window = Sliding(window_s)
-        self.total = Tally()
+        self.total = LiveCounters()
         self.workers = Workers()
-        self.holds = Holds(held_records_max)
-        self.fallbacks: deque[Fallback] = deque(maxlen=FALLBACKS_MAX)
+        self.holds = HoldIndex(held_records_max)
+        self.fallbacks: deque[FallbackView] = deque(maxlen=FALLBACKS_MAX)
         self.unreadable = 0
         self.newest_at: float | None = None
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
@@ -89,7 +89,7 @@ class LiveView:
         except (msgspec.MsgspecError, BadRecordError):
             self.unreadable += 1
 
-    def step(self, step: Step, now: float) -> None:
+    def step(self, step: EvidenceStep, now: float) -> None:
         """Take a piece of evidence in. A clock that is ahead of ours counts as ours."""
         step.at = min(step.at, now)
         self._remember(step)
@@ -102,7 +102,7 @@ class LiveView:
         if step.step in ENDS:
             self._asked.pop(step.request_id, None)
 
-    def _remember(self, step: Step) -> None:
+    def _remember(self, step: EvidenceStep) -> None:
         # A release decides for a whole batch, and is told by its first member alone.
         if step.profile is None or step.step == "released":
             return
@@ -115,7 +115,7 @@ class LiveView:
         if len(self._asked) > ASKED_MAX:
             self._asked.popitem(last=False)
 
-    def _count(self, step: Step, tally: Tally) -> None:
+    def _count(self, step: EvidenceStep, tally: LiveCounters) -> None:
         if step.step == "dead_lettered":
             tally.dead_letters[name_in(tally.dead_letters, step.reason or OTHER)] += 1
         elif step.step == "duplicate":
@@ -132,7 +132,7 @@ class LiveView:
             group.batches += step.batch is None or step.batch.index == 0
             group.reasons[name_in(group.reasons, step.reason or OTHER)] += 1
 
-    def _count_end(self, step: Step, status: str, tally: Tally) -> None:
+    def _count_end(self, step: EvidenceStep, status: str, tally: LiveCounters) -> None:
         tally.statuses[status] += 1
         workload = tally.of_class(self._task(step))
         workload.statuses[status] += 1
@@ -152,7 +152,9 @@ class LiveView:
         self._count_money(step, step.got, asked, tally)
 
     @staticmethod
-    def _count_money(step: Step, got: Got, asked: _Asked | None, tally: Tally) -> None:
+    def _count_money(
+        step: EvidenceStep, got: StepLatency, asked: _Asked | None, tally: LiveCounters
+    ) -> None:
         tally.usd += got.cost_usd
         if step.placement is not None:
             pool = tally.of_pool(step.placement.pool)
@@ -166,7 +168,7 @@ class LiveView:
             tally.compared_usd += got.cost_usd
             tally.premium_usd += asked[1]
 
-    def _task(self, step: Step) -> str:
+    def _task(self, step: EvidenceStep) -> str:
         """Return the class of a step; one that only the client's words tell need not be one."""
         if step.task is None:
             return OTHER
@@ -174,10 +176,10 @@ class LiveView:
             self._tasks.add(step.task)
         return step.task if step.task in self._tasks else OTHER
 
-    def _follow_fallback(self, step: Step) -> None:
+    def _follow_fallback(self, step: EvidenceStep) -> None:
         if step.step == "fell_back" and step.fallback is not None:
             self.fallbacks.append(
-                Fallback(
+                FallbackView(
                     step.request_id,
                     step.at,
                     step.task,

@@ -1,6 +1,6 @@
 """The newest heartbeat of each worker."""
 
-from policies.view import is_live
+from policies.fleet_state.view import is_live
 from topics import PoolStatus
 
 # A worker that has been silent for so long is forgotten.

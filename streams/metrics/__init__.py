@@ -4,8 +4,8 @@ Belongs here: the catalogue of all metrics, the fold of committed evidence into 
 how they are told (a page for Prometheus, OTLP). Does not: what is done about them.
 """
 
-from streams.metrics.catalogue import METRICS, Metric
 from streams.metrics.otlp import MetricsService
 from streams.metrics.process import Metrics
+from streams.metrics.registry import METRICS, Metric
 
 __all__ = ["METRICS", "Metric", "Metrics", "MetricsService"]

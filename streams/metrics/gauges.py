@@ -8,12 +8,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from policies import Policy
-from streams.batcher import Batcher
-from streams.clock import Clock
-from streams.follower import TopicFollower
-from streams.metrics import catalogue as m
+from streams.batcher.stage import Batcher
+from streams.engine.clock import Clock
+from streams.kafka.follower import TopicFollower
+from streams.metrics import registry as m
 from streams.metrics.instruments import Names
-from streams.telemetry import Telemetry
+from streams.tracing.telemetry import Telemetry
 
 # Groups by name; what constrains requests is in the names, so clients could make many.
 GROUPS_MAX = 20

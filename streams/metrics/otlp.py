@@ -36,10 +36,10 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Exemplar as FoundExemplar
 from prometheus_client.samples import Sample
 
-from streams.clock import Clock
-from streams.metrics import catalogue as m
+from streams.engine.clock import Clock
+from streams.metrics import registry as m
 from streams.metrics.process import Metrics
-from streams.otel import resource_of
+from streams.tracing.setup import resource_of
 
 NS_PER_S = 1_000_000_000
 LAG_EVERY_S = 5.0

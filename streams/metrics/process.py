@@ -6,12 +6,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from policies import Options, Policy, Situation
-from streams.kafka import KafkaLog
-from streams.log import Partition
-from streams.metrics import catalogue as m
-from streams.metrics.fold import Fold, ProfileOf, no_profile
+from streams.engine.log import Partition
+from streams.kafka.log import KafkaLog
+from streams.metrics import registry as m
 from streams.metrics.gauges import Gauges, Readings
 from streams.metrics.instruments import Instruments, Names
+from streams.metrics.projection import Fold, ProfileOf, no_profile
 
 PREMIUM = "premium_gpu"
 # Without the charset of the library's own constants, which the web server adds.

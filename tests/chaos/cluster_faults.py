@@ -17,10 +17,10 @@ from faults import ROUTERS, Fault, Scene, each, killed
 from operations import Place, controller, elect, places, reassign, settled
 from proxy import Proxy
 
-from topics.broker import EmbeddedBroker
-from topics.broker_cluster import EmbeddedCluster
-from topics.broker_settings import SESSION_MS_OF_SEVERAL
-from topics.replication import IN_SYNC
+from topics.admin.replication import IN_SYNC
+from topics.embedded_broker.broker import EmbeddedBroker
+from topics.embedded_broker.cluster import EmbeddedCluster
+from topics.embedded_broker.settings import SESSION_MS_OF_SEVERAL
 
 BROKER_SESSION_S = SESSION_MS_OF_SEVERAL / 1000
 # Longer than Kafka waits for a broker that it does not hear of, so that leaders are elected.

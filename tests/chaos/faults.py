@@ -32,8 +32,8 @@ from proxy import Proxy
 from system import System
 from takeovers import Kill
 
-from topics import admin
-from topics.broker import EmbeddedBroker
+from topics.admin import provisioning
+from topics.embedded_broker.broker import EmbeddedBroker
 
 POOLS = ("premium-eu", "lpddr-us")
 ROUTERS = ("router", "router-b")
@@ -223,7 +223,7 @@ async def delete_topic(scene: LoneScene) -> None:
     await asyncio.to_thread(scene.kafka.delete_topics([topic])[topic].result)
     scene.load.bad = True
     await asyncio.sleep(5)
-    await admin.apply(scene.system.settings, scene.system.fleet["pools"])
+    await provisioning.apply(scene.system.settings, scene.system.fleet["pools"])
 
 
 async def deny_results(scene: LoneScene) -> None:

@@ -15,9 +15,9 @@ from load import BAD, DIRECT, REQUEST, Kind, Load, id_of, kind_of
 from system import System
 from verdict import ENDS, amiss
 
-from streams.reader import consumer_options
+from streams.kafka.reader import consumer_options
 from topics import BadRecordError, Placement
-from topics import headers as h
+from topics.records import headers as h
 
 STATUSES = ("", *ENDS.values())
 

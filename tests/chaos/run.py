@@ -41,9 +41,9 @@ from table import ONE_BROKER, THREE_BROKERS, Seen, document, found_wrong, write
 from takeovers import read_taken
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
-from topics.broker import EmbeddedBroker, Listener
-from topics.broker_cluster import EmbeddedCluster
-from topics.broker_settings import free_port
+from topics.embedded_broker.broker import EmbeddedBroker, Listener
+from topics.embedded_broker.cluster import EmbeddedCluster
+from topics.embedded_broker.settings import free_port
 
 # Without a fault, before the first one; and after the last result, for whatever would come twice.
 CALM_S = 7.0

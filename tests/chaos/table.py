@@ -13,7 +13,7 @@ from ledger import Ledger
 from load import Load
 from takeovers import Kill, Taken, takeover_s
 
-from topics.broker_settings import SESSION_MS_OF_SEVERAL
+from topics.embedded_broker.settings import SESSION_MS_OF_SEVERAL
 
 
 @dataclass(frozen=True)

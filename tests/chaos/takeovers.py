@@ -11,7 +11,7 @@ from pathlib import Path
 AWAY_S_MAX, IN_PLACE_S_MAX = 2.0, 3.0
 # Local time, as the processes write it.
 LINE = re.compile(
-    r"^(\S+ [\d:]+),(\d+) INFO streams\.transactor: took over (\S+) at offset", re.MULTILINE
+    r"^(\S+ [\d:]+),(\d+) INFO streams\.engine\.transactor: took over (\S+) at offset", re.MULTILINE
 )
 
 

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from shunter.cli import app
 from topics import Placement
-from topics import headers as h
+from topics.records import headers as h
 
 PER_S = 50
 NUMBERS = range(200)
@@ -264,7 +264,7 @@ class TestTable:
         assert path.read_text() == f"{title}\nnew\n{end}\n## Kept\n{three}"
 
 
-TOOK = "INFO streams.transactor: took over"
+TOOK = "INFO streams.engine.transactor: took over"
 
 
 class TestTakeovers:

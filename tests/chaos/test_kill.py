@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 from system import System, chat
 from verdict import POLICY_SPEED, TIMEOUTS, problems, supervise, trail_problems
 
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 pytestmark = pytest.mark.kafka
 

@@ -27,7 +27,7 @@ from load import Load
 from system import System
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 ROOT = Path(__file__).parents[2]
 ROUTERS = ("router", "router-b")
@@ -91,7 +91,7 @@ def next_version(directory: Path) -> Path:
     """Write this version as a next one into a directory: each record it writes has a field more."""
     for room in ROOMS:
         shutil.copytree(ROOT / room, directory / room, ignore=shutil.ignore_patterns("__pycache__"))
-    codec = directory / "topics/codec.py"
+    codec = directory / "topics/wire/codec.py"
     text = codec.read_text()
     plain = "    return orjson.dumps(record)\n"
     if text.count(plain) != 1:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Container, Iterable
 from system import System
 
 from shunter.audit.topic import verify_topic
-from shunter.log_reading import read_all
-from streams import KafkaLog
+from shunter.logs.reading import read_all
+from streams.kafka.log import KafkaLog
 from topics import Catalogue, Settings
-from topics.admin import partition_counts
+from topics.admin.provisioning import partition_counts
 
 TIMEOUTS = {"SHUNTER_SESSION_TIMEOUT_MS": "6000", "SHUNTER_TRANSACTION_TIMEOUT_MS": "3000"}
 # Long enough that requests outlast a fault: at the speed of other tests a chat waits 1.5 s for a

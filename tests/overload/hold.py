@@ -22,7 +22,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from system import FLEET, System
 from verdict import held_now
 
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 SESSION_S = 6.0
 # What one request holds beside its headers.

@@ -22,8 +22,8 @@ from aiokafka.client import AIOKafkaClient
 from stream import quantiles, read_on, show
 from system import FLEET, System, chat
 
-from streams.transaction_requests import DescribeTransactions
-from topics.broker import EmbeddedBroker
+from streams.kafka.kip664 import DescribeTransactions
+from topics.embedded_broker.broker import EmbeddedBroker
 
 SESSION_S = 6.0
 # As long before the kill as after it, within the dead one's session: nobody takes over yet.

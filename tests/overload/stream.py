@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import orjson
 from system import System
 
-from topics.broker import EmbeddedBroker
+from topics.embedded_broker.broker import EmbeddedBroker
 
 T = TypeVar("T")
 

@@ -94,7 +94,7 @@ def _java(directory: Path) -> list[str]:
     import jgo
     from jgo.config import GlobalSettings
 
-    from topics.broker_jars import kafka_jars
+    from topics.embedded_broker.jars import kafka_jars
 
     known = GlobalSettings.load().repositories
     (compiler,) = jgo.resolve(JAVA_COMPILER, repositories=dict(known))

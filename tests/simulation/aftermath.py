@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from memory_cluster import Transaction
 
-from streams.log import Record
-from topics import headers as h
+from streams.engine.log import Record
+from topics.records import headers as h
 
 if TYPE_CHECKING:
     from simulation.world import World

@@ -4,8 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from topics import Response, Usage
-from workers import Call, CallError, Load, Outcome
-from workers.backend import Retry
+from workers.backends.base import Call, CallError, Load, Outcome, Retry
 
 if TYPE_CHECKING:
     from simulation.process import Process

@@ -10,10 +10,10 @@ from shunter.audit import Keyring, Verifier
 from shunter.audit.replay import replay_steps
 from simulation.aftermath import Aftermath, key_of, place_of, source_of
 from simulation.requests import HURRIED
-from streams.clock import TOLERANCE_S
-from streams.log import Record
+from streams.engine.clock import TOLERANCE_S
+from streams.engine.log import Record
 from topics import Evidence, KeyEntry, Placement, Progress, decode
-from topics import headers as h
+from topics.records import headers as h
 
 if TYPE_CHECKING:
     from simulation.world import World

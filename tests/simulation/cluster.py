@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from memory_cluster import MemoryCluster, Outcome, Transaction
 from memory_log import MemoryLog
 
-from streams.log import Membership, Outgoing, Partition, Record
+from streams.engine.log import Membership, Outgoing, Partition, Record
 
 # A silent member's partitions go to others after this; a rebalance waits no longer for one.
 SESSION_S = 6.0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from memory_cluster import CutOffError, Transaction
 
-from streams.log import LogError, Outgoing, Partition
+from streams.engine.log import LogError, Outgoing, Partition
 
 if TYPE_CHECKING:
     from simulation.process import Process

@@ -12,13 +12,16 @@ from memory_log import MemoryWriter
 from policies import Rates, release_inputs_of
 from simulation.cluster import SimLog
 from simulation.requests import HURRIED
-from streams import Batcher, Canceller, Router, Terms
-from streams.clock import BrokerClock
-from streams.log import Log, LogError, Outgoing, Partition, Record
-from streams.stage import Effect, Refusal, Work
-from streams.transactor import Transactor
+from streams.batcher.stage import Batcher
+from streams.cancellation.stage import Canceller
+from streams.config.active_policy import DecisionContext
+from streams.engine.clock import BrokerClock
+from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.stage import Effect, Refusal, TransactionPlan
+from streams.engine.transactor import Transactor
+from streams.router.stage import Router
 from topics import InferenceRequest, Progress
-from workers import Worker
+from workers.stage.worker import Worker
 
 _serial = itertools.count()
 
@@ -267,7 +270,7 @@ class WritesWhatItSaw(Router):
 class TellsTooMuchHasEnded(Batcher):
     """Tells its successor to read on where it stands, though it holds what came before."""
 
-    async def work(self, partition: Partition, records: Sequence[Record]) -> Work | None:
+    async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
         work = await super().work(partition, records)
         if work is not None:
             work.progress = replace(work.progress, held_from=work.progress.next_offset)
@@ -388,8 +391,8 @@ class KnowsNoCancellation(Worker):
 class NamesTheFirstPolicy(Router):
     """Decides by what is in force, and writes down what was when it began."""
 
-    def take_terms(self, terms: Terms) -> None:
-        super().take_terms(replace(terms, scribe=self._scribe))
+    def take_context(self, terms: DecisionContext) -> None:
+        super().take_context(replace(terms, evidence_writer=self._evidence_writer))
 
 
 class KeepsItsClock(BrokerClock):

@@ -12,23 +12,26 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from memory_cluster import MemoryCluster
-from stream_cases import make_digests, make_key, make_notary
+from stream_cases import make_digests, make_key, make_signer
 
 from policies import situation
 from simulation.backend import SimBackend
 from simulation.cluster import SESSION_S, SimLog
 from simulation.loop import Step
-from streams import CancellationFollower, Clock, InForce, Scribe, Terms
-from streams.cancellations import Cancellations
-from streams.declarations import Declarations
-from streams.policy_follower import PolicyFollower
-from streams.stage import Stage
-from streams.tokens import TokenCounter
-from streams.transactor import Transactor
+from streams.cancellation.index import CancellationFollower, Cancellations
+from streams.config.active_policy import ActivePolicy, DecisionContext
+from streams.config.declarations import Declarations
+from streams.config.policy_follower import PolicyFollower
+from streams.config.token_counting import TokenCounter
+from streams.engine.clock import Clock
+from streams.engine.stage import Stage
+from streams.engine.transactor import Transactor
+from streams.evidence.records import EvidenceWriter
 from topics import PoolStatus, Settings, StreamPiece
-from workers import Attempts, Breakers
-from workers.ending import Ending
-from workers.streaming import Streams
+from workers.resilience.attempts import Attempts
+from workers.resilience.circuit_breaker import Breakers
+from workers.stage.chunks import Streams
+from workers.stage.outcomes import OutcomeWriter
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -88,8 +91,8 @@ class Process:
         self._stages_left = 0
         self._digests = make_digests(world.catalogue)
         key = make_key(world.new_key())
-        self.notary = make_notary(world.catalogue, self, self._digests, key=key, writer=name)
-        world.keys.append(self.notary.publish())
+        self.signer = make_signer(world.catalogue, self, self._digests, key=key, writer=name)
+        world.keys.append(self.signer.publish())
         self._context = copy_context()
         self._context.run(PROCESS.set, self)
 
@@ -178,7 +181,7 @@ class Process:
         transactor = self.world.rules.transactor(
             log,
             stage,
-            notary=self.notary,
+            signer=self.signer,
             progress_topic=self.world.catalogue.progress,
             poll_s_max=POLL_S_MAX,
             poll_records_max=POLL_RECORDS_MAX,
@@ -252,20 +255,20 @@ class RouterProcess(Process):
         world, rules = self.world, self.world.rules
         shared = situation(world.options, world.policy)
         self._reports_seen = 0
-        scribe = Scribe(
+        evidence_writer = EvidenceWriter(
             world.catalogue,
             self.name,
             self._digests,
             world.policy.version,
             world.options.version,
         )
-        in_force = InForce(Terms(shared, scribe, TokenCounter({})))
-        self._report = in_force.report
+        active_policy = ActivePolicy(DecisionContext(shared, evidence_writer, TokenCounter({})))
+        self._report = active_policy.report
         self.look()
         own = Declarations(world.fleet, world.policy)
-        self._policies = PolicyFollower(world.settings, in_force, own, _no_new_pools, self)
+        self._policies = PolicyFollower(world.settings, active_policy, own, _no_new_pools, self)
         self._policies_seen = 0
-        given = (shared, scribe, self, world.telemetry)
+        given = (shared, evidence_writer, self, world.telemetry)
         self.router = rules.router(
             *given, request_bytes_max=100_000, duplicate_window_records=world.window_records
         )
@@ -277,9 +280,9 @@ class RouterProcess(Process):
         )
         self.held_before: tuple[list[Any], int] = ([], 0)
         self.spawn(self.batcher.read_ahead(self.log()))
-        self.run(self.router, in_force.keep(self.router.take_terms))
-        self.run(self.batcher, in_force.keep(self.batcher.take_terms))
-        self.run(rules.canceller(scribe, self))
+        self.run(self.router, active_policy.keep(self.router.take_context))
+        self.run(self.batcher, active_policy.keep(self.batcher.take_context))
+        self.run(rules.canceller(evidence_writer, self))
 
     async def take_policies(self) -> None:
         records = self.world.cluster.records(self.world.catalogue.policies)
@@ -331,14 +334,14 @@ class WorkerProcess(Process):
 
     def run_stages(self) -> None:
         world = self.world
-        scribe = Scribe(
+        evidence_writer = EvidenceWriter(
             world.catalogue,
             self.name,
             self._digests,
             world.policy.version,
             world.options.version,
         )
-        ending = Ending(scribe, world.telemetry, world.policy.attempts_max)
+        ending = OutcomeWriter(evidence_writer, world.telemetry, world.policy.attempts_max)
         options = world.options.by_pool[self.pool]
         backend = SimBackend(self, self.pool)
         attempts = Attempts(
@@ -349,7 +352,7 @@ class WorkerProcess(Process):
             uniform=world.rng.random,
         )
         self.worker = world.rules.worker(
-            self.pool, options, attempts, scribe, ending, self,
+            self.pool, options, attempts, evidence_writer, ending, self,
             self.cancellations, Streams(NoStreams()), in_flight_max=IN_FLIGHT_MAX,
             in_flight_bytes_max=IN_FLIGHT_BYTES_MAX,
         )  # fmt: skip

@@ -74,7 +74,7 @@ class Broken:
     defect: str | None = None
 
 
-# Of the transactor, and of what it relies on (streams/transactor.py, streams/log.py).
+# Of the transactor, and of what it relies on (streams/engine/transactor.py, streams/engine/log.py).
 ENGINE = {
     "rule 1, fencing": Broken(Rules(transactor=mutants.OwnIdEachTime), TWICE, seed=14),
     "rule 2, the position": Broken(Rules(transactor=mutants.BelievesThePosition), TWICE),

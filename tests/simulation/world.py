@@ -19,12 +19,14 @@ from simulation.faults import Faults
 from simulation.loop import Step, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
 from simulation.requests import PARTITIONS, POOLS, Workload, make_workload
-from streams import Batcher, Canceller, Router
-from streams.clock import BrokerClock
-from streams.declarations import text_of
-from streams.log import LogError, Outgoing, Record
-from streams.telemetry import Telemetry
-from streams.transactor import Transactor
+from streams.batcher.stage import Batcher
+from streams.cancellation.stage import Canceller
+from streams.config.declarations import text_of
+from streams.engine.clock import BrokerClock
+from streams.engine.log import LogError, Outgoing, Record
+from streams.engine.transactor import Transactor
+from streams.router.stage import Router
+from streams.tracing.telemetry import Telemetry
 from topics import (
     Catalogue,
     Declared,
@@ -35,7 +37,7 @@ from topics import (
     encode,
     entry_key,
 )
-from workers import Worker
+from workers.stage.worker import Worker
 
 REQUESTS = 20
 # Faults fall into the first seconds; what is left after SETTLED_S_MAX more will never end.

@@ -1,0 +1,59 @@
+"""Reality: how the modelled fleet differs from what is declared, which no policy is told."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from policies.config.fleet import Fleet
+from policies.config.schema import Declaration, parse_declaration
+
+Factor = Annotated[float, Field(gt=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Outage(Declaration):
+    """A pool serves nothing from ``from_s`` to ``to_s``, seconds since the trace's start."""
+
+    pool: str
+    from_s: Seconds
+    to_s: Seconds
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Self:
+        if self.to_s <= self.from_s:
+            raise ValueError("to_s must be after from_s")
+        return self
+
+
+class Reality(Declaration):
+    """What is otherwise than declared."""
+
+    speed: dict[str, Factor] = Field(default_factory=dict)
+    """By pool: how fast its devices are, 1 being as declared."""
+    noise: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Standard deviation of ln(speed) among the replicas of a pool."""
+    failure_rate: Share = 0.0
+    """Share of tries that fail, anywhere between their first token and their last."""
+    outages: tuple[Outage, ...] = ()
+    preemptions_per_hour: dict[str, Annotated[float, Field(ge=0, le=3600)]] = Field(
+        default_factory=dict
+    )
+    """By pool: how often a replica loses all that runs on it."""
+    prefix_cache: bool = False
+    """Replicas keep the keys and values of sessions in memory that is free, and use them again."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def unknown_pools(self, fleet: Fleet) -> list[str]:
+        """Return the pools named here that the fleet doesn't have."""
+        named = {*self.speed, *self.preemptions_per_hour, *(o.pool for o in self.outages)}
+        return sorted(named - fleet.pools.keys())
+
+
+def parse_reality(text: str, file: str) -> Reality:
+    """Return the reality in a YAML text.
+
+    Raises:
+        DeclarationError: naming file, field and value of each problem.
+    """
+    return parse_declaration(text, file, Reality)

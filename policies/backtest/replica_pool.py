@@ -1,0 +1,239 @@
+"""A pool of the modelled fleet: its replicas, driven by calls, as a worker's simulated backend."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+from policies.backtest.fault_model import Reality
+from policies.backtest.outcome import ReplayOutcome
+from policies.config.options import Option
+from policies.hardware.accelerator import VariantLimits
+from policies.hardware.device_time import DeviceShare
+from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
+from policies.hardware.prefix_cache import PrefixCache
+from policies.hardware.replica import Ask, Replica, choose_replica
+from policies.hardware.roofline import Roofline
+from policies.learning.device_speed import Pace, shared_by
+from policies.learning.feedback import Experience
+from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
+
+HEARTBEAT_S = 1.0
+# Batches whose replica is remembered, as in the simulated backend.
+BATCHES_MAX = 4096
+
+Draw = Callable[[], float]
+"""A uniform random number in [0, 1)."""
+
+
+@dataclass(eq=False, slots=True)
+class Try:
+    """One request on its way to, or at, a pool; ``mark`` is of its share since ``began_at``."""
+
+    outcome: ReplayOutcome
+    option: Option
+    path: str
+    batch_id: str | None
+    fails: bool = False
+    replica: int = 0
+    began_at: float = 0.0
+    mark: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TryEnded:
+    """A try is over. ``reason`` says why it failed; None: it completed."""
+
+    attempt: Try
+    at: float
+    reason: str | None = None
+
+
+class ModelPool:
+    """All replicas of a pool. Times are virtual seconds; what it does depends on the calls only."""
+
+    def __init__(self, options: Sequence[Option], reality: Reality, draw: Draw) -> None:
+        self.options = {option.variant: option for option in options}
+        self.name = options[0].pool
+        self._failure_rate = reality.failure_rate
+        self._draw = draw
+        self._pace = Pace()
+        self._experience = Experience(options[0].failure_rate)
+        self._tries: dict[str, Try] = {}
+        # By replica, then by variant.
+        self._shares = [
+            {option.variant: DeviceShare(1) for option in options}
+            for _ in range(options[0].replicas)
+        ]
+        self._batches: dict[str, int] = {}
+        self._failed: deque[TryEnded] = deque()
+        self._count = 0
+        self.is_down = False
+        speed = reality.speed.get(self.name, 1.0)
+        self.replicas = []
+        for _ in range(options[0].replicas):
+            noise = NormalDist(0.0, reality.noise).inv_cdf(draw()) if reality.noise else 0.0
+            factor = speed * 2.718281828459045**noise
+            limits = {
+                o.variant: VariantLimits(at_speed(o.roofline, factor), o.max_batch) for o in options
+            }
+            self.replicas.append(Replica(limits, PrefixCache() if reality.prefix_cache else None))
+
+    @property
+    def busy_s(self) -> float:
+        """Busy time of all replicas."""
+        return sum(replica.accelerator.busy_s for replica in self.replicas)
+
+    def submit(self, attempt: Try, now: float) -> int | None:
+        """Send a request to a replica; None where the pool is down and the try fails at once."""
+        outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
+        if self.is_down:
+            self._experience.failed()
+            self._failed.append(TryEnded(attempt, now, "unavailable"))
+            return None
+        ask = Ask(
+            variant=option.variant,
+            input_tokens=outcome.input_tokens,
+            output_tokens=profile.output_tokens,
+            ttft_left_s=None
+            if profile.ttft_s is None
+            else profile.created_at + profile.ttft_s - now,
+            tpot_s=profile.tpot_s,
+            session=profile.session,
+        )
+        index = self._replica_for(attempt.batch_id, ask, now)
+        attempt.replica = index
+        replica = self.replicas[index]
+        attempt.began_at, attempt.mark = now, self._shares[index][option.variant].begin(now)
+        output_tokens = outcome.output_tokens
+        if self._failure_rate and self._draw() < self._failure_rate:
+            attempt.fails = True
+            output_tokens = round(output_tokens * self._draw())
+        name = str(self._count)
+        self._count += 1
+        self._tries[name] = attempt
+        kept = replica.cached_tokens(option.variant, profile.session)
+        outcome.cached_tokens = min(kept, outcome.prefix_tokens)
+        job = Job(
+            name,
+            option.variant,
+            outcome.input_tokens,
+            output_tokens,
+            outcome.cached_tokens,
+            priority=0 if attempt.path == "direct" else 1,
+        )
+        replica.submit(job, profile.tpot_s, now)
+        return index
+
+    def advance(self, index: int, now: float) -> Iterator[TryEnded]:
+        """Yield the tries that ended on a replica up to ``now``."""
+        for event in self.replicas[index].advance(now):
+            attempt = self._tries[event.id]
+            if isinstance(event, FirstToken):
+                continue
+            del self._tries[event.id]
+            share_s = self._shares[index][attempt.option.variant].end(attempt.mark, now)
+            outcome = attempt.outcome
+            if isinstance(event, Cancelled):
+                outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                self._experience.failed()
+                yield TryEnded(attempt, event.at, "unavailable")
+            elif isinstance(event, Completion):
+                outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                if attempt.fails:
+                    self._experience.failed()
+                    yield TryEnded(attempt, event.finished_at, "server_error")
+                    continue
+                outcome.started_s = event.started_at
+                outcome.first_token_s = event.first_token_at if outcome.output_tokens else None
+                outcome.finished_s = event.finished_at
+                job = Job(
+                    event.id,
+                    attempt.option.variant,
+                    outcome.input_tokens,
+                    outcome.output_tokens,
+                    outcome.cached_tokens,
+                )
+                tokens = outcome.input_tokens + outcome.output_tokens
+                self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
+                sequences = shared_by(now - attempt.began_at, share_s)
+                self._pace.learn(attempt.option, job, sequences, event.device_s)
+                self._learn(attempt, event.device_s * attempt.option.usd_per_s)
+                yield TryEnded(attempt, event.finished_at)
+            else:
+                yield TryEnded(attempt, event.at, "memory")
+
+    def _learn(self, attempt: Try, cost_usd: float) -> None:
+        outcome, profile = attempt.outcome, attempt.outcome.profile
+        usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
+        self._experience.completed(profile, attempt.option.variant, usage)
+        promised, finished_s, sent_s = outcome.promised, outcome.finished_s, outcome.dispatched_s
+        if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
+            return
+        finish_s = finished_s - profile.created_at
+        got = Envelope(cost_usd, outcome.ttft_s, finish_s, outcome.tpot_s)
+        elapsed_s = sent_s - profile.created_at
+        self._experience.kept(profile, attempt.option.variant, promised, got, elapsed_s)
+
+    def failed(self) -> Iterator[TryEnded]:
+        """Yield the tries that failed before they reached a replica."""
+        while self._failed:
+            yield self._failed.popleft()
+
+    def lose(self, index: int, now: float) -> None:
+        """Fail all that runs or waits on a replica, as its model server ends."""
+        for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
+            self.replicas[index].accelerator.cancel(name, now)
+
+    def status(self, now: float) -> PoolStatus:
+        """Return the heartbeat that the pool's worker would send now."""
+        accelerators = [replica.accelerator for replica in self.replicas]
+        first = next(iter(self.options.values()))
+        backlog_s = sum(replica.backlog_s for replica in self.replicas) / len(self.replicas)
+        return PoolStatus(
+            pool=self.name,
+            instance="model",
+            at=now,
+            state="down" if self.is_down else "up",
+            interval_s=HEARTBEAT_S,
+            device=first.device,
+            region=first.region,
+            slots=sum(o.max_batch * o.replicas for o in self.options.values()),
+            running=sum(a.running for a in accelerators),
+            queued=sum(a.queued for a in accelerators),
+            backlog_s=backlog_s,
+            server=ServerLoad(kv_usage=sum(a.kv_wanted for a in accelerators) / len(accelerators)),
+            variants={
+                variant: VariantStatus(
+                    running=sum(a.running_of(variant) for a in accelerators),
+                    queued=sum(a.queued_of(variant) for a in accelerators),
+                    speed=self._pace.speed(variant),
+                    ttft_error=self._experience.ttft_error(variant),
+                    tpot_error=self._experience.tpot_error(variant),
+                    reuse=self._experience.reuse(variant),
+                )
+                for variant in self.options
+            },
+            output_lengths=self._experience.lengths.told(),
+            failure_rate=self._experience.failure_rate,
+        )
+
+    def _replica_for(self, batch_id: str | None, ask: Ask, now: float) -> int:
+        chosen = None if batch_id is None else self._batches.get(batch_id)
+        if chosen is None:
+            chosen = choose_replica(self.replicas, ask, now)
+            if batch_id is not None:
+                self._batches[batch_id] = chosen
+                if len(self._batches) > BATCHES_MAX:
+                    del self._batches[next(iter(self._batches))]
+        return chosen
+
+
+def at_speed(roofline: Roofline, factor: float) -> Roofline:
+    """Return the roofline of a device ``factor`` times as fast."""
+    return replace(
+        roofline,
+        flops=roofline.flops * factor,
+        bandwidth_bytes_per_s=roofline.bandwidth_bytes_per_s * factor,
+        step_overhead_s=roofline.step_overhead_s / factor,
+    )

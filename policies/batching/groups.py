@@ -1,0 +1,48 @@
+"""Batch groups: what may share a batch. Requests of one group are alike to every constraint."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from policies.config.plugins import refused_by
+from policies.scoring.situation import Situation
+from topics import Profile, encode
+
+
+def group_in(profile: Profile, situation: Situation) -> str:
+    """Return the name of a request's group in a situation, alike to the policy's extensions too."""
+    group = group_of(profile, situation.policy.windows.length_buckets_tokens)
+    rules = situation.policy.rules
+    if not rules:
+        return group
+    refused = [
+        f"{option.pool}/{option.variant}"
+        for option in situation.options.by_model.get(profile.model, ())
+        if refused_by(rules, profile, option) is not None
+    ]
+    return f"{group}|without {encode(refused).decode()}" if refused else group
+
+
+def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
+    """Return the name of a request's group.
+
+    The model variant is chosen for the whole group at its release, so that no batch mixes
+    variants; everything that constrains the choice is part of the name, and so is the length
+    bucket of the prompt. Work that only waits for a pool to come alive is kept apart from work
+    that waits for company.
+    """
+    bucket = bisect_left(length_buckets_tokens, profile.input_tokens)
+    bound = length_buckets_tokens[bucket] if bucket < len(length_buckets_tokens) else "more"
+    kind = "batch" if profile.batchable else "direct"
+    name = f"{profile.model}|{profile.operation}|{kind}|le{bound}"
+    some = profile.regions or profile.precisions or profile.pools or profile.exclude_pools
+    if some or profile.labels or profile.max_cost_usd is not None:
+        constraints = [
+            profile.regions,
+            profile.precisions,
+            profile.pools,
+            profile.exclude_pools,
+            sorted(profile.labels.items()),
+            profile.max_cost_usd,
+        ]
+        name += f"|{encode(constraints).decode()}"
+    return name

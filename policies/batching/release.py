@@ -1,0 +1,158 @@
+"""The release: where a group of held requests goes, decided when it goes (late binding)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from policies.batching.fair_queue import Member
+from policies.batching.windows import Target
+from policies.config.options import Option
+from policies.config.plugins import priced_by, refused_by
+from policies.config.policy import Policy
+from policies.fleet_state.candidate_load import Standing
+from policies.scoring.candidates import Offer, SecondTries, choose
+from policies.scoring.constraints import refusal
+from policies.scoring.estimate import (
+    Estimate,
+    batch_limit,
+    candidate,
+    chance,
+    estimate,
+    room,
+    scarcity,
+)
+from policies.scoring.situation import Situation
+from topics import LatencyError, Profile
+from topics.records.placement import Path
+
+# Fewer than these, or than a quarter of a replica's places, are no batch: better to wait for more
+# room.
+ROOM_MIN = 8
+
+
+def find_target(members: Sequence[Member], situation: Situation, now: float) -> Target | None:
+    """Return where these members would go now, or None where no live pool can take them.
+
+    They are alike to every constraint (policies.batching.groups), so the longest of them stands for
+    all in what fits, the longest prompt with the longest reply in how long it takes, the earliest
+    deadline in when it must be done; each has to be within the cost that they allow. The cheapest
+    that finishes in time wins, else the best chance. Requests that may share a batch go one by one
+    where no pool with a batch lane can take them; then only the first counts.
+    """
+    first = members[0].profile
+    paths: tuple[Path, ...] = ("batch", "direct") if first.batchable else ("direct",)
+    for path in paths:
+        asked = members if path == "batch" else members[:1]
+        targets = _targets(asked, path, situation, now)
+        if targets:
+            left_s = min(m.profile.deadline for m in asked) - now
+            return _best(targets, first, left_s, situation)
+    return None
+
+
+def _targets(
+    members: Sequence[Member], path: Path, situation: Situation, now: float
+) -> list[Target]:
+    longest = max((m.profile for m in members), key=lambda p: p.input_tokens + p.output_tokens)
+    slowest = replace(
+        longest,
+        input_tokens=max(m.profile.input_tokens for m in members),
+        output_tokens=max(m.profile.output_tokens for m in members),
+        output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
+    )
+    limit_usd = longest.max_cost_usd
+    rules = situation.policy.rules
+    targets = []
+    for option in situation.options.by_model.get(longest.model, ()):
+        if path not in option.lanes or refusal(longest, option) is not None:
+            continue
+        # The same for all of them, else they were of different groups.
+        if refused_by(rules, longest, option) is not None:
+            continue
+        standing = situation.view.standing(option)
+        if standing.obstacle:
+            continue
+        # What goes direct goes alone; its companions of the moment are not a batch.
+        members_max = situation.policy.windows.members_max if path == "batch" else 1
+        limit = batch_limit(longest, option, members_max)
+        is_crowded = False
+        # What may not wait for room takes what the device has.
+        if path == "batch" and situation.policy.windows.room_wait_s > 0:
+            free = room(standing)
+            is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
+            limit = limit if is_crowded else min(limit, free)
+        ask = _Ask(option, situation, min(limit, len(members)))
+        if limit_usd is None or all(ask.cost_usd(m.profile) <= limit_usd for m in members):
+            target = _target(members, ask, slowest, path, limit, now)
+            rate_per_s = None
+            if path == "batch" and standing.is_idle:
+                rate_per_s = situation.arrivals.rate_per_s(members[0].group, now)
+            targets.append(replace(target, is_crowded=is_crowded, idle_arrivals_per_s=rate_per_s))
+    return targets
+
+
+def _best(targets: Sequence[Target], first: Profile, left_s: float, situation: Situation) -> Target:
+    policy = situation.policy
+    offers = [_offer(target, situation) for target in targets]
+    second_tries = SecondTries(offers, left_s, policy.retry_cost_weight)
+    if policy.rules:
+        offers = [_scored(offer, second_tries, first, policy) for offer in offers]
+    chosen = choose(offers, first.target_chance, None if policy.rules else second_tries)
+    best = targets[next(n for n, offer in enumerate(offers) if offer is chosen)]
+    ranked = [best, *(t for t in targets if t is not best)]
+    return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
+
+
+def _offer(target: Target, situation: Situation) -> Offer:
+    standing, found = situation.view.standing(target.option), target.estimate
+    price_usd = found.cost_usd * scarcity(standing, situation.policy)
+    return Offer(target.candidates[0], standing, found, price_usd)
+
+
+def _scored(offer: Offer, second_tries: SecondTries, first: Profile, policy: Policy) -> Offer:
+    price_usd = offer.price_usd + second_tries.usd(offer)
+    found = priced_by(policy.rules, first, offer.standing.option, price_usd)
+    # What a scorer has no price for is the last resort of those who wait.
+    return replace(offer, price_usd=inf if isinstance(found, str) else found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    option: Option
+    situation: Situation
+    members: int
+
+    @property
+    def standing(self) -> Standing:
+        return self.situation.view.standing(self.option)
+
+    @property
+    def errors(self) -> tuple[LatencyError | None, LatencyError | None]:
+        return self.standing.learned[:2]
+
+    def estimate(self, profile: Profile) -> Estimate:
+        return estimate(
+            profile,
+            self.standing,
+            transport_s=self.situation.policy.estimates.transport_s,
+            members=self.members,
+        )
+
+    def cost_usd(self, profile: Profile) -> float:
+        return self.estimate(profile).cost_usd
+
+
+def _target(
+    members: Sequence[Member], ask: _Ask, slowest: Profile, path: Path, limit: int, now: float
+) -> Target:
+    option, found = ask.option, ask.estimate(slowest)
+    urgent = min((m.profile for m in members), key=lambda p: p.deadline)
+    elapsed_s = now - urgent.created_at
+    spread = ask.situation.policy.estimates.spread
+    # Errors are of direct requests: what a batch is promised is what its slowest member needs.
+    errors = ask.errors if path == "direct" else (None, None)
+    likely = chance(urgent, found, elapsed_s, spread, *errors)
+    offer = candidate(option, path, found, likely, elapsed_s)
+    return Target(
+        option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)
+    )

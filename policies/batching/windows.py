@@ -1,0 +1,360 @@
+"""Batch windows: which held requests to release, when, together. Time is passed in."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Literal
+
+from policies.batching.fair_queue import Member, ShareOf, Turns
+from policies.config.options import Option
+from policies.config.policy import Policy
+from policies.scoring.estimate import Estimate
+from topics import Candidate, Envelope, Profile
+from topics.records.placement import Path
+
+ReleaseReason = Literal["full", "slack", "window", "idle", "pool_available"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a group would go now, what that takes, and how long it would need."""
+
+    option: Option
+    path: Path
+    members_max: int
+    tokens_max: int
+    estimate: Estimate
+    chance: float
+    candidates: tuple[Candidate, ...]
+    asked: int
+    """Of the members it was found for, how many counted, from the first on."""
+    is_crowded: bool = False
+    """Nothing fits beside what runs there: to go now would wake a replica, or wait for a place."""
+    idle_arrivals_per_s: float | None = None
+    """Where nothing runs there, the rate at which the group grows; else None."""
+
+    def promise(self, profile: Profile, now: float) -> Envelope:
+        """Return the envelope promised to one member, latencies from its ``created_at``.
+
+        The estimate is that of the longest prompt with the longest reply, which may be no member's.
+        Each one's own cost is within its limit, else the target were none
+        (`policies.batching.release`).
+        """
+        elapsed_s = now - profile.created_at
+        cost_usd, limit_usd = self.estimate.cost_usd, profile.max_cost_usd
+        return Envelope(
+            cost_usd=cost_usd if limit_usd is None else min(cost_usd, limit_usd),
+            ttft_s=elapsed_s + self.estimate.ttft_s,
+            finish_s=elapsed_s + self.estimate.finish_s,
+            tpot_s=self.estimate.tpot_s,
+            chance=self.chance,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Members of one group that go together. ``slack_s`` is left before their last start.
+
+    ``head`` are those that the target was found for, of ``waiting`` in all, in the order they go.
+    """
+
+    members: tuple[Member, ...]
+    target: Target
+    reason: ReleaseReason
+    slack_s: float
+    head: tuple[Member, ...]
+    waiting: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the members that go, prompts and replies."""
+        return sum(_tokens(member) for member in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Expelled:
+    """A member that waits no longer, though no pool gets it, and why."""
+
+    member: Member
+    reason: Literal["deadline_passed", "pool_unavailable", "refused", "cancelled"]
+
+    @property
+    def members(self) -> tuple[Member]:
+        """As of a release."""
+        return (self.member,)
+
+
+# A group is looked at no more often than this while nothing happens to it.
+LOOK_S_MIN = 0.1
+
+TargetOf = Callable[[Sequence[Member]], Target | None]
+
+
+def _equal_share(_tenant: str) -> float:
+    return 1.0
+
+
+@dataclass(slots=True)
+class _Window:
+    members: dict[str, Member]
+    turns: Turns
+    due_at: float = 0.0
+    tokens: int = 0
+    target: Target | None = None
+    patient_until: float = math.inf
+    """Nobody's longest wait ends before."""
+
+
+class Windows:
+    """All windows of one partition of the hold.
+
+    A group is looked at when it is due: after each arrival that may fill it, at the time its slack
+    or its window ends and halfway there, and every ``retry_s`` while no pool can take it.
+    """
+
+    def __init__(
+        self,
+        *,
+        members_max: int,
+        margin_s: float,
+        retry_s: float = 0.25,
+        room_wait_s: float = 0.0,
+        share_of: ShareOf = _equal_share,
+    ) -> None:
+        self._members_max = members_max
+        self._margin_s = margin_s
+        self._room_wait_s = room_wait_s
+        self._retry_s = retry_s
+        self._share_of = share_of
+        self._windows: dict[str, _Window] = {}
+        self._groups: dict[str, str] = {}
+        self._tasks: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def find(self, request_id: str) -> Member | None:
+        """Return the member of this id; None if it isn't held."""
+        group = self._groups.get(request_id)
+        return None if group is None else self._windows[group].members[request_id]
+
+    def members(self) -> Iterable[Member]:
+        """Return every member held, group by group."""
+        return (m for window in self._windows.values() for m in window.members.values())
+
+    def groups(self) -> Iterable[Collection[Member]]:
+        """Return the members of each group."""
+        return [window.members.values() for window in self._windows.values()]
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of members of each group."""
+        return {group: len(window.members) for group, window in self._windows.items()}
+
+    def tasks(self) -> Mapping[str, int]:
+        """Return the number of members of each class; 0 of one that has none any more."""
+        return self._tasks
+
+    def oldest(self) -> dict[str, float]:
+        """Return since when the first member of each group has been held, epoch seconds."""
+        return {g: next(iter(w.members.values())).held_at for g, w in self._windows.items()}
+
+    def add(self, member: Member) -> None:
+        """Hold a request. One of the same id that is held already is replaced."""
+        name = member.profile.id
+        if name in self._groups:
+            self.remove(name)
+        window = self._windows.get(member.group)
+        if window is None:
+            members: dict[str, Member] = {}
+            window = self._windows[member.group] = _Window(members, Turns(members, self._share_of))
+        window.members[name] = member
+        window.turns.add(member)
+        window.tokens += _tokens(member)
+        window.patient_until = min(window.patient_until, _patient_until(member))
+        self._tasks[member.profile.task] += 1
+        self._groups[name] = member.group
+        window.due_at = min(window.due_at, self._due_at(window, member))
+
+    def remove(self, request_id: str) -> Member | None:
+        """Drop a request that was released or cancelled; None if it isn't held."""
+        group = self._groups.pop(request_id, None)
+        if group is None:
+            return None
+        window = self._windows[group]
+        member = window.members.pop(request_id)
+        window.tokens -= _tokens(member)
+        self._tasks[member.profile.task] -= 1
+        window.turns.remove()
+        if not window.members:
+            del self._windows[group]
+        return member
+
+    def next_due_at(self) -> float:
+        """Return when a group must be looked at next, epoch seconds; inf when none is held."""
+        return min((window.due_at for window in self._windows.values()), default=math.inf)
+
+    def due(
+        self, now: float, target_of: TargetOf, without: Collection[str] = ()
+    ) -> Iterator[Release | Expelled]:
+        """Yield what to release and what to give up now.
+
+        Nothing is removed by this: the caller removes what it has committed, when it has read
+        all that it wants to. It may stop early; the rest stays due.
+
+        Args:
+            now: epoch seconds.
+            target_of: where these members (in the order they would go) would go now, None where
+                no pool can take them. Asked again after each release, so that it can count it.
+            without: ids of members that are passed over, since they end otherwise.
+        """
+        for window in list(self._windows.values()):
+            if window.due_at > now:
+                continue
+            passed = window.turns.passed(now)
+            yield from (
+                Expelled(member, "deadline_passed")
+                for member in passed
+                if member.profile.id not in without
+            )
+            absent = {member.profile.id for member in passed}
+            absent.update(name for name in without if name in window.members)
+            waiting = (m for m in window.turns if m.profile.id not in absent)
+            count = len(window.members) - len(absent)
+            yield from self._release(window, waiting, count, now, target_of)
+
+    def _release(
+        self,
+        window: _Window,
+        waiting: Iterator[Member],
+        count: int,
+        now: float,
+        target_of: TargetOf,
+    ) -> Iterator[Release | Expelled]:
+        head: list[Member] = []
+        while count:
+            # No more than these can go together. With 10,000 waiting for a pool, to look at all of
+            # them for each release takes 4 s per 1,000 releases.
+            head += islice(waiting, self._members_max - len(head))
+            target = window.target = target_of(head)
+            if target is None:
+                if window.patient_until <= now:
+                    window.patient_until = min(map(_patient_until, window.members.values()))
+                    for member in chain(head, waiting):
+                        if _patient_until(member) <= now:
+                            yield Expelled(member, "pool_unavailable")
+                window.due_at = now + self._retry_s
+                return
+            release = self.judge(head, count, target, now)
+            if not isinstance(release, Release):
+                window.due_at = release
+                return
+            yield release
+            head = head[len(release.members) :]
+            count -= len(release.members)
+
+    def judge(
+        self, head: Sequence[Member], waiting: int, target: Target, now: float
+    ) -> Release | float:
+        """Return the release of the first members, or when to look at them again.
+
+        Args:
+            head: of those that wait, the first, in the order they would go.
+            waiting: how many wait.
+            target: where the head would go now.
+            now: epoch seconds.
+        """
+        head = head[: target.asked]
+        batch, is_full = self._fill(head, target)
+        last_start = self._last_start(head, target)
+        if target.is_crowded and self._may_wait(head, waiting / len(batch), target, now):
+            return now + self._retry_s
+        window_end = min(m.held_at + m.profile.window_s for m in head)
+        reason = _reason(head[0], now, last_start, window_end, is_full=is_full)
+        left_s = min(last_start, window_end) - now
+        if reason is None and _is_vain(target, left_s, head[0].profile.window_s):
+            reason = "idle"
+        if reason is None:
+            # More company or more load makes the batch take longer, which moves its last start.
+            ends_at = min(last_start, window_end)
+            return min(ends_at, now + max(LOOK_S_MIN, (ends_at - now) / 2))
+        slack_s = last_start - now
+        return Release(tuple(batch), target, reason, slack_s, tuple(head), waiting)
+
+    def _fill(self, waiting: Sequence[Member], target: Target) -> tuple[Sequence[Member], bool]:
+        """Return the members of the next batch, and whether the device takes no more."""
+        members_max = min(self._members_max, target.members_max)
+        tokens = 0
+        for count, member in enumerate(waiting):
+            tokens += _tokens(member)
+            if count == members_max or (count and tokens > target.tokens_max):
+                return waiting[:count], True
+        return waiting, len(waiting) >= members_max or tokens >= target.tokens_max
+
+    def _last_start(self, members: Iterable[Member], target: Target) -> float:
+        earliest = min(m.profile.deadline for m in members)
+        return earliest - target.estimate.latest_s - self._margin_s
+
+    def _may_wait(self, head: Sequence[Member], batches: float, target: Target, now: float) -> bool:
+        """Tell whether all that waits would be in time, one batch after another from now on."""
+        first = head[0]
+        if not first.profile.batchable or now >= first.held_at + self._room_wait_s:
+            return False
+        earliest = min(m.profile.deadline for m in head)
+        found = target.estimate
+        ends_at = now + (batches - 1) * found.finish_s + found.latest_s
+        return ends_at + self._margin_s < earliest
+
+    def _due_at(self, window: _Window, member: Member) -> float:
+        target = window.target
+        if target is None:
+            # At once, where nobody has looked yet; else when it is looked for a pool again.
+            return window.due_at
+        is_full = len(window.members) >= min(self._members_max, target.members_max)
+        if is_full or window.tokens >= target.tokens_max or not member.profile.batchable:
+            return 0.0
+        return min(self._last_start([member], target), member.held_at + member.profile.window_s)
+
+
+def windows_of(policy: Policy) -> Windows:
+    """Return empty windows with the limits of a policy, and its shares of tenants."""
+    limits = policy.windows
+    return Windows(
+        members_max=limits.members_max,
+        margin_s=limits.margin_s,
+        room_wait_s=limits.room_wait_s,
+        share_of=lambda tenant: policy.limits_of(tenant).share,
+    )
+
+
+def _patient_until(member: Member) -> float:
+    return member.held_at + member.profile.longest_wait_s
+
+
+def _tokens(member: Member) -> int:
+    return member.profile.input_tokens + member.profile.output_tokens
+
+
+def _reason(
+    first: Member, now: float, last_start: float, window_end: float, *, is_full: bool
+) -> ReleaseReason | None:
+    if not first.profile.batchable:
+        # It waited only for a pool, and here is one.
+        return "pool_available"
+    if is_full:
+        return "full"
+    if last_start <= now:
+        return "slack"
+    if window_end <= now:
+        return "window"
+    return None
+
+
+def _is_vain(target: Target, left_s: float, window_s: float) -> bool:
+    """Tell whether to wait on would gain nothing: an idle pool, and nobody expected any more.
+
+    Towards a window's end nobody is expected of any group, so that its end may as well be awaited.
+    """
+    rate_per_s = target.idle_arrivals_per_s
+    return rate_per_s is not None and rate_per_s * left_s < 1.0 and left_s >= window_s / 2

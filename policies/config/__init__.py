@@ -1,0 +1,1 @@
+"""Configuration: fleet and policy, from YAML to validated models and compiled options."""

@@ -1,0 +1,312 @@
+"""The fleet: which devices stand where, and which model variants each pool of them serves."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from policies.config.hardware import (
+    BYTES_PER_WEIGHT,
+    COMPUTED_IN,
+    Count,
+    Device,
+    HardwareCatalogue,
+    Kind,
+    Model,
+    Name,
+    NonNegative,
+    Operation,
+    Positive,
+    Precision,
+)
+from policies.config.schema import (
+    Declaration,
+    Versioned,
+    cross_field_error,
+    did_you_mean,
+    load_mapping,
+    parse_declaration,
+    validate_mapping,
+)
+from policies.hardware.roofline import MEMORY_UTILIZATION
+
+__all__ = [
+    "BYTES_PER_WEIGHT",
+    "COMPUTED_IN",
+    "Backend",
+    "CPUBackendConfig",
+    "Device",
+    "Fleet",
+    "Kind",
+    "Lane",
+    "Model",
+    "OpenAIBackendConfig",
+    "Operation",
+    "Pool",
+    "Precision",
+    "Serve",
+    "SimulatedBackendConfig",
+    "parse_fleet",
+]
+
+Lane = Literal["direct", "batch"]
+
+RESIDENT_REQUEST_TOKENS = 8_192
+"""A replica must hold, beside all weights, the KV cache of one request of this length."""
+
+_Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+"""Pool names become parts of topic names, regions parts of labels."""
+
+_ServedName = Annotated[str, Field(min_length=1, max_length=256)]
+"""Whatever the server calls it: vLLM and llama.cpp also use paths."""
+
+_File = Annotated[str, Field(min_length=1, max_length=4_096)]
+
+_Found = tuple[tuple[str | int, ...], Any, str]
+
+
+class Serve(Declaration):
+    """One model variant that a pool serves: the model's weights at one precision.
+
+    `max_batch` is the most sequences that run together on one replica. A replica is
+    `tensor_parallel` devices, the same number for all variants of a pool.
+    """
+
+    model: Name
+    variant: Name
+    precision: Precision
+    max_batch: Count
+    tensor_parallel: Count = 1
+
+
+class SimulatedBackendConfig(Declaration):
+    """A simulated accelerator: answers after the time that the roofline gives.
+
+    `time_scale` 10 answers ten times as fast.
+    """
+
+    type: Literal["simulated"] = "simulated"
+    time_scale: Positive = 1.0
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
+def _plain_http_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        raise ValueError("must be a URL that begins with http:// or https:// and names a host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must hold no credentials; name their variable in api_key_env")
+    if parts.query or parts.fragment or any(character.isspace() for character in url):
+        raise ValueError("must hold no query, fragment or space")
+    return url
+
+
+_Url = Annotated[str, Field(max_length=2_048), AfterValidator(_plain_http_url)]
+_MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,255}$")]
+
+
+class OpenAIBackendConfig(Declaration):
+    """A model server with the OpenAI API, such as vLLM, SGLang, TGI, llama.cpp or a vendor's.
+
+    `api_key_env` names the environment variable that holds the key. `served_name` gives the model
+    name that the server knows a variant by, where that is not the variant's own.
+    """
+
+    type: Literal["openai"]
+    base_url: _Url
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")] | None = None
+    served_name: dict[Name, _ServedName] = Field(default_factory=dict)
+    ca_file: _File | None = None
+    """PEM file of the authorities to trust in place of the machine's."""
+    stream: Annotated[bool, Field(strict=True)] = True
+    """False for a server that can't stream: the time to the first token is then not known."""
+    connect_s_max: Positive = 3.0
+    """Longest wait for a connection."""
+    first_token_s_max: Positive = 120.0
+    """Longest wait for the first token: queue and prefill of the server. For an answer that is not
+    streamed, longest wait for all of it."""
+    idle_s_max: Positive = 30.0
+    """Longest wait between two tokens."""
+    answer_bytes_max: Annotated[int, Field(strict=True, ge=1_024, le=10 * 1024 * 1024)] = (
+        8 * 1024 * 1024
+    )
+    """Longest answer; the rest of a longer one is not read."""
+    metrics_url: _Url | None = None
+    """Prometheus metrics of the server; `/metrics` of its origin where unset."""
+    metrics_names: dict[Literal["running", "queued", "kv_usage"], _MetricName] = Field(
+        default_factory=dict
+    )
+    """What its metrics are called, where it is none of vLLM, SGLang, TGI and llama.cpp."""
+
+
+class CPUBackendConfig(Declaration):
+    """A small embedding model and a classifier of offensive language, run by the worker itself.
+
+    Both come with the package's extra `cpu`. `model_file` and `tokenizer_file` name another
+    sentence-transformers model in their place: ONNX with mean pooling, and its `tokenizer.json`.
+    """
+
+    type: Literal["cpu"]
+    model_file: _File | None = None
+    tokenizer_file: _File | None = None
+    threads: Annotated[int, Field(strict=True, ge=1, le=1_024)] = 1
+    """Requests computed side by side, each by one thread."""
+
+    @model_validator(mode="after")
+    def _both_files_or_none(self) -> Self:
+        if (self.model_file is None) != (self.tokenizer_file is None):
+            message = "must be given together with the other of model_file and tokenizer_file"
+            raise cross_field_error(
+                "CPUBackendConfig", [(("model_file",), self.model_file, message)]
+            )
+        return self
+
+
+Backend = Annotated[
+    SimulatedBackendConfig | OpenAIBackendConfig | CPUBackendConfig, Field(discriminator="type")
+]
+
+
+class Pool(Declaration):
+    """Equal devices in one region, in replicas on each of which every variant is resident.
+
+    `usd_per_hour`, for one device, overrides the device's. `failure_rate` is the share of requests
+    expected to fail here until the pool's own record says otherwise.
+    """
+
+    device: Name
+    count: Count
+    region: _Slug
+    lanes: tuple[Lane, ...] = Field(default=("direct", "batch"), min_length=1)
+    labels: dict[str, str] = Field(default_factory=dict)
+    serves: tuple[Serve, ...] = Field(min_length=1)
+    backend: Backend = SimulatedBackendConfig()
+    usd_per_hour: NonNegative | None = None
+    failure_rate: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+
+    @field_validator("lanes")
+    @classmethod
+    def _lanes_once(cls, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
+        if len(set(lanes)) != len(lanes):
+            raise ValueError("names a lane twice")
+        return lanes
+
+
+class Fleet(HardwareCatalogue, Versioned):
+    """Pools, with every device and model that they name."""
+
+    pools: dict[_Slug, Pool] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        found = [each for name in self.pools for each in self._pool_problems(name)]
+        found += self._variant_problems()
+        if found:
+            raise cross_field_error("Fleet", found)
+        return self
+
+    def _pool_problems(self, name: str) -> Iterator[_Found]:
+        pool, path = self.pools[name], ("pools", name)
+        device = self.devices.get(pool.device)
+        if device is None:
+            message = f"unknown device; {did_you_mean(pool.device, self.devices)}"
+            yield (*path, "device"), pool.device, message
+        seen: set[str] = set()
+        replica_devices = pool.serves[0].tensor_parallel
+        for index, serve in enumerate(pool.serves):
+            here = (*path, "serves", index)
+            if serve.model not in self.models:
+                message = f"unknown model; {did_you_mean(serve.model, self.models)}"
+                yield (*here, "model"), serve.model, message
+            if serve.variant in seen:
+                message = "is served twice in this pool; keep one, or rename one"
+                yield (*here, "variant"), serve.variant, message
+            seen.add(serve.variant)
+            if serve.tensor_parallel != replica_devices or pool.count % replica_devices:
+                message = (
+                    f"must be the same for all variants of a pool (here {replica_devices}, by the"
+                    f" first) and divide its count, {pool.count}"
+                )
+                yield (*here, "tensor_parallel"), serve.tensor_parallel, message
+            if device and device.computes_in(serve.precision) is None:
+                can = [each for each in BYTES_PER_WEIGHT if device.computes_in(each)]
+                message = f"{pool.device} can't compute it; use one of {', '.join(can)}"
+                yield (*here, "precision"), serve.precision, message
+        if device and all(serve.model in self.models for serve in pool.serves):
+            yield from self._memory_problems(name)
+        if isinstance(pool.backend, OpenAIBackendConfig):
+            for variant in pool.backend.served_name.keys() - seen:
+                message = f"not a variant of this pool; {did_you_mean(variant, seen)}"
+                yield (*path, "backend", "served_name", variant), variant, message
+
+    def _memory_problems(self, name: str) -> Iterator[_Found]:
+        pool = self.pools[name]
+        replica_devices = pool.serves[0].tensor_parallel
+        served = [(self.models[serve.model], serve) for serve in pool.serves]
+        usable_gb = self.devices[pool.device].memory_gb * replica_devices * MEMORY_UTILIZATION
+        weights_gb = sum(model.weights_bytes(serve.precision) for model, serve in served) / 1e9
+        kv_gb = 1e-9 * max(
+            min(RESIDENT_REQUEST_TOKENS, model.context_tokens) * model.kv_bytes_per_token
+            for model, _ in served
+        )
+        if weights_gb + kv_gb > usable_gb:
+            message = (
+                f"all variants are resident on each replica: {weights_gb:.1f} GB of weights and"
+                f" {kv_gb:.1f} GB of KV cache for one request don't fit in {usable_gb:.1f} GB"
+                f" ({MEMORY_UTILIZATION:g} of {replica_devices} x {pool.device}); serve fewer"
+                " variants, at fewer bits, or with more tensor_parallel"
+            )
+            yield ("pools", name, "serves"), pool.serves, message
+
+    def _variant_problems(self) -> Iterator[_Found]:
+        """A variant is one thing in the whole fleet: batches and audits go by its name."""
+        first: dict[str, tuple[str, Serve]] = {}
+        for name, pool in self.pools.items():
+            for index, serve in enumerate(pool.serves):
+                other_name, other = first.setdefault(serve.variant, (name, serve))
+                if (serve.model, serve.precision) != (other.model, other.precision):
+                    message = (
+                        f"is {other.model} at {other.precision} in pool {other_name} and"
+                        f" {serve.model} at {serve.precision} here; give one another name"
+                    )
+                    yield ("pools", name, "serves", index, "variant"), serve.variant, message
+
+
+def parse_fleet(
+    text: str, file: str, packaged_devices_text: str = "", packaged_models_text: str = ""
+) -> Fleet:
+    """Read a fleet file, whose pools may name packaged devices and models without declaring them.
+
+    The user's declaration of a name replaces the packaged one whole. The fleet holds what the user
+    declared and the packaged ones its pools name, so that its version doesn't change with entries
+    nobody uses.
+
+    Args:
+        text: the fleet file.
+        file: its name, for errors.
+        packaged_devices_text: a YAML mapping with `devices`; empty: none are packaged.
+        packaged_models_text: a YAML mapping with `models`; empty: none are packaged.
+
+    Raises:
+        DeclarationError: with every problem of the first text that has any.
+    """
+    mapping = load_mapping(text, file)
+    merged = dict(mapping)
+    for field, packaged_text in (
+        ("devices", packaged_devices_text),
+        ("models", packaged_models_text),
+    ):
+        declared = mapping.get(field, {})
+        if packaged_text and isinstance(declared, dict):
+            packaged = parse_declaration(packaged_text, f"packaged {field}.yaml", HardwareCatalogue)
+            merged[field] = {**getattr(packaged, field), **declared}
+    fleet = validate_mapping(merged, file, Fleet)
+    devices = {pool.device for pool in fleet.pools.values()} | set(mapping.get("devices", {}))
+    models = {serve.model for pool in fleet.pools.values() for serve in pool.serves}
+    models |= set(mapping.get("models", {}))
+    return Fleet(
+        devices={name: fleet.devices[name] for name in devices},
+        models={name: fleet.models[name] for name in models},
+        pools=fleet.pools,
+    )

@@ -1,0 +1,130 @@
+"""What fleet and policy allow but can't work: warnings of `shunter policy check`."""
+
+from collections.abc import Iterator
+
+from policies.config.fleet import Fleet
+from policies.config.hardware import BYTES_PER_WEIGHT
+from policies.config.options import Option, Options
+from policies.config.policy import DataClass, Policy, WorkloadClass
+from policies.hardware.roofline import MEMORY_UTILIZATION
+
+# Prompt of the request that a class is tried with: short, so that a warning is a certain one.
+PROMPT_TOKENS = 256
+
+
+def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
+    """Return one sentence for each thing that is valid and won't work."""
+    return [
+        *_unserved_models(fleet, options),
+        *_hopeless_classes(options, policy),
+        *_homeless_data(fleet, options, policy),
+        *_lone_pools(fleet, options),
+    ]
+
+
+def _unserved_models(fleet: Fleet, options: Options) -> Iterator[str]:
+    for name, model in fleet.models.items():
+        if name in options.by_model:
+            continue
+        fits = [
+            pool_name
+            for pool_name, pool in fleet.pools.items()
+            for precision in BYTES_PER_WEIGHT
+            if fleet.devices[pool.device].computes_in(precision)
+            and model.weights_bytes(precision)
+            <= MEMORY_UTILIZATION * fleet.devices[pool.device].memory_bytes * pool.count
+        ]
+        where = "and no pool could hold its weights" if not fits else f"though {fits[0]} could"
+        yield f"model {name}: no pool serves it, {where}; each request for it is rejected"
+
+
+def _hopeless_classes(options: Options, policy: Policy) -> Iterator[str]:
+    for name, workload in policy.classes.items():
+        for model, choices in options.by_model.items():
+            replies = workload.output_tokens > 0
+            if replies != ("embeddings" not in choices[0].operations):
+                continue
+            if not any(_allows(workload, option) for option in choices):
+                wanted = ", ".join(workload.precisions or ())
+                yield (
+                    f"class {name}: no pool serves {model} to it: none has a lane for it at a"
+                    f" precision it tolerates ({wanted or 'any'})"
+                )
+            elif not any(_allows(workload, o) and _keeps_slo(workload, o) for o in choices):
+                yield (
+                    f"class {name}: no pool serves {model} within its TTFT"
+                    f" ({workload.ttft_ms or '-'} ms) and TPOT ({workload.tpot_ms or '-'} ms),"
+                    f" even idle and for a prompt of {PROMPT_TOKENS} tokens"
+                )
+            elif not any(_allows(workload, o) and _ends_in_time(workload, o) for o in choices):
+                yield (
+                    f"class {name}: no pool serves {model} before its deadline"
+                    f" ({workload.deadline_s:g} s), even idle and for a prompt of {PROMPT_TOKENS}"
+                    f" tokens and a reply of {workload.output_tokens}; each such request expires"
+                )
+
+
+def _allows(workload: WorkloadClass, option: Option) -> bool:
+    if workload.precisions is not None and option.precision not in workload.precisions:
+        return False
+    return "direct" in option.lanes or (workload.batchable and "batch" in option.lanes)
+
+
+def _keeps_slo(workload: WorkloadClass, option: Option) -> bool:
+    if not workload.latency_sensitive:
+        return True
+    roofline, pace = option.roofline, option.time_scale
+    ttft_ms = 1000 * roofline.prefill_s(PROMPT_TOKENS) / pace
+    tpot_ms = 1000 * roofline.step_s(1, PROMPT_TOKENS) / pace
+    if workload.ttft_ms is not None and ttft_ms > workload.ttft_ms:
+        return False
+    return workload.tpot_ms is None or workload.output_tokens < 2 or tpot_ms <= workload.tpot_ms
+
+
+def _ends_in_time(workload: WorkloadClass, option: Option) -> bool:
+    roofline, steps = option.roofline, max(0, workload.output_tokens - 1)
+    context_tokens = PROMPT_TOKENS + workload.output_tokens // 2
+    model_s = roofline.prefill_s(PROMPT_TOKENS) + steps * roofline.step_s(1, context_tokens)
+    return model_s / option.time_scale <= workload.deadline_s
+
+
+def _homeless_data(fleet: Fleet, options: Options, policy: Policy) -> Iterator[str]:
+    present = {pool.region for pool in fleet.pools.values()}
+    for name, data in policy.data_classes.items():
+        if data.regions is not None and not present.intersection(data.regions):
+            regions = ", ".join(data.regions) or "none"
+            yield (
+                f"data class {name}: the regions that it may stay in have no pool ({regions});"
+                " each request of it is rejected"
+            )
+            continue
+        for model, choices in options.by_model.items():
+            if not any(_may_hold(data, option) for option in choices):
+                yield (
+                    f"data class {name}: no pool serves {model} where it may stay"
+                    f" ({_limits(data)}); each such request is rejected"
+                )
+
+
+def _may_hold(data: DataClass, option: Option) -> bool:
+    if data.regions is not None and option.region not in data.regions:
+        return False
+    if data.precisions is not None and option.precision not in data.precisions:
+        return False
+    return all(option.labels.get(name) == value for name, value in data.labels.items())
+
+
+def _limits(data: DataClass) -> str:
+    limits = [*(data.regions or ()), *(data.precisions or ())]
+    return ", ".join([*limits, *(f"{name}={value}" for name, value in data.labels.items())])
+
+
+def _lone_pools(fleet: Fleet, options: Options) -> Iterator[str]:
+    for region in sorted({pool.region for pool in fleet.pools.values()}):
+        for model, choices in options.by_model.items():
+            pools = sorted({option.pool for option in choices if option.region == region})
+            if len(pools) == 1:
+                yield (
+                    f"region {region}: only {pools[0]} serves {model}; what must stay in the region"
+                    " has no fallback"
+                )

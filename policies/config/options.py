@@ -1,0 +1,114 @@
+"""Options: each way the fleet could serve a model, with everything about it worked out once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from policies.config.fleet import Fleet, Pool
+from policies.hardware.roofline import LAYER_OVERHEAD_S, Roofline
+
+SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One model variant in one pool. ``usd_per_s`` is the price of one replica's time."""
+
+    pool: str
+    device: str
+    kind: str
+    region: str
+    labels: Mapping[str, str]
+    lanes: frozenset[str]
+    model: str
+    variant: str
+    precision: str
+    operations: frozenset[str]
+    context_tokens: int
+    roofline: Roofline
+    replicas: int
+    max_batch: int
+    kv_capacity_tokens: int
+    usd_per_s: float
+    time_scale: float
+    failure_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All options of a fleet. ``version`` is the fleet's digest."""
+
+    version: str
+    by_model: Mapping[str, tuple[Option, ...]]
+    by_pool: Mapping[str, tuple[Option, ...]]
+    models: frozenset[str]
+
+    def of(self, pool: str, variant: str) -> Option:
+        """Return the option of a variant in a pool. Raises KeyError."""
+        for option in self.by_pool[pool]:
+            if option.variant == variant:
+                return option
+        raise KeyError(f"{pool} does not serve {variant}")
+
+
+def compile_options(fleet: Fleet) -> Options:
+    """Return every option of the fleet."""
+    by_pool = {name: _pool_options(fleet, name, pool) for name, pool in fleet.pools.items()}
+    by_model: dict[str, list[Option]] = {}
+    for options in by_pool.values():
+        for option in options:
+            by_model.setdefault(option.model, []).append(option)
+    return Options(
+        version=fleet.version,
+        by_model={model: tuple(options) for model, options in by_model.items()},
+        by_pool=by_pool,
+        models=frozenset(fleet.models),
+    )
+
+
+def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
+    device = fleet.devices[pool.device]
+    usd_per_hour = device.usd_per_hour if pool.usd_per_hour is None else pool.usd_per_hour
+    resident_bytes = sum(
+        fleet.models[serve.model].weights_bytes(serve.precision) for serve in pool.serves
+    )
+    options = []
+    for serve in pool.serves:
+        model = fleet.models[serve.model]
+        wide = serve.tensor_parallel
+        roofline = Roofline(
+            weights_bytes=model.weights_bytes(serve.precision),
+            active_weights_bytes=model.active_weights_bytes(serve.precision),
+            active_parameters=model.active_parameters,
+            kv_bytes_per_token=model.kv_bytes_per_token,
+            layers=model.layers,
+            attention_width=model.attention_width,
+            flops=device.flops(serve.precision) * wide,
+            bandwidth_bytes_per_s=device.bandwidth_bytes_per_s * wide,
+            memory_bytes=device.memory_bytes * wide,
+            compute_efficiency=device.compute_efficiency,
+            bandwidth_efficiency=device.bandwidth_efficiency,
+            step_overhead_s=model.layers * LAYER_OVERHEAD_S,
+        )
+        options.append(
+            Option(
+                pool=name,
+                device=pool.device,
+                kind=device.kind,
+                region=pool.region,
+                labels=pool.labels,
+                lanes=frozenset(pool.lanes),
+                model=serve.model,
+                variant=serve.variant,
+                precision=serve.precision,
+                operations=frozenset(model.operations),
+                context_tokens=model.context_tokens,
+                roofline=roofline,
+                replicas=pool.count // wide,
+                max_batch=serve.max_batch,
+                kv_capacity_tokens=roofline.kv_capacity_tokens(resident_bytes),
+                usd_per_s=usd_per_hour * wide / SECONDS_PER_HOUR,
+                time_scale=getattr(pool.backend, "time_scale", 1.0),
+                failure_rate=pool.failure_rate or 0.0,
+            )
+        )
+    return tuple(options)

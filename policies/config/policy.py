@@ -1,0 +1,232 @@
+"""The policy: what classes of work want, and what must never happen to them."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from policies.config.plugins import Extension
+from policies.config.schema import Declaration, Versioned, parse_declaration
+
+ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+Chance = Annotated[float, Field(gt=0, lt=1)]
+
+_TIMES = (
+    "ttft_ms",
+    "tpot_ms",
+    "deadline_s",
+    "window_s",
+    "longest_wait_s",
+    "margin_s",
+    "room_wait_s",
+)
+_RATES = ("prior_rate_per_s", "rate_per_s")
+
+
+class WorkloadClass(Declaration):
+    """What one class of requests wants, where the request itself says nothing."""
+
+    latency_sensitive: bool
+    """Served at once; held only while no pool that may serve it is alive."""
+    batchable: bool
+    """May wait in a batch window where that is the cheapest way to be in time."""
+    ttft_ms: PositiveFloat | None = None
+    """Wanted time to the first token, from ``created_at``."""
+    tpot_ms: PositiveFloat | None = None
+    """Wanted time per output token after the first."""
+    target_chance: Chance = 0.9
+    """Chance of meeting the SLO that a placement must have, if any has it."""
+    deadline_s: PositiveFloat
+    """Time to the finish after which the answer is worthless: the request ends as expired."""
+    window_s: Annotated[float, Field(ge=0)] = 0.0
+    """Longest wait for a batch to fill."""
+    longest_wait_s: PositiveFloat
+    """Longest wait for a pool to come alive; then the request ends as rejected."""
+    output_tokens: Annotated[int, Field(ge=0)]
+    """Expected length of a reply before any was seen."""
+    precisions: tuple[str, ...] | None = None
+    """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
+
+
+class Tier(Declaration):
+    """What a ``service_tier`` changes of the class; None changes nothing."""
+
+    latency_sensitive: bool | None = None
+    batchable: bool | None = None
+    slo: bool = True
+    """False drops the class's latency SLO; the deadline stays."""
+    deadline_s: PositiveFloat | None = None
+    window_s: Annotated[float, Field(ge=0)] | None = None
+    longest_wait_s: PositiveFloat | None = None
+
+
+class DataClass(Declaration):
+    """Where data of a class may go; adds to the request's own constraints."""
+
+    regions: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class TenantLimits(Declaration):
+    """How much of the system a tenant may take."""
+
+    rate_per_s: PositiveFloat | None = None
+    """Requests per second over all ingest partitions, counted over 10 s; more are rejected. None
+    sets no limit."""
+    share: PositiveFloat = 1.0
+    """Weight against other tenants where there is not enough for all."""
+
+
+class WindowLimits(Declaration):
+    """Limits of batch windows."""
+
+    members_max: PositiveInt = 256
+    """Most members of a batch, whatever the device could take."""
+    margin_s: Annotated[float, Field(ge=0)] = 1.0
+    """Time left over when a batch is released by slack: transport and the estimate's error."""
+    room_wait_s: Annotated[float, Field(ge=0)] = 0.0
+    """Longest wait for room beside work that runs already, where a batch that is ready would wake
+    a device for itself. It ends earlier where what waits could be late. 0: as many go at once as
+    the device takes."""
+    length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
+    """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
+    prior_rate_per_s: PositiveFloat = 0.5
+    """Arrival rate assumed of a group of which nothing has been seen."""
+
+    @field_validator("length_buckets_tokens")
+    @classmethod
+    def _buckets_grow(cls, bounds: tuple[int, ...]) -> tuple[int, ...]:
+        if any(upper <= lower for lower, upper in pairwise(bounds)):
+            raise ValueError("must grow: each bucket ends above the one before it")
+        return bounds
+
+
+class Scarcity(Declaration):
+    """What a place counts as where few are left. Never part of a promised cost or of a limit."""
+
+    price_factor: Annotated[float, Field(ge=1, le=1_000)] = 1.0
+    """The price of the last place of a pool, in times its cost: about what the dearest pool costs
+    against the cheapest. 1 takes no account of scarcity."""
+    from_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a pool's places or KV memory in use from which the price grows, exponentially."""
+
+
+class Estimates(Declaration):
+    """What estimates start from before anything has been measured."""
+
+    spread: PositiveFloat = 0.35
+    """Standard deviation of ln(actual / predicted) latency. An untuned roofline is off by up to
+    2x on decode (inference-sim's comparison of five simulators on vLLM), most much less."""
+    transport_s: Annotated[float, Field(ge=0)] = 0.05
+    """Time a direct request spends in Kafka on its way to the device and back."""
+
+
+class Policy(Versioned):
+    """The whole policy. Its version is the digest of its content."""
+
+    classes: dict[ClassName, WorkloadClass]
+    default_class: ClassName = "chat"
+    """The class of a request of which nothing tells another."""
+    long_context_tokens: PositiveInt = 8192
+    """Prompts of at least this length are ``long_context`` where nothing tells another class."""
+    tiers: dict[str, Tier] = Field(default_factory=dict)
+    data_classes: dict[str, DataClass] = Field(default_factory=dict)
+    tenants: dict[str, TenantLimits] = Field(default_factory=dict)
+    default_tenant: TenantLimits = Field(default_factory=TenantLimits)
+    """Of each tenant that ``tenants`` doesn't name."""
+    windows: WindowLimits = Field(default_factory=WindowLimits)
+    scarcity: Scarcity = Field(default_factory=Scarcity)
+    estimates: Estimates = Field(default_factory=Estimates)
+    attempts_max: PositiveInt = 3
+    """Tries of a request, the first included."""
+    retry_cost_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the expected cost of a second try in a candidate's price."""
+
+    extensions: tuple[ExtensionName, ...] = ()
+    """Constraints and scorers in Python, by the names of their entry points, in order."""
+    extension_versions: dict[ExtensionName, str] = Field(default_factory=dict)
+    """By extension, the distribution it is from. Filled in when it is loaded; one that is given
+    must be what is installed."""
+
+    _bound: tuple[Extension, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _extensions_agree(self) -> Self:
+        if len(set(self.extensions)) != len(self.extensions):
+            raise ValueError("extensions names one twice")
+        if unknown := self.extension_versions.keys() - set(self.extensions):
+            raise ValueError(
+                f"extension_versions names {', '.join(sorted(unknown))}, which extensions does not"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _default_is_declared(self) -> Self:
+        if self.default_class not in self.classes:
+            known = ", ".join(sorted(self.classes))
+            raise ValueError(f"default_class {self.default_class!r} is not one of {known}")
+        return self
+
+    def limits_of(self, tenant: str) -> TenantLimits:
+        """Return what a tenant may take."""
+        return self.tenants.get(tenant, self.default_tenant)
+
+    # Asked for twice in each decision, and pydantic takes 5 us for a private attribute.
+    @cached_property
+    def rules(self) -> tuple[Extension, ...]:
+        """The extensions, in order.
+
+        Raises:
+            ValueError: they were not loaded, so that their constraints can't be kept.
+        """
+        if len(self._bound) != len(self.extensions):
+            raise ValueError(f"the extensions {', '.join(self.extensions)} were not loaded")
+        return self._bound
+
+    def bind(self, extensions: Sequence[Extension]) -> Self:
+        """Return this policy with its extensions loaded, and their versions part of its own."""
+        versions = {extension.name: extension.version for extension in extensions}
+        dumped = self.model_dump(exclude_none=True) | {"extension_versions": versions}
+        return self._remade(dumped, extensions)
+
+    def _remade(self, dumped: dict[str, Any], extensions: Sequence[Extension]) -> Self:
+        policy = type(self).model_validate(dumped)
+        policy._bound = tuple(extensions)  # noqa: SLF001 - of another of our own
+        return policy
+
+    def faster(self, factor: float) -> Self:
+        """Return this policy for a replay at ``factor`` times the speed."""
+        powers = dict.fromkeys(_TIMES, -1) | dict.fromkeys(_RATES, 1)
+
+        def scaled(node: Any) -> Any:
+            if not isinstance(node, dict):
+                return node
+            return {
+                key: value * factor ** powers[key]
+                if key in powers and isinstance(value, int | float)
+                else scaled(value)
+                for key, value in node.items()
+            }
+
+        return self._remade(scaled(self.model_dump(exclude_none=True)), self._bound)
+
+
+def parse_policy(text: str, file: str) -> Policy:
+    """Return the policy in a YAML text.
+
+    Raises:
+        DeclarationError: naming file, field and value of each problem.
+    """
+    return parse_declaration(text, file, Policy)

@@ -1,0 +1,286 @@
+"""From YAML text to a validated, frozen model: the one way in for the fleet and for the policy."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from policies.config.yaml_loader import YamlTextError, load_yaml_mapping
+
+M = TypeVar("M", bound=BaseModel)
+
+SHOWN_CHARACTERS_MAX = 60
+PROBLEMS_MAX = 50
+"""A file of the wrong kind is wrong everywhere; the first problems say so."""
+
+_MESSAGES = {
+    "missing": "required field is missing",
+    "union_tag_not_found": "required field {discriminator} is missing",
+    "union_tag_invalid": "unknown {discriminator}; use one of {expected_tags}",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "tuple_type": "must be a list",
+    "too_short": "must hold at least {min_length}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be greater than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "string_pattern_mismatch": "must match {pattern}",
+}
+"""Shorter than pydantic's own, by error type; the fields are those of its error context."""
+
+_CONTAINERS = (dict, list, tuple)
+_SECRET_FIELD = re.compile(r"(?:key|secret|password|token|credentials?)(?:_env)?$", re.IGNORECASE)
+_URL_CREDENTIALS = re.compile(r"://[^/@\s]*@")
+
+
+class Declaration(BaseModel):
+    """Base of everything that users declare: frozen, and a field nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Versioned(Declaration):
+    """A declaration that evidence names by its version."""
+
+    _published: str | None = PrivateAttr(default=None)
+
+    @cached_property
+    def version(self) -> str:
+        """Changes with any declared value, see `digest`."""
+        return self._published or digest(self)
+
+    def published_as(self, version: str) -> Self:
+        """This declaration under the version that it was published with.
+
+        One of an older Shunter has other fields, and so another digest; its name stays.
+        """
+        named = self.model_copy()
+        named._published = version  # noqa: SLF001 - of another of our own
+        named.__dict__.pop("version", None)
+        return named
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a declaration.
+
+    `field` is a dotted path such as `pools.premium-eu.serves[0].precision`, empty where the
+    problem is the whole file's. `value` is what stood there, cut short and without secrets, empty
+    where nothing stood.
+    """
+
+    file: str
+    field: str
+    value: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in self if part)
+
+
+class DeclarationError(ValueError):
+    """A declaration that can't be used. `problems` has them all, the message one line each."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+def parse_declaration(text: str, file: str, model: type[M]) -> M:
+    """Read `text` as a `model`; `file` is only the name that errors give.
+
+    Raises:
+        DeclarationError: the text is not a YAML mapping within limits (see `load_yaml_mapping`)
+            or not a valid `model`.
+    """
+    return validate_mapping(load_mapping(text, file), file, model)
+
+
+def load_mapping(text: str, file: str) -> dict[str, Any]:
+    """The mapping that `text` holds, its fields not yet validated.
+
+    Raises:
+        DeclarationError: see `load_yaml_mapping`.
+    """
+    try:
+        return load_yaml_mapping(text)
+    except YamlTextError as error:
+        raise DeclarationError([Problem(file, error.field, "", error.message)]) from None
+
+
+def validate_mapping(mapping: Mapping[str, Any], file: str, model: type[M]) -> M:
+    """Make a `model` of `mapping`; `file` is only the name that errors give.
+
+    Raises:
+        DeclarationError: with every problem found, at most `PROBLEMS_MAX` of them.
+    """
+    try:
+        return model.model_validate(mapping)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[:PROBLEMS_MAX]
+        problems = [_problem(each, file, mapping, model) for each in details]
+        # Not `from error`: pydantic's own message prints values, secrets among them.
+        raise DeclarationError(problems) from None
+
+
+def cross_field_error(
+    title: str, found: Iterable[tuple[tuple[str | int, ...], Any, str]]
+) -> ValidationError:
+    """What a model validator raises when fields that are each valid contradict one another.
+
+    Each of `found` is (path below the model, value there, message). Pydantic keeps the paths, so
+    these problems read like those of single fields.
+    """
+    return ValidationError.from_exception_data(
+        title,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("cross_field", "{message}", {"message": message}),
+                loc=path,
+                input=value,
+            )
+            for path, value, message in found
+        ],
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the nearest, else all there are."""
+    names = sorted(known)
+    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
+        return f"did you mean {near[0]}?"
+    if not names:
+        return "none is declared"
+    return "use one of " + _cut(", ".join(names), 400)
+
+
+def digest(model: BaseModel) -> str:
+    """The version of a declaration: 12 hex digits of SHA-256 over its canonical JSON.
+
+    The same on every machine, whatever the order of mapping keys in the file, and the same
+    whether a default is written out or left out.
+    """
+    return _digest(model.model_dump(mode="json", by_alias=True))
+
+
+def digest_of_text(text: str) -> str:
+    """The version of a declaration that was written out as JSON, whoever can read it.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    return _digest(json.loads(text))
+
+
+def _digest(dumped: Any) -> str:
+    canonical = json.dumps(dumped, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _problem(
+    details: ErrorDetails, file: str, mapping: Mapping[str, Any], model: type[BaseModel]
+) -> Problem:
+    path = _path_in(mapping, details["loc"])
+    field = _dotted(path)
+    nothing = details["type"] in {"missing", "union_tag_not_found"} or details["input"] is None
+    value = "" if nothing else _shown(details["input"], str(path[-1]) if path else "")
+    return Problem(file, field, value, _message(details, path, model))
+
+
+def _path_in(mapping: Mapping[str, Any], loc: tuple[str | int, ...]) -> list[str | int]:
+    """`loc` without what pydantic adds to it: the tags of unions and the mark of a mapping key."""
+    path: list[str | int] = []
+    here: Any = mapping
+    for index, part in enumerate(loc):
+        added = index < len(loc) - 1 or part == "[key]"
+        if added and not (isinstance(part, int) or (isinstance(here, Mapping) and part in here)):
+            continue
+        path.append(part)
+        if isinstance(here, Mapping):
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+    return path
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    dotted = ""
+    for part in path:
+        if isinstance(part, int):
+            dotted += f"[{part}]"
+        else:
+            dotted += f".{_cut(part, 64)}" if dotted else _cut(part, 64)
+    return dotted
+
+
+def _message(details: ErrorDetails, path: Sequence[str | int], model: type[BaseModel]) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        return "unknown field; " + did_you_mean(str(path[-1]), _fields_at(model, path[:-1]))
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", str(context["expected"]))
+        return "unknown; " + did_you_mean(str(details["input"]), known)
+    if template := _MESSAGES.get(kind):
+        return template.format(**context)
+    return details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> set[str]:
+    """The names a user may write in the mapping at `path`."""
+    annotations: list[Any] = [model]
+    for part in path:
+        annotations = [found for each in annotations for found in _step(each, part)]
+    models = [each for each in annotations if _is_model(each)]
+    return {info.alias or name for each in models for name, info in each.model_fields.items()}
+
+
+def _step(annotation: Any, part: str | int) -> Iterator[Any]:
+    if _is_model(annotation):
+        for name, info in annotation.model_fields.items():
+            if part in (name, info.alias):
+                yield from _members(info.annotation)
+    elif get_origin(annotation) is not None:
+        items = [each for each in get_args(annotation) if each is not Ellipsis]
+        yield from _members(items[-1])
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """`annotation` itself, or what an Annotated or a union is made of."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin is None or origin in _CONTAINERS:
+        yield annotation
+    else:
+        for each in get_args(annotation):
+            yield from _members(each)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _shown(value: Any, field: str) -> str:
+    """`value` for an error message: short, and never what may be a secret.
+
+    Of a mapping only the keys are shown: what it holds may be a secret under a key of its own.
+    """
+    if isinstance(value, Mapping):
+        return _cut("{" + ", ".join(map(str, value)) + "}")
+    if isinstance(value, (list, tuple)):
+        return f"[{len(value)} item{'s' * (len(value) != 1)}]"
+    if isinstance(value, str) and _SECRET_FIELD.search(field):
+        return "(not shown)"
+    if isinstance(value, str):
+        return _cut(repr(_URL_CREDENTIALS.sub("://(not shown)@", value)))
+    return _cut(str(value))
+
+
+def _cut(text: str, characters_max: int = SHOWN_CHARACTERS_MAX) -> str:
+    return text if len(text) <= characters_max else text[: characters_max - 1] + "…"

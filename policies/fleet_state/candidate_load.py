@@ -1,0 +1,256 @@
+"""Standings: how an option stands, all that an estimate needs of its pool's load, found once.
+
+A router asks for the estimate of every candidate of every request, and the load of a pool changes
+with its heartbeats and with what is sent there only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from policies.config.options import Option
+from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS
+from topics import LatencyError
+
+# Of the steps of a variant that joins other variants on a replica, the share that makes the
+# replica busy for longer. At low traffic it would have been busy all the same; at high traffic not.
+BUSY_ANYWAY = 0.5
+# A pool counts as full by this share at least: what runs at its peak takes places for certain.
+FULLNESS_MIN = 0.25
+# Of the streaming that a sequence shares with others, the share that goes on because it came: the
+# fewer there are, the sooner the replica would have had nothing to do.
+SUSTAINED = 0.5
+
+
+class Learned(NamedTuple):
+    """What past executions of a variant tell. A tuple, because each decision records it.
+
+    Errors are those of promises, None before enough were seen; ``reuse`` is the share of a
+    session's earlier tokens that its next turn finds in the cache.
+    """
+
+    ttft_error: LatencyError | None = None
+    tpot_error: LatencyError | None = None
+    reuse: float = 0.0
+
+
+NOTHING = Learned()
+
+
+@dataclass(slots=True)
+class PoolLoad:
+    """Load of one pool over its live workers. ``backlog_s`` is device time per replica.
+
+    ``round_s`` is the time of one iteration of every variant that runs now: variants that share
+    a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
+    ``kv_usage`` is the share of KV memory that is taken or waited for, 0 where no server tells.
+    ``learned`` by variant and ``failure_rate`` come from what was executed, absent before.
+    """
+
+    workers: int = 0
+    running: int = 0
+    queued: int = 0
+    backlog_s: float = 0.0
+    round_s: float = 0.0
+    running_by_variant: dict[str, int] = field(default_factory=dict)
+    speed_by_variant: dict[str, float] = field(default_factory=dict)
+    failing: frozenset[str] = frozenset()
+    kv_usage: float = 0.0
+    learned: dict[str, Learned] = field(default_factory=dict)
+    failure_rate: float | None = None
+
+    def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
+        """Return why nothing should be sent to a variant now, though time may help; else None."""
+        if not self.workers:
+            return "pool_unavailable"
+        return "circuit_open" if variant in self.failing else None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits in the pool."""
+        return not any(self.running_by_variant.values())
+
+
+class DecodeStep(NamedTuple):
+    """A decode step of so many sequences, without their contexts: seconds of compute and memory."""
+
+    sequences: int
+    compute_s: float
+    memory_s: float
+
+
+class Paid(NamedTuple):
+    """What a member pays of each decode step.
+
+    Attributes:
+        woken: the members' share of a whole step, because nothing of the variant runs; 0 where
+            something does.
+        sharers: who share a step: the members, or all that run with them.
+        base_s: what of a step is streamed anyway, where something of the variant runs.
+        sustained_s: what the member pays of that.
+    """
+
+    woken: float
+    sharers: int
+    base_s: float
+    sustained_s: float
+
+
+class EstimateTerms(NamedTuple):
+    """All that an estimate needs of a standing for so many members. Times in seconds.
+
+    They are the same for every request until the pool's load changes, and a router asks for every
+    candidate of every request.
+
+    Attributes:
+        roofline: token, pair, weights, key and value, untouched share, overhead.
+        spread: a step of the sequences on one replica, if the pool spreads its work evenly.
+        gathered: likewise if it gathers them.
+        paid: what a member pays of a step.
+        ahead: sequences that must end before there is a place.
+        memory: the share of the pool's KV memory that is missing, below 0 what is free, before
+            these members come; the share that they need for each token of theirs.
+        rate: measured speed over predicted, the same times that of the clock, price per second.
+    """
+
+    roofline: tuple[float, float, float, float, float, float]
+    spread: DecodeStep
+    gathered: DecodeStep
+    paid: Paid
+    ahead: int
+    memory: tuple[float, float]
+    rate: tuple[float, float, float]
+
+
+@dataclass(slots=True)
+class Standing:
+    """How one option stands under one load. Times in seconds.
+
+    Attributes:
+        option: whose standing.
+        obstacle: why nothing should be sent there now; None if something may be.
+        is_idle: whether nothing runs or waits in its pool.
+        running: sequences of the variant that run or wait.
+        replicas: of all live workers.
+        slots: places of all replicas.
+        speed: measured speed over predicted.
+        pace: the same, times that of the backend's clock.
+        backlog_s: device time before a request can start.
+        others_s: time of one iteration of all other variants that run.
+        failure_rate: share of tries that fail, learned or declared.
+        learned: what past executions of the variant tell.
+        kv_usage: share of the pool's KV memory that is taken, waiting work included if told.
+        fullness: share of the variant's places that is taken, waiting work included, or of the
+            KV memory if that is more.
+    """
+
+    option: Option
+    obstacle: Literal["pool_unavailable", "circuit_open"] | None
+    is_idle: bool
+    running: int
+    replicas: int
+    slots: int
+    speed: float
+    pace: float
+    backlog_s: float
+    others_s: float
+    failure_rate: float = 0.0
+    learned: Learned = NOTHING
+    kv_usage: float = 0.0
+    fullness: float = 0.0
+    _terms: dict[tuple[int, bool], EstimateTerms] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
+
+    def terms(self, members: int, fills_gaps: bool) -> EstimateTerms:
+        """Return what an estimate needs to know, for so many members that come together.
+
+        The device time that a decode step of one member adds is marginal. Work gathers on few
+        replicas of a pool (`policies.hardware.replica`). Where the variant decodes already, the
+        weights are streamed anyway, and a sequence more adds its own tokens. But the streaming goes
+        on because sequences keep coming, so it sustains a share of it; else pools that decode a
+        little each would look equally cheap and hold each other up. As the pool fills, it takes a
+        place from later ones, who will need another replica: at least that share of a full step. A
+        replica that is busy with other variants would be busy without this one too, for part of the
+        time. An idle one is woken for these members.
+
+        Args:
+            members: like requests that come together.
+            fills_gaps: they wait for room, and take places that nobody else wants.
+        """
+        key = (members, fills_gaps)
+        found = self._terms.get(key)
+        if found is None:
+            found = self._terms[key] = _terms(self, members, fills_gaps)
+        return found
+
+
+def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
+    option, running = standing.option, standing.running
+    roofline, max_batch = option.roofline, option.max_batch
+    sequences = min(max_batch, running // standing.replicas + members)
+    spread = DecodeStep(sequences, *roofline.sequences_s(sequences))
+    gathered = min(max_batch, running + members)
+    if running == 0:
+        woken = 1.0 if standing.is_idle else BUSY_ANYWAY
+        paid = Paid(woken, min(members, gathered), 0.0, 0.0)
+    else:
+        fullness = max(FULLNESS_MIN, min(1.0, running / standing.slots))
+        share = 0.0 if fills_gaps else max(fullness / max_batch, SUSTAINED / (running + 1))
+        paid = Paid(0.0, gathered, roofline.alone_s, roofline.alone_s * share)
+    return EstimateTerms(
+        (
+            roofline.token_s,
+            roofline.pair_s,
+            roofline.weights_s,
+            roofline.kv_token_s,
+            roofline.untouched_share,
+            roofline.step_overhead_s,
+        ),
+        spread,
+        # The same where nothing runs, so that the estimate has one step to find.
+        spread if gathered == sequences else DecodeStep(gathered, *roofline.sequences_s(gathered)),
+        paid,
+        max(0, running + members - standing.slots),
+        (
+            standing.kv_usage - 1.0,
+            members / (max(1, option.kv_capacity_tokens) * standing.replicas),
+        ),
+        (standing.speed, standing.pace, option.usd_per_s),
+    )
+
+
+def standing_of(option: Option, load: PoolLoad) -> Standing:
+    """Return how the option stands under this load of its pool."""
+    running = load.running_by_variant.get(option.variant, 0)
+    replicas = max(1, load.workers) * option.replicas
+    slots = option.max_batch * replicas
+    speed = load.speed_by_variant.get(option.variant, 1.0)
+    return Standing(
+        option=option,
+        obstacle=load.obstacle(option.variant),
+        is_idle=load.is_idle,
+        running=running,
+        replicas=replicas,
+        slots=slots,
+        speed=speed,
+        pace=speed * option.time_scale,
+        backlog_s=load.backlog_s,
+        # The round of what runs holds a step of the variant's own already.
+        others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
+        failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
+        learned=load.learned.get(option.variant, NOTHING),
+        kv_usage=load.kv_usage,
+        fullness=max(running / slots, load.kv_usage),
+    )
+
+
+def running_step_s(
+    option: Option, load: PoolLoad, sequences: int, context_tokens: int = TYPICAL_CONTEXT_TOKENS
+) -> float:
+    """Return one decode step of the variant with its sequences spread over all replicas."""
+    if sequences == 0:
+        return 0.0
+    replicas = max(1, load.workers) * option.replicas
+    each = min(option.max_batch, -(-sequences // replicas))
+    speed = load.speed_by_variant.get(option.variant, 1.0) * option.time_scale
+    return option.roofline.step_s(each, each * context_tokens) / speed

@@ -1,0 +1,63 @@
+"""Sessions: where a conversation was served last, and what of it may still be cached there."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from policies.config.options import Option
+from topics import Profile
+
+# Sessions that one router remembers, the last seen of them: some 300 bytes each.
+SESSIONS_MAX = 20_000
+# After so long half of what was cached has given way to others, by guess.
+HALF_LIFE_S = 300.0
+
+
+@dataclass(slots=True)
+class _Turn:
+    pool: str
+    variant: str
+    tokens: int
+    at: float
+
+
+class Sessions:
+    """Which pool has a session's keys and values, as far as this router has sent it there."""
+
+    def __init__(self) -> None:
+        self._turns: OrderedDict[tuple[str, str, str], _Turn] = OrderedDict()
+
+    def remember(self, profile: Profile, option: Option, now: float) -> None:
+        """Note that a request went to an option; one without a session leaves no trace."""
+        if profile.session is None:
+            return
+        key = _key(profile, profile.session)
+        tokens = profile.input_tokens + profile.output_tokens
+        self._turns[key] = _Turn(option.pool, option.variant, tokens, now)
+        self._turns.move_to_end(key)
+        if len(self._turns) > SESSIONS_MAX:
+            self._turns.popitem(last=False)
+
+    def credit(self, profile: Profile, now: float) -> "Credit | None":
+        """Return what of the prompt may be cached, and where; None where nothing is."""
+        if profile.session is None:
+            return None
+        turn = self._turns.get(_key(profile, profile.session))
+        if turn is None:
+            return None
+        left = 0.5 ** (max(0.0, now - turn.at) / HALF_LIFE_S)
+        tokens = round(min(turn.tokens, profile.input_tokens) * left)
+        return Credit(turn.pool, turn.variant, tokens) if tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Tokens of a prompt that are cached at a pool and variant, if it keeps what it computed."""
+
+    pool: str
+    variant: str
+    tokens: int
+
+
+def _key(profile: Profile, session: str) -> tuple[str, str, str]:
+    # Two tenants may use one name, and must gain nothing by it.
+    return (profile.tenant, profile.model, session)

@@ -1,0 +1,223 @@
+"""The fleet view: what is known of each pool's load at this moment."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from policies.config.options import Option, Options
+from policies.fleet_state.candidate_load import (
+    NOTHING,
+    Learned,
+    PoolLoad,
+    Standing,
+    running_step_s,
+    standing_of,
+)
+from policies.fleet_state.pool_stats import Told, pooled_share, pooled_speed
+from policies.fleet_state.sessions import Sessions
+from policies.learning.output_lengths import Lengths
+from topics import LatencyError, PoolStatus, VariantStatus
+
+# A worker that has missed this many heartbeats is taken for dead.
+MISSED_BEATS_MAX = 4
+
+
+_NOBODY = PoolLoad()
+
+
+class FleetView:
+    """The newest heartbeat of each worker, and the work sent since.
+
+    ``version`` grows by one with each change, so that a decision can name the view it saw.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._reports: dict[str, dict[str, PoolStatus]] = {}
+        self._loads: dict[str, PoolLoad] = {}
+        # By pool, then by variant; of a pool whose load changes all are dropped.
+        self._standings: dict[str, dict[str, Standing]] = {}
+        self.lengths = Lengths()
+        self.sessions = Sessions()
+        self.version = 0
+
+    def report(self, status: PoolStatus) -> None:
+        """Take a heartbeat in. One of a pool that the fleet doesn't have counts once it has it."""
+        self._reports.setdefault(status.pool, {})[status.instance] = status
+        self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
+        self._refresh(status.pool)
+
+    def under(self, options: Options) -> "FleetView":
+        """Return what is known as a view of another fleet; this one stays as it is.
+
+        Reply lengths and sessions are the same whatever the fleet, and both views go on with them.
+        """
+        if options is self._options:
+            return self
+        view = FleetView(options)
+        view.lengths, view.sessions = self.lengths, self.sessions
+        view._reports = {pool: dict(reports) for pool, reports in self._reports.items()}
+        view.version = self.version
+        for pool in view._reports:
+            view._refresh(pool)
+        return view
+
+    def prune(self, now: float) -> None:
+        """Drop workers that have stopped reporting."""
+        for pool, reports in self._reports.items():
+            dead = [name for name, s in reports.items() if not is_live(s, now)]
+            for name in dead:
+                del reports[name]
+                self.lengths.drop(_worker(pool, name))
+            if dead:
+                self._refresh(pool)
+
+    def load(self, pool: str) -> PoolLoad:
+        """Return a pool's load; one without workers has none."""
+        return self._loads.get(pool, _NOBODY)
+
+    def standing(self, option: Option) -> Standing:
+        """Return how an option stands; the same until the load of its pool changes."""
+        standings = self._standings.get(option.pool)
+        if standings is None:
+            standings = self._standings[option.pool] = {}
+        found = standings.get(option.variant)
+        if found is None or found.option is not option:
+            found = standings[option.variant] = standing_of(option, self.load(option.pool))
+        return found
+
+    def reports(self, pool: str) -> Sequence[PoolStatus]:
+        """Return the newest heartbeat of each live worker of a pool."""
+        return [s for s in self._reports.get(pool, {}).values() if s.state == "up"]
+
+    def loads(self) -> Mapping[str, PoolLoad]:
+        """Return the load of every pool that has reported."""
+        return self._loads
+
+    def add_sent(self, option: Option, device_s: float, count: int = 1, tokens: int = 0) -> None:
+        """Count work sent to a pool until its next heartbeat tells of it.
+
+        Args:
+            option: where it went.
+            device_s: device time before a later request can start, in seconds.
+            count: requests.
+            tokens: of KV memory that they all need, prompts and replies.
+        """
+        load = self._loads.get(option.pool)
+        if load is None:
+            return
+        replicas = max(1, load.workers) * option.replicas
+        load.backlog_s += device_s / replicas
+        load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
+        running = load.running_by_variant
+        running[option.variant] = running.get(option.variant, 0) + count
+        load.round_s = self._round_s(option.pool, load)
+        self._standings.pop(option.pool, None)
+
+    def _refresh(self, pool: str) -> None:
+        if pool not in self._options.by_pool:
+            return
+        reports = [s for s in self._reports[pool].values() if s.state == "up"]
+        load = PoolLoad(
+            workers=len(reports),
+            running=sum(s.running for s in reports),
+            queued=sum(s.queued for s in reports),
+            backlog_s=min((s.backlog_s for s in reports), default=0.0),
+        )
+        speeds: dict[str, list[Told]] = {}
+        for status in reports:
+            for variant, v in status.variants.items():
+                counts = load.running_by_variant
+                counts[variant] = counts.get(variant, 0) + v.running + v.queued
+                speeds.setdefault(variant, []).append((v.speed, v.speed_known))
+        for variant, each in speeds.items():
+            speed = pooled_speed(each)
+            if speed is not None:
+                load.speed_by_variant[variant] = speed
+        load.failing = _failing(reports)
+        rates = [(s.failure_rate, s.failure_known) for s in reports if s.failure_rate is not None]
+        if rates:
+            declared = self._options.by_pool[pool][0].failure_rate
+            load.failure_rate = round(pooled_share(rates, declared), 4)
+        load.learned = _learned(reports)
+        servers = [s.server for s in reports if s.server is not None]
+        used = [server.kv_usage for server in servers if server.kv_usage is not None]
+        load.kv_usage = round(fmean(used), 4) if used else 0.0
+        load.round_s = self._round_s(pool, load)
+        self._loads[pool] = load
+        self._standings.pop(pool, None)
+        self.version += 1
+
+    def _round_s(self, pool: str, load: PoolLoad) -> float:
+        return sum(
+            running_step_s(option, load, load.running_by_variant.get(option.variant, 0))
+            for option in self._options.by_pool[pool]
+        )
+
+
+def _worker(pool: str, instance: str) -> str:
+    return f"{pool}/{instance}"
+
+
+def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
+    """Return of each variant the means of what the workers have learned, if anything."""
+    told: dict[str, list[VariantStatus]] = {}
+    for status in reports:
+        for variant, each in status.variants.items():
+            told.setdefault(variant, []).append(each)
+    found = {
+        variant: Learned(
+            _mean_error([v.ttft_error for v in each if v.ttft_error is not None]),
+            _mean_error([v.tpot_error for v in each if v.tpot_error is not None]),
+            round(pooled_share([(v.reuse, v.reuse_known) for v in each], 0.0), 3),
+        )
+        for variant, each in told.items()
+    }
+    return {variant: learned for variant, learned in found.items() if learned != NOTHING}
+
+
+def _mean_error(errors: Sequence[LatencyError]) -> LatencyError | None:
+    if not errors:
+        return None
+    median, p90, p98 = (round(fmean(values), 3) for values in zip(*errors, strict=True))
+    return median, p90, p98
+
+
+def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:
+    broken = [{v for v, s in r.variants.items() if s.circuit != "closed"} for r in reports]
+    return frozenset(set.intersection(*broken)) if broken else frozenset()
+
+
+def is_live(status: PoolStatus, now: float) -> bool:
+    """Tell whether a worker still reports."""
+    return status.state != "down" and now - status.at <= MISSED_BEATS_MAX * status.interval_s
+
+
+def live_view(options: Options, statuses: Iterable[PoolStatus]) -> FleetView:
+    """Return a view made of these heartbeats."""
+    view = FleetView(options)
+    for status in statuses:
+        view.report(status)
+    return view
+
+
+def idle_view(options: Options, now: float) -> FleetView:
+    """Return the view of a fleet in which every pool lives and nothing runs."""
+    return live_view(
+        options,
+        (
+            PoolStatus(
+                pool=pool,
+                instance="assumed",
+                at=now,
+                state="up",
+                interval_s=60.0,
+                device=choices[0].device,
+                region=choices[0].region,
+                slots=sum(o.max_batch * o.replicas for o in choices),
+                running=0,
+                queued=0,
+                backlog_s=0.0,
+            )
+            for pool, choices in options.by_pool.items()
+        ),
+    )

@@ -1,0 +1,398 @@
+"""One replica that serves by continuous batching, in virtual time.
+
+The model is a function of the calls made to it: it holds no clock, and the caller passes the time.
+So the simulated backend can follow it in real time and a backtest can race through a trace.
+"""
+
+from collections.abc import Mapping
+
+from policies.hardware.iteration import (
+    Cancelled,
+    Chunk,
+    Completion,
+    Event,
+    FirstToken,
+    IterationRun,
+    Job,
+    JobState,
+    Refused,
+    VariantLimits,
+    VariantQueue,
+)
+from policies.hardware.roofline import MEMORY_UTILIZATION, TYPICAL_CONTEXT_TOKENS
+
+__all__ = [
+    "Accelerator",
+    "Cancelled",
+    "Completion",
+    "Event",
+    "FirstToken",
+    "Job",
+    "Refused",
+    "VariantLimits",
+]
+
+
+# Prompt tokens that one iteration computes beside the decodes (vLLM's default on large GPUs).
+PREFILL_CHUNK_TOKENS = 2048
+
+
+class Accelerator:
+    """A replica on which one or more model variants are resident.
+
+    One iteration runs at a time; variants that have work take turns. In an iteration all running
+    sequences of its variant decode one token, and up to `prefill_chunk_tokens` of prompts are
+    computed beside them (chunked prefill). A job is admitted when a chunk can begin, in order of
+    (priority, arrival), while its variant runs fewer than `max_batch` sequences and its whole KV
+    need, input and output, fits beside what is reserved. The variants share that memory, and none
+    takes what the first waiting job of another needs that came before.
+
+    The duration of an iteration is divided among its participants by tokens processed: each token
+    passes through the same weights, which is most of the work. Contexts of unequal length are not
+    told apart. The shares of all jobs sum to `busy_s`.
+
+    Times are seconds from any origin; one near zero keeps the sums exact. A time before the last
+    one seen counts as the last one seen. What happens does not depend on how often `advance` and
+    `next_event_at` are called.
+
+    Raises:
+        ValueError: no variants, replicas of different memory, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        variants: Mapping[str, VariantLimits],
+        *,
+        prefill_chunk_tokens: int = PREFILL_CHUNK_TOKENS,
+    ) -> None:
+        rooflines = [limits.roofline for limits in variants.values()]
+        if len({roofline.memory_bytes for roofline in rooflines}) != 1:
+            raise ValueError(
+                f"variants {sorted(variants)} must be at least one and name the same memory_bytes: "
+                f"they share one replica"
+            )
+        if prefill_chunk_tokens < 1:
+            raise ValueError(f"prefill_chunk_tokens is {prefill_chunk_tokens}: give 1 or more")
+        usable_bytes = MEMORY_UTILIZATION * rooflines[0].memory_bytes
+        weights_bytes = sum(roofline.weights_bytes for roofline in rooflines)
+        self._kv_capacity_bytes = usable_bytes - weights_bytes
+        if self._kv_capacity_bytes <= 0:
+            raise ValueError(
+                f"the weights of {sorted(variants)} take {weights_bytes:.3g} bytes of "
+                f"{usable_bytes:.3g} usable: serve fewer variants, or a lower precision"
+            )
+        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._lanes = [
+            VariantQueue(index, limits.roofline, limits.max_batch)
+            for index, limits in enumerate(variants.values())
+        ]
+        self._lane_of = dict(zip(variants, self._lanes, strict=True))
+        self._jobs: dict[str, JobState] = {}
+        self._cancelling: list[JobState] = []
+        self._events: list[Event] = []
+        self._run: IterationRun | None = None
+        self._turn = 0  # the lane whose iteration is next
+        self._order = 0
+        self._now = float("-inf")  # the last time seen
+        self._free_at = self._now  # the end of the last finished iteration; `_now` when idle
+        self._busy_s = 0.0
+
+    def submit(self, job: Job, now: float) -> None:
+        """Queue a job. It takes part from the next iteration that begins at `now` or later.
+
+        Raises:
+            ValueError: the variant is not resident, or a job of this id is not finished.
+        """
+        if job.variant not in self._lane_of:
+            raise ValueError(
+                f"job {job.id!r} asks for variant {job.variant!r}; this replica serves "
+                f"{sorted(self._lane_of)}"
+            )
+        self._run_until(now)
+        if job.id in self._jobs:
+            raise ValueError(f"job {job.id!r} is already here: give each job its own id")
+        lane = self._lane_of[job.variant]
+        state = JobState(job, lane, self._order)
+        self._order += 1
+        if state.kv_bytes > self._kv_capacity_bytes:
+            reason = (
+                f"needs KV memory of {state.kv_bytes:.3g} bytes for {state.reserved_tokens} "
+                f"tokens; the replica has {self._kv_capacity_bytes:.3g}"
+            )
+            self._events.append(Refused(job.id, self._now, reason))
+            return
+        self._jobs[job.id] = state
+        lane.wait(state)
+        if self._run and (self._run.started_at == self._now or self._can_admit(lane)):
+            self._cut()
+
+    def cancel(self, job_id: str, now: float) -> bool:
+        """Take a job out: at once while it waits, else when the iteration under way ends.
+
+        A `Cancelled` event says when; a job that completes in that iteration stays completed.
+
+        Returns:
+            Whether the job was still here.
+        """
+        self._run_until(now)
+        state = self._jobs.get(job_id)
+        if state is None:
+            return False
+        self._cut()
+        if self._run and state.admitted:
+            self._cancelling.append(state)
+        else:
+            self._take_out(state, self._now)
+        return True
+
+    def advance(self, now: float) -> list[Event]:
+        """Everything that happened up to `now` and was not yet told, in order of time."""
+        self._run_until(now)
+        events, self._events = self._events, []
+        return events
+
+    def next_event_at(self) -> float | None:
+        """The earliest time at which `advance` may have something; None when idle.
+
+        Some iterations end without an event (a chunk of a long prompt): then ask again.
+        """
+        if self._events:
+            return self._now
+        if self._run is None:
+            self._run = self._plan()
+        return self._run.ends_at if self._run else None
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of iterations up to the last time seen."""
+        if self._run and self._run.started_at < self._now:
+            return self._busy_s + self._now - self._run.started_at
+        return self._busy_s
+
+    @property
+    def running(self) -> int:
+        """Admitted sequences."""
+        return sum(lane.running for lane in self._lanes)
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for admission."""
+        return sum(len(lane.queue) for lane in self._lanes)
+
+    def running_of(self, variant: str) -> int:
+        """Admitted sequences of one variant."""
+        return self._lane_of[variant].running
+
+    def queued_of(self, variant: str) -> int:
+        """Jobs of one variant that wait for admission."""
+        return len(self._lane_of[variant].queue)
+
+    def jobs_of(self, variant: str) -> int:
+        """Jobs of one variant, running or waiting."""
+        lane = self._lane_of[variant]
+        return lane.running + len(lane.queue)
+
+    def max_batch_of(self, variant: str) -> int:
+        """Return how many sequences of a variant may run together."""
+        return self._lane_of[variant].max_batch
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job runs or waits."""
+        return not self._jobs
+
+    def round_s(self, joining: str | None = None, context_tokens: int = 0) -> float:
+        """Seconds of one decode iteration of each variant with work: variants take turns.
+
+        Jobs that wait or are in prefill count as if they decoded already.
+
+        Args:
+            joining: a variant that gets one more sequence.
+            context_tokens: of that sequence.
+        """
+        total_s = 0.0
+        joined = self._lane_of[joining] if joining is not None else None
+        for lane in self._lanes:
+            soon = len(lane.prefilling) + len(lane.queue)
+            tokens = lane.context_tokens + soon * TYPICAL_CONTEXT_TOKENS
+            if lane is joined:
+                soon += 1
+                tokens += context_tokens
+            sequences = min(lane.max_batch, len(lane.decoding) + soon)
+            if sequences:
+                total_s += lane.roofline.step_s(sequences, tokens)
+        return total_s
+
+    def has_room(self, variant: str, tokens: int) -> bool:
+        """Tell whether a job of ``tokens``, input and output, would be admitted at once."""
+        lane = self._lane_of[variant]
+        if lane.running + len(lane.queue) >= lane.max_batch:
+            return False
+        return tokens * lane.roofline.kv_bytes_per_token <= self.kv_free_bytes
+
+    @property
+    def kv_free_bytes(self) -> float:
+        """KV memory that no job needs, whether it runs or waits."""
+        waiting_bytes = sum(state.kv_bytes for each in self._lanes for _, state in each.queue)
+        return self._kv_capacity_bytes - self._kv_used_bytes() - waiting_bytes
+
+    @property
+    def kv_wanted(self) -> float:
+        """The share of the KV memory that what runs or waits needs; more than 1 has to wait."""
+        return 1.0 - self.kv_free_bytes / self._kv_capacity_bytes
+
+    @property
+    def decoded(self) -> tuple[int, int]:
+        """Decode steps so far, and the tokens that they yielded."""
+        return sum(lane.steps for lane in self._lanes), sum(lane.tokens for lane in self._lanes)
+
+    @property
+    def kv_tokens_used(self) -> int:
+        """Tokens, input and output, for which KV memory is reserved."""
+        return sum(lane.reserved_tokens for lane in self._lanes)
+
+    @property
+    def kv_usage(self) -> float:
+        """The reserved share of the KV memory, 0 to 1."""
+        return self._kv_used_bytes() / self._kv_capacity_bytes
+
+    def _run_until(self, now: float) -> None:
+        self._now = max(self._now, now)
+        while True:
+            if self._run is None and self._free_at < self._now:
+                self._run = self._plan()
+                if self._run is None:
+                    self._free_at = self._now
+            if self._run is None or self._run.ends_at > self._now:
+                return
+            self._settle(self._run)
+
+    def _plan(self) -> IterationRun | None:
+        """The next iterations, as many as pass without an admission, a prefill or a finish."""
+        decoding: list[VariantQueue] = []
+        for lane in self._lanes[self._turn :] + self._lanes[: self._turn]:
+            if lane.prefilling or self._can_admit(lane):
+                if decoding:
+                    return self._decode_run(decoding, len(decoding))
+                return self._mixed_run(lane)
+            if lane.decoding:
+                decoding.append(lane)
+        if not decoding:
+            return None
+        return self._decode_run(decoding, self._iterations_to_finish(decoding))
+
+    def _decode_run(self, lanes: list[VariantQueue], iterations_max: int) -> IterationRun:
+        iterations = min(iterations_max, self._iterations_to_finish(lanes))
+        return IterationRun(lanes, iterations, self._free_at)
+
+    def _iterations_to_finish(self, lanes: list[VariantQueue]) -> int:
+        return min(
+            (lane.steps_to_finish - 1) * len(lanes) + position + 1
+            for position, lane in enumerate(lanes)
+        )
+
+    def _mixed_run(self, lane: VariantQueue) -> IterationRun:
+        """Fill one iteration with prompt tokens, from those in prefill and from the queue."""
+        budget_tokens = self._prefill_chunk_tokens
+        chunks: list[Chunk] = []
+        admitted: list[JobState] = []
+        while budget_tokens > 0:
+            started = lane.prefilling[len(chunks)] if len(chunks) < len(lane.prefilling) else None
+            head = lane.head
+            if head and (not started or head.key < started.key) and self._can_admit(lane):
+                state = lane.admit(self._free_at)
+                admitted.append(state)
+            elif started:
+                state = started
+            else:
+                break
+            chunk_tokens = min(budget_tokens, state.prompt_left_tokens)
+            chunks.append((state, chunk_tokens))
+            budget_tokens -= chunk_tokens
+        return IterationRun([lane], 1, self._free_at, chunks, admitted)
+
+    def _cut(self) -> None:
+        """Let the run end with the iteration under way, so that the next can be another."""
+        run = self._run
+        if run is None:
+            return
+        if run.started_at < self._now:
+            run.shorten(self._now)
+            return
+        # Planned by `next_event_at` but not begun: as if it had not been asked.
+        for state in run.admitted:
+            state.lane.put_back(state)
+        self._run = None
+
+    def _settle(self, run: IterationRun) -> None:
+        """Book a run that has ended."""
+        self._run = None
+        self._free_at = run.ends_at
+        self._busy_s += run.elapsed_s
+        self._turn = (run.lanes[(run.iterations - 1) % len(run.lanes)].index + 1) % len(self._lanes)
+        if run.chunks:
+            self._book_mixed(run)
+        else:
+            for position, lane in enumerate(run.lanes):
+                steps = run.steps_of(position, run.iterations)
+                lane.decode(steps, lane.decode_s(steps) / len(lane.decoding))
+        for lane in run.lanes:
+            for state in lane.finish():
+                self._complete(state)
+        for state in self._cancelling:
+            if self._jobs.get(state.job.id) is state:
+                self._take_out(state, run.ends_at)
+        self._cancelling.clear()
+
+    def _book_mixed(self, run: IterationRun) -> None:
+        lane = run.lanes[0]
+        tokens = len(lane.decoding) + sum(chunk_tokens for _, chunk_tokens in run.chunks)
+        token_s = run.elapsed_s / tokens
+        lane.decode(1, token_s)
+        for state, chunk_tokens in run.chunks:
+            state.computed_tokens += chunk_tokens
+            state.device_s += chunk_tokens * token_s
+            if state.prompt_left_tokens == 0:
+                self._end_prefill(state)
+
+    def _end_prefill(self, state: JobState) -> None:
+        state.first_token_at = self._free_at
+        if state.job.output_tokens > 0:
+            self._events.append(FirstToken(state.job.id, self._free_at))
+        if state.job.output_tokens > 1:
+            state.lane.start_decoding(state)
+        else:
+            state.lane.remove(state)
+            self._complete(state)
+
+    def _complete(self, state: JobState) -> None:
+        del self._jobs[state.job.id]
+        self._events.append(
+            Completion(
+                id=state.job.id,
+                started_at=state.started_at,
+                first_token_at=state.first_token_at,
+                finished_at=self._free_at,
+                device_s=state.device_s,
+            )
+        )
+
+    def _take_out(self, state: JobState, at: float) -> None:
+        del self._jobs[state.job.id]
+        state.lane.remove(state)
+        self._events.append(Cancelled(state.job.id, at, state.device_s))
+
+    def _can_admit(self, lane: VariantQueue) -> bool:
+        head = lane.head
+        if head is None:
+            return False
+        set_aside_bytes = sum(
+            first.kv_bytes
+            for other in self._lanes
+            if (first := other.head) and first.key < head.key and other is not lane
+        )
+        needed_bytes = self._kv_used_bytes() + set_aside_bytes + head.kv_bytes
+        return needed_bytes <= self._kv_capacity_bytes
+
+    def _kv_used_bytes(self) -> float:
+        return sum(lane.reserved_tokens * lane.roofline.kv_bytes_per_token for lane in self._lanes)

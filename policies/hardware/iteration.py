@@ -1,0 +1,284 @@
+"""What an accelerator works on: jobs, the lane of each model variant, and a run of iterations."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
+
+from policies.hardware.roofline import Roofline
+
+
+@dataclass(frozen=True, slots=True)
+class VariantLimits:
+    """A model variant resident on a replica, and how many of its sequences may run together."""
+
+    roofline: Roofline
+    max_batch: int
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ValueError(f"VariantLimits.max_batch is {self.max_batch}: give 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request. `cached_tokens` of the prompt need no prefill; the lowest `priority` goes first.
+
+    Without output tokens (embeddings, classification) it is done when its prefill is.
+    """
+
+    id: str
+    variant: str
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if self.input_tokens < 1 or self.output_tokens < 0:
+            raise ValueError(
+                f"job {self.id!r} has {self.input_tokens} input and {self.output_tokens} output "
+                f"tokens: give at least 1 and 0"
+            )
+        if not 0 <= self.cached_tokens <= self.input_tokens:
+            raise ValueError(
+                f"job {self.id!r} has {self.cached_tokens} cached tokens: give 0 to its "
+                f"{self.input_tokens} input tokens"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The iteration that ended a job's prefill is over: output token 1 is there."""
+
+    id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A job is done; `device_s` is its share of the replica's busy time."""
+
+    id: str
+    started_at: float
+    first_token_at: float
+    finished_at: float
+    device_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A job was taken out and its memory is free; `device_s` had been spent on it."""
+
+    id: str
+    at: float
+    device_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job can never fit the replica's KV memory."""
+
+    id: str
+    at: float
+    reason: str
+
+
+Event = FirstToken | Completion | Cancelled | Refused
+
+
+class JobState:
+    """A job on its way: waiting, in prefill, or decoding."""
+
+    __slots__ = (
+        "admitted",
+        "computed_tokens",
+        "device_s",
+        "finish_step",
+        "first_token_at",
+        "job",
+        "key",
+        "kv_bytes",
+        "lane",
+        "reserved_tokens",
+        "started_at",
+    )
+
+    def __init__(self, job: Job, lane: "VariantQueue", order: int) -> None:
+        self.job = job
+        self.lane = lane
+        self.key = (job.priority, order)
+        self.reserved_tokens = job.input_tokens + job.output_tokens
+        self.kv_bytes = self.reserved_tokens * lane.roofline.kv_bytes_per_token
+        # The last prompt token is always computed: its pass yields the first output token.
+        self.computed_tokens = min(job.cached_tokens, job.input_tokens - 1)
+        self.admitted = False
+        self.started_at = 0.0
+        self.first_token_at = 0.0
+        self.finish_step = 0  # the lane's count of steps at its last token; 0 before decoding
+        self.device_s = 0.0
+
+    @property
+    def prompt_left_tokens(self) -> int:
+        """Prompt tokens still to be computed."""
+        return self.job.input_tokens - self.computed_tokens
+
+
+@dataclass(eq=False, slots=True)
+class VariantQueue:
+    """The jobs of one variant on a replica.
+
+    A decode step touches no job: sequences join at one count of steps and leave at another, and
+    what each owes of the device's time is the growth of `sequence_s` between the two.
+    """
+
+    index: int
+    roofline: Roofline
+    max_batch: int
+    queue: list[tuple[tuple[int, int], JobState]] = field(default_factory=list)  # heap by key
+    prefilling: list[JobState] = field(default_factory=list)  # sorted by key
+    decoding: list[tuple[int, int, JobState]] = field(default_factory=list)  # heap by finish step
+    steps: int = 0
+    tokens: int = 0  # decoded in those steps
+    context_tokens: int = 0  # of the decoding sequences, together
+    reserved_tokens: int = 0  # of all admitted jobs
+    sequence_s: float = 0.0  # device time of a sequence that has decoded all the while
+
+    @property
+    def running(self) -> int:
+        """Admitted jobs."""
+        return len(self.prefilling) + len(self.decoding)
+
+    @property
+    def head(self) -> JobState | None:
+        """The next job to admit, where a place in the batch is free."""
+        return self.queue[0][1] if self.queue and self.running < self.max_batch else None
+
+    @property
+    def steps_to_finish(self) -> int:
+        """Decode steps until the first sequence is done."""
+        return self.decoding[0][0] - self.steps
+
+    def decode_s(self, steps: int) -> float:
+        """Seconds of the next decode steps of all decoding sequences."""
+        return self.roofline.decode_run_s(len(self.decoding), self.context_tokens, steps)
+
+    def mixed_s(self, chunks: "list[Chunk]") -> float:
+        """Seconds of one iteration that computes `chunks` of prompts beside the decodes."""
+        tokens, kv_tokens = len(self.decoding), self.context_tokens
+        pairs = float(kv_tokens)
+        for state, chunk_tokens in chunks:
+            tokens += chunk_tokens
+            kv_tokens += state.computed_tokens
+            pairs += chunk_tokens * (0.5 * chunk_tokens + state.computed_tokens)
+        return self.roofline.iteration_s(tokens, kv_tokens, pairs)
+
+    def wait(self, state: JobState) -> None:
+        """Queue a job."""
+        heappush(self.queue, (state.key, state))
+
+    def admit(self, at: float) -> JobState:
+        """Move the head of the queue to prefill and reserve its memory."""
+        state = heappop(self.queue)[1]
+        state.admitted, state.started_at = True, at
+        insort(self.prefilling, state, key=attrgetter("key"))
+        self.reserved_tokens += state.reserved_tokens
+        return state
+
+    def put_back(self, state: JobState) -> None:
+        """Undo `admit`."""
+        state.admitted = False
+        self.prefilling.remove(state)
+        self.reserved_tokens -= state.reserved_tokens
+        self.wait(state)
+
+    def decode(self, steps: int, sequence_s: float) -> None:
+        """Let each decoding sequence go on by `steps` tokens for `sequence_s` of device time."""
+        self.steps += steps
+        self.tokens += steps * len(self.decoding)
+        self.context_tokens += steps * len(self.decoding)
+        self.sequence_s += sequence_s
+
+    def start_decoding(self, state: JobState) -> None:
+        """Move a job on from prefill, which has yielded its first output token."""
+        if not self.decoding:
+            self.sequence_s = 0.0  # a short sum is an exact one
+        self.prefilling.remove(state)
+        state.device_s -= self.sequence_s
+        state.finish_step = self.steps + state.job.output_tokens - 1
+        self.context_tokens += state.job.input_tokens + 1
+        heappush(self.decoding, (state.finish_step, state.key[1], state))
+
+    def finish(self) -> Iterator[JobState]:
+        """Take out the sequences that have decoded their last token."""
+        while self.decoding and self.steps_to_finish <= 0:
+            state = heappop(self.decoding)[2]
+            self._stop_decoding(state)
+            yield state
+
+    def remove(self, state: JobState) -> None:
+        """Take a job out, wherever it stands, and free its memory."""
+        if not state.admitted:
+            self.queue = [entry for entry in self.queue if entry[1] is not state]
+            heapify(self.queue)
+        elif state.finish_step:
+            self.decoding = [entry for entry in self.decoding if entry[2] is not state]
+            heapify(self.decoding)
+            self._stop_decoding(state)
+        else:
+            self.prefilling.remove(state)
+            self.reserved_tokens -= state.reserved_tokens
+
+    def _stop_decoding(self, state: JobState) -> None:
+        state.device_s += self.sequence_s
+        steps_left = state.finish_step - self.steps
+        self.context_tokens -= state.reserved_tokens - steps_left
+        self.reserved_tokens -= state.reserved_tokens
+
+
+Chunk = tuple[JobState, int]  # prompt tokens of a job that one iteration computes
+
+
+@dataclass(slots=True)
+class IterationRun:
+    """Iterations of a replica that can be computed in one go, as nothing happens before their end.
+
+    The lanes take turns, one iteration each. A run with `chunks` is a single iteration.
+    """
+
+    lanes: list[VariantQueue]
+    iterations: int
+    started_at: float
+    chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[JobState] = field(default_factory=list)
+    elapsed_s: float = field(init=False)
+    ends_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._measure()
+
+    def steps_of(self, position: int, iterations: int) -> int:
+        """How many of the first `iterations` belong to the lane at `position`."""
+        rounds, rest = divmod(iterations, len(self.lanes))
+        return rounds + (position < rest)
+
+    def shorten(self, now: float) -> None:
+        """End with the iteration that is under way at `now`."""
+        if not self.chunks:
+            self.iterations = 1 + bisect_left(
+                range(1, self.iterations), now, key=lambda n: self.started_at + self._decode_s(n)
+            )
+            self._measure()
+
+    def _decode_s(self, iterations: int) -> float:
+        return sum(
+            lane.decode_s(self.steps_of(position, iterations))
+            for position, lane in enumerate(self.lanes)
+        )
+
+    def _measure(self) -> None:
+        self.elapsed_s = (
+            self.lanes[0].mixed_s(self.chunks) if self.chunks else self._decode_s(self.iterations)
+        )
+        self.ends_at = self.started_at + self.elapsed_s

@@ -1,0 +1,208 @@
+"""A replica as its pool sees it, and the choice among the replicas of a pool."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
+from policies.hardware.iteration import Event, FirstToken, Job
+from policies.hardware.prefix_cache import PrefixCache
+from policies.hardware.roofline import Roofline
+
+# Of a latency SLO, the share that a replica may use up by what it knows when it takes a request;
+# the rest is for what comes after. Chosen by backtests of the open trace at rates 1, 10 and 50.
+TPOT_SHARE = 0.65
+TTFT_SHARE = 0.5
+# Seconds over which the share of prefill in a replica's time is averaged, and the most of it
+# beside which a replica that decodes takes more.
+PREFILL_MEMORY_S = 5.0
+PREFILL_SHARE_MAX = 0.6
+# Of a replica's places for a variant, the share whose use anywhere in the pool makes the variant
+# worth a replica of its own.
+OWN_REPLICA_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request needs of a replica. Times in seconds, None where there is no such SLO."""
+
+    variant: str
+    input_tokens: int
+    output_tokens: int
+    ttft_left_s: float | None = None
+    tpot_s: float | None = None
+    session: str | None = None
+
+
+@dataclass(slots=True)
+class _Prompts:
+    """The prompts of one variant that have no first token yet."""
+
+    roofline: Roofline
+    short_tokens: int = 0
+    long_tokens: int = 0
+    long_s: float = 0.0
+
+    def add(self, tokens: int, sign: int = 1) -> None:
+        if tokens <= PREFILL_CHUNK_TOKENS:
+            self.short_tokens += sign * tokens
+        else:
+            self.long_tokens += sign * tokens
+            self.long_s += sign * self.roofline.prefill_s(tokens)
+
+    def seconds(self) -> float:
+        """Return the time they take: short ones share chunks, long ones attend to themselves."""
+        return (self.long_s if self.long_tokens else 0.0) + _chunked_s(
+            self.roofline, self.short_tokens
+        )
+
+    def chunks(self) -> int:
+        """Return the iterations they take."""
+        return -(-(self.short_tokens + self.long_tokens) // PREFILL_CHUNK_TOKENS)
+
+
+def _chunked_s(roofline: Roofline, tokens: int) -> float:
+    full, rest = divmod(tokens, PREFILL_CHUNK_TOKENS)
+    full_s = full * roofline.prefill_s(PREFILL_CHUNK_TOKENS) if full else 0.0
+    return full_s + (roofline.prefill_s(rest) if rest else 0.0)
+
+
+@dataclass(eq=False, slots=True, init=False)
+class Replica:
+    """An accelerator, with what its scheduler remembers of the jobs on it."""
+
+    accelerator: Accelerator
+    prefixes: PrefixCache | None
+    _prompts: dict[str, _Prompts]
+    _waiting: dict[str, Job]
+    _tpot_of: dict[str, float]
+    _prefilled_s: float
+    _prefilled_at: float
+
+    def __init__(
+        self, variants: Mapping[str, VariantLimits], prefixes: PrefixCache | None = None
+    ) -> None:
+        self.accelerator = Accelerator(variants)
+        self.prefixes = prefixes
+        self._prompts = {name: _Prompts(limits.roofline) for name, limits in variants.items()}
+        self._waiting = {}
+        self._tpot_of = {}
+        self._prefilled_s = 0.0
+        self._prefilled_at = 0.0
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that run or wait."""
+        return self.accelerator.running + self.accelerator.queued
+
+    @property
+    def backlog_s(self) -> float:
+        """Time of the prompts that have no first token yet, in seconds."""
+        return sum(prompts.seconds() for prompts in self._prompts.values()) if self._waiting else 0
+
+    def submit(self, job: Job, tpot_s: float | None, now: float) -> None:
+        """Queue a job; ``tpot_s`` is its SLO."""
+        if tpot_s is not None:
+            self._tpot_of[job.id] = tpot_s
+        self._waiting[job.id] = job
+        self._prompts[job.variant].add(_computed_tokens(job))
+        self.accelerator.submit(job, now)
+        if self.prefixes is not None:
+            self.prefixes.shrink(self.accelerator.kv_free_bytes)
+
+    def cached_tokens(self, variant: str, session: str | None) -> int:
+        """Return how many tokens of a session the replica still has."""
+        if self.prefixes is None or session is None:
+            return 0
+        return self.prefixes.tokens((session, variant))
+
+    def keep(self, variant: str, session: str | None, tokens: int) -> None:
+        """Keep what a finished job of a session has computed, as far as there is room."""
+        if self.prefixes is not None and session is not None:
+            kv_bytes = tokens * self._prompts[variant].roofline.kv_bytes_per_token
+            free_bytes = self.accelerator.kv_free_bytes
+            self.prefixes.keep((session, variant), tokens, kv_bytes, free_bytes)
+
+    def advance(self, now: float) -> list[Event]:
+        """Return what happened up to ``now`` and was not yet told."""
+        events = self.accelerator.advance(now)
+        for event in events:
+            job = self._waiting.pop(event.id, None)
+            if job is not None:
+                prompts = self._prompts[job.variant]
+                prompts.add(_computed_tokens(job), -1)
+                spent_s = prompts.roofline.prefill_s(job.input_tokens, job.cached_tokens)
+                self._prefilled_s = self._recent_prefill_s(now) + spent_s
+                self._prefilled_at = now
+            if not isinstance(event, FirstToken):
+                self._tpot_of.pop(event.id, None)
+        return events
+
+    def can_take(self, ask: Ask, now: float) -> bool:
+        """Tell whether the request, and what runs here already, would meet their SLOs."""
+        accelerator = self.accelerator
+        if accelerator.is_idle:
+            return True
+        if not accelerator.has_room(ask.variant, ask.input_tokens + ask.output_tokens):
+            return False
+        limits_s = [*self._tpot_of.values()]
+        if ask.tpot_s is not None:
+            limits_s.append(ask.tpot_s)
+        round_s = accelerator.round_s(ask.variant, ask.input_tokens)
+        if limits_s:
+            busy_s = self._recent_prefill_s(now) + self.backlog_s
+            share = busy_s / PREFILL_MEMORY_S
+            if share > PREFILL_SHARE_MAX or round_s / (1.0 - share) > TPOT_SHARE * min(limits_s):
+                return False
+        if ask.ttft_left_s is None:
+            return True
+        return self._ttft_s(ask, round_s) <= TTFT_SHARE * ask.ttft_left_s
+
+    def _ttft_s(self, ask: Ask, round_s: float) -> float:
+        """Return the time to the request's first token: each chunk waits for all lanes' turns."""
+        own = self._prompts[ask.variant]
+        chunks = -(-(own.short_tokens + own.long_tokens + ask.input_tokens) // PREFILL_CHUNK_TOKENS)
+        total_s = chunks * round_s + own.seconds() + own.roofline.prefill_s(ask.input_tokens)
+        for prompts in self._prompts.values():
+            if prompts is not own and (theirs := prompts.chunks()):
+                total_s += prompts.seconds() * min(1.0, chunks / theirs)
+        return total_s
+
+    def _recent_prefill_s(self, now: float) -> float:
+        passed_s = max(0.0, now - self._prefilled_at)
+        return self._prefilled_s * max(0.0, 1.0 - passed_s / PREFILL_MEMORY_S)
+
+
+def _computed_tokens(job: Job) -> int:
+    return max(1, job.input_tokens - job.cached_tokens)
+
+
+def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
+    """Return the index of the replica that should serve the request.
+
+    Work gathers: a replica that decodes the variant already takes one more sequence for the price
+    of its own tokens, one that is busy with another streams that variant's weights as well, and an
+    idle one runs for it alone. So the fullest of the first kind that still meets every SLO on it
+    is chosen, then of the second, then an idle one. Where a variant's sequences would fill a
+    replica, the idle one comes before the mixed one: shared by many variants, every step of each
+    waits for those of the others. A busy replica that has the session's keys and values comes
+    before all. Where none can, the one with the least to do is chosen.
+    """
+    same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
+    is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
+
+    def rank(index: int) -> tuple[bool, int, bool, int, int]:
+        jobs = replicas[index].jobs
+        cached = jobs > 0 and replicas[index].cached_tokens(ask.variant, ask.session) > 0
+        return (not cached, -same[index], is_much and jobs > 0, -jobs, index)
+
+    for index in sorted(range(len(replicas)), key=rank):
+        if replicas[index].can_take(ask, now):
+            return index
+    tokens = ask.input_tokens + ask.output_tokens
+
+    def load(index: int) -> tuple[bool, float, int, int]:
+        replica = replicas[index]
+        has_room = replica.accelerator.has_room(ask.variant, tokens)
+        return (not has_room, replica.backlog_s, replica.jobs, index)
+
+    return min(range(len(replicas)), key=load)

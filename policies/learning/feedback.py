@@ -1,0 +1,126 @@
+"""Experience: what a worker learns of its pool from the work that it has done."""
+
+from math import log
+
+from policies.learning.histogram import DecayingHistogram, merged, quantile
+from policies.learning.output_lengths import LengthLog
+from topics import Envelope, LatencyError, Profile, Usage
+
+# Executions whose errors count, about, and those before what was seen is worth telling.
+MEMORY = 500
+SEEN_MIN = 50.0
+# Tries whose ends count, about: at a true rate of 2 % their mean is off by a percentage point.
+TRIES = 200
+# Turns of sessions whose cached share counts, about, and the sessions that a worker remembers.
+TURNS = 50
+SESSIONS_MAX = 4096
+# Of an SLO, the share that a promise must have come to so that its error counts. A pool uses what
+# room an SLO leaves (policies.hardware.replica): far from it, errors are large and don't matter.
+NEAR = 0.5
+# Least distance of two quantiles of an error: no promise is kept for certain.
+STEP_MIN = 0.05
+
+
+class Experience:
+    """What executions in one pool tell: reply lengths, errors of promises, failures, cache hits."""
+
+    def __init__(self, failure_rate: float) -> None:
+        """Start from the failure rate that the fleet declares."""
+        self.lengths = LengthLog()
+        self._failure_rate = failure_rate
+        self._failure_known = 0.0
+        self._reuse: dict[str, float] = {}
+        self._reuse_known: dict[str, float] = {}
+        self._session_tokens: dict[tuple[str, str, str], int] = {}
+        self._ttft: dict[str, DecayingHistogram] = {}
+        self._tpot: dict[str, DecayingHistogram] = {}
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of tries that failed, with the declared rate for those before the first."""
+        return round(self._failure_rate, 4)
+
+    @property
+    def failure_known(self) -> float:
+        """The part of the failure rate that was counted, 0 to 1; the rest is the declared one."""
+        return round(self._failure_known, 4)
+
+    def failed(self) -> None:
+        """Count a try that failed through no fault of the request."""
+        self._failure_rate += (1.0 - self._failure_rate) / TRIES
+        self._failure_known += (1.0 - self._failure_known) / TRIES
+
+    def completed(self, profile: Profile, variant: str, usage: Usage) -> None:
+        """Count an answer that a variant gave."""
+        self._failure_rate -= self._failure_rate / TRIES
+        self._failure_known += (1.0 - self._failure_known) / TRIES
+        self.lengths.learn(profile.task, profile.model, profile.tenant, usage.output_tokens)
+        if profile.session is not None:
+            key = (profile.tenant, variant, profile.session)
+            before = min(self._session_tokens.pop(key, 0), usage.input_tokens)
+            self._session_tokens[key] = usage.input_tokens + usage.output_tokens
+            if len(self._session_tokens) > SESSIONS_MAX:
+                del self._session_tokens[next(iter(self._session_tokens))]
+            if before:
+                share = min(1.0, usage.cached_tokens / before)
+                usual = self._reuse.get(variant, 0.0)
+                known = self._reuse_known.get(variant, 0.0)
+                self._reuse[variant] = usual + (share - usual) / TURNS
+                self._reuse_known[variant] = known + (1.0 - known) / TURNS
+
+    def reuse(self, variant: str) -> float:
+        """Return the share of a session's earlier tokens that came from the cache, as seen."""
+        return round(self._reuse.get(variant, 0.0), 3)
+
+    def reuse_known(self, variant: str) -> float:
+        """Return the part of that which was seen, 0 to 1; before any was it is taken for none."""
+        return round(self._reuse_known.get(variant, 0.0), 3)
+
+    def kept(
+        self, profile: Profile, variant: str, promised: Envelope, got: Envelope, elapsed_s: float
+    ) -> None:
+        """Compare what a request that went direct was promised with what it got.
+
+        A batch is promised what its slowest member needs, which says nothing of the others.
+
+        Args:
+            profile: of the request; without an SLO there is nothing to learn.
+            variant: that served it.
+            promised: as last stated; latencies count from ``created_at``.
+            got: likewise.
+            elapsed_s: from ``created_at`` to the promise.
+        """
+        if profile.ttft_s is not None and promised.ttft_s is not None and got.ttft_s is not None:
+            promised_s = promised.ttft_s - elapsed_s
+            left_s = profile.ttft_s - elapsed_s
+            _compare(self._ttft, variant, promised_s, got.ttft_s - elapsed_s, left_s)
+        if profile.tpot_s is not None and promised.tpot_s is not None and got.tpot_s is not None:
+            _compare(self._tpot, variant, promised.tpot_s, got.tpot_s, profile.tpot_s)
+
+    def ttft_error(self, variant: str) -> LatencyError | None:
+        """Return how far off promised TTFTs of a variant are; None before enough were seen."""
+        return _error(self._ttft.get(variant))
+
+    def tpot_error(self, variant: str) -> LatencyError | None:
+        """Return the same of TPOTs."""
+        return _error(self._tpot.get(variant))
+
+
+def _compare(
+    sketches: dict[str, DecayingHistogram],
+    variant: str,
+    promised_s: float,
+    took_s: float,
+    limit_s: float,
+) -> None:
+    if took_s > 0 and promised_s > 0 and promised_s >= NEAR * limit_s:
+        sketches.setdefault(variant, DecayingHistogram(MEMORY)).add(took_s / promised_s)
+
+
+def _error(sketch: DecayingHistogram | None) -> LatencyError | None:
+    if sketch is None or sketch.total < SEEN_MIN:
+        return None
+    counts = merged([sketch.counts()])
+    median, p90, p98 = (log(quantile(counts, share)) for share in (0.5, 0.9, 0.98))
+    p90 = max(p90, median + STEP_MIN)
+    return round(median, 3), round(p90, 3), round(max(p98, p90 + STEP_MIN), 3)

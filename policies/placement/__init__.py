@@ -1,0 +1,1 @@
+"""Placement: a decision, what it was made from, another try, and a second policy's view."""

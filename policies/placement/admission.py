@@ -1,0 +1,149 @@
+"""Admission: how much of the system a tenant may take, by its rate and by its share."""
+
+import math
+from dataclasses import replace
+from typing import TypeVar
+
+from policies.config.options import Option
+from policies.config.policy import Policy
+from policies.fleet_state.candidate_load import standing_of
+from policies.placement.decide import Decision
+from policies.scoring.estimate import chance, estimate
+from policies.scoring.situation import Situation
+from topics import Profile
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+# Seconds over which what was spent on a tenant loses its weight.
+MEMORY_S = 10.0
+# How often it is counted who takes part, in seconds.
+COUNT_EVERY_S = 1.0
+# A tenant with less than this part of all that was spent lately takes no part.
+LEAST_PART = 0.001
+# A rate is counted over so long, so that a burst of as much is no excess.
+WINDOW_S = 10.0
+# Tenants are named by clients: of more than these the ones not seen for longest are forgotten.
+TENANTS_MAX = 10_000
+
+
+class Rates:
+    """Requests of each tenant, counted in windows of the time when they came.
+
+    Not a bucket that fills as time goes by: a router reads its partitions one after the other, so
+    that after an outage the times of a backlog go back and forth.
+
+    A rate is that of the tenant over all partitions of the ingest topic, so a router that owns a
+    part of them grants that part of it.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._counts: dict[tuple[str, int], int] = {}
+
+    def wait_s(self, tenant: str, at: float, part: float) -> float:
+        """Take one request of a tenant in and return 0, or return the seconds until one may come.
+
+        Args:
+            tenant: whose.
+            at: when it came, epoch seconds.
+            part: of the ingest partitions, those that are ours; above 0.
+        """
+        rate = self.policy.limits_of(tenant).rate_per_s
+        if rate is None:
+            return 0.0
+        window_s = max(WINDOW_S, 1.0 / (rate * part))
+        number = int(at // window_s)
+        count = self._counts.pop((tenant, number), 0)
+        # Half a request more, so that rounding takes none away.
+        is_full = count + 0.5 > rate * part * window_s
+        _put(self._counts, (tenant, number), count if is_full else count + 1)
+        return (number + 1) * window_s - at if is_full else 0.0
+
+
+class Shares:
+    """What was spent lately on each tenant, in US dollars divided by its share."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._spent: dict[str, tuple[float, float]] = {}
+        self._all = (0.0, 0.0)
+        self._taking_part = 0
+        self._counted_at = -math.inf
+
+    def spend(self, tenant: str, cost_usd: float, now: float) -> None:
+        """Count what the placement of a tenant's request costs."""
+        weighted_usd = cost_usd / self.policy.limits_of(tenant).share
+        mine = self._spent.pop(tenant, None)
+        if mine is None:
+            self._taking_part += 1
+            mine = (0.0, now)
+        _put(self._spent, tenant, (_left(mine, now) + weighted_usd, now))
+        self._all = (_left(self._all, now) + weighted_usd, now)
+
+    def is_exceeded(self, tenant: str, now: float) -> bool:
+        """Tell whether more was spent lately on a tenant than on the others on average.
+
+        One that is alone may take all.
+        """
+        mine_usd = _left(self._spent.get(tenant, (0.0, now)), now)
+        all_usd = _left(self._all, now)
+        others = self._count(now, all_usd) - 1
+        return others > 0 and mine_usd * others > all_usd - mine_usd
+
+    def _count(self, now: float, all_usd: float) -> int:
+        if not 0.0 <= now - self._counted_at < COUNT_EVERY_S:
+            least_usd = LEAST_PART * all_usd
+            self._taking_part = sum(_left(spent, now) > least_usd for spent in self._spent.values())
+            self._counted_at = now
+        return self._taking_part
+
+
+def share_out(
+    decision: Decision, profile: Profile, situation: Situation, shares: Shares, now: float
+) -> Decision:
+    """Return the decision, or a rejection where there is not enough for all.
+
+    That is where no pool is likely to serve the request in time, though an empty one would be, and
+    its tenant has had more than its share. Whoever has had less goes on being placed; so a tenant
+    that sends a hundred times as much as another crowds out itself alone. A request that was
+    accepted once is not rejected at a later attempt.
+    """
+    promised, option = decision.promised, decision.option
+    if decision.action != "place" or promised is None or option is None or profile.attempt > 1:
+        return decision
+    in_time = (promised.chance or 0.0) >= profile.target_chance
+    if in_time or not shares.is_exceeded(profile.tenant, now):
+        return decision
+    if not _is_crowded_out(profile, option, situation, now):
+        return decision
+    return Decision(
+        "reject",
+        decision.candidates,
+        "over_share",
+        message=f"no pool is likely to serve this in time, and tenant {profile.tenant!r} has had"
+        " more than its share lately; try again later, or ask for a larger share",
+    )
+
+
+def _is_crowded_out(profile: Profile, option: Option, situation: Situation, now: float) -> bool:
+    """Tell whether other work alone keeps a request from meeting its SLO at the best place."""
+    load = situation.view.load(option.pool)
+    empty = replace(load, running=0, queued=0, backlog_s=0.0, round_s=0.0, running_by_variant={})
+    assumed = situation.policy.estimates
+    found = estimate(profile, standing_of(option, empty), transport_s=assumed.transport_s)
+    elapsed_s = now - profile.created_at
+    likely = chance(profile, found, elapsed_s=elapsed_s, spread=assumed.spread)
+    return likely >= profile.target_chance
+
+
+def _left(spent: tuple[float, float], now: float) -> float:
+    amount, at = spent
+    return amount * math.exp(-max(0.0, now - at) / MEMORY_S)
+
+
+def _put(known: dict[Key, Value], key: Key, value: Value) -> None:
+    """Put a key last, and forget the first where there are too many."""
+    known[key] = value
+    if len(known) > TENANTS_MAX:
+        del known[next(iter(known))]

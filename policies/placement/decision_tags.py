@@ -1,0 +1,28 @@
+"""Tags that only the decision can give: memory footprint and fallback risk."""
+
+from policies.config.options import Options
+from policies.placement.decide import Decision
+from topics import Profile, Tag
+
+
+def decided_tags(
+    profile: Profile, decision: Decision, options: Options, now: float
+) -> dict[str, Tag]:
+    """Return the tags that depend on the fleet.
+
+    ``memory_footprint`` is in bytes: the KV cache of this request, and the weights of each
+    variant that could serve it. ``fallback_risk`` is the share of the time left that two tries
+    would take, one after the other: above 1 a failed first try misses the deadline.
+    """
+    serving = options.by_model.get(profile.model, ())
+    tokens = profile.input_tokens + profile.output_tokens
+    footprint = {
+        "kv_bytes": round(tokens * serving[0].roofline.kv_bytes_per_token) if serving else 0,
+        "weights_bytes": {o.variant: round(o.roofline.weights_bytes) for o in serving},
+    }
+    tags = {"memory_footprint": Tag(footprint, "estimate", 0.9)}
+    if decision.promised is not None:
+        left_s = profile.deadline - now
+        try_s = decision.promised.finish_s - (now - profile.created_at)
+        tags["fallback_risk"] = Tag(round(2 * try_s / left_s, 4), "estimate", 0.5)
+    return tags

@@ -1,0 +1,182 @@
+"""What a decision was made on, small enough to be kept with it, and the decision made again."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, replace
+from math import inf
+
+from policies.batching.fair_queue import Member
+from policies.batching.groups import group_in
+from policies.batching.release import find_target
+from policies.batching.windows import Release, windows_of
+from policies.config.options import Options
+from policies.config.policy import Policy
+from policies.fleet_state.arrivals import Arrivals
+from policies.fleet_state.candidate_load import PoolLoad
+from policies.fleet_state.sessions import Credit, Sessions
+from policies.fleet_state.view import FleetView
+from policies.placement.decide import Decision, decide
+from policies.scoring.situation import Situation
+from topics import Profile
+from topics.records.frozen import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Of a situation, what a decision on one request depends on beside policy and fleet.
+
+    ``loads`` are those of the pools that serve its model, ``arrivals_per_s`` those of its group,
+    ``credit`` what its session may have cached.
+    """
+
+    loads: dict[str, PoolLoad]
+    arrivals_per_s: float
+    credit: Credit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingMember:
+    """Of a member of the hold, what a release depends on and in which members may differ."""
+
+    id: str
+    held_at: float
+    created_at: float
+    deadline: float
+    window_s: float
+    input_tokens: int
+    output_tokens: int
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    output_tokens_high: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseInputs:
+    """Of a situation, what a release depends on beside policy, fleet and its first member.
+
+    ``loads`` are those of the pools that serve the model, ``head`` the members that were looked at
+    in the order they would go, of ``waiting`` in all. In anything else that decides they are like
+    the first, whose profile is in the same evidence. ``idle_arrivals_per_s`` is the rate of their
+    group where the pool that they went to was idle.
+    """
+
+    loads: dict[str, PoolLoad]
+    head: tuple[WaitingMember, ...]
+    waiting: int
+    idle_arrivals_per_s: float | None = None
+
+
+def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
+    """Return what a decision made now depends on, to be written down before the view changes.
+
+    Args:
+        profile: of the request.
+        situation: that the decision is made in.
+        now: epoch seconds.
+    """
+    group = group_in(profile, situation)
+    return Inputs(
+        _loads(profile.model, situation),
+        situation.arrivals.rate_per_s(group, now),
+        situation.view.sessions.credit(profile, now),
+    )
+
+
+def decide_again(
+    profile: Profile, inputs: Inputs, options: Options, policy: Policy, now: float
+) -> Decision:
+    """Return the decision that these inputs lead to.
+
+    Args:
+        profile: as it was recorded.
+        inputs: as they were recorded.
+        options: of the fleet of the recorded version.
+        policy: of the recorded version.
+        now: when it was made, epoch seconds.
+    """
+    view = _RecordedView(options, inputs.loads, inputs.credit)
+    arrivals = _RecordedArrivals(inputs.arrivals_per_s)
+    return decide(profile, Situation(options, policy, view, arrivals), now)
+
+
+def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:
+    """Return what a release just judged depends on, before the view counts it."""
+    profile = release.head[0].profile
+    head = tuple(_waiting(member) for member in release.head)
+    loads = deepcopy(_loads(profile.model, situation))
+    return ReleaseInputs(loads, head, release.waiting, release.target.idle_arrivals_per_s)
+
+
+def release_again(
+    first: Profile, inputs: ReleaseInputs, options: Options, policy: Policy, now: float
+) -> Release | None:
+    """Return the release that these inputs lead to; None where they lead to none.
+
+    Args:
+        first: the profile of the first member, as it was recorded.
+        inputs: as they were recorded.
+        options: of the fleet of the recorded version.
+        policy: of the recorded version.
+        now: when it was judged, epoch seconds.
+    """
+    head = [_member(first, waiting) for waiting in inputs.head]
+    view = _RecordedView(options, inputs.loads)
+    # Where no rate was written down, none played a part; with this one waiting always pays.
+    rate_per_s = inf if inputs.idle_arrivals_per_s is None else inputs.idle_arrivals_per_s
+    target = find_target(head, Situation(options, policy, view, _RecordedArrivals(rate_per_s)), now)
+    if target is None:
+        return None
+    found = windows_of(policy).judge(head, inputs.waiting, target, now)
+    return found if isinstance(found, Release) else None
+
+
+def _waiting(member: Member) -> WaitingMember:
+    profile = member.profile
+    return WaitingMember(
+        profile.id,
+        member.held_at,
+        profile.created_at,
+        profile.deadline,
+        profile.window_s,
+        profile.input_tokens,
+        profile.output_tokens,
+        profile.ttft_s,
+        profile.tpot_s,
+        profile.output_tokens_high,
+    )
+
+
+def _member(first: Profile, waiting: WaitingMember) -> Member:
+    own = asdict(waiting)
+    held_at = own.pop("held_at")
+    return Member(replace(first, **own), "", held_at, 0)
+
+
+def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
+    """Return the loads of the pools that serve a model; they change with the view."""
+    loads = situation.view.loads()
+    options = situation.options.by_model.get(model, ())
+    return {o.pool: loads[o.pool] for o in options if o.pool in loads}
+
+
+class _RecordedView(FleetView):
+    def __init__(
+        self, options: Options, loads: Mapping[str, PoolLoad], credit: Credit | None = None
+    ) -> None:
+        super().__init__(options)
+        self._loads = dict(loads)
+        self.sessions = _RecordedSessions(credit)
+
+
+class _RecordedSessions(Sessions):
+    def __init__(self, credit: Credit | None) -> None:
+        super().__init__()
+        self._credit = credit
+
+    def credit(self, profile: Profile, now: float) -> Credit | None:
+        return self._credit
+
+
+class _RecordedArrivals(Arrivals):
+    def rate_per_s(self, group: str, now: float) -> float:
+        return self._prior_per_s

@@ -1,0 +1,42 @@
+"""A second chance: pools that failed are tried again where there is no other and time may help."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from policies.config.options import Options
+from policies.config.plugins import Extension, refused_by
+from policies.scoring.constraints import has_lane, refusal
+from topics import Profile
+
+MAY_PASS = frozenset(
+    {
+        "circuit_open",
+        "connect",
+        "connection_lost",
+        "out_of_memory",
+        "overloaded",
+        "server_error",
+        "timeout",
+        "unavailable",
+    }
+)
+"""Reasons of a failed try that say nothing of the request: the next one may go well."""
+
+
+def allow_again(profile: Profile, options: Options, rules: Sequence[Extension] = ()) -> Profile:
+    """Return the profile without its excluded pools, where nothing else could ever serve it.
+
+    Only pools that a failed try has excluded, for a reason that may pass: what the client excludes
+    stays excluded. The number of attempts has its limit whatever comes of this.
+    """
+    serving = options.by_model.get(profile.model, ())
+    if any(
+        has_lane(profile, each)
+        and refusal(profile, each) is None
+        and refused_by(rules, profile, each) is None
+        for each in serving
+    ):
+        return profile
+    again = {f.pool for f in profile.fallbacks if f.reason in MAY_PASS}
+    kept = tuple(pool for pool in profile.exclude_pools if pool not in again)
+    return replace(profile, exclude_pools=kept)

@@ -1,0 +1,1 @@
+"""Scoring: hard constraints, estimates and the ranking of candidates."""

@@ -1,0 +1,82 @@
+"""Hard constraints: what may never be broken, on any path. They fail closed."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from policies.config.options import Option
+from topics import Profile
+
+Refusal = Literal[
+    "model_not_served",
+    "operation_not_served",
+    "region",
+    "precision",
+    "pool_not_allowed",
+    "pool_excluded",
+    "label",
+    "context_too_long",
+    "memory",
+    "max_cost",
+    "lane",
+    "pool_unavailable",
+    "circuit_open",
+]
+"""Stable reason codes. The last two can pass with time; the others can't."""
+
+PASSING = frozenset({"pool_unavailable", "circuit_open"})
+
+EXPLANATIONS: dict[str, str] = {
+    "model_not_served": "does not serve the model",
+    "operation_not_served": "serves the model, but not this operation",
+    "region": "is in a region that is not allowed",
+    "precision": "serves the model at a precision that is not allowed",
+    "pool_not_allowed": "is not among constraints.pools",
+    "pool_excluded": "is excluded, by the request or after a failed try",
+    "label": "lacks a required label",
+    "context_too_long": "prompt and reply exceed the model's context",
+    "memory": "prompt and reply do not fit the device's memory beside the weights",
+    "max_cost": "would cost more than constraints.max_cost_usd",
+    "pool_unavailable": "has no live worker",
+    "circuit_open": "fails, and gets no work until it answers a probe",
+    "lane": "has no lane for this kind of work",
+}
+
+
+def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR0911 - a list of rules
+    """Return why the option may not serve the request, whatever its load; None if it may."""
+    if profile.operation not in option.operations:
+        return "operation_not_served"
+    if profile.regions is not None and option.region not in profile.regions:
+        return "region"
+    if profile.precisions is not None and option.precision not in profile.precisions:
+        return "precision"
+    if profile.pools is not None and option.pool not in profile.pools:
+        return "pool_not_allowed"
+    if option.pool in profile.exclude_pools:
+        return "pool_excluded"
+    if profile.labels and any(option.labels.get(k) != v for k, v in profile.labels.items()):
+        return "label"
+    tokens = profile.input_tokens + profile.output_tokens
+    if tokens > option.context_tokens:
+        return "context_too_long"
+    if tokens > option.kv_capacity_tokens:
+        return "memory"
+    return None
+
+
+def has_lane(profile: Profile, option: Option) -> bool:
+    """Tell whether the option has a lane for the request: batch lanes are for who may wait."""
+    return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
+
+
+def _explained(code: str) -> str:
+    extension, _, own_code = code.partition(":")
+    if own_code:
+        return f"is refused by the extension {extension} ({own_code})"
+    return EXPLANATIONS.get(code, code)
+
+
+def explain(refusals: Sequence[tuple[str, str]]) -> str:
+    """Return refusals, as (pool, reason code), as one sentence for people."""
+    parts = [f"{pool} {_explained(code)}" for pool, code in refusals]
+    return "no pool can serve this request: " + "; ".join(parts) if parts else "there is no pool"

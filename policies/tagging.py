@@ -1,0 +1,339 @@
+"""Tags: what can be known of a request before it is placed, and how it is known."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from policies.config.policy import Policy, Tier, WorkloadClass
+from policies.learning.output_lengths import Lengths
+from topics import InferenceRequest, Profile, Tag, duration_s
+from topics.records.frozen import dataclass
+
+# A token of English text is about four characters in the vocabularies of current models.
+CHARACTERS_PER_TOKEN = 4
+# What a chat template adds to each message.
+TOKENS_PER_MESSAGE = 4
+# Tokens of one image or audio part, of which the router does not look inside.
+TOKENS_PER_MEDIA_PART = 512
+
+_OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/moderations": "moderations",
+}
+_CLASS_OF_OPERATION = {"embeddings": "embedding", "moderations": "safety_classification"}
+# A tuple, because what stands at `type` may be a list, which no set can be asked for.
+_AUDIO_PARTS = ("input_audio", "audio_url")
+_NO_OUTPUT = frozenset({"embeddings"})
+
+
+CountTokens = Callable[[str], int]
+
+
+class UnservableError(ValueError):
+    """A valid request that no placement could satisfy, whatever the fleet. ``code`` is stable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A request as placement sees it, and where each fact about it comes from."""
+
+    profile: Profile
+    tags: dict[str, Tag]
+
+
+def operation_of(url: str) -> str:
+    """Return the operation of an OpenAI-style URL; of an unknown one, its path after /v1/."""
+    return _OPERATIONS.get(url, url.removeprefix("/v1/"))
+
+
+def tag(
+    request: InferenceRequest,
+    policy: Policy,
+    *,
+    received_at: float,
+    now: float,
+    ingest_partition: int,
+    count: CountTokens | None = None,
+    lengths: Lengths | None = None,
+) -> Tagged:
+    """Return what the router knows of a request.
+
+    Args:
+        request: as parsed from the ingest topic.
+        policy: the policy in force.
+        received_at: the record's timestamp, epoch seconds; when the request says no other time.
+        now: epoch seconds.
+        ingest_partition: the partition it came on, whose direct lanes it is bound to.
+        count: of a text's tokens, by the model's own tokenizer; by length where None.
+        lengths: of replies as seen; what the policy expects where None.
+
+    Raises:
+        UnservableError: an unknown class or data class.
+    """
+    operation, input_tag = operation_of(request.url), _input_tokens(request, count)
+    task_tag = _task(request, policy, operation, input_tag.value)
+    workload, tier = policy.classes[task_tag.value], policy.tiers.get(request.service_tier, Tier())
+    output_tag, high = _output_tokens(request, task_tag.value, workload, operation, lengths)
+    created_at = received_at if request.created_at is None else request.created_at
+    sensitive_tag = _latency_sensitive(request, workload, tier)
+    batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
+    regions_tag, precisions_tag, labels = _locality(request, policy, workload)
+    ttft_s, tpot_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
+    profile = Profile(
+        id=request.id,
+        tenant=request.tenant,
+        task=task_tag.value,
+        model=request.model,
+        operation=operation,
+        tier=request.service_tier,
+        created_at=created_at,
+        deadline=_deadline(request, workload, tier, created_at),
+        input_tokens=input_tag.value,
+        output_tokens=output_tag.value,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        latency_sensitive=sensitive_tag.value,
+        batchable=batchable_tag.value,
+        target_chance=workload.target_chance,
+        longest_wait_s=_either(tier.longest_wait_s, workload.longest_wait_s),
+        window_s=_either(tier.window_s, workload.window_s),
+        ingest_partition=ingest_partition,
+        routed_at=now,
+        regions=regions_tag.value,
+        precisions=precisions_tag.value,
+        pools=None if request.constraints.pools is None else tuple(request.constraints.pools),
+        exclude_pools=tuple(request.constraints.exclude_pools),
+        data_class=request.constraints.data_class,
+        labels=labels,
+        max_cost_usd=request.constraints.max_cost_usd,
+        session=request.session,
+        output_tokens_high=high,
+    )
+    sizes = {"context_length": input_tag, "output_length": output_tag}
+    latency_tag = _latency(profile, sensitive_tag)
+    wishes = {"batchability": batchable_tag, "latency_sensitivity": latency_tag}
+    limits = {"data_locality": regions_tag, "quantization_tolerance": precisions_tag}
+    return Tagged(profile, {"task": task_tag, **sizes, **wishes, **limits})
+
+
+def _task(request: InferenceRequest, policy: Policy, operation: str, input_tokens: int) -> Tag:
+    if request.task is not None:
+        if request.task not in policy.classes:
+            known = ", ".join(policy.classes)
+            raise UnservableError(
+                "unknown_task", f"task {request.task!r} is not a class of the policy: {known}"
+            )
+        return Tag(request.task, "client", 1.0)
+    for name, confidence in _guesses(request, policy, operation, input_tokens):
+        if name in policy.classes:
+            return Tag(name, "estimate", confidence)
+    return Tag(policy.default_class, "policy", 0.5)
+
+
+def _guesses(
+    request: InferenceRequest, policy: Policy, operation: str, input_tokens: int
+) -> list[tuple[str, float]]:
+    guesses = []
+    if operation in _CLASS_OF_OPERATION:
+        guesses.append((_CLASS_OF_OPERATION[operation], 0.95))
+    if any(part.get("type") in _AUDIO_PARTS for part in _parts(request.body)):
+        guesses.append(("audio_turn", 0.9))
+    if request.body.get("tools"):
+        guesses.append(("agent_step", 0.8))
+    if input_tokens >= policy.long_context_tokens:
+        guesses.append(("long_context", 0.8))
+    return guesses
+
+
+def _parts(body: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        return []
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    return [
+        part
+        for content in contents
+        if isinstance(content, list)
+        for part in content
+        if isinstance(part, dict)
+    ]
+
+
+def _input_tokens(request: InferenceRequest, count: CountTokens | None) -> Tag:
+    if request.hints.input_tokens is not None:
+        return Tag(request.hints.input_tokens, "client", 1.0)
+    body = request.body
+    messages = body.get("messages")
+    of_text = count or _tokens_by_length
+    if isinstance(messages, list):
+        contents = [message.get("content") for message in messages if isinstance(message, dict)]
+        tokens = TOKENS_PER_MESSAGE * len(messages)
+        tokens += sum(_text_tokens(content, of_text) for content in contents)
+        # What a chat template adds is known roughly, in proportion to little.
+        counted = 0.95
+    else:
+        tokens, counted = _text_tokens(body.get("prompt", body.get("input")), of_text), 1.0
+    return Tag(max(1, tokens), "estimate", 0.6 if count is None else counted)
+
+
+def _tokens_by_length(text: str) -> int:
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def _text_tokens(content: object, of_text: CountTokens) -> int:
+    """Return the tokens of a text, a list of texts or parts, or a list of token ids."""
+    if isinstance(content, str):
+        return of_text(content)
+    if isinstance(content, dict):
+        text = content.get("text")
+        return _text_tokens(text, of_text) if isinstance(text, str) else TOKENS_PER_MEDIA_PART
+    if isinstance(content, Sequence):
+        return sum(1 if isinstance(part, int) else _text_tokens(part, of_text) for part in content)
+    return 0
+
+
+def _output_tokens(
+    request: InferenceRequest,
+    task: str,
+    workload: WorkloadClass,
+    operation: str,
+    lengths: Lengths | None,
+) -> tuple[Tag, int | None]:
+    """Return the expected length, and the high one where replies like it were seen."""
+    if request.hints.output_tokens is not None:
+        return Tag(request.hints.output_tokens, "client", 1.0), None
+    if operation in _NO_OUTPUT:
+        return Tag(0, "estimate", 1.0), None
+    seen = None if lengths is None else lengths.find(task, request.model, request.tenant)
+    limit = request.output_tokens_max
+    expected = workload.output_tokens if seen is None else seen.expected
+    high = None if seen is None else seen.high
+    if limit is not None and high is not None:
+        high = min(limit, high)
+    if limit is not None and limit < expected:
+        return Tag(limit, "client", 0.7), high
+    if seen is None:
+        return Tag(expected, "policy", 0.4), None
+    return Tag(expected, "estimate", seen.confidence), high
+
+
+def _deadline(
+    request: InferenceRequest, workload: WorkloadClass, tier: Tier, created_at: float
+) -> float:
+    if request.deadline is not None:
+        return request.deadline
+    if request.completion_window is not None:
+        return created_at + duration_s(request.completion_window)
+    return created_at + _either(tier.deadline_s, workload.deadline_s)
+
+
+def _either(of_tier: float | None, of_class: float) -> float:
+    return of_class if of_tier is None else of_tier
+
+
+def _slo_s(
+    request: InferenceRequest, workload: WorkloadClass, tier: Tier, *, latency_sensitive: bool
+) -> tuple[float | None, float | None]:
+    """Return the wanted TTFT and TPOT in seconds."""
+    of_class = (workload.ttft_ms, workload.tpot_ms)
+    if not (tier.slo and latency_sensitive):
+        of_class = (None, None)
+    ttft_ms = request.slo.ttft_ms or of_class[0]
+    tpot_ms = request.slo.tpot_ms or of_class[1]
+    return (
+        None if ttft_ms is None else ttft_ms / 1000,
+        None if tpot_ms is None else tpot_ms / 1000,
+    )
+
+
+def _latency(profile: Profile, sensitive: Tag) -> Tag:
+    wanted = {
+        "direct": sensitive.value,
+        "ttft_s": profile.ttft_s,
+        "tpot_s": profile.tpot_s,
+        "deadline_s": round(profile.deadline - profile.created_at, 3),
+    }
+    return Tag(wanted, sensitive.source, sensitive.confidence)
+
+
+def _latency_sensitive(request: InferenceRequest, workload: WorkloadClass, tier: Tier) -> Tag:
+    if request.slo.ttft_ms is not None or request.slo.tpot_ms is not None:
+        return Tag(True, "client", 1.0)
+    if tier.latency_sensitive is not None:
+        return Tag(tier.latency_sensitive, "client", 1.0)
+    if request.hints.batchable:
+        return Tag(False, "client", 1.0)
+    return Tag(workload.latency_sensitive, "policy", 0.9)
+
+
+def _batchable(
+    request: InferenceRequest, workload: WorkloadClass, tier: Tier, *, latency_sensitive: bool
+) -> Tag:
+    if request.hints.batchable is not None:
+        return Tag(request.hints.batchable and not latency_sensitive, "client", 1.0)
+    if request.body.get("stream") is True:
+        # Whoever reads token by token is waiting.
+        return Tag(False, "client", 0.9)
+    if latency_sensitive:
+        return Tag(False, "policy", 0.9)
+    if tier.batchable is not None:
+        return Tag(tier.batchable, "client", 1.0)
+    return Tag(workload.batchable, "policy", 0.9)
+
+
+def _locality(
+    request: InferenceRequest, policy: Policy, workload: WorkloadClass
+) -> tuple[Tag, Tag, dict[str, str]]:
+    constraints = request.constraints
+    regions = _allowed(constraints.regions)
+    precisions = _allowed(constraints.precisions)
+    region_source, precision_source = "client", "client"
+    labels = dict(constraints.labels)
+    if regions is None:
+        region_source = "policy"
+    if precisions is None:
+        precision_source = "policy"
+        precisions = workload.precisions
+    if constraints.data_class is not None:
+        if constraints.data_class not in policy.data_classes:
+            known = ", ".join(policy.data_classes) or "none"
+            raise UnservableError(
+                "unknown_data_class",
+                f"constraints.data_class {constraints.data_class!r} is not in the policy: {known}",
+            )
+        rules = policy.data_classes[constraints.data_class]
+        if rules.regions is not None:
+            regions, region_source = _both(regions, rules.regions), "policy"
+        if rules.precisions is not None:
+            precisions, precision_source = _both(precisions, rules.precisions), "policy"
+        labels = _all_labels(labels, rules.labels, constraints.data_class)
+    return (
+        Tag(regions, region_source, 1.0),  # type: ignore[arg-type]
+        Tag(precisions, precision_source, 1.0),  # type: ignore[arg-type]
+        labels,
+    )
+
+
+def _allowed(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(sorted(set(names)))
+
+
+def _both(first: tuple[str, ...] | None, second: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(second if first is None else set(first) & set(second)))
+
+
+def _all_labels(own: dict[str, str], required: dict[str, str], data_class: str) -> dict[str, str]:
+    for name, value in required.items():
+        if own.get(name, value) != value:
+            raise UnservableError(
+                "conflicting_labels",
+                f"constraints.labels wants {name}={own[name]}, but data class {data_class!r}"
+                f" requires {name}={value}",
+            )
+    return own | required

@@ -1,0 +1,1 @@
+"""The client: publishes requests, follows them to their ends, and prints answers."""

@@ -1,0 +1,216 @@
+"""Publishing requests, and following them to their ends."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from shunter.client.answers import Printer
+from shunter.client.kafka import Tail
+from shunter.client.spans import SubmitSpans
+from shunter.console import UserError
+from streams.engine.log import Record
+from topics import BadRecordError, Catalogue, Evidence, Result, Settings, decode
+from topics.records import headers as h
+from topics.registry import INGEST_BYTES_MAX
+
+# What may be unacknowledged at once, and how long an acknowledgement may take: an idempotent
+# producer itself would try for ever.
+IN_FLIGHT_MAX = 1000
+ACKNOWLEDGED_S_MAX = 60.0
+CLOSE_S_MAX = 5.0
+BATCH_BYTES_MAX = 256 * 1024
+LINGER_MS = 5
+POLL_S = 0.25
+
+
+@dataclass(slots=True)
+class SubmitTally:
+    """What has become of the requests submitted. ``statuses`` counts results by status."""
+
+    submitted: int = 0
+    ids: frozenset[str] = frozenset()
+    waiting: set[str] = field(default_factory=set)
+    statuses: Counter[str] = field(default_factory=Counter)
+    dead_letters: dict[str, str] = field(default_factory=dict)
+    duplicates: set[str] = field(default_factory=set)
+    """Requests that are not served, since one of their id came before."""
+
+    @property
+    def done(self) -> int:
+        """Requests that have an end."""
+        return self.submitted - len(self.waiting)
+
+
+async def publish(
+    settings: Settings,
+    requests: Iterable[tuple[int, str, bytes]],
+    published: Callable[[int], object],
+    spans: SubmitSpans,
+) -> None:
+    """Publish requests, given as (line number, id, value), each keyed by its id.
+
+    Args:
+        settings: where to.
+        requests: in the order of their lines.
+        published: told how many more are acknowledged.
+        spans: begins the trace of each request, where the environment wants traces.
+
+    Raises:
+        UserError: Kafka refuses a request, or does not acknowledge; those before it are published.
+    """
+    topic = Catalogue(settings).requests
+    async with producer_of(settings) as producer:
+        batch: list[tuple[int, asyncio.Future[object]]] = []
+        for number, name, value in requests:
+            try:
+                async with asyncio.timeout(ACKNOWLEDGED_S_MAX):
+                    headers = spans.begin(name)
+                    future = await producer.send(topic, value, key=name.encode(), headers=headers)
+            except (KafkaError, TimeoutError) as error:
+                await _acknowledged(batch)
+                raise _refusal(number, error) from error
+            batch.append((number, future))
+            if len(batch) == IN_FLIGHT_MAX:
+                await _acknowledged(batch)
+                spans.end()
+                published(len(batch))
+                batch = []
+        await _acknowledged(batch)
+        spans.end()
+        published(len(batch))
+
+
+@contextlib.asynccontextmanager
+async def producer_of(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """Give a producer for what clients publish."""
+    producer = AIOKafkaProducer(
+        **settings.kafka_options(),
+        acks="all",
+        enable_idempotence=True,
+        max_request_size=INGEST_BYTES_MAX,
+        max_batch_size=BATCH_BYTES_MAX,
+        linger_ms=LINGER_MS,
+    )
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        # Where Kafka has gone, what waits to be sent is not waited for.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(producer.stop(), CLOSE_S_MAX)
+
+
+async def _acknowledged(batch: list[tuple[int, asyncio.Future[object]]]) -> None:
+    async def each() -> None:
+        for number, future in batch:
+            try:
+                await future
+            except KafkaError as error:
+                raise _refusal(number, error) from error
+
+    try:
+        await asyncio.wait_for(each(), ACKNOWLEDGED_S_MAX)
+    except TimeoutError as error:
+        raise _refusal(batch[0][0], error) from error
+
+
+def _refusal(number: int, error: Exception) -> UserError:
+    why = (
+        f"no acknowledgement within {ACKNOWLEDGED_S_MAX:g} s"
+        if isinstance(error, TimeoutError)
+        else str(error)
+    )
+    return UserError(f"line {number} could not be published: {why}; the lines before it are")
+
+
+async def follow(
+    tail: Tail,
+    tally: SubmitTally,
+    catalogue: Catalogue,
+    *,
+    timeout_s: float | None,
+    output: BinaryIO | None,
+    changed: Callable[[], object],
+    printer: Printer | None = None,
+) -> None:
+    """Read until each request of the tally has an end, or time is up.
+
+    An end is a result, a dead letter, or the evidence that it is a duplicate.
+
+    Args:
+        tail: of results, dead letters and evidence, entered before the requests were published.
+        tally: brought up to date as ends appear.
+        catalogue: the names of the topics.
+        timeout_s: longest wait; None waits as long as it takes.
+        output: gets the results, one a line, in the order of their arrival.
+        changed: told after each poll that found something.
+        printer: gets the pieces of answers, where the tail reads those too.
+
+    Raises:
+        BadRecordError: the result of one of the requests can't be read.
+    """
+    loop = asyncio.get_running_loop()
+    end = float("inf") if timeout_s is None else loop.time() + timeout_s
+    while tally.waiting and (left_s := end - loop.time()) > 0:
+        records = await tail.poll(min(POLL_S, left_s))
+        for record in records:
+            if record.partition.topic == catalogue.dead_letters:
+                _count_dead_letter(record, tally)
+            elif record.partition.topic == catalogue.streams:
+                if printer is not None and _name(record) in tally.ids:
+                    printer.take(record)
+            elif record.partition.topic == catalogue.evidence:
+                _count_duplicate(record, tally)
+            else:
+                _count_result(record, tally, output)
+        if records:
+            changed()
+
+
+def _count_result(record: Record, tally: SubmitTally, output: BinaryIO | None) -> None:
+    name = _name(record)
+    is_awaited = any(name in n for n in (tally.waiting, tally.dead_letters, tally.duplicates))
+    if record.value is None or not is_awaited:
+        return
+    try:
+        result = decode(Result, record.value)
+    except BadRecordError as error:
+        topic, partition = record.partition
+        where = f"{topic}/{partition}@{record.offset}"
+        raise BadRecordError(error.stage, error.reason, f"{where}: {error.message}") from error
+    tally.waiting.discard(name)
+    # A request that a lane refused has both, and the first of a duplicate's id may still run; a
+    # result says more.
+    tally.dead_letters.pop(name, None)
+    tally.duplicates.discard(name)
+    tally.statuses[result.status] += 1
+    if output is not None:
+        output.write(record.value + b"\n")
+
+
+def _count_dead_letter(record: Record, tally: SubmitTally) -> None:
+    name = _name(record)
+    if name in tally.waiting:
+        tally.waiting.discard(name)
+        reason = h.find(record.headers, h.REASON) or b"no reason given"
+        tally.dead_letters[name] = reason.decode("utf-8", "replace")
+
+
+def _count_duplicate(record: Record, tally: SubmitTally) -> None:
+    # Evidence is plenty: most of it is passed over without a closer look.
+    name = _name(record)
+    if name not in tally.waiting or b'"duplicate"' not in (record.value or b""):
+        return
+    if decode(Evidence, record.value or b"").step == "duplicate":
+        tally.waiting.discard(name)
+        tally.duplicates.add(name)
+
+
+def _name(record: Record) -> str:
+    return (record.key or b"").decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""Topics read whole, for audits, archives and upkeep."""

@@ -1,0 +1,1 @@
+"""Processes: what a router and a worker are composed of."""

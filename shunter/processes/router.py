@@ -1,0 +1,195 @@
+"""`shunter router`, put together: router, batcher and canceller over one view of the fleet."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn
+
+from mode import Service
+
+from policies import Policy, Situation, compile_options, situation
+from streams.autoscaling.orphaned_lanes import Stranded, StrandedService
+from streams.autoscaling.signal import AutoscalingSignal
+from streams.batcher.prefetch import ReadAheadService
+from streams.batcher.stage import Batcher
+from streams.cancellation.index import CancellationFollower, Cancellations
+from streams.cancellation.stage import Canceller
+from streams.config.active_policy import ActivePolicy, DecisionContext
+from streams.config.declarations import Declarations, load_fleet, load_policy
+from streams.config.fleet_follower import FleetFollower
+from streams.config.policy_follower import PolicyFollower
+from streams.config.token_counting import load_token_counter
+from streams.engine.clock import BrokerClock, Clock, SystemClock
+from streams.engine.signer import Signer
+from streams.engine.stage import Observer, Stage
+from streams.evidence.records import EvidenceWriter
+from streams.hosting.assembly import (
+    check_topics,
+    follow,
+    make_signer,
+    require_topics,
+    signing_services,
+    telling_services,
+    transactor,
+)
+from streams.hosting.services import StageService, StartedTogether, TelemetryService, run_app
+from streams.kafka.instance_name import claim_name
+from streams.kafka.log import KafkaLog
+from streams.live.page import LivePage
+from streams.metrics import Metrics
+from streams.metrics.gauges import (
+    hold_gauges,
+    span_gauges,
+    target_gauges,
+)
+from streams.router.stage import Router
+from streams.tracing.route_spans import RouteSpans
+from streams.tracing.setup import from_environment
+from streams.tracing.telemetry import Telemetry
+from topics import Catalogue, Settings, encode
+from topics.admin.acls import router as router_role
+
+
+def _begin(settings: Settings, own: Declarations) -> Situation:
+    """Return the situation that a router begins in, once its topics are known to be there."""
+    begun, catalogue = situation(compile_options(own.fleet), own.policy), Catalogue(settings)
+    # Not those that a router has no business with: it may not so much as see them.
+    seen = router_role(catalogue, begun.options.by_pool).topics()
+    topics = catalogue.topics(begun.options.by_pool)
+    check_topics(settings, [topic for topic in topics if topic.name in seen])
+    return begun
+
+
+def _policies(
+    settings: Settings, active_policy: ActivePolicy, own: Declarations, clock: Clock
+) -> PolicyFollower:
+    """Return what puts in force what is applied, once the topics of new pools are there."""
+    catalogue = Catalogue(settings)
+
+    async def check(pools: Collection[str]) -> None:
+        await require_topics(settings, [t for pool in pools for t in catalogue.pool_topics(pool)])
+
+    return PolicyFollower(settings, active_policy, own, check, clock)
+
+
+def _what_comes_first(
+    settings: Settings,
+    signer: Signer,
+    active_policy: ActivePolicy,
+    own: Declarations,
+    cancellations: Cancellations,
+    clock: BrokerClock,
+    metrics: Metrics,
+) -> Service:
+    """Return what signs, and what keeps up with heartbeats, policies and cancellations."""
+    return StartedTogether(
+        *signing_services(settings, signer, metrics, clock),
+        follow(FleetFollower(settings, active_policy.report), metrics),
+        follow(_policies(settings, active_policy, own, clock), metrics),
+        follow(CancellationFollower(settings, cancellations), metrics),
+    )
+
+
+def _metrics(
+    settings: Settings,
+    active_policy: ActivePolicy,
+    batcher: Batcher,
+    signal: AutoscalingSignal,
+    telemetry: Telemetry,
+    clock: Clock,
+) -> Metrics:
+    """Return the metrics of a router, which follow what is in force."""
+    here = active_policy.situation
+    metrics = Metrics(here.options, here.policy, tenants_max=settings.metrics_tenants_max)
+    active_policy.tell(metrics.change)
+
+    def policy() -> Policy:
+        return active_policy.situation.policy
+
+    for source in (
+        signal.gauges,
+        hold_gauges(batcher, policy, clock),
+        target_gauges(policy),
+        span_gauges(telemetry),
+    ):
+        metrics.gauges.read_from(source)
+    return metrics
+
+
+def run_router(settings: Settings) -> NoReturn:
+    """Route requests and release batches until told to stop.
+
+    Raises:
+        AdminError: Kafka can't be reached, or topics are missing.
+        DeclarationError: fleet or policy can't be used.
+        NameTakenError: another router has the name that the settings give.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
+    """
+    own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
+    begun = _begin(settings, own)
+    # Kept until the process ends, and with it the name.
+    claim = claim_name(settings, "router", Catalogue(settings).router_groups)
+    _run_router(claim.settings, own, begun)
+
+
+def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoReturn:
+    catalogue, clock = Catalogue(settings), BrokerClock(SystemClock())
+    telemetry = from_environment("router", settings.instance)
+    writer = f"router/{settings.instance}"
+    signer = make_signer(settings, writer, clock)
+    evidence_writer = EvidenceWriter(
+        catalogue, writer, signer.digests, own.policy.version, begun.options.version
+    )
+    active_policy = ActivePolicy(
+        DecisionContext(begun, evidence_writer, load_token_counter(own.fleet))
+    )
+    cancellations = Cancellations(clock)
+    router = Router(
+        begun,
+        evidence_writer,
+        clock,
+        telemetry,
+        request_bytes_max=settings.request_bytes_max,
+        duplicate_window_records=settings.duplicate_window_records,
+        tokens=active_policy.terms.tokens,
+    )
+    batcher = Batcher(
+        begun,
+        evidence_writer,
+        clock,
+        telemetry,
+        cancellations,
+        held_records_max=settings.held_records_max,
+        held_payload_bytes_max=settings.held_payload_bytes_max,
+    )
+    stranded = Stranded(lambda: active_policy.situation, KafkaLog(settings), catalogue, clock)
+    signal = AutoscalingSignal(lambda: active_policy.situation, batcher, stranded, clock)
+    metrics = _metrics(settings, active_policy, batcher, signal, telemetry, clock)
+    spans = [RouteSpans(telemetry, catalogue, clock)]
+    page = LivePage(settings, begun.options, begun.policy, clock)
+    active_policy.tell(page.change)
+    stages: list[tuple[Stage, str, Sequence[Observer], Callable[[], None]]] = [
+        (router, "router", spans, active_policy.keep(router.take_context)),
+        (batcher, "batcher", spans, active_policy.keep(batcher.take_context)),
+        (Canceller(evidence_writer, clock), "canceller", [], lambda: None),
+    ]
+    services = [
+        StageService(transactor(settings, stage, signer, metrics, observers, before_step), name)
+        for stage, name, observers, before_step in stages
+    ]
+    run_app(
+        "router",
+        settings,
+        [
+            TelemetryService(telemetry),
+            *telling_services("router", settings, metrics, clock),
+            # All that is followed is known before a stage decides.
+            _what_comes_first(settings, signer, active_policy, own, cancellations, clock, metrics),
+            # Before the stages, which may have to wait for their share.
+            ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
+            StartedTogether(*services),
+            StrandedService(stranded),
+            page.watching,
+        ],
+        pages={"/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()}))},
+        views=page.views(),
+        metrics=metrics.page,
+    )

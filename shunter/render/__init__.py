@@ -1,0 +1,1 @@
+"""Rendering: text, trees and cells for people."""

@@ -1,0 +1,1 @@
+"""Autoscaling: how many workers a pool wants, and lanes that nobody reads."""

@@ -1,0 +1,1 @@
+"""The batcher: keeps what is held, and releases batches."""

@@ -1,0 +1,141 @@
+"""What a batcher remembers of one partition of the hold."""
+
+import math
+from dataclasses import dataclass, field, replace
+from sys import intern
+from typing import Literal
+
+from policies import Member, ReleaseInputs, Situation, Windows, windows_of
+from policies.batching.groups import group_in
+from streams.batcher.interning import share_common
+from streams.batcher.payload_cache import Payloads
+from streams.cancellation.index import Cancellations, message_of
+from streams.engine.log import Partition, Record
+from topics import BadRecordError, Shadow
+from topics.records import headers as h
+
+# A partition's committed offset is only for lag tools, and moves no more often than this.
+COMMIT_EVERY_S = 1.0
+# The oldest of what is held is looked for no more often than this, nor than so many a second.
+OLDEST_EVERY_S = 10.0
+OLDEST_OF_PER_S = 10_000
+
+Unanswered = Literal["expired", "rejected", "failed", "cancelled"]
+GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
+    "deadline_passed": ("expired", "the deadline passed while the request waited"),
+    "pool_unavailable": (
+        "rejected",
+        "no pool that may serve this request had a live worker that could, in time",
+    ),
+    "cancelled": ("cancelled", message_of(None)),
+    "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
+}
+"""How a held request ends that is given up, and what is said of it, by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a release was decided on, and what a second policy would have done instead."""
+
+    inputs: ReleaseInputs | None = None
+    shadow: Shadow | None = None
+
+
+@dataclass(slots=True)
+class Held:
+    """The memory of one partition of the hold."""
+
+    partition: Partition
+    windows: Windows
+    payloads: Payloads
+    next_offset: int = 0
+    committed_offset: int = 0
+    committed_at: float = 0.0
+    unreadable: dict[bytes | int, tuple[Record, Exception]] = field(default_factory=dict)
+    """Records to set aside, by key; one that has no key by offset."""
+    cancelled: set[str] = field(default_factory=set)
+    """Of what is held, the ids that a client cancelled."""
+    held_from: int = 0
+    """Nothing below it is held: the lowest offset when it was looked for."""
+    look_again_at: float = -math.inf
+
+    def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
+        """Take in a record of the hold: a request, or the tombstone of one."""
+        self.next_offset = record.offset + 1
+        key = record.key or record.offset
+        self.unreadable.pop(key, None)
+        if record.value is None and record.unreadable is None:
+            self.drop((record.key or b"").decode("utf-8", "replace"))
+            return
+        try:
+            self._add(record, situation, cancellations)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            self.unreadable[key] = (record, error)
+
+    def _add(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
+        record.check_readable()
+        profile = h.read_profile(record.headers)
+        held_at = held_at_of(record)
+        share_common(profile)
+        group = intern(group_in(profile, situation))
+        self.windows.add(Member(profile, group, held_at, record.offset))
+        self.payloads.add(profile.id, record)
+        if cancellations.find(profile.id) is not None:
+            self.cancelled.add(profile.id)
+
+    def forget_set_aside(self, next_offset: int) -> None:
+        """Pass over what stands below an offset that progress has reached: it was set aside."""
+        self.unreadable = {
+            key: (record, error)
+            for key, (record, error) in self.unreadable.items()
+            if record.offset >= next_offset
+        }
+
+    def drop(self, request_id: str) -> None:
+        """Hold a request no more."""
+        self.windows.remove(request_id)
+        self.payloads.remove(request_id)
+        self.cancelled.discard(request_id)
+
+    def wants_commit(self, now: float) -> bool:
+        """Tell whether the committed offset should move on."""
+        moved = self.next_offset > self.committed_offset
+        return moved and now - self.committed_at >= COMMIT_EVERY_S
+
+    def lowest(self, now: float) -> int:
+        """Return an offset below which nothing is held; a successor need not read what is."""
+        if now >= self.look_again_at:
+            offsets = (member.offset for member in self.windows.members())
+            self.held_from = min(offsets, default=self.next_offset)
+            self.look_again_at = now + max(OLDEST_EVERY_S, len(self.windows) / OLDEST_OF_PER_S)
+        return self.held_from
+
+    def regroup(self, situation: Situation) -> None:
+        """Put what is held into windows of another policy and fleet, all due to be looked at.
+
+        Its groups, limits and shares may be others. What was promised to a request when it was
+        routed stays: its profile is in the log.
+        """
+        windows = windows_of(situation.policy)
+        for member in self.windows.members():
+            group = group_in(member.profile, situation)
+            windows.add(member if group == member.group else replace(member, group=intern(group)))
+        self.windows = windows
+
+
+def held_at_of(record: Record) -> float:
+    """Return since when a record is held, epoch seconds.
+
+    Raises:
+        BadRecordError: the header is no time.
+    """
+    value = h.find(record.headers, h.HELD_AT)
+    try:
+        held_at = float(value or b"")
+    except ValueError:
+        held_at = math.nan
+    if not math.isfinite(held_at):
+        raise BadRecordError(
+            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
+        )
+    return held_at

@@ -1,0 +1,394 @@
+"""The batcher: requests that wait, and the moment they stop waiting.
+
+The hold is a log: everything known here comes from the records of ``held``, and a release writes a
+tombstone for each member in the transaction that sends it. A process that takes a partition over
+reads it from the beginning and knows exactly what is held.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from zlib import crc32
+
+from policies import (
+    Expelled,
+    Member,
+    Release,
+    Situation,
+    Target,
+    Windows,
+    find_target,
+    release_beside,
+    release_inputs_of,
+    windows_of,
+)
+from streams.batcher.partition_state import GIVEN_UP, Held, Judged
+from streams.batcher.payload_cache import Payloads, Room
+from streams.batcher.prefetch import ReadAhead
+from streams.cancellation.index import Cancellations, message_of
+from streams.config.active_policy import DecisionContext
+from streams.engine.clock import Clock
+from streams.engine.defects import log_defect
+from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.stage import Effect, TransactionPlan
+from streams.evidence.records import EvidenceWriter, told
+from streams.tracing.telemetry import Telemetry
+from topics import Batch, Hold, Placement, Progress, ResultError
+from topics.records import headers as h
+
+# Members released in one transaction: as many as keep it well under a second.
+RELEASED_MAX = 1000
+# And their bytes, headers included, which are in memory at once, in the client's batches too. A
+# batch that has more goes whole, with nothing else.
+RELEASED_BYTES_MAX = 16 * 1024 * 1024
+
+
+class Batcher:
+    """The stage from the hold to the lanes of the pools.
+
+    It reads on while less than ``held_records_max`` requests are held, over all partitions.
+    ``room`` tells how much of their payloads is in memory.
+    """
+
+    piles_up = True
+
+    def __init__(
+        self,
+        situation: Situation,
+        evidence_writer: EvidenceWriter,
+        clock: Clock,
+        telemetry: Telemetry,
+        cancellations: Cancellations,
+        *,
+        held_records_max: int,
+        held_payload_bytes_max: int,
+    ) -> None:
+        self._situation = situation
+        self._shadow: Situation | None = None
+        self._evidence_writer = evidence_writer
+        self._catalogue = evidence_writer.catalogue
+        self._clock = clock
+        self._telemetry = telemetry
+        self._cancellations = cancellations
+        cancellations.tell(self._cancel)
+        self.held_records_max = held_records_max
+        self.room = Room(held_payload_bytes_max)
+        self._log: Log | None = None
+        self._partitions: dict[Partition, Held] = {}
+        self._ahead = ReadAhead(self._nothing_of, self._take, held_records_max)
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return self._catalogue.batcher_group
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """The hold."""
+        return (self._catalogue.held,)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of requests held of each group, over our partitions."""
+        sizes: dict[str, int] = {}
+        for held in self._partitions.values():
+            for group, size in held.windows.sizes().items():
+                sizes[group] = sizes.get(group, 0) + size
+        return sizes
+
+    def windows(self) -> Iterator[Windows]:
+        """Yield what is held of each of our partitions, to look at."""
+        return (held.windows for held in self._partitions.values())
+
+    def take_context(self, terms: DecisionContext) -> None:
+        """Go on under other terms. Only while no work is under way."""
+        self._situation, self._evidence_writer = terms.situation, terms.evidence_writer
+        self._shadow = terms.shadow
+        for held in chain(self._partitions.values(), self._ahead):
+            held.regroup(self._situation)
+
+    async def read_ahead(self, log: Log) -> None:
+        """Read what may become ours, while there is nothing else to do."""
+        topic, partitions = self._catalogue.held, range(self._catalogue.partitions)
+        await self._ahead.run(log, [Partition(topic, number) for number in partitions])
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
+        """Read the partition from where anything may be held; what is left is what is held."""
+        held_from = 0 if progress is None else progress.held_from or 0
+        held = self._ahead.claim(partition) or self._nothing_of(partition)
+        if held.next_offset < held_from:
+            # All that was read ahead has ended, and where it did would not be read.
+            held.payloads.clear()
+            held = self._nothing_of(partition)
+        # Known before it is read, so that no cancellation that comes meanwhile is missed.
+        self._partitions[partition] = held
+        first, end = (await log.bounds([partition]))[partition]
+        held.held_from = held_from
+        start = max(first, held_from, held.next_offset)
+        async for records in log.read({partition: start}, {partition: end}):
+            for record in records:
+                self._take(held, record)
+        if progress is not None:
+            held.forget_set_aside(progress.next_offset)
+        held.next_offset = end
+        self._log = log
+        return held.next_offset
+
+    def forget(self, partition: Partition) -> None:
+        """Drop the memory of a partition; the log has it all."""
+        held = self._partitions.pop(partition, None)
+        if held is not None:
+            held.payloads.clear()
+
+    def wants(self, partition: Partition) -> bool:
+        """Tell whether there is room; beyond it requests stay unread in the log."""
+        return sum(len(held.windows) for held in self._partitions.values()) < self.held_records_max
+
+    def idle_s(self) -> float:
+        """Return the time until a window is due, or none where a request was cancelled."""
+        if any(held.cancelled for held in self._partitions.values()):
+            return 0.0
+        due_at = min(
+            (held.windows.next_due_at() for held in self._partitions.values()),
+            default=float("inf"),
+        )
+        return due_at - self._clock.now()
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
+        """Take new requests in, and release what is due."""
+        self._ahead.end()
+        held = self._partitions[partition]
+        for record in records:
+            self._take(held, record)
+        now = self._clock.now()
+        work = TransactionPlan(Progress(held.next_offset, held_from=held.lowest(now)))
+        for record, error in held.unreadable.values():
+            work.effects.append(self._unreadable(record, error, now))
+        if held.cancelled or held.windows.next_due_at() <= now:
+            work.effects += await self._due(partition, held, now)
+        if not work.effects and not held.wants_commit(now):
+            return None
+        return work
+
+    def done(self, partition: Partition, work: TransactionPlan) -> None:
+        """What was released is held no more."""
+        held = self._partitions[partition]
+        for effect in work.effects:
+            if isinstance(effect.subject, Release | Expelled):
+                for member in effect.subject.members:
+                    held.drop(member.profile.id)
+        held.unreadable.clear()
+        held.committed_offset = work.progress.next_offset
+        held.committed_at = self._clock.now()
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """Dead-letter the member that the log won't take; the others go without it."""
+        release = effect.subject
+        if not isinstance(release, Release):
+            raise LogError(f"{record.topic} refused a record: {error}") from error
+        held = self._holder(release.members[0])
+        now = self._clock.now()
+        culprits = [m for m in release.members if m.profile.id.encode() == record.key]
+        rest = tuple(m for m in release.members if m not in culprits)
+        effects = []
+        for member in culprits or release.members:
+            source = self._source(held, member)
+            letter = self._evidence_writer.dead_letter(
+                source, error, stage="produce", reason="refused", now=now
+            )
+            end = self._give_up(held, Expelled(member, "refused"), now)
+            letter.records += end.records
+            letter.subject = end.subject
+            effects.append(letter)
+        if culprits and rest:
+            again = replace(release, members=rest)
+            effects.append(self._release(held, again, Judged(), now))
+        return effects
+
+    def _nothing_of(self, partition: Partition) -> Held:
+        windows = windows_of(self._situation.policy)
+        return Held(partition, windows, Payloads(partition, self.room))
+
+    def _take(self, held: Held, record: Record) -> None:
+        held.take(record, self._situation, self._cancellations)
+
+    def _cancel(self, request_id: str) -> None:
+        """Remember to end a request, if it is held here."""
+        for held in chain(self._partitions.values(), self._ahead):
+            if held.windows.find(request_id) is not None:
+                held.cancelled.add(request_id)
+
+    async def _due(self, partition: Partition, held: Held, now: float) -> list[Effect]:
+        self._situation.view.prune(now)
+        ends: list[tuple[Release | Expelled, Judged]] = []
+        released = released_bytes = 0
+
+        def target(members: Sequence[Member]) -> Target | None:
+            try:
+                return find_target(members, self._situation, now)
+            except Exception as error:  # noqa: BLE001 - no record ends a process
+                # They wait on, as where no pool is alive, and end at their deadline at last.
+                log_defect(error, f"no pool can be found for a batch of {held.partition}")
+                return None
+
+        cancelled = (
+            Expelled(member, "cancelled")
+            for request_id in sorted(held.cancelled)
+            if (member := held.windows.find(request_id)) is not None
+        )
+        for end in chain(cancelled, held.windows.due(now, target, without=held.cancelled)):
+            released_bytes += sum(held.payloads.size(m.profile.id) for m in end.members)
+            if ends and released_bytes > RELEASED_BYTES_MAX:
+                # Before the view counts it: it stays due.
+                break
+            judged = Judged()
+            if isinstance(end, Release):
+                # Before the view counts it.
+                other = self._shadow
+                shadow = None if other is None else release_beside(end.members, other, now)
+                judged = Judged(release_inputs_of(end, self._situation), shadow)
+                device_s = end.target.estimate.device_s * len(end.members)
+                view = self._situation.view
+                view.add_sent(end.target.option, device_s, len(end.members), end.tokens)
+            ends.append((end, judged))
+            released += len(end.members)
+            if released >= RELEASED_MAX:
+                break
+        if self._log is None:
+            raise LogError("work before restore")
+        wanted = [m for end, _ in ends for m in end.members]
+        await held.payloads.load(self._log, [(m.profile.id, m.offset) for m in wanted])
+        effects: list[Effect] = []
+        for end, judged in ends:
+            effects += self._end(held, end, judged, now)
+        return effects
+
+    def _end(self, held: Held, end: Release | Expelled, judged: Judged, now: float) -> list[Effect]:
+        """Release a batch, or end a request; where that can't be done, set its members aside."""
+        try:
+            if isinstance(end, Release):
+                return [self._release(held, end, judged, now)]
+            return [self._give_up(held, end, now)]
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            letters = []
+            for member in end.members:
+                source = self._source(held, member)
+                letter = self._evidence_writer.set_aside(source, error, now, is_accepted=True)
+                letter.records.append(self._tombstone(source))
+                letter.subject = Expelled(member, "refused")
+                letters.append(letter)
+            return letters
+
+    def _release(self, held: Held, release: Release, judged: Judged, now: float) -> Effect:
+        target = release.target
+        first = release.members[0]
+        # A request leads one batch of its partition at most, so its offset names the batch.
+        batch_id = f"{held.partition.number}-{first.offset}"
+        topic = self._catalogue.pool_lane(target.option.pool, target.path)
+        records: list[Outgoing] = []
+        sources = [self._source(held, member) for member in release.members]
+        is_batch = target.path == "batch"
+        whole = self._telemetry.batch(sources) if is_batch else {}
+        for index, (member, source) in enumerate(zip(release.members, sources, strict=True)):
+            batch = Batch(batch_id, index, len(sources)) if is_batch else None
+            # A batch is decided on as one; its first member carries what it was decided on.
+            known = judged if index == 0 else replace(judged, inputs=None)
+            trace = whole | self._telemetry.sent(source)
+            records += self._release_member(
+                release, member, source, batch, topic, trace, known, now
+            )
+        return Effect(None, records, subject=release)
+
+    def _release_member(
+        self,
+        release: Release,
+        member: Member,
+        source: Record,
+        batch: Batch | None,
+        topic: str,
+        trace: dict[str, bytes],
+        judged: Judged,
+        now: float,
+    ) -> list[Outgoing]:
+        """Return the request on its lane, its tombstone, and the evidence."""
+        profile, target = member.profile, release.target
+        placement = Placement(
+            pool=target.option.pool,
+            device=target.option.device,
+            model_variant=target.option.variant,
+            precision=target.option.precision,
+            region=target.option.region,
+            path=target.path,
+            batch_id=None if batch is None else batch.id,
+            attempt=profile.attempt,
+            fallbacks=profile.fallbacks,
+        )
+        is_first = member is release.members[0]
+        promised = target.promise(profile, now)
+        added = h.encoded(profile=profile, placement=placement, promised=promised, batch=batch)
+        added |= {h.RELEASED_AT: repr(now).encode()} | trace
+        lane = profile.ingest_partition if batch is None else crc32(batch.id.encode())
+        request = Outgoing(
+            topic,
+            profile.id.encode(),
+            source.value,
+            h.replaced(h.client_headers(source.headers), added),
+            partition=lane % self._catalogue.partitions,
+        )
+        evidence = self._evidence_writer.step(
+            source,
+            profile,
+            "released",
+            now,
+            view_version=self._situation.view.version,
+            candidates=target.candidates if is_first else (),
+            profile=None if judged.inputs is None else told(profile),
+            inputs=judged.inputs,
+            decided_with=None if is_first else release.members[0].profile.id,
+            placement=placement,
+            promised=promised,
+            batch=batch,
+            hold=Hold(member.group, release.reason, now - member.held_at, release.slack_s),
+            reason=release.reason,
+            shadow=judged.shadow,
+        )
+        return [request, self._tombstone(source), evidence]
+
+    def _give_up(self, held: Held, end: Expelled, now: float) -> Effect:
+        profile = end.member.profile
+        source = self._source(held, end.member)
+        status, message = GIVEN_UP[end.reason]
+        if end.reason == "cancelled":
+            message = message_of(self._cancellations.find(profile.id))
+        tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
+        if tried and status == "rejected":
+            status = "failed"
+        error = ResultError(end.reason, message, tried or None)
+        hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
+        evidence = self._evidence_writer.step(
+            source, profile, status, now, hold=hold, reason=end.reason, message=message
+        )
+        result = self._evidence_writer.no_answer(source, profile, status, error, now)
+        return Effect(None, [result, self._tombstone(source), evidence], subject=end)
+
+    def _source(self, held: Held, member: Member) -> Record:
+        return self._telemetry.entered(held.payloads.record(member.profile.id))
+
+    def _unreadable(self, record: Record, error: Exception, now: float) -> Effect:
+        record = self._telemetry.entered(record)
+        effect = self._evidence_writer.set_aside(record, error, now, is_accepted=True)
+        if record.key is not None:
+            effect.records.append(self._tombstone(record))
+        return effect
+
+    def _tombstone(self, record: Record) -> Outgoing:
+        return Outgoing(
+            self._catalogue.held, record.key or b"", None, partition=record.partition.number
+        )
+
+    def _holder(self, member: Member) -> Held:
+        """Return where a member is held; its group need not tell, under a policy that changed."""
+        return next(
+            held
+            for held in self._partitions.values()
+            if any(held_member is member for held_member in held.windows.members())
+        )

@@ -1,0 +1,1 @@
+"""Cancellations: which requests are cancelled, and their evidence."""

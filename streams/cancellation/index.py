@@ -1,0 +1,77 @@
+"""The cancellations of the last day, as one process knows them.
+
+What is held is partitioned by batch group, and what runs by batch, so nobody can tell from an id
+who has the request. Every router and worker therefore reads every cancellation, and whoever has
+the request ends it (docs/decisions/0008-cancellation.md).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from streams.engine.clock import Clock
+from streams.engine.log import Record
+from streams.kafka.follower import TopicFollower
+from topics import BadRecordError, Cancellation, Catalogue, Settings, parse_cancellation
+from topics.records.cancellation import CANCELLATION_S
+
+# About 30 MB. Beyond it the oldest are forgotten, and end only what they found when they came.
+CANCELLATIONS_MAX = 100_000
+
+
+class Cancellations:
+    """Which requests were cancelled, whether or not they are here yet."""
+
+    def __init__(self, clock: Clock, cancellations_max: int = CANCELLATIONS_MAX) -> None:
+        self._clock = clock
+        self._cancellations_max = cancellations_max
+        self._known: dict[str, tuple[float, Cancellation]] = {}
+        self._told: list[Callable[[str], object]] = []
+
+    def tell(self, cancelled: Callable[[str], object]) -> None:
+        """Let ``cancelled`` know the id of each cancellation that comes from now on."""
+        self._told.append(cancelled)
+
+    def read(self, record: Record) -> None:
+        """Take in what a record cancels.
+
+        Raises:
+            BadRecordError: its key is no id.
+        """
+        request_id, cancellation = parse_cancellation(record.key, record.value)
+        self.add(request_id, cancellation, record.came_at(self._clock.now()))
+
+    def add(self, request_id: str, cancellation: Cancellation, at: float) -> None:
+        """Take a cancellation in that was published ``at``, epoch seconds."""
+        self._known.pop(request_id, None)
+        self._known[request_id] = (at, cancellation)
+        if len(self._known) > self._cancellations_max:
+            del self._known[next(iter(self._known))]
+        if self.find(request_id) is not None:
+            for cancelled in self._told:
+                cancelled(request_id)
+
+    def find(self, request_id: str) -> Cancellation | None:
+        """Return the cancellation of a request, None where there is none of the last day."""
+        known = self._known.get(request_id)
+        if known is None or known[0] < self._clock.now() - CANCELLATION_S:
+            return None
+        return known[1]
+
+
+class CancellationFollower(TopicFollower):
+    """Keeps the cancellations up to date."""
+
+    def __init__(self, settings: Settings, cancellations: Cancellations) -> None:
+        super().__init__(settings, Catalogue(settings).cancellations)
+        self._cancellations = cancellations
+
+    def take(self, record: Record) -> None:
+        """Take a cancellation in; the canceller tells of one that can't be read."""
+        with suppress(BadRecordError):
+            self._cancellations.read(record)
+
+
+def message_of(cancellation: Cancellation | None) -> str:
+    """Return why a request was cancelled, for people."""
+    reason = None if cancellation is None else cancellation.reason
+    return "the client cancelled the request" + (f": {reason}" if reason else "")

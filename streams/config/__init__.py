@@ -1,0 +1,1 @@
+"""Configuration in force: declarations, their changes on the topics, and extensions."""

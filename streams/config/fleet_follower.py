@@ -1,0 +1,28 @@
+"""Following the heartbeats: every router and batcher reads all of them."""
+
+import logging
+from collections.abc import Callable
+
+from streams.engine.log import Record
+from streams.kafka.follower import TopicFollower
+from topics import BadRecordError, Catalogue, PoolStatus, Settings, decode
+
+logger = logging.getLogger(__name__)
+
+
+class FleetFollower(TopicFollower):
+    """Hands every heartbeat on."""
+
+    def __init__(self, settings: Settings, report: Callable[[PoolStatus], object]) -> None:
+        super().__init__(settings, Catalogue(settings).pool_status)
+        self._report = report
+
+    def take(self, record: Record) -> None:
+        """Take a heartbeat in."""
+        if record.value is None:
+            return
+        try:
+            self._report(decode(PoolStatus, record.value))
+        except BadRecordError as error:
+            # A view that misses a heartbeat is a little older; nothing is lost by it.
+            logger.warning("a heartbeat of %s is unreadable: %s", record.key, error.message)

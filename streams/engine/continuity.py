@@ -1,0 +1,214 @@
+"""Whether a log is still the one that was read, and as long.
+
+Kafka can lose the end of a log: after an unclean leader election, a power failure under a single
+replica, or the restore of a disk. And a topic can be deleted and made again. In both cases offsets
+name other records than those that were read, and neither "from the beginning" nor "from here on"
+is right: the one serves old requests again, the other passes over new ones. So whoever goes on at
+an offset compares three things with the log as it is: the topic's id, the end of the log, and where
+the records end that were written under the leader epoch of the last one read (KIP-320). The last
+finds a tail that was lost and has grown again since.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+
+from streams.engine.log import Log, LogError, Partition, Record
+from streams.engine.progress import UnreadableProgressError, read_progress, stand_in, writer_id
+from streams.engine.signer import Signer
+from topics import Progress
+
+logger = logging.getLogger(__name__)
+
+# How often it is looked whether a broken log was recovered.
+LOOK_AGAIN_S = 5.0
+# A broker that was leader a moment ago may tell of an older end: what is wrong is asked again.
+TRIES, RETRY_S = 8, 0.5
+
+
+class BrokenLogError(LogError):
+    """Progress on a partition doesn't fit its log.
+
+    Attributes:
+        partition: the partition.
+        next_offset: all below it is done, by the progress.
+        end: where the part of the log ends that the progress is about; 0 for another topic.
+        is_another: True where the topic was deleted and made again.
+    """
+
+    def __init__(
+        self, group: str, partition: Partition, next_offset: int, end: int, *, is_another: bool
+    ) -> None:
+        self.partition = partition
+        self.next_offset = next_offset
+        self.end = end
+        self.is_another = is_another
+        topic, number = partition
+        what = (
+            f"{topic} was deleted and made again: {group} has done all below {next_offset} of"
+            f" {partition} as it was"
+            if is_another
+            else f"{partition} has lost its end: {group} has done all below {next_offset}, and what"
+            f" it has read ends at {end} (an unclean leader election, a power failure, or a disk"
+            " that was restored)"
+        )
+        super().__init__(
+            f"{what}. Nothing of the partition is taken until somebody has decided:"
+            f" `shunter topics recover {group} {topic} {number}` tells what is taken and what is"
+            " given up"
+        )
+
+
+async def check_continuity(log: Log, group: str, partition: Partition, progress: Progress) -> None:
+    """Make sure that a partition is the one that progress is about, and has all that was read.
+
+    Raises:
+        BrokenLogError: it isn't, or has lost its end.
+        LogError: the cluster can't be asked.
+    """
+    for tries in count(1):
+        error = await _break_of(log, group, partition, progress)
+        if error is None:
+            return
+        if tries == TRIES:
+            raise error
+        await asyncio.sleep(RETRY_S)
+
+
+async def _break_of(
+    log: Log, group: str, partition: Partition, progress: Progress
+) -> BrokenLogError | None:
+    next_offset = progress.next_offset
+    if progress.topic_id is not None:
+        topic_id = (await log.topic_ids([partition.topic]))[partition.topic]
+        if topic_id != progress.topic_id:
+            return BrokenLogError(group, partition, next_offset, 0, is_another=True)
+    _, end = (await log.bounds([partition]))[partition]
+    if progress.leader_epoch is not None:
+        epoch_end = await log.epoch_end(partition, progress.leader_epoch)
+        # A log that knows the epoch no more has no record of it left, or never had.
+        end = end if epoch_end is None else min(end, epoch_end)
+    if next_offset > end:
+        return BrokenLogError(group, partition, next_offset, end, is_another=False)
+    return None
+
+
+async def newest_epoch(
+    log: Log,
+    group: str,
+    records: Sequence[Record],
+    position: int,
+    known: int | None,
+) -> int | None:
+    """Return the leader epoch of the last of these records, which follow those before a position.
+
+    Where it is a newer one than what is known, the log must have kept all below the position.
+
+    Raises:
+        BrokenLogError: it has lost some, and grown again.
+        LogError: the cluster can't be asked.
+    """
+    newest = records[-1].leader_epoch
+    if known is None or newest is None or newest <= known:
+        return newest if known is None else known
+    for record in records:
+        if record.leader_epoch is not None and record.leader_epoch > known:
+            break
+        position = record.offset + 1
+    await check_continuity(log, group, records[0].partition, Progress(position, leader_epoch=known))
+    return newest
+
+
+class BrokenPartitions:
+    """The partitions of a member of which nothing is taken, since their log was broken off.
+
+    All others go on. Once somebody has written progress that fits the log they are taken over.
+    """
+
+    def __init__(self, log: Log, group: str, progress_topic: str, signer: Signer) -> None:
+        self._log = log
+        self._signer = signer
+        self._group = group
+        self._progress_topic = progress_topic
+        self._stored: dict[Partition, Progress | None] = {}
+        self._look_again_at = 0.0
+
+    def __iter__(self) -> Iterator[Partition]:
+        """Yield the partitions."""
+        return iter(self._stored)
+
+    def clear(self) -> None:
+        """Forget them all: they are another's."""
+        self._stored.clear()
+
+    async def stored(
+        self, partitions: Collection[Partition]
+    ) -> tuple[dict[Partition, Progress], dict[Partition, LogError]]:
+        """Return the progress of these partitions, and why it can't be told of others.
+
+        Raises:
+            LogError: the cluster can't be asked.
+        """
+        log, group = self._log, self._group
+        known, unreadable = await read_progress(log, self._progress_topic, group, partitions)
+        errors: dict[Partition, LogError] = {}
+        for partition, record in unreadable.items():
+            head = await self._signer.last_head(writer_id(group, partition), log)
+            try:
+                known[partition] = await stand_in(log, group, partition, record, head)
+            except UnreadableProgressError as error:
+                errors[partition] = error
+        return known, errors
+
+    async def find(
+        self,
+        known: Mapping[Partition, Progress | None],
+        stored: Mapping[Partition, Progress],
+        errors: Mapping[Partition, LogError],
+    ) -> list[Partition]:
+        """Return which of these partitions are broken, and take note of them.
+
+        Args:
+            known: how far each is done.
+            stored: what the progress topic has of that, which the group's offset may exceed.
+            errors: why it doesn't tell of some.
+
+        Raises:
+            LogError: the cluster can't be asked.
+        """
+        broken = []
+        for partition, progress in known.items():
+            self._stored.pop(partition, None)
+            error = errors.get(partition) or await self._error_of(
+                partition, progress, stored.get(partition)
+            )
+            if error is not None:
+                logger.error("%s", error)
+                self._stored[partition] = stored.get(partition)
+                broken.append(partition)
+        self._look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_S
+        return broken
+
+    async def _error_of(
+        self, partition: Partition, progress: Progress | None, stored: Progress | None
+    ) -> LogError | None:
+        if progress is None:
+            return None
+        checked = replace(progress, topic_id=None if stored is None else stored.topic_id)
+        try:
+            await check_continuity(self._log, self._group, partition, checked)
+        except BrokenLogError as error:
+            return error
+        return None
+
+    async def are_recovered(self) -> bool:
+        """Tell, now and then, whether the progress of one has changed since."""
+        now = asyncio.get_running_loop().time()
+        if not self._stored or now < self._look_again_at:
+            return False
+        self._look_again_at = now + LOOK_AGAIN_S
+        partitions = list(self._stored)
+        found = await read_progress(self._log, self._progress_topic, self._group, partitions)
+        return any(found.known.get(p) not in (None, self._stored[p]) for p in partitions)

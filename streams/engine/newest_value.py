@@ -1,0 +1,52 @@
+"""The newest record of a key, looked for from the end of the log."""
+
+from collections.abc import Mapping
+
+from streams.engine.log import Log, Partition, Record
+
+# Whoever works writes its keys often, so that the newest record of one is near the end; where it
+# isn't found there is more read, and at last the whole partition.
+TAIL_RECORDS = (500, 10_000)
+
+
+async def newest(
+    log: Log,
+    homes: Mapping[bytes, Partition],
+    bounds: Mapping[Partition, tuple[int, int]],
+) -> dict[bytes, Record]:
+    """Return the newest record of each key, a tombstone as well; absent where there is none.
+
+    A record or batch that can't be read may be of any key: it counts as the newest of all there.
+
+    Args:
+        log: where they are.
+        homes: the partition of each key.
+        bounds: first offset and end of each of these partitions.
+    """
+    found: dict[bytes, Record] = {}
+    unreadable: dict[Partition, Record] = {}
+    missing = dict(homes)
+    for records_max in (*TAIL_RECORDS, None):
+        if not missing:
+            break
+        ends = {home: bounds[home][1] for home in missing.values()}
+        starts = {home: bounds[home][0] for home in ends}
+        if records_max is not None:
+            starts = {home: max(first, ends[home] - records_max) for home, first in starts.items()}
+        async for records in log.read(starts, ends):
+            # What a longer reading finds of others is the same.
+            for record in records:
+                if record.unreadable is not None:
+                    unreadable[record.partition] = record
+                elif record.key is not None and homes.get(record.key) == record.partition:
+                    found[record.key] = record
+        missing = {
+            key: home
+            for key, home in missing.items()
+            if key not in found and starts[home] > bounds[home][0]
+        }
+    for key, home in homes.items():
+        spoiled = unreadable.get(home)
+        if spoiled is not None and (key not in found or found[key].offset < spoiled.offset):
+            found[key] = spoiled
+    return found

@@ -1,0 +1,194 @@
+"""Going on where progress doesn't fit its log any more: what is taken, and what is given up.
+
+``plan`` says what would be done, ``carry_out`` does it in one transaction of the group's own
+producer, signed evidence included. That fences whoever has the partition; the members of the group
+take it over by the new progress a few seconds later (``BrokenPartitions``).
+"""
+
+from dataclasses import dataclass
+
+import orjson
+
+from streams.engine.continuity import BrokenLogError, check_continuity
+from streams.engine.log import Log, Outgoing, Partition
+from streams.engine.progress import read_progress, writer_id
+from streams.engine.signer import Signer
+from streams.engine.stage import Effect
+from topics import Catalogue, ChainHead, Evidence, Progress, Source, encode, progress_key
+from topics.wire.canonical_json import canonical
+
+# What may come of a request after it was held; the last of these tells whether it still is.
+_AFTER_HOLD = frozenset(
+    {"released", "placed", "executed", "fell_back", "failed", "expired", "rejected", "cancelled"}
+)
+
+
+class RecoveryError(Exception):
+    """Nothing can be recovered as it was asked for; the message says why."""
+
+
+class NothingToRecoverError(RecoveryError):
+    """The progress fits the log, or there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a recovery does. ``message`` is the same in one paragraph, for people and evidence."""
+
+    group: str
+    partition: Partition
+    at: int
+    head: ChainHead | None
+    leader_epoch: int | None
+    """Of what stands below, where that is known."""
+    released: tuple[bytes, ...]
+    """Keys of the hold whose tombstones were lost: they were released, and are not held."""
+    message: str
+
+
+async def plan(
+    log: Log, catalogue: Catalogue, signer: Signer, group: str, partition: Partition, at: int | None
+) -> Recovery:
+    """Return how a group can go on with a partition.
+
+    Args:
+        log: where both are.
+        catalogue: the names of topics.
+        signer: knows the last root of the chain where the progress doesn't tell.
+        group: the consumer group.
+        partition: of a topic that it consumes.
+        at: the first offset that is not done; None for the one that the log tells of.
+
+    Raises:
+        RecoveryError: the progress fits the log, or nothing but ``at`` can tell where to go on.
+        LogError: the cluster can't be asked.
+    """
+    first, end = (await log.bounds([partition]))[partition]
+    stored = await read_progress(log, catalogue.progress, group, [partition])
+    known, unreadable = stored.known.get(partition), stored.unreadable.get(partition)
+    if unreadable is not None:
+        what, told = (
+            f"the progress of {group} on {partition} can't be read: {unreadable.message}",
+            None,
+        )
+        head = await signer.last_head(writer_id(group, partition), log)
+    elif known is None:
+        raise NothingToRecoverError(
+            f"{group} has no progress on {partition}: there is nothing to recover"
+        )
+    else:
+        what, told = await _broken(log, group, partition, known, first)
+        head = known.head
+    start = told if at is None else at
+    if start is None:
+        raise RecoveryError(
+            f"{what}; nothing tells where {group} has to go on: say it with --at, an offset from"
+            f" {first} to {end}"
+        )
+    if not first <= start <= end:
+        raise RecoveryError(f"{partition} has offsets {first} to {end}, and --at is {start}")
+    released: tuple[bytes, ...] = ()
+    if partition.topic == catalogue.held:
+        released = await _released(log, catalogue, partition, (first, start))
+    message = f"{what}. All below {start} counts as done, and what stands from there on is taken"
+    if told is not None and start > told:
+        message += f"; what stands at {told} to {start - 1} is given up"
+    if released:
+        message += f"; {len(released)} requests were released before, and are not held again"
+    epoch = None if known is None or told is None else known.leader_epoch
+    return Recovery(group, partition, start, head, epoch, released, message)
+
+
+async def _broken(
+    log: Log, group: str, partition: Partition, known: Progress, first: int
+) -> tuple[str, int | None]:
+    """Return what is wrong, and where the part begins that nobody has read, if that can be told."""
+    try:
+        await check_continuity(log, group, partition, known)
+    except BrokenLogError as error:
+        if error.is_another:
+            what = (
+                f"{partition.topic} was deleted and made again: all below {known.next_offset} of"
+                " the old one was done, and what was left of it is gone"
+            )
+            return what, first
+        what = (
+            f"{partition} has lost its end at {error.end}: all below {known.next_offset} was done,"
+            " and what stood beyond that is gone unread"
+        )
+        return what, None if known.leader_epoch is None else error.end
+    raise NothingToRecoverError(
+        f"the progress of {group} on {partition} fits the log: it stands at {known.next_offset};"
+        " there is nothing to recover"
+    )
+
+
+async def _released(
+    log: Log, catalogue: Catalogue, partition: Partition, span: tuple[int, int]
+) -> tuple[bytes, ...]:
+    """Return the keys that are held by the log's account alone: by the evidence, they went on."""
+    start, end = span
+    held: dict[bytes, None] = {}
+    async for records in log.read({partition: start}, {partition: end}):
+        for record in records:
+            if record.key is not None and record.value is None and record.unreadable is None:
+                held.pop(record.key, None)
+            elif record.key is not None:
+                held[record.key] = None
+    homes = [Partition(catalogue.evidence, n) for n in range(catalogue.partitions)]
+    gone: dict[bytes, bool] = {}
+    starts = {home: first for home, (first, _) in (await log.bounds(homes)).items()}
+    async for records in log.read(starts):
+        for record in records:
+            if record.key in held:
+                step = orjson.loads(record.value or b"{}").get("step")
+                if step == "held" or step in _AFTER_HOLD:
+                    gone[record.key or b""] = step != "held"
+    return tuple(key for key in held if gone.get(key))
+
+
+async def carry_out(
+    log: Log, catalogue: Catalogue, signer: Signer, writer: str, recovery: Recovery, now: float
+) -> None:
+    """Write the progress, the evidence, and what the hold lacks, as one transaction.
+
+    Args:
+        log: where they go.
+        catalogue: the names of topics.
+        signer: signs the evidence; its key is published.
+        writer: who recovers, as in the evidence.
+        recovery: of ``plan``.
+        now: epoch seconds.
+
+    Raises:
+        LogError: a member of the group came between; try again.
+    """
+    group, partition = recovery.group, recovery.partition
+    topic, number = partition
+    evidence = Evidence(
+        request_id=f"{topic}/{number}",
+        step="recovered",
+        at=now,
+        writer=writer,
+        source=Source(topic, number, recovery.at),
+        reason="log_broken",
+        message=recovery.message,
+    )
+    own = Outgoing(catalogue.evidence, evidence.request_id.encode(), canonical(evidence))
+    tombstones = [Outgoing(topic, key, None, partition=number) for key in recovery.released]
+    effects = [Effect(None, [own, *tombstones])]
+    chain = writer_id(group, partition)
+    topic_id = (await log.topic_ids([topic]))[topic]
+    producer = await log.fence(chain)
+    try:
+        await producer.begin()
+        sealed, head = signer.seal(chain, recovery.head, effects)
+        progress = Progress(recovery.at, (), head, None, topic_id, recovery.leader_epoch)
+        key = progress_key(group, topic, number)
+        stored = Outgoing(catalogue.progress, key, encode(progress), partition=number)
+        sent = [await producer.send(record) for record in (own, *tombstones, *sealed, stored)]
+        for each in sent:
+            await each
+        await producer.commit(partition, recovery.at, group)
+    finally:
+        await producer.close()

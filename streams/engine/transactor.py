@@ -1,0 +1,303 @@
+"""The transactor: reads, lets a stage work, and makes the effects visible exactly once.
+
+Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
+
+1. One transactional producer per input partition, made when the partition is assigned. Its fixed
+   id fences the predecessor and aborts what that left open.
+2. After fencing, ask the broker for the committed offset and seek: the client's may be stale.
+   Progress kept as data goes further than that where a broker's death lost the marker.
+3. Poll, work and commit are one critical section, under the lock that rebalances take too. What a
+   rebalance gives is taken over in the next step: the client sends no heartbeat while it calls us
+   back, and a restore that outlasts the session would lose all again, for ever.
+4. Every send is awaited before the commit, which itself never tells of a refused record.
+5. An error that passes with a broker, and a transaction that does not end, are no failure of ours:
+   a new writer is fenced, and the progress tells whether the transaction was committed. Where a
+   partition is another's meanwhile, all are given up, and what the group still gives is taken over
+   anew. Any other error ends the process; the supervisor starts another, which restores from the
+   log.
+
+How a transaction is made, and made again, is in ``streams/engine/committer.py``.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from streams.engine.committer import Committer
+from streams.engine.concurrency import few_at_a_time, wait_for_all
+from streams.engine.log import Log, LogError, Partition, Record, TakenOverError, Writer
+from streams.engine.retries import until_passed
+from streams.engine.signer import Signer
+from streams.engine.stage import Observer, Stage
+from topics import Progress
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# While the records of one partition are gone through, the broker sends those of another.
+RESTORED_AT_ONCE = 4
+
+
+class Transactor(Committer):
+    """Runs one stage over the partitions that the group gives to this process."""
+
+    def __init__(
+        self,
+        log: Log,
+        stage: Stage,
+        *,
+        signer: Signer,
+        progress_topic: str,
+        poll_s_max: float,
+        poll_records_max: int,
+        transaction_s_max: float,
+        observers: Sequence[Observer] = (),
+        before_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(log, stage, signer, progress_topic, transaction_s_max, observers)
+        self._poll_s_max = poll_s_max
+        self._poll_records_max = poll_records_max
+        self._before_step = before_step
+        self._lock = asyncio.Lock()
+        self._failure: BaseException | None = None
+        self._stopped = False
+        # Given to us, and not taken over yet; None before a rebalance has given anything.
+        self._given: Collection[Partition] | None = None
+        self._restoring: asyncio.Future[list[int | None]] | None = None
+        self._is_revoked = False
+        self._is_doubtful = False
+        self._has_share = False
+
+    @property
+    def partitions(self) -> Collection[Partition]:
+        """The partitions that are ours now."""
+        return self._writers.keys()
+
+    async def lag(self) -> Mapping[Partition, int] | None:
+        """Return how many offsets of each of our partitions wait unread, None where unknown.
+
+        It is unknown while the group shares its partitions out, and where the broker doesn't tell.
+        """
+        found = await self._log.lag()
+        return found if self._has_share and found.keys() >= self._writers.keys() else None
+
+    async def start(self) -> None:
+        """Join the group; partitions arrive in the course of ``step``."""
+        await self._log.join(self._stage.group, self._stage.topics, self)
+
+    async def stop(self) -> None:
+        """Leave between two transactions, so that nothing is open and nothing half done."""
+        self._stopped = True
+        self._give_up_restoring()
+        async with self._lock:
+            # No step is under way, and none begins.
+            pass
+        # Outside the lock: the client leaves when a rebalance callback under way has ended, and
+        # that takes the lock too.
+        await self._log.leave()
+        async with self._lock:
+            await self._drop(list(self._writers))
+
+    async def step(self) -> int:
+        """Poll once and commit what the stage makes of it; return the number of records read.
+
+        Raises:
+            LogError: the process must end (rule 5).
+        """
+        return await self._alone(self._step) or 0
+
+    async def take_over(self) -> None:
+        """Take over what a rebalance has given, which else the next step does.
+
+        Raises:
+            LogError: the process must end (rule 5).
+        """
+        await self._alone(self._take_over_given)
+
+    async def _alone(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do it under the lock, unless we have stopped."""
+        async with self._lock:
+            if self._stopped:
+                return None
+            if self._failure is not None:
+                raise LogError("a rebalance or an earlier step failed") from self._failure
+            try:
+                return await work()
+            except BaseException as error:
+                # What was polled is in no memory now: another step would skip or repeat it.
+                self._failure = error
+                raise
+
+    async def assigned(self, partitions: Collection[Partition]) -> None:
+        """Take note of partitions to take over in the next step (rule 3)."""
+        self._given, self._is_doubtful = list(partitions), False
+
+    async def revoked(self, partitions: Collection[Partition]) -> None:
+        """Let partitions go; the lock says that no transaction of theirs is under way."""
+        self._given, self._has_share, self._is_revoked = None, False, True
+        self._is_doubtful = False
+        self._broken.clear()
+        self._give_up_restoring()
+        try:
+            async with self._lock:
+                await self._drop(partitions)
+                self._is_revoked = False
+        except Exception as error:
+            logger.exception("giving up %s failed", ", ".join(map(str, partitions)))
+            self._failure = error
+
+    async def _step(self) -> int:
+        if not await self._take_over_given():
+            return 0
+        # No work of the stage is under way here, on any of its partitions.
+        self._before_step()
+        paused = [p for p in self._writers if not self._stage.wants(p)] + list(self._broken)
+        timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
+        polled = await self._log.poll(
+            timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
+        )
+        try:
+            await wait_for_all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
+        except TakenOverError as error:
+            await self._give_up_all(error)
+            return 0
+        return sum(len(records) for records in polled.values())
+
+    async def _give_up_all(self, error: TakenOverError) -> None:
+        """Forget what was ours; what is still, a rebalance gives, or the group says itself."""
+        logger.warning("%s; what this process has is given up, and taken over anew", error)
+        if not self._is_revoked:
+            self._given, self._is_doubtful = [*self._writers, *self._broken], True
+        self._has_share = False
+        await self._drop(list(self._writers))
+
+    async def _is_settled(self, given: Collection[Partition] | None) -> bool:
+        """Tell whether the group counts us as a member, where that was in doubt."""
+        if self._is_doubtful and not await self._log.is_member():
+            # In vain, but for what it raises where the group refuses us.
+            await self._log.poll(self._poll_s_max, 1, given or ())
+            return False
+        self._is_doubtful = False
+        return True
+
+    async def _take_over_given(self) -> bool:
+        if self._is_revoked:
+            # Of what is going, some may have been taken over by half.
+            return False
+        if self._given is None and await self._broken.are_recovered():
+            self._given = [*self._writers, *self._broken]
+        given = self._given
+        if not await self._is_settled(given) or given is not self._given:
+            return False
+        if given is None:
+            return True
+        new = [p for p in given if p not in self._writers]
+
+        async def attempt() -> bool:
+            if not self._is_ours(given):
+                return False
+            try:
+                return await self._take_over(given)
+            except Exception as error:
+                if self._log.is_passing(error):
+                    # What was taken over by half is taken over from its beginning.
+                    await self._drop(new)
+                raise
+
+        return await until_passed(self._log, f"taking over {len(new)} partitions", attempt)
+
+    async def _take_over(self, given: Collection[Partition]) -> bool:
+        """Fence, find out how far the predecessor came, restore; tell whether they are still ours.
+
+        A rebalance, or our end, waits for no restore.
+        """
+        new = [p for p in given if p not in self._writers]
+        await wait_for_all([self._fence(partition) for partition in new])
+        (stored, errors), offsets, bounds, topic_ids = await asyncio.gather(
+            self._broken.stored(new),
+            asyncio.gather(*(self._log.committed(p) for p in new)),
+            self._log.bounds(new),
+            self._log.topic_ids({p.topic for p in new}),
+        )
+        self._topic_ids |= topic_ids
+        known: dict[Partition, Progress | None] = {}
+        for partition, committed in zip(new, offsets, strict=True):
+            progress = self._visible[partition] = stored.get(partition)
+            if progress is not None:
+                self._signer.took_over(self._transactional_id(partition), progress.head)
+            if committed is not None:
+                group = Progress(committed)
+                # Where both stand at the same offset, only the first knows what is finished above.
+                progress = group if progress is None else progress.further(group)
+            known[partition] = progress
+        for partition in await self._broken.find(known, stored, errors):
+            del known[partition]
+            await self._drop([partition])
+        if not self._is_ours(given):
+            return False
+        try:
+            starts = await self._restore(known)
+        except asyncio.CancelledError:
+            if self._is_ours(given):
+                raise
+            return False
+        if not self._is_ours(given):
+            return False
+        for (partition, progress), told in zip(known.items(), starts, strict=True):
+            self._begin(partition, progress, bounds[partition][0], told)
+        self._given, self._has_share = None, True
+        return True
+
+    def _begin(
+        self, partition: Partition, progress: Progress | None, first: int, told: int | None
+    ) -> None:
+        """Go on where the progress says, or the stage that has read further."""
+        own = first if progress is None else max(first, progress.next_offset)
+        start = own if told is None else told
+        epoch = None
+        if progress is not None and start == progress.next_offset:
+            # What a stage has read beyond its progress may be of a later leader: held against the
+            # end of an earlier one it would count as lost.
+            epoch = progress.leader_epoch
+        self._epochs[partition] = epoch
+        self._log.seek(partition, start, epoch)
+        logger.info("took over %s at offset %d", partition, start)
+
+    async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
+        restores = [partial(self._stage.restore, p, known[p], self._log) for p in known]
+        self._restoring = asyncio.ensure_future(few_at_a_time(restores, RESTORED_AT_ONCE))
+        try:
+            return await self._restoring
+        finally:
+            self._restoring = None
+
+    def _is_ours(self, given: Collection[Partition]) -> bool:
+        return self._given is given and not self._stopped
+
+    def _give_up_restoring(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
+
+    async def _drop(self, partitions: Collection[Partition]) -> None:
+        writers: list[Writer] = []
+        for partition in partitions:
+            writer = self._writers.pop(partition, None)
+            self._visible.pop(partition, None)
+            self._epochs.pop(partition, None)
+            if writer is not None:
+                self._stage.forget(partition)
+                writers.append(writer)
+        # Where connections hang each takes its whole time, and a rebalance waits for this.
+        await wait_for_all([writer.close() for writer in writers])
+
+    async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
+        # Even where there is nothing to do: readers of what was committed last may be waiting.
+        await self._replace_cut_off(partition)
+        if records and records[-1].leader_epoch is not None:
+            self._epochs[partition] = records[-1].leader_epoch
+        work = await self._stage.work(partition, records)
+        if work is not None:
+            await self._write(partition, work)

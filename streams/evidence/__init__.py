@@ -1,0 +1,1 @@
+"""Evidence: the records of each step, and the heads and salts beside them."""

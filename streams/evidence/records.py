@@ -1,0 +1,328 @@
+"""Records that more than one stage writes: results, evidence, dead letters, tombstones."""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypedDict, Unpack
+
+from streams.engine.defects import log_defect
+from streams.engine.log import LogError, Outgoing, Record
+from streams.engine.stage import Effect
+from streams.engine.text_digests import Digests
+from topics import (
+    Batch,
+    Candidate,
+    Catalogue,
+    Envelope,
+    Evidence,
+    Fallback,
+    Hold,
+    Host,
+    InferenceRequest,
+    Placement,
+    Profile,
+    Result,
+    ResultError,
+    Shadow,
+    Source,
+    Tag,
+    TextDigest,
+    Timing,
+    Usage,
+    encode,
+)
+from topics.records import headers as h
+from topics.records.evidence import Step
+from topics.records.request import ID_CHARACTERS_MAX
+from topics.records.result import Status
+from topics.wire.canonical_json import canonical
+from topics.wire.codec import decode_json_object
+from topics.wire.errors import BadRecordError
+
+logger = logging.getLogger(__name__)
+
+
+class StepDetails(TypedDict, total=False):
+    """What a step's evidence has beside what every step has; see ``Evidence``."""
+
+    view_version: int
+    tags: dict[str, Tag] | None
+    profile: Profile | None
+    inputs: object
+    decided_with: str | None
+    candidates: tuple[Candidate, ...]
+    shadow: Shadow | None
+    placement: Placement | None
+    promised: Envelope | None
+    got: Envelope | None
+    usage: Usage | None
+    batch: Batch | None
+    hold: Hold | None
+    fallback: Fallback | None
+    host: Host | None
+    model_digest: str | None
+    request_digest: TextDigest | None
+    response_digest: TextDigest | None
+    reason: str | None
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceWriter:
+    """Writes on behalf of one instance: its name stands in every piece of evidence."""
+
+    catalogue: Catalogue
+    writer: str
+    digests: Digests
+    policy_version: str | None = None
+    fleet_version: str | None = None
+
+    def step(
+        self,
+        record: Record,
+        profile: Profile,
+        step: Step,
+        now: float,
+        /,
+        **details: Unpack[StepDetails],
+    ) -> Outgoing:
+        """Return the evidence of one step of a request, as a record keyed by request."""
+        return self._evidence(
+            record,
+            profile.id,
+            step,
+            now,
+            tenant=profile.tenant,
+            task=profile.task,
+            model=profile.model,
+            attempt=profile.attempt,
+            **details,
+        )
+
+    def _evidence(
+        self, record: Record, request_id: str, step: Step, now: float, **fields: Any
+    ) -> Outgoing:
+        """Return evidence as a record keyed by request, with what every piece of it has."""
+        evidence = Evidence(
+            request_id=request_id,
+            step=step,
+            at=now,
+            writer=self.writer,
+            source=source_of(record),
+            trace_id=record.trace_id,
+            policy_version=self.policy_version,
+            fleet_version=self.fleet_version,
+            **fields,
+        )
+        return self._record(evidence, record)
+
+    def _record(self, evidence: Evidence, about: Record) -> Outgoing:
+        # Canonical, because that is what is hashed and signed.
+        key = evidence.request_id.encode()
+        value = canonical(evidence)
+        return Outgoing(self.catalogue.evidence, key, value, tells=evidence, about=about)
+
+    def result(self, result: Result) -> Outgoing:
+        """Return a result as a record, keyed by request."""
+        key = result.id.encode()
+        return Outgoing(self.catalogue.results, key, encode(result), tells=result)
+
+    def no_answer(
+        self,
+        record: Record,
+        profile: Profile,
+        status: Status,
+        error: ResultError,
+        now: float,
+    ) -> Outgoing:
+        """Return the result of a request that ends without an answer."""
+        return self.result(
+            Result(
+                id=profile.id,
+                status=status,
+                timing=Timing(profile.created_at, routed_at=profile.routed_at, finished_at=now),
+                error=error,
+                trace_id=record.trace_id,
+                metadata=metadata_of(record.value),
+            )
+        )
+
+    def unservable(
+        self, record: Record, request: InferenceRequest, code: str, message: str, now: float
+    ) -> Effect:
+        """Return the rejection of a request of which not even a profile can be made."""
+        created_at = record.came_at(now) if request.created_at is None else request.created_at
+        trace_id = record.trace_id
+        result = Result(
+            id=request.id,
+            status="rejected",
+            timing=Timing(created_at, routed_at=now, finished_at=now),
+            error=ResultError(code, message),
+            trace_id=trace_id,
+            metadata=request.metadata,
+        )
+        evidence = self._unprofiled(record, request, "rejected", code, message, now)
+        return Effect(record, [self.result(result), evidence])
+
+    def duplicate(
+        self, record: Record, request: InferenceRequest, first_offset: int, now: float
+    ) -> Effect:
+        """Return the evidence of a request whose id came before, at ``first_offset``; no result."""
+        topic, partition = record.partition
+        message = f"the first request of this id is {topic}/{partition}@{first_offset}"
+        evidence = self._unprofiled(record, request, "duplicate", "same_id", message, now)
+        return Effect(record, [evidence])
+
+    def cancel_requested(
+        self, record: Record, request_id: str, reason: str | None, now: float
+    ) -> Outgoing:
+        """Return the evidence that a client wanted a request to be ended, known or not."""
+        # No fleet and no policy has a part in it, so that it names neither.
+        return self._record(
+            Evidence(
+                request_id=request_id,
+                step="cancel_requested",
+                at=now,
+                writer=self.writer,
+                source=source_of(record),
+                trace_id=record.trace_id,
+                message=reason,
+            ),
+            record,
+        )
+
+    def _unprofiled(
+        self,
+        record: Record,
+        request: InferenceRequest,
+        step: Step,
+        reason: str,
+        message: str,
+        now: float,
+    ) -> Outgoing:
+        return self._evidence(
+            record,
+            request.id,
+            step,
+            now,
+            tenant=request.tenant,
+            task=request.task,
+            model=request.model,
+            request_digest=self.digests.digest(request.tenant, request.body),
+            reason=reason,
+            message=message,
+        )
+
+    def set_aside(
+        self, record: Record, error: Exception, now: float, *, is_accepted: bool
+    ) -> Effect:
+        """Return the dead letter of a record that can't be read or handled, whatever the error.
+
+        Args:
+            record: as it came.
+            error: what reading or handling it raised.
+            now: epoch seconds.
+            is_accepted: True for an inner topic: its record is a request that was accepted, so
+                that it fails besides, where it says which request it is.
+
+        Raises:
+            LogError: the error is one of the log, which is no fault of the record.
+        """
+        known = _told_of(error)
+        letter = self.dead_letter(record, known, stage=known.stage, reason=known.reason, now=now)
+        if is_accepted and record.unreadable is None:
+            try:
+                profile = h.read_profile(record.headers)
+                failure = ResultError(known.reason, known.message)
+                letter.records += [
+                    self.no_answer(record, profile, "failed", failure, now),
+                    self.step(
+                        record, profile, "failed", now, reason=known.reason, message=known.message
+                    ),
+                ]
+            except Exception as unknown:  # noqa: BLE001 - what it says of itself may be the fault
+                logger.warning("%s says of no request: %s", source_of(record), type(unknown))
+        return letter
+
+    def set_aside_request(
+        self, record: Record, request: InferenceRequest, error: Exception, now: float
+    ) -> Effect:
+        """Return the dead letter of a request that can't be handled, and its rejection.
+
+        Raises:
+            LogError: as ``set_aside``.
+        """
+        known = _told_of(error)
+        letter = self.dead_letter(record, known, stage=known.stage, reason=known.reason, now=now)
+        rejection = self.unservable(record, request, known.reason, known.message, now)
+        letter.records += rejection.records
+        return letter
+
+    def dead_letter(
+        self, record: Record, error: Exception, *, stage: str, reason: str, now: float
+    ) -> Effect:
+        """Return a record as it came, with the reason why it can't be used, and the evidence.
+
+        One that is too large with the reason added is told of without key, value and headers.
+        """
+        topic, partition = record.partition
+        message = getattr(error, "message", None) or str(error)
+        with_reason = partial(
+            h.dead_letter,
+            topic=topic,
+            partition=partition,
+            offset=record.offset,
+            error=error,
+            stage=stage,
+            reason=reason,
+        )
+        letters = self.catalogue.dead_letters
+        # A record without key and value can't be written; an empty key says as much.
+        key = b"" if record.key is None and record.value is None else record.key
+        letter = Outgoing(letters, key, record.value, with_reason(record.headers))
+        cut = with_reason([(h.LEFT_OUT, b"key, value and headers")])
+        spare = Outgoing(letters, b"", None, cut)
+        evidence = self._evidence(
+            record, _name_of(record), "dead_lettered", now, reason=reason, message=message
+        )
+        return Effect(record, [letter, evidence], is_dead_letter=True, spare=spare)
+
+
+def _told_of(error: Exception) -> BadRecordError:
+    """Return an error as one of the record; of a defect, log where it is.
+
+    What else it says stays out: it may hold text of the payload.
+    """
+    if isinstance(error, LogError):
+        raise error
+    if isinstance(error, BadRecordError):
+        return error
+    log_defect(error, "a record can't be handled and is set aside")
+    message = f"Shunter can't handle the record ({type(error).__name__}): please report this defect"
+    return BadRecordError("handle", "unhandled", message)
+
+
+def told(profile: Profile) -> Profile:
+    """Return the profile for the evidence: who the client's conversation is with stays out."""
+    return profile if profile.session is None else replace(profile, session=None)
+
+
+def source_of(record: Record) -> Source:
+    """Return where a record stood."""
+    return Source(record.partition.topic, record.partition.number, record.offset)
+
+
+def metadata_of(value: bytes | None) -> object:
+    """Return the metadata of a request that was parsed before."""
+    try:
+        return decode_json_object(value or b"{}").get("metadata")
+    except BadRecordError:
+        return None
+
+
+def _name_of(record: Record) -> str:
+    """Return the key of a record that has no readable id, else where it stood."""
+    # A key may be as large as a record, and grows by what is made of each of its bytes.
+    if record.key and len(record.key) <= ID_CHARACTERS_MAX:
+        return record.key.decode("utf-8", "backslashreplace")
+    return f"{record.partition.topic}/{record.partition.number}/{record.offset}"

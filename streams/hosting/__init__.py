@@ -1,0 +1,1 @@
+"""Hosting: services of a process, and its web server."""

@@ -1,0 +1,125 @@
+"""The parts that router and worker have in common, put together from the settings."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from mode import Service
+
+from streams.engine.clock import BrokerClock, Clock
+from streams.engine.signer import Signer
+from streams.engine.stage import Observer, Stage
+from streams.engine.text_digests import Digests
+from streams.engine.transactor import Transactor
+from streams.evidence.head_publisher import HeadsService
+from streams.evidence.salt_follower import SaltFollower
+from streams.hosting.services import FollowerService
+from streams.kafka.follower import TopicFollower
+from streams.kafka.log import EXPIRY_CHECK_S, KafkaLog
+from streams.kafka.open_transactions import find_open
+from streams.metrics import Metrics, MetricsService
+from streams.metrics.gauges import follower_counts
+from streams.metrics.open_transaction_watch import BlockWatch, BlockWatchService
+from topics import Catalogue, Settings, Topic
+from topics.admin.provisioning import AdminError, partition_counts
+from topics.signing.keys import load_signing_key
+
+
+def make_signer(settings: Settings, writer: str, clock: Clock) -> Signer:
+    """Return the signer of a process, with the key that the settings name or one of its own.
+
+    Raises:
+        KeyFileError: the key's file can't be used.
+    """
+    catalogue = Catalogue(settings)
+    secret = settings.evidence_secret
+    digests = Digests(
+        catalogue,
+        None if secret is None else secret.get_secret_value().encode(),
+        secrets.token_bytes,
+    )
+    return Signer(catalogue, load_signing_key(settings.evidence_key), writer, clock, digests)
+
+
+def follow(follower: TopicFollower, metrics: Metrics) -> FollowerService:
+    """Return the service of a follower, whose passed over records the metrics count."""
+    metrics.gauges.read_from(follower_counts(follower))
+    return FollowerService(follower)
+
+
+def signing_services(
+    settings: Settings, signer: Signer, metrics: Metrics, clock: BrokerClock
+) -> list[Service]:
+    """Return what has to run, and before any stage, in a process that signs; it sets the clock."""
+    return [
+        follow(SaltFollower(settings, signer.digests), metrics),
+        HeadsService(settings, signer, clock),
+    ]
+
+
+def telling_services(
+    name: str, settings: Settings, metrics: Metrics, clock: Clock
+) -> list[Service]:
+    """Return what tells of a process: its metrics, and the partitions that keep it waiting."""
+    watch = BlockWatch(
+        metrics.logs,
+        partial(find_open, settings),
+        clock,
+        patience_s=settings.transaction_timeout_ms / 1000 + EXPIRY_CHECK_S,
+        servers=settings.bootstrap_servers,
+    )
+    metrics.gauges.read_from(watch.gauges)
+    return [MetricsService(metrics, name, settings.instance, clock), BlockWatchService(watch)]
+
+
+def transactor(
+    settings: Settings,
+    stage: Stage,
+    signer: Signer,
+    metrics: Metrics,
+    observers: Sequence[Observer] = (),
+    before_step: Callable[[], None] = lambda: None,
+) -> Transactor:
+    """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
+    log = KafkaLog(settings, metrics.timed)
+    metrics.watch(stage.group, log)
+    return Transactor(
+        log,
+        stage,
+        signer=signer,
+        progress_topic=Catalogue(settings).progress,
+        poll_s_max=settings.poll_s_max,
+        poll_records_max=settings.poll_records_max,
+        # From its first record on the broker counts; what comes before is quick.
+        transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
+        observers=[metrics.observer, *observers],
+        before_step=before_step,
+    )
+
+
+def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
+    """Make sure that the topics are there before anything relies on them, outside an event loop.
+
+    Raises:
+        AdminError: as ``require_topics``.
+    """
+    asyncio.run(require_topics(settings, topics))
+
+
+async def require_topics(settings: Settings, topics: Iterable[Topic]) -> None:
+    """Make sure that these topics are there.
+
+    Raises:
+        AdminError: Kafka can't be reached, or a topic is missing or has other partitions.
+    """
+    wanted = {topic.name: topic.partitions for topic in topics}
+    if not wanted:
+        return
+    found = await partition_counts(settings, wanted)
+    for name, partitions in wanted.items():
+        if found[name] != partitions:
+            raise AdminError(
+                f"topic {name} has {found[name]} partitions, where SHUNTER_PARTITIONS wants"
+                f" {partitions}; set it to what the topics were created with"
+            )

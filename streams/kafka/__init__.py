@@ -1,0 +1,1 @@
+"""Kafka: the log on aiokafka, and all that touches its private parts."""

@@ -1,0 +1,83 @@
+"""Telling the others, beside all transactions: what is lost is followed by the next."""
+
+import asyncio
+import contextlib
+import logging
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import RecordMetadata
+
+from streams.kafka.broker_loss import client_options
+from streams.kafka.refused_rights import REFUSED_RIGHTS
+from topics import Settings
+
+logger = logging.getLogger(__name__)
+
+FAREWELL_S_MAX = 2.0
+
+
+class Announcer:
+    """A producer that is replaced when it fails; ``topic`` is what it writes to."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        producer = AIOKafkaProducer(
+            **client_options(self._settings), acks="all", enable_idempotence=True
+        )
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        self._producer = producer
+
+    async def publish(self, key: bytes, value: bytes | None) -> RecordMetadata:
+        """Write a record, and return the broker's answer once the log has it.
+
+        Raises:
+            KafkaError: it hasn't.
+        """
+        if self._producer is None:
+            await self.start()
+        assert self._producer is not None  # noqa: S101  made by ``start``
+        try:
+            return await self._producer.send_and_wait(self._topic, value, key=key)
+        except KafkaError:
+            producer, self._producer = self._producer, None
+            await producer.stop()
+            raise
+
+    async def tell(self, key: bytes, value: bytes | None) -> RecordMetadata | None:
+        """Write a record and return the answer; where that fails it is left to the next.
+
+        Raises:
+            KafkaError: a right is missing.
+        """
+        try:
+            return await self.publish(key, value)
+        except REFUSED_RIGHTS:
+            raise
+        except KafkaError as error:
+            logger.warning("%s has not been told of %s: %r", self._topic, key.decode(), error)
+            return None
+
+    async def stop(self, *last: tuple[bytes, bytes | None]) -> None:
+        """Write the last records and close; without a broker nobody could hear them."""
+        if self._producer is None:  # what starts before us has failed
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S_MAX):
+                for key, value in last:
+                    await self.tell(key, value)
+                if self._producer is not None:
+                    await self._producer.stop()

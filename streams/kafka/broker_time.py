@@ -1,0 +1,37 @@
+"""Whose time the records of a topic carry."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka import TopicPartition
+
+from topics import Catalogue, Settings
+from topics.registry import BROKERS_TIME
+
+logger = logging.getLogger(__name__)
+
+# Of a record as the client gives it.
+_BROKERS = 1
+
+
+class Stamps:
+    """Warns once of each topic that should have the broker's time and has that of its writers."""
+
+    def __init__(self, settings: Settings) -> None:
+        topics = Catalogue(settings).shared_topics()
+        self._unwarned = {t.name for t in topics if BROKERS_TIME.items() <= t.config().items()}
+
+    def look(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        """Look at the first record of each partition; a topic has but one setting at a time."""
+        for partition, records in polled.items():
+            # What can't be read has no value, nor anything else.
+            if partition.topic not in self._unwarned or not records or records[0].value is None:
+                continue
+            if records[0].timestamp_type != _BROKERS:
+                self._unwarned.discard(partition.topic)
+                logger.warning(
+                    "%s has not the broker's time but that of whoever writes: who gives old times"
+                    " passes its rate; `shunter topics describe` tells which setting differs",
+                    partition.topic,
+                )

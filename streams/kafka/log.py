@@ -1,0 +1,395 @@
+"""The log on a real Kafka, through aiokafka."""
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    KafkaError,
+    OffsetOutOfRangeError,
+)
+
+from streams.engine.continuity import check_continuity, newest_epoch
+from streams.engine.log import LogError, Membership, Partition, Record, StillOpenError
+from streams.kafka import offset_requests
+from streams.kafka.broker_time import Stamps
+from streams.kafka.instance_name import static_name
+from streams.kafka.leader_agreement import ask_leaders
+from streams.kafka.membership import MembershipListener, assignors
+from streams.kafka.reader import (
+    PASSED_BY_SEEKING,
+    REBALANCE_S,
+    buffered,
+    consumer_options,
+    read_some,
+    reader,
+    unstable,
+)
+from streams.kafka.rebalance_patch import NameLostError, is_counted, join_once, say_farewell
+from streams.kafka.record_batches import records_of, seek_back
+from streams.kafka.refused_rights import REFUSED_RIGHTS
+from streams.kafka.transaction_recovery import Producer, abort_rest, complete_commit
+from streams.kafka.writer import (
+    REFUSALS,
+    KafkaWriter,
+    Timed,
+    let_go,
+    start_writing,
+    transactional_producer,
+    untimed,
+)
+from topics import Catalogue, Progress, Settings
+
+logger = logging.getLogger(__name__)
+
+READ_FETCH_BYTES = 4 * 1024 * 1024
+FETCH_MS = 5000
+FETCH_TRIES = 4
+# As long as looking for the coordinator may take.
+FENCE_S_MAX = 30.0
+# aiokafka takes a member that has asked for no records for so long out of its group, until it asks
+# again. By its default of 5 minutes, one that stood by, and so had nothing to ask for, was out for
+# good; one that had all it can hold, or a long restore, lost its partitions. What a step can wait
+# for in vain has limits of its own (`Transactor._in_time`, FENCE_S_MAX, `_read_to`, REBALANCE_S),
+# and a process that stands still sends no heartbeat.
+IDLE_MS_MAX = math.inf
+# A partition that was just assigned may have no position yet.
+POSITION_S_MAX = 0.1
+LAG_S_MAX = 2.0
+# Where a log has lost what stands at a position, nothing is read from elsewhere in its place.
+NO_RESET = {"auto_offset_reset": "none"}
+# What a client that is asked for its lag may meet: no answer, no broker, its own end.
+UNTOLD = (TimeoutError, KafkaError, ConsumerStoppedError, OSError)
+# So often does a broker look for transactions beyond their timeout, by default.
+EXPIRY_CHECK_S = 10.0
+
+
+class KafkaLog:
+    """One consumer-group member and its writers."""
+
+    refusals: tuple[type[Exception], ...] = REFUSALS
+
+    def __init__(self, settings: Settings, timed: Timed = untimed) -> None:
+        self._settings = settings
+        self._timed = timed
+        self._consumer: AIOKafkaConsumer | None = None
+        self._positions: dict[Partition, int] = {}
+        self._epochs: dict[Partition, int | None] = {}
+        self._group = ""
+        self._stamps = Stamps(self._settings)
+
+    def is_passing(self, error: Exception) -> bool:
+        """Tell whether an error may be gone at the next try.
+
+        What Kafka refuses for good it refuses again: a right, and a name that another has.
+        """
+        if isinstance(error, (*REFUSED_RIGHTS, NameLostError)):
+            return False
+        return isinstance(error, KafkaError | OSError | StillOpenError)
+
+    @property
+    def _member(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            raise LogError("not a member of a group: call join() first")
+        return self._consumer
+
+    async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:
+        """Become a member of the group, a static one: a quick restart moves no partition."""
+        join_once()
+        self._group = group
+        self._consumer = AIOKafkaConsumer(
+            **consumer_options(self._settings) | NO_RESET,
+            group_id=group,
+            group_instance_id=static_name(group, self._settings.instance),
+            partition_assignment_strategy=assignors(self._settings.partitions),
+            session_timeout_ms=self._settings.session_timeout_ms,
+            heartbeat_interval_ms=min(1000, self._settings.session_timeout_ms // 3),
+            rebalance_timeout_ms=30_000,
+            max_poll_interval_ms=IDLE_MS_MAX,
+        )
+        self._consumer.subscribe(topics, listener=MembershipListener(membership, self._consumer))
+        await self._consumer.start()
+
+    async def is_member(self) -> bool:
+        """Ask the group's coordinator, by a heartbeat."""
+        return await is_counted(self._member)
+
+    async def leave(self) -> None:
+        """Close the reader. A static member stays in the group until its session ends."""
+        if self._consumer is not None:
+            consumer, self._consumer = self._consumer, None
+            await say_farewell(consumer)
+            await consumer.stop()
+
+    async def poll(
+        self,
+        timeout_s: float,
+        records_max: int,
+        paused: Collection[Partition],
+        *,
+        of_each: bool = False,
+    ) -> Mapping[Partition, Sequence[Record]]:
+        """Return new committed records of our partitions, none of those paused."""
+        consumer = self._member
+        held_back = {TopicPartition(*p) for p in paused}
+        resumed = consumer.paused() - held_back
+        consumer.resume(*resumed)
+        consumer.pause(*(held_back & consumer.assignment()))
+        # A poll of None names all partitions, paused ones with records in the buffer included.
+        wanted = consumer.assignment() - held_back
+        if not wanted:
+            # As `getmany` does first: who only waits would never learn what the group refuses.
+            consumer._coordinator.check_errors()  # noqa: SLF001
+            await asyncio.sleep(timeout_s)
+            return {}
+        try:
+            # Once a rebalance has begun the client waits for its end, whatever timeout it was
+            # given; and the rebalance waits for the caller of this to give up the partitions.
+            async with asyncio.timeout(timeout_s + REBALANCE_S):
+                polled = await consumer.getmany(
+                    *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
+                )
+            if polled and of_each:
+                polled |= await buffered(consumer, wanted - polled.keys(), records_max)
+        except TimeoutError:
+            return {}
+        except PASSED_BY_SEEKING:
+            seek_back(consumer, self._positions)
+            return {}
+        except OffsetOutOfRangeError as error:
+            await self._find_again([Partition(*p) for p in error.args[0]])
+            seek_back(consumer, self._positions)
+            return {}
+        self._stamps.look(polled)
+        records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items() if rs}
+        for partition, found in records.items():
+            known, position = self._epochs.get(partition), self._positions.get(partition, 0)
+            self._epochs[partition] = await newest_epoch(self, self._group, found, position, known)
+        self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items()}
+        return records
+
+    async def _find_again(self, partitions: Collection[Partition]) -> None:
+        """Go on where a log begins whose retention was quicker than we are.
+
+        Raises:
+            BrokenLogError: it ends before the position.
+        """
+        for partition in partitions:
+            position = self._positions.get(partition, 0)
+            first, _ = (await self.bounds([partition]))[partition]
+            if position < first:
+                logger.warning(
+                    "%s begins at %d: what stood from %d on was deleted before it was read",
+                    *(partition, first, position),
+                )
+                self._positions[partition] = first
+            else:
+                await check_continuity(self, self._group, partition, Progress(position))
+
+    async def committed(self, partition: Partition) -> int | None:
+        """Return the group's committed offset, asked of the broker (rule 2)."""
+        offset: int | None = await self._member.committed(TopicPartition(*partition))
+        return offset
+
+    async def lag(self) -> Mapping[Partition, int]:
+        """Return how many offsets below the last stable one each of our partitions is behind.
+
+        The broker is asked for the ends: those of the last fetch grow old where a partition is
+        paused. Its answer comes after that to a fetch under way, which it may hold back for 0.5 s.
+        """
+        consumer = self._consumer
+        if consumer is None:
+            return {}
+        lags: dict[Partition, int] = {}
+        # What is wrong with the member it finds out itself.
+        with contextlib.suppress(*UNTOLD):
+            async with asyncio.timeout(LAG_S_MAX):
+                ends = await consumer.end_offsets(consumer.assignment())
+            for partition, end in ends.items():
+                with contextlib.suppress(*UNTOLD):
+                    async with asyncio.timeout(POSITION_S_MAX):
+                        position = await consumer.position(partition)
+                    lags[Partition(*partition)] = max(0, end - position)
+        return lags
+
+    def unstable(self) -> Mapping[Partition, tuple[int, int]]:
+        """Return last stable offset and end where they differ, as the last fetch told them."""
+        return {} if self._consumer is None else unstable(self._consumer)
+
+    def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
+        """Let the next poll of the partition begin at the offset."""
+        self._positions[partition] = offset
+        self._epochs[partition] = leader_epoch
+        self._member.seek(TopicPartition(*partition), offset)
+
+    async def bounds(
+        self, partitions: Collection[Partition]
+    ) -> Mapping[Partition, tuple[int, int]]:
+        """Return first offset and high watermark.
+
+        Asked uncommitted: to a committed reader the end is the oldest open transaction, perhaps
+        another stage's, and what lies behind it would be missed.
+        """
+        wanted = [TopicPartition(*p) for p in partitions]
+        topics = {p.topic for p in partitions}
+        async with self._reader([], topics, isolation_level="read_uncommitted") as probe:
+
+            async def ask() -> dict[Partition, tuple[int, int]]:
+                first = await probe.beginning_offsets(wanted)
+                end = await probe.end_offsets(wanted)
+                return {Partition(*p): (first[p], end[p]) for p in wanted}
+
+            return await ask_leaders(probe._client, wanted, ask)  # noqa: SLF001 - whom it asks
+
+    async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
+        """Return the id of each topic: another one where it was deleted and made again."""
+        async with self._asked(topics) as client:
+            return await offset_requests.passing(partial(offset_requests.topic_ids, client, topics))
+
+    async def epoch_end(self, partition: Partition, leader_epoch: int) -> int | None:
+        """Return where the records up to a leader epoch end, None where the log has no such."""
+        where = TopicPartition(*partition)
+        async with self._asked([partition.topic]) as client:
+            return await offset_requests.passing(
+                lambda: offset_requests.epoch_end(client, where, leader_epoch)
+            )
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, topics: Collection[str] = ()) -> AsyncIterator[AIOKafkaClient]:
+        """Lend a client that knows these topics, for requests that aiokafka doesn't have."""
+        if self._consumer is not None:
+            yield self._consumer._client  # noqa: SLF001 - see above
+            return
+        async with self._reader([], topics) as probe:
+            yield probe._client  # noqa: SLF001 - likewise
+
+    async def read(
+        self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        """Yield the committed records from each start to its end, or to the end as it is now.
+
+        Raises:
+            StillOpenError: one kept the end out of reach until after its timeout.
+        """
+        if ends is None:
+            ends = {p: end for p, (_, end) in (await self.bounds(starts)).items()}
+        wanted = {p: end for p, end in ends.items() if end > starts[p]}
+        if not wanted:
+            return
+        async with self._reader(wanted) as reader:
+            for partition in wanted:
+                reader.seek(TopicPartition(*partition), starts[partition])
+            async for records in self._read_to(reader, dict(starts), wanted):
+                yield records
+
+    def _reader(
+        self, partitions: Collection[Partition], asks: Collection[str] = (), **options: Any
+    ) -> AbstractAsyncContextManager[AIOKafkaConsumer]:
+        options["max_partition_fetch_bytes"] = READ_FETCH_BYTES
+        return reader(self._settings, partitions, asks, **options | NO_RESET)
+
+    async def _read_to(
+        self,
+        reader: AIOKafkaConsumer,
+        positions: dict[Partition, int],
+        ends: Mapping[Partition, int],
+    ) -> AsyncIterator[Sequence[Record]]:
+        loop = asyncio.get_running_loop()
+        patience_s = 2 * self._settings.transaction_timeout_ms / 1000 + EXPIRY_CHECK_S
+        last_progress = loop.time()
+        behind = dict(ends)
+        while behind:
+            # Of these only: what is left in the buffer of one that is read to its end is not.
+            wanted = [TopicPartition(*p) for p in behind]
+            for partition, records in (await read_some(reader, wanted, positions)).items():
+                if records:
+                    yield [r for r in records if r.offset < ends[partition]]
+                    positions[partition] = records[-1].offset + 1
+                    last_progress = loop.time()
+            # position() moves past control records, which are never returned.
+            for partition in list(behind):
+                if await reader.position(TopicPartition(*partition)) >= behind[partition]:
+                    del behind[partition]
+                    reader.pause(TopicPartition(*partition))
+            if loop.time() - last_progress > patience_s:
+                waiting = ", ".join(map(str, behind))
+                raise StillOpenError(
+                    f"an open transaction on {waiting} has not ended in {patience_s} s"
+                )
+
+    async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:
+        """Return the committed records at these offsets; absent where one is gone.
+
+        Raises:
+            LogError: one is there, and no broker gives it.
+        """
+        wanted = set(offsets)
+        found: dict[int, Record] = {}
+        async with self._reader([partition]) as reader:
+            position = -1
+            for offset in sorted(wanted):
+                if offset < position:
+                    continue
+                records = await self._read_at(reader, partition, offset)
+                # Of each 4 MiB that come, perhaps one record is wanted.
+                found |= {record.offset: record for record in records if record.offset in wanted}
+                if records:
+                    position = records[-1].offset + 1
+        return found
+
+    async def _read_at(
+        self, reader: AIOKafkaConsumer, partition: Partition, offset: int
+    ) -> Sequence[Record]:
+        topic_partition = TopicPartition(*partition)
+        reader.seek(topic_partition, offset)
+        for _ in range(FETCH_TRIES):
+            try:
+                polled = await reader.getmany(topic_partition, timeout_ms=FETCH_MS)
+            except PASSED_BY_SEEKING:
+                reader.seek(topic_partition, offset)
+                continue
+            except OffsetOutOfRangeError:
+                return ()
+            if polled.get(topic_partition):
+                return records_of(partition, polled[topic_partition])
+            # The client says no more where no broker answers than where there is nothing.
+            if await reader.position(topic_partition) != offset:
+                return ()
+            first, end = (await self.bounds([partition]))[partition]
+            if not first <= offset < end:
+                return ()
+        raise LogError(f"{partition} has a record at {offset}, and no broker gives it")
+
+    async def fence(self, transactional_id: str) -> KafkaWriter:
+        """Return the producer of this id; the broker aborts what an earlier one left open.
+
+        Raises:
+            TimeoutError: no broker fences it in time.
+            LogError: no broker could be asked, another owner came between, or the brokers let no
+                transaction be open for as long as the settings want.
+        """
+        async with self._asked() as client:
+            return await self._fence(client, transactional_id)
+
+    async def _fence(self, client: AIOKafkaClient, transactional_id: str) -> KafkaWriter:
+        owns = Catalogue(self._settings).owns
+        await complete_commit(client, transactional_id, owns)
+        producer = transactional_producer(self._settings, transactional_id)
+        try:
+            async with asyncio.timeout(FENCE_S_MAX):
+                await start_writing(producer, self._settings)
+            known = producer._txn_manager  # noqa: SLF001 - likewise
+            fenced = Producer(transactional_id, known.producer_id, known.producer_epoch)
+            await abort_rest(client, fenced, owns)
+        except BaseException:
+            await let_go(producer)
+            raise
+        return KafkaWriter(producer, self._timed)

@@ -1,0 +1,123 @@
+"""A consumer of no group, for as long as it takes to read or to ask something."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import (
+    CorruptRecordException,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+
+from streams.engine.log import LogError, Partition, Record
+from streams.kafka.broker_loss import client_options
+from streams.kafka.record_batches import read_every_batch, records_of, seek_back
+from topics import Settings
+
+READ_RECORDS_MAX = 5000
+# How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
+REBALANCE_S = 0.1
+# A wrong checksum, and a partition that the client has met before we told it where to begin.
+PASSED_BY_SEEKING = (CorruptRecordException, NoOffsetForPartitionError)
+
+
+def consumer_options(settings: Settings) -> dict[str, Any]:
+    """Return what every consumer here has in common: committed records, offsets by hand.
+
+    Whoever makes a consumer asks here first, so that none reads batches as aiokafka alone does.
+    """
+    read_every_batch(settings.batch_bytes_max)
+    return {
+        **client_options(settings),
+        "isolation_level": "read_committed",
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+    }
+
+
+@contextlib.asynccontextmanager
+async def reader(
+    settings: Settings,
+    partitions: Collection[Partition] = (),
+    asks: Collection[str] = (),
+    **options: Any,
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """Lend a consumer; it is closed even where it was given up while it started.
+
+    Args:
+        settings: where Kafka is.
+        partitions: to read.
+        asks: topics of which it will be asked for offsets without reading them. Of one that it does
+            not know yet the client would find out only after a pause of 0.1 s, one after the other.
+        options: of the client, beside or instead of those that all here have.
+    """
+    lent = AIOKafkaConsumer(**consumer_options(settings) | options)
+    try:
+        if partitions:
+            lent.assign([TopicPartition(*p) for p in partitions])
+        await lent.start()
+        if asks:
+            await lent._client.set_topics(asks)  # noqa: SLF001 - see above
+        yield lent
+    finally:
+        await lent.stop()
+
+
+async def read_some(
+    reader: AIOKafkaConsumer,
+    wanted: Sequence[TopicPartition],
+    positions: dict[Partition, int],
+) -> Mapping[Partition, Sequence[Record]]:
+    """Return what has come of partitions; ``positions`` is where each is read from.
+
+    Raises:
+        LogError: one has lost its end.
+    """
+    try:
+        polled = await reader.getmany(*wanted, timeout_ms=50, max_records=READ_RECORDS_MAX)
+    except PASSED_BY_SEEKING:
+        seek_back(reader, positions)
+        return {}
+    except OffsetOutOfRangeError as error:
+        # Retention was quicker than we are, or the end is gone; nothing is read from elsewhere.
+        for topic_partition in error.args[0]:
+            first = (await reader.beginning_offsets([topic_partition]))[topic_partition]
+            if first <= positions[Partition(*topic_partition)]:
+                raise LogError(f"{Partition(*topic_partition)} has lost its end") from error
+            positions[Partition(*topic_partition)] = first
+        seek_back(reader, positions)
+        return {}
+    return {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items()}
+
+
+async def buffered(
+    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], records_max: int
+) -> dict[TopicPartition, Sequence[Any]]:
+    """Return what the client has of these partitions already, at most so many of each.
+
+    It fills a poll from one partition for as long as it has records of that. But of each partition
+    there is a transaction, and while one commits another can be worked on.
+    """
+    found: dict[TopicPartition, Sequence[Any]] = {}
+    # As in `KafkaLog.poll`; what was found until then must not be lost.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REBALANCE_S):
+            for partition in partitions:
+                found |= await consumer.getmany(partition, max_records=records_max)
+    return found
+
+
+def unstable(consumer: AIOKafkaConsumer) -> dict[Partition, tuple[int, int]]:
+    """Return last stable offset and end of what a consumer reads, as its last fetch told them.
+
+    Where both are the same nothing is returned.
+    """
+    found: dict[Partition, tuple[int, int]] = {}
+    for partition in consumer.assignment():
+        stable_end, end = consumer.last_stable_offset(partition), consumer.highwater(partition)
+        if stable_end is not None and end is not None and 0 <= stable_end < end:
+            found[Partition(*partition)] = (stable_end, end)
+    return found

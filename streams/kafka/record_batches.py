@@ -1,0 +1,358 @@
+"""Record batches, read so that no batch can stop a partition.
+
+aiokafka reads what its parser expects and fails on all else, at the same place every time: a codec
+that is not installed, a header name that isn't UTF-8, bytes that don't decompress. It also unpacks
+a batch whole, however large it becomes: 98 KB of gzip may hold 96 MiB. One record of a client could
+so end each process that reads the partition, one after the other.
+
+``read_every_batch`` puts the parser of this module in the client's place. A batch is unpacked
+within a limit. What can't be read of it comes as one record without key and value at the batch's
+last offset, which says why (``Record.unreadable``); records before and after it come as they are.
+The module is held to aiokafka 0.14 by tests/test_record_batches.py.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
+from aiokafka.record.legacy_records import LegacyRecordBatch
+from aiokafka.record.util import decode_varint
+
+from streams.engine.log import Partition, Record
+from streams.kafka.compression import UnpackError, unpack
+from topics import BadRecordError
+
+# Of the header of a batch, format v2: base offset, length, leader epoch, magic, CRC, attributes,
+# last offset delta, first and last timestamp, producer id and epoch, base sequence, record count.
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+_LENGTH_AT, _MAGIC_AT, _ATTRIBUTES_AT = 8, 16, 21
+_LEADING_BYTES = 12  # base offset and length
+_CODEC_MASK = 0x07
+_CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
+# Batches whose checksum was wrong once are fetched again; so many are remembered.
+_SUSPECTS_MAX = 1000
+
+_bytes_max: int = 32 * 1024 * 1024
+_suspects: dict[bytes, None] = {}
+
+
+def read_every_batch(bytes_max: int) -> None:
+    """Let each consumer of this process read batches by this module.
+
+    Args:
+        bytes_max: most bytes that a compressed batch may unpack to.
+    """
+    global _bytes_max  # noqa: PLW0603 - as much the process's own as the client that it is put into
+    _bytes_max = bytes_max
+    fetcher.MemoryRecords = RecordBatches
+    fetcher.PartitionRecords = _PartitionRecords
+
+
+def records_of(partition: Partition, records: Sequence[Any]) -> list[Record]:
+    """Return what a consumer returned as records."""
+    return [_record(partition, r) for r in records]
+
+
+def seek_back(consumer: AIOKafkaConsumer, positions: Mapping[Partition, int]) -> None:
+    """Go back to where the last records left off, after a batch whose checksum was wrong.
+
+    The client has lost what it had read before it in the same poll.
+    """
+    for topic_partition in consumer.assignment():
+        position = positions.get(Partition(*topic_partition))
+        if position is not None:
+            consumer.seek(topic_partition, position)
+
+
+def _record(partition: Partition, r: Any) -> Record:
+    headers, unreadable = r.headers, None
+    if headers and type(headers[-1][1]) is BadRecordError:
+        headers, unreadable = headers[:-1], headers[-1][1]
+    return Record(
+        partition, r.offset, r.key, r.value, headers, r.timestamp, None, unreadable, r.leader_epoch
+    )
+
+
+class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """Records of a partition as aiokafka has them, each with the leader epoch of its batch."""
+
+    _records: "RecordBatches"
+
+    def _consumer_record(self, tp: Any, record: Any) -> Any:
+        found = super()._consumer_record(tp, record)
+        found.leader_epoch = self._records.leader_epoch
+        return found
+
+
+class MisplacedError(Exception):
+    """A record claims an offset at which its batch can't have it."""
+
+
+class RecordBatches:
+    """What a fetch returned of a partition, batch by batch, as aiokafka's ``MemoryRecords``."""
+
+    leader_epoch: int | None = None
+    """Of the batch that was returned last."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+
+    def size_in_bytes(self) -> int:
+        """Return the length of what was fetched."""
+        return len(self._data)
+
+    def has_next(self) -> bool:
+        """Tell whether another batch is there; a fetch may end within one."""
+        return self._end() is not None
+
+    def next_batch(self) -> "FetchedBatch | None":
+        """Return the next batch, None at the end."""
+        end = self._end()
+        if end is None:
+            return None
+        raw, self._at = self._data[self._at : end], end
+        batch = FetchedBatch(raw)
+        self.leader_epoch = batch.leader_epoch
+        return batch
+
+    def _end(self) -> int | None:
+        if self._at + _LEADING_BYTES > len(self._data):
+            return None
+        (length,) = struct.unpack_from(">i", self._data, self._at + _LENGTH_AT)
+        end: int = self._at + _LEADING_BYTES + max(0, length)
+        return end if end <= len(self._data) else None
+
+
+class FetchedBatch:
+    """One batch, as the client's fetcher looks at it: its header, then its records in order."""
+
+    is_control_batch = False
+    is_transactional = False
+    producer_id: int | None = None
+    leader_epoch: int | None = None
+
+    def __init__(self, raw: memoryview) -> None:
+        self._raw = raw
+        self._parsed: Any = None
+        self._next: Iterator[Any] | None = None
+        (self.base_offset,) = struct.unpack_from(">q", raw)
+        self.next_offset = self.base_offset + 1
+        self._timestamp = -1
+        self._codec = 0
+        self._count = 1
+        self._error: BadRecordError | None = None
+        try:
+            self._parse_header()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, it is passed
+            self._error = self._unreadable("corrupt_batch", f"is no record batch ({_named(error)})")
+
+    def _parse_header(self) -> None:
+        raw = self._raw
+        magic = raw[_MAGIC_AT]
+        if magic < 2:
+            self._parsed = LegacyRecordBatch(raw, magic)
+            self.next_offset = self._parsed.next_offset
+            if self._parsed.compression_type:
+                # Its size can't be told beforehand, and no client of the last years sends it.
+                self._error = self._unreadable(
+                    "old_format", f"has record format v{magic}, compressed; send format v2"
+                )
+            return
+        header = _HEADER.unpack_from(raw)
+        self.leader_epoch = header[2] if header[2] >= 0 else None
+        self._codec = header[5] & _CODEC_MASK
+        self._timestamp = header[8]
+        self._count = header[12]
+        self._parsed = batch = DefaultRecordBatch(raw)
+        self.next_offset = batch.next_offset
+        self.is_control_batch = batch.is_control_batch
+        self.is_transactional = batch.is_transactional
+        self.producer_id = batch.producer_id
+
+    def validate_crc(self) -> bool:
+        """Tell whether the batch is as it was sent, or was wrong when it was fetched before, too.
+
+        What the network has changed is right when it is fetched again. What the disk has changed is
+        not, and is passed.
+        """
+        if self._parsed is None or self._parsed.validate_crc():
+            return True
+        suspect = bytes(self._raw[: _HEADER.size])
+        if suspect not in _suspects:
+            if len(_suspects) >= _SUSPECTS_MAX:
+                del _suspects[next(iter(_suspects))]
+            _suspects[suspect] = None
+            return False
+        # Nothing of it can be believed, its attributes included.
+        self.is_control_batch = self.is_transactional = False
+        self.producer_id = None
+        self._error = self._unreadable("corrupt_batch", "has a wrong checksum")
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the records; of those that can't be read, one that says why."""
+        if self._error is not None:
+            yield self._placeholder(self._error)
+            return
+        read, next_offset, unpacked = 0, self.base_offset, None
+        try:
+            batch = self._parsed
+            if self._codec:
+                unpacked = self._unpacked()
+                batch = DefaultRecordBatch(unpacked)
+            for record in self._in_place(batch, read, next_offset):
+                yield record
+                read += 1
+                next_offset = record.offset + 1
+        except UnpackError as error:
+            yield self._placeholder(self._unreadable("undecodable_batch", str(error)))
+        except MisplacedError as error:
+            yield self._placeholder(self._unreadable("corrupt_batch", str(error)))
+        except Exception:  # noqa: BLE001 - whatever the parser stumbles on
+            yield from self._read_leniently(unpacked or self._raw, read, next_offset)
+
+    def __next__(self) -> Any:
+        """Return the next record: the one of a control batch, for the fetcher."""
+        if self._next is None:
+            self._next = iter(self._parsed)
+        return next(self._next)
+
+    def _unpacked(self) -> bytes:
+        """Return the batch without its compression.
+
+        Raises:
+            UnpackError: it unpacks to more than the limit, or not at all.
+        """
+        name = _CODECS.get(self._codec)
+        if name is None:
+            raise UnpackError(f"has the codec {self._codec}, which is none of Kafka's")
+        records = unpack(name, self._raw[_HEADER.size :], _bytes_max)
+        header = bytearray(self._raw[: _HEADER.size])
+        length = len(header) + len(records) - _LEADING_BYTES
+        struct.pack_into(">i", header, _LENGTH_AT, length)
+        (attributes,) = struct.unpack_from(">h", header, _ATTRIBUTES_AT)
+        struct.pack_into(">h", header, _ATTRIBUTES_AT, attributes & ~_CODEC_MASK)
+        return b"".join((header, records))
+
+    def _read_leniently(
+        self, data: bytes | memoryview, read: int, next_offset: int
+    ) -> Iterator[Any]:
+        """Yield the records after the first ``read``, whatever bytes their header names are of."""
+        try:
+            for record in self._in_place(_LenientBatch(data, read), read, next_offset):
+                yield _with_readable_names(record)
+                next_offset = record.offset + 1
+        except MisplacedError as error:
+            yield self._placeholder(self._unreadable("corrupt_batch", str(error)))
+        except Exception as error:  # noqa: BLE001 - as above
+            if next_offset < self.next_offset:
+                what = f"can't be read from offset {next_offset} on ({_named(error)})"
+                yield self._placeholder(self._unreadable("corrupt_batch", what))
+
+    def _in_place(self, records: Iterable[Any], read: int, next_offset: int) -> Iterator[Any]:
+        """Yield the records, from one that has ``read`` before it, while their offsets can be.
+
+        Kafka checks them where the batch is compressed, and nowhere else. A record that claimed a
+        far one would take the progress of its reader there, past all that comes between; one that
+        claimed an earlier one would never be seen.
+
+        Raises:
+            MisplacedError: an offset was taken before, or leaves too few to those that follow.
+        """
+        for at, record in enumerate(records, read):
+            if not next_offset <= record.offset <= self.next_offset - self._count + at:
+                raise MisplacedError(
+                    f"has a record that claims offset {record.offset}, where {next_offset} is next"
+                )
+            yield record
+            next_offset = record.offset + 1
+
+    def _unreadable(self, reason: str, what: str) -> BadRecordError:
+        last = self.next_offset - 1
+        span = f"{self.base_offset} to {last}" if last > self.base_offset else f"{last}"
+        return BadRecordError("decode", reason, f"the record batch at offset {span} {what}")
+
+    def _placeholder(self, error: BadRecordError) -> "_Placeholder":
+        return _Placeholder(self.next_offset - 1, self._timestamp, error)
+
+
+class _Placeholder:
+    """Stands for the records of a batch that can't be read."""
+
+    timestamp_type: Final = 0
+    key: Final = None
+    value: Final = None
+    checksum: Final = None
+
+    def __init__(self, offset: int, timestamp: int, error: BadRecordError) -> None:
+        self.offset = offset
+        self.timestamp = timestamp
+        # What no bytes from outside can forge.
+        self.headers = (("", error),)
+
+
+class _Named:
+    """A record some of whose header names are shown with escapes, and which says so."""
+
+    checksum: Final = None
+
+    def __init__(self, record: Any, headers: Sequence[tuple[str, Any]]) -> None:
+        self.offset = record.offset
+        self.timestamp = record.timestamp
+        self.timestamp_type = record.timestamp_type
+        self.key = record.key
+        self.value = record.value
+        self.headers = headers
+
+
+class _Lenient(bytearray):
+    """Bytes whose slices decode to text whatever they hold."""
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        return _Lenient(found) if isinstance(key, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        try:
+            return super().decode(encoding, errors)
+        except UnicodeDecodeError:
+            return _Escaped(super().decode(encoding, "backslashreplace"))
+
+
+class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
+    """An uncompressed batch after its first ``read`` records, with header names of any bytes."""
+
+    _buffer: bytearray
+    _pos: int
+
+    def __init__(self, data: bytes | memoryview, read: int) -> None:
+        super().__init__(data)
+        for _ in range(read):
+            length, self._pos = decode_varint(self._buffer, self._pos)
+            self._pos += length
+        self._buffer = _Lenient(self._buffer)
+        self._next_record_index = read
+
+
+class _Escaped(str):
+    """A name that was not sent like this: it has escapes for bytes that are not UTF-8."""
+
+    __slots__ = ()
+
+
+def _with_readable_names(record: Any) -> Any:
+    if not any(type(name) is _Escaped for name, _ in record.headers):
+        return record
+    message = "the name of a header is not UTF-8; send header names as UTF-8 text"
+    error = BadRecordError("decode", "header_not_utf8", message)
+    headers = [(str(name), value) for name, value in record.headers]
+    return _Named(record, (*headers, ("", error)))
+
+
+def _named(error: Exception) -> str:
+    # Its text may have bytes of the payload.
+    return type(error).__name__

@@ -1,0 +1,247 @@
+"""Ending transactions that a dying broker left without an end.
+
+Checked on Kafka 4.3.1, one broker, ``kill -9`` of the broker while a transaction was open or had
+just been committed: the restarted coordinator ended it in its own log while the partitions had no
+leader yet, and wrote no marker to them. For their readers that transaction is open for ever, and
+none passes it: all routers and workers stood still (docs/decisions/0002). Kafka's own cure is an
+operator with ``kafka-transactions.sh``.
+
+A marker closes whatever its producer id has open on a partition. So the successor adds the
+partition to a transaction without a record and ends that the way the lost one had ended:
+
+- a commit *before* it fences the predecessor, in the predecessor's name: fencing makes the
+  coordinator forget how the last transaction ended, and a successor that died right after it
+  would leave nobody who knows;
+- an abort *after* fencing. Whatever is open then can only be one: commits are complete.
+
+A predecessor that is alive and has lost a marker can't be in the middle of another transaction
+meanwhile: what loses a marker also cuts its connection, and a writer that was cut off is replaced
+before it goes on. One that has lost none may be: what it has open looks the same for as long as it
+is written to. So a commit is completed only where a transaction was open both before and after the
+coordinator was heard to say that there is none.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+from aiokafka import TopicPartition
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import (
+    ConcurrentTransactions,
+    KafkaError,
+    LeaderNotAvailableError,
+    NodeNotReadyError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest
+
+from streams.engine.concurrency import Shared
+from streams.engine.log import LogError
+from streams.kafka.kip664 import DescribeProducers, DescribeTransactions
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A lone broker that was killed is back in about 5 s; of several another leads after its session.
+PATIENCE_S = 30.0
+RETRY_S = 0.2
+# A code of the protocol that aiokafka has no class for.
+TRANSACTIONAL_ID_NOT_FOUND = 105
+NO_LEADER = -1
+Owns = Callable[[str], bool]
+"""Tells whether a topic is one that the producers may have written to."""
+OpenByProducer = dict[int, dict[TopicPartition, int]]
+
+# A process has a writer for each of its partitions, and all of them look when a broker has died.
+_looks: WeakKeyDictionary[AIOKafkaClient, Shared[OpenByProducer]] = WeakKeyDictionary()
+
+
+class Producer(NamedTuple):
+    """A transactional producer as its coordinator knows it."""
+
+    transactional_id: str
+    producer_id: int
+    epoch: int
+
+
+async def complete_commit(client: AIOKafkaClient, transactional_id: str, owns: Owns) -> None:
+    """Write the markers that the newest transaction of an id lacks, if it was committed.
+
+    To be called before fencing.
+
+    Raises:
+        LogError: the cluster can't be asked, or the predecessor lives and has gone on.
+    """
+    state, predecessor = await _last_transaction(client, transactional_id)
+    if state != "CompleteCommit":
+        return
+    before = await _hanging_partitions(client, predecessor.producer_id, owns)
+    if not before or await _last_transaction(client, transactional_id) != (state, predecessor):
+        return
+    after = await _hanging_partitions(client, predecessor.producer_id, owns)
+    hanging = [p for p, started_at in before.items() if after.get(p) == started_at]
+    if hanging:
+        await _end(client, predecessor, hanging, "commit")
+
+
+async def abort_rest(client: AIOKafkaClient, fenced: Producer, owns: Owns) -> None:
+    """Write the markers that the newest transaction of a producer that was just fenced lacks.
+
+    Raises:
+        LogError: the cluster can't be asked, or the producer was fenced in turn.
+    """
+    hanging = await _hanging_partitions(client, fenced.producer_id, owns)
+    if hanging:
+        await _end(client, fenced, hanging, "abort")
+
+
+async def _last_transaction(
+    client: AIOKafkaClient, transactional_id: str
+) -> tuple[str | None, Producer]:
+    """Return the state of an id's newest transaction, None where there was none, and its owner."""
+
+    async def ask() -> tuple[str | None, Producer]:
+        # On a new broker the coordinator's topic is made by this very question.
+        response = await _ask_coordinator(
+            client, transactional_id, DescribeTransactions(transactional_id)
+        )
+        code, _, state, _, _, producer_id, epoch = response.transaction_states[0][:7]
+        if code == TRANSACTIONAL_ID_NOT_FOUND:
+            return None, Producer(transactional_id, -1, -1)
+        _raise_for(code)
+        if state.startswith("Prepare"):
+            # The outcome is known and its markers are on their way, or about to be left out.
+            raise ConcurrentTransactions(state)
+        return state, Producer(transactional_id, producer_id, epoch)
+
+    return await _patiently(f"no broker coordinates the transactions of {transactional_id}", ask)
+
+
+async def _hanging_partitions(
+    client: AIOKafkaClient, producer_id: int, owns: Owns
+) -> dict[TopicPartition, int]:
+    """Return where a producer without a transaction has one open, and the offset where it began.
+
+    A partition that we may not look into is passed over: we may not write to it either.
+    """
+    look = _looks.get(client)
+    if look is None:
+        look = _looks[client] = Shared(partial(_look_for, ref(client), owns))
+    found = await _patiently("some partition of ours has no leader", look)
+    return found.get(producer_id, {})
+
+
+async def _look_for(client: "ref[AIOKafkaClient]", owns: Owns) -> OpenByProducer:
+    """Return what is open on our partitions, by producer."""
+    asked = client()
+    if asked is None:
+        raise NodeNotReadyError("whoever asked is gone")
+    by_leader = await _by_leader(asked, owns)
+    found: OpenByProducer = {}
+    for response in await asyncio.gather(
+        *(asked.send(node, DescribeProducers(led)) for node, led in by_leader.items())
+    ):
+        for topic, partitions, _ in response.topics:
+            for number, code, _, producers, _ in partitions:
+                if code == TopicAuthorizationFailedError.errno:
+                    continue
+                _raise_for(code)
+                where = TopicPartition(topic, number)
+                for producer_id, _, _, _, _, started_at in (p[:6] for p in producers):
+                    if started_at >= 0:
+                        found.setdefault(producer_id, {})[where] = started_at
+    return found
+
+
+async def _by_leader(client: AIOKafkaClient, owns: Owns) -> dict[int, list[TopicPartition]]:
+    by_leader: dict[int, list[TopicPartition]] = {}
+    try:
+        cluster = await client.fetch_all_metadata()
+    except KafkaError as error:
+        raise NodeNotReadyError(str(error)) from error
+    for topic in cluster.topics():
+        if owns(topic):
+            for number in cluster.partitions_for_topic(topic) or ():
+                partition = TopicPartition(topic, number)
+                leader = cluster.leader_for_partition(partition)
+                if leader is None or leader == NO_LEADER:
+                    raise LeaderNotAvailableError(f"{topic}[{number}]")
+                by_leader.setdefault(leader, []).append(partition)
+    return by_leader
+
+
+async def _end(
+    client: AIOKafkaClient,
+    producer: Producer,
+    partitions: Collection[TopicPartition],
+    outcome: Literal["commit", "abort"],
+) -> None:
+    """Write the markers that are missing on these partitions."""
+    names = ", ".join(f"{topic}[{number}]" for topic, number in partitions)
+    logger.warning(
+        "a broker died and left a transaction of %s without its %s on %s; writing it now",
+        producer.transactional_id,
+        outcome,
+        names,
+    )
+    by_topic: dict[str, list[int]] = {}
+    for topic, number in partitions:
+        by_topic.setdefault(topic, []).append(number)
+    add = AddPartitionsToTxnRequest(*producer, list(by_topic.items()))
+    end = EndTxnRequest(*producer, outcome == "commit")
+    try:
+        for request in (add, end):
+            await _send_until_done(client, producer.transactional_id, request)
+    except KafkaError as error:
+        raise LogError(
+            f"the {outcome} of {producer.transactional_id} can't be written on {names}: {error!r}"
+        ) from error
+    # It is written when the coordinator is through with it.
+    await _last_transaction(client, producer.transactional_id)
+
+
+async def _send_until_done(client: AIOKafkaClient, transactional_id: str, request: Any) -> None:
+    async def ask() -> None:
+        response = await _ask_coordinator(client, transactional_id, request)
+        if isinstance(request, EndTxnRequest):
+            _raise_for(response.error_code)
+        else:
+            for _, errors in response.errors:
+                for _, code in errors:
+                    _raise_for(code)
+
+    await _patiently(f"no broker coordinates the transactions of {transactional_id}", ask)
+
+
+async def _patiently(what: str, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until no error comes that passes: of a broker that starts, or is gone, or moves."""
+    last: KafkaError | None = None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    return await ask()
+                except KafkaError as error:
+                    if not error.retriable and not isinstance(error, ConcurrentTransactions):
+                        raise
+                    logger.debug("%s yet: %r", what, error)
+                    last = error
+                await asyncio.sleep(RETRY_S)
+    except TimeoutError as error:
+        raise LogError(f"{what} in {PATIENCE_S:g} s: {last!r}") from error
+
+
+async def _ask_coordinator(client: AIOKafkaClient, transactional_id: str, request: Any) -> Any:
+    node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
+    return await client.send(node, request)
+
+
+def _raise_for(code: int) -> None:
+    if code:
+        raise for_code(code)(f"error code {code}")

@@ -1,0 +1,233 @@
+"""A transactional producer on a real Kafka, through aiokafka."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from itertools import count
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    IllegalOperation,
+    InvalidTimestampError,
+    InvalidTransactionTimeout,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    RecordTooLargeError,
+)
+from aiokafka.partitioner import DefaultPartitioner
+
+from streams.engine.log import LogError, Outgoing, Partition
+from streams.kafka.broker_loss import client_options
+from topics import Settings
+from topics.registry import OUTPUT_BYTES_MAX
+
+# Larger than any topic takes, so that the broker decides, by the topic's own limit.
+PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
+# Of one produce batch. Of each partition the client sends one in a request, and what does not fit
+# into it waits for another round trip: of two requests of 400 KB for one pool, the second.
+# Below Kafka's own `max.message.bytes` of 1,048,588, which a batch counts against.
+BATCH_BYTES_MAX = 1_000_000
+# Of a transaction's records that are not handed over yet.
+WAITING_BYTES_MAX = 8 * 1024 * 1024
+REFUSALS = (
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    RecordTooLargeError,
+)
+"""Errors that mean: this one record is unfit, others may pass."""
+# With the client's default of 100 ms the p99 of routing is 165 ms; with 5 ms it is 14 ms
+# (measured; docs/decisions/0002).
+TRANSACTION_RETRY_MS = 5
+CLOSE_S_MAX = 2.0
+
+logger = logging.getLogger(__name__)
+
+_PARTITIONER = DefaultPartitioner()
+
+
+class TransactionTimeoutError(LogError):
+    """The brokers let no transaction be open for as long as the settings want."""
+
+
+Timed = Callable[[str, Partition, float], None]
+"""Told of each committed transaction: its group, its input partition, and how long it took in s."""
+
+
+def untimed(_group: str, _partition: Partition, _seconds: float) -> None:
+    """Tell nobody."""
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
+    number: int = DefaultPartitioner()(key, list(range(partitions)), [])
+    return number
+
+
+class _Batch:
+    """Records for one partition; awaited, it ends when the broker has them or refuses them."""
+
+    def __init__(self, writer: "KafkaWriter", builder: Any) -> None:
+        self.builder = builder
+        self.sent: Awaitable[object] | None = None
+        self._writer = writer
+
+    def __await__(self) -> Generator[Any, None, object]:
+        if self.sent is None:
+            yield from self._writer.flush().__await__()
+        if self.sent is None:
+            raise AssertionError("a flush sends each batch")
+        return (yield from self.sent.__await__())
+
+
+class KafkaWriter:
+    """A transactional producer that is handed batches, not records.
+
+    The client makes a future for each record that it is handed, wakes whoever waits for it, and
+    looks its topic up again.
+    """
+
+    def __init__(self, producer: AIOKafkaProducer, timed: Timed) -> None:
+        self._producer = producer
+        self._timed = timed
+        self._began_at = 0.0
+        self._connections: list[Any] = []
+        # Of each partition the batches to hand over; the last of them takes more.
+        self._waiting: dict[TopicPartition, list[_Batch]] = {}
+        self._waiting_bytes = 0
+        self._partitions: dict[str, list[int]] = {}
+        self._sending = asyncio.Lock()
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether a connection that the last transaction used is gone, even in its commit.
+
+        Of several brokers it does not use all, and who is idle is cut off after a while.
+        """
+        return not all(connection.connected() for connection in self._connections)
+
+    async def begin(self) -> None:
+        """Open a transaction."""
+        self._began_at = asyncio.get_running_loop().time()
+        await self._producer.begin_transaction()
+        # A topic may have been given more partitions.
+        self._partitions.clear()
+
+    async def send(self, record: Outgoing) -> Awaitable[object]:
+        """Hand a record over; those of one batch share what is returned."""
+        key, value, headers = record.key, record.value, record.headers
+        if value is not None and len(value) > OUTPUT_BYTES_MAX:
+            raise MessageSizeTooLargeError(f"a value of {len(value):,} bytes")
+        number = record.partition
+        if number is None:
+            number = _PARTITIONER(key, await self._partitions_of(record.topic), [])
+        where = TopicPartition(record.topic, number)
+        if self._waiting_bytes > WAITING_BYTES_MAX:
+            await self.flush()
+        self._waiting_bytes += 0 if value is None else len(value)
+        batches = self._waiting.setdefault(where, [])
+        while (
+            not batches
+            or batches[-1].builder.append(timestamp=None, key=key, value=value, headers=headers)
+            is None
+        ):
+            batches.append(_Batch(self, self._producer.create_batch()))
+        return batches[-1]
+
+    async def flush(self) -> None:
+        """Let the client have what was handed over.
+
+        It takes a second batch of a partition when it sends the first. By turns, then, so that it
+        knows of all partitions before it asks for the first to be added to the transaction.
+        """
+        async with self._sending:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+            for turn in count():
+                left = [(where, of[turn]) for where, of in waiting.items() if turn < len(of)]
+                if not left:
+                    return
+                for (topic, number), batch in left:
+                    try:
+                        batch.sent = await self._producer.send_batch(
+                            batch.builder, topic, partition=number
+                        )
+                    except IllegalOperation as error:
+                        raise self._why(error) from error
+
+    def _why(self, error: Exception) -> BaseException:
+        """Return what ended the transaction meanwhile, which the client tells only at its end."""
+        ended = self._producer._txn_manager._transaction_waiter  # noqa: SLF001 - nobody else knows
+        return (ended.exception() if ended is not None and ended.done() else None) or error
+
+    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
+        """Commit, with the group's offset."""
+        offsets = {TopicPartition(*partition): next_offset}
+        await self._producer.send_offsets_to_transaction(offsets, group)
+        # Where the broker dies in the commit, the client tries again over others, and succeeds.
+        before = self._used()
+        await self._producer.commit_transaction()
+        self._connections = before + self._used()
+        self._timed(group, partition, asyncio.get_running_loop().time() - self._began_at)
+
+    async def close(self) -> None:
+        """Close the connections; an answer that never comes is not waited for."""
+        await let_go(self._producer)
+
+    def _used(self) -> list[Any]:
+        """Return the connections on which an answer came since the transaction began."""
+        connections = self._producer.client._conns.values()  # noqa: SLF001
+        # By the same clock: that of the event loop is the monotonic one.
+        return [each for each in connections if each._last_action >= self._began_at]  # noqa: SLF001
+
+    async def _partitions_of(self, topic: str) -> list[int]:
+        found = self._partitions.get(topic)
+        if found is None:
+            found = sorted(await self._producer.partitions_for(topic))
+            self._partitions[topic] = found
+        return found
+
+
+def transactional_producer(settings: Settings, transactional_id: str) -> AIOKafkaProducer:
+    """Return a producer of this id that is not started yet."""
+    return AIOKafkaProducer(
+        **client_options(settings),
+        transactional_id=transactional_id,
+        transaction_timeout_ms=settings.transaction_timeout_ms,
+        max_request_size=PRODUCER_BYTES_MAX,
+        max_batch_size=BATCH_BYTES_MAX,
+        retry_backoff_ms=TRANSACTION_RETRY_MS,
+    )
+
+
+async def start_writing(producer: AIOKafkaProducer, settings: Settings) -> None:
+    """Start a transactional producer: the broker fences the earlier ones of its id.
+
+    Raises:
+        TransactionTimeoutError: its transactions may be open for longer than brokers allow.
+    """
+    try:
+        await producer.start()
+    except InvalidTransactionTimeout as error:
+        raise TransactionTimeoutError(
+            f"Kafka refuses SHUNTER_TRANSACTION_TIMEOUT_MS={settings.transaction_timeout_ms}: it is"
+            " more than transaction.max.timeout.ms of the brokers; lower it to that"
+        ) from error
+
+
+async def let_go(producer: AIOKafkaProducer) -> None:
+    """Close a producer without a word, whatever it has under way.
+
+    Its own way is to wait until all is sent, and for each answer, perhaps of a broker that is gone.
+    """
+    for connection in list(producer.client._conns.values()):  # noqa: SLF001
+        connection.close()
+    producer._closed = True  # noqa: SLF001
+    try:
+        async with asyncio.timeout(CLOSE_S_MAX):
+            await producer._sender.close()  # noqa: SLF001
+    except (TimeoutError, KafkaError):
+        logger.debug("a producer had something under way", exc_info=True)
+    finally:
+        await producer.client.close()

@@ -1,0 +1,126 @@
+"""Counts of what happened: those of a time slice, or of all time. They can be added."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol, Self, TypeVar
+
+from streams.metrics.quantile_sketch import QuantileSketch
+
+OTHER = "(other)"
+# Of names that come from outside, so many are told apart.
+NAMES_MAX = 500
+
+
+class _Mergeable(Protocol):
+    def merge(self, other: Self, /) -> None: ...
+
+
+M = TypeVar("M", bound=_Mergeable)
+
+
+@dataclass(slots=True)
+class ClassTally:
+    """One workload class. ``judged`` are the ends that have an SLO, as far as it is known."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    judged: int = 0
+    kept: int = 0
+    ttft: QuantileSketch = field(default_factory=QuantileSketch)
+    finish: QuantileSketch = field(default_factory=QuantileSketch)
+
+    def merge(self, other: "ClassTally") -> None:
+        """Add what another has counted."""
+        self.statuses.update(other.statuses)
+        self.judged += other.judged
+        self.kept += other.kept
+        self.ttft.merge(other.ttft)
+        self.finish.merge(other.finish)
+
+
+@dataclass(slots=True)
+class PoolTally:
+    """What a pool has answered, by lane, and for how much."""
+
+    direct: int = 0
+    batch: int = 0
+    fallbacks: int = 0
+    usd: float = 0.0
+
+    def merge(self, other: "PoolTally") -> None:
+        """Add what another has counted."""
+        self.direct += other.direct
+        self.batch += other.batch
+        self.fallbacks += other.fallbacks
+        self.usd += other.usd
+
+
+@dataclass(slots=True)
+class GroupTally:
+    """What left a batch group: requests, the batches they went in, and why they went."""
+
+    released: int = 0
+    batches: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def merge(self, other: "GroupTally") -> None:
+        """Add what another has counted."""
+        self.released += other.released
+        self.batches += other.batches
+        self.reasons.update(other.reasons)
+
+
+@dataclass(slots=True)
+class LiveCounters:
+    """All counts. Money in US dollars.
+
+    ``compared`` requests were answered and had a premium candidate when they were decided on; they
+    took ``compared_usd``, and that candidate was estimated at ``premium_usd``.
+    """
+
+    classes: dict[str, ClassTally] = field(default_factory=dict)
+    pools: dict[str, PoolTally] = field(default_factory=dict)
+    groups: dict[str, GroupTally] = field(default_factory=dict)
+    statuses: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    usd: float = 0.0
+    compared: int = 0
+    compared_usd: float = 0.0
+    premium_usd: float = 0.0
+
+    def of_class(self, task: str) -> ClassTally:
+        """Return the counts of a class, to add to."""
+        return self.classes.setdefault(name_in(self.classes, task), ClassTally())
+
+    def of_pool(self, pool: str) -> PoolTally:
+        """Return the counts of a pool, to add to."""
+        return self.pools.setdefault(name_in(self.pools, pool), PoolTally())
+
+    def of_group(self, group: str) -> GroupTally:
+        """Return the counts of a batch group, to add to."""
+        return self.groups.setdefault(name_in(self.groups, group), GroupTally())
+
+    def merge(self, other: "LiveCounters") -> None:
+        """Add what another has counted."""
+        _merge(self.classes, other.classes, ClassTally)
+        _merge(self.pools, other.pools, PoolTally)
+        _merge(self.groups, other.groups, GroupTally)
+        self.statuses.update(other.statuses)
+        self.refusals.update(other.refusals)
+        self.dead_letters.update(other.dead_letters)
+        self.duplicates += other.duplicates
+        self.usd += other.usd
+        self.compared += other.compared
+        self.compared_usd += other.compared_usd
+        self.premium_usd += other.premium_usd
+
+
+def name_in(known: "dict[str, M] | Counter[str]", name: str) -> str:
+    """Return a name, or that of all others where enough are known already."""
+    return name if name in known or len(known) < NAMES_MAX else OTHER
+
+
+def _merge(into: dict[str, M], other: dict[str, M], empty: type[M]) -> None:
+    for name, tally in other.items():
+        into.setdefault(name_in(into, name), empty()).merge(tally)

@@ -1,0 +1,126 @@
+"""Finding the evidence of one request, in bounded time, without a process standing still for it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from streams.engine.clock import Clock
+from streams.engine.log import LogError
+from streams.kafka.reader import consumer_options
+from streams.kafka.writer import partition_of
+from topics import BadRecordError, Catalogue, Evidence, Settings, decode
+
+# The newest first, then four times as many, and so on: what is looked for is mostly of late.
+FIRST_RECORDS = 5_000
+GROWTH = 4
+RECORDS_MAX = 100_000
+SEARCH_S_MAX = 10.0
+# Looked through in about a millisecond.
+POLL_RECORDS_MAX = 200
+POLL_S = 0.5
+
+
+@dataclass(slots=True)
+class Search:
+    """What was found, in no order, and how far was looked.
+
+    ``records`` of the request's partition were looked through, back to ``back_to`` in epoch
+    seconds; ``is_whole`` tells whether that is all there are, or all of the request's.
+    """
+
+    evidence: list[Evidence] = field(default_factory=list)
+    records: int = 0
+    back_to: float | None = None
+    is_whole: bool = False
+
+
+async def find_evidence(settings: Settings, clock: Clock, request_id: str) -> Search:
+    """Look for a request's evidence in its partition, backwards from the newest record.
+
+    Ends with the request's first step, with the partition's beginning, after ``RECORDS_MAX``
+    records or ``SEARCH_S_MAX`` seconds.
+
+    Raises:
+        LogError: the topic can't be seen.
+        KafkaError: Kafka can't be read.
+    """
+    topic = Catalogue(settings).evidence
+    until = clock.now() + SEARCH_S_MAX
+    consumer = AIOKafkaConsumer(topic, **consumer_options(settings))
+    await consumer.start()
+    try:
+        partitions = consumer.partitions_for_topic(topic)
+        if not partitions:
+            raise LogError(f"{topic} can't be seen")
+        key = request_id.encode()
+        home = TopicPartition(topic, partition_of(key, len(partitions)))
+        first = (await consumer.beginning_offsets([home]))[home]
+        end = (await consumer.end_offsets([home]))[home]
+        return await _search(consumer, home, (first, end), key, clock, until)
+    finally:
+        await consumer.stop()
+
+
+async def _search(
+    consumer: AIOKafkaConsumer,
+    home: TopicPartition,
+    bounds: tuple[int, int],
+    key: bytes,
+    clock: Clock,
+    until: float,
+) -> Search:
+    first, upper = bounds
+    consumer.pause(*(consumer.assignment() - {home}))
+    found, size = Search(), FIRST_RECORDS
+    while upper > first and found.records < RECORDS_MAX and clock.now() < until:
+        lower = max(first, upper - min(size, RECORDS_MAX - found.records))
+        oldest: float | None = None
+        async for record in _between(consumer, home, lower, upper, clock, until):
+            found.records += 1
+            oldest = oldest or record.timestamp / 1000
+            if record.key == key:
+                _add(found, record.value)
+        found.back_to = oldest or found.back_to
+        if any(_is_first(step) for step in found.evidence):
+            found.is_whole = True
+            return found
+        upper, size = lower, size * GROWTH
+    found.is_whole = upper <= first and clock.now() < until
+    return found
+
+
+async def _between(
+    consumer: AIOKafkaConsumer,
+    home: TopicPartition,
+    lower: int,
+    upper: int,
+    clock: Clock,
+    until: float,
+) -> AsyncIterator[Any]:
+    consumer.seek(home, lower)
+    while await consumer.position(home) < upper and clock.now() < until:
+        polled = await consumer.getmany(
+            home, timeout_ms=int(POLL_S * 1000), max_records=POLL_RECORDS_MAX
+        )
+        for record in polled.get(home, ()):
+            if record.offset < upper:
+                yield record
+        # What is in the client's buffer is returned without waiting for anything.
+        await asyncio.sleep(0)
+
+
+def _is_first(step: Evidence) -> bool:
+    """Tell whether a step is one that a request begins with, rather than a second one of its id."""
+    is_ingested = step.source.topic.endswith(".requests") and step.attempt == 1
+    return is_ingested and step.step != "duplicate"
+
+
+def _add(found: Search, value: bytes | None) -> None:
+    try:
+        found.evidence.append(decode(Evidence, value or b""))
+    except BadRecordError:
+        # Others tell of that; the story is told without it.
+        return

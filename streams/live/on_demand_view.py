@@ -1,0 +1,75 @@
+"""A live view that is followed only while somebody looks at it."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from mode import Service
+
+from policies import Options, Policy
+from streams.engine.clock import Clock
+from streams.live.follower import LiveFollower
+from streams.live.rows import snapshot_of
+from streams.live.snapshot import Snapshot
+from streams.live.view import LiveView
+from topics import Settings
+
+# A minute after the last look the topics are read no more.
+UNWATCHED_S = 60.0
+STEP_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class Watching(Service):  # type: ignore[misc]
+    """Begins to follow at a look, and stops when there was none for a while.
+
+    It shares the process with what moves requests, reads their evidence a second time, and so
+    costs nothing while nobody looks. What goes wrong here ends the view and nothing else.
+    """
+
+    mundane_level = "debug"
+
+    def __init__(self, settings: Settings, clock: Clock, new_view: Callable[[], LiveView]) -> None:
+        super().__init__()
+        self._settings = settings
+        self._clock = clock
+        self._new_view = new_view
+        self._looked_at = 0.0
+        self._following: asyncio.Task[None] | None = None
+        self._view = new_view()
+        self._follower: LiveFollower | None = None
+
+    def change(self, options: Options, policy: Policy) -> None:
+        """Show by another fleet and policy from now on."""
+        self._view.change(options, policy)
+
+    def look(self) -> Snapshot:
+        """Return the view as it is; it may have begun only now, and then is not current."""
+        now = self._looked_at = self._clock.now()
+        if self._following is None or self._following.done():
+            self._view = self._new_view()
+            self._follower = LiveFollower(self._settings, self._view, self._clock)
+            self._following = asyncio.create_task(self._follow(self._follower))
+        is_current = self._follower is not None and self._follower.is_current
+        return snapshot_of(self._view, now, is_current=is_current)
+
+    async def _follow(self, follower: LiveFollower) -> None:
+        try:
+            await follower.start()
+            try:
+                while self._clock.now() - self._looked_at < UNWATCHED_S:
+                    await follower.step(STEP_S)
+            finally:
+                await follower.stop()
+        except Exception as error:  # noqa: BLE001  the process routes on, whatever this is
+            # Whoever looks again begins again.
+            logger.warning("the live view can't be followed: %r", error)
+
+    async def on_stop(self) -> None:
+        """Stop following."""
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following

@@ -1,0 +1,201 @@
+"""What is counted of a transaction: its evidence, once it is visible to everyone."""
+
+import logging
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+
+from policies import Release
+from streams.engine.log import Partition
+from streams.engine.stage import Effect
+from streams.metrics import registry as m
+from streams.metrics.instruments import Instruments, Names
+from streams.metrics.slo_outcomes import DIMENSIONS, outcomes
+from topics import Envelope, Evidence, Placement, Profile, Result, Usage
+from topics.records.evidence import ENDS
+
+# Codes are ours or a worker's, and few; whatever else says so is `other`.
+REASONS_MAX = 64
+_CHANCES = [f"{bound:g}" for bound in m.CHANCES]
+
+ProfileOf = Callable[[Effect], Profile | None]
+Counts = defaultdict[tuple[m.Metric | str, ...], float]
+
+logger = logging.getLogger(__name__)
+
+
+def no_profile(_effect: Effect) -> None:
+    """Say that the stage knows no more of a request than its evidence."""
+
+
+class Fold:
+    """Counts the effects of transactions; an observer of transactors.
+
+    What is counted by one of a transaction's records is added up before an instrument is touched.
+    """
+
+    def __init__(
+        self,
+        instruments: Instruments,
+        *,
+        tasks: Collection[str],
+        tenants: Names,
+        premium_pools: Collection[str],
+        profile_of: ProfileOf = no_profile,
+    ) -> None:
+        self._instruments = instruments
+        self._tenants = tenants
+        self._reasons = Names((), REASONS_MAX)
+        self._profile_of = profile_of
+        self._has_failed = False
+        self.change(tasks, premium_pools)
+
+    def change(self, tasks: Collection[str], premium_pools: Collection[str]) -> None:
+        """Count by these classes and pools from now on."""
+        self._tasks = frozenset(tasks)
+        self._premium = frozenset(premium_pools)
+        # A share of what never happened is none, and an alert on it would be silent.
+        for task in tasks:
+            for dimension in DIMENSIONS:
+                for outcome in ("kept", "missed"):
+                    self._instruments.add(m.SLO_OUTCOMES, (task, dimension, outcome), 0)
+
+    def __call__(self, partition: Partition, effects: Sequence[Effect]) -> None:
+        """Count what has become visible. A fault of counting is logged once and ends nothing."""
+        try:
+            self._count(effects)
+        except Exception:
+            if not self._has_failed:
+                logger.exception("metrics of %s are incomplete; this is told once", partition)
+            self._has_failed = True
+
+    def _count(self, effects: Sequence[Effect]) -> None:
+        counts: Counts = defaultdict(float)
+        for effect in effects:
+            if isinstance(effect.subject, Release):
+                self._batch(effect.subject)
+            for record in effect.records:
+                told = record.tells
+                if isinstance(told, Evidence):
+                    self._step(told, effect, counts)
+                elif isinstance(told, Result):
+                    self._result(told)
+        for (metric, *labels), amount in counts.items():
+            self._instruments.add(metric, tuple(labels), amount)  # type: ignore[arg-type]
+
+    def _step(self, evidence: Evidence, effect: Effect, counts: Counts) -> None:
+        step = evidence.step
+        # Of what is no request, or names no class of ours, a client chose the name.
+        task = evidence.task if evidence.task in self._tasks else Names.OTHER
+        counts[m.STEPS, step, task] += 1
+        if step in {"placed", "held"}:
+            self._decision(evidence, task, counts)
+        elif step == "released":
+            self._release(evidence, task, counts)
+        elif step == "fell_back" and evidence.fallback is not None:
+            pool, reason = evidence.fallback.pool, self._reasons.of(evidence.fallback.reason)
+            counts[m.FALLBACKS, task, pool, reason] += 1
+        elif step == "dead_lettered":
+            counts[m.DEAD_LETTERS, self._reasons.of(evidence.reason)] += 1
+        status = ENDS.get(step)
+        if status is not None:
+            self._end(evidence, effect, task, status, counts)
+
+    def _decision(self, evidence: Evidence, task: str, counts: Counts) -> None:
+        self._place(evidence.placement, task, counts)
+        premium = None
+        for each in evidence.candidates:
+            if each.refused is not None:
+                counts[m.REFUSED, each.pool, each.refused] += 1
+            elif each.cost_usd is not None and each.path == "direct" and each.pool in self._premium:
+                premium = each.cost_usd if premium is None else min(premium, each.cost_usd)
+        promised = evidence.promised
+        # The hold of what fell back is no second saving.
+        if premium is not None and promised is not None and evidence.attempt == 1:
+            counts[m.DECISION_COST, task, "chosen"] += promised.cost_usd
+            counts[m.DECISION_COST, task, "premium"] += premium
+
+    @staticmethod
+    def _place(placement: Placement | None, task: str, counts: Counts) -> None:
+        if placement is not None:
+            where = (placement.pool, placement.model_variant, placement.path)
+            counts[m.PLACEMENTS, task, *where] += 1
+
+    def _release(self, evidence: Evidence, task: str, counts: Counts) -> None:
+        self._place(evidence.placement, task, counts)
+        if evidence.hold is not None:
+            counts[m.RELEASES, task, evidence.hold.reason] += 1
+            self._instruments.observe(m.HOLD_DURATION, evidence.hold.held_s, task)
+
+    def _batch(self, release: Release) -> None:
+        target, size = release.target, len(release.members)
+        if target.path == "batch":
+            where = (target.option.pool, target.option.variant)
+            self._instruments.observe(m.BATCH_SIZE, size, *where)
+            self._instruments.observe(m.BATCH_FILL, size / max(target.members_max, size), *where)
+
+    def _end(
+        self, evidence: Evidence, effect: Effect, task: str, status: str, counts: Counts
+    ) -> None:
+        tenant = self._tenants.of(evidence.tenant)
+        counts[m.ENDED, task, tenant, status] += 1
+        if evidence.attempt > 1:
+            counts[m.RETRIED, task] += 1
+        placement = evidence.placement
+        kept = outcomes(evidence, self._profile_of(effect))
+        for dimension, is_kept in kept.items():
+            counts[m.SLO_OUTCOMES, task, dimension, "kept" if is_kept else "missed"] += 1
+        if status != "completed":
+            pool = "none" if placement is None else placement.pool
+            counts[m.FAILURES, task, status, self._reasons.of(evidence.reason), pool] += 1
+        elif placement is not None and evidence.got is not None:
+            counts[m.COST, task, placement.pool, tenant] += evidence.got.cost_usd
+            self._latencies(evidence, evidence.got, task, placement)
+            self._usage(evidence.usage, task, placement.pool, counts)
+            self._prediction(evidence.promised, evidence.got, placement.pool, kept, counts)
+
+    def _latencies(self, evidence: Evidence, got: Envelope, task: str, place: Placement) -> None:
+        where = (task, place.pool, place.model_variant)
+        observe, trace_id = self._instruments.observe, evidence.trace_id
+        observe(m.DURATION, got.finish_s, *where, trace_id=trace_id)
+        if got.ttft_s is not None:
+            observe(m.TTFT, got.ttft_s, *where, trace_id=trace_id)
+        if got.tpot_s is not None:
+            observe(m.TPOT, got.tpot_s, *where, trace_id=trace_id)
+
+    def _usage(self, usage: Usage | None, task: str, pool: str, counts: Counts) -> None:
+        if usage is None:
+            return
+        self._instruments.observe(m.TOKENS, usage.input_tokens, "input", task, pool)
+        self._instruments.observe(m.TOKENS, usage.output_tokens, "output", task, pool)
+        self._instruments.observe(m.TOOL_CALLS, usage.tool_calls, task)
+        counts[m.CACHED, task, pool] += usage.cached_tokens
+
+    def _prediction(
+        self,
+        promised: Envelope | None,
+        got: Envelope,
+        pool: str,
+        kept: dict[str, bool],
+        counts: Counts,
+    ) -> None:
+        if promised is None:
+            return
+        pairs = (
+            ("cost", got.cost_usd, promised.cost_usd),
+            ("ttft", got.ttft_s, promised.ttft_s),
+            ("finish", got.finish_s, promised.finish_s),
+        )
+        for dimension, was, said in pairs:
+            if was is not None and said:
+                self._instruments.observe(m.PREDICTION, was / said, pool, dimension)
+        if promised.chance is not None and kept:
+            bound = _CHANCES[min(bisect_left(m.CHANCES, promised.chance), len(_CHANCES) - 1)]
+            counts[m.CALIBRATION, pool, bound, "kept" if kept["all"] else "missed"] += 1
+
+    def _result(self, result: Result) -> None:
+        place, timing = result.placement, result.timing
+        if place is None or timing.started_at is None or timing.finished_at is None:
+            return
+        spent_s = timing.finished_at - timing.started_at
+        self._instruments.observe(m.EXECUTION, spent_s, place.pool, place.model_variant)

@@ -1,0 +1,358 @@
+"""The router: each request tagged, decided on, and sent on its way."""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+from policies import (
+    Decision,
+    Inputs,
+    Policy,
+    Rates,
+    Shares,
+    Situation,
+    Tagged,
+    UnservableError,
+    allow_again,
+    decide,
+    decide_beside,
+    decided_tags,
+    inputs_of,
+    share_out,
+    tag,
+)
+from streams.config.active_policy import DecisionContext
+from streams.config.token_counting import TokenCounter
+from streams.engine.clock import Clock
+from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.stage import Effect, TransactionPlan
+from streams.evidence.records import EvidenceWriter, told
+from streams.router.deduplication import Duplicates
+from streams.tracing.telemetry import Telemetry
+from topics import (
+    InferenceRequest,
+    Placement,
+    Profile,
+    Progress,
+    ResultError,
+    Shadow,
+    Tag,
+    TextDigest,
+    parse_request,
+)
+from topics.records import headers as h
+from topics.records.evidence import Step
+from topics.records.frozen import dataclass
+from topics.records.result import Status
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A request that was decided on."""
+
+    record: Record
+    profile: Profile
+    tags: dict[str, Tag]
+    decision: Decision
+    digest: TextDigest | None
+    inputs: Inputs
+    shadow: Shadow | None
+    now: float
+
+
+class Router:
+    """The stage from the ingest topic (and the reroutes) to lanes, hold and results."""
+
+    piles_up = False
+
+    def __init__(
+        self,
+        situation: Situation,
+        evidence_writer: EvidenceWriter,
+        clock: Clock,
+        telemetry: Telemetry,
+        *,
+        request_bytes_max: int,
+        duplicate_window_records: int,
+        tokens: TokenCounter | None = None,
+    ) -> None:
+        self._tokens = tokens or TokenCounter({})
+        self._situation = situation
+        self._shadow: Situation | None = None
+        self._evidence_writer = evidence_writer
+        self._catalogue = evidence_writer.catalogue
+        self._clock = clock
+        self._telemetry = telemetry
+        self._request_bytes_max = request_bytes_max
+        self._duplicates = Duplicates(
+            evidence_writer.catalogue.seen_ids, duplicate_window_records, self._is_request
+        )
+        self._ingest: set[Partition] = set()
+        self._rates = Rates(situation.policy)
+        self._shares = Shares(situation.policy)
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return self._catalogue.router_group
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """Ingest, and what comes back for another try."""
+        return (self._catalogue.requests, self._catalogue.reroutes)
+
+    def take_context(self, terms: DecisionContext) -> None:
+        """Go on under other terms. Only while no work is under way."""
+        self._situation, self._evidence_writer, self._tokens = (
+            terms.situation,
+            terms.evidence_writer,
+            terms.tokens,
+        )
+        self._shadow = terms.shadow
+        self._rates.policy = self._shares.policy = terms.situation.policy
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        """Learn what ids came last; no decision must depend on anything else before."""
+        if partition.topic == self._catalogue.requests:
+            self._ingest.add(partition)
+            await self._duplicates.restore(partition, progress, log)
+
+    def forget(self, partition: Partition) -> None:
+        """Drop the ids of a partition that is another's."""
+        self._ingest.discard(partition)
+        self._duplicates.forget(partition)
+
+    def wants(self, partition: Partition) -> bool:
+        """Nothing piles up."""
+        return True
+
+    def idle_s(self) -> float:
+        """No timers here."""
+        return float("inf")
+
+    def done(self, partition: Partition, work: TransactionPlan) -> None:
+        """The ids of what was routed are known from now on."""
+        self._duplicates.done(partition)
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
+        """Return each record's effect."""
+        if not records:
+            return None
+        now = self._clock.now()
+        self._situation.view.prune(now)
+        if partition.topic == self._catalogue.reroutes:
+            effects = [self._route_again(self._telemetry.entered(r), now) for r in records]
+        else:
+            records = [self._telemetry.admitted(record) for record in records]
+            read = [self._read(record) for record in records]
+            ids = [request.id for request in read if isinstance(request, InferenceRequest)]
+            await self._duplicates.check_first(partition, ids)
+            effects = [self._route(*each, now) for each in zip(records, read, strict=True)]
+            effects += self._duplicates.finished(partition, records[-1].offset + 1)
+        return TransactionPlan(Progress(records[-1].offset + 1), effects)
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """Dead-letter the request that the log won't take; an accepted one fails besides."""
+        source, now = effect.source, self._clock.now()
+        if source is None:
+            raise LogError(f"{record.topic} refused a record without a source") from error
+        letter = self._evidence_writer.dead_letter(
+            source, error, stage="produce", reason="refused", now=now
+        )
+        if isinstance(effect.subject, _Case):
+            profile = effect.subject.profile
+            failure = ResultError("refused", f"{record.topic} refused the request: {error}")
+            letter.records += [
+                self._evidence_writer.no_answer(source, profile, "failed", failure, now),
+                self._evidence_writer.step(
+                    source, profile, "failed", now, reason=failure.code, message=failure.message
+                ),
+            ]
+        return [letter]
+
+    def _read(self, record: Record) -> InferenceRequest | Exception:
+        try:
+            record.check_readable()
+            return parse_request(
+                record.value,
+                bytes_max=self._request_bytes_max,
+                default_id=h.cloud_event_id(record.headers),
+            )
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            return error
+
+    def _is_request(self, record: Record) -> bool:
+        return isinstance(self._read(record), InferenceRequest)
+
+    def _route_again(self, record: Record, now: float) -> Effect:
+        try:
+            record.check_readable()
+            profile = h.read_profile(record.headers)
+            profile = allow_again(profile, self._situation.options, self._situation.policy.rules)
+            shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
+            return self._decide(record, profile, {}, None, shadow, now)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            return self._evidence_writer.set_aside(record, error, now, is_accepted=True)
+
+    def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
+        if not isinstance(request, InferenceRequest):
+            return self._evidence_writer.set_aside(record, request, now, is_accepted=False)
+        try:
+            return self._route_request(record, request, now)
+        except Exception as error:  # noqa: BLE001 - likewise
+            return self._evidence_writer.set_aside_request(record, request, error, now)
+
+    def _route_request(self, record: Record, request: InferenceRequest, now: float) -> Effect:
+        first = self._duplicates.first(record, request.id)
+        if first is not None:
+            return self._evidence_writer.duplicate(record, request, first, now)
+        # A backlog that is read at once came over time: the broker's, which no client can choose.
+        came_at = min(record.came_at(now), now)
+        part = len(self._ingest) / self._catalogue.partitions
+        wait_s = self._rates.wait_s(request.tenant, came_at, part)
+        if wait_s:
+            message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
+            return self._evidence_writer.unservable(record, request, "rate_limited", message, now)
+        try:
+            tagged = self._tag(record, request, self._situation.policy, now)
+        except UnservableError as error:
+            return self._evidence_writer.unservable(record, request, error.code, error.message, now)
+        digest = self._evidence_writer.digests.digest(request.tenant, request.body)
+        shadow = self._beside(record, request, now)
+        return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now)
+
+    def _tag(self, record: Record, request: InferenceRequest, policy: Policy, now: float) -> Tagged:
+        return tag(
+            request,
+            policy,
+            received_at=record.came_at(now),
+            now=now,
+            ingest_partition=record.partition.number,
+            count=self._tokens.of(request),
+            lengths=self._situation.view.lengths,
+        )
+
+    def _beside(self, record: Record, request: InferenceRequest, now: float) -> Shadow | None:
+        """Return what the second policy would do, if there is one."""
+        here = self._shadow
+        if here is None:
+            return None
+        try:
+            tagged = self._tag(record, request, here.policy, now)
+        except UnservableError as error:
+            return Shadow(here.policy.version, "reject", error.code)
+        return decide_beside(tagged.profile, here, now)
+
+    def _decide(
+        self,
+        record: Record,
+        profile: Profile,
+        tags: dict[str, Tag],
+        digest: TextDigest | None,
+        shadow: Shadow | None,
+        now: float,
+    ) -> Effect:
+        inputs = inputs_of(profile, self._situation, now)
+        decision = decide(profile, self._situation, now)
+        decision = share_out(decision, profile, self._situation, self._shares, now)
+        if decision.group is not None:
+            self._situation.arrivals.observe(decision.group, now)
+        case = _Case(
+            record,
+            profile,
+            tags | decided_tags(profile, decision, self._situation.options, now),
+            decision,
+            digest,
+            inputs,
+            shadow,
+            now,
+        )
+        if decision.action == "place":
+            return self._place(case)
+        if decision.action == "hold":
+            return self._hold(case)
+        return self._end(case)
+
+    def _place(self, case: _Case) -> Effect:
+        profile, decision = case.profile, case.decision
+        option, estimate = decision.option, decision.estimate
+        if option is None or estimate is None:
+            raise ValueError("a decision to place without hardware")
+        placement = Placement(
+            pool=option.pool,
+            device=option.device,
+            model_variant=option.variant,
+            precision=option.precision,
+            region=option.region,
+            path="direct",
+            attempt=profile.attempt,
+            fallbacks=profile.fallbacks,
+        )
+        added = h.encoded(profile=profile, placement=placement, promised=decision.promised)
+        added |= self._telemetry.sent(case.record)
+        request = Outgoing(
+            self._catalogue.pool_lane(option.pool, "direct"),
+            profile.id.encode(),
+            case.record.value,
+            h.replaced(h.client_headers(case.record.headers), added),
+            partition=profile.ingest_partition % self._catalogue.partitions,
+        )
+        records = [request, self._evidence(case, "placed", placement)]
+        # After the evidence, which has the loads as they were.
+        tokens = profile.input_tokens + profile.output_tokens
+        self._situation.view.add_sent(option, estimate.device_s, tokens=tokens)
+        self._situation.view.sessions.remember(profile, option, case.now)
+        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
+        return Effect(case.record, records, subject=case)
+
+    def _hold(self, case: _Case) -> Effect:
+        profile, group = case.profile, case.decision.group or ""
+        added = h.encoded(profile=profile, promised=case.decision.promised)
+        added |= {h.GROUP: group.encode(), h.HELD_AT: repr(case.now).encode()}
+        added |= self._telemetry.sent(case.record)
+        held = Outgoing(
+            self._catalogue.held,
+            profile.id.encode(),
+            case.record.value,
+            h.replaced(h.client_headers(case.record.headers), added),
+            partition=crc32(group.encode()) % self._catalogue.partitions,
+        )
+        return Effect(case.record, [held, self._evidence(case, "held", None)], subject=case)
+
+    def _end(self, case: _Case) -> Effect:
+        decision, profile = case.decision, case.profile
+        tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
+        details = decision.refusals
+        if tried:
+            details = (details or {}) | tried
+        error = ResultError(decision.reason, decision.message or "", details)
+        status: Status
+        step: Step
+        if decision.action == "expire":
+            status = step = "expired"
+        elif profile.attempt > 1:
+            # It was accepted and tried, and no pool is left to try.
+            status = step = "failed"
+        else:
+            status = step = "rejected"
+        result = self._evidence_writer.no_answer(case.record, profile, status, error, case.now)
+        return Effect(case.record, [result, self._evidence(case, step, None)])
+
+    def _evidence(self, case: _Case, step: Step, placement: Placement | None) -> Outgoing:
+        decision = case.decision
+        return self._evidence_writer.step(
+            case.record,
+            case.profile,
+            step,
+            case.now,
+            view_version=self._situation.view.version,
+            tags=case.tags,
+            profile=told(case.profile),
+            inputs=case.inputs,
+            candidates=decision.candidates,
+            shadow=case.shadow,
+            placement=placement,
+            promised=decision.promised,
+            request_digest=case.digest,
+            reason=decision.reason,
+            message=decision.message,
+        )

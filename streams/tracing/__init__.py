@@ -1,0 +1,1 @@
+"""Tracing: spans made of committed evidence, sampled, queued and exported."""

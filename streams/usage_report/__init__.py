@@ -1,0 +1,10 @@
+"""The ledger: what each class of work was, and what came of it, in windows of time.
+
+Belongs here: the fold that the live view and the exact one share, and the Faust app of the live
+one. Does not: anything that a request's way depends on.
+"""
+
+from streams.usage_report.live import run_ledger
+from streams.usage_report.projection import Endings, Line, UsageEntry, UsageRow
+
+__all__ = ["Endings", "Line", "UsageEntry", "UsageRow", "run_ledger"]

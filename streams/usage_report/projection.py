@@ -1,0 +1,190 @@
+"""The fold of evidence into the ledger: one for the live view and the exact one."""
+
+import math
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from streams.metrics.quantile_sketch import QuantileSketch
+from topics.records.evidence import ENDS
+
+# Requests on their way of which it is remembered how urgent they are, some 100 bytes each.
+OPEN_MAX = 1_000_000
+_QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+
+Lane = Literal["interactive", "background", "unknown"]
+
+
+class _Placement(msgspec.Struct):
+    pool: str
+    model_variant: str
+
+
+class _Got(msgspec.Struct):
+    cost_usd: float
+    finish_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    tool_calls: int = 0
+
+
+class _Profile(msgspec.Struct):
+    latency_sensitive: bool
+
+
+class _Step(msgspec.Struct):
+    request_id: str
+    step: str
+    at: float
+    task: str | None = None
+    attempt: int = 1
+    placement: _Placement | None = None
+    got: _Got | None = None
+    usage: _Usage | None = None
+    profile: _Profile | None = None
+    reason: str | None = None
+
+
+_DECODE = msgspec.json.Decoder(_Step).decode
+
+
+class Line(NamedTuple):
+    """What a row is about. Interactive is what was latency-sensitive when it was decided on."""
+
+    lane: Lane
+    task: str
+
+
+class UsageEntry(NamedTuple):
+    """How a request ended, and on which line that stands."""
+
+    line: Line
+    step: _Step
+
+    @property
+    def at(self) -> float:
+        """When it ended, epoch seconds."""
+        return self.step.at
+
+
+class Endings:
+    """Finds endings among the steps of a partition, in the order of its offsets.
+
+    How urgent a request is stands in the evidence of the decision on it, which comes before.
+    """
+
+    def __init__(self, open_max: int = OPEN_MAX) -> None:
+        self._open: OrderedDict[str, bool] = OrderedDict()
+        self._open_max = open_max
+        self.unreadable = 0
+
+    def take(self, value: bytes | None) -> UsageEntry | None:
+        """Take a record of evidence in; return the ending that it is, None where it is none."""
+        try:
+            step = _DECODE(value or b"")
+        except msgspec.MsgspecError:
+            self.unreadable += 1
+            return None
+        if step.profile is not None:
+            self._open[step.request_id] = step.profile.latency_sensitive
+            if len(self._open) > self._open_max:
+                self._open.popitem(last=False)
+        if step.step not in ENDS:
+            return None
+        urgent = self._open.pop(step.request_id, None)
+        lane: Lane = "unknown" if urgent is None else "interactive" if urgent else "background"
+        return UsageEntry(Line(lane, step.task or "unknown"), step)
+
+
+def window_of(at: float, window_s: float) -> float:
+    """Return the start of the tumbling window that a time is in, both epoch seconds."""
+    return math.floor(at / window_s) * window_s
+
+
+@dataclass(slots=True)
+class UsageRow:
+    """What one line counts in one window."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    retried: int = 0
+    pools: Counter[str] = field(default_factory=Counter)
+    model_variants: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    cost_usd: float = 0.0
+    cached_tokens: int = 0
+    context_tokens: QuantileSketch = field(default_factory=QuantileSketch)
+    output_tokens: QuantileSketch = field(default_factory=QuantileSketch)
+    tool_calls: QuantileSketch = field(default_factory=QuantileSketch)
+    ttft_s: QuantileSketch = field(default_factory=QuantileSketch)
+    tpot_s: QuantileSketch = field(default_factory=QuantileSketch)
+    finish_s: QuantileSketch = field(default_factory=QuantileSketch)
+
+    def add(self, ending: UsageEntry) -> None:
+        """Count a request that ended."""
+        step = ending.step
+        status = ENDS[step.step]
+        self.statuses[status] += 1
+        self.retried += step.attempt > 1
+        if status != "completed":
+            self.failures[step.reason or "unknown"] += 1
+        if step.placement is not None:
+            self.pools[step.placement.pool] += 1
+            self.model_variants[step.placement.model_variant] += 1
+        if step.usage is not None:
+            self.cached_tokens += step.usage.cached_tokens
+            self.context_tokens.add(step.usage.input_tokens)
+            self.output_tokens.add(step.usage.output_tokens)
+            self.tool_calls.add(step.usage.tool_calls)
+        if step.got is not None:
+            self.cost_usd += step.got.cost_usd
+            self.finish_s.add(step.got.finish_s)
+            if step.got.ttft_s is not None:
+                self.ttft_s.add(step.got.ttft_s)
+            if step.got.tpot_s is not None:
+                self.tpot_s.add(step.got.tpot_s)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of the row, as JSON has them; null is of what never happened."""
+        requests = self.statuses.total()
+        read = self.context_tokens.total
+        return {
+            "requests": requests,
+            **{status: self.statuses[status] for status in ENDS.values()},
+            "retry_rate": round(self.retried / requests, 4) if requests else None,
+            "context_tokens": _spread(self.context_tokens),
+            "output_tokens": _spread(self.output_tokens),
+            "cache_hit_rate": round(self.cached_tokens / read, 4) if read else None,
+            "tool_calls_mean": _rounded(self.tool_calls.mean),
+            "ttft_s": _spread(self.ttft_s),
+            "tpot_s": _spread(self.tpot_s),
+            "finish_s": _spread(self.finish_s),
+            "pools": dict(sorted(self.pools.items())),
+            "model_variants": dict(sorted(self.model_variants.items())),
+            "failures": dict(sorted(self.failures.items())),
+            "cost_usd": round(self.cost_usd, 9),
+        }
+
+
+def _spread(values: QuantileSketch) -> dict[str, float | None]:
+    return {name: _rounded(values.quantile(share)) for name, share in _QUANTILES}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def as_json(rows: dict[tuple[float, Line], UsageRow]) -> list[dict[str, Any]]:
+    """Return rows by start of window and line, the newest window first, as JSON has them."""
+    ordered = sorted(rows, key=lambda key: (-key[0], key[1]))
+    return [
+        {"from": start, "lane": line.lane, "task": line.task, **rows[start, line].figures()}
+        for start, line in ordered
+    ]

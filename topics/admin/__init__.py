@@ -1,0 +1,1 @@
+"""Administration: topics, rights and replication, made and checked on a cluster."""

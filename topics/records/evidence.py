@@ -1,0 +1,137 @@
+"""Evidence: one record per step of a request, written in the transaction of its effect."""
+
+from typing import Any, Literal
+
+from topics.records.frozen import dataclass
+from topics.records.placement import Batch, Candidate, Envelope, Placement
+from topics.records.profile import Fallback, Profile, Tag
+from topics.records.result import Status, Usage
+
+Step = Literal[
+    "placed",
+    "held",
+    "released",
+    "executed",
+    "fell_back",
+    "failed",
+    "expired",
+    "rejected",
+    "duplicate",
+    "cancel_requested",
+    "cancelled",
+    "dead_lettered",
+    "recovered",
+]
+
+ENDS: dict[str, Status] = {
+    "executed": "completed",
+    "failed": "failed",
+    "expired": "expired",
+    "rejected": "rejected",
+    "cancelled": "cancelled",
+}
+"""The steps that end a request, and the status of its result, in the same transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The record that a step consumed."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why and how long a request waited. ``slack_s`` is what was left before its last start."""
+
+    group: str
+    reason: str
+    held_s: float
+    slack_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a worker's machine says of itself; None where it says nothing."""
+
+    name: str
+    system: str
+    machine: str
+    cpu: str | None = None
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    accelerators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextDigest:
+    """HMAC-SHA-256 of a text as canonical JSON, in hexadecimal, and the id of the tenant's salt."""
+
+    salt: str
+    hmac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What a second policy would have done with a request; nobody acts upon it.
+
+    ``cost_usd`` and ``chance`` are those of its own choice, None where it would not have served.
+    """
+
+    policy_version: str
+    action: Literal["place", "hold", "reject", "expire"]
+    reason: str
+    pool: str | None = None
+    model_variant: str | None = None
+    cost_usd: float | None = None
+    chance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it."""
+
+    request_id: str
+    step: Step
+    at: float
+    writer: str
+    source: Source
+    tenant: str | None = None
+    task: str | None = None
+    model: str | None = None
+    attempt: int = 1
+    trace_id: str | None = None
+    policy_version: str | None = None
+    fleet_version: str | None = None
+    view_version: int | None = None
+    tags: dict[str, Tag] | None = None
+    profile: Profile | None = None
+    """What the decision was made on, of a step that decides."""
+    inputs: Any = None
+    """And the state of fleet and hold that it was made in; see ``policies.placement.inputs``."""
+    decided_with: str | None = None
+    """Of a decision on several at once, the request whose evidence has what it was made on."""
+    candidates: tuple[Candidate, ...] = ()
+    shadow: Shadow | None = None
+    """Of a decision on a request, where a second policy decides beside the one in force."""
+    placement: Placement | None = None
+    promised: Envelope | None = None
+    got: Envelope | None = None
+    usage: Usage | None = None
+    batch: Batch | None = None
+    hold: Hold | None = None
+    fallback: Fallback | None = None
+    host: Host | None = None
+    model_digest: str | None = None
+    """What the model server calls the model that it ran, where it tells."""
+    request_digest: TextDigest | None = None
+    response_digest: TextDigest | None = None
+    reason: str | None = None
+    message: str | None = None
+
+    @property
+    def batch_id(self) -> str | None:
+        """The id of the batch, of a step in which there is one."""
+        return None if self.batch is None else self.batch.id

@@ -1,0 +1,74 @@
+"""What the router knows of a request, carried in a header from stage to stage.
+
+The request is parsed once, by the router. Every later stage (batcher, router again after a
+fallback, worker) reads this profile and leaves the payload untouched.
+"""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from topics.records.frozen import dataclass
+
+TagSource = Literal["client", "policy", "estimate"]
+# What is longer could be read and not be written again.
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One thing known of a request, where it comes from and how sure it is (0 to 1)."""
+
+    value: Any
+    source: TagSource
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A pool that was tried and failed, and why."""
+
+    pool: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A request as placement sees it. Times are epoch seconds, durations seconds.
+
+    ``regions``, ``precisions`` and ``pools`` are None where anything is allowed; an empty tuple
+    allows nothing. ``output_tokens_high`` is a length that replies like this one seldom exceed,
+    None where nothing tells it; ``output_tokens`` is the expected one.
+    """
+
+    id: str
+    tenant: str
+    task: str
+    model: str
+    operation: str
+    tier: str
+    created_at: float
+    deadline: float
+    input_tokens: Integer
+    output_tokens: Integer
+    ttft_s: float | None
+    tpot_s: float | None
+    latency_sensitive: bool
+    batchable: bool
+    target_chance: float
+    longest_wait_s: float
+    window_s: float
+    ingest_partition: Integer
+    routed_at: float
+    regions: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    pools: tuple[str, ...] | None = None
+    exclude_pools: tuple[str, ...] = ()
+    data_class: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    max_cost_usd: float | None = None
+    session: str | None = None
+    attempt: Integer = 1
+    fallbacks: tuple[Fallback, ...] = ()
+    output_tokens_high: Integer | None = None

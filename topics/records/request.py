@@ -1,0 +1,222 @@
+"""The request: what an application publishes to the ingest topic."""
+
+import re
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from topics.wire.codec import cut, decode_unique_json_object, describe
+from topics.wire.errors import BadRecordError
+
+ID_CHARACTERS_MAX = 128
+TOKENS_MAX = 10_000_000
+# 2100-01-01: a larger epoch is a time in milliseconds or a mistake.
+EPOCH_S_MAX = 4_102_444_800
+# A year: longer than any topic here keeps a request.
+DURATION_S_MAX = 366 * 86400
+SECONDS_PER_UNIT = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_s(text: str) -> float:
+    """Return a duration such as ``10m`` or ``1.5h`` in seconds."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-z]+)", text).groups()  # type: ignore[union-attr]
+    return float(number) * SECONDS_PER_UNIT[unit]
+
+
+def _at_most_a_year(text: str) -> str:
+    if duration_s(text) > DURATION_S_MAX:
+        raise ValueError(f"must be at most {DURATION_S_MAX // 86400}d")
+    return text
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=ID_CHARACTERS_MAX)]
+Names = Annotated[list[Name], Field(max_length=64)]
+EpochSeconds = Annotated[float, Field(ge=0, le=EPOCH_S_MAX, allow_inf_nan=False)]
+Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
+Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+# Not \d, which takes the digits of every script, and those of newer Unicode than `re` knows.
+Duration = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h|d)$"),
+    AfterValidator(_at_most_a_year),
+]
+ServiceTier = Literal["auto", "priority", "default", "flex", "batch"]
+
+
+class _Strict(BaseModel):
+    # Unknown fields are refused: a misspelt constraint that is quietly ignored would be broken.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Slo(_Strict):
+    """What the client wants of latency, in milliseconds."""
+
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+
+
+class Constraints(_Strict):
+    """What placement may never break. An empty list allows nothing."""
+
+    regions: Names | None = None
+    precisions: Names | None = None
+    pools: Names | None = None
+    exclude_pools: Names = Field(default_factory=list)
+    data_class: Name | None = None
+    labels: Annotated[dict[Name, Name], Field(max_length=16)] = Field(default_factory=dict)
+    max_cost_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class Hints(_Strict):
+    """What the client knows of its request; believed before any estimate."""
+
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    batchable: bool | None = None
+
+
+class InferenceRequest(_Strict):
+    """One inference request, as in the contract (docs/reference/requests.md)."""
+
+    id: Name
+    body: dict[str, Any]
+    url: Annotated[str, StringConstraints(pattern=r"^/[\x21-\x7e]{1,127}$")] = (
+        "/v1/chat/completions"
+    )
+    model: Name
+    task: Name | None = None
+    tenant: Name = "default"
+    created_at: EpochSeconds | None = None
+    deadline: EpochSeconds | None = None
+    completion_window: Duration | None = None
+    service_tier: ServiceTier = "auto"
+    slo: Slo = Field(default_factory=Slo)
+    constraints: Constraints = Field(default_factory=Constraints)
+    session: Name | None = None
+    hints: Hints = Field(default_factory=Hints)
+    metadata: Any = None
+
+    @model_validator(mode="after")
+    def _one_deadline(self) -> "InferenceRequest":
+        if self.deadline is not None and self.completion_window is not None:
+            raise ValueError("give deadline or completion_window, not both")
+        return self
+
+    @property
+    def output_tokens_max(self) -> int | None:
+        """The body's own limit on the reply, in tokens."""
+        limits = [self.body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+        return next((limit for limit in limits if isinstance(limit, int)), None)
+
+
+_BODY_LIMITS = ("max_tokens", "max_completion_tokens")
+_BATCH_LINE_FIELDS = frozenset({"custom_id", "method", "url", "body"})
+
+
+def parse_request(
+    value: bytes | None, *, bytes_max: int, default_id: str | None = None
+) -> InferenceRequest:
+    """Return the request in a record's value, native or a line of an OpenAI Batch file.
+
+    Args:
+        value: UTF-8 JSON, or None for a tombstone.
+        bytes_max: longest value accepted, in bytes.
+        default_id: id to use where the value has none (the ``ce_id`` of a CloudEvent).
+
+    Raises:
+        BadRecordError: with stage, reason code and a message that names the field.
+    """
+    if not value:
+        raise BadRecordError("decode", "empty_value", "the record has no value (a tombstone)")
+    if len(value) > bytes_max:
+        raise BadRecordError(
+            "decode",
+            "too_large",
+            f"the value has {len(value):,} bytes; the limit is {bytes_max:,}"
+            " (SHUNTER_REQUEST_BYTES_MAX)",
+        )
+    # Parsers disagree on which of two equal keys wins, so a repeated constraint could be read one
+    # way by the client and another way here.
+    fields = decode_unique_json_object(value)
+    if "custom_id" in fields:
+        fields = _from_batch_line(fields)
+    elif default_id is not None:
+        fields.setdefault("id", default_id)
+    body = fields.get("body")
+    if isinstance(body, dict):
+        _check_body(body)
+        if "model" not in fields and "model" in body:
+            fields["model"] = body["model"]
+    try:
+        return InferenceRequest.model_validate(fields)
+    except ValidationError as error:
+        raise BadRecordError("validate", "invalid_request", describe(error)) from error
+
+
+def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:
+    """Return the id that ``parse_request`` would find, without a look at anything else.
+
+    None where there is none that could be one. It takes a tenth of the time.
+    """
+    try:
+        fields = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(fields, dict):
+        return None
+    found = fields["custom_id"] if "custom_id" in fields else fields.get("id", default_id)
+    return found if isinstance(found, str) and 0 < len(found) <= ID_CHARACTERS_MAX else None
+
+
+def _from_batch_line(fields: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(fields) - _BATCH_LINE_FIELDS)
+    if unknown:
+        raise BadRecordError(
+            "validate",
+            "invalid_request",
+            f"{cut(unknown[0])}: not a field of an OpenAI Batch line (custom_id, method, url,"
+            " body); use id instead of custom_id for a native request",
+        )
+    method = fields.get("method", "POST")
+    if method != "POST":
+        raise BadRecordError(
+            "validate", "invalid_request", f"method: {cut(repr(method))} is not 'POST'"
+        )
+    if "url" not in fields:
+        raise BadRecordError("validate", "invalid_request", "url: Field required")
+    # A Batch file is by its nature work that can wait: OpenAI's own window is a day.
+    return {
+        "id": fields["custom_id"],
+        "url": fields["url"],
+        "body": fields.get("body"),
+        "service_tier": "batch",
+    }
+
+
+def _check_body(body: dict[str, Any]) -> None:
+    for name in _BODY_LIMITS:
+        limit = body.get(name)
+        if limit is None:
+            continue
+        if type(limit) is not int or not 1 <= limit <= TOKENS_MAX:
+            raise BadRecordError(
+                "validate",
+                "invalid_request",
+                f"body.{name}: must be a whole number from 1 to {TOKENS_MAX:,} (got {limit!r:.40})",
+            )
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise BadRecordError(
+            "validate",
+            "invalid_request",
+            f"body.stream: must be true or false (got {stream!r:.40})",
+        )

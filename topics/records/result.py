@@ -1,0 +1,71 @@
+"""The result: exactly one per accepted request, on the results topic, keyed by request id."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from topics.records.placement import Placement
+
+Status = Literal["completed", "failed", "expired", "rejected", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What the model server answered."""
+
+    status_code: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ResultError:
+    """Why there is no answer. ``details`` maps a pool to its reason code."""
+
+    code: str
+    message: str
+    details: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read, written, and read from a cache; tools that the answer calls."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    tool_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When things happened, in epoch seconds; None for what did not."""
+
+    created_at: float
+    routed_at: float | None = None
+    released_at: float | None = None
+    started_at: float | None = None
+    first_token_at: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """US dollars charged, and the envelope promised when the request was placed."""
+
+    usd: float
+    envelope_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a request."""
+
+    id: str
+    status: Status
+    timing: Timing
+    response: Response | None = None
+    error: ResultError | None = None
+    placement: Placement | None = None
+    usage: Usage | None = None
+    cost: Cost | None = None
+    trace_id: str | None = None
+    metadata: Any = None

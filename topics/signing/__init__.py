@@ -1,0 +1,1 @@
+"""Signing: Merkle trees, signed roots, keys and salts; how evidence is held against them."""

@@ -1,0 +1,1 @@
+"""The wire: JSON as bytes and back, its canonical form, and what is wrong with a record."""

@@ -1,0 +1,1 @@
+"""Backends: what runs a request. ``base`` is their contract."""

@@ -1,0 +1,1 @@
+"""The backend for embeddings and classification on the processor."""

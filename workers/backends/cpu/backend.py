@@ -1,0 +1,138 @@
+"""The CPU backend: embeddings and classification by small models inside the worker."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from policies import Option
+from policies.config.fleet import CPUBackendConfig as Declared
+from policies.hardware.accelerator import Job
+from policies.learning.device_speed import Pace
+from streams.engine.clock import Clock
+from topics import Response, Usage, VariantStatus
+from workers.backends.base import Call, CallError, Load, Outcome
+from workers.backends.cpu.models import Classifier, Embedder, TooLongError
+from workers.backends.error_log import Surprises
+
+INPUTS_MAX = 2048
+ENCODINGS = ("float", "base64")
+
+
+class CPUBackend:
+    """Computes each request in a thread; libraries release the interpreter while they do.
+
+    Raises:
+        BackendSettingError: the extra ``cpu`` is not installed, or a file can't be read.
+    """
+
+    def __init__(self, declared: Declared, options: Sequence[Option], clock: Clock) -> None:
+        self._options = {option.variant: option for option in options}
+        self._clock = clock
+        operations = frozenset[str]().union(*(option.operations for option in options))
+        where = f"pools.{options[0].pool}.backend"
+        embedding = [o.context_tokens for o in options if "embeddings" in o.operations]
+        self._embedder = Embedder(declared, where, min(embedding)) if embedding else None
+        self._classifier = Classifier(where) if "moderations" in operations else None
+        self._threads = ThreadPoolExecutor(declared.threads, thread_name_prefix="cpu-backend")
+        self._running = dict.fromkeys(self._options, 0)
+        self._pace = Pace()
+        self._surprises = Surprises(options[0].pool)
+
+    async def start(self) -> None:
+        """Nothing to start: models are loaded when the backend is made."""
+
+    async def stop(self) -> None:
+        """Let the threads end with what they compute."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def probe(self, variant: str) -> None:
+        """Answer at once: what is loaded stays loaded."""
+
+    async def execute(self, call: Call) -> Outcome:
+        """Compute one request. Raises CallError."""
+        variant = call.placement.model_variant
+        texts = _texts(call.request.body.get("input"))
+        self._running[variant] += 1
+        started_at = self._clock.now()
+        try:
+            loop = asyncio.get_running_loop()
+            body, tokens, device_s = await loop.run_in_executor(
+                self._threads, self._try_to_compute, call, texts
+            )
+        finally:
+            self._running[variant] -= 1
+        option = self._options[variant]
+        self._pace.learn(option, Job("", variant, max(1, tokens), 0), 1, device_s)
+        usage = Usage(tokens, 0)
+        answer = Response(200, body | {"model": variant})
+        return Outcome(answer, usage, started_at, None, self._clock.now(), device_s)
+
+    def load(self) -> Load:
+        """Return what is computed or waits for a thread."""
+        variants = {
+            variant: VariantStatus(
+                running=running,
+                speed=self._pace.speed(variant),
+                speed_known=self._pace.known(variant),
+            )
+            for variant, running in self._running.items()
+        }
+        return Load(0.0, variants)
+
+    def _try_to_compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
+        """As ``_compute``; whatever else the libraries raise fails this call and no other."""
+        try:
+            return self._compute(call, texts)
+        except CallError:
+            raise
+        # A panic of compiled code is no Exception.
+        except BaseException as error:
+            self._surprises.tell(error)
+            message = f"the model raised {type(error).__name__}"
+            raise CallError(
+                "server_error", message, retry="elsewhere", is_pool_fault=True
+            ) from error
+
+    def _compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
+        """Return body, tokens read, and the time it took without the wait for a thread."""
+        began_at = self._clock.now()
+        operation = call.profile.operation
+        if operation == "embeddings" and self._embedder is not None:
+            encoding = _encoding(call.request.body)
+            try:
+                rows, tokens = self._embedder.embed(texts, is_base64=encoding == "base64")
+            except TooLongError as error:
+                raise CallError("context_too_long", str(error), retry="elsewhere") from error
+            data = [
+                {"object": "embedding", "index": index, "embedding": row}
+                for index, row in enumerate(rows)
+            ]
+            usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+            body: dict[str, Any] = {"object": "list", "data": data, "usage": usage}
+        elif operation == "moderations" and self._classifier is not None:
+            tokens = call.profile.input_tokens
+            body = {"id": f"modr-{call.profile.id}", "results": self._classifier.classify(texts)}
+        else:
+            message = f"a CPU pool has no {operation!r}"
+            raise CallError("operation_not_served", message, retry="elsewhere")
+        return body, tokens, max(0.0, self._clock.now() - began_at)
+
+
+def _texts(found: Any) -> list[str]:
+    """Return the texts of an input. Raises CallError."""
+    texts = [found] if isinstance(found, str) else found
+    if isinstance(texts, list):
+        texts = [t.get("text") if isinstance(t, dict) else t for t in texts]
+        if 0 < len(texts) <= INPUTS_MAX and all(isinstance(t, str) and t for t in texts):
+            return texts
+    message = f"body.input must be a text, or a list of 1 to {INPUTS_MAX} texts, none empty"
+    raise CallError("request_refused", message, retry="never")
+
+
+def _encoding(body: dict[str, Any]) -> str:
+    encoding = body.get("encoding_format", "float")
+    if encoding not in ENCODINGS or body.get("dimensions") is not None:
+        message = "body.encoding_format must be float or base64, and body.dimensions is not served"
+        raise CallError("request_refused", message, retry="never")
+    return str(encoding)

@@ -1,0 +1,1 @@
+"""The backend for servers that speak the OpenAI API."""

@@ -1,0 +1,275 @@
+"""The backend for model servers with the OpenAI API: vLLM, SGLang, TGI, llama.cpp, a vendor's."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+import orjson
+
+from policies import Option
+from policies.config.fleet import OpenAIBackendConfig as Declared
+from policies.hardware.accelerator import Job
+from policies.hardware.device_time import DeviceShare
+from policies.learning.device_speed import NEWEST, Pace, shared_by
+from streams.engine.clock import Clock
+from topics import Response, VariantStatus
+from topics.wire.codec import JSON_DEPTH_MAX
+from workers.backends.base import Call, CallError, Load, Outcome
+from workers.backends.error_log import Surprises
+from workers.backends.openai.answers import Assembled, bad_answer, tokens_by_text, usage_of
+from workers.backends.openai.errors import classify
+from workers.backends.openai.server import OpenAIServer, read_body
+from workers.backends.openai.server_metrics import ServerMetrics
+from workers.backends.openai.sse import read_events
+
+# What is kept of an error's body, which the client may see.
+ERROR_BYTES_MAX = 64 * 1024
+# Levels that an answer may nest, which leaves some of what orjson writes for the result around it.
+DEPTH_MAX = 240
+PATHS = {
+    "chat": "chat/completions",
+    "completions": "completions",
+    "embeddings": "embeddings",
+    "moderations": "moderations",
+}
+# The end of a body follows the last event at once, or need not be waited for.
+END_S_MAX = 0.1
+_ANSWERED_IN = {
+    "chat": "choices",
+    "completions": "choices",
+    "embeddings": "data",
+    "moderations": "results",
+}
+_STREAMED = {"chat": "chat.completion", "completions": "text_completion"}
+_DONE = b"[DONE]"
+# The least that shows that a model answers.
+PROBES: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1},
+    "completions": {"prompt": "1", "max_tokens": 1},
+    "embeddings": {"input": "1"},
+    "moderations": {"input": "1"},
+}
+
+
+@dataclass(slots=True)
+class _Answer:
+    body: dict[str, Any]
+    output_tokens: int
+    """As counted here: pieces of a stream, a token each with most servers; else by the text."""
+    first_token_at: float | None = None
+
+
+class OpenAIBackend:
+    """Runs calls at a server; streams even where the client doesn't, to measure as it comes.
+
+    Raises:
+        BackendSettingError: the key or the authorities can't be read.
+    """
+
+    def __init__(self, declared: Declared, options: Sequence[Option], clock: Clock) -> None:
+        slots = sum(o.max_batch * o.replicas for o in options)
+        self._declared = declared
+        self._options = {option.variant: option for option in options}
+        self._clock = clock
+        # One more, so that a probe finds a connection when all slots are taken.
+        self._server = OpenAIServer(options[0].pool, declared, slots + 1)
+        self._metrics = ServerMetrics(declared, self._server)
+        self._shares = DeviceShare(options[0].replicas)
+        self._shares_of = {option.variant: DeviceShare(option.replicas) for option in options}
+        self._running = dict.fromkeys(self._options, 0)
+        self._pace = Pace()
+        self._each_s = 0.0
+        self._surprises = Surprises(options[0].pool)
+
+    async def start(self) -> None:
+        """Make the connection pool and begin to read the server's metrics."""
+        self._loop = asyncio.get_running_loop()
+        await self._server.open()
+        self._metrics.start()
+
+    async def stop(self) -> None:
+        """Close every connection; calls under way break off."""
+        await self._metrics.stop()
+        await self._server.close()
+
+    async def probe(self, variant: str) -> None:
+        """Ask for one token, or for what else the model gives. Raises CallError."""
+        operations = self._options[variant].operations
+        operation = next(name for name in PATHS if name in operations)
+        body = PROBES[operation] | {"model": self._served(variant)}
+        with self._distrusting():
+            async with self._server.post(PATHS[operation], body) as response:
+                await self._json(response)
+
+    async def execute(self, call: Call) -> Outcome:
+        """Run one request at the server. Raises CallError."""
+        variant, operation = call.placement.model_variant, call.profile.operation
+        if operation not in PATHS:
+            message = f"a server of this kind has no {operation!r}"
+            raise CallError("operation_not_served", message, retry="elsewhere")
+        self._running[variant] += 1
+        began_at, device_s, among_its_own_s = self._loop.time(), 0.0, 0.0
+        mark = self._shares.begin(began_at)
+        own_mark = self._shares_of[variant].begin(began_at)
+        started_at = self._clock.now()
+        try:
+            with self._distrusting():
+                answer = await self._ask(call)
+        finally:
+            self._running[variant] -= 1
+            ended_at = self._loop.time()
+            device_s = self._shares.end(mark, ended_at)
+            among_its_own_s = self._shares_of[variant].end(own_mark, ended_at)
+        finished_at = self._clock.now()
+        usage = usage_of(
+            answer.body,
+            input_tokens=call.profile.input_tokens,
+            output_tokens=answer.output_tokens,
+        )
+        input_tokens = max(1, usage.input_tokens)
+        cached_tokens = min(usage.cached_tokens, input_tokens)
+        job = Job("", variant, input_tokens, usage.output_tokens, cached_tokens)
+        sequences = shared_by(ended_at - began_at, among_its_own_s)
+        self._pace.learn(self._options[variant], job, sequences, device_s)
+        self._each_s += (device_s - self._each_s) * NEWEST
+        return Outcome(
+            Response(200, answer.body),
+            usage,
+            started_at,
+            answer.first_token_at,
+            finished_at,
+            device_s,
+        )
+
+    def load(self) -> Load:
+        """Return what runs through this worker, and what the server tells of itself."""
+        variants = {
+            variant: VariantStatus(
+                running=running,
+                speed=self._pace.speed(variant),
+                speed_known=self._pace.known(variant),
+            )
+            for variant, running in self._running.items()
+        }
+        server = self._metrics.load
+        queued = 0 if server is None else server.queued or 0
+        # Its queue holds what other clients sent besides, which a router knows nothing of.
+        replicas = next(iter(self._options.values())).replicas
+        return Load(queued * self._each_s / replicas, variants, server)
+
+    @contextlib.contextmanager
+    def _distrusting(self) -> Iterator[None]:
+        """Turn whatever an answer raises that nobody has thought of into a bad answer."""
+        try:
+            yield
+        except (CallError, TimeoutError):
+            raise
+        except Exception as error:
+            self._surprises.tell(error)
+            raise bad_answer(f"{type(error).__name__} while it was read") from error
+
+    async def _ask(self, call: Call) -> _Answer:
+        operation = call.profile.operation
+        is_streamed = self._declared.stream and operation in _STREAMED
+        body = call.request.body | {"model": self._served(call.placement.model_variant)}
+        body.pop("stream", None)
+        body.pop("stream_options", None)
+        if is_streamed:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        try:
+            async with (
+                asyncio.timeout(self._declared.first_token_s_max) as limit,
+                self._server.post(PATHS[operation], body) as response,
+            ):
+                if is_streamed and response.content_type == "text/event-stream":
+                    await self._refuse_unless_good(response)
+                    return await self._read_stream(call, response, limit)
+                body = await self._json(response)
+                if not isinstance(body.get(_ANSWERED_IN[operation]), list):
+                    self._raise_error_of(body)
+                    raise bad_answer(f"it has no {_ANSWERED_IN[operation]}")
+                return _Answer(body, tokens_by_text(body))
+        except TimeoutError as error:
+            message = "the server was silent for longer than its pool allows"
+            raise CallError("timeout", message, retry="elsewhere", is_pool_fault=True) from error
+
+    async def _read_stream(
+        self, call: Call, response: aiohttp.ClientResponse, limit: asyncio.Timeout
+    ) -> _Answer:
+        assembled, first_token_at = Assembled(_STREAMED[call.profile.operation]), None
+        async for chunk in self._chunks(response):
+            if assembled.add(chunk):
+                first_token_at = first_token_at or self._clock.now()
+                # Only what brings the answer on counts as a sign of life.
+                limit.reschedule(self._loop.time() + self._declared.idle_s_max)
+                if call.tell is not None:
+                    await call.tell(_checked(chunk))
+        return _Answer(_checked(assembled.body()), assembled.chunks, first_token_at)
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
+        pieces = response.content.iter_any()
+        async for data in read_events(pieces, self._declared.answer_bytes_max):
+            if data == _DONE:
+                # With the end of the body read, too, the connection can be used again. Without,
+                # the answer is whole nevertheless.
+                with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+                    async with asyncio.timeout(END_S_MAX):
+                        await response.content.readany()
+                return
+            chunk = _parsed(data)
+            self._raise_error_of(chunk)
+            yield chunk
+
+    def _raise_error_of(self, chunk: Any) -> None:
+        """Raise the error that a server tells under status 200, as newer or older vLLM has it."""
+        if not isinstance(chunk, dict):
+            return
+        error = chunk if chunk.get("object") == "error" else chunk.get("error")
+        if error:
+            code = error.get("code") if isinstance(error, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 500
+            raise classify(status, _checked(chunk), {}, self._clock.now())
+
+    async def _json(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
+        """Return an answer that is not streamed. Raises CallError."""
+        await self._refuse_unless_good(response)
+        body = _parsed(await read_body(response, self._declared.answer_bytes_max))
+        if not isinstance(body, dict):
+            raise bad_answer("it is no JSON object")
+        _checked(body)
+        return body
+
+    async def _refuse_unless_good(self, response: aiohttp.ClientResponse) -> None:
+        if response.status == HTTPStatus.OK:
+            return
+        body = None
+        # What an error says is worth knowing, but not worth another failure.
+        with contextlib.suppress(CallError, aiohttp.ClientError):
+            body = _checked(_parsed(await read_body(response, ERROR_BYTES_MAX)))
+        raise classify(response.status, body, response.headers, self._clock.now())
+
+    def _served(self, variant: str) -> str:
+        return self._declared.served_name.get(variant, variant)
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise bad_answer("it is no JSON") from error
+
+
+def _checked(body: Any) -> Any:
+    """Return a body that a result can hold. Raises CallError."""
+    nested = body
+    for _ in range(JSON_DEPTH_MAX - DEPTH_MAX):
+        nested = [nested]
+    try:
+        orjson.dumps(nested)
+    except orjson.JSONEncodeError as error:
+        raise bad_answer("it can't be written again") from error
+    return body

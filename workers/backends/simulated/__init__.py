@@ -1,0 +1,1 @@
+"""The simulated backend: an accelerator by its model, in real time."""

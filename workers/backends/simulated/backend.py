@@ -1,0 +1,196 @@
+"""The simulated accelerator: a device that does not exist, at the pace of its roofline."""
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from policies import Option
+from policies.hardware.accelerator import Completion, Job, Refused, VariantLimits
+from policies.hardware.device_time import DeviceShare
+from policies.hardware.replica import Ask, Replica, choose_replica
+from policies.learning.device_speed import Pace, shared_by
+from streams.engine.clock import Clock
+from topics import Response, ServerLoad, Usage, VariantStatus
+from workers.backends.base import Call, CallError, Load, Outcome
+from workers.backends.simulated.responses import body, output_tokens
+
+# Longer sleeps drift with the machine's clock; a new one is begun at least this often.
+SLEEP_S_MAX = 1.0
+# Batches whose replica is remembered; far more than have members under way.
+BATCHES_MAX = 4096
+
+
+class SimulatedBackend:
+    """Continuous batching on each replica of a pool, in real time or ``time_scale`` times faster.
+
+    Answers are well formed and have the right token counts; their text means nothing.
+    """
+
+    def __init__(
+        self,
+        options: Sequence[Option],
+        clock: Clock,
+        usual_tokens: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Take the options of the pool, and by class how long replies usually are, in tokens."""
+        limits = {o.variant: VariantLimits(o.roofline, o.max_batch) for o in options}
+        self._options = {o.variant: o for o in options}
+        self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
+        # By replica, then by variant.
+        self._shares = [{o.variant: DeviceShare(1) for o in options} for _ in self._replicas]
+        self._time_scale = options[0].time_scale
+        self._clock = clock
+        self._usual_tokens = usual_tokens
+        self._began_at = 0.0
+        self._waiting: dict[str, asyncio.Future[Completion]] = {}
+        self._names = itertools.count()
+        self._batches: dict[str, Replica] = {}
+        self._changed = asyncio.Event()
+        self._pace = Pace()
+        self._driver: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to follow the devices."""
+        # A time near zero keeps the sums of the model exact.
+        self._loop = asyncio.get_running_loop()
+        self._began_at = self._loop.time()
+        self._driver = asyncio.create_task(self._drive())
+        self._driver.add_done_callback(self._fail_waiting)
+
+    async def stop(self) -> None:
+        """Stop; calls under way are cancelled."""
+        if self._driver is not None:
+            self._driver.cancel()
+            await asyncio.gather(self._driver, return_exceptions=True)
+        for future in self._waiting.values():
+            future.cancel()
+
+    async def execute(self, call: Call) -> Outcome:
+        """Run a request on the replica that suits it best; members of a batch on the same one."""
+        if self._driver is None or self._driver.done():
+            raise RuntimeError("the simulated devices stand still: nothing would ever finish")
+        profile, variant = call.profile, call.placement.model_variant
+        tokens = output_tokens(call.request, profile, self._usual_tokens)
+        # Not the request's id: the same one may run again while its cancelled run still ends.
+        name = str(next(self._names))
+        # A client may hint that there are none; the model computes one at least.
+        input_tokens = max(1, profile.input_tokens)
+        replica = self._replica_for(call, input_tokens)
+        job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
+        future = self._waiting[name] = self._loop.create_future()
+        accelerator = replica.accelerator
+        share = self._shares[self._replicas.index(replica)][variant]
+        began_at = self._model_now()
+        mark = share.begin(began_at)
+        replica.submit(job, self._in_model(profile.tpot_s), self._model_now())
+        self._changed.set()
+        try:
+            done = await future
+        finally:
+            self._waiting.pop(name, None)
+            ended_at = self._model_now()
+            share_s = share.end(mark, ended_at)
+            if future.cancelled():
+                accelerator.cancel(name, self._model_now())
+                # What waited for its place is due sooner than the driver thinks.
+                self._changed.set()
+        sequences = shared_by(ended_at - began_at, share_s)
+        self._pace.learn(self._options[variant], job, sequences, done.device_s)
+        # Asked once, so that no jitter of two clocks puts the end before the first token.
+        origin_s = self._clock.now() - self._model_now() / self._time_scale
+        answer = body(call.request, profile, variant, tokens, self._clock.now())
+        return Outcome(
+            Response(200, answer),
+            Usage(profile.input_tokens, tokens),
+            started_at=origin_s + done.started_at / self._time_scale,
+            first_token_at=origin_s + done.first_token_at / self._time_scale if tokens else None,
+            finished_at=origin_s + done.finished_at / self._time_scale,
+            device_s=done.device_s,
+        )
+
+    async def probe(self, variant: str) -> None:
+        """Answer at once: what is simulated never fails of itself."""
+
+    def _replica_for(self, call: Call, input_tokens: int) -> Replica:
+        """Return where to run: a batch is sized for one device, and spread out it costs more."""
+        profile, batch_id = call.profile, call.placement.batch_id
+        chosen = None if batch_id is None else self._batches.get(batch_id)
+        if chosen is None:
+            left_s = None
+            if profile.ttft_s is not None:
+                left_s = profile.created_at + profile.ttft_s - self._clock.now()
+            ask = Ask(
+                variant=call.placement.model_variant,
+                input_tokens=input_tokens,
+                output_tokens=profile.output_tokens,
+                ttft_left_s=self._in_model(left_s),
+                tpot_s=self._in_model(profile.tpot_s),
+            )
+            chosen = self._replicas[choose_replica(self._replicas, ask, self._model_now())]
+            if batch_id is not None:
+                self._batches[batch_id] = chosen
+                if len(self._batches) > BATCHES_MAX:
+                    del self._batches[next(iter(self._batches))]
+        return chosen
+
+    def _in_model(self, wall_s: float | None) -> float | None:
+        return None if wall_s is None else wall_s * self._time_scale
+
+    def load(self) -> Load:
+        """Return running and queued jobs, and the prefills that have not begun."""
+        variants = {
+            variant: VariantStatus(
+                running=sum(r.accelerator.running_of(variant) for r in self._replicas),
+                queued=sum(r.accelerator.queued_of(variant) for r in self._replicas),
+                speed=self._pace.speed(variant),
+                speed_known=self._pace.known(variant),
+            )
+            for variant in self._options
+        }
+        backlog_s = (
+            sum(r.backlog_s for r in self._replicas) / len(self._replicas) / self._time_scale
+        )
+        accelerators = [replica.accelerator for replica in self._replicas]
+        kv_usage = sum(a.kv_wanted for a in accelerators) / len(accelerators)
+        return Load(backlog_s, variants, ServerLoad(kv_usage=round(kv_usage, 4)))
+
+    def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
+        """End every call with the defect that ended the driver; nothing else would."""
+        failure = None if driver.cancelled() else driver.exception()
+        if failure is None:
+            return
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(failure)
+
+    async def _drive(self) -> None:
+        while True:
+            now = self._model_now()
+            for replica in self._replicas:
+                for event in replica.advance(now):
+                    self._tell(event)
+            upcoming = [
+                at for r in self._replicas if (at := r.accelerator.next_event_at()) is not None
+            ]
+            wait_s = SLEEP_S_MAX
+            if upcoming:
+                wait_s = max(0.0, (min(upcoming) - self._model_now()) / self._time_scale)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(min(wait_s, SLEEP_S_MAX)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def _tell(self, event: object) -> None:
+        future = self._waiting.get(event.id) if isinstance(event, Completion | Refused) else None
+        if future is None or future.done():
+            return
+        if isinstance(event, Refused):
+            future.set_exception(CallError("memory", event.reason, retry="elsewhere"))
+        elif isinstance(event, Completion):
+            future.set_result(event)
+
+    def _model_now(self) -> float:
+        return (self._loop.time() - self._began_at) * self._time_scale

@@ -1,0 +1,41 @@
+"""Learning: a worker's experience, from what has become visible of its work."""
+
+from collections.abc import Sequence
+
+from policies.learning.feedback import Experience
+from policies.placement.retry import MAY_PASS
+from streams.engine.log import Partition
+from streams.engine.stage import Effect
+from topics import Evidence
+from workers.stage.outcomes import Task, released_at
+
+# What an open circuit sends elsewhere was not tried here.
+FAULTS = MAY_PASS - {"circuit_open"}
+
+
+class Learning:
+    """Tells the experience of committed executions, once each; an observer of transactors."""
+
+    def __init__(self, experience: Experience) -> None:
+        self._experience = experience
+
+    def __call__(self, partition: Partition, effects: Sequence[Effect]) -> None:
+        """Take in what a transaction has made visible."""
+        for effect in effects:
+            if isinstance(effect.subject, Task):
+                for record in effect.records:
+                    if isinstance(record.tells, Evidence):
+                        self._learn(effect.subject, record.tells)
+
+    def _learn(self, task: Task, evidence: Evidence) -> None:
+        if evidence.step == "executed" and evidence.usage is not None:
+            profile = task.call.profile
+            self._experience.completed(profile, task.variant, evidence.usage)
+            promised, got = evidence.promised, evidence.got
+            if promised is None or got is None or not task.call.is_direct:
+                return
+            sent_at = released_at(task.record) or profile.routed_at
+            elapsed_s = sent_at - profile.created_at
+            self._experience.kept(profile, task.variant, promised, got, elapsed_s)
+        elif evidence.step in ("fell_back", "failed") and evidence.reason in FAULTS:
+            self._experience.failed()

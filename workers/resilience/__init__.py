@@ -1,0 +1,1 @@
+"""Resilience: other tries, and circuit breakers."""

@@ -1,0 +1,121 @@
+"""Attempts: how long a call may take, and which failures are tried again at the same server."""
+
+import asyncio
+from collections.abc import Callable
+
+from policies import Option
+from streams.engine.clock import Clock
+from streams.engine.defects import log_defect
+from streams.engine.log import LogError
+from topics import Profile
+from workers.backends.base import Backend, Call, CallError, Outcome
+from workers.resilience.circuit_breaker import Breakers
+
+# Tries at one server, the first included: after a connection refused for good they take 0.5 s, so
+# that the next pool has the request within a second.
+TRIES_HERE_MAX = 3
+BACKOFF_S = 0.15
+# A server that asks for more time than this is left for another.
+AFTER_S_MAX = 10.0
+# Work is not sent back before routers can have heard that the circuit is open.
+NOTICE_S = 0.2
+# A try should leave time for this many like it elsewhere.
+RESERVED_TRIES = 2
+
+
+def limit_s(profile: Profile, option: Option, now: float, attempts_max: int) -> float:
+    """Return how long a try may take, in seconds.
+
+    The last one has all that is left to the deadline. Any other leaves what a try elsewhere would
+    take, by the roofline and twice over, but has half of what is left at least.
+    """
+    left_s = profile.deadline - now
+    if profile.attempt >= attempts_max:
+        return left_s
+    return max(left_s / 2, left_s - RESERVED_TRIES * service_s(profile, option))
+
+
+def service_s(profile: Profile, option: Option) -> float:
+    """Return how long the hardware would take in a full batch, by its roofline, in seconds."""
+    roofline = option.roofline
+    prefill_s = roofline.prefill_s(profile.input_tokens)
+    decode_s = roofline.decode_s(profile.output_tokens, option.max_batch, profile.input_tokens)
+    return (prefill_s + decode_s) / option.time_scale
+
+
+class Attempts:
+    """Runs calls at one backend: bounded in time, tried again where that helps, never in vain."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        breakers: Breakers,
+        clock: Clock,
+        *,
+        attempts_max: int,
+        uniform: Callable[[], float],
+    ) -> None:
+        self._backend = backend
+        self._breakers = breakers
+        self._clock = clock
+        self._attempts_max = attempts_max
+        self._uniform = uniform
+
+    def is_closed(self, variant: str) -> bool:
+        """Tell whether the variant's circuit lets calls through."""
+        return self._breakers.state(variant) == "closed"
+
+    async def run(self, call: Call, option: Option) -> Outcome:
+        """Run a call until it has its answer or its share of the slack is used up.
+
+        Raises:
+            CallError: what ended it; ``here`` is as good as ``elsewhere`` by now.
+        """
+        limit = limit_s(call.profile, option, self._clock.now(), self._attempts_max)
+        end_at = asyncio.get_running_loop().time() + limit
+        try:
+            async with asyncio.timeout_at(end_at):
+                return await self._try(call, end_at)
+        except TimeoutError as error:
+            # One that had no chance from the start says nothing of the server.
+            if limit >= service_s(call.profile, option):
+                self._breakers.failed(option.variant)
+            message = f"no answer within {limit:.1f} s, its share of the time to the deadline"
+            raise CallError("timeout", message, retry="elsewhere") from error
+
+    async def _try(self, call: Call, end_at: float) -> Outcome:
+        variant = call.placement.model_variant
+        loop = asyncio.get_running_loop()
+        for tries in range(1, TRIES_HERE_MAX + 1):
+            if not self.is_closed(variant):
+                await asyncio.sleep(NOTICE_S)
+                message = f"{variant} has failed here before; nothing is sent until a probe passes"
+                raise CallError("circuit_open", message, retry="elsewhere")
+            try:
+                outcome = await self._backend.execute(call)
+            except CallError as failed:
+                error = failed
+            except LogError:
+                raise
+            except Exception as defect:  # noqa: BLE001 - no request ends a worker
+                log_defect(defect, f"the backend of {call.placement.pool} failed on a request")
+                message = f"the backend raised {type(defect).__name__}, which no backend should"
+                error = CallError("backend_defect", message, retry="elsewhere", is_pool_fault=True)
+            else:
+                self._breakers.succeeded(variant)
+                return outcome
+            self._count(variant, error)
+            wait_s = error.after_s
+            if wait_s is None:
+                wait_s = BACKOFF_S * 2 ** (tries - 1) * (0.5 + self._uniform())
+            is_worth_it = wait_s <= AFTER_S_MAX and loop.time() + wait_s < end_at
+            if error.retry != "here" or tries == TRIES_HERE_MAX or not is_worth_it:
+                raise error
+            await asyncio.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+    def _count(self, variant: str, error: CallError) -> None:
+        if error.is_pool_fault:
+            self._breakers.failed(variant)
+        elif error.retry == "never":
+            self._breakers.succeeded(variant)

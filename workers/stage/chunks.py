@@ -1,0 +1,136 @@
+"""Pieces of answers, published as they come to whoever asked for a stream."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from mode import Service
+
+from streams.engine.clock import Clock
+from streams.kafka.broker_loss import client_options
+from topics import Catalogue, Profile, Settings, StreamPiece, encode
+
+# A stream that Kafka holds up for longer is given up: the result matters more.
+PUBLISH_S_MAX = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Where pieces go. Callers may rely on: what is sent stays in order for each request."""
+
+    @property
+    def clock(self) -> Clock:
+        """Whose time pieces bear."""
+        ...
+
+    async def send(self, piece: StreamPiece) -> Awaitable[object]:
+        """Hand a piece over; the future returned ends when the log has it or refuses it."""
+        ...
+
+
+class Streams:
+    """Opens the stream of each request that wants one."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def open(self, profile: Profile, trace_id: str | None = None) -> "Stream":
+        """Return the stream of a request; nothing is written before it runs."""
+        return Stream(self._sink, profile, trace_id)
+
+
+class Stream:
+    """The pieces of one answer. The order is that of ``tell``, and ``finish`` comes last."""
+
+    def __init__(self, sink: Sink, profile: Profile, trace_id: str | None = None) -> None:
+        self._sink = sink
+        self._profile = profile
+        self._trace_id = trace_id
+        self._sent: list[Awaitable[object]] = []
+        self._is_given_up = False
+        self.pieces = 0
+
+    async def tell(self, chunk: dict[str, Any]) -> None:
+        """Publish a piece; waits where Kafka is slow, and so holds up the reading of more."""
+        if self._is_given_up:
+            return
+        profile = self._profile
+        now = self._sink.clock.now()
+        piece = StreamPiece(profile.id, profile.attempt, self.pieces, now, chunk)
+        self.pieces += 1
+        try:
+            async with asyncio.timeout(PUBLISH_S_MAX):
+                self._sent.append(await self._sink.send(piece))
+        except (KafkaError, TimeoutError) as error:
+            self._give_up(error)
+
+    async def finish(self) -> None:
+        """Wait until all pieces are in the log, so that the result comes after them."""
+        sent, self._sent = self._sent, []
+        try:
+            async with asyncio.timeout(PUBLISH_S_MAX):
+                await asyncio.gather(*sent)
+        except (KafkaError, TimeoutError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._is_given_up = True
+        told = error or type(error).__name__
+        logger.warning(
+            "the stream of a request has a gap: %s", told, extra={"trace_id": self._trace_id}
+        )
+
+
+class StreamPublisher(Service):  # type: ignore[misc]
+    """Publishes pieces outside of any transaction: they are worth nothing when they are late."""
+
+    mundane_level = "debug"
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        super().__init__()
+        self._settings = settings
+        self._topic = Catalogue(settings).streams
+        self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
+        self._clock = clock
+
+    @property
+    def clock(self) -> Clock:
+        """Whose time pieces bear."""
+        return self._clock
+
+    async def on_stop(self) -> None:
+        """Let go; what waits to be sent belongs to requests that run again."""
+        if self._producer is None:
+            return
+        try:
+            async with asyncio.timeout(PUBLISH_S_MAX):
+                await self._producer.stop()
+        except TimeoutError:
+            logger.warning("Kafka does not take the last pieces of streams")
+
+    async def send(self, piece: StreamPiece) -> Awaitable[object]:
+        """Hand a piece over; the future returned ends when the log has it."""
+        producer = await self._connected()
+        sent: Awaitable[object] = await producer.send(
+            self._topic, encode(piece), key=piece.id.encode()
+        )
+        return sent
+
+    async def _connected(self) -> AIOKafkaProducer:
+        """Return the producer, which is made when the first piece comes: many never stream."""
+        async with self._connecting:
+            if self._producer is None:
+                options = client_options(self._settings)
+                producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True)
+                try:
+                    await producer.start()
+                except BaseException:
+                    await producer.stop()
+                    raise
+                self._producer = producer
+        return self._producer

@@ -1,0 +1,255 @@
+"""How a request ends at a worker: what is written of it."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from policies import Option
+from streams.engine.log import Outgoing, Record
+from streams.engine.stage import Effect
+from streams.evidence.records import EvidenceWriter
+from streams.tracing.telemetry import Telemetry
+from topics import (
+    BadRecordError,
+    Cost,
+    Envelope,
+    Fallback,
+    Host,
+    Response,
+    Result,
+    ResultError,
+    StreamPiece,
+    Timing,
+    encode,
+)
+from topics.records import headers as h
+from workers.backends.base import Call, CallError, Outcome
+from workers.stage.chunks import Stream
+
+MODEL_DIGEST_CHARACTERS_MAX = 128
+Unanswered = Literal["failed", "expired", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A request of the pool, as it was read, and its stream where the client wants one.
+
+    ``began_at`` is when its turn came, epoch seconds; None for one that still waits.
+    """
+
+    record: Record
+    call: Call
+    stream: Stream | None = None
+    began_at: float | None = None
+
+    @property
+    def variant(self) -> str:
+        """The model variant that it was placed on."""
+        return self.call.placement.model_variant
+
+    @property
+    def pool(self) -> str:
+        """The pool that it was placed in."""
+        return self.call.placement.pool
+
+
+class OutcomeWriter:
+    """Turns outcomes into records."""
+
+    def __init__(
+        self,
+        evidence_writer: EvidenceWriter,
+        telemetry: Telemetry,
+        attempts_max: int,
+        host: Host | None = None,
+    ) -> None:
+        self._evidence_writer = evidence_writer
+        self._telemetry = telemetry
+        self._attempts_max = attempts_max
+        self._host = host
+
+    def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
+        """Return result and evidence of an answer that the option's hardware gave."""
+        profile, placement = task.call.profile, task.call.placement
+        usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
+        promised = _promised(task.record)
+        got = _got(task, outcome, option.usd_per_s)
+        result = Result(
+            id=profile.id,
+            status="completed",
+            timing=self._timing(task, outcome.finished_at, outcome),
+            response=outcome.response,
+            placement=placement,
+            usage=usage,
+            cost=Cost(got.cost_usd, None if promised is None else promised.cost_usd),
+            trace_id=task.record.trace_id,
+            metadata=task.call.request.metadata,
+        )
+        evidence = self._evidence_writer.step(
+            task.record,
+            profile,
+            "executed",
+            outcome.finished_at,
+            placement=placement,
+            promised=promised,
+            got=got,
+            usage=usage,
+            batch=h.read_batch(task.record.headers),
+            host=self._host,
+            model_digest=_model_digest(outcome),
+            response_digest=self._evidence_writer.digests.digest(
+                profile.tenant, outcome.response.body
+            ),
+        )
+        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
+
+    def expired(self, task: Task, now: float, *, has_run: bool = False) -> Effect:
+        """Return result and evidence of a request whose turn, or answer, came too late."""
+        when = "while it ran at" if has_run else "before its turn came at"
+        message = f"the deadline passed {when} {task.pool}"
+        error = ResultError("deadline_passed", message)
+        return self._without_answer(task, "expired", error, now)
+
+    def cancelled(self, task: Task, message: str, now: float) -> Effect:
+        """Return result and evidence of a request that its client doesn't want any more."""
+        return self._without_answer(task, "cancelled", ResultError("cancelled", message), now)
+
+    def failed(self, task: Task, error: CallError, now: float) -> Effect:
+        """Return another try elsewhere, or the failure where there is none to make."""
+        profile = task.call.profile
+        if error.retry == "never" or profile.attempt >= self._attempts_max:
+            tried = {f.pool: f.reason for f in profile.fallbacks} | {task.pool: error.code}
+            failure = ResultError(error.code, error.message, tried)
+            return self._without_answer(task, "failed", failure, now, error.response)
+        fallback = Fallback(task.pool, error.code)
+        again = replace(
+            profile,
+            attempt=profile.attempt + 1,
+            exclude_pools=(*profile.exclude_pools, task.pool),
+            fallbacks=(*profile.fallbacks, fallback),
+        )
+        added = {h.PROFILE: encode(again)} | self._telemetry.sent(task.record, late_at=now)
+        reroute = Outgoing(
+            self._evidence_writer.catalogue.reroutes,
+            profile.id.encode(),
+            task.record.value,
+            h.replaced(h.client_headers(task.record.headers), added),
+            partition=profile.ingest_partition % self._evidence_writer.catalogue.partitions,
+        )
+        evidence = self._evidence_writer.step(
+            task.record,
+            profile,
+            "fell_back",
+            now,
+            placement=task.call.placement,
+            promised=_promised(task.record),
+            fallback=fallback,
+            host=self._host,
+            reason=error.code,
+            message=error.message,
+        )
+        return Effect(task.record, [reroute, evidence], subject=task)
+
+    def _without_answer(
+        self,
+        task: Task,
+        status: Unanswered,
+        error: ResultError,
+        now: float,
+        response: Response | None = None,
+    ) -> Effect:
+        profile = task.call.profile
+        result = Result(
+            id=profile.id,
+            status=status,
+            timing=self._timing(task, now, None),
+            response=response,
+            error=error,
+            placement=task.call.placement,
+            trace_id=task.record.trace_id,
+            metadata=task.call.request.metadata,
+        )
+        evidence = self._evidence_writer.step(
+            task.record,
+            profile,
+            status,
+            now,
+            placement=task.call.placement,
+            promised=_promised(task.record),
+            batch=h.read_batch(task.record.headers),
+            host=self._host,
+            reason=error.code,
+            message=error.message,
+        )
+        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
+
+    def _results(self, task: Task, result: Result) -> list[Outgoing]:
+        """Return the result, and the end of the stream where there is one."""
+        written = [self._evidence_writer.result(result)]
+        if task.stream is not None:
+            at = result.timing.finished_at or result.timing.created_at
+            attempt, index = task.call.profile.attempt, task.stream.pieces
+            end = StreamPiece(result.id, attempt, index, at, result=result)
+            topic = self._evidence_writer.catalogue.streams
+            written.append(Outgoing(topic, result.id.encode(), encode(end)))
+        return written
+
+    @staticmethod
+    def _timing(task: Task, finished_at: float, outcome: Outcome | None) -> Timing:
+        profile = task.call.profile
+        return Timing(
+            created_at=profile.created_at,
+            routed_at=profile.routed_at,
+            released_at=released_at(task.record),
+            started_at=None if outcome is None else outcome.started_at,
+            first_token_at=None if outcome is None else outcome.first_token_at,
+            finished_at=finished_at,
+        )
+
+
+def released_at(record: Record) -> float | None:
+    """Return when the hold let a request go, epoch seconds; None if it was never held.
+
+    Raises:
+        BadRecordError: the header is not a time.
+    """
+    value = h.find(record.headers, h.RELEASED_AT)
+    try:
+        return None if value is None else float(value)
+    except ValueError as error:
+        message = f"header {h.RELEASED_AT}: {error}"
+        raise BadRecordError("decode", "bad_header", message) from error
+
+
+def _model_digest(outcome: Outcome) -> str | None:
+    """Return the fingerprint that an OpenAI-compatible server gives of model and settings."""
+    body = outcome.response.body
+    told = body.get("system_fingerprint") if isinstance(body, dict) else None
+    return told[:MODEL_DIGEST_CHARACTERS_MAX] if isinstance(told, str) else None
+
+
+def _tool_calls(body: object) -> int:
+    """Return how many tools an answer calls, over all its choices."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list):
+        return 0
+    messages = [c.get("message") for c in choices if isinstance(c, dict)]
+    calls = [m.get("tool_calls") for m in messages if isinstance(m, dict)]
+    return sum(len(each) for each in calls if isinstance(each, list))
+
+
+def _promised(record: Record) -> Envelope | None:
+    try:
+        return h.read(record.headers, h.PROMISED, Envelope)
+    except BadRecordError:
+        return None
+
+
+def _got(task: Task, outcome: Outcome, usd_per_s: float) -> Envelope:
+    created_at = task.call.profile.created_at
+    first, steps = outcome.first_token_at, outcome.usage.output_tokens - 1
+    return Envelope(
+        cost_usd=outcome.device_s * usd_per_s,
+        ttft_s=None if first is None else first - created_at,
+        finish_s=outcome.finished_at - created_at,
+        tpot_s=(outcome.finished_at - first) / steps if first is not None and steps > 0 else None,
+    )

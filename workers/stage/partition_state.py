@@ -1,0 +1,49 @@
+"""What a worker remembers of one partition of its lanes."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from streams.engine.log import Record
+from streams.engine.stage import Effect
+from topics import Progress
+
+
+@dataclass(slots=True)
+class Lane:
+    """The memory of one partition: what was taken, and what of it is finished."""
+
+    next_offset: int
+    open: dict[int, int] = field(default_factory=dict)
+    """Offsets that were taken and are not finished, and the bytes of each record."""
+    open_bytes: int = 0
+    """The sum of those."""
+    finished: set[int] = field(default_factory=set)
+    """Offsets that are finished and visible, from the lowest one not finished or not read on."""
+    ready: list[tuple[int, Effect]] = field(default_factory=list)
+    """Finished, and in no transaction yet."""
+    committing: list[int] = field(default_factory=list)
+    """Offsets in the transaction under way; others may finish meanwhile."""
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    commit_at: float = 0.0
+    """When the next commit may be, by the loop's clock, while the worker is busy."""
+
+    def progress(self, committing: Sequence[int]) -> Progress:
+        """Return the progress once these offsets are committed."""
+        done = self.finished.union(committing)
+        still_open = self.open.keys() - committing
+        lowest = min(still_open, default=self.next_offset)
+        return Progress(lowest, tuple(sorted(offset for offset in done if offset >= lowest)))
+
+    def take(self, record: Record) -> None:
+        """Take note of a record that is open from now on."""
+        self.open[record.offset] = size = record.size_bytes
+        self.open_bytes += size
+
+    def committed(self, next_offset: int) -> None:
+        """Take note that what was being committed is visible; the lowest open one is as told."""
+        for offset in self.committing:
+            self.open_bytes -= self.open.pop(offset)
+        self.finished.update(self.committing)
+        self.finished = {offset for offset in self.finished if offset >= next_offset}
+        self.committing = []

@@ -1,0 +1,364 @@
+"""The worker: takes the requests of a pool, runs them, and commits each as it finishes.
+
+Members finish out of order. Progress is the lowest offset not finished, and the finished ones
+above it, so that a successor repeats only what had no result. Results, evidence and progress are
+one transaction.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+
+from policies import Option
+from policies.autoscaling import device_s
+from policies.batching.fair_queue import ShareOf
+from streams.cancellation.index import Cancellations, message_of
+from streams.engine.clock import Clock
+from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.stage import Effect, TransactionPlan
+from streams.evidence.records import EvidenceWriter
+from topics import Placement, Progress, parse_request
+from topics.records import headers as h
+from topics.registry import INGEST_BYTES_MAX
+from workers.backends.base import Call, CallError
+from workers.resilience.attempts import Attempts
+from workers.stage.backlog_estimate import Lately
+from workers.stage.chunks import Streams
+from workers.stage.outcomes import OutcomeWriter, Task, released_at
+from workers.stage.partition_state import Lane
+from workers.stage.start_limiter import StartPace
+from workers.stage.wait_queue import WaitQueue
+
+# How soon a finished request is looked for while any runs: in a part of the time that they take.
+FINISH_POLL_S_MIN, FINISH_POLL_S_MAX = 0.001, 0.01
+FINISH_POLL_PART = 0.1
+# With this many running, results of a partition are committed together, no more often than this,
+# and not in a transaction for every one or two of them.
+BUSY_RUNNING = 100
+COMMIT_EVERY_S = 0.05
+# Offsets finished above the lowest open one that a partition may have: progress lists them, some
+# 80 kB then in each transaction. Behind one request that takes so long the partition waits.
+FINISHED_MAX = 8192
+# Batch work may take this share of what a worker holds; the rest stays free for direct work.
+BATCH_SHARE = 0.5
+
+
+class Worker:
+    """The stage from the two lanes of a pool to results.
+
+    It takes no more while ``in_flight_max`` requests, or ``in_flight_bytes_max`` of them as they
+    came, have no visible result.
+    """
+
+    piles_up = True
+
+    def __init__(
+        self,
+        pool: str,
+        options: Sequence[Option],
+        attempts: Attempts,
+        evidence_writer: EvidenceWriter,
+        ending: OutcomeWriter,
+        clock: Clock,
+        cancellations: Cancellations,
+        streams: Streams,
+        *,
+        in_flight_max: int,
+        in_flight_bytes_max: int,
+        share_of: ShareOf = lambda _tenant: 1.0,
+    ) -> None:
+        self._pool = pool
+        self._options = {option.variant: option for option in options}
+        self._slots = {o.variant: o.max_batch * o.replicas for o in options}
+        self._attempts = attempts
+        self._evidence_writer = evidence_writer
+        self._ending = ending
+        self._clock = clock
+        self._cancellations = cancellations
+        self._streams = streams
+        cancellations.tell(self._cancel)
+        self.in_flight_max = in_flight_max
+        self._in_flight_bytes_max = in_flight_bytes_max
+        self._direct_topic = evidence_writer.catalogue.pool_lane(pool, "direct")
+        self._batch_topic = evidence_writer.catalogue.pool_lane(pool, "batch")
+        self._lanes: dict[Partition, Lane] = {}
+        self._waiting: dict[tuple[str, bool], WaitQueue[tuple[Lane, Task]]]
+        self._waiting = defaultdict(lambda: WaitQueue(share_of))
+        self._running: dict[str, int] = {}
+        self._runs: dict[asyncio.Task[None], tuple[Lane, Task]] = {}
+        self._cancelled: set[asyncio.Task[None]] = set()
+        self._pace = StartPace()
+        self.lately = Lately(options, clock)
+        self._starting_later: asyncio.TimerHandle | None = None
+        self._failure: LogError | None = None
+        self.is_draining = False
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return self._evidence_writer.catalogue.worker_group(self._pool)
+
+    @property
+    def topics(self) -> Sequence[str]:
+        """Both lanes of the pool."""
+        return (self._direct_topic, self._batch_topic)
+
+    @property
+    def slots(self) -> int:
+        """Requests that can run at once."""
+        return sum(self._slots.values())
+
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        return sum(self._running.values())
+
+    @property
+    def queued(self) -> int:
+        """Requests taken that do not run yet."""
+        return sum(map(len, self._waiting.values()))
+
+    def queued_of(self, variant: str) -> int:
+        """Return how many of those are of one variant."""
+        return sum(len(waiting) for (name, _), waiting in self._waiting.items() if name == variant)
+
+    @property
+    def queued_prefill_s(self) -> float:
+        """Time to prefill what was taken and does not run yet, per replica, in seconds."""
+        return sum(
+            self._prefill_s(self._options[variant], task)
+            for (variant, _), waiting in self._waiting.items()
+            for _, task in waiting
+        )
+
+    @staticmethod
+    def _prefill_s(option: Option, task: Task) -> float:
+        prefill_s = option.roofline.prefill_s(task.call.profile.input_tokens)
+        return prefill_s / (option.replicas * option.time_scale)
+
+    def unfinished(self) -> Iterator[tuple[float, float]]:
+        """Yield device time and deadline of each request that waits or runs here.
+
+        Of one that runs, all of its time counts: what is left of it is not known.
+        """
+        waiting = (task for entries in self._waiting.values() for _, task in entries)
+        for task in chain(waiting, (task for _, task in self._runs.values())):
+            profile = task.call.profile
+            yield device_s(profile, self._options[task.variant]), profile.deadline
+
+    @property
+    def has_open(self) -> bool:
+        """Tell whether anything runs or waits to be committed."""
+        return self.running > 0 or any(lane.ready for lane in self._lanes.values())
+
+    async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
+        """Remember what a predecessor finished above its lowest open request."""
+        lane = Lane(next_offset=0 if progress is None else progress.next_offset)
+        if progress is not None:
+            lane.finished.update(progress.finished)
+        self._lanes[partition] = lane
+
+    def forget(self, partition: Partition) -> None:
+        """Stop what runs of a partition that is another's now; it runs it again."""
+        lane = self._lanes.pop(partition, None)
+        if lane is None:
+            return
+        for waiting in self._waiting.values():
+            waiting.drop(lambda entry: entry[0] is lane)
+        for task in lane.tasks:
+            task.cancel()
+
+    def wants(self, partition: Partition) -> bool:
+        """Tell whether there is room: direct work may fill it all, batch work only its share."""
+        lane = self._lanes.get(partition)
+        if self.is_draining or (lane is not None and len(lane.finished) >= FINISHED_MAX):
+            return False
+        share = BATCH_SHARE if partition.topic == self._batch_topic else 1.0
+        lanes = self._lanes.values()
+        return (
+            sum(len(lane.open) for lane in lanes) < max(1, int(self.in_flight_max * share))
+            and sum(lane.open_bytes for lane in lanes) < self._in_flight_bytes_max * share
+        )
+
+    def idle_s(self) -> float:
+        """Return how soon a finished request may be there to commit."""
+        now = asyncio.get_running_loop().time()
+        waits = [self._commit_in_s(lane, now) for lane in self._lanes.values() if lane.ready]
+        if waits or not self.running:
+            return min(waits, default=float("inf"))
+        part_s = self._pace.call_s * FINISH_POLL_PART
+        return min(max(part_s, FINISH_POLL_S_MIN), FINISH_POLL_S_MAX)
+
+    def _commit_in_s(self, lane: Lane, now: float) -> float:
+        is_busy = self.running > BUSY_RUNNING and not self.is_draining
+        return max(0.0, lane.commit_at - now) if is_busy else 0.0
+
+    async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
+        """Take records in, start what can run, and return what has finished."""
+        if self._failure is not None:
+            raise LogError("a request could not be ended") from self._failure
+        lane = self._lanes[partition]
+        for record in records:
+            self._take(lane, record)
+        self._start_waiting()
+        now = asyncio.get_running_loop().time()
+        if not lane.ready or self._commit_in_s(lane, now) > 0:
+            return None
+        lane.commit_at = now + COMMIT_EVERY_S
+        ready, lane.ready = lane.ready, []
+        lane.committing = [offset for offset, _ in ready]
+        return TransactionPlan(lane.progress(lane.committing), [effect for _, effect in ready])
+
+    def done(self, partition: Partition, work: TransactionPlan) -> None:
+        """Results are visible; their offsets are finished."""
+        lane = self._lanes[partition]
+        lane.committed(work.progress.next_offset)
+
+    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
+        """End a request whose result is not taken (too large, say) with a failure that says so."""
+        if not isinstance(effect.subject, Task):
+            raise LogError(f"{record.topic} refused a record: {error}") from error
+        code = "result_refused"
+        message = f"{record.topic} refused the answer: {error}"
+        failure = CallError(code, message, retry="never")
+        ended = self._ending.failed(effect.subject, failure, self._clock.now())
+        ended.is_dead_letter = True
+        return [ended]
+
+    def _take(self, lane: Lane, record: Record) -> None:
+        offsets, lane.next_offset = record.offset + 1 - lane.next_offset, record.offset + 1
+        if record.offset in lane.finished:
+            return
+        lane.take(record)
+        try:
+            self._admit(lane, record, offsets)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            now = self._clock.now()
+            letter = self._evidence_writer.set_aside(record, error, now, is_accepted=True)
+            lane.ready.append((record.offset, letter))
+
+    def _admit(self, lane: Lane, record: Record, offsets: int) -> None:
+        task = self._read(record)
+        if self._cancellations.find(task.call.profile.id) is not None:
+            self._end_cancelled(lane, task)
+            return
+        if task.variant not in self._options:
+            message = f"{self._pool} does not serve {task.variant!r} any more"
+            failure = CallError("variant_not_served", message, retry="elsewhere")
+            effect = self._ending.failed(task, failure, self._clock.now())
+            lane.ready.append((record.offset, effect))
+            return
+        self.lately.took(record, offsets, task.call.profile, self._options[task.variant])
+        key = (task.variant, task.call.is_direct)
+        self._waiting[key].add(task.call.profile.tenant, (lane, task))
+
+    def _read(self, record: Record) -> Task:
+        record.check_readable()
+        profile = h.read_profile(record.headers)
+        placement = h.read(record.headers, h.PLACEMENT, Placement)
+        # Read where a bad one can still be a dead letter, and not when the answer is there.
+        h.read_batch(record.headers)
+        released_at(record)
+        request = parse_request(
+            record.value,
+            bytes_max=INGEST_BYTES_MAX,
+            default_id=h.cloud_event_id(record.headers),
+        )
+        if request.body.get("stream") is not True:
+            return Task(record, Call(request, profile, placement))
+        stream = self._streams.open(profile, record.trace_id)
+        return Task(record, Call(request, profile, placement, stream.tell), stream)
+
+    def _cancel(self, request_id: str) -> None:
+        """End a request that a client cancelled, if it waits or runs here."""
+        for waiting in self._waiting.values():
+            for lane, task in waiting.drop(lambda entry: entry[1].call.profile.id == request_id):
+                self._end_cancelled(lane, task)
+        for running, (_, task) in self._runs.items():
+            # What has its answer already keeps it.
+            if task.call.profile.id == request_id and running.cancel():
+                self._cancelled.add(running)
+
+    def _end_cancelled(self, lane: Lane, task: Task) -> None:
+        message = message_of(self._cancellations.find(task.call.profile.id))
+        effect = self._ending.cancelled(task, message, self._clock.now())
+        lane.ready.append((task.record.offset, effect))
+
+    def _start_waiting(self) -> None:
+        """Start what fits: of each variant, direct work before batch work, tenants in turn."""
+        if self.is_draining:
+            return
+        for variant, slots in self._slots.items():
+            for is_direct in (True, False):
+                waiting = self._waiting[variant, is_direct]
+                while waiting and self._may_start(variant, slots):
+                    lane, task = waiting.take()
+                    task = replace(task, began_at=self._clock.now())
+                    self._running[variant] = self._running.get(variant, 0) + 1
+                    running = asyncio.create_task(self._run(lane, task))
+                    lane.tasks.add(running)
+                    self._runs[running] = (lane, task)
+                    running.add_done_callback(partial(self._ended, lane, variant))
+
+    def _may_start(self, variant: str, slots: int) -> bool:
+        if not self._attempts.is_closed(variant):
+            # What an open circuit sends elsewhere takes no place at the server.
+            return True
+        if self._running.get(variant, 0) >= slots or self._starting_later is not None:
+            return False
+        loop = asyncio.get_running_loop()
+        wait_s = self._pace.take(loop.time(), slots)
+        if wait_s > 0:
+            self._starting_later = loop.call_later(wait_s, self._start_later)
+        return wait_s == 0
+
+    def _start_later(self) -> None:
+        self._starting_later = None
+        self._start_waiting()
+
+    def _ended(self, lane: Lane, variant: str, running: asyncio.Task[None]) -> None:
+        # A callback, because a task that is cancelled before its first step runs no `finally`.
+        lane.tasks.discard(running)
+        self._running[variant] -= 1
+        _, task = self._runs.pop(running)
+        if task.began_at is not None:
+            self._pace.ended(self._clock.now() - task.began_at)
+        is_by_client = running in self._cancelled
+        self._cancelled.discard(running)
+        if running.cancelled() and is_by_client:
+            self._end_cancelled(lane, task)
+        elif not running.cancelled():
+            # What is cancelled makes room too, but perhaps all of it is being stopped; if not, the
+            # next step starts others.
+            self._start_waiting()
+
+    async def _run(self, lane: Lane, task: Task) -> None:
+        try:
+            effect = await self._execute(task)
+        except LogError as error:
+            self._failure = error
+            return
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            now = self._clock.now()
+            effect = self._evidence_writer.set_aside(task.record, error, now, is_accepted=True)
+        lane.ready.append((task.record.offset, effect))
+
+    async def _execute(self, task: Task) -> Effect:
+        deadline = task.call.profile.deadline
+        if self._clock.now() >= deadline:
+            return self._ending.expired(task, self._clock.now())
+        option = self._options[task.variant]
+        try:
+            outcome = await self._attempts.run(task.call, option)
+        except CallError as error:
+            now = self._clock.now()
+            if error.retry != "never" and now >= deadline:
+                return self._ending.expired(task, now, has_run=True)
+            return self._ending.failed(task, error, now)
+        finally:
+            if task.stream is not None:
+                await task.stream.finish()
+        return self._ending.completed(task, outcome, option)
