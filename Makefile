@@ -46,12 +46,12 @@ demo: $(VENV)/all.installed
 	$(VENV)/bin/shunter demo
 
 simulate: setup
-	PYTHONPATH=tests $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
+	PYTHONPATH=tests:tests/support $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))
 
 # So many hostile inputs for each property of the decoder, and of what comes after it: an hour. Of
-# what else is given any input: FUZZ=10000 FUZZED="tests/test_fleet.py tests/test_request.py tests/test_openai_fuzz.py"
+# what else is given any input: FUZZ=10000 FUZZED="tests/unit/policies/test_fleet.py tests/unit/topics/test_request.py tests/contract/test_openai_fuzz.py"
 FUZZ ?= 100000
-FUZZED ?= tests/test_decoder_fuzz.py
+FUZZED ?= tests/unit/topics/test_decoder_fuzz.py
 fuzz: setup
 	SHUNTER_FUZZ_EXAMPLES=$(FUZZ) $(VENV)/bin/pytest -n0 -s $(FUZZED)
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from system import System, eventually
+from running_system import System, eventually
 
 from shunter.demo.scaling import fleet_text
 from shunter.demo.trace import load_rows, request_of

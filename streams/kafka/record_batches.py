@@ -8,7 +8,7 @@ so end each process that reads the partition, one after the other.
 ``read_every_batch`` puts the parser of this module in the client's place. A batch is unpacked
 within a limit. What can't be read of it comes as one record without key and value at the batch's
 last offset, which says why (``Record.unreadable``); records before and after it come as they are.
-The module is held to aiokafka 0.14 by tests/test_record_batches.py.
+The module is held to aiokafka 0.14 by tests/unit/streams/test_record_batches.py.
 """
 
 import struct

@@ -2,8 +2,8 @@
 
 Attributes are bytes from where they are told on (``streams/tracing/span_attributes.py``), since
 most of them come again and again, and go into a span as they are. By the messages of the protocol's
-own library, which this is held against in ``tests/test_otlp.py``, a span takes several times as
-long.
+own library, which this is held against in ``tests/unit/streams/test_otlp.py``, a span takes several
+times as long.
 
 It never fails on what a request or a model server may bring: a number out of range is put at the
 range's end, a half of a character replaced.

@@ -29,7 +29,7 @@ from confluent_kafka.admin import (
 from load import Load
 from mute import MUTE, MuteServer
 from proxy import Proxy
-from system import System
+from running_system import System
 from takeovers import Kill
 
 from topics.admin import provisioning

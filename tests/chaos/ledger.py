@@ -12,7 +12,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from load import BAD, DIRECT, REQUEST, Kind, Load, id_of, kind_of
-from system import System
+from running_system import System
 from verdict import ENDS, amiss
 
 from streams.kafka.reader import consumer_options

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 from aiokafka.errors import KafkaError
-from system import System
+from running_system import System
 
 MODEL = "llama-3.1-8b"
 EU, US = "eu-west", "us-east"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_server import Exchange, ModelServer, good
-from system import FLEET
+from running_system import FLEET
 
 MUTE = "mute-eu"
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from calm import MARGIN_S, Span, calm_after
 from cluster_faults import CLUSTER_FAULTS, IDLE_MS, ClusterScene
@@ -36,7 +37,7 @@ from ledger import Ledger
 from load import Load
 from mute import MuteServer, fleet_with
 from proxy import Proxy
-from system import System
+from running_system import System
 from table import ONE_BROKER, THREE_BROKERS, Seen, document, found_wrong, write
 from takeovers import read_taken
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems

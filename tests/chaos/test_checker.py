@@ -20,7 +20,7 @@ from ledger import Ledger
 from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id_of, kind_of
 from mute import MUTE, MuteServer, fleet_with
 from run import Asked, command, schedule
-from system import System
+from running_system import System
 from table import ONE_BROKER, THREE_BROKERS, Seen, document, rows, takeover_rows, write
 from takeovers import Kill, Taken, read_taken, takeover_s
 from typer.testing import CliRunner

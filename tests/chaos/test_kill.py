@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka.errors import KafkaError
-from system import System, chat
+from running_system import System, chat
 from verdict import POLICY_SPEED, TIMEOUTS, problems, supervise, trail_problems
 
 from topics.embedded_broker.broker import EmbeddedBroker

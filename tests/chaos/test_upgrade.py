@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from load import Load
-from system import ROOT, System
+from running_system import ROOT, System
 from upgrade import next_version, roll
 from verdict import POLICY_SPEED, TIMEOUTS
 

@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from calm import calm_after
 from ledger import Ledger
 from load import Load
-from system import System
+from running_system import System
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
 from topics.embedded_broker.broker import EmbeddedBroker

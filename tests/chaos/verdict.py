@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Container, Iterable
 
-from system import System
+from running_system import System
 
 from shunter.audit.topic import verify_topic
 from shunter.logs.reading import read_all

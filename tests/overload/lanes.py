@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
+from running_system import FLEET
 from stream import Stream, quantiles, read_meanwhile, running, show
-from system import FLEET
 
 PHASE_S = 20.0
 RATIO_MAX = 1.5

@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import orjson
 from aiokafka.client import AIOKafkaClient
+from running_system import FLEET, System, chat
 from stream import quantiles, read_on, show
-from system import FLEET, System, chat
 
 from streams.kafka.kip664 import DescribeTransactions
 from topics.embedded_broker.broker import EmbeddedBroker

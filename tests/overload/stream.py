@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
-from system import System
+from running_system import System
 
 from topics.embedded_broker.broker import EmbeddedBroker
 

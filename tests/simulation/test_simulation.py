@@ -26,7 +26,10 @@ TORN = r"its transaction was committed, but aborted on"
 
 
 def simulate(*arguments: str, hash_seed: str = "random") -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'support'}",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "simulation", *arguments],
         env=environment | {"PYTHONHASHSEED": hash_seed},

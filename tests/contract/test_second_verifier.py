@@ -1,0 +1,113 @@
+"""The second verifier shares no code with the first, and they find the same."""
+
+import ast
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import rfc8785
+from audit_cases import Trail, changed, make_trail
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tampers import TAMPERS
+
+from shunter.commands.audit_report import write_lines
+from shunter.logs.reading import row_of
+
+SCRIPT = Path(__file__).parents[2] / "deploy/verify_trail.py"
+
+
+def second() -> ModuleType:
+    module = ModuleType("verify_trail")
+    exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), module.__dict__)  # noqa: S102 - a script
+    return module
+
+
+SECOND = second()
+
+
+def export(trail: Trail, directory: Path) -> None:
+    for kind in ("evidence", "roots", "keys"):
+        records = trail.cluster().records(trail.topic(kind))
+        with (directory / f"{kind}.jsonl").open("wb") as file:
+            take = write_lines(file)
+            for record in sorted(records, key=lambda r: (r.partition, r.offset)):
+                take(row_of(record))
+
+
+def kinds_found(trail: Trail, directory: Path) -> set[str]:
+    export(trail, directory)
+    found = SECOND.Trail(directory)
+    found.read_keys()
+    found.read_evidence(found.read_roots())
+    found.check_heads()
+    return set(found.problems)
+
+
+def test_it_imports_nothing_of_the_first() -> None:
+    tree = ast.parse(SCRIPT.read_text())
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+        )
+    }
+    assert names == {"base64", "hashlib", "json", "sys", "pathlib", "cryptography"}
+
+
+@pytest.mark.parametrize("tamper", [None, *TAMPERS], ids=lambda t: getattr(t, "__name__", "none"))
+async def test_both_agree(tamper: Callable[[Trail], None] | None, tmp_path: Path) -> None:
+    trail = await make_trail()
+    if tamper is not None:
+        tamper(trail)
+    # The progress is no part of an export.
+    trail.progress = []
+    first = await trail.verified()
+    assert kinds_found(trail, tmp_path) == set(first.counts)
+
+
+async def test_both_find_what_is_added_to_a_signed_statement(tmp_path: Path) -> None:
+    trail = await make_trail()
+    trail.roots[0] = changed(trail.roots[0], b'{"chain":', b'{"note":"paid","chain":')
+    assert (await trail.verified()).counts["unreadable"] == 1
+    assert "forged" in kinds_found(trail, tmp_path)
+
+
+def run_it(directory: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, SCRIPT, directory]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_it_runs_as_a_program(tmp_path: Path) -> None:
+    trail = asyncio.run(make_trail())
+    export(trail, tmp_path)
+    done = run_it(tmp_path)
+    assert (done.returncode, done.stdout) == (0, "16 records, 1 chains: verified\n"), done.stderr
+    del trail.evidence[0]
+    export(trail, tmp_path)
+    done = run_it(tmp_path)
+    assert done.returncode == 1
+    assert "missing: yard.router-yard.requests-0: leaf 0" in done.stdout
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.floats(-sys.float_info.max, sys.float_info.max)
+    | st.text()
+    | st.dictionaries(st.text(), st.integers(-9, 9))
+)
+def test_its_canonical_json_is_that_of_the_standard(value: object) -> None:
+    try:
+        expected = rfc8785.dumps(value)  # type: ignore[arg-type]
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
+        return
+    assert SECOND.jcs(json.loads(json.dumps(value))).encode() == expected

@@ -1,0 +1,281 @@
+"""The backend for model servers, against a well-behaved server on a real socket."""
+
+import asyncio
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from model_server import USAGE, WORDS, Exchange, ModelServer, good, serving
+from openai_cases import FLEET, PATHS, backend_at, call
+from running_system import eventually
+from typer.testing import CliRunner
+
+from shunter.cli import app
+from shunter.console import UserError
+from topics import Usage
+from workers.backends.base import BackendSettingError, CallError
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"), [("chat", "chat.completion"), ("completions", "text_completion")]
+)
+async def test_an_answer_is_streamed_and_put_together_again(operation: str, kind: str) -> None:
+    async def slow(x: Exchange) -> None:
+        await x.events()
+        await asyncio.sleep(0.05)
+        await x.event(x.piece(WORDS[0]))
+        await asyncio.sleep(0.05)
+        await x.event(x.piece(WORDS[1]))
+        await x.event(x.piece(WORDS[2]))
+        await x.event(x.piece(None, "stop"))
+        await x.event({"choices": [], "usage": USAGE})
+        await x.end()
+
+    told: list[dict[str, Any]] = []
+
+    async def tell(chunk: dict[str, Any]) -> None:
+        told.append(chunk)
+
+    async with serving(slow) as server, backend_at(server.base_url) as backend:
+        outcome = await backend.execute(call(operation, tell=tell, max_tokens=9))
+    (exchange,) = server.asked
+    assert exchange.path == PATHS[operation]
+    assert exchange.body["stream"] is True
+    assert exchange.body["stream_options"] == {"include_usage": True}
+    assert (exchange.body["model"], exchange.body["max_tokens"]) == ("small-bf16", 9)
+    body = outcome.response.body
+    assert (body["object"], body["id"], body["usage"]) == (kind, "x-1", USAGE)
+    (choice,) = body["choices"]
+    text = choice["message"]["content"] if operation == "chat" else choice["text"]
+    assert (text, choice["finish_reason"]) == ("one two three", "stop")
+    assert outcome.usage == Usage(7, 3)
+    assert outcome.first_token_at is not None
+    assert outcome.first_token_at - outcome.started_at > 0.04
+    assert outcome.finished_at - outcome.first_token_at > 0.04
+    assert outcome.device_s == pytest.approx(outcome.finished_at - outcome.started_at, abs=0.1)
+    assert len(told) == 3
+
+
+async def test_tool_calls_and_choices_are_put_together_by_index() -> None:
+    def delta(index: int, finish: str | None = None, **fields: Any) -> dict[str, Any]:
+        return {"choices": [{"index": index, "delta": fields, "finish_reason": finish}]}
+
+    async def calling(x: Exchange) -> None:
+        await x.events()
+        function = {"name": "shunt", "arguments": '{"tr'}
+        first = {"index": 0, "id": "c-1", "type": "function", "function": function}
+        await x.event(delta(0, role="assistant", content=None, tool_calls=[first]))
+        await x.event(delta(1, role="assistant", content="no "))
+        more = {"index": 0, "function": {"arguments": 'ack": 4}'}}
+        await x.event(delta(0, tool_calls=[more]))
+        await x.event(delta(1, "stop", content="call"))
+        await x.event(delta(0, "tool_calls"))
+        await x.end()
+
+    async with serving(calling) as server, backend_at(server.base_url) as backend:
+        outcome = await backend.execute(call(n=2))
+    one, two = outcome.response.body["choices"]
+    (tool,) = one["message"]["tool_calls"]
+    assert tool["function"] == {"name": "shunt", "arguments": '{"track": 4}'}
+    assert (tool["id"], tool["type"], one["finish_reason"]) == ("c-1", "function", "tool_calls")
+    assert two["message"] == {"role": "assistant", "content": "no call"}
+    # Its own usage is not told, so the pieces of text are counted.
+    assert outcome.usage.output_tokens == 4
+
+
+@pytest.mark.parametrize("operation", ["embeddings", "moderations"])
+async def test_what_can_not_be_streamed_is_asked_for_as_it_is(operation: str) -> None:
+    async with serving() as server, backend_at(server.base_url) as backend:
+        outcome = await backend.execute(call(operation))
+    (exchange,) = server.asked
+    assert exchange.path == PATHS[operation]
+    assert "stream" not in exchange.body
+    assert outcome.response.body["object"] == "list"
+    assert (outcome.usage.input_tokens, outcome.first_token_at) == (7, None)
+
+
+async def test_a_server_that_does_not_stream_is_taken_as_it_is() -> None:
+    async def plain(x: Exchange) -> None:
+        choice = {"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}
+        await x.json({"object": "chat.completion", "choices": [choice], "usage": USAGE})
+
+    async with serving(plain) as server, backend_at(server.base_url) as backend:
+        assert (await backend.execute(call())).usage == Usage(7, 3)
+    async with serving(plain) as server, backend_at(server.base_url, stream=False) as backend:
+        await backend.execute(call())
+        assert "stream" not in server.asked[0].body
+
+
+MESSAGE = {"role": "assistant", "content": "hi there"}
+TOOL = {"id": "c-1", "type": "function", "function": {"name": "shunt", "arguments": '{"to": 4}'}}
+
+
+@pytest.mark.parametrize(
+    ("operation", "choices", "tokens"),
+    [
+        ("chat", [{"index": 0, "message": MESSAGE}], 2),
+        ("chat", [{"message": MESSAGE}, {"message": MESSAGE | {"content": "x"}}], 3),
+        ("chat", [{"message": MESSAGE | {"content": None, "tool_calls": [TOOL]}}], 3),
+        ("chat", [{"message": MESSAGE | {"reasoning_content": "well, so"}}], 4),
+        ("completions", [{"index": 0, "text": "hi there, you"}], 4),
+        ("chat", [None, {"message": 5}, {"message": {"content": [1], "tool_calls": {}}}], 0),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_tokens_that_the_server_does_not_tell_are_counted_from_the_text(
+    operation: str, choices: list[Any], tokens: int, stream: bool
+) -> None:
+    async def plain(x: Exchange) -> None:
+        await x.json({"choices": choices, "usage": {"prompt_tokens": 7}})
+
+    async with serving(plain) as server, backend_at(server.base_url, stream=stream) as backend:
+        outcome = await backend.execute(call(operation))
+    assert outcome.usage == Usage(7, tokens)
+
+
+async def test_cached_tokens_are_told() -> None:
+    async def cached(x: Exchange) -> None:
+        usage = USAGE | {"prompt_tokens_details": {"cached_tokens": 5}}
+        await x.json({"choices": [], "usage": usage})
+
+    async with serving(cached) as server, backend_at(server.base_url) as backend:
+        assert (await backend.execute(call())).usage == Usage(7, 3, 5)
+
+
+async def test_a_key_of_the_environment_and_the_served_name_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("YARD_KEY", "sk-secret\n")
+    declared = {"api_key_env": "YARD_KEY", "served_name": {"small-bf16": "/models/small.gguf"}}
+    async with serving() as server, backend_at(server.base_url, **declared) as backend:
+        await backend.execute(call())
+        await backend.probe("small-bf16")
+    for exchange in server.seen:
+        if exchange.body is not None:
+            assert exchange.headers["Authorization"] == "Bearer sk-secret"
+            assert exchange.body["model"] == "/models/small.gguf"
+        else:
+            assert (exchange.path, "Authorization" in exchange.headers) == ("/metrics", False)
+
+
+@pytest.mark.parametrize("value", [None, "", "two\nlines"])
+async def test_a_key_that_is_missing_or_none_is_told_at_start(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("YARD_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("YARD_KEY", value)
+    with pytest.raises(BackendSettingError, match=r"pools\.here\.backend\.api_key_env.*YARD_KEY"):
+        async with backend_at("http://127.0.0.1:1/v1", api_key_env="YARD_KEY"):
+            pass
+
+
+def test_the_command_tells_what_is_missing_before_it_looks_for_kafka(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("YARD_KEY", raising=False)
+    backend = "    backend: {type: openai, base_url: 'https://x.test/v1', api_key_env: YARD_KEY}\n"
+    (tmp_path / "fleet.yaml").write_text(FLEET + backend)
+    outcome = CliRunner().invoke(app, ["worker", "here", "--fleet", str(tmp_path / "fleet.yaml")])
+    assert isinstance(outcome.exception, UserError)
+    assert "the environment variable YARD_KEY is not set" in str(outcome.exception)
+
+
+async def test_authorities_that_can_not_be_read_are_told_at_start(tmp_path: Path) -> None:
+    with pytest.raises(BackendSettingError, match="ca_file"):
+        async with backend_at("https://127.0.0.1:1/v1", ca_file=str(tmp_path / "none.pem")):
+            pass
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """Return the files of a key and of a certificate for 127.0.0.1."""
+    key, certificate = directory / "key.pem", directory / "cert.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return key, certificate
+
+
+async def test_a_certificate_is_checked(tmp_path: Path) -> None:
+    key, certificate = make_certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    plain = ModelServer(good)
+    server = await asyncio.start_server(plain._serve, "127.0.0.1", 0, ssl=context)
+    plain._tasks = set()
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with backend_at(url) as backend:
+        with pytest.raises(CallError) as caught:
+            await backend.execute(call())
+    assert (caught.value.code, caught.value.retry) == ("tls", "elsewhere")
+    assert not plain.seen
+    async with backend_at(url, ca_file=str(certificate)) as backend:
+        assert (await backend.execute(call())).response.status_code == 200
+    server.close()
+
+
+async def test_connections_are_used_again() -> None:
+    peers: set[Any] = set()
+
+    async def noting(x: Exchange) -> None:
+        peers.add(x.writer.get_extra_info("peername"))
+        await good(x)
+
+    async with serving(noting) as server, backend_at(server.base_url) as backend:
+        for _ in range(5):
+            await backend.execute(call())
+        # One more may be that of the metrics.
+        assert len(peers) <= 2
+
+
+async def test_a_cancelled_call_closes_its_stream() -> None:
+    began = asyncio.Event()
+
+    async def endless(x: Exchange) -> None:
+        await x.events()
+        while True:
+            await x.event(x.piece("more "))
+            began.set()
+            await asyncio.sleep(0.01)
+
+    async with serving(endless) as server, backend_at(server.base_url) as backend:
+        running = asyncio.create_task(backend.execute(call()))
+        await began.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+        async def closed() -> bool:
+            return all(exchange.writer.is_closing() for exchange in server.asked)
+
+        await eventually(closed, "the server sees the stream closed", 10)
+        assert backend.load().variants["small-bf16"].running == 0
+
+
+async def test_speed_and_shares_of_device_time_are_measured() -> None:
+    async def slow(x: Exchange) -> None:
+        await asyncio.sleep(0.2)
+        await good(x)
+
+    async with serving(slow) as server, backend_at(server.base_url) as backend:
+        outcomes = await asyncio.gather(*(backend.execute(call()) for _ in range(4)))
+        # Each had a quarter of the time, more or less, and all together no more than there was.
+        wall_s = max(o.finished_at for o in outcomes) - min(o.started_at for o in outcomes)
+        assert sum(o.device_s for o in outcomes) == pytest.approx(wall_s, abs=0.1)
+        assert backend.load().variants["small-bf16"].speed != 1.0
+
+
+async def test_a_body_is_not_changed() -> None:
+    made = call(stream=True, temperature=0.5)
+    before = orjson.dumps(made.request.body)
+    async with serving() as server, backend_at(server.base_url) as backend:
+        await backend.execute(made)
+    assert orjson.dumps(made.request.body) == before
