@@ -135,7 +135,7 @@ DECLARED: dict[str, type[BaseModel]] = {
     "A tier": Tier,
     "A data class": DataClass,
     "A tenant": TenantLimits,
-    "WindowLimits": WindowLimits,
+    "Windows": WindowLimits,
     "Scarcity": Scarcity,
     "Estimates": Estimates,
 }
