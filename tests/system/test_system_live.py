@@ -181,6 +181,8 @@ async def test_the_page_tells_stories_and_takes_nothing_for_markup(
     env = {"router": {"SHUNTER_WEB_PORT": str(port)}}
     async with System(kafka, prefix, tmp_path, env_of=env) as system:
         system.start_all()
+        # Before the router has heard of a worker, it holds what comes.
+        await system.warm_up()
         # However long the router takes to start.
         late = {"deadline": time.time() + 600}
         hostile = {"tenant": HOSTILE[:60], "metadata": {"note": HOSTILE}}
