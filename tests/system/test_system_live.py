@@ -203,7 +203,7 @@ async def test_the_page_tells_stories_and_takes_nothing_for_markup(
         link = f"http://127.0.0.1:{port}/?id={urllib.parse.quote(HOSTILE)}"
         async with browsing(program, link) as tab:
             await tab.until("Boolean(document.querySelector('#told article'))")
-            await drawn_as_told(tab, port, 2)
+            await drawn_as_told(tab, port, 3)
             page = await tab.evaluate("document.documentElement.outerHTML")
             assert "<title>Shunter</title>" in page
             assert "<img" not in page
