@@ -59,9 +59,13 @@ class Budget:
         yield "tags", best_us(self.tag, self.requests)
         bodies = [request.body for request in self.requests]
         yield "digest of the body", best_us(lambda body: digests.digest("default", body), bodies)
-        yield "decide", best_us(lambda each: decide(each, situation, now), self.profiles)
+        known = [(each, inputs_of(each, situation, now)) for each in self.profiles]
         yield (
-            "what the decision was made on, and its tags",
+            "decide",
+            best_us(lambda each: decide(*each, situation.options, situation.policy, now), known),
+        )
+        yield (
+            "what the decision is made on, and its tags",
             best_us(lambda each: inputs_of(each, situation, now), self.profiles)
             + best_us(lambda each: decided_tags(*each, yard.options, now), decided),
         )

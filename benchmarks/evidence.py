@@ -83,7 +83,8 @@ def samples() -> tuple[Evidence, Evidence]:
     value = orjson.dumps({"id": "request-0000000", "task": "summarization", "body": body})
     request = parse_request(value, bytes_max=10_000)
     tagged = tag(request, policy, received_at=NOW, now=NOW, ingest_partition=0)
-    decision = decide(tagged.profile, situation, NOW)
+    inputs = inputs_of(tagged.profile, situation, NOW)
+    decision = decide(tagged.profile, inputs, options, policy, NOW)
     placed = Evidence(
         request_id=request.id,
         step="held",
@@ -98,7 +99,7 @@ def samples() -> tuple[Evidence, Evidence]:
         view_version=17,
         tags=tagged.tags | decided_tags(tagged.profile, decision, options, NOW),
         profile=tagged.profile,
-        inputs=inputs_of(tagged.profile, situation, NOW),
+        inputs=inputs,
         candidates=decision.candidates,
         promised=decision.promised,
         reason=decision.reason,

@@ -18,7 +18,7 @@ from benchmarks.sides import Load, bare, shunter
 from benchmarks.throughput import Hall
 from benchmarks.used import Used, meter
 from benchmarks.yard import NOW, REQUEST_BYTES, Yard, make_options, records_of, request_value
-from policies import Member, Options, Windows, find_target
+from policies import Member, Options, Placer, Windows
 from policies.batching.groups import group_of
 from streams.batcher.interning import share_common
 from streams.batcher.payload_cache import Payloads, Room
@@ -155,9 +155,10 @@ class Filled:
 
     def per_request_us(self, count: int) -> float:
         """Return the processor time to hold a request and release it with its batch."""
+        placer = Placer(self.yard.situation)
 
         def target(members: Sequence[Member]) -> object:
-            return find_target(members, self.yard.situation, NOW)
+            return placer.target(members, NOW)
 
         began = time.process_time()
         for number in range(count):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from policies import Policy, compile_options, decide, idle_view, situation, tag
+from policies import Placer, Policy, compile_options, idle_view, situation, tag
 from streams.config.declarations import load_fleet, load_policy
 from streams.engine.log import Outgoing, Partition
 from streams.engine.stage import Effect
@@ -61,7 +61,7 @@ def decided() -> list[Effect]:
             state.view.report(report)
     effects = []
     for profile in profiles(policy):
-        decision = decide(profile, state, NOW)
+        decision = Placer(state).decide(profile, NOW).decision
         placement = None
         if decision.option is not None:
             o = decision.option

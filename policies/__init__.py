@@ -22,11 +22,11 @@ from policies.placement.decision_tags import decided_tags
 from policies.placement.inputs import (
     Inputs,
     ReleaseInputs,
-    decide_again,
     inputs_of,
     release_again,
     release_inputs_of,
 )
+from policies.placement.placer import Placed, Placer
 from policies.placement.retry import allow_again
 from policies.placement.shadow import beside, decide_beside, release_beside
 from policies.scoring.situation import Situation, situation
@@ -44,6 +44,8 @@ __all__ = [
     "Member",
     "Option",
     "Options",
+    "Placed",
+    "Placer",
     "Policy",
     "Pool",
     "Problem",
@@ -60,7 +62,6 @@ __all__ = [
     "beside",
     "compile_options",
     "decide",
-    "decide_again",
     "decide_beside",
     "decided_tags",
     "find_target",

@@ -8,12 +8,11 @@ from typing import Protocol
 from policies.backtest.workload import Tagger
 from policies.batching.fair_queue import Member
 from policies.batching.groups import group_in
-from policies.batching.release import find_target
 from policies.batching.windows import Expelled, Release, Target, windows_of
 from policies.config.options import Option, Options
 from policies.config.policy import Policy
-from policies.placement.admission import Shares, share_out
-from policies.placement.decide import decide
+from policies.placement.admission import Shares
+from policies.placement.placer import Placer
 from policies.scoring.situation import Situation, situation
 from topics import Candidate, Envelope, PoolStatus, Profile
 from topics.records.placement import Path
@@ -66,9 +65,9 @@ class Shunter:
         self, options: Options, policy: Policy, tag: Tagger, *, keeps_candidates: bool = False
     ) -> None:
         self.situation: Situation = situation(options, policy)
+        self._placer = Placer(self.situation, Shares(policy))
         self._tag = tag
         self._keeps_candidates = keeps_candidates
-        self._shares = Shares(policy)
         self._windows = windows_of(policy)
         self._held = 0
         self._seen: dict[str, tuple[Candidate, ...]] = {}
@@ -82,20 +81,14 @@ class Shunter:
         here = self.situation
         if profile.attempt == 1:
             profile = self._tag(profile.id, here.view.lengths)
-        decision = decide(profile, here, now)
-        decision = share_out(decision, profile, here, self._shares, now)
-        if decision.group is not None:
-            here.arrivals.observe(decision.group, now)
-        if decision.option is not None and decision.estimate is not None:
-            tokens = profile.input_tokens + profile.output_tokens
-            here.view.add_sent(decision.option, decision.estimate.device_s, tokens=tokens)
-            here.view.sessions.remember(profile, decision.option, now)
-            self._shares.spend(profile.tenant, decision.estimate.cost_usd, now)
+        decision = self._placer.decide(profile, now).decision
+        if decision.option is not None:
+            self._placer.count_placed(profile, decision, now)
             seen = decision.candidates if self._keeps_candidates else ()
             return Send(profile, decision.option, "direct", None, decision.promised, seen)
         if decision.action == "hold":
             # A router names the group; the batcher works it out again from the profile.
-            group = group_in(profile, here)
+            group = group_in(profile, here.options, here.policy)
             self._windows.add(Member(profile, group, now, self._held))
             if self._keeps_candidates:
                 self._seen[profile.id] = decision.candidates
@@ -109,17 +102,15 @@ class Shunter:
 
     def release(self, now: float) -> Iterator[Send | Unserved]:
         """Release as `streams.batcher.stage.Batcher` does."""
-        view = self.situation.view
         ends: list[Release | Expelled] = []
 
         def target(members: Sequence[Member]) -> Target | None:
-            return find_target(members, self.situation, now)
+            return self._placer.target(members, now)
 
         for end in self._windows.due(now, target):
             ends.append(end)
             if isinstance(end, Release):
-                device_s = end.target.estimate.device_s * len(end.members)
-                view.add_sent(end.target.option, device_s, len(end.members), end.tokens)
+                self._placer.count_released(end)
         for end in ends:
             if isinstance(end, Release):
                 yield from self._send(end, now)

@@ -3,20 +3,21 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from policies.config.options import Options
 from policies.config.plugins import refused_by
-from policies.scoring.situation import Situation
+from policies.config.policy import Policy
 from topics import Profile, encode
 
 
-def group_in(profile: Profile, situation: Situation) -> str:
-    """Return the name of a request's group in a situation, alike to the policy's extensions too."""
-    group = group_of(profile, situation.policy.windows.length_buckets_tokens)
-    rules = situation.policy.rules
+def group_in(profile: Profile, options: Options, policy: Policy) -> str:
+    """Return the name of a request's group under a policy, alike to its extensions too."""
+    group = group_of(profile, policy.windows.length_buckets_tokens)
+    rules = policy.rules
     if not rules:
         return group
     refused = [
         f"{option.pool}/{option.variant}"
-        for option in situation.options.by_model.get(profile.model, ())
+        for option in options.by_model.get(profile.model, ())
         if refused_by(rules, profile, option) is not None
     ]
     return f"{group}|without {encode(refused).decode()}" if refused else group

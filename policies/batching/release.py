@@ -1,15 +1,15 @@
 """The release: where a group of held requests goes, decided when it goes (late binding)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
 from policies.batching.fair_queue import Member
 from policies.batching.windows import Target
-from policies.config.options import Option
+from policies.config.options import Option, Options
 from policies.config.plugins import priced_by, refused_by
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import Standing
+from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
 from policies.scoring.candidates import Offer, SecondTries, choose
 from policies.scoring.constraints import refusal
 from policies.scoring.estimate import (
@@ -21,7 +21,6 @@ from policies.scoring.estimate import (
     room,
     scarcity,
 )
-from policies.scoring.situation import Situation
 from topics import LatencyError, Profile
 from topics.records.placement import Path
 
@@ -30,7 +29,14 @@ from topics.records.placement import Path
 ROOM_MIN = 8
 
 
-def find_target(members: Sequence[Member], situation: Situation, now: float) -> Target | None:
+def find_target(
+    members: Sequence[Member],
+    loads: Mapping[str, PoolLoad],
+    arrivals_per_s: float,
+    options: Options,
+    policy: Policy,
+    now: float,
+) -> Target | None:
     """Return where these members would go now, or None where no live pool can take them.
 
     They are alike to every constraint (policies.batching.groups), so the longest of them stands for
@@ -38,21 +44,39 @@ def find_target(members: Sequence[Member], situation: Situation, now: float) -> 
     deadline in when it must be done; each has to be within the cost that they allow. The cheapest
     that finishes in time wins, else the best chance. Requests that may share a batch go one by one
     where no pool with a batch lane can take them; then only the first counts.
+
+    Args:
+        members: of one group, in the order they would go.
+        loads: by pool.
+        arrivals_per_s: the rate at which their group grows.
+        options: of the fleet.
+        policy: what is wanted.
+        now: epoch seconds.
     """
     first = members[0].profile
     paths: tuple[Path, ...] = ("batch", "direct") if first.batchable else ("direct",)
     for path in paths:
         asked = members if path == "batch" else members[:1]
-        targets = _targets(asked, path, situation, now)
+        targets = _targets(_Asked(asked, loads, arrivals_per_s, policy, now), path, options)
         if targets:
             left_s = min(m.profile.deadline for m in asked) - now
-            return _best(targets, first, left_s, situation)
+            return _best(targets, first, left_s, loads, policy)
     return None
 
 
-def _targets(
-    members: Sequence[Member], path: Path, situation: Situation, now: float
-) -> list[Target]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """For whom a target is looked for, and what is the same for each option."""
+
+    members: Sequence[Member]
+    loads: Mapping[str, PoolLoad]
+    arrivals_per_s: float
+    policy: Policy
+    now: float
+
+
+def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
+    members, policy = asked.members, asked.policy
     longest = max((m.profile for m in members), key=lambda p: p.input_tokens + p.output_tokens)
     slowest = replace(
         longest,
@@ -61,39 +85,43 @@ def _targets(
         output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
     )
     limit_usd = longest.max_cost_usd
-    rules = situation.policy.rules
+    rules, windows = policy.rules, policy.windows
     targets = []
-    for option in situation.options.by_model.get(longest.model, ()):
+    for option in options.by_model.get(longest.model, ()):
         if path not in option.lanes or refusal(longest, option) is not None:
             continue
         # The same for all of them, else they were of different groups.
         if refused_by(rules, longest, option) is not None:
             continue
-        standing = situation.view.standing(option)
+        standing = standing_in(asked.loads, option)
         if standing.obstacle:
             continue
         # What goes direct goes alone; its companions of the moment are not a batch.
-        members_max = situation.policy.windows.members_max if path == "batch" else 1
+        members_max = windows.members_max if path == "batch" else 1
         limit = batch_limit(longest, option, members_max)
         is_crowded = False
         # What may not wait for room takes what the device has.
-        if path == "batch" and situation.policy.windows.room_wait_s > 0:
+        if path == "batch" and windows.room_wait_s > 0:
             free = room(standing)
             is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
             limit = limit if is_crowded else min(limit, free)
-        ask = _Ask(option, situation, min(limit, len(members)))
+        ask = _Ask(standing, policy, min(limit, len(members)))
         if limit_usd is None or all(ask.cost_usd(m.profile) <= limit_usd for m in members):
-            target = _target(members, ask, slowest, path, limit, now)
-            rate_per_s = None
-            if path == "batch" and standing.is_idle:
-                rate_per_s = situation.arrivals.rate_per_s(members[0].group, now)
+            target = _target(members, ask, slowest, path, limit, asked.now)
+            is_awaited = path == "batch" and standing.is_idle
+            rate_per_s = asked.arrivals_per_s if is_awaited else None
             targets.append(replace(target, is_crowded=is_crowded, idle_arrivals_per_s=rate_per_s))
     return targets
 
 
-def _best(targets: Sequence[Target], first: Profile, left_s: float, situation: Situation) -> Target:
-    policy = situation.policy
-    offers = [_offer(target, situation) for target in targets]
+def _best(
+    targets: Sequence[Target],
+    first: Profile,
+    left_s: float,
+    loads: Mapping[str, PoolLoad],
+    policy: Policy,
+) -> Target:
+    offers = [_offer(target, standing_in(loads, target.option), policy) for target in targets]
     second_tries = SecondTries(offers, left_s, policy.retry_cost_weight)
     if policy.rules:
         offers = [_scored(offer, second_tries, first, policy) for offer in offers]
@@ -103,9 +131,9 @@ def _best(targets: Sequence[Target], first: Profile, left_s: float, situation: S
     return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
 
 
-def _offer(target: Target, situation: Situation) -> Offer:
-    standing, found = situation.view.standing(target.option), target.estimate
-    price_usd = found.cost_usd * scarcity(standing, situation.policy)
+def _offer(target: Target, standing: Standing, policy: Policy) -> Offer:
+    found = target.estimate
+    price_usd = found.cost_usd * scarcity(standing, policy)
     return Offer(target.candidates[0], standing, found, price_usd)
 
 
@@ -118,13 +146,13 @@ def _scored(offer: Offer, second_tries: SecondTries, first: Profile, policy: Pol
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    option: Option
-    situation: Situation
+    standing: Standing
+    policy: Policy
     members: int
 
     @property
-    def standing(self) -> Standing:
-        return self.situation.view.standing(self.option)
+    def option(self) -> Option:
+        return self.standing.option
 
     @property
     def errors(self) -> tuple[LatencyError | None, LatencyError | None]:
@@ -134,7 +162,7 @@ class _Ask:
         return estimate(
             profile,
             self.standing,
-            transport_s=self.situation.policy.estimates.transport_s,
+            transport_s=self.policy.estimates.transport_s,
             members=self.members,
         )
 
@@ -148,7 +176,7 @@ def _target(
     option, found = ask.option, ask.estimate(slowest)
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
     elapsed_s = now - urgent.created_at
-    spread = ask.situation.policy.estimates.spread
+    spread = ask.policy.estimates.spread
     # Errors are of direct requests: what a batch is promised is what its slowest member needs.
     errors = ask.errors if path == "direct" else (None, None)
     likely = chance(urgent, found, elapsed_s, spread, *errors)

@@ -4,7 +4,8 @@ A router asks for the estimate of every candidate of every request, and the load
 with its heartbeats and with what is sent there only.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from policies.config.options import Option
@@ -36,8 +37,20 @@ class Learned(NamedTuple):
 NOTHING = Learned()
 
 
+class _Standings:
+    """What is found from a load, kept beside it: not one of the fields that a decision records."""
+
+    __slots__ = ("_standings",)
+
+    _standings: "dict[str, Standing]"
+
+    def has_changed(self) -> None:
+        """Forget what was found; for whoever has changed a field."""
+        self._standings = {}
+
+
 @dataclass(slots=True)
-class PoolLoad:
+class PoolLoad(_Standings):
     """Load of one pool over its live workers. ``backlog_s`` is device time per replica.
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
@@ -57,6 +70,20 @@ class PoolLoad:
     kv_usage: float = 0.0
     learned: dict[str, Learned] = field(default_factory=dict)
     failure_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        self.has_changed()
+
+    def standing(self, option: Option) -> "Standing":
+        """Return how an option of the pool stands; the same until the load changes."""
+        found = self._standings.get(option.variant)
+        if found is None or found.option is not option:
+            found = self._standings[option.variant] = standing_of(option, self)
+        return found
+
+    def copied(self) -> "PoolLoad":
+        """Return a load that stays as this one is now."""
+        return replace(self, running_by_variant=dict(self.running_by_variant))
 
     def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
         """Return why nothing should be sent to a variant now, though time may help; else None."""
@@ -254,3 +281,12 @@ def running_step_s(
     each = min(option.max_batch, -(-sequences // replicas))
     speed = load.speed_by_variant.get(option.variant, 1.0) * option.time_scale
     return option.roofline.step_s(each, each * context_tokens) / speed
+
+
+_NOBODY = PoolLoad()
+
+
+def standing_in(loads: Mapping[str, PoolLoad], option: Option) -> Standing:
+    """Return how an option stands under the loads of some pools, by name; one without has none."""
+    load = loads.get(option.pool)
+    return standing_of(option, _NOBODY) if load is None else load.standing(option)

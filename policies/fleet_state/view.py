@@ -10,7 +10,7 @@ from policies.fleet_state.candidate_load import (
     PoolLoad,
     Standing,
     running_step_s,
-    standing_of,
+    standing_in,
 )
 from policies.fleet_state.pool_stats import Told, pooled_share, pooled_speed
 from policies.fleet_state.sessions import Sessions
@@ -34,8 +34,6 @@ class FleetView:
         self._options = options
         self._reports: dict[str, dict[str, PoolStatus]] = {}
         self._loads: dict[str, PoolLoad] = {}
-        # By pool, then by variant; of a pool whose load changes all are dropped.
-        self._standings: dict[str, dict[str, Standing]] = {}
         self.lengths = Lengths()
         self.sessions = Sessions()
         self.version = 0
@@ -77,13 +75,7 @@ class FleetView:
 
     def standing(self, option: Option) -> Standing:
         """Return how an option stands; the same until the load of its pool changes."""
-        standings = self._standings.get(option.pool)
-        if standings is None:
-            standings = self._standings[option.pool] = {}
-        found = standings.get(option.variant)
-        if found is None or found.option is not option:
-            found = standings[option.variant] = standing_of(option, self.load(option.pool))
-        return found
+        return standing_in(self._loads, option)
 
     def reports(self, pool: str) -> Sequence[PoolStatus]:
         """Return the newest heartbeat of each live worker of a pool."""
@@ -111,7 +103,7 @@ class FleetView:
         running = load.running_by_variant
         running[option.variant] = running.get(option.variant, 0) + count
         load.round_s = self._round_s(option.pool, load)
-        self._standings.pop(option.pool, None)
+        load.has_changed()
 
     def _refresh(self, pool: str) -> None:
         if pool not in self._options.by_pool:
@@ -144,7 +136,6 @@ class FleetView:
         load.kv_usage = round(fmean(used), 4) if used else 0.0
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
-        self._standings.pop(pool, None)
         self.version += 1
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:

@@ -8,8 +8,8 @@ from policies.config.options import Option
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import standing_of
 from policies.placement.decide import Decision
+from policies.placement.inputs import Inputs
 from policies.scoring.estimate import chance, estimate
-from policies.scoring.situation import Situation
 from topics import Profile
 
 Key = TypeVar("Key")
@@ -100,7 +100,12 @@ class Shares:
 
 
 def share_out(
-    decision: Decision, profile: Profile, situation: Situation, shares: Shares, now: float
+    decision: Decision,
+    profile: Profile,
+    inputs: Inputs,
+    policy: Policy,
+    shares: Shares,
+    now: float,
 ) -> Decision:
     """Return the decision, or a rejection where there is not enough for all.
 
@@ -115,7 +120,7 @@ def share_out(
     in_time = (promised.chance or 0.0) >= profile.target_chance
     if in_time or not shares.is_exceeded(profile.tenant, now):
         return decision
-    if not _is_crowded_out(profile, option, situation, now):
+    if not _is_crowded_out(profile, option, inputs, policy, now):
         return decision
     return Decision(
         "reject",
@@ -126,11 +131,13 @@ def share_out(
     )
 
 
-def _is_crowded_out(profile: Profile, option: Option, situation: Situation, now: float) -> bool:
+def _is_crowded_out(
+    profile: Profile, option: Option, inputs: Inputs, policy: Policy, now: float
+) -> bool:
     """Tell whether other work alone keeps a request from meeting its SLO at the best place."""
-    load = situation.view.load(option.pool)
+    load = inputs.loads[option.pool]
     empty = replace(load, running=0, queued=0, backlog_s=0.0, round_s=0.0, running_by_variant={})
-    assumed = situation.policy.estimates
+    assumed = policy.estimates
     found = estimate(profile, standing_of(option, empty), transport_s=assumed.transport_s)
     elapsed_s = now - profile.created_at
     likely = chance(profile, found, elapsed_s=elapsed_s, spread=assumed.spread)

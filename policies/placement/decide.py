@@ -1,4 +1,4 @@
-"""The decision: (request, fleet view, now) to placement, hold or refusal, with its reasons."""
+"""The decision: (request, inputs, now) to placement, hold or refusal, with its reasons."""
 
 from dataclasses import replace
 from typing import Literal
@@ -7,12 +7,12 @@ from policies.batching.groups import group_in
 from policies.config.options import Option, Options
 from policies.config.plugins import Extension, priced_by, refused_by
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import Standing
+from policies.fleet_state.candidate_load import Standing, standing_in
 from policies.fleet_state.sessions import Credit
+from policies.placement.inputs import Inputs
 from policies.scoring.candidates import Offer, SecondTries, choose
 from policies.scoring.constraints import PASSING, explain, has_lane, refusal
 from policies.scoring.estimate import Estimate, batch_limit, candidate, chance, estimate, scarcity
-from policies.scoring.situation import Situation
 from topics import Candidate, Envelope, Profile
 from topics.records.frozen import dataclass
 from topics.records.placement import CandidatePath
@@ -61,14 +61,23 @@ class _Question:
     scarce_from: float
 
 
-def decide(profile: Profile, situation: Situation, now: float) -> Decision:
-    """Return where the request should go.
+def decide(
+    profile: Profile, inputs: Inputs, options: Options, policy: Policy, now: float
+) -> Decision:
+    """Return where the request should go: by the same arguments, the same on any machine.
 
     Hard constraints come first. Each option that passes is a candidate to go to now and, for a
     request that may wait, a candidate to wait for: a batch of the size that the group's arrivals
     would fill within its window. The lowest price wins among those whose chance of meeting the
     SLO reaches the class's target; where none does, the best chance. The price counts how scarce
     places are, and what a failure would cost (`policies.scoring.candidates`).
+
+    Args:
+        profile: of the request.
+        inputs: what is known of load and arrivals, as its evidence has them.
+        options: of the fleet.
+        policy: what is wanted.
+        now: epoch seconds.
     """
     if now >= profile.deadline:
         late_s = now - profile.deadline
@@ -78,21 +87,22 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
             "deadline_passed",
             message=f"the deadline passed {late_s:.1f} s before the request was routed",
         )
-    group = group_in(profile, situation)
-    policy, standing_of = situation.policy, situation.view.standing
-    assumed, rate_per_s = policy.estimates, situation.arrivals.rate_per_s(group, now)
-    elapsed_s = now - profile.created_at
-    credit = situation.view.sessions.credit(profile, now)
-    transport_s, spread = assumed.transport_s, assumed.spread
-    scarce_from = policy.scarcity.from_share
+    assumed = policy.estimates
     ask = _Question(
-        profile, policy, elapsed_s, rate_per_s, transport_s, spread, credit, scarce_from
+        profile,
+        policy,
+        now - profile.created_at,
+        inputs.arrivals_per_s,
+        assumed.transport_s,
+        assumed.spread,
+        inputs.credit,
+        policy.scarcity.from_share,
     )
     rules = policy.rules
     offers: list[Offer] = []
     refused: list[Candidate] = []
-    for option in situation.options.by_model.get(profile.model, ()):
-        standing = standing_of(option)
+    for option in options.by_model.get(profile.model, ()):
+        standing = standing_in(inputs.loads, option)
         code = _refusal(profile, standing, rules)
         if code is None:
             lanes, limit_usd = option.lanes, profile.max_cost_usd
@@ -111,7 +121,7 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
         offers, unpriced = _scored(offers, second_tries, profile, rules)
         refused += unpriced
     if not offers:
-        return _unplaced(profile, situation.options, group, refused)
+        return _unplaced(profile, options, policy, refused)
     best = choose(offers, profile.target_chance, None if rules else second_tries)
     candidates = (best.candidate, *(o.candidate for o in offers if o is not best), *refused)
     reason = _why(best, offers, second_tries, profile, policy)
@@ -123,6 +133,7 @@ def decide(profile: Profile, situation: Situation, now: float) -> Decision:
         chance=best.candidate.chance,
     )
     if best.candidate.path == "hold":
+        group = group_in(profile, options, policy)
         return Decision("hold", candidates, reason, promised=promised, group=group)
     option = best.standing.option
     return Decision("place", candidates, reason, option, promised, estimate=best.estimate)
@@ -230,13 +241,15 @@ def _why(
     return "cheapest_in_time"
 
 
-def _unplaced(profile: Profile, options: Options, group: str, refused: list[Candidate]) -> Decision:
+def _unplaced(
+    profile: Profile, options: Options, policy: Policy, refused: list[Candidate]
+) -> Decision:
     """Wait where time may help: a pool without a worker, or one that fails, is not a refusal."""
     candidates = tuple(refused)
     passing = {candidate.refused for candidate in refused} & PASSING
     if passing:
         reason = "pool_unavailable" if "pool_unavailable" in passing else "circuit_open"
-        return Decision("hold", candidates, reason, group=group)
+        return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
     refusals = per_pool_refusals(options, candidates)
     if profile.model not in options.models:
         known = ", ".join(sorted(options.models))

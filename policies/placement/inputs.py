@@ -1,7 +1,5 @@
-"""What a decision was made on, small enough to be kept with it, and the decision made again."""
+"""What a decision is made on, small enough to be kept with it, and a release made again."""
 
-from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict, replace
 from math import inf
 
@@ -11,11 +9,8 @@ from policies.batching.release import find_target
 from policies.batching.windows import Release, windows_of
 from policies.config.options import Options
 from policies.config.policy import Policy
-from policies.fleet_state.arrivals import Arrivals
 from policies.fleet_state.candidate_load import PoolLoad
-from policies.fleet_state.sessions import Credit, Sessions
-from policies.fleet_state.view import FleetView
-from policies.placement.decide import Decision, decide
+from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
 from topics import Profile
 from topics.records.frozen import dataclass
@@ -74,7 +69,7 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
         situation: that the decision is made in.
         now: epoch seconds.
     """
-    group = group_in(profile, situation)
+    group = group_in(profile, situation.options, situation.policy)
     return Inputs(
         _loads(profile.model, situation),
         situation.arrivals.rate_per_s(group, now),
@@ -82,28 +77,11 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
     )
 
 
-def decide_again(
-    profile: Profile, inputs: Inputs, options: Options, policy: Policy, now: float
-) -> Decision:
-    """Return the decision that these inputs lead to.
-
-    Args:
-        profile: as it was recorded.
-        inputs: as they were recorded.
-        options: of the fleet of the recorded version.
-        policy: of the recorded version.
-        now: when it was made, epoch seconds.
-    """
-    view = _RecordedView(options, inputs.loads, inputs.credit)
-    arrivals = _RecordedArrivals(inputs.arrivals_per_s)
-    return decide(profile, Situation(options, policy, view, arrivals), now)
-
-
 def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:
     """Return what a release just judged depends on, before the view counts it."""
     profile = release.head[0].profile
     head = tuple(_waiting(member) for member in release.head)
-    loads = deepcopy(_loads(profile.model, situation))
+    loads = {pool: load.copied() for pool, load in _loads(profile.model, situation).items()}
     return ReleaseInputs(loads, head, release.waiting, release.target.idle_arrivals_per_s)
 
 
@@ -120,10 +98,9 @@ def release_again(
         now: when it was judged, epoch seconds.
     """
     head = [_member(first, waiting) for waiting in inputs.head]
-    view = _RecordedView(options, inputs.loads)
     # Where no rate was written down, none played a part; with this one waiting always pays.
     rate_per_s = inf if inputs.idle_arrivals_per_s is None else inputs.idle_arrivals_per_s
-    target = find_target(head, Situation(options, policy, view, _RecordedArrivals(rate_per_s)), now)
+    target = find_target(head, inputs.loads, rate_per_s, options, policy, now)
     if target is None:
         return None
     found = windows_of(policy).judge(head, inputs.waiting, target, now)
@@ -157,26 +134,3 @@ def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
     loads = situation.view.loads()
     options = situation.options.by_model.get(model, ())
     return {o.pool: loads[o.pool] for o in options if o.pool in loads}
-
-
-class _RecordedView(FleetView):
-    def __init__(
-        self, options: Options, loads: Mapping[str, PoolLoad], credit: Credit | None = None
-    ) -> None:
-        super().__init__(options)
-        self._loads = dict(loads)
-        self.sessions = _RecordedSessions(credit)
-
-
-class _RecordedSessions(Sessions):
-    def __init__(self, credit: Credit | None) -> None:
-        super().__init__()
-        self._credit = credit
-
-    def credit(self, profile: Profile, now: float) -> Credit | None:
-        return self._credit
-
-
-class _RecordedArrivals(Arrivals):
-    def rate_per_s(self, group: str, now: float) -> float:
-        return self._prior_per_s

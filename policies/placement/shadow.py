@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from policies.batching.fair_queue import Member
-from policies.batching.release import find_target
 from policies.config.options import Options
 from policies.config.policy import Policy
 from policies.fleet_state.view import FleetView
-from policies.placement.decide import decide
+from policies.placement.placer import Placer
 from policies.scoring.situation import Situation, situation
 from topics import Profile, Shadow
 
@@ -28,9 +27,7 @@ def decide_beside(profile: Profile, here: Situation, now: float) -> Shadow:
         here: its situation.
         now: epoch seconds.
     """
-    decision = decide(profile, here, now)
-    if decision.group is not None:
-        here.arrivals.observe(decision.group, now)
+    decision = Placer(here).decide(profile, now).decision
     promised, version = decision.promised, here.policy.version
     if promised is None:
         return Shadow(version, decision.action, decision.reason)
@@ -57,7 +54,7 @@ def release_beside(members: Sequence[Member], here: Situation, now: float) -> Sh
         here: its situation.
         now: epoch seconds.
     """
-    version, target = here.policy.version, find_target(members, here, now)
+    version, target = here.policy.version, Placer(here).target(members, now)
     if target is None:
         return Shadow(version, "hold", "pool_unavailable")
     promised = target.promise(members[0].profile, now)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import orjson
 
-from policies import Inputs, Options, Policy, ReleaseInputs, decide_again, release_again
+from policies import Inputs, Options, Policy, ReleaseInputs, decide, release_again
 from shunter.console import UserError
 from topics import BadRecordError, Candidate, Evidence, Profile, decode, encode
 
@@ -98,7 +98,7 @@ def _release_again(step: Evidence, options: Options, policy: Policy) -> Replayed
 
 def _decision_again(step: Evidence, options: Options, policy: Policy) -> Replayed:
     profile, inputs = _inputs(Inputs, step)
-    found = decide_again(profile, inputs, options, policy, step.at)
+    found = decide(profile, inputs, options, policy, step.at)
     action = {"place": "placed", "hold": "held", "reject": "rejected", "expire": "expired"}
     wanted = action[found.action]
     if found.action == "reject" and profile.attempt > 1:

@@ -17,6 +17,7 @@ from policies import (
     decide,
     decided_tags,
     idle_view,
+    inputs_of,
     review,
     situation,
     tag,
@@ -120,7 +121,8 @@ def explain(
         raise UserError(f"{request}: {error.strerror}") from error
     except (BadRecordError, UnservableError) as error:
         raise UserError(f"{request}: {error.message}") from error
-    decision = decide(tagged.profile, idle, now)
+    inputs = inputs_of(tagged.profile, idle, now)
+    decision = decide(tagged.profile, inputs, options, checked_policy, now)
     evidence = _evidence(tagged, decision, idle, str(request), now)
     if as_json:
         shown = {

@@ -77,7 +77,7 @@ class Held:
         profile = h.read_profile(record.headers)
         held_at = held_at_of(record)
         share_common(profile)
-        group = intern(group_in(profile, situation))
+        group = intern(group_in(profile, situation.options, situation.policy))
         self.windows.add(Member(profile, group, held_at, record.offset))
         self.payloads.add(profile.id, record)
         if cancellations.find(profile.id) is not None:
@@ -118,7 +118,7 @@ class Held:
         """
         windows = windows_of(situation.policy)
         for member in self.windows.members():
-            group = group_in(member.profile, situation)
+            group = group_in(member.profile, situation.options, situation.policy)
             windows.add(member if group == member.group else replace(member, group=intern(group)))
         self.windows = windows
 

@@ -13,11 +13,11 @@ from zlib import crc32
 from policies import (
     Expelled,
     Member,
+    Placer,
     Release,
     Situation,
     Target,
     Windows,
-    find_target,
     release_beside,
     release_inputs_of,
     windows_of,
@@ -63,7 +63,7 @@ class Batcher:
         held_records_max: int,
         held_payload_bytes_max: int,
     ) -> None:
-        self._situation = situation
+        self._placer = Placer(situation)
         self._shadow: Situation | None = None
         self._evidence_writer = evidence_writer
         self._catalogue = evidence_writer.catalogue
@@ -101,10 +101,15 @@ class Batcher:
 
     def take_context(self, terms: DecisionContext) -> None:
         """Go on under other terms. Only while no work is under way."""
-        self._situation, self._evidence_writer = terms.situation, terms.evidence_writer
+        self._placer.take(terms.situation)
+        self._evidence_writer = terms.evidence_writer
         self._shadow = terms.shadow
         for held in chain(self._partitions.values(), self._ahead):
             held.regroup(self._situation)
+
+    @property
+    def _situation(self) -> Situation:
+        return self._placer.situation
 
     async def read_ahead(self, log: Log) -> None:
         """Read what may become ours, while there is nothing else to do."""
@@ -224,7 +229,7 @@ class Batcher:
 
         def target(members: Sequence[Member]) -> Target | None:
             try:
-                return find_target(members, self._situation, now)
+                return self._placer.target(members, now)
             except Exception as error:  # noqa: BLE001 - no record ends a process
                 # They wait on, as where no pool is alive, and end at their deadline at last.
                 log_defect(error, f"no pool can be found for a batch of {held.partition}")
@@ -246,9 +251,7 @@ class Batcher:
                 other = self._shadow
                 shadow = None if other is None else release_beside(end.members, other, now)
                 judged = Judged(release_inputs_of(end, self._situation), shadow)
-                device_s = end.target.estimate.device_s * len(end.members)
-                view = self._situation.view
-                view.add_sent(end.target.option, device_s, len(end.members), end.tokens)
+                self._placer.count_released(end)
             ends.append((end, judged))
             released += len(end.members)
             if released >= RELEASED_MAX:

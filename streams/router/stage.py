@@ -6,6 +6,7 @@ from zlib import crc32
 from policies import (
     Decision,
     Inputs,
+    Placer,
     Policy,
     Rates,
     Shares,
@@ -13,11 +14,8 @@ from policies import (
     Tagged,
     UnservableError,
     allow_again,
-    decide,
     decide_beside,
     decided_tags,
-    inputs_of,
-    share_out,
     tag,
 )
 from streams.config.active_policy import DecisionContext
@@ -76,7 +74,7 @@ class Router:
         tokens: TokenCounter | None = None,
     ) -> None:
         self._tokens = tokens or TokenCounter({})
-        self._situation = situation
+        self._placer = Placer(situation, Shares(situation.policy))
         self._shadow: Situation | None = None
         self._evidence_writer = evidence_writer
         self._catalogue = evidence_writer.catalogue
@@ -88,7 +86,10 @@ class Router:
         )
         self._ingest: set[Partition] = set()
         self._rates = Rates(situation.policy)
-        self._shares = Shares(situation.policy)
+
+    @property
+    def _situation(self) -> Situation:
+        return self._placer.situation
 
     @property
     def group(self) -> str:
@@ -102,13 +103,10 @@ class Router:
 
     def take_context(self, terms: DecisionContext) -> None:
         """Go on under other terms. Only while no work is under way."""
-        self._situation, self._evidence_writer, self._tokens = (
-            terms.situation,
-            terms.evidence_writer,
-            terms.tokens,
-        )
+        self._placer.take(terms.situation)
+        self._evidence_writer, self._tokens = terms.evidence_writer, terms.tokens
         self._shadow = terms.shadow
-        self._rates.policy = self._shares.policy = terms.situation.policy
+        self._rates.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Learn what ids came last; no decision must depend on anything else before."""
@@ -251,11 +249,7 @@ class Router:
         shadow: Shadow | None,
         now: float,
     ) -> Effect:
-        inputs = inputs_of(profile, self._situation, now)
-        decision = decide(profile, self._situation, now)
-        decision = share_out(decision, profile, self._situation, self._shares, now)
-        if decision.group is not None:
-            self._situation.arrivals.observe(decision.group, now)
+        decision, inputs = self._placer.decide(profile, now)
         case = _Case(
             record,
             profile,
@@ -274,8 +268,8 @@ class Router:
 
     def _place(self, case: _Case) -> Effect:
         profile, decision = case.profile, case.decision
-        option, estimate = decision.option, decision.estimate
-        if option is None or estimate is None:
+        option = decision.option
+        if option is None:
             raise ValueError("a decision to place without hardware")
         placement = Placement(
             pool=option.pool,
@@ -298,10 +292,7 @@ class Router:
         )
         records = [request, self._evidence(case, "placed", placement)]
         # After the evidence, which has the loads as they were.
-        tokens = profile.input_tokens + profile.output_tokens
-        self._situation.view.add_sent(option, estimate.device_s, tokens=tokens)
-        self._situation.view.sessions.remember(profile, option, case.now)
-        self._shares.spend(profile.tenant, estimate.cost_usd, case.now)
+        self._placer.count_placed(profile, decision, case.now)
         return Effect(case.record, records, subject=case)
 
     def _hold(self, case: _Case) -> Effect:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from decisions import target_in
 from policy_cases import NOW, bulk
 
-from policies import Member, Situation, Target, find_target
+from policies import Member, Situation, Target
 from policies.batching.groups import group_of
 from topics import Profile
 
@@ -20,6 +21,6 @@ def batch(size: int, **changes: Any) -> list[Member]:
 
 
 def target_of(held: list[Member], where: Situation, now: float = NOW) -> Target:
-    target = find_target(held, where, now)
+    target = target_in(held, where, now)
     assert target is not None
     return target

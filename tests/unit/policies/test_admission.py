@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 from policy_cases import FLEET, NOW, PROPERTY
 
 from policies import (
+    Placer,
     Policy,
     Rates,
     Shares,
     Situation,
     compile_options,
-    decide,
     idle_view,
     parse_fleet,
-    share_out,
     situation,
     tag,
 )
@@ -119,8 +118,7 @@ def test_of_two_tenants_only_the_noisy_one_is_turned_away(
         tenant = "quiet" if n % 101 == 0 else "noisy"
         now = NOW + n / 1000
         profile = profile_of(situation.policy, f"r{n}", tenant, created_at=now)
-        decision = decide(profile, situation, now)
-        decision = share_out(decision, profile, situation, shares, now)
+        decision = Placer(situation, shares).decide(profile, now).decision
         actions[tenant, decision.action, decision.reason] += 1
         if decision.action == "place":
             assert decision.promised is not None
@@ -140,8 +138,7 @@ def test_nobody_is_turned_away_from_an_idle_fleet_or_at_a_later_attempt(
     idle = replace(situation, view=idle_view(situation.options, NOW))
 
     def action(where: Situation, profile: Profile) -> str:
-        decision = decide(profile, where, NOW)
-        return share_out(decision, profile, where, shares, NOW).action
+        return Placer(where, shares).decide(profile, NOW).decision.action
 
     first = profile_of(situation.policy, "r", "noisy")
     assert action(situation, first) == "reject"

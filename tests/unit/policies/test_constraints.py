@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
+from decisions import decide_in, target_in
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from policy_cases import (
@@ -20,7 +21,7 @@ from policy_cases import (
     views,
 )
 
-from policies import Decision, Member, Option, Options, Policy, Situation, decide, find_target
+from policies import Decision, Member, Option, Options, Policy, Situation
 from policies.batching.groups import group_of
 from policies.config.policy import Estimates
 from policies.fleet_state.arrivals import Arrivals
@@ -74,7 +75,7 @@ def codes(decision: Decision) -> dict[str, str | None]:
 
 
 def test_each_candidate_that_is_refused_says_why() -> None:
-    decision = decide(profile(precisions=("bf16",)), a_situation("silicon", "premium"), NOW)
+    decision = decide_in(profile(precisions=("bf16",)), a_situation("silicon", "premium"), NOW)
     assert decision.action == "place"
     assert codes(decision) == {
         "premium/llama-bf16": None,
@@ -122,7 +123,7 @@ def test_each_candidate_that_is_refused_says_why() -> None:
 def test_a_rejected_request_names_why_for_every_pool(
     changes: dict[str, Any], refusals: dict[str, str]
 ) -> None:
-    decision = decide(profile(**changes), SITUATION, NOW)
+    decision = decide_in(profile(**changes), SITUATION, NOW)
     assert decision.action == "reject"
     assert decision.refusals == refusals
     assert decision.message
@@ -145,9 +146,9 @@ def test_every_code_has_its_explanation() -> None:
 def test_a_pool_without_a_lane_for_the_request_is_no_reason_to_wait() -> None:
     chat = profile(pools=("board",))
     for where in (a_situation("board"), nobody_lives()):
-        decision = decide(chat, where, NOW)
+        decision = decide_in(chat, where, NOW)
         assert (decision.action, codes(decision)["board/llama-int8"]) == ("reject", "lane")
-    assert decide(bulk(pools=("board",)), nobody_lives(), NOW).action == "hold"
+    assert decide_in(bulk(pools=("board",)), nobody_lives(), NOW).action == "hold"
 
 
 def broken(request: Profile, option: Option) -> list[str]:
@@ -173,7 +174,7 @@ def situations(view: FleetView, rate_per_s: float = 1.0) -> Situation:
 
 
 def check_decision(request: Profile, where: Situation) -> None:
-    decision = decide(request, where, NOW)
+    decision = decide_in(request, where, NOW)
     event(f"{decision.action} {decision.reason}")
     limit_usd = request.max_cost_usd
     for candidate in decision.candidates:
@@ -227,7 +228,7 @@ def test_no_release_breaks_a_constraint_of_any_member(
     ]
     alike = [o for o in others if group_of(o, (512, 2048)) == group]
     members = [Member(each, group, NOW, 0) for each in [request, *alike]]
-    target = find_target(members, where, NOW)
+    target = target_in(members, where, NOW)
     event("released" if target else "no target")
     if target is None:
         return
@@ -291,10 +292,10 @@ def test_the_same_inputs_give_the_same_decision_in_whatever_order(
     view = data.draw(views(OPTIONS))
     there = situations(view)
     back = replace(there, options=BACKWARDS)
-    assert decide(request, there, NOW) == decide(request, there, NOW)
-    assert shape(decide(request, there, NOW)) == shape(decide(request, back, NOW))
+    assert decide_in(request, there, NOW) == decide_in(request, there, NOW)
+    assert shape(decide_in(request, there, NOW)) == shape(decide_in(request, back, NOW))
     members = [Member(request, "g", NOW, 0), Member(replace(request, id="2"), "g", NOW, 1)]
-    one, two = (find_target(members, each, NOW) for each in (there, back))
+    one, two = (target_in(members, each, NOW) for each in (there, back))
     assert (one is None) == (two is None)
     if one and two:
         assert replace(one, candidates=()) == replace(two, candidates=())
@@ -307,7 +308,7 @@ def test_the_same_inputs_give_the_same_decision_in_whatever_order(
 def test_chances_and_envelopes_are_sane(request: Profile, spread: float, now: float) -> None:
     policy: Policy = SITUATION.policy.model_copy(update={"estimates": Estimates(spread=spread)})
     where = Situation(OPTIONS, policy, SITUATION.view, Arrivals(1.0))
-    decision = decide(request, where, NOW + now)
+    decision = decide_in(request, where, NOW + now)
     assert (decision.action == "expire") == (NOW + now >= request.deadline)
     for candidate in decision.candidates:
         if candidate.refused is None:

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import pytest
+from decisions import decide_in
 from policy_cases import (
     FLEET,
     NOW,
@@ -20,7 +21,7 @@ from policy_cases import (
     status,
 )
 
-from policies import Decision, FleetView, Situation, decide, idle_view, situation
+from policies import Decision, FleetView, Situation, idle_view, situation
 from policies.fleet_state.view import MISSED_BEATS_MAX
 from policies.scoring.estimate import chance, estimate
 from topics import Candidate, Fallback, Profile, VariantStatus
@@ -37,7 +38,7 @@ def eligible(decision: Decision) -> list[Candidate]:
 
 def observed(where: Situation, request: Profile, rate_per_s: float) -> Situation:
     """The situation after half an hour of arrivals in the request's group."""
-    group = decide(replace(request, target_chance=0.01), nobody_lives(), NOW).group
+    group = decide_in(replace(request, target_chance=0.01), nobody_lives(), NOW).group
     assert group is not None
     for second in range(1800):
         for _ in range(round(rate_per_s)):
@@ -46,7 +47,7 @@ def observed(where: Situation, request: Profile, rate_per_s: float) -> Situation
 
 
 def test_the_cheapest_that_is_in_time_wins() -> None:
-    decision = decide(profile(), a_situation(), NOW)
+    decision = decide_in(profile(), a_situation(), NOW)
     assert (decision.action, decision.reason) == ("place", "cheapest_in_time")
     in_time = [c for c in eligible(decision) if (c.chance or 0) >= 0.9]
     assert len(in_time) == 3
@@ -58,7 +59,7 @@ def test_the_cheapest_that_is_in_time_wins() -> None:
 def test_a_dearer_pool_wins_where_the_cheapest_is_too_slow() -> None:
     where = a_situation()
     tight = profile(tpot_s=0.004)
-    decision = decide(tight, where, NOW)
+    decision = decide_in(tight, where, NOW)
     assert (decision.action, decision.reason) == ("place", "cheapest_in_time")
     assert chosen(decision).pool == "silicon"
     cheapest = min(eligible(decision), key=lambda c: c.cost_usd or 0)
@@ -68,7 +69,7 @@ def test_a_dearer_pool_wins_where_the_cheapest_is_too_slow() -> None:
 
 def test_the_best_chance_wins_where_nothing_is_in_time() -> None:
     hopeless = profile(deadline=NOW + 0.4)
-    decision = decide(hopeless, a_situation(), NOW)
+    decision = decide_in(hopeless, a_situation(), NOW)
     assert (decision.action, decision.reason) == ("place", "best_chance")
     chances = [c.chance or 0 for c in eligible(decision)]
     assert chosen(decision).chance == max(chances)
@@ -78,20 +79,20 @@ def test_the_best_chance_wins_where_nothing_is_in_time() -> None:
 def test_a_lower_target_takes_the_cheaper_risk() -> None:
     def pool(target_chance: float) -> str:
         request = profile(tpot_s=0.0048, target_chance=target_chance)
-        return chosen(decide(request, a_situation(), NOW)).pool
+        return chosen(decide_in(request, a_situation(), NOW)).pool
 
     assert (pool(0.5), pool(0.95)) == ("premium", "silicon")
 
 
 def test_the_only_candidate_is_told_as_such() -> None:
-    decision = decide(profile(pools=("silicon",)), a_situation(), NOW)
+    decision = decide_in(profile(pools=("silicon",)), a_situation(), NOW)
     assert (decision.action, decision.reason) == ("place", "only_candidate")
     assert [c.refused for c in decision.candidates].count(None) == 1
 
 
 @pytest.mark.parametrize("request_", [profile(), bulk()])
 def test_the_promise_is_the_chosen_candidates(request_: Profile) -> None:
-    decision = decide(replace(request_, created_at=NOW - 2), a_situation(), NOW)
+    decision = decide_in(replace(request_, created_at=NOW - 2), a_situation(), NOW)
     first, promised = chosen(decision), decision.promised
     assert promised is not None
     assert first.refused is None
@@ -104,9 +105,9 @@ def test_the_promise_is_the_chosen_candidates(request_: Profile) -> None:
 
 
 def test_time_already_lost_counts() -> None:
-    fresh = decide(profile(), a_situation(), NOW)
-    stale = decide(profile(created_at=NOW - 0.9, deadline=NOW + 59), a_situation(), NOW)
-    late = decide(profile(created_at=NOW - 1.5, deadline=NOW + 58), a_situation(), NOW)
+    fresh = decide_in(profile(), a_situation(), NOW)
+    stale = decide_in(profile(created_at=NOW - 0.9, deadline=NOW + 59), a_situation(), NOW)
+    late = decide_in(profile(created_at=NOW - 1.5, deadline=NOW + 58), a_situation(), NOW)
     assert (chosen(fresh).chance or 0) > (chosen(stale).chance or 0) > 0
     assert chosen(late).chance == 0.0
     assert late.action == "place"
@@ -114,7 +115,7 @@ def test_time_already_lost_counts() -> None:
 
 def test_waiting_wins_for_work_that_can_wait_where_company_comes() -> None:
     where = observed(a_situation("premium", "silicon"), bulk(), 1.0)
-    decision = decide(bulk(), where, NOW)
+    decision = decide_in(bulk(), where, NOW)
     assert (decision.action, decision.reason) == ("hold", "waiting_is_cheapest")
     assert chosen(decision).path == "hold"
     direct = [c for c in eligible(decision) if c.path == "direct"]
@@ -129,7 +130,7 @@ def test_waiting_wins_for_work_that_can_wait_where_company_comes() -> None:
 def test_more_company_makes_waiting_cheaper_and_shorter() -> None:
     def hold(rate_per_s: float) -> Candidate:
         where = observed(a_situation("silicon"), bulk(), rate_per_s)
-        return next(c for c in eligible(decide(bulk(), where, NOW)) if c.path == "hold")
+        return next(c for c in eligible(decide_in(bulk(), where, NOW)) if c.path == "hold")
 
     few, many = hold(1.0), hold(20.0)
     assert (few.cost_usd or 0) > (many.cost_usd or 0)
@@ -143,7 +144,7 @@ def test_waiting_without_company_buys_nothing() -> None:
         some_options(), a_policy(POLICY.replace("rate_per_s: 1.0", "rate_per_s: 0.01"))
     )
     where.view.report(status("premium"))
-    decision = decide(bulk(), where, NOW)
+    decision = decide_in(bulk(), where, NOW)
     assert (decision.action, chosen(decision).path) == ("place", "direct")
     hold = next(
         c
@@ -156,7 +157,7 @@ def test_waiting_without_company_buys_nothing() -> None:
 
 def test_waiting_loses_where_the_deadline_comes_first() -> None:
     where = observed(a_situation("premium", "silicon"), bulk(), 1.0)
-    decision = decide(bulk(deadline=NOW + 10), where, NOW)
+    decision = decide_in(bulk(deadline=NOW + 10), where, NOW)
     assert (decision.action, chosen(decision).path) == ("place", "direct")
     holds = [c for c in eligible(decision) if c.path == "hold"]
     assert holds
@@ -166,20 +167,20 @@ def test_waiting_loses_where_the_deadline_comes_first() -> None:
 def test_whoever_cannot_wait_is_not_made_to() -> None:
     where = observed(a_situation(), bulk(), 20.0)
     for request in (profile(), bulk(batchable=False)):
-        decision = decide(request, where, NOW)
+        decision = decide_in(request, where, NOW)
         assert decision.action == "place"
         assert {c.path for c in decision.candidates} == {"direct"}
 
 
 def test_a_pool_for_batches_only_is_waited_for() -> None:
-    decision = decide(bulk(), a_situation("board"), NOW)
+    decision = decide_in(bulk(), a_situation("board"), NOW)
     assert decision.action == "hold"
     assert [c.path for c in eligible(decision)] == ["hold"]
 
 
 @pytest.mark.parametrize("request_", [profile(), bulk()])
 def test_a_fleet_without_workers_is_waited_for(request_: Profile) -> None:
-    decision = decide(request_, nobody_lives(), NOW)
+    decision = decide_in(request_, nobody_lives(), NOW)
     assert (decision.action, decision.reason) == ("hold", "pool_unavailable")
     assert {c.refused for c in decision.candidates} <= {"pool_unavailable", "lane"}
     assert decision.group
@@ -187,14 +188,14 @@ def test_a_fleet_without_workers_is_waited_for(request_: Profile) -> None:
 
 
 def test_whatever_lives_is_taken_before_what_may_come() -> None:
-    decision = decide(profile(), a_situation("silicon"), NOW)
+    decision = decide_in(profile(), a_situation("silicon"), NOW)
     assert decision.action == "place"
     assert chosen(decision).pool == "silicon"
     assert {c.pool: c.refused for c in decision.candidates}["premium"] == "pool_unavailable"
 
 
 def test_a_request_that_only_dead_pools_may_serve_waits_for_them() -> None:
-    decision = decide(profile(regions=("eu-west",)), a_situation("silicon"), NOW)
+    decision = decide_in(profile(regions=("eu-west",)), a_situation("silicon"), NOW)
     assert (decision.action, decision.reason) == ("hold", "pool_unavailable")
 
 
@@ -202,17 +203,17 @@ def test_a_request_that_only_dead_pools_may_serve_waits_for_them() -> None:
 def test_a_worker_that_does_not_take_work_is_no_worker(state: Any) -> None:
     where = a_situation("silicon")
     where.view.report(status("silicon", state=state))
-    assert decide(profile(), where, NOW).reason == "pool_unavailable"
+    assert decide_in(profile(), where, NOW).reason == "pool_unavailable"
 
 
 def test_a_worker_that_falls_silent_is_dead_after_some_beats() -> None:
     where = a_situation("silicon")
     last = NOW + MISSED_BEATS_MAX * 5.0
     where.view.prune(last)
-    assert decide(profile(), where, NOW).action == "place"
+    assert decide_in(profile(), where, NOW).action == "place"
     seen = where.view.version
     where.view.prune(last + 0.1)
-    assert decide(profile(), where, NOW).reason == "pool_unavailable"
+    assert decide_in(profile(), where, NOW).reason == "pool_unavailable"
     assert where.view.version > seen
 
 
@@ -220,28 +221,28 @@ def test_a_pool_that_the_fleet_does_not_have_changes_nothing() -> None:
     where = nobody_lives()
     where.view.report(status("stranger"))
     assert where.view.version == 0
-    assert decide(profile(), where, NOW).reason == "pool_unavailable"
+    assert decide_in(profile(), where, NOW).reason == "pool_unavailable"
 
 
 @pytest.mark.parametrize("late_s", [0.0, 12.3])
 def test_a_deadline_that_has_passed_ends_the_request(late_s: float) -> None:
-    decision = decide(profile(deadline=NOW - late_s), a_situation(), NOW)
+    decision = decide_in(profile(deadline=NOW - late_s), a_situation(), NOW)
     assert (decision.action, decision.reason) == ("expire", "deadline_passed")
     assert decision.message == f"the deadline passed {late_s} s before the request was routed"
     assert decision.candidates == ()
-    assert decide(profile(deadline=NOW + 0.01), a_situation(), NOW).action == "place"
+    assert decide_in(profile(deadline=NOW + 0.01), a_situation(), NOW).action == "place"
 
 
 def test_a_pool_that_failed_is_not_tried_again() -> None:
     where = a_situation()
-    first = chosen(decide(profile(), where, NOW)).pool
+    first = chosen(decide_in(profile(), where, NOW)).pool
     again = profile(exclude_pools=(first,), attempt=2, fallbacks=(Fallback(first, "timeout"),))
-    decision = decide(again, where, NOW)
+    decision = decide_in(again, where, NOW)
     assert decision.action == "place"
     assert chosen(decision).pool == "silicon" != first
     refused = {c.refused for c in decision.candidates if c.pool == first}
     assert refused == {"pool_excluded"}
-    last = decide(replace(again, exclude_pools=(first, "silicon"), attempt=3), where, NOW)
+    last = decide_in(replace(again, exclude_pools=(first, "silicon"), attempt=3), where, NOW)
     assert (last.action, last.reason) == ("reject", "no_pool")
     assert last.refusals is not None
     assert last.refusals[first] == last.refusals["silicon"] == "pool_excluded"
@@ -249,10 +250,10 @@ def test_a_pool_that_failed_is_not_tried_again() -> None:
 
 def test_a_limit_of_cost_takes_candidates_out() -> None:
     where = a_situation()
-    limit_usd = chosen(decide(profile(tpot_s=0.004), where, NOW)).cost_usd
+    limit_usd = chosen(decide_in(profile(tpot_s=0.004), where, NOW)).cost_usd
     assert limit_usd is not None
-    within = decide(profile(tpot_s=0.004, max_cost_usd=limit_usd), where, NOW)
-    below = decide(profile(tpot_s=0.004, max_cost_usd=limit_usd * 0.99), where, NOW)
+    within = decide_in(profile(tpot_s=0.004, max_cost_usd=limit_usd), where, NOW)
+    below = decide_in(profile(tpot_s=0.004, max_cost_usd=limit_usd * 0.99), where, NOW)
     assert chosen(within).pool == "silicon"
     assert chosen(below).pool == "premium"
     assert {c.refused for c in below.candidates if c.pool == "silicon"} == {"max_cost"}
@@ -260,8 +261,8 @@ def test_a_limit_of_cost_takes_candidates_out() -> None:
 
 def test_waiting_may_be_all_that_is_within_the_cost() -> None:
     where = observed(a_situation("premium", "silicon"), bulk(), 1.0)
-    limit_usd = 2 * min(c.cost_usd or 0 for c in eligible(decide(bulk(), where, NOW)))
-    decision = decide(bulk(max_cost_usd=limit_usd), where, NOW)
+    limit_usd = 2 * min(c.cost_usd or 0 for c in eligible(decide_in(bulk(), where, NOW)))
+    decision = decide_in(bulk(max_cost_usd=limit_usd), where, NOW)
     assert decision.action == "hold"
     assert {c.path for c in eligible(decision)} == {"hold"}
 
@@ -273,7 +274,7 @@ def test_a_pool_that_often_fails_is_dearer_than_it_says() -> None:
         where = situation(some_options(text), policy)
         for name in ("left", "right"):
             where.view.report(status(name))
-        return chosen(decide(profile(), where, NOW)).pool
+        return chosen(decide_in(profile(), where, NOW)).pool
 
     assert pool(0.0) == "left"
     assert pool(0.01) == "right"
@@ -284,14 +285,14 @@ def test_equal_pools_are_told_apart_by_name_wherever_they_stand() -> None:
     swapped = TWINS.replace("left:", "tmp:").replace("right:", "left:").replace("tmp:", "right:")
     for fleet in (TWINS, swapped):
         for request in (profile(), bulk()):
-            assert chosen(decide(request, a_situation(fleet=fleet), NOW)).pool == "left"
+            assert chosen(decide_in(request, a_situation(fleet=fleet), NOW)).pool == "left"
 
 
 def test_a_burst_spreads_over_the_pools() -> None:
     where = a_situation(fleet=TWINS)
     pools: Counter[str] = Counter()
     for number in range(64):
-        decision = decide(profile(id=f"r{number}", tpot_s=None), where, NOW)
+        decision = decide_in(profile(id=f"r{number}", tpot_s=None), where, NOW)
         assert decision.option is not None
         assert decision.estimate is not None
         pools[decision.option.pool] += 1
@@ -304,12 +305,12 @@ def test_a_burst_spreads_over_the_pools() -> None:
 def test_a_heartbeat_takes_the_place_of_what_was_sent() -> None:
     where = a_situation("silicon")
     option = where.options.of("silicon", "llama-fp8")
-    idle = decide(profile(), where, NOW)
+    idle = decide_in(profile(), where, NOW)
     where.view.add_sent(option, 5.0, 10)
-    busy = decide(profile(), where, NOW)
+    busy = decide_in(profile(), where, NOW)
     assert (chosen(busy).ttft_s or 0) >= (chosen(idle).ttft_s or 0) + 5
     where.view.report(status("silicon", at=NOW + 1))
-    assert decide(profile(), where, NOW) == idle
+    assert decide_in(profile(), where, NOW) == idle
 
 
 def test_sent_work_is_shared_by_the_workers_and_replicas_of_a_pool() -> None:
@@ -334,9 +335,9 @@ def test_sent_work_is_shared_by_the_workers_and_replicas_of_a_pool() -> None:
 )
 def test_load_makes_a_pool_slower(load: dict[str, Any]) -> None:
     where = a_situation("silicon")
-    idle = chosen(decide(profile(), where, NOW))
+    idle = chosen(decide_in(profile(), where, NOW))
     where.view.report(status("silicon", **load))
-    busy = chosen(decide(profile(), where, NOW))
+    busy = chosen(decide_in(profile(), where, NOW))
     assert (busy.finish_s or 0) > (idle.finish_s or 0)
 
 
@@ -353,9 +354,9 @@ def test_measured_speed_scales_cost_and_time() -> None:
 @pytest.mark.parametrize("speed", [0.0, -1.0])
 def test_a_speed_that_cannot_be_is_not_believed(speed: float) -> None:
     where = a_situation("silicon")
-    idle = decide(profile(), where, NOW)
+    idle = decide_in(profile(), where, NOW)
     where.view.report(status("silicon", variants={"llama-fp8": VariantStatus(speed=speed)}))
-    assert decide(profile(), where, NOW) == idle
+    assert decide_in(profile(), where, NOW) == idle
 
 
 def test_the_order_in_which_workers_are_heard_makes_no_difference() -> None:
@@ -379,7 +380,7 @@ def test_an_assumed_fleet_is_alive_and_idle() -> None:
     where = situation(some_options(), a_policy())
     view = idle_view(where.options, NOW)
     assert set(view.loads()) == {"premium", "silicon", "board", "small"}
-    assert decide(profile(), replace(where, view=view), NOW) == decide(
+    assert decide_in(profile(), replace(where, view=view), NOW) == decide_in(
         profile(), a_situation(), NOW
     )
 
@@ -408,7 +409,7 @@ def test_a_chance_falls_from_one_to_zero_about_the_limit() -> None:
 
 def test_a_request_for_embeddings_has_no_decode() -> None:
     text = profile(model="vector", operation="embeddings", input_tokens=300, output_tokens=0)
-    decision = decide(text, a_situation(), NOW)
+    decision = decide_in(text, a_situation(), NOW)
     assert decision.action == "place"
     assert decision.estimate is not None
     assert decision.estimate.tpot_s == 0.0
@@ -418,5 +419,5 @@ def test_a_request_for_embeddings_has_no_decode() -> None:
 
 def test_free_hardware_is_taken_first() -> None:
     free = FLEET.replace("usd_per_hour: 9.0", "usd_per_hour: 0")
-    decision = decide(profile(), a_situation(fleet=free), NOW)
+    decision = decide_in(profile(), a_situation(fleet=free), NOW)
     assert (chosen(decision).pool, chosen(decision).cost_usd) == ("silicon", 0.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from decisions import decide_in, group_there, target_in
 from hold_cases import hold, make_batcher
 from policy_cases import NOW, a_policy, a_situation, bulk, profile, some_options
 from stream_cases import Yard, drain, make_router
@@ -23,11 +24,8 @@ from policies import (
     Situation,
     allow_again,
     decide,
-    decide_again,
-    find_target,
     inputs_of,
 )
-from policies.batching.groups import group_in
 from shunter.cli import app
 from streams.config.declarations import load_policy, published_policy, text_of
 from topics import Declared, Fallback, PolicyLog, Profile, encode
@@ -62,7 +60,7 @@ def fails(*_: object) -> Any:
 
 def refusals(where: Situation, request: Profile) -> dict[str, set[str | None]]:
     found: dict[str, set[str | None]] = {}
-    for each in decide(request, where, NOW).candidates:
+    for each in decide_in(request, where, NOW).candidates:
         found.setdefault(each.pool, set()).add(each.refused)
     return found
 
@@ -74,15 +72,15 @@ def test_a_constraint_refuses_with_its_name_and_code() -> None:
         "silicon": {None},
         "board": {"lane"},
     }
-    only = decide(profile(pools=("premium",)), where, NOW)
+    only = decide_in(profile(pools=("premium",)), where, NOW)
     assert (only.action, only.reason) == ("reject", "no_pool")
     assert "premium is refused by the extension posh (too_posh)" in str(only.message)
 
 
 def test_a_scorer_changes_what_is_chosen_and_nothing_else() -> None:
-    plain = decide(profile(), a_situation(), NOW)
+    plain = decide_in(profile(), a_situation(), NOW)
     assert plain.candidates[0].pool == "premium"
-    scored = decide(profile(), ruled(Extension("s", "s 1", price=dear_premium)), NOW)
+    scored = decide_in(profile(), ruled(Extension("s", "s 1", price=dear_premium)), NOW)
     assert scored.candidates[0].pool == "silicon"
     assert scored.reason == "preferred_by_extension"
     assert sorted(map(repr, scored.candidates)) == sorted(map(repr, plain.candidates))
@@ -105,10 +103,10 @@ def test_hard_constraints_stay_hard_whatever_a_scorer_says(
     changes: dict[str, Any], code: str
 ) -> None:
     where = ruled(Extension("free", "free 1", price=free))
-    assert decide(profile(), where, NOW).candidates[0].pool == "silicon"
+    assert decide_in(profile(), where, NOW).candidates[0].pool == "silicon"
     assert refusals(where, profile(**changes))["silicon"] == {code}
     waiting = [Member(bulk(**changes), "g", NOW, 0)]
-    target = find_target(waiting, where, NOW)
+    target = target_in(waiting, where, NOW)
     assert target is None or target.option.pool != "silicon"
 
 
@@ -121,7 +119,7 @@ def test_what_is_no_price_refuses_rather_than_wins(price: Any) -> None:
 @pytest.mark.parametrize("rule", [{"refuse": fails}, {"price": fails}])
 def test_one_that_fails_refuses_and_stops_nothing(rule: dict[str, Callable[..., Any]]) -> None:
     where = ruled(Extension("bad", "bad 1", **rule))
-    decision = decide(profile(), where, NOW)
+    decision = decide_in(profile(), where, NOW)
     assert decision.action == "reject"
     assert refusals(where, profile())["premium"] == {"bad:failed"}
 
@@ -130,7 +128,7 @@ def test_a_policy_whose_extensions_are_not_loaded_decides_nothing() -> None:
     named = a_policy().model_copy(update={"extensions": ("posh",)})
     where = replace(a_situation(), policy=named)
     with pytest.raises(ValueError, match="posh were not loaded"):
-        decide(profile(), where, NOW)
+        decide_in(profile(), where, NOW)
 
 
 def of_acme(profile: Profile, option: Option) -> str | None:
@@ -140,10 +138,10 @@ def of_acme(profile: Profile, option: Option) -> str | None:
 def test_those_to_whom_it_says_other_things_share_no_batch() -> None:
     where = ruled(Extension("x", "x 1", refuse=of_acme))
     a, b = bulk(tenant="a"), bulk(tenant="b")
-    assert group_in(a, where) != group_in(b, where)
-    assert group_in(b, where) == group_in(bulk(tenant="c"), where)
-    theirs = find_target([Member(a, "", NOW, 0)], where, NOW)
-    others = find_target([Member(b, "", NOW, 0)], where, NOW)
+    assert group_there(a, where) != group_there(b, where)
+    assert group_there(b, where) == group_there(bulk(tenant="c"), where)
+    theirs = target_in([Member(a, "", NOW, 0)], where, NOW)
+    others = target_in([Member(b, "", NOW, 0)], where, NOW)
     assert theirs is not None
     assert others is not None
     assert (theirs.option.pool, others.option.pool) != ("board", "premium")
@@ -156,8 +154,8 @@ def test_a_scorer_counts_at_release_too() -> None:
         return price_usd * 1000 if option.pool == "board" else price_usd
 
     members = [Member(bulk(), "", NOW, 0)]
-    plain = find_target(members, a_situation(), NOW)
-    scored = find_target(members, ruled(Extension("d", "d 1", price=dear_board)), NOW)
+    plain = target_in(members, a_situation(), NOW)
+    scored = target_in(members, ruled(Extension("d", "d 1", price=dear_board)), NOW)
     assert plain is not None
     assert scored is not None
     assert plain.option.pool == "board"
@@ -175,9 +173,9 @@ def test_a_second_chance_heeds_it() -> None:
 
 def test_a_decision_with_extensions_comes_out_the_same_again() -> None:
     where = ruled(Extension("s", "s 1", refuse_board, dear_premium))
-    first = decide(profile(), where, NOW)
+    first = decide_in(profile(), where, NOW)
     inputs = inputs_of(profile(), where, NOW)
-    assert decide_again(profile(), inputs, where.options, where.policy, NOW) == first
+    assert decide(profile(), inputs, where.options, where.policy, NOW) == first
 
 
 def test_the_version_is_that_of_the_policy_and_of_its_extensions() -> None:

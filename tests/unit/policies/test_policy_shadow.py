@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
+from decisions import decide_in
 from hold_cases import hold
 from policy_cases import POLICY as PURE_POLICY
 from policy_cases import a_policy, a_situation, profile
 from policy_change_cases import Office, policy
 from stream_cases import POLICY, START, Yard, drain, keys
 
-from policies import beside, decide, decide_beside
+from policies import beside, decide_beside
 from shunter.audit.replay import replay_steps
 from shunter.shadow_report import ShadowReport
 from topics import Evidence, Shadow, encode
@@ -96,7 +97,7 @@ def test_it_decides_as_it_would_alone() -> None:
     other = a_policy(PURE_POLICY.replace("ttft_ms: 1000", "ttft_ms: 1"))
     request = profile()
     found = decide_beside(request, beside(here.options, other, here.view), request.routed_at)
-    alone = decide(request, a_situation(policy=PURE_POLICY), request.routed_at)
+    alone = decide_in(request, a_situation(policy=PURE_POLICY), request.routed_at)
     assert alone.promised is not None
     assert (found.action, found.pool) == ("place", alone.candidates[0].pool)
     assert (found.cost_usd, found.chance) == (alone.promised.cost_usd, alone.promised.chance)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from decisions import decide_in, target_in
 from policy_cases import (
     NOW,
     POLICY,
@@ -21,8 +22,6 @@ from release_cases import BUCKETS, batch, members, target_of
 from policies import (
     Release,
     ReleaseInputs,
-    decide,
-    find_target,
     release_again,
     release_inputs_of,
     situation,
@@ -65,17 +64,17 @@ def test_load_is_that_of_the_moment() -> None:
 
 
 def test_nothing_alive_no_target() -> None:
-    assert find_target(batch(3), nobody_lives(), NOW) is None
-    assert find_target(members(profile()), nobody_lives(), NOW) is None
-    assert find_target(batch(3, regions=("us-east",)), a_situation("board"), NOW) is None
-    assert find_target(batch(3, model="nobody"), a_situation(), NOW) is None
+    assert target_in(batch(3), nobody_lives(), NOW) is None
+    assert target_in(members(profile()), nobody_lives(), NOW) is None
+    assert target_in(batch(3, regions=("us-east",)), a_situation("board"), NOW) is None
+    assert target_in(batch(3, model="nobody"), a_situation(), NOW) is None
 
 
 def test_a_limit_of_cost_holds_at_the_release_too() -> None:
     where = a_situation("premium")
     full = target_of(batch(32), where).estimate.cost_usd
     assert target_of(batch(32, max_cost_usd=full * 1.01), where).estimate.cost_usd <= full
-    assert find_target(batch(1, max_cost_usd=full * 1.01), where, NOW) is None
+    assert target_in(batch(1, max_cost_usd=full * 1.01), where, NOW) is None
 
 
 def test_a_limit_of_cost_holds_for_the_dearest_member_and_not_only_the_longest() -> None:
@@ -96,7 +95,7 @@ def test_a_limit_of_cost_holds_for_the_dearest_member_and_not_only_the_longest()
     # No batch of the two; the first goes alone, and the second can't go at all.
     assert (target_of(held, where).path, target_of(held, where).asked) == ("direct", 1)
     assert target_of(held[:1], where).path == "batch"
-    assert find_target(held[::-1], where, NOW) is None
+    assert target_in(held[::-1], where, NOW) is None
 
 
 def test_no_member_is_promised_more_than_its_limit_of_cost() -> None:
@@ -125,7 +124,7 @@ def test_the_longest_member_tells_what_fits() -> None:
     where = a_situation()
     too_long = bulk(id="long", output_tokens=40_000)
     assert target_of(members(bulk(), too_long), where).path == "direct"
-    assert find_target(members(too_long, bulk()), where, NOW) is None
+    assert target_in(members(too_long, bulk()), where, NOW) is None
 
 
 def test_what_goes_direct_is_promised_what_it_takes_itself() -> None:
@@ -189,15 +188,15 @@ def test_what_waited_for_a_pool_goes_alone_and_direct() -> None:
     assert (target.path, target.members_max) == ("direct", 1)
     assert "direct" in target.option.lanes
     assert {c.path for c in target.candidates} == {"direct"}
-    assert find_target(held, a_situation("board"), NOW) is None
+    assert target_in(held, a_situation("board"), NOW) is None
 
 
 def test_work_that_may_wait_goes_direct_where_no_pool_takes_batches() -> None:
     direct_only = TWINS.replace("    region", "    lanes: [direct]\n    region")
     where = situation(some_options(direct_only), a_policy())
     # Held, because nothing lived; and released when something does, whatever its lanes.
-    assert decide(bulk(), where, NOW).action == "hold"
-    assert find_target(batch(3), where, NOW) is None
+    assert decide_in(bulk(), where, NOW).action == "hold"
+    assert target_in(batch(3), where, NOW) is None
     where.view.report(status("right"))
     target = target_of(batch(3), where)
     assert (target.option.pool, target.path, target.members_max) == ("right", "direct", 1)

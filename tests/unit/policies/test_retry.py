@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from decisions import decide_in
 from hypothesis import given
 from hypothesis import strategies as st
 from policy_cases import NOW, POLICY, PROPERTY, TWINS, a_policy, profile, some_options, status
@@ -17,7 +18,6 @@ from policies import (
     ReleaseInputs,
     Situation,
     decide,
-    decide_again,
     inputs_of,
     release_again,
     release_inputs_of,
@@ -66,15 +66,15 @@ def test_a_second_try_costs_what_it_does_at_the_pool_where_it_would_go(
     dearer: float, weight: float, expected: tuple[str, str]
 ) -> None:
     where = twins(dearer, policy=POLICY + f"retry_cost_weight: {weight}\n")
-    assert went_to(decide(profile(), where, NOW)) == expected
+    assert went_to(decide_in(profile(), where, NOW)) == expected
 
 
 def test_where_no_other_pool_would_be_in_time_the_first_trys_cost_stands_for_it() -> None:
     where = twins(1.22)
-    finish_s = max(c.finish_s or 0.0 for c in decide(profile(), where, NOW).candidates)
+    finish_s = max(c.finish_s or 0.0 for c in decide_in(profile(), where, NOW).candidates)
     for times, pool in ((2.1, "right"), (1.9, "left")):
         asked = profile(ttft_s=None, tpot_s=None, deadline=NOW + times * finish_s)
-        assert went_to(decide(asked, where, NOW))[0] == pool
+        assert went_to(decide_in(asked, where, NOW))[0] == pool
 
 
 def test_the_release_counts_a_second_try_alike() -> None:
@@ -96,7 +96,7 @@ def test_a_scorer_is_given_the_price_with_the_second_try() -> None:
     where = twins(1.22)
     ruled = replace(where, policy=where.policy.model_copy(update={"extensions": ("s",)}))
     ruled = replace(ruled, policy=ruled.policy.bind([Extension("s", "s 1", price=price)]))
-    decision = decide(profile(), ruled, NOW)
+    decision = decide_in(profile(), ruled, NOW)
     assert went_to(decision) == ("right", "cheapest_with_failures")
     cost_usd = {c.pool: c.cost_usd or 0.0 for c in decision.candidates}
     left_usd = cost_usd["left"] + RATE * cost_usd["right"]
@@ -106,20 +106,20 @@ def test_a_scorer_is_given_the_price_with_the_second_try() -> None:
 
 def test_a_promise_and_a_limit_are_of_the_cost_itself() -> None:
     where = twins(1.3)
-    promised = decide(profile(), where, NOW).promised
+    promised = decide_in(profile(), where, NOW).promised
     assert promised is not None
     limited = profile(max_cost_usd=promised.cost_usd)
-    assert decide(limited, where, NOW).promised == promised
+    assert decide_in(limited, where, NOW).promised == promised
     alone = target_of(batch(3), twins(1.3))
     assert target_of(batch(3, max_cost_usd=alone.estimate.cost_usd), where).option.pool == "left"
 
 
 def test_what_is_recorded_leads_to_the_same_decision() -> None:
     where = twins(1.22)
-    decision = decide(profile(), where, NOW)
+    decision = decide_in(profile(), where, NOW)
     assert decision.reason == "cheapest_with_failures"
     inputs = decode(Inputs, canonical(inputs_of(profile(), where, NOW)))
-    assert decide_again(profile(), inputs, where.options, where.policy, NOW) == decision
+    assert decide(profile(), inputs, where.options, where.policy, NOW) == decision
     waiting, now = batch(3), NOW + 30
     found = windows_of(where.policy).judge(waiting, 3, target_of(waiting, where, now), now)
     assert isinstance(found, Release)

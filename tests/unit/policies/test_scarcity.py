@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from decisions import decide_in
 from policy_cases import NOW, POLICY, TWINS, a_policy, a_situation, bulk, profile, status
 from release_cases import batch, target_of
 
-from policies import Decision, Situation, decide, decide_again, inputs_of
+from policies import Decision, Situation, decide, inputs_of
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
 from policies.placement.inputs import Inputs
 from policies.scoring.estimate import FULLNESS_MAX, scarcity
@@ -46,29 +47,29 @@ def test_the_price_grows_exponentially_from_a_share_on(taken: int, factor: float
 
 def test_work_joins_what_runs_until_places_are_scarce() -> None:
     request = profile(tpot_s=None, ttft_s=None)
-    assert went_to(decide(request, twins(running=6), NOW)) == ("left", "cheapest_in_time")
-    assert went_to(decide(request, twins(running=15), NOW)) == ("right", "leaves_scarce_places")
-    assert went_to(decide(request, twins(running=15, policy=POLICY), NOW))[0] == "left"
+    assert went_to(decide_in(request, twins(running=6), NOW)) == ("left", "cheapest_in_time")
+    assert went_to(decide_in(request, twins(running=15), NOW)) == ("right", "leaves_scarce_places")
+    assert went_to(decide_in(request, twins(running=15, policy=POLICY), NOW))[0] == "left"
 
 
 def test_kv_memory_is_scarce_too_as_heartbeats_tell_and_as_work_is_sent() -> None:
     request = profile(tpot_s=None, ttft_s=None)
     where = twins(running=6, kv_usage=0.4)
-    assert went_to(decide(request, where, NOW))[0] == "left"
+    assert went_to(decide_in(request, where, NOW))[0] == "left"
     option = where.options.by_pool["left"][0]
     where.view.add_sent(option, 0.0, 0, tokens=option.kv_capacity_tokens * option.replicas // 2)
     assert where.view.load("left").kv_usage == pytest.approx(0.9, abs=0.01)
-    assert went_to(decide(request, where, NOW)) == ("right", "leaves_scarce_places")
+    assert went_to(decide_in(request, where, NOW)) == ("right", "leaves_scarce_places")
 
 
 def test_a_promise_and_a_limit_on_cost_are_of_the_cost_itself() -> None:
     request = profile(tpot_s=None, ttft_s=None, pools=("left",))
-    scarce = decide(request, twins(running=15), NOW)
-    plain = decide(request, twins(running=15, policy=POLICY), NOW)
+    scarce = decide_in(request, twins(running=15), NOW)
+    plain = decide_in(request, twins(running=15, policy=POLICY), NOW)
     assert scarce.promised is not None
     assert scarce.promised == plain.promised
     limited = replace(request, max_cost_usd=1.5 * scarce.promised.cost_usd)
-    assert decide(limited, twins(running=15), NOW).action == "place"
+    assert decide_in(limited, twins(running=15), NOW).action == "place"
 
 
 def test_a_batch_goes_where_places_are_left() -> None:
@@ -79,24 +80,24 @@ def test_a_batch_goes_where_places_are_left() -> None:
 
 def test_the_recorded_load_leads_to_the_same_decision() -> None:
     request, where = profile(tpot_s=None, ttft_s=None), twins(running=6, kv_usage=0.95)
-    decision = decide(request, where, NOW)
+    decision = decide_in(request, where, NOW)
     assert decision.reason == "leaves_scarce_places"
     inputs = decode(Inputs, canonical(inputs_of(request, where, NOW)))
-    assert decide_again(request, inputs, where.options, where.policy, NOW) == decision
+    assert decide(request, inputs, where.options, where.policy, NOW) == decision
 
 
 def test_a_promise_tells_how_long_memory_is_waited_for_and_is_made_again_from_the_record() -> None:
     request = profile(tpot_s=None, ttft_s=None, pools=("left",))
     free, full = (twins(running=6, kv_usage=share, policy=POLICY) for share in (0.5, 1.5))
-    promised = [decide(request, where, NOW).promised for where in (free, full)]
+    promised = [decide_in(request, where, NOW).promised for where in (free, full)]
     assert promised[0] is not None
     assert promised[1] is not None
     assert (promised[1].ttft_s or 0) > (promised[0].ttft_s or 0) + 50 * (promised[0].tpot_s or 1)
     inputs = decode(Inputs, canonical(inputs_of(request, full, NOW)))
-    again = decide_again(request, inputs, full.options, full.policy, NOW)
-    assert again == decide(request, full, NOW)
+    again = decide(request, inputs, full.options, full.policy, NOW)
+    assert again == decide_in(request, full, NOW)
 
 
 def test_work_that_may_wait_looks_at_scarcity_as_well() -> None:
-    decision = decide(bulk(), twins(running=15), NOW)
+    decision = decide_in(bulk(), twins(running=15), NOW)
     assert decision.candidates[0].pool == "right"

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 from backtest_cases import replay
+from decisions import decide_in
 from policy_cases import FLEET, NOW, a_policy, a_situation, profile, some_options, status
 
-from policies import Decision, decide, decide_again, inputs_of
+from policies import Decision, decide, inputs_of
 from policies.backtest.fault_model import Reality
 from policies.fleet_state.sessions import HALF_LIFE_S, SESSIONS_MAX, Sessions
 from policies.fleet_state.view import FleetView
@@ -59,10 +60,10 @@ def heard(reuse: float) -> FleetView:
 
 def test_a_cached_prompt_makes_its_pool_cheaper_and_the_decision_can_be_made_again() -> None:
     plain = replace(a_situation(), view=heard(0.9))
-    before = decide(TURN, plain, NOW)
+    before = decide_in(TURN, plain, NOW)
     plain.view.sessions.remember(TURN, OPTION, NOW - 1)
     inputs = inputs_of(TURN, plain, NOW)
-    after = decide(TURN, plain, NOW)
+    after = decide_in(TURN, plain, NOW)
 
     def cost(decision: Decision) -> float:
         where = (OPTION.pool, OPTION.variant, "direct")
@@ -72,7 +73,7 @@ def test_a_cached_prompt_makes_its_pool_cheaper_and_the_decision_can_be_made_aga
     assert cost(after) < 0.85 * cost(before)
     # As the evidence has it: without the session's name.
     told = decode(Inputs, canonical(inputs))
-    again = decide_again(replace(TURN, session=None), told, OPTIONS, a_policy(), NOW)
+    again = decide(replace(TURN, session=None), told, OPTIONS, a_policy(), NOW)
     assert again.candidates == after.candidates
 
 
@@ -91,9 +92,9 @@ def test_a_view_under_another_fleet_goes_on_with_what_was_learned() -> None:
 
 def test_a_pool_that_was_never_seen_to_reuse_anything_gets_no_credit() -> None:
     here = replace(a_situation(), view=heard(0.0))
-    before = decide(TURN, here, NOW)
+    before = decide_in(TURN, here, NOW)
     here.view.sessions.remember(TURN, OPTION, NOW)
-    assert decide(TURN, here, NOW).candidates == before.candidates
+    assert decide_in(TURN, here, NOW).candidates == before.candidates
 
 
 def test_a_worker_learns_what_share_of_earlier_turns_is_cached() -> None:

@@ -4,6 +4,7 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from decisions import decide_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import (
@@ -19,7 +20,7 @@ from policy_cases import (
     tagged,
 )
 
-from policies import Policy, UnservableError, decide, decided_tags, operation_of, parse_policy, tag
+from policies import Policy, UnservableError, decided_tags, operation_of, parse_policy, tag
 from topics import Tag
 
 CREATED_AT = NOW - 1
@@ -321,7 +322,7 @@ def test_the_operation_of_a_url(url: str, operation: str) -> None:
 def test_seven_tags_come_before_the_decision_and_two_with_it() -> None:
     found = tagged()
     where = a_situation()
-    decision = decide(found.profile, where, NOW)
+    decision = decide_in(found.profile, where, NOW)
     tags = found.tags | decided_tags(found.profile, decision, where.options, NOW)
     assert set(tags) == {
         "task",
@@ -342,7 +343,9 @@ def test_seven_tags_come_before_the_decision_and_two_with_it() -> None:
 def test_the_memory_footprint_is_cache_and_weights() -> None:
     where = a_situation()
     chat = profile(input_tokens=100, output_tokens=50)
-    footprint = decided_tags(chat, decide(chat, where, NOW), where.options, NOW)["memory_footprint"]
+    footprint = decided_tags(chat, decide_in(chat, where, NOW), where.options, NOW)[
+        "memory_footprint"
+    ]
     assert footprint.value["kv_bytes"] == 150 * 2 * 8 * 128 * 32 * 2
     assert footprint.value["weights_bytes"] == {
         "llama-bf16": 16_000_000_000,
@@ -356,7 +359,7 @@ def test_the_fallback_risk_grows_as_the_slack_shrinks() -> None:
 
     def risk(slack_s: float) -> float:
         chat = profile(deadline=NOW + slack_s)
-        decision = decide(chat, where, NOW)
+        decision = decide_in(chat, where, NOW)
         assert decision.estimate is not None
         value = decided_tags(chat, decision, where.options, NOW)["fallback_risk"].value
         assert value == pytest.approx(2 * decision.estimate.finish_s / slack_s, abs=1e-4)
@@ -367,10 +370,10 @@ def test_the_fallback_risk_grows_as_the_slack_shrinks() -> None:
 
 def test_what_is_not_placed_has_no_fallback_risk() -> None:
     where = nobody_lives()
-    held = decide(bulk(), where, NOW)
+    held = decide_in(bulk(), where, NOW)
     assert set(decided_tags(bulk(), held, where.options, NOW)) == {"memory_footprint"}
     unknown = profile(model="nobody")
-    rejected = decide(unknown, where, NOW)
+    rejected = decide_in(unknown, where, NOW)
     tags = decided_tags(unknown, rejected, where.options, NOW)
     assert tags["memory_footprint"].value == {"kv_bytes": 0, "weights_bytes": {}}
 

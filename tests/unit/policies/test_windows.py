@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import pytest
+from decisions import target_in
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -30,7 +31,7 @@ from window_cases import (
     windows,
 )
 
-from policies import Expelled, Member, Release, Target, Windows, find_target
+from policies import Expelled, Member, Release, Target, Windows
 from policies.batching.fair_queue import Turns
 
 
@@ -548,12 +549,12 @@ def test_windows_and_the_fleet_together() -> None:
     """The real target: the cheap board takes a batch, or, when it is down, another pool."""
     where = a_situation("premium", "board")
     held = filled(5)
-    now, ends = run_to_first_end(held, lambda members: find_target(members, where, NOW))
+    now, ends = run_to_first_end(held, lambda members: target_in(members, where, NOW))
     assert releases(ends)[0].target.option.pool == "board"
     assert now == pytest.approx(NOW + 30, abs=0.2)
     where.view.report(status("board", state="down"))
     held = filled(5)
-    _, ends = run_to_first_end(held, lambda members: find_target(members, where, NOW))
+    _, ends = run_to_first_end(held, lambda members: target_in(members, where, NOW))
     assert releases(ends)[0].target.option.pool == "premium"
 
 

@@ -210,7 +210,7 @@ async def test_a_pool_that_comes_alive_takes_what_waited_for_it_at_once() -> Non
         hold(yard, f"c{n}", ingest_partition=n, task="chat")
     situation = yard.situation()
     batcher = make_batcher(yard)
-    batcher._situation = situation
+    batcher._placer.take(situation)
     transactor = await run(yard, batcher)
     await transactor.step()
     yard.clock.at = START + 5

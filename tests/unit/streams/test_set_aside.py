@@ -14,6 +14,7 @@ from hold_cases import hold, make_batcher, run
 from stream_cases import START, Yard, drain, header, keys, make_settings, step_until
 from worker_cases import ScriptedBackend, place, serve
 
+from policies.placement import placer
 from streams.batcher import partition_state
 from streams.batcher import stage as batcher_stage
 from streams.cancellation.stage import Canceller
@@ -169,7 +170,7 @@ async def test_a_request_that_no_code_can_route_is_rejected_and_set_aside(
 ) -> None:
     yard = Yard()
     unless = lambda profile, *_: profile.id != "bad"  # noqa: E731
-    monkeypatch.setattr(router_stage, "decide", failing(router_stage.decide, unless))  # type: ignore[attr-defined]
+    monkeypatch.setattr(placer, "decide", failing(placer.decide, unless))  # type: ignore[attr-defined]
     for name in ("before", "bad", "after"):
         yard.publish(0, id=name)
     await drain(await yard.run(make_router(yard)))
@@ -238,7 +239,7 @@ async def test_a_batch_for_which_no_pool_can_be_found_ends_at_its_deadline(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(batcher_stage, "find_target", fail)
+    monkeypatch.setattr(placer, "find_target", fail)
     hold(yard, "s0", partition=0)
     transactor = await run(yard, make_batcher(yard))
     yard.clock.at = START + 10_000_000

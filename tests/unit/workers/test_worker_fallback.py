@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from decisions import decide_in
 from hostile_server import CASES, limits_for
 from memory_log import MemoryLog
 from model_server import good, serving
@@ -12,7 +13,7 @@ from openai_cases import of_yard
 from stream_cases import START, Yard, heartbeat, make_profile, step_until
 from worker_cases import POOL, VARIANT, place, worker_on
 
-from policies import allow_again, decide
+from policies import allow_again
 from topics import Fallback, Profile, VariantStatus
 from topics.records import headers as h
 from workers.backends.drain import Evacuation
@@ -112,9 +113,9 @@ def test_nothing_is_placed_where_the_circuit_is_not_closed(state: Any) -> None:
     yard = Yard()
     situation = yard.situation()
     profile = make(yard)
-    assert decide(profile, situation, START).option.pool == POOL  # type: ignore[union-attr]
+    assert decide_in(profile, situation, START).option.pool == POOL  # type: ignore[union-attr]
     situation.view.report(heartbeat(yard.options, POOL, START, variants=circuit(state)))
-    decision = decide(profile, situation, START)
+    decision = decide_in(profile, situation, START)
     assert decision.option is not None
     assert decision.option.pool == "premium-us"
     refused = {c.pool: c.refused for c in decision.candidates if c.refused}
@@ -122,14 +123,14 @@ def test_nothing_is_placed_where_the_circuit_is_not_closed(state: Any) -> None:
     # One worker that can reach its server is enough.
     second = heartbeat(yard.options, POOL, START, variants=circuit("closed"), instance="worker-2")
     situation.view.report(second)
-    assert decide(profile, situation, START).option.pool == POOL  # type: ignore[union-attr]
+    assert decide_in(profile, situation, START).option.pool == POOL  # type: ignore[union-attr]
 
 
 def test_a_request_that_only_failing_pools_may_serve_is_held() -> None:
     yard = Yard(live=[POOL])
     situation = yard.situation()
     situation.view.report(heartbeat(yard.options, POOL, START, variants=circuit("open")))
-    decision = decide(make(yard, constraints={"pools": [POOL]}), situation, START)
+    decision = decide_in(make(yard, constraints={"pools": [POOL]}), situation, START)
     assert (decision.action, decision.reason) == ("hold", "circuit_open")
 
 

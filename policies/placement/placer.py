@@ -1,0 +1,74 @@
+"""The placer: decides in a situation, and counts there what it has decided.
+
+Router, batcher and backtest place by it, so that the backtest is of what runs.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from policies.batching.fair_queue import Member
+from policies.batching.release import find_target
+from policies.batching.windows import Release, Target
+from policies.placement.admission import Shares, share_out
+from policies.placement.decide import Decision, decide
+from policies.placement.inputs import Inputs, inputs_of
+from policies.scoring.situation import Situation
+from topics import Profile
+
+
+class Placed(NamedTuple):
+    """A decision, and all that it was made on beside policy and fleet."""
+
+    decision: Decision
+    inputs: Inputs
+
+
+class Placer:
+    """Decides on requests and releases in one situation, which may be replaced by another."""
+
+    def __init__(self, situation: Situation, shares: Shares | None = None) -> None:
+        self.situation = situation
+        self._shares = shares
+
+    def take(self, situation: Situation) -> None:
+        """Go on in another situation."""
+        self.situation = situation
+        if self._shares is not None:
+            self._shares.policy = situation.policy
+
+    def decide(self, profile: Profile, now: float) -> Placed:
+        """Return where a request should go, and count its arrival.
+
+        The loads of the inputs change when a placement is counted: write them down before.
+        """
+        here = self.situation
+        inputs = inputs_of(profile, here, now)
+        decision = decide(profile, inputs, here.options, here.policy, now)
+        if self._shares is not None:
+            decision = share_out(decision, profile, inputs, here.policy, self._shares, now)
+        if decision.group is not None:
+            here.arrivals.observe(decision.group, now)
+        return Placed(decision, inputs)
+
+    def count_placed(self, profile: Profile, decision: Decision, now: float) -> None:
+        """Count what a placed request adds to the load of its pool and to its tenant's share."""
+        option, estimate = decision.option, decision.estimate
+        if option is None or estimate is None:
+            raise ValueError("a decision that places nothing")
+        tokens = profile.input_tokens + profile.output_tokens
+        self.situation.view.add_sent(option, estimate.device_s, tokens=tokens)
+        self.situation.view.sessions.remember(profile, option, now)
+        if self._shares is not None:
+            self._shares.spend(profile.tenant, estimate.cost_usd, now)
+
+    def target(self, members: Sequence[Member], now: float) -> Target | None:
+        """Return where members of one group would go now; None where no live pool takes them."""
+        here = self.situation
+        rate_per_s = here.arrivals.rate_per_s(members[0].group, now)
+        return find_target(members, here.view.loads(), rate_per_s, here.options, here.policy, now)
+
+    def count_released(self, release: Release) -> None:
+        """Count what a release adds to the load of its pool."""
+        size, target = len(release.members), release.target
+        device_s = target.estimate.device_s * size
+        self.situation.view.add_sent(target.option, device_s, size, release.tokens)
