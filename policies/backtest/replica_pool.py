@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
+from policies.bounded_dict import BoundedDict
 from policies.config.options import Option
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.device_time import DeviceShare
@@ -65,7 +66,7 @@ class ModelPool:
             {option.variant: DeviceShare(1) for option in options}
             for _ in range(options[0].replicas)
         ]
-        self._batches: dict[str, int] = {}
+        self._batches: BoundedDict[str, int] = BoundedDict(BATCHES_MAX)
         self._failed: deque[TryEnded] = deque()
         self._count = 0
         self.is_down = False
@@ -223,9 +224,7 @@ class ModelPool:
         if chosen is None:
             chosen = choose_replica(self.replicas, ask, now)
             if batch_id is not None:
-                self._batches[batch_id] = chosen
-                if len(self._batches) > BATCHES_MAX:
-                    del self._batches[next(iter(self._batches))]
+                self._batches.put(batch_id, chosen)
         return chosen
 
 

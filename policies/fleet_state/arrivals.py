@@ -2,6 +2,8 @@
 
 import math
 
+from policies.bounded_dict import BoundedDict
+
 # Seconds over which an old arrival loses its weight.
 MEMORY_S = 30.0
 # A group not seen for this long starts from the prior again.
@@ -15,7 +17,7 @@ class Arrivals:
     def __init__(self, prior_per_s: float, memory_s: float = MEMORY_S) -> None:
         self._prior_per_s = prior_per_s
         self._memory_s = memory_s
-        self._seen: dict[str, tuple[float, float]] = {}
+        self._seen: BoundedDict[str, tuple[float, float]] = BoundedDict(GROUPS_MAX)
 
     def under(self, prior_per_s: float) -> "Arrivals":
         """Return these arrivals with another prior; what was seen is the same for both."""
@@ -25,14 +27,11 @@ class Arrivals:
 
     def observe(self, group: str, now: float) -> None:
         """Count one arrival. Time that goes backwards counts as standing still."""
-        rate, last = self._seen.pop(group, (self._prior_per_s, now))
+        rate, last = self._seen.get(group, (self._prior_per_s, now))
         if now - last > FORGET_S:
             rate, last = self._prior_per_s, now
         decay = math.exp(-max(0.0, now - last) / self._memory_s)
-        # Taken out and put back, the least recently seen group stands first.
-        self._seen[group] = (rate * decay + 1.0 / self._memory_s, max(now, last))
-        if len(self._seen) > GROUPS_MAX:
-            del self._seen[next(iter(self._seen))]
+        self._seen.put(group, (rate * decay + 1.0 / self._memory_s, max(now, last)))
 
     def rate_per_s(self, group: str, now: float) -> float:
         """Return the rate at which the group's requests arrive."""

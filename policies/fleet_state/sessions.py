@@ -1,8 +1,8 @@
 """Sessions: where a conversation was served last, and what of it may still be cached there."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
+from policies.bounded_dict import BoundedDict
 from policies.config.options import Option
 from topics import Profile
 
@@ -24,7 +24,7 @@ class Sessions:
     """Which pool has a session's keys and values, as far as this router has sent it there."""
 
     def __init__(self) -> None:
-        self._turns: OrderedDict[tuple[str, str, str], _Turn] = OrderedDict()
+        self._turns: BoundedDict[tuple[str, str, str], _Turn] = BoundedDict(SESSIONS_MAX)
 
     def remember(self, profile: Profile, option: Option, now: float) -> None:
         """Note that a request went to an option; one without a session leaves no trace."""
@@ -32,10 +32,7 @@ class Sessions:
             return
         key = _key(profile, profile.session)
         tokens = profile.input_tokens + profile.output_tokens
-        self._turns[key] = _Turn(option.pool, option.variant, tokens, now)
-        self._turns.move_to_end(key)
-        if len(self._turns) > SESSIONS_MAX:
-            self._turns.popitem(last=False)
+        self._turns.put(key, _Turn(option.pool, option.variant, tokens, now))
 
     def credit(self, profile: Profile, now: float) -> "Credit | None":
         """Return what of the prompt may be cached, and where; None where nothing is."""

@@ -2,6 +2,7 @@
 
 from math import log
 
+from policies.bounded_dict import BoundedDict
 from policies.learning.histogram import DecayingHistogram, merged, quantile
 from policies.learning.output_lengths import LengthLog
 from topics import Envelope, LatencyError, Profile, Usage
@@ -31,7 +32,7 @@ class Experience:
         self._failure_known = 0.0
         self._reuse: dict[str, float] = {}
         self._reuse_known: dict[str, float] = {}
-        self._session_tokens: dict[tuple[str, str, str], int] = {}
+        self._session_tokens: BoundedDict[tuple[str, str, str], int] = BoundedDict(SESSIONS_MAX)
         self._ttft: dict[str, DecayingHistogram] = {}
         self._tpot: dict[str, DecayingHistogram] = {}
 
@@ -57,10 +58,8 @@ class Experience:
         self.lengths.learn(profile.task, profile.model, profile.tenant, usage.output_tokens)
         if profile.session is not None:
             key = (profile.tenant, variant, profile.session)
-            before = min(self._session_tokens.pop(key, 0), usage.input_tokens)
-            self._session_tokens[key] = usage.input_tokens + usage.output_tokens
-            if len(self._session_tokens) > SESSIONS_MAX:
-                del self._session_tokens[next(iter(self._session_tokens))]
+            before = min(self._session_tokens.get(key, 0), usage.input_tokens)
+            self._session_tokens.put(key, usage.input_tokens + usage.output_tokens)
             if before:
                 share = min(1.0, usage.cached_tokens / before)
                 usual = self._reuse.get(variant, 0.0)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import fsum
 
+from policies.bounded_dict import BoundedDict
 from policies.learning.histogram import DecayingHistogram, merged, quantile
 from topics import OutputLengths
 from topics.records.frozen import dataclass
@@ -39,18 +40,16 @@ class LengthLog:
     """What one worker has seen of reply lengths."""
 
     def __init__(self) -> None:
-        self._sketches: dict[Key, DecayingHistogram] = {}
+        self._sketches: BoundedDict[Key, DecayingHistogram] = BoundedDict(KEYS_MAX)
 
     def learn(self, task: str, model: str, tenant: str, output_tokens: int) -> None:
         """Count a reply; one without tokens (embeddings) says nothing."""
         if output_tokens < 1:
             return
         key = (task, model, tenant)
-        sketch = self._sketches.pop(key, None) or DecayingHistogram(MEMORY)
+        sketch = self._sketches.get(key) or DecayingHistogram(MEMORY)
         sketch.add(output_tokens)
-        self._sketches[key] = sketch  # the last one is the newest
-        if len(self._sketches) > KEYS_MAX:
-            del self._sketches[next(iter(self._sketches))]
+        self._sketches.put(key, sketch)
 
     def told(self) -> tuple[OutputLengths, ...]:
         """Return the keys with the most replies, as heartbeats carry them."""

@@ -2,8 +2,8 @@
 
 import math
 from dataclasses import replace
-from typing import TypeVar
 
+from policies.bounded_dict import BoundedDict
 from policies.config.options import Option
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import standing_of
@@ -11,9 +11,6 @@ from policies.placement.decide import Decision
 from policies.placement.inputs import Inputs
 from policies.scoring.estimate import chance, estimate
 from topics import Profile
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 # Seconds over which what was spent on a tenant loses its weight.
 MEMORY_S = 10.0
@@ -39,7 +36,7 @@ class Rates:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._counts: dict[tuple[str, int], int] = {}
+        self._counts: BoundedDict[tuple[str, int], int] = BoundedDict(TENANTS_MAX)
 
     def wait_s(self, tenant: str, at: float, part: float) -> float:
         """Take one request of a tenant in and return 0, or return the seconds until one may come.
@@ -54,10 +51,10 @@ class Rates:
             return 0.0
         window_s = max(WINDOW_S, 1.0 / (rate * part))
         number = int(at // window_s)
-        count = self._counts.pop((tenant, number), 0)
+        count = self._counts.get((tenant, number), 0)
         # Half a request more, so that rounding takes none away.
         is_full = count + 0.5 > rate * part * window_s
-        _put(self._counts, (tenant, number), count if is_full else count + 1)
+        self._counts.put((tenant, number), count if is_full else count + 1)
         return (number + 1) * window_s - at if is_full else 0.0
 
 
@@ -66,7 +63,7 @@ class Shares:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._spent: dict[str, tuple[float, float]] = {}
+        self._spent: BoundedDict[str, tuple[float, float]] = BoundedDict(TENANTS_MAX)
         self._all = (0.0, 0.0)
         self._taking_part = 0
         self._counted_at = -math.inf
@@ -74,11 +71,11 @@ class Shares:
     def spend(self, tenant: str, cost_usd: float, now: float) -> None:
         """Count what the placement of a tenant's request costs."""
         weighted_usd = cost_usd / self.policy.limits_of(tenant).share
-        mine = self._spent.pop(tenant, None)
+        mine = self._spent.get(tenant)
         if mine is None:
             self._taking_part += 1
             mine = (0.0, now)
-        _put(self._spent, tenant, (_left(mine, now) + weighted_usd, now))
+        self._spent.put(tenant, (_left(mine, now) + weighted_usd, now))
         self._all = (_left(self._all, now) + weighted_usd, now)
 
     def is_exceeded(self, tenant: str, now: float) -> bool:
@@ -147,10 +144,3 @@ def _is_crowded_out(
 def _left(spent: tuple[float, float], now: float) -> float:
     amount, at = spent
     return amount * math.exp(-max(0.0, now - at) / MEMORY_S)
-
-
-def _put(known: dict[Key, Value], key: Key, value: Value) -> None:
-    """Put a key last, and forget the first where there are too many."""
-    known[key] = value
-    if len(known) > TENANTS_MAX:
-        del known[next(iter(known))]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from policies import Option
+from policies.bounded_dict import BoundedDict
 from policies.hardware.accelerator import Completion, Job, Refused, VariantLimits
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.replica import Ask, Replica, choose_replica
@@ -45,7 +46,7 @@ class SimulatedBackend:
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
         self._names = itertools.count()
-        self._batches: dict[str, Replica] = {}
+        self._batches: BoundedDict[str, Replica] = BoundedDict(BATCHES_MAX)
         self._changed = asyncio.Event()
         self._pace = Pace()
         self._driver: asyncio.Task[None] | None = None
@@ -129,9 +130,7 @@ class SimulatedBackend:
             )
             chosen = self._replicas[choose_replica(self._replicas, ask, self._model_now())]
             if batch_id is not None:
-                self._batches[batch_id] = chosen
-                if len(self._batches) > BATCHES_MAX:
-                    del self._batches[next(iter(self._batches))]
+                self._batches.put(batch_id, chosen)
         return chosen
 
     def _in_model(self, wall_s: float | None) -> float | None:
