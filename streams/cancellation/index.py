@@ -8,6 +8,7 @@ the request ends it (docs/decisions/0008-cancellation.md).
 from collections.abc import Callable
 from contextlib import suppress
 
+from policies.bounded_dict import BoundedDict
 from streams.engine.clock import Clock
 from streams.engine.log import Record
 from streams.kafka.follower import TopicFollower
@@ -23,8 +24,7 @@ class Cancellations:
 
     def __init__(self, clock: Clock, cancellations_max: int = CANCELLATIONS_MAX) -> None:
         self._clock = clock
-        self._cancellations_max = cancellations_max
-        self._known: dict[str, tuple[float, Cancellation]] = {}
+        self._known: BoundedDict[str, tuple[float, Cancellation]] = BoundedDict(cancellations_max)
         self._told: list[Callable[[str], object]] = []
 
     def tell(self, cancelled: Callable[[str], object]) -> None:
@@ -42,10 +42,7 @@ class Cancellations:
 
     def add(self, request_id: str, cancellation: Cancellation, at: float) -> None:
         """Take a cancellation in that was published ``at``, epoch seconds."""
-        self._known.pop(request_id, None)
-        self._known[request_id] = (at, cancellation)
-        if len(self._known) > self._cancellations_max:
-            del self._known[next(iter(self._known))]
+        self._known.put(request_id, (at, cancellation))
         if self.find(request_id) is not None:
             for cancelled in self._told:
                 cancelled(request_id)
