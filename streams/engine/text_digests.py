@@ -6,6 +6,7 @@ the same time, does no harm, since a digest names its salt.
 """
 
 import base64
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ class Digests:
         self._topic = catalogue.evidence_salts
         self._secret = secret
         self._random_bytes = random_bytes
-        self._known: dict[str, tuple[str, bytes]] = {}
+        self._known: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
         self._unwritten: dict[bytes, Salt] = {}
 
     def add(self, salt: Salt) -> None:
@@ -63,5 +64,5 @@ class Digests:
     def _remember(self, salt: Salt) -> tuple[str, bytes]:
         known = self._known[salt.tenant] = (salt.id, digest_key(salt, self._secret))
         if len(self._known) > TENANTS_MAX:
-            del self._known[next(iter(self._known))]
+            self._known.popitem(last=False)
         return known
