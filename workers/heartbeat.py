@@ -9,6 +9,7 @@ from policies.autoscaling import demand
 from policies.learning.feedback import Experience
 from streams.engine.clock import Clock
 from streams.kafka.announcer import Announcer
+from streams.service import QuietService
 from topics import Catalogue, PoolStatus, Settings, encode, status_key
 from topics.records.heartbeat import State
 from workers.backends.base import Backend
@@ -16,10 +17,8 @@ from workers.resilience.circuit_breaker import Breakers
 from workers.stage.worker import Worker
 
 
-class Heartbeat(Service):  # type: ignore[misc]
+class Heartbeat(QuietService):
     """Reports a worker's load at a steady beat, a circuit at once, and its end when it stops."""
-
-    mundane_level = "debug"
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from streams.engine.stage import Observer
 from streams.hosting.assembly import transactor
 from streams.hosting.services import StageService
 from streams.metrics import Metrics
+from streams.service import QuietService
 from topics import Settings
 from workers.backends.base import Backend
 from workers.resilience.circuit_breaker import Breakers
@@ -18,10 +19,8 @@ from workers.stage.worker import Worker
 LOOK_EVERY_S = 1.0
 
 
-class BackendService(Service):  # type: ignore[misc]
+class BackendService(QuietService):
     """Starts the backend first and stops it last."""
-
-    mundane_level = "debug"
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
@@ -70,10 +69,8 @@ class DrainingService(StageService):
         await super().on_stop()
 
 
-class BreakerService(Service):  # type: ignore[misc]
+class BreakerService(QuietService):
     """Probes what has failed until it answers again."""
-
-    mundane_level = "debug"
 
     def __init__(self, breakers: Breakers) -> None:
         super().__init__()

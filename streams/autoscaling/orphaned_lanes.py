@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
-from mode import Service
 
 from policies import Option, Situation
 from policies.autoscaling import Work, alike, device_s, unread_demand
@@ -15,6 +14,7 @@ from policies.fleet_state.candidate_load import PoolLoad
 from streams.engine.clock import Clock
 from streams.engine.log import Log, LogError, Partition, Record
 from streams.engine.progress import read_progress
+from streams.service import Repeated
 from topics import BadRecordError, Catalogue, Placement, Profile, Progress
 from topics.records import headers as h
 
@@ -180,17 +180,8 @@ def _all_of(seen: Sequence[tuple[Work, float]], beyond: float, now: float) -> It
         yield from alike(rooms, beyond, seen[-1][1], now)
 
 
-class StrandedService(Service):  # type: ignore[misc]
+class StrandedService(Repeated):
     """Looks again and again, at a pace of its own."""
 
-    mundane_level = "debug"
-
     def __init__(self, stranded: Stranded) -> None:
-        super().__init__()
-        self._stranded = stranded
-
-    @Service.task  # type: ignore[untyped-decorator]
-    async def _look(self) -> None:
-        while not self.should_stop:
-            await self._stranded.look()
-            await self.sleep(LOOK_EVERY_S)
+        super().__init__(stranded.look, LOOK_EVERY_S)

@@ -13,6 +13,7 @@ from mode import Service
 
 from streams.batcher.partition_state import Held
 from streams.engine.log import Log, Partition, Record
+from streams.service import QuietService
 
 # What was read is no older than this when it is made use of. A request that was released meanwhile
 # is told by its tombstone further on, as long as compaction leaves that in place: a day.
@@ -96,10 +97,8 @@ class ReadAhead:
                 return
 
 
-class ReadAheadService(Service):  # type: ignore[misc]
+class ReadAheadService(QuietService):
     """Reads ahead when the process starts."""
-
-    mundane_level = "debug"
 
     def __init__(self, read_ahead: Callable[[Log], Awaitable[None]], log: Log) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from mode import Service
 from streams.engine.clock import BrokerClock
 from streams.engine.signer import Signer
 from streams.kafka.announcer import Announcer
+from streams.service import QuietService
 from topics import Catalogue, KeyEntry, Settings, encode
 
 # Of a record's time, in the answer to who wrote it.
@@ -19,10 +20,8 @@ _BROKERS_TIME = 1
 logger = logging.getLogger(__name__)
 
 
-class HeadsService(Service):  # type: ignore[misc]
+class HeadsService(QuietService):
     """Tells, at a steady beat, how far each chain has come: what is cut off then, shows."""
-
-    mundane_level = "debug"
 
     def __init__(self, settings: Settings, signer: Signer, clock: BrokerClock) -> None:
         super().__init__()

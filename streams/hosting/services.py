@@ -28,6 +28,7 @@ from streams.kafka.rebalance_patch import NameLostError
 from streams.kafka.refused_rights import REFUSED_RIGHTS
 from streams.kafka.writer import TransactionTimeoutError
 from streams.logs import set_up_logging
+from streams.service import QuietService
 from streams.tracing.telemetry import Telemetry
 from topics import Settings
 
@@ -113,10 +114,8 @@ def _reason_told() -> Iterator[None]:
         raise
 
 
-class StageService(Service):  # type: ignore[misc]
+class StageService(QuietService):
     """Runs a transactor until the process stops."""
-
-    mundane_level = "debug"
 
     def __init__(self, transactor: Transactor, name: str) -> None:
         super().__init__()
@@ -144,10 +143,8 @@ class StageService(Service):  # type: ignore[misc]
         await self._transactor.stop()
 
 
-class FollowerService(Service):  # type: ignore[misc]
+class FollowerService(QuietService):
     """Keeps up to date what a process knows of a topic."""
-
-    mundane_level = "debug"
 
     def __init__(self, follower: TopicFollower) -> None:
         super().__init__()
@@ -167,10 +164,8 @@ class FollowerService(Service):  # type: ignore[misc]
         await self._follower.stop()
 
 
-class StartedTogether(Service):  # type: ignore[misc]
+class StartedTogether(QuietService):
     """Services of which none needs another. To start, each mostly waits for the broker."""
-
-    mundane_level = "debug"
 
     def __init__(self, *services: Service) -> None:
         super().__init__()
@@ -185,10 +180,8 @@ class StartedTogether(Service):  # type: ignore[misc]
         await wait_for_all([service.maybe_start() for service in self._services])
 
 
-class TelemetryService(Service):  # type: ignore[misc]
+class TelemetryService(QuietService):
     """Sends what spans are left when everything else has stopped."""
-
-    mundane_level = "debug"
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__()

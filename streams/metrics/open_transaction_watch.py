@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
-from mode import Service
 
 from streams.engine.clock import Clock
 from streams.engine.log import Log, LogError, Partition
 from streams.kafka.open_transactions import OpenTransaction
 from streams.metrics import registry as m
 from streams.metrics.gauges import Readings
+from streams.service import Repeated
 
 LOOK_EVERY_S = 5.0
 ASK_S_MAX = 10.0
@@ -201,17 +201,8 @@ def _shown(found: OpenTransaction) -> str:
     return ascii((found.transactional_id or "")[:ID_CHARACTERS_MAX])
 
 
-class BlockWatchService(Service):  # type: ignore[misc]
+class BlockWatchService(Repeated):
     """Looks again and again, beside the stages."""
 
-    mundane_level = "debug"
-
     def __init__(self, watch: BlockWatch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    @Service.task  # type: ignore[untyped-decorator]
-    async def _look(self) -> None:
-        while not self.should_stop:
-            await self._watch.look()
-            await self.sleep(LOOK_EVERY_S)
+        super().__init__(watch.look, LOOK_EVERY_S)

@@ -39,6 +39,7 @@ from prometheus_client.samples import Sample
 from streams.engine.clock import Clock
 from streams.metrics import registry as m
 from streams.metrics.process import Metrics
+from streams.service import Repeated
 from streams.tracing.setup import resource_of
 
 NS_PER_S = 1_000_000_000
@@ -184,16 +185,14 @@ def _aside(call: Callable[[], T]) -> asyncio.Future[T]:
     return asyncio.wrap_future(outcome)
 
 
-class MetricsService(Service):  # type: ignore[misc]
+class MetricsService(Repeated):
     """Looks at the lag now and then, and exports where an exporter is asked for.
 
     What is exported is put together on the event loop and sent on another thread, one at a time.
     """
 
-    mundane_level = "debug"
-
     def __init__(self, metrics: Metrics, service: str, instance: str, clock: Clock) -> None:
-        super().__init__()
+        super().__init__(metrics.sample, LAG_EVERY_S)
         self._metrics = metrics
         self._clock = clock
         self._exporter = exporter_from_environment()
@@ -203,12 +202,6 @@ class MetricsService(Service):  # type: ignore[misc]
         self._export_every_s = every_ms / 1000
         self._has_failed = False
         self._sending = threading.Lock()
-
-    @Service.task  # type: ignore[untyped-decorator]
-    async def _look(self) -> None:
-        while not self.should_stop:
-            await self._metrics.sample()
-            await self.sleep(LAG_EVERY_S)
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _export_on(self) -> None:

@@ -1,10 +1,13 @@
 """What a process of Shunter sets for itself."""
 
+import logging
 import subprocess
 import sys
 import time
 
 import pytest
+
+from streams.service import Repeated
 
 # Blocks that together are more than glibc keeps by itself, as those of a poll of large requests.
 PROGRAM = """
@@ -106,3 +109,23 @@ def test_a_process_that_is_told_to_stop_while_it_starts_has_not_failed() -> None
     )
     assert ran.returncode == 0, ran.stderr
     assert time.monotonic() - began < 10
+
+
+async def test_what_is_repeated_goes_on_until_it_is_stopped_and_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    looked = 0
+
+    async def look() -> None:
+        nonlocal looked
+        looked += 1
+        if looked == 3:
+            service.set_shutdown()
+            await service.stop()
+
+    service = Repeated(look, 0.001)
+    await service.start()
+    await service.wait_until_stopped()
+    assert looked == 3
+    assert not caplog.records

@@ -1,0 +1,26 @@
+"""What Faust hosts of a process: services that start and stop without a word at level info."""
+
+from collections.abc import Awaitable, Callable
+
+from mode import Service
+
+
+class QuietService(Service):  # type: ignore[misc]
+    """A service whose start and stop are told at level debug."""
+
+    mundane_level = "debug"
+
+
+class Repeated(QuietService):
+    """Takes a step again and again, with a pause after each."""
+
+    def __init__(self, step: Callable[[], Awaitable[object]], pause_s: float) -> None:
+        super().__init__()
+        self._step = step
+        self._pause_s = pause_s
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _repeat(self) -> None:
+        while not self.should_stop:
+            await self._step()
+            await self.sleep(self._pause_s)
