@@ -7,7 +7,7 @@ from policies.placement.retry import MAY_PASS
 from streams.engine.log import Partition
 from streams.engine.stage import Effect
 from topics import Evidence
-from workers.stage.outcomes import Task, released_at
+from workers.stage.outcomes import Task
 
 # What an open circuit sends elsewhere was not tried here.
 FAULTS = MAY_PASS - {"circuit_open"}
@@ -29,13 +29,13 @@ class Learning:
 
     def _learn(self, task: Task, evidence: Evidence) -> None:
         if evidence.step == "executed" and evidence.usage is not None:
-            profile = task.call.profile
-            self._experience.completed(profile, task.variant, evidence.usage)
+            routed, profile = task.routed, task.routed.profile
+            self._experience.completed(profile, routed.variant, evidence.usage)
             promised, got = evidence.promised, evidence.got
-            if promised is None or got is None or not task.call.is_direct:
+            if promised is None or got is None or not routed.is_direct:
                 return
-            sent_at = released_at(task.record) or profile.routed_at
+            sent_at = routed.released_at or profile.routed_at
             elapsed_s = sent_at - profile.created_at
-            self._experience.kept(profile, task.variant, promised, got, elapsed_s)
+            self._experience.kept(profile, routed.variant, promised, got, elapsed_s)
         elif evidence.step in ("fell_back", "failed") and evidence.reason in FAULTS:
             self._experience.failed()

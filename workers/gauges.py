@@ -27,4 +27,4 @@ def worker_gauges(pool: str, worker: Worker, breakers: Breakers) -> Callable[[],
 
 def profile_of(effect: Effect) -> Profile | None:
     """Return the request that an effect of a worker is about, None of one that it couldn't read."""
-    return effect.subject.call.profile if isinstance(effect.subject, Task) else None
+    return effect.subject.routed.profile if isinstance(effect.subject, Task) else None

@@ -4,11 +4,12 @@ from opentelemetry.trace import SpanKind
 
 from streams.engine.clock import Clock
 from streams.engine.stage import Effect
+from streams.engine.trace_context import Context
 from streams.tracing import span_attributes as a
 from streams.tracing.spans import Spans, Visible, batch_of
 from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Evidence, Profile, Result
-from workers.stage.outcomes import Task, released_at
+from workers.stage.outcomes import Task
 
 _GEN_AI_OPERATIONS = {"completions": "text_completion"}
 # Failures before anything was sent to the model server.
@@ -25,7 +26,7 @@ class WorkSpans(Spans):
     def is_worth_it(self, evidence: Evidence, effect: Effect) -> bool:
         """Tell whether a request ended badly, or too late."""
         task = effect.subject
-        is_late = isinstance(task, Task) and evidence.at > task.call.profile.deadline
+        is_late = isinstance(task, Task) and evidence.at > task.routed.profile.deadline
         return is_late or super().is_worth_it(evidence, effect)
 
     def record(self, visible: Visible) -> None:
@@ -36,8 +37,8 @@ class WorkSpans(Spans):
         if isinstance(task, Task):
             began_at = evidence.at if task.began_at is None else task.began_at
             self._queue(visible, task, began_at)
-            slack_s = a.seconds(task.call.profile.deadline - evidence.at)
-            said += a.place(task.call.placement)
+            slack_s = a.seconds(task.routed.profile.deadline - evidence.at)
+            said += a.place(task.routed.placement)
             said += a.measured("shunter.deadline.slack_s", slack_s)
         fallback, of_batch = evidence.fallback, evidence.batch
         said += a.said(
@@ -47,7 +48,7 @@ class WorkSpans(Spans):
                 "messaging.batch.message_count": None if of_batch is None else of_batch.size,
             }
         )
-        batch = batch_of([visible.about])
+        batch = _batch_of(visible)
         link = b"" if of_batch is None else a.linked({"shunter.batch.id": of_batch.id})
         process_id = self.write(
             visible,
@@ -65,27 +66,27 @@ class WorkSpans(Spans):
 
     def _queue(self, visible: Visible, task: Task, began_at: float) -> None:
         """Write how long the request was on the lane, and then waited for a place."""
-        profile = task.call.profile
-        sent_at = max(visible.about.timestamp_ms / 1000, released_at(task.record) or 0.0)
+        profile = task.routed.profile
+        sent_at = max(visible.about.timestamp_ms / 1000, task.routed.released_at or 0.0)
         if profile.attempt == 1:
             sent_at = max(sent_at, profile.routed_at)
         times = (min(sent_at, began_at), began_at)
         waited_s = a.seconds(times[1] - times[0])
-        said = a.said({"shunter.pool": task.pool, "shunter.queue.seconds": waited_s})
+        said = a.said({"shunter.pool": task.routed.pool, "shunter.queue.seconds": waited_s})
         parent_id = visible.parent_id
         self.write(visible, "queue", SpanKind.INTERNAL, parent_id, times, said)
 
     def _inference(self, visible: Visible, task: Task, began_at: float, process_id: int) -> None:
-        evidence, profile = visible.evidence, task.call.profile
+        evidence, profile = visible.evidence, task.routed.profile
         if evidence.reason in _NOT_SENT:
             return
         operation = _GEN_AI_OPERATIONS.get(profile.operation, profile.operation)
         times = (began_at, evidence.at)
         usage, got = evidence.usage, evidence.got
-        said = _asked(operation, profile) + a.hardware(task.call.placement)
+        said = _asked(operation, profile) + a.hardware(task.routed.placement)
         said += a.said(
             {
-                "gen_ai.response.model": task.variant,
+                "gen_ai.response.model": task.routed.variant,
                 "shunter.deadline.slack_s": a.seconds(profile.deadline - evidence.at),
                 "gen_ai.usage.input_tokens": None if usage is None else usage.input_tokens,
                 "gen_ai.usage.output_tokens": None if usage is None else usage.output_tokens,
@@ -111,6 +112,15 @@ class WorkSpans(Spans):
             said,
             error=visible.error,
         )
+
+
+def _batch_of(visible: Visible) -> Context | None:
+    """Return the context of the batch that a request is a member of, if its span is written."""
+    task = visible.effect.subject
+    if not isinstance(task, Task):
+        return batch_of([visible.about])
+    context = task.routed.batch_context
+    return context if context is not None and context.is_sampled else None
 
 
 def _asked(operation: str, profile: Profile) -> a.Said:

@@ -357,25 +357,25 @@ class RunsWhatIsLate(Worker):
     """Looks at no deadline."""
 
     async def _execute(self, task: Any) -> Effect:
-        profile = replace(task.call.profile, deadline=1e12)
-        return await super()._execute(replace(task, call=replace(task.call, profile=profile)))
+        profile = replace(task.routed.profile, deadline=1e12)
+        return await super()._execute(replace(task, routed=replace(task.routed, profile=profile)))
 
 
 class RunsOn(Worker):
     """Looks at the deadline before a request runs, and not while it does."""
 
     async def _execute(self, task: Any) -> Effect:
-        if self._clock.now() >= task.call.profile.deadline:
+        if self._clock.now() >= task.routed.profile.deadline:
             return await super()._execute(task)
-        profile = replace(task.call.profile, deadline=1e12)
-        return await super()._execute(replace(task, call=replace(task.call, profile=profile)))
+        profile = replace(task.routed.profile, deadline=1e12)
+        return await super()._execute(replace(task, routed=replace(task.routed, profile=profile)))
 
 
 class CancelsInSilence(Worker):
     """Drops what a client has cancelled."""
 
     def _end_cancelled(self, lane: Any, task: Any) -> None:
-        lane.ready.append((task.record.offset, Effect(task.record, [])))
+        lane.ready.append((task.routed.record.offset, Effect(task.routed.record, [])))
 
 
 class KnowsNoCancellation(Worker):

@@ -50,17 +50,22 @@ def find(headers: Headers, name: str) -> bytes | None:
     return None
 
 
-def client_headers(headers: Headers) -> list[tuple[str, bytes | None]]:
+def client_headers(
+    headers: Headers, *, is_traced: bool | None = None
+) -> list[tuple[str, bytes | None]]:
     """Return a record's headers without those that only Shunter may write.
 
     A client that could set ``shunter-placement`` could place its own request, so whatever arrives
     on the ingest topic under our prefix is dropped. So is a ``tracestate`` whose ``traceparent``
-    counts as none: it is the state of another trace than the one that begins here.
+    counts as none: it is the state of another trace than the one that begins here. Whoever has read
+    the ``traceparent`` says by ``is_traced`` whether it counts, and it is not read again.
     """
     own = [header for header in headers if not header[0].startswith(PREFIX)]
-    if find(own, TRACESTATE) is not None and traceparent(own) is None:
-        return [header for header in own if header[0] != TRACESTATE]
-    return own
+    if find(own, TRACESTATE) is None:
+        return own
+    if is_traced is None:
+        is_traced = traceparent(own) is not None
+    return own if is_traced else [header for header in own if header[0] != TRACESTATE]
 
 
 def check_critical(headers: Headers) -> None:

@@ -4,12 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from policies import Option
-from streams.engine.log import Outgoing, Record
+from streams.engine.log import Outgoing
 from streams.engine.stage import Effect
 from streams.evidence.records import EvidenceWriter
 from streams.tracing.telemetry import Telemetry
 from topics import (
-    BadRecordError,
     Cost,
     Envelope,
     Fallback,
@@ -24,6 +23,7 @@ from topics import (
 from topics.records import headers as h
 from workers.backends.base import Call, CallError, Outcome
 from workers.stage.chunks import Stream
+from workers.stage.routed_request import RoutedRequest
 
 MODEL_DIGEST_CHARACTERS_MAX = 128
 Unanswered = Literal["failed", "expired", "cancelled"]
@@ -31,25 +31,20 @@ Unanswered = Literal["failed", "expired", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A request of the pool, as it was read, and its stream where the client wants one.
+    """A request of the pool that a worker has taken, and its stream where the client wants one.
 
     ``began_at`` is when its turn came, epoch seconds; None for one that still waits.
     """
 
-    record: Record
-    call: Call
+    routed: RoutedRequest
     stream: Stream | None = None
     began_at: float | None = None
 
-    @property
-    def variant(self) -> str:
-        """The model variant that it was placed on."""
-        return self.call.placement.model_variant
-
-    @property
-    def pool(self) -> str:
-        """The pool that it was placed in."""
-        return self.call.placement.pool
+    def call(self) -> Call:
+        """Return what its backend is asked to run."""
+        routed = self.routed
+        tell = None if self.stream is None else self.stream.tell
+        return Call(routed.request, routed.profile, routed.placement, tell)
 
 
 class OutcomeWriter:
@@ -69,43 +64,42 @@ class OutcomeWriter:
 
     def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
         """Return result and evidence of an answer that the option's hardware gave."""
-        profile, placement = task.call.profile, task.call.placement
+        routed, profile = task.routed, task.routed.profile
         usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
-        promised = _promised(task.record)
         got = _got(task, outcome, option.usd_per_s)
         result = Result(
             id=profile.id,
             status="completed",
             timing=self._timing(task, outcome.finished_at, outcome),
             response=outcome.response,
-            placement=placement,
+            placement=routed.placement,
             usage=usage,
-            cost=Cost(got.cost_usd, None if promised is None else promised.cost_usd),
-            trace_id=task.record.trace_id,
-            metadata=task.call.request.metadata,
+            cost=Cost(got.cost_usd, None if routed.promised is None else routed.promised.cost_usd),
+            trace_id=routed.record.trace_id,
+            metadata=routed.request.metadata,
         )
         evidence = self._evidence_writer.step(
-            task.record,
+            routed.record,
             profile,
             "executed",
             outcome.finished_at,
-            placement=placement,
-            promised=promised,
+            placement=routed.placement,
+            promised=routed.promised,
             got=got,
             usage=usage,
-            batch=h.read_batch(task.record.headers),
+            batch=routed.batch,
             host=self._host,
             model_digest=_model_digest(outcome),
             response_digest=self._evidence_writer.digests.digest(
                 profile.tenant, outcome.response.body
             ),
         )
-        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
+        return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
 
     def expired(self, task: Task, now: float, *, has_run: bool = False) -> Effect:
         """Return result and evidence of a request whose turn, or answer, came too late."""
         when = "while it ran at" if has_run else "before its turn came at"
-        message = f"the deadline passed {when} {task.pool}"
+        message = f"the deadline passed {when} {task.routed.pool}"
         error = ResultError("deadline_passed", message)
         return self._without_answer(task, "expired", error, now)
 
@@ -115,39 +109,40 @@ class OutcomeWriter:
 
     def failed(self, task: Task, error: CallError, now: float) -> Effect:
         """Return another try elsewhere, or the failure where there is none to make."""
-        profile = task.call.profile
+        routed, profile = task.routed, task.routed.profile
         if error.retry == "never" or profile.attempt >= self._attempts_max:
-            tried = {f.pool: f.reason for f in profile.fallbacks} | {task.pool: error.code}
+            tried = {f.pool: f.reason for f in profile.fallbacks} | {routed.pool: error.code}
             failure = ResultError(error.code, error.message, tried)
             return self._without_answer(task, "failed", failure, now, error.response)
-        fallback = Fallback(task.pool, error.code)
+        fallback = Fallback(routed.pool, error.code)
         again = replace(
             profile,
             attempt=profile.attempt + 1,
-            exclude_pools=(*profile.exclude_pools, task.pool),
+            exclude_pools=(*profile.exclude_pools, routed.pool),
             fallbacks=(*profile.fallbacks, fallback),
         )
-        added = {h.PROFILE: encode(again)} | self._telemetry.sent(task.record, late_at=now)
+        added = {h.PROFILE: encode(again)} | self._telemetry.sent(routed.record, late_at=now)
+        is_traced = routed.record.context is not None
         reroute = Outgoing(
             self._evidence_writer.catalogue.reroutes,
             profile.id.encode(),
-            task.record.value,
-            h.replaced(h.client_headers(task.record.headers), added),
+            routed.record.value,
+            h.replaced(h.client_headers(routed.record.headers, is_traced=is_traced), added),
             partition=profile.ingest_partition % self._evidence_writer.catalogue.partitions,
         )
         evidence = self._evidence_writer.step(
-            task.record,
+            routed.record,
             profile,
             "fell_back",
             now,
-            placement=task.call.placement,
-            promised=_promised(task.record),
+            placement=routed.placement,
+            promised=routed.promised,
             fallback=fallback,
             host=self._host,
             reason=error.code,
             message=error.message,
         )
-        return Effect(task.record, [reroute, evidence], subject=task)
+        return Effect(routed.record, [reroute, evidence], subject=task)
 
     def _without_answer(
         self,
@@ -157,37 +152,37 @@ class OutcomeWriter:
         now: float,
         response: Response | None = None,
     ) -> Effect:
-        profile = task.call.profile
+        routed, profile = task.routed, task.routed.profile
         result = Result(
             id=profile.id,
             status=status,
             timing=self._timing(task, now, None),
             response=response,
             error=error,
-            placement=task.call.placement,
-            trace_id=task.record.trace_id,
-            metadata=task.call.request.metadata,
+            placement=routed.placement,
+            trace_id=routed.record.trace_id,
+            metadata=routed.request.metadata,
         )
         evidence = self._evidence_writer.step(
-            task.record,
+            routed.record,
             profile,
             status,
             now,
-            placement=task.call.placement,
-            promised=_promised(task.record),
-            batch=h.read_batch(task.record.headers),
+            placement=routed.placement,
+            promised=routed.promised,
+            batch=routed.batch,
             host=self._host,
             reason=error.code,
             message=error.message,
         )
-        return Effect(task.record, [*self._results(task, result), evidence], subject=task)
+        return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
 
     def _results(self, task: Task, result: Result) -> list[Outgoing]:
         """Return the result, and the end of the stream where there is one."""
         written = [self._evidence_writer.result(result)]
         if task.stream is not None:
             at = result.timing.finished_at or result.timing.created_at
-            attempt, index = task.call.profile.attempt, task.stream.pieces
+            attempt, index = task.routed.profile.attempt, task.stream.pieces
             end = StreamPiece(result.id, attempt, index, at, result=result)
             topic = self._evidence_writer.catalogue.streams
             written.append(Outgoing(topic, result.id.encode(), encode(end)))
@@ -195,29 +190,15 @@ class OutcomeWriter:
 
     @staticmethod
     def _timing(task: Task, finished_at: float, outcome: Outcome | None) -> Timing:
-        profile = task.call.profile
+        profile = task.routed.profile
         return Timing(
             created_at=profile.created_at,
             routed_at=profile.routed_at,
-            released_at=released_at(task.record),
+            released_at=task.routed.released_at,
             started_at=None if outcome is None else outcome.started_at,
             first_token_at=None if outcome is None else outcome.first_token_at,
             finished_at=finished_at,
         )
-
-
-def released_at(record: Record) -> float | None:
-    """Return when the hold let a request go, epoch seconds; None if it was never held.
-
-    Raises:
-        BadRecordError: the header is not a time.
-    """
-    value = h.find(record.headers, h.RELEASED_AT)
-    try:
-        return None if value is None else float(value)
-    except ValueError as error:
-        message = f"header {h.RELEASED_AT}: {error}"
-        raise BadRecordError("decode", "bad_header", message) from error
 
 
 def _model_digest(outcome: Outcome) -> str | None:
@@ -237,15 +218,8 @@ def _tool_calls(body: object) -> int:
     return sum(len(each) for each in calls if isinstance(each, list))
 
 
-def _promised(record: Record) -> Envelope | None:
-    try:
-        return h.read(record.headers, h.PROMISED, Envelope)
-    except BadRecordError:
-        return None
-
-
 def _got(task: Task, outcome: Outcome, usd_per_s: float) -> Envelope:
-    created_at = task.call.profile.created_at
+    created_at = task.routed.profile.created_at
     first, steps = outcome.first_token_at, outcome.usage.output_tokens - 1
     return Envelope(
         cost_usd=outcome.device_s * usd_per_s,

@@ -20,15 +20,14 @@ from streams.engine.clock import Clock
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
 from streams.evidence.records import EvidenceWriter
-from topics import Placement, Progress, parse_request
-from topics.records import headers as h
-from topics.registry import INGEST_BYTES_MAX
-from workers.backends.base import Call, CallError
+from topics import Progress
+from workers.backends.base import CallError
 from workers.resilience.attempts import Attempts
 from workers.stage.backlog_estimate import Lately
 from workers.stage.chunks import Streams
-from workers.stage.outcomes import OutcomeWriter, Task, released_at
+from workers.stage.outcomes import OutcomeWriter, Task
 from workers.stage.partition_state import Lane
+from workers.stage.routed_request import RoutedRequest
 from workers.stage.start_limiter import StartPace
 from workers.stage.wait_queue import WaitQueue
 
@@ -136,7 +135,7 @@ class Worker:
 
     @staticmethod
     def _prefill_s(option: Option, task: Task) -> float:
-        prefill_s = option.roofline.prefill_s(task.call.profile.input_tokens)
+        prefill_s = option.roofline.prefill_s(task.routed.profile.input_tokens)
         return prefill_s / (option.replicas * option.time_scale)
 
     def unfinished(self) -> Iterator[tuple[float, float]]:
@@ -146,8 +145,8 @@ class Worker:
         """
         waiting = (task for entries in self._waiting.values() for _, task in entries)
         for task in chain(waiting, (task for _, task in self._runs.values())):
-            profile = task.call.profile
-            yield device_s(profile, self._options[task.variant]), profile.deadline
+            profile = task.routed.profile
+            yield device_s(profile, self._options[task.routed.variant]), profile.deadline
 
     @property
     def has_open(self) -> bool:
@@ -242,50 +241,39 @@ class Worker:
 
     def _admit(self, lane: Lane, record: Record, offsets: int) -> None:
         task = self._read(record)
-        if self._cancellations.find(task.call.profile.id) is not None:
+        if self._cancellations.find(task.routed.profile.id) is not None:
             self._end_cancelled(lane, task)
             return
-        if task.variant not in self._options:
-            message = f"{self._pool} does not serve {task.variant!r} any more"
+        if task.routed.variant not in self._options:
+            message = f"{self._pool} does not serve {task.routed.variant!r} any more"
             failure = CallError("variant_not_served", message, retry="elsewhere")
             effect = self._ending.failed(task, failure, self._clock.now())
             lane.ready.append((record.offset, effect))
             return
-        self.lately.took(record, offsets, task.call.profile, self._options[task.variant])
-        key = (task.variant, task.call.is_direct)
-        self._waiting[key].add(task.call.profile.tenant, (lane, task))
+        self.lately.took(record, offsets, task.routed.profile, self._options[task.routed.variant])
+        key = (task.routed.variant, task.routed.is_direct)
+        self._waiting[key].add(task.routed.profile.tenant, (lane, task))
 
     def _read(self, record: Record) -> Task:
-        record.check_readable()
-        profile = h.read_profile(record.headers)
-        placement = h.read(record.headers, h.PLACEMENT, Placement)
-        # Read where a bad one can still be a dead letter, and not when the answer is there.
-        h.read_batch(record.headers)
-        released_at(record)
-        request = parse_request(
-            record.value,
-            bytes_max=INGEST_BYTES_MAX,
-            default_id=h.cloud_event_id(record.headers),
-        )
-        if request.body.get("stream") is not True:
-            return Task(record, Call(request, profile, placement))
-        stream = self._streams.open(profile, record.trace_id)
-        return Task(record, Call(request, profile, placement, stream.tell), stream)
+        routed = RoutedRequest.of(record)
+        if routed.request.body.get("stream") is not True:
+            return Task(routed)
+        return Task(routed, self._streams.open(routed.profile, routed.record.trace_id))
 
     def _cancel(self, request_id: str) -> None:
         """End a request that a client cancelled, if it waits or runs here."""
         for waiting in self._waiting.values():
-            for lane, task in waiting.drop(lambda entry: entry[1].call.profile.id == request_id):
+            for lane, task in waiting.drop(lambda entry: entry[1].routed.profile.id == request_id):
                 self._end_cancelled(lane, task)
         for running, (_, task) in self._runs.items():
             # What has its answer already keeps it.
-            if task.call.profile.id == request_id and running.cancel():
+            if task.routed.profile.id == request_id and running.cancel():
                 self._cancelled.add(running)
 
     def _end_cancelled(self, lane: Lane, task: Task) -> None:
-        message = message_of(self._cancellations.find(task.call.profile.id))
+        message = message_of(self._cancellations.find(task.routed.profile.id))
         effect = self._ending.cancelled(task, message, self._clock.now())
-        lane.ready.append((task.record.offset, effect))
+        lane.ready.append((task.routed.record.offset, effect))
 
     def _start_waiting(self) -> None:
         """Start what fits: of each variant, direct work before batch work, tenants in turn."""
@@ -343,16 +331,17 @@ class Worker:
             return
         except Exception as error:  # noqa: BLE001 - no record ends a process
             now = self._clock.now()
-            effect = self._evidence_writer.set_aside(task.record, error, now, is_accepted=True)
-        lane.ready.append((task.record.offset, effect))
+            record = task.routed.record
+            effect = self._evidence_writer.set_aside(record, error, now, is_accepted=True)
+        lane.ready.append((task.routed.record.offset, effect))
 
     async def _execute(self, task: Task) -> Effect:
-        deadline = task.call.profile.deadline
+        deadline = task.routed.profile.deadline
         if self._clock.now() >= deadline:
             return self._ending.expired(task, self._clock.now())
-        option = self._options[task.variant]
+        option = self._options[task.routed.variant]
         try:
-            outcome = await self._attempts.run(task.call, option)
+            outcome = await self._attempts.run(task.call(), option)
         except CallError as error:
             now = self._clock.now()
             if error.retry != "never" and now >= deadline:

@@ -78,6 +78,8 @@ def test_the_state_of_a_trace_goes_on_only_with_its_context() -> None:
     assert h.client_headers(state) == [("x", b"1")]
     malformed = [*state, ("traceparent", b"00-not-a-context-01")]
     assert h.client_headers(malformed) == [("x", b"1"), malformed[-1]]
+    assert h.client_headers(known, is_traced=True) == known
+    assert h.client_headers(malformed, is_traced=False) == [("x", b"1"), malformed[-1]]
 
 
 NAMES = st.sampled_from(["traceparent", "shunter-profile", "a", "b", "c"])
