@@ -71,7 +71,11 @@ async def end(yard: Yard, backend: ScriptedBackend, how: str) -> None:
 async def test_no_header_is_read_twice_and_the_value_is_parsed_once(
     how: str, lane: Any, is_traced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all that watches a worker: its spans, and what it learns."""
+    """With all that watches a worker: its spans, and what it learns.
+
+    Two rare paths read some of them again: a dead letter asks which request it was
+    (``EvidenceWriter.set_aside``), and so does a trace that begins late (``write_earlier``).
+    """
     yard = TracedYard() if is_traced else Yard()
     backend = ScriptedBackend()
     of_batch = ((h.BATCH_TRACEPARENT, TRACEPARENT[:-4] + b"7-01"),) if lane == "batch" else ()
