@@ -125,18 +125,22 @@ def decide(
     best = choose(offers, profile.target_chance, None if rules else second_tries)
     candidates = (best.candidate, *(o.candidate for o in offers if o is not best), *refused)
     reason = _why(best, offers, second_tries, profile, policy)
-    promised = Envelope(
+    promised = _promised(best)
+    if best.candidate.path == "hold":
+        group = group_in(profile, options, policy)
+        return Decision("hold", candidates, reason, promised=promised, group=group)
+    option = best.standing.option
+    return Decision("place", candidates, reason, option, promised, estimate=best.estimate)
+
+
+def _promised(best: Offer) -> Envelope:
+    return Envelope(
         cost_usd=best.estimate.cost_usd,
         ttft_s=best.candidate.ttft_s,
         finish_s=best.candidate.finish_s or 0.0,
         tpot_s=best.estimate.tpot_s,
         chance=best.candidate.chance,
     )
-    if best.candidate.path == "hold":
-        group = group_in(profile, options, policy)
-        return Decision("hold", candidates, reason, promised=promised, group=group)
-    option = best.standing.option
-    return Decision("place", candidates, reason, option, promised, estimate=best.estimate)
 
 
 def _refusal(profile: Profile, standing: Standing, rules: tuple[Extension, ...]) -> str | None:
