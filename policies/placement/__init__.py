@@ -1,1 +1,1 @@
-"""Placement: a decision, what it was made from, another try, and a second policy's view."""
+"""Placement: the decision, what it is made on, the placer, admission, retry, shadow."""

@@ -319,3 +319,19 @@ def test_tables_of_extensions_have_each_attribute(name: str, model: type) -> Non
     rows = takewhile(lambda line: line.startswith("|"), text.splitlines()[1:])
     told = [word for row in rows for word in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(told) == sorted(field.name for field in dataclasses.fields(model))
+
+
+def test_the_architecture_names_each_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    picture = next(block for block in text.split("```") if "topics/    wire/" in block)
+    rooms = {
+        path.parent.name
+        for package in ("topics", "policies", "streams", "workers", "shunter")
+        for path in (ROOT / package).glob("*/__init__.py")
+        if path.parent.name not in {"defaults", "data"}
+    }
+    missing = sorted(room for room in rooms if f"{room}/" not in picture)
+    assert not missing, missing
+    named = set(re.findall(r"\b(\w+)/", picture)) - {"openai", "cpu", "simulated"}
+    packages = {"topics", "policies", "streams", "workers", "shunter"}
+    assert named - packages <= rooms, named - packages - rooms
