@@ -6,37 +6,23 @@ from typing import Any
 
 import msgspec
 
+from streams.evidence.projection import SeenCandidate, SeenEnvelope, SeenPlacement
+from topics import Shadow
+
 ALL = "all"
 # Of a decision on a request, the step that it leads to.
 _LEADS_TO = {"place": "placed", "hold": "held", "reject": "rejected", "expire": "expired"}
 
 
-class _Envelope(msgspec.Struct):
-    cost_usd: float
-    chance: float | None = None
+class _Decision(msgspec.Struct):
+    """Fewer members than any other view of a step, which takes a third longer to read."""
 
-
-class _Candidate(msgspec.Struct):
-    pool: str
-    model_variant: str
-
-
-class _Shadow(msgspec.Struct):
-    policy_version: str
-    action: str
-    pool: str | None = None
-    model_variant: str | None = None
-    cost_usd: float | None = None
-    chance: float | None = None
-
-
-class _Step(msgspec.Struct):
     step: str
     task: str | None = None
-    candidates: list[_Candidate] = []
-    promised: _Envelope | None = None
-    placement: _Candidate | None = None
-    shadow: _Shadow | None = None
+    candidates: tuple[SeenCandidate, ...] = ()
+    promised: SeenEnvelope | None = None
+    placement: SeenPlacement | None = None
+    shadow: Shadow | None = None
 
 
 @dataclass(slots=True)
@@ -67,9 +53,9 @@ class Regret:
         """What the live policy costs beyond the shadow; negative where it is the cheaper one."""
         return self.live_usd - self.shadow_usd
 
-    def add(self, step: _Step, shadow: _Shadow) -> None:
+    def add(self, step: _Decision, shadow: Shadow) -> None:
         """Count one decision."""
-        chosen = step.placement
+        chosen: SeenPlacement | SeenCandidate | None = step.placement
         if chosen is None and step.promised and step.candidates:
             chosen = step.candidates[0]
         live = (step.step, *((chosen.pool, chosen.model_variant) if chosen else (None, None)))
@@ -107,7 +93,7 @@ class ShadowReport:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], Regret] = {}
-        self._decoder = msgspec.json.Decoder(_Step)
+        self._decoder = msgspec.json.Decoder(_Decision)
 
     def add(self, value: bytes) -> None:
         """Count a piece of evidence, if a second policy decided beside it."""
@@ -116,7 +102,7 @@ class ShadowReport:
         except msgspec.MsgspecError:
             # Other records of the topic are the verifier's matter.
             return
-        if step.shadow is None or step.shadow.action not in _LEADS_TO:
+        if step.shadow is None:
             return
         version = step.shadow.policy_version
         of = "releases" if step.step == "released" else "requests"

@@ -12,40 +12,11 @@ import msgspec
 
 from shunter.audit.keyring import when
 from shunter.render.spreadsheet import cell
+from streams.evidence.projection import EvidenceStep, decode_step
 from topics.records.evidence import ENDS
 
 # Between a promise and what was got, rounding alone.
 COST_TOLERANCE = 1e-9
-
-
-class _Placement(msgspec.Struct):
-    pool: str
-    region: str
-    precision: str
-
-
-class _Envelope(msgspec.Struct):
-    cost_usd: float
-    finish_s: float
-
-
-class _Usage(msgspec.Struct):
-    input_tokens: int
-    output_tokens: int
-
-
-class ReportedStep(msgspec.Struct):
-    """Of a piece of evidence, what the report counts."""
-
-    request_id: str
-    step: str
-    at: float
-    tenant: str | None = None
-    task: str | None = None
-    placement: _Placement | None = None
-    promised: _Envelope | None = None
-    got: _Envelope | None = None
-    usage: _Usage | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -91,7 +62,7 @@ class AuditReport:
     def add(self, value: bytes) -> None:
         """Count a piece of evidence."""
         try:
-            step = _DECODE(value)
+            step = decode_step(value)
         except msgspec.MsgspecError:
             self.unreadable += 1
             return
@@ -115,12 +86,13 @@ class AuditReport:
         """Return a line for each group, in the order of names."""
         return [asdict(group) | asdict(self.groups[group]) for group in sorted(self.groups)]
 
-    def _counts(self, step: ReportedStep) -> Counts:
-        place = step.placement or _Placement("", "", "")
-        group = Group(step.tenant or "", step.task or "", place.pool, place.region, place.precision)
+    def _counts(self, step: EvidenceStep) -> Counts:
+        place = step.placement
+        where = (place.pool, place.region, place.precision) if place else ("", "", "")
+        group = Group(step.tenant or "", step.task or "", *where)
         return self.groups.setdefault(group, Counts())
 
-    def _end(self, step: ReportedStep) -> None:
+    def _end(self, step: EvidenceStep) -> None:
         counts = self._counts(step)
         counts.requests += 1
         status = "completed" if step.step == "executed" else step.step
@@ -140,7 +112,6 @@ class AuditReport:
                 counts.in_envelope += not (is_dear or is_late)
 
 
-_DECODE = msgspec.json.Decoder(ReportedStep).decode
 _HEADINGS = [each.name for each in (*fields(Group), *fields(Counts))]
 _STYLE = (
     "body{font:14px sans-serif;margin:2em;color:#222}table{border-collapse:collapse}"

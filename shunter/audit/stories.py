@@ -1,49 +1,22 @@
 """Stories: each request ends once, and never where its constraints forbid."""
 
-import msgspec
+from typing import NamedTuple
 
 from shunter.audit.findings import Findings
+from streams.evidence.projection import AskedStep, SeenEnvelope, SeenPlacement
 from topics.records.evidence import ENDS
 
 _ROUTED = frozenset({"placed", "held", "failed", "expired", "rejected"})
 
 
-class _Source(msgspec.Struct):
-    topic: str
-    partition: int
-    offset: int
-
-
-class _Placement(msgspec.Struct):
-    pool: str
-    region: str
-    precision: str
-
-
-class _Limits(msgspec.Struct, frozen=True):
+class _Limits(NamedTuple):
     """Of a profile, what a placement can break."""
 
-    regions: tuple[str, ...] | None = None
-    precisions: tuple[str, ...] | None = None
-    pools: tuple[str, ...] | None = None
-    exclude_pools: tuple[str, ...] = ()
-    max_cost_usd: float | None = None
-
-
-class _Envelope(msgspec.Struct):
-    cost_usd: float
-
-
-class Seen(msgspec.Struct):
-    """Of a piece of evidence, what verification looks at."""
-
-    request_id: str
-    step: str
-    source: _Source
-    attempt: int = 1
-    placement: _Placement | None = None
-    promised: _Envelope | None = None
-    profile: _Limits | None = None
+    regions: tuple[str, ...] | None
+    precisions: tuple[str, ...] | None
+    pools: tuple[str, ...] | None
+    exclude_pools: tuple[str, ...]
+    max_cost_usd: float | None
 
 
 class _Story:
@@ -64,7 +37,7 @@ class Stories:
         self._stories: dict[str, _Story] = {}
         self._limits: dict[_Limits, _Limits] = {}
 
-    def add(self, seen: Seen, where: str) -> None:
+    def add(self, seen: AskedStep, where: str) -> None:
         """Take a step in, in the order of its partition."""
         story = self._stories.get(seen.request_id)
         if story is None:
@@ -77,9 +50,17 @@ class Stories:
         elif step == "dead_lettered" and not topic.endswith(".requests"):
             story.dead += 1
         # What a later attempt excludes besides is no wish of the client.
-        if seen.profile is not None and seen.attempt == 1:
+        wanted = seen.profile
+        if wanted is not None and seen.attempt == 1:
+            limits = _Limits(
+                wanted.regions,
+                wanted.precisions,
+                wanted.pools,
+                wanted.exclude_pools,
+                wanted.max_cost_usd,
+            )
             # Few requests differ in these.
-            limits = self._limits.setdefault(seen.profile, seen.profile)
+            limits = self._limits.setdefault(limits, limits)
             if limits not in story.limits:
                 story.limits = (*story.limits, limits)
         if seen.placement is not None and story.limits:
@@ -106,7 +87,7 @@ class Stories:
                 )
 
 
-def _broken(limits: _Limits, placement: _Placement, promised: _Envelope | None) -> list[str]:
+def _broken(limits: _Limits, placement: SeenPlacement, promised: SeenEnvelope | None) -> list[str]:
     found = []
     for what, value, allowed in (
         ("region", placement.region, limits.regions),

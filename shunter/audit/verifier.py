@@ -12,7 +12,8 @@ import msgspec
 from shunter.audit.chains import Chain, PlacedRoot, check_tails, link, place_root
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring, when
-from shunter.audit.stories import Seen, Stories
+from shunter.audit.stories import Stories
+from streams.evidence.projection import decode_step
 from topics import BadRecordError, ChainHead, Root, decode
 from topics.signing.merkle import leaf_hash
 
@@ -43,7 +44,6 @@ class Verifier:
         self._seen: list[bytearray] = []
         self._last: dict[tuple[int, int], int] = {}
         self._stories = Stories(self.findings)
-        self._decode = msgspec.json.Decoder(Seen).decode
 
     def add_root(self, value: bytes | None, where: str, taken_at: float) -> None:
         """Take a record of the roots topic in; ``taken_at`` is the broker's time, epoch seconds."""
@@ -102,7 +102,7 @@ class Verifier:
         else:
             self._last[partition, number] = at
         try:
-            seen = self._decode(raw)
+            seen = decode_step(raw)
         except msgspec.MsgspecError as error:
             findings.add("unreadable", where, f"no evidence: {error}")
             return

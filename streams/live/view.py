@@ -6,11 +6,11 @@ import msgspec
 
 from policies import Options, Policy
 from streams.engine.log import Record
+from streams.evidence.projection import RoutedStep, SeenEnvelope, SeenTarget, decode_routed_step
 from streams.live.counters import NAMES_MAX, OTHER, LiveCounters, name_in
 from streams.live.holds import HoldIndex
 from streams.live.sliding_window import Sliding
 from streams.live.snapshot import FallbackView
-from streams.live.steps import EvidenceStep, StepLatency, StepTarget, decode_step
 from streams.live.workers import Workers
 from streams.metrics.slo_outcomes import outcomes
 from topics import BadRecordError, Catalogue, PoolStatus, decode
@@ -22,7 +22,7 @@ FALLBACKS_MAX = 50
 # Of so many requests on their way it is remembered what they want; about 400 bytes each.
 ASKED_MAX = 100_000
 
-_Asked = tuple[StepTarget, float | None]
+_Asked = tuple[SeenTarget, float | None]
 
 
 class LiveView:
@@ -82,14 +82,14 @@ class LiveView:
             elif value is None:
                 return
             elif topic == self._catalogue.evidence:
-                self.step(decode_step(value), now)
+                self.step(decode_routed_step(value), now)
             elif topic == self._catalogue.pool_status:
                 self.workers.take(decode(PoolStatus, value))
                 self.workers.forget(now)
         except (msgspec.MsgspecError, BadRecordError):
             self.unreadable += 1
 
-    def step(self, step: EvidenceStep, now: float) -> None:
+    def step(self, step: RoutedStep, now: float) -> None:
         """Take a piece of evidence in. A clock that is ahead of ours counts as ours."""
         step.at = min(step.at, now)
         self._remember(step)
@@ -102,7 +102,7 @@ class LiveView:
         if step.step in ENDS:
             self._asked.pop(step.request_id, None)
 
-    def _remember(self, step: EvidenceStep) -> None:
+    def _remember(self, step: RoutedStep) -> None:
         # A release decides for a whole batch, and is told by its first member alone.
         if step.profile is None or step.step == "released":
             return
@@ -115,7 +115,7 @@ class LiveView:
         if len(self._asked) > ASKED_MAX:
             self._asked.popitem(last=False)
 
-    def _count(self, step: EvidenceStep, tally: LiveCounters) -> None:
+    def _count(self, step: RoutedStep, tally: LiveCounters) -> None:
         if step.step == "dead_lettered":
             tally.dead_letters[name_in(tally.dead_letters, step.reason or OTHER)] += 1
         elif step.step == "duplicate":
@@ -132,7 +132,7 @@ class LiveView:
             group.batches += step.batch is None or step.batch.index == 0
             group.reasons[name_in(group.reasons, step.reason or OTHER)] += 1
 
-    def _count_end(self, step: EvidenceStep, status: str, tally: LiveCounters) -> None:
+    def _count_end(self, step: RoutedStep, status: str, tally: LiveCounters) -> None:
         tally.statuses[status] += 1
         workload = tally.of_class(self._task(step))
         workload.statuses[status] += 1
@@ -153,7 +153,7 @@ class LiveView:
 
     @staticmethod
     def _count_money(
-        step: EvidenceStep, got: StepLatency, asked: _Asked | None, tally: LiveCounters
+        step: RoutedStep, got: SeenEnvelope, asked: _Asked | None, tally: LiveCounters
     ) -> None:
         tally.usd += got.cost_usd
         if step.placement is not None:
@@ -168,7 +168,7 @@ class LiveView:
             tally.compared_usd += got.cost_usd
             tally.premium_usd += asked[1]
 
-    def _task(self, step: EvidenceStep) -> str:
+    def _task(self, step: RoutedStep) -> str:
         """Return the class of a step; one that only the client's words tell need not be one."""
         if step.task is None:
             return OTHER
@@ -176,7 +176,7 @@ class LiveView:
             self._tasks.add(step.task)
         return step.task if step.task in self._tasks else OTHER
 
-    def _follow_fallback(self, step: EvidenceStep) -> None:
+    def _follow_fallback(self, step: RoutedStep) -> None:
         if step.step == "fell_back" and step.fallback is not None:
             self.fallbacks.append(
                 FallbackView(

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from streams.evidence.projection import EvidenceStep, decode_step
 from streams.metrics.quantile_sketch import QuantileSketch
 from topics.records.evidence import ENDS
 
@@ -15,45 +16,6 @@ OPEN_MAX = 1_000_000
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 Lane = Literal["interactive", "background", "unknown"]
-
-
-class _Placement(msgspec.Struct):
-    pool: str
-    model_variant: str
-
-
-class _Got(msgspec.Struct):
-    cost_usd: float
-    finish_s: float
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-
-
-class _Usage(msgspec.Struct):
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-    tool_calls: int = 0
-
-
-class _Profile(msgspec.Struct):
-    latency_sensitive: bool
-
-
-class _Step(msgspec.Struct):
-    request_id: str
-    step: str
-    at: float
-    task: str | None = None
-    attempt: int = 1
-    placement: _Placement | None = None
-    got: _Got | None = None
-    usage: _Usage | None = None
-    profile: _Profile | None = None
-    reason: str | None = None
-
-
-_DECODE = msgspec.json.Decoder(_Step).decode
 
 
 class Line(NamedTuple):
@@ -67,7 +29,7 @@ class UsageEntry(NamedTuple):
     """How a request ended, and on which line that stands."""
 
     line: Line
-    step: _Step
+    step: EvidenceStep
 
     @property
     def at(self) -> float:
@@ -89,7 +51,7 @@ class Endings:
     def take(self, value: bytes | None) -> UsageEntry | None:
         """Take a record of evidence in; return the ending that it is, None where it is none."""
         try:
-            step = _DECODE(value or b"")
+            step = decode_step(value or b"")
         except msgspec.MsgspecError:
             self.unreadable += 1
             return None

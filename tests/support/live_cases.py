@@ -14,6 +14,9 @@ from topics.records import headers as h
 CATALOGUE = Catalogue(Settings())
 OPTIONS, POLICY = compile_options(load_fleet(None)), load_policy(None)
 NOW = 1_000_000.0
+# Of members that no test asks for, what each record has.
+PROFILE = {"created_at": 0, "deadline": 0, "latency_sensitive": True}
+PLACEMENT = {"model_variant": "v", "precision": "fp8", "region": "r", "path": "direct"}
 
 
 class Topics:
@@ -39,14 +42,13 @@ class Topics:
         self.put(CATALOGUE.evidence, orjson.dumps(evidence | fields))
 
     def placed(self, request_id: str, *, premium_usd: float | None = None, **wanted: Any) -> None:
-        profile = {"created_at": self.now, "deadline": self.now + 60} | wanted
-        direct = {"model_variant": "v", "precision": "fp8", "region": "r", "path": "direct"}
-        candidates = [direct | {"pool": "silicon-us", "cost_usd": 0.0001}]
+        profile = PROFILE | {"created_at": self.now, "deadline": self.now + 60} | wanted
+        candidates = [PLACEMENT | {"pool": "silicon-us", "cost_usd": 0.0001}]
         if premium_usd is not None:
-            candidates.append(direct | {"pool": "premium-us", "cost_usd": premium_usd})
-            candidates.append(direct | {"pool": "premium-eu", "cost_usd": 2 * premium_usd})
+            candidates.append(PLACEMENT | {"pool": "premium-us", "cost_usd": premium_usd})
+            candidates.append(PLACEMENT | {"pool": "premium-eu", "cost_usd": 2 * premium_usd})
             refused = {"pool": "premium-us", "refused": "lane"}
-            candidates.append(direct | refused)
+            candidates.append(PLACEMENT | refused)
         self.step(request_id, "placed", profile=profile, candidates=candidates)
 
     def executed(
@@ -60,8 +62,16 @@ class Topics:
         **fields: Any,
     ) -> None:
         got = {"cost_usd": usd, "ttft_s": ttft_s, "finish_s": finish_s, "tpot_s": 0.01}
-        placement = {"pool": "silicon-us", "path": path}
+        placement = PLACEMENT | {"pool": "silicon-us", "path": path}
         self.step(request_id, "executed", got=got, placement=placement, **fields)
+
+    def fell_back(self, request_id: str, pool: str) -> None:
+        self.step(
+            request_id,
+            "fell_back",
+            fallback={"pool": pool, "reason": "timeout"},
+            reason="timeout",
+        )
 
     def hold(self, request_id: str, group: str = "m|chat|batch|le512", **changes: Any) -> None:
         profile = {"deadline": self.now + 600, "window_s": 30.0, "batchable": True} | changes

@@ -13,7 +13,7 @@ from stream_cases import POLICY, START, Yard, drain, keys
 from policies import beside, decide_beside
 from shunter.audit.replay import replay_steps
 from shunter.shadow_report import ShadowReport
-from topics import Evidence, Shadow, encode
+from topics import Evidence, Placement, Shadow, encode
 
 # A summary is served at once here, and nobody outside eu-west serves a chat turn.
 OTHER = POLICY.replace("window_s: 45", "window_s: 0").replace("batchable: true", "batchable: false")
@@ -195,7 +195,7 @@ def test_a_release_elsewhere_differs_and_one_that_would_wait_too() -> None:
     live = {
         "step": "released",
         "task": "summary",
-        "placement": {"pool": "boards-us", "model_variant": "v"},
+        "placement": Placement("boards-us", "d", "v", "fp8", "us-east", "direct"),
         "promised": {"cost_usd": 0.003, "ttft_s": 1.0, "finish_s": 2.0, "chance": 0.99},
     }
     for action, pool in (("place", "boards-us"), ("place", "premium-eu"), ("hold", None)):

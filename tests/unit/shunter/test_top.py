@@ -51,7 +51,7 @@ def snapshot() -> Snapshot:
             f"h{n}", f"model-{n}|chat|batch|le512" + '|[["a-region-of-the-world"]]' * (n % 2)
         )
     for n in range(5):
-        topics.step(f"[red]{n}" * 9, "fell_back", fallback={"pool": "a-pool"}, reason="timeout")
+        topics.fell_back(f"[red]{n}" * 9, "a-pool")
     return topics.shown()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from live_cases import PLACEMENT, PROFILE
 from memory_log import MemoryLog
 from stream_cases import START, Yard, drain, make_router, make_settings
 from typer.testing import CliRunner
@@ -25,13 +26,13 @@ WINDOW_S = 60.0
 
 
 def step(name: str, kind: str, at: float, **fields: Any) -> bytes:
-    return orjson.dumps(
-        {"request_id": name, "step": kind, "at": START + at, "task": "chat"} | fields
-    )
+    source = {"topic": "t", "partition": 0, "offset": 0}
+    told = {"request_id": name, "step": kind, "at": START + at, "source": source, "task": "chat"}
+    return orjson.dumps(told | fields)
 
 
 def decided(name: str, at: float, *, urgent: bool, **fields: Any) -> bytes:
-    profile = {"latency_sensitive": urgent, "id": name}
+    profile = PROFILE | {"latency_sensitive": urgent, "id": name}
     return step(name, "placed" if urgent else "held", at, profile=profile, **fields)
 
 
@@ -40,7 +41,7 @@ def executed(name: str, at: float, **fields: Any) -> bytes:
         name,
         "executed",
         at,
-        placement={"pool": "premium-eu", "model_variant": "yard-fp8"},
+        placement=PLACEMENT | {"pool": "premium-eu", "model_variant": "yard-fp8"},
         got={"cost_usd": 0.25, "finish_s": 2.0, "ttft_s": 0.5, "tpot_s": 0.01},
         usage={"input_tokens": 100, "output_tokens": 40, "cached_tokens": 25, "tool_calls": 3},
         **fields,

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from live_cases import CATALOGUE, NOW, Topics, of_class, of_pool
+from live_cases import CATALOGUE, NOW, PLACEMENT, PROFILE, Topics, of_class, of_pool
 
 from streams.live.counters import NAMES_MAX, OTHER
 from streams.live.view import ASKED_MAX
@@ -16,7 +16,7 @@ class TestEnds:
         topics.executed("a")
         topics.step("b", "rejected", reason="no_pool")
         topics.step("c", "expired", reason="deadline_passed")
-        topics.step("d", "fell_back", fallback={"pool": "x"}, reason="timeout")
+        topics.fell_back("d", "x")
         topics.step("d", "failed", reason="timeout")
         topics.step("e", "duplicate", reason="same_id")
         topics.step("f", "dead_lettered", reason="not_json")
@@ -121,9 +121,8 @@ class TestMoney:
     def test_a_release_for_a_whole_batch_says_nothing_of_its_first_member(self) -> None:
         topics = Topics()
         topics.placed("a", premium_usd=0.004)
-        candidate = {"pool": "premium-us", "path": "batch", "cost_usd": 0.4}
-        profile = {"created_at": 0, "deadline": 0}
-        topics.step("a", "released", profile=profile, candidates=[candidate])
+        candidate = PLACEMENT | {"pool": "premium-us", "path": "batch", "cost_usd": 0.4}
+        topics.step("a", "released", profile=PROFILE, candidates=[candidate])
         topics.executed("a")
         assert topics.shown().money_total.premium_estimate_usd == pytest.approx(0.004)
         assert of_class(topics.shown()).attainment == 1.0
@@ -138,10 +137,9 @@ class TestMoney:
 class TestFallbacks:
     def test_it_is_told_where_a_request_went_then(self) -> None:
         topics = Topics()
-        topics.step("a", "fell_back", fallback={"pool": "premium-us"}, reason="timeout")
+        topics.fell_back("a", "premium-us")
         assert topics.shown().fallbacks[0].to_pool is None
-        placement = {"pool": "premium-eu", "path": "direct"}
-        topics.step("a", "placed", attempt=2, placement=placement)
+        topics.step("a", "placed", attempt=2, placement=PLACEMENT | {"pool": "premium-eu"})
         (fallback,) = topics.shown().fallbacks
         assert (fallback.from_pool, fallback.to_pool) == ("premium-us", "premium-eu")
         assert of_pool(topics.shown(), "premium-us").fallbacks == 1
@@ -149,7 +147,7 @@ class TestFallbacks:
     def test_the_newest_stands_first(self) -> None:
         topics = Topics()
         for name in "ab":
-            topics.step(name, "fell_back", fallback={"pool": "p"}, reason="timeout")
+            topics.fell_back(name, "p")
         assert [f.request_id for f in topics.shown().fallbacks] == ["b", "a"]
 
 
@@ -167,7 +165,7 @@ class TestHostileAndLarge:
         topics = Topics()
         for n in range(NAMES_MAX + 50):
             topics.step(f"r{n}", "failed", reason=f"reason-{n}")
-            hold = {"group": f"g{n}|chat|batch|le512"}
+            hold = {"group": f"g{n}|chat|batch|le512", "reason": "full", "held_s": 1, "slack_s": 1}
             topics.step(f"r{n}", "released", hold=hold, reason="full")
         total = topics.view.total
         assert len(total.refusals) == NAMES_MAX + 1

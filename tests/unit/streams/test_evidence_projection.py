@@ -1,0 +1,54 @@
+"""What is read of evidence in part is what stands in the whole of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from corpus_cases import PREFIX, ROOT, Corpus, versions
+
+from streams.evidence import projection
+from streams.evidence.projection import RoutedStep, decode_routed_step, decode_step
+from topics import Evidence, decode, encode
+
+
+def evidence() -> list[bytes]:
+    corpora = [Corpus.read(ROOT / version) for version in versions()]
+    return [r.value or b"" for c in corpora for r in c.topics[f"{PREFIX}.evidence"]]
+
+
+def assert_same(seen: Any, record: Any) -> None:
+    """Compare member by member; what is not seen is not compared."""
+    if isinstance(seen, msgspec.Struct):
+        for name in seen.__struct_fields__:
+            assert_same(getattr(seen, name), getattr(record, name))
+    elif isinstance(seen, tuple):
+        for one, other in zip(seen, record, strict=True):
+            assert_same(one, other)
+    else:
+        assert seen == record
+
+
+@pytest.mark.parametrize("read", [decode_step, decode_routed_step])
+def test_a_step_has_what_its_record_has(read: Any) -> None:
+    values = evidence()
+    for value in values:
+        assert_same(read(value), decode(Evidence, value))
+    steps = [decode_routed_step(value) for value in values]
+    for name in RoutedStep.__struct_fields__:
+        assert any(getattr(step, name) for step in steps), name
+
+
+def test_fields_stand_in_the_order_in_which_they_are_written() -> None:
+    """Canonical JSON is sorted, and a key is looked for behind the one before."""
+    for each in vars(projection).values():
+        if isinstance(each, type) and issubclass(each, msgspec.Struct):
+            own = [name for name in each.__struct_fields__ if name in each.__annotations__]
+            assert list(own) == sorted(own), each
+
+
+def test_what_each_record_has_must_be_there() -> None:
+    whole = decode(Evidence, evidence()[0])
+    for name in ("request_id", "step", "at", "source"):
+        with pytest.raises(msgspec.MsgspecError):
+            decode_step(encode(replace(whole, **{name: None})))
