@@ -129,7 +129,7 @@ class Workload:
 
     ``kept`` of the ``judged`` were completed by their deadline and within their latency SLO; that
     share is ``attainment``. What was cancelled or turned away
-    (``streams/metrics/slo_outcomes.py``), and what ended without its decision having been seen, is
+    (``streams/evidence/slo_outcomes.py``), and what ended without its decision having been seen, is
     not judged.
     """
 

@@ -7,12 +7,12 @@ import msgspec
 from policies import Options, Policy
 from streams.engine.log import Record
 from streams.evidence.projection import RoutedStep, SeenEnvelope, SeenTarget, decode_routed_step
+from streams.evidence.slo_outcomes import outcomes
 from streams.live.counters import NAMES_MAX, OTHER, LiveCounters, name_in
 from streams.live.holds import HoldIndex
 from streams.live.sliding_window import Sliding
 from streams.live.snapshot import FallbackView
 from streams.live.workers import Workers
-from streams.metrics.slo_outcomes import outcomes
 from topics import BadRecordError, Catalogue, PoolStatus, decode
 from topics.records.evidence import ENDS
 

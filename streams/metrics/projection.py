@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from policies import Release
 from streams.engine.log import Partition
 from streams.engine.stage import Effect
+from streams.evidence.slo_outcomes import DIMENSIONS, outcomes
 from streams.metrics import registry as m
 from streams.metrics.instruments import Instruments, Names
-from streams.metrics.slo_outcomes import DIMENSIONS, outcomes
 from topics import Envelope, Evidence, Placement, Profile, Result, Usage
 from topics.records.evidence import ENDS
 

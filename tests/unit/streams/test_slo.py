@@ -9,9 +9,9 @@ from metrics_cases import counted, make_metrics, read
 from stream_cases import POLICY, START, Yard, drain, make_router
 from worker_cases import POOL, ScriptedBackend, make_worker
 
+from streams.evidence.slo_outcomes import outcomes
 from streams.live import LiveView, snapshot_of
 from streams.metrics import registry as m
-from streams.metrics.slo_outcomes import outcomes
 from topics import Evidence, Source
 
 LIMITED = POLICY + "tenants: {acme: {rate_per_s: 0.01}}\n"

@@ -1,0 +1,39 @@
+"""Whether a request got what it was to have: the SLO of the request itself.
+
+The metrics judge by this from the evidence that they are told of, the live view from what it reads.
+"""
+
+from streams.evidence.projection import EvidenceStep, SeenTarget
+from topics import Evidence, Profile
+
+# A rejection for another reason says that the request can't or may not be served.
+NO_WORKER = "pool_unavailable"
+
+
+DIMENSIONS = ("ttft", "tpot", "deadline", "all")
+
+
+def outcomes(end: Evidence | EvidenceStep, wanted: Profile | SeenTarget | None) -> dict[str, bool]:
+    """Return for each dimension of the SLO whether it was kept, and for ``all`` together.
+
+    Latencies count from ``created_at``. Of a request without an answer only the deadline is known
+    to be missed; one that was cancelled or turned away has no SLO, and the result is empty.
+
+    Args:
+        end: the step that ended the request.
+        wanted: the profile of the request, where it was executed.
+    """
+    if end.step == "executed":
+        if wanted is None or end.got is None:
+            return {}
+        got = end.got
+        kept = {"deadline": wanted.created_at + got.finish_s <= wanted.deadline}
+        if wanted.ttft_s is not None and got.ttft_s is not None:
+            kept["ttft"] = got.ttft_s <= wanted.ttft_s
+        if wanted.tpot_s is not None and got.tpot_s is not None:
+            kept["tpot"] = got.tpot_s <= wanted.tpot_s
+        return kept | {"all": all(kept.values())}
+    is_turned_away = end.step == "rejected" and end.reason != NO_WORKER
+    if end.step == "cancelled" or is_turned_away:
+        return {}
+    return {"deadline": False, "all": False}
