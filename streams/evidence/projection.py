@@ -12,8 +12,10 @@ from topics import Fallback, Hold
 
 
 class SeenSource(msgspec.Struct, kw_only=True, gc=False):
-    """The topic of the record that a step consumed."""
+    """The record that a step consumed."""
 
+    offset: int
+    partition: int
     topic: str
 
 
@@ -78,6 +80,7 @@ class SeenBatch(msgspec.Struct, kw_only=True, gc=False):
     """A member's place in its batch."""
 
     index: int
+    size: int
 
 
 class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
