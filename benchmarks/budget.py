@@ -38,7 +38,7 @@ class Budget:
         self.profiles = [each.profile for each in self.tagged]
         self.decisions = [decide(each, yard.situation, yard.now) for each in self.profiles]
         self.effects = [yard.decide(record) for record in self.records]
-        self.told = [effect.records[1].tells for effect in self.effects]
+        self.told = [effect.records[1].payload for effect in self.effects]
         report_all(yard.situation.view, yard.options)
 
     def parse(self, record: Record) -> object:

@@ -111,7 +111,7 @@ def executed() -> list[Effect]:
 
 def told(record: Evidence | Result) -> Outgoing:
     """Return a record of which only what it says is looked at."""
-    return Outgoing("topic", b"", b"", tells=record)
+    return Outgoing("topic", b"", b"", payload=record)
 
 
 def profile_of(effect: Effect) -> Profile | None:

@@ -24,8 +24,8 @@ class Learning:
         for effect in effects:
             if isinstance(effect.subject, Task):
                 for record in effect.records:
-                    if isinstance(record.tells, Evidence):
-                        self._learn(effect.subject, record.tells)
+                    if isinstance(record.payload, Evidence):
+                        self._learn(effect.subject, record.payload)
 
     def _learn(self, task: Task, evidence: Evidence) -> None:
         if evidence.step == "executed" and evidence.usage is not None:

@@ -6,7 +6,7 @@ from streams.engine.clock import Clock
 from streams.engine.stage import Effect
 from streams.engine.trace_context import Context
 from streams.tracing import span_attributes as a
-from streams.tracing.spans import Spans, Visible, batch_of
+from streams.tracing.spans import CommittedStep, Spans, batch_of
 from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Evidence, Profile, Result
 from workers.stage.outcomes import Task
@@ -29,7 +29,7 @@ class WorkSpans(Spans):
         is_late = isinstance(task, Task) and evidence.at > task.routed.profile.deadline
         return is_late or super().is_worth_it(evidence, effect)
 
-    def record(self, visible: Visible) -> None:
+    def record(self, visible: CommittedStep) -> None:
         """Write the spans of one record."""
         evidence, task = visible.evidence, visible.effect.subject
         said = a.consumed(evidence, self._group) + a.request(evidence)
@@ -64,10 +64,10 @@ class WorkSpans(Spans):
             self._inference(visible, task, task.began_at, process_id)
         self.send(visible, process_id)
 
-    def _queue(self, visible: Visible, task: Task, began_at: float) -> None:
+    def _queue(self, visible: CommittedStep, task: Task, began_at: float) -> None:
         """Write how long the request was on the lane, and then waited for a place."""
         profile = task.routed.profile
-        sent_at = max(visible.about.timestamp_ms / 1000, task.routed.released_at or 0.0)
+        sent_at = max(visible.source.timestamp_ms / 1000, task.routed.released_at or 0.0)
         if profile.attempt == 1:
             sent_at = max(sent_at, profile.routed_at)
         times = (min(sent_at, began_at), began_at)
@@ -76,7 +76,9 @@ class WorkSpans(Spans):
         parent_id = visible.parent_id
         self.write(visible, "queue", SpanKind.INTERNAL, parent_id, times, said)
 
-    def _inference(self, visible: Visible, task: Task, began_at: float, process_id: int) -> None:
+    def _inference(
+        self, visible: CommittedStep, task: Task, began_at: float, process_id: int
+    ) -> None:
         evidence, profile = visible.evidence, task.routed.profile
         if evidence.reason in _NOT_SENT:
             return
@@ -97,7 +99,7 @@ class WorkSpans(Spans):
             }
         )
         for outgoing in visible.sent:
-            result = outgoing.tells
+            result = outgoing.payload
             if isinstance(result, Result) and (started := result.timing.started_at) is not None:
                 times = (started, evidence.at)
                 if (first := result.timing.first_token_at) is not None:
@@ -114,11 +116,11 @@ class WorkSpans(Spans):
         )
 
 
-def _batch_of(visible: Visible) -> Context | None:
+def _batch_of(visible: CommittedStep) -> Context | None:
     """Return the context of the batch that a request is a member of, if its span is written."""
     task = visible.effect.subject
     if not isinstance(task, Task):
-        return batch_of([visible.about])
+        return batch_of([visible.source])
     context = task.routed.batch_context
     return context if context is not None and context.is_sampled else None
 

@@ -50,7 +50,7 @@ class Batcher:
     ``room`` tells how much of their payloads is in memory.
     """
 
-    piles_up = True
+    accumulates = True
 
     def __init__(
         self,

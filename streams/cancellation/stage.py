@@ -16,7 +16,7 @@ class Canceller:
     that there is one piece of evidence of it even where nobody knows the request.
     """
 
-    piles_up = False
+    accumulates = False
 
     def __init__(self, evidence_writer: EvidenceWriter, clock: Clock) -> None:
         self._evidence_writer = evidence_writer

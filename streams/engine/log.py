@@ -82,8 +82,8 @@ class Record(NamedTuple):
 class Outgoing:
     """A record to write. ``partition`` None lets the key choose, as in every Kafka client.
 
-    ``tells`` is what the value says, before it was encoded, for whoever watches what is committed;
-    ``about`` is the record that evidence is about.
+    ``payload`` is what the value says, before it is encoded, for who watches what is committed;
+    ``source`` is the record that evidence is about.
     """
 
     topic: str
@@ -91,8 +91,8 @@ class Outgoing:
     value: bytes | None
     headers: Headers = field(default_factory=list)
     partition: int | None = None
-    tells: object = None
-    about: Record | None = None
+    payload: object = None
+    source: Record | None = None
 
 
 class LogError(Exception):

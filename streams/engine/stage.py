@@ -32,7 +32,7 @@ class Refusal(NamedTuple):
     @property
     def trace_id(self) -> str | None:
         """The trace of the request that the record is about, which its headers need not name."""
-        told: str | None = getattr(self.record.tells, "trace_id", None)
+        told: str | None = getattr(self.record.payload, "trace_id", None)
         source = self.effect.source
         return told or h.trace_id(self.record.headers) or (source and source.trace_id)
 
@@ -76,7 +76,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def piles_up(self) -> bool:
+    def accumulates(self) -> bool:
         """Whether what it takes may stay with it; then a poll takes no more than its limit in all.
 
         Else so many of each partition, which go on as so many transactions.

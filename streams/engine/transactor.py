@@ -157,7 +157,7 @@ class Transactor(Committer):
         paused = [p for p in self._writers if not self._stage.wants(p)] + list(self._broken)
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
         polled = await self._log.poll(
-            timeout_s, self._poll_records_max, paused, of_each=not self._stage.piles_up
+            timeout_s, self._poll_records_max, paused, of_each=not self._stage.accumulates
         )
         try:
             await wait_for_all([self._run(p, polled.get(p, ())) for p in list(self._writers)])

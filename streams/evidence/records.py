@@ -116,16 +116,16 @@ class EvidenceWriter:
         )
         return self._record(evidence, record)
 
-    def _record(self, evidence: Evidence, about: Record) -> Outgoing:
+    def _record(self, evidence: Evidence, source: Record) -> Outgoing:
         # Canonical, because that is what is hashed and signed.
         key = evidence.request_id.encode()
         value = canonical(evidence)
-        return Outgoing(self.catalogue.evidence, key, value, tells=evidence, about=about)
+        return Outgoing(self.catalogue.evidence, key, value, payload=evidence, source=source)
 
     def result(self, result: Result) -> Outgoing:
         """Return a result as a record, keyed by request."""
         key = result.id.encode()
-        return Outgoing(self.catalogue.results, key, encode(result), tells=result)
+        return Outgoing(self.catalogue.results, key, encode(result), payload=result)
 
     def no_answer(
         self,

@@ -75,7 +75,7 @@ class Fold:
             if isinstance(effect.subject, Release):
                 self._batch(effect.subject)
             for record in effect.records:
-                told = record.tells
+                told = record.payload
                 if isinstance(told, Evidence):
                     self._step(told, effect, counts)
                 elif isinstance(told, Result):

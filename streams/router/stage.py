@@ -60,7 +60,7 @@ class _Case:
 class Router:
     """The stage from the ingest topic (and the reroutes) to lanes, hold and results."""
 
-    piles_up = False
+    accumulates = False
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from policies import Release
 from streams.engine.stage import Effect
 from streams.engine.trace_context import Context
 from streams.tracing import span_attributes as a
-from streams.tracing.spans import Spans, Visible, batch_of
+from streams.tracing.spans import CommittedStep, Spans, batch_of
 from topics.records.evidence import Hold
 
 # A shorter wait for the router shows as an attribute alone.
@@ -18,23 +18,23 @@ QUEUE_SEEN_S = 0.01
 class RouteSpans(Spans):
     """Writes the spans of router and batcher."""
 
-    def effect(self, effect: Effect, visible: Sequence[Visible]) -> None:
+    def effect(self, effect: Effect, visible: Sequence[CommittedStep]) -> None:
         """Write the spans of an effect, and that of the batch that it releases."""
         super().effect(effect, visible)
         batch = batch_of(effect.records)
         if batch is not None and visible and isinstance(effect.subject, Release):
             self._batch(batch, effect.subject, visible)
 
-    def record(self, visible: Visible) -> None:
+    def record(self, visible: CommittedStep) -> None:
         """Write the spans of one record: those of the hold, or of a decision."""
         if visible.evidence.hold is not None:
             self._held(visible, visible.evidence.hold)
         else:
             self._decided(visible)
 
-    def _decided(self, visible: Visible) -> None:
-        evidence, about = visible.evidence, visible.about
-        came_at = min(about.came_at(evidence.at), evidence.at)
+    def _decided(self, visible: CommittedStep) -> None:
+        evidence, source = visible.evidence, visible.source
+        came_at = min(source.came_at(evidence.at), evidence.at)
         topic = evidence.source.topic
         is_hold = topic == self.catalogue.held
         group = self.catalogue.batcher_group if is_hold else self.catalogue.router_group
@@ -66,7 +66,7 @@ class RouteSpans(Spans):
             self.write(visible, "queue", SpanKind.INTERNAL, above, waited, queue)
         self.send(visible, process_id)
 
-    def _held(self, visible: Visible, hold: Hold) -> None:
+    def _held(self, visible: CommittedStep, hold: Hold) -> None:
         evidence = visible.evidence
         batch = evidence.batch
         said = a.request(evidence) + a.said(
@@ -95,7 +95,7 @@ class RouteSpans(Spans):
         link = b"" if batch is None else a.linked({"shunter.batch.id": batch.id})
         self.send(visible, hold_id, () if whole is None else ((whole, link),))
 
-    def _batch(self, batch: Context, release: Release, visible: Sequence[Visible]) -> None:
+    def _batch(self, batch: Context, release: Release, visible: Sequence[CommittedStep]) -> None:
         first = visible[0].evidence
         topic = visible[0].sent[0].topic
         links = [

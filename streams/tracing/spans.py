@@ -32,14 +32,14 @@ Links = Sequence[tuple[Context, bytes]]
 
 
 @dataclass(slots=True)
-class Visible:
+class CommittedStep:
     """All that became visible of one record, and where in its trace that belongs.
 
     ``own`` is the context of the record, ``parent_id`` the span that its spans hang below.
     """
 
     evidence: Evidence
-    about: Record
+    source: Record
     effect: Effect
     own: Context
     sent: list[Outgoing]
@@ -73,18 +73,18 @@ class Spans(ABC):
             if self._is_of_interest(effect):
                 self.effect(effect, self._visible(effect, now))
 
-    def effect(self, effect: Effect, visible: Sequence[Visible]) -> None:
+    def effect(self, effect: Effect, visible: Sequence[CommittedStep]) -> None:
         """Write the spans of one effect, of which these records are traced."""
         for each in visible:
             self.record(each)
 
     @abstractmethod
-    def record(self, visible: Visible) -> None:
+    def record(self, visible: CommittedStep) -> None:
         """Write the spans of one record."""
 
     def write(
         self,
-        visible: Visible,
+        visible: CommittedStep,
         name: str,
         kind: SpanKind,
         parent_id: int,
@@ -105,7 +105,7 @@ class Spans(ABC):
             name, kind, own, parent_id, times, said, events=events, links=links, error=error
         )
 
-    def send(self, visible: Visible, parent_id: int, links: Links = ()) -> None:
+    def send(self, visible: CommittedStep, parent_id: int, links: Links = ()) -> None:
         """Write a span for each record that went out."""
         for outgoing in visible.sent:
             said = a.messaging(outgoing.topic, "send")
@@ -136,26 +136,28 @@ class Spans(ABC):
     def _is_of_interest(self, effect: Effect) -> bool:
         """Tell whether anything of an effect may be traced: for most, nothing more is looked at."""
         for outgoing in effect.records:
-            told, about = outgoing.tells, outgoing.about
-            if about is None or not isinstance(told, Evidence):
+            told, source = outgoing.payload, outgoing.source
+            if source is None or not isinstance(told, Evidence):
                 continue
-            if self._context(about).is_sampled or self.is_worth_it(told, effect):
+            if self._context(source).is_sampled or self.is_worth_it(told, effect):
                 return True
         return False
 
     def _context(self, record: Record) -> Context:
         return record.context or self.telemetry.entered(record).context or _NONE
 
-    def _visible(self, effect: Effect, now: float) -> list[Visible]:
-        found: dict[Source, Visible] = {}
+    def _visible(self, effect: Effect, now: float) -> list[CommittedStep]:
+        found: dict[Source, CommittedStep] = {}
         sent: dict[bytes, list[Outgoing]] = {}
         for outgoing in effect.records:
-            told, about = outgoing.tells, outgoing.about
-            if isinstance(told, Evidence) and about is not None:
-                own = self._context(about)
+            told, source = outgoing.payload, outgoing.source
+            if isinstance(told, Evidence) and source is not None:
+                own = self._context(source)
                 mine = sent.setdefault(told.request_id.encode(), [])
                 # The last piece of evidence of a record tells how it ended.
-                found[told.source] = Visible(told, about, effect, own, mine, now, own.span_id)
+                found[told.source] = CommittedStep(
+                    told, source, effect, own, mine, now, own.span_id
+                )
             elif outgoing.value is not None and outgoing.topic != self.catalogue.streams:
                 sent.setdefault(outgoing.key or b"", []).append(outgoing)
         if len(found) == 1:
@@ -164,7 +166,7 @@ class Spans(ABC):
             only.sent = list(chain.from_iterable(sent.values()))
         return [each for each in found.values() if self._is_traced(each)]
 
-    def _is_traced(self, visible: Visible) -> bool:
+    def _is_traced(self, visible: CommittedStep) -> bool:
         if visible.own.is_sampled:
             return True
         if not self.is_worth_it(visible.evidence, visible.effect):
@@ -176,7 +178,7 @@ class Spans(ABC):
         else:
             visible.is_late = self.telemetry.may_begin_late(visible.at)
         if visible.is_late:
-            visible.parent_id = write_earlier(self.telemetry, self.catalogue, visible.about)
+            visible.parent_id = write_earlier(self.telemetry, self.catalogue, visible.source)
         return visible.is_late
 
 

@@ -19,7 +19,7 @@ class Copier:
 
     group = "copiers"
     topics: Sequence[str] = ("in",)
-    piles_up = True
+    accumulates = True
 
     def __init__(self) -> None:
         self.restored: dict[Partition, Progress | None] = {}

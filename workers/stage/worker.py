@@ -52,7 +52,7 @@ class Worker:
     came, have no visible result.
     """
 
-    piles_up = True
+    accumulates = True
 
     def __init__(
         self,

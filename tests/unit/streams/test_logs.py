@@ -81,8 +81,8 @@ async def test_a_refused_record_is_told_with_the_trace_that_the_router_began(
 ) -> None:
     yard = TracedYard()
     refused = {
-        "evidence": lambda out: getattr(out.tells, "step", "") == "placed",
-        "result": lambda out: getattr(out.tells, "status", "") == "completed",
+        "evidence": lambda out: getattr(out.payload, "step", "") == "placed",
+        "result": lambda out: getattr(out.payload, "status", "") == "completed",
         "dead letter": lambda out: out.topic == yard.catalogue.pool_lane("premium-eu", "direct"),
     }
     yard.cluster.refuse = refused[what]

@@ -25,7 +25,7 @@ from streams.router import stage as router_stage
 from streams.router.stage import Router
 from topics import BadRecordError
 from topics.records import headers as h
-from workers.stage import worker
+from workers.stage import routed_request
 
 TORN = BadRecordError("decode", "corrupt_batch", "the record batch at offset 0 to 3 is torn")
 
@@ -252,7 +252,9 @@ async def test_a_request_that_no_code_can_take_into_a_worker_fails(
 ) -> None:
     yard = Yard()
     unless = lambda value, *_: b'"bad"' not in value  # noqa: E731
-    monkeypatch.setattr(worker, "parse_request", failing(worker.parse_request, unless))  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        routed_request, "parse_request", failing(routed_request.parse_request, unless)
+    )  # type: ignore[attr-defined]
     backend = ScriptedBackend()
     place(yard, "bad", number=0)
     place(yard, "good", number=0)
