@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cluster_fixture import machine
 from benchmarks.figures import Figure, table
-from benchmarks.ground import machine
 from benchmarks.hold import hold
 from benchmarks.latency import latency
 from benchmarks.throughput import Hall, large, libraries, routed, two

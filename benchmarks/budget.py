@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from aiokafka.partitioner import murmur2
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from benchmarks.yard import Yard, make_options, records_of, report_all, request_value
+from benchmarks.workload import Yard, make_options, records_of, report_all, request_value
 from policies import decide, decided_tags, inputs_of, tag
 from streams.engine.log import Outgoing, Record
 from streams.kafka.writer import BATCH_BYTES_MAX

@@ -1,7 +1,7 @@
 """The engine without a Kafka: the real transactor drives a stage on the log in memory of the tests.
 
-What `benchmarks.yard` leaves out is in it: polls, sends that are awaited, commits and progress of
-four partitions side by side; and the runtime of a worker.
+What `benchmarks.workload` leaves out is in it: polls, sends that are awaited, commits and progress
+of four partitions side by side; and the runtime of a worker.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from stream_cases import drain, make_transactor
 
 from benchmarks.contestants.null_worker import NullBackend
 from benchmarks.worker import IN_FLIGHT, POOL
-from benchmarks.yard import Clock, Yard, make_options, records_of, report_all, request_value
+from benchmarks.workload import Clock, Yard, make_options, records_of, report_all, request_value
 from streams.cancellation.index import Cancellations
 from streams.engine.log import Outgoing
 from streams.engine.stage import Stage

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.hold import SAMPLE, Filled
-from benchmarks.yard import (
+from benchmarks.workload import (
     Yard,
     make_options,
     records_of,

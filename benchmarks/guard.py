@@ -22,10 +22,10 @@ from pathlib import Path
 
 import orjson
 
+from benchmarks.cluster_fixture import machine
 from benchmarks.engine import routing, working
-from benchmarks.ground import machine
 from benchmarks.hold import Filled
-from benchmarks.yard import Yard, make_options, records_of, report_all, request_value
+from benchmarks.workload import Yard, make_options, records_of, report_all, request_value
 from topics import parse_request
 
 RECORDED = Path(__file__).with_name("recorded.json")

@@ -12,12 +12,12 @@ from typing import Any
 
 import orjson
 
+from benchmarks.cluster_fixture import Ground, Watch, beat, ground, publish
+from benchmarks.contenders import Load, bare, shunter
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import Ground, Watch, beat, ground, publish
-from benchmarks.sides import Load, bare, shunter
+from benchmarks.resource_usage import Used, meter
 from benchmarks.throughput import Hall
-from benchmarks.used import Used, meter
-from benchmarks.yard import NOW, REQUEST_BYTES, Yard, make_options, records_of, request_value
+from benchmarks.workload import NOW, REQUEST_BYTES, Yard, make_options, records_of, request_value
 from policies import Member, Options, Placer, Windows
 from policies.batching.groups import group_of
 from streams.batcher.interning import share_common

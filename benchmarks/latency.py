@@ -6,11 +6,11 @@ import time
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+from benchmarks.cluster_fixture import Ground, beat, ground
+from benchmarks.contenders import Load, Side, bare, shunter
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import Ground, beat, ground
-from benchmarks.sides import Load, Side, bare, shunter
 from benchmarks.throughput import Hall
-from benchmarks.yard import make_options, request_value
+from benchmarks.workload import make_options, request_value
 
 PER_SECOND = 1000
 # Sent at once every so often, as arrivals on a network come.

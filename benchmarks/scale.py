@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.growth import routed_us
-from benchmarks.yard import Yard, make_options, records_of, request_value
+from benchmarks.workload import Yard, make_options, records_of, request_value
 from workers.stage.worker import COMMIT_EVERY_S
 
 DAY_S = 86_400

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import orjson
 
-from benchmarks.ground import Ground, ground
+from benchmarks.cluster_fixture import Ground, ground
 from streams.engine.log import Partition, Record
 from streams.hosting.services import calm_garbage_collector
 from streams.kafka.log import KafkaLog

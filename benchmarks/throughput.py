@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.figures import Figure, compared
-from benchmarks.ground import Ground, Watch, beat, ground, publish, shared_out
-from benchmarks.sides import (
+from benchmarks.cluster_fixture import Ground, Watch, beat, ground, publish, shared_out
+from benchmarks.contenders import (
     FASTSTREAM,
     FAUST,
     POLL_RECORDS,
@@ -18,9 +17,10 @@ from benchmarks.sides import (
     bare,
     shunter,
 )
+from benchmarks.figures import Figure, compared
+from benchmarks.resource_usage import Used, cores, meter, transaction_us
 from benchmarks.sink import Sink
-from benchmarks.used import Used, cores, meter, transaction_us
-from benchmarks.yard import make_options, request_value
+from benchmarks.workload import make_options, request_value
 from topics.embedded_broker.broker import EmbeddedBroker
 
 # Publishing large requests must not take longer than reading them.

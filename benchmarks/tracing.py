@@ -38,7 +38,7 @@ from opentelemetry.trace import SpanKind
 from stream_cases import Yard, drain, make_signer, make_transactor
 
 from benchmarks.sink import Sink
-from benchmarks.yard import MODEL, make_options
+from benchmarks.workload import MODEL, make_options
 from policies import Options, compile_options
 from streams.config.declarations import load_fleet, load_policy
 from streams.engine.log import Outgoing

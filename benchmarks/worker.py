@@ -3,12 +3,12 @@
 import asyncio
 import time
 
+from benchmarks.cluster_fixture import PARTITIONS, Watch, ground
+from benchmarks.contenders import Load, bare
 from benchmarks.figures import Figure, compared
-from benchmarks.ground import PARTITIONS, Watch, ground
-from benchmarks.sides import Load, bare
+from benchmarks.resource_usage import Used, meter
 from benchmarks.throughput import Hall
-from benchmarks.used import Used, meter
-from benchmarks.yard import REQUEST_BYTES, Yard, make_options, records_of, request_value
+from benchmarks.workload import REQUEST_BYTES, Yard, make_options, records_of, request_value
 
 POOL = "pool-000"
 IN_FLIGHT = 64

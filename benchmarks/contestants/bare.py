@@ -14,7 +14,7 @@ import os
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from mode import loop as event_loop
 
-from benchmarks.ground import PARTITIONS
+from benchmarks.cluster_fixture import PARTITIONS
 from streams.kafka.writer import BATCH_BYTES_MAX
 
 ROOT_BYTES, LEAF_BYTES, PROGRESS_BYTES = 345, 44, 250

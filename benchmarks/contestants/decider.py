@@ -2,7 +2,7 @@
 
 import time
 
-from benchmarks.yard import Yard, make_options, report_all
+from benchmarks.workload import Yard, make_options, report_all
 from streams.engine.log import Outgoing, Partition, Record
 
 REFRESH_S = 1.0

@@ -27,9 +27,9 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 from load import Load
-from mute import MUTE, MuteServer
 from proxy import Proxy
 from running_system import System
+from silent_pool import MUTE, MuteServer
 from takeovers import Kill
 
 from topics.admin import provisioning

@@ -20,7 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from calm import MARGIN_S, Span, calm_after
 from cluster_faults import CLUSTER_FAULTS, IDLE_MS, ClusterScene
 from faults import (
     FAULTS,
@@ -35,9 +34,10 @@ from faults import (
 )
 from ledger import Ledger
 from load import Load
-from mute import MuteServer, fleet_with
 from proxy import Proxy
+from recovery import MARGIN_S, Span, calm_after
 from running_system import System
+from silent_pool import MuteServer, fleet_with
 from table import ONE_BROKER, THREE_BROKERS, Seen, document, found_wrong, write
 from takeovers import read_taken
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems

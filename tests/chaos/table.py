@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from calm import QUIET_S, SLOW_S, Span
 from faults import SESSION_S
 from ledger import Ledger
 from load import Load
+from recovery import QUIET_S, SLOW_S, Span
 from takeovers import Kill, Taken, takeover_s
 
 from topics.embedded_broker.settings import SESSION_MS_OF_SEVERAL

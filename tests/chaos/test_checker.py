@@ -13,14 +13,14 @@ import aiohttp
 import orjson
 import pytest
 import yaml
-from calm import MARGIN_S, QUIET_S, SLOW_S, Span, calm_after, is_quiet
 from cluster_faults import CLUSTER_FAULTS
 from faults import FAULTS, LAST_FAULTS
 from ledger import Ledger
 from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id_of, kind_of
-from mute import MUTE, MuteServer, fleet_with
+from recovery import MARGIN_S, QUIET_S, SLOW_S, Span, calm_after, is_quiet
 from run import Asked, command, schedule
 from running_system import System
+from silent_pool import MUTE, MuteServer, fleet_with
 from table import ONE_BROKER, THREE_BROKERS, Seen, document, rows, takeover_rows, write
 from takeovers import Kill, Taken, read_taken, takeover_s
 from typer.testing import CliRunner

@@ -22,9 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from calm import calm_after
 from ledger import Ledger
 from load import Load
+from recovery import calm_after
 from running_system import System
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 

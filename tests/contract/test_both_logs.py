@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 
 import pytest
-from grounds import SMALL_BYTES, KafkaGround, MemoryGround, kept, make_ground, until, values
+from two_logs import SMALL_BYTES, KafkaGround, MemoryGround, kept, make_ground, until, values
 
 from streams.engine.log import Log, Outgoing, Partition, Record, Writer
 

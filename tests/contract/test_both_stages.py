@@ -6,9 +6,9 @@ from typing import Any
 
 import orjson
 import pytest
-from grounds import PARTITIONS, SMALL_BYTES, KafkaGround, MemoryGround, make_ground
 from hold_cases import held_request, make_batcher
 from stream_cases import START, Yard, header, keys, make_transactor, request
+from two_logs import PARTITIONS, SMALL_BYTES, KafkaGround, MemoryGround, make_ground
 from worker_cases import ScriptedBackend, make_worker, placed
 
 from streams.cancellation.stage import Canceller

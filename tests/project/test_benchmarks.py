@@ -10,12 +10,12 @@ import pytest
 
 import benchmarks.__main__ as program
 from benchmarks import guard
+from benchmarks.cluster_fixture import Pace
 from benchmarks.engine import routing, working
 from benchmarks.figures import Figure, compared, table
-from benchmarks.ground import Pace
+from benchmarks.resource_usage import Used, cores, transaction_us
 from benchmarks.throughput import Hall
-from benchmarks.used import Used, cores, transaction_us
-from benchmarks.yard import MODEL, OTHER_MODEL, make_options
+from benchmarks.workload import MODEL, OTHER_MODEL, make_options
 
 KEYS = {"name", "value", "reference", "ratio", "reach", "ok"}
 

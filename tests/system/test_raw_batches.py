@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer
-from grounds import KafkaGround, kept
 from raw_batches import CODECS, batch, counts, pack, publish_batch, record, sized, varint
 from running_system import FLEET, FLEET_WITH_ABSENT, Place, System, chat, eventually, held_chat
+from two_logs import KafkaGround, kept
 
 from streams.engine.log import Outgoing, Partition
 from topics.registry import CANCELLATION_BYTES_MAX

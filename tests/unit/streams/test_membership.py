@@ -10,8 +10,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import GroupAuthorizationFailedError
-from grounds import KafkaGround, until
 from stream_cases import make_settings, soon
+from two_logs import KafkaGround, until
 
 from streams.engine.log import Partition
 from streams.kafka import rebalance_patch

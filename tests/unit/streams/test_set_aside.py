@@ -252,9 +252,8 @@ async def test_a_request_that_no_code_can_take_into_a_worker_fails(
 ) -> None:
     yard = Yard()
     unless = lambda value, *_: b'"bad"' not in value  # noqa: E731
-    monkeypatch.setattr(
-        routed_request, "parse_request", failing(routed_request.parse_request, unless)
-    )  # type: ignore[attr-defined]
+    parser = failing(routed_request.parse_request, unless)  # type: ignore[attr-defined]
+    monkeypatch.setattr(routed_request, "parse_request", parser)
     backend = ScriptedBackend()
     place(yard, "bad", number=0)
     place(yard, "good", number=0)

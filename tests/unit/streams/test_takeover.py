@@ -7,8 +7,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from copy_stage import TOPICS, Copier
-from grounds import KafkaGround
 from stream_cases import make_transactor
+from two_logs import KafkaGround
 
 from streams.engine.log import Log, Outgoing, Partition, Record
 from streams.engine.stage import Effect

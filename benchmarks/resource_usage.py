@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ground import Ground, Pace
+from benchmarks.cluster_fixture import Ground, Pace
 from topics.embedded_broker.broker import EmbeddedBroker
 
 

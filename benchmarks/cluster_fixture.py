@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from benchmarks.yard import heartbeats
+from benchmarks.workload import heartbeats
 from policies import Options
 from topics import Catalogue, Settings, encode, status_key
 from topics.admin import provisioning

@@ -5,8 +5,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
-from benchmarks.ground import Ground
-from benchmarks.yard import REQUEST_BYTES, Yard, fleet_text, make_options, records_of, request_value
+from benchmarks.cluster_fixture import Ground
+from benchmarks.workload import (
+    REQUEST_BYTES,
+    Yard,
+    fleet_text,
+    make_options,
+    records_of,
+    request_value,
+)
 
 # At most this many records of a partition in a transaction, as `SHUNTER_POLL_RECORDS_MAX` has it.
 POLL_RECORDS = 100
