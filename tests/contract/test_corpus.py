@@ -12,6 +12,7 @@ from memory_log import MemoryLog
 from stream_cases import Yard, drain, make_router, make_signer
 from worker_cases import ScriptedBackend, make_worker
 
+from shunter.audit.replay import replay_steps
 from shunter.audit.report import AuditReport
 from shunter.audit.topic import verify_topic
 from shunter.client.answers import text_of
@@ -99,6 +100,19 @@ def test_results_and_evidence_are_read(read: Read) -> None:
     assert "".join(text_of(piece.chunk) for piece in pieces) == "one two three"
     (letter,) = read.records("dead-letters")
     assert h.find(letter.headers, h.REASON) == b"invalid_request"
+
+
+def test_decisions_of_an_earlier_version_are_the_same_to_the_last_bit(read: Read) -> None:
+    yard = read.yard
+    evidence = [decode(Evidence, r.value or b"") for r in read.records("evidence")]
+    decided = [each for each in evidence if each.profile is not None and each.inputs is not None]
+    assert {(each.fleet_version, each.policy_version) for each in decided} == {
+        (yard.options.version, yard.policy.version)
+    }
+    found = replay_steps(evidence, lambda _fleet, _policy: (yard.options, yard.policy))
+    assert len(found) == len(decided)
+    assert {each.step for each in found} >= {"placed", "held", "released", "rejected"}
+    assert not [each for each in found if each.differences]
 
 
 def test_views_of_the_evidence_count_each_of_it(read: Read) -> None:

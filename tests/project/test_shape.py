@@ -186,6 +186,25 @@ def test_one_room_loads_no_others(module: str, strangers: tuple[str, ...]) -> No
     assert not wrong
 
 
+def test_one_room_touches_the_private_parts_of_others() -> None:
+    """aiokafka's are all in one room; elsewhere Faust's consumer, and policies' own models."""
+    touching = {
+        path for path, _ in modules().values() if "noqa: SLF001" in (ROOT / path).read_text()
+    }
+    elsewhere = {path for path in touching if not path.startswith("streams/kafka/")}
+    assert elsewhere == {
+        "policies/config/policy.py",
+        "policies/config/schema.py",
+        "streams/usage_report/live.py",
+    }
+    (held_to,) = [
+        each
+        for each in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        if each.startswith("aiokafka")
+    ]
+    assert "<" in held_to, "a next version may have others"
+
+
 def test_no_module_imports_the_tests() -> None:
     wrong = [
         f"{path}:{line}: imports {target}"
