@@ -1,4 +1,4 @@
-"""What all commands share: settings from flags, the consoles, and errors for people."""
+"""Shared parts of all commands: settings from flags, consoles, error messages."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a process begins: signals are heeded before anything that takes long to import is."""
+"""The entry point of a process: handles signals before any slow import."""
 
 import os
 import signal

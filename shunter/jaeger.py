@@ -1,4 +1,4 @@
-"""Reading traces back from Jaeger, through its query API (`/api/v3`, OTLP as JSON)."""
+"""Read traces from Jaeger, through its query API (`/api/v3`, OTLP as JSON)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a second policy would have done otherwise, class by class, from the evidence."""
+"""Differences between a second policy and the policy in force, per class, from the evidence."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""What Faust hosts of a process: services that start and stop without a word at level info."""
+"""Services that Faust hosts in a process: they start and stop without a log line at level info."""
 
 from collections.abc import Awaitable, Callable
 

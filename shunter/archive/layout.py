@@ -1,9 +1,9 @@
-"""The files of an archive: where they are, and which offsets each holds.
+"""The files of an archive: their paths, and the offsets in each.
 
     evidence/date=2026-11-24/hour=12/3-00000000000000001200-00000000000000002415.parquet
 
-is partition 3 from offset 1200 up to, and without, 2415. A file appears whole or not at all, and
-nothing is written twice, because its name says what it holds.
+is partition 3 from offset 1200 up to 2415, excluded. A file appears whole or not at all. Nothing is
+written twice, because the name of a file says what it holds.
 """
 
 import itertools

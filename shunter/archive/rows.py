@@ -1,4 +1,4 @@
-"""Records as rows: the columns that queries ask for, and the record itself as it was written."""
+"""Records as rows: the columns for queries, and the record as it was written."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,8 +1,8 @@
-"""Writing an archive: what the topics have, once, and in an order that can be verified any time.
+"""Write the topics to an archive, each record once, in an order that can always be verified.
 
-In each round keys are read first, then roots, then evidence, and written the other way round. So
-whatever moment the archive is looked at, or the archiver dies: each head that stands in it has its
-root there, and each root its records.
+Each round reads keys, then roots, then evidence, and writes them in reverse order. Whenever the
+archive is read, or the archiver dies, each head in it has its root there, and each root its
+records.
 """
 
 import logging

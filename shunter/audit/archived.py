@@ -1,4 +1,4 @@
-"""The trail as it stands in an archive: verified offline, with nothing but its files."""
+"""The trail in an archive: verified offline, from its files alone."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What an auditor keeps: public keys, and the heads of the last verification."""
+"""An auditor's files: public keys, and the heads of the last verification."""
 
 from pathlib import Path
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""What a verification has found."""
+"""The findings of a verification."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Public keys: who they belong to, when they may sign, and whether they are believed."""
+"""Public keys: their owners, when they may sign, and whether they are trusted."""
 
 import base64
 from collections.abc import Iterable

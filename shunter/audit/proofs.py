@@ -1,4 +1,4 @@
-"""Inclusion proofs: one file that shows, to whoever has the key, that a record was signed."""
+"""Inclusion proofs: a file that proves to a holder of the key that a record was signed."""
 
 import json
 from collections.abc import Iterable, Sequence

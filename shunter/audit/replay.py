@@ -1,4 +1,4 @@
-"""Making a recorded decision again: the same inputs give the same decision on any machine."""
+"""Replay of a recorded decision: the same inputs give the same decision on any machine."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The report: what was served where, what it cost, and whether promises were kept."""
+"""The report: where requests were served, at what cost, and whether promises were kept."""
 
 import csv
 import html

@@ -1,4 +1,4 @@
-"""Where a trail is read from: the topics, or an archive."""
+"""Sources of an audit trail: the topics, or an archive."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Texts and their digests: proving that one is the one, and forgetting."""
+"""Texts and their digests: proof that a text is the one digested, and erasure."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The trail as it stands on Kafka."""
+"""The audit trail on Kafka."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,7 @@
 """Verification: every record under a signed root, every root in its chain, every story whole.
 
-Roots first, then records in the order of their offsets, then the sums. A record is found by its
-leaf hash, so it needs no mark of its own, and whatever is changed in it makes it a stranger.
+Roots are read first, then records in the order of their offsets, then the sums. A record is found
+by its leaf hash, so it needs no mark of its own, and a changed record matches no root.
 """
 
 from bisect import bisect_right

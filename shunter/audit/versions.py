@@ -1,4 +1,4 @@
-"""Fleets and policies by the versions that evidence names."""
+"""Fleets and policies by the versions named in the evidence."""
 
 from functools import cache, cached_property
 

@@ -1,4 +1,4 @@
-"""The lower bound: less than this no schedule costs that serves every request within its SLO.
+"""The lower bound: no schedule that serves every request within its SLO costs less.
 
 docs/placement.md derives each inequality. In short: a clairvoyant plan knows arrivals and lengths
 and may split requests among pools, but each token is computed somewhere, each decode step streams

@@ -1,4 +1,4 @@
-"""The work of the bound: what requests take of a pool's time, whenever they are served."""
+"""The work of the bound: the pool time that requests take, whenever they are served."""
 
 import math
 from collections.abc import Mapping, Sequence

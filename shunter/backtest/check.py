@@ -1,4 +1,4 @@
-"""Hard constraints of a backtest, worked out a second time: from request, fleet and policy alone.
+"""Hard constraints of a backtest, computed a second time from request, fleet and policy alone.
 
 A check that asked the code under test (``policies.scoring.constraints``, ``policies.tagging``)
 would repeat its mistakes.

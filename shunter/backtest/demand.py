@@ -1,4 +1,4 @@
-"""What the bound knows of a request, and who could serve it."""
+"""The bound's view of a request, and the pools that can serve it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The tables of a backtest: what each policy cost and attained, its times, who missed what."""
+"""The tables of a backtest: cost, attainment and times of each policy, and missed SLOs."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""A range of the live ingest topic as a trace, with the reply lengths that the results tell."""
+"""A range of the live ingest topic as a trace, with the reply lengths from the results."""
 
 from collections.abc import AsyncIterator, Container
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What the client commands share: reading by key, following topics, and errors for people."""
+"""Shared parts of the client commands: reads by key, following of topics, error messages."""
 
 import asyncio
 import contextlib

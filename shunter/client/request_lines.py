@@ -1,4 +1,4 @@
-"""The lines of a request file: which may be published, and what is wrong with the others."""
+"""The lines of a request file: the valid ones, and the errors of the others."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The first span of a request's trace: that it was published."""
+"""The first span of a request's trace: its publication."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """``shunter demo``: the whole system on one machine, real traffic through it, and a check.
 
-Belongs here: what turns the packaged trace into requests, starts and tends the processes, watches
-them, judges the outcome and tells of it. Does not: anything that the system itself needs.
+Belongs here: turning the packaged trace into requests, running the processes, watching and judging
+them, reporting the outcome. Does not: anything that the system itself needs.
 """
 
 from shunter.demo.run import DemoOutcome, Plan, run_demo

@@ -1,4 +1,4 @@
-"""Whether a request got what its class wants."""
+"""Decide if a request met the targets of its class."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What the same requests would cost with everything on the premium GPU."""
+"""The cost of the same requests with everything on the premium GPU."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

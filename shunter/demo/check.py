@@ -1,4 +1,4 @@
-"""The demo's judgement of itself."""
+"""The demo's checks of its own outcome."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

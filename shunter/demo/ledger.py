@@ -1,4 +1,4 @@
-"""The books of a demo: everything in its topics, read afresh to their ends."""
+"""The ledger of a demo: all records of its topics, read to their ends."""
 
 from collections import Counter
 from collections.abc import Collection

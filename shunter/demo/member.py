@@ -1,7 +1,7 @@
-"""A process of the demo: a command of Shunter that ends when the demo does, however that ends.
+"""A process of the demo: a Shunter command that ends when the demo ends, however that happens.
 
 It holds a pipe from its parent. When the parent is gone, ``kill -9`` included, the pipe closes.
-Linux's parent-death signal would do as well, but is unknown elsewhere and goes by the thread.
+Linux's parent-death signal would also work, but exists only there and follows the thread.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The end of a demo, for people: figures per class and pool, two stories, how to go on."""
+"""The final report of a demo: figures per class and pool, two stories, next steps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,7 @@
-"""What a request's constraints allow, worked out a second time.
+"""The pools that a request's constraints allow, computed a second time.
 
-From the request as published, the fleet and the policy alone: a check that asked the code of the
-router (``policies.scoring.constraints``) would repeat its mistakes.
+This uses the published request, the fleet and the policy alone: a check that used the router's code
+(``policies.scoring.constraints``) would repeat its mistakes.
 """
 
 from collections.abc import Iterable, Mapping

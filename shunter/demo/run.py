@@ -1,4 +1,4 @@
-"""A demo from its start to its end."""
+"""One run of the demo from start to end."""
 
 import asyncio
 import contextlib

@@ -1,7 +1,7 @@
-"""The declarations of a demo: those packaged, at a multiple of their speed.
+"""The packaged declarations of a demo, scaled to a multiple of their speed.
 
 Everything stays in wall time: the simulated devices run faster by the factor, and the policy's
-times are divided by it. Nothing else in the system knows.
+times are divided by it. Nothing else in the system knows the factor.
 """
 
 import yaml

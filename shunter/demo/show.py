@@ -1,4 +1,4 @@
-"""What a demo tells while it runs, and the plain form of it for pipes and logs."""
+"""The demo's progress output, with a plain form for pipes and logs."""
 
 import time
 from types import TracebackType

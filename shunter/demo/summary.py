@@ -1,4 +1,4 @@
-"""The figures of a demo: what ``--json`` prints, and what the tables are made of."""
+"""The figures of a demo, for ``--json`` and for the tables."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """The packaged trace, and each of its rows as a request.
 
 The trace has lengths, no text: a body holds a short placeholder, and the prompt's length travels as
-a hint. The reply's length is told to the simulated backend only (``metadata.simulate``); what the
-router may know of it is the client's round ``max_tokens``.
+a hint. Only the simulated backend learns the reply's length (``metadata.simulate``); the router
+knows the client's round ``max_tokens`` at most.
 """
 
 import csv

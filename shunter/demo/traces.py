@@ -1,4 +1,4 @@
-"""Where a demo's traces go: a Jaeger on this machine, found or started."""
+"""The demo's trace backend: a Jaeger on this machine, found or started."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
-"""The first requests, which find out whether every lane is open.
+"""The first requests of a demo, which check that every lane is open.
 
 A worker reports before Kafka has given it its partitions. A request pinned to each direct lane
-proves that its router and its worker serve it; so the trace's first arrivals wait for nobody.
+proves that its router and its worker serve it, so the trace's first arrivals don't wait.
 """
 
 from collections.abc import Iterator, Mapping

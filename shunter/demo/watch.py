@@ -1,4 +1,4 @@
-"""What is going on, from the topics as they grow: for the live view and for knowing the end."""
+"""The demo's state, followed on the topics: for the live view and to detect the end."""
 
 import time
 from collections import Counter

@@ -1,1 +1,1 @@
-"""Topics read whole, for audits, archives and upkeep."""
+"""Complete reads of topics, for audits, archives and upkeep."""

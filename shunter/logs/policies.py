@@ -1,4 +1,4 @@
-"""Reading the policies topic, and publishing to it."""
+"""Read the policies topic, and publish to it."""
 
 import asyncio
 import getpass

@@ -1,4 +1,4 @@
-"""Reading topics whole: what the audit and the archive have in common."""
+"""Complete reads of topics, shared by audit and archive."""
 
 from collections.abc import AsyncIterator
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""What compacted topics keep of processes, keys and pools that are gone, and would for ever."""
+"""Records that compacted topics keep for ever of removed processes, keys and pools."""
 
 from collections.abc import AsyncIterator, Iterable
 

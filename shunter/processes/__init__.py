@@ -1,1 +1,1 @@
-"""Processes: what a router and a worker are composed of."""
+"""Processes: the composition of a router and of a worker."""

@@ -1,4 +1,4 @@
-"""`shunter router`, put together: router, batcher and canceller over one view of the fleet."""
+"""Assemble `shunter router`: router, batcher and canceller over one view of the fleet."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""`shunter worker`, put together."""
+"""Assemble `shunter worker`."""
 
 import random
 from collections.abc import Callable, Iterable

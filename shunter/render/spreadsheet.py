@@ -1,4 +1,4 @@
-"""Cells of CSV files as a spreadsheet shows them: text that is no formula."""
+"""Cells of CSV files, safe for spreadsheets: no text is taken for a formula."""
 
 # What a spreadsheet takes for the beginning of a formula, after which it may run a command.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

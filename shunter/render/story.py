@@ -1,4 +1,4 @@
-"""The story of a request as a person reads it in a terminal."""
+"""The story of a request, formatted for a terminal."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""A trace as a tree in the terminal: when, how long, where and why."""
+"""A trace as a tree in the terminal: times, durations, places and reasons."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The tables of the live view: which columns they have, and from which width on."""
+"""The tables of the live view: their columns, and the width from which each is shown."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

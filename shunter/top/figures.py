@@ -1,4 +1,4 @@
-"""Figures as a person reads them in a narrow column."""
+"""Figures formatted for a narrow column."""
 
 from collections.abc import Mapping
 

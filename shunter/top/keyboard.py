@@ -1,4 +1,4 @@
-"""Keys, one at a time, from a terminal that is left as it was found."""
+"""Keys, read one at a time from a terminal whose settings are restored."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The screen of `shunter top`: what matters in 80 columns and 24 lines, and more in more."""
+"""The screen of `shunter top`: the essentials in 80 columns and 24 lines, more in more."""
 
 from collections.abc import Mapping
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""What the keys of `shunter top` change."""
+"""The state changed by keys in `shunter top`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

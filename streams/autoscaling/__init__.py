@@ -1,1 +1,1 @@
-"""Autoscaling: how many workers a pool wants, and lanes that nobody reads."""
+"""Autoscaling: the number of workers that a pool needs, and lanes without a reader."""

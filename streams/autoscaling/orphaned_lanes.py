@@ -1,4 +1,4 @@
-"""What lies in the lanes of pools that have no worker to tell of it."""
+"""The backlog in the lanes of pools that have no worker to report it."""
 
 import asyncio
 import contextlib

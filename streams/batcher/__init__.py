@@ -1,1 +1,1 @@
-"""The batcher: keeps what is held, and releases batches."""
+"""The batcher: keeps held requests, and releases batches."""

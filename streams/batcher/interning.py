@@ -1,4 +1,4 @@
-"""Thrift: what many held requests have in common is kept once.
+"""Interning: values that many held requests share are kept once.
 
 A decoded profile has a string of its own for each of its names, though few differ from request to
 request: 1,020 bytes for a held request beside its payload, 520 with the names, the times of its

@@ -1,4 +1,4 @@
-"""What a batcher remembers of one partition of the hold."""
+"""The batcher's state of one partition of the hold."""
 
 import math
 from dataclasses import dataclass, field, replace

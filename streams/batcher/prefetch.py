@@ -1,8 +1,8 @@
-"""The hold, read while the group has not shared its partitions out yet.
+"""Prefetch of the hold, before the group has assigned its partitions.
 
-What a router held is another's only when its session has ended, and all of it has to be read again
-then. Who starts in its place has nothing to do until that moment. So it reads the hold from the
-beginning, whosever it is, and goes on from there with what it is given.
+The partitions of a router that died are reassigned only when its session has ended, and then have
+to be read again. A router that starts in its place is idle until then. So it reads the whole hold
+from the beginning, and continues from there with the partitions it is assigned.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The batcher: requests that wait, and the moment they stop waiting.
+"""The batcher: waiting requests, and the moment of their release.
 
-The hold is a log: everything known here comes from the records of ``held``, and a release writes a
+The hold is a log: all state here comes from the records of ``held``, and a release writes a
 tombstone for each member in the transaction that sends it. A process that takes a partition over
 reads it from the beginning and knows exactly what is held.
 """

@@ -1,1 +1,1 @@
-"""Cancellations: which requests are cancelled, and their evidence."""
+"""Cancellations: the set of cancelled requests, and their evidence."""

@@ -1,8 +1,8 @@
 """The cancellations of the last day, as one process knows them.
 
-What is held is partitioned by batch group, and what runs by batch, so nobody can tell from an id
-who has the request. Every router and worker therefore reads every cancellation, and whoever has
-the request ends it (docs/decisions/0008-cancellation.md).
+The hold is partitioned by batch group, and running work by batch, so a request's id doesn't tell
+which process has it. Every router and worker therefore reads every cancellation, and the process
+that has the request ends it (docs/decisions/0008-cancellation.md).
 """
 
 from collections.abc import Callable

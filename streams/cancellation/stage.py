@@ -1,4 +1,4 @@
-"""The canceller: evidence of each cancellation, whatever came of it."""
+"""The canceller: evidence of each cancellation, whatever its outcome."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What is in force in a router process: policy, fleet, and the situation under them."""
+"""The configuration in force in a router process: policy, fleet, and current conditions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

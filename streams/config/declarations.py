@@ -1,4 +1,4 @@
-"""What users declare fleet and policy in: files read at start, and texts on the policies topic."""
+"""Declarations of fleet and policy: files read at start, and texts on the policies topic."""
 
 from dataclasses import dataclass
 from importlib import resources

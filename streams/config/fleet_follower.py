@@ -1,4 +1,4 @@
-"""Following the heartbeats: every router and batcher reads all of them."""
+"""Follow the heartbeats: every router and batcher reads all of them."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Extensions of a policy, found among the installed distributions by their entry points."""
+"""Policy plugins, found among the installed distributions by their entry points."""
 
 from importlib.metadata import EntryPoint, entry_points
 

@@ -1,4 +1,4 @@
-"""Following the policies: every router takes what is applied, without a restart."""
+"""Follow the policies: every router adopts an applied policy without a restart."""
 
 import logging
 from collections.abc import Awaitable, Callable, Collection

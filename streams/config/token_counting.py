@@ -1,4 +1,4 @@
-"""Token counts by the models' own tokenizers, where they are declared and the extra is there."""
+"""Token counts by the models' own tokenizers, if declared and the extra is installed."""
 
 import importlib
 import logging

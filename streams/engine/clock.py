@@ -1,4 +1,4 @@
-"""Time, passed in everywhere; this is the one module that asks the machine for it."""
+"""Time, passed in everywhere; only this module reads the machine's clock."""
 
 import logging
 import time

@@ -1,6 +1,6 @@
-"""Transactions: what a stage makes of a partition becomes visible as one, once, or not at all.
+"""Transactions: the output of a stage for a partition becomes visible atomically, once or never.
 
-One at a time on each partition; whoever calls holds the lock of the transactor.
+Each partition has one transaction at a time; the caller holds the lock of the transactor.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Several things at a time, none of which is left behind when one fails."""
+"""Concurrent tasks, none of which is left running when one fails."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,12 +1,12 @@
-"""Whether a log is still the one that was read, and as long.
+"""Continuity of a log: detect if it was replaced or has lost records since it was read.
 
 Kafka can lose the end of a log: after an unclean leader election, a power failure under a single
-replica, or the restore of a disk. And a topic can be deleted and made again. In both cases offsets
-name other records than those that were read, and neither "from the beginning" nor "from here on"
-is right: the one serves old requests again, the other passes over new ones. So whoever goes on at
-an offset compares three things with the log as it is: the topic's id, the end of the log, and where
-the records end that were written under the leader epoch of the last one read (KIP-320). The last
-finds a tail that was lost and has grown again since.
+replica, or the restore of a disk. A topic can also be deleted and made again. In both cases offsets
+name other records than those that were read. To read from the beginning would then serve old
+requests again; to continue at the offset would skip new ones. So a reader compares three things
+with the log before it continues: the topic's id, the end of the log, and the end of the records
+written under the leader epoch of the last one read (KIP-320). The last detects a tail that was lost
+and has grown again since.
 """
 
 import asyncio

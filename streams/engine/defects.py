@@ -1,4 +1,4 @@
-"""Defects: errors that no code here expects, told without what they say of the payload."""
+"""Defects: unexpected errors, logged without their text, which may quote the payload."""
 
 import logging
 import traceback

@@ -1,4 +1,4 @@
-"""What the engine needs of Kafka, and no more: a simulated log can take its place."""
+"""The engine's interface to Kafka, kept minimal so that a simulated log can take its place."""
 
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field

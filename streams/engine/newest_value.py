@@ -1,4 +1,4 @@
-"""The newest record of a key, looked for from the end of the log."""
+"""The newest record of a key, searched from the end of the log."""
 
 from collections.abc import Mapping
 

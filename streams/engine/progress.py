@@ -1,4 +1,4 @@
-"""Reading progress back: where a predecessor really stood."""
+"""Progress read back: the predecessor's real position."""
 
 import logging
 from collections.abc import Collection

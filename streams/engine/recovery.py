@@ -1,8 +1,8 @@
-"""Going on where progress doesn't fit its log any more: what is taken, and what is given up.
+"""Recovery of a group whose progress doesn't fit its log: what is kept and what is given up.
 
-``plan`` says what would be done, ``carry_out`` does it in one transaction of the group's own
-producer, signed evidence included. That fences whoever has the partition; the members of the group
-take it over by the new progress a few seconds later (``BrokenPartitions``).
+``plan`` describes the recovery, ``carry_out`` does it in one transaction of the group's own
+producer, signed evidence included. That fences the partition's owner; the members of the group take
+the partition over by the new progress a few seconds later (``BrokenPartitions``).
 """
 
 from dataclasses import dataclass

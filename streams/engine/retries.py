@@ -1,4 +1,4 @@
-"""Trying again while what is in the way may pass: a broker that died, a leader that is elected."""
+"""Retries while a failure may pass: a broker that died, a leader election."""
 
 import asyncio
 import logging

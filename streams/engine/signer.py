@@ -1,8 +1,8 @@
 """The signer: signs the evidence of each transaction that a process commits.
 
-One root per transaction, over the evidence in it, in the order it is written. The chain of a
-transactional producer goes on from the head in its progress, whoever wrote that; the head of an
-aborted transaction is never taken on, so that nothing aborted leaves a gap.
+One root per transaction covers its evidence, in the order written. The chain of a transactional
+producer continues from the head in its progress, whichever process wrote that. The head of an
+aborted transaction is discarded, so that an abort leaves no gap.
 """
 
 import contextlib

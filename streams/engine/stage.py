@@ -1,4 +1,4 @@
-"""A stage: what is done with the records of a partition, apart from how it is made to last."""
+"""A stage: the processing of a partition's records, apart from how its effects are committed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
-"""Keyed digests of texts: whoever holds a text can prove that it is the one, nobody else learns it.
+"""Keyed digests: a holder of a text can prove that it is the one, nobody else learns it.
 
 Each process uses the first salt of a tenant that it knows, or makes one. A new salt is written in
-the transaction of the first evidence that uses it; another of the same tenant, made elsewhere at
-the same time, does no harm, since a digest names its salt.
+the transaction of the first evidence that uses it. Another process may make a second salt of the
+tenant at the same time; that is harmless, since a digest names its salt.
 """
 
 import base64

@@ -1,7 +1,6 @@
-"""The trace context of a record: W3C Trace Context, read so that a malformed one costs nothing.
+"""The trace context of a record: W3C Trace Context, read so that a malformed one is ignored.
 
-Our own propagation: the ready-made instrumentation loses a whole poll on one malformed
-``traceparent``.
+The ready-made instrumentation is not used: it loses a whole poll on one malformed ``traceparent``.
 """
 
 from typing import NamedTuple, Self

@@ -3,20 +3,20 @@
 Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 
 1. One transactional producer per input partition, made when the partition is assigned. Its fixed
-   id fences the predecessor and aborts what that left open.
+   id fences the predecessor and aborts its open transaction.
 2. After fencing, ask the broker for the committed offset and seek: the client's may be stale.
-   Progress kept as data goes further than that where a broker's death lost the marker.
-3. Poll, work and commit are one critical section, under the lock that rebalances take too. What a
-   rebalance gives is taken over in the next step: the client sends no heartbeat while it calls us
-   back, and a restore that outlasts the session would lose all again, for ever.
-4. Every send is awaited before the commit, which itself never tells of a refused record.
-5. An error that passes with a broker, and a transaction that does not end, are no failure of ours:
-   a new writer is fenced, and the progress tells whether the transaction was committed. Where a
-   partition is another's meanwhile, all are given up, and what the group still gives is taken over
-   anew. Any other error ends the process; the supervisor starts another, which restores from the
-   log.
+   Progress kept as data is further ahead where a broker's death lost the marker.
+3. Poll, work and commit are one critical section, under the lock that rebalances take too. New
+   partitions are taken over in the next step: the client sends no heartbeat during its callback,
+   and a restore that outlasts the session would lose all partitions again, for ever.
+4. Every send is awaited before the commit, which itself never reports a refused record.
+5. An error that passes with a broker, and a transaction that does not end, are not fatal: a new
+   writer is fenced, and the progress tells whether the transaction was committed. If a partition
+   has moved to another process, all are given up, and those that the group still assigns are taken
+   over anew. Any other error ends the process; the supervisor starts another, which restores from
+   the log.
 
-How a transaction is made, and made again, is in ``streams/engine/committer.py``.
+``streams/engine/committer.py`` makes transactions and retries them.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""Evidence: the records of each step, what is read of them, and the heads and salts beside them."""
+"""Evidence: the records of each step, a fast reader of them, and the published heads and salts."""

@@ -1,6 +1,6 @@
 """The service that publishes a process's key before anything is signed, and its heads after.
 
-The broker tells in its answers what time it is, by which the process's clock is set.
+The broker's answers carry its time, by which the process's clock is set.
 """
 
 import logging

@@ -1,9 +1,9 @@
-"""Of a piece of evidence, what those look at who count it; the rest is passed over unread.
+"""A fast reader for the fields of evidence that counting needs; the rest is skipped undecoded.
 
-The ledger, the live view, the report and the verifier's stories take a step from here. To decode
-the whole record takes seven to nine times as long. Fields stand in the order of canonical JSON, in
-which they are written, since a key is looked for behind the one before; and no step holds itself,
-so that none is the garbage collector's matter: each is a tenth of the time.
+The ledger, the live view, the report and the verifier's stories use it. Decoding the whole record
+takes seven to nine times as long. Fields are listed in the order of canonical JSON, in which they
+are written, since each key is searched for after the one before. No step refers to itself, so the
+garbage collector need not track it. Each of these two saves a tenth of the time.
 """
 
 import msgspec

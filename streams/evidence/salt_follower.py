@@ -1,4 +1,4 @@
-"""The salts of all tenants, as their topic has them."""
+"""The salts of all tenants, followed on their topic."""
 
 import logging
 

@@ -1,6 +1,6 @@
-"""Whether a request got what it was to have: the SLO of the request itself.
+"""SLO outcomes: decide if a request met its own SLO.
 
-The metrics judge by this from the evidence that they are told of, the live view from what it reads.
+The metrics apply this to the evidence of their process, the live view to the evidence it reads.
 """
 
 from streams.evidence.projection import EvidenceStep, SeenTarget

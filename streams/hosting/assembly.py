@@ -1,4 +1,4 @@
-"""The parts that router and worker have in common, put together from the settings."""
+"""The parts that router and worker share, assembled from the settings."""
 
 import asyncio
 import secrets

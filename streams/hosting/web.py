@@ -1,4 +1,4 @@
-"""What a page of a process's web server is asked, and what it answers."""
+"""Requests and responses of the pages on a process's web server."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field

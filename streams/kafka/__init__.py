@@ -1,1 +1,1 @@
-"""Kafka: the log on aiokafka, and all that touches its private parts."""
+"""Kafka: the log on aiokafka, and all code that uses its private parts."""

@@ -1,4 +1,4 @@
-"""Telling the others, beside all transactions: what is lost is followed by the next."""
+"""Announcements outside of transactions: a lost one is superseded by the next."""
 
 import asyncio
 import contextlib

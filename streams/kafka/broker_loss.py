@@ -1,9 +1,9 @@
-"""How the Kafka client learns that a broker is gone, mended.
+"""Patch of the Kafka client: detect a lost broker.
 
 A broker that freezes or loses its power closes no connection. aiokafka waits for each request to it
-for 40 s, asks it for the addresses of the others as gladly as any, and opens connections one after
-the other, so that one that hangs keeps all others waiting. The other brokers know after the
-broker's session: whoever is no longer among those that they name is taken for gone.
+for 40 s, still asks it for metadata, and opens connections one after the other, so that one that
+hangs delays all others. The other brokers know after the broker's session: a broker that is no
+longer in their metadata is taken for lost.
 """
 
 import asyncio

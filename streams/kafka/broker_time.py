@@ -1,4 +1,4 @@
-"""Whose time the records of a topic carry."""
+"""Check that record times are the broker's."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Unpacking what a record batch holds, by each codec of Kafka, within a limit."""
+"""Decompression of record batches, by each codec of Kafka, within a limit."""
 
 import struct
 

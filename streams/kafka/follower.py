@@ -1,4 +1,4 @@
-"""Following topics: read from the beginning, then on and on, by each process for itself."""
+"""Follow topics: each process reads them from the beginning, then continuously."""
 
 import logging
 from abc import ABC, abstractmethod

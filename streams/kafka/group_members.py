@@ -1,9 +1,9 @@
-"""Who is in a consumer group under which name.
+"""The static members of a consumer group, by name.
 
-Asked with a version of DescribeGroups that aiokafka lacks, 4, the first that tells the names of
+This uses version 4 of DescribeGroups, which aiokafka lacks: the first that returns the names of
 static members (KIP-345); shape from the message definitions of Apache Kafka. It needs no right
-beyond what a member has. A member tells which process it is in its metadata: its client id would
-stay that of the first process that had the name (seen on Kafka 4.3.1).
+beyond those of a member. A member names its process in its metadata: its client id would stay that
+of the first process that had the name (seen on Kafka 4.3.1).
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,9 +1,9 @@
-"""The name of a process among its kind: its own while it runs, and the same after a restart.
+"""The name of a process among its kind: unique while it runs, and the same after a restart.
 
-A lock on a file tells whether a process of this host has a name. It ends with the process,
-however that ends. The groups tell whether one elsewhere has it; but they can't tell one that runs
-from one that has died within its session, unless it had this lock, or has said farewell. Where they
-leave it open, whoever comes waits until the session would be over.
+A lock on a file shows if a process of this host has a name. It ends with the process, however that
+ends. The groups show if a process elsewhere has it, but can't tell a running one from one that died
+within its session, unless it had this lock, or has said farewell. In doubt, the newcomer waits
+until the session would be over.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""Three requests of Kafka's protocol that aiokafka doesn't have, first version of each.
+"""Three requests of Kafka's protocol that aiokafka lacks, in the first version of each.
 
 Shapes from the message definitions of Apache Kafka: DescribeTransactions, DescribeProducers and
-ListTransactions (KIP-664). The first two need no right beyond what a transactional writer has; the
-third leaves out what the asker may not describe.
+ListTransactions (KIP-664). The first two need no right beyond those of a transactional writer; the
+third leaves out transactions that the client may not describe.
 """
 
 from collections.abc import Collection

@@ -1,8 +1,8 @@
-"""Whom a partition's offsets are asked of: a leader that no other broker knows to be deposed.
+"""Offset requests to a partition's leader that no other broker knows to be deposed.
 
-A broker that was frozen, or out of reach of the others, answers for a moment as the leader that it
-no longer is, and the end it tells of is that of then. Who took over by it would do again what was
-committed since. Each broker names the leaders that it knows of; the newer leader knows itself.
+A broker that was frozen or partitioned off answers for a moment as the leader that it no longer is,
+with an outdated end. A successor that relied on it would repeat what was committed since. Each
+broker names the leaders that it knows of; the newer leader knows itself.
 """
 
 import asyncio

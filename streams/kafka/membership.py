@@ -1,4 +1,4 @@
-"""A member of a consumer group: how partitions are shared out, and who is told of it."""
+"""Membership of a consumer group: partition assignment, and notice of each rebalance."""
 
 from collections.abc import Collection
 

@@ -1,8 +1,8 @@
-"""Two requests of Kafka's protocol by which a log is known to be the one that it was.
+"""Two requests of Kafka's protocol that show if a log is still the same.
 
 Shapes from the message definitions of Apache Kafka: Metadata, version 12, which has the ids of
 topics (KIP-516), and OffsetForLeaderEpoch, version 4 (KIP-320). Both need the right to describe the
-topic, as every reader of it has.
+topic, which every reader has.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""Which transaction keeps a partition's readers waiting, and when it ends, asked of the brokers.
+"""Open transactions that block a partition's readers, and when they end, asked of the brokers.
 
-The leader of a partition knows which producers have what open there; the coordinator of a producer
-knows whether that is still so, and when it ends it itself. Where the two differ the transaction
-hangs (KIP-664): the coordinator has ended it, or has lost it, and no marker will ever come.
+The leader of a partition knows which producers have a transaction open there. A producer's
+coordinator knows if it is still open, and when it will abort it. Where the two differ the
+transaction hangs (KIP-664): the coordinator has ended it, or has lost it, and no marker will come.
 """
 
 from collections.abc import Collection, Mapping

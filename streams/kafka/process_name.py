@@ -1,4 +1,4 @@
-"""What a process calls itself, so that others can tell it from its predecessors."""
+"""The identity that a process announces, distinct from its predecessors'."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A consumer of no group, for as long as it takes to read or to ask something."""
+"""A consumer without a group, for one read or request."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""How the client joins a group, mended; how it keeps to its name there, and if it is in."""
+"""Patch of the Kafka client's group join: one request, a kept name, and a membership check."""
 
 import asyncio
 import contextlib

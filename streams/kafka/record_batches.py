@@ -1,14 +1,14 @@
 """Record batches, read so that no batch can stop a partition.
 
-aiokafka reads what its parser expects and fails on all else, at the same place every time: a codec
-that is not installed, a header name that isn't UTF-8, bytes that don't decompress. It also unpacks
-a batch whole, however large it becomes: 98 KB of gzip may hold 96 MiB. One record of a client could
-so end each process that reads the partition, one after the other.
+aiokafka fails on anything its parser doesn't expect, at the same place every time: a codec that is
+not installed, a header name that isn't UTF-8, bytes that don't decompress. It also unpacks a batch
+whole, however large it becomes: 98 KB of gzip may hold 96 MiB. One record of a client could so end
+each process that reads the partition, one after the other.
 
-``read_every_batch`` puts the parser of this module in the client's place. A batch is unpacked
-within a limit. What can't be read of it comes as one record without key and value at the batch's
-last offset, which says why (``Record.unreadable``); records before and after it come as they are.
-The module is held to aiokafka 0.14 by tests/unit/streams/test_record_batches.py.
+``read_every_batch`` installs the parser of this module in the client. A batch is unpacked within a
+limit. An unreadable part comes as one record without key and value at the batch's last offset,
+which says why (``Record.unreadable``); records before and after it come as they are. The module is
+held to aiokafka 0.14 by tests/unit/streams/test_record_batches.py.
 """
 
 import struct

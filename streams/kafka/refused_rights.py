@@ -1,4 +1,4 @@
-"""Errors by which Kafka says that a right is missing: no other try mends that, and no broker."""
+"""Errors by which Kafka reports a missing right: neither a retry nor another broker helps."""
 
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,

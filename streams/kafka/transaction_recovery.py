@@ -1,24 +1,24 @@
-"""Ending transactions that a dying broker left without an end.
+"""End transactions that a dying broker left open.
 
 Checked on Kafka 4.3.1, one broker, ``kill -9`` of the broker while a transaction was open or had
 just been committed: the restarted coordinator ended it in its own log while the partitions had no
 leader yet, and wrote no marker to them. For their readers that transaction is open for ever, and
-none passes it: all routers and workers stood still (docs/decisions/0002). Kafka's own cure is an
+blocks them: all routers and workers stood still (docs/decisions/0002). Kafka's own cure is an
 operator with ``kafka-transactions.sh``.
 
-A marker closes whatever its producer id has open on a partition. So the successor adds the
-partition to a transaction without a record and ends that the way the lost one had ended:
+A marker closes any transaction that its producer id has open on a partition. So the successor adds
+the partition to a transaction without a record and ends that as the lost one had ended:
 
 - a commit *before* it fences the predecessor, in the predecessor's name: fencing makes the
-  coordinator forget how the last transaction ended, and a successor that died right after it
-  would leave nobody who knows;
-- an abort *after* fencing. Whatever is open then can only be one: commits are complete.
+  coordinator forget how the last transaction ended, and if a successor died right after it, nobody
+  would know;
+- an abort *after* fencing. Any transaction open then must be aborted: commits are complete.
 
-A predecessor that is alive and has lost a marker can't be in the middle of another transaction
-meanwhile: what loses a marker also cuts its connection, and a writer that was cut off is replaced
-before it goes on. One that has lost none may be: what it has open looks the same for as long as it
-is written to. So a commit is completed only where a transaction was open both before and after the
-coordinator was heard to say that there is none.
+A live predecessor that has lost a marker can't be in another transaction meanwhile: what loses a
+marker also cuts its connection, and a writer that was cut off is replaced before it continues. One
+that has lost none may be in one, which looks the same while it is written to. So a commit is
+completed only if a transaction was open both before and after the coordinator said that there is
+none.
 """
 
 import asyncio

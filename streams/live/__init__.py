@@ -1,4 +1,4 @@
-"""The live view: what the whole system does at this moment, folded from its topics.
+"""The live view: the current state of the whole system, folded from its topics.
 
 Belongs here: the fold, its snapshot, following the topics, and the page that shows it. Does not:
 the terminal (``shunter.top``).

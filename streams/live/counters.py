@@ -1,4 +1,4 @@
-"""Counts of what happened: those of a time slice, or of all time. They can be added."""
+"""Additive event counts, of a time slice or of all time."""
 
 from collections import Counter
 from dataclasses import dataclass, field

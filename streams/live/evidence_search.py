@@ -1,4 +1,4 @@
-"""Finding the evidence of one request, in bounded time, without a process standing still for it."""
+"""Search for the evidence of one request, in bounded time, without blocking the process."""
 
 import asyncio
 from collections.abc import AsyncIterator

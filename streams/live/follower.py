@@ -1,4 +1,4 @@
-"""Reading the topics of the live view: those that are compacted in whole, the evidence of late."""
+"""Reader of the live view's topics: compacted ones in whole, the evidence from recently on."""
 
 import asyncio
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""What is held, from the log that the hold is."""
+"""Held requests, counted from the hold's log."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

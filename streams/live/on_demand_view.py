@@ -1,4 +1,4 @@
-"""A live view that is followed only while somebody looks at it."""
+"""A live view that follows the topics only while somebody looks at it."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The page of a router: the live view, and the story of a request. It reads and changes nothing."""
+"""The page of a router: the live view, and the story of a request. It is read-only."""
 
 import asyncio
 import ipaddress

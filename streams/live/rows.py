@@ -1,4 +1,4 @@
-"""From the folded counts to the rows of a snapshot."""
+"""Convert the folded counts to the rows of a snapshot."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A window that slides: the newest slices of time, each with its tally."""
+"""A sliding window: the newest time slices, each with its tally."""
 
 from collections import deque
 

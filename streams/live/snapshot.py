@@ -1,7 +1,7 @@
-"""The live view at one moment, as programs read it: names are stable, units stand in them.
+"""The live view at one moment, for programs: names are stable and include units.
 
-What is of the window counts from ``window.begins_at`` to ``at``; what is a total, from ``since``.
-Times are epoch seconds. None is what is not known.
+Values of the window count from ``window.begins_at`` to ``at``; totals, from ``since``. Times are
+epoch seconds. None means unknown.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The story of a request, told from its evidence: what a terminal and the page both show."""
+"""The story of a request, built from its evidence, for both the terminal and the page."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

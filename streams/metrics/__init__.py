@@ -1,7 +1,7 @@
-"""Metrics: what became visible, counted once, and what stands at this moment.
+"""Metrics: committed effects, counted once, and the current state.
 
 Belongs here: the catalogue of all metrics, the fold of committed evidence into them, gauges, and
-how they are told (a page for Prometheus, OTLP). Does not: what is done about them.
+their export (a page for Prometheus, OTLP). Does not: reactions to them.
 """
 
 from streams.metrics.otlp import MetricsService

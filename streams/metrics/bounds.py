@@ -1,4 +1,4 @@
-"""Upper bounds of the buckets of histograms, by what they measure."""
+"""Upper bounds of histogram buckets, by the quantity measured."""
 
 # To a day, since work that may wait does.
 LONG_S = (120.0, 300.0, 1_200.0, 3_600.0, 14_400.0, 86_400.0)

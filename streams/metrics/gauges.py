@@ -1,4 +1,4 @@
-"""Gauges: what stands at the moment that someone asks, read from whoever knows it."""
+"""Gauges: current values, read from their source at each scrape."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator

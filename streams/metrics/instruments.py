@@ -1,4 +1,4 @@
-"""The instruments: what the catalogue names, kept by Prometheus' client library."""
+"""The instruments of the catalogue, kept by Prometheus' client library."""
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram

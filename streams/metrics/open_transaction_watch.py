@@ -1,9 +1,9 @@
-"""Partitions whose readers wait for a transaction that somebody has left open.
+"""Partitions whose readers are blocked by an open transaction.
 
-A reader of committed records comes no further than the oldest open transaction, whoever began it.
-One of Shunter's own writers ends within its timeout. One of a client lasts as long as its client
-wants and the brokers allow, and where its end was lost, for ever. Lag says nothing of it: what may
-not be read yet is not in it.
+A reader of committed records can't pass the oldest open transaction, whoever began it. Shunter's
+own writers end theirs within the timeout. A client's transaction lasts as long as the client wants
+and the brokers allow, or for ever if its end was lost. Lag doesn't show it: records that may not be
+read yet are not counted.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Metrics by OTLP: what the registry holds, in OpenTelemetry's data model, sent every so often.
+"""Metrics by OTLP: the registry's values in OpenTelemetry's data model, sent periodically.
 
-The SDK's own instruments take 5 us for each value (docs/decisions/0016), its exporters are used
-as they are.
+The SDK's own instruments take 5 us for each value (docs/decisions/0016), its exporters are used as
+they are.
 """
 
 import asyncio

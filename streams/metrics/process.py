@@ -1,4 +1,4 @@
-"""The metrics of one process: what it counts, what stands there, and the page that shows both."""
+"""The metrics of one process: its counters, its gauges, and the page that shows both."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What is counted of a transaction: its evidence, once it is visible to everyone."""
+"""Metrics of a transaction, counted from its evidence once it is visible to everyone."""
 
 import logging
 from bisect import bisect_left

@@ -1,4 +1,4 @@
-"""Quantiles of what was counted, in memory that does not grow with the count."""
+"""Quantiles of a stream of values, in memory that does not grow with the count."""
 
 import math
 from collections import Counter

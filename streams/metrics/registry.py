@@ -1,4 +1,4 @@
-"""Every metric there is: instruments, documents and the checks of dashboards are made from it."""
+"""The registry of all metrics: instruments, documents and dashboard checks derive from it."""
 
 from dataclasses import dataclass
 from typing import Literal

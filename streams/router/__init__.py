@@ -1,1 +1,1 @@
-"""The router: reads requests, tags and places each, and knows those that it has seen."""
+"""The router: reads requests, tags and places each, and drops duplicates."""

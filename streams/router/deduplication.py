@@ -1,4 +1,4 @@
-"""Which requests came before: the ids of each ingest partition, restored and written down."""
+"""Deduplication: the request ids of each ingest partition, restored and written down."""
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping

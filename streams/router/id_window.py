@@ -1,4 +1,4 @@
-"""The request ids of the last records of an ingest partition, by which duplicates are known.
+"""The request ids of the last records of an ingest partition, for the detection of duplicates.
 
 Whether a record is a duplicate depends on the records before it alone, so that a new owner who
 reads those back decides as its predecessor did: a request is a duplicate if one of its id stands at

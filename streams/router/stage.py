@@ -1,4 +1,4 @@
-"""The router: each request tagged, decided on, and sent on its way."""
+"""The router: tags each request, decides on it, and sends it on."""
 
 from collections.abc import Sequence
 from zlib import crc32

@@ -1,6 +1,6 @@
-"""The earlier spans of a request that was not sampled and turns out to be worth a trace.
+"""The earlier spans of an unsampled request that turns out to be worth a trace.
 
-Made of what travels in its headers. What doesn't, the candidates above all, is in the evidence.
+They are made from its headers. The rest, the candidates above all, is in the evidence.
 """
 
 import contextlib

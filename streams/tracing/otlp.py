@@ -1,12 +1,11 @@
-"""Spans as OTLP, written as bytes: an encoder for what Shunter's spans are made of, and no more.
+"""Spans as OTLP bytes: an encoder for the fields of Shunter's spans, and no more.
 
-Attributes are bytes from where they are told on (``streams/tracing/span_attributes.py``), since
-most of them come again and again, and go into a span as they are. By the messages of the protocol's
-own library, which this is held against in ``tests/unit/streams/test_otlp.py``, a span takes several
-times as long.
+Attributes are encoded where they are made (``streams/tracing/span_attributes.py``), since most of
+them recur, and go into a span as they are. With the messages of the protocol's own library, against
+which ``tests/unit/streams/test_otlp.py`` checks this, a span takes several times as long.
 
-It never fails on what a request or a model server may bring: a number out of range is put at the
-range's end, a half of a character replaced.
+The encoder never fails on the values of a request or a model server: a number out of range is
+clamped, a lone surrogate replaced.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Spans to a collector by gRPC: the library's exporter, which is handed bytes, not messages."""
+"""Spans to a collector by gRPC: the library's exporter, given bytes instead of messages."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Which traces are written, as ``OTEL_TRACES_SAMPLER`` asks for it, and the ids they have.
+"""Trace sampling, as ``OTEL_TRACES_SAMPLER`` asks, and trace ids.
 
-The SDK's samplers decide the same. Each takes a microsecond and four objects to say so, for every
-request, most of which are not sampled.
+The SDK's samplers decide the same. Each takes a microsecond and four objects for every request,
+most of which are not sampled.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Telemetry as the standard ``OTEL_*`` variables ask for it; by default none."""
+"""Telemetry as configured by the standard ``OTEL_*`` variables; by default none."""
 
 import os
 from pathlib import Path

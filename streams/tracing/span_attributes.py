@@ -1,7 +1,7 @@
-"""What spans say: the messaging and GenAI conventions, and ``shunter.*`` where they have no name.
+"""Span attributes: the messaging and GenAI conventions, and ``shunter.*`` where these have no name.
 
-No text of a request or of an answer is ever among it. What comes again is kept encoded: most of
-what a span says is the same for many, and is found with one look.
+No attribute holds text of a request or an answer. Recurring attributes are kept encoded: most of a
+span's are the same for many, and take one lookup.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What waits to be sent to the collector: bounded, counted where it is lost, and quiet."""
+"""The queue of spans for the collector: bounded, with losses counted and few log lines."""
 
 import logging
 import os

@@ -1,8 +1,8 @@
-"""Spans of what has become visible: an observer of the transactor, which the evidence tells all.
+"""Spans of visible work: an observer of the transactor, which receives all evidence.
 
-A record has a ``process`` span where it was decided on or run, below it a ``send`` span for each
-topic that something of it went to. The span of a record that goes on has the id that travels in its
-``traceparent``; whoever takes the record puts its own spans below that.
+A record has a ``process`` span where it was decided on or run, and below it a ``send`` span for
+each topic it was sent to. The span of a forwarded record has the id in its ``traceparent``; the
+next process puts its own spans below that.
 """
 
 from abc import ABC, abstractmethod

@@ -1,8 +1,8 @@
 """Traces: one per request, through every topic, by W3C trace context in Kafka headers.
 
-A stage only hands contexts on: the id of the span that a record is sent by goes into its headers.
+A stage only passes contexts on: the id of the span that a record is sent by goes into its headers.
 The spans themselves are written when the transaction is visible (``streams/tracing/spans.py``), so
-that a trace tells what happened, and an aborted transaction leaves none.
+that a trace shows what happened, and an aborted transaction leaves none.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
-"""The ledger: what each class of work was, and what came of it, in windows of time.
+"""The ledger: the volume and outcomes of each class of work, in windows of time.
 
 Belongs here: the fold that the live view and the exact one share, and the Faust app of the live
-one. Does not: anything that a request's way depends on.
+one. Does not: anything on a request's path.
 """
 
 from streams.usage_report.live import run_ledger

@@ -1,7 +1,7 @@
 """The live ledger: a Faust agent over the evidence, with a table in tumbling windows.
 
-It is a view: it begins with what comes after its first start, forgets all when it stops, and may
-lose or double a record where its partitions move. What must be right is read from the evidence.
+It is a view: it starts at its first start, forgets all when it stops, and may lose or double a
+record when its partitions move. Exact figures are read from the evidence.
 """
 
 import logging
