@@ -13,7 +13,7 @@ TOLERANCE_S = 0.1
 
 
 class Clock(Protocol):
-    """Callers may rely on ``now`` being epoch seconds; it may step when the machine's does."""
+    """Provides ``now`` in epoch seconds; it may step when the machine's clock does."""
 
     def now(self) -> float:
         """Return epoch seconds."""
@@ -29,10 +29,10 @@ class SystemClock:
 
 
 class BrokerClock:
-    """The machine's clock, set by the broker's where the two are apart.
+    """The machine's clock, corrected to the broker's where the two differ.
 
-    Deadlines, heartbeats and rates are told by one process and judged by another, on another host:
-    all go by the one clock that each of them can hear.
+    Deadlines, heartbeats and rates are written by one process and judged by another, on another
+    host: all use the one clock that each of them can read.
     """
 
     def __init__(self, machine: Clock) -> None:
@@ -44,7 +44,7 @@ class BrokerClock:
         return self.machine.now() + self._behind_s
 
     def told(self, broker_s: float, sent_at: float, heard_at: float) -> bool:
-        """Learn what the broker's clock said; return whether that has moved this one.
+        """Learn the broker's clock; return whether that has changed this one.
 
         Args:
             broker_s: its time, epoch seconds, at some moment between the two.

@@ -28,7 +28,7 @@ COMMITS_MAX = 5
 
 
 class _Attempt(NamedTuple):
-    """What becomes ours to know once a transaction is committed."""
+    """State that is kept once a transaction is committed."""
 
     progress: Progress
     head: ChainHead | None
@@ -36,7 +36,7 @@ class _Attempt(NamedTuple):
 
 
 class Committer:
-    """Writes what a stage makes of its partitions, each by a writer of its own."""
+    """Commits a stage's work, with one writer per partition."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Committer:
         self._broken = BrokenPartitions(log, stage.group, progress_topic, signer)
 
     async def _write(self, partition: Partition, work: TransactionPlan) -> None:
-        """Commit the work, without what the log won't take."""
+        """Commit the work, without the records that the log refuses."""
         await self._replace_cut_off(partition)
         while refusals := await self._commit_once(partition, work):
             await self._start_over(partition)
@@ -72,9 +72,9 @@ class Committer:
             observe(partition, work.effects)
 
     async def _commit_once(self, partition: Partition, work: TransactionPlan) -> list[Refusal]:
-        """Commit, again and again where nothing came of it, and return what was refused.
+        """Commit, retry while nothing was committed, and return what was refused.
 
-        Where its broker dies nobody knows what came of a transaction, until the progress is read.
+        If its broker dies, the outcome of a transaction is unknown until the progress is read.
 
         Raises:
             LogError: none of the transactions has ended.
@@ -96,10 +96,10 @@ class Committer:
         raise AssertionError("the last try returns or raises")
 
     async def _in_time(self, transaction: Awaitable[T]) -> T:
-        """Wait for a transaction, but no longer than the broker lets it be open.
+        """Wait for a transaction, but no longer than the broker keeps it open.
 
         A connection cut at the wrong moment, or a transaction that the broker aborted while the
-        process slept, leaves the client waiting for ever; and with it the lock, and the group.
+        process slept, would make the client wait for ever, and block the lock and the group.
         """
         async with asyncio.timeout(self._transaction_s_max):
             return await transaction
@@ -128,7 +128,7 @@ class Committer:
         self._signer.committed(self._transactional_id(partition), head, sealed)
 
     async def _send(self, writer: Writer, effects: Sequence[Effect]) -> list[Refusal]:
-        """Send all, wait for all, and return what was refused."""
+        """Send all records, wait for all, and return those refused."""
         sent: list[tuple[Effect, Outgoing, Awaitable[object]]] = []
         refusals: list[Refusal] = []
         for effect in effects:
@@ -148,8 +148,8 @@ class Committer:
     async def _culprits(self, partition: Partition, refusals: list[Refusal]) -> list[Refusal]:
         """Return the refusals that are a record's own fault, at most one of each effect.
 
-        The broker refuses a whole produce batch for one bad record. Where several records fell,
-        they are sent one by one, in transactions that are aborted whatever comes of it.
+        The broker refuses a whole produce batch for one bad record. If several records were
+        refused, they are sent one by one, in transactions that are always aborted.
 
         Raises:
             LogError: each passes alone, so that there is none to replace.
@@ -174,7 +174,7 @@ class Committer:
         return culprits
 
     async def _passing(self, partition: Partition, refusals: Sequence[Refusal]) -> int:
-        """Begin a transaction, and return how many pass in it before one is refused."""
+        """Begin a transaction, and return how many records pass in it before one is refused."""
 
         async def attempt() -> int:
             try:
@@ -195,11 +195,11 @@ class Committer:
         return len(refusals)
 
     async def _replace_cut_off(self, partition: Partition) -> None:
-        """Replace a writer that the broker's death may have robbed of the end of its last commit.
+        """Replace a writer whose last commit may have lost its end by the broker's death.
 
-        Where markers are missing on some partitions (``streams/kafka/transaction_recovery.py``),
-        their readers wait for them, and the abort of our next transaction would reach what was
-        committed.
+        If markers are missing on some partitions (``streams/kafka/transaction_recovery.py``), their
+        readers wait for them, and the abort of our next transaction would apply to the committed
+        records.
         """
         if self._writers[partition].is_cut_off:
             # Answered when the broker is back, however long that takes.
@@ -209,8 +209,8 @@ class Committer:
     async def _start_over(self, partition: Partition) -> None:
         """Abort by fencing: a refused record leaves a gap that only a new producer can pass.
 
-        That fences a successor too, if we slept and there is one; what it has written since then
-        shows in the progress (found by the simulation, seed 5097).
+        This also fences a successor, if there is one because we slept; the progress shows what it
+        has written since (found by the simulation, seed 5097).
 
         Raises:
             TakenOverError: there is a successor.
@@ -220,7 +220,7 @@ class Committer:
             raise TakenOverError(f"another has taken over {partition} and gone on")
 
     async def _was_committed(self, partition: Partition) -> bool:
-        """Replace the writer, and tell whether its last transaction is among what is committed.
+        """Replace the writer, and return whether its last transaction was committed.
 
         Raises:
             TakenOverError: there is a successor.
@@ -240,7 +240,7 @@ class Committer:
         return False
 
     async def _renew(self, partition: Partition) -> Progress | None:
-        """Fence a new writer, and return the progress that was committed until then."""
+        """Fence with a new writer, and return the progress committed so far."""
 
         async def attempt() -> Progress | None:
             await self._writers[partition].close()

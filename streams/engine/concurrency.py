@@ -8,14 +8,14 @@ T = TypeVar("T")
 
 
 async def wait_for_all(runs: Sequence[Awaitable[None]]) -> None:
-    """Wait for all to end before the first failure among them is raised."""
+    """Wait for all to end, then raise the first failure."""
     for result in await asyncio.gather(*runs, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
 
 
 async def few_at_a_time(runs: Sequence[Callable[[], Awaitable[T]]], most: int) -> list[T]:
-    """Return what they return; one that fails ends the others, and is raised when they have ended.
+    """Return the results; if one fails, cancel the others and raise it once they have ended.
 
     Args:
         runs: what to do, in order.
@@ -37,10 +37,10 @@ async def few_at_a_time(runs: Sequence[Callable[[], Awaitable[T]]], most: int) -
 
 
 class Shared(Generic[T]):
-    """An answer for all who have asked since the one before was begun.
+    """An answer shared by all callers that have asked since the previous question was sent.
 
-    So each gets one that is no older than its question, and however many ask at a time, two
-    questions are under way at most: one that is asked, and one that waits.
+    No answer is older than its caller's question. However many callers ask at a time, at most two
+    questions exist: one in flight, and one waiting.
     """
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
@@ -49,7 +49,7 @@ class Shared(Generic[T]):
         self._next: asyncio.Future[T] | None = None
 
     async def __call__(self) -> T:
-        """Return an answer to a question that is asked from now on."""
+        """Return an answer to a question sent after this call."""
         if self._next is None:
             self._next = asyncio.ensure_future(self._ask_after(self._asked))
         return await asyncio.shield(self._next)

@@ -62,7 +62,7 @@ class BrokenLogError(LogError):
 
 
 async def check_continuity(log: Log, group: str, partition: Partition, progress: Progress) -> None:
-    """Make sure that a partition is the one that progress is about, and has all that was read.
+    """Check that a partition's log is the one that progress is about, without losses.
 
     Raises:
         BrokenLogError: it isn't, or has lost its end.
@@ -104,7 +104,7 @@ async def newest_epoch(
 ) -> int | None:
     """Return the leader epoch of the last of these records, which follow those before a position.
 
-    Where it is a newer one than what is known, the log must have kept all below the position.
+    If it is newer than the known one, check that the log has kept all records below the position.
 
     Raises:
         BrokenLogError: it has lost some, and grown again.
@@ -122,9 +122,10 @@ async def newest_epoch(
 
 
 class BrokenPartitions:
-    """The partitions of a member of which nothing is taken, since their log was broken off.
+    """Partitions of a member whose log is broken, and from which nothing is taken.
 
-    All others go on. Once somebody has written progress that fits the log they are taken over.
+    All others continue. A broken one is taken over once somebody has written progress that fits its
+    log.
     """
 
     def __init__(self, log: Log, group: str, progress_topic: str, signer: Signer) -> None:
@@ -140,13 +141,13 @@ class BrokenPartitions:
         return iter(self._stored)
 
     def clear(self) -> None:
-        """Forget them all: they are another's."""
+        """Forget all: they belong to another process."""
         self._stored.clear()
 
     async def stored(
         self, partitions: Collection[Partition]
     ) -> tuple[dict[Partition, Progress], dict[Partition, LogError]]:
-        """Return the progress of these partitions, and why it can't be told of others.
+        """Return the progress of these partitions, and the errors of unreadable ones.
 
         Raises:
             LogError: the cluster can't be asked.
@@ -168,7 +169,7 @@ class BrokenPartitions:
         stored: Mapping[Partition, Progress],
         errors: Mapping[Partition, LogError],
     ) -> list[Partition]:
-        """Return which of these partitions are broken, and take note of them.
+        """Return which of these partitions are broken, and remember them.
 
         Args:
             known: how far each is done.
@@ -204,7 +205,7 @@ class BrokenPartitions:
         return None
 
     async def are_recovered(self) -> bool:
-        """Tell, now and then, whether the progress of one has changed since."""
+        """Check periodically if the progress of a broken partition has changed."""
         now = asyncio.get_running_loop().time()
         if not self._stored or now < self._look_again_at:
             return False

@@ -8,9 +8,9 @@ logger = logging.getLogger(__name__)
 
 
 def log_defect(error: BaseException, what: str) -> None:
-    """Log what came of an unexpected error: its type and where it was raised.
+    """Log an unexpected error: its type and where it was raised.
 
-    Its text stays out: it may quote the payload.
+    Its text is left out: it may quote the payload.
     """
     frames = traceback.extract_tb(error.__traceback__)
     where = " < ".join(f"{_place(f.filename)}:{f.lineno} {f.name}" for f in reversed(frames))
@@ -18,5 +18,5 @@ def log_defect(error: BaseException, what: str) -> None:
 
 
 def _place(filename: str) -> str:
-    """Return a file's name with its folder's: many folders have a file of the same name."""
+    """Return a file's name with its folder, since many folders have files of the same name."""
     return "/".join(Path(filename).parts[-2:])

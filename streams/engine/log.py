@@ -28,10 +28,10 @@ class Partition(NamedTuple):
 class Record(NamedTuple):
     """A record as read. ``timestamp_ms`` is epoch milliseconds. Header values may be null.
 
-    ``context`` is the trace it belongs to, once that is asked for: its headers need not name one.
-    ``unreadable`` says why it, or a whole batch that it stands for, can't be read; then it is no
-    tombstone, whatever it has for a value. ``leader_epoch`` counts the leaders of the partition up
-    to the one that took the record in; None where that isn't known.
+    ``context`` is the record's trace, once it has been read: its headers need not name one.
+    ``unreadable`` says why the record, or a whole batch that it stands for, can't be read; it is
+    then never a tombstone, whatever its value. ``leader_epoch`` is that of the leader that appended
+    the record; None if unknown.
     """
 
     partition: Partition
@@ -46,25 +46,25 @@ class Record(NamedTuple):
 
     @property
     def is_lost(self) -> bool:
-        """True if nothing is known of it but its place, and why."""
+        """True if only its position is known, and the reason."""
         return self.unreadable is not None and self.key is None and self.value is None
 
     def check_readable(self) -> None:
-        """Raise why it can't be read, a BadRecordError, if that is so."""
+        """Raise a BadRecordError with the reason if the record is unreadable."""
         if self.unreadable is not None:
             raise self.unreadable
 
     def came_at(self, now: float) -> float:
-        """Return when it was published, epoch seconds, as its producer says.
+        """Return the time of publication by the producer's clock, in epoch seconds.
 
-        ``now`` where that says nothing, as -1 does to Kafka, or more than a wrong clock could.
+        ``now`` if that time is unset (-1 in Kafka), or further off than a wrong clock could be.
         """
         at = self.timestamp_ms / 1000
         return at if 0 <= at <= now + CLOCK_AHEAD_S_MAX else now
 
     @property
     def size_bytes(self) -> int:
-        """Of value and headers: what Shunter has added is as large as a short payload."""
+        """Size of value and headers: Shunter's headers can be as large as a short payload."""
         size = len(self.value or b"")
         for _, value in self.headers:
             size += len(value or b"")
@@ -82,8 +82,8 @@ class Record(NamedTuple):
 class Outgoing:
     """A record to write. ``partition`` None lets the key choose, as in every Kafka client.
 
-    ``payload`` is what the value says, before it is encoded, for who watches what is committed;
-    ``source`` is the record that evidence is about.
+    ``payload`` is the decoded value, for observers of commits; ``source`` is the record that
+    evidence is about.
     """
 
     topic: str
@@ -96,22 +96,22 @@ class Outgoing:
 
 
 class LogError(Exception):
-    """The stage can't go on over this log; whoever sees this leaves the process (rule 5)."""
+    """The stage can't continue on this log; the process must end (rule 5)."""
 
 
 class TakenOverError(LogError):
-    """A partition is another process's meanwhile, or is being given to one."""
+    """A partition belongs to another process by now, or is being moved to one."""
 
 
 class StillOpenError(LogError):
-    """A transaction of another has not ended in its time; the brokers may be unable to end it."""
+    """Another's transaction outlasted its timeout; the brokers may be unable to end it."""
 
 
 class Membership(Protocol):
-    """Told of every change of a consumer's partitions. May not raise."""
+    """Receives every change of a consumer's partitions. May not raise."""
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
-        """The partitions are ours from now on, and no record of theirs is polled before this."""
+        """The partitions are ours; none of their records was polled before this call."""
         ...
 
     async def revoked(self, partitions: Collection[Partition]) -> None:
@@ -123,7 +123,7 @@ class Writer(Protocol):
     """A transactional producer. One transaction at a time; readers see all of it or nothing.
 
     After an error of a call or of a future of ``send`` the writer can only be closed and replaced.
-    Any error ends the process, but those in the log's ``refusals`` and those that are passing.
+    Any error ends the process, except the log's ``refusals`` and passing errors.
     """
 
     @property
@@ -139,18 +139,18 @@ class Writer(Protocol):
         ...
 
     async def send(self, record: Outgoing) -> Awaitable[object]:
-        """Hand a record over; the future returned ends when the log has it or refuses it."""
+        """Queue a record; the returned future ends when the log has it or refuses it."""
         ...
 
     async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
-        """Commit, with the group's offset. Only after every future of ``send`` has ended.
+        """Commit, with the group's offset. Call only after every future of ``send`` has ended.
 
-        After an error it may or may not have been committed.
+        After an error the transaction may or may not be committed.
         """
         ...
 
     async def close(self) -> None:
-        """Let go without a word; whatever is open is aborted by the successor's fencing."""
+        """Close without ending the transaction; the successor's fencing aborts it."""
         ...
 
 
@@ -168,23 +168,23 @@ class Log(Protocol):
         ...
 
     def is_passing(self, error: Exception) -> bool:
-        """Tell whether an error may be gone at the next try, with another broker perhaps.
+        """Return whether a retry may succeed after this error, perhaps with another broker.
 
-        What was asked for may have been done all the same.
+        The failed request may have been carried out all the same.
         """
         ...
 
     async def is_member(self) -> bool:
-        """Ask the broker whether the group still counts us, so that our partitions are no others'.
+        """Ask the broker if the group still counts us, so that no other has our partitions.
 
-        Answered when a broker is there to ask, however long that takes.
+        Waits for a broker to answer, however long that takes.
         """
         ...
 
     async def join(self, group: str, topics: Sequence[str], membership: Membership) -> None:
-        """Become a member of the group; ``membership`` is told of partitions.
+        """Join the group; ``membership`` receives its partitions.
 
-        Nothing of a partition is polled before ``seek`` has said from where.
+        No partition is polled before ``seek`` has set its position.
         """
         ...
 
@@ -200,12 +200,12 @@ class Log(Protocol):
         *,
         of_each: bool = False,
     ) -> Mapping[Partition, Sequence[Record]]:
-        """Return new records of our partitions, none of those paused. Raises LogError.
+        """Return new records of our partitions, except paused ones. Raises LogError.
 
-        A log that has lost records which were polled is a BrokenLogError
+        If the log has lost records that were polled, that is a BrokenLogError
         (streams/engine/continuity.py).
 
-        At most ``records_max`` in all, or as many ``of_each`` partition that has them ready.
+        At most ``records_max`` in total, or up to ``of_each`` per partition that has them ready.
         """
         ...
 
@@ -214,25 +214,26 @@ class Log(Protocol):
         ...
 
     async def lag(self) -> Mapping[Partition, int]:
-        """Return how many offsets each of our partitions has that were not polled yet.
+        """Return the number of unpolled offsets of each of our partitions.
 
-        Up to the last stable offset; control markers are among them. A partition of which that
-        can't be told at once is absent. Raises nothing and keeps no poll waiting.
+        Counted up to the last stable offset, control markers included. A partition whose lag isn't
+        known at once is absent. Never raises or delays a poll.
         """
         ...
 
     def unstable(self) -> Mapping[Partition, tuple[int, int]]:
         """Return last stable offset and end of each of our partitions where they differ.
 
-        What lies between them may not be read yet. As of the last answer to a poll: nothing is
-        asked, and of a partition that is not polled it may be old.
+        Records between them may not be read yet. The values are those of the last poll, and may be
+        old for a partition that is not polled; no request is sent.
         """
         ...
 
     def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
-        """Let the next poll of the partition begin at the offset.
+        """Set the offset at which the next poll of the partition begins.
 
-        With the leader epoch of the record before it, a poll finds out that the log has lost that.
+        With the leader epoch of the record before it, a poll detects that the log has lost that
+        record.
         """
         ...
 
@@ -243,26 +244,27 @@ class Log(Protocol):
         ...
 
     async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
-        """Return the id of each topic: another one where it was deleted and made again."""
+        """Return the id of each topic: a new one if it was deleted and made again."""
         ...
 
     async def epoch_end(self, partition: Partition, leader_epoch: int) -> int | None:
-        """Return where the records up to a leader epoch end, None where the log has no such."""
+        """Return where the records up to a leader epoch end, None if the log has none."""
         ...
 
     def read(
         self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
     ) -> AsyncIterator[Sequence[Record]]:
-        """Yield the committed records from each start to the end as it is now.
+        """Yield the committed records from each start to the current end.
 
-        Whoever has asked for ``bounds`` already gives the ends, excluded, of the same partitions.
+        A caller that has already asked for ``bounds`` passes the ends, excluded, of the same
+        partitions.
         """
         ...
 
     async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:
-        """Return the committed records at these offsets; absent where one is gone."""
+        """Return the committed records at these offsets; missing ones are absent."""
         ...
 
     async def fence(self, transactional_id: str) -> Writer:
-        """Return the writer of this id; any earlier one is dead from now on."""
+        """Return the writer of this id, and fence any earlier one."""
         ...

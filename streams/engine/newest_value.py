@@ -14,9 +14,9 @@ async def newest(
     homes: Mapping[bytes, Partition],
     bounds: Mapping[Partition, tuple[int, int]],
 ) -> dict[bytes, Record]:
-    """Return the newest record of each key, a tombstone as well; absent where there is none.
+    """Return the newest record of each key, tombstones included; absent if there is none.
 
-    A record or batch that can't be read may be of any key: it counts as the newest of all there.
+    An unreadable record or batch may have any key: it counts as the newest of all keys there.
 
     Args:
         log: where they are.

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unreadable(NamedTuple):
-    """A newest progress record that can't be read: where it stands, and why it can't."""
+    """A newest progress record that is unreadable: its position and the reason."""
 
     home: Partition
     offset: int
@@ -21,14 +21,14 @@ class Unreadable(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What the progress topic has of a group; of a partition in neither it has nothing."""
+    """A group's progress on the progress topic; a partition in neither field has none."""
 
     known: dict[Partition, Progress]
     unreadable: dict[Partition, Unreadable]
 
 
 class UnreadableProgressError(LogError):
-    """Nothing tells how far a partition is done."""
+    """Nothing shows how far a partition is done."""
 
 
 async def read_progress(
@@ -36,7 +36,7 @@ async def read_progress(
 ) -> Stored:
     """Return the newest progress of a group on each partition.
 
-    Only the newest counts: what an older one leaves open may have been done since.
+    Only the newest counts: records that an older one lists as open may be done since.
     """
     homes = {partition: Partition(topic, partition.number) for partition in partitions}
     bounds = await log.bounds(set(homes.values()))
@@ -60,9 +60,9 @@ async def read_progress(
 
 
 def writer_id(group: str, partition: Partition) -> str:
-    """Return the transactional id of whoever writes what comes of a group's partition.
+    """Return the transactional id of the writer of a group's partition.
 
-    It is the name of the chain of its evidence as well.
+    It is also the name of its evidence chain.
     """
     return f"{group}-{partition.topic}-{partition.number}"
 
@@ -70,10 +70,10 @@ def writer_id(group: str, partition: Partition) -> str:
 async def stand_in(
     log: Log, group: str, partition: Partition, unreadable: Unreadable, head: ChainHead | None
 ) -> Progress:
-    """Return what stands in for progress that can't be read, where nothing can be done twice.
+    """Return a substitute for unreadable progress, if nothing can be done twice.
 
-    The group's offset alone doesn't tell what is finished above it, and a broker's death may have
-    lost the last one. Neither matters where nothing stands from there on.
+    The group's offset alone doesn't show which records above it are finished, and a broker's death
+    may have lost the last one. Neither matters if there are no records from there on.
 
     Raises:
         UnreadableProgressError: something does.

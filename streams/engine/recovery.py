@@ -24,7 +24,7 @@ _AFTER_HOLD = frozenset(
 
 
 class RecoveryError(Exception):
-    """Nothing can be recovered as it was asked for; the message says why."""
+    """The requested recovery is not possible; the message says why."""
 
 
 class NothingToRecoverError(RecoveryError):
@@ -33,7 +33,7 @@ class NothingToRecoverError(RecoveryError):
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What a recovery does. ``message`` is the same in one paragraph, for people and evidence."""
+    """The effects of a recovery. ``message`` is a paragraph on them, for people and evidence."""
 
     group: str
     partition: Partition
@@ -49,7 +49,7 @@ class Recovery:
 async def plan(
     log: Log, catalogue: Catalogue, signer: Signer, group: str, partition: Partition, at: int | None
 ) -> Recovery:
-    """Return how a group can go on with a partition.
+    """Return how a group can continue with a partition.
 
     Args:
         log: where both are.
@@ -102,7 +102,7 @@ async def plan(
 async def _broken(
     log: Log, group: str, partition: Partition, known: Progress, first: int
 ) -> tuple[str, int | None]:
-    """Return what is wrong, and where the part begins that nobody has read, if that can be told."""
+    """Return the fault, and the offset from which nobody has read, if known."""
     try:
         await check_continuity(log, group, partition, known)
     except BrokenLogError as error:
@@ -126,7 +126,7 @@ async def _broken(
 async def _released(
     log: Log, catalogue: Catalogue, partition: Partition, span: tuple[int, int]
 ) -> tuple[bytes, ...]:
-    """Return the keys that are held by the log's account alone: by the evidence, they went on."""
+    """Return keys held only by the log's account: the evidence says they were released."""
     start, end = span
     held: dict[bytes, None] = {}
     async for records in log.read({partition: start}, {partition: end}):
@@ -150,7 +150,7 @@ async def _released(
 async def carry_out(
     log: Log, catalogue: Catalogue, signer: Signer, writer: str, recovery: Recovery, now: float
 ) -> None:
-    """Write the progress, the evidence, and what the hold lacks, as one transaction.
+    """Write the progress, the evidence, and the records missing in the hold, as one transaction.
 
     Args:
         log: where they go.

@@ -18,7 +18,7 @@ RETRY_S = 0.3
 
 
 async def until_passed(log: Log, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Return what the attempt returns, which may be made several times.
+    """Return the result of the attempt, which may be retried.
 
     Raises:
         LogError: nothing has come of it in time; or whatever the attempt raises that won't pass.

@@ -49,7 +49,7 @@ class Signer:
     def seal(
         self, chain: str, head: ChainHead | None, effects: Sequence[Effect]
     ) -> tuple[list[Outgoing], ChainHead | None]:
-        """Return what a transaction needs beside its effects, and the head once it is committed.
+        """Return a transaction's records beside its effects, and its head once committed.
 
         Args:
             chain: the id of the transactional producer.
@@ -75,21 +75,21 @@ class Signer:
         ], new
 
     def took_over(self, chain: str, head: ChainHead | None) -> None:
-        """A chain is ours from now on, and this its last root."""
+        """Take over a chain with this last root."""
         self.committed(chain, head, [])
 
     async def last_head(self, chain: str, log: Log) -> ChainHead | None:
-        """Return the last root of a chain as the roots topic has it, None where it has none."""
+        """Return the last root of a chain on the roots topic, None if there is none."""
         return await last_head(self._catalogue, chain, log)
 
     def committed(self, chain: str, head: ChainHead | None, records: list[Outgoing]) -> None:
-        """The transaction that these records were made for is visible."""
+        """Note that the transaction of these records is visible."""
         self.digests.written(records)
         if head is not None:
             self._heads[chain] = head
 
     def publish(self, valid_s: float | None = None) -> PublishedKey:
-        """Return the public key, which may sign for ``valid_s`` where that is given."""
+        """Return the public key, valid for signing for ``valid_s`` if given."""
         published = self._key.publish(self._writer, self._clock.now(), valid_s)
         self._valid_from = published.statement.valid_from
         return published
@@ -103,9 +103,9 @@ class Signer:
 
 
 async def last_head(catalogue: Catalogue, chain: str, log: Log) -> ChainHead | None:
-    """Return the last root of a chain as the roots topic has it, None where it has none.
+    """Return the last root of a chain on the roots topic, None if there is none.
 
-    Progress has it too, and sooner; this is for where that can't be read.
+    Progress has it too, and sooner; this is for unreadable progress.
     """
     partitions = [Partition(catalogue.evidence_roots, n) for n in range(catalogue.partitions)]
     bounds = await log.bounds(partitions)

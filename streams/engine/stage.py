@@ -11,7 +11,7 @@ from topics.records import headers as h
 
 @dataclass(slots=True)
 class Effect:
-    """Records that stand or fall together, and the input that they answer (None for a timer)."""
+    """Records committed together, and the input that they answer (None for a timer)."""
 
     source: Record | None
     records: list[Outgoing]
@@ -23,7 +23,7 @@ class Effect:
 
 
 class Refusal(NamedTuple):
-    """A record that the log won't take, and the effect it belongs to."""
+    """A record that the log refuses, and its effect."""
 
     effect: Effect
     record: Outgoing
@@ -31,7 +31,7 @@ class Refusal(NamedTuple):
 
     @property
     def trace_id(self) -> str | None:
-        """The trace of the request that the record is about, which its headers need not name."""
+        """The trace of the request that the record is about; its headers need not name it."""
         told: str | None = getattr(self.record.payload, "trace_id", None)
         source = self.effect.source
         return told or h.trace_id(self.record.headers) or (source and source.trace_id)
@@ -39,7 +39,7 @@ class Refusal(NamedTuple):
 
 @dataclass(slots=True)
 class TransactionPlan:
-    """One transaction: the effects, and how far the stage has come once they are visible."""
+    """One transaction: the effects, and the stage's progress once they are visible."""
 
     progress: Progress
     effects: list[Effect] = field(default_factory=list)
@@ -50,10 +50,10 @@ Observer = Callable[[Partition, Sequence[Effect]], None]
 
 
 class Stage(Protocol):
-    """What the transactor drives. All calls for one partition come one after another.
+    """The interface that the transactor drives. Calls for one partition are sequential.
 
-    A stage changes its memory for good only in ``done``; if the transaction fails for any other
-    reason than a refused record the process ends, and the memory with it.
+    A stage changes its memory for good only in ``done``. If the transaction fails for any reason
+    other than a refused record, the process ends, and the memory with it.
     """
 
     @property
@@ -71,36 +71,36 @@ class Stage(Protocol):
     ) -> int | None:
         """Rebuild the memory of a partition just taken over, and return where to read on.
 
-        None leaves it to ``progress`` or, where there is none, to the beginning of the topic.
+        None means the position in ``progress`` or, without one, the beginning of the topic.
         """
         ...
 
     @property
     def accumulates(self) -> bool:
-        """Whether what it takes may stay with it; then a poll takes no more than its limit in all.
+        """True if records may accumulate; the poll limit is then for all partitions together.
 
-        Else so many of each partition, which go on as so many transactions.
+        Otherwise it is for each partition, each with its own transaction.
         """
         ...
 
     def forget(self, partition: Partition) -> None:
-        """Drop the memory of a partition that is not ours any more."""
+        """Drop the memory of a partition that is no longer ours."""
         ...
 
     def wants(self, partition: Partition) -> bool:
-        """Tell whether more records can be taken; False pauses the partition."""
+        """Return whether more records can be taken; False pauses the partition."""
         ...
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
-        """Take the records (perhaps none) and return what to commit now, None for nothing."""
+        """Process the records (perhaps none) and return what to commit now, None for nothing."""
         ...
 
     def done(self, partition: Partition, work: TransactionPlan) -> None:
-        """The work is visible to the world."""
+        """Note that the work is visible."""
         ...
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
-        """Return what to commit in place of an effect of which the log refused a record."""
+        """Return what to commit in place of an effect with a record that the log refused."""
         ...
 
     def idle_s(self) -> float:

@@ -19,7 +19,7 @@ TENANTS_MAX = 100_000
 
 
 class Digests:
-    """The salts that one process knows, and the digests it makes with them."""
+    """The salts that one process knows, and the digests made with them."""
 
     def __init__(
         self, catalogue: Catalogue, secret: bytes | None, random_bytes: Callable[[int], bytes]
@@ -31,7 +31,7 @@ class Digests:
         self._unwritten: dict[bytes, Salt] = {}
 
     def add(self, salt: Salt) -> None:
-        """Take a salt in that stands on the topic."""
+        """Add a salt from the topic."""
         if salt.tenant not in self._known:
             self._remember(salt)
 
@@ -41,7 +41,7 @@ class Digests:
             del self._known[tenant]
 
     def digest(self, tenant: str, text: Any) -> TextDigest | None:
-        """Return the digest of parsed JSON; None where it has no canonical form."""
+        """Return the digest of parsed JSON; None if it has no canonical form."""
         known = self._known.get(tenant) or self._new(tenant)
         hmac = text_digest(known[1], text)
         return None if hmac is None else TextDigest(known[0], hmac)
@@ -51,7 +51,7 @@ class Digests:
         return [Outgoing(self._topic, key, encode(salt)) for key, salt in self._unwritten.items()]
 
     def written(self, records: list[Outgoing]) -> None:
-        """These salts are on the topic."""
+        """Note that the topic has these salts."""
         for record in records:
             self._unwritten.pop(record.key or b"", None)
 

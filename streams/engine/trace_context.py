@@ -11,10 +11,10 @@ SAMPLED = 1
 
 
 class Context(NamedTuple):
-    """Which trace a record belongs to, and the span that it comes from.
+    """A record's trace, and the span that it comes from.
 
-    ``span_id`` is 0 where the trace begins here. One that is not sampled travels all the same, so
-    that what ends badly can be traced late under the id that the result has.
+    ``span_id`` is 0 if the trace begins here. An unsampled context is passed on too, so that a
+    failed request can be traced late under the id that its result has.
     """
 
     trace_id: int
@@ -23,7 +23,7 @@ class Context(NamedTuple):
 
     @classmethod
     def of(cls, headers: h.Headers, name: str = h.TRACEPARENT) -> Self | None:
-        """Return the context that a header carries; a malformed one counts as none."""
+        """Return the context in a header; a malformed one counts as none."""
         value = h.traceparent(headers, name)
         if value is None:
             return None

@@ -42,7 +42,7 @@ RESTORED_AT_ONCE = 4
 
 
 class Transactor(Committer):
-    """Runs one stage over the partitions that the group gives to this process."""
+    """Runs one stage over the partitions assigned to this process."""
 
     def __init__(
         self,
@@ -73,23 +73,23 @@ class Transactor(Committer):
 
     @property
     def partitions(self) -> Collection[Partition]:
-        """The partitions that are ours now."""
+        """The partitions that we have now."""
         return self._writers.keys()
 
     async def lag(self) -> Mapping[Partition, int] | None:
-        """Return how many offsets of each of our partitions wait unread, None where unknown.
+        """Return the number of unread offsets of each of our partitions, None if unknown.
 
-        It is unknown while the group shares its partitions out, and where the broker doesn't tell.
+        It is unknown during a rebalance, and if the broker doesn't answer.
         """
         found = await self._log.lag()
         return found if self._has_share and found.keys() >= self._writers.keys() else None
 
     async def start(self) -> None:
-        """Join the group; partitions arrive in the course of ``step``."""
+        """Join the group; partitions are assigned during ``step``."""
         await self._log.join(self._stage.group, self._stage.topics, self)
 
     async def stop(self) -> None:
-        """Leave between two transactions, so that nothing is open and nothing half done."""
+        """Stop between two transactions, so that none is open or half done."""
         self._stopped = True
         self._give_up_restoring()
         async with self._lock:
@@ -102,7 +102,7 @@ class Transactor(Committer):
             await self._drop(list(self._writers))
 
     async def step(self) -> int:
-        """Poll once and commit what the stage makes of it; return the number of records read.
+        """Poll once, commit the stage's work, and return the number of records read.
 
         Raises:
             LogError: the process must end (rule 5).
@@ -110,7 +110,7 @@ class Transactor(Committer):
         return await self._alone(self._step) or 0
 
     async def take_over(self) -> None:
-        """Take over what a rebalance has given, which else the next step does.
+        """Take over newly assigned partitions, which the next step would do otherwise.
 
         Raises:
             LogError: the process must end (rule 5).
@@ -118,7 +118,7 @@ class Transactor(Committer):
         await self._alone(self._take_over_given)
 
     async def _alone(self, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Do it under the lock, unless we have stopped."""
+        """Run it under the lock, unless we have stopped."""
         async with self._lock:
             if self._stopped:
                 return None
@@ -132,11 +132,11 @@ class Transactor(Committer):
                 raise
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
-        """Take note of partitions to take over in the next step (rule 3)."""
+        """Note partitions to take over in the next step (rule 3)."""
         self._given, self._is_doubtful = list(partitions), False
 
     async def revoked(self, partitions: Collection[Partition]) -> None:
-        """Let partitions go; the lock says that no transaction of theirs is under way."""
+        """Release partitions; holding the lock means they have no transaction in flight."""
         self._given, self._has_share, self._is_revoked = None, False, True
         self._is_doubtful = False
         self._broken.clear()
@@ -167,7 +167,7 @@ class Transactor(Committer):
         return sum(len(records) for records in polled.values())
 
     async def _give_up_all(self, error: TakenOverError) -> None:
-        """Forget what was ours; what is still, a rebalance gives, or the group says itself."""
+        """Forget all partitions; a rebalance or the group tells which are still ours."""
         logger.warning("%s; what this process has is given up, and taken over anew", error)
         if not self._is_revoked:
             self._given, self._is_doubtful = [*self._writers, *self._broken], True
@@ -175,7 +175,7 @@ class Transactor(Committer):
         await self._drop(list(self._writers))
 
     async def _is_settled(self, given: Collection[Partition] | None) -> bool:
-        """Tell whether the group counts us as a member, where that was in doubt."""
+        """Return whether the group counts this member, if that was in doubt."""
         if self._is_doubtful and not await self._log.is_member():
             # In vain, but for what it raises where the group refuses us.
             await self._log.poll(self._poll_s_max, 1, given or ())
@@ -210,9 +210,9 @@ class Transactor(Committer):
         return await until_passed(self._log, f"taking over {len(new)} partitions", attempt)
 
     async def _take_over(self, given: Collection[Partition]) -> bool:
-        """Fence, find out how far the predecessor came, restore; tell whether they are still ours.
+        """Fence, find the predecessor's progress, restore; return whether they are still ours.
 
-        A rebalance, or our end, waits for no restore.
+        A rebalance or a stop doesn't wait for a restore.
         """
         new = [p for p in given if p not in self._writers]
         await wait_for_all([self._fence(partition) for partition in new])
@@ -254,7 +254,7 @@ class Transactor(Committer):
     def _begin(
         self, partition: Partition, progress: Progress | None, first: int, told: int | None
     ) -> None:
-        """Go on where the progress says, or the stage that has read further."""
+        """Continue at the progress, or at the stage's position if that is further."""
         own = first if progress is None else max(first, progress.next_offset)
         start = own if told is None else told
         epoch = None

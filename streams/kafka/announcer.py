@@ -18,7 +18,7 @@ FAREWELL_S_MAX = 2.0
 
 
 class Announcer:
-    """A producer that is replaced when it fails; ``topic`` is what it writes to."""
+    """A producer for ``topic`` that is replaced when it fails."""
 
     def __init__(self, settings: Settings, topic: str) -> None:
         self._settings = settings
@@ -45,7 +45,7 @@ class Announcer:
         """Write a record, and return the broker's answer once the log has it.
 
         Raises:
-            KafkaError: it hasn't.
+            KafkaError: the log doesn't have it.
         """
         if self._producer is None:
             await self.start()
@@ -58,7 +58,7 @@ class Announcer:
             raise
 
     async def tell(self, key: bytes, value: bytes | None) -> RecordMetadata | None:
-        """Write a record and return the answer; where that fails it is left to the next.
+        """Write a record and return the answer; on failure, leave it to the next record.
 
         Raises:
             KafkaError: a right is missing.
@@ -72,7 +72,7 @@ class Announcer:
             return None
 
     async def stop(self, *last: tuple[bytes, bytes | None]) -> None:
-        """Write the last records and close; without a broker nobody could hear them."""
+        """Write the last records and close, without waiting for a broker that is gone."""
         if self._producer is None:  # what starts before us has failed
             return
         with contextlib.suppress(TimeoutError):

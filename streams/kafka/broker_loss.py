@@ -53,8 +53,8 @@ _clients: "WeakValueDictionary[int, _Client]" = WeakValueDictionary()
 async def soon(answer: Awaitable[T]) -> T:
     """Wait for an answer that any broker gives at once.
 
-    ``asyncio.wait_for`` would return it, before Python 3.12, where the task was cancelled at that
-    moment: a client that is closed then would go on asking, and its close wait for that, for ever.
+    Before Python 3.12 ``asyncio.wait_for`` would return it even if the task was cancelled at that
+    moment: a closed client would go on asking, and its close would wait for that for ever.
     """
     async with asyncio.timeout(ANSWER_S_MAX):
         return await answer
@@ -94,23 +94,23 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
 
     @property
     def _cluster(self) -> tuple[Any, Any] | None:
-        """What this client is of, None while it is not in use."""
+        """The cluster of this client, None while it is not in use."""
         is_used = self._sync_task is not None and not self._is_let_go
         return (self._loop, self._bootstrap_servers) if is_used else None
 
     def _beside(self) -> list["_Client"]:
-        """Return the clients of the same cluster that are in use, in the order of their making."""
+        """Return the clients of the same cluster that are in use, in order of creation."""
         own = (self._loop, self._bootstrap_servers)
         return [client for client in _clients.values() if client._cluster == own]  # noqa: SLF001
 
     @property
     def hosts(self) -> list[tuple[str, int, Any]]:
-        """Those to begin with, the ones that did not answer lately at the end."""
+        """The bootstrap hosts, those that recently did not answer at the end."""
         found: list[tuple[str, int, Any]] = super().hosts
         return sorted(found, key=lambda host: _failed_at.get((host[0], host[1]), 0.0))
 
     def get_random_node(self) -> Any:
-        """Return any of the brokers that answer, else of those that did the longest time ago."""
+        """Return any broker that answers, else the one that failed the longest time ago."""
         return next(iter(self._nodes()), None)
 
     def _nodes(self) -> list[Any]:
@@ -143,7 +143,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         return False
 
     def _look_round(self, cluster_metadata: Any) -> None:
-        """Let go of who is no longer named, and let the other clients know of a change."""
+        """Drop brokers that are no longer listed, and notify the other clients of a change."""
         there = frozenset(broker.nodeId for broker in cluster_metadata.brokers())
         for (node, _), connection in list(self._conns.items()):
             if node not in there:
@@ -183,7 +183,7 @@ async def _connect(host: str, port: int, **options: Any) -> AIOKafkaConnection:
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Return what every consumer and producer here is made with; from then on they are mended."""
+    """Return the options for every consumer and producer, and install the patch."""
     aiokafka_conn.AIOKafkaConnection = _Connection
     aiokafka_client.create_conn = _connect
     aiokafka_consumer.AIOKafkaClient = _Client

@@ -16,14 +16,14 @@ _BROKERS = 1
 
 
 class Stamps:
-    """Warns once of each topic that should have the broker's time and has that of its writers."""
+    """Warns once per topic that should have broker time but has its writers' time."""
 
     def __init__(self, settings: Settings) -> None:
         topics = Catalogue(settings).shared_topics()
         self._unwarned = {t.name for t in topics if BROKERS_TIME.items() <= t.config().items()}
 
     def look(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
-        """Look at the first record of each partition; a topic has but one setting at a time."""
+        """Check the first record of each partition; a topic has only one setting at a time."""
         for partition, records in polled.items():
             # What can't be read has no value, nor anything else.
             if partition.topic not in self._unwarned or not records or records[0].value is None:

@@ -15,7 +15,7 @@ class UnpackError(Exception):
 
 
 def unpack(codec: str, data: memoryview, bytes_max: int) -> bytearray:
-    """Return what ``data`` unpacks to, never with much more memory than that takes.
+    """Return the decompressed ``data``, without using much more memory than its size.
 
     Args:
         codec: one of ``gzip``, ``snappy``, ``lz4`` and ``zstd``.
@@ -33,7 +33,7 @@ def unpack(codec: str, data: memoryview, bytes_max: int) -> bytearray:
 
 
 def _unpack_growing(codec: str, data: memoryview, bytes_max: int) -> bytearray:
-    """Unpack into ever more room: what it will take stands nowhere, or can't be believed."""
+    """Decompress into a growing buffer: the size is not stated, or can't be trusted."""
     size = min(bytes_max, max(_UNPACKED_BYTES_MIN, len(data) * _UNPACKED_TIMES))
     while True:
         out = bytearray(size)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class TopicFollower(ABC):
-    """Reads topics. Assigned, not by group: each process sees every record."""
+    """Reads topics without a group: each process sees every record."""
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class TopicFollower(ABC):
 
     @abstractmethod
     def take(self, record: Record) -> None:
-        """Take a readable record in. Whatever it raises, the record is passed over."""
+        """Process a readable record. If this raises, the record is skipped."""
 
     async def start(self) -> None:
-        """Read what there is, so that it is known before anything is decided."""
+        """Read the existing records, so that they are known before any decision."""
         # Without a group the client assigns itself every partition of the topics.
         self._consumer = AIOKafkaConsumer(
             *self._topics,
@@ -83,12 +83,12 @@ class TopicFollower(ABC):
     async def _starts(
         self, consumer: AIOKafkaConsumer, assigned: Collection[TopicPartition]
     ) -> dict[Partition, int]:
-        """Return where to begin: at the first record there is."""
+        """Return the start offsets: the first record of each partition."""
         firsts = await consumer.beginning_offsets(assigned)
         return {Partition(*p): first for p, first in firsts.items()}
 
     async def step(self, timeout_s: float) -> None:
-        """Take in what has come."""
+        """Process new records."""
         try:
             polled = await self._consumer.getmany(
                 timeout_ms=int(timeout_s * 1000), max_records=self._poll_records_max

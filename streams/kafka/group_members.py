@@ -104,12 +104,12 @@ async def member_named(
 
 
 def word_of(process: Process, *, leaves: bool = False) -> bytes:
-    """Return what a process tells of itself as a member."""
+    """Return what a process announces about itself as a member."""
     return process.word.encode() + (_LEAVES if leaves else b"")
 
 
 def _read_word(metadata: bytes) -> tuple[Process | None, bool]:
-    """Return which process stands at the end of a member's metadata, and whether it has left."""
+    """Return the process named at the end of a member's metadata, and whether it has left."""
     has_left = metadata.endswith(_LEAVES)
     told = metadata.removesuffix(_LEAVES)
     start = told.rfind(b"shunter.")

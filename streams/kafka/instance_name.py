@@ -46,12 +46,12 @@ COORDINATOR_S_MAX = 30.0
 
 
 class NameTakenError(Exception):
-    """Another process has the name; the message says which, and what to do."""
+    """Another process has the name; the message says which, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """The lock on a name. It is held for as long as this object, and so its file, is there."""
+    """The lock on a name, held as long as this object, and so its file, exists."""
 
     file: int
     earlier: tuple[Process, ...]
@@ -63,7 +63,7 @@ class Lock:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A name that no other process of its kind has, for as long as this is there."""
+    """A name that no other process of its kind has, as long as this exists."""
 
     settings: Settings
     """Those of the process, with its name."""
@@ -72,10 +72,10 @@ class Claim:
 
 
 def claim_name(settings: Settings, kind: str, groups: Sequence[str]) -> Claim:
-    """Return the name that the settings give, or else the first that is free.
+    """Return the name in the settings, or else the first that is free.
 
-    That is the host's name, and with other processes of the kind there ``-1``, ``-2`` and so on
-    behind it.
+    That is the host's name, or, if other processes of the kind run there, the name followed by
+    ``-1``, ``-2`` and so on.
 
     Args:
         settings: of the process.
@@ -150,7 +150,7 @@ class _Claims:
         return Claim(self._settings.model_copy(update={"instance": name}), lock)
 
     def _refuse(self, name: str, why: str) -> None:
-        """Pass a name over that nobody chose.
+        """Skip an automatic name.
 
         Raises:
             NameTakenError: it was chosen.
@@ -165,7 +165,7 @@ class _Claims:
     async def _outlives(
         self, name: str, client: AIOKafkaConsumer, gone: Collection[Process]
     ) -> GroupMember | None:
-        """Return who has a name elsewhere, once there was time for its session to end."""
+        """Return who has a name elsewhere, after waiting for its session to end."""
         loop = asyncio.get_running_loop()
         is_told = False
         while True:
@@ -223,7 +223,7 @@ def static_name(group: str, instance: str) -> str:
 
 
 def _directory(settings: Settings) -> Path | None:
-    """Return a directory of this user for the locks of this installation, if one can be had."""
+    """Return this user's directory for the locks of this installation, if possible."""
     brokers = ",".join(sorted(settings.bootstrap_servers.replace(" ", "").split(",")))
     installation = f"{settings.topic_prefix}-{hashlib.sha256(brokers.encode()).hexdigest()[:8]}"
     for place in _places(settings):
@@ -259,7 +259,7 @@ def _file_name(kind: str, name: str) -> str:
 
 
 def _lock(path: Path) -> Lock | None:
-    """Take the lock and leave word of who has it, or return None where another has it."""
+    """Take the lock and write its owner down, or return None if another has it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -281,7 +281,7 @@ def _holders(told: bytes) -> tuple[Process, ...]:
 
 
 def _holder(path: Path) -> str:
-    """Return, for a message, which process has a lock, if it left word of that."""
+    """Return, for a message, the process that has a lock, if it wrote itself down."""
     with contextlib.suppress(OSError):
         for holder in _holders(path.read_bytes()[:HOLDERS_BYTES_MAX])[-1:]:
             return f" (process {holder.pid})"

@@ -130,7 +130,7 @@ class _DescribeProducersRequestV0(RequestStruct):  # type: ignore[misc]
 
 
 class DescribeProducers(Request[_DescribeProducersRequestV0]):  # type: ignore[misc]
-    """Asks a leader which producers have what open on its partitions."""
+    """Asks a leader which producers have open transactions on its partitions."""
 
     API_KEY = 61
 

@@ -27,7 +27,7 @@ async def ask_leaders(
     partitions: Collection[TopicPartition],
     ask: Callable[[], Awaitable[T]],
 ) -> T:
-    """Return what the leaders of these partitions answer, once no broker disputes that they are.
+    """Return the answers of these partitions' leaders, once no broker disputes them.
 
     Raises:
         LeaderNotAvailableError: none has answered in time, or the brokers don't agree.
@@ -49,7 +49,7 @@ async def ask_leaders(
 
 
 async def _are_agreed(client: AIOKafkaClient, leaders: Leaders) -> bool:
-    """Tell whether most brokers answer, and all of these name the same leaders as the client."""
+    """Return whether most brokers answer, and all of these agree with the client on leaders."""
     nodes = [broker.nodeId for broker in client.cluster.brokers()]
     if len(nodes) < 2:
         return True
@@ -59,7 +59,7 @@ async def _are_agreed(client: AIOKafkaClient, leaders: Leaders) -> bool:
 
 
 async def _leaders_by(client: AIOKafkaClient, node: int, wanted: Leaders) -> Leaders | None:
-    """Return the leaders by one broker, None where it doesn't answer."""
+    """Return the leaders according to one broker, None if it doesn't answer."""
     try:
         response = await client.send(node, MetadataRequest(sorted({p.topic for p in wanted})))
     except KafkaError:

@@ -87,9 +87,9 @@ class KafkaLog:
         self._stamps = Stamps(self._settings)
 
     def is_passing(self, error: Exception) -> bool:
-        """Tell whether an error may be gone at the next try.
+        """Return whether a retry may succeed after this error.
 
-        What Kafka refuses for good it refuses again: a right, and a name that another has.
+        Missing rights, and a name that another has, are permanent.
         """
         if isinstance(error, (*REFUSED_RIGHTS, NameLostError)):
             return False
@@ -137,7 +137,7 @@ class KafkaLog:
         *,
         of_each: bool = False,
     ) -> Mapping[Partition, Sequence[Record]]:
-        """Return new committed records of our partitions, none of those paused."""
+        """Return new committed records of our partitions, except paused ones."""
         consumer = self._member
         held_back = {TopicPartition(*p) for p in paused}
         resumed = consumer.paused() - held_back
@@ -177,7 +177,7 @@ class KafkaLog:
         return records
 
     async def _find_again(self, partitions: Collection[Partition]) -> None:
-        """Go on where a log begins whose retention was quicker than we are.
+        """Continue at the log's first offset if retention has overtaken us.
 
         Raises:
             BrokenLogError: it ends before the position.
@@ -202,8 +202,8 @@ class KafkaLog:
     async def lag(self) -> Mapping[Partition, int]:
         """Return how many offsets below the last stable one each of our partitions is behind.
 
-        The broker is asked for the ends: those of the last fetch grow old where a partition is
-        paused. Its answer comes after that to a fetch under way, which it may hold back for 0.5 s.
+        The broker is asked for the ends: those of the last fetch grow old while a partition is
+        paused. Its answer comes after that to a fetch in flight, which it may delay for 0.5 s.
         """
         consumer = self._consumer
         if consumer is None:
@@ -221,11 +221,11 @@ class KafkaLog:
         return lags
 
     def unstable(self) -> Mapping[Partition, tuple[int, int]]:
-        """Return last stable offset and end where they differ, as the last fetch told them."""
+        """Return last stable offset and end where they differ, according to the last fetch."""
         return {} if self._consumer is None else unstable(self._consumer)
 
     def seek(self, partition: Partition, offset: int, leader_epoch: int | None = None) -> None:
-        """Let the next poll of the partition begin at the offset."""
+        """Set the offset at which the next poll of the partition begins."""
         self._positions[partition] = offset
         self._epochs[partition] = leader_epoch
         self._member.seek(TopicPartition(*partition), offset)
@@ -236,7 +236,7 @@ class KafkaLog:
         """Return first offset and high watermark.
 
         Asked uncommitted: to a committed reader the end is the oldest open transaction, perhaps
-        another stage's, and what lies behind it would be missed.
+        another stage's, and records behind it would be missed.
         """
         wanted = [TopicPartition(*p) for p in partitions]
         topics = {p.topic for p in partitions}
@@ -250,12 +250,12 @@ class KafkaLog:
             return await ask_leaders(probe._client, wanted, ask)  # noqa: SLF001 - whom it asks
 
     async def topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
-        """Return the id of each topic: another one where it was deleted and made again."""
+        """Return the id of each topic: a new one if it was deleted and made again."""
         async with self._asked(topics) as client:
             return await offset_requests.passing(partial(offset_requests.topic_ids, client, topics))
 
     async def epoch_end(self, partition: Partition, leader_epoch: int) -> int | None:
-        """Return where the records up to a leader epoch end, None where the log has no such."""
+        """Return where the records up to a leader epoch end, None if the log has none."""
         where = TopicPartition(*partition)
         async with self._asked([partition.topic]) as client:
             return await offset_requests.passing(
@@ -264,7 +264,7 @@ class KafkaLog:
 
     @contextlib.asynccontextmanager
     async def _asked(self, topics: Collection[str] = ()) -> AsyncIterator[AIOKafkaClient]:
-        """Lend a client that knows these topics, for requests that aiokafka doesn't have."""
+        """Provide a client that knows these topics, for requests that aiokafka lacks."""
         if self._consumer is not None:
             yield self._consumer._client  # noqa: SLF001 - see above
             return
@@ -274,7 +274,7 @@ class KafkaLog:
     async def read(
         self, starts: Mapping[Partition, int], ends: Mapping[Partition, int] | None = None
     ) -> AsyncIterator[Sequence[Record]]:
-        """Yield the committed records from each start to its end, or to the end as it is now.
+        """Yield the committed records from each start to its end, or to the current end.
 
         Raises:
             StillOpenError: one kept the end out of reach until after its timeout.
@@ -326,7 +326,7 @@ class KafkaLog:
                 )
 
     async def fetch(self, partition: Partition, offsets: Collection[int]) -> Mapping[int, Record]:
-        """Return the committed records at these offsets; absent where one is gone.
+        """Return the committed records at these offsets; missing ones are absent.
 
         Raises:
             LogError: one is there, and no broker gives it.
@@ -369,7 +369,7 @@ class KafkaLog:
         raise LogError(f"{partition} has a record at {offset}, and no broker gives it")
 
     async def fence(self, transactional_id: str) -> KafkaWriter:
-        """Return the producer of this id; the broker aborts what an earlier one left open.
+        """Return the producer of this id; the broker aborts an earlier one's open transaction.
 
         Raises:
             TimeoutError: no broker fences it in time.

@@ -12,13 +12,13 @@ ASSIGNORS_MAX = 500
 
 
 def assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]:
-    """Return how a group shares its partitions out: by turns.
+    """Return how a group assigns its partitions: round robin.
 
-    A static member that comes back is given what it had, without a rebalance, even where topics
-    have more partitions by now. A name with their number in it changes what the members agree on
-    once all know the new one, and Kafka lets them share out again. The names of fewer partitions
-    are known too: of members that joined before it was started itself, a broker knows no name but
-    the one that they agreed on, and takes nobody in who does not know that.
+    A returning static member gets its old partitions without a rebalance, even if topics have more
+    partitions by now. An assignor name with their number in it changes what the members agree on
+    once all know the new one, and Kafka then rebalances. The names for fewer partitions are offered
+    too: of members that joined before its own restart, a broker knows only the name that they
+    agreed on, and admits nobody who does not know that.
     """
     base = RoundRobinPartitionAssignor
     names = [f"{base.name}-{number}" for number in range(partitions, 0, -1)]
@@ -27,18 +27,18 @@ def assignors(partitions: int) -> tuple[type[RoundRobinPartitionAssignor], ...]:
 
 
 class MembershipListener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Tells a membership of each rebalance."""
+    """Notifies a membership of each rebalance."""
 
     def __init__(self, membership: Membership, consumer: AIOKafkaConsumer) -> None:
         self._membership = membership
         self._consumer = consumer
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        """Let partitions go."""
+        """Release partitions."""
         await self._membership.revoked([Partition(*p) for p in revoked])
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        """Be given partitions."""
+        """Receive partitions."""
         # Until they are polled: the answer to a fetch, which the broker holds back for half a
         # second where nothing is new, would stand before those to what a takeover asks.
         self._consumer.pause(*assigned)

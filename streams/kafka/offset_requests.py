@@ -226,7 +226,7 @@ async def topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> dict[str
 async def epoch_end(
     client: AIOKafkaClient, partition: TopicPartition, leader_epoch: int
 ) -> int | None:
-    """Return where what was written under a leader epoch ends, None where the log has no such.
+    """Return where the records of a leader epoch end, None if the log has none.
 
     Raises:
         KafkaError: as ``topic_ids``.
@@ -244,7 +244,7 @@ async def epoch_end(
 
 
 async def passing(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again while a leader is elected or a broker starts.
+    """Retry during a leader election or a broker's start.
 
     Raises:
         LogError: it lasts.

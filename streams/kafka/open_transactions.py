@@ -48,7 +48,7 @@ class OpenTransaction(NamedTuple):
 
 
 class _Coordinated(NamedTuple):
-    """What a coordinator tells of the newest transaction of a producer."""
+    """A coordinator's answer on the newest transaction of a producer."""
 
     transactional_id: str
     state: str
@@ -127,7 +127,7 @@ async def _oldest(
 async def _coordinated(
     client: AIOKafkaClient, producer_ids: Collection[int]
 ) -> dict[int, _Coordinated]:
-    """Return what coordinators tell of these producers; of whom they may not tell, nothing."""
+    """Return what coordinators report on these producers, leaving out those we may not see."""
     found: dict[int, _Coordinated] = {}
     # Each lists those that it coordinates itself.
     for node in [broker.nodeId for broker in client.cluster.brokers()]:

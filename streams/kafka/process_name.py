@@ -12,7 +12,7 @@ _WORD = re.compile(r"shunter\.([\w.-]{1,64})\.(\d{1,10})\.[0-9a-f]{16}", re.ASCI
 
 
 class Process(NamedTuple):
-    """A process, as told by the word that it leaves of itself."""
+    """A process, as it identifies itself."""
 
     word: str
     host: str
@@ -24,13 +24,13 @@ class Process(NamedTuple):
 
 @cache
 def this_process() -> Process:
-    """Return what no other process is called, restarts of this one included."""
+    """Return an identity that no other process has, restarts of this one included."""
     host = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII)[:_HOST_LENGTH_MAX] or "_"
     pid = os.getpid()
     return Process(f"shunter.{host}.{pid}.{secrets.token_hex(8)}", host, pid)
 
 
 def read_process(word: str) -> Process | None:
-    """Return the process that calls itself so, or None for what none does."""
+    """Return the process with this identity, or None if it is not one."""
     found = _WORD.fullmatch(word)
     return found and Process(word, found[1], int(found[2]))

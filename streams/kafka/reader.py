@@ -25,9 +25,9 @@ PASSED_BY_SEEKING = (CorruptRecordException, NoOffsetForPartitionError)
 
 
 def consumer_options(settings: Settings) -> dict[str, Any]:
-    """Return what every consumer here has in common: committed records, offsets by hand.
+    """Return the options of every consumer: committed records, manual offsets.
 
-    Whoever makes a consumer asks here first, so that none reads batches as aiokafka alone does.
+    Every consumer must be made with them, so that none reads batches by aiokafka's own parser.
     """
     read_every_batch(settings.batch_bytes_max)
     return {
@@ -45,7 +45,7 @@ async def reader(
     asks: Collection[str] = (),
     **options: Any,
 ) -> AsyncIterator[AIOKafkaConsumer]:
-    """Lend a consumer; it is closed even where it was given up while it started.
+    """Provide a consumer; it is closed even if it was cancelled while it started.
 
     Args:
         settings: where Kafka is.
@@ -71,7 +71,7 @@ async def read_some(
     wanted: Sequence[TopicPartition],
     positions: dict[Partition, int],
 ) -> Mapping[Partition, Sequence[Record]]:
-    """Return what has come of partitions; ``positions`` is where each is read from.
+    """Return new records of partitions; ``positions`` is where each is read from.
 
     Raises:
         LogError: one has lost its end.
@@ -96,10 +96,10 @@ async def read_some(
 async def buffered(
     consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], records_max: int
 ) -> dict[TopicPartition, Sequence[Any]]:
-    """Return what the client has of these partitions already, at most so many of each.
+    """Return the records that the client has buffered, up to a limit per partition.
 
-    It fills a poll from one partition for as long as it has records of that. But of each partition
-    there is a transaction, and while one commits another can be worked on.
+    It fills a poll from one partition while it has records of that. But each partition has its own
+    transaction, and while one commits another can be worked on.
     """
     found: dict[TopicPartition, Sequence[Any]] = {}
     # As in `KafkaLog.poll`; what was found until then must not be lost.
@@ -111,9 +111,9 @@ async def buffered(
 
 
 def unstable(consumer: AIOKafkaConsumer) -> dict[Partition, tuple[int, int]]:
-    """Return last stable offset and end of what a consumer reads, as its last fetch told them.
+    """Return last stable offset and end of a consumer's partitions, as of its last fetch.
 
-    Where both are the same nothing is returned.
+    Partitions where both are the same are left out.
     """
     found: dict[Partition, tuple[int, int]] = {}
     for partition in consumer.assignment():

@@ -34,21 +34,21 @@ class NameLostError(KafkaError):  # type: ignore[misc]
 
 
 class _JoinsOnce(group_coordinator.CoordinatorGroupRebalance):  # type: ignore[misc]
-    """Joins with a single request, and never puts out another process of its name.
+    """Joins with a single request, and never replaces another process of its name.
 
-    aiokafka sends one request for each assignor, each of which names one more than the one before
+    aiokafka sends one request per assignor, each of which names one more than the one before
     (https://github.com/aio-libs/aiokafka/pull/1168). To the group the second is a change, and it
     rebalances again. Two members that get out of step by one request make each other rejoin for
     ever: routers that rebalanced for minutes (found by the chaos run).
 
-    Nor does it tell a member that another has taken its name: it joins again, and so takes the
-    name back, for ever too.
+    Nor does it tell a member that another has taken its name: it joins again, and so takes the name
+    back, also for ever.
     """
 
     _assignors: Any
 
     async def perform_group_join(self) -> Any:
-        """Join as the library does, with the first assignor, and name the others beside it.
+        """Join as the library does, with the first assignor, listing the others beside it.
 
         Raises:
             NameLostError: another process has the name that this one had.
@@ -83,14 +83,14 @@ class _JoinsOnce(group_coordinator.CoordinatorGroupRebalance):  # type: ignore[m
 
 
 def join_once() -> None:
-    """Let each member of this process join with a single request, and keep to its name."""
+    """Make each member of this process join with a single request, and keep its name."""
     group_coordinator.CoordinatorGroupRebalance = _JoinsOnce
 
 
 async def is_counted(consumer: AIOKafkaConsumer) -> bool:
-    """Tell whether the group still counts a member: one whose session has ended it does not.
+    """Return whether the group still counts a member, whose session may have ended.
 
-    Asked by a heartbeat, of whichever broker coordinates the group once there is one.
+    This sends a heartbeat to the group's coordinator, once there is one.
     """
     coordinator = consumer._coordinator  # noqa: SLF001 - by itself the client beats once a second
     while coordinator.generation >= 0:
@@ -102,10 +102,10 @@ async def is_counted(consumer: AIOKafkaConsumer) -> bool:
 
 
 async def say_farewell(consumer: AIOKafkaConsumer) -> None:
-    """Leave word in the group that this member stops, and take no more part in it.
+    """Announce in the group that this member stops, and take no more part in it.
 
-    It stays a member until its session ends, so that its partitions wait for who comes back under
-    its name; who does so on another host need not wait to see whether it still runs.
+    It stays a member until its session ends, so that its partitions wait for a successor under its
+    name; a successor on another host need not wait to see whether it still runs.
     """
     coordinator: Any = consumer._coordinator  # noqa: SLF001 - the client has no other seam
     was_member = coordinator.member_id != JoinGroupRequest.UNKNOWN_MEMBER_ID
@@ -132,14 +132,14 @@ async def say_farewell(consumer: AIOKafkaConsumer) -> None:
 def _protocols(
     assignors: Iterable[Any], topics: Iterable[str], *, leaves: bool = False
 ) -> list[tuple[str, bytes]]:
-    """Return how this process would share partitions out, with its word in each."""
+    """Return this process's assignors, with its announcement in each."""
     told = word_of(this_process(), leaves=leaves)
     metadata = ConsumerProtocol.METADATA(0, list(topics), told).encode()
     return [(each.name, metadata) for each in assignors]
 
 
 async def _check_name(coordinator: Any) -> None:
-    """Make sure that no other process has taken the name of a member that was put out.
+    """Check that no other process has taken the name of a removed member.
 
     Raises:
         NameLostError: one has.

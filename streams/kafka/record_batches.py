@@ -40,7 +40,7 @@ _suspects: dict[bytes, None] = {}
 
 
 def read_every_batch(bytes_max: int) -> None:
-    """Let each consumer of this process read batches by this module.
+    """Make each consumer of this process read batches by this module.
 
     Args:
         bytes_max: most bytes that a compressed batch may unpack to.
@@ -52,14 +52,14 @@ def read_every_batch(bytes_max: int) -> None:
 
 
 def records_of(partition: Partition, records: Sequence[Any]) -> list[Record]:
-    """Return what a consumer returned as records."""
+    """Convert the records that a consumer returned."""
     return [_record(partition, r) for r in records]
 
 
 def seek_back(consumer: AIOKafkaConsumer, positions: Mapping[Partition, int]) -> None:
-    """Go back to where the last records left off, after a batch whose checksum was wrong.
+    """Seek to the end of the last records, after a batch whose checksum was wrong.
 
-    The client has lost what it had read before it in the same poll.
+    The client has lost the records that it had read before it in the same poll.
     """
     for topic_partition in consumer.assignment():
         position = positions.get(Partition(*topic_partition))
@@ -77,7 +77,7 @@ def _record(partition: Partition, r: Any) -> Record:
 
 
 class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """Records of a partition as aiokafka has them, each with the leader epoch of its batch."""
+    """Records of a partition in aiokafka's form, each with its batch's leader epoch."""
 
     _records: "RecordBatches"
 
@@ -88,11 +88,11 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 class MisplacedError(Exception):
-    """A record claims an offset at which its batch can't have it."""
+    """A record claims an offset that is impossible in its batch."""
 
 
 class RecordBatches:
-    """What a fetch returned of a partition, batch by batch, as aiokafka's ``MemoryRecords``."""
+    """The fetched batches of a partition, one by one, as aiokafka's ``MemoryRecords``."""
 
     leader_epoch: int | None = None
     """Of the batch that was returned last."""
@@ -102,11 +102,11 @@ class RecordBatches:
         self._at = 0
 
     def size_in_bytes(self) -> int:
-        """Return the length of what was fetched."""
+        """Return the length of the fetched data."""
         return len(self._data)
 
     def has_next(self) -> bool:
-        """Tell whether another batch is there; a fetch may end within one."""
+        """Return whether another batch is there; a fetch may end within one."""
         return self._end() is not None
 
     def next_batch(self) -> "FetchedBatch | None":
@@ -128,7 +128,7 @@ class RecordBatches:
 
 
 class FetchedBatch:
-    """One batch, as the client's fetcher looks at it: its header, then its records in order."""
+    """One batch, as the client's fetcher reads it: its header, then its records in order."""
 
     is_control_batch = False
     is_transactional = False
@@ -174,10 +174,10 @@ class FetchedBatch:
         self.producer_id = batch.producer_id
 
     def validate_crc(self) -> bool:
-        """Tell whether the batch is as it was sent, or was wrong when it was fetched before, too.
+        """Return whether the checksum is right, or was wrong in an earlier fetch too.
 
-        What the network has changed is right when it is fetched again. What the disk has changed is
-        not, and is passed.
+        Damage by the network is gone when the batch is fetched again. Damage on the disk is not,
+        and is let through.
         """
         if self._parsed is None or self._parsed.validate_crc():
             return True
@@ -194,7 +194,7 @@ class FetchedBatch:
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the records; of those that can't be read, one that says why."""
+        """Yield the records; in place of unreadable ones, one that says why."""
         if self._error is not None:
             yield self._placeholder(self._error)
             return
@@ -222,7 +222,7 @@ class FetchedBatch:
         return next(self._next)
 
     def _unpacked(self) -> bytes:
-        """Return the batch without its compression.
+        """Return the decompressed batch.
 
         Raises:
             UnpackError: it unpacks to more than the limit, or not at all.
@@ -241,7 +241,7 @@ class FetchedBatch:
     def _read_leniently(
         self, data: bytes | memoryview, read: int, next_offset: int
     ) -> Iterator[Any]:
-        """Yield the records after the first ``read``, whatever bytes their header names are of."""
+        """Yield the records after the first ``read``, with header names of any bytes."""
         try:
             for record in self._in_place(_LenientBatch(data, read), read, next_offset):
                 yield _with_readable_names(record)
@@ -254,11 +254,11 @@ class FetchedBatch:
                 yield self._placeholder(self._unreadable("corrupt_batch", what))
 
     def _in_place(self, records: Iterable[Any], read: int, next_offset: int) -> Iterator[Any]:
-        """Yield the records, from one that has ``read`` before it, while their offsets can be.
+        """Yield the records after the first ``read``, while their offsets are possible.
 
-        Kafka checks them where the batch is compressed, and nowhere else. A record that claimed a
-        far one would take the progress of its reader there, past all that comes between; one that
-        claimed an earlier one would never be seen.
+        Kafka checks offsets only in compressed batches. A record that claimed a far one would move
+        its reader's progress there, past all records between; one that claimed an earlier one would
+        never be seen.
 
         Raises:
             MisplacedError: an offset was taken before, or leaves too few to those that follow.
@@ -281,7 +281,7 @@ class FetchedBatch:
 
 
 class _Placeholder:
-    """Stands for the records of a batch that can't be read."""
+    """Stands for the unreadable records of a batch."""
 
     timestamp_type: Final = 0
     key: Final = None
@@ -296,7 +296,7 @@ class _Placeholder:
 
 
 class _Named:
-    """A record some of whose header names are shown with escapes, and which says so."""
+    """A record with some header names shown with escapes, and marked so."""
 
     checksum: Final = None
 
@@ -339,7 +339,7 @@ class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
 
 
 class _Escaped(str):
-    """A name that was not sent like this: it has escapes for bytes that are not UTF-8."""
+    """A header name that differs from the one sent: it has escapes for bytes that are not UTF-8."""
 
     __slots__ = ()
 

@@ -71,9 +71,9 @@ class Producer(NamedTuple):
 
 
 async def complete_commit(client: AIOKafkaClient, transactional_id: str, owns: Owns) -> None:
-    """Write the markers that the newest transaction of an id lacks, if it was committed.
+    """Write the missing markers of an id's newest transaction, if it was committed.
 
-    To be called before fencing.
+    Call this before fencing.
 
     Raises:
         LogError: the cluster can't be asked, or the predecessor lives and has gone on.
@@ -91,7 +91,7 @@ async def complete_commit(client: AIOKafkaClient, transactional_id: str, owns: O
 
 
 async def abort_rest(client: AIOKafkaClient, fenced: Producer, owns: Owns) -> None:
-    """Write the markers that the newest transaction of a producer that was just fenced lacks.
+    """Write the missing markers of the newest transaction of a producer just fenced.
 
     Raises:
         LogError: the cluster can't be asked, or the producer was fenced in turn.
@@ -104,7 +104,7 @@ async def abort_rest(client: AIOKafkaClient, fenced: Producer, owns: Owns) -> No
 async def _last_transaction(
     client: AIOKafkaClient, transactional_id: str
 ) -> tuple[str | None, Producer]:
-    """Return the state of an id's newest transaction, None where there was none, and its owner."""
+    """Return the state of an id's newest transaction, None if there was none, and its owner."""
 
     async def ask() -> tuple[str | None, Producer]:
         # On a new broker the coordinator's topic is made by this very question.
@@ -126,9 +126,9 @@ async def _last_transaction(
 async def _hanging_partitions(
     client: AIOKafkaClient, producer_id: int, owns: Owns
 ) -> dict[TopicPartition, int]:
-    """Return where a producer without a transaction has one open, and the offset where it began.
+    """Return where a producer without a transaction has one open, and its first offset.
 
-    A partition that we may not look into is passed over: we may not write to it either.
+    A partition that we may not describe is skipped: we may not write to it either.
     """
     look = _looks.get(client)
     if look is None:
@@ -138,7 +138,7 @@ async def _hanging_partitions(
 
 
 async def _look_for(client: "ref[AIOKafkaClient]", owns: Owns) -> OpenByProducer:
-    """Return what is open on our partitions, by producer."""
+    """Return the open transactions on our partitions, by producer."""
     asked = client()
     if asked is None:
         raise NodeNotReadyError("whoever asked is gone")
@@ -182,7 +182,7 @@ async def _end(
     partitions: Collection[TopicPartition],
     outcome: Literal["commit", "abort"],
 ) -> None:
-    """Write the markers that are missing on these partitions."""
+    """Write the missing markers on these partitions."""
     names = ", ".join(f"{topic}[{number}]" for topic, number in partitions)
     logger.warning(
         "a broker died and left a transaction of %s without its %s on %s; writing it now",
@@ -220,7 +220,7 @@ async def _send_until_done(client: AIOKafkaClient, transactional_id: str, reques
 
 
 async def _patiently(what: str, ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask until no error comes that passes: of a broker that starts, or is gone, or moves."""
+    """Retry while errors are passing: of a broker that starts, is gone, or moves."""
     last: KafkaError | None = None
     try:
         async with asyncio.timeout(PATIENCE_S):

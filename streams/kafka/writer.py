@@ -49,7 +49,7 @@ _PARTITIONER = DefaultPartitioner()
 
 
 class TransactionTimeoutError(LogError):
-    """The brokers let no transaction be open for as long as the settings want."""
+    """The brokers' limit for transactions is below the settings' timeout."""
 
 
 Timed = Callable[[str, Partition, float], None]
@@ -57,7 +57,7 @@ Timed = Callable[[str, Partition, float], None]
 
 
 def untimed(_group: str, _partition: Partition, _seconds: float) -> None:
-    """Tell nobody."""
+    """Ignore the timing."""
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -83,10 +83,10 @@ class _Batch:
 
 
 class KafkaWriter:
-    """A transactional producer that is handed batches, not records.
+    """A transactional producer that takes batches, not records.
 
-    The client makes a future for each record that it is handed, wakes whoever waits for it, and
-    looks its topic up again.
+    The client makes a future for each record that it is given, wakes its waiters, and looks its
+    topic up again.
     """
 
     def __init__(self, producer: AIOKafkaProducer, timed: Timed) -> None:
@@ -104,7 +104,7 @@ class KafkaWriter:
     def is_cut_off(self) -> bool:
         """Whether a connection that the last transaction used is gone, even in its commit.
 
-        Of several brokers it does not use all, and who is idle is cut off after a while.
+        It does not use all brokers, and idle connections are cut after a while.
         """
         return not all(connection.connected() for connection in self._connections)
 
@@ -116,7 +116,7 @@ class KafkaWriter:
         self._partitions.clear()
 
     async def send(self, record: Outgoing) -> Awaitable[object]:
-        """Hand a record over; those of one batch share what is returned."""
+        """Queue a record; the records of a batch share the returned future."""
         key, value, headers = record.key, record.value, record.headers
         if value is not None and len(value) > OUTPUT_BYTES_MAX:
             raise MessageSizeTooLargeError(f"a value of {len(value):,} bytes")
@@ -137,10 +137,10 @@ class KafkaWriter:
         return batches[-1]
 
     async def flush(self) -> None:
-        """Let the client have what was handed over.
+        """Pass the queued records to the client.
 
-        It takes a second batch of a partition when it sends the first. By turns, then, so that it
-        knows of all partitions before it asks for the first to be added to the transaction.
+        It takes a second batch of a partition when it sends the first. So partitions take turns,
+        and it knows of all of them before it adds the first to the transaction.
         """
         async with self._sending:
             waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
@@ -157,7 +157,7 @@ class KafkaWriter:
                         raise self._why(error) from error
 
     def _why(self, error: Exception) -> BaseException:
-        """Return what ended the transaction meanwhile, which the client tells only at its end."""
+        """Return what ended the transaction meanwhile, which the client reports only at its end."""
         ended = self._producer._txn_manager._transaction_waiter  # noqa: SLF001 - nobody else knows
         return (ended.exception() if ended is not None and ended.done() else None) or error
 
@@ -172,11 +172,11 @@ class KafkaWriter:
         self._timed(group, partition, asyncio.get_running_loop().time() - self._began_at)
 
     async def close(self) -> None:
-        """Close the connections; an answer that never comes is not waited for."""
+        """Close the connections, without waiting for an answer that never comes."""
         await let_go(self._producer)
 
     def _used(self) -> list[Any]:
-        """Return the connections on which an answer came since the transaction began."""
+        """Return the connections that have answered since the transaction began."""
         connections = self._producer.client._conns.values()  # noqa: SLF001
         # By the same clock: that of the event loop is the monotonic one.
         return [each for each in connections if each._last_action >= self._began_at]  # noqa: SLF001
@@ -217,9 +217,9 @@ async def start_writing(producer: AIOKafkaProducer, settings: Settings) -> None:
 
 
 async def let_go(producer: AIOKafkaProducer) -> None:
-    """Close a producer without a word, whatever it has under way.
+    """Close a producer without ending what it has in flight.
 
-    Its own way is to wait until all is sent, and for each answer, perhaps of a broker that is gone.
+    Its own close waits until all is sent, and for each answer, perhaps of a broker that is gone.
     """
     for connection in list(producer.client._conns.values()):  # noqa: SLF001
         connection.close()
