@@ -17,7 +17,7 @@ _LIBRARIES = ("aiokafka", "faust", "mode", "aiohttp", *_EXPORTERS)
 
 
 class Thinned(logging.Filter):
-    """Lets the same message of the same logger through once in a while.
+    """Passes repeats of a logger's message only once per interval.
 
     With the retry time that transactions want, the Kafka client logs 22,000 lines in two short
     outages of a broker (measured; docs/decisions/0002).
@@ -28,7 +28,7 @@ class Thinned(logging.Filter):
         self._last: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether to let a record through."""
+        """Return whether to pass a record."""
         key = (record.name, str(record.msg))
         now = time.monotonic()
         if now - self._last.get(key, -REPEAT_EVERY_S) < REPEAT_EVERY_S:
@@ -38,7 +38,7 @@ class Thinned(logging.Filter):
 
 
 class _Pretty(logging.Formatter):
-    """A line for people, which names the trace of the request that it is about."""
+    """A line for people, with the trace of its request."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -47,13 +47,13 @@ class _Pretty(logging.Formatter):
         return line if trace_id is None else f"{line} trace_id={trace_id}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the base's name
-        """Return the line without its traceback; what others wrote can't begin another."""
+        """Return the line without its traceback; foreign text in it can't begin another line."""
         record.message = visible_line(record.message)
         return super().formatMessage(record)
 
 
 class _Json(logging.Formatter):
-    """One JSON object a line, with the names of OpenTelemetry's log data model in lower case."""
+    """One JSON object per line, with the names of OpenTelemetry's log data model in lower case."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -72,7 +72,7 @@ class _Json(logging.Formatter):
 
 
 def set_up_logging(level: str, form: Literal["pretty", "json"] = "pretty") -> None:
-    """Log to standard error: ours at ``level``, the libraries' warnings thinned."""
+    """Log to standard error: our own at ``level``, the libraries' warnings thinned."""
     output = logging.StreamHandler(sys.stderr)
     pretty = _Pretty("%(asctime)s %(levelname)s %(name)s: %(message)s")
     output.setFormatter(_Json() if form == "json" else pretty)

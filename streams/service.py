@@ -6,13 +6,13 @@ from mode import Service
 
 
 class QuietService(Service):  # type: ignore[misc]
-    """A service whose start and stop are told at level debug."""
+    """A service that logs its start and stop at level debug."""
 
     mundane_level = "debug"
 
 
 class Repeated(QuietService):
-    """Takes a step again and again, with a pause after each."""
+    """Repeats a step, with a pause after each."""
 
     def __init__(self, step: Callable[[], Awaitable[object]], pause_s: float) -> None:
         super().__init__()

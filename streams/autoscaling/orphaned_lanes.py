@@ -33,7 +33,7 @@ UNFIT: Work = (0.001, float("inf"))
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """What waits on one partition up to its end; of work there are parts of any size."""
+    """The backlog of one partition up to its end; its work has parts of any size."""
 
     end: int
     requests: int = 0
@@ -42,9 +42,9 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What was found in the lanes of a pool, and when (epoch seconds).
+    """The findings in a pool's lanes, and their time (epoch seconds).
 
-    ``load`` was the pool's then: each heartbeat makes another, even the last of one that leaves.
+    ``load`` was the pool's then: each heartbeat makes another, even the last of a leaving worker.
     """
 
     at: float
@@ -53,12 +53,12 @@ class _Look:
 
 
 class Stranded:
-    """Looks into the lanes of each pool without a live worker.
+    """Inspects the lanes of each pool without a live worker.
 
-    What its workers have finished is read from their progress, and of what comes after that the
-    first records of each partition. Nothing is sent to a pool without workers, so that this is
-    done once after the last one is gone; until another is heard of, only the ends are asked for
-    then. All of it goes by readers of its own, and no stage waits for it.
+    The finished work is read from the workers' progress; of the rest, the first records of each
+    partition are read. Nothing is sent to a pool without workers, so this is done once after the
+    last one is gone; until another appears, only the ends are asked for. It uses readers of its
+    own, and no stage waits for it.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class Stranded:
         self._looks: dict[str, _Look] = {}
 
     def requests(self, pool: str) -> int | None:
-        """Return about how many requests lie there, None where that isn't known."""
+        """Return the approximate number of requests there, None if unknown."""
         look = self._looks.get(pool)
         return None if look is None else sum(each.requests for each in look.found.values())
 
     def due(self, pool: str) -> tuple[float, ...]:
-        """Return their device time by when it is due (``DUE_S``), nothing where it isn't known."""
+        """Return their device time by due time (``DUE_S``), empty if unknown."""
         look = self._looks.get(pool)
         found = () if look is None else look.found.values()
         return unread_demand((w for each in found for w in each.work), self._clock.now())
 
     async def look(self) -> None:
-        """Look once. Where that fails, what was found before stands."""
+        """Inspect the lanes once. On failure, the earlier findings stand."""
         view, now = self._situation().view, self._clock.now()
         pools = []
         for pool in self._situation().options.by_pool:
@@ -100,7 +100,7 @@ class Stranded:
     async def _bounds(
         self, lanes: Mapping[str, Sequence[Partition]]
     ) -> list[tuple[str, dict[Partition, tuple[int, int]]]]:
-        """Return first offset and end of each partition, by pool: all are asked for at once."""
+        """Return first offset and end of each partition, by pool, with one query."""
         wanted = [partition for own in lanes.values() for partition in own]
         bounds: Mapping[Partition, tuple[int, int]] = {}
         with self._unknown_told(*lanes):
@@ -173,7 +173,7 @@ def _work(record: Record, options: Mapping[str, Option]) -> Work:
 
 
 def _all_of(seen: Sequence[tuple[Work, float]], beyond: float, now: float) -> Iterator[Work]:
-    """Yield the work of what was read, and of what wasn't: ``beyond`` times as much."""
+    """Yield the work of the records read, and of the unread: ``beyond`` times as much."""
     yield from (work for work, _ in seen)
     if seen and beyond:
         rooms = [(seconds, deadline - came_at) for (seconds, deadline), came_at in seen]
@@ -181,7 +181,7 @@ def _all_of(seen: Sequence[tuple[Work, float]], beyond: float, now: float) -> It
 
 
 class StrandedService(Repeated):
-    """Looks again and again, at a pace of its own."""
+    """Inspects the lanes periodically."""
 
     def __init__(self, stranded: Stranded) -> None:
         super().__init__(stranded.look, LOOK_EVERY_S)

@@ -29,12 +29,12 @@ holds, which adds up over routers."""
 
 
 class AutoscalingSignal:
-    """What each pool has to do and what it needs for that, as this router sees it.
+    """The work of each pool and the workers that it needs, as this router sees it.
 
-    Sent to a pool is what its live workers have taken and what waits unread in their lanes, by
-    their heartbeats; of a pool without a worker, what was found in its lanes. Held is what waits
-    on this router's partitions, at the cheapest pool that may serve it. So a pool without a
-    worker is told to have one in either case.
+    Sent work is what a pool's live workers have taken and what is unread in their lanes, by their
+    heartbeats; for a pool without a worker, the backlog found in its lanes. Held work waits on this
+    router's partitions, and counts for the cheapest pool that may serve it. So a pool without a
+    worker is asked to have one in either case.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class AutoscalingSignal:
         return {pool: self._signal(pool, parts) for pool, parts in self._parts().items()}
 
     def gauges(self) -> Readings:
-        """Yield the metrics, made when they are asked for."""
+        """Yield the metrics, computed on demand."""
         for pool, parts in self._parts().items():
             yield m.REPLICAS_NEEDED, (pool,), replicas_needed(total(parts.values()))
             yield m.WORKERS, (pool,), len(self._situation().view.reports(pool))

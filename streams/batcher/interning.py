@@ -18,7 +18,7 @@ _NO_LABELS: dict[str, str] = {}
 
 
 def share_common(profile: Profile) -> None:
-    """Let a profile that was just decoded, and that nobody else has yet, share what is common."""
+    """Share the common values of a newly decoded profile that nobody else has yet."""
     # Frozen to type checkers only (topics/records/frozen.py); `object.__setattr__` takes twice as
     # long.
     shared: Any = profile

@@ -35,7 +35,7 @@ GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a release was decided on, and what a second policy would have done instead."""
+    """The basis of a release, and what a second policy would have done instead."""
 
     inputs: ReleaseInputs | None = None
     shadow: Shadow | None = None
@@ -43,7 +43,7 @@ class Judged:
 
 @dataclass(slots=True)
 class Held:
-    """The memory of one partition of the hold."""
+    """The state of one partition of the hold."""
 
     partition: Partition
     windows: Windows
@@ -60,7 +60,7 @@ class Held:
     look_again_at: float = -math.inf
 
     def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:
-        """Take in a record of the hold: a request, or the tombstone of one."""
+        """Add a record of the hold: a request, or the tombstone of one."""
         self.next_offset = record.offset + 1
         key = record.key or record.offset
         self.unreadable.pop(key, None)
@@ -84,7 +84,7 @@ class Held:
             self.cancelled.add(profile.id)
 
     def forget_set_aside(self, next_offset: int) -> None:
-        """Pass over what stands below an offset that progress has reached: it was set aside."""
+        """Skip offsets that progress has passed: their records were set aside."""
         self.unreadable = {
             key: (record, error)
             for key, (record, error) in self.unreadable.items()
@@ -92,18 +92,18 @@ class Held:
         }
 
     def drop(self, request_id: str) -> None:
-        """Hold a request no more."""
+        """Remove a request from the hold."""
         self.windows.remove(request_id)
         self.payloads.remove(request_id)
         self.cancelled.discard(request_id)
 
     def wants_commit(self, now: float) -> bool:
-        """Tell whether the committed offset should move on."""
+        """Return whether the committed offset should advance."""
         moved = self.next_offset > self.committed_offset
         return moved and now - self.committed_at >= COMMIT_EVERY_S
 
     def lowest(self, now: float) -> int:
-        """Return an offset below which nothing is held; a successor need not read what is."""
+        """Return an offset below which nothing is held; a successor can start there."""
         if now >= self.look_again_at:
             offsets = (member.offset for member in self.windows.members())
             self.held_from = min(offsets, default=self.next_offset)
@@ -111,10 +111,10 @@ class Held:
         return self.held_from
 
     def regroup(self, situation: Situation) -> None:
-        """Put what is held into windows of another policy and fleet, all due to be looked at.
+        """Put held requests into windows of another policy and fleet, all due for inspection.
 
-        Its groups, limits and shares may be others. What was promised to a request when it was
-        routed stays: its profile is in the log.
+        Its groups, limits and shares may differ. The promise that a request got when it was routed
+        stays: its profile is in the log.
         """
         windows = windows_of(situation.policy)
         for member in self.windows.members():
@@ -124,7 +124,7 @@ class Held:
 
 
 def held_at_of(record: Record) -> float:
-    """Return since when a record is held, epoch seconds.
+    """Return since when a record has been held, epoch seconds.
 
     Raises:
         BadRecordError: the header is no time.

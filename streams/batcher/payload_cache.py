@@ -29,7 +29,7 @@ class Payloads:
         """The sizes of what was left in the log and is not small."""
 
     def add(self, request_id: str, record: Record) -> None:
-        """Keep a record if there is room; where not, ``load`` reads it again."""
+        """Keep a record if there is room; otherwise ``load`` reads it again."""
         if request_id in self._records or request_id in self._left:
             self.remove(request_id)
         size = record.size_bytes
@@ -52,7 +52,7 @@ class Payloads:
             self.remove(request_id)
 
     def size(self, request_id: str) -> int:
-        """Return the bytes of a held record, headers included; of a small one at most."""
+        """Return the bytes of a held record, headers included; an upper limit for a small one."""
         record = self._records.get(request_id)
         return self._left.get(request_id, SMALL_BYTES) if record is None else record.size_bytes
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReadAhead:
-    """What was read of partitions that may become ours. It is an aid: ``claim`` may find nothing.
+    """Records of partitions that may become ours. It is best effort: ``claim`` may find none.
 
     Args:
         new: returns the empty memory of a partition.
@@ -47,11 +47,11 @@ class ReadAhead:
         self._over = asyncio.Event()
 
     def __iter__(self) -> Iterator[Held]:
-        """Yield what was read of each partition that nobody has claimed."""
+        """Yield the records of each unclaimed partition."""
         return iter(self._found.values())
 
     async def run(self, log: Log, partitions: Collection[Partition]) -> None:
-        """Read the partitions; end when one is claimed, or when what was read is too old."""
+        """Read the partitions, until one is claimed or the records are too old."""
         if self._over.is_set():
             return
         self._reading = asyncio.ensure_future(self._read(log, partitions))
@@ -69,12 +69,12 @@ class ReadAhead:
             self.end()
 
     def claim(self, partition: Partition) -> Held | None:
-        """Return what was read of a partition that is ours now. No more is read ahead."""
+        """Return the records of a partition that is ours now, and stop reading ahead."""
         self._stop()
         return self._found.pop(partition, None)
 
     def end(self) -> None:
-        """Forget what nobody has claimed."""
+        """Forget all unclaimed records."""
         self._stop()
         for held in self._found.values():
             held.payloads.clear()

@@ -46,8 +46,8 @@ RELEASED_BYTES_MAX = 16 * 1024 * 1024
 class Batcher:
     """The stage from the hold to the lanes of the pools.
 
-    It reads on while less than ``held_records_max`` requests are held, over all partitions.
-    ``room`` tells how much of their payloads is in memory.
+    It reads on while fewer than ``held_records_max`` requests are held, over all partitions.
+    ``room`` says how much of their payloads is in memory.
     """
 
     accumulates = True
@@ -88,7 +88,7 @@ class Batcher:
         return (self._catalogue.held,)
 
     def sizes(self) -> dict[str, int]:
-        """Return the number of requests held of each group, over our partitions."""
+        """Return the number of held requests of each group, over our partitions."""
         sizes: dict[str, int] = {}
         for held in self._partitions.values():
             for group, size in held.windows.sizes().items():
@@ -96,11 +96,11 @@ class Batcher:
         return sizes
 
     def windows(self) -> Iterator[Windows]:
-        """Yield what is held of each of our partitions, to look at."""
+        """Yield the held requests of each of our partitions, read-only."""
         return (held.windows for held in self._partitions.values())
 
     def take_context(self, terms: DecisionContext) -> None:
-        """Go on under other terms. Only while no work is under way."""
+        """Adopt new terms. Only while no work is in flight."""
         self._placer.take(terms.situation)
         self._evidence_writer = terms.evidence_writer
         self._shadow = terms.shadow
@@ -112,12 +112,12 @@ class Batcher:
         return self._placer.situation
 
     async def read_ahead(self, log: Log) -> None:
-        """Read what may become ours, while there is nothing else to do."""
+        """Read partitions that may become ours, while the process is idle."""
         topic, partitions = self._catalogue.held, range(self._catalogue.partitions)
         await self._ahead.run(log, [Partition(topic, number) for number in partitions])
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> int:
-        """Read the partition from where anything may be held; what is left is what is held."""
+        """Read the partition from the lowest held offset; what is left is held."""
         held_from = 0 if progress is None else progress.held_from or 0
         held = self._ahead.claim(partition) or self._nothing_of(partition)
         if held.next_offset < held_from:
@@ -139,17 +139,17 @@ class Batcher:
         return held.next_offset
 
     def forget(self, partition: Partition) -> None:
-        """Drop the memory of a partition; the log has it all."""
+        """Drop the state of a partition; the log has it all."""
         held = self._partitions.pop(partition, None)
         if held is not None:
             held.payloads.clear()
 
     def wants(self, partition: Partition) -> bool:
-        """Tell whether there is room; beyond it requests stay unread in the log."""
+        """Return whether there is room; beyond it requests stay unread in the log."""
         return sum(len(held.windows) for held in self._partitions.values()) < self.held_records_max
 
     def idle_s(self) -> float:
-        """Return the time until a window is due, or none where a request was cancelled."""
+        """Return the time until a window is due, or 0 if a request was cancelled."""
         if any(held.cancelled for held in self._partitions.values()):
             return 0.0
         due_at = min(
@@ -159,7 +159,7 @@ class Batcher:
         return due_at - self._clock.now()
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
-        """Take new requests in, and release what is due."""
+        """Add new requests, and release due ones."""
         self._ahead.end()
         held = self._partitions[partition]
         for record in records:
@@ -175,7 +175,7 @@ class Batcher:
         return work
 
     def done(self, partition: Partition, work: TransactionPlan) -> None:
-        """What was released is held no more."""
+        """Remove released requests from the hold."""
         held = self._partitions[partition]
         for effect in work.effects:
             if isinstance(effect.subject, Release | Expelled):
@@ -186,7 +186,7 @@ class Batcher:
         held.committed_at = self._clock.now()
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
-        """Dead-letter the member that the log won't take; the others go without it."""
+        """Dead-letter the member that the log refuses; the others go without it."""
         release = effect.subject
         if not isinstance(release, Release):
             raise LogError(f"{record.topic} refused a record: {error}") from error
@@ -217,7 +217,7 @@ class Batcher:
         held.take(record, self._situation, self._cancellations)
 
     def _cancel(self, request_id: str) -> None:
-        """Remember to end a request, if it is held here."""
+        """Mark a request for its end, if it is held here."""
         for held in chain(self._partitions.values(), self._ahead):
             if held.windows.find(request_id) is not None:
                 held.cancelled.add(request_id)
@@ -266,7 +266,7 @@ class Batcher:
         return effects
 
     def _end(self, held: Held, end: Release | Expelled, judged: Judged, now: float) -> list[Effect]:
-        """Release a batch, or end a request; where that can't be done, set its members aside."""
+        """Release a batch, or end a request; if that fails, set its members aside."""
         try:
             if isinstance(end, Release):
                 return [self._release(held, end, judged, now)]
@@ -389,7 +389,7 @@ class Batcher:
         )
 
     def _holder(self, member: Member) -> Held:
-        """Return where a member is held; its group need not tell, under a policy that changed."""
+        """Return where a member is held, which its group may not tell after a policy change."""
         return next(
             held
             for held in self._partitions.values()

@@ -20,7 +20,7 @@ CANCELLATIONS_MAX = 100_000
 
 
 class Cancellations:
-    """Which requests were cancelled, whether or not they are here yet."""
+    """The cancelled requests, including those that have not arrived yet."""
 
     def __init__(self, clock: Clock, cancellations_max: int = CANCELLATIONS_MAX) -> None:
         self._clock = clock
@@ -28,11 +28,11 @@ class Cancellations:
         self._told: list[Callable[[str], object]] = []
 
     def tell(self, cancelled: Callable[[str], object]) -> None:
-        """Let ``cancelled`` know the id of each cancellation that comes from now on."""
+        """Call ``cancelled`` with the id of each cancellation from now on."""
         self._told.append(cancelled)
 
     def read(self, record: Record) -> None:
-        """Take in what a record cancels.
+        """Add the cancellation in a record.
 
         Raises:
             BadRecordError: its key is no id.
@@ -41,14 +41,14 @@ class Cancellations:
         self.add(request_id, cancellation, record.came_at(self._clock.now()))
 
     def add(self, request_id: str, cancellation: Cancellation, at: float) -> None:
-        """Take a cancellation in that was published ``at``, epoch seconds."""
+        """Add a cancellation published ``at``, epoch seconds."""
         self._known.put(request_id, (at, cancellation))
         if self.find(request_id) is not None:
             for cancelled in self._told:
                 cancelled(request_id)
 
     def find(self, request_id: str) -> Cancellation | None:
-        """Return the cancellation of a request, None where there is none of the last day."""
+        """Return the cancellation of a request, None if the last day has none."""
         known = self._known.get(request_id)
         if known is None or known[0] < self._clock.now() - CANCELLATION_S:
             return None
@@ -63,12 +63,12 @@ class CancellationFollower(TopicFollower):
         self._cancellations = cancellations
 
     def take(self, record: Record) -> None:
-        """Take a cancellation in; the canceller tells of one that can't be read."""
+        """Add a cancellation; the canceller reports unreadable ones."""
         with suppress(BadRecordError):
             self._cancellations.read(record)
 
 
 def message_of(cancellation: Cancellation | None) -> str:
-    """Return why a request was cancelled, for people."""
+    """Return the reason of a cancellation, for people."""
     reason = None if cancellation is None else cancellation.reason
     return "the client cancelled the request" + (f": {reason}" if reason else "")

@@ -12,8 +12,8 @@ from topics import Progress, parse_cancellation
 class Canceller:
     """The stage from the cancellations to evidence.
 
-    It ends no request: whoever has the request does. It is the one owner of each cancellation, so
-    that there is one piece of evidence of it even where nobody knows the request.
+    It ends no request: the process that has it does. It is the one owner of each cancellation, so
+    that there is one piece of evidence even if no process has the request.
     """
 
     accumulates = False
@@ -40,11 +40,11 @@ class Canceller:
         """Nothing to forget."""
 
     def wants(self, partition: Partition) -> bool:
-        """Nothing piles up."""
+        """Return True: nothing accumulates."""
         return True
 
     def idle_s(self) -> float:
-        """No timers here."""
+        """Return infinity: no timers."""
         return float("inf")
 
     def done(self, partition: Partition, work: TransactionPlan) -> None:
@@ -59,7 +59,7 @@ class Canceller:
         return TransactionPlan(progress, [self._evidence(record, now) for record in records])
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
-        """Dead-letter a cancellation of which the log won't take the evidence."""
+        """Dead-letter a cancellation whose evidence the log refuses."""
         if effect.source is None:
             raise LogError(f"{record.topic} refused a record without a source") from error
         now = self._clock.now()

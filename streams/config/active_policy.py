@@ -12,9 +12,9 @@ from topics import PoolStatus
 
 @dataclass(frozen=True, slots=True)
 class DecisionContext:
-    """What a stage decides by, and the evidence writer who writes down that it was by this.
+    """The terms that a stage decides by, and the writer that names them in the evidence.
 
-    ``shadow`` is the situation of a second policy, where one decides beside the first.
+    ``shadow`` is the situation of a second policy, if one decides beside the first.
     """
 
     situation: Situation
@@ -24,9 +24,9 @@ class DecisionContext:
 
 
 class ActivePolicy:
-    """The newest terms. Each stage takes them between two of its steps, never in the middle.
+    """The newest terms. Each stage adopts them between two of its steps, never within one.
 
-    So router and batcher may be a step apart; each piece of evidence names what it was decided by.
+    So router and batcher may be a step apart; each piece of evidence names the terms it used.
     """
 
     def __init__(self, terms: DecisionContext) -> None:
@@ -39,15 +39,15 @@ class ActivePolicy:
         return self.terms.situation
 
     def tell(self, changed: Callable[[Situation], object]) -> None:
-        """Let ``changed`` know each new situation at once: for what only counts or shows."""
+        """Call ``changed`` at once with each new situation: for code that only counts or shows."""
         self._told.append(changed)
 
     def report(self, status: PoolStatus) -> None:
-        """Take a heartbeat in."""
+        """Add a heartbeat."""
         self.situation.view.report(status)
 
     def change(self, declared: Declarations) -> None:
-        """Put a fleet and a policy in force; nothing changes where one of them can't be used.
+        """Put a fleet and a policy in force; nothing changes if one of them is unusable.
 
         Raises:
             DeclarationError: a tokenizer of the fleet can't be read.
@@ -80,7 +80,7 @@ class ActivePolicy:
         return beside(here.options, policy, here.view)
 
     def keep(self, take: Callable[[DecisionContext], None]) -> Callable[[], None]:
-        """Return what hands new terms to a stage, to be called while none of its work goes on."""
+        """Return a function that gives a stage new terms, to be called while it has no work."""
         taken = self.terms
 
         def bring() -> None:

@@ -15,7 +15,7 @@ _PACKAGED = resources.files("policies.defaults")
 
 @dataclass(frozen=True, slots=True)
 class Declarations:
-    """A fleet and a policy that are in force together, and a policy that decides beside it."""
+    """A fleet and a policy in force together, and a shadow policy that decides beside it."""
 
     fleet: Fleet
     policy: Policy
@@ -53,12 +53,12 @@ def load_policy(path: Path | None) -> Policy:
 
 
 def text_of(declaration: Fleet | Policy) -> str:
-    """Return a declaration as JSON that is complete: what was packaged is written out."""
+    """Return a declaration as complete JSON: packaged parts are written out."""
     return declaration.model_dump_json(by_alias=True)
 
 
 def declared_by(said: PolicyLog, change: PolicyChange, own: Declarations) -> Declarations:
-    """Return what a change puts in force; ``own`` counts for what it leaves open.
+    """Return what a change puts in force; ``own`` fills what it leaves open.
 
     Raises:
         DeclarationError: a text is missing, can't be read here, or is not that of its version.

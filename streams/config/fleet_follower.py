@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 class FleetFollower(TopicFollower):
-    """Hands every heartbeat on."""
+    """Forwards every heartbeat."""
 
     def __init__(self, settings: Settings, report: Callable[[PoolStatus], object]) -> None:
         super().__init__(settings, Catalogue(settings).pool_status)
         self._report = report
 
     def take(self, record: Record) -> None:
-        """Take a heartbeat in."""
+        """Forward a heartbeat."""
         if record.value is None:
             return
         try:

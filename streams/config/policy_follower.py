@@ -22,9 +22,9 @@ Check = Callable[[Collection[str]], Awaitable[object]]
 
 
 class PolicyFollower(TopicFollower):
-    """Puts in force the newest change that can be; what can't is told of, and changes nothing.
+    """Puts in force the newest usable change; unusable ones are reported and ignored.
 
-    What the process was started with counts where the topic leaves it open.
+    The declarations that the process was started with fill what the topic leaves open.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class PolicyFollower(TopicFollower):
         self._is_current = False
 
     async def start(self) -> None:
-        """Read what there is, and put the newest of it in force that can be."""
+        """Read the existing records, and put the newest usable one in force."""
         await super().start()
         self._is_current = True
         await self.settle()
 
     async def step(self, timeout_s: float) -> None:
-        """Take in what has come."""
+        """Process new records."""
         await super().step(timeout_s)
         # What stood in between, before this process began, was never in force here.
         if self._is_current:
             await self.settle()
 
     def take(self, record: Record) -> None:
-        """Take a record in; one of a newer version is left aside as a whole."""
+        """Process a record; one of a newer version is ignored as a whole."""
         try:
             self._said.add(record.value)
         except BadRecordError as error:
@@ -75,9 +75,9 @@ class PolicyFollower(TopicFollower):
             )
 
     async def settle(self) -> None:
-        """Put the newest change in force that can be, if it isn't yet.
+        """Put the newest usable change in force, if it isn't yet.
 
-        So a router that starts stands where those stand that were there all the time.
+        So a starting router has the same state as those that were running all the time.
         """
         if self._clock.now() < self._again_at:
             return

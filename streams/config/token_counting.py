@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 class TokenCounter:
-    """Counts tokens for the router, before a request is tagged, by model."""
+    """Counts tokens by model, before the router tags a request."""
 
     def __init__(self, tokenizers: Mapping[str, Any]) -> None:
         self._tokenizers = tokenizers
 
     def of(self, request: InferenceRequest) -> Callable[[str], int] | None:
-        """Return what counts the tokens of the request's texts; None where nothing can."""
+        """Return a counter of the request's tokens; None if there is none."""
         tokenizer = self._tokenizers.get(request.model)
         if tokenizer is None:
             return None

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class HeadsService(QuietService):
-    """Tells, at a steady beat, how far each chain has come: what is cut off then, shows."""
+    """Publishes the head of each chain periodically: a chain cut off later is detected."""
 
     def __init__(self, settings: Settings, signer: Signer, clock: BrokerClock) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class HeadsService(QuietService):
         self._has_warned = False
 
     async def on_start(self) -> None:
-        """Publish the key; nobody could check a root before that."""
+        """Publish the key; no root can be checked before that."""
         await self._announcer.start()
         if await self._publish():
             # The first one was valid from a time that wasn't right.
@@ -48,11 +48,11 @@ class HeadsService(QuietService):
                 self._hear(await self._announcer.tell(*self._heads()), sent_at)
 
     async def on_stop(self) -> None:
-        """Tell the last heads."""
+        """Publish the last heads."""
         await self._announcer.stop(self._heads())
 
     async def _publish(self) -> bool:
-        """Publish the key, and tell whether the answer has moved the clock."""
+        """Publish the key, and return whether the answer has moved the clock."""
         published = self._signer.publish(self._settings.evidence_key_valid_s)
         key = f"key/{published.statement.key}".encode()
         sent_at = self._clock.machine.now()
@@ -64,7 +64,7 @@ class HeadsService(QuietService):
         return f"heads/{heads.statement.key}".encode(), encode(KeyEntry(heads=heads))
 
     def _hear(self, answer: RecordMetadata | None, sent_at: float) -> bool:
-        """Set the clock by an answer, and tell whether that has moved it."""
+        """Set the clock by an answer, and return whether that has moved it."""
         if answer is None:
             return False
         if answer.timestamp_type != _BROKERS_TIME:

@@ -20,7 +20,7 @@ class SeenSource(msgspec.Struct, kw_only=True, gc=False):
 
 
 class SeenTarget(msgspec.Struct, kw_only=True, gc=False):
-    """When an answer is in time: latencies in seconds, the others in epoch seconds."""
+    """The limits for an answer: latencies in seconds, the others in epoch seconds."""
 
     created_at: float
     deadline: float
@@ -29,7 +29,7 @@ class SeenTarget(msgspec.Struct, kw_only=True, gc=False):
 
 
 class SeenProfile(SeenTarget, kw_only=True, gc=False):
-    """And what else the request wants; see ``Profile``."""
+    """The rest of what the request wants; see ``Profile``."""
 
     exclude_pools: tuple[str, ...] = ()
     latency_sensitive: bool
@@ -40,7 +40,7 @@ class SeenProfile(SeenTarget, kw_only=True, gc=False):
 
 
 class SeenCandidate(msgspec.Struct, kw_only=True, gc=False):
-    """A way to serve the request, as it was estimated; no cost where it was refused."""
+    """A way to serve the request, as estimated; without cost if it was refused."""
 
     cost_usd: float | None = None
     model_variant: str
@@ -48,7 +48,7 @@ class SeenCandidate(msgspec.Struct, kw_only=True, gc=False):
 
 
 class SeenPlacement(msgspec.Struct, kw_only=True, gc=False):
-    """Where the request went."""
+    """The place that the request was sent to."""
 
     model_variant: str
     path: str
@@ -58,7 +58,7 @@ class SeenPlacement(msgspec.Struct, kw_only=True, gc=False):
 
 
 class SeenEnvelope(msgspec.Struct, kw_only=True, gc=False):
-    """Cost and latencies, promised or got; the latencies in seconds since ``created_at``."""
+    """Cost and latencies, promised or measured; latencies in seconds since ``created_at``."""
 
     chance: float | None = None
     cost_usd: float
@@ -101,13 +101,13 @@ class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
 
 
 class AskedStep(EvidenceStep, kw_only=True, gc=False):
-    """And all that the request wants. A client's lists can be long: it is not to be kept."""
+    """With all that the request wants. A client's lists can be long: don't keep it."""
 
     profile: SeenProfile | None = None
 
 
 class RoutedStep(EvidenceStep, kw_only=True, gc=False):
-    """And how it was routed; to read candidates takes a quarter longer."""
+    """With the routing as well; reading candidates takes a quarter longer."""
 
     batch: SeenBatch | None = None
     candidates: tuple[SeenCandidate, ...] = ()

@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepDetails(TypedDict, total=False):
-    """What a step's evidence has beside what every step has; see ``Evidence``."""
+    """The fields of a step's evidence beside the common ones; see ``Evidence``."""
 
     view_version: int
     tags: dict[str, Tag] | None
@@ -69,7 +69,7 @@ class StepDetails(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class EvidenceWriter:
-    """Writes on behalf of one instance: its name stands in every piece of evidence."""
+    """Writes for one instance, whose name is in every piece of evidence."""
 
     catalogue: Catalogue
     writer: str
@@ -102,7 +102,7 @@ class EvidenceWriter:
     def _evidence(
         self, record: Record, request_id: str, step: Step, now: float, **fields: Any
     ) -> Outgoing:
-        """Return evidence as a record keyed by request, with what every piece of it has."""
+        """Return evidence as a record keyed by request, with the common fields."""
         evidence = Evidence(
             request_id=request_id,
             step=step,
@@ -150,7 +150,7 @@ class EvidenceWriter:
     def unservable(
         self, record: Record, request: InferenceRequest, code: str, message: str, now: float
     ) -> Effect:
-        """Return the rejection of a request of which not even a profile can be made."""
+        """Return the rejection of a request for which no profile can be made."""
         created_at = record.came_at(now) if request.created_at is None else request.created_at
         trace_id = record.trace_id
         result = Result(
@@ -167,7 +167,7 @@ class EvidenceWriter:
     def duplicate(
         self, record: Record, request: InferenceRequest, first_offset: int, now: float
     ) -> Effect:
-        """Return the evidence of a request whose id came before, at ``first_offset``; no result."""
+        """Return the evidence of a duplicate of the request at ``first_offset``; no result."""
         topic, partition = record.partition
         message = f"the first request of this id is {topic}/{partition}@{first_offset}"
         evidence = self._unprofiled(record, request, "duplicate", "same_id", message, now)
@@ -176,7 +176,7 @@ class EvidenceWriter:
     def cancel_requested(
         self, record: Record, request_id: str, reason: str | None, now: float
     ) -> Outgoing:
-        """Return the evidence that a client wanted a request to be ended, known or not."""
+        """Return the evidence that a client cancelled a request, known or not."""
         # No fleet and no policy has a part in it, so that it names neither.
         return self._record(
             Evidence(
@@ -261,9 +261,9 @@ class EvidenceWriter:
     def dead_letter(
         self, record: Record, error: Exception, *, stage: str, reason: str, now: float
     ) -> Effect:
-        """Return a record as it came, with the reason why it can't be used, and the evidence.
+        """Return a record unchanged, with the reason why it is unusable, and the evidence.
 
-        One that is too large with the reason added is told of without key, value and headers.
+        If it is too large with the reason added, its key, value and headers are left out.
         """
         topic, partition = record.partition
         message = getattr(error, "message", None) or str(error)
@@ -289,9 +289,9 @@ class EvidenceWriter:
 
 
 def _told_of(error: Exception) -> BadRecordError:
-    """Return an error as one of the record; of a defect, log where it is.
+    """Convert an error to one of the record; for a defect, log its place.
 
-    What else it says stays out: it may hold text of the payload.
+    Its text is left out: it may hold text of the payload.
     """
     if isinstance(error, LogError):
         raise error
@@ -303,17 +303,17 @@ def _told_of(error: Exception) -> BadRecordError:
 
 
 def told(profile: Profile) -> Profile:
-    """Return the profile for the evidence: who the client's conversation is with stays out."""
+    """Return the profile for the evidence, without the client's session."""
     return profile if profile.session is None else replace(profile, session=None)
 
 
 def source_of(record: Record) -> Source:
-    """Return where a record stood."""
+    """Return a record's position."""
     return Source(record.partition.topic, record.partition.number, record.offset)
 
 
 def metadata_of(value: bytes | None) -> object:
-    """Return the metadata of a request that was parsed before."""
+    """Return the metadata of a request that has been parsed."""
     try:
         return decode_json_object(value or b"{}").get("metadata")
     except BadRecordError:
@@ -321,7 +321,7 @@ def metadata_of(value: bytes | None) -> object:
 
 
 def _name_of(record: Record) -> str:
-    """Return the key of a record that has no readable id, else where it stood."""
+    """Return the key of a record that has no readable id, else its position."""
     # A key may be as large as a record, and grows by what is made of each of its bytes.
     if record.key and len(record.key) <= ID_CHARACTERS_MAX:
         return record.key.decode("utf-8", "backslashreplace")

@@ -18,7 +18,7 @@ class SaltFollower(TopicFollower):
         self._digests = digests
 
     def take(self, record: Record) -> None:
-        """Take a salt in, or its end."""
+        """Process a salt, or its deletion."""
         if record.value is None:
             salt_id, _, tenant = (record.key or b"").decode("utf-8", "replace").partition("/")
             self._digests.remove(tenant, salt_id)

@@ -14,10 +14,10 @@ DIMENSIONS = ("ttft", "tpot", "deadline", "all")
 
 
 def outcomes(end: Evidence | EvidenceStep, wanted: Profile | SeenTarget | None) -> dict[str, bool]:
-    """Return for each dimension of the SLO whether it was kept, and for ``all`` together.
+    """Return whether each dimension of the SLO was met, and ``all`` together.
 
-    Latencies count from ``created_at``. Of a request without an answer only the deadline is known
-    to be missed; one that was cancelled or turned away has no SLO, and the result is empty.
+    Latencies count from ``created_at``. For a request without an answer only the deadline is known
+    to be missed; a cancelled or rejected one has no SLO, and the result is empty.
 
     Args:
         end: the step that ended the request.

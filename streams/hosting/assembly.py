@@ -27,7 +27,7 @@ from topics.signing.keys import load_signing_key
 
 
 def make_signer(settings: Settings, writer: str, clock: Clock) -> Signer:
-    """Return the signer of a process, with the key that the settings name or one of its own.
+    """Return the signer of a process, with the key from the settings or a new one.
 
     Raises:
         KeyFileError: the key's file can't be used.
@@ -43,7 +43,7 @@ def make_signer(settings: Settings, writer: str, clock: Clock) -> Signer:
 
 
 def follow(follower: TopicFollower, metrics: Metrics) -> FollowerService:
-    """Return the service of a follower, whose passed over records the metrics count."""
+    """Return the service of a follower; the metrics count the records that it skips."""
     metrics.gauges.read_from(follower_counts(follower))
     return FollowerService(follower)
 
@@ -51,7 +51,7 @@ def follow(follower: TopicFollower, metrics: Metrics) -> FollowerService:
 def signing_services(
     settings: Settings, signer: Signer, metrics: Metrics, clock: BrokerClock
 ) -> list[Service]:
-    """Return what has to run, and before any stage, in a process that signs; it sets the clock."""
+    """Return the services that a signing process runs before any stage; they set the clock."""
     return [
         follow(SaltFollower(settings, signer.digests), metrics),
         HeadsService(settings, signer, clock),
@@ -61,7 +61,7 @@ def signing_services(
 def telling_services(
     name: str, settings: Settings, metrics: Metrics, clock: Clock
 ) -> list[Service]:
-    """Return what tells of a process: its metrics, and the partitions that keep it waiting."""
+    """Return the services that report on a process: its metrics, and its blocked partitions."""
     watch = BlockWatch(
         metrics.logs,
         partial(find_open, settings),
@@ -81,7 +81,7 @@ def transactor(
     observers: Sequence[Observer] = (),
     before_step: Callable[[], None] = lambda: None,
 ) -> Transactor:
-    """Return a transactor that drives the stage over the Kafka of these settings, and counts."""
+    """Return a transactor that drives the stage over the settings' Kafka, with metrics."""
     log = KafkaLog(settings, metrics.timed)
     metrics.watch(stage.group, log)
     return Transactor(
@@ -99,7 +99,7 @@ def transactor(
 
 
 def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
-    """Make sure that the topics are there before anything relies on them, outside an event loop.
+    """Check that the topics exist before anything relies on them, outside an event loop.
 
     Raises:
         AdminError: as ``require_topics``.
@@ -108,7 +108,7 @@ def check_topics(settings: Settings, topics: Iterable[Topic]) -> None:
 
 
 async def require_topics(settings: Settings, topics: Iterable[Topic]) -> None:
-    """Make sure that these topics are there.
+    """Check that these topics exist.
 
     Raises:
         AdminError: Kafka can't be reached, or a topic is missing or has other partitions.

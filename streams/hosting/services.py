@@ -83,7 +83,7 @@ class _App(faust.App):  # type: ignore[misc]
 
 
 def _end_soon(status: int) -> None:
-    """End the process, though what there is in it may wait for a broker that doesn't answer."""
+    """End the process, even if its parts wait for a broker that doesn't answer."""
     end = threading.Timer(CRASHED_S_MAX, os._exit, args=[status])
     end.daemon = True
     end.start()
@@ -91,7 +91,7 @@ def _end_soon(status: int) -> None:
 
 @contextlib.contextmanager
 def _reason_told() -> Iterator[None]:
-    """Say in one line why a member can't go on; the traceback that follows is long."""
+    """Return one line on why a member can't continue; the traceback that follows is long."""
     try:
         yield
     except Exception as error:
@@ -144,14 +144,14 @@ class StageService(QuietService):
 
 
 class FollowerService(QuietService):
-    """Keeps up to date what a process knows of a topic."""
+    """Keeps a process's knowledge of a topic up to date."""
 
     def __init__(self, follower: TopicFollower) -> None:
         super().__init__()
         self._follower = follower
 
     async def on_start(self) -> None:
-        """Learn what there is before anything is decided."""
+        """Read the existing records before anything is decided."""
         await self._follower.start()
 
     @Service.task  # type: ignore[untyped-decorator]
@@ -165,14 +165,14 @@ class FollowerService(QuietService):
 
 
 class StartedTogether(QuietService):
-    """Services of which none needs another. To start, each mostly waits for the broker."""
+    """Independent services, started concurrently, since each mostly waits for the broker."""
 
     def __init__(self, *services: Service) -> None:
         super().__init__()
         self._services = services
 
     def on_init_dependencies(self) -> Iterable[Service]:
-        """Return what stops, and crashes, with this."""
+        """Return the services that stop, and crash, with this one."""
         return self._services
 
     async def on_start(self) -> None:
@@ -181,14 +181,14 @@ class StartedTogether(QuietService):
 
 
 class TelemetryService(QuietService):
-    """Sends what spans are left when everything else has stopped."""
+    """Sends the remaining spans when everything else has stopped."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         super().__init__()
         self._telemetry = telemetry
 
     async def on_stop(self) -> None:
-        """Close the exporter, which may take its time."""
+        """Close the exporter, which may take a while."""
         await asyncio.to_thread(self._telemetry.close)
 
 
@@ -269,7 +269,7 @@ def _add_metrics(app: faust.App, page: MetricsPage) -> None:
 
 
 def calm_garbage_collector() -> None:
-    """Look for cycles less often, and never among what was loaded at start.
+    """Collect garbage less often, and never objects loaded at start.
 
     A request makes a few hundred objects and no cycle of its own. Deciding on one took 213 us with
     the default thresholds and 172 us with these (2 cores, 6 options, medians of three).
@@ -280,11 +280,11 @@ def calm_garbage_collector() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, up to 64 MiB at the end of its heap; elsewhere, do nothing.
+    """Make glibc keep up to 64 MiB of freed heap; elsewhere, do nothing.
 
-    It gives memory back, and takes it again page by page, for each large request that is read and
-    sent: 200 page faults, 0.4 ms of 3.6, for one of 400 KB (`python -m benchmarks --only large`
-    tells the faults).
+    By default it returns memory, and takes it again page by page, for each large request that is
+    read and sent: 200 page faults, 0.4 ms of 3.6, for one of 400 KB (`python -m benchmarks --only
+    large` reports the faults).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -293,7 +293,7 @@ def keep_freed_memory() -> None:
 
 
 def _add_health(app: faust.App, services: Sequence[Service], is_ready: Callable[[], bool]) -> None:
-    """Serve ``/healthz`` while every service runs, ``/readyz`` while work can be done besides."""
+    """Serve ``/healthz`` while every service runs, ``/readyz`` while it also can do work."""
 
     def is_up() -> bool:
         return all(service.started and not service.crashed for service in services)

@@ -14,7 +14,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is sent back. ``headers`` come beside the content's type."""
+    """A response. ``headers`` are added to the content's type."""
 
     content_type: str
     content: bytes

@@ -28,7 +28,7 @@ NOTE = "live: a view that may lose a record; `shunter ledger --exact` reads the 
 
 
 class _Reader(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Reads what is committed, which Faust does in its own transactions alone."""
+    """Reads committed records only, which Faust does only in its own transactions."""
 
     mundane_level = "debug"
 
@@ -50,7 +50,7 @@ class _Transport(driver.Transport):  # type: ignore[misc]
 
 
 class _Table(faust.Table):  # type: ignore[misc]
-    """A table that is in memory alone: no changelog, so that it needs no topic and no right."""
+    """A table in memory only: without a changelog, it needs no topic and no right."""
 
     mundane_level = "debug"
 
@@ -153,7 +153,7 @@ def run_ledger(settings: Settings, window_s: float) -> NoReturn:
 
 
 def _credentials(settings: Settings) -> Any:
-    """Return what Faust logs in with, from the options of every other client."""
+    """Return Faust's credentials, from the options of every other client."""
     options = settings.kafka_options()
     context: ssl.SSLContext | None = options.get("ssl_context")
     if "sasl_mechanism" in options:

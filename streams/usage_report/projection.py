@@ -19,28 +19,28 @@ Lane = Literal["interactive", "background", "unknown"]
 
 
 class Line(NamedTuple):
-    """What a row is about. Interactive is what was latency-sensitive when it was decided on."""
+    """The subject of a row. Interactive means latency-sensitive when it was decided on."""
 
     lane: Lane
     task: str
 
 
 class UsageEntry(NamedTuple):
-    """How a request ended, and on which line that stands."""
+    """The end of a request, and its line."""
 
     line: Line
     step: EvidenceStep
 
     @property
     def at(self) -> float:
-        """When it ended, epoch seconds."""
+        """The time of the end, epoch seconds."""
         return self.step.at
 
 
 class Endings:
     """Finds endings among the steps of a partition, in the order of its offsets.
 
-    How urgent a request is stands in the evidence of the decision on it, which comes before.
+    A request's urgency is in the evidence of its decision, which comes before.
     """
 
     def __init__(self, open_max: int = OPEN_MAX) -> None:
@@ -49,7 +49,7 @@ class Endings:
         self.unreadable = 0
 
     def take(self, value: bytes | None) -> UsageEntry | None:
-        """Take a record of evidence in; return the ending that it is, None where it is none."""
+        """Process a record of evidence; return its ending, None if it is none."""
         try:
             step = decode_step(value or b"")
         except msgspec.MsgspecError:
@@ -67,13 +67,13 @@ class Endings:
 
 
 def window_of(at: float, window_s: float) -> float:
-    """Return the start of the tumbling window that a time is in, both epoch seconds."""
+    """Return the start of the tumbling window of a time, both epoch seconds."""
     return math.floor(at / window_s) * window_s
 
 
 @dataclass(slots=True)
 class UsageRow:
-    """What one line counts in one window."""
+    """The counts of one line in one window."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     retried: int = 0
@@ -114,7 +114,7 @@ class UsageRow:
                 self.tpot_s.add(step.got.tpot_s)
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures of the row, as JSON has them; null is of what never happened."""
+        """Return the figures of the row for JSON; null if there was no such event."""
         requests = self.statuses.total()
         read = self.context_tokens.total
         return {
@@ -144,7 +144,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def as_json(rows: dict[tuple[float, Line], UsageRow]) -> list[dict[str, Any]]:
-    """Return rows by start of window and line, the newest window first, as JSON has them."""
+    """Return rows for JSON by start of window and line, the newest window first."""
     ordered = sorted(rows, key=lambda key: (-key[0], key[1]))
     return [
         {"from": start, "lane": line.lane, "task": line.task, **rows[start, line].figures()}
