@@ -12,7 +12,7 @@ SMALL_BYTES = 16 * 1024
 
 @dataclass(slots=True)
 class Room:
-    """Payload bytes, headers included, that one process may keep, over all its partitions."""
+    """Payload bytes, headers included, that one process may keep, over all partitions."""
 
     bytes_max: int
     bytes_used: int = 0

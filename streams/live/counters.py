@@ -20,7 +20,7 @@ M = TypeVar("M", bound=_Mergeable)
 
 @dataclass(slots=True)
 class ClassTally:
-    """One workload class. ``judged`` are the ends that have an SLO, as far as it is known."""
+    """One workload class. ``judged`` counts the ends with a known SLO."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     judged: int = 0
@@ -29,7 +29,7 @@ class ClassTally:
     finish: QuantileSketch = field(default_factory=QuantileSketch)
 
     def merge(self, other: "ClassTally") -> None:
-        """Add what another has counted."""
+        """Add another's counts."""
         self.statuses.update(other.statuses)
         self.judged += other.judged
         self.kept += other.kept
@@ -39,7 +39,7 @@ class ClassTally:
 
 @dataclass(slots=True)
 class PoolTally:
-    """What a pool has answered, by lane, and for how much."""
+    """The answers of a pool, by lane, and their cost."""
 
     direct: int = 0
     batch: int = 0
@@ -47,7 +47,7 @@ class PoolTally:
     usd: float = 0.0
 
     def merge(self, other: "PoolTally") -> None:
-        """Add what another has counted."""
+        """Add another's counts."""
         self.direct += other.direct
         self.batch += other.batch
         self.fallbacks += other.fallbacks
@@ -56,14 +56,14 @@ class PoolTally:
 
 @dataclass(slots=True)
 class GroupTally:
-    """What left a batch group: requests, the batches they went in, and why they went."""
+    """The releases of a batch group: requests, their batches, and the reasons."""
 
     released: int = 0
     batches: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     def merge(self, other: "GroupTally") -> None:
-        """Add what another has counted."""
+        """Add another's counts."""
         self.released += other.released
         self.batches += other.batches
         self.reasons.update(other.reasons)
@@ -74,7 +74,7 @@ class LiveCounters:
     """All counts. Money in US dollars.
 
     ``compared`` requests were answered and had a premium candidate when they were decided on; they
-    took ``compared_usd``, and that candidate was estimated at ``premium_usd``.
+    cost ``compared_usd``, and that candidate was estimated at ``premium_usd``.
     """
 
     classes: dict[str, ClassTally] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class LiveCounters:
         return self.groups.setdefault(name_in(self.groups, group), GroupTally())
 
     def merge(self, other: "LiveCounters") -> None:
-        """Add what another has counted."""
+        """Add another's counts."""
         _merge(self.classes, other.classes, ClassTally)
         _merge(self.pools, other.pools, PoolTally)
         _merge(self.groups, other.groups, GroupTally)
@@ -117,7 +117,7 @@ class LiveCounters:
 
 
 def name_in(known: "dict[str, M] | Counter[str]", name: str) -> str:
-    """Return a name, or that of all others where enough are known already."""
+    """Return a name, or the common one for all others once enough are known."""
     return name if name in known or len(known) < NAMES_MAX else OTHER
 
 

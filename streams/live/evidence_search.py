@@ -25,10 +25,10 @@ POLL_S = 0.5
 
 @dataclass(slots=True)
 class Search:
-    """What was found, in no order, and how far was looked.
+    """The records found, in no order, and the range searched.
 
-    ``records`` of the request's partition were looked through, back to ``back_to`` in epoch
-    seconds; ``is_whole`` tells whether that is all there are, or all of the request's.
+    ``records`` of the request's partition were read, back to ``back_to`` in epoch seconds;
+    ``is_whole`` is true if those are all there are, or all of the request's.
     """
 
     evidence: list[Evidence] = field(default_factory=list)
@@ -38,10 +38,10 @@ class Search:
 
 
 async def find_evidence(settings: Settings, clock: Clock, request_id: str) -> Search:
-    """Look for a request's evidence in its partition, backwards from the newest record.
+    """Search for a request's evidence in its partition, backwards from the newest record.
 
-    Ends with the request's first step, with the partition's beginning, after ``RECORDS_MAX``
-    records or ``SEARCH_S_MAX`` seconds.
+    Ends at the request's first step, at the partition's beginning, after ``RECORDS_MAX`` records or
+    ``SEARCH_S_MAX`` seconds.
 
     Raises:
         LogError: the topic can't be seen.
@@ -113,7 +113,7 @@ async def _between(
 
 
 def _is_first(step: Evidence) -> bool:
-    """Tell whether a step is one that a request begins with, rather than a second one of its id."""
+    """Return whether a step is a request's first one, not a second one of its id."""
     is_ingested = step.source.topic.endswith(".requests") and step.attempt == 1
     return is_ingested and step.step != "duplicate"
 

@@ -34,16 +34,16 @@ class LiveFollower(TopicFollower):
         """Whether all that was there at the start has been read."""
 
     def take(self, record: Record) -> None:
-        """Take a record in."""
+        """Process a record."""
         self._view.take(record, self._clock.now())
 
     async def start(self) -> None:
-        """Read what there is."""
+        """Read the existing records."""
         await super().start()
         self.is_current = True
 
     async def step(self, timeout_s: float) -> None:
-        """Take in some of what has come, and let the process do something else."""
+        """Process some new records, then yield to the rest of the process."""
         await super().step(timeout_s)
         # What is in the client's buffer is returned without waiting for anything.
         await asyncio.sleep(0)

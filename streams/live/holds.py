@@ -15,7 +15,7 @@ LOOKED_AT_MAX = 1000
 
 
 class _Profile(msgspec.Struct):
-    """Of a held request's profile, when it has to leave. Epoch seconds and seconds."""
+    """When a held request must be released, from its profile. Epoch seconds and seconds."""
 
     deadline: float
     window_s: float = 0.0
@@ -28,10 +28,10 @@ _decode_profile = msgspec.json.Decoder(_Profile).decode
 
 @dataclass(frozen=True, slots=True)
 class WaitingGroup:
-    """A batch group that waits. Times are epoch seconds.
+    """A waiting batch group. Times are epoch seconds.
 
-    ``due_at`` is when its first member's window ends, at the latest; a group leaves before that if
-    it is full or if its slack runs out, and after it where no pool can take it.
+    ``due_at`` is when its first member's window ends, at the latest. A group is released before
+    that if it is full or its slack runs out, and after it if no pool can take it.
     """
 
     group: str
@@ -43,8 +43,8 @@ class WaitingGroup:
 class HoldIndex:
     """The members of each group, by the ids that a tombstone names. No payload is kept.
 
-    A member takes about 300 bytes. At most ``members_max`` are known; ``left_out`` tells how many
-    were not when there were more, of which none is known to have left.
+    A member takes about 300 bytes. At most ``members_max`` are known; ``left_out`` counts the
+    others, none of which is known to have been released.
     """
 
     def __init__(self, members_max: int) -> None:
@@ -57,7 +57,7 @@ class HoldIndex:
         return len(self._group_of)
 
     def take(self, record: Record) -> None:
-        """Take a record of the hold in.
+        """Add a record of the hold.
 
         Raises:
             BadRecordError, msgspec.MsgspecError: a held request without what Shunter adds.
@@ -78,7 +78,7 @@ class HoldIndex:
         self._group_of[key] = group
 
     def waiting(self) -> Iterator[WaitingGroup]:
-        """Yield each group that has members."""
+        """Yield each non-empty group."""
         for group, members in self._groups.items():
             # In the order of the log, which is that of the time, within a group.
             early = list(islice(members.values(), LOOKED_AT_MAX))

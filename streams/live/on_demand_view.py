@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class Watching(Service):  # type: ignore[misc]
-    """Begins to follow at a look, and stops when there was none for a while.
+    """Follows the topics from the first look, and stops when nobody has looked for a while.
 
-    It shares the process with what moves requests, reads their evidence a second time, and so
-    costs nothing while nobody looks. What goes wrong here ends the view and nothing else.
+    It shares the process with the data plane and reads its evidence a second time, and so costs
+    nothing while nobody looks. A failure here ends the view and nothing else.
     """
 
     mundane_level = "debug"
@@ -42,11 +42,11 @@ class Watching(Service):  # type: ignore[misc]
         self._follower: LiveFollower | None = None
 
     def change(self, options: Options, policy: Policy) -> None:
-        """Show by another fleet and policy from now on."""
+        """Use another fleet and policy from now on."""
         self._view.change(options, policy)
 
     def look(self) -> Snapshot:
-        """Return the view as it is; it may have begun only now, and then is not current."""
+        """Return the current view; if it has just begun, it is not up to date."""
         now = self._looked_at = self._clock.now()
         if self._following is None or self._following.done():
             self._view = self._new_view()

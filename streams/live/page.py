@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class LivePage:
-    """Answers the page's requests. ``watching`` has to run beside it."""
+    """Answers the page's requests. ``watching`` must run beside it."""
 
     def __init__(self, settings: Settings, options: Options, policy: Policy, clock: Clock) -> None:
         self._settings = settings
@@ -64,12 +64,12 @@ class LivePage:
         self.watching = Watching(settings, clock, new_view)
 
     def change(self, situation: Situation) -> None:
-        """Show by another policy and fleet from now on."""
+        """Use another policy and fleet from now on."""
         self._options, self._policy = situation.options, situation.policy
         self.watching.change(self._options, self._policy)
 
     def views(self) -> Mapping[str, View]:
-        """Return what answers, by path; nothing where the page is not to be shown."""
+        """Return the handlers by path; empty if the page is disabled."""
         is_shown = self._settings.web_page
         if not (is_loopback(self._settings.web_host) if is_shown is None else is_shown):
             return {}
@@ -128,10 +128,10 @@ def _not_found(request_id: str, found: Search) -> str:
 
 
 def _is_for_us(asked: Asked, web_host: str) -> bool:
-    """Tell whether a request is meant for this server, and comes from no other site's page.
+    """Return whether a request is meant for this server, and not from another site's page.
 
-    A site whose name was made to point here (DNS rebinding) could read what we answer; it names
-    itself in Host, and no address literal can be rebound.
+    A site whose name was pointed here (DNS rebinding) could read our answers; it names itself in
+    Host, and no address literal can be rebound.
     """
     if asked.headers.get("Sec-Fetch-Site", "none") == "cross-site":
         # A link that is followed is a navigation, and shows the page to its user alone.
@@ -147,7 +147,7 @@ def _is_for_us(asked: Asked, web_host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine, by an address that no other machine reaches."""
+    """Return whether a host is this machine, by an address that no other machine reaches."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

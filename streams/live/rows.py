@@ -29,7 +29,7 @@ CONSTRAINTS = ("regions", "precisions", "pools", "exclude_pools", "labels", "max
 
 
 def snapshot_of(view: LiveView, now: float, *, is_current: bool = True) -> Snapshot:
-    """Return the view as it is now."""
+    """Return the current view."""
     begins_at = max(view.since, view.window.begins_at(now))
     seconds = max(now - begins_at, 1e-3)
     recent = view.window.sum(now)

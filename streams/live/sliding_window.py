@@ -8,7 +8,7 @@ SLICES = 30
 
 
 class Sliding:
-    """Tallies of the last ``window_s`` seconds, in slices that leave it one by one.
+    """Tallies of the last ``window_s`` seconds, in slices that expire one by one.
 
     It begins at the edge of a slice, so it is up to one slice, a thirtieth of it, shorter.
     """
@@ -19,11 +19,11 @@ class Sliding:
         self._slices: deque[tuple[int, LiveCounters]] = deque()
 
     def begins_at(self, now: float) -> float:
-        """Return where the window begins, in epoch seconds."""
+        """Return the start of the window, in epoch seconds."""
         return (self._number(now) - SLICES + 1) * self._slice_s
 
     def at(self, at: float, now: float) -> LiveCounters | None:
-        """Return the tally of the slice that a time is in, to add to; None of one that has left."""
+        """Return the tally of the slice of a time, to add to; None if it has expired."""
         self._leave(now)
         number = self._number(at)
         if number <= self._number(now) - SLICES:

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The time that rates, shares and quantiles are of."""
+    """The time range of rates, shares and quantiles."""
 
     begins_at: float
     s: float
@@ -30,13 +30,13 @@ class EndsView:
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """US dollars of busy device time, as results have it.
+    """US dollars of busy device time, from results.
 
-    ``premium_estimate_usd`` is what the router estimated, when it decided, for the same requests
-    on the cheapest premium GPU that may serve each, at once or, where it may wait, in a batch;
-    ``compared_usd`` is what they took. The estimate is for the load of that moment: premium GPUs
-    that really served everything would run fuller, and so cheaper. Requests that no premium GPU may
-    or could serve, and those whose decision was not seen, are not compared.
+    ``premium_estimate_usd`` is the router's estimate, when it decided, for the same requests on the
+    cheapest premium GPU that may serve each, at once or, if it may wait, in a batch;
+    ``compared_usd`` is their cost. The estimate is for the load of that moment: premium GPUs that
+    really served everything would run fuller, and so cheaper. Requests that no premium GPU may or
+    could serve, and those whose decision was not seen, are not compared.
     """
 
     usd: float
@@ -50,14 +50,13 @@ class Money:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """A pool. ``state`` is `up`, `draining` or `none`, where no worker reports.
+    """A pool. ``state`` is `up`, `draining`, or `none` if no worker reports.
 
     ``load`` is ``running`` over ``slots``, which counts every variant's slots, so that it is never
-    full; ``busy`` is the device time of what was completed in the window over that of all replicas,
-    None where that is not known: what ends at once can exceed it for a while. ``speed`` has
-    predicted over measured device time by model variant; ``circuits`` the variants whose circuit
-    breaker is not closed on some worker.
-    ``usd_per_hour`` is of what ran in the window, not the price of the devices.
+    full. ``busy`` is the device time of the work completed in the window over that of all replicas,
+    None if unknown: work that ends at once can exceed it for a while. ``speed`` is predicted over
+    measured device time by model variant; ``circuits`` the variants whose circuit breaker is not
+    closed on some worker. ``usd_per_hour`` is for the work in the window, not the price of devices.
     """
 
     pool: str
@@ -88,12 +87,12 @@ class PoolView:
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """A batch group that waits, or that something left in the window.
+    """A batch group with members, or with releases in the window.
 
-    ``fill`` is ``held`` over ``full``, the most members that the policy lets into a batch; a device
-    may take fewer. ``release_in_s`` is the time until its window ends; negative where it waits for
-    a pool or for room. ``prompt_tokens_max`` is the end of its bucket, ``constraints`` what all of
-    its members have, as in a request. A full group, or one without slack, leaves before that.
+    ``fill`` is ``held`` over ``full``, the policy's limit for a batch; a device may take fewer.
+    ``release_in_s`` is the time until its window ends; negative if it waits for a pool or for room.
+    ``prompt_tokens_max`` is the end of its bucket, ``constraints`` those shared by its members, as
+    in a request. A full group, or one without slack, is released before that.
     """
 
     group: str
@@ -116,7 +115,7 @@ class GroupView:
 
 @dataclass(frozen=True, slots=True)
 class GroupsView:
-    """All groups, those that hold most first. ``left_out`` is beyond what the view remembers."""
+    """All groups, the fullest first. ``left_out`` is beyond what the view remembers."""
 
     held: int
     left_out: int
@@ -128,9 +127,8 @@ class Workload:
     """A workload class. Latencies are seconds since ``created_at``, within 2 %.
 
     ``kept`` of the ``judged`` were completed by their deadline and within their latency SLO; that
-    share is ``attainment``. What was cancelled or turned away
-    (``streams/evidence/slo_outcomes.py``), and what ended without its decision having been seen, is
-    not judged.
+    share is ``attainment``. Cancelled or rejected requests (``streams/evidence/slo_outcomes.py``),
+    and those whose decision was not seen, are not judged.
     """
 
     task: str
@@ -151,7 +149,7 @@ class Workload:
 
 @dataclass(slots=True)
 class FallbackView:
-    """A try that failed. ``to_pool`` is where the request went then, None while that is open."""
+    """A failed try. ``to_pool`` is the request's next pool, None while that is open."""
 
     request_id: str
     at: float
@@ -164,9 +162,9 @@ class FallbackView:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything. ``is_current`` tells whether what was there at the start has been read.
+    """The whole view. ``is_current`` is true once the existing records have been read.
 
-    ``silent_s`` is the time since the newest record; ``unreadable`` records were passed over.
+    ``silent_s`` is the time since the newest record; ``unreadable`` records were skipped.
     """
 
     at: float

@@ -56,7 +56,7 @@ class Grid:
 class Told:
     """One step. ``clock`` is the time of day (UTC), ``since_s`` counts from the first step.
 
-    ``reason`` is a stable code, ``words`` what it says where the code alone does not.
+    ``reason`` is a stable code, ``words`` explain it if the code alone does not.
     """
 
     clock: str
@@ -72,7 +72,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """The steps of one request, earliest first. ``versions`` is empty where they changed."""
+    """The steps of one request, earliest first. ``versions`` is empty if they changed."""
 
     request_id: str
     facts: Facts
@@ -81,7 +81,7 @@ class Story:
 
 
 def tell(evidence: Sequence[Evidence]) -> Story:
-    """Return the story of one request, of which there is some evidence, in any order."""
+    """Return the story of a request from its evidence, in any order, at least one piece."""
     steps = sorted(evidence, key=lambda step: step.at)
     policies = {step.policy_version for step in steps if step.policy_version}
     fleets = {step.fleet_version for step in steps if step.fleet_version}
@@ -159,7 +159,7 @@ def _shadow(shadow: Shadow) -> str:
 
 
 def where(placement: Placement) -> str:
-    """Return the hardware that served a request, and what was tried before."""
+    """Return the hardware that served a request, and earlier tries."""
     place = [
         placement.pool,
         placement.device,
@@ -198,7 +198,7 @@ def _hold(step: Evidence) -> str | None:
 
 
 def tokens(usage: Usage) -> str:
-    """Return what was read and written."""
+    """Return the numbers of tokens read and written."""
     return f"{usage.input_tokens} in ({usage.cached_tokens} cached), {usage.output_tokens} out"
 
 

@@ -26,9 +26,9 @@ _Asked = tuple[SeenTarget, float | None]
 
 
 class LiveView:
-    """Folds evidence, heartbeats and the hold. The evidence of an end tells all of its result.
+    """Folds evidence, heartbeats and the hold. The evidence of an end has all of its result.
 
-    Memory is bounded by what is held (``held_records_max``) and by limits on everything else.
+    Memory is bounded by the hold (``held_records_max``) and by limits on everything else.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LiveView:
         window_s: float = WINDOW_S,
         held_records_max: int = 1_000_000,
     ) -> None:
-        """Begin at ``since``, epoch seconds; what happened before that is not counted."""
+        """Begin at ``since``, epoch seconds; earlier events are not counted."""
         self._catalogue = catalogue
         self.since = since
         self.window = Sliding(window_s)
@@ -56,7 +56,7 @@ class LiveView:
         self.change(options, policy)
 
     def change(self, options: Options, policy: Policy) -> None:
-        """Show by another fleet and policy from now on; what was counted stays."""
+        """Use another fleet and policy from now on; existing counts stay."""
         self.options = options
         self.policy = policy
         self._premium = {p for p, o in options.by_pool.items() if o[0].kind == PREMIUM}
@@ -64,16 +64,16 @@ class LiveView:
 
     @property
     def topics(self) -> list[str]:
-        """The topics that have to be read: those that change from now on, and those in whole."""
+        """All topics to read, whether from now on or in whole."""
         return [self._catalogue.evidence, *self.whole_topics]
 
     @property
     def whole_topics(self) -> list[str]:
-        """Those of which every record counts, however old: compacted ones."""
+        """The compacted topics, of which every record counts, however old."""
         return [self._catalogue.pool_status, self._catalogue.held]
 
     def take(self, record: Record, now: float) -> None:
-        """Take a record in. One that can't be read is counted and passed over."""
+        """Process a record. An unreadable one is counted and skipped."""
         topic, value = record.partition.topic, record.value
         self.newest_at = max(self.newest_at or 0.0, record.timestamp_ms / 1000)
         try:
@@ -90,7 +90,7 @@ class LiveView:
             self.unreadable += 1
 
     def step(self, step: RoutedStep, now: float) -> None:
-        """Take a piece of evidence in. A clock that is ahead of ours counts as ours."""
+        """Process a piece of evidence. A time ahead of our clock counts as now."""
         step.at = min(step.at, now)
         self._remember(step)
         if step.at < self.since:
@@ -169,7 +169,7 @@ class LiveView:
             tally.premium_usd += asked[1]
 
     def _task(self, step: RoutedStep) -> str:
-        """Return the class of a step; one that only the client's words tell need not be one."""
+        """Return the class of a step; one from the client's words only may not exist."""
         if step.task is None:
             return OTHER
         if (step.step != "rejected" or step.profile is not None) and (len(self._tasks) < NAMES_MAX):

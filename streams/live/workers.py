@@ -14,7 +14,7 @@ class Workers:
         self._reports: dict[str, dict[str, PoolStatus]] = {}
 
     def take(self, status: PoolStatus) -> None:
-        """Take a heartbeat in."""
+        """Add a heartbeat."""
         self._reports.setdefault(status.pool, {})[status.instance] = status
 
     def pools(self) -> set[str]:
@@ -22,7 +22,7 @@ class Workers:
         return set(self._reports)
 
     def newest(self, pool: str) -> PoolStatus | None:
-        """Return the newest heartbeat of a pool, whatever its state; None where there is none."""
+        """Return the newest heartbeat of a pool, whatever its state; None if there is none."""
         reports = self._reports.get(pool, {})
         return max(reports.values(), key=lambda s: s.at, default=None)
 

@@ -28,17 +28,17 @@ _FAMILIES: dict[str, type[Family]] = {"gauge": GaugeMetricFamily, "counter": Cou
 
 
 class Gauges(Collector):
-    """Asks its sources when it is asked. All on one thread: that of the event loop."""
+    """Reads its sources on demand, all on one thread: that of the event loop."""
 
     def __init__(self) -> None:
         self._sources: list[Callable[[], Readings]] = []
 
     def read_from(self, source: Callable[[], Readings]) -> None:
-        """Ask this one too from now on."""
+        """Add a source."""
         self._sources.append(source)
 
     def collect(self) -> Iterator[Family]:
-        """Yield what the sources say."""
+        """Yield the sources' values."""
         families: dict[m.Metric, Family] = {}
         for source in self._sources:
             for metric, labels, value in source():
@@ -53,7 +53,7 @@ class Gauges(Collector):
 
 
 def follower_counts(follower: TopicFollower) -> Callable[[], Readings]:
-    """Return what tells of the records that a follower has passed over."""
+    """Return a source for the number of records that a follower has skipped."""
 
     def read() -> Readings:
         for topic, count in follower.set_aside.items():
@@ -65,7 +65,7 @@ def follower_counts(follower: TopicFollower) -> Callable[[], Readings]:
 def hold_gauges(
     batcher: Batcher, policy: Callable[[], Policy], clock: Clock
 ) -> Callable[[], Readings]:
-    """Return what tells of the hold on a router's partitions."""
+    """Return a source for the hold on a router's partitions."""
 
     def read() -> Readings:
         tasks: Counter[str] = Counter(dict.fromkeys(policy().classes, 0))
@@ -101,7 +101,7 @@ def _shortened(group: str) -> str:
 
 
 def span_gauges(telemetry: Telemetry) -> Callable[[], Readings]:
-    """Return what tells of spans that were given up, and of traces that were not begun."""
+    """Return a source for dropped spans and traces that were not begun."""
 
     def read() -> Readings:
         yield m.DROPPED_SPANS, (), telemetry.dropped_spans
@@ -111,7 +111,7 @@ def span_gauges(telemetry: Telemetry) -> Callable[[], Readings]:
 
 
 def target_gauges(policy: Callable[[], Policy]) -> Callable[[], Readings]:
-    """Return what tells the share of requests that is to keep its SLO, by class."""
+    """Return a source for the target share of requests that meet their SLO, by class."""
 
     def read() -> Readings:
         for task, wanted in policy().classes.items():

@@ -10,9 +10,9 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Names:
-    """Values of a label, of which there are never more than a limit and ``other``.
+    """Values of a label, limited in number; the rest are ``other``.
 
-    Those known beforehand come first, then whoever comes first.
+    Values known beforehand come first, then the first that occur.
     """
 
     OTHER = "other"
@@ -22,7 +22,7 @@ class Names:
         self._names_max = names_max
 
     def of(self, name: str | None) -> str:
-        """Return the name, or ``other`` where there are enough; none where there is none."""
+        """Return the name, or ``other`` beyond the limit; none if there is none."""
         if not name:
             return "none"
         if name not in self._names:
@@ -33,7 +33,7 @@ class Names:
 
 
 class Instruments:
-    """Counters and histograms of the catalogue, each on the registry once it is used."""
+    """Counters and histograms of the catalogue, each registered when it is first used."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -43,7 +43,7 @@ class Instruments:
         self._children: dict[tuple[object, ...], Histogram] = {}
 
     def add(self, metric: Metric, labels: tuple[str, ...], amount: float) -> None:
-        """Count; 0 shows that there was none so far."""
+        """Increase a counter; adding 0 makes it visible."""
         counter = self._counters.get(metric)
         if counter is None:
             counter = Counter(metric.family, metric.text, metric.labels, registry=self._registry)
@@ -53,7 +53,7 @@ class Instruments:
     def observe(
         self, metric: Metric, value: float, *labels: str, trace_id: str | None = None
     ) -> None:
-        """Count a value in its histogram; its trace is the exemplar of its bucket from now on."""
+        """Add a value to its histogram; its trace becomes the exemplar of its bucket."""
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:

@@ -48,10 +48,10 @@ class _Block:
 
 
 class BlockWatch:
-    """Tells which partitions of this process a transaction blocks, by which and how to end it.
+    """Reports which partitions of this process a transaction blocks, which one, and the remedy.
 
-    That a partition does not move is seen in what its readers have fetched; only then are brokers
-    asked, once a minute.
+    A blocked partition is detected from its readers' fetches; only then are brokers asked, once a
+    minute.
 
     Args:
         logs: the members of groups in this process.
@@ -78,7 +78,7 @@ class BlockWatch:
         self._blocks: dict[Partition, _Block] = {}
 
     def gauges(self) -> Readings:
-        """Yield for how long the first of the blocked partitions of a topic has been so."""
+        """Yield how long the first blocked partition of each topic has been blocked."""
         now = self._clock.now()
         longest: dict[str, float] = {}
         for partition, block in self._blocks.items():
@@ -89,7 +89,7 @@ class BlockWatch:
             yield m.BLOCKED, (topic,), blocked_s
 
     async def look(self) -> None:
-        """Look once, and ask brokers about what has not moved for too long."""
+        """Check once, and ask brokers about partitions that have not moved for too long."""
         now = self._clock.now()
         self._update(now)
         due = [p for p, block in self._blocks.items() if self._is_due(block, now)]
@@ -158,7 +158,7 @@ class BlockWatch:
     def _remedy(
         self, partition: Partition, found: OpenTransaction, now: float, *, hangs: bool
     ) -> str:
-        """Return what becomes of a transaction by itself, and the command that ends it."""
+        """Return how a transaction will end by itself, and the command that ends it."""
         tool = f"kafka-transactions.sh --bootstrap-server {shlex.quote(self._servers)}"
         abort = (
             f"{tool} abort --topic {partition.topic} --partition {partition.number}"
@@ -193,7 +193,7 @@ class BlockWatch:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a client's text can stand in a command that somebody may copy."""
+    """Return whether a client's text is safe in a command that somebody may copy."""
     return text.isascii() and text.isprintable() and len(text) <= ID_CHARACTERS_MAX
 
 
@@ -202,7 +202,7 @@ def _shown(found: OpenTransaction) -> str:
 
 
 class BlockWatchService(Repeated):
-    """Looks again and again, beside the stages."""
+    """Checks periodically, beside the stages."""
 
     def __init__(self, watch: BlockWatch) -> None:
         super().__init__(watch.look, LOOK_EVERY_S)

@@ -82,7 +82,7 @@ _DATA: dict[str, Callable[[list[Any]], Sum | Gauge | Histogram]] = {
 
 
 def _series(metric: m.Metric, samples: Iterable[Sample]) -> dict[tuple[str, ...], list[Sample]]:
-    """Return the samples of each set of labels, in their order; a bucket's bound is none."""
+    """Return the samples of each set of labels, in order; a bucket's bound is not a label."""
     found: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         labels = tuple(sample.labels[label] for label in metric.labels)
@@ -125,9 +125,9 @@ def _exemplar(found: FoundExemplar) -> Exemplar:
 
 
 def exporter_from_environment() -> MetricExporter | None:
-    """Return the exporter that the standard ``OTEL_*`` variables ask for; by default none.
+    """Return the exporter of the standard ``OTEL_*`` variables; by default none.
 
-    The general endpoint alone asks for none: it often is a Jaeger, which takes no metrics.
+    The general endpoint alone selects none: it often is a Jaeger, which takes no metrics.
 
     Raises:
         RuntimeError: one is asked for that is unknown, or the ``otlp`` extra isn't installed.
@@ -171,7 +171,7 @@ def _otlp() -> MetricExporter:
 
 
 def _aside(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a call on a thread of its own, which keeps no process from ending."""
+    """Run a call on a thread of its own, which never delays the end of the process."""
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()
 
@@ -186,9 +186,9 @@ def _aside(call: Callable[[], T]) -> asyncio.Future[T]:
 
 
 class MetricsService(Repeated):
-    """Looks at the lag now and then, and exports where an exporter is asked for.
+    """Samples the lag periodically, and exports if an exporter is configured.
 
-    What is exported is put together on the event loop and sent on another thread, one at a time.
+    Exports are built on the event loop and sent on another thread, one at a time.
     """
 
     def __init__(self, metrics: Metrics, service: str, instance: str, clock: Clock) -> None:
@@ -210,7 +210,7 @@ class MetricsService(Repeated):
             await self._export(self._exporter)
 
     async def on_shutdown(self) -> None:
-        """Send what was counted last, unless nobody took it before, as far as that goes quickly."""
+        """Export the last values, unless exported before, if that is quick."""
         if self._exporter is None:
             return
         try:

@@ -20,7 +20,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 class Metrics:
-    """Counts what its observer is told of, and shows it with the gauges.
+    """Counts the transactions that it observes, and shows them with the gauges.
 
     Args:
         options: tells which pools are premium GPUs.
@@ -61,15 +61,15 @@ class Metrics:
         self._instruments.observe(m.TRANSACTION, seconds, group, partition.topic)
 
     def watch(self, group: str, log: KafkaLog) -> None:
-        """Tell the lag of this member of a group from now on."""
+        """Report the lag of this group member from now on."""
         self._logs.append((group, log))
 
     def logs(self) -> Iterable[KafkaLog]:
-        """Return the members whose lag is told."""
+        """Return the members whose lag is reported."""
         return [log for _, log in self._logs]
 
     async def sample(self) -> None:
-        """Look how far behind the members are; what is shown is as of the last look."""
+        """Sample the lag of the members; the page shows the last sample."""
         lag: dict[tuple[str, str], int] = {}
         for group, log in self._logs:
             for partition, records in (await log.lag()).items():
@@ -78,7 +78,7 @@ class Metrics:
         self._lag = lag
 
     def page(self, accept: str) -> tuple[str, bytes]:
-        """Return content type and text, with exemplars where the reader takes OpenMetrics.
+        """Return content type and text, with exemplars if the reader takes OpenMetrics.
 
         Args:
             accept: the header of the request.

@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def no_profile(_effect: Effect) -> None:
-    """Say that the stage knows no more of a request than its evidence."""
+    """Return None: the stage knows no more of a request than its evidence."""
 
 
 class Fold:
     """Counts the effects of transactions; an observer of transactors.
 
-    What is counted by one of a transaction's records is added up before an instrument is touched.
+    The counts of one record are added up before an instrument is touched.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Fold:
                     self._instruments.add(m.SLO_OUTCOMES, (task, dimension, outcome), 0)
 
     def __call__(self, partition: Partition, effects: Sequence[Effect]) -> None:
-        """Count what has become visible. A fault of counting is logged once and ends nothing."""
+        """Count a visible transaction. A fault in counting is logged once and ends nothing."""
         try:
             self._count(effects)
         except Exception:

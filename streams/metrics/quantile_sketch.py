@@ -11,9 +11,9 @@ _ZERO = -1000
 
 
 class QuantileSketch:
-    """Counts of values in buckets that grow, after DDSketch (Masson, Rim, Lee, 2019).
+    """Counts of values in growing buckets, after DDSketch (Masson, Rim, Lee, 2019).
 
-    Two of them can be added, so that a window is the sum of its slices.
+    Sketches can be added, so that a window is the sum of its slices.
     """
 
     __slots__ = ("buckets", "total")
@@ -23,22 +23,22 @@ class QuantileSketch:
         self.total = 0.0
 
     def add(self, value: float) -> None:
-        """Count a value, 0 or more; what is less counts as 0."""
+        """Count a value, 0 or more; negative values count as 0."""
         self.buckets[_ZERO if value < 1e-9 else math.ceil(math.log(value) / _LOG)] += 1
         self.total += max(0.0, value)
 
     def merge(self, other: "QuantileSketch") -> None:
-        """Count what another has counted."""
+        """Add another's counts."""
         self.buckets.update(other.buckets)
         self.total += other.total
 
     @property
     def mean(self) -> float | None:
-        """The mean; None of nothing."""
+        """The mean; None if empty."""
         return self.total / self.buckets.total() if self.buckets else None
 
     def quantile(self, share: float) -> float | None:
-        """Return the value at a share (0 to 1) of the counts, by nearest rank; None of nothing."""
+        """Return the value at a share (0 to 1) of the counts, by nearest rank; None if empty."""
         rank = math.ceil(share * self.buckets.total())
         for index in sorted(self.buckets):
             rank -= self.buckets[index]

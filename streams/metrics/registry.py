@@ -28,7 +28,7 @@ class Metric:
 
     @property
     def family(self) -> str:
-        """The name in Prometheus' format, without what a counter or a histogram adds."""
+        """The name in Prometheus' format, without a counter's or a histogram's suffix."""
         name, suffix = self.name.replace(".", "_"), _SUFFIXES.get(self.unit, "")
         return name if name.endswith(suffix) else name + suffix
 

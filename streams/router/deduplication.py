@@ -15,7 +15,7 @@ OFFSETS_PER_BLOCK = 4
 
 
 class Duplicates:
-    """The ids of the partitions that are ours.
+    """The request ids of our partitions.
 
     Args:
         topic: where blocks of seen ids are written, co-partitioned with the ingest topic.
@@ -32,7 +32,7 @@ class Duplicates:
         self._log: Log | None = None
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Learn what ids came last before ``progress``."""
+        """Read the last ids before ``progress``."""
         if not self._records_max:
             return
         self._log = log
@@ -61,12 +61,12 @@ class Duplicates:
         self._recent.pop(partition, None)
 
     def known(self, partition: Partition) -> int:
-        """Return how many ids are known of a partition."""
+        """Return the number of known ids of a partition."""
         recent = self._recent.get(partition)
         return 0 if recent is None else len(recent)
 
     async def check_first(self, partition: Partition, request_ids: Collection[str]) -> None:
-        """Validate the records of the past that make requests of these ids duplicates, if fit."""
+        """Validate past records that would make requests of these ids duplicates."""
         recent = self._recent.get(partition)
         if recent is None or self._log is None:
             return
@@ -84,12 +84,12 @@ class Duplicates:
             recent.check(request_id, is_request=fit)
 
     def first(self, record: Record, request_id: str) -> int | None:
-        """Take note of a request, and return the offset of the first of its id, None if new."""
+        """Note a request, and return the offset of the first of its id, None if new."""
         recent = self._recent.get(record.partition)
         return None if recent is None else recent.seen(request_id, record.offset)
 
     def finished(self, partition: Partition, next_offset: int) -> list[Effect]:
-        """Return what goes with progress to this offset: the blocks of ids that are over then."""
+        """Return the records to commit with progress to this offset: the finished blocks of ids."""
         recent = self._recent.get(partition)
         if recent is None:
             return []
@@ -99,7 +99,7 @@ class Duplicates:
         ]
 
     def done(self, partition: Partition) -> None:
-        """Know for good what was noted."""
+        """Keep the noted ids for good."""
         recent = self._recent.get(partition)
         if recent is not None:
             recent.keep()
@@ -126,7 +126,7 @@ class Duplicates:
 async def _written(
     log: Log, home: Partition, bounds: tuple[int, int]
 ) -> dict[int, tuple[SeenIds, list[tuple[int, bytes]]]]:
-    """Return the newest blocks that were written, with what is in them, by where each ends."""
+    """Return the newest written blocks with their contents, by the end of each."""
     first, end = bounds
     found: dict[int, tuple[SeenIds, list[tuple[int, bytes]]]] = {}
     start = max(first, end - OFFSETS_PER_BLOCK * (BLOCKS + 2))
@@ -145,7 +145,7 @@ def _chain(
     next_offset: int,
     block_records: int,
 ) -> list[SeenIds]:
-    """Return the blocks, each beginning where another ends, that end with the last whole one."""
+    """Return the contiguous blocks that end with the last whole one."""
     chain: list[SeenIds] = []
     position = next_offset // block_records * block_records
     while position > start and position in written:

@@ -23,7 +23,7 @@ BLOCKS, BLOCK_RECORDS_MIN = 50, 4
 
 
 class RecentIds:
-    """The ids of one partition. What ``seen`` learns counts for good only after ``keep``."""
+    """The ids of one partition. Ids from ``seen`` are kept for good only after ``keep``."""
 
     def __init__(self, records_max: int) -> None:
         self._records_max = records_max
@@ -45,7 +45,7 @@ class RecentIds:
         return len(self._last)
 
     def seen(self, request_id: str, offset: int) -> int | None:
-        """Take note of a request, and return the offset of the first of its id, None if new.
+        """Note a request, and return the offset of the first of its id, None if new.
 
         Offsets ascend from call to call.
         """
@@ -57,12 +57,12 @@ class RecentIds:
         return first
 
     def begin_at(self, next_offset: int) -> None:
-        """Take note of where ``seen`` goes on; what is read back before it is not checked."""
+        """Set the offset at which ``seen`` continues; records read back before it are unchecked."""
         self._block_at = next_offset // self.block_records * self.block_records
         self._checked_from = next_offset
 
     def read_back(self, request_id: str, offset: int, is_request: Callable[[], bool]) -> None:
-        """Take note of a record of the past that bears an id. Offsets ascend from call to call.
+        """Note a past record that bears an id. Offsets ascend from call to call.
 
         Args:
             request_id: its id.
@@ -74,7 +74,7 @@ class RecentIds:
             self._sightings.append((offset, digest))
 
     def recall(self, sightings: Sequence[tuple[int, bytes]], *, is_checked: bool) -> None:
-        """Take note of what a predecessor had seen at a block of offsets."""
+        """Note the ids that a predecessor had seen in a block of offsets."""
         offsets = {digest: offset for offset, digest in sightings}
         if is_checked and len(offsets) == len(sightings) and offsets.keys().isdisjoint(self._last):
             self._last |= offsets
@@ -84,7 +84,7 @@ class RecentIds:
             self._recall(digest, offset, lambda: True, is_checked=is_checked)
 
     def finished(self, next_offset: int) -> list[SeenIds]:
-        """Return the blocks that are over at this offset, up to which all has been ``seen``."""
+        """Return the finished blocks at this offset, up to which all has been ``seen``."""
         block = self.block_records
         # Of what the window has left behind nobody asks any more.
         self._block_at = max(self._block_at, (next_offset - self._records_max) // block * block)
@@ -106,7 +106,7 @@ class RecentIds:
         *,
         is_checked: bool = False,
     ) -> bool:
-        """Take note of a sighting of the past, unless it was none; tell whether it was one."""
+        """Note a past sighting, unless it was none; return whether it was one."""
         last = self._last.get(digest)
         if last is None or last < offset - self._records_max:
             self._first.pop(digest, None)
@@ -134,7 +134,7 @@ class RecentIds:
         return None if found is None else found[0]
 
     def check(self, request_id: str, *, is_request: bool) -> None:
-        """Take in whether the unchecked record of an id was a request."""
+        """Record whether the unchecked record of an id was a request."""
         digest = _digest(request_id)
         _, second = self._unchecked.pop(digest)
         if is_request:
@@ -148,7 +148,7 @@ class RecentIds:
             self._first[digest] = second
 
     def keep(self) -> None:
-        """Remember what was seen since the last call, and forget what is too long ago."""
+        """Keep the ids seen since the last call, and forget those too long ago."""
         for digest, (first, last) in self._new.items():
             self._last.pop(digest, None)
             self._last[digest] = last

@@ -45,7 +45,7 @@ from topics.records.result import Status
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A request that was decided on."""
+    """A request with its decision."""
 
     record: Record
     profile: Profile
@@ -98,18 +98,18 @@ class Router:
 
     @property
     def topics(self) -> Sequence[str]:
-        """Ingest, and what comes back for another try."""
+        """Ingest, and the reroutes."""
         return (self._catalogue.requests, self._catalogue.reroutes)
 
     def take_context(self, terms: DecisionContext) -> None:
-        """Go on under other terms. Only while no work is under way."""
+        """Adopt new terms. Only while no work is in flight."""
         self._placer.take(terms.situation)
         self._evidence_writer, self._tokens = terms.evidence_writer, terms.tokens
         self._shadow = terms.shadow
         self._rates.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Learn what ids came last; no decision must depend on anything else before."""
+        """Read the last ids; decisions must not depend on any other state."""
         if partition.topic == self._catalogue.requests:
             self._ingest.add(partition)
             await self._duplicates.restore(partition, progress, log)
@@ -120,15 +120,15 @@ class Router:
         self._duplicates.forget(partition)
 
     def wants(self, partition: Partition) -> bool:
-        """Nothing piles up."""
+        """Return True: nothing accumulates."""
         return True
 
     def idle_s(self) -> float:
-        """No timers here."""
+        """Return infinity: no timers."""
         return float("inf")
 
     def done(self, partition: Partition, work: TransactionPlan) -> None:
-        """The ids of what was routed are known from now on."""
+        """Keep the ids of the routed requests."""
         self._duplicates.done(partition)
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
@@ -149,7 +149,7 @@ class Router:
         return TransactionPlan(Progress(records[-1].offset + 1), effects)
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
-        """Dead-letter the request that the log won't take; an accepted one fails besides."""
+        """Dead-letter the request that the log refuses; an accepted one also gets a failure."""
         source, now = effect.source, self._clock.now()
         if source is None:
             raise LogError(f"{record.topic} refused a record without a source") from error

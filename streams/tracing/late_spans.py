@@ -16,9 +16,9 @@ from topics.records import headers as h
 
 
 def write_earlier(telemetry: Telemetry, catalogue: Catalogue, record: Record) -> int:
-    """Write the spans of a request up to the record it is in now, and return the last one's id.
+    """Write the spans of a request before its current record, and return the last one's id.
 
-    Returns 0 where nothing came before, or nothing is known of it.
+    Returns 0 if there were none, or none are known.
     """
     own = telemetry.entered(record).context
     if own is None or record.partition.topic == catalogue.requests:

@@ -90,7 +90,7 @@ def span(
 
 
 def events(name: str, at: float, each: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield events of one name, at a time in epoch seconds, of the attributes of each."""
+    """Yield events of one name, at a time in epoch seconds, from the attributes of each."""
     head = b"\x09" + _fixed64(_ns(at)) + _name(b"\x12", name)
     room = len(head)
     for attributes in each:
@@ -104,7 +104,7 @@ def link(trace_id: int, span_id: int, attributes: bytes) -> bytes:
 
 
 def request(resource: Mapping[str, AttributeValue], spans: Sequence[bytes]) -> bytes:
-    """Return what is sent to a collector: spans of one process, which share resource and scope."""
+    """Return a request to a collector: spans of one process, which share resource and scope."""
     scope = _field(b"\x0a", _text(b"\x0a", "shunter"))
     in_scope = len(scope) + sum(map(len, spans))
     head = _field(b"\x0a", attributes_of(OF_RESOURCE, resource)) + b"\x12" + _varint(in_scope)
@@ -114,9 +114,9 @@ def request(resource: Mapping[str, AttributeValue], spans: Sequence[bytes]) -> b
 
 
 def attributes_of(where: bytes, attributes: Mapping[str, AttributeValue]) -> bytes:
-    """Return attributes of a resource, a span, an event or a link, one after the other.
+    """Return attributes of a resource, a span, an event or a link, concatenated.
 
-    They are text, numbers, truths, or sequences of these.
+    They are text, numbers, booleans, or sequences of these.
     """
     return b"".join([attribute(where, name, value) for name, value in attributes.items()])
 
@@ -179,5 +179,5 @@ def _varint(number: int) -> bytes:
 
 
 def _ns(at: float) -> int:
-    """Return a time in nanoseconds; one that is none, or before the epoch, is the epoch."""
+    """Return a time in nanoseconds; an invalid one, or one before the epoch, is the epoch."""
     return int(at * NS_PER_S) if 0.0 < at < _INT_MAX / NS_PER_S else 0

@@ -10,22 +10,22 @@ _METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 class _Stub:
-    """The service of a collector; what goes out is encoded already, what comes back isn't read."""
+    """A collector's service; requests are encoded already, and responses are not decoded."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.Export = channel.unary_unary(_METHOD)
 
 
 class GrpcExporter(OTLPSpanExporter):
-    """Endpoint, credentials, time limits, tries and the connection are the library's."""
+    """Uses the library's endpoint, credentials, time limits, retries and connection."""
 
     def send(self, request: bytes, spans: int) -> bool:
-        """Send so many spans, and tell whether the collector took them."""
+        """Send a number of spans, and return whether the collector took them."""
         sent: Any = (request, spans)
         return self._export(sent) is SpanExportResult.SUCCESS
 
     def close(self) -> None:
-        """Let go of the connection; a call under way ends."""
+        """Close the connection; a call in flight ends."""
         self.shutdown()
 
     @property
@@ -34,7 +34,7 @@ class GrpcExporter(OTLPSpanExporter):
 
     @_stub.setter
     def _stub(self, _: object) -> None:
-        """Ignore the library's own, which takes messages."""
+        """Ignore the library's own stub, which takes messages."""
 
     def _translate_data(self, data: Any) -> Any:
         return data[0]

@@ -26,7 +26,7 @@ _COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 class HttpExporter:
-    """Posts spans over one connection, which it keeps.
+    """Posts spans over one persistent connection.
 
     Raises:
         ValueError: a variable is unfit.
@@ -59,16 +59,16 @@ class HttpExporter:
             self._session.mount(scheme, HTTPAdapter(max_retries=tries))
 
     def send(self, request: bytes, spans: int) -> bool:
-        """Send so many spans, and tell whether the collector took them. Raises where none is."""
+        """Send spans, and return whether the collector took them. Raises if there is none."""
         body = request if self._compress is None else self._compress(request)
         return self._session.post(self._url, body, timeout=self._timeout_s).ok
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._session.close()
 
 
 def _told(name: str) -> str:
-    """Return a variable of the traces' own, else of all telemetry."""
+    """Return a variable for traces, else the one for all telemetry."""
     own, general = f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"
     return (os.environ.get(own) or os.environ.get(general) or "").strip()

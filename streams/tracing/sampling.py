@@ -26,8 +26,8 @@ _FOLLOWS = "parentbased_"
 class Sampling:
     """A share of all traces, chosen by their ids, so that every process chooses the same.
 
-    ``follows`` is whether what an earlier process decided stands; ids whose low half is ``below``
-    are in the share.
+    ``follows`` is whether an earlier process's decision stands; ids whose low half is ``below`` are
+    in the share.
     """
 
     share: float
@@ -41,7 +41,7 @@ class Sampling:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Return what the standard variables ask for; where they can't be read, the default.
+        """Return the sampling of the standard variables; the default if they are unreadable.
 
         Raises:
             ValueError: the share is none.
@@ -56,11 +56,11 @@ class Sampling:
         return cls(share, name.startswith(_FOLLOWS))
 
     def begins(self, trace_id: int) -> bool:
-        """Tell whether a trace that begins here is sampled."""
+        """Return whether a trace that begins here is sampled."""
         return trace_id & _LOW_BITS < self.below
 
     def goes_on(self, parent: Context) -> bool:
-        """Tell whether a trace that began elsewhere is sampled."""
+        """Return whether a trace that began elsewhere is sampled."""
         return parent.is_sampled if self.follows else self.begins(parent.trace_id)
 
 

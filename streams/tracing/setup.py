@@ -14,11 +14,11 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 
 
 class TelemetryError(RuntimeError):
-    """The ``OTEL_*`` variables ask for something that can't be had; the message says what to do."""
+    """The ``OTEL_*`` variables ask for something unavailable; the message gives the remedy."""
 
 
 def from_environment(service: str, instance: str) -> Telemetry:
-    """Return the telemetry that the environment asks for.
+    """Return the telemetry that the environment configures.
 
     Raises:
         TelemetryError: it asks for an exporter or protocol that there is not, a value is unfit, or
@@ -34,7 +34,7 @@ def from_environment(service: str, instance: str) -> Telemetry:
 
 
 def resource_of(service: str, instance: str) -> Resource:
-    """Return what telemetry says of this process; the environment may name it otherwise."""
+    """Return the resource of this process; the environment may name it otherwise."""
     own = {"service.name": f"shunter-{service}", "service.instance.id": instance}
     # The SDK would let ours win.
     return Resource.create({**own, **OTELResourceDetector().detect().attributes})

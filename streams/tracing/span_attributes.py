@@ -21,17 +21,17 @@ CANDIDATES_MAX = 10
 
 
 def seconds(value: float) -> float:
-    """Return a time as a person can read it: to the microsecond."""
+    """Return a time rounded for people: to the microsecond."""
     return round(value, 6)
 
 
 def usd(value: float) -> float:
-    """Return an amount as a person can read it: to the billionth."""
+    """Return an amount rounded for people: to the billionth."""
     return round(value, 9)
 
 
 def said(attributes: Mapping[str, AttributeValue | None]) -> Said:
-    """Return what a span says; what is None it doesn't."""
+    """Return the attributes of a span; None values are left out."""
     found = {name: value for name, value in attributes.items() if value is not None}
     return otlp.attributes_of(otlp.OF_SPAN, found)
 
@@ -40,18 +40,18 @@ SAMPLED_LATE = said({"shunter.sampled.late": True})
 
 
 def linked(attributes: Mapping[str, AttributeValue]) -> bytes:
-    """Return what is said of a link."""
+    """Return the attributes of a link."""
     return otlp.attributes_of(otlp.OF_LINK, attributes)
 
 
 def measured(name: str, value: float) -> Said:
-    """Return a number that hardly comes again."""
+    """Return a number that rarely recurs."""
     return otlp.number_of(otlp.OF_SPAN, name) + otlp.real(value)
 
 
 @lru_cache(otlp.KEPT_MAX)
 def messaging(topic: str, operation: str) -> Said:
-    """Return what the conventions want of every span of a topic; ``send`` or ``process``."""
+    """Return the conventions' attributes of every span of a topic; ``send`` or ``process``."""
     return said(
         {
             "messaging.system": "kafka",
@@ -64,19 +64,19 @@ def messaging(topic: str, operation: str) -> Said:
 
 @lru_cache(otlp.KEPT_MAX)
 def queued(topic: str) -> Said:
-    """Return for which topic's reader a request waited."""
+    """Return the topic on which a request waited."""
     return said({"messaging.destination.name": topic})
 
 
 # The spans of a request are written one after the other.
 @lru_cache(16)
 def message(request_id: str) -> Said:
-    """Return which request a span is about."""
+    """Return the request of a span."""
     return otlp.attribute(otlp.OF_SPAN, "messaging.message.id", request_id)
 
 
 def consumed(evidence: Evidence, group: str) -> Said:
-    """Return what the conventions want of the span that processes a record."""
+    """Return the conventions' attributes of the span that processes a record."""
     source = evidence.source
     offset = otlp.attribute(otlp.OF_SPAN, "messaging.kafka.offset", source.offset)
     return _consumed(source.topic, source.partition, group) + offset
@@ -93,7 +93,7 @@ def _consumed(topic: str, partition: int, group: str) -> Said:
 
 
 def request(evidence: Evidence) -> Said:
-    """Return what kind of request a span is about, and by what it was decided on."""
+    """Return the kind of a span's request, and the terms it was decided by."""
     return asked(evidence.task, evidence.tenant, evidence.model, evidence.attempt) + _versions(
         evidence.policy_version, evidence.fleet_version
     )
@@ -103,7 +103,7 @@ def request(evidence: Evidence) -> Said:
 def asked(
     task: str | None, tenant: str | None, model: str | None, attempt: int | None = None
 ) -> Said:
-    """Return what kind of request a span is about."""
+    """Return the kind of a span's request."""
     return said(
         {
             "shunter.task": task,
@@ -120,7 +120,7 @@ def _versions(policy: str | None, fleet: str | None) -> Said:
 
 
 def place(placement: Placement) -> Said:
-    """Return where a request was sent."""
+    """Return the place that a request was sent to."""
     told = _place(placement.pool, placement.model_variant, placement.path)
     if placement.batch_id is not None:
         told += said({"shunter.batch.id": placement.batch_id})
@@ -142,7 +142,7 @@ def _place(pool: str, variant: str, path: str) -> Said:
 
 
 def hardware(placement: Placement) -> Said:
-    """Return what a request ran on."""
+    """Return the hardware of a request."""
     return place(placement) + _hardware(placement.device, placement.precision, placement.region)
 
 
@@ -158,7 +158,7 @@ def _hardware(device: str, precision: str, region: str) -> Said:
 
 
 def decision(evidence: Evidence) -> Said:
-    """Return what was decided, and why; what was promised is told by the first candidate."""
+    """Return the decision and its reason; the first candidate has what was promised."""
     left_out = max(0, len(evidence.candidates) - CANDIDATES_MAX)
     told = _decision(evidence.step, evidence.reason, left_out)
     return told if evidence.placement is None else told + place(evidence.placement)
@@ -176,7 +176,7 @@ def _decision(step: str, reason: str | None, left_out: int) -> Said:
 
 
 def candidates(evidence: Evidence) -> Iterator[bytes]:
-    """Return an event for each candidate of a decision, encoded, the chosen one first."""
+    """Return an encoded event for each candidate of a decision, the chosen one first."""
     is_choice = has_choice(evidence)
     shown = zip(evidence.candidates[:CANDIDATES_MAX], reasons(evidence), strict=False)
     told = (

@@ -22,14 +22,14 @@ CLOSE_S_MAX = 2.0
 
 
 class Exporter(Protocol):
-    """Brings what is encoded to a collector. Called by one thread at a time."""
+    """Sends encoded spans to a collector. Called by one thread at a time."""
 
     def send(self, request: bytes, spans: int) -> bool:
-        """Send so many spans, and tell whether the collector took them. May raise."""
+        """Send a number of spans, and return whether the collector took them. May raise."""
         ...
 
     def close(self) -> None:
-        """Let go of the connection; a call of ``send`` under way, by another thread, ends soon."""
+        """Close the connection; a call of ``send`` in flight on another thread ends soon."""
         ...
 
 
@@ -63,31 +63,31 @@ class Outbox:
 
     @property
     def dropped(self) -> int:
-        """Spans that there was no room for, or that the collector did not take."""
+        """Spans that found no room, or that the collector did not take."""
         return self._refused + self._failed
 
     @property
     def is_full(self) -> bool:
-        """Whether no span can wait any more."""
+        """True if there is no room for another span."""
         return len(self._waiting) >= self._spans_max or self._is_closing
 
     def refuse(self) -> None:
-        """Count a span that there is no room for."""
+        """Count a span for which there is no room."""
         self._refused += 1
 
     def put(self, span: bytes) -> None:
-        """Take an encoded span to send, for which there is room."""
+        """Queue an encoded span, for which there is room."""
         self._put += 1
         self._waiting.append(span)
         if len(self._waiting) >= self._batch_max and not self._is_due.is_set():
             self._is_due.set()
 
     def flush(self) -> None:
-        """Wait until all that waits was tried."""
+        """Wait until every queued span was tried."""
         self._send(down_to=0)
 
     def close(self) -> None:
-        """Send what waits and stop; what isn't sent soon counts as dropped."""
+        """Send the queued spans and stop; those not sent soon count as dropped."""
         self._is_closing = True
         self._is_due.set()
         self._thread.join(CLOSE_S_MAX)
@@ -114,7 +114,7 @@ class Outbox:
                 self._try([self._waiting.popleft() for _ in range(count)])
 
     def _try(self, spans: list[bytes]) -> None:
-        """Send a batch; tell once that the collector is down, and that it is back."""
+        """Send a batch; log once that the collector is down, and that it is back."""
         try:
             is_taken = self._exporter.send(otlp.request(self._resource, spans), len(spans))
         except Exception:  # noqa: BLE001 - whatever an exporter raises, the batch is lost

@@ -33,7 +33,7 @@ Links = Sequence[tuple[Context, bytes]]
 
 @dataclass(slots=True)
 class CommittedStep:
-    """All that became visible of one record, and where in its trace that belongs.
+    """All visible effects of one record, and their place in its trace.
 
     ``own`` is the context of the record, ``parent_id`` the span that its spans hang below.
     """
@@ -49,7 +49,7 @@ class CommittedStep:
 
     @property
     def error(self) -> tuple[str, str] | None:
-        """Code and message, of a step that is none on the way to an answer."""
+        """Code and message of a failed step."""
         if self.evidence.step in _ON_THE_WAY:
             return None
         code = self.evidence.reason or self.evidence.step
@@ -74,7 +74,7 @@ class Spans(ABC):
                 self.effect(effect, self._visible(effect, now))
 
     def effect(self, effect: Effect, visible: Sequence[CommittedStep]) -> None:
-        """Write the spans of one effect, of which these records are traced."""
+        """Write the spans of one effect with these traced records."""
         for each in visible:
             self.record(each)
 
@@ -106,7 +106,7 @@ class Spans(ABC):
         )
 
     def send(self, visible: CommittedStep, parent_id: int, links: Links = ()) -> None:
-        """Write a span for each record that went out."""
+        """Write a span for each record sent."""
         for outgoing in visible.sent:
             said = a.messaging(outgoing.topic, "send")
             fallback = visible.evidence.fallback
@@ -124,17 +124,17 @@ class Spans(ABC):
             )  # fmt: skip
 
     def is_worth_it(self, evidence: Evidence, effect: Effect) -> bool:
-        """Tell whether a request that was not sampled should be traced after all."""
+        """Return whether an unsampled request should be traced after all."""
         return evidence.step not in _ON_THE_WAY
 
     def _passed_on(self, outgoing: Outgoing) -> Context | None:
-        """Return the context of a record that a stage goes on with; others keep the client's."""
+        """Return the context of a record that a stage forwards; others keep the client's."""
         if outgoing.topic in {self.catalogue.results, self.catalogue.dead_letters}:
             return None
         return Context.of(outgoing.headers)
 
     def _is_of_interest(self, effect: Effect) -> bool:
-        """Tell whether anything of an effect may be traced: for most, nothing more is looked at."""
+        """Return whether an effect may be traced: for most, nothing more is examined."""
         for outgoing in effect.records:
             told, source = outgoing.payload, outgoing.source
             if source is None or not isinstance(told, Evidence):
@@ -183,7 +183,7 @@ class Spans(ABC):
 
 
 def batch_of(outgoing: Iterable[Outgoing] | Iterable[Record]) -> Context | None:
-    """Return the context of the batch that records are members of, if its span is written."""
+    """Return the context of the batch of these records, if its span is written."""
     for each in outgoing:
         context = Context.of(each.headers, h.BATCH_TRACEPARENT)
         if context is not None and context.is_sampled:

@@ -23,7 +23,7 @@ LATE_PER_S_MAX = 50
 
 
 class Telemetry:
-    """Hands contexts on and writes spans; without a sampling it does neither."""
+    """Passes contexts on and writes spans; without a sampling it does neither."""
 
     def __init__(self, sampling: Sampling | None, outbox: Outbox | None = None) -> None:
         self._sampling = sampling
@@ -44,11 +44,11 @@ class Telemetry:
 
     @property
     def left_out_traces(self) -> int:
-        """Traces that would have begun late, had not so many others in the same second."""
+        """Late traces that were not begun, because of too many in the same second."""
         return self._left_out
 
     def admitted(self, record: Record) -> Record:
-        """Return a record that comes from outside, with its context and the sampler's decision."""
+        """Return a record from outside, with its context and the sampler's decision."""
         if self._sampling is None:
             return record
         where, offset, key, value, headers, timestamp_ms, _, unreadable, epoch = record
@@ -56,19 +56,19 @@ class Telemetry:
         return Record(where, offset, key, value, headers, timestamp_ms, context, unreadable, epoch)
 
     def entered(self, record: Record) -> Record:
-        """Return a record of an inner topic with its context; what was decided on it stands."""
+        """Return a record of an inner topic with its context; its sampling decision stands."""
         if self._sampling is None or record.context is not None:
             return record
         return record._replace(context=Context.of(record.headers) or self.begin())
 
     def begin(self) -> Context:
-        """Return the context of a trace that begins here, and that nobody has decided on."""
+        """Return the context of a trace that begins here, with the sampler's decision."""
         return self._sampled(None)
 
     def sent(self, record: Record, *, late_at: float | None = None) -> dict[str, bytes]:
-        """Return the header of what goes on from a record: the context of the span that sends it.
+        """Return the header of a forwarded record: the context of the span that sends it.
 
-        With ``late_at``, the time, what comes of the request is traced though it wasn't before.
+        With ``late_at``, the time, the request is traced from here on though it wasn't before.
         """
         if self._sampling is None:
             return {}
@@ -77,7 +77,7 @@ class Telemetry:
         return {h.TRACEPARENT: traceparent(trace_id, new_span_id(), is_sampled)}
 
     def batch(self, members: Iterable[Record]) -> dict[str, bytes]:
-        """Return the header by which members of a batch know its span, in a trace of its own."""
+        """Return the header that gives a batch's members its span, in a trace of its own."""
         if self._sampling is None:
             return {}
         contexts = (record.context for record in members)
@@ -85,7 +85,7 @@ class Telemetry:
         return {h.BATCH_TRACEPARENT: traceparent(new_trace_id(), new_span_id(), is_sampled)}
 
     def may_begin_late(self, now: float) -> bool:
-        """Tell whether a request that was not sampled may be traced late, and count it."""
+        """Return whether an unsampled request may be traced late, and count it."""
         if now - self._late_since >= 1.0:
             self._late_since, self._late = now, 0
         self._late += 1
@@ -95,7 +95,7 @@ class Telemetry:
         return False
 
     def new_id(self) -> int:
-        """Return the id of a span; 0 where there are none."""
+        """Return the id of a span; 0 if tracing is off."""
         return 0 if self._sampling is None else new_span_id()
 
     def write(
@@ -153,7 +153,7 @@ class Telemetry:
         return span_id
 
     def close(self) -> None:
-        """Send what is still waiting, as far as that goes quickly."""
+        """Send the queued spans, if that is quick."""
         if self._outbox is not None:
             self._outbox.close()
 
