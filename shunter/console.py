@@ -15,7 +15,7 @@ from topics.terminal_text import visible
 
 
 class PlainConsole(Console):
-    """A console for text of others: no markup in it counts, and controls are shown escaped."""
+    """A console for foreign text: markup is ignored, control characters are escaped."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, **options)
@@ -23,7 +23,7 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Yield what is written; only what the console itself adds may steer the terminal."""
+        """Yield the output; only the console itself may send terminal controls."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
@@ -34,7 +34,7 @@ PIPED_WIDTH = 140
 
 
 def wide_out() -> Console:
-    """Return the console for a wide table: piped, where 80 columns would be cut, one with more."""
+    """Return the console for a wide table: wider if piped, as 80 columns would cut it."""
     return out if out.is_terminal else PlainConsole(width=PIPED_WIDTH)
 
 
@@ -78,11 +78,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says what was wrong, where, and what to do."""
+    """An error that the user can mend; the message says what, where, and the remedy."""
 
 
 def settings_from(**flags: Any) -> Settings:
-    """Return the settings of the environment, overridden by the flags that were given.
+    """Return the settings of the environment, overridden by the given flags.
 
     Raises:
         UserError: naming the variable and what is wrong with its value.

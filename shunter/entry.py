@@ -14,10 +14,9 @@ TERMINATED = 128 + signal.SIGTERM
 def main() -> None:
     """Run the command line, which can be stopped from its first moment on.
 
-    Process 1 of a container ignores a signal that it has no handler for, and Kafka, the imports
-    and the settings may take a minute to get through on a busy machine. Whoever serves handles the
-    signals by itself later, from before it joins a group; another command that does so replaces
-    these handlers too.
+    Process 1 of a container ignores a signal without a handler, and Kafka, the imports and the
+    settings may take a minute on a busy machine. Servers install their own handlers later, before
+    they join a group; other commands that do so replace these handlers too.
     """
     if sys.argv[1:] and sys.argv[1] in SERVING:
         signal.signal(signal.SIGTERM, _end_well)

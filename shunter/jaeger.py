@@ -22,7 +22,7 @@ _ERROR = 2
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a span tells of. ``at`` is epoch seconds."""
+    """An event of a span. ``at`` is epoch seconds."""
 
     name: str
     at: float
@@ -40,7 +40,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A span as Jaeger has it. Times are epoch seconds; ``error`` is None where all went well."""
+    """A span from Jaeger. Times are epoch seconds; ``error`` is None if there was none."""
 
     trace_id: str
     span_id: str
@@ -56,7 +56,7 @@ class Span:
 
 
 async def read_trace(url: str, trace_id: str) -> list[Span]:
-    """Return the spans of a trace, earliest first; none where Jaeger doesn't have it.
+    """Return the spans of a trace, earliest first; empty if Jaeger doesn't have it.
 
     Raises:
         UserError: Jaeger doesn't answer there.
@@ -80,7 +80,7 @@ async def find_trace_ids(url: str, service: str, attributes: Mapping[str, str]) 
 
 
 async def read_services(url: str) -> list[str]:
-    """Return the services that Jaeger has spans of.
+    """Return the services with spans in Jaeger.
 
     Raises:
         UserError: Jaeger doesn't answer there.

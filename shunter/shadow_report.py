@@ -15,7 +15,7 @@ _LEADS_TO = {"place": "placed", "hold": "held", "reject": "rejected", "expire": 
 
 
 class _Decision(msgspec.Struct):
-    """Fewer members than any other view of a step, which takes a third longer to read."""
+    """A view of a step with fewer members than any other; those take a third longer to read."""
 
     step: str
     task: str | None = None
@@ -29,12 +29,12 @@ class _Decision(msgspec.Struct):
 class Regret:
     """Decisions of one class that a second policy made too.
 
-    ``of`` says which: those on requests, or the releases of what waited, member by member. The two
-    don't add up: what is held and released is in both.
-    ``differs`` counts those in which it would have done something else, or it elsewhere. Costs are
-    US dollars as both policies expected them, of the decisions in which both would have served
-    (``both_served``). Attainment is the mean chance to meet the SLO that each policy saw, over all
-    decisions; what is not served has none.
+    ``of`` says which: those on requests, or the releases of held ones, member by member. The two
+    don't add up: requests held and released are in both. ``differs`` counts those in which it would
+    have done something else, or it elsewhere. Costs are US dollars as both policies estimated them,
+    of the decisions in which both would have served (``both_served``). Attainment is the mean
+    chance to meet the SLO by each policy's estimate, over all decisions; unserved requests have
+    none.
     """
 
     shadow: str
@@ -50,7 +50,7 @@ class Regret:
 
     @property
     def regret_usd(self) -> float:
-        """What the live policy costs beyond the shadow; negative where it is the cheaper one."""
+        """The live policy's cost beyond the shadow's; negative if it is the cheaper one."""
         return self.live_usd - self.shadow_usd
 
     def add(self, step: _Decision, shadow: Shadow) -> None:
@@ -86,9 +86,9 @@ class Regret:
 
 
 class ShadowReport:
-    """The regret of each class, and of all, under each version of a shadow that was ever on.
+    """The regret of each class, and of all, under each version of a shadow so far.
 
-    Releases stand apart, after the decisions on requests.
+    Releases are listed separately, after the decisions on requests.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class ShadowReport:
         self._decoder = msgspec.json.Decoder(_Decision)
 
     def add(self, value: bytes) -> None:
-        """Count a piece of evidence, if a second policy decided beside it."""
+        """Count a piece of evidence, if a second policy decided too."""
         try:
             step = self._decoder.decode(value)
         except msgspec.MsgspecError:
@@ -111,7 +111,7 @@ class ShadowReport:
             self._found.setdefault(key, Regret(version, task, of)).add(step, step.shadow)
 
     def rows(self) -> Iterator[Regret]:
-        """Yield class by class, all together last, one version after the other."""
+        """Yield class by class, the total last, one version after the other."""
 
         def order(key: tuple[str, str, str]) -> tuple[str, bool, bool, str]:
             version, of, task = key

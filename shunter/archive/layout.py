@@ -34,7 +34,7 @@ _COVERED = "covered.json"
 
 
 class ArchiveError(Exception):
-    """The archive can't be used; the message says where and why."""
+    """The archive is unusable; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Archive:
 
     @property
     def is_remote(self) -> bool:
-        """Tell whether it is not a directory of this machine."""
+        """Return whether it is not a directory of this machine."""
         return not isinstance(self.fs, LocalFileSystem)
 
     def files(self, kind: Kind) -> list[ArchiveFile]:
@@ -85,7 +85,7 @@ class Archive:
     def write(
         self, kind: Kind, partition: int, offsets: tuple[int, int], at: float, table: pa.Table
     ) -> ArchiveFile:
-        """Write a file, sorted by its first column, so that statistics tell where a value can be.
+        """Write a file, sorted by its first column, so that its statistics narrow a search.
 
         Args:
             kind: of record.
@@ -124,7 +124,7 @@ class Archive:
             raise ArchiveError(f"{file.path}: {error}") from error
 
     def write_covered(self, ends: dict[int, int]) -> None:
-        """Say below which offset of each partition all evidence has its roots here."""
+        """Write below which offset of each partition all evidence has its roots here."""
         path = f"{self.root}/{_COVERED}"
         with self.fs.open(path + _PART, "wb") as file:
             file.write(json.dumps({str(number): end for number, end in ends.items()}).encode())
@@ -132,7 +132,7 @@ class Archive:
         self.fs.mv(path + _PART, path)
 
     def covered(self) -> dict[int, int]:
-        """Return what ``write_covered`` said; nothing where it never did.
+        """Return the offsets from ``write_covered``; empty if it was never called.
 
         Raises:
             ArchiveError: the file is no such file.
@@ -151,7 +151,7 @@ class Archive:
         self.fs.rm_file(file.path)
 
     def pattern(self, kind: Kind) -> str:
-        """Return what a query engine takes for all files of a kind."""
+        """Return a query engine's pattern for all files of a kind."""
         root = self.fs.unstrip_protocol(self.root) if self.is_remote else self.root
         return f"{root}/{kind}/*/*/*.parquet"
 
@@ -164,7 +164,7 @@ class Archive:
 
 
 def _to_disk(file: Any) -> None:
-    """Make sure of a local file; an object store has it when it is closed."""
+    """Sync a local file; an object store has it when it is closed."""
     raw = getattr(file, "f", None)
     if raw is not None and hasattr(raw, "fileno"):
         file.flush()

@@ -77,14 +77,14 @@ _TYPES: dict[Any, type | tuple[type, ...]] = {
 
 
 def table_of(kind: Kind, records: Sequence[Record]) -> pa.Table:
-    """Return records of one topic as a table; what is unreadable has no columns but its own."""
+    """Return records of one topic as a table; an unreadable one has only the raw columns."""
     schema = SCHEMAS[kind]
     rows = [_columns(kind, record, schema) | _standing(record) for record in records]
     return pa.Table.from_pylist(rows, schema)
 
 
 def value_of(row: dict[str, Any]) -> bytes | None:
-    """Return the value of the record that a row was made of."""
+    """Return the value of a row's record."""
     value = row["value"]
     raw: bytes | None = row["raw"]
     return raw if value is None else value.encode()

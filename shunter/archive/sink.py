@@ -24,13 +24,13 @@ _HOUR_MS = 3_600_000
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """How long what is kept. A hold is a first and a last day, ISO dates, that stay whatever."""
+    """The retention times. A hold is a first and a last day, ISO dates, that are always kept."""
 
     days: int | None = None
     holds: Sequence[tuple[str, str]] = ()
 
     def is_over(self, day: str, now: float) -> bool:
-        """Tell whether a day's files may go."""
+        """Return whether a day's files may be deleted."""
         if self.days is None or any(first <= day <= last for first, last in self.holds):
             return False
         oldest = datetime.fromtimestamp(now, UTC).date() - timedelta(days=self.days)
@@ -74,7 +74,7 @@ class Archiver:
         self._next = {kind: archive.next_offsets(kind) for kind in KINDS}
 
     async def round(self) -> int:
-        """Archive all that is committed by now; return the number of records.
+        """Archive all records committed so far; return their number.
 
         Raises:
             LogError: a transaction stays open.
@@ -98,7 +98,7 @@ class Archiver:
         return count
 
     def clean(self, keeping: Keeping) -> list[ArchiveFile]:
-        """Delete what need not be kept any more; keys stay. Return what was deleted."""
+        """Delete files past their retention, but no keys. Return the deleted ones."""
         now = self._clock.now()
         evidence = self._deletable("evidence")
         gone = [file for file in evidence if keeping.is_over(file.date, now)]
@@ -113,13 +113,13 @@ class Archiver:
         return gone
 
     def _deletable(self, kind: Kind) -> list[ArchiveFile]:
-        """Return all files but the newest of each partition, whose name says where to go on."""
+        """Return all files but the newest of each partition, whose name says where to continue."""
         files = self._archive.files(kind)
         newest = {file.partition: file for file in files}.values()
         return [file for file in files if file not in newest]
 
     async def _news(self, kind: Kind) -> AsyncIterator[Record]:
-        """Yield what no file holds yet, partition by partition in the order of offsets."""
+        """Yield records in no file yet, partition by partition in the order of offsets."""
         topic, count = self._topics[kind]
         bounds = await self._log.bounds([Partition(topic, n) for n in range(count)])
         for partition, (first, end) in sorted(bounds.items()):
@@ -131,7 +131,7 @@ class Archiver:
                     yield record
 
     def _is_full(self, pending: Sequence[Record], record: Record) -> bool:
-        """Tell whether a record begins another file; a late one of an earlier hour does not."""
+        """Return whether a record begins another file; a late one of an earlier hour does not."""
         return (
             pending[0].partition != record.partition
             or len(pending) >= self._rows_max

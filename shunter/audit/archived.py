@@ -95,12 +95,12 @@ class ArchiveTrail:
     def verify(
         self, keyring: Keyring, witnessed: Witnessed, tell: Callable[[int], object]
     ) -> Findings:
-        """Verify what the files hold."""
+        """Verify the files."""
         with _told():
             return verify_archive(self._archive, keyring=keyring, witnessed=witnessed, tell=tell)
 
     def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
-        """Hand over what the files hold."""
+        """Pass on the files' records."""
         with _told():
             for row in read_archive(self._archive, kind):
                 take(row)
@@ -111,7 +111,7 @@ class ArchiveTrail:
             return find_request(self._archive, request_id)
 
     def count(self) -> int | None:
-        """Offsets are not records, but nearly."""
+        """Return the count of offsets, an estimate."""
         with _told():
             files = self._archive.files("evidence")
         return sum(file.next_offset - file.first_offset for file in files)

@@ -15,7 +15,7 @@ CLOCKS_APART_S_MAX = 300.0
 
 @dataclass(frozen=True, slots=True)
 class PlacedRoot:
-    """A root, where it stands, and when the broker took it (epoch seconds)."""
+    """A root, its position, and when the broker took it (epoch seconds)."""
 
     root: Root
     where: str
@@ -24,13 +24,13 @@ class PlacedRoot:
 
     @property
     def name(self) -> str:
-        """The chain and the place in it."""
+        """The chain and the position in it."""
         return f"{self.root.statement.chain}#{self.root.statement.sequence}"
 
 
 @dataclass(slots=True)
 class Chain:
-    """The roots of one chain that are there, in order, and the leaves they are over."""
+    """The roots found of one chain, in order, and their leaves."""
 
     name: str
     roots: list[PlacedRoot] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Chain:
 
     @property
     def head(self) -> ChainHead:
-        """The last root that is there."""
+        """The last root found."""
         last = self.roots[-1]
         statement = last.root.statement
         return ChainHead(statement.sequence, last.digest, statement.at)
@@ -52,7 +52,7 @@ def place_root(root: Root, where: str, taken_at: float) -> PlacedRoot:
 
 
 def link(roots: Iterable[PlacedRoot], keyring: Keyring, findings: Findings) -> Iterator[Chain]:
-    """Yield each chain with the roots that can be believed; what is wrong goes to the findings."""
+    """Yield each chain with its valid roots; faults go to the findings."""
     by_chain: dict[str, list[PlacedRoot]] = {}
     for placed in roots:
         findings.roots += 1
@@ -74,7 +74,7 @@ def link(roots: Iterable[PlacedRoot], keyring: Keyring, findings: Findings) -> I
 def check_tails(
     chains: Iterable[Chain], witnessed: dict[str, tuple[ChainHead, str]], findings: Findings
 ) -> None:
-    """Hold each chain against what was told of its last root, by whom."""
+    """Compare each chain with the last roots known from other sources."""
     by_name = {chain.name: chain for chain in chains}
     oldest = min((c.roots[0].root.statement.at for c in by_name.values()), default=None)
     for name, (head, told) in sorted(witnessed.items()):
@@ -103,7 +103,7 @@ def check_tails(
 
 
 def _believed(placed: PlacedRoot, keyring: Keyring, findings: Findings) -> list[bytes] | None:
-    """Return the leaves of a root that its signature and its tree hold good for."""
+    """Return the leaves of a root whose signature and tree are valid."""
     root, statement = placed.root, placed.root.statement
     try:
         key = keyring.check(statement.key, statement.writer, statement.at)

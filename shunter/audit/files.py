@@ -34,7 +34,7 @@ def write_keys(path: Path, keyring: Keyring) -> int:
 
 
 def load_keyring(path: Path | None) -> Keyring:
-    """Return a keyring that believes the keys of a file alone, or any key where there is no file.
+    """Return a keyring that trusts a file's keys alone, or any key if there is no file.
 
     Raises:
         UserError: the file is no such file.
@@ -53,7 +53,7 @@ def load_keyring(path: Path | None) -> Keyring:
 
 
 def load_heads(path: Path | None) -> dict[str, tuple[ChainHead, str]]:
-    """Return the heads of a file, each with the file's name; none where it isn't there yet.
+    """Return the heads of a file, each with the file's name; empty if it doesn't exist yet.
 
     Raises:
         UserError: the file is no such file.

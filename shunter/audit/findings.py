@@ -33,7 +33,7 @@ TOLD_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong: what, where, and what it means."""
+    """One fault: its kind, its place, and its meaning."""
 
     kind: Kind
     where: str
@@ -44,9 +44,8 @@ class Finding:
 class Findings:
     """The outcome. ``notes`` are no problems; they say what could not be checked.
 
-    ``open`` counts accepted requests that had not ended, ``fresh`` records that are newer than the
-    roots that were read; ``heads`` are the last roots, to be held
-    against at the next verification.
+    ``open`` counts accepted requests that had not ended, ``fresh`` records newer than the roots
+    read; ``heads`` are the last roots, for comparison in the next verification.
     """
 
     records: int = 0
@@ -61,11 +60,11 @@ class Findings:
 
     @property
     def is_good(self) -> bool:
-        """Whether everything held."""
+        """Whether there are no problems."""
         return not self.counts
 
     def add(self, kind: Kind, where: str, message: str) -> None:
-        """Book a problem."""
+        """Add a problem."""
         self.counts[kind] += 1
         if self.counts[kind] <= TOLD_MAX:
             self.problems.append(Finding(kind, where, message))

@@ -13,7 +13,7 @@ from topics.signing.signed_root import is_signed, key_id
 
 
 class KeyProblem(Exception):  # noqa: N818 - a finding, not a failure of ours
-    """Why a signature is not believed. ``kind`` is that of the finding."""
+    """The reason why a signature is not trusted. ``kind`` is that of the finding."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
@@ -29,9 +29,10 @@ class _Key:
 
 @dataclass(slots=True)
 class Keyring:
-    """The keys of the keys topic, or of a file that an auditor has kept.
+    """The keys of the keys topic, or of an auditor's file.
 
-    With ``trusted``, only those ids are believed and what they, or keys they vouch for, endorse.
+    With ``trusted``, only those ids are trusted and keys endorsed by them, or by keys they vouch
+    for.
     """
 
     trusted: frozenset[str] | None = None
@@ -42,7 +43,7 @@ class Keyring:
     _revoked: dict[str, Revocation] = field(default_factory=dict)
 
     def add(self, entry: KeyEntry, where: str) -> None:
-        """Take an entry of the keys topic in; one that is not what it says is set aside."""
+        """Add an entry of the keys topic; a false one is set aside."""
         if entry.revocation is not None:
             known = self._revoked.get(entry.revocation.key)
             if known is None or entry.revocation.at < known.at:
@@ -53,15 +54,15 @@ class Keyring:
             self.heads.append(entry.heads)
 
     def published(self) -> Iterable[PublishedKey]:
-        """Return the keys that are believed."""
+        """Return the trusted keys."""
         return [key.published for key in self._keys.values() if self._is_trusted(key.published)]
 
     def revocation(self, key: str) -> Revocation | None:
-        """Return the revocation of a key, None where there is none."""
+        """Return the revocation of a key, None if there is none."""
         return self._revoked.get(key)
 
     def witnessed(self) -> dict[str, tuple[ChainHead, str]]:
-        """Return the furthest head of each chain by the writers' heartbeats, and who tells."""
+        """Return the furthest head of each chain in the writers' heartbeats, and its source."""
         found: dict[str, tuple[ChainHead, str]] = {}
         for heads in self.heads:
             statement = heads.statement
@@ -81,7 +82,7 @@ class Keyring:
         return found
 
     def check(self, key: str, writer: str, at: float) -> Ed25519PublicKey:
-        """Return the key that has signed as ``writer``, ``at`` this time (epoch seconds).
+        """Return the key that signed as ``writer``, ``at`` this time (epoch seconds).
 
         Raises:
             KeyProblem: it may not have.
@@ -136,7 +137,7 @@ class Keyring:
 
 
 def when(at: float) -> str:
-    """Return epoch seconds as a person reads them."""
+    """Format epoch seconds for people."""
     try:
         return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (ValueError, OverflowError, OSError):

@@ -19,7 +19,7 @@ FORMAT = "shunter-proof/1"
 
 
 class ProofError(Exception):
-    """A proof that can't be made, or proves nothing; the message says why."""
+    """A proof is impossible or invalid; the message says why."""
 
 
 def make_proof(
@@ -62,7 +62,7 @@ def make_proof(
 
 
 def check_proof(document: Any, keyring: Keyring | None) -> list[str]:
-    """Return a line for each record that is proven: what, by whom, when.
+    """Return a line for each proven record: what, by whom, when.
 
     Args:
         document: as ``make_proof`` returns it, from whoever.

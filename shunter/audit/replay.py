@@ -18,9 +18,9 @@ BY_SHARE = "over_share"
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A decision made again. ``differences`` name field, recorded and found; none where alike.
+    """A decision made again. ``differences`` has field, recorded and new value of each.
 
-    ``request_id`` is that of another where a batch was decided on with its first member.
+    ``request_id`` is another's if a batch was decided on with its first member.
     """
 
     request_id: str

@@ -21,7 +21,7 @@ COST_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True, order=True)
 class Group:
-    """What a line is about; an empty name is of what was never placed."""
+    """The subject of a line; an empty name stands for requests never placed."""
 
     tenant: str
     task: str
@@ -32,7 +32,7 @@ class Group:
 
 @dataclass(slots=True)
 class Counts:
-    """What a line counts. ``late`` and ``dear`` are answers beyond what was promised."""
+    """The counts of a line. ``late`` and ``dear`` are answers that broke their promise."""
 
     requests: int = 0
     completed: int = 0
@@ -131,7 +131,7 @@ def as_csv(report: AuditReport) -> str:
 
 
 def as_html(report: AuditReport) -> str:
-    """Return a page that needs nothing else: no script, no font, no picture."""
+    """Return a self-contained page: no script, no font, no picture."""
     heading = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in _HEADINGS)
     body = "".join(
         _line([*astuple(group), *astuple(report.groups[group])]) for group in sorted(report.groups)

@@ -18,7 +18,7 @@ Witnessed = Mapping[str, tuple[ChainHead, str]]
 
 
 class Trail(Protocol):
-    """A trail, wherever it stands. Each call may raise UserError."""
+    """An audit trail from any source. Each call may raise UserError."""
 
     def verify(
         self,
@@ -30,7 +30,7 @@ class Trail(Protocol):
         ...
 
     def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
-        """Hand every record over, partition by partition in the order of offsets."""
+        """Pass every record on, partition by partition in the order of offsets."""
         ...
 
     def of_request(self, request_id: str) -> list[TrailRow]:
@@ -38,7 +38,7 @@ class Trail(Protocol):
         ...
 
     def count(self) -> int | None:
-        """Return about how many records of evidence there are, if that is quickly told."""
+        """Return the approximate number of records of evidence, if that is quick."""
         ...
 
 
@@ -55,14 +55,14 @@ class TopicTrail:
     def verify(
         self, keyring: Keyring, witnessed: Witnessed, tell: Callable[[int], object]
     ) -> Findings:
-        """Verify what the topics hold."""
+        """Verify the topics."""
         log = KafkaLog(self._settings)
         return run(
             verify_topic(log, self._catalogue, keyring=keyring, witnessed=witnessed, tell=tell)
         )
 
     def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
-        """Hand over what a topic holds."""
+        """Pass on a topic's records."""
         run(self._each(kind, take))
 
     async def _each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
@@ -76,13 +76,13 @@ class TopicTrail:
             take(row_of(record))
 
     def of_request(self, request_id: str) -> list[TrailRow]:
-        """Return a request's evidence, from the one partition it is on."""
+        """Return a request's evidence, from its one partition."""
         key = request_id.encode()
         records = run(read_by_key(self._settings, self._catalogue.evidence, key))
         return [row_of(record) for record in records]
 
     def count(self) -> int | None:
-        """Offsets are not records, but nearly."""
+        """Return the count of offsets, an estimate."""
         return run(self._count())
 
     async def _count(self) -> int:
@@ -93,7 +93,7 @@ class TopicTrail:
 
 
 def open_trail(archive: str | None, settings: Settings) -> Trail:
-    """Return the trail at an archive's URL, or on the topics where none is given.
+    """Return the trail in an archive, or on the topics if no URL is given.
 
     Raises:
         UserError: it can't be read, or the extra ``archive`` is not installed.
@@ -109,7 +109,7 @@ def open_trail(archive: str | None, settings: Settings) -> Trail:
 
 
 def read_keyring(trail: Trail) -> Keyring:
-    """Return the keys that a trail has, believed as they are."""
+    """Return the keys of a trail, all trusted."""
     keyring = Keyring()
     trail.each("keys", lambda row: add_key(keyring, row.value, row.where))
     return keyring

@@ -10,7 +10,7 @@ _ROUTED = frozenset({"placed", "held", "failed", "expired", "rejected"})
 
 
 class _Limits(NamedTuple):
-    """Of a profile, what a placement can break."""
+    """The limits in a profile that a placement can break."""
 
     regions: tuple[str, ...] | None
     precisions: tuple[str, ...] | None
@@ -30,7 +30,7 @@ class _Story:
 
 
 class Stories:
-    """What is known of each request, and what is wrong with it."""
+    """The state of each request, and its faults."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
@@ -38,7 +38,7 @@ class Stories:
         self._limits: dict[_Limits, _Limits] = {}
 
     def add(self, seen: AskedStep, where: str) -> None:
-        """Take a step in, in the order of its partition."""
+        """Add a step, in the order of its partition."""
         story = self._stories.get(seen.request_id)
         if story is None:
             story = self._stories[seen.request_id] = _Story()
@@ -71,7 +71,7 @@ class Stories:
                 self._findings.add("constraint", where, told)
 
     def finish(self, *, is_whole: bool) -> None:
-        """Count the ends; where the trail does not begin at its beginning, some lack theirs."""
+        """Count the ends; if the trail is cut at its beginning, some requests lack theirs."""
         for request_id, story in self._stories.items():
             # A dead letter ends an accepted request, unless that has an end of its own besides.
             ended = story.ended or min(story.dead, story.accepted)

@@ -30,7 +30,7 @@ def read_text(path: Path) -> Any:
 
 
 async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -> list[str]:
-    """Return a line for each step whose digest is that of a text.
+    """Return a line for each step with the digest of a text.
 
     The text is parsed JSON: a body, or a request or result with a body in it.
 
@@ -91,7 +91,7 @@ def _digests(rows: Sequence[TrailRow]) -> Iterator[tuple[str, str, TextDigest]]:
 
 
 def _bodies(given: Any) -> Iterator[Any]:
-    """Yield what in a file may be meant: all of it, a request's body, or a result's."""
+    """Yield the candidates in a file: all of it, a request's body, or a result's."""
     yield given
     if isinstance(given, dict):
         if "body" in given:

@@ -19,10 +19,10 @@ async def verify_topic(
     witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
     tell: Callable[[int], object] = lambda _count: None,
 ) -> Findings:
-    """Verify all that the evidence topic holds, of a system that may be running.
+    """Verify all evidence on the topics, of a system that may be running.
 
-    What commits meanwhile must not look like a gap: heads are read before roots and roots before
-    evidence, and records that are newer than the roots are passed over.
+    Commits during the run must not look like gaps: heads are read before roots and roots before
+    evidence, and records newer than the roots are skipped.
 
     Args:
         log: to read from.
@@ -77,7 +77,7 @@ async def read_keys(
 
 
 def add_key(keyring: Keyring, value: bytes | None, where: str, *, with_heads: bool = True) -> None:
-    """Take a record of the keys topic in; one that is unreadable is set aside."""
+    """Add a record of the keys topic; an unreadable one is set aside."""
     if value is None:
         return
     try:
@@ -90,7 +90,7 @@ def add_key(keyring: Keyring, value: bytes | None, where: str, *, with_heads: bo
 
 
 async def progress_heads(log: Log, catalogue: Catalogue) -> dict[str, tuple[ChainHead, str]]:
-    """Return the head of each chain as the progress has it, which is written with each root."""
+    """Return the head of each chain in the progress, which is written with each root."""
     heads: dict[str, tuple[ChainHead, str]] = {}
     async for record in read_all(log, catalogue.progress, catalogue.partitions):
         try:

@@ -22,14 +22,14 @@ _LEAF_BITS = 40
 
 
 class Verifier:
-    """Takes a trail in and tells what is wrong with it. Memory: about 300 bytes for each record."""
+    """Verifies a trail, record by record. Memory: about 300 bytes for each record."""
 
     def __init__(
         self,
         keyring: Keyring,
         witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
     ) -> None:
-        """Take the keys, and heads that others than the keys topic tell of, each with its source.
+        """Take the keys, and heads from other sources than the keys topic.
 
         Args:
             keyring: with every key and heartbeat there is.
@@ -46,7 +46,7 @@ class Verifier:
         self._stories = Stories(self.findings)
 
     def add_root(self, value: bytes | None, where: str, taken_at: float) -> None:
-        """Take a record of the roots topic in; ``taken_at`` is the broker's time, epoch seconds."""
+        """Add a record of the roots topic; ``taken_at`` is the broker's time, epoch seconds."""
         try:
             self._placed.append(place_root(decode(Root, value or b""), where, taken_at))
         except (BadRecordError, ValueError) as error:
@@ -71,7 +71,7 @@ class Verifier:
         *,
         is_fresh: bool = False,
     ) -> None:
-        """Take a record of the evidence topic in, in the order of its partition.
+        """Add a record of the evidence topic, in the order of its partition.
 
         Args:
             partition: of the topic.
@@ -111,7 +111,7 @@ class Verifier:
         self._stories.add(seen, where)
 
     def finish(self, kept_from: float | None = None) -> Findings:
-        """Return everything that was found.
+        """Return all findings.
 
         Args:
             kept_from: roots before this (epoch seconds) may lack records, which are not kept.
@@ -137,7 +137,7 @@ class Verifier:
         return self.findings
 
     def _missing(self, chain: Chain, seen: bytearray, kept_from: float | None) -> int:
-        """Tell of each leaf without a record; return how many are excused by retention."""
+        """Report each leaf without a record; return how many are excused by retention."""
         gone, at = 0, seen.find(0)
         while at >= 0:
             placed = chain.roots[_root_of(chain.starts, at)]
@@ -161,5 +161,5 @@ class Verifier:
 
 
 def _root_of(starts: list[int], at: int) -> int:
-    """Return the number of the root that a leaf is under."""
+    """Return the number of a leaf's root."""
     return bisect_right(starts, at) - 1

@@ -11,7 +11,7 @@ from topics import PolicyLog, Settings
 
 
 class Versions:
-    """Looks a version up: first the files of the settings, then what was applied on the topic."""
+    """Finds versions: first in the files of the settings, then among those applied on the topic."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

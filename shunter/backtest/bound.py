@@ -20,7 +20,7 @@ from shunter.backtest.suite import Setting
 def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
     """Return the bound in US dollars.
 
-    Failures and outages of the reality only add cost, so they are left out; speeds are taken in.
+    Failures and outages of the reality only add cost, so they are left out; speeds are included.
 
     Args:
         setting: trace, fleet, policy and reality.

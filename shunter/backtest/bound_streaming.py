@@ -26,7 +26,7 @@ UNDER_WAY_S_MAX = 12.0
 
 
 def streaming_bound(demands: Sequence[Demand], options: Options) -> float:
-    """Return the least cost in US dollars of what can't wait."""
+    """Return the least cost in US dollars of requests that can't wait."""
     urgent = [d for d in demands if d.profile.ttft_s is not None]
     if not urgent:
         return 0.0
@@ -124,7 +124,7 @@ def _decode_s(demand: Demand, option: Option) -> float:
 
 
 def _moments(demand: Demand, option: Option) -> Iterator[tuple[float, float]]:
-    """Yield when the request is certainly under way, for each slot of its first token."""
+    """Yield when the request is certainly running, for each slot of its first token."""
     profile, decode_s = demand.profile, _decode_s(demand, option)
     if profile.ttft_s is None or decode_s > UNDER_WAY_S_MAX:
         return

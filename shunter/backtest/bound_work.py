@@ -14,7 +14,7 @@ Served = Sequence[tuple[int, Demand]]
 
 
 def volume_bound(demands: Sequence[Demand], options: Options) -> float:
-    """Return the least that the work costs in US dollars, whenever it is done."""
+    """Return the least cost of the work in US dollars, whenever it is done."""
     programme = Programme()
     busy = {
         pool: programme.variable(choices[0].usd_per_s) for pool, choices in options.by_pool.items()
@@ -40,7 +40,7 @@ def add_work(
     served_by: Mapping[tuple[str, str], Served],
     busy: Mapping[str, Sequence[int]],
 ) -> None:
-    """Let each pool be busy for as long as its arithmetic and its memory traffic take.
+    """Make each pool busy for as long as its arithmetic and its memory traffic take.
 
     Args:
         programme: gets the rows.
@@ -61,7 +61,7 @@ def add_work(
 
 
 def _limit_sharing(programme: Programme, option: Option, served: Served, steps: int) -> None:
-    """Bound the iterations from below: so much shares one, and no more."""
+    """Bound the iterations from below, by the most requests that can share one."""
     places: dict[int, float] = {steps: -1.0}
     memory: dict[int, float] = {steps: -1.0}
     chunks: dict[int, float] = {steps: -1.0}
@@ -111,8 +111,8 @@ def _weights(option: Option, served: Sequence[Demand]) -> list[float]:
 class _Rates:
     """Seconds that an option takes.
 
-    Per token computed, per attention pair, per cached token read; of the weights that one and a
-    full batch of sequences touch; of an iteration's overhead.
+    Per token computed, per attention pair, per cached token read; for the weights that one and a
+    full batch of sequences touch; for an iteration's overhead.
     """
 
     token_s: float
@@ -146,7 +146,7 @@ def _add_tokens(
     compute: dict[int, float],
     memory: dict[int, float],
 ) -> None:
-    """Add what the requests' tokens and the iterations take of the pool's time."""
+    """Add the pool time of the requests' tokens and of the iterations."""
     rates, most = _Rates.of(option), option.max_batch
     # Of a mixture of experts a step touches more weights the more sequences share it: concave, so
     # never below the chord.

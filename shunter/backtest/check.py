@@ -16,7 +16,7 @@ from topics.records.request import Constraints
 
 
 def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> bool:
-    """Tell whether a request was sent where it must not go."""
+    """Return whether a request was sent to a forbidden place."""
     option = send.option
     pool = fleet.pools[option.pool]
     serve = {each.variant: each for each in pool.serves}.get(option.variant)
@@ -47,7 +47,7 @@ def _operation(arrival: Arrival) -> str:
 
 
 def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> bool:
-    """Tell whether what the client wants is kept, and what its data class requires."""
+    """Return whether the client's constraints and those of its data class are met."""
     wanted = Constraints() if arrival.request is None else arrival.request.constraints
     required = DataClass()
     if wanted.data_class is not None:

@@ -11,7 +11,7 @@ from topics import Profile
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One request as the bound sees it. ``steps`` are the decode steps after the first token."""
+    """One request for the bound. ``steps`` are the decode steps after the first token."""
 
     profile: Profile
     input_tokens: int
@@ -24,7 +24,7 @@ class Demand:
 
 
 def true_options(options: Options, speed: dict[str, float]) -> Options:
-    """Return the options with the speeds that the devices really have."""
+    """Return the options with the devices' real speeds."""
     by_pool = {
         pool: tuple(
             replace(option, roofline=at_speed(option.roofline, speed.get(pool, 1.0)))

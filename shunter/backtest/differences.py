@@ -29,7 +29,7 @@ _BATCHED = frozenset({"batch", "hold"})
 
 
 def differences(first: ReplayRun, second: ReplayRun) -> dict[str, Any]:
-    """Return what the second policy did otherwise, and what each would have cost.
+    """Return what the second policy did differently, and the cost under each.
 
     ``listed`` holds the requests whose cost differs most.
     """
@@ -56,10 +56,10 @@ def differences(first: ReplayRun, second: ReplayRun) -> dict[str, Any]:
 
 
 def rows(first: ReplayRun, second: ReplayRun) -> Iterator[tuple[object, ...]]:
-    """Yield `COLUMNS` of each request that the two placed or ended otherwise, as the trace has it.
+    """Yield `COLUMNS` of each request whose placement or end differs, in the trace's order.
 
-    What a policy expected is what its decisions on the last try said: of the place that it chose,
-    and of the one that the other chose. None where that was none of its candidates.
+    A policy's estimates are from its decisions on the last try: for its own choice, and for the
+    other policy's. None if that was not among its candidates.
     """
     for a, b in zip(first.outcomes, second.outcomes, strict=True):
         if _facts(a) != _facts(b):

@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def read_trace(path: Path | None) -> list[Arrival]:
-    """Return the requests of a CSV file, gzipped where its name ends in .gz; packaged for None.
+    """Return the requests of a CSV file (gzipped if named .gz); None is the packaged one.
 
     Raises:
         UserError: naming the file, and the row and column where there is one.
@@ -71,7 +71,7 @@ def _open(path: Path | None) -> Iterator[TextIO]:
 def write_assignments(
     path: Path, outcomes: Iterable[ReplayOutcome], *, with_cached: bool = False
 ) -> None:
-    """Write what was done with each request, one row each. What did not happen stays empty.
+    """Write a row for each request's assignment. Fields that do not apply stay empty.
 
     ``with_cached`` adds the column ``cached_tokens``.
 

@@ -19,7 +19,7 @@ from shunter.console import UserError
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all runs of a backtest share."""
+    """The shared inputs of a backtest's runs."""
 
     arrivals: Sequence[Arrival]
     fleet: Fleet
@@ -51,11 +51,11 @@ def scaled(fleet: Fleet, factor: float) -> Fleet:
 def runs(
     setting: Setting, *, with_baselines: bool, compared: Policy | None = None
 ) -> Iterator[Scored]:
-    """Yield one scored run after the other, Shunter's first.
+    """Yield the scored runs one by one, Shunter's first.
 
-    ``shunter_premium`` is the same policy with nothing but the premium GPUs, ``shunter_told`` with
-    the reality as its declaration (speeds and failure rates; not the outages to come), and
-    ``compared`` is Shunter with the second policy.
+    ``shunter_premium`` is the same policy with only the premium GPUs, ``shunter_told`` with the
+    reality as its declaration (speeds and failure rates; not the outages to come), and ``compared``
+    is Shunter with the second policy.
 
     Raises:
         UserError: the trace names what the policy doesn't have.
@@ -81,7 +81,7 @@ def runs(
 
 
 def shunter(setting: Setting, options: Options) -> Shunter:
-    """Return Shunter as the setting's policy makes it, which sees these options."""
+    """Return Shunter under the setting's policy, with these options."""
     tag = tagger(setting.arrivals, setting.fleet, setting.policy)
     keeps = setting.keeps_candidates
     return Shunter(options, setting.policy, tag, keeps_candidates=keeps)
@@ -108,7 +108,7 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
 
 
 def _within(reality: Reality, options: Options) -> Reality:
-    """Return what of the reality concerns these pools."""
+    """Return the part of the reality that concerns these pools."""
     return reality.model_copy(
         update={
             "outages": tuple(o for o in reality.outages if o.pool in options.by_pool),

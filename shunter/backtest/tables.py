@@ -8,14 +8,14 @@ from shunter.backtest.suite import Scored
 
 
 def tables(scored: Sequence[Scored]) -> Iterator[Table]:
-    """Yield one of money and attainment, one of times, and one of the first run's classes."""
+    """Yield tables of cost and attainment, of times, and of the first run's classes."""
     yield _money(scored)
     yield _times(scored)
     yield _classes(scored[0])
 
 
 def without_answer(scored: Sequence[Scored]) -> Iterator[str]:
-    """Yield, for each run that left requests without an answer, how many, and for which reasons."""
+    """Yield, for each run with unanswered requests, their number and reasons."""
     for each in scored:
         reasons = sorted(each.scores["refusals"].items(), key=lambda pair: (-pair[1], pair[0]))
         if reasons:

@@ -18,9 +18,9 @@ KEPT_FIELDS = ("model", "stream", "max_tokens", "max_completion_tokens")
 
 @dataclass(slots=True)
 class TopicTrace:
-    """Requests of a range, and how many were left out: unreadable, or of no class or model known.
+    """Requests of a range, and the number left out: unreadable, or of unknown class or model.
 
-    ``unanswered`` are those whose reply no result counts; the policy's length stands for it.
+    ``unanswered`` are those without a reply length in a result; the policy's length is used.
     """
 
     arrivals: list[Arrival] = field(default_factory=list)
@@ -37,9 +37,9 @@ async def read_topic(
     start: float,
     end: float,
 ) -> TopicTrace:
-    """Return the requests that the ingest topic got from ``start`` until before ``end``.
+    """Return the requests on the ingest topic from ``start`` until before ``end``.
 
-    A request that was published twice counts once. Times are those that Kafka has of the records.
+    A request that was published twice counts once. Times are Kafka's record times.
 
     Args:
         log: to read from.
@@ -124,7 +124,7 @@ def _arrival(record: Record, policy: Policy, tokens: TokenCounter) -> Arrival:
 
 
 async def _usages(log: Log, catalogue: Catalogue, wanted: Container[str]) -> dict[str, Usage]:
-    """Return the usage that each request's result tells, of those that have one."""
+    """Return the usage in each request's result, if it has one."""
     usages = {}
     async for record in read_all(log, catalogue.results, catalogue.partitions):
         if (record.key or b"").decode("utf-8", "replace") not in wanted:

@@ -10,7 +10,7 @@ from topics.terminal_text import visible_line
 
 
 class Printer:
-    """Prints the text of pieces; where answers come side by side, each says whose it is."""
+    """Prints the text of pieces; with several answers at a time, each names its request."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -18,7 +18,7 @@ class Printer:
         self._shown: set[str] = set()
 
     def take(self, record: Record) -> None:
-        """Print a piece, or what is left to print at the end. One that can't be read is none."""
+        """Print a piece, or the rest at the end. An unreadable one is ignored."""
         try:
             piece = decode(StreamPiece, record.value or b"")
         except BadRecordError:
@@ -57,7 +57,7 @@ class Printer:
 
 
 def text_of(body: Any) -> str:
-    """Return the text of the first choice of a chunk or an answer, empty where it has none."""
+    """Return the text of the first choice of a chunk or an answer, empty if it has none."""
     choices = body.get("choices") if isinstance(body, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(first, dict):

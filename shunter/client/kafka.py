@@ -40,12 +40,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def note(line: str) -> None:
-    """Print a line on standard error, as it is but for credentials."""
+    """Print a line on standard error, with only credentials removed."""
     err.print(masked(line), highlight=False, soft_wrap=True)
 
 
 async def read_by_key(settings: Settings, topic: str, key: bytes) -> list[Record]:
-    """Return all committed records of a key, oldest first, from the one partition it goes to.
+    """Return all committed records of a key, oldest first, from its one partition.
 
     Raises:
         AdminError: Kafka can't be reached, or the topic is missing.
@@ -64,13 +64,13 @@ async def read_by_key(settings: Settings, topic: str, key: bytes) -> list[Record
 
 
 class Tail:
-    """Reads some topics on and on, in no consumer group."""
+    """Reads topics continuously, without a consumer group."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
 
     async def poll(self, timeout_s: float) -> Sequence[Record]:
-        """Return new committed records, none where there are none within ``timeout_s``."""
+        """Return new committed records, empty if there are none within ``timeout_s``."""
         polled = await self._consumer.getmany(
             timeout_ms=int(timeout_s * 1000), max_records=POLL_RECORDS_MAX
         )
@@ -89,11 +89,11 @@ async def tail(
     also: Sequence[str] = (),
     from_beginning: bool = False,
 ) -> AsyncIterator[Tail]:
-    """Give a reader of these topics that already stands at their end, or beginning.
+    """Provide a reader of these topics, positioned at their end or beginning.
 
-    Those in ``also`` are read where the user may see them, and done without where not.
+    Topics in ``also`` are read if the user may see them, and skipped otherwise.
 
-    Whatever is committed once this has been entered will be read.
+    All records committed after entry are read.
 
     Raises:
         AdminError: Kafka can't be reached, or a topic is missing.

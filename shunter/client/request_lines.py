@@ -8,7 +8,7 @@ from topics import BadRecordError, parse_request
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no request; ``number`` counts from 1."""
+    """An invalid line; ``number`` counts from 1."""
 
     number: int
     reason: str
@@ -16,14 +16,14 @@ class BadLine:
 
 @dataclass(slots=True)
 class Checked:
-    """What a file holds. ``ids`` maps the number of each good line to its request's id."""
+    """The lines of a file. ``ids`` maps the number of each valid line to its request's id."""
 
     ids: dict[int, str] = field(default_factory=dict)
     bad: list[BadLine] = field(default_factory=list)
 
 
 def check_lines(lines: Iterable[bytes], *, bytes_max: int) -> Checked:
-    """Tell the good lines of a file from the bad; a blank line is neither."""
+    """Separate the valid lines of a file from the invalid; blank lines are skipped."""
     checked = Checked()
     number_of: dict[str, int] = {}
     for number, value in _values(lines):
@@ -42,7 +42,7 @@ def check_lines(lines: Iterable[bytes], *, bytes_max: int) -> Checked:
 
 
 def good_lines(lines: Iterable[bytes], checked: Checked) -> Iterator[tuple[int, str, bytes]]:
-    """Yield number, id and value of each good line, its bytes untouched but for the line end."""
+    """Yield number, id and value of each valid line, its bytes unchanged but for the line end."""
     for number, value in _values(lines):
         found = checked.ids.get(number)
         if found is not None:

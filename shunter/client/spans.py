@@ -24,7 +24,7 @@ class SubmitSpans:
         self._begun: list[tuple[Context, str, float]] = []
 
     def begin(self, name: str) -> list[tuple[str, bytes]]:
-        """Return the headers of a request; none where nothing is traced."""
+        """Return the headers of a request; empty if tracing is off."""
         if not self._telemetry.is_on:
             return []
         context = self._telemetry.begin()._replace(span_id=self._telemetry.new_id())
@@ -33,7 +33,7 @@ class SubmitSpans:
         return [(h.TRACEPARENT, context.header())]
 
     def end(self) -> None:
-        """Write the spans of all that has been begun; it is acknowledged."""
+        """Write the spans of all requests begun; they are acknowledged."""
         now = self._clock.now()
         for context, name, began in self._begun:
             said = a.messaging(self._topic, "send") + a.message(name)
@@ -44,7 +44,7 @@ class SubmitSpans:
 
 @contextlib.contextmanager
 def submit_spans(settings: Settings, clock: Clock) -> Iterator[SubmitSpans]:
-    """Give what begins traces, if the ``OTEL_*`` variables want any; send them at the end.
+    """Provide spans if the ``OTEL_*`` variables configure any; send them at the end.
 
     Raises:
         TelemetryError: the variables ask for what can't be had.

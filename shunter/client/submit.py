@@ -31,7 +31,7 @@ POLL_S = 0.25
 
 @dataclass(slots=True)
 class SubmitTally:
-    """What has become of the requests submitted. ``statuses`` counts results by status."""
+    """The outcomes of submitted requests. ``statuses`` counts results by status."""
 
     submitted: int = 0
     ids: frozenset[str] = frozenset()
@@ -43,7 +43,7 @@ class SubmitTally:
 
     @property
     def done(self) -> int:
-        """Requests that have an end."""
+        """The number of ended requests."""
         return self.submitted - len(self.waiting)
 
 
@@ -88,7 +88,7 @@ async def publish(
 
 @contextlib.asynccontextmanager
 async def producer_of(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
-    """Give a producer for what clients publish."""
+    """Provide a producer for clients' records."""
     producer = AIOKafkaProducer(
         **settings.kafka_options(),
         acks="all",
@@ -139,7 +139,7 @@ async def follow(
     changed: Callable[[], object],
     printer: Printer | None = None,
 ) -> None:
-    """Read until each request of the tally has an end, or time is up.
+    """Read until each request of the tally has an end, or until the timeout.
 
     An end is a result, a dead letter, or the evidence that it is a duplicate.
 

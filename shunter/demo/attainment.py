@@ -30,10 +30,10 @@ def latency_of(result: Result) -> Latency:
 
 
 def is_attained(result: Result, task: str, policy: Policy) -> bool:
-    """Tell whether a request was answered in time for its class's deadline and latency SLO.
+    """Return whether a request met its class's deadline and latency SLO.
 
-    The TTFT and TPOT of a class count where it is latency-sensitive. What was rejected, expired
-    or failed is missed.
+    The TTFT and TPOT of a class count if it is latency-sensitive. A rejected, expired or failed
+    request is missed.
     """
     wanted, got = policy.classes[task], latency_of(result)
     if result.status != "completed" or got.finish_s is None or got.finish_s > wanted.deadline_s:

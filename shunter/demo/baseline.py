@@ -26,14 +26,14 @@ class _Replica:
 def premium_cost_usd(
     requests: Iterable[tuple[TraceRow, Mapping[str, Any]]], options: Options, rules: Rules
 ) -> dict[str, float]:
-    """Return what each request costs where only the fleet's premium GPUs serve, by request id.
+    """Return each request's cost, by id, if only the fleet's premium GPUs serve.
 
-    The same lengths, arrivals and constraints go through the same model of an accelerator that the
-    simulated backend follows, in virtual time: each request at once to the least loaded premium
-    replica that may serve it, with continuous batching there. The cost is its share of busy device
-    time times the price of that time, as in a result's ``cost``; idle time is charged on neither
-    side. What waiting for company would save on premium GPUs is not in it, and neither is Kafka.
-    A request that no premium pool may serve is left out.
+    The same lengths, arrivals and constraints go through the simulated backend's model of an
+    accelerator, in virtual time: each request at once to the least loaded premium replica that may
+    serve it, with continuous batching there. The cost is its share of busy device time times the
+    price of that time, as in a result's ``cost``; idle time is charged on neither side. Savings by
+    waiting for a batch on premium GPUs are not included, and neither is Kafka. A request that no
+    premium pool may serve is left out.
     """
     replicas = list(_replicas(options))
     costs: dict[str, float] = {}

@@ -14,7 +14,7 @@ EXAMPLES_MAX = 5
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found. ``problems`` says it for people, with examples; empty where all is well.
+    """The findings. ``problems`` describes them for people, with examples; empty if all is well.
 
     ``lost`` counts requests without result and dead letter, ``duplicated`` results beyond the first
     of a request, ``constraint_violations`` results and steps of evidence whose placement breaks a
@@ -30,12 +30,12 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Whether everything held."""
+        """Whether there are no problems."""
         return not self.problems
 
 
 def judge(requests: Mapping[str, Mapping[str, Any]], ledger: Ledger, rules: Rules) -> Verdict:
-    """Return whether each request published, by id, came to one end and to no forbidden place."""
+    """Return whether each published request, by id, had one end and no forbidden placement."""
     dead = [name for name in ledger.dead_letters if name in requests]
     lost = [name for name in requests if name not in ledger.results and name not in dead]
     extra = {name: count - 1 for name, count in ledger.result_count.items() if count > 1}
@@ -81,7 +81,7 @@ def _broken(
 
 
 def _is_explained(name: str, ledger: Ledger) -> bool:
-    """Tell whether the evidence has a decision, and an end that agrees with the result."""
+    """Return whether the evidence has a decision, and an end that agrees with the result."""
     result, steps = ledger.results[name], ledger.evidence.get(name, ())
     counts: Counter[str] = Counter(step.step for step in steps)
     end = "executed" if result.status == "completed" else result.status

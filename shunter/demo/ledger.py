@@ -11,10 +11,10 @@ from topics import Catalogue, Evidence, Result, Settings, decode
 
 @dataclass(slots=True)
 class Ledger:
-    """What stands in the topics of the requests that were published.
+    """The topics' records of the published requests.
 
-    ``results`` has the first of each request, without the answer's body; ``result_count`` how many
-    there are of each.
+    ``results`` has the first of each request, without the answer's body; ``result_count`` the
+    number of each.
     """
 
     results: dict[str, Result] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Ledger:
     dead_letters: Counter[str] = field(default_factory=Counter)
 
     def take(self, record: Record, catalogue: Catalogue) -> None:
-        """Book one record of the results, evidence or dead letters."""
+        """Add one record of the results, evidence or dead letters."""
         topic = record.partition.topic
         if topic == catalogue.dead_letters:
             self.dead_letters[(record.key or b"").decode("utf-8", "replace")] += 1
@@ -46,7 +46,7 @@ class Ledger:
 
 
 async def read_ledger(settings: Settings) -> Ledger:
-    """Return what is committed in the topics at this moment.
+    """Return the committed records of the topics at this moment.
 
     Raises:
         BadRecordError: a record is not what its topic promises.

@@ -37,7 +37,7 @@ EXAMPLES = (
 
 
 def report(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
-    """Return everything there is to tell at the end.
+    """Return the whole final report.
 
     Args:
         outcome: of the demo.
@@ -61,7 +61,7 @@ def report(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
 
 
 def print_traces(console: Console, outcome: DemoOutcome) -> None:
-    """Print the addresses of the traces to look at first, each on one line so that it opens."""
+    """Print the addresses of selected traces, each on one line so that it opens."""
     if found := traces(outcome):
         console.print("", Rule("Traces", align="left"))
     for title, address in found.items():
@@ -70,7 +70,7 @@ def print_traces(console: Console, outcome: DemoOutcome) -> None:
 
 
 def traces(outcome: DemoOutcome) -> dict[str, str]:
-    """Return the addresses of the traces to look at first, by what they show."""
+    """Return the addresses of selected traces, by what they show."""
     found = {}
     for title, path, task in EXAMPLES:
         name = _example(outcome.ledger, path, task)
@@ -147,7 +147,7 @@ def _facts(figures: Mapping[str, Any]) -> Table:
 
 
 def _example(ledger: Ledger, path: str, task: str) -> str | None:
-    """Return a completed request that went this way, one of the task if there is any."""
+    """Return a completed request with this route, one of the task if there is any."""
     able = [name for name in ledger.results if _went(ledger, name, path)]
     return max(able, key=lambda name: _interest(ledger, name, task), default=None)
 

@@ -19,7 +19,7 @@ class Rules:
         self._policy = policy
 
     def broken(self, request: Mapping[str, Any], placement: Placement) -> list[str]:
-        """Return what a placement breaks, one sentence each; nothing where all is well."""
+        """Return the rules that a placement breaks, one sentence each; empty if none."""
         pool = self._fleet.pools.get(placement.pool)
         if pool is None:
             return [f"{placement.pool} is no pool of the fleet"]
@@ -36,7 +36,7 @@ class Rules:
         return found + self._forbidden(request, *where)
 
     def allows(self, request: Mapping[str, Any], pool: str, precision: str) -> bool:
-        """Tell whether the request may be served there."""
+        """Return whether the request may be served there."""
         return not self._forbidden(request, pool, self._fleet.pools[pool].region, precision)
 
     def _forbidden(

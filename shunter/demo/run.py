@@ -54,7 +54,7 @@ POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the user asked for; None takes the demo's own."""
+    """The user's options; None means the demo's default."""
 
     speed: float
     requests: int | None = None
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class DemoOutcome:
-    """What there is to tell at the end, the system being still up."""
+    """The outcome of the demo, while the system is still up."""
 
     figures: dict[str, Any]
     ledger: Ledger
@@ -79,7 +79,7 @@ class DemoOutcome:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """What is replayed, and what it is measured by."""
+    """The replayed requests, and the yardsticks for them."""
 
     plan: Plan
     rows: list[TraceRow]
@@ -91,7 +91,7 @@ class _Case:
 
 
 def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> bool:
-    """Start everything, replay the trace, check, tell, and stop everything.
+    """Start everything, replay the trace, check, report, and stop everything.
 
     Args:
         plan: what to do.
@@ -144,14 +144,14 @@ def _prepare(plan: Plan) -> _Case:
 
 
 def _log_to(path: Path) -> None:
-    """Let the Kafka client's warnings go to a file, not through the live view."""
+    """Send the Kafka client's warnings to a file, not through the live view."""
     with contextlib.redirect_stderr(path.open("a", encoding="utf-8")):
         set_up_logging("warning")
     logging.captureWarnings(capture=True)
 
 
 def _settings(case: _Case, run_dir: Path, stack: contextlib.ExitStack, show: Show) -> Settings:
-    """Start a Kafka where none is named, and return the settings of the system."""
+    """Start a Kafka if none is named, and return the settings of the system."""
     plan = case.plan
     own: dict[str, Any] = {"bootstrap_servers": plan.bootstrap_servers}
     prefix = f"demo-{secrets.token_hex(4)}"
@@ -252,7 +252,7 @@ async def _create_topics(settings: Settings, fleet: Fleet) -> None:
 
 
 async def _delete_topics(settings: Settings, fleet: Fleet) -> None:
-    """Leave somebody else's Kafka as it was; where it has gone meanwhile, that is all."""
+    """Delete the demo's topics on a foreign Kafka; if it is gone, leave them."""
     admin = AIOKafkaAdminClient(**settings.kafka_options())
     try:
         async with asyncio.timeout(CLEANED_S_MAX):
@@ -327,7 +327,7 @@ class _Replay:
             await asyncio.gather(publishing, return_exceptions=True)
 
     def _quiet_s_max(self) -> float:
-        """Return how long nothing may move: a window that fills no more ends by itself."""
+        """Return the longest expected quiet time: a window that fills no more ends by itself."""
         if self.watch.held <= 0:
             return QUIET_S_MAX
         windows = [workload.window_s for workload in self.case.policy.classes.values()]

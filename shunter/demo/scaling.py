@@ -18,6 +18,6 @@ def fleet_text(fleet: Fleet, speed: float) -> str:
 
 
 def policy_text(policy: Policy, speed: float) -> str:
-    """Return a policy file of the same wishes, all of them ``speed`` times as urgent."""
+    """Return a policy file with the same targets, all ``speed`` times as urgent."""
     scaled = policy.faster(speed).model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(scaled, sort_keys=False)

@@ -12,7 +12,7 @@ LINE_EVERY_S = 3.0
 
 
 class Show(Protocol):
-    """Tells of a demo. Entered before it starts; ``update`` may be called as often as one likes."""
+    """Shows a demo's progress. Enter it first; ``update`` may be called any number of times."""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -24,20 +24,20 @@ class Show(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End; what was shown last stays."""
+        """End; the last output stays."""
         ...
 
     def say(self, message: str) -> None:
-        """Tell of one thing that has happened or is under way."""
+        """Report one event."""
         ...
 
     def update(self, watch: Watch) -> None:
-        """Show how things stand."""
+        """Show the current state."""
         ...
 
 
 class Lines:
-    """A line on standard error every few seconds."""
+    """Prints a line on standard error every few seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -59,7 +59,7 @@ class Lines:
         self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, watch: Watch) -> None:
-        """Print how far things are, unless that was told a moment ago."""
+        """Print the progress, unless that was done a moment ago."""
         if time.monotonic() - self._told_at < LINE_EVERY_S:
             return
         self._told_at = time.monotonic()

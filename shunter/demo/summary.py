@@ -24,7 +24,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the figures of a run as a JSON object.
 
-    Latencies are in seconds of the trace: those measured times ``speed``.
+    Latencies are in seconds of the trace: measured ones times ``speed``.
 
     Args:
         rows: what was published.

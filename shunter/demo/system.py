@@ -31,7 +31,7 @@ class _Member:
 
 
 class System:
-    """Router and workers as children of this process; they end when it does, however it ends."""
+    """Router and workers as child processes; they end when this process does, however it ends."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class System:
         say: Callable[[str], object],
         more: Mapping[str, str] | None = None,
     ) -> None:
-        """Take where logs go, the settings that all share, and who is told of a restart.
+        """Take the log directory, the common settings, and the listener for restarts.
 
-        ``more`` is what else the processes find in their environment.
+        ``more`` is added to the environment of the processes.
         """
         self._run_dir = run_dir
         self._environment = {**os.environ, **variables(settings), **(more or {})}
@@ -61,7 +61,7 @@ class System:
         self._members.append(_Member(name, command, log, process))
 
     def tend(self) -> None:
-        """Start again what has died, and say so.
+        """Restart dead processes, and report that.
 
         Raises:
             UserError: the same process keeps dying.
@@ -84,7 +84,7 @@ class System:
             )
 
     def stop(self) -> None:
-        """End all politely, and by force what does not end in time."""
+        """Terminate all processes, and kill those that do not end in time."""
         living = [m.process for m in self._members if m.process.poll() is None]
         for process in living:
             process.send_signal(signal.SIGTERM)
@@ -109,7 +109,7 @@ class System:
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """Return what a process of this system needs in its environment."""
+    """Return the environment of a process of this system."""
     return {
         "SHUNTER_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
         "SHUNTER_TOPIC_PREFIX": settings.topic_prefix,
@@ -137,7 +137,7 @@ def members_of(pools: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"], timeout_s: float) -> bool:
-    """Wait for all to end; tell whether they have."""
+    """Wait for all to end; return whether they have."""
     end = time.monotonic() + timeout_s
     while any(process.poll() is None for process in processes):
         if time.monotonic() > end:

@@ -65,7 +65,7 @@ def _row(number: int, fields: dict[str, str]) -> TraceRow:
 
 
 def request_of(row: TraceRow) -> dict[str, Any]:
-    """Return a row as a native request, as it is published."""
+    """Return a row as a native request for publication."""
     request: dict[str, Any] = {
         "id": row.id,
         "url": URLS.get(row.task, "/v1/chat/completions"),
@@ -90,12 +90,12 @@ def _body(row: TraceRow) -> dict[str, Any]:
 
 
 def max_tokens(output_tokens: int) -> int:
-    """Return the limit that a client would set: a power of two, and no tight one."""
+    """Return a limit such as a client sets: a power of two, and not tight."""
     return max(MAX_TOKENS_MIN, 1 << max(0, output_tokens - 1).bit_length())
 
 
 def _constraints(row: TraceRow) -> dict[str, Any]:
-    """Return the constraints of one row in five, so that there is something to break.
+    """Return constraints for one row in five, so that there are some to break.
 
     Each can be met by the packaged fleet, and by its premium GPUs alone.
     """

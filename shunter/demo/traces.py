@@ -23,28 +23,28 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Jaeger:
-    """A Jaeger: where it takes traces by OTLP, and where its page is."""
+    """A Jaeger: its OTLP endpoint, and its page."""
 
     endpoint: str
     page: str
 
     def variables(self) -> dict[str, str]:
-        """Return what makes a process send its traces there, soon enough to look at once."""
+        """Return the variables that make a process send its traces there without delay."""
         named = {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "500"}
         return named | {"OTEL_TRACES_EXPORTER": "otlp"}
 
     def address(self, trace_id: str) -> str:
-        """Return where a trace is shown."""
+        """Return the address of a trace's page."""
         return f"{self.page.rstrip('/')}/trace/{trace_id}"
 
     def missing(self) -> str | None:
-        """Return which of the two does not listen."""
+        """Return which of the two addresses does not listen."""
         return next((url for url in (self.endpoint, self.page) if not _listens(url)), None)
 
 
 @contextlib.contextmanager
 def jaeger(page: str, program: Path | None, log: Path) -> Iterator[Jaeger]:
-    """Give the Jaeger that listens where the variables say, or that the program starts.
+    """Provide the Jaeger at the variables' address, or start the program.
 
     Args:
         page: its page.

@@ -35,7 +35,7 @@ _HOLDS: Sequence[Column[GroupView]] = (
 
 
 class View:
-    """Progress, load per pool, batches filling, and money, drawn in place."""
+    """Progress, load per pool, filling batches, and money, drawn in place."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -60,14 +60,14 @@ class View:
         self._console.print(message, markup=False, highlight=False)
 
     def update(self, watch: Watch) -> None:
-        """Draw the view anew, a few times a second."""
+        """Redraw the view, a few times a second."""
         now = time.monotonic()
         if now - self._drawn_at >= DRAWN_EVERY_S:
             self._drawn_at = now
             self._live.update(self._drawn(watch, now - self._began_at), refresh=True)
 
     def close(self) -> None:
-        """Take the view away; what is printed from now on stays."""
+        """Remove the view; later output stays."""
         self._live.stop()
 
     def _drawn(self, watch: Watch, elapsed_s: float) -> RenderableType:

@@ -53,7 +53,7 @@ def warm_ups(fleet: Fleet, partitions: int) -> Iterator[WarmUp]:
 
 
 async def publish(settings: Settings, requests: list[WarmUp]) -> None:
-    """Publish each on its partition, which is that of its lane.
+    """Publish each on its lane's partition.
 
     Raises:
         KafkaError: Kafka refuses one.

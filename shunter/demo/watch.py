@@ -31,7 +31,7 @@ class Watch:
 
     @property
     def topics(self) -> list[str]:
-        """The topics that have to be read, from their beginning."""
+        """The topics to read, from their beginning."""
         names = self.catalogue
         return [names.results, names.dead_letters, *self.live.topics]
 
@@ -41,16 +41,16 @@ class Watch:
         return len(self.live.holds)
 
     def silent_pools(self) -> list[str]:
-        """Return the pools of which no worker has reported."""
+        """Return the pools without a report from any worker."""
         return [pool for pool in self.live.options.by_pool if self._newest(pool) is None]
 
     def pools_up(self) -> bool:
-        """Tell whether every pool has a worker that reports."""
+        """Return whether every pool has a worker that reports."""
         newest = map(self._newest, self.live.options.by_pool)
         return all(status is not None and status.state == "up" for status in newest)
 
     def idle(self) -> bool:
-        """Tell whether each worker has reported since the last result, and runs nothing."""
+        """Return whether each worker has reported since the last result, and is idle."""
         newest = map(self._newest, self.live.options.by_pool)
         return all(
             status is not None
@@ -60,12 +60,12 @@ class Watch:
         )
 
     def acknowledged(self, _id: str) -> None:
-        """Count a request that Kafka has."""
+        """Count an acknowledged request."""
         self.published += 1
         self.moved_at = time.monotonic()
 
     def take(self, record: Record) -> None:
-        """Take a record of one of the topics in."""
+        """Process a record of one of the topics."""
         topic = record.partition.topic
         if topic != self.catalogue.pool_status:
             self.moved_at = time.monotonic()
@@ -91,7 +91,7 @@ class Watch:
             self.cost_usd += result.cost.usd if result.cost else 0.0
 
     def _end(self, name: str, status: str) -> bool:
-        """Count the end of a request, once; tell whether this was it."""
+        """Count the end of a request, once; return whether this was it."""
         if name in self.finished or name not in self.premium_usd:
             return False
         self.finished.add(name)

@@ -15,7 +15,7 @@ from topics.admin.provisioning import partition_counts
 
 
 async def read_policy_log(settings: Settings) -> PolicyLog:
-    """Return what the topic says; a record that can't be read here is told of and left out.
+    """Return the topic's log; a record that is unreadable here is reported and left out.
 
     Raises:
         AdminError: Kafka can't be reached, or the topic is missing.
@@ -32,7 +32,7 @@ async def read_policy_log(settings: Settings) -> PolicyLog:
 
 
 async def publish_entries(settings: Settings, entries: Sequence[PolicyEntry]) -> None:
-    """Publish entries one after the other, so that a change stands after what it names.
+    """Publish entries one by one, so that a change comes after the entries it names.
 
     Raises:
         UserError: Kafka does not acknowledge one.
@@ -51,7 +51,7 @@ async def publish_entries(settings: Settings, entries: Sequence[PolicyEntry]) ->
 
 
 def who() -> str:
-    """Return who runs this command, as the machine knows them."""
+    """Return the user of this command, as the machine knows them."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):

@@ -9,7 +9,7 @@ Kind = Literal["evidence", "roots", "keys"]
 
 
 class TrailRow(NamedTuple):
-    """A record of the trail. ``at`` is the time that Kafka has of it, epoch seconds."""
+    """A record of the trail. ``at`` is Kafka's time of it, epoch seconds."""
 
     partition: int
     offset: int
@@ -36,7 +36,7 @@ async def read_all(log: Log, topic: str, partitions: int) -> AsyncIterator[Recor
 async def settled_bounds(log: Log, topic: str, partitions: int) -> dict[Partition, tuple[int, int]]:
     """Return the bounds of a topic, once no transaction is open below its ends.
 
-    Whatever stands below them is committed by then with all that belongs to it, on any topic.
+    Transactions with records below them are then committed as a whole, on any topic.
 
     Raises:
         LogError: a transaction stays open.
@@ -50,12 +50,12 @@ async def settled_bounds(log: Log, topic: str, partitions: int) -> dict[Partitio
 
 
 def row_of(record: Record) -> TrailRow:
-    """Return a record of a topic as one of the trail."""
+    """Convert a record of a topic to one of the trail."""
     at = record.timestamp_ms / 1000
     number = record.partition.number
     return TrailRow(number, record.offset, record.key, record.value, at, place_of(record))
 
 
 def place_of(record: Record) -> str:
-    """Return where a record stands."""
+    """Return a record's position."""
     return f"{record.partition.topic}/{record.partition.number}@{record.offset}"

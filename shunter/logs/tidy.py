@@ -20,10 +20,10 @@ async def silent_heartbeats(log: Log, catalogue: Catalogue, before: float) -> li
 
 
 async def spent_keys(log: Log, catalogue: Catalogue) -> list[bytes]:
-    """Return the keys of public keys, and of their heads, by which nothing here is signed any more.
+    """Return the keys of public keys, and of their heads, that sign nothing kept here any more.
 
-    That is so once the oldest root and evidence there is are newer than their last sign of life. A
-    key that vouches for one that is needed is needed too; revocations stay.
+    A key is spent once the oldest root and evidence are newer than its last sign of life. A key
+    that vouches for a needed one is needed too; revocations stay.
     """
     oldest = [
         at
@@ -60,7 +60,7 @@ def progress_keys(catalogue: Catalogue, pool: str) -> Iterable[tuple[bytes, int]
 
 
 async def _newest(records: AsyncIterator[Record]) -> dict[bytes, Record]:
-    """Return the newest record of each key that is no tombstone."""
+    """Return the newest record of each key, except tombstones."""
     newest: dict[bytes, Record] = {}
     async for record in records:
         if record.value is None:
@@ -79,7 +79,7 @@ def _endorser(record: Record) -> str | None:
 
 
 async def _oldest(log: Log, partition: Partition) -> float | None:
-    """Return the time of the first record there is, epoch seconds; None where there is none."""
+    """Return the time of the first record, epoch seconds; None if there is none."""
     first, end = (await log.bounds([partition]))[partition]
     if end > first:
         async for records in log.read({partition: first}, {partition: end}):

@@ -49,7 +49,7 @@ from topics.admin.acls import router as router_role
 
 
 def _begin(settings: Settings, own: Declarations) -> Situation:
-    """Return the situation that a router begins in, once its topics are known to be there."""
+    """Return a router's first situation, once its topics are known to exist."""
     begun, catalogue = situation(compile_options(own.fleet), own.policy), Catalogue(settings)
     # Not those that a router has no business with: it may not so much as see them.
     seen = router_role(catalogue, begun.options.by_pool).topics()
@@ -61,7 +61,7 @@ def _begin(settings: Settings, own: Declarations) -> Situation:
 def _policies(
     settings: Settings, active_policy: ActivePolicy, own: Declarations, clock: Clock
 ) -> PolicyFollower:
-    """Return what puts in force what is applied, once the topics of new pools are there."""
+    """Return the service that puts policies in force, once the topics of new pools exist."""
     catalogue = Catalogue(settings)
 
     async def check(pools: Collection[str]) -> None:
@@ -79,7 +79,7 @@ def _what_comes_first(
     clock: BrokerClock,
     metrics: Metrics,
 ) -> Service:
-    """Return what signs, and what keeps up with heartbeats, policies and cancellations."""
+    """Return the services for signing, heartbeats, policies and cancellations."""
     return StartedTogether(
         *signing_services(settings, signer, metrics, clock),
         follow(FleetFollower(settings, active_policy.report), metrics),
@@ -96,7 +96,7 @@ def _metrics(
     telemetry: Telemetry,
     clock: Clock,
 ) -> Metrics:
-    """Return the metrics of a router, which follow what is in force."""
+    """Return the metrics of a router, which follow the declarations in force."""
     here = active_policy.situation
     metrics = Metrics(here.options, here.policy, tenants_max=settings.metrics_tenants_max)
     active_policy.tell(metrics.change)

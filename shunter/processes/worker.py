@@ -70,7 +70,7 @@ def _served_by(pool: str, options: Options) -> tuple[Option, ...]:
 
 
 def _topics(catalogue: Catalogue, pool: str) -> list[Topic]:
-    """Return the topics that a worker has business with: it may not so much as see others."""
+    """Return the topics that a worker uses: it may not even describe others."""
     own = worker_role(catalogue, pool).topics()
     return [topic for topic in catalogue.topics([pool]) if topic.name in own]
 
@@ -87,7 +87,7 @@ def _metrics(
 
 
 def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoReturn:
-    """Serve a pool until told to stop, or hand what stands in its lanes to other pools.
+    """Serve a pool until stopped, or hand the requests in its lanes to other pools.
 
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.

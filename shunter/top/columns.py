@@ -19,7 +19,7 @@ BAR = 6
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[T]):
-    """One column. ``value`` is what rows are sorted by, where they can be.
+    """One column. ``value`` is the sort key of rows, if they can be sorted by it.
 
     It is shown on terminals of at least ``columns_min`` columns.
     """
@@ -42,8 +42,8 @@ def table(
 ) -> Table:
     """Return rows as a table, a line each, with its title in place of the first heading.
 
-    A heading is marked where rows are sorted by it. Where there is not room for all, only what is
-    flexible gives way.
+    The heading of the sort column is marked. If there is not room for all, only flexible columns
+    shrink.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     headings = [Text(("*" if c.heading == sorted_by else "") + c.heading) for c in of]
@@ -83,7 +83,7 @@ def columns(of: Sequence[Column[T]], *headings: str) -> list[Column[T]]:
 
 
 def wide_enough(of: Sequence[Column[T]], width: int) -> list[Column[T]]:
-    """Return the columns that a terminal of a width has room for."""
+    """Return the columns that fit a terminal's width."""
     return [column for column in of if column.columns_min <= width]
 
 
@@ -154,7 +154,7 @@ CLASSES: Sequence[Column[Workload]] = (
 
 
 def group(hold: GroupView) -> Text:
-    """Return what the members of a batch group have in common."""
+    """Return the common properties of a batch group's members."""
     told = Text(hold.model, "bold")
     told.append(f" {hold.operation}", "not bold")
     if hold.prompt_tokens_max is not None:

@@ -13,9 +13,9 @@ READ_BYTES = 64
 
 @contextlib.contextmanager
 def keyboard() -> Iterator["asyncio.Queue[str]"]:
-    """Give a queue of the keys pressed, without echo and without waiting for Enter.
+    """Provide a queue of the keys pressed, without echo and without waiting for Enter.
 
-    Where standard input is no terminal, there are none.
+    It stays empty if standard input is no terminal.
     """
     keys: asyncio.Queue[str] = asyncio.Queue()
     if not sys.stdin.isatty():

@@ -46,7 +46,7 @@ def screen(
     where: str = "",
     warning: str = "",
 ) -> RenderableType:
-    """Return the whole screen for a terminal; ``height`` None is as high as it takes.
+    """Return the whole screen for a terminal; ``height`` None is unlimited.
 
     Args:
         snapshot: what is shown.
@@ -130,9 +130,9 @@ def _heading(name: str, state: State, rows: int, shown: int) -> Text:
 
 
 def _shares(wanted: Mapping[str, int], room: int | None) -> dict[str, int]:
-    """Return how many rows of each table are shown, beside a line each for its headings.
+    """Return the number of rows shown of each table, plus a line each for its headings.
 
-    Where there is not room for all, each has its first few; the last tables give way first.
+    If there is not room for all, each has its first few; the last tables shrink first.
     """
     if room is None:
         return dict(wanted)

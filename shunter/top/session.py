@@ -35,12 +35,12 @@ class _LastWarning(logging.Handler):
         self._at = record.created
 
     def line(self, now: float) -> str:
-        """Return the newest warning, unless it has been there for a while."""
+        """Return the newest warning, unless it is too old."""
         return self._line if now - self._at < WARNING_SHOWN_S else ""
 
 
 async def look_once(settings: Settings, view: LiveView, clock: Clock) -> Snapshot:
-    """Read what there is, and return the view of it.
+    """Read the existing records, and return the view of them.
 
     Raises:
         AdminError: Kafka can't be reached, or a topic is missing.
@@ -85,7 +85,7 @@ async def watch(
 
 
 async def _wait(keys: "asyncio.Queue[str]", state: State, interval_s: float) -> bool:
-    """Wait for a key, at most until the next drawing is due; tell whether it ends the view."""
+    """Wait for a key, at most until the next drawing is due; return whether it ends the view."""
     try:
         async with asyncio.timeout(interval_s):
             return state.press(await keys.get())

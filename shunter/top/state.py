@@ -30,7 +30,7 @@ FILTER_CHARACTERS_MAX = 40
 
 @dataclass(slots=True)
 class State:
-    """How the tables are shown. ``filter`` is looked for in names, whatever the case."""
+    """The display of the tables. ``filter`` is searched in names, ignoring case."""
 
     active: str = "pools"
     is_zoomed: bool = False
@@ -42,7 +42,7 @@ class State:
     reverse: dict[str, bool] = field(default_factory=dict)
 
     def press(self, key: str) -> bool:
-        """Take a key; tell whether it ends the view."""
+        """Process a key; return whether it ends the view."""
         if self.is_typing:
             self._type(key)
             return False
@@ -55,7 +55,7 @@ class State:
         return key in QUIT
 
     def rows(self, section: str, snapshot: Snapshot) -> list[Any]:
-        """Return the rows of a table as they are to be shown: filtered and sorted."""
+        """Return the rows of a table for display: filtered and sorted."""
         found: Mapping[str, Sequence[Any]] = {
             "pools": snapshot.pools,
             "classes": snapshot.classes,
@@ -83,7 +83,7 @@ class State:
             self.filter += key
 
     def sort_by_next(self) -> None:
-        """Sort the active table by its next column; after the last, leave it as it comes."""
+        """Sort the active table by its next column; after the last, leave it unsorted."""
         columns = ["", *(c.heading for c in SECTIONS[self.active] if c.value is not None)]
         now = columns.index(self.sort[self.active])
         self.sort[self.active] = columns[(now + 1) % len(columns)]
@@ -98,7 +98,7 @@ class State:
         self.active = names[(names.index(self.active) + 1) % len(names)]
 
     def pause(self) -> None:
-        """Pause, or go on."""
+        """Pause, or resume."""
         self.is_paused = not self.is_paused
 
     def zoom(self) -> None:
@@ -106,15 +106,15 @@ class State:
         self.is_zoomed = not self.is_zoomed
 
     def begin_filter(self) -> None:
-        """Take the keys that follow for a filter."""
+        """Take the following keys as a filter."""
         self.is_typing, self.filter = True, ""
 
     def show_all(self) -> None:
-        """Show all tables, and all of them."""
+        """Show all rows of all tables."""
         self.filter, self.is_zoomed = "", False
 
     def show_help(self) -> None:
-        """Tell the keys."""
+        """Show the keys."""
         self.has_help = True
 
 
