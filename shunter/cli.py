@@ -20,7 +20,7 @@ from topics.credentials import masked
 from topics.signing.key_files import KeyFileError
 from topics.terminal_text import visible
 
-# Where each is: the function, or the group, of its name.
+# The place of each command: the function, or the group, of its name.
 COMMANDS = {
     "demo": "shunter.commands.demo",
     "broker": "shunter.commands.broker",
@@ -39,7 +39,7 @@ COMMANDS = {
 }
 
 
-# What the user can mend: one message, where all else is a traceback.
+# Errors that the user can mend: one message; all others are tracebacks.
 MENDABLE = (
     UserError,
     DeclarationError,
@@ -81,7 +81,7 @@ def load(name: str) -> Any:
         KeyError: there is none of this name.
     """
     module = COMMANDS[name]
-    # What is imported stays: looking through it for garbage takes a tenth of a start.
+    # Imported objects stay: a garbage collection over them takes a tenth of a start.
     gc.disable()
     command = getattr(import_module(module), name)
     gc.freeze()

@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 from typing import Never
 
-# They run until they are told to stop, so that to stop is no failure of theirs.
+# Servers run until they are stopped, so that a stop is not a failure.
 SERVING = frozenset({"router", "worker", "ledger"})
 TERMINATED = 128 + signal.SIGTERM
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _end_well(_number: int, _frame: FrameType | None) -> Never:
-    # There is nothing to close or to give back yet, and a stop of what has half begun may wait.
+    # There is nothing to close or release yet, and stopping a half-started part may wait.
     os.write(2, f"shunter {sys.argv[1]}: told to stop before it had started\n".encode())
     os._exit(0)
 

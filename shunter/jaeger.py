@@ -11,7 +11,7 @@ import orjson
 from shunter.console import UserError
 
 ANSWERED_S_MAX = 10.0
-# What the API asks to be told; all that Jaeger keeps is younger and older than these.
+# The API requires bounds; all that Jaeger keeps lies between these.
 _ALWAYS = {
     "query.start_time_min": "2020-01-01T00:00:00Z",
     "query.start_time_max": "2100-01-01T00:00:00Z",

@@ -10,7 +10,7 @@ from streams.evidence.projection import SeenCandidate, SeenEnvelope, SeenPlaceme
 from topics import Shadow
 
 ALL = "all"
-# Of a decision on a request, the step that it leads to.
+# The step that a decision on a request leads to.
 _LEADS_TO = {"place": "placed", "hold": "held", "reject": "rejected", "expire": "expired"}
 
 
@@ -100,7 +100,7 @@ class ShadowReport:
         try:
             step = self._decoder.decode(value)
         except msgspec.MsgspecError:
-            # Other records of the topic are the verifier's matter.
+            # The verifier handles other records of the topic.
             return
         if step.shadow is None:
             return

@@ -83,7 +83,7 @@ def set_up_logging(level: str, form: Literal["pretty", "json"] = "pretty") -> No
     output.addFilter(lambda record: not _is_library(record) or thinned.filter(record))
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
-    # A collector that is down is told of once (streams/tracing/span_queue.py), not at each try.
+    # A collector that is down is logged once (streams/tracing/span_queue.py), not at each try.
     for name in _EXPORTERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

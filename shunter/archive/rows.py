@@ -14,7 +14,7 @@ _STANDING = [
     ("offset", pa.int64()),
     ("timestamp_ms", pa.int64()),
     ("key", pa.binary()),
-    # Text for plain tools; what is no UTF-8 is no evidence, and stands in `raw` instead.
+    # Text for plain tools; bytes that are not UTF-8 are no evidence, and go to `raw` instead.
     ("value", pa.string()),
     ("raw", pa.binary()),
 ]
@@ -58,7 +58,7 @@ SCHEMAS: dict[Kind, pa.Schema] = {
     "roots": pa.schema([*_ROOTS, *_STANDING]),
     "keys": pa.schema([("name", pa.string()), *_STANDING]),
 }
-# Of evidence, the member that holds each column that is not of its own level.
+# The member of evidence that holds each nested column.
 _WITHIN = {
     "placement": {
         name: name

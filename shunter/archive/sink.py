@@ -70,7 +70,7 @@ class Archiver:
             "roots": (catalogue.evidence_roots, catalogue.partitions),
             "keys": (catalogue.evidence_keys, 1),
         }
-        # Asked of the files once: nobody else writes them.
+        # The files are read once: nobody else writes them.
         self._next = {kind: archive.next_offsets(kind) for kind in KINDS}
 
     async def round(self) -> int:
@@ -104,7 +104,7 @@ class Archiver:
         gone = [file for file in evidence if keeping.is_over(file.date, now)]
         kept = [file.date for file in self._archive.files("evidence") if file not in gone]
         if kept:
-            # A root stands later than its records, by a transaction, which may be past midnight.
+            # A root comes after its records, by a transaction, which may be past midnight.
             oldest = (date.fromisoformat(min(kept)) - timedelta(days=1)).isoformat()
             roots = self._deletable("roots")
             gone += [f for f in roots if f.date < oldest and keeping.is_over(f.date, now)]

@@ -52,7 +52,7 @@ def verify_archive(
             if row.partition != before and row.offset:
                 kept_from = max(kept_from or 0.0, row.at)
             before = row.partition
-            # Without a word of it, everything is held to have its root here.
+            # Without this file, every record is expected to have its root here.
             is_fresh = row.offset >= covered.get(row.partition, row.offset + 1)
             verifier.add(row.partition, row.where, row.key, row.value, is_fresh=is_fresh)
         tell(verifier.findings.records)

@@ -9,7 +9,7 @@ from topics import ChainHead, Root
 from topics.signing.merkle import tree_hash
 from topics.signing.signed_root import is_signed, leaves_of, statement_digest
 
-# Between a root's own time and the broker's: two clocks, and a transaction that took its time.
+# Tolerance between a root's time and the broker's: two clocks, and a slow transaction.
 CLOCKS_APART_S_MAX = 300.0
 
 

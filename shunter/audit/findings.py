@@ -27,7 +27,7 @@ Kind = Literal[
     "constraint",
 ]
 
-# Each problem of a kind beyond so many is counted, not told.
+# Problems of a kind beyond this many are counted, not listed.
 TOLD_MAX = 100
 
 

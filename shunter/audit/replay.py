@@ -12,7 +12,7 @@ from topics import BadRecordError, Candidate, Evidence, Profile, decode, encode
 
 T = TypeVar("T")
 
-# Made after the decision, from what others have had: the tenant's share.
+# Added after the decision, from others' results: the tenant's share.
 BY_SHARE = "over_share"
 
 

@@ -15,7 +15,7 @@ from shunter.render.spreadsheet import cell
 from streams.evidence.projection import EvidenceStep, decode_step
 from topics.records.evidence import ENDS
 
-# Between a promise and what was got, rounding alone.
+# Tolerance between promise and result, for rounding only.
 COST_TOLERANCE = 1e-9
 
 

@@ -49,7 +49,7 @@ class Stories:
             story.ended += 1
         elif step == "dead_lettered" and not topic.endswith(".requests"):
             story.dead += 1
-        # What a later attempt excludes besides is no wish of the client.
+        # A later attempt's additional exclusions are no wish of the client.
         wanted = seen.profile
         if wanted is not None and seen.attempt == 1:
             limits = _Limits(

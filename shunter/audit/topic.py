@@ -40,14 +40,14 @@ async def verify_topic(
     heads = await progress_heads(log, catalogue) | dict(witnessed or {})
     verifier = Verifier(keyring, heads)
     roots = [r async for r in read_all(log, catalogue.evidence_roots, catalogue.partitions)]
-    # A process that has started since may have signed; its heads may be beyond what was read.
+    # A process that has started since may have signed; its heads may be newer than the roots read.
     await read_keys(log, catalogue, keyring, with_heads=False)
     for record in roots:
         verifier.add_root(record.value, place_of(record), record.timestamp_ms / 1000)
     verifier.end_of_roots()
     kept_from, begun = None, -1
     if any(first == end > 0 for first, end in bounds.values()):
-        # Of a partition that is all gone it isn't known since when; so long as it may be.
+        # The age of a partition that is all gone isn't known; this is the most it may be.
         newest = max((record.timestamp_ms for record in roots), default=0)
         kept_from = (newest - EVIDENCE_MS) / 1000
     async for record in read_all(log, catalogue.evidence, catalogue.partitions):

@@ -17,7 +17,7 @@ from streams.evidence.projection import decode_step
 from topics import BadRecordError, ChainHead, Root, decode
 from topics.signing.merkle import leaf_hash
 
-# A leaf's place, as one number: which chain, and which leaf of it.
+# A leaf's position as one number: its chain, and its leaf number.
 _LEAF_BITS = 40
 
 

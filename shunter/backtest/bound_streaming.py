@@ -21,7 +21,7 @@ CELL_S = 0.5
 TIMED_MAX = 350
 # Requests of a window that count at all, the longest: to leave one out only lowers the bound.
 COUNTED_MAX = 3000
-# A request that is under way for this long is a matter of the pool's work, not of its moment.
+# A request that runs for this long is a matter of the pool's work, not of its moment.
 UNDER_WAY_S_MAX = 12.0
 
 

@@ -148,7 +148,7 @@ def _add_tokens(
 ) -> None:
     """Add the pool time of the requests' tokens and of the iterations."""
     rates, most = _Rates.of(option), option.max_batch
-    # Of a mixture of experts a step touches more weights the more sequences share it: concave, so
+    # In a mixture of experts a step touches more weights the more sequences share it: concave, so
     # never below the chord.
     growth_s = (rates.full_s - rates.one_s) / (most - 1) if most > 1 else 0.0
     compute[steps] = rates.overhead_s

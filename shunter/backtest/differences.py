@@ -24,7 +24,7 @@ COLUMNS = (
     *(f"first_{name}" for name in _OF_EACH),
     *(f"second_{name}" for name in _OF_EACH),
 )
-# What waits for a batch is priced as one to be held.
+# A request that waits for a batch is priced as held.
 _BATCHED = frozenset({"batch", "hold"})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 Row = tuple[dict[int, float], float]
 """Coefficients by variable, and the right-hand side."""
 
-# What scipy's linprog returns as the status of a programme without any solution.
+# The status of scipy's linprog for a programme without any solution.
 INFEASIBLE = 2
 
 

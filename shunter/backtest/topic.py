@@ -12,7 +12,7 @@ from topics import BadRecordError, Catalogue, Result, Usage, decode, parse_reque
 from topics.records import headers as h
 from topics.registry import INGEST_BYTES_MAX
 
-# What of a body tags depend on, beside its text; the rest is not kept in memory.
+# Fields of a body that tags depend on, beside its text; the rest is not kept in memory.
 KEPT_FIELDS = ("model", "stream", "max_tokens", "max_completion_tokens")
 
 

@@ -51,7 +51,7 @@ class Printer:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        # What a model says may hold the control sequences of a terminal.
+        # A model's output may contain control sequences of a terminal.
         safe = "".join(c for c in text if c in "\n\t" or c.isprintable())
         self._console.print(safe, end="", markup=False, highlight=False, soft_wrap=True)
 

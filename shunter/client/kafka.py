@@ -103,7 +103,7 @@ async def tail(
         counts |= await partition_counts(settings, also)
     options = consumer_options(settings)
     if not from_beginning:
-        # Else the reset that starting begins could overtake ours.
+        # Otherwise the reset at the start could overtake ours.
         options["auto_offset_reset"] = "latest"
     consumer = AIOKafkaConsumer(**options)
     consumer.assign(list(_partitions(counts)))

@@ -19,8 +19,8 @@ from topics import BadRecordError, Catalogue, Evidence, Result, Settings, decode
 from topics.records import headers as h
 from topics.registry import INGEST_BYTES_MAX
 
-# What may be unacknowledged at once, and how long an acknowledgement may take: an idempotent
-# producer itself would try for ever.
+# Limits of unacknowledged requests, and of the time for an acknowledgement: an idempotent producer
+# itself would retry for ever.
 IN_FLIGHT_MAX = 1000
 ACKNOWLEDGED_S_MAX = 60.0
 CLOSE_S_MAX = 5.0
@@ -101,7 +101,7 @@ async def producer_of(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
     try:
         yield producer
     finally:
-        # Where Kafka has gone, what waits to be sent is not waited for.
+        # If Kafka has gone, queued records are not waited for.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(producer.stop(), CLOSE_S_MAX)
 
@@ -203,7 +203,7 @@ def _count_dead_letter(record: Record, tally: SubmitTally) -> None:
 
 
 def _count_duplicate(record: Record, tally: SubmitTally) -> None:
-    # Evidence is plenty: most of it is passed over without a closer look.
+    # Evidence is plenty: most of it is skipped without decoding.
     name = _name(record)
     if name not in tally.waiting or b'"duplicate"' not in (record.value or b""):
         return

@@ -71,7 +71,7 @@ def demo(
 
     Example: shunter demo
     """
-    # A polite end then goes the way of Ctrl-C, which stops what was started.
+    # SIGTERM is then handled as Ctrl-C, which stops the processes started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = Plan(
         speed,

@@ -53,7 +53,7 @@ def ledger(
     if start or end or archive or as_json:
         raise UserError("--from, --to, --archive and --json are of --exact; add it")
     evidence = Catalogue(settings).evidence
-    # Faust alone would wait for ever where no broker or no topic is.
+    # Faust alone would wait for ever for a missing broker or topic.
     partitions = run(partition_counts(settings, [evidence]))[evidence]
     served = settings.model_copy(update={"web_port": port, "partitions": partitions})
     try:

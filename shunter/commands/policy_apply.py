@@ -66,7 +66,7 @@ def apply(
     if new_shadow is not None:
         change = replace(change, shadow=new_shadow.version)
     if change.shadow == change.policy:
-        # What is live needs no second opinion of its own.
+        # The live policy needs no shadow of its own.
         change = replace(change, shadow=None)
     _warn(settings, said, change, new_fleet, new_policy or new_shadow)
     if new_fleet is not None:
@@ -105,10 +105,10 @@ def rollback(
             raise UserError(
                 f"no policy {version!r} was ever in force; `shunter policy history` lists them"
             )
-    # Before the first change each router had what it was started with.
+    # Before the first change each router had its start declarations.
     policy, fleet = (None, None) if back is None else (back.policy, back.fleet)
     change = replace(next_change(said, "rollback", by), policy=policy, fleet=fleet)
-    # A text that this version can't read no router of this version takes.
+    # No router of this version takes a text that this version can't read.
     if change.policy is not None:
         published_policy(said, change.policy)
     if change.fleet is not None:

@@ -12,7 +12,7 @@ import time
 
 from shunter.entry import main
 
-# A polite end takes about 2 s; without its Kafka, which has gone too, it may never come.
+# A clean stop takes about 2 s; without its Kafka, which has gone too, it may never end.
 END_S_MAX = 10.0
 
 

@@ -43,9 +43,9 @@ from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
 
 logger = logging.getLogger(__name__)
 
-# What a start takes at most, on a slow machine; with 2 cores it is 8 s.
+# The longest start, on a slow machine; with 2 cores it is 8 s.
 START_S_MAX = 60.0
-# Where nothing moves for so long, nothing will.
+# After this long without progress, there will be none.
 QUIET_S_MAX = 30.0
 SETTLE_S_MAX = 10.0
 CLEANED_S_MAX = 10.0
@@ -113,7 +113,7 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
         with show, contextlib.ExitStack() as stack:
             traces = None
             if plan.traced:
-                # Before anything is started: without one the demo is not what was asked for.
+                # Before anything is started: without a Jaeger the demo is not what was asked for.
                 log, page = run_dir / "jaeger.log", settings_from().jaeger_url
                 traces = stack.enter_context(jaeger(page, plan.jaeger_program, log))
             settings = _settings(case, run_dir, stack, show)
@@ -123,7 +123,7 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
         is_over = True
         raise
     finally:
-        # Where something went wrong, what the processes logged is worth keeping.
+        # After a failure, the processes' logs are worth keeping.
         if is_over or not (run_dir / "router.log").exists():
             shutil.rmtree(run_dir, ignore_errors=True)
         else:

@@ -15,7 +15,7 @@ from typing import Any
 TRACE = "workload-open-small.csv.gz"
 PLACEHOLDER = "(the trace has the lengths of texts, not the texts)"
 MAX_TOKENS_MIN = 64
-# What minilm-embedding reads; five rows are longer, and clients of such models cut their texts.
+# The limit of minilm-embedding; five rows are longer, and clients of such models cut their texts.
 EMBEDDING_TOKENS_MAX = 512
 URLS = {"embedding": "/v1/embeddings", "safety_classification": "/v1/moderations"}
 TENANTS = ("shop", "lab", "bank", "clinic")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from shunter.console import UserError
 from shunter.demo.system import log_tail
 
-# Where a Jaeger listens by itself.
+# Jaeger's default addresses.
 ENDPOINT = "http://127.0.0.1:4317"
 CONNECTED_S_MAX = 2.0
 START_S_MAX = 20.0

@@ -20,7 +20,7 @@ from streams.live.snapshot import GroupView, PoolView
 DRAWN_EVERY_S = 0.25
 GROUPS_SHOWN = 8
 
-# What a run has come to, where `shunter top` has the last minute.
+# The totals of a run, where `shunter top` has the last minute.
 _POOLS: Sequence[Column[PoolView]] = (
     *columns(POOLS, "pool", "device", "busy", "runs", "queued"),
     Column("direct", lambda p: count(p.total_direct)),

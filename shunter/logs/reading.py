@@ -43,7 +43,7 @@ async def settled_bounds(log: Log, topic: str, partitions: int) -> dict[Partitio
     """
     bounds = await log.bounds([Partition(topic, n) for n in range(partitions)])
     last = {p: end - 1 for p, (first, end) in bounds.items() if end > first}
-    # A committed reader gets to the last record when all before it have ended.
+    # A committed reader reaches the last record when all before it have ended.
     async for _ in log.read(last, {p: bounds[p][1] for p in last}):
         pass
     return dict(bounds)

@@ -6,7 +6,7 @@ from shunter.logs.reading import read_all
 from streams.engine.log import Log, Partition, Record
 from topics import BadRecordError, Catalogue, KeyEntry, decode, progress_key
 
-# Of two clocks: a record is signed before the broker notes when it came.
+# Tolerance of two clocks: a record is signed before the broker stamps it.
 CLOCKS_S_MAX = 86_400.0
 
 

@@ -51,7 +51,7 @@ from topics.admin.acls import router as router_role
 def _begin(settings: Settings, own: Declarations) -> Situation:
     """Return a router's first situation, once its topics are known to exist."""
     begun, catalogue = situation(compile_options(own.fleet), own.policy), Catalogue(settings)
-    # Not those that a router has no business with: it may not so much as see them.
+    # Not the topics that a router doesn't use: it may not even describe them.
     seen = router_role(catalogue, begun.options.by_pool).topics()
     topics = catalogue.topics(begun.options.by_pool)
     check_topics(settings, [topic for topic in topics if topic.name in seen])
@@ -125,7 +125,7 @@ def run_router(settings: Settings) -> NoReturn:
     """
     own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
     begun = _begin(settings, own)
-    # Kept until the process ends, and with it the name.
+    # Kept until the process ends, and the name with it.
     claim = claim_name(settings, "router", Catalogue(settings).router_groups)
     _run_router(claim.settings, own, begun)
 
@@ -181,7 +181,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         [
             TelemetryService(telemetry),
             *telling_services("router", settings, metrics, clock),
-            # All that is followed is known before a stage decides.
+            # All followed topics are read before a stage decides.
             _what_comes_first(settings, signer, active_policy, own, cancellations, clock, metrics),
             # Before the stages, which may have to wait for their share.
             ReadAheadService(batcher.read_ahead, KafkaLog(settings)),

@@ -106,7 +106,7 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     )
     catalogue = Catalogue(settings)
     check_topics(settings, _topics(catalogue, pool))
-    # Kept until the process ends, and with it the name.
+    # Kept until the process ends, and the name with it.
     claim = claim_name(settings, f"worker of {pool}", [catalogue.worker_group(pool)])
     settings = claim.settings
     breakers = Breakers(pool, [option.variant for option in served], backend, clock)

@@ -1,6 +1,6 @@
 """Cells of CSV files, safe for spreadsheets: no text is taken for a formula."""
 
-# What a spreadsheet takes for the beginning of a formula, after which it may run a command.
+# Characters that begin a formula in a spreadsheet, which may then run a command.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 

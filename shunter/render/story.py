@@ -67,7 +67,7 @@ def _details(step: Told) -> Iterator[RenderableType]:
 
 def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     grid = Table.grid(padding=(0, 1))
-    # One width for all, so that the values of one block stand below those of another.
+    # One width for all, so that values align across blocks.
     grid.add_column(min_width=LABEL_WIDTH, style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in facts:

@@ -12,7 +12,7 @@ from shunter.jaeger import Event, Span
 from streams.live.story import IN_WORDS
 from topics.terminal_text import visible_line
 
-# What of a span's attributes answers where, why, how long and what for.
+# The span attributes that answer where, why, how long and what for.
 _PLACE = ("shunter.pool", "shunter.device", "shunter.model_variant", "shunter.precision")
 _LABELS = {
     "shunter.decision": "decided",
@@ -99,7 +99,7 @@ def _figures(said: Mapping[str, Any]) -> Iterator[str]:
 def _choices(events: Sequence[Event]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
-    # Where a line is too long, the rest stands below its own beginning.
+    # If a line is too long, the rest goes below its own beginning.
     table.add_column(overflow="fold")
     for event in events:
         is_chosen = bool(event.attributes.get("shunter.candidate.is_chosen"))

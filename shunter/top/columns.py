@@ -71,7 +71,7 @@ def table(
 
 def _text(shown: str | Text) -> Text:
     text = Text(shown) if isinstance(shown, str) else shown
-    # Escaped here: what is longer then needs its room.
+    # Escaped here: the longer text needs its room.
     plain = visible_line(text.plain)
     return text if plain == text.plain else Text(plain, text.style)
 

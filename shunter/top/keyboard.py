@@ -24,7 +24,7 @@ def keyboard() -> Iterator["asyncio.Queue[str]"]:
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
     loop = asyncio.get_running_loop()
-    # Ctrl-C stays a signal, so that it ends what hangs, too.
+    # Ctrl-C stays a signal, so that it ends hanging code, too.
     tty.setcbreak(terminal)
     loop.add_reader(terminal, _read, terminal, keys)
     try:

@@ -11,7 +11,7 @@ from shunter.top.figures import count, counts, percent, rate, usd
 from shunter.top.state import SECTIONS, State
 from streams.live.snapshot import Snapshot
 
-# No worker's heartbeat for so long is worth a word.
+# A warning appears without any worker's heartbeat for this long.
 SILENT_S = 10.0
 WIDE = 100
 KEYS = "q quit  p pause  / filter  Tab table  s sort  r reverse  Enter zoom  ? help"
@@ -33,7 +33,7 @@ spent    of busy device time; "on premium" is what the router estimated for the 
 Any key leads back."""
 HEAD_LINES = 3
 FOOT_LINES = 1
-# So many rows each table gets before any gets more, if it has them.
+# Each table gets this many rows before any gets more, if it has them.
 ROWS_MIN, ROWS_FEW = 2, 8
 
 

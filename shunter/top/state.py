@@ -15,7 +15,7 @@ SECTIONS: Mapping[str, Sequence[Column[Any]]] = {
     "holds": HOLDS,
     "fallbacks": FALLBACKS,
 }
-# Which column each table is sorted by at the start; none leaves the order that it comes in.
+# The initial sort column of each table; none keeps the given order.
 FIRST_SORT = {"pools": "", "classes": "", "holds": "", "fallbacks": ""}
 _NAMES: Mapping[str, Callable[[Any], str]] = {
     "pools": lambda p: f"{p.pool} {p.device} {p.region}",

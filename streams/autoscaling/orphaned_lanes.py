@@ -21,13 +21,13 @@ from topics.records import headers as h
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
-# For each pool. An open transaction may be in the way.
+# For each pool. An open transaction may block it.
 LOOK_S_MAX = 15.0
-# Of each partition so many offsets are read; what lies beyond them is taken to be like them.
+# Offsets read of each partition; the rest is assumed to be like them.
 READ_OFFSETS_MAX = 50
-# A worker that has just come may not know yet what waits for it.
+# A worker that has just started may not know its backlog yet.
 COMING_S_MAX = 30.0
-# What it takes to make a dead letter of a record that is no request, in no hurry.
+# The work of dead-lettering a record that is no request, not urgent.
 UNFIT: Work = (0.001, float("inf"))
 
 
@@ -157,7 +157,7 @@ class Stranded:
                 requests = round(len(seen[partition]) * (1 + beyond))
                 work = tuple(_all_of(seen[partition], beyond, now))
                 found[partition] = _Waiting(end, requests, work)
-            # What an abort has left, or out of order was finished already, is passed over.
+            # Records aborted, or finished out of order, are skipped.
             starts = {p: until for p, until in untils.items() if not seen[p]}
             width *= 2
         return found

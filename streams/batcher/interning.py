@@ -10,7 +10,7 @@ from typing import Any
 
 from topics import Profile
 
-# Classes and tiers are few; so that nobody else's times can fill the memory, no more are kept.
+# Classes and tiers are few; the limit keeps others' times from filling the memory.
 _TIMES_MAX = 1000
 
 _times: dict[float, float] = {}

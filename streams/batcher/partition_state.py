@@ -14,9 +14,9 @@ from streams.engine.log import Partition, Record
 from topics import BadRecordError, Shadow
 from topics.records import headers as h
 
-# A partition's committed offset is only for lag tools, and moves no more often than this.
+# A partition's committed offset is only for lag tools, and advances no more often than this.
 COMMIT_EVERY_S = 1.0
-# The oldest of what is held is looked for no more often than this, nor than so many a second.
+# The lowest held offset is searched no more often than this, nor than this many a second.
 OLDEST_EVERY_S = 10.0
 OLDEST_OF_PER_S = 10_000
 

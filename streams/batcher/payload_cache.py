@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from streams.engine.log import Log, LogError, Partition, Record
 
-# What is left in the log and is no larger is taken for so large: to remember its size would take
-# 72 bytes of each held request. A thousand of them fit into one release.
+# An unkept record up to this size counts as this large: remembering its size would take 72 bytes of
+# each held request. A thousand of them fit into one release.
 SMALL_BYTES = 16 * 1024
 
 

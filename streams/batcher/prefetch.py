@@ -15,10 +15,10 @@ from streams.batcher.partition_state import Held
 from streams.engine.log import Log, Partition, Record
 from streams.service import QuietService
 
-# What was read is no older than this when it is made use of. A request that was released meanwhile
-# is told by its tombstone further on, as long as compaction leaves that in place: a day.
+# Records read ahead are no older than this when used. A request released meanwhile is dropped by
+# its tombstone further on, as long as compaction leaves that in place: a day.
 AHEAD_S_MAX = 60.0
-# Who was started again in its place is given its share within this time, and reads only that.
+# A router restarted in its place gets its share within this time, and reads only that.
 GRACE_S = 0.7
 
 logger = logging.getLogger(__name__)

@@ -38,8 +38,8 @@ from topics.records import headers as h
 
 # Members released in one transaction: as many as keep it well under a second.
 RELEASED_MAX = 1000
-# And their bytes, headers included, which are in memory at once, in the client's batches too. A
-# batch that has more goes whole, with nothing else.
+# And their bytes, headers included, all in memory at once, in the client's batches too. A larger
+# batch goes whole, with nothing else.
 RELEASED_BYTES_MAX = 16 * 1024 * 1024
 
 
@@ -121,10 +121,10 @@ class Batcher:
         held_from = 0 if progress is None else progress.held_from or 0
         held = self._ahead.claim(partition) or self._nothing_of(partition)
         if held.next_offset < held_from:
-            # All that was read ahead has ended, and where it did would not be read.
+            # Read-ahead has ended completely, and its end would not be read.
             held.payloads.clear()
             held = self._nothing_of(partition)
-        # Known before it is read, so that no cancellation that comes meanwhile is missed.
+        # Registered before it is read, so that no cancellation meanwhile is missed.
         self._partitions[partition] = held
         first, end = (await log.bounds([partition]))[partition]
         held.held_from = held_from
@@ -231,7 +231,7 @@ class Batcher:
             try:
                 return self._placer.target(members, now)
             except Exception as error:  # noqa: BLE001 - no record ends a process
-                # They wait on, as where no pool is alive, and end at their deadline at last.
+                # They wait on, as if no pool were alive, and end at their deadline at last.
                 log_defect(error, f"no pool can be found for a batch of {held.partition}")
                 return None
 
@@ -293,7 +293,7 @@ class Batcher:
         whole = self._telemetry.batch(sources) if is_batch else {}
         for index, (member, source) in enumerate(zip(release.members, sources, strict=True)):
             batch = Batch(batch_id, index, len(sources)) if is_batch else None
-            # A batch is decided on as one; its first member carries what it was decided on.
+            # A batch is decided on as one; its first member carries the basis of the decision.
             known = judged if index == 0 else replace(judged, inputs=None)
             trace = whole | self._telemetry.sent(source)
             records += self._release_member(

@@ -15,7 +15,7 @@ from streams.kafka.follower import TopicFollower
 from topics import BadRecordError, Cancellation, Catalogue, Settings, parse_cancellation
 from topics.records.cancellation import CANCELLATION_S
 
-# About 30 MB. Beyond it the oldest are forgotten, and end only what they found when they came.
+# About 30 MB. Beyond it the oldest are forgotten, and have ended only requests found by then.
 CANCELLATIONS_MAX = 100_000
 
 

@@ -75,7 +75,7 @@ class ActivePolicy:
             return None
         before = self.terms.shadow
         if before is not None and before.policy.version == policy.version:
-            # It goes on with what it has seen come.
+            # The new situation keeps the arrivals seen.
             return Situation(here.options, before.policy, here.view, before.arrivals)
         return beside(here.options, policy, here.view)
 

@@ -24,5 +24,5 @@ class FleetFollower(TopicFollower):
         try:
             self._report(decode(PoolStatus, record.value))
         except BadRecordError as error:
-            # A view that misses a heartbeat is a little older; nothing is lost by it.
+            # A missed heartbeat makes the view a little older; nothing is lost.
             logger.warning("a heartbeat of %s is unreadable: %s", record.key, error.message)

@@ -14,7 +14,7 @@ from topics.admin.provisioning import AdminError
 
 logger = logging.getLogger(__name__)
 
-# Until a pool whose topics are missing, or a cluster that does not answer, is asked about again.
+# Interval before missing topics of a pool, or an unreachable cluster, are checked again.
 AGAIN_S = 10.0
 
 Check = Callable[[Collection[str]], Awaitable[object]]
@@ -57,7 +57,7 @@ class PolicyFollower(TopicFollower):
     async def step(self, timeout_s: float) -> None:
         """Process new records."""
         await super().step(timeout_s)
-        # What stood in between, before this process began, was never in force here.
+        # Changes in between, before this process began, were never in force here.
         if self._is_current:
             await self.settle()
 

@@ -9,7 +9,7 @@ from policies import Fleet
 from policies.config.schema import DeclarationError, Problem
 from topics import InferenceRequest
 
-# So much text of a request is counted (some 10 ms); of more, the same density is assumed.
+# Only this much text of a request is counted (some 10 ms); the rest is assumed equally dense.
 CHARACTERS_MAX = 65_536
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-# Clocks that NTP keeps are closer to each other than this, and what is heard of the broker's is
-# about as uncertain where a machine is busy. A smaller difference is left alone, so that processes
-# of one host go on with one clock.
+# Clocks that NTP keeps are closer to each other than this, and on a busy machine the measured
+# broker time is about as uncertain. A smaller difference is ignored, so that processes of one host
+# share one clock.
 TOLERANCE_S = 0.1
 
 

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# So few that they are through long before the broker ends their transaction.
+# Few enough to finish long before the broker ends their transaction.
 TRIED_AT_ONCE = 20
-# Each may last as long as a transaction, and then as long as a new writer takes.
+# Each may last as long as a transaction, plus the time for a new writer.
 COMMITS_MAX = 5
 
 

@@ -22,9 +22,9 @@ from topics import Progress
 
 logger = logging.getLogger(__name__)
 
-# How often it is looked whether a broken log was recovered.
+# Interval of the check whether a broken log was recovered.
 LOOK_AGAIN_S = 5.0
-# A broker that was leader a moment ago may tell of an older end: what is wrong is asked again.
+# A recently deposed leader may report an older end: a fault is checked again.
 TRIES, RETRY_S = 8, 0.5
 
 
@@ -88,7 +88,7 @@ async def _break_of(
     _, end = (await log.bounds([partition]))[partition]
     if progress.leader_epoch is not None:
         epoch_end = await log.epoch_end(partition, progress.leader_epoch)
-        # A log that knows the epoch no more has no record of it left, or never had.
+        # A log without the epoch has no record of it left, or never had.
         end = end if epoch_end is None else min(end, epoch_end)
     if next_offset > end:
         return BrokenLogError(group, partition, next_offset, end, is_another=False)

@@ -8,7 +8,7 @@ from streams.engine.trace_context import Context
 from topics import BadRecordError
 from topics.records import headers as h
 
-# How far a producer's clock may be ahead, as Kafka has it by default
+# Kafka's default limit for how far a producer's clock may be ahead
 # (message.timestamp.after.max.ms).
 CLOCK_AHEAD_S_MAX = 3600.0
 

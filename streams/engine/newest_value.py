@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from streams.engine.log import Log, Partition, Record
 
-# Whoever works writes its keys often, so that the newest record of one is near the end; where it
-# isn't found there is more read, and at last the whole partition.
+# A running process writes its keys often, so that the newest record of one is near the end. If it
+# isn't found there more is read, and at last the whole partition.
 TAIL_RECORDS = (500, 10_000)
 
 
@@ -34,7 +34,7 @@ async def newest(
         if records_max is not None:
             starts = {home: max(first, ends[home] - records_max) for home, first in starts.items()}
         async for records in log.read(starts, ends):
-            # What a longer reading finds of others is the same.
+            # A longer read finds the same for others.
             for record in records:
                 if record.unreadable is not None:
                     unreadable[record.partition] = record

@@ -17,7 +17,7 @@ from streams.engine.stage import Effect
 from topics import Catalogue, ChainHead, Evidence, Progress, Source, encode, progress_key
 from topics.wire.canonical_json import canonical
 
-# What may come of a request after it was held; the last of these tells whether it still is.
+# Steps after a request was held; the last of these tells whether it still is.
 _AFTER_HOLD = frozenset(
     {"released", "placed", "executed", "fell_back", "failed", "expired", "rejected", "cancelled"}
 )

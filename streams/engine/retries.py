@@ -11,8 +11,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Of a cluster that loses one broker another leads after its session, at most 18 s by Kafka's
-# defaults; a lone broker that was killed is back in about 5 s.
+# If a cluster loses one broker another leads after its session, at most 18 s by Kafka's defaults; a
+# lone broker that was killed is back in about 5 s.
 PASSES_S_MAX = 60.0
 RETRY_S = 0.3
 

@@ -110,7 +110,7 @@ async def last_head(catalogue: Catalogue, chain: str, log: Log) -> ChainHead | N
     partitions = [Partition(catalogue.evidence_roots, n) for n in range(catalogue.partitions)]
     bounds = await log.bounds(partitions)
     key, heads = chain.encode(), []
-    # A chain has one partition, but who has grown the topic has moved it.
+    # A chain has one partition, but adding partitions to the topic has moved it.
     for partition in partitions:
         for record in (await newest(log, {key: partition}, bounds)).values():
             with contextlib.suppress(BadRecordError):

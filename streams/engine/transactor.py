@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# While the records of one partition are gone through, the broker sends those of another.
+# While the records of one partition are processed, the broker sends those of another.
 RESTORED_AT_ONCE = 4
 
 
@@ -64,7 +64,7 @@ class Transactor(Committer):
         self._lock = asyncio.Lock()
         self._failure: BaseException | None = None
         self._stopped = False
-        # Given to us, and not taken over yet; None before a rebalance has given anything.
+        # Assigned to us, and not taken over yet; None before the first rebalance.
         self._given: Collection[Partition] | None = None
         self._restoring: asyncio.Future[list[int | None]] | None = None
         self._is_revoked = False
@@ -93,10 +93,10 @@ class Transactor(Committer):
         self._stopped = True
         self._give_up_restoring()
         async with self._lock:
-            # No step is under way, and none begins.
+            # No step is in flight, and none begins.
             pass
-        # Outside the lock: the client leaves when a rebalance callback under way has ended, and
-        # that takes the lock too.
+        # Outside the lock: the client leaves when a running rebalance callback has ended, and that
+        # takes the lock too.
         await self._log.leave()
         async with self._lock:
             await self._drop(list(self._writers))
@@ -127,7 +127,7 @@ class Transactor(Committer):
             try:
                 return await work()
             except BaseException as error:
-                # What was polled is in no memory now: another step would skip or repeat it.
+                # The polled records are in no memory now: another step would skip or repeat them.
                 self._failure = error
                 raise
 
@@ -152,7 +152,7 @@ class Transactor(Committer):
     async def _step(self) -> int:
         if not await self._take_over_given():
             return 0
-        # No work of the stage is under way here, on any of its partitions.
+        # No work of the stage is in flight here, on any of its partitions.
         self._before_step()
         paused = [p for p in self._writers if not self._stage.wants(p)] + list(self._broken)
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
@@ -177,7 +177,7 @@ class Transactor(Committer):
     async def _is_settled(self, given: Collection[Partition] | None) -> bool:
         """Return whether the group counts this member, if that was in doubt."""
         if self._is_doubtful and not await self._log.is_member():
-            # In vain, but for what it raises where the group refuses us.
+            # Called for the error it raises if the group refuses us.
             await self._log.poll(self._poll_s_max, 1, given or ())
             return False
         self._is_doubtful = False
@@ -185,7 +185,7 @@ class Transactor(Committer):
 
     async def _take_over_given(self) -> bool:
         if self._is_revoked:
-            # Of what is going, some may have been taken over by half.
+            # Some of the revoked partitions may be half taken over.
             return False
         if self._given is None and await self._broken.are_recovered():
             self._given = [*self._writers, *self._broken]
@@ -203,7 +203,7 @@ class Transactor(Committer):
                 return await self._take_over(given)
             except Exception as error:
                 if self._log.is_passing(error):
-                    # What was taken over by half is taken over from its beginning.
+                    # A half-finished takeover starts again from its beginning.
                     await self._drop(new)
                 raise
 
@@ -230,7 +230,7 @@ class Transactor(Committer):
                 self._signer.took_over(self._transactional_id(partition), progress.head)
             if committed is not None:
                 group = Progress(committed)
-                # Where both stand at the same offset, only the first knows what is finished above.
+                # If both are at the same offset, only the first knows what is finished above.
                 progress = group if progress is None else progress.further(group)
             known[partition] = progress
         for partition in await self._broken.find(known, stored, errors):
@@ -259,8 +259,8 @@ class Transactor(Committer):
         start = own if told is None else told
         epoch = None
         if progress is not None and start == progress.next_offset:
-            # What a stage has read beyond its progress may be of a later leader: held against the
-            # end of an earlier one it would count as lost.
+            # Records that a stage has read beyond its progress may be of a later leader: compared
+            # with the end of an earlier one they would count as lost.
             epoch = progress.leader_epoch
         self._epochs[partition] = epoch
         self._log.seek(partition, start, epoch)
@@ -290,11 +290,11 @@ class Transactor(Committer):
             if writer is not None:
                 self._stage.forget(partition)
                 writers.append(writer)
-        # Where connections hang each takes its whole time, and a rebalance waits for this.
+        # If connections hang each takes its whole time, and a rebalance waits for this.
         await wait_for_all([writer.close() for writer in writers])
 
     async def _run(self, partition: Partition, records: Sequence[Record]) -> None:
-        # Even where there is nothing to do: readers of what was committed last may be waiting.
+        # Even without work: readers of the last commit may be waiting.
         await self._replace_cut_off(partition)
         if records and records[-1].leader_epoch is not None:
             self._epochs[partition] = records[-1].leader_epoch

@@ -14,7 +14,7 @@ from streams.kafka.announcer import Announcer
 from streams.service import QuietService
 from topics import Catalogue, KeyEntry, Settings, encode
 
-# Of a record's time, in the answer to who wrote it.
+# Code for a record's time, in the answer to its writer.
 _BROKERS_TIME = 1
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class HeadsService(QuietService):
         """Publish the key; no root can be checked before that."""
         await self._announcer.start()
         if await self._publish():
-            # The first one was valid from a time that wasn't right.
+            # The first one was valid from a wrong time.
             await self._publish()
 
     @Service.task  # type: ignore[untyped-decorator]

@@ -117,7 +117,7 @@ class EvidenceWriter:
         return self._record(evidence, record)
 
     def _record(self, evidence: Evidence, source: Record) -> Outgoing:
-        # Canonical, because that is what is hashed and signed.
+        # Canonical, because this form is hashed and signed.
         key = evidence.request_id.encode()
         value = canonical(evidence)
         return Outgoing(self.catalogue.evidence, key, value, payload=evidence, source=source)
@@ -177,7 +177,7 @@ class EvidenceWriter:
         self, record: Record, request_id: str, reason: str | None, now: float
     ) -> Outgoing:
         """Return the evidence that a client cancelled a request, known or not."""
-        # No fleet and no policy has a part in it, so that it names neither.
+        # No fleet and no policy takes part, so that it names neither.
         return self._record(
             Evidence(
                 request_id=request_id,
@@ -277,7 +277,7 @@ class EvidenceWriter:
             reason=reason,
         )
         letters = self.catalogue.dead_letters
-        # A record without key and value can't be written; an empty key says as much.
+        # A record without key and value can't be written; an empty key means the same.
         key = b"" if record.key is None and record.value is None else record.key
         letter = Outgoing(letters, key, record.value, with_reason(record.headers))
         cut = with_reason([(h.LEFT_OUT, b"key, value and headers")])
@@ -322,7 +322,7 @@ def metadata_of(value: bytes | None) -> object:
 
 def _name_of(record: Record) -> str:
     """Return the key of a record that has no readable id, else its position."""
-    # A key may be as large as a record, and grows by what is made of each of its bytes.
+    # A key may be as large as a record, and escaping its bytes makes it larger.
     if record.key and len(record.key) <= ID_CHARACTERS_MAX:
         return record.key.decode("utf-8", "backslashreplace")
     return f"{record.partition.topic}/{record.partition.number}/{record.offset}"

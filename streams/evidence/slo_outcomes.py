@@ -6,7 +6,7 @@ The metrics apply this to the evidence of their process, the live view to the ev
 from streams.evidence.projection import EvidenceStep, SeenTarget
 from topics import Evidence, Profile
 
-# A rejection for another reason says that the request can't or may not be served.
+# A rejection for another reason means that the request can't or may not be served.
 NO_WORKER = "pool_unavailable"
 
 

@@ -38,13 +38,13 @@ Page = Callable[[], tuple[str, bytes]]
 MetricsPage = Callable[[str], tuple[str, bytes]]
 """The same of metrics, given the header ``Accept`` of who asks."""
 
-# Of <malloc.h>.
+# From <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES_MAX = 64 * 1024 * 1024
-# The largest that glibc takes. Larger blocks are mapped, and given back when they are freed.
+# glibc's maximum. Larger blocks are mapped, and returned when they are freed.
 HEAP_BLOCK_BYTES_MAX = 32 * 1024 * 1024
 
-# A process that fails has told why. What it would do besides, others have to do anyway if it is
+# A failing process has logged why. Others have to do the rest of its cleanup anyway if it is
 # killed; and as long as it tries, nobody takes its place.
 CRASHED_S_MAX = 1.0
 
@@ -58,7 +58,7 @@ class _NoKafkaOfItsOwn(faust.App.BootStrategy):  # type: ignore[misc]
 class _App(faust.App):  # type: ignore[misc]
     mundane_level = "debug"  # Faust tells of each start and stop
     BootStrategy = _NoKafkaOfItsOwn
-    # An app without agents is refused otherwise.
+    # An app without agents is rejected otherwise.
     producer_only = True
 
     def __init__(self, name: str, *, services: Sequence[Service], **options: Any) -> None:
@@ -76,8 +76,8 @@ class _App(faust.App):  # type: ignore[misc]
         try:
             await super().start()
         except BaseException as error:
-            # What has started already goes on, and is not stopped by this. A start is cancelled
-            # when the process is told to stop, once all that runs by then has been.
+            # This does not stop what has started already. A start is cancelled when the process is
+            # told to stop, once all that runs by then has been stopped.
             _end_soon(0 if isinstance(error, asyncio.CancelledError) else 1)
             raise
 

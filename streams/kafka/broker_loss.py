@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# So often asks the first client of a process which brokers there are, and so often each other for
-# what only it wants to know.
+# How often the first client of a process asks for the brokers, and how often each other asks for
+# metadata that only it needs.
 WATCH_MS = 500
 METADATA_MS = 5000
 CONNECT_S_MAX = 3.0
-# For what a broker answers at once; of heartbeats two must fit into a session of 10 s.
+# For requests that a broker answers at once; two heartbeats must fit into a session of 10 s.
 ANSWER_S_MAX = 4.0
-# By its default the client tries again after 5 ms, for as long as a broker is away.
+# By default the client retries after 5 ms, for as long as a broker is away.
 RECONNECT_S = 0.1
 _QUICK = (MetadataRequest, FindCoordinatorRequest, HeartbeatRequest)
 

@@ -11,7 +11,7 @@ from topics.registry import BROKERS_TIME
 
 logger = logging.getLogger(__name__)
 
-# Of a record as the client gives it.
+# The client's code for a record's time.
 _BROKERS = 1
 
 
@@ -25,7 +25,7 @@ class Stamps:
     def look(self, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
         """Check the first record of each partition; a topic has only one setting at a time."""
         for partition, records in polled.items():
-            # What can't be read has no value, nor anything else.
+            # An unreadable record has no value, nor anything else.
             if partition.topic not in self._unwarned or not records or records[0].value is None:
                 continue
             if records[0].timestamp_type != _BROKERS:

@@ -4,9 +4,9 @@ import struct
 
 import cramjam
 
-# How snappy's Java library frames its blocks; librdkafka and others send one block without it.
+# The framing of snappy's Java library; librdkafka and others send one block without it.
 _XERIAL_HEADER = b"\x82SNAPPY\x00\x00\x00\x00\x01\x00\x00\x00\x01"
-# The first guess at what a batch unpacks to, and how much more the next one is.
+# The first guess at a batch's decompressed size, and the growth of the next one.
 _UNPACKED_TIMES, _UNPACKED_BYTES_MIN, _GROWTH = 8, 64 * 1024, 8
 
 

@@ -13,7 +13,7 @@ from streams.kafka.reader import consumer_options, reader
 from streams.kafka.record_batches import records_of, seek_back
 from topics import Settings
 
-# Taken in at once where nobody asks for fewer; a compressed batch may hold millions.
+# Processed at once unless fewer are asked for; a compressed batch may hold millions.
 POLL_RECORDS_MAX = 5000
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ class TopicFollower(ABC):
 
     async def _catch_up(self) -> None:
         assigned = self._consumer.assignment()
-        # Asked by another client: this one fetches already, and the broker, which holds the answer
-        # to that back for half a second where nothing is new, answers one after the other.
+        # Asked by another client: this one fetches already, and the broker, which delays that
+        # answer for half a second if nothing is new, answers in order.
         async with reader(self._settings, asks=self._topics) as probe:
             ends = await probe.end_offsets(assigned)
             self._positions = await self._starts(probe, assigned)
@@ -104,7 +104,7 @@ class TopicFollower(ABC):
 
     def _take_or_pass(self, record: Record) -> None:
         try:
-            # A header's name that is no text is no concern of whoever looks at key and value.
+            # A malformed header name doesn't matter to readers of key and value.
             if not record.is_lost:
                 self.take(record)
                 return

@@ -33,15 +33,15 @@ from topics.admin.provisioning import AdminError
 
 logger = logging.getLogger(__name__)
 
-# Of processes of one kind on one host that are given no name.
+# Limit of unnamed processes of one kind on one host.
 SLOTS_MAX = 1000
-# Of a name: more than can be in its group still, if it is started again at each second.
+# Limit for a name: more than its group can still hold, if it is restarted every second.
 HOLDERS_MAX = 64
 HOLDERS_BYTES_MAX = 64 * 1024
-# Beyond a session: the broker ends it a little late, and then lets the group know.
+# Beyond a session: the broker ends it a little late, and then notifies the group.
 PATIENCE_S = 2.0
 ASK_AGAIN_S = 0.3
-# On a new cluster the question itself makes the topic of the groups.
+# On a new cluster the request itself creates the topic of the groups.
 COORDINATOR_S_MAX = 30.0
 
 
@@ -207,7 +207,7 @@ async def _ask(consumer: AIOKafkaConsumer, group: str, name: str) -> GroupMember
         try:
             return await member_named(send, group, static_name(group, name))
         except GroupAuthorizationFailedError:
-            # Who joins without the right is told which.
+            # A member that joins without the right gets an error that names it.
             return None
         except KafkaError as error:
             if not error.retriable or loop.time() >= end_at:
@@ -248,7 +248,7 @@ def _places(settings: Settings) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         shared.mkdir(mode=0o700, exist_ok=True)
         found = shared.lstat()
-        # Anybody may write where it is, and may have been quicker.
+        # The place is writable for all; another process may have been faster.
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
             yield shared
 
@@ -268,7 +268,7 @@ def _lock(path: Path) -> Lock | None:
         return None
     earlier = _holders(os.pread(file, HOLDERS_BYTES_MAX, 0))
     told = "".join(f"{holder.word}\n" for holder in [*earlier, this_process()]).encode()
-    # A full disk keeps nobody from the lock.
+    # A full disk doesn't prevent the lock.
     with contextlib.suppress(OSError):
         os.pwrite(file, told, 0)
         os.ftruncate(file, len(told))

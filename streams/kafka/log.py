@@ -53,22 +53,22 @@ logger = logging.getLogger(__name__)
 READ_FETCH_BYTES = 4 * 1024 * 1024
 FETCH_MS = 5000
 FETCH_TRIES = 4
-# As long as looking for the coordinator may take.
+# As long as the search for the coordinator may take.
 FENCE_S_MAX = 30.0
-# aiokafka takes a member that has asked for no records for so long out of its group, until it asks
-# again. By its default of 5 minutes, one that stood by, and so had nothing to ask for, was out for
-# good; one that had all it can hold, or a long restore, lost its partitions. What a step can wait
-# for in vain has limits of its own (`Transactor._in_time`, FENCE_S_MAX, `_read_to`, REBALANCE_S),
-# and a process that stands still sends no heartbeat.
+# aiokafka takes a member that has not polled for this long out of its group, until it polls again.
+# With its default of 5 minutes, a standby, which had nothing to poll, was out for good; one with a
+# full hold, or a long restore, lost its partitions. Everything that a step waits for has limits of
+# its own (`Transactor._in_time`, FENCE_S_MAX, `_read_to`, REBALANCE_S), and a frozen process sends
+# no heartbeat.
 IDLE_MS_MAX = math.inf
-# A partition that was just assigned may have no position yet.
+# A newly assigned partition may have no position yet.
 POSITION_S_MAX = 0.1
 LAG_S_MAX = 2.0
-# Where a log has lost what stands at a position, nothing is read from elsewhere in its place.
+# If a log has lost the records at a position, nothing is read from elsewhere instead.
 NO_RESET = {"auto_offset_reset": "none"}
-# What a client that is asked for its lag may meet: no answer, no broker, its own end.
+# Errors of a client that is asked for its lag: no answer, no broker, its own end.
 UNTOLD = (TimeoutError, KafkaError, ConsumerStoppedError, OSError)
-# So often does a broker look for transactions beyond their timeout, by default.
+# A broker's default interval of the search for transactions beyond their timeout.
 EXPIRY_CHECK_S = 10.0
 
 
@@ -146,13 +146,14 @@ class KafkaLog:
         # A poll of None names all partitions, paused ones with records in the buffer included.
         wanted = consumer.assignment() - held_back
         if not wanted:
-            # As `getmany` does first: who only waits would never learn what the group refuses.
+            # As `getmany` does first: a member that only waits would never learn that the group
+            # refuses it.
             consumer._coordinator.check_errors()  # noqa: SLF001
             await asyncio.sleep(timeout_s)
             return {}
         try:
-            # Once a rebalance has begun the client waits for its end, whatever timeout it was
-            # given; and the rebalance waits for the caller of this to give up the partitions.
+            # Once a rebalance has begun the client waits for its end, whatever the timeout; and the
+            # rebalance waits for this caller to give up the partitions.
             async with asyncio.timeout(timeout_s + REBALANCE_S):
                 polled = await consumer.getmany(
                     *wanted, timeout_ms=int(timeout_s * 1000), max_records=records_max
@@ -209,7 +210,7 @@ class KafkaLog:
         if consumer is None:
             return {}
         lags: dict[Partition, int] = {}
-        # What is wrong with the member it finds out itself.
+        # The member detects its own faults.
         with contextlib.suppress(*UNTOLD):
             async with asyncio.timeout(LAG_S_MAX):
                 ends = await consumer.end_offsets(consumer.assignment())
@@ -307,7 +308,7 @@ class KafkaLog:
         last_progress = loop.time()
         behind = dict(ends)
         while behind:
-            # Of these only: what is left in the buffer of one that is read to its end is not.
+            # Only these: the buffered rest of a partition that is read to its end is not wanted.
             wanted = [TopicPartition(*p) for p in behind]
             for partition, records in (await read_some(reader, wanted, positions)).items():
                 if records:
@@ -339,7 +340,7 @@ class KafkaLog:
                 if offset < position:
                     continue
                 records = await self._read_at(reader, partition, offset)
-                # Of each 4 MiB that come, perhaps one record is wanted.
+                # Of each 4 MiB received, perhaps one record is wanted.
                 found |= {record.offset: record for record in records if record.offset in wanted}
                 if records:
                     position = records[-1].offset + 1
@@ -360,7 +361,7 @@ class KafkaLog:
                 return ()
             if polled.get(topic_partition):
                 return records_of(partition, polled[topic_partition])
-            # The client says no more where no broker answers than where there is nothing.
+            # The client returns the same if no broker answers as if there is nothing.
             if await reader.position(topic_partition) != offset:
                 return ()
             first, end = (await self.bounds([partition]))[partition]

@@ -7,7 +7,7 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 
 from streams.engine.log import Membership, Partition
 
-# So many numbers of partitions does a group know at a time: 100 bytes of each join apiece.
+# Partition counts that a group knows at a time: 100 bytes of each join apiece.
 ASSIGNORS_MAX = 500
 
 
@@ -39,7 +39,7 @@ class MembershipListener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Receive partitions."""
-        # Until they are polled: the answer to a fetch, which the broker holds back for half a
-        # second where nothing is new, would stand before those to what a takeover asks.
+        # Until they are polled: the answer to a fetch, which the broker delays for half a second if
+        # nothing is new, would come before those to a takeover's requests.
         self._consumer.pause(*assigned)
         await self._membership.assigned([Partition(*p) for p in assigned])

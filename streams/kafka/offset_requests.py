@@ -41,7 +41,7 @@ ASK_TRIES, ASK_AGAIN_S = 150, 0.2
 _TEXT = CompactString("utf-8")
 _ANY_EPOCH = -1
 _CONSUMER = -1
-# What passes: a leader that is elected or moves, a broker that is starting or gone.
+# Passing errors: a leader that is elected or moves, a broker that is starting or gone.
 _PASSING = (
     KafkaConnectionError,
     LeaderNotAvailableError,

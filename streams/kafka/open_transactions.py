@@ -72,7 +72,7 @@ async def find_open(
             return {}
         known = await _coordinated(client, {each.producer_id for each in found.values()})
         timeout_s_max = await _timeout_s_max(client)
-        # What has ended meanwhile, as any does, is in no coordinator either.
+        # A transaction that has ended meanwhile is in no coordinator either.
         after = await _oldest(client, found)
     return {
         partition: _judged(partition, each, known.get(each.producer_id), timeout_s_max)
@@ -129,7 +129,7 @@ async def _coordinated(
 ) -> dict[int, _Coordinated]:
     """Return what coordinators report on these producers, leaving out those we may not see."""
     found: dict[int, _Coordinated] = {}
-    # Each lists those that it coordinates itself.
+    # Each lists those that it coordinates.
     for node in [broker.nodeId for broker in client.cluster.brokers()]:
         listed = await client.send(node, ListTransactions(producer_ids))
         _raise_for(listed.error_code, f"transactions of broker {node}")
@@ -153,7 +153,7 @@ async def _timeout_s_max(client: AIOKafkaClient) -> float | None:
     request = DescribeConfigsRequest([(_BROKER, str(node), [_TIMEOUT_MAX])])
     ((code, _, _, _, settings),) = (await client.send(node, request)).resources
     values: list[Any] = [setting[1] for setting in settings if setting[0] == _TIMEOUT_MAX]
-    # It takes a right on the cluster, which no role has.
+    # It needs a right on the cluster, which no role has.
     return None if code or not values else int(values[0]) / 1000
 
 

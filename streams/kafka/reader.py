@@ -18,9 +18,9 @@ from streams.kafka.record_batches import read_every_batch, records_of, seek_back
 from topics import Settings
 
 READ_RECORDS_MAX = 5000
-# How much longer than it may a poll can take before it is clear that a rebalance stands behind it.
+# How far a poll may exceed its time before a rebalance must be the cause.
 REBALANCE_S = 0.1
-# A wrong checksum, and a partition that the client has met before we told it where to begin.
+# A wrong checksum, and a partition that the client has met before its position was set.
 PASSED_BY_SEEKING = (CorruptRecordException, NoOffsetForPartitionError)
 
 
@@ -82,7 +82,7 @@ async def read_some(
         seek_back(reader, positions)
         return {}
     except OffsetOutOfRangeError as error:
-        # Retention was quicker than we are, or the end is gone; nothing is read from elsewhere.
+        # Retention has overtaken us, or the end is gone; nothing is read from elsewhere.
         for topic_partition in error.args[0]:
             first = (await reader.beginning_offsets([topic_partition]))[topic_partition]
             if first <= positions[Partition(*topic_partition)]:
@@ -102,7 +102,7 @@ async def buffered(
     transaction, and while one commits another can be worked on.
     """
     found: dict[TopicPartition, Sequence[Any]] = {}
-    # As in `KafkaLog.poll`; what was found until then must not be lost.
+    # As in `KafkaLog.poll`; records found until then must not be lost.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(REBALANCE_S):
             for partition in partitions:

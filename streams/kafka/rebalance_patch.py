@@ -18,14 +18,14 @@ from streams.kafka.process_name import this_process
 
 BEAT_RETRY_S = 0.2
 FAREWELL_S_MAX = 1.0
-# Members tell who they are while the group doesn't share its partitions out; that takes no longer
-# than the rebalance timeout.
+# Members announce themselves outside of rebalances, which take no longer than the rebalance
+# timeout.
 TOLD_S_MAX = 30.0
 ASK_AGAIN_S = 0.2
 
 logger = logging.getLogger(__name__)
 
-# Those that were members once: whoever has had the name before they did has gone.
+# Former members: any earlier owner of the name has gone.
 _MEMBERS: WeakSet[Any] = WeakSet()
 
 
@@ -110,7 +110,7 @@ async def say_farewell(consumer: AIOKafkaConsumer) -> None:
     coordinator: Any = consumer._coordinator  # noqa: SLF001 - the client has no other seam
     was_member = coordinator.member_id != JoinGroupRequest.UNKNOWN_MEMBER_ID
     topics = consumer.subscription()
-    # No heartbeat may notice what follows, which is the join of a successor to the broker.
+    # No heartbeat may notice the following, which is a successor's join to the broker.
     await coordinator.close()
     if not was_member:
         return
@@ -123,7 +123,7 @@ async def say_farewell(consumer: AIOKafkaConsumer) -> None:
         ConsumerProtocol.PROTOCOL_TYPE,
         _protocols(coordinator._assignors, topics, leaves=True),  # noqa: SLF001
     )
-    # It is an aid, and a group that shares its partitions out answers when it has done so.
+    # It is best effort, and a rebalancing group answers only when it is done.
     with contextlib.suppress(KafkaError, TimeoutError):
         async with asyncio.timeout(FAREWELL_S_MAX):
             await coordinator._send_req(request)  # noqa: SLF001

@@ -25,14 +25,14 @@ from streams.engine.log import Partition, Record
 from streams.kafka.compression import UnpackError, unpack
 from topics import BadRecordError
 
-# Of the header of a batch, format v2: base offset, length, leader epoch, magic, CRC, attributes,
-# last offset delta, first and last timestamp, producer id and epoch, base sequence, record count.
+# The header of a batch, format v2: base offset, length, leader epoch, magic, CRC, attributes, last
+# offset delta, first and last timestamp, producer id and epoch, base sequence, record count.
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _LENGTH_AT, _MAGIC_AT, _ATTRIBUTES_AT = 8, 16, 21
 _LEADING_BYTES = 12  # base offset and length
 _CODEC_MASK = 0x07
 _CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
-# Batches whose checksum was wrong once are fetched again; so many are remembered.
+# Batches whose checksum was wrong once are fetched again; this many are remembered.
 _SUSPECTS_MAX = 1000
 
 _bytes_max: int = 32 * 1024 * 1024
@@ -157,7 +157,7 @@ class FetchedBatch:
             self._parsed = LegacyRecordBatch(raw, magic)
             self.next_offset = self._parsed.next_offset
             if self._parsed.compression_type:
-                # Its size can't be told beforehand, and no client of the last years sends it.
+                # Its size is unknown beforehand, and no recent client sends it.
                 self._error = self._unreadable(
                     "old_format", f"has record format v{magic}, compressed; send format v2"
                 )
@@ -187,7 +187,7 @@ class FetchedBatch:
                 del _suspects[next(iter(_suspects))]
             _suspects[suspect] = None
             return False
-        # Nothing of it can be believed, its attributes included.
+        # None of it can be trusted, not even its attributes.
         self.is_control_batch = self.is_transactional = False
         self.producer_id = None
         self._error = self._unreadable("corrupt_batch", "has a wrong checksum")
@@ -291,7 +291,7 @@ class _Placeholder:
     def __init__(self, offset: int, timestamp: int, error: BadRecordError) -> None:
         self.offset = offset
         self.timestamp = timestamp
-        # What no bytes from outside can forge.
+        # An object that no bytes from outside can forge.
         self.headers = (("", error),)
 
 
@@ -354,5 +354,5 @@ def _with_readable_names(record: Any) -> Any:
 
 
 def _named(error: Exception) -> str:
-    # Its text may have bytes of the payload.
+    # Its text may contain bytes of the payload.
     return type(error).__name__

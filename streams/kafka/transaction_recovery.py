@@ -51,14 +51,14 @@ T = TypeVar("T")
 # A lone broker that was killed is back in about 5 s; of several another leads after its session.
 PATIENCE_S = 30.0
 RETRY_S = 0.2
-# A code of the protocol that aiokafka has no class for.
+# A code of the protocol for which aiokafka has no class.
 TRANSACTIONAL_ID_NOT_FOUND = 105
 NO_LEADER = -1
 Owns = Callable[[str], bool]
 """Tells whether a topic is one that the producers may have written to."""
 OpenByProducer = dict[int, dict[TopicPartition, int]]
 
-# A process has a writer for each of its partitions, and all of them look when a broker has died.
+# A process has a writer per partition, and all of them look when a broker has died.
 _looks: WeakKeyDictionary[AIOKafkaClient, Shared[OpenByProducer]] = WeakKeyDictionary()
 
 
@@ -107,7 +107,7 @@ async def _last_transaction(
     """Return the state of an id's newest transaction, None if there was none, and its owner."""
 
     async def ask() -> tuple[str | None, Producer]:
-        # On a new broker the coordinator's topic is made by this very question.
+        # On a new broker this request creates the coordinator's topic.
         response = await _ask_coordinator(
             client, transactional_id, DescribeTransactions(transactional_id)
         )
@@ -116,7 +116,7 @@ async def _last_transaction(
             return None, Producer(transactional_id, -1, -1)
         _raise_for(code)
         if state.startswith("Prepare"):
-            # The outcome is known and its markers are on their way, or about to be left out.
+            # The outcome is known and its markers are in flight, or about to be left out.
             raise ConcurrentTransactions(state)
         return state, Producer(transactional_id, producer_id, epoch)
 
@@ -202,7 +202,7 @@ async def _end(
         raise LogError(
             f"the {outcome} of {producer.transactional_id} can't be written on {names}: {error!r}"
         ) from error
-    # It is written when the coordinator is through with it.
+    # It is written when the coordinator is done with it.
     await _last_transaction(client, producer.transactional_id)
 
 

@@ -23,13 +23,13 @@ from streams.kafka.broker_loss import client_options
 from topics import Settings
 from topics.registry import OUTPUT_BYTES_MAX
 
-# Larger than any topic takes, so that the broker decides, by the topic's own limit.
+# Larger than any topic allows, so that the broker decides, by the topic's own limit.
 PRODUCER_BYTES_MAX = 2 * OUTPUT_BYTES_MAX
-# Of one produce batch. Of each partition the client sends one in a request, and what does not fit
-# into it waits for another round trip: of two requests of 400 KB for one pool, the second.
-# Below Kafka's own `max.message.bytes` of 1,048,588, which a batch counts against.
+# Size of one produce batch. The client sends one per partition in a request, and what does not fit
+# into it waits for another round trip: of two requests of 400 KB for one pool, the second. Below
+# Kafka's own `max.message.bytes` of 1,048,588, which a batch counts against.
 BATCH_BYTES_MAX = 1_000_000
-# Of a transaction's records that are not handed over yet.
+# Limit of a transaction's records that are not handed over yet.
 WAITING_BYTES_MAX = 8 * 1024 * 1024
 REFUSALS = (
     InvalidTimestampError,
@@ -94,7 +94,7 @@ class KafkaWriter:
         self._timed = timed
         self._began_at = 0.0
         self._connections: list[Any] = []
-        # Of each partition the batches to hand over; the last of them takes more.
+        # The batches to hand over, by partition; the last of them takes more.
         self._waiting: dict[TopicPartition, list[_Batch]] = {}
         self._waiting_bytes = 0
         self._partitions: dict[str, list[int]] = {}
@@ -112,7 +112,7 @@ class KafkaWriter:
         """Open a transaction."""
         self._began_at = asyncio.get_running_loop().time()
         await self._producer.begin_transaction()
-        # A topic may have been given more partitions.
+        # Partitions may have been added to a topic.
         self._partitions.clear()
 
     async def send(self, record: Outgoing) -> Awaitable[object]:
@@ -165,7 +165,7 @@ class KafkaWriter:
         """Commit, with the group's offset."""
         offsets = {TopicPartition(*partition): next_offset}
         await self._producer.send_offsets_to_transaction(offsets, group)
-        # Where the broker dies in the commit, the client tries again over others, and succeeds.
+        # If the broker dies in the commit, the client retries over others, and succeeds.
         before = self._used()
         await self._producer.commit_transaction()
         self._connections = before + self._used()
@@ -178,7 +178,7 @@ class KafkaWriter:
     def _used(self) -> list[Any]:
         """Return the connections that have answered since the transaction began."""
         connections = self._producer.client._conns.values()  # noqa: SLF001
-        # By the same clock: that of the event loop is the monotonic one.
+        # The event loop's clock is the same, the monotonic one.
         return [each for each in connections if each._last_action >= self._began_at]  # noqa: SLF001
 
     async def _partitions_of(self, topic: str) -> list[int]:

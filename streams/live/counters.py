@@ -7,7 +7,7 @@ from typing import Protocol, Self, TypeVar
 from streams.metrics.quantile_sketch import QuantileSketch
 
 OTHER = "(other)"
-# Of names that come from outside, so many are told apart.
+# Limit of distinct names from outside.
 NAMES_MAX = 500
 
 

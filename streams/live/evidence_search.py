@@ -13,12 +13,12 @@ from streams.kafka.reader import consumer_options
 from streams.kafka.writer import partition_of
 from topics import BadRecordError, Catalogue, Evidence, Settings, decode
 
-# The newest first, then four times as many, and so on: what is looked for is mostly of late.
+# The newest first, then four times as many, and so on: most searches are for recent requests.
 FIRST_RECORDS = 5_000
 GROWTH = 4
 RECORDS_MAX = 100_000
 SEARCH_S_MAX = 10.0
-# Looked through in about a millisecond.
+# Searched in about a millisecond.
 POLL_RECORDS_MAX = 200
 POLL_S = 0.5
 
@@ -108,7 +108,7 @@ async def _between(
         for record in polled.get(home, ()):
             if record.offset < upper:
                 yield record
-        # What is in the client's buffer is returned without waiting for anything.
+        # Buffered records are returned without waiting for anything.
         await asyncio.sleep(0)
 
 
@@ -122,5 +122,5 @@ def _add(found: Search, value: bytes | None) -> None:
     try:
         found.evidence.append(decode(Evidence, value or b""))
     except BadRecordError:
-        # Others tell of that; the story is told without it.
+        # Others report that; the story goes without it.
         return

@@ -11,10 +11,10 @@ from streams.kafka.follower import TopicFollower
 from streams.live.view import LiveView
 from topics import Settings
 
-# Taken in within about 2 ms, so that whatever else the process does is not kept waiting.
+# Processed within about 2 ms, so that the rest of the process is not delayed.
 POLL_RECORDS_MAX = 100
-# One answer of the broker for some 20 steps, not one for each: most of the work of following
-# quiet topics is answers. Where less comes, the view is half a second late.
+# One answer of the broker for some 20 steps, not one for each: most of the work of following quiet
+# topics is answers. If less comes, the view is half a second late.
 FETCH_BYTES_MIN = 64 * 1024
 
 
@@ -45,7 +45,7 @@ class LiveFollower(TopicFollower):
     async def step(self, timeout_s: float) -> None:
         """Process some new records, then yield to the rest of the process."""
         await super().step(timeout_s)
-        # What is in the client's buffer is returned without waiting for anything.
+        # Buffered records are returned without waiting for anything.
         await asyncio.sleep(0)
 
     async def _starts(
@@ -54,9 +54,9 @@ class LiveFollower(TopicFollower):
         starts = await super()._starts(consumer, assigned)
         recent = [p for p in assigned if p.topic not in self._view.whole_topics]
         since_ms = int(self._view.since * 1000)
-        # Asked first: what comes before the answer to the next question is then not passed over.
+        # Asked first: records before the next answer are then not skipped.
         ends = await consumer.end_offsets(recent)
-        # A record is stamped when it is sent, after the step that it tells of.
+        # A record is stamped when it is sent, after its step.
         found = await consumer.offsets_for_times(dict.fromkeys(recent, since_ms))
         for partition in recent:
             first = found.get(partition)

@@ -10,7 +10,7 @@ from streams.batcher.partition_state import held_at_of
 from streams.engine.log import Record
 from topics.records import headers as h
 
-# A group's window ends with that of a member that came early; so many are looked at.
+# A group's window ends with that of an early member; this many are examined.
 LOOKED_AT_MAX = 1000
 
 
@@ -80,7 +80,7 @@ class HoldIndex:
     def waiting(self) -> Iterator[WaitingGroup]:
         """Yield each non-empty group."""
         for group, members in self._groups.items():
-            # In the order of the log, which is that of the time, within a group.
+            # In the order of the log, and so of time, within a group.
             early = list(islice(members.values(), LOOKED_AT_MAX))
             yield WaitingGroup(
                 group,

@@ -15,7 +15,7 @@ from streams.live.snapshot import Snapshot
 from streams.live.view import LiveView
 from topics import Settings
 
-# A minute after the last look the topics are read no more.
+# A minute after the last look the topics are no longer read.
 UNWATCHED_S = 60.0
 STEP_S = 0.5
 
@@ -64,7 +64,7 @@ class Watching(Service):  # type: ignore[misc]
             finally:
                 await follower.stop()
         except Exception as error:  # noqa: BLE001  the process routes on, whatever this is
-            # Whoever looks again begins again.
+            # The next look starts anew.
             logger.warning("the live view can't be followed: %r", error)
 
     async def on_stop(self) -> None:

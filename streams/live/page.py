@@ -137,7 +137,7 @@ def _is_for_us(asked: Asked, web_host: str) -> bool:
         # A link that is followed is a navigation, and shows the page to its user alone.
         return asked.headers.get("Sec-Fetch-Mode") == "navigate"
     if not is_loopback(web_host):
-        # Whoever opened it to others knows under which names.
+        # An operator who opened it to others knows its names.
         return True
     try:
         name = urlsplit(f"//{asked.headers.get('Host', '')}").hostname or ""

@@ -24,7 +24,7 @@ from topics import PoolStatus
 
 GROUPS_MAX = 200
 SECONDS_PER_HOUR = 3600
-# In the order in which policies.batching.groups has them.
+# In the order of policies.batching.groups.
 CONSTRAINTS = ("regions", "precisions", "pools", "exclude_pools", "labels", "max_cost_usd")
 
 
@@ -122,7 +122,7 @@ def _busy(
     replicas = sum(report.replicas for report in reports)
     if not options or not replicas or options[0].usd_per_s <= 0:
         return None
-    # What a device that is simulated faster is paid for is not faster.
+    # A simulated speed-up doesn't make the paid time faster.
     return usd / (options[0].usd_per_s * options[0].time_scale * replicas * seconds)
 
 
@@ -182,7 +182,7 @@ def _hold(
     total: GroupTally,
     now: float,
 ) -> GroupView:
-    # As policies.batching.groups makes it.
+    # In the format of policies.batching.groups.
     model, operation, kind, prompt, constraints = [*group.split("|", 4), "", "", "", ""][:5]
     tokens = prompt.removeprefix("le")
     held = 0 if waiting is None else waiting.held
@@ -212,7 +212,7 @@ def _constraints(text: str) -> dict[str, Any]:
         found = {name: value for name, value in values if value not in (None, [])}
         return found | {name: dict(found[name]) for name in ("labels",) if name in found}
     except (ValueError, TypeError):
-        # Named by another version; the group's whole name tells what there is to tell.
+        # Named by another version; the group's whole name says enough.
         return {}
 
 

@@ -10,7 +10,7 @@ from policies.scoring.reasons import has_choice, reasons
 from topics import Candidate, Envelope, Evidence, Placement, Shadow, Usage
 
 FIGURES = ("cost $", "TTFT s", "finish s", "chance")
-# What a reason code says, where its name alone doesn't.
+# Explanations of reason codes whose names alone are unclear.
 IN_WORDS = {
     "only_candidate": "nothing else could serve it",
     "cheapest_in_time": "the cheapest likely enough to be in time",
@@ -85,7 +85,7 @@ def tell(evidence: Sequence[Evidence]) -> Story:
     steps = sorted(evidence, key=lambda step: step.at)
     policies = {step.policy_version for step in steps if step.policy_version}
     fleets = {step.fleet_version for step in steps if step.fleet_version}
-    # Versions that changed on the way are told at each step.
+    # If versions changed on the way, each step shows its own.
     is_steady = len(policies) <= 1 and len(fleets) <= 1
     return Story(
         steps[0].request_id,

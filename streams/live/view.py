@@ -19,7 +19,7 @@ from topics.records.evidence import ENDS
 PREMIUM = "premium_gpu"
 WINDOW_S = 60.0
 FALLBACKS_MAX = 50
-# Of so many requests on their way it is remembered what they want; about 400 bytes each.
+# Open requests whose wishes are remembered; about 400 bytes each.
 ASKED_MAX = 100_000
 
 _Asked = tuple[SeenTarget, float | None]
@@ -103,7 +103,7 @@ class LiveView:
             self._asked.pop(step.request_id, None)
 
     def _remember(self, step: RoutedStep) -> None:
-        # A release decides for a whole batch, and is told by its first member alone.
+        # A release decides for a whole batch, and only its first member has the evidence.
         if step.profile is None or step.step == "released":
             return
         costs = [
@@ -139,7 +139,7 @@ class LiveView:
         if step.got is None:
             tally.refusals[name_in(tally.refusals, step.reason or OTHER)] += 1
         asked = self._asked.get(step.request_id)
-        # Of what was decided before the view began, misses alone would be known.
+        # Of requests decided before the view began, only misses would be known.
         outcome = {} if asked is None else outcomes(step, asked[0])
         if outcome:
             workload.judged += 1

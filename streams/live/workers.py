@@ -3,7 +3,7 @@
 from policies.fleet_state.view import is_live
 from topics import PoolStatus
 
-# A worker that has been silent for so long is forgotten.
+# A worker silent for this long is forgotten.
 FORGOTTEN_S = 3600.0
 
 

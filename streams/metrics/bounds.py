@@ -1,6 +1,6 @@
 """Upper bounds of histogram buckets, by the quantity measured."""
 
-# To a day, since work that may wait does.
+# Up to a day, which deferrable work may take.
 LONG_S = (120.0, 300.0, 1_200.0, 3_600.0, 14_400.0, 86_400.0)
 # The bounds that the GenAI conventions advise, and longer ones.
 TTFT_S = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)

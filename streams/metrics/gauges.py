@@ -15,7 +15,7 @@ from streams.metrics import registry as m
 from streams.metrics.instruments import Names
 from streams.tracing.telemetry import Telemetry
 
-# Groups by name; what constrains requests is in the names, so clients could make many.
+# Limit of groups by name; names contain the constraints, so clients could make many.
 GROUPS_MAX = 20
 GROUP_CHARACTERS_MAX = 120
 

@@ -39,7 +39,7 @@ class Instruments:
         self._registry = registry
         self._counters: dict[Metric, Counter] = {}
         self._histograms: dict[Metric, Histogram] = {}
-        # To find a child by the library's own way takes twice as long as to count with it.
+        # Finding a child by the library's own way takes twice as long as counting with it.
         self._children: dict[tuple[object, ...], Histogram] = {}
 
     def add(self, metric: Metric, labels: tuple[str, ...], amount: float) -> None:

@@ -137,7 +137,7 @@ class BlockWatch:
     def _judge(self, partition: Partition, found: OpenTransaction | None, now: float) -> None:
         block = self._blocks[partition]
         if found is None or found.start_offset > block.stable_end:
-            # It moves: what was fetched of it last is old.
+            # It moves: its last fetch is old.
             self._blocks[partition] = _Block(block.stable_end, now, block.end)
             return
         overdue_s = (found.timeout_s_max or float("inf")) + OVERDUE_S

@@ -14,7 +14,7 @@ from streams.metrics.instruments import Instruments, Names
 from topics import Envelope, Evidence, Placement, Profile, Result, Usage
 from topics.records.evidence import ENDS
 
-# Codes are ours or a worker's, and few; whatever else says so is `other`.
+# Codes are ours or a worker's, and few; any other is `other`.
 REASONS_MAX = 64
 _CHANCES = [f"{bound:g}" for bound in m.CHANCES]
 
@@ -54,7 +54,7 @@ class Fold:
         """Count by these classes and pools from now on."""
         self._tasks = frozenset(tasks)
         self._premium = frozenset(premium_pools)
-        # A share of what never happened is none, and an alert on it would be silent.
+        # A share without a series is empty, and an alert on it would be silent.
         for task in tasks:
             for dimension in DIMENSIONS:
                 for outcome in ("kept", "missed"):
@@ -85,7 +85,7 @@ class Fold:
 
     def _step(self, evidence: Evidence, effect: Effect, counts: Counts) -> None:
         step = evidence.step
-        # Of what is no request, or names no class of ours, a client chose the name.
+        # If it is no request, or names no class of ours, a client chose the name.
         task = evidence.task if evidence.task in self._tasks else Names.OTHER
         counts[m.STEPS, step, task] += 1
         if step in {"placed", "held"}:
@@ -110,7 +110,7 @@ class Fold:
             elif each.cost_usd is not None and each.path == "direct" and each.pool in self._premium:
                 premium = each.cost_usd if premium is None else min(premium, each.cost_usd)
         promised = evidence.promised
-        # The hold of what fell back is no second saving.
+        # Holding a request that fell back saves nothing again.
         if premium is not None and promised is not None and evidence.attempt == 1:
             counts[m.DECISION_COST, task, "chosen"] += promised.cost_usd
             counts[m.DECISION_COST, task, "premium"] += premium

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-# A bucket is wider than the one below it by this, so that a quantile is off by 2 % at most.
+# Each bucket is wider than the one below it by this, so that a quantile is off by 2 % at most.
 GROWTH = 1.04
 _LOG = math.log(GROWTH)
 # Below every bucket that a value of a nanosecond or more has.

@@ -13,7 +13,7 @@ _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
-# No two are equal but each to itself, which makes them quick as keys.
+# Compared by identity, which makes them fast as keys.
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """One metric. ``unit`` is UCUM as OpenTelemetry writes it; ``bounds`` are of a histogram."""

@@ -10,7 +10,7 @@ from streams.router.id_window import BLOCKS, RecentIds
 from topics import BadRecordError, Progress, SeenIds, decode, encode, peek_id
 from topics.records import headers as h
 
-# Of a block there may be: its record, the marker of the transaction, and both again, aborted.
+# A block may take: its record, the marker of the transaction, and both again, aborted.
 OFFSETS_PER_BLOCK = 4
 
 
@@ -79,7 +79,7 @@ class Duplicates:
             return
         found = await self._log.fetch(partition, wanted.values())
         for request_id, offset in wanted.items():
-            # One that retention has taken meanwhile counts for none: rather twice than not at all.
+            # One deleted by retention meanwhile doesn't count: rather twice than not at all.
             fit = offset in found and self._is_request(found[offset])
             recent.check(request_id, is_request=fit)
 
@@ -105,7 +105,7 @@ class Duplicates:
             recent.keep()
 
     def _outgoing(self, partition: Partition, block: SeenIds, block_records: int) -> Outgoing:
-        # As many keys as blocks reach into a window at a time, so that each is written over.
+        # As many keys as blocks reach into a window at a time, so that each is overwritten.
         slot = block.first_offset // block_records % (self._records_max // block_records + 2)
         key = f"{partition.number}/{slot}".encode()
         return Outgoing(self._topic, key, encode(block), partition=partition.number)
@@ -132,7 +132,7 @@ async def _written(
     start = max(first, end - OFFSETS_PER_BLOCK * (BLOCKS + 2))
     async for records in log.read({home: start}, {home: end}):
         for record in records:
-            # Where one is no block, the requests themselves are read instead.
+            # In place of an unreadable block, the requests themselves are read.
             with contextlib.suppress(BadRecordError):
                 block = decode(SeenIds, record.value or b"")
                 found[block.next_offset] = block, block.sightings()

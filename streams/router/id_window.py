@@ -18,7 +18,7 @@ from hashlib import blake2b
 
 from topics.records.seen_ids import DIGEST_BYTES, SeenIds
 
-# So many blocks make up a window; and the fewest records of one.
+# The number of blocks in a window; and the fewest records of one.
 BLOCKS, BLOCK_RECORDS_MIN = 50, 4
 
 
@@ -27,18 +27,18 @@ class RecentIds:
 
     def __init__(self, records_max: int) -> None:
         self._records_max = records_max
-        # No longer than the window, of which a new owner knows all: it goes on with any block.
+        # No longer than the window, all of which a new owner knows: it continues with any block.
         self.block_records = min(records_max, max(BLOCK_RECORDS_MIN, records_max // BLOCKS))
-        # What belongs to the block that is not over yet, oldest first; where it begins; and up to
-        # where it may hold what was not checked.
+        # The ids of the unfinished block, oldest first; its beginning; and the offset up to which
+        # it may hold unchecked ones.
         self._sightings: list[tuple[int, bytes]] = []
         self._block_at = self._checked_from = 0
-        # The offset where each id was seen last, oldest first; and where it was seen first, for
-        # ids that were seen more than once.
+        # The last offset of each id, oldest first; and the first offset, for ids that were seen
+        # more than once.
         self._last: dict[bytes, int] = {}
         self._first: dict[bytes, int] = {}
         self._new: dict[bytes, tuple[int, int]] = {}
-        # Of ids that were read back: the first record, and the first after it that is a request.
+        # For ids that were read back: the first record, and the first after it that is a request.
         self._unchecked: dict[bytes, tuple[int, int | None]] = {}
 
     def __len__(self) -> int:
@@ -80,13 +80,13 @@ class RecentIds:
             self._last |= offsets
             return
         for offset, digest in sightings:
-            # One that was written though its id had come before was looked at.
+            # A written id that had come before has been checked.
             self._recall(digest, offset, lambda: True, is_checked=is_checked)
 
     def finished(self, next_offset: int) -> list[SeenIds]:
         """Return the finished blocks at this offset, up to which all has been ``seen``."""
         block = self.block_records
-        # Of what the window has left behind nobody asks any more.
+        # Ids that have left the window are never asked for.
         self._block_at = max(self._block_at, (next_offset - self._records_max) // block * block)
         found: list[SeenIds] = []
         while self._block_at + block <= next_offset:

@@ -203,7 +203,8 @@ class Router:
         first = self._duplicates.first(record, request.id)
         if first is not None:
             return self._evidence_writer.duplicate(record, request, first, now)
-        # A backlog that is read at once came over time: the broker's, which no client can choose.
+        # A backlog that is read at once arrived over time: by the broker's clock, which no client
+        # sets.
         came_at = min(record.came_at(now), now)
         part = len(self._ingest) / self._catalogue.partitions
         wait_s = self._rates.wait_s(request.tenant, came_at, part)
@@ -291,7 +292,7 @@ class Router:
             partition=profile.ingest_partition % self._catalogue.partitions,
         )
         records = [request, self._evidence(case, "placed", placement)]
-        # After the evidence, which has the loads as they were.
+        # After the evidence, which has the earlier loads.
         self._placer.count_placed(profile, decision, case.now)
         return Effect(case.record, records, subject=case)
 
@@ -321,7 +322,7 @@ class Router:
         if decision.action == "expire":
             status = step = "expired"
         elif profile.attempt > 1:
-            # It was accepted and tried, and no pool is left to try.
+            # It was accepted and tried, and no pool is left.
             status = step = "failed"
         else:
             status = step = "rejected"

@@ -16,7 +16,7 @@ from struct import Struct
 from opentelemetry.util.types import AttributeValue
 
 NS_PER_S = 1_000_000_000
-# Of each kind, what is kept encoded.
+# The number of encodings kept of each kind.
 KEPT_MAX = 4096
 
 # Field numbers and wire types of opentelemetry/proto: where attributes stand in what has some.
@@ -26,7 +26,7 @@ OF_EVENT = b"\x1a"
 OF_LINK = b"\x22"
 
 _INT_MAX = (1 << 63) - 1
-# Of a span and of a link. That a parent is not of another process is told by its being there.
+# Flags of a span and of a link. A present parent shows that it is of this process.
 _SPAN_FLAGS = b"\x85\x01\x00\x01\x00\x00"
 _LINK_FLAGS = b"\x35\x00\x01\x00\x00"
 _ERROR = 2
@@ -146,7 +146,7 @@ def _value(value: object) -> bytes:
         return b"\x21" + real(value)
     if isinstance(value, Sequence):
         return _field(b"\x2a", b"".join(_field(b"\x0a", _value(each)) for each in value))
-    # A mistake of ours. It shows, as a name without a value, and ends no router.
+    # A bug of ours. It shows as a name without a value, and ends no router.
     return b""
 
 

@@ -17,7 +17,7 @@ ENDPOINT = "http://localhost:4318"
 PATH = "/v1/traces"
 TIMEOUT_S = 10.0
 
-# The protocol names these as worth another try.
+# The protocol names these as retryable.
 _BUSY = (429, 502, 503, 504)
 _COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
@@ -50,7 +50,7 @@ class HttpExporter:
         certificate, key = _told("CLIENT_CERTIFICATE"), _told("CLIENT_KEY")
         if certificate:
             self._session.cert = (certificate, key) if key else certificate
-        # A connection that the collector has closed meanwhile is one of them.
+        # This includes a connection that the collector has closed meanwhile.
         tries = Retry(
             2, allowed_methods=None, status_forcelist=_BUSY, backoff_factor=0.5,
             respect_retry_after_header=False, raise_on_status=False,

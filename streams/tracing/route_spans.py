@@ -11,7 +11,7 @@ from streams.tracing import span_attributes as a
 from streams.tracing.spans import CommittedStep, Spans, batch_of
 from topics.records.evidence import Hold
 
-# A shorter wait for the router shows as an attribute alone.
+# A shorter wait for the router is only an attribute.
 QUEUE_SEEN_S = 0.01
 
 
@@ -48,7 +48,7 @@ class RouteSpans(Spans):
                 said += a.said({"shunter.fallback.reason": profile.fallbacks[-1].reason})
         waited = (came_at, evidence.at)
         is_queue_seen = evidence.at - came_at >= QUEUE_SEEN_S
-        # What begins the trace holds all the rest of it, the wait too.
+        # The span that begins the trace contains all the rest, the wait too.
         is_root = not visible.parent_id
         process_id = self.write(
             visible,
@@ -87,7 +87,7 @@ class RouteSpans(Spans):
             visible.parent_id,
             (evidence.at - max(hold.held_s, 0.0), evidence.at),
             said,
-            # Of a batch, its first member has them; the batch's own span too.
+            # The first member of a batch has them; the batch's own span too.
             events=a.candidates(evidence),
             error=visible.error,
         )

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 DEFAULT = "parentbased_always_on"
 
 _LOW_BITS = (1 << 64) - 1
-# Of the samplers that a name may end in, the share; None where the argument has it.
+# The share by the last part of a sampler's name; None if the argument has it.
 _SHARES = {"always_on": 1.0, "always_off": 0.0, "traceidratio": None}
 _FOLLOWS = "parentbased_"
 

@@ -48,7 +48,7 @@ def _is_wanted() -> bool:
         raise TelemetryError(
             f"OTEL_TRACES_EXPORTER={exporter} is not one that Shunter has: set otlp, or none"
         )
-    # The SDK's own default would be an endpoint on this machine; nobody has asked for that.
+    # The SDK's own default is an endpoint on this machine, which nobody asked for.
     return exporter != "none" and (exporter == "otlp" or any(map(os.environ.get, _ENDPOINTS)))
 
 

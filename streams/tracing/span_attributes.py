@@ -13,10 +13,10 @@ from policies.scoring.reasons import has_choice, reasons
 from streams.tracing import otlp
 from topics import Candidate, Evidence, Placement
 
-# Encoded attributes of a span; they add up.
+# Encoded attributes of a span; they can be concatenated.
 Said = bytes
 
-# Of a fleet with more ways to serve a model, the others are counted only.
+# If a fleet has more ways to serve a model, the others are only counted.
 CANDIDATES_MAX = 10
 
 
@@ -189,7 +189,7 @@ def candidates(evidence: Evidence) -> Iterator[bytes]:
 def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> bytes:
     named = _named(candidate.pool, candidate.model_variant, candidate.path, reason, is_chosen)
     cost, finish, chance = candidate.cost_usd, candidate.finish_s, candidate.chance
-    # What was refused has none of them.
+    # A refused candidate has none of them.
     if cost is None or finish is None or chance is None:
         return named
     return b"".join(
@@ -198,7 +198,7 @@ def _candidate(candidate: Candidate, reason: str, *, is_chosen: bool) -> bytes:
     )  # fmt: skip
 
 
-# Of one fleet there are not many: a name for each option, path and reason.
+# One fleet has few: a name for each option, path and reason.
 @lru_cache(otlp.KEPT_MAX)
 def _named(pool: str, variant: str, path: str, reason: str, is_chosen: bool) -> bytes:
     told: dict[str, AttributeValue] = {

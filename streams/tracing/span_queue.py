@@ -91,7 +91,7 @@ class Outbox:
         self._is_closing = True
         self._is_due.set()
         self._thread.join(CLOSE_S_MAX)
-        # No more tries: the thread that sends ends, as soon as its call does.
+        # No more retries: the sending thread ends as soon as its call does.
         self._is_closed = True
         self._exporter.close()
         left = self._put - self._sent - self._failed
@@ -103,7 +103,7 @@ class Outbox:
         while not self._is_closing:
             is_full = self._is_due.wait(self._delay_s)
             self._is_due.clear()
-            # Of what waits only whole batches, unless it has waited long enough.
+            # Only whole batches of queued spans, unless they have waited long enough.
             self._send(down_to=self._batch_max - 1 if is_full and not self._is_closing else 0)
         self._send(down_to=0)
 

@@ -154,14 +154,14 @@ class Spans(ABC):
             if isinstance(told, Evidence) and source is not None:
                 own = self._context(source)
                 mine = sent.setdefault(told.request_id.encode(), [])
-                # The last piece of evidence of a record tells how it ended.
+                # The last piece of evidence of a record has its end.
                 found[told.source] = CommittedStep(
                     told, source, effect, own, mine, now, own.span_id
                 )
             elif outgoing.value is not None and outgoing.topic != self.catalogue.streams:
                 sent.setdefault(outgoing.key or b"", []).append(outgoing)
         if len(found) == 1:
-            # The key of a dead letter is whatever its client made it.
+            # The key of a dead letter is the client's.
             (only,) = found.values()
             only.sent = list(chain.from_iterable(sent.values()))
         return [each for each in found.values() if self._is_traced(each)]
@@ -173,7 +173,7 @@ class Spans(ABC):
             return False
         going_on = [c for each in visible.sent if (c := self._passed_on(each)) is not None]
         if going_on:
-            # It was decided when the context was handed on.
+            # It was decided when the context was passed on.
             visible.is_late = any(context.is_sampled for context in going_on)
         else:
             visible.is_late = self.telemetry.may_begin_late(visible.at)

@@ -17,8 +17,8 @@ from streams.tracing.sampling import Sampling, new_span_id, new_trace_id
 from streams.tracing.span_queue import Outbox
 from topics.records import headers as h
 
-# Traces that are begun late, in a second, by one process. In an overload every request may expire,
-# and writing each of them would take time from those that could still be served.
+# Traces begun late by one process, per second. In an overload every request may expire, and writing
+# each of them would take time from those that could still be served.
 LATE_PER_S_MAX = 50
 
 
@@ -134,8 +134,8 @@ class Telemetry:
         if error is not None:
             code, message = error
             said += a.said({"error.type": code})
-        # Not by way of a tracer, which draws the id itself, nor of the SDK's spans: an encoded one
-        # waits without work for the garbage collector, and is sent as it is.
+        # A tracer would draw the id itself. The SDK's spans are not used either: an encoded span
+        # costs the garbage collector nothing, and is sent as it is.
         self._outbox.put(
             otlp.span(
                 own.trace_id,

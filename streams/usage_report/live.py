@@ -95,20 +95,20 @@ def ledger_app(settings: Settings, window_s: float) -> faust.App:
         broker_session_timeout=settings.session_timeout_ms / 1000,
         consumer_auto_offset_reset="latest",
         store="memory://",
-        # Nothing is made on Kafka.
+        # Nothing is created on Kafka.
         topic_allow_declare=False,
         topic_disable_leader=True,
         web_enabled=True,
         web_bind=settings.web_host,
         web_host=settings.web_host,
         web_port=settings.web_port,
-        # For what it would keep of tables on disk, which is nothing.
+        # For its tables on disk, of which there are none.
         datadir=Path(tempfile.gettempdir()) / "shunter-ledger",
     )
     app.table = _Table(app, name="ledger", default=UsageRow, partitions=catalogue.partitions)
     endings = Endings()
     current: list[UsageEntry] = []
-    # A request belongs to the window in which it ended, whenever Kafka or we came to know of it.
+    # A request belongs to the window in which it ended, whenever Kafka or we learned of it.
     windows = app.table.tumbling(window_s, expires=window_s * WINDOWS_KEPT).relative_to(
         lambda _event: current[-1].at
     )
@@ -120,7 +120,7 @@ def ledger_app(settings: Settings, window_s: float) -> faust.App:
             ending = endings.take(value)
             if ending is not None:
                 current[:] = [ending]
-                # Not current(), which goes by the time of the event whatever is asked for.
+                # Not current(), which always uses the time of the event.
                 row = windows[tuple(ending.line)].value()
                 row.add(ending)
                 windows[tuple(ending.line)] = row

@@ -11,7 +11,7 @@ from streams.evidence.projection import EvidenceStep, decode_step
 from streams.metrics.quantile_sketch import QuantileSketch
 from topics.records.evidence import ENDS
 
-# Requests on their way of which it is remembered how urgent they are, some 100 bytes each.
+# Open requests whose urgency is remembered, some 100 bytes each.
 OPEN_MAX = 1_000_000
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
