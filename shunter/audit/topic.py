@@ -47,7 +47,7 @@ async def verify_topic(
     verifier.end_of_roots()
     kept_from, begun = None, -1
     if any(first == end > 0 for first, end in bounds.values()):
-        # The age of a partition that is all gone isn't known; this is the most it may be.
+        # The start of a partition that is all gone is unknown; full retention is assumed.
         newest = max((record.timestamp_ms for record in roots), default=0)
         kept_from = (newest - EVIDENCE_MS) / 1000
     async for record in read_all(log, catalogue.evidence, catalogue.partitions):

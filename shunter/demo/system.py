@@ -17,7 +17,7 @@ STOP_S_MAX = 12.0
 KILLED_S_MAX = 5.0
 STOP_POLL_S = 0.05
 LOG_TAIL_LINES = 8
-# Processes that run at an interruption are of no use to anyone.
+# Work running at an interruption is of no use to anyone.
 DRAIN_S_MAX = 2.0
 
 

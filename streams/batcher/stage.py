@@ -121,7 +121,7 @@ class Batcher:
         held_from = 0 if progress is None else progress.held_from or 0
         held = self._ahead.claim(partition) or self._nothing_of(partition)
         if held.next_offset < held_from:
-            # Read-ahead has ended completely, and its end would not be read.
+            # All requests read ahead have ended, and their tombstones would not be read.
             held.payloads.clear()
             held = self._nothing_of(partition)
         # Registered before it is read, so that no cancellation meanwhile is missed.

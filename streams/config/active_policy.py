@@ -75,7 +75,7 @@ class ActivePolicy:
             return None
         before = self.terms.shadow
         if before is not None and before.policy.version == policy.version:
-            # The new situation keeps the arrivals seen.
+            # It keeps the arrivals that it has seen.
             return Situation(here.options, before.policy, here.view, before.arrivals)
         return beside(here.options, policy, here.view)
 

@@ -34,7 +34,7 @@ async def newest(
         if records_max is not None:
             starts = {home: max(first, ends[home] - records_max) for home, first in starts.items()}
         async for records in log.read(starts, ends):
-            # A longer read finds the same for others.
+            # A longer read finds the same for other keys.
             for record in records:
                 if record.unreadable is not None:
                     unreadable[record.partition] = record

@@ -91,7 +91,7 @@ def transactor(
         progress_topic=Catalogue(settings).progress,
         poll_s_max=settings.poll_s_max,
         poll_records_max=settings.poll_records_max,
-        # The broker counts from its first record on; everything before is quick.
+        # The broker's timeout begins at the first record; all before it is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
         observers=[metrics.observer, *observers],
         before_step=before_step,

@@ -25,7 +25,7 @@ ASK_AGAIN_S = 0.2
 
 logger = logging.getLogger(__name__)
 
-# Former members: any earlier owner of the name has gone.
+# Clients that have been members: any earlier owner of the name has gone.
 _MEMBERS: WeakSet[Any] = WeakSet()
 
 

@@ -54,7 +54,7 @@ class LiveFollower(TopicFollower):
         starts = await super()._starts(consumer, assigned)
         recent = [p for p in assigned if p.topic not in self._view.whole_topics]
         since_ms = int(self._view.since * 1000)
-        # Asked first: records before the next answer are then not skipped.
+        # Asked first: records that arrive before the next answer are then not skipped.
         ends = await consumer.end_offsets(recent)
         # A record is stamped when it is sent, after its step.
         found = await consumer.offsets_for_times(dict.fromkeys(recent, since_ms))

@@ -122,7 +122,7 @@ def _busy(
     replicas = sum(report.replicas for report in reports)
     if not options or not replicas or options[0].usd_per_s <= 0:
         return None
-    # A simulated speed-up doesn't make the paid time faster.
+    # The paid time of a simulated device is not sped up.
     return usd / (options[0].usd_per_s * options[0].time_scale * replicas * seconds)
 
 

@@ -54,7 +54,7 @@ class Fold:
         """Count by these classes and pools from now on."""
         self._tasks = frozenset(tasks)
         self._premium = frozenset(premium_pools)
-        # A share without a series is empty, and an alert on it would be silent.
+        # Without a count a share has no value, and an alert on it would be silent.
         for task in tasks:
             for dimension in DIMENSIONS:
                 for outcome in ("kept", "missed"):

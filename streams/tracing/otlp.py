@@ -26,7 +26,7 @@ OF_EVENT = b"\x1a"
 OF_LINK = b"\x22"
 
 _INT_MAX = (1 << 63) - 1
-# Flags of a span and of a link. A present parent shows that it is of this process.
+# Flags of a span and of a link: has-is-remote without is-remote, as the parent is local.
 _SPAN_FLAGS = b"\x85\x01\x00\x01\x00\x00"
 _LINK_FLAGS = b"\x35\x00\x01\x00\x00"
 _ERROR = 2
