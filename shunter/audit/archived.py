@@ -31,8 +31,8 @@ def verify_archive(
     Args:
         archive: to read.
         keyring: keys to begin with; those archived are added.
-        witnessed: heads that the auditor knows from before, and who told them.
-        tell: is told the number of records after each file.
+        witnessed: heads that the auditor knows from before, and their sources.
+        tell: receives the number of records after each file.
 
     Raises:
         ArchiveError: a file can't be read.

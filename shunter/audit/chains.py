@@ -36,7 +36,7 @@ class Chain:
     roots: list[PlacedRoot] = field(default_factory=list)
     leaves: list[bytes] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    """Of each root, the number of leaves before it."""
+    """The number of leaves before each root."""
 
     @property
     def head(self) -> ChainHead:

@@ -38,7 +38,7 @@ class Keyring:
     trusted: frozenset[str] | None = None
     heads: list[Heads] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
-    """Entries that are none: key of the record, and why."""
+    """Invalid entries: key of the record, and the reason."""
     _keys: dict[str, _Key] = field(default_factory=dict)
     _revoked: dict[str, Revocation] = field(default_factory=dict)
 

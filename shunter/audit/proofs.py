@@ -65,7 +65,7 @@ def check_proof(document: Any, keyring: Keyring | None) -> list[str]:
     """Return a line for each proven record: what, by whom, when.
 
     Args:
-        document: as ``make_proof`` returns it, from whoever.
+        document: as ``make_proof`` returns it, from any source.
         keyring: keys to believe; those in the document where None, which shows no more than that
             their holders signed it.
 

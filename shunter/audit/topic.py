@@ -28,8 +28,8 @@ async def verify_topic(
         log: to read from.
         catalogue: names the topics, and their partitions.
         keyring: keys to begin with; those published on the topic are added.
-        witnessed: heads that the auditor knows from before, and who told them.
-        tell: is told the number of records after each few thousand.
+        witnessed: heads that the auditor knows from before, and their sources.
+        tell: receives the number of records every few thousand.
 
     Raises:
         LogError: a transaction stays open.

@@ -33,7 +33,7 @@ class Verifier:
 
         Args:
             keyring: with every key and heartbeat there is.
-            witnessed: by chain, a head and who tells of it.
+            witnessed: by chain, a head and its source.
         """
         self.findings = Findings()
         self._keyring = keyring

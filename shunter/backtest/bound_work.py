@@ -10,7 +10,7 @@ from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
 
 Served = Sequence[tuple[int, Demand]]
-"""The requests that an option may serve: the variable of the share that it does, and which."""
+"""The requests that an option may serve, each with the variable of its share."""
 
 
 def volume_bound(demands: Sequence[Demand], options: Options) -> float:
@@ -23,7 +23,7 @@ def volume_bound(demands: Sequence[Demand], options: Options) -> float:
     for demand in demands:
         choices = list(able(demand, options))
         if not choices:
-            continue  # nobody can serve it in time, so it costs nobody anything
+            continue  # no pool can serve it in time, so it costs nothing
         mine = {}
         for option in choices:
             column = programme.variable()
@@ -45,7 +45,7 @@ def add_work(
     Args:
         programme: gets the rows.
         options: the fleet.
-        served_by: by pool and variant.
+        served_by: requests by pool and variant.
         busy: by pool, the variables whose sum is its busy time in seconds.
     """
     for pool, choices in options.by_pool.items():

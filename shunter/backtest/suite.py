@@ -26,7 +26,7 @@ class Setting:
     policy: Policy
     reality: Reality
     keeps_candidates: bool = False
-    """Whether each try of Shunter keeps where else it could have gone."""
+    """Whether each try of Shunter keeps its candidates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class SubmitTally:
     statuses: Counter[str] = field(default_factory=Counter)
     dead_letters: dict[str, str] = field(default_factory=dict)
     duplicates: set[str] = field(default_factory=set)
-    """Requests that are not served, since one of their id came before."""
+    """Requests that are not served, since their id came before."""
 
     @property
     def done(self) -> int:
@@ -58,7 +58,7 @@ async def publish(
     Args:
         settings: where to.
         requests: in the order of their lines.
-        published: told how many more are acknowledged.
+        published: receives the number newly acknowledged.
         spans: begins the trace of each request, where the environment wants traces.
 
     Raises:
@@ -149,7 +149,7 @@ async def follow(
         catalogue: the names of the topics.
         timeout_s: longest wait; None waits as long as it takes.
         output: gets the results, one a line, in the order of their arrival.
-        changed: told after each poll that found something.
+        changed: called after each poll that found something.
         printer: gets the pieces of answers, where the tail reads those too.
 
     Raises:

@@ -27,7 +27,7 @@ async def replay(
         settings: where to.
         requests: by arrival.
         speed: the trace's seconds in one of ours.
-        acknowledged: told the id of each as Kafka has it.
+        acknowledged: receives the id of each that Kafka has.
 
     Raises:
         KafkaError: Kafka refuses a request.

@@ -95,7 +95,7 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
 
     Args:
         plan: what to do.
-        show: told of what is going on.
+        show: receives the progress.
         tell: gets the outcome while the system is still up.
 
     Returns:

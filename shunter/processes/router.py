@@ -115,7 +115,7 @@ def _metrics(
 
 
 def run_router(settings: Settings) -> NoReturn:
-    """Route requests and release batches until told to stop.
+    """Route requests and release batches until stopped.
 
     Raises:
         AdminError: Kafka can't be reached, or topics are missing.

@@ -30,7 +30,7 @@ GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
     "cancelled": ("cancelled", message_of(None)),
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
 }
-"""How a held request ends that is given up, and what is said of it, by reason."""
+"""The end and message of a held request that is given up, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Held:
     committed_offset: int = 0
     committed_at: float = 0.0
     unreadable: dict[bytes | int, tuple[Record, Exception]] = field(default_factory=dict)
-    """Records to set aside, by key; one that has no key by offset."""
+    """Records to set aside, by key; those without key by offset."""
     cancelled: set[str] = field(default_factory=set)
-    """Of what is held, the ids that a client cancelled."""
+    """The ids of held requests that a client cancelled."""
     held_from: int = 0
-    """Nothing below it is held: the lowest offset when it was looked for."""
+    """Nothing below it is held: the lowest offset at the last search."""
     look_again_at: float = -math.inf
 
     def take(self, record: Record, situation: Situation, cancellations: Cancellations) -> None:

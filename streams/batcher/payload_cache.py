@@ -26,7 +26,7 @@ class Payloads:
         self._room = room
         self._records: dict[str, Record] = {}
         self._left: dict[str, int] = {}
-        """The sizes of what was left in the log and is not small."""
+        """The sizes of records left in the log, except small ones."""
 
     def add(self, request_id: str, record: Record) -> None:
         """Keep a record if there is room; otherwise ``load`` reads it again."""

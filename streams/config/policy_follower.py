@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 10.0
 
 Check = Callable[[Collection[str]], Awaitable[object]]
-"""Makes sure that the topics of these pools are there, or raises AdminError."""
+"""Checks that the topics of these pools exist, or raises AdminError."""
 
 
 class PolicyFollower(TopicFollower):

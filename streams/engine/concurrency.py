@@ -18,8 +18,8 @@ async def few_at_a_time(runs: Sequence[Callable[[], Awaitable[T]]], most: int) -
     """Return the results; if one fails, cancel the others and raise it once they have ended.
 
     Args:
-        runs: what to do, in order.
-        most: how many of them at a time.
+        runs: the calls, in order.
+        most: the limit of concurrent runs.
     """
     few = asyncio.Semaphore(most)
 

@@ -40,7 +40,7 @@ class Recovery:
     at: int
     head: ChainHead | None
     leader_epoch: int | None
-    """Of what stands below, where that is known."""
+    """That of the records below, if known."""
     released: tuple[bytes, ...]
     """Keys of the hold whose tombstones were lost: they were released, and are not held."""
     message: str

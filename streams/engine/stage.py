@@ -17,9 +17,9 @@ class Effect:
     records: list[Outgoing]
     is_dead_letter: bool = False
     subject: object = None
-    """Whatever the stage wants to find again in ``done`` or ``refused``."""
+    """The stage's own data for ``done`` or ``refused``."""
     spare: Outgoing | None = None
-    """Takes the place of the first record where the log refuses that."""
+    """Replaces the first record if the log refuses that."""
 
 
 class Refusal(NamedTuple):
@@ -46,7 +46,7 @@ class TransactionPlan:
 
 
 Observer = Callable[[Partition, Sequence[Effect]], None]
-"""Told of the effects of a transaction on a partition once they are visible. May not raise."""
+"""Receives the visible effects of a transaction on a partition. May not raise."""
 
 
 class Stage(Protocol):

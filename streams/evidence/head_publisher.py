@@ -69,7 +69,7 @@ class HeadsService(QuietService):
             return False
         if answer.timestamp_type != _BROKERS_TIME:
             self._warn()
-        elif answer.timestamp > 0:  # It isn't told of a record that was sent twice.
+        elif answer.timestamp > 0:  # It is unknown for a record that was sent twice.
             return self._clock.told(answer.timestamp / 1000, sent_at, self._clock.machine.now())
         return False
 

@@ -120,4 +120,4 @@ decode_step = msgspec.json.Decoder(AskedStep).decode
 """Return the step in the bytes of a piece of evidence. Raises msgspec.MsgspecError."""
 
 decode_routed_step = msgspec.json.Decoder(RoutedStep).decode
-"""The same, with how it was routed."""
+"""The same, with the routing."""

@@ -33,10 +33,10 @@ from streams.tracing.telemetry import Telemetry
 from topics import Settings
 
 Page = Callable[[], tuple[str, bytes]]
-"""Returns the content type of a page, and the page as it is at this moment."""
+"""Returns the content type of a page, and its current content."""
 
 MetricsPage = Callable[[str], tuple[str, bytes]]
-"""The same of metrics, given the header ``Accept`` of who asks."""
+"""The same for metrics, given the client's header ``Accept``."""
 
 # From <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -73,7 +73,7 @@ class Announcer:
 
     async def stop(self, *last: tuple[bytes, bytes | None]) -> None:
         """Write the last records and close, without waiting for a broker that is gone."""
-        if self._producer is None:  # what starts before us has failed
+        if self._producer is None:  # an earlier service has failed to start
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S_MAX):

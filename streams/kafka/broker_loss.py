@@ -44,10 +44,10 @@ _QUICK = (MetadataRequest, FindCoordinatorRequest, HeartbeatRequest)
 
 _create_conn = aiokafka_client.create_conn
 _failed_at: dict[tuple[str, int], float] = {}
-"""When a broker last did not answer, by host and port, in the time of the event loop."""
+"""The time of a broker's last failure to answer, by host and port, by the event loop's clock."""
 _numbers = count()
 _clients: "WeakValueDictionary[int, _Client]" = WeakValueDictionary()
-"""The clients of this process, by a number that grows."""
+"""The clients of this process, by an ascending number."""
 
 
 async def soon(answer: Awaitable[T]) -> T:

@@ -43,7 +43,7 @@ class TopicFollower(ABC):
         self._fetch_bytes_min = fetch_bytes_min
         self._positions: dict[Partition, int] = {}
         self.set_aside = dict.fromkeys(topics, 0)
-        """Records of each topic that could not be read or taken in."""
+        """The number of unreadable or unprocessable records of each topic."""
 
     @abstractmethod
     def take(self, record: Record) -> None:

@@ -73,11 +73,11 @@ class GroupMember(NamedTuple):
     """A static member of a group."""
 
     address: str
-    """The first that the name had, as the broker saw it."""
+    """The first address of the name, as the broker saw it."""
     process: Process | None
-    """None where it isn't told: while the group shares its partitions out, or by other versions."""
+    """None if unknown: during a rebalance, or with other versions."""
     has_left: bool
-    """Whether that has said that it stops."""
+    """Whether the process has announced its stop."""
 
 
 async def member_named(

@@ -55,7 +55,7 @@ class Lock:
 
     file: int
     earlier: tuple[Process, ...]
-    """Those that have held it, none of which runs any more; the newest last."""
+    """Former holders, none of which runs any more; the newest last."""
 
     def __del__(self) -> None:
         os.close(self.file)
@@ -66,9 +66,9 @@ class Claim:
     """A name that no other process of its kind has, as long as this exists."""
 
     settings: Settings
-    """Those of the process, with its name."""
+    """The process's settings, with its name."""
     lock: Lock | None
-    """None where no directory takes one."""
+    """None if no directory takes one."""
 
 
 def claim_name(settings: Settings, kind: str, groups: Sequence[str]) -> Claim:

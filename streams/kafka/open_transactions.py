@@ -63,7 +63,7 @@ async def find_open(
 
     Raises:
         KafkaError: a broker does not answer, or a right is missing.
-        OSError: likewise.
+        OSError: the same.
     """
     async with reader(settings, [], {p.topic for p in partitions}) as consumer:
         client = consumer._client  # noqa: SLF001 - for requests that aiokafka does not have

@@ -95,7 +95,7 @@ class RecordBatches:
     """The fetched batches of a partition, one by one, as aiokafka's ``MemoryRecords``."""
 
     leader_epoch: int | None = None
-    """Of the batch that was returned last."""
+    """That of the batch returned last."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)

@@ -55,7 +55,7 @@ RETRY_S = 0.2
 TRANSACTIONAL_ID_NOT_FOUND = 105
 NO_LEADER = -1
 Owns = Callable[[str], bool]
-"""Tells whether a topic is one that the producers may have written to."""
+"""Returns whether the producers may have written to a topic."""
 OpenByProducer = dict[int, dict[TopicPartition, int]]
 
 # A process has a writer per partition, and all of them look when a broker has died.

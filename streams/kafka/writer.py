@@ -53,7 +53,7 @@ class TransactionTimeoutError(LogError):
 
 
 Timed = Callable[[str, Partition, float], None]
-"""Told of each committed transaction: its group, its input partition, and how long it took in s."""
+"""Receives each committed transaction: its group, input partition, and duration in s."""
 
 
 def untimed(_group: str, _partition: Partition, _seconds: float) -> None:

@@ -31,7 +31,7 @@ class LiveFollower(TopicFollower):
         self._view = view
         self._clock = clock
         self.is_current = False
-        """Whether all that was there at the start has been read."""
+        """Whether all records that existed at the start have been read."""
 
     def take(self, record: Record) -> None:
         """Process a record."""

@@ -39,7 +39,7 @@ IN_WORDS = {
 }
 
 Facts = tuple[tuple[str, str], ...]
-"""Labels and what they say; a value may have several lines."""
+"""Labels and values; a value may have several lines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def span(
     Args:
         trace_id: 128 bits.
         span_id: 64 bits.
-        parent_id: likewise; 0 for none.
+        parent_id: 64 bits; 0 for none.
         name: of the span.
         kind: as OpenTelemetry's ``SpanKind`` numbers it, from 0 on.
         times: start and end, in epoch seconds.

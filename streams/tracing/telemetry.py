@@ -115,7 +115,7 @@ class Telemetry:
 
         Args:
             name: as the conventions want it, without anything that many requests differ in.
-            kind: likewise.
+            kind: as the conventions want it.
             own: the span's own context; an id of 0 is replaced by a new one.
             parent_id: of the span above it; 0 for none.
             times: start and end, in epoch seconds.
