@@ -88,8 +88,8 @@ class Archive:
         """Write a file, sorted by its first column, so that its statistics narrow a search.
 
         Args:
-            kind: of record.
-            partition: of its topic.
+            kind: the kind of record.
+            partition: the topic's.
             offsets: the first, and the first that isn't held.
             at: the time of its first record, epoch seconds.
             table: its rows.

@@ -41,7 +41,7 @@ def parse_holds(text: str) -> list[tuple[str, str]]:
     """Return the holds of a setting: ``first..last``, separated by commas.
 
     Raises:
-        ArchiveError: one is none; nothing may be deleted then.
+        ArchiveError: one is invalid; nothing may be deleted then.
     """
     holds = []
     for part in filter(None, (each.strip() for each in text.split(","))):
@@ -78,7 +78,7 @@ class Archiver:
 
         Raises:
             LogError: a transaction stays open.
-            ArchiveError: what is there was not written by one archiver.
+            ArchiveError: the files were not written by one archiver.
         """
         bounds = await settled_bounds(self._log, *self._topics["evidence"])
         keys = [record async for record in self._news("keys")]

@@ -32,7 +32,7 @@ class Verifier:
         """Take the keys, and heads from other sources than the keys topic.
 
         Args:
-            keyring: with every key and heartbeat there is.
+            keyring: with every key and heartbeat.
             witnessed: by chain, a head and its source.
         """
         self.findings = Findings()

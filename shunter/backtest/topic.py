@@ -44,8 +44,8 @@ async def read_topic(
     Args:
         log: to read from.
         catalogue: names the topics, and their partitions.
-        fleet: whose models may be asked for.
-        policy: whose classes requests belong to.
+        fleet: for the valid models.
+        policy: for the valid classes.
         tokens: counts prompts that no result counted.
         start: epoch seconds.
         end: epoch seconds.

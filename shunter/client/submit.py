@@ -147,7 +147,7 @@ async def follow(
         tail: of results, dead letters and evidence, entered before the requests were published.
         tally: brought up to date as ends appear.
         catalogue: the names of the topics.
-        timeout_s: longest wait; None waits as long as it takes.
+        timeout_s: longest wait; None is unlimited.
         output: gets the results, one a line, in the order of their arrival.
         changed: called after each poll that found something.
         printer: gets the pieces of answers, where the tail reads those too.

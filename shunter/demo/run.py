@@ -94,9 +94,9 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
     """Start everything, replay the trace, check, report, and stop everything.
 
     Args:
-        plan: what to do.
+        plan: the options.
         show: receives the progress.
-        tell: gets the outcome while the system is still up.
+        tell: receives the outcome while the system is still up.
 
     Returns:
         Whether every check held.

@@ -27,12 +27,12 @@ def summarize(
     Latencies are in seconds of the trace: measured ones times ``speed``.
 
     Args:
-        rows: what was published.
-        ledger: what came of it.
+        rows: the published requests.
+        ledger: their outcomes.
         verdict: of the check.
         policy: as it was in force, at the demo's speed.
         premium_usd: cost of each request on premium GPUs.
-        pools: of the fleet, so that an unused one stands in the figures too.
+        pools: of the fleet, so that the figures include an unused one.
         speed: the trace's seconds in one of the run's.
     """
     results = list(ledger.results.values())

@@ -49,7 +49,7 @@ def jaeger(page: str, program: Path | None, log: Path) -> Iterator[Jaeger]:
     Args:
         page: its page.
         program: a Jaeger to run until the end; None uses one that is there.
-        log: where the program's output goes.
+        log: the file for the program's output.
 
     Raises:
         UserError: nothing listens there.

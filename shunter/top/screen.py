@@ -49,12 +49,12 @@ def screen(
     """Return the whole screen for a terminal; ``height`` None is unlimited.
 
     Args:
-        snapshot: what is shown.
-        state: how.
+        snapshot: the data.
+        state: the display state.
         width: columns.
         height: lines.
-        where: topics and brokers that are looked at.
-        warning: what is wrong, in a line.
+        where: topics and brokers shown.
+        warning: the warning, in a line.
     """
     parts: list[RenderableType] = [
         _title(snapshot, state, width, where),

@@ -152,7 +152,7 @@ class Committer:
         refused, they are sent one by one, in transactions that are always aborted.
 
         Raises:
-            LogError: each passes alone, so that there is none to replace.
+            LogError: each passes alone, so none can be replaced.
         """
         if len(refusals) == 1:
             return refusals

@@ -34,7 +34,7 @@ class BrokenLogError(LogError):
     Attributes:
         partition: the partition.
         next_offset: all below it is done, by the progress.
-        end: where the part of the log ends that the progress is about; 0 for another topic.
+        end: the end of the part of the log that progress is about; 0 for another topic.
         is_another: True where the topic was deleted and made again.
     """
 
@@ -172,9 +172,9 @@ class BrokenPartitions:
         """Return which of these partitions are broken, and remember them.
 
         Args:
-            known: how far each is done.
-            stored: what the progress topic has of that, which the group's offset may exceed.
-            errors: why it doesn't tell of some.
+            known: the progress of each.
+            stored: that on the progress topic, which the group's offset may exceed.
+            errors: by unreadable progress.
 
         Raises:
             LogError: the cluster can't be asked.

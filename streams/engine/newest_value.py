@@ -19,7 +19,7 @@ async def newest(
     An unreadable record or batch may have any key: it counts as the newest of all keys there.
 
     Args:
-        log: where they are.
+        log: the log to read.
         homes: the partition of each key.
         bounds: first offset and end of each of these partitions.
     """

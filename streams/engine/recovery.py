@@ -52,7 +52,7 @@ async def plan(
     """Return how a group can continue with a partition.
 
     Args:
-        log: where both are.
+        log: the log of both.
         catalogue: the names of topics.
         signer: knows the last root of the chain where the progress doesn't tell.
         group: the consumer group.
@@ -153,10 +153,10 @@ async def carry_out(
     """Write the progress, the evidence, and the records missing in the hold, as one transaction.
 
     Args:
-        log: where they go.
+        log: the target.
         catalogue: the names of topics.
         signer: signs the evidence; its key is published.
-        writer: who recovers, as in the evidence.
+        writer: the user, as in the evidence.
         recovery: of ``plan``.
         now: epoch seconds.
 

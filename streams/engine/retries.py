@@ -21,7 +21,7 @@ async def until_passed(log: Log, what: str, attempt: Callable[[], Awaitable[T]])
     """Return the result of the attempt, which may be retried.
 
     Raises:
-        LogError: nothing has come of it in time; or whatever the attempt raises that won't pass.
+        LogError: it did not succeed in time; or any error of the attempt that won't pass.
     """
     last: Exception | None = None
     try:

@@ -220,7 +220,7 @@ class EvidenceWriter:
 
         Args:
             record: as it came.
-            error: what reading or handling it raised.
+            error: from reading or handling it.
             now: epoch seconds.
             is_accepted: True for an inner topic: its record is a request that was accepted, so
                 that it fails besides, where it says which request it is.

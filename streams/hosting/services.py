@@ -206,12 +206,12 @@ def run_app(
 
     Args:
         name: of the process, as in its logs.
-        settings: where to listen and how to log.
+        settings: for listening and logging.
         services: started in this order, stopped in the reverse.
-        is_ready: tells whether work can be done, once all services run.
-        pages: what is served beside health and readiness, by path.
-        views: the same, of pages that answer what they are asked.
-        metrics: what is served at ``/metrics``.
+        is_ready: returns whether work can be done, once all services run.
+        pages: those beside health and readiness, by path.
+        views: the same, for pages that read their request.
+        metrics: the page at ``/metrics``.
     """
     set_up_logging(settings.log_level, settings.log_format)
     shown = settings.model_dump(mode="json", exclude_defaults=True)

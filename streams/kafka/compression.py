@@ -20,10 +20,10 @@ def unpack(codec: str, data: memoryview, bytes_max: int) -> bytearray:
     Args:
         codec: one of ``gzip``, ``snappy``, ``lz4`` and ``zstd``.
         data: of one batch.
-        bytes_max: most bytes that may come of it.
+        bytes_max: the limit of the result.
 
     Raises:
-        UnpackError: more would come of it, or it is no data of this codec.
+        UnpackError: the result is larger, or it is no data of this codec.
     """
     if codec != "snappy":
         return _unpack_growing(codec, data, bytes_max)

@@ -32,10 +32,10 @@ class TopicFollower(ABC):
         """Follow these topics.
 
         Args:
-            settings: where they are.
+            settings: of Kafka.
             topics: their names.
-            poll_records_max: how many are taken in at once.
-            fetch_bytes_min: what the broker waits for, half a second at most, before it answers.
+            poll_records_max: records processed at once.
+            fetch_bytes_min: bytes that the broker waits for, half a second at most.
         """
         self._topics = topics
         self._settings = settings

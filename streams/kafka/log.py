@@ -330,7 +330,7 @@ class KafkaLog:
         """Return the committed records at these offsets; missing ones are absent.
 
         Raises:
-            LogError: one is there, and no broker gives it.
+            LogError: one exists, and no broker returns it.
         """
         wanted = set(offsets)
         found: dict[int, Record] = {}

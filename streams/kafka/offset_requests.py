@@ -212,7 +212,7 @@ async def topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> dict[str
     """Return the id of each topic, 32 hex digits.
 
     Raises:
-        KafkaError: one is not there or may not be seen, or no broker answers.
+        KafkaError: one is missing or forbidden, or no broker answers.
     """
     response = await client.send(client.get_random_node(), _DescribeTopics(topics))
     found: dict[str, str] = {}

@@ -28,7 +28,7 @@ class OpenTransaction(NamedTuple):
     """The oldest transaction that is open on a partition. Times are epoch seconds.
 
     Attributes:
-        producer_id: whose it is.
+        producer_id: its producer's.
         start_offset: of its first record there.
         written_at: the time of its last record there, None where that has none.
         transactional_id: its client's; None where no coordinator tells this process of it.

@@ -48,11 +48,11 @@ async def reader(
     """Provide a consumer; it is closed even if it was cancelled while it started.
 
     Args:
-        settings: where Kafka is.
+        settings: of Kafka.
         partitions: to read.
         asks: topics of which it will be asked for offsets without reading them. Of one that it does
             not know yet the client would find out only after a pause of 0.1 s, one after the other.
-        options: of the client, beside or instead of those that all here have.
+        options: of the client, added to the common ones or replacing them.
     """
     lent = AIOKafkaConsumer(**consumer_options(settings) | options)
     try:

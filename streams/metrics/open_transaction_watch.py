@@ -56,7 +56,7 @@ class BlockWatch:
     Args:
         logs: the members of groups in this process.
         find: asks the brokers.
-        clock: tells how long it lasts.
+        clock: measures how long it lasts.
         patience_s: longest that a transaction of Shunter's own may be open.
         servers: bootstrap servers, for the command that ends one.
     """

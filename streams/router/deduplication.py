@@ -18,10 +18,10 @@ class Duplicates:
     """The request ids of our partitions.
 
     Args:
-        topic: where blocks of seen ids are written, co-partitioned with the ingest topic.
+        topic: for blocks of seen ids, co-partitioned with the ingest topic.
         records_max: how many offsets before a request another of its id makes it a duplicate; 0 for
             none.
-        is_request: tells whether a record is a request at all.
+        is_request: returns whether a record is a request at all.
     """
 
     def __init__(self, topic: str, records_max: int, is_request: Callable[[Record], bool]) -> None:

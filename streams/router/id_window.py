@@ -67,7 +67,7 @@ class RecentIds:
         Args:
             request_id: its id.
             offset: its offset.
-            is_request: tells whether it is a request; asked only where the id came before.
+            is_request: returns whether it is a request; called only if the id came before.
         """
         digest = _digest(request_id)
         if self._recall(digest, offset, is_request) and offset >= self._block_at:

@@ -61,7 +61,7 @@ def span(
         attributes: ``OF_SPAN``, as ``attributes_of`` returns them.
         events: as ``events`` yields them.
         links: as ``link`` returns each.
-        error: what went wrong; None where nothing did.
+        error: the failure; None if there was none.
     """
     start_s, end_s = times
     body = b"".join(

@@ -120,7 +120,7 @@ class Telemetry:
             parent_id: of the span above it; 0 for none.
             times: start and end, in epoch seconds.
             said: its attributes (``streams/tracing/span_attributes.py``); no text of a request.
-            events: encoded (``streams/tracing/otlp.py``); looked at only where there is room.
+            events: encoded (``streams/tracing/otlp.py``); read only if there is room.
             links: to spans of other traces, and what they are about (``a.linked``).
             error: code and message of a failure.
         """
