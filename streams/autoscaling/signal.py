@@ -24,8 +24,8 @@ from topics import Profile
 from topics.records.heartbeat import DUE_S
 
 SENT, HELD = "sent", "held"
-"""The parts of a signal: what was sent to a pool, which every router tells alike; what a router
-holds, which adds up over routers."""
+"""The parts of a signal: work sent to a pool, the same from every router; work that a router
+holds, additive over routers."""
 
 
 class AutoscalingSignal:

@@ -174,7 +174,7 @@ class BrokenPartitions:
         Args:
             known: the progress of each.
             stored: that on the progress topic, which the group's offset may exceed.
-            errors: by unreadable progress.
+            errors: of unreadable progress.
 
         Raises:
             LogError: the cluster can't be asked.

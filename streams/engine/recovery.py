@@ -156,7 +156,7 @@ async def carry_out(
         log: the target.
         catalogue: the names of topics.
         signer: signs the evidence; its key is published.
-        writer: the user, as in the evidence.
+        writer: named in the evidence.
         recovery: of ``plan``.
         now: epoch seconds.
 
