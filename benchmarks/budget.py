@@ -1,9 +1,9 @@
-"""Where the time of a routed request goes: processor time of each step, without a Kafka.
+"""Time budget of a routed request: processor time of each step, without a Kafka.
 
     python -m benchmarks.budget
 
-What the Kafka client takes to read, send and commit is the bare loop's time (`python -m benchmarks
---only routed` tells it); here it is the part of it that puts records into batches.
+The bare loop measures what the Kafka client takes to read, send and commit (`python -m benchmarks
+--only routed`); only the part that puts records into batches is included here.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Where it is measured: a real broker, topics of one prefix, a backlog, what becomes visible."""
+"""Measuring ground: a real broker, topics of one prefix, a backlog, what becomes visible."""
 
 import asyncio
 import os

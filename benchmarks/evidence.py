@@ -1,4 +1,4 @@
-"""What signed evidence costs: to write, to verify, to look up.
+"""Cost of signed evidence: to write, to verify, to look up.
 
     python benchmarks/evidence.py write
     python benchmarks/evidence.py verify --records 1000000

@@ -1,9 +1,9 @@
-"""How cost grows: processor time of a request against what there is of everything.
+"""Growth of cost: processor time of a request against the size of each input.
 
     python -m benchmarks.growth [--plot docs/growth.svg]
 
-Without a Kafka and on one core: a router in memory, and its real code. 30 candidates a request,
-where a curve does not say otherwise.
+The real code of the router runs in memory on one core, without a Kafka. A request has 30
+candidates unless its curve says otherwise.
 """
 
 import argparse

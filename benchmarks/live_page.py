@@ -1,10 +1,10 @@
-"""What it costs a router that somebody has its page open.
+"""Cost to a router of an open live page.
 
     python benchmarks/live_page.py [--rate 60] [--seconds 20]
 
 Starts a Kafka, a router and a worker for each pool of the packaged fleet (simulated, at four times
 its speed), publishes the packaged traffic and prints the router's processor time as a share of one
-core: before anybody looked, and while the page's numbers are fetched every two seconds, as it does.
+core: before the page is opened, and while its numbers are fetched every two seconds, as it does.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What counting costs: processor time of the fold for each request, at a router and at a worker.
+"""Cost of metrics: processor time of the fold for each request, at a router and at a worker.
 
     python benchmarks/metrics.py
 

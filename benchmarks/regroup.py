@@ -1,4 +1,4 @@
-"""What a change of policy takes where much is held: processor time of the new windows.
+"""Cost of a change of policy while much is held: processor time of the new windows.
 
 python -m benchmarks.regroup
 """

@@ -1,4 +1,4 @@
-"""What a run used: processor time of its processes and of the broker, kept with the raw results."""
+"""Resources of a run: processor time of its processes and of the broker, kept with raw results."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""What a cluster needs for a rate: cores, partitions, transactions, bytes. A calculation.
+"""Calculate what a cluster needs for a rate: cores, partitions, transactions, bytes.
 
     python -m benchmarks.scale --rate 1000000 --candidates 10 --pools 40
 

@@ -1,11 +1,11 @@
-"""What a new owner takes to know the ids of a full window: from blocks, and from the requests.
+"""Time for a new owner to restore the ids of a full window: from blocks, and from the requests.
 
     python benchmarks/seen_ids.py
     python benchmarks/seen_ids.py --records 20000 --rounds 5 --json
 
-One ingest partition of a real Kafka, full of requests of 1 KB. The first time nothing has been
-written down, as after an upgrade; then a router has seen them all, and another takes its place.
-Rounds are interleaved and each figure is a median: seconds by the clock, and of processor time.
+One ingest partition of a real Kafka is full of requests of 1 KB. The first restore finds no
+blocks, as after an upgrade; for the second, a router has written them all and another succeeds it.
+Rounds are interleaved; each figure is a median, in seconds of wall-clock and of processor time.
 """
 
 import argparse

@@ -1,17 +1,17 @@
-"""What traces cost the router: processor time per request, with none, a tenth and all sampled.
+"""Cost of traces at the router: processor time per request with none, a tenth and all sampled.
 
     python benchmarks/tracing.py
     python benchmarks/tracing.py --http --candidates 30
     python benchmarks/tracing.py --requests 500 --rounds 3 --json
 
-The real router with the packaged policy, on a log in memory: Kafka's own time, which would make
-the share smaller, is left out. All else that its process does counts, the thread that sends and
-those of gRPC too, as where it has one core. Each request has waited for the router, as in a
-backlog, so that it has three spans. They go by OTLP to a process that throws them away.
+The real router with the packaged policy runs on a log in memory: Kafka's own time, which would
+make the share smaller, is left out. All other work of its process counts, including the sending
+thread and gRPC's, as on one core. Each request has waited for the router, as in a backlog, so it
+has three spans. They go by OTLP to a process that throws them away.
 
-Rounds are interleaved, and each figure is a median: a share too, of what each round gave by itself,
-since a machine that does other things is now faster, now slower. Prints a table of Markdown; with
---json the last line is the same for programs.
+Rounds are interleaved, and each figure is a median; a share is the median of each round's own,
+since a shared machine varies in speed. Prints a table of Markdown; with --json the last line is
+the same for programs.
 """
 
 import argparse

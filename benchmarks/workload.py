@@ -1,4 +1,4 @@
-"""What is measured: a fleet of any size, its heartbeats, requests of any size, a router on them."""
+"""Test bed: a fleet of any size, its heartbeats, requests of any size, a router on them."""
 
 import os
 from collections.abc import Coroutine, Sequence

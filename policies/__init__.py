@@ -1,8 +1,8 @@
-"""Where a request should go: (request, fleet view, now) to decision, and nothing else.
+"""Policies: map (request, fleet view, now) to a decision, and nothing else.
 
-Belongs here: tags, declarations of fleet and policy, hard constraints, estimates, scoring, batch
-windows, the model of an accelerator. All of it pure: no I/O, no clock, no randomness of its own,
-no logging; the same inputs give the same decision on any machine.
+This package holds tags, declarations of fleet and policy, hard constraints, estimates, scoring,
+batch windows, the model of an accelerator. All of it is pure: no I/O, no clock, no randomness of
+its own, no logging; the same inputs give the same decision on any machine.
 """
 
 from policies.batching.fair_queue import Member

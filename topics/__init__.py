@@ -1,7 +1,7 @@
-"""What travels: record models, the topic catalogue, codecs, headers, administration, a broker.
+"""Topics: record models, the topic catalogue, codecs, headers, administration, a broker.
 
-Belongs here: what two processes must agree on, and what creates and checks topics. Does not: any
-decision about a request (``policies``), any loop that moves one (``streams``, ``workers``).
+This package holds what two processes must agree on, and what creates and checks topics. Decisions
+about requests are in ``policies``, loops that move them in ``streams`` and ``workers``.
 """
 
 from topics.records.cancellation import Cancellation, parse_cancellation

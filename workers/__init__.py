@@ -1,6 +1,5 @@
-"""What runs requests: the worker's runtime, the backends, and the heartbeats.
+"""Workers: run requests; their runtime, the backends, and the heartbeats.
 
-Belongs here: the contract of a backend and its implementations, and how a request of a pool is
-taken, run and ended. Does not: where it should have gone (``policies``), or how its effects are
-made to last (``streams``).
+This package holds the contract of a backend and its implementations, and how a request of a pool
+is taken, run and ended. Placement is in ``policies``; effects are committed by ``streams``.
 """

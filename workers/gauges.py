@@ -1,4 +1,4 @@
-"""What the metrics of a worker's process need to know of the worker."""
+"""State of a worker that the metrics of its process need."""
 
 from collections.abc import Callable
 

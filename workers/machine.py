@@ -1,4 +1,4 @@
-"""What the machine of a worker says of itself, for the evidence of what ran on it."""
+"""Description of a worker's machine, for the evidence of what ran on it."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What runs beside the stage in a worker's process, and how it ends."""
+"""Services beside the stage in a worker's process, and their shutdown."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""What Shunter is measured against: each a process of its own, which reads what it reads."""
+"""Programs that Shunter is measured against: each a process that reads the same requests."""

@@ -1,4 +1,4 @@
-"""What became of each request of a backtest."""
+"""The outcome of each request of a backtest."""
 
 from dataclasses import dataclass, field
 from typing import Literal

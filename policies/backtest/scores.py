@@ -1,4 +1,4 @@
-"""What a backtest counts: money, attainment, latencies, and whether promises were kept."""
+"""Scores of a backtest: cost, attainment, latencies, and whether promises were kept."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The fleet: which devices stand where, and which model variants each pool of them serves."""
+"""The fleet: devices, their regions, and the model variants that each pool of them serves."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self

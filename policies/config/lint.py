@@ -1,4 +1,4 @@
-"""What fleet and policy allow but can't work: warnings of `shunter policy check`."""
+"""Warnings of `shunter policy check`: fleets and policies that are valid but can't work."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ PROMPT_TOKENS = 256
 
 
 def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
-    """Return one sentence for each thing that is valid and won't work."""
+    """Return one sentence for each setting that is valid but can't work."""
     return [
         *_unserved_models(fleet, options),
         *_hopeless_classes(options, policy),

@@ -1,4 +1,4 @@
-"""What an accelerator works on: jobs, the lane of each model variant, and a run of iterations."""
+"""Work of an accelerator: jobs, the lane of each model variant, and a run of iterations."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How long a model takes on a device: the larger of its compute time and its memory time.
+"""Roofline: a model's time on a device is the larger of its compute time and its memory time.
 
 Symbols of the formulas: F peak FLOP/s and BW peak bytes/s of the replica, MFU and MBU the share of
 them that is reached.

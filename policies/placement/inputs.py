@@ -1,4 +1,4 @@
-"""What a decision is made on, small enough to be kept with it, and a release made again."""
+"""Inputs of a decision, small enough to record with it, and the replay of a release."""
 
 from dataclasses import asdict, replace
 from math import inf

@@ -1,4 +1,4 @@
-"""Who may do what: the least rights of each role, derived from the catalogue."""
+"""Access control: the least rights of each role, derived from the catalogue."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence

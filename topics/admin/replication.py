@@ -1,7 +1,7 @@
-"""How many brokers keep what a topic holds, and how many of them must have a record to count it.
+"""Replication: replicas of each topic, and how many must be in sync to acknowledge a record.
 
-Three replicas, two of which must have each record: whichever broker dies, nothing that Kafka has
-acknowledged is lost, and writing goes on.
+With three replicas and at least two in sync, no acknowledged record is lost when any one broker
+dies, and writes go on.
 """
 
 from collections.abc import Mapping

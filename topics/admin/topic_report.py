@@ -1,4 +1,4 @@
-"""How the topics stand beside what the catalogue wants of them."""
+"""Report the topics' state against what the catalogue declares."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

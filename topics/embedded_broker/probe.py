@@ -1,4 +1,4 @@
-"""Which Kafka answers at a port: the least of Kafka's protocol that tells."""
+"""Identify the Kafka that answers at a port, with the least of Kafka's protocol."""
 
 import socket
 import struct

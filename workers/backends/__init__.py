@@ -1,1 +1,1 @@
-"""Backends: what runs a request. ``base`` is their contract."""
+"""Backends run requests. ``base`` is their contract."""

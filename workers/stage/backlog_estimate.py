@@ -1,4 +1,4 @@
-"""What the last requests of each lane were like, and from that what its unread ones take."""
+"""Estimate the device time of each lane's unread requests from its last ones."""
 
 import math
 from collections import deque

@@ -1,4 +1,4 @@
-"""How a request ends at a worker: what is written of it."""
+"""Outcomes: the records that a worker writes when a request ends."""
 
 from dataclasses import dataclass, replace
 from typing import Literal

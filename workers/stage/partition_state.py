@@ -1,4 +1,4 @@
-"""What a worker remembers of one partition of its lanes."""
+"""State that a worker keeps of one partition of its lanes."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a worker has taken and not started: tenants take turns."""
+"""Queue of requests that a worker has taken and not started: tenants take turns."""
 
 from collections import deque
 from collections.abc import Callable, Iterator

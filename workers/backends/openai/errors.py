@@ -1,4 +1,4 @@
-"""What a model server's refusal means: try here again, try elsewhere, or give up."""
+"""Classify a model server's refusal: retry here, retry elsewhere, or give up."""
 
 import re
 from collections.abc import Mapping
