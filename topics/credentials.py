@@ -1,7 +1,7 @@
-"""Credentials, which no line that a process writes about itself may hold.
+"""Credentials: masked in every line that a process logs.
 
-Settings keep them apart, but they come back in what others say: a library's error names the URL
-that it was given, a server's the header. So each line is looked through before it is written.
+Settings keep them apart, but errors repeat them: a library's error names the URL that it was
+given, a server's the header. So each line is searched before it is written.
 """
 
 import os
@@ -36,12 +36,12 @@ _concealed: set[str] = set()
 
 
 def conceal(secret: str) -> None:
-    """Let no line hold this secret from now on; its variable may have any name."""
+    """Mask this secret in all lines from now on; its variable may have any name."""
     _concealed.add(secret)
 
 
 def masked(text: str) -> str:
-    """Return text without credentials: those of the environment, and what URLs hold of any."""
+    """Return text without the credentials of the environment and those in URLs."""
     for secret in sorted({*_concealed, *_of_environment()}, key=len, reverse=True):
         text = text.replace(secret, MASK)
     text = _OF_QUERY.sub(rf"\g<1>{MASK}", _OF_URL.sub(_user_masked, text))

@@ -1,4 +1,4 @@
-"""The catalogue: every topic there is. Creation, checks and documentation are made from it."""
+"""The catalogue of all topics, the source of their creation, checks and documentation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ CANCELLATION_BYTES_MAX = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic. ``schema`` is the record model of its values, None where bytes are passed on."""
+    """One topic. ``schema`` is the record model of its values, None if bytes are passed on."""
 
     name: str
     partitions: int
@@ -97,7 +97,7 @@ class Catalogue:
 
     @property
     def partitions(self) -> int:
-        """Partitions of the ingest topic and of all that are co-partitioned with it."""
+        """Partitions of the ingest topic and of all topics co-partitioned with it."""
         return self._partitions
 
     def pool_lane(self, pool: str, lane: Lane) -> str:
@@ -109,9 +109,9 @@ class Catalogue:
         return f"{self.prefix}.worker.{pool}"
 
     def owns(self, topic: str) -> bool:
-        """Tell whether a topic is of this installation, whatever its pools are.
+        """Return True if a topic belongs to this installation, whatever its pools are.
 
-        That it begins with the prefix does not tell: there may be another with a longer one.
+        The prefix alone is not enough: another installation's prefix may extend it.
         """
         if topic.startswith(f"{self.prefix}.pool."):
             _, _, rest = topic[len(self.prefix) :].partition(".pool.")
@@ -128,11 +128,11 @@ class Catalogue:
         return self.shared_topics() + [t for pool in pools for t in self.pool_topics(pool)]
 
     def shared_topics(self) -> list[Topic]:
-        """Return the topics that are there whatever the pools."""
+        """Return the topics that exist whatever the pools."""
         return self._public_topics() + self._inner_topics()
 
     def _public_topics(self) -> list[Topic]:
-        """Return what clients write and read."""
+        """Return the topics that clients write and read."""
         n = self._partitions
         return [
             Topic(
@@ -175,7 +175,7 @@ class Catalogue:
         ]
 
     def _inner_topics(self) -> list[Topic]:
-        """Return what only Shunter writes and reads."""
+        """Return the topics that only Shunter writes and reads."""
         n = self._partitions
         return [
             Topic(

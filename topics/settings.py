@@ -14,7 +14,7 @@ MIB = 1024 * 1024
 
 
 class Settings(BaseSettings):
-    """What one process of Shunter needs to know; printed at start with secrets masked."""
+    """Settings of one process of Shunter; printed at start with secrets masked."""
 
     model_config = SettingsConfigDict(env_prefix="SHUNTER_", frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Text of others, made fit for a terminal: it can't move the cursor, colour, hide or turn around.
+"""Escape untrusted text for a terminal: it can't move the cursor, colour, hide or reverse text.
 
 Ids, tenants and messages come from clients. A control sequence among them could clear a screen or
 set its title, a line break could forge a line of a log, and a bidirectional override could show an
@@ -20,7 +20,7 @@ def visible(text: str) -> str:
 
 
 def visible_line(text: str) -> str:
-    r"""Return text with its controls escaped, line breaks and tabs among them, as ``\n``."""
+    r"""Return text with its controls escaped, including line breaks and tabs, as ``\n``."""
     return _UNSAFE_IN_LINE.sub(_escaped, text)
 
 

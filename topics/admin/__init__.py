@@ -1,1 +1,1 @@
-"""Administration: topics, rights and replication, made and checked on a cluster."""
+"""Administration: create and check topics, rights and replication on a cluster."""

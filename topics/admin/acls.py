@@ -20,10 +20,10 @@ REPAIR = "find there what a dying broker left open"
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One right, in the words of Kafka's access control lists. ``why`` is what needs it.
+    """One right, in the terms of Kafka's access control lists. ``why`` is the reason for it.
 
-    Write and Read include Describe, as Kafka has it. Kafka 3.0 and newer want no IdempotentWrite
-    on the cluster of who may write a topic.
+    Write and Read include Describe, as in Kafka. Since Kafka 3.0, Write on a topic needs no
+    IdempotentWrite on the cluster.
     """
 
     resource: ResourceType
@@ -35,7 +35,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a kind of process, or person, does. ``pool`` is given for a worker alone."""
+    """A kind of process or person, with its rights. ``pool`` is set for a worker only."""
 
     name: RoleName
     pool: str | None
@@ -48,7 +48,7 @@ class Role:
 
     @property
     def principal(self) -> str:
-        """The principal that gets the rights where no other is named."""
+        """The principal that gets the rights if no other is named."""
         return f"User:shunter-{self.label.replace(' ', '-')}"
 
     def topics(self) -> list[str]:
@@ -58,7 +58,7 @@ class Role:
 
 
 def roles(catalogue: Catalogue, pools: Sequence[str]) -> list[Role]:
-    """Return every role there is for a fleet with these pools."""
+    """Return every role for a fleet with these pools."""
     return [
         client(catalogue),
         router(catalogue, pools),
@@ -72,7 +72,7 @@ def roles(catalogue: Catalogue, pools: Sequence[str]) -> list[Role]:
 
 
 def client(catalogue: Catalogue) -> Role:
-    """Return the rights of who submits requests and reads what came of them."""
+    """Return the rights of a client that submits requests and reads their results."""
     return _role(
         "client",
         [
@@ -86,7 +86,7 @@ def client(catalogue: Catalogue) -> Role:
 
 
 def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
-    """Return the rights of a router, which is a batcher too, over these pools."""
+    """Return the rights of a router, which is also a batcher, over these pools."""
     lanes = [topic.name for pool in pools for topic in catalogue.pool_topics(pool)]
     inputs = {
         catalogue.router_group: (catalogue.requests, catalogue.reroutes),
@@ -127,7 +127,7 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
 
 
 def viewer(catalogue: Catalogue) -> Role:
-    """Return the rights of who watches the live view; what is held has its payload beside it."""
+    """Return the rights of a viewer of the live view; held requests include their payload."""
     return _role(
         "viewer",
         [
@@ -139,7 +139,7 @@ def viewer(catalogue: Catalogue) -> Role:
 
 
 def auditor(catalogue: Catalogue) -> Role:
-    """Return the rights of who looks into the audit trail and changes nothing."""
+    """Return the rights of an auditor, who reads the audit trail and changes nothing."""
     return _role(
         "auditor",
         [
@@ -156,7 +156,7 @@ def auditor(catalogue: Catalogue) -> Role:
 
 
 def custodian(catalogue: Catalogue) -> Role:
-    """Return the rights of who revokes keys and forgets tenants."""
+    """Return the rights of a custodian, who revokes keys and forgets tenants."""
     return _role(
         "custodian",
         [
@@ -169,7 +169,7 @@ def custodian(catalogue: Catalogue) -> Role:
 
 
 def steward(catalogue: Catalogue) -> Role:
-    """Return the rights of who decides which policy and which fleet are in force."""
+    """Return the rights of a steward, who decides which policy and which fleet are in force."""
     pools = f"{catalogue.prefix}.pool."
     return _role(
         "steward",
@@ -182,7 +182,7 @@ def steward(catalogue: Catalogue) -> Role:
 
 
 def operator(catalogue: Catalogue) -> Role:
-    """Return the rights of who creates and checks the topics; no record is open to them."""
+    """Return the rights of an operator, who creates and checks the topics but reads no record."""
     prefix = f"{catalogue.prefix}."
     operations: tuple[Operation, ...] = ("Create", "Describe", "DescribeConfigs")
     return _role(
@@ -195,7 +195,7 @@ def operator(catalogue: Catalogue) -> Role:
 
 
 def _role(name: RoleName, grants: Iterable[Grant], pool: str | None = None) -> Role:
-    """Return a role; of several reasons for one right, the first is told."""
+    """Return a role; the first of several reasons for one right is kept."""
     distinct: dict[tuple[str, ...], Grant] = {}
     for grant in grants:
         distinct.setdefault((grant.resource, grant.name, grant.operation), grant)
@@ -207,7 +207,7 @@ def _topic(name: str, operation: Operation, why: str) -> Grant:
 
 
 def _ends(catalogue: Catalogue) -> list[str]:
-    """Return the topics that routers and workers both write in their transactions."""
+    """Return the topics that both routers and workers write in their transactions."""
     return [
         catalogue.results,
         catalogue.evidence,
@@ -223,7 +223,7 @@ def _signing(catalogue: Catalogue) -> Iterator[Grant]:
 
 
 def _stages(inputs: dict[str, tuple[str, ...]]) -> Iterator[Grant]:
-    """Yield what consuming takes: topics by group, and a producer for each of their partitions."""
+    """Yield the rights to consume topics by group, with a producer for each of their partitions."""
     for group, topics in inputs.items():
         yield Grant("Group", group, "Literal", "Read", "share the partitions, commit offsets")
         for topic in topics:

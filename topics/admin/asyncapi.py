@@ -20,7 +20,7 @@ def asyncapi(topics: Sequence[Topic], version: str) -> dict[str, Any]:
 
     Args:
         topics: as the catalogue declares them.
-        version: of Shunter.
+        version: Shunter's version.
     """
     schemas: dict[str, Any] = {}
     for kind in {topic.schema: None for topic in topics if topic.schema is not None}:

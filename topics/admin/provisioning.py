@@ -1,4 +1,4 @@
-"""Administration: the catalogue's topics made and checked on a real Kafka."""
+"""Provisioning: create and check the catalogue's topics on a real Kafka."""
 
 import asyncio
 import contextlib
@@ -50,14 +50,14 @@ BROKERS_ASKED_MAX = 8
 
 
 class AdminError(Exception):
-    """Kafka can't be asked or has refused; the message says where, and what to do."""
+    """Kafka can't be reached or has refused; the message says where, and what to do."""
 
 
 async def apply(settings: Settings, pools: Iterable[str]) -> CatalogueReport:
-    """Create the topics that are missing, and report those that differ.
+    """Create missing topics, and report those that differ.
 
-    What exists is neither changed nor deleted. Returns when each topic has its leaders. Several
-    may run at once.
+    Existing topics are neither changed nor deleted. Returns when each topic has its leaders.
+    Several calls may run at once.
 
     Raises:
         AdminError: Kafka can't be reached, or refuses.
@@ -74,7 +74,7 @@ async def apply(settings: Settings, pools: Iterable[str]) -> CatalogueReport:
 
 
 async def describe(settings: Settings, pools: Iterable[str]) -> CatalogueReport:
-    """Report how the topics of this fleet stand.
+    """Report the state of this fleet's topics.
 
     Raises:
         AdminError: Kafka can't be reached, or refuses.
@@ -85,7 +85,7 @@ async def describe(settings: Settings, pools: Iterable[str]) -> CatalogueReport:
 
 
 async def has_topics(settings: Settings, topics: Mapping[str, int]) -> bool:
-    """Tell whether each of these topics is there, with so many partitions.
+    """Return True if each of these topics exists with its number of partitions.
 
     Raises:
         AdminError: Kafka can't be reached, or refuses.
@@ -96,10 +96,10 @@ async def has_topics(settings: Settings, topics: Mapping[str, int]) -> bool:
 
 
 async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[str, int]:
-    """Return how many partitions each of these topics has.
+    """Return the number of partitions of each of these topics.
 
-    Asked of the whole cluster: a client that asks for a topic by name may thereby create it, with
-    the broker's defaults for settings.
+    The metadata of all topics is requested: a request for one topic by name may create it, with
+    the broker's default settings.
 
     Raises:
         AdminError: Kafka can't be reached, or a topic is missing.
@@ -117,7 +117,7 @@ async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[
 
 
 def _perhaps_hidden(settings: Settings) -> str:
-    """Kafka shows a user no topic that they may not describe."""
+    """Return a hint that Kafka hides topics that a user may not describe."""
     if settings.security_protocol == "PLAINTEXT":
         return ""
     user = settings.sasl_username or "this user"
@@ -126,7 +126,7 @@ def _perhaps_hidden(settings: Settings) -> str:
 
 @contextlib.asynccontextmanager
 async def _administration(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """Connect, within ``3 * CONNECT_S_MAX``, and tell of what fails later as AdminError."""
+    """Connect, within ``3 * CONNECT_S_MAX``, and raise later failures as AdminError."""
     answering = await _answering(settings.bootstrap_servers)
     try:
         options = settings.kafka_options()
@@ -179,10 +179,10 @@ def _refusal_told(settings: Settings, answering: Sequence[str]) -> Iterator[None
 
 
 async def _log_in(options: Mapping[str, Any], answering: Sequence[str]) -> list[str]:
-    """Return the brokers, one that lets the user in first: the client itself hides why none does.
+    """Return the brokers, one that accepts the login first: the client itself hides why none does.
 
-    Where one takes connections and says nothing, as a proxy before a dead broker does, the next is
-    tried. A refusal is final: a second try with the same password may lock the user out.
+    If a broker accepts connections but doesn't answer, as a proxy before a dead broker does, the
+    next is tried. A refusal is final: another try with the same password may lock the user out.
     """
     for number, address in enumerate(answering, start=1):
         host, _, port = address.rpartition(":")
@@ -205,9 +205,9 @@ async def _log_in(options: Mapping[str, Any], answering: Sequence[str]) -> list[
 
 
 async def _answering(bootstrap_servers: str) -> list[str]:
-    """Return the brokers that take a connection.
+    """Return the brokers that accept a connection.
 
-    The Kafka client would try one after the other, each for as long as a request may take.
+    The Kafka client would try them in sequence, each for a full request timeout.
     """
     try:
         hosts = [(host, port) for host, port, _ in collect_hosts(bootstrap_servers)]
@@ -230,7 +230,7 @@ async def _answering(bootstrap_servers: str) -> list[str]:
 
 
 async def _connect(host: str, port: int) -> str | None:
-    """Return why nothing answers there, or None."""
+    """Return why the broker doesn't answer, or None."""
     try:
         async with asyncio.timeout(CONNECT_S_MAX):
             _, writer = await asyncio.open_connection(host, port)
@@ -255,7 +255,7 @@ def _told(error: Exception) -> str:
 
 
 async def _shapes(admin: AIOKafkaAdminClient) -> dict[str, Shape]:
-    """Return how many partitions each topic has, and replicas the one that has the fewest."""
+    """Return each topic's number of partitions and the fewest replicas of any of them."""
     return {
         topic["topic"]: Shape(
             len(topic["partitions"]),
@@ -266,7 +266,7 @@ async def _shapes(admin: AIOKafkaAdminClient) -> dict[str, Shape]:
 
 
 async def _of_any(ask: Callable[[], Awaitable[T]]) -> T:
-    """Return what a broker answers: one that has just died is still among those to ask."""
+    """Return the answer of any broker, since the metadata may still list one that has just died."""
     for _ in range(BROKERS_ASKED_MAX - 1):
         with contextlib.suppress(NodeNotReadyError):
             return await ask()
@@ -282,7 +282,7 @@ async def _replication(admin: AIOKafkaAdminClient, settings: Settings) -> Replic
 async def _create(
     admin: AIOKafkaAdminClient, missing: Sequence[Topic], replication: Replication
 ) -> set[str]:
-    """Return the topics created here; another may have been quicker."""
+    """Return the topics created here; another process may have created some."""
     factor = replication.requested
     response = await admin.create_topics(
         [
@@ -368,7 +368,7 @@ async def _compare(
 async def _configs(
     admin: AIOKafkaAdminClient, topics: Sequence[Topic]
 ) -> dict[str, dict[str, str | None]]:
-    """Return each topic's configuration, of the settings that are compared."""
+    """Return each topic's configuration, limited to the settings that are compared."""
     if not topics:
         return {}
     responses = await admin.describe_configs(

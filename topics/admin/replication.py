@@ -15,31 +15,31 @@ BROKERS_DEFAULT = -1
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """What topics should have, by SHUNTER_REPLICATION_FACTOR and the brokers that there are."""
+    """Wanted replication of topics, by SHUNTER_REPLICATION_FACTOR and the number of brokers."""
 
     factor: int
     brokers: int
 
     @property
     def replicas(self) -> int:
-        """Of each topic."""
+        """Replicas of each topic."""
         chosen = self.factor != BROKERS_DEFAULT
         return self.factor if chosen else min(REPLICAS_MIN, self.brokers)
 
     @property
     def requested(self) -> int:
-        """What Kafka is asked for: a lone broker has a default of its own."""
+        """The factor to request of Kafka: a lone broker has a default of its own."""
         return self.factor if self.brokers == 1 else self.replicas
 
     def config(self) -> dict[str, str]:
-        """Return the configuration of topics that goes with it."""
+        """Return the matching configuration of topics."""
         return {IN_SYNC: str(IN_SYNC_MIN)} if self.replicas >= REPLICAS_MIN else {}
 
     def differences(self, replicas: int, config: Mapping[str, str | None]) -> dict[str, str]:
-        """Return the settings of a topic that are wrong, and what they should be.
+        """Return the wrong settings of a topic, with the right values.
 
-        More replicas than wanted are none; as many in sync as there are is one, since then no
-        broker can be missed.
+        More replicas than wanted are no difference. Requiring all replicas in sync is one, since
+        then no broker may fail.
         """
         wanted: dict[str, str] = {}
         if replicas < self.replicas:
@@ -52,7 +52,7 @@ class Replication:
         return wanted
 
     def shortfall(self) -> str | None:
-        """Return what is not to be had with so few brokers, None where nothing is missing."""
+        """Return what this number of brokers can't provide, or None if nothing is missing."""
         if self.brokers >= REPLICAS_MIN:
             return None
         found = "1 broker" if self.brokers == 1 else f"{self.brokers} brokers"

@@ -1,4 +1,4 @@
-"""Report the topics' state against what the catalogue declares."""
+"""The state of topics compared with the catalogue."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ State = Literal["created", "ok", "missing", "differs"]
 
 
 class Shape(NamedTuple):
-    """How many partitions a topic has, and replicas the one of them that has the fewest."""
+    """A topic's number of partitions, and the fewest replicas of any of them."""
 
     partitions: int
     replicas: int
@@ -21,7 +21,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A setting that is not as it should be: a configuration key, PARTITIONS or REPLICAS."""
+    """A setting with a wrong value: a configuration key, PARTITIONS or REPLICAS."""
 
     setting: str
     wanted: str
@@ -30,7 +30,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class TopicReport:
-    """How one topic stands. ``created`` is told by ``apply`` only, ``missing`` by ``describe``."""
+    """State of one topic. Only ``apply`` reports ``created``, only ``describe`` ``missing``."""
 
     name: str
     state: State
@@ -41,7 +41,7 @@ class TopicReport:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueReport:
-    """How all topics stand, in the catalogue's order."""
+    """State of all topics, in the catalogue's order."""
 
     topics: tuple[TopicReport, ...]
     replication: Replication
@@ -52,14 +52,14 @@ class CatalogueReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether each topic is there, and as the catalogue wants it."""
+        """True if each topic exists as the catalogue declares it."""
         return all(topic.state in {"ok", "created"} for topic in self.topics)
 
 
 def differences(
     topic: Topic, replication: Replication, shape: Shape, config: Mapping[str, str | None]
 ) -> tuple[Difference, ...]:
-    """Return what of a topic is not as it should be."""
+    """Return the differences of a topic from its declaration."""
     found = {PARTITIONS: str(shape.partitions), REPLICAS: str(shape.replicas), **config}
     wrong = {PARTITIONS: str(topic.partitions)} if shape.partitions != topic.partitions else {}
     wrong |= {name: value for name, value in topic.config().items() if found.get(name) != value}

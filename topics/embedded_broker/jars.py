@@ -1,7 +1,7 @@
 """The jars of Apache Kafka: fetched once from a Maven repository, kept between runs.
 
-They run here, whatever a repository or another program has put in their place; so each has the
-digest that ``PINS`` has for it, as it is fetched and before each start.
+They are executed here, and a repository or another program might replace them; so each is checked
+against its digest in ``PINS`` when it is fetched and before each start.
 """
 
 import fcntl
@@ -24,11 +24,11 @@ PINS = Path(__file__).with_name(f"kafka-{KAFKA_VERSION}.sha256")
 
 
 class BrokerError(Exception):
-    """The embedded broker can't be had or can't go on; the message says what to do."""
+    """The embedded broker is unavailable or can't continue; the message says what to do."""
 
 
 def default_cache_dir() -> Path:
-    """``SHUNTER_CACHE_DIR``, or ``shunter`` in the user's cache directory."""
+    """Return ``SHUNTER_CACHE_DIR``, or ``shunter`` in the user's cache directory."""
     chosen = os.environ.get("SHUNTER_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -41,7 +41,7 @@ def kafka_jars(
     repositories: Mapping[str, str] | None = None,
     announce: Callable[[str], object] = logger.info,
 ) -> list[Path]:
-    """The jars of Kafka's class path, fetched when the cache doesn't hold them, and checked.
+    """Return the jars of Kafka's class path, fetched if the cache lacks them, and checked.
 
     The check reads all of them: 0.04 s.
 
@@ -49,10 +49,10 @@ def kafka_jars(
         cache_dir: where they are kept; ``default_cache_dir()`` when not given.
         repositories: Maven repositories by name, beside those of jgo's own configuration;
             the name ``central`` replaces Maven Central.
-        announce: told, once, before a fetch, which takes about 10 s on a fast line.
+        announce: called once before a fetch, which takes about 10 s on a fast line.
 
     Raises:
-        BrokerError: they aren't cached and can't be fetched, or are not those of ``PINS``.
+        BrokerError: they aren't cached and can't be fetched, or differ from ``PINS``.
     """
     pins = _pins()
     cache = cache_dir or default_cache_dir()
@@ -71,16 +71,16 @@ def kafka_jars(
 
 
 def _pins() -> dict[str, str]:
-    """The SHA-256 of each jar, by its name."""
+    """Return the SHA-256 of each jar, by its name."""
     lines = PINS.read_text(encoding="ascii").splitlines()
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
 def _check(jar_dir: Path, pins: Mapping[str, str]) -> None:
-    """Make sure that a directory has these jars as they are pinned, and no other.
+    """Check that a directory has exactly these jars as they are pinned.
 
     Raises:
-        BrokerError: it has not; the message names the file and both digests.
+        BrokerError: a jar differs; the message names the file and both digests.
     """
     found = {jar.name: jar for jar in jar_dir.glob("*.jar")}
     for name in sorted({*pins, *found}):
@@ -109,7 +109,7 @@ def _cannot_fetch(jar_dir: Path, error: Exception) -> str:
 
 @contextmanager
 def _locked(cache: Path) -> Iterator[None]:
-    """Let one process fetch at a time; the others then find its result."""
+    """Allow one process to fetch at a time; the others then find its result."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -117,7 +117,7 @@ def _locked(cache: Path) -> Iterator[None]:
 
 
 def _fetch(jar_dir: Path, pins: Mapping[str, str], repositories: Mapping[str, str]) -> None:
-    """Resolve ``COORDINATES`` and put their jars in ``jar_dir``, all or none.
+    """Resolve ``COORDINATES`` and put all of their jars in ``jar_dir``, or none.
 
     ``jgo.build`` would do more: it sorts jars by module, and fetches a JDK of its own to do so.
     """
@@ -137,9 +137,9 @@ def _fetch(jar_dir: Path, pins: Mapping[str, str], repositories: Mapping[str, st
 
 
 def _download(artifact: Any, pins: Mapping[str, str]) -> Path:
-    """The artifact's file in the local Maven repository, as it is pinned.
+    """Return the artifact's file in the local Maven repository, as it is pinned.
 
-    An interrupted download leaves a truncated file that jgo then takes for whole.
+    An interrupted download leaves a truncated file that jgo then treats as complete.
     """
     jar = Path(artifact.resolve())
     wanted = pins.get(jar.name)
@@ -165,7 +165,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def missing_extra(package: str) -> str:
-    """What to tell a user who lacks an optional package of the ``broker`` extra."""
+    """Return the message for a missing optional package of the ``broker`` extra."""
     return (
         f"the embedded broker needs the package {package}, which isn't installed: "
         "install `shunter[broker]`, or point SHUNTER_BOOTSTRAP_SERVERS at a Kafka that already runs"

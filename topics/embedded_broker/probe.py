@@ -9,10 +9,10 @@ from topics.embedded_broker.settings import HOST
 
 
 def formatted_cluster(meta_properties: Path) -> str:
-    """The id of the cluster that a data directory was formatted for.
+    """Return the id of the cluster that a data directory was formatted for.
 
     Raises:
-        BrokerError: the file names none.
+        BrokerError: the file names no cluster.
     """
     for line in meta_properties.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition("=")
@@ -22,9 +22,9 @@ def formatted_cluster(meta_properties: Path) -> str:
 
 
 def serving_cluster(port: int, node: int) -> str | None:
-    """The id of the cluster at this port; None while this node doesn't serve its clients.
+    """Return the id of the cluster at this port; None while this node doesn't serve clients.
 
-    Asks for the metadata of no topic (version 2): a starting broker leaves itself out.
+    Requests metadata (version 2) of no topic: a starting broker doesn't list itself.
 
     Raises:
         OSError: nothing answers there yet.

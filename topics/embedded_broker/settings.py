@@ -62,9 +62,9 @@ class Node:
 
     Attributes:
         number: its id, counted from 1.
-        controller_ports: those of all nodes by their numbers; empty where it is the only one, which
+        controller_ports: controller ports of all nodes by number; empty for a single node, which
             chooses its own.
-        cluster_id: what its data directory is formatted for; None chooses one.
+        cluster_id: cluster that its data directory is formatted for; None chooses one.
     """
 
     number: int = 1
@@ -73,16 +73,16 @@ class Node:
 
     @property
     def of_several(self) -> bool:
-        """Whether there are other nodes."""
+        """True if there are other nodes."""
         return len(self.controller_ports) > 1
 
     @property
     def heap_flag(self) -> str:
-        """The flag that limits the heap of its JVM."""
+        """Return the flag that limits the heap of its JVM."""
         return f"-Xmx{HEAP_MIB_OF_SEVERAL if self.of_several else HEAP_MIB}m"
 
     def settings(self) -> dict[str, str]:
-        """Return the server properties that follow from how many nodes there are."""
+        """Return the server properties that depend on the number of nodes."""
         nodes = max(1, len(self.controller_ports))
         replicas = min(REPLICAS_MAX, nodes)
         in_sync = IN_SYNC_MIN if replicas > IN_SYNC_MIN else 1
@@ -124,7 +124,7 @@ def server_properties(
     extra_listeners: Sequence[Listener] = (),
     properties: Mapping[str, str] | None = None,
 ) -> str:
-    """The text of ``server.properties``; what ``properties`` holds replaces what we would set."""
+    """Return the text of ``server.properties``; ``properties`` override the defaults here."""
     clients = [Listener("CLIENT", port, port), *extra_listeners]
     controller_ports = node.controller_ports or {node.number: free_port()}
     controller_port = controller_ports[node.number]
@@ -151,15 +151,15 @@ def server_properties(
 
 
 def _escaped(value: str) -> str:
-    """A value as Java's property files want it: a backslash and a line end are special there."""
+    """Return a value for Java's property files, which need backslashes and line ends escaped."""
     return value.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def free_port() -> int:
-    """A port of ``HOST`` on which nothing listens now, below those that clients are given.
+    """Return a port of ``HOST`` on which nothing listens now, below the ephemeral ports of clients.
 
     The kernel gives ports above 32767 to outgoing connections. While a broker restarts, a client
-    that hammers its port can be given that very port, connect to itself and so keep the broker out.
+    that keeps connecting can be given that very port, connect to itself and block the broker.
     """
     while True:
         port = 16384 + secrets.randbelow(16384)

@@ -1,1 +1,1 @@
-"""Records: what a request, a result, and all between them say, and how they are read."""
+"""Records: requests, results, all records between them, and how they are read."""

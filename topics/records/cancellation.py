@@ -1,4 +1,4 @@
-"""The cancellation: a record whose key is the id of a request that is not wanted any more."""
+"""The cancellation: a record whose key is the id of a request to cancel."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ REASON_CHARACTERS_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """The value, which may be absent: why the client doesn't want the request any more."""
+    """The value, which may be absent: the client's reason to cancel."""
 
     reason: str | None = None
 
 
 def parse_cancellation(key: bytes | None, value: bytes | None) -> tuple[str, Cancellation]:
-    """Return the id of the request, and the cancellation; a value without a reason is no harm.
+    """Return the id of the request, and the cancellation; the value may lack a reason.
 
     Raises:
-        BadRecordError: the key is no id.
+        BadRecordError: the key is not an id.
     """
     try:
         request_id = (key or b"").decode()

@@ -44,7 +44,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why and how long a request waited. ``slack_s`` is what was left before its last start."""
+    """Why and how long a request waited. ``slack_s`` is the time left before its last start."""
 
     group: str
     reason: str
@@ -54,7 +54,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a worker's machine says of itself; None where it says nothing."""
+    """Description of a worker's machine; a value is None if unknown."""
 
     name: str
     system: str
@@ -75,9 +75,9 @@ class TextDigest:
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """What a second policy would have done with a request; nobody acts upon it.
+    """The decision of a second policy on a request; it is never acted upon.
 
-    ``cost_usd`` and ``chance`` are those of its own choice, None where it would not have served.
+    ``cost_usd`` and ``chance`` are those of its own choice, None if it would not have served.
     """
 
     policy_version: str
@@ -133,5 +133,5 @@ class Evidence:
 
     @property
     def batch_id(self) -> str | None:
-        """The id of the batch, of a step in which there is one."""
+        """Return the id of the batch, if the step has one."""
         return None if self.batch is None else self.batch.id

@@ -1,4 +1,4 @@
-"""Headers: what Shunter adds to a record travels here, and the payload stays untouched."""
+"""Headers: carry what Shunter adds to a record, so that the payload stays untouched."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +43,7 @@ _TRACEPARENT = re.compile(
 
 
 def find(headers: Headers, name: str) -> bytes | None:
-    """Return the last value of a header, or None; a null value counts as none."""
+    """Return the last value of a header, or None; a null value counts as missing."""
     for key, value in reversed(headers):
         if key == name:
             return value
@@ -55,10 +55,10 @@ def client_headers(
 ) -> list[tuple[str, bytes | None]]:
     """Return a record's headers without those that only Shunter may write.
 
-    A client that could set ``shunter-placement`` could place its own request, so whatever arrives
-    on the ingest topic under our prefix is dropped. So is a ``tracestate`` whose ``traceparent``
-    counts as none: it is the state of another trace than the one that begins here. Whoever has read
-    the ``traceparent`` says by ``is_traced`` whether it counts, and it is not read again.
+    A client that could set ``shunter-placement`` could place its own request, so headers of the
+    ingest topic with our prefix are dropped. A ``tracestate`` without a valid ``traceparent`` is
+    dropped too: it belongs to another trace than the one that begins here. A caller that has read
+    the ``traceparent`` passes its validity as ``is_traced``, and it is not read again.
     """
     own = [header for header in headers if not header[0].startswith(PREFIX)]
     if find(own, TRACESTATE) is None:
@@ -69,10 +69,10 @@ def client_headers(
 
 
 def check_critical(headers: Headers) -> None:
-    """Refuse a record with a field of a newer version that whoever reads it must know.
+    """Refuse a record with a field of a newer version that every reader must know.
 
-    Fields that a reader doesn't know are left aside. Where that would break a constraint, or do
-    something twice, the version that adds the field names it in this header; none has done so yet.
+    Unknown fields are ignored. If that would break a constraint or repeat an effect, the version
+    that adds the field names it in this header; none has done so yet.
 
     Raises:
         BadRecordError: the record has such a field.
@@ -99,7 +99,7 @@ def encoded(
     promised: Envelope | None = None,
     batch: Batch | None = None,
 ) -> dict[str, bytes]:
-    """Return what Shunter knows of a request as headers."""
+    """Return Shunter's knowledge of a request as headers."""
     headers = {}
     if profile is not None:
         headers[PROFILE] = encode(profile)
@@ -118,7 +118,7 @@ def read(headers: Headers, name: str, kind: type[T]) -> T:
     """Return a JSON header as a ``kind``.
 
     Raises:
-        BadRecordError: the header is missing or isn't one.
+        BadRecordError: the header is missing or invalid.
     """
     value = find(headers, name)
     if value is None:
@@ -132,12 +132,12 @@ def read(headers: Headers, name: str, kind: type[T]) -> T:
 
 
 def read_profile(headers: Headers) -> Profile:
-    """Return what is known of a request, as ``read`` does, in 2 us in place of 6.
+    """Return the profile of a request as ``read`` does, in 2 us instead of 6.
 
-    Each request has its profile read at each stage, and a hold of half a million at each takeover.
+    Each stage reads the profile of each request; a takeover reads all of a hold of half a million.
 
     Raises:
-        BadRecordError: the header is missing or isn't one, or the record is of a newer version.
+        BadRecordError: the header is missing or invalid, or the record is of a newer version.
     """
     check_critical(headers)
     value = find(headers, PROFILE)
@@ -151,7 +151,7 @@ def read_profile(headers: Headers) -> Profile:
 
 
 def read_batch(headers: Headers) -> Batch | None:
-    """Return the batch that a record is a member of, or None."""
+    """Return the batch of a record, or None."""
     batch_id = find(headers, BATCH_ID)
     if batch_id is None:
         return None
@@ -166,7 +166,7 @@ def read_batch(headers: Headers) -> Batch | None:
 
 
 def traceparent(headers: Headers, name: str = TRACEPARENT) -> bytes | None:
-    """Return the trace context of a record; a malformed one counts as none."""
+    """Return the trace context of a record, or None if it is missing or malformed."""
     value = find(headers, name)
     return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
@@ -178,7 +178,7 @@ def trace_id(headers: Headers) -> str | None:
 
 
 def cloud_event_id(headers: Headers) -> str | None:
-    """Return the id of a CloudEvent in Kafka binary mode, or None where it isn't one."""
+    """Return the id of a CloudEvent in Kafka binary mode, or None if it isn't one."""
     if find(headers, CE_SPECVERSION) is None:
         return None
     value = find(headers, CE_ID)

@@ -5,11 +5,11 @@ from typing import Literal
 
 State = Literal["up", "draining", "down"]
 Circuit = Literal["closed", "open", "half_open"]
-"""Of a circuit breaker: only while it is ``closed`` should work be sent."""
+"""State of a circuit breaker: work should be sent only while it is ``closed``."""
 
 LatencyError = tuple[float, float, float]
-"""How far off promises of a latency were: quantiles of ln(actual / promised) at 0.5, 0.9 and 0.98,
-which differ. Only the upper ones, because what matters is how much slower than promised it may get.
+"""Error of promised latencies: quantiles of ln(actual / promised) at 0.5, 0.9 and 0.98, which
+differ. Only upper ones, because what matters is how much slower than promised it may get.
 A tuple, because each decision records those that it was made with."""
 
 DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
@@ -23,8 +23,8 @@ class VariantStatus:
     ``speed`` is predicted over measured device time: 2.0 runs twice as fast as its roofline.
     Errors are those of direct requests, None before enough were served. ``reuse`` is the
     share of a session's earlier tokens that the next turn found in the cache, 0.0 before any did.
-    ``speed_known`` and ``reuse_known`` tell the part of each that was measured (0 to 1), the rest
-    being what a worker starts with; one that tells neither counts in full.
+    ``speed_known`` and ``reuse_known`` are the measured part of each (0 to 1); the rest is the
+    worker's initial value. A worker that reports neither counts in full.
     """
 
     running: int = 0
@@ -42,8 +42,8 @@ class VariantStatus:
 class OutputLengths:
     """Lengths of the replies that a worker has seen, of one class, model and tenant.
 
-    ``mean_tokens`` is exact; ``counts`` are those of a sketch (``policies.learning.histogram``):
-    its first bin, then the counts from it on.
+    ``mean_tokens`` is exact; ``counts`` are a sketch's (``policies.learning.histogram``): its
+    first bin, then the counts from it on.
     """
 
     task: str
@@ -55,10 +55,10 @@ class OutputLengths:
 
 @dataclass(frozen=True, slots=True)
 class ServerLoad:
-    """What a model server tells of itself; requests of its other clients are among them.
+    """Load that a model server reports, including requests of its other clients.
 
-    ``kv_usage`` is the share of its KV cache in use, or that it would use if it had more. None is
-    what it does not tell.
+    ``kv_usage`` is the share of its KV cache in use, or that it would use if it had more. A value
+    that it does not report is None.
     """
 
     running: int | None = None

@@ -1,4 +1,4 @@
-"""Where a request goes, what that was expected to cost, and what else was considered."""
+"""The placement of a request: its target, expected cost, and the other candidates."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ CandidatePath = Literal["direct", "batch", "hold"]
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Cost and latency of a request, promised or got. Latencies in seconds since ``created_at``."""
+    """Cost and latency of a request, promised or got. Latencies: seconds since ``created_at``."""
 
     cost_usd: float
     ttft_s: float | None
@@ -39,8 +39,8 @@ class Placement:
 class Candidate:
     """One way to serve a request, as it stood when the decision was made.
 
-    ``refused`` is a stable reason code where the candidate was not eligible, else None; the
-    estimates are then absent.
+    ``refused`` is a stable reason code if the candidate was not eligible, else None; a refused
+    candidate has no estimates.
     """
 
     pool: str

@@ -1,4 +1,4 @@
-"""What the policies topic says: declarations by version, and each change of what is in force."""
+"""Records of the policies topic: declarations by version, and each change of what is in force."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class Declared:
 
 @dataclass(frozen=True, slots=True)
 class PolicyChange:
-    """All that is in force from this change on, by version; ``number`` counts changes from 1.
+    """The versions in force from this change on; ``number`` counts changes from 1.
 
-    A ``policy`` or ``fleet`` of None leaves it to what each router was started with. ``shadow`` is
+    If ``policy`` or ``fleet`` is None, each router uses the one it was started with. ``shadow`` is
     the policy that decides beside the live one and is never acted upon.
     """
 
@@ -53,7 +53,7 @@ class PolicyChange:
 
 @dataclass(frozen=True, slots=True)
 class PolicyEntry:
-    """A record of the topic: one of the two."""
+    """A record of the topic: a declaration or a change."""
 
     __pydantic_config__ = _WHOLE
 
@@ -64,7 +64,7 @@ class PolicyEntry:
 def entry_key(entry: PolicyEntry) -> bytes:
     """Return the key of an entry, by which compaction keeps each version and each change.
 
-    Two that apply at the same time may take the same number, and both are part of the history.
+    Two concurrent changes may take the same number; both are part of the history.
     """
     if entry.declared is not None:
         return f"{entry.declared.kind}/{entry.declared.version}".encode()
@@ -73,7 +73,7 @@ def entry_key(entry: PolicyEntry) -> bytes:
 
 
 class PolicyLog:
-    """All that stands on the topic, in the order it was added."""
+    """All entries of the topic, in the order they were added."""
 
     def __init__(self) -> None:
         self._declared: dict[tuple[str, str], Declared] = {}
@@ -81,21 +81,21 @@ class PolicyLog:
 
     @property
     def current(self) -> PolicyChange | None:
-        """What is in force; None: nothing was ever applied."""
+        """Return the change in force; None if none was ever applied."""
         return self._changes[-1] if self._changes else None
 
     @property
     def changes(self) -> list[PolicyChange]:
-        """All changes, the newest last."""
+        """Return all changes, the newest last."""
         return list(self._changes)
 
     @property
     def declared(self) -> Mapping[tuple[str, str], Declared]:
-        """Every declaration by (kind, version)."""
+        """Return every declaration by (kind, version)."""
         return self._declared
 
     def add(self, value: bytes | None) -> None:
-        """Take a record in; a tombstone says nothing.
+        """Add a record; a tombstone is ignored.
 
         Raises:
             BadRecordError: it can't be read here; a newer Shunter may have written it.
@@ -117,7 +117,7 @@ class PolicyLog:
 
     @property
     def previous(self) -> PolicyChange | None:
-        """The newest change under which another policy or fleet than now was in force."""
+        """Return the newest change whose policy or fleet differs from the current one."""
         now = self.current
         return next(
             (

@@ -1,4 +1,4 @@
-"""What the router knows of a request, carried in a header from stage to stage.
+"""The profile: the router's knowledge of a request, carried in a header from stage to stage.
 
 The request is parsed once, by the router. Every later stage (batcher, router again after a
 fallback, worker) reads this profile and leaves the payload untouched.
@@ -18,7 +18,7 @@ Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """One thing known of a request, where it comes from and how sure it is (0 to 1)."""
+    """One known property of a request, its source and its confidence (0 to 1)."""
 
     value: Any
     source: TagSource
@@ -37,9 +37,9 @@ class Fallback:
 class Profile:
     """A request as placement sees it. Times are epoch seconds, durations seconds.
 
-    ``regions``, ``precisions`` and ``pools`` are None where anything is allowed; an empty tuple
-    allows nothing. ``output_tokens_high`` is a length that replies like this one seldom exceed,
-    None where nothing tells it; ``output_tokens`` is the expected one.
+    ``regions``, ``precisions`` and ``pools`` are None if anything is allowed; an empty tuple
+    allows nothing. ``output_tokens_high`` is a length that similar replies seldom exceed, None if
+    unknown; ``output_tokens`` is the expected length.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Progress: how far a stage has come on a partition, kept as data.
+"""Progress: a stage's position on a partition, kept as data.
 
 The group offset alone is not enough: a broker killed between a transaction's commit and its
 marker on ``__consumer_offsets`` shows the records but loses the offset (docs/decisions/0002).
@@ -16,10 +16,9 @@ from topics.wire.codec import decode
 class Progress:
     """All offsets below ``next_offset`` are finished, and so are those in ``finished``.
 
-    ``head`` is the last root of the evidence that was written on the way. On the hold, nothing
-    below ``held_from`` is still held. ``topic_id`` is the id of the topic, and ``leader_epoch``
-    that of the last record read: what tells whether the log is still the same; None where the
-    version that wrote it did not tell.
+    ``head`` is the last root of the evidence written so far. On the hold, nothing below
+    ``held_from`` is still held. ``topic_id`` and the last record's ``leader_epoch`` identify the
+    log; they are None if an older version wrote the record.
     """
 
     next_offset: int
@@ -34,11 +33,11 @@ class Progress:
         return replace(self, head=head)
 
     def on_log(self, topic_id: str | None, leader_epoch: int | None) -> "Progress":
-        """Return the same progress, of the log of this topic as it was read up to an epoch."""
+        """Return the same progress with the topic's id and the last leader epoch read."""
         return replace(self, topic_id=topic_id, leader_epoch=leader_epoch)
 
     def further(self, other: "Progress | None") -> "Progress":
-        """Return whichever of the two has come further."""
+        """Return the one of the two with the higher position."""
         return self if other is None or self.next_offset >= other.next_offset else other
 
 
@@ -46,12 +45,12 @@ _decoder = msgspec.json.Decoder(Progress)
 
 
 def decode_progress(value: bytes) -> Progress:
-    """Return the progress of a record. What a newer version says beside it is left aside.
+    """Return the progress of a record. Unknown fields of a newer version are ignored.
 
-    In the head too, which is strict only where it is signed.
+    Those of the head too, which is strict only where it is signed.
 
     Raises:
-        BadRecordError: it is none.
+        BadRecordError: the record is invalid.
     """
     try:
         return _decoder.decode(value)

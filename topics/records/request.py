@@ -58,14 +58,14 @@ class _Strict(BaseModel):
 
 
 class Slo(_Strict):
-    """What the client wants of latency, in milliseconds."""
+    """Latency objectives of the client, in milliseconds."""
 
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
 
 
 class Constraints(_Strict):
-    """What placement may never break. An empty list allows nothing."""
+    """Constraints that placement may never break. An empty list allows nothing."""
 
     regions: Names | None = None
     precisions: Names | None = None
@@ -77,7 +77,7 @@ class Constraints(_Strict):
 
 
 class Hints(_Strict):
-    """What the client knows of its request; believed before any estimate."""
+    """The client's knowledge of its request; it precedes any estimate."""
 
     input_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
@@ -113,7 +113,7 @@ class InferenceRequest(_Strict):
 
     @property
     def output_tokens_max(self) -> int | None:
-        """The body's own limit on the reply, in tokens."""
+        """Return the body's own limit on the reply, in tokens."""
         limits = [self.body.get(name) for name in ("max_completion_tokens", "max_tokens")]
         return next((limit for limit in limits if isinstance(limit, int)), None)
 
@@ -130,7 +130,7 @@ def parse_request(
     Args:
         value: UTF-8 JSON, or None for a tombstone.
         bytes_max: longest value accepted, in bytes.
-        default_id: id to use where the value has none (the ``ce_id`` of a CloudEvent).
+        default_id: id to use if the value has none (the ``ce_id`` of a CloudEvent).
 
     Raises:
         BadRecordError: with stage, reason code and a message that names the field.
@@ -163,9 +163,9 @@ def parse_request(
 
 
 def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:
-    """Return the id that ``parse_request`` would find, without a look at anything else.
+    """Return the id that ``parse_request`` would find, without parsing anything else.
 
-    None where there is none that could be one. It takes a tenth of the time.
+    None if there is no valid id. This takes a tenth of the time.
     """
     try:
         fields = orjson.loads(value or b"")

@@ -10,7 +10,7 @@ Status = Literal["completed", "failed", "expired", "rejected", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the model server answered."""
+    """The model server's answer."""
 
     status_code: int
     body: Any
@@ -18,7 +18,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class ResultError:
-    """Why there is no answer. ``details`` maps a pool to its reason code."""
+    """The reason for a missing answer. ``details`` maps a pool to its reason code."""
 
     code: str
     message: str
@@ -27,7 +27,7 @@ class ResultError:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens read, written, and read from a cache; tools that the answer calls."""
+    """Tokens read, written, and read from a cache; number of tools that the answer calls."""
 
     input_tokens: int
     output_tokens: int
@@ -37,7 +37,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When things happened, in epoch seconds; None for what did not."""
+    """Times of a request's steps in epoch seconds; None for a step that did not happen."""
 
     created_at: float
     routed_at: float | None = None
@@ -57,7 +57,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a request."""
+    """The result of a request."""
 
     id: str
     status: Status

@@ -1,4 +1,4 @@
-"""Ids of requests that came, for whoever takes the partition over: digests, not the ids."""
+"""Digests of the ids of received requests, for the next owner of the partition."""
 
 import base64
 import binascii
@@ -16,11 +16,11 @@ class SeenIds:
     """The requests at a block of offsets of an ingest partition.
 
     Attributes:
-        first_offset: where the block begins.
-        next_offset: where it ends, and the next one begins.
-        offsets: of each record in it that bears an id, ascending, from ``first_offset`` on.
-        digests: of these ids, blake2b of 16 bytes, one behind the other in base64.
-        is_checked: whether each is known to have been a request.
+        first_offset: the block's first offset.
+        next_offset: the next block's first offset.
+        offsets: offset of each record with an id, ascending, from ``first_offset`` on.
+        digests: blake2b digests of these ids, 16 bytes each, concatenated, in base64.
+        is_checked: whether each record is known to be a request.
     """
 
     first_offset: int
@@ -47,8 +47,7 @@ class SeenIds:
         """Return each digest with its offset in the partition.
 
         Raises:
-            BadRecordError: there are not as many of the one as of the other, or the block has no
-                offsets at all.
+            BadRecordError: the numbers of digests and offsets differ, or the block has no offsets.
         """
         if self.first_offset >= self.next_offset:
             raise BadRecordError("validate", "invalid_record", "next_offset: not above the first")

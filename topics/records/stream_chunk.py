@@ -11,7 +11,7 @@ class StreamPiece:
     """One piece, keyed by request id; pieces of a request are in order on one partition.
 
     A request that is run again, after a failure or the death of its worker, begins again with
-    ``index`` 0: what came before is void then. ``chunk`` is as an OpenAI-compatible server streams
+    ``index`` 0; earlier pieces are then void. ``chunk`` is as an OpenAI-compatible server streams
     it. The last piece has the ``result`` instead. ``at`` is epoch seconds.
     """
 

@@ -1,1 +1,1 @@
-"""Signing: Merkle trees, signed roots, keys and salts; how evidence is held against them."""
+"""Signing: Merkle trees, signed roots, keys and salts, and the check of evidence against them."""

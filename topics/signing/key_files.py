@@ -1,4 +1,4 @@
-"""Files of private keys: who may read them, and how they are made."""
+"""Files of private keys: their permissions, and how they are written."""
 
 import os
 import stat
@@ -10,14 +10,14 @@ class KeyFileError(ValueError):
 
 
 def check_key_file(path: Path) -> None:
-    """Make sure that a private key is its reader's own.
+    """Check that only the owner can read a private key.
 
-    Its owner alone may read it. One exception is how Kubernetes gives a secret to a process: the
-    file is root's, and a group that the process is in may read it (``fsGroup``).
+    One exception is how Kubernetes gives a secret to a process: the file is root's, and a group
+    of the process may read it (``fsGroup``).
 
     Raises:
-        KeyFileError: others may read it, or write it.
-        OSError: it can't be looked at.
+        KeyFileError: others may read or write it.
+        OSError: its status can't be read.
     """
     found = path.stat()
     mode = stat.S_IMODE(found.st_mode)
@@ -32,9 +32,9 @@ def check_key_file(path: Path) -> None:
 
 
 def write_key_file(path: Path, text: bytes) -> None:
-    """Write a private key that its owner alone may read, from the first moment on.
+    """Write a private key that only its owner can read, from its creation on.
 
-    Written aside and moved, so that a crash leaves what was there, or the new one.
+    It is written to a temporary file and moved, so that a crash leaves the old key or the new one.
 
     Raises:
         OSError: the file can't be written.

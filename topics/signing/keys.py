@@ -1,4 +1,4 @@
-"""The private key of a writer: one of its own at each start, or one from a file."""
+"""The private key of a writer: a new one at each start, or one from a file."""
 
 import base64
 import re
@@ -28,9 +28,9 @@ class SigningKeyError(KeyFileError):
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """An Ed25519 key and, where it has replaced another, that one, which vouches for it.
+    """An Ed25519 key and the key it replaced, if any, which vouches for it.
 
-    ``valid_from`` is epoch seconds; None for a key that is valid from when it is published.
+    ``valid_from`` is epoch seconds; None for a key that is valid from its publication on.
     """
 
     private: Ed25519PrivateKey
@@ -48,12 +48,12 @@ class SigningKey:
         return key_id(self.public)
 
     def publish(self, writer: str, now: float, valid_s: float | None = None) -> PublishedKey:
-        """Return the key for the keys topic, the same each time where it is from a file.
+        """Return the key for the keys topic; a key from a file is published the same each time.
 
         Args:
             writer: the process that signs with it.
             now: epoch seconds.
-            valid_s: how long it may sign; None for as long as it isn't revoked.
+            valid_s: how long it may sign; None until it is revoked.
         """
         valid_from = now if self.valid_from is None else self.valid_from
         valid_until = None if valid_s is None else valid_from + valid_s
@@ -67,10 +67,10 @@ class SigningKey:
 
 
 def load_signing_key(path: Path | None) -> SigningKey:
-    """Return the key of a PEM file, or a new one that ends with the process where there is none.
+    """Return the key of a PEM file; without one, a new key that ends with the process.
 
-    The file's first key signs. A second one, the key before it, vouches for it. A line
-    ``Valid-From:`` before them says since when; the key of a file without it was always valid.
+    The file's first key signs. A second one, its predecessor, vouches for it. A line
+    ``Valid-From:`` before them gives its start; the key of a file without it was always valid.
 
     Raises:
         KeyFileError: the file can't be read, others may read it, or it has no Ed25519 key.
@@ -93,7 +93,7 @@ def load_signing_key(path: Path | None) -> SigningKey:
 
 
 def write_signing_key(path: Path, keys: Sequence[Ed25519PrivateKey], valid_from: float) -> None:
-    """Write keys to a PEM file that its owner alone may read, the one that signs first.
+    """Write keys to a PEM file that only its owner can read, the signing key first.
 
     Args:
         path: of the file.

@@ -15,8 +15,8 @@ def leaf_hash(record: bytes) -> bytes:
 def tree_hash(leaves: Sequence[bytes]) -> bytes:
     """Return the hash of a tree with these leaf hashes, in this order; at least one.
 
-    A node without a neighbour is the node of the next level too, which is the RFC's split at the
-    largest power of two, made level by level.
+    A node without a neighbour moves up to the next level, which equals the RFC's split at the
+    largest power of two.
     """
     level = list(leaves)
     sha256 = hashlib.sha256

@@ -1,7 +1,7 @@
-"""Salts: what digests of a tenant's texts are made with, and what forgetting destroys.
+"""Salts: keys for digests of a tenant's texts; forgetting the tenant destroys them.
 
-A digest is HMAC-SHA-256 over canonical JSON. Its key is made of the tenant's salt and, where the
-installation has one, a secret (RFC 5869), so that neither alone tells anything.
+A digest is HMAC-SHA-256 over canonical JSON. Its key is derived from the tenant's salt and, if the
+installation has one, a secret (RFC 5869), so that neither alone reveals anything.
 """
 
 import base64
@@ -39,7 +39,7 @@ def digest_key(salt: Salt, secret: bytes | None) -> bytes:
 
 
 def text_digest(key: bytes, text: Any) -> str | None:
-    """Return the keyed digest of parsed JSON, in hexadecimal; None where it has no such form."""
+    """Return the keyed digest of parsed JSON, in hexadecimal; None if it has no canonical form."""
     try:
         return hmac.digest(key, canonical_json(text), "sha256").hex()
     except (ValueError, RecursionError):

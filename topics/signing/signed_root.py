@@ -1,7 +1,7 @@
 """Roots: the signature over all evidence of one transaction, and the chain they form.
 
-A chain has the name of a transactional id, so one writer at a time, whoever that is. Each root
-names the one before it by digest. docs/evidence.md is the specification.
+A chain has the name of a transactional id, so it has one writer at a time. Each root names its
+predecessor by digest. docs/evidence.md is the specification.
 """
 
 import base64
@@ -37,7 +37,7 @@ class ChainHead:
 
 @dataclass(frozen=True, slots=True)
 class RootStatement:
-    """What is signed. ``previous`` is None for the first of a chain; ``sequence`` is then 0.
+    """The signed statement. ``previous`` is None for the first of a chain; ``sequence`` is then 0.
 
     ``at`` is epoch seconds and never before that of the previous root. ``count`` is the number of
     leaves below ``tree``. Hashes are in hexadecimal.
@@ -79,7 +79,7 @@ class KeyStatement:
 
 @dataclass(frozen=True, slots=True)
 class PublishedKey:
-    """A key as its holder has published it, signed by itself, and by an older one where told."""
+    """A key as its holder has published it, signed by itself and optionally by an older one."""
 
     statement: KeyStatement
     signature: str
@@ -89,7 +89,7 @@ class PublishedKey:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """From ``at`` on (epoch seconds) nothing is believed that this key has signed."""
+    """Signatures of this key are invalid from ``at`` on (epoch seconds)."""
 
     key: str
     at: float
@@ -98,7 +98,7 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class HeadsStatement:
-    """The last root of each chain that a writer has written to, as it stood ``at``."""
+    """The last root of each chain that a writer has written to, as of ``at``."""
 
     __pydantic_config__ = _SIGNED
 
@@ -118,7 +118,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """A record of the keys topic: one of the three."""
+    """A record of the keys topic: one of three kinds."""
 
     published: PublishedKey | None = None
     revocation: Revocation | None = None
@@ -131,7 +131,7 @@ def key_id(public_key: bytes) -> str:
 
 
 def signed_bytes(purpose: Purpose, statement: object) -> bytes:
-    """Return what is signed: the purpose, a zero byte and the canonical statement."""
+    """Return the bytes to sign: the purpose, a zero byte and the canonical statement."""
     return b"shunter/" + purpose.encode() + b"\x00" + canonical(statement)
 
 
@@ -157,7 +157,7 @@ def statement_digest(statement: RootStatement) -> str:
 
 
 def head_of(statement: RootStatement) -> ChainHead:
-    """Return the head that this root makes of its chain."""
+    """Return the chain's head after this root."""
     return ChainHead(statement.sequence, statement_digest(statement), statement.at)
 
 
@@ -170,7 +170,7 @@ def make_root(
     leaves: Sequence[bytes],
     at: float,
 ) -> tuple[Root, ChainHead]:
-    """Return the signed root over these leaf hashes, and the head that it makes of the chain."""
+    """Return the signed root over these leaf hashes, and the chain's new head."""
     statement = RootStatement(
         chain=chain,
         sequence=0 if previous is None else previous.sequence + 1,
@@ -192,7 +192,7 @@ def leaves_of(root: Root) -> list[bytes]:
     """Return the leaf hashes of a root.
 
     Raises:
-        ValueError: they are no base64 of whole hashes.
+        ValueError: they are not base64 of whole hashes.
     """
     raw = base64.b64decode(root.leaves, validate=True)
     if len(raw) % DIGEST_BYTES:

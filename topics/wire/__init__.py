@@ -1,1 +1,1 @@
-"""The wire: JSON as bytes and back, its canonical form, and what is wrong with a record."""
+"""The wire format: JSON encoding, its canonical form, and errors of records."""

@@ -1,10 +1,10 @@
-"""Canonical JSON (RFC 8785): one sequence of bytes for one value, whoever writes it.
+"""Canonical JSON (RFC 8785): one sequence of bytes for each value.
 
-Evidence is hashed and signed as the bytes that it is written in, so these must be canonical. The
+Evidence is hashed and signed as the bytes that are written, so these must be canonical. The
 reference implementation takes 0.4 ms for a decision of nine candidates, more than the decision
-itself; msgspec sorts the names in 13 us, and writes some numbers otherwise, which are mended here:
-1.0, 1e-6, 1e16 and 1e21 are 1, 0.000001, 10000000000000000 and 1e+21 in ECMAScript. Names that only
-UTF-16 sorts otherwise go to the reference (`python benchmarks/evidence.py write`).
+itself; msgspec sorts the names in 13 us but writes some numbers differently, corrected here:
+1.0, 1e-6, 1e16 and 1e21 are 1, 0.000001, 10000000000000000 and 1e+21 in ECMAScript. Names whose
+order differs in UTF-16 go to the reference (`python benchmarks/evidence.py write`).
 """
 
 import json
@@ -57,10 +57,10 @@ _EXPONENT_MIN = 21
 def canonical(record: object) -> bytes:
     """Return a record of ours (a dataclass, dict or list) as canonical JSON.
 
-    Its integers are below 2**53; for others there is ``canonical_json``.
+    Its integers must be below 2**53; use ``canonical_json`` for others.
 
     Raises:
-        ValueError: a string is no Unicode.
+        ValueError: a string is not valid Unicode.
     """
     raw = _WHOLE.sub(b"", _by_msgspec(record))
     has_exponent = _ODD_EXPONENT.search(raw)
@@ -78,8 +78,8 @@ def canonical_json(value: Any) -> bytes:
     Integers beyond 2**53 become the nearest double, as RFC 8785 has it.
 
     Raises:
-        ValueError: there is no such form: a number is out of range, a string is no Unicode, or it
-            is nested too deep.
+        ValueError: a number is out of range, a string is not valid Unicode, or the value is
+            nested too deep.
     """
     try:
         if _is_plain(value):
@@ -91,11 +91,11 @@ def canonical_json(value: Any) -> bytes:
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether nothing in parsed JSON is written otherwise by orjson; False where in doubt.
+    """Return True if orjson writes parsed JSON in canonical form; False if in doubt.
 
-    To look at the few values of a request's body takes 3 us, to look for odd numbers through the
-    bytes of one with 400 KB of text over 1,000; and of these orjson may write the text, which takes
-    it 10 us and msgspec 110 (`python -m benchmarks.budget`).
+    Checking the few values of a request's body takes 3 us; searching the bytes of one with 400 KB
+    of text for odd numbers takes over 1,000. orjson then writes that text in 10 us, msgspec in 110
+    (`python -m benchmarks.budget`).
     """
     left = [value]
     for _ in range(_LOOKED_AT_MAX):
@@ -118,7 +118,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def is_canonical(raw: bytes) -> bool:
-    """Tell whether these bytes are the canonical form of the JSON that they are."""
+    """Return True if these bytes are canonical JSON."""
     try:
         return _reference(json.loads(raw)) == raw
     except (ValueError, RecursionError):
@@ -173,7 +173,7 @@ def _mended(raw: bytes) -> bytes:
 
 
 def _plain(match: "re.Match[bytes]") -> bytes:
-    """Return a number that msgspec writes otherwise; each has the digits that tell it apart."""
+    """Return a number of msgspec in ECMAScript's form; its digits are already the shortest."""
     sign, whole, first, rest, exponent, long = match.groups(default=b"")
     if long:
         return _double(match[0])
@@ -203,7 +203,7 @@ def _reference(value: Any) -> bytes:
 
 
 def _doubles(value: Any) -> Any:
-    """Return the value with integers that no double holds replaced by the nearest."""
+    """Return the value with integers that no double holds replaced by the nearest double."""
     if isinstance(value, dict):
         return {name: _doubles(each) for name, each in value.items()}
     if isinstance(value, list):

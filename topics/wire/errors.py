@@ -1,4 +1,4 @@
-"""Why a record can't be used."""
+"""Errors of records that can't be used."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ class BadRecordError(ValueError):
     """A record that isn't what its topic promises.
 
     Attributes:
-        stage: where it failed, as Kafka Connect's ``__connect.errors.stage`` tells it.
+        stage: where it failed, as in Kafka Connect's ``__connect.errors.stage``.
         reason: stable code for programs (``shunter-reason`` on the dead letter).
         message: one sentence for people: what was wrong, where, and what to do.
     """
