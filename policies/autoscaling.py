@@ -1,4 +1,4 @@
-"""The autoscaling signal: how much hardware a pool's unfinished work needs to be in time."""
+"""The autoscaling signal: replicas that a pool needs to finish its work by the deadlines."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,12 +23,12 @@ Demand = tuple[float, ...]
 
 
 def device_s(profile: Profile, option: Option, speed: float = 1.0) -> float:
-    """Return the device time that a request takes in a full batch, in seconds of one replica."""
+    """Return the device time of a request in a full batch, in seconds of one replica."""
     return device_s_of(profile.input_tokens, profile.output_tokens, option, speed)
 
 
 def device_s_of(input_tokens: int, output_tokens: int, option: Option, speed: float = 1.0) -> float:
-    """Return the same of so many tokens."""
+    """Return the device time for this many tokens."""
     roofline, limit = option.roofline, option.max_batch
     prefill_s = roofline.prefill_s(input_tokens)
     decode_s = roofline.decode_s(output_tokens, limit, input_tokens) / limit
@@ -36,15 +36,15 @@ def device_s_of(input_tokens: int, output_tokens: int, option: Option, speed: fl
 
 
 def alike(seen: Iterable[Work], each: float, since: float, now: float) -> Iterator[Work]:
-    """Yield what requests that nobody has read yet take, if they are like those seen.
+    """Yield the work of unread requests, assuming they are like those seen.
 
-    They are taken to have come evenly from ``since`` until now, so that of two alike the one that
-    came later is due later.
+    They are assumed to have arrived evenly from ``since`` until now, so that of two alike the one
+    that came later is due later.
 
     Args:
-        seen: (device time, time from its coming to its deadline), both in seconds, of each.
+        seen: (device time, time from arrival to deadline) of each, in seconds.
         each: unread requests for each of those seen.
-        since: when the first of them may have come, in epoch seconds.
+        since: earliest arrival, in epoch seconds.
         now: epoch seconds.
     """
     moments = [since + max(0.0, now - since) * (n + 0.5) / MOMENTS for n in range(MOMENTS)]
@@ -54,17 +54,16 @@ def alike(seen: Iterable[Work], each: float, since: float, now: float) -> Iterat
 
 
 def unread_demand(work: Iterable[Work], now: float) -> Demand:
-    """Return the demand of what no worker has begun: it runs only where its deadline is ahead."""
+    """Return the demand of work not begun; past its deadline it counts as ``ENDED_PART``."""
     return demand(
         (each if each[1] > now else (each[0] * ENDED_PART, math.inf) for each in work), now
     )
 
 
 def demand(work: Iterable[Work], now: float) -> Demand:
-    """Return device time by when it is due: seconds for each bound of ``DUE_S``.
+    """Return device time by due time: seconds for each bound of ``DUE_S``.
 
-    What is due before one bound and after the one below it counts there; what is due later than
-    the last counts with the last.
+    Work counts at the first bound that is not before its deadline; later work counts at the last.
 
     Args:
         work: (device time in seconds, deadline in epoch seconds) of each request.
@@ -79,7 +78,7 @@ def demand(work: Iterable[Work], now: float) -> Demand:
 
 
 def total(demands: Iterable[Sequence[float]]) -> Demand:
-    """Return the sum of demands. One with other bounds, of another version, counts as due last."""
+    """Return the sum of demands. One with another version's bounds counts as due last."""
     found = [0.0] * len(DUE_S)
     for each in demands:
         if len(each) == len(DUE_S):
@@ -90,18 +89,18 @@ def total(demands: Iterable[Sequence[float]]) -> Demand:
 
 
 def replicas_needed(due: Sequence[float]) -> float:
-    """Return how many replicas must run from now on so that each deadline can be kept.
+    """Return the number of replicas that must run from now on to meet each deadline.
 
-    For each bound, all that is due by then must fit in the time until then; the tightest decides.
-    That is the processor demand criterion for earliest deadline first (Baruah, Rosier, Howell,
-    1990): a second of work weighs as much as its slack is short.
+    For each bound, all work due by then must fit in the time until then; the tightest decides.
+    This is the processor demand criterion for earliest deadline first (Baruah, Rosier, Howell,
+    1990): a second of work weighs more the shorter its slack.
     """
     return max(replicas_by_due(due), default=0.0)
 
 
 def replicas_by_due(due: Sequence[float]) -> tuple[float, ...]:
-    """Return how many replicas each bound of ``DUE_S`` needs for what is due by then.
+    """Return the number of replicas that each bound of ``DUE_S`` needs for work due by then.
 
-    Parts of a demand add up bound by bound; what they need together is the largest of the sums.
+    Parts of a demand add up bound by bound; together they need the largest of the sums.
     """
     return tuple(s / t for s, t in zip(accumulate(due), DUE_S, strict=True))

@@ -1,5 +1,5 @@
 """The backtest: a trace through a policy and a modelled fleet, in virtual time.
 
-Belongs here: the model of the fleet, the policies that are compared, and what is counted. Pure like
-the rest of ``policies``; files, plots and the solver of the bound stand in ``shunter.backtest``.
+This package holds the model of the fleet, the compared policies, and the scores. It is pure like
+the rest of ``policies``; files, plots and the solver of the bound are in ``shunter.backtest``.
 """

@@ -1,6 +1,6 @@
 """Baselines: simple ways to choose a pool, under the same hard constraints as every policy.
 
-Each of them names a pool; which of its replicas serves is chosen by the pool, as for any request.
+Each names a pool; the pool chooses the replica, as for any request.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ Choose = Callable[[Profile, Sequence[Option], FleetView], Option]
 
 
 class Baseline:
-    """Chooses among the options that a request's constraints leave, by one rule."""
+    """Chooses by one rule among the options that a request's constraints allow."""
 
     def __init__(
         self, options: Options, policy: Policy, choose: Choose, *, is_batching: bool = False
@@ -37,11 +37,11 @@ class Baseline:
         self._delayed = FixedDelay(DELAY_S, policy.windows.members_max) if is_batching else None
 
     def hear(self, status: PoolStatus, now: float) -> None:
-        """Take a heartbeat in."""
+        """Record a heartbeat."""
         self._view.report(status)
 
     def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
-        """Send the request to the option that the rule names, or let it wait for a batch."""
+        """Send the request to the option that the rule names, or hold it for a batch."""
         able = [o for o in self._options.by_model.get(profile.model, ()) if self._may(profile, o)]
         if not able:
             return Unserved(profile, "no_pool")
@@ -86,19 +86,19 @@ def least_loaded(_: Profile, able: Sequence[Option], view: FleetView) -> Option:
 
 
 def all_premium(profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
-    """Return the least loaded premium option; any other only where no premium may serve."""
+    """Return the least loaded premium option; any other only if no premium may serve."""
     premium = [option for option in able if option.kind == PREMIUM]
     return least_loaded(profile, premium or able, view)
 
 
 class RoundRobin:
-    """Each eligible option in turn, by model."""
+    """Chooses each eligible option in turn, by model."""
 
     def __init__(self) -> None:
         self._turns: dict[str, int] = {}
 
     def __call__(self, profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
-        """Return the next."""
+        """Return the next option."""
         turn = self._turns.get(profile.model, 0)
         self._turns[profile.model] = turn + 1
         return able[turn % len(able)]
@@ -117,7 +117,7 @@ def fastest(profile: Profile, able: Sequence[Option], view: FleetView) -> Option
 def cheapest_blind(profile: Profile, able: Sequence[Option], _: FleetView) -> Option:
     """Return the option that is cheapest at a usual batch and meets the SLO when idle.
 
-    Load plays no part; where none meets the SLO, the fastest when idle serves.
+    Load is ignored; if none meets the SLO, the fastest when idle serves.
     """
 
     def device_s(option: Option) -> float:
@@ -146,13 +146,13 @@ def _meets_idle(profile: Profile, option: Option) -> bool:
 
 
 class StaticRules:
-    """A class goes to a kind of hardware, by a table; what may wait is batched by a fixed delay."""
+    """Sends each class to a kind of hardware by a table; batches what may wait by a fixed delay."""
 
     def __init__(self) -> None:
         self._turns = RoundRobin()
 
     def __call__(self, profile: Profile, able: Sequence[Option], view: FleetView) -> Option:
-        """Return the next pool of the kind that the table names, else of any."""
+        """Return the next pool of the kind that the table names, else of any kind."""
         kinds: tuple[str, ...] = (PREMIUM,)
         if profile.operation == "embeddings":
             kinds = ("cpu",)

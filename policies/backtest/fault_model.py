@@ -1,4 +1,4 @@
-"""Reality: how the modelled fleet differs from what is declared, which no policy is told."""
+"""Reality: differences of the modelled fleet from its declaration, hidden from every policy."""
 
 from typing import Annotated, Self
 
@@ -27,7 +27,7 @@ class Outage(Declaration):
 
 
 class Reality(Declaration):
-    """What is otherwise than declared."""
+    """Differences from the declaration."""
 
     speed: dict[str, Factor] = Field(default_factory=dict)
     """By pool: how fast its devices are, 1 being as declared."""
@@ -45,7 +45,7 @@ class Reality(Declaration):
     seed: Annotated[int, Field(ge=0)] = 0
 
     def unknown_pools(self, fleet: Fleet) -> list[str]:
-        """Return the pools named here that the fleet doesn't have."""
+        """Return the pools named here that are missing in the fleet."""
         named = {*self.speed, *self.preemptions_per_hour, *(o.pool for o in self.outages)}
         return sorted(named - fleet.pools.keys())
 

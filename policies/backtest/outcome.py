@@ -15,7 +15,7 @@ class ReplayOutcome:
     """One request, with the hardware of its last try. Times are seconds since the trace's start.
 
     ``sends`` are its tries. ``cost_usd`` is its share of busy device time, earlier tries included.
-    ``promised`` is what was last stated when it was sent to a pool.
+    ``promised`` is the promise of its last send to a pool.
     """
 
     row: int
@@ -44,42 +44,42 @@ class ReplayOutcome:
 
     @property
     def tries(self) -> int:
-        """How many times it was sent to a pool."""
+        """Number of times it was sent to a pool."""
         return len(self.sends)
 
     @property
     def ttft_s(self) -> float | None:
-        """From arrival to the first token."""
+        """Time from arrival to the first token."""
         if self.first_token_s is None:
             return None
         return self.first_token_s - self.profile.created_at
 
     @property
     def tpot_s(self) -> float | None:
-        """Per output token after the first."""
+        """Time per output token after the first."""
         if self.finished_s is None or self.first_token_s is None or self.output_tokens < 2:
             return None
         return (self.finished_s - self.first_token_s) / (self.output_tokens - 1)
 
     @property
     def met_deadline(self) -> bool:
-        """Whether it was answered by its deadline."""
+        """True if it was answered by its deadline."""
         at = self.finished_s
         return self.status == "completed" and at is not None and at <= self.profile.deadline
 
     @property
     def missed_ttft(self) -> bool:
-        """Whether its first token came, and too late."""
+        """True if its first token came too late."""
         return _is_over(self.ttft_s, self.profile.ttft_s)
 
     @property
     def missed_tpot(self) -> bool:
-        """Whether its tokens came, and too slowly."""
+        """True if its tokens came too slowly."""
         return _is_over(self.tpot_s, self.profile.tpot_s)
 
     @property
     def attained(self) -> bool:
-        """Whether it was answered within deadline, TTFT and TPOT."""
+        """True if it was answered within deadline, TTFT and TPOT."""
         return self.met_deadline and not (self.missed_ttft or self.missed_tpot)
 
 

@@ -22,7 +22,7 @@ _REPLICA, _BEAT, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(7)
 
 @dataclass(frozen=True, slots=True)
 class ReplayRun:
-    """What a policy did with a trace. ``busy_s`` is by pool, ``steps`` and ``tokens`` decoded."""
+    """Result of a policy on a trace. ``busy_s`` is by pool, ``steps`` and ``tokens`` decoded."""
 
     outcomes: list[ReplayOutcome]
     busy_s: dict[str, float]
@@ -33,7 +33,7 @@ class ReplayRun:
 
 
 class Replay:
-    """One run. Virtual time jumps to the next event; nothing happens between two."""
+    """One run. Virtual time jumps from event to event."""
 
     def __init__(
         self, route: Route, options: Options, policy: Policy, reality: Reality, draw: Draw
@@ -63,12 +63,12 @@ class Replay:
         output_tokens: Sequence[int],
         prefix_tokens: Sequence[int] | None = None,
     ) -> ReplayRun:
-        """Replay the requests, sorted by ``created_at``, and return what became of each.
+        """Replay the requests, sorted by ``created_at``, and return the outcome of each.
 
         Args:
-            profiles: what a router knows of them.
-            output_tokens: how long each reply will be, which no policy is told.
-            prefix_tokens: how much of each prompt its session had before, likewise; None: nothing.
+            profiles: a router's knowledge of them.
+            output_tokens: length of each reply, hidden from the policy.
+            prefix_tokens: part of each prompt that its session had before, also hidden; None: none.
         """
         prefixes = prefix_tokens or [0] * len(profiles)
         for row, each in enumerate(zip(profiles, output_tokens, prefixes, strict=True)):

@@ -1,4 +1,4 @@
-"""A pool of the modelled fleet: its replicas, driven by calls, as a worker's simulated backend."""
+"""A pool of the modelled fleet: its replicas, driven by calls like a worker's simulated backend."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ Draw = Callable[[], float]
 
 @dataclass(eq=False, slots=True)
 class Try:
-    """One request on its way to, or at, a pool; ``mark`` is of its share since ``began_at``."""
+    """One request on its way to or at a pool; ``mark`` is of its share since ``began_at``."""
 
     outcome: ReplayOutcome
     option: Option
@@ -43,7 +43,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class TryEnded:
-    """A try is over. ``reason`` says why it failed; None: it completed."""
+    """The end of a try. ``reason`` says why it failed; None: it completed."""
 
     attempt: Try
     at: float
@@ -51,7 +51,7 @@ class TryEnded:
 
 
 class ModelPool:
-    """All replicas of a pool. Times are virtual seconds; what it does depends on the calls only."""
+    """All replicas of a pool. Times are virtual seconds; behaviour depends on the calls only."""
 
     def __init__(self, options: Sequence[Option], reality: Reality, draw: Draw) -> None:
         self.options = {option.variant: option for option in options}
@@ -86,7 +86,7 @@ class ModelPool:
         return sum(replica.accelerator.busy_s for replica in self.replicas)
 
     def submit(self, attempt: Try, now: float) -> int | None:
-        """Send a request to a replica; None where the pool is down and the try fails at once."""
+        """Send a request to a replica; None if the pool is down and the try fails at once."""
         outcome, profile, option = attempt.outcome, attempt.outcome.profile, attempt.option
         if self.is_down:
             self._experience.failed()
@@ -182,7 +182,7 @@ class ModelPool:
             yield self._failed.popleft()
 
     def lose(self, index: int, now: float) -> None:
-        """Fail all that runs or waits on a replica, as its model server ends."""
+        """Fail all work that runs or waits on a replica, as if its model server ended."""
         for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
             self.replicas[index].accelerator.cancel(name, now)
 

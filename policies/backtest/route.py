@@ -1,4 +1,4 @@
-"""Routes: what decides in a backtest, beginning with Shunter's own code."""
+"""Routes: policies under test in a backtest, with Shunter's own code first."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from topics.records.placement import Path
 class Send:
     """A request goes to a pool.
 
-    ``candidates`` are those of its decisions since it last arrived, the newest first, if kept.
+    ``candidates`` are those of its decisions since its last arrival, the newest first, if kept.
     """
 
     profile: Profile
@@ -49,13 +49,13 @@ class Route(Protocol):
         """Take a heartbeat in."""
 
     def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
-        """Decide on a request; None: it waits."""
+        """Decide on a request; return None if it waits."""
 
     def due_at(self) -> float:
-        """Return when `release` must be asked next; inf while nothing waits."""
+        """Return when `release` must be called next; inf while nothing waits."""
 
     def release(self, now: float) -> Iterator[Send | Unserved]:
-        """Yield what waits no longer."""
+        """Yield requests that wait no longer."""
 
 
 class Shunter:
@@ -138,7 +138,7 @@ class _Batch:
 
 
 class FixedDelay:
-    """Batches of what comes for one variant within a fixed delay: of rules that batch blindly."""
+    """Batches of one variant's requests within a fixed delay, for rules that batch blindly."""
 
     def __init__(self, delay_s: float, members_max: int) -> None:
         self._delay_s = delay_s

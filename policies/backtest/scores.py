@@ -14,11 +14,11 @@ CHANCE_BINS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
 def scores_of(run: ReplayRun, options: Options, violations: int) -> dict[str, Any]:
-    """Return the figures of one run, as they stand in the report.
+    """Return the figures of one run for the report.
 
     Costs are US dollars of busy device time. Attainment is the share of all requests that were
     answered within deadline, TTFT and TPOT; percentiles are of completed requests, held times of
-    those that waited in the hold. One that has no answer missed its deadline alone.
+    those that waited in the hold. An unanswered request counts as a missed deadline only.
     ``mean_batch_size`` is the mean number of sequences in a decode step.
     """
     outcomes, by_task = run.outcomes, _by_task(run.outcomes)
@@ -61,15 +61,15 @@ def scores_of(run: ReplayRun, options: Options, violations: int) -> dict[str, An
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the nearest-rank percentile of sorted values; None of none."""
+    """Return the nearest-rank percentile of sorted values; None if there are none."""
     return ordered[ceil(share * len(ordered)) - 1] if ordered else None
 
 
 def calibration_of(outcomes: Iterable[ReplayOutcome]) -> dict[str, Any]:
-    """Return how often promises of each chance were kept, and their Brier score.
+    """Return the share of kept promises for each stated chance, and their Brier score.
 
-    A promise is the chance of meeting deadline, TTFT and TPOT that was stated when the request was
-    sent to a pool for the last time.
+    A promise is the chance of meeting deadline, TTFT and TPOT that was stated at the request's
+    last send to a pool.
     """
     bins: dict[float, list[tuple[float, bool]]] = defaultdict(list)
     for outcome in outcomes:
@@ -105,7 +105,7 @@ def _by_task(outcomes: Iterable[ReplayOutcome]) -> dict[str, list[ReplayOutcome]
 
 
 def _missed(outcomes: Sequence[ReplayOutcome]) -> dict[str, int]:
-    """Return how many there are, and how many of them missed what; one may miss several."""
+    """Return the number of outcomes, and how many missed each objective; one may miss several."""
     return {
         "requests": len(outcomes),
         "ttft": sum(o.missed_ttft for o in outcomes),

@@ -1,4 +1,4 @@
-"""The requests of a trace, as the router would see them."""
+"""Requests of a trace, as the router would see them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ Tagger = Callable[[str, Lengths], Profile]
 
 
 class TraceError(ValueError):
-    """A trace that can't be replayed; the message names row and column."""
+    """A trace can't be replayed; the message names row and column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,9 @@ def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
 
 
 def repeat(arrivals: Sequence[Arrival], times: int) -> list[Arrival]:
-    """Return the trace ``times`` times, each beginning with the last arrival of the one before.
+    """Return the trace repeated ``times`` times, each from the last arrival of the previous one on.
 
-    Rows count on. Each time's sessions are its own, so that none finds the cache of another.
+    Row numbers continue. Each repetition has its own sessions, so that none hits another's cache.
     """
     span_s = arrivals[-1].arrival_s
     return [
@@ -133,7 +133,7 @@ def compress(arrivals: Iterable[Arrival], rate: float) -> list[Arrival]:
 def profiles_of(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> list[Profile]:
     """Return each request as the router tags it: prompt length known, reply length not.
 
-    An embedding's prompt is cut to what its model reads, as clients of such models do.
+    An embedding's prompt is cut to its model's context, as clients of such models do.
 
     Raises:
         TraceError: a task or data class that the policy doesn't have, or labels that contradict it.
@@ -142,7 +142,7 @@ def profiles_of(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> li
 
 
 def tagger(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> Tagger:
-    """Return what tags these requests when they arrive.
+    """Return a function that tags these requests when they arrive.
 
     The ids are those of `profiles_of`.
     """
@@ -185,7 +185,7 @@ def _profile(
 
 
 def prompt_tokens(arrival: Arrival, fleet: Fleet) -> int:
-    """Return the prompt's length as the model gets it."""
+    """Return the prompt's length as the model receives it."""
     model = fleet.models.get(arrival.model)
     if model is not None and arrival.output_tokens == 0 and "embeddings" in model.operations:
         return min(arrival.input_tokens, model.context_tokens)

@@ -1,1 +1,1 @@
-"""Batching: groups, windows, the order of their members, and when a batch is released."""
+"""Batching: groups, windows, the order of their members, and the release of batches."""

@@ -1,7 +1,7 @@
-"""The order in which the members of a group go: by deadline, and fair among tenants.
+"""The order of a group's members: by deadline, and fair among tenants.
 
-It is kept as members come and go, since to sort half a million for each look takes a second, in
-which the router of the same process stands still.
+The order is maintained as members come and go: sorting half a million at each look would take a
+second and block the router of the same process.
 """
 
 from bisect import insort
@@ -19,7 +19,7 @@ INSERTED_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A held request. ``held_at`` is epoch seconds, ``offset`` its place in the hold log."""
+    """A held request. ``held_at`` is epoch seconds, ``offset`` its offset in the hold log."""
 
     profile: Profile
     group: str
@@ -29,13 +29,13 @@ class Member:
 
 @dataclass(frozen=False, slots=True)
 class _Queue:
-    """The members of one tenant by deadline, from ``first`` on. Some may be held no more."""
+    """The members of one tenant by deadline, from ``first`` on. Some may have left."""
 
     members: list[Member] = field(default_factory=list)
     first: int = 0
 
     def add(self, new: list[Member]) -> None:
-        """Put members in where they belong."""
+        """Insert members in order."""
         members = self.members
         new.sort(key=_by_deadline)
         if not members or _by_deadline(new[0]) > _by_deadline(members[-1]):
@@ -53,7 +53,7 @@ class Turns:
     """The members of a mapping by id, in turn.
 
     Tenants take turns, one with twice the share of another twice as often, and each tenant's
-    members go by deadline. Whoever changes the mapping says so with ``add`` and ``remove``.
+    members go by deadline. Callers that change the mapping must call ``add`` and ``remove``.
     """
 
     def __init__(self, held: Mapping[str, Member], share_of: ShareOf) -> None:
@@ -64,11 +64,11 @@ class Turns:
         self._gone = 0
 
     def add(self, member: Member) -> None:
-        """Take note of a member that is held now."""
+        """Record a new member."""
         self._fresh.append(member)
 
     def remove(self) -> None:
-        """Take note that one is held no more; it is forgotten when there are enough of those."""
+        """Record that a member has left; it is dropped when enough have left."""
         self._gone += 1
         if self._gone > len(self._held) // 4 + INSERTED_MAX:
             self._gone = 0
@@ -76,7 +76,7 @@ class Turns:
             self._fresh = list(self._held.values())
 
     def passed(self, now: float) -> list[Member]:
-        """Return those whose deadline has passed by then, epoch seconds."""
+        """Return the members whose deadline has passed at this time, epoch seconds."""
         self._sort()
         found = []
         for queue in self._queues.values():
@@ -89,7 +89,7 @@ class Turns:
         return sorted(found, key=_by_deadline)
 
     def __iter__(self) -> Iterator[Member]:
-        """Yield the members in turn. None may come or go while this is read."""
+        """Yield the members in turn. None may come or go during the iteration."""
         self._sort()
         heap = []
         for tenant, queue in self._queues.items():
@@ -121,7 +121,7 @@ class Turns:
         return self._held.get(member.profile.id) is member
 
     def _sort(self) -> None:
-        """Put what is new where it belongs, and pass over what has gone from the front."""
+        """Insert new members in order, and skip those that have left at the front."""
         fresh: dict[str, list[Member]] = {}
         for member in self._fresh:
             if self._is_held(member):

@@ -1,4 +1,4 @@
-"""Batch groups: what may share a batch. Requests of one group are alike to every constraint."""
+"""Batch groups: requests that may share a batch. Constraints treat a group's members alike."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from topics import Profile, encode
 
 
 def group_in(profile: Profile, options: Options, policy: Policy) -> str:
-    """Return the name of a request's group under a policy, alike to its extensions too."""
+    """Return the name of a request's group under a policy, which its extensions treat alike too."""
     group = group_of(profile, policy.windows.length_buckets_tokens)
     rules = policy.rules
     if not rules:
@@ -28,8 +28,8 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
 
     The model variant is chosen for the whole group at its release, so that no batch mixes
     variants; everything that constrains the choice is part of the name, and so is the length
-    bucket of the prompt. Work that only waits for a pool to come alive is kept apart from work
-    that waits for company.
+    bucket of the prompt. Work that only waits for a live pool is kept apart from work that waits
+    for a batch to fill.
     """
     bucket = bisect_left(length_buckets_tokens, profile.input_tokens)
     bound = length_buckets_tokens[bucket] if bucket < len(length_buckets_tokens) else "more"

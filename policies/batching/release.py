@@ -1,4 +1,4 @@
-"""The release: where a group of held requests goes, decided when it goes (late binding)."""
+"""The release: choose the target of a group of held requests when it goes (late binding)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,20 +37,20 @@ def find_target(
     policy: Policy,
     now: float,
 ) -> Target | None:
-    """Return where these members would go now, or None where no live pool can take them.
+    """Return the target of these members now, or None if no live pool can take them.
 
-    They are alike to every constraint (policies.batching.groups), so the longest of them stands for
-    all in what fits, the longest prompt with the longest reply in how long it takes, the earliest
-    deadline in when it must be done; each has to be within the cost that they allow. The cheapest
-    that finishes in time wins, else the best chance. Requests that may share a batch go one by one
-    where no pool with a batch lane can take them; then only the first counts.
+    Every constraint treats them alike (policies.batching.groups). So the longest member decides
+    what fits, the longest prompt with the longest reply the duration, and the earliest deadline
+    the finish; each must be within the cost that they allow. The cheapest option that finishes in
+    time wins, else the best chance. Requests that may share a batch go one by one if no pool with
+    a batch lane can take them; then only the first counts.
 
     Args:
-        members: of one group, in the order they would go.
-        loads: by pool.
-        arrivals_per_s: the rate at which their group grows.
-        options: of the fleet.
-        policy: what is wanted.
+        members: members of one group, in release order.
+        loads: loads by pool.
+        arrivals_per_s: arrival rate of their group.
+        options: options of the fleet.
+        policy: the policy in force.
         now: epoch seconds.
     """
     first = members[0].profile
@@ -66,7 +66,7 @@ def find_target(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """For whom a target is looked for, and what is the same for each option."""
+    """A search for a target: its members, and what is the same for each option."""
 
     members: Sequence[Member]
     loads: Mapping[str, PoolLoad]

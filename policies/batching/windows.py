@@ -1,4 +1,4 @@
-"""Batch windows: which held requests to release, when, together. Time is passed in."""
+"""Batch windows: choose which held requests to release together, and when. Time is passed in."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ ReleaseReason = Literal["full", "slack", "window", "idle", "pool_available"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a group would go now, what that takes, and how long it would need."""
+    """The current target of a group, with its cost and duration."""
 
     option: Option
     path: Path
@@ -38,8 +38,8 @@ class Target:
     def promise(self, profile: Profile, now: float) -> Envelope:
         """Return the envelope promised to one member, latencies from its ``created_at``.
 
-        The estimate is that of the longest prompt with the longest reply, which may be no member's.
-        Each one's own cost is within its limit, else the target were none
+        The estimate is for the longest prompt with the longest reply, which may be no member's.
+        Each member's own cost is within its limit, otherwise there would be no target
         (`policies.batching.release`).
         """
         elapsed_s = now - profile.created_at
@@ -55,9 +55,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Members of one group that go together. ``slack_s`` is left before their last start.
+    """Members of one group that go together. ``slack_s`` is the time left before their last start.
 
-    ``head`` are those that the target was found for, of ``waiting`` in all, in the order they go.
+    ``head`` are those that the target was found for, of ``waiting`` in all, in release order.
     """
 
     members: tuple[Member, ...]
@@ -69,20 +69,20 @@ class Release:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the members that go, prompts and replies."""
+        """Tokens of the released members, prompts and replies."""
         return sum(_tokens(member) for member in self.members)
 
 
 @dataclass(frozen=True, slots=True)
 class Expelled:
-    """A member that waits no longer, though no pool gets it, and why."""
+    """A member that leaves the hold without a pool, and the reason."""
 
     member: Member
     reason: Literal["deadline_passed", "pool_unavailable", "refused", "cancelled"]
 
     @property
     def members(self) -> tuple[Member]:
-        """As of a release."""
+        """The member, as a release has its members."""
         return (self.member,)
 
 
@@ -110,8 +110,8 @@ class _Window:
 class Windows:
     """All windows of one partition of the hold.
 
-    A group is looked at when it is due: after each arrival that may fill it, at the time its slack
-    or its window ends and halfway there, and every ``retry_s`` while no pool can take it.
+    A group is examined when due: after each arrival that may fill it, at the end of its slack or
+    window and halfway there, and every ``retry_s`` while no pool can take it.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Windows:
         return len(self._groups)
 
     def find(self, request_id: str) -> Member | None:
-        """Return the member of this id; None if it isn't held."""
+        """Return the member with this id; None if it isn't held."""
         group = self._groups.get(request_id)
         return None if group is None else self._windows[group].members[request_id]
 
@@ -153,15 +153,15 @@ class Windows:
         return {group: len(window.members) for group, window in self._windows.items()}
 
     def tasks(self) -> Mapping[str, int]:
-        """Return the number of members of each class; 0 of one that has none any more."""
+        """Return the number of members of each class; 0 if a class has none left."""
         return self._tasks
 
     def oldest(self) -> dict[str, float]:
-        """Return since when the first member of each group has been held, epoch seconds."""
+        """Return the time at which the oldest member of each group was held, epoch seconds."""
         return {g: next(iter(w.members.values())).held_at for g, w in self._windows.items()}
 
     def add(self, member: Member) -> None:
-        """Hold a request. One of the same id that is held already is replaced."""
+        """Hold a request. A held one with the same id is replaced."""
         name = member.profile.id
         if name in self._groups:
             self.remove(name)
@@ -178,7 +178,7 @@ class Windows:
         window.due_at = min(window.due_at, self._due_at(window, member))
 
     def remove(self, request_id: str) -> Member | None:
-        """Drop a request that was released or cancelled; None if it isn't held."""
+        """Remove and return a request that was released or cancelled; None if it isn't held."""
         group = self._groups.pop(request_id, None)
         if group is None:
             return None
@@ -192,22 +192,22 @@ class Windows:
         return member
 
     def next_due_at(self) -> float:
-        """Return when a group must be looked at next, epoch seconds; inf when none is held."""
+        """Return when a group must be examined next, epoch seconds; inf if none is held."""
         return min((window.due_at for window in self._windows.values()), default=math.inf)
 
     def due(
         self, now: float, target_of: TargetOf, without: Collection[str] = ()
     ) -> Iterator[Release | Expelled]:
-        """Yield what to release and what to give up now.
+        """Yield what to release and what to expel now.
 
-        Nothing is removed by this: the caller removes what it has committed, when it has read
-        all that it wants to. It may stop early; the rest stays due.
+        This removes nothing: the caller removes what it has committed, after it has read all it
+        wants. It may stop early; the rest stays due.
 
         Args:
             now: epoch seconds.
-            target_of: where these members (in the order they would go) would go now, None where
-                no pool can take them. Asked again after each release, so that it can count it.
-            without: ids of members that are passed over, since they end otherwise.
+            target_of: returns the target of members in release order, None if no pool can take
+                them. Called again after each release, so that it can count it.
+            without: ids of members to skip, since they end otherwise.
         """
         for window in list(self._windows.values()):
             if window.due_at > now:
@@ -257,12 +257,12 @@ class Windows:
     def judge(
         self, head: Sequence[Member], waiting: int, target: Target, now: float
     ) -> Release | float:
-        """Return the release of the first members, or when to look at them again.
+        """Return the release of the first members, or when to examine them again.
 
         Args:
-            head: of those that wait, the first, in the order they would go.
-            waiting: how many wait.
-            target: where the head would go now.
+            head: the first waiting members, in release order.
+            waiting: number of waiting members.
+            target: current target of the head.
             now: epoch seconds.
         """
         head = head[: target.asked]
@@ -283,7 +283,7 @@ class Windows:
         return Release(tuple(batch), target, reason, slack_s, tuple(head), waiting)
 
     def _fill(self, waiting: Sequence[Member], target: Target) -> tuple[Sequence[Member], bool]:
-        """Return the members of the next batch, and whether the device takes no more."""
+        """Return the members of the next batch, and whether the device is then full."""
         members_max = min(self._members_max, target.members_max)
         tokens = 0
         for count, member in enumerate(waiting):
@@ -297,7 +297,7 @@ class Windows:
         return earliest - target.estimate.latest_s - self._margin_s
 
     def _may_wait(self, head: Sequence[Member], batches: float, target: Target, now: float) -> bool:
-        """Tell whether all that waits would be in time, one batch after another from now on."""
+        """Return True if all waiting members would be in time, in consecutive batches from now."""
         first = head[0]
         if not first.profile.batchable or now >= first.held_at + self._room_wait_s:
             return False
@@ -318,7 +318,7 @@ class Windows:
 
 
 def windows_of(policy: Policy) -> Windows:
-    """Return empty windows with the limits of a policy, and its shares of tenants."""
+    """Return empty windows with a policy's limits and its shares of tenants."""
     limits = policy.windows
     return Windows(
         members_max=limits.members_max,
@@ -352,9 +352,9 @@ def _reason(
 
 
 def _is_vain(target: Target, left_s: float, window_s: float) -> bool:
-    """Tell whether to wait on would gain nothing: an idle pool, and nobody expected any more.
+    """Return True if waiting gains nothing: the pool is idle, and no more arrivals are expected.
 
-    Towards a window's end nobody is expected of any group, so that its end may as well be awaited.
+    Towards a window's end no group expects arrivals, so its end may as well be awaited.
     """
     rate_per_s = target.idle_arrivals_per_s
     return rate_per_s is not None and rate_per_s * left_s < 1.0 and left_s >= window_s / 2

@@ -81,7 +81,7 @@ class Serve(Declaration):
 
 
 class SimulatedBackendConfig(Declaration):
-    """A simulated accelerator: answers after the time that the roofline gives.
+    """A simulated accelerator, which answers after the time that the roofline gives.
 
     `time_scale` 10 answers ten times as fast.
     """
@@ -109,8 +109,8 @@ _MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,255}$")]
 class OpenAIBackendConfig(Declaration):
     """A model server with the OpenAI API, such as vLLM, SGLang, TGI, llama.cpp or a vendor's.
 
-    `api_key_env` names the environment variable that holds the key. `served_name` gives the model
-    name that the server knows a variant by, where that is not the variant's own.
+    `api_key_env` names the environment variable that holds the key. `served_name` gives the
+    server's name for a variant, if that is not the variant's own.
     """
 
     type: Literal["openai"]
@@ -141,10 +141,10 @@ class OpenAIBackendConfig(Declaration):
 
 
 class CPUBackendConfig(Declaration):
-    """A small embedding model and a classifier of offensive language, run by the worker itself.
+    """A small embedding model and a classifier of offensive language, run in the worker.
 
     Both come with the package's extra `cpu`. `model_file` and `tokenizer_file` name another
-    sentence-transformers model in their place: ONNX with mean pooling, and its `tokenizer.json`.
+    sentence-transformers model instead: ONNX with mean pooling, and its `tokenizer.json`.
     """
 
     type: Literal["cpu"]
@@ -169,10 +169,10 @@ Backend = Annotated[
 
 
 class Pool(Declaration):
-    """Equal devices in one region, in replicas on each of which every variant is resident.
+    """Equal devices in one region; every variant is resident on each replica.
 
     `usd_per_hour`, for one device, overrides the device's. `failure_rate` is the share of requests
-    expected to fail here until the pool's own record says otherwise.
+    expected to fail here before the pool has measured its own.
     """
 
     device: Name
@@ -194,7 +194,7 @@ class Pool(Declaration):
 
 
 class Fleet(HardwareCatalogue, Versioned):
-    """Pools, with every device and model that they name."""
+    """Pools and every device and model that they name."""
 
     pools: dict[_Slug, Pool] = Field(min_length=1)
 
@@ -260,7 +260,7 @@ class Fleet(HardwareCatalogue, Versioned):
             yield ("pools", name, "serves"), pool.serves, message
 
     def _variant_problems(self) -> Iterator[_Found]:
-        """A variant is one thing in the whole fleet: batches and audits go by its name."""
+        """Yield variants of one name that differ: batches and audits refer to the name."""
         first: dict[str, tuple[str, Serve]] = {}
         for name, pool in self.pools.items():
             for index, serve in enumerate(pool.serves):
@@ -278,9 +278,9 @@ def parse_fleet(
 ) -> Fleet:
     """Read a fleet file, whose pools may name packaged devices and models without declaring them.
 
-    The user's declaration of a name replaces the packaged one whole. The fleet holds what the user
-    declared and the packaged ones its pools name, so that its version doesn't change with entries
-    nobody uses.
+    The user's declaration of a name replaces the packaged one entirely. The fleet holds the user's
+    declarations and the packaged ones that its pools name, so that unused entries don't change its
+    version.
 
     Args:
         text: the fleet file.
@@ -289,7 +289,7 @@ def parse_fleet(
         packaged_models_text: a YAML mapping with `models`; empty: none are packaged.
 
     Raises:
-        DeclarationError: with every problem of the first text that has any.
+        DeclarationError: lists every problem of the first text that has any.
     """
     mapping = load_mapping(text, file)
     merged = dict(mapping)

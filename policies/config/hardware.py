@@ -1,7 +1,7 @@
-"""Devices and models: what hardware can do and what a model asks of it.
+"""Devices and models: the capabilities of hardware and the demands of models.
 
-Both are declared with public figures and no measurements of our own; what a pool really reaches is
-learned from its executed work.
+Both are declared with public figures and no measurements of our own; a pool's actual performance
+is learned from its executed work.
 """
 
 from typing import Annotated, Literal, Self
@@ -103,15 +103,15 @@ class Device(Declaration):
 
     @property
     def bandwidth_bytes_per_s(self) -> float:
-        """Peak bandwidth of the device's memory."""
+        """Peak memory bandwidth of the device."""
         return self.memory_bandwidth_tb_s * 1e12
 
     def computes_in(self, precision: Precision) -> Precision | None:
-        """The precision whose rate `precision` runs at here (`COMPUTED_IN`); None: it can't."""
+        """Return the precision whose rate `precision` runs at (`COMPUTED_IN`); None: it can't."""
         return next((each for each in COMPUTED_IN[precision] if each in self.tflops), None)
 
     def flops(self, precision: Precision) -> float:
-        """Peak dense FLOP/s of weights stored at `precision`.
+        """Return the peak dense FLOP/s of weights stored at `precision`.
 
         Raises:
             ValueError: the device can't compute with such weights.
@@ -124,11 +124,11 @@ class Device(Declaration):
 
 
 class Model(Declaration):
-    """A model as it was published, apart from any precision it is served at.
+    """A model as it was published, independent of the precision it is served at.
 
     The size of the KV cache follows from `kv_heads` and `head_dim`; where it doesn't (latent
     attention, sliding windows, encoders) give `kv_bytes_per_token`. `weights_gb` holds published
-    checkpoint sizes, in 10^9 bytes by precision, where parameters x bytes is not the answer.
+    checkpoint sizes, in 10^9 bytes by precision, where they differ from parameters x bytes.
     """
 
     parameters_b: Positive
@@ -160,7 +160,7 @@ class Model(Declaration):
 
     @property
     def active_parameters_b(self) -> float:
-        """Parameters that one token touches, in 10^9: all, unless the model is of experts."""
+        """Parameters that one token touches, in 10^9: all, except for a mixture of experts."""
         return self.parameters_b if self.active_declared_b is None else self.active_declared_b
 
     @property
@@ -178,17 +178,17 @@ class Model(Declaration):
 
     @property
     def attention_width(self) -> int:
-        """Query heads x head width; 0 where it isn't declared, which leaves attention FLOPs out."""
+        """Query heads x head width; 0 if not declared, which leaves attention FLOPs out."""
         return (self.query_heads or 0) * (self.head_dim or 0)
 
     def weights_bytes(self, precision: Precision) -> float:
-        """Bytes of all stored weights at `precision`."""
+        """Return the bytes of all stored weights at `precision`."""
         if precision in self.weights_gb:
             return self.weights_gb[precision] * 1e9
         return self.parameters_b * 1e9 * BYTES_PER_WEIGHT[precision]
 
     def active_weights_bytes(self, precision: Precision) -> float:
-        """Bytes of the weights that one token touches at `precision`."""
+        """Return the bytes of the weights that one token touches at `precision`."""
         return self.weights_bytes(precision) * (self.active_parameters_b / self.parameters_b)
 
 

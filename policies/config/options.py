@@ -1,4 +1,4 @@
-"""Options: each way the fleet could serve a model, with everything about it worked out once."""
+"""Options: each way the fleet can serve a model, compiled once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Options:
     models: frozenset[str]
 
     def of(self, pool: str, variant: str) -> Option:
-        """Return the option of a variant in a pool. Raises KeyError."""
+        """Return the option of a variant in a pool; raise KeyError if there is none."""
         for option in self.by_pool[pool]:
             if option.variant == variant:
                 return option

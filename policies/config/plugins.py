@@ -1,8 +1,8 @@
 """Extensions: constraints and scorers that users write in Python, as plain functions.
 
-They are handed in by whoever loads the policy, so that nothing is loaded here. They must be
-deterministic: the same arguments give the same answer on any machine and at any time, else a
-decision can't be made again.
+The loader of the policy passes them in; nothing is loaded here. They must be deterministic: the
+same arguments must give the same answer on any machine and at any time, otherwise a decision can't
+be replayed.
 """
 
 import math
@@ -23,7 +23,7 @@ FAILED = "failed"
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """``name`` is that of its entry point, ``version`` that of the distribution it is from."""
+    """An extension: ``name`` is its entry point's, ``version`` its distribution's."""
 
     name: str
     version: str
@@ -32,9 +32,9 @@ class Extension:
 
 
 def refused_by(extensions: Sequence[Extension], profile: Profile, option: Option) -> str | None:
-    """Return ``extension:code`` of the first that refuses an option, None where none does.
+    """Return ``extension:code`` of the first that refuses an option, or None.
 
-    One that fails refuses: a constraint that can't be asked is not kept.
+    An extension that fails refuses: its constraint can't be verified.
     """
     for extension in extensions:
         if extension.refuse is None:
@@ -51,9 +51,9 @@ def refused_by(extensions: Sequence[Extension], profile: Profile, option: Option
 def priced_by(
     extensions: Sequence[Extension], profile: Profile, option: Option, price_usd: float
 ) -> float | str:
-    """Return the price to compare by, or ``extension:failed`` of one that gave none.
+    """Return the price to compare by, or ``extension:failed`` of one that gave no price.
 
-    A price is a finite number that is not negative.
+    A price is a finite, non-negative number.
     """
     for extension in extensions:
         if extension.price is None:

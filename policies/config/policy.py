@@ -1,4 +1,4 @@
-"""The policy: what classes of work want, and what must never happen to them."""
+"""The policy: objectives of classes of work, and their hard constraints."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -35,7 +35,7 @@ _RATES = ("prior_rate_per_s", "rate_per_s")
 
 
 class WorkloadClass(Declaration):
-    """What one class of requests wants, where the request itself says nothing."""
+    """Defaults of one class of requests, where the request itself gives no value."""
 
     latency_sensitive: bool
     """Served at once; held only while no pool that may serve it is alive."""
@@ -60,7 +60,7 @@ class WorkloadClass(Declaration):
 
 
 class Tier(Declaration):
-    """What a ``service_tier`` changes of the class; None changes nothing."""
+    """Changes that a ``service_tier`` makes to the class; None changes nothing."""
 
     latency_sensitive: bool | None = None
     batchable: bool | None = None
@@ -72,7 +72,7 @@ class Tier(Declaration):
 
 
 class DataClass(Declaration):
-    """Where data of a class may go; adds to the request's own constraints."""
+    """Places that data of a class may go; adds to the request's own constraints."""
 
     regions: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
@@ -80,7 +80,7 @@ class DataClass(Declaration):
 
 
 class TenantLimits(Declaration):
-    """How much of the system a tenant may take."""
+    """Limits on a tenant's use of the system."""
 
     rate_per_s: PositiveFloat | None = None
     """Requests per second over all ingest partitions, counted over 10 s; more are rejected. None
@@ -114,7 +114,7 @@ class WindowLimits(Declaration):
 
 
 class Scarcity(Declaration):
-    """What a place counts as where few are left. Never part of a promised cost or of a limit."""
+    """Price of a place when few are left. Never part of a promised cost or of a limit."""
 
     price_factor: Annotated[float, Field(ge=1, le=1_000)] = 1.0
     """The price of the last place of a pool, in times its cost: about what the dearest pool costs
@@ -124,7 +124,7 @@ class Scarcity(Declaration):
 
 
 class Estimates(Declaration):
-    """What estimates start from before anything has been measured."""
+    """Initial values of estimates before anything has been measured."""
 
     spread: PositiveFloat = 0.35
     """Standard deviation of ln(actual / predicted) latency. An untuned roofline is off by up to
@@ -180,23 +180,23 @@ class Policy(Versioned):
         return self
 
     def limits_of(self, tenant: str) -> TenantLimits:
-        """Return what a tenant may take."""
+        """Return a tenant's limits."""
         return self.tenants.get(tenant, self.default_tenant)
 
     # Asked for twice in each decision, and pydantic takes 5 us for a private attribute.
     @cached_property
     def rules(self) -> tuple[Extension, ...]:
-        """The extensions, in order.
+        """Return the extensions, in order.
 
         Raises:
-            ValueError: they were not loaded, so that their constraints can't be kept.
+            ValueError: they were not loaded, so their constraints can't be enforced.
         """
         if len(self._bound) != len(self.extensions):
             raise ValueError(f"the extensions {', '.join(self.extensions)} were not loaded")
         return self._bound
 
     def bind(self, extensions: Sequence[Extension]) -> Self:
-        """Return this policy with its extensions loaded, and their versions part of its own."""
+        """Return this policy with its extensions loaded and their versions included in its own."""
         versions = {extension.name: extension.version for extension in extensions}
         dumped = self.model_dump(exclude_none=True) | {"extension_versions": versions}
         return self._remade(dumped, extensions)

@@ -1,4 +1,4 @@
-"""From YAML text to a validated, frozen model: the one way in for the fleet and for the policy."""
+"""Parse YAML text into a validated, frozen model; fleet and policy are read only this way."""
 
 import difflib
 import hashlib
@@ -41,7 +41,7 @@ _URL_CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 
 class Declaration(BaseModel):
-    """Base of everything that users declare: frozen, and a field nobody knows is an error."""
+    """Base of everything that users declare: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -57,9 +57,9 @@ class Versioned(Declaration):
         return self._published or digest(self)
 
     def published_as(self, version: str) -> Self:
-        """This declaration under the version that it was published with.
+        """Return this declaration under the version that it was published with.
 
-        One of an older Shunter has other fields, and so another digest; its name stays.
+        A declaration of an older Shunter has other fields and another digest but keeps its version.
         """
         named = self.model_copy()
         named._published = version  # noqa: SLF001 - of another of our own
@@ -70,9 +70,9 @@ class Versioned(Declaration):
 class Problem(NamedTuple):
     """One thing wrong with a declaration.
 
-    `field` is a dotted path such as `pools.premium-eu.serves[0].precision`, empty where the
-    problem is the whole file's. `value` is what stood there, cut short and without secrets, empty
-    where nothing stood.
+    `field` is a dotted path such as `pools.premium-eu.serves[0].precision`, empty if the problem
+    is the whole file's. `value` is the value there, cut short and without secrets, empty if there
+    was none.
     """
 
     file: str
@@ -85,7 +85,7 @@ class Problem(NamedTuple):
 
 
 class DeclarationError(ValueError):
-    """A declaration that can't be used. `problems` has them all, the message one line each."""
+    """A declaration can't be used. `problems` lists all problems, the message one line each."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -93,7 +93,7 @@ class DeclarationError(ValueError):
 
 
 def parse_declaration(text: str, file: str, model: type[M]) -> M:
-    """Read `text` as a `model`; `file` is only the name that errors give.
+    """Read `text` as a `model`; `file` is only used in errors.
 
     Raises:
         DeclarationError: the text is not a YAML mapping within limits (see `load_yaml_mapping`)
@@ -103,7 +103,7 @@ def parse_declaration(text: str, file: str, model: type[M]) -> M:
 
 
 def load_mapping(text: str, file: str) -> dict[str, Any]:
-    """The mapping that `text` holds, its fields not yet validated.
+    """Return the mapping that `text` holds, its fields not yet validated.
 
     Raises:
         DeclarationError: see `load_yaml_mapping`.
@@ -115,10 +115,10 @@ def load_mapping(text: str, file: str) -> dict[str, Any]:
 
 
 def validate_mapping(mapping: Mapping[str, Any], file: str, model: type[M]) -> M:
-    """Make a `model` of `mapping`; `file` is only the name that errors give.
+    """Return a `model` of `mapping`; `file` is only used in errors.
 
     Raises:
-        DeclarationError: with every problem found, at most `PROBLEMS_MAX` of them.
+        DeclarationError: lists every problem found, at most `PROBLEMS_MAX`.
     """
     try:
         return model.model_validate(mapping)
@@ -132,10 +132,10 @@ def validate_mapping(mapping: Mapping[str, Any], file: str, model: type[M]) -> M
 def cross_field_error(
     title: str, found: Iterable[tuple[tuple[str | int, ...], Any, str]]
 ) -> ValidationError:
-    """What a model validator raises when fields that are each valid contradict one another.
+    """Return the error for fields that are each valid but contradict one another.
 
     Each of `found` is (path below the model, value there, message). Pydantic keeps the paths, so
-    these problems read like those of single fields.
+    these problems look like those of single fields.
     """
     return ValidationError.from_exception_data(
         title,
@@ -151,7 +151,7 @@ def cross_field_error(
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest, else all there are."""
+    """Return the end of an error message on an unknown name: the nearest name, else all."""
     names = sorted(known)
     if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
         return f"did you mean {near[0]}?"
@@ -161,19 +161,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def digest(model: BaseModel) -> str:
-    """The version of a declaration: 12 hex digits of SHA-256 over its canonical JSON.
+    """Return the version of a declaration: 12 hex digits of SHA-256 over its canonical JSON.
 
-    The same on every machine, whatever the order of mapping keys in the file, and the same
-    whether a default is written out or left out.
+    It is the same on every machine, for any order of mapping keys in the file, and whether a
+    default is written out or left out.
     """
     return _digest(model.model_dump(mode="json", by_alias=True))
 
 
 def digest_of_text(text: str) -> str:
-    """The version of a declaration that was written out as JSON, whoever can read it.
+    """Return the version of a declaration from its JSON, even if its fields are unknown here.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: the text is not JSON.
     """
     return _digest(json.loads(text))
 
@@ -194,7 +194,7 @@ def _problem(
 
 
 def _path_in(mapping: Mapping[str, Any], loc: tuple[str | int, ...]) -> list[str | int]:
-    """`loc` without what pydantic adds to it: the tags of unions and the mark of a mapping key."""
+    """Return `loc` without pydantic's additions: tags of unions and marks of mapping keys."""
     path: list[str | int] = []
     here: Any = mapping
     for index, part in enumerate(loc):
@@ -232,7 +232,7 @@ def _message(details: ErrorDetails, path: Sequence[str | int], model: type[BaseM
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> set[str]:
-    """The names a user may write in the mapping at `path`."""
+    """Return the names that a user may write in the mapping at `path`."""
     annotations: list[Any] = [model]
     for part in path:
         annotations = [found for each in annotations for found in _step(each, part)]
@@ -251,7 +251,7 @@ def _step(annotation: Any, part: str | int) -> Iterator[Any]:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """`annotation` itself, or what an Annotated or a union is made of."""
+    """Return `annotation` itself, or the members of an Annotated or a union."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _members(get_args(annotation)[0])
@@ -267,9 +267,9 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _shown(value: Any, field: str) -> str:
-    """`value` for an error message: short, and never what may be a secret.
+    """Return `value` for an error message: short, and never a possible secret.
 
-    Of a mapping only the keys are shown: what it holds may be a secret under a key of its own.
+    Only the keys of a mapping are shown: its values may be secrets.
     """
     if isinstance(value, Mapping):
         return _cut("{" + ", ".join(map(str, value)) + "}")

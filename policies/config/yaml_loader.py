@@ -1,8 +1,8 @@
-"""YAML text to plain mappings, lists and scalars, for text that nobody vouches for.
+"""Parse untrusted YAML text into plain mappings, lists and scalars.
 
 Scalars are read by the YAML 1.2 core schema and not by PyYAML's 1.1 rules, so that a region `no`
-stays text and `1e3` is a number. Tags, anchors and aliases are refused: a declaration has no use
-for them, and aliases can make a small file expand beyond the machine's memory.
+stays text and `1e3` is a number. Tags, anchors and aliases are refused: a declaration doesn't need
+them, and aliases can make a small file expand beyond the machine's memory.
 """
 
 import re
@@ -30,7 +30,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class YamlTextError(ValueError):
-    """The text is not a YAML mapping that we read; `field` is a dotted path, or empty."""
+    """The text is not an accepted YAML mapping; `field` is a dotted path, or empty."""
 
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class YamlTextError(ValueError):
 
 
 class _Loader(_Base):  # type: ignore[misc]  # chosen at run time, see _Base
-    """The safe loader with the resolvers of the core schema in place of YAML 1.1's."""
+    """The safe loader with the resolvers of the core schema instead of YAML 1.1's."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -52,11 +52,11 @@ for _name, (_pattern, _first) in _CORE_SCHEMA.items():
 
 
 def load_yaml_mapping(text: str) -> dict[str, Any]:
-    """The one mapping that `text` holds.
+    """Return the one mapping that `text` holds.
 
     Raises:
         YamlTextError: the text is longer than `TEXT_BYTES_MAX` in UTF-8, is not YAML, is not a
-            mapping, nests deeper than `DEPTH_MAX`, gives a key twice or one that is not text, or
+            mapping, nests deeper than `DEPTH_MAX`, has a duplicate key or one that is not text, or
             uses tags, anchors or aliases.
     """
     try:
@@ -84,7 +84,7 @@ def _refuse_long(text: str) -> None:
 
 
 def _refuse_risky_events(text: str) -> None:
-    """Parsing to events uses no recursion, so depth is known before anything recurses."""
+    """Refuse text by its events, which are parsed without recursion, before anything recurses."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         where = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
