@@ -1,4 +1,4 @@
-"""Learning: a worker's experience, from what has become visible of its work."""
+"""Learning: a worker's experience from its committed work."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ FAULTS = MAY_PASS - {"circuit_open"}
 
 
 class Learning:
-    """Tells the experience of committed executions, once each; an observer of transactors."""
+    """Passes each committed execution to the experience once; an observer of transactors."""
 
     def __init__(self, experience: Experience) -> None:
         self._experience = experience
 
     def __call__(self, partition: Partition, effects: Sequence[Effect]) -> None:
-        """Take in what a transaction has made visible."""
+        """Record the effects of a committed transaction."""
         for effect in effects:
             if isinstance(effect.subject, Task):
                 for record in effect.records:

@@ -12,7 +12,7 @@ from workers.stage.worker import Worker
 
 
 def worker_gauges(pool: str, worker: Worker, breakers: Breakers) -> Callable[[], Readings]:
-    """Return what tells of the requests that a worker has taken, and of its circuits."""
+    """Return gauges of the requests that a worker has taken, and of its circuits."""
 
     def read() -> Readings:
         yield m.IN_FLIGHT, (pool, "running"), worker.running
@@ -26,5 +26,5 @@ def worker_gauges(pool: str, worker: Worker, breakers: Breakers) -> Callable[[],
 
 
 def profile_of(effect: Effect) -> Profile | None:
-    """Return the request that an effect of a worker is about, None of one that it couldn't read."""
+    """Return the profile of an effect's request, None if the worker couldn't read it."""
     return effect.subject.routed.profile if isinstance(effect.subject, Task) else None

@@ -1,4 +1,4 @@
-"""Heartbeats: what routers know of a worker."""
+"""Heartbeats: a worker's reports to routers."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from workers.stage.worker import Worker
 
 
 class Heartbeat(QuietService):
-    """Reports a worker's load at a steady beat, a circuit at once, and its end when it stops."""
+    """Reports a worker's load at a fixed interval, circuit changes at once, and its end."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Heartbeat(QuietService):
         self._key = status_key(option.pool, settings.instance)
 
     async def on_start(self) -> None:
-        """Report at once, so that work can come."""
+        """Report at once, so that routers send work."""
         await self._announcer.start()
         await self._announcer.publish(*self._report(self._state))
 
@@ -63,9 +63,9 @@ class Heartbeat(QuietService):
                 await self._announcer.tell(*self._report(state))
 
     async def on_stop(self) -> None:
-        """Say that nothing more should come, and leave no record of this instance.
+        """Report that no more work should come, and delete this instance's record.
 
-        Its name may never come again, and the topic keeps the last record of each.
+        Its name may never recur, and the topic keeps the last record of each.
         """
         await self._announcer.stop(self._report("down"), (self._key, None))
 

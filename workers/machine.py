@@ -10,7 +10,7 @@ _PROC = Path("/proc")
 
 
 def read_host(proc: Path = _PROC) -> Host:
-    """Return what is known of this machine; what it doesn't tell is None."""
+    """Return the description of this machine; unknown values are None."""
     return Host(
         name=platform.node(),
         system=f"{platform.system()} {platform.release()}",

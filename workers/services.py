@@ -27,7 +27,7 @@ class BackendService(QuietService):
         self._backend = backend
 
     async def on_start(self) -> None:
-        """Make the backend ready."""
+        """Start the backend."""
         await self._backend.start()
 
     async def on_stop(self) -> None:
@@ -36,7 +36,7 @@ class BackendService(QuietService):
 
 
 class DrainingService(StageService):
-    """A stage that finishes what runs before it leaves, as far as the grace period goes."""
+    """A stage that finishes running requests before it leaves, within the grace period."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class DrainingService(StageService):
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _look(self) -> None:
-        """Look how much waits unread, beside the steps: neither they nor a beat wait for it."""
+        """Measure the unread backlog in the background; neither steps nor heartbeats wait."""
         while not self.should_stop:
             lag = await self._transactor.lag()
             if lag is not None:
@@ -60,7 +60,7 @@ class DrainingService(StageService):
             await self.sleep(LOOK_EVERY_S)
 
     async def on_stop(self) -> None:
-        """Take no more, commit what finishes in time, and leave the rest uncommitted."""
+        """Take no more, commit requests that finish in time, leave the rest uncommitted."""
         self._worker.is_draining = True
         loop = asyncio.get_running_loop()
         end_at = loop.time() + self._drain_s_max
@@ -70,14 +70,14 @@ class DrainingService(StageService):
 
 
 class BreakerService(QuietService):
-    """Probes what has failed until it answers again."""
+    """Probes failed variants until they answer again."""
 
     def __init__(self, breakers: Breakers) -> None:
         super().__init__()
         self._breakers = breakers
 
     async def on_start(self) -> None:
-        """Let nothing be sent before each variant has answered once."""
+        """Block calls of each variant until it has answered a probe."""
         self._breakers.distrust()
 
     @Service.task  # type: ignore[untyped-decorator]

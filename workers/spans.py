@@ -1,4 +1,4 @@
-"""Spans of a worker: how long a request waited for a place, its inference, and how it ended."""
+"""Spans of a worker: a request's wait for a place, its inference, and its end."""
 
 from opentelemetry.trace import SpanKind
 
@@ -24,7 +24,7 @@ class WorkSpans(Spans):
         self._group = catalogue.worker_group(pool)
 
     def is_worth_it(self, evidence: Evidence, effect: Effect) -> bool:
-        """Tell whether a request ended badly, or too late."""
+        """Return True if a request failed or ended too late."""
         task = effect.subject
         is_late = isinstance(task, Task) and evidence.at > task.routed.profile.deadline
         return is_late or super().is_worth_it(evidence, effect)
@@ -65,7 +65,7 @@ class WorkSpans(Spans):
         self.send(visible, process_id)
 
     def _queue(self, visible: CommittedStep, task: Task, began_at: float) -> None:
-        """Write how long the request was on the lane, and then waited for a place."""
+        """Write spans of the request's time on the lane and of its wait for a place."""
         profile = task.routed.profile
         sent_at = max(visible.source.timestamp_ms / 1000, task.routed.released_at or 0.0)
         if profile.attempt == 1:
@@ -117,7 +117,7 @@ class WorkSpans(Spans):
 
 
 def _batch_of(visible: CommittedStep) -> Context | None:
-    """Return the context of the batch that a request is a member of, if its span is written."""
+    """Return the context of a request's batch, if the batch's span is written."""
     task = visible.effect.subject
     if not isinstance(task, Task):
         return batch_of([visible.source])

@@ -7,15 +7,15 @@ from typing import Any, Literal, Protocol
 from topics import InferenceRequest, Placement, Profile, Response, ServerLoad, Usage, VariantStatus
 
 Retry = Literal["here", "elsewhere", "never"]
-"""Where a failed call may be tried again: at the same server, at another pool, nowhere."""
+"""Target of a retry after a failed call: the same server, another pool, none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to run. ``is_direct`` work goes before batch work.
 
-    ``tell``, where it is given, wants each piece of the answer as it comes: a chunk as an
-    OpenAI-compatible server streams it. Backends that have no pieces never call it.
+    ``tell``, if given, is called with each piece of the answer as it comes: a chunk as an
+    OpenAI-compatible server streams it. Backends without streaming never call it.
     """
 
     request: InferenceRequest
@@ -25,13 +25,13 @@ class Call:
 
     @property
     def is_direct(self) -> bool:
-        """Tell whether somebody waits for the answer."""
+        """Return True if a client waits for the answer."""
         return self.placement.path == "direct"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a call. Times are epoch seconds; ``device_s`` is busy device time to charge."""
+    """Outcome of a call. Times are epoch seconds; ``device_s`` is busy device time to charge."""
 
     response: Response
     usage: Usage
@@ -47,12 +47,12 @@ class CallError(Exception):
     Attributes:
         code: stable code, such as ``timeout`` or ``context_too_long``.
         message: for people; holds no text of the request or of the answer.
-        retry: ``here`` where the same server may take it in a moment, ``elsewhere`` where another
-            pool may do better, ``never`` where the request is at fault.
-        is_pool_fault: True where the failure says that the server is not well, and counts for its
-            circuit breaker.
-        after_s: how long the server asked to be left alone, in seconds.
-        response: what the server answered, for the client whose request is at fault.
+        retry: ``here`` if the same server may take it in a moment, ``elsewhere`` if another pool
+            may do better, ``never`` if the request is at fault.
+        is_pool_fault: True if the failure shows an unhealthy server, and counts for its circuit
+            breaker.
+        after_s: seconds that the server asked to wait.
+        response: the server's answer, for the client whose request is at fault.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class CallError(Exception):
 
 
 class BackendSettingError(ValueError):
-    """A backend can't be made of what its pool declares; the message says what to do."""
+    """A backend can't be created from its pool's declaration; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load of the backend. ``backlog_s`` is device time of work not begun, per replica.
+    """Load of the backend. ``backlog_s`` is device time of unstarted work, per replica.
 
-    ``server`` is what the model server itself tells, where it does.
+    ``server`` is the model server's own report, if any.
     """
 
     backlog_s: float
@@ -93,14 +93,14 @@ class Load:
 class Backend(Protocol):
     """Runs the models of one pool.
 
-    Callers may rely on: ``execute`` may be awaited by many at once, up to the slots that the pool
-    declares; cancelling it stops the work as soon as the backend can; it raises CallError or
-    returns, and any other error is a defect, which fails the call and counts for the circuit.
-    ``probe`` asks as little as shows that the variant answers. ``load`` is cheap.
+    Guarantees: ``execute`` may be awaited concurrently, up to the slots that the pool declares;
+    cancelling it stops the work as soon as the backend can; it returns or raises CallError, and
+    any other error is a defect, which fails the call and counts for the circuit. ``probe`` sends
+    the least request that shows that the variant answers. ``load`` is cheap.
     """
 
     async def start(self) -> None:
-        """Make ready to execute."""
+        """Prepare to execute."""
         ...
 
     async def execute(self, call: Call) -> Outcome:
@@ -108,13 +108,13 @@ class Backend(Protocol):
         ...
 
     async def probe(self, variant: str) -> None:
-        """See that the variant answers. Raises CallError."""
+        """Check that the variant answers. Raises CallError."""
         ...
 
     def load(self) -> Load:
-        """Return what is known of the backend's load at this moment."""
+        """Return the backend's current load, as far as known."""
         ...
 
     async def stop(self) -> None:
-        """Release what ``start`` took."""
+        """Release the resources of ``start``."""
         ...

@@ -1,4 +1,4 @@
-"""Errors of a backend that nobody has thought of: told once, where they may come by thousands."""
+"""Unexpected errors of a backend: each is logged once, since it may occur thousands of times."""
 
 import logging
 import traceback
@@ -7,14 +7,14 @@ logger = logging.getLogger(__name__)
 
 
 class Surprises:
-    """Logs what a pool's backend raised, by type and place."""
+    """Logs errors that a pool's backend raised, by type and place."""
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
         self._told: set[str] = set()
 
     def tell(self, error: BaseException) -> None:
-        """Log an error that was raised and caught, unless it was before."""
+        """Log a caught error, unless it was logged before."""
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
         what = f"{type(error).__name__} in {frame.f_code.co_qualname}, line {line}"
         if what in self._told:

@@ -1,1 +1,1 @@
-"""Resilience: other tries, and circuit breakers."""
+"""Resilience: retries and circuit breakers."""

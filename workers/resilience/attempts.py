@@ -1,4 +1,4 @@
-"""Attempts: how long a call may take, and which failures are tried again at the same server."""
+"""Attempts: the time limit of a call, and retries at the same server."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,10 +24,10 @@ RESERVED_TRIES = 2
 
 
 def limit_s(profile: Profile, option: Option, now: float, attempts_max: int) -> float:
-    """Return how long a try may take, in seconds.
+    """Return the time limit of a try, in seconds.
 
-    The last one has all that is left to the deadline. Any other leaves what a try elsewhere would
-    take, by the roofline and twice over, but has half of what is left at least.
+    The last try has all the time left to the deadline. Any other leaves twice the roofline time of
+    a try elsewhere, but has at least half of the time left.
     """
     left_s = profile.deadline - now
     if profile.attempt >= attempts_max:
@@ -36,7 +36,7 @@ def limit_s(profile: Profile, option: Option, now: float, attempts_max: int) -> 
 
 
 def service_s(profile: Profile, option: Option) -> float:
-    """Return how long the hardware would take in a full batch, by its roofline, in seconds."""
+    """Return the hardware's time in a full batch by its roofline, in seconds."""
     roofline = option.roofline
     prefill_s = roofline.prefill_s(profile.input_tokens)
     decode_s = roofline.decode_s(profile.output_tokens, option.max_batch, profile.input_tokens)
@@ -44,7 +44,7 @@ def service_s(profile: Profile, option: Option) -> float:
 
 
 class Attempts:
-    """Runs calls at one backend: bounded in time, tried again where that helps, never in vain."""
+    """Runs calls at one backend with a time limit, and retries where that helps."""
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class Attempts:
         self._uniform = uniform
 
     def is_closed(self, variant: str) -> bool:
-        """Tell whether the variant's circuit lets calls through."""
+        """Return True if the variant's circuit allows calls."""
         return self._breakers.state(variant) == "closed"
 
     async def run(self, call: Call, option: Option) -> Outcome:
-        """Run a call until it has its answer or its share of the slack is used up.
+        """Run a call until it has its answer or has used up its share of the slack.
 
         Raises:
-            CallError: what ended it; ``here`` is as good as ``elsewhere`` by now.
+            CallError: the cause of its end; ``here`` then means the same as ``elsewhere``.
         """
         limit = limit_s(call.profile, option, self._clock.now(), self._attempts_max)
         end_at = asyncio.get_running_loop().time() + limit

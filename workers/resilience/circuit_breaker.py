@@ -1,4 +1,4 @@
-"""Circuit breakers: one for each model variant of a pool, and the probes that close them again."""
+"""Circuit breakers: one for each model variant of a pool, and the probes that close them."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class Breaker:
     """The state of one variant. Times are epoch seconds.
 
-    While it is open nothing is sent to the server; half open, one probe is.
+    While it is open nothing is sent to the server; while half open, one probe is.
     """
 
     state: Circuit = "closed"
@@ -35,7 +35,7 @@ class Breaker:
     last: deque[bool] = field(default_factory=lambda: deque(maxlen=LAST_CALLS))
 
     def take(self, now: float, *, is_failure: bool) -> bool:
-        """Count a call that has ended; return whether that opens the circuit."""
+        """Count a finished call; return whether that opens the circuit."""
         if self.state != "closed":
             return False
         self.last.append(is_failure)
@@ -49,18 +49,18 @@ class Breaker:
         return self.state != "closed"
 
     def reopen(self, now: float) -> None:
-        """Send nothing until the next probe, which comes later each time."""
+        """Send nothing until the next probe; the delay grows each time."""
         self.state = "open"
         self.probe_at = now + self.probe_after_s
         self.probe_after_s = min(self.probe_after_s * 2, PROBE_AFTER_S_MAX)
 
     def is_due(self, now: float) -> bool:
-        """Tell whether it is time for a probe."""
+        """Return True if a probe is due."""
         # None is set so far ahead, unless the clock was set back since then.
         return not 0.0 < self.probe_at - now <= 2 * PROBE_AFTER_S_MAX
 
     def close(self) -> None:
-        """Send again. A server that answers probes alone is asked less and less often."""
+        """Close the circuit. A server that answers only probes is tried less and less often."""
         self.state = "closed"
         self.last.clear()
 
@@ -86,27 +86,27 @@ class Breakers:
 
     @property
     def is_any_closed(self) -> bool:
-        """Tell whether any variant can be served."""
+        """Return True if any variant can be served."""
         return any(breaker.state == "closed" for breaker in self._breakers.values())
 
     def distrust(self) -> None:
-        """Open all circuits, to be probed at once: a server may still load its model."""
+        """Open all circuits with a probe due at once: a server may still be loading its model."""
         now = self._clock.now()
         for breaker in self._breakers.values():
             breaker.state, breaker.probe_at = "open", now
 
     def succeeded(self, variant: str) -> None:
-        """Count a call that the server answered, if only to say that the request is bad."""
+        """Count a call that the server answered, even with an error of the request."""
         if self._breakers[variant].take(self._clock.now(), is_failure=False):
             self._tell_open(variant)
 
     def failed(self, variant: str) -> None:
-        """Count a call whose failure is the server's fault."""
+        """Count a call that failed by the server's fault."""
         if self._breakers[variant].take(self._clock.now(), is_failure=True):
             self._tell_open(variant)
 
     async def watch(self) -> None:
-        """Probe each open circuit when it is due, for ever."""
+        """Probe each open circuit when due, forever."""
         while True:
             now = self._clock.now()
             opened = {v: b for v, b in self._breakers.items() if b.state == "open"}

@@ -1,1 +1,1 @@
-"""The stage of a worker: takes the requests of a pool, runs them, and writes their ends."""
+"""The stage of a worker: takes the requests of a pool, runs them, and writes their results."""

@@ -23,7 +23,7 @@ LAG_AGE_S_MAX = 10.0
 
 
 class _Seen(NamedTuple):
-    """A request that was taken, the offsets it stands for, and when it came (epoch seconds)."""
+    """A taken request, the offsets it represents, and its arrival (epoch seconds)."""
 
     offsets: int
     profile: Profile
@@ -32,14 +32,14 @@ class _Seen(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """Requests that wait unread, and their device time by when it is due (``DUE_S``)."""
+    """Unread requests, and their device time by due time (``DUE_S``)."""
 
     requests: int
     due: tuple[float, ...]
 
 
 class Lately:
-    """Remembers the last requests of each lane, of all its partitions together, and its lag."""
+    """Keeps the last requests of each lane over all its partitions, and its lag."""
 
     def __init__(self, options: Sequence[Option], clock: Clock) -> None:
         self._clock = clock
@@ -49,18 +49,18 @@ class Lately:
         self._seen: dict[str, deque[_Seen]] = {}
 
     def took(self, record: Record, offsets: int, profile: Profile, option: Option) -> None:
-        """Remember a request, and how many offsets its partition went on by with it."""
+        """Record a request, and the number of offsets that its partition advanced with it."""
         topic = record.partition.topic
         seen = self._seen.setdefault(topic, deque(maxlen=SEEN_MAX))
         offsets = min(max(offsets, 1), OFFSETS_MAX)
         seen.append(_Seen(offsets, profile, option, record.timestamp_ms / 1000))
 
     def looked(self, lag: Mapping[Partition, int]) -> None:
-        """Remember how many offsets of each partition are not read yet."""
+        """Record the number of unread offsets of each partition."""
         self._lag = (self._clock.now(), lag)
 
     def unread(self, now: float) -> Unread | None:
-        """Return what waits, if it is like what was taken last; None where it isn't known.
+        """Return the unread work, assuming it is like what was taken last; None if unknown.
 
         ``now`` is epoch seconds.
         """

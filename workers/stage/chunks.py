@@ -1,4 +1,4 @@
-"""Pieces of answers, published as they come to whoever asked for a stream."""
+"""Pieces of answers, published as they come to clients that asked for a stream."""
 
 import asyncio
 import logging
@@ -20,20 +20,20 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Where pieces go. Callers may rely on: what is sent stays in order for each request."""
+    """Destination of pieces. It keeps the order of each request's pieces."""
 
     @property
     def clock(self) -> Clock:
-        """Whose time pieces bear."""
+        """The clock of the pieces' timestamps."""
         ...
 
     async def send(self, piece: StreamPiece) -> Awaitable[object]:
-        """Hand a piece over; the future returned ends when the log has it or refuses it."""
+        """Send a piece; return a future that ends when the log has stored or refused it."""
         ...
 
 
 class Streams:
-    """Opens the stream of each request that wants one."""
+    """Opens the stream of each request that asks for one."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -44,7 +44,7 @@ class Streams:
 
 
 class Stream:
-    """The pieces of one answer. The order is that of ``tell``, and ``finish`` comes last."""
+    """The pieces of one answer, in the order of ``tell``; ``finish`` comes last."""
 
     def __init__(self, sink: Sink, profile: Profile, trace_id: str | None = None) -> None:
         self._sink = sink
@@ -55,7 +55,7 @@ class Stream:
         self.pieces = 0
 
     async def tell(self, chunk: dict[str, Any]) -> None:
-        """Publish a piece; waits where Kafka is slow, and so holds up the reading of more."""
+        """Publish a piece; wait while Kafka is slow, which also delays reading of more."""
         if self._is_given_up:
             return
         profile = self._profile
@@ -86,7 +86,7 @@ class Stream:
 
 
 class StreamPublisher(Service):  # type: ignore[misc]
-    """Publishes pieces outside of any transaction: they are worth nothing when they are late."""
+    """Publishes pieces outside of any transaction: late pieces are worthless."""
 
     mundane_level = "debug"
 
@@ -100,11 +100,11 @@ class StreamPublisher(Service):  # type: ignore[misc]
 
     @property
     def clock(self) -> Clock:
-        """Whose time pieces bear."""
+        """The clock of the pieces' timestamps."""
         return self._clock
 
     async def on_stop(self) -> None:
-        """Let go; what waits to be sent belongs to requests that run again."""
+        """Stop the producer; unsent pieces belong to requests that run again."""
         if self._producer is None:
             return
         try:
@@ -114,7 +114,7 @@ class StreamPublisher(Service):  # type: ignore[misc]
             logger.warning("Kafka does not take the last pieces of streams")
 
     async def send(self, piece: StreamPiece) -> Awaitable[object]:
-        """Hand a piece over; the future returned ends when the log has it."""
+        """Send a piece; return a future that ends when the log has stored it."""
         producer = await self._connected()
         sent: Awaitable[object] = await producer.send(
             self._topic, encode(piece), key=piece.id.encode()
@@ -122,7 +122,7 @@ class StreamPublisher(Service):  # type: ignore[misc]
         return sent
 
     async def _connected(self) -> AIOKafkaProducer:
-        """Return the producer, which is made when the first piece comes: many never stream."""
+        """Return the producer, created at the first piece, since many workers never stream."""
         async with self._connecting:
             if self._producer is None:
                 options = client_options(self._settings)

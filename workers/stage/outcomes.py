@@ -31,9 +31,9 @@ Unanswered = Literal["failed", "expired", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A request of the pool that a worker has taken, and its stream where the client wants one.
+    """A request of the pool that a worker has taken, and its stream if the client wants one.
 
-    ``began_at`` is when its turn came, epoch seconds; None for one that still waits.
+    ``began_at`` is its start, epoch seconds; None while it waits.
     """
 
     routed: RoutedRequest
@@ -41,7 +41,7 @@ class Task:
     began_at: float | None = None
 
     def call(self) -> Call:
-        """Return what its backend is asked to run."""
+        """Return the call for its backend."""
         routed = self.routed
         tell = None if self.stream is None else self.stream.tell
         return Call(routed.request, routed.profile, routed.placement, tell)
@@ -63,7 +63,7 @@ class OutcomeWriter:
         self._host = host
 
     def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
-        """Return result and evidence of an answer that the option's hardware gave."""
+        """Return result and evidence of an answer by the option's hardware."""
         routed, profile = task.routed, task.routed.profile
         usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
         got = _got(task, outcome, option.usd_per_s)
@@ -97,18 +97,18 @@ class OutcomeWriter:
         return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
 
     def expired(self, task: Task, now: float, *, has_run: bool = False) -> Effect:
-        """Return result and evidence of a request whose turn, or answer, came too late."""
+        """Return result and evidence of a request whose start or answer came too late."""
         when = "while it ran at" if has_run else "before its turn came at"
         message = f"the deadline passed {when} {task.routed.pool}"
         error = ResultError("deadline_passed", message)
         return self._without_answer(task, "expired", error, now)
 
     def cancelled(self, task: Task, message: str, now: float) -> Effect:
-        """Return result and evidence of a request that its client doesn't want any more."""
+        """Return result and evidence of a request that its client cancelled."""
         return self._without_answer(task, "cancelled", ResultError("cancelled", message), now)
 
     def failed(self, task: Task, error: CallError, now: float) -> Effect:
-        """Return another try elsewhere, or the failure where there is none to make."""
+        """Return a retry elsewhere, or the failure if no retry is left."""
         routed, profile = task.routed, task.routed.profile
         if error.retry == "never" or profile.attempt >= self._attempts_max:
             tried = {f.pool: f.reason for f in profile.fallbacks} | {routed.pool: error.code}
@@ -178,7 +178,7 @@ class OutcomeWriter:
         return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
 
     def _results(self, task: Task, result: Result) -> list[Outgoing]:
-        """Return the result, and the end of the stream where there is one."""
+        """Return the result, and the end of the stream if there is one."""
         written = [self._evidence_writer.result(result)]
         if task.stream is not None:
             at = result.timing.finished_at or result.timing.created_at
@@ -202,14 +202,14 @@ class OutcomeWriter:
 
 
 def _model_digest(outcome: Outcome) -> str | None:
-    """Return the fingerprint that an OpenAI-compatible server gives of model and settings."""
+    """Return an OpenAI-compatible server's fingerprint of model and settings."""
     body = outcome.response.body
     told = body.get("system_fingerprint") if isinstance(body, dict) else None
     return told[:MODEL_DIGEST_CHARACTERS_MAX] if isinstance(told, str) else None
 
 
 def _tool_calls(body: object) -> int:
-    """Return how many tools an answer calls, over all its choices."""
+    """Return the number of tool calls in all choices of an answer."""
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list):
         return 0

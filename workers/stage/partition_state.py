@@ -11,7 +11,7 @@ from topics import Progress
 
 @dataclass(slots=True)
 class Lane:
-    """The memory of one partition: what was taken, and what of it is finished."""
+    """State of one partition: the offsets taken, and those finished."""
 
     next_offset: int
     open: dict[int, int] = field(default_factory=dict)
@@ -29,19 +29,19 @@ class Lane:
     """When the next commit may be, by the loop's clock, while the worker is busy."""
 
     def progress(self, committing: Sequence[int]) -> Progress:
-        """Return the progress once these offsets are committed."""
+        """Return the progress after a commit of these offsets."""
         done = self.finished.union(committing)
         still_open = self.open.keys() - committing
         lowest = min(still_open, default=self.next_offset)
         return Progress(lowest, tuple(sorted(offset for offset in done if offset >= lowest)))
 
     def take(self, record: Record) -> None:
-        """Take note of a record that is open from now on."""
+        """Mark a record as open."""
         self.open[record.offset] = size = record.size_bytes
         self.open_bytes += size
 
     def committed(self, next_offset: int) -> None:
-        """Take note that what was being committed is visible; the lowest open one is as told."""
+        """Mark the offsets of the commit as visible, with the given lowest open offset."""
         for offset in self.committing:
             self.open_bytes -= self.open.pop(offset)
         self.finished.update(self.committing)

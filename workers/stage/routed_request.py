@@ -1,4 +1,4 @@
-"""A request on a lane of a pool, parsed once for all that its worker does with it."""
+"""A request on a lane of a pool, parsed once for its worker."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -20,11 +20,11 @@ from topics.registry import INGEST_BYTES_MAX
 
 @dataclass(frozen=True, slots=True)
 class RoutedRequest:
-    """What a record of a lane says: the client's request, and what Shunter knows of it.
+    """A record of a lane: the client's request, and Shunter's knowledge of it.
 
-    ``record`` has its trace context, so that whoever asks for that reads no header either. The
-    profile tells the attempt. ``released_at`` is when the hold let the request go, epoch seconds;
-    None if it was never held. ``batch_context`` is that of the batch's span.
+    ``record`` includes its trace context, so that readers need no header for it. The profile has
+    the attempt. ``released_at`` is the request's release from the hold, epoch seconds; None if it
+    was never held. ``batch_context`` is that of the batch's span.
     """
 
     record: Record
@@ -38,14 +38,14 @@ class RoutedRequest:
 
     @classmethod
     def of(cls, record: Record) -> Self:
-        """Return what a record says.
+        """Return the parsed record.
 
-        All that can end it as a dead letter is found here, before it runs, and not when its answer
-        is there. The value is parsed as the router did in its own process: backends run its body.
+        All errors that make it a dead letter are found here, before it runs, and not when its
+        answer is there. The value is parsed as in the router: backends run its body.
 
         Raises:
             BadRecordError: it can't be read, or value, profile, placement, batch or time of release
-                are none. A promise or a trace context that is none counts as missing.
+                is invalid. An invalid promise or trace context counts as missing.
         """
         record.check_readable()
         headers = record.headers
@@ -69,17 +69,17 @@ class RoutedRequest:
 
     @property
     def variant(self) -> str:
-        """The model variant that it was placed on."""
+        """The model variant of its placement."""
         return self.placement.model_variant
 
     @property
     def pool(self) -> str:
-        """The pool that it was placed in."""
+        """The pool of its placement."""
         return self.placement.pool
 
     @property
     def is_direct(self) -> bool:
-        """Tell whether somebody waits for the answer."""
+        """Return True if a client waits for the answer."""
         return self.placement.path == "direct"
 
 

@@ -1,4 +1,4 @@
-"""The pace at which requests are started, so that they do not all end at one moment too."""
+"""Limit the rate of starts, so that requests do not all end at one moment."""
 
 # So many may start at once; what goes beyond is spread. A thousand requests that began together end
 # together at a server that takes as long for each, and again and again: reading and replacing them
@@ -21,15 +21,15 @@ class StartPace:
         """The time that a call takes of late, in seconds."""
 
     def ended(self, took_s: float) -> None:
-        """Learn how long a call took, in seconds."""
+        """Record the duration of a call, in seconds."""
         self.call_s += NEWEST * (max(took_s, 0.0) - self.call_s)
 
     def take(self, now: float, places: int) -> float:
-        """Take a start; return 0.0, or the seconds to wait where there is none to take.
+        """Take a start and return 0.0, or return the seconds to wait for one.
 
         Args:
             now: the time.
-            places: calls that can run at once.
+            places: number of calls that can run at once.
         """
         per_s = max(PER_S, places / max(self.call_s, CALL_S_MIN))
         self._tokens = min(float(BURST), self._tokens + max(0.0, now - self._at) * per_s)

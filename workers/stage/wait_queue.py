@@ -12,10 +12,10 @@ Entry = TypeVar("Entry")
 
 
 class WaitQueue(Generic[Entry]):
-    """Entries in turn: those of one tenant as they came, one with twice the share twice as often.
+    """Entries in turn: each tenant's in order of arrival, twice the share twice as often.
 
-    So one that has sent a thousand before another came keeps that other waiting for a turn or two,
-    and not until all thousand have run. Whoever comes anew saves nothing up for not having waited
+    So a tenant that has sent a thousand before another delays that other by a turn or two, and not
+    until all thousand have run. A new tenant has no credit for the time before
     (self-clocked fair queueing: Golestani 1994).
     """
 
@@ -38,14 +38,14 @@ class WaitQueue(Generic[Entry]):
         return chain.from_iterable(self._lines.values())
 
     def add(self, tenant: str, entry: Entry) -> None:
-        """Let an entry wait."""
+        """Add an entry."""
         if tenant not in self._lines:
             self._lines[tenant] = deque()
             self._push(tenant)
         self._lines[tenant].append(entry)
 
     def take(self) -> Entry:
-        """Take the entry whose turn it is. Raises IndexError where none waits."""
+        """Take the entry whose turn it is. Raises IndexError if the queue is empty."""
         self._turn, _, tenant = heappop(self._turns)
         line = self._lines[tenant]
         entry = line.popleft()
@@ -56,7 +56,7 @@ class WaitQueue(Generic[Entry]):
         return entry
 
     def drop(self, is_gone: Callable[[Entry], bool]) -> list[Entry]:
-        """Take out all entries of which that is true, and return them."""
+        """Remove and return all entries for which the predicate is true."""
         dropped = [entry for entry in self if is_gone(entry)]
         if dropped:
             kept = {t: deque(e for e in line if not is_gone(e)) for t, line in self._lines.items()}

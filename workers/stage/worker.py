@@ -1,7 +1,7 @@
 """The worker: takes the requests of a pool, runs them, and commits each as it finishes.
 
-Members finish out of order. Progress is the lowest offset not finished, and the finished ones
-above it, so that a successor repeats only what had no result. Results, evidence and progress are
+Requests finish out of order. Progress is the lowest unfinished offset and the finished ones above
+it, so that a successor repeats only requests without a result. Results, evidence and progress are
 one transaction.
 """
 
@@ -48,8 +48,8 @@ BATCH_SHARE = 0.5
 class Worker:
     """The stage from the two lanes of a pool to results.
 
-    It takes no more while ``in_flight_max`` requests, or ``in_flight_bytes_max`` of them as they
-    came, have no visible result.
+    It takes no more while ``in_flight_max`` requests, or ``in_flight_bytes_max`` of received bytes,
+    have no visible result.
     """
 
     accumulates = True
@@ -112,21 +112,21 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """Requests that run."""
+        """Number of running requests."""
         return sum(self._running.values())
 
     @property
     def queued(self) -> int:
-        """Requests taken that do not run yet."""
+        """Number of taken requests that do not run yet."""
         return sum(map(len, self._waiting.values()))
 
     def queued_of(self, variant: str) -> int:
-        """Return how many of those are of one variant."""
+        """Return the number of queued requests of one variant."""
         return sum(len(waiting) for (name, _), waiting in self._waiting.items() if name == variant)
 
     @property
     def queued_prefill_s(self) -> float:
-        """Time to prefill what was taken and does not run yet, per replica, in seconds."""
+        """Prefill time of the queued requests, per replica, in seconds."""
         return sum(
             self._prefill_s(self._options[variant], task)
             for (variant, _), waiting in self._waiting.items()
@@ -141,7 +141,7 @@ class Worker:
     def unfinished(self) -> Iterator[tuple[float, float]]:
         """Yield device time and deadline of each request that waits or runs here.
 
-        Of one that runs, all of its time counts: what is left of it is not known.
+        A running request counts in full: its remaining time is unknown.
         """
         waiting = (task for entries in self._waiting.values() for _, task in entries)
         for task in chain(waiting, (task for _, task in self._runs.values())):
@@ -150,18 +150,18 @@ class Worker:
 
     @property
     def has_open(self) -> bool:
-        """Tell whether anything runs or waits to be committed."""
+        """Return True if any request runs or waits to be committed."""
         return self.running > 0 or any(lane.ready for lane in self._lanes.values())
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Remember what a predecessor finished above its lowest open request."""
+        """Restore the offsets that a predecessor finished above its lowest open request."""
         lane = Lane(next_offset=0 if progress is None else progress.next_offset)
         if progress is not None:
             lane.finished.update(progress.finished)
         self._lanes[partition] = lane
 
     def forget(self, partition: Partition) -> None:
-        """Stop what runs of a partition that is another's now; it runs it again."""
+        """Stop running requests of a lost partition; its new owner runs them again."""
         lane = self._lanes.pop(partition, None)
         if lane is None:
             return
@@ -171,7 +171,7 @@ class Worker:
             task.cancel()
 
     def wants(self, partition: Partition) -> bool:
-        """Tell whether there is room: direct work may fill it all, batch work only its share."""
+        """Return True if there is room: direct work may use all, batch work only its share."""
         lane = self._lanes.get(partition)
         if self.is_draining or (lane is not None and len(lane.finished) >= FINISHED_MAX):
             return False
@@ -183,7 +183,7 @@ class Worker:
         )
 
     def idle_s(self) -> float:
-        """Return how soon a finished request may be there to commit."""
+        """Return the seconds until a finished request may be ready to commit."""
         now = asyncio.get_running_loop().time()
         waits = [self._commit_in_s(lane, now) for lane in self._lanes.values() if lane.ready]
         if waits or not self.running:
@@ -196,7 +196,7 @@ class Worker:
         return max(0.0, lane.commit_at - now) if is_busy else 0.0
 
     async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
-        """Take records in, start what can run, and return what has finished."""
+        """Take records, start requests that can run, and return the finished ones."""
         if self._failure is not None:
             raise LogError("a request could not be ended") from self._failure
         lane = self._lanes[partition]
@@ -212,12 +212,12 @@ class Worker:
         return TransactionPlan(lane.progress(lane.committing), [effect for _, effect in ready])
 
     def done(self, partition: Partition, work: TransactionPlan) -> None:
-        """Results are visible; their offsets are finished."""
+        """Mark the offsets of visible results as finished."""
         lane = self._lanes[partition]
         lane.committed(work.progress.next_offset)
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
-        """End a request whose result is not taken (too large, say) with a failure that says so."""
+        """End a request whose result Kafka refuses (too large, for example) with a failure."""
         if not isinstance(effect.subject, Task):
             raise LogError(f"{record.topic} refused a record: {error}") from error
         code = "result_refused"
@@ -261,7 +261,7 @@ class Worker:
         return Task(routed, self._streams.open(routed.profile, routed.record.trace_id))
 
     def _cancel(self, request_id: str) -> None:
-        """End a request that a client cancelled, if it waits or runs here."""
+        """End a cancelled request, if it waits or runs here."""
         for waiting in self._waiting.values():
             for lane, task in waiting.drop(lambda entry: entry[1].routed.profile.id == request_id):
                 self._end_cancelled(lane, task)
@@ -276,7 +276,7 @@ class Worker:
         lane.ready.append((task.routed.record.offset, effect))
 
     def _start_waiting(self) -> None:
-        """Start what fits: of each variant, direct work before batch work, tenants in turn."""
+        """Start requests that fit: for each variant, direct before batch work, tenants in turn."""
         if self.is_draining:
             return
         for variant, slots in self._slots.items():

@@ -20,7 +20,7 @@ ENCODINGS = ("float", "base64")
 
 
 class CPUBackend:
-    """Computes each request in a thread; libraries release the interpreter while they do.
+    """Computes each request in a thread; libraries release the interpreter lock meanwhile.
 
     Raises:
         BackendSettingError: the extra ``cpu`` is not installed, or a file can't be read.
@@ -40,14 +40,14 @@ class CPUBackend:
         self._surprises = Surprises(options[0].pool)
 
     async def start(self) -> None:
-        """Nothing to start: models are loaded when the backend is made."""
+        """Do nothing: models are loaded when the backend is created."""
 
     async def stop(self) -> None:
-        """Let the threads end with what they compute."""
+        """Let the threads finish their work."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def probe(self, variant: str) -> None:
-        """Answer at once: what is loaded stays loaded."""
+        """Return at once: loaded models stay loaded."""
 
     async def execute(self, call: Call) -> Outcome:
         """Compute one request. Raises CallError."""
@@ -69,7 +69,7 @@ class CPUBackend:
         return Outcome(answer, usage, started_at, None, self._clock.now(), device_s)
 
     def load(self) -> Load:
-        """Return what is computed or waits for a thread."""
+        """Return the load: requests that are computed or wait for a thread."""
         variants = {
             variant: VariantStatus(
                 running=running,
@@ -81,7 +81,7 @@ class CPUBackend:
         return Load(0.0, variants)
 
     def _try_to_compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
-        """As ``_compute``; whatever else the libraries raise fails this call and no other."""
+        """Run ``_compute``; any other error of the libraries fails only this call."""
         try:
             return self._compute(call, texts)
         except CallError:
@@ -95,7 +95,7 @@ class CPUBackend:
             ) from error
 
     def _compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
-        """Return body, tokens read, and the time it took without the wait for a thread."""
+        """Return body, tokens read, and the computing time without the wait for a thread."""
         began_at = self._clock.now()
         operation = call.profile.operation
         if operation == "embeddings" and self._embedder is not None:

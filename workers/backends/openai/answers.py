@@ -1,4 +1,4 @@
-"""An answer put together again from the chunks that a model server streams."""
+"""Assemble an answer from the chunks that a model server streams."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ CHOICES_MAX = 128
 
 
 def bad_answer(why: str) -> CallError:
-    """Return the error of an answer that can't be used."""
+    """Return the error for an unusable answer."""
     message = f"the server's answer can't be used: {why}"
     return CallError("bad_answer", message, retry="elsewhere", is_pool_fault=True)
 
 
 class Assembled:
-    """The answer of a chat or text completion, as it would have come without streaming."""
+    """The answer of a chat or text completion in its form without streaming."""
 
     def __init__(self, object_name: str) -> None:
         self._object = object_name
@@ -35,10 +35,10 @@ class Assembled:
         """Chunks that held a piece of the reply."""
 
     def add(self, chunk: Any) -> bool:
-        """Take a chunk in; return whether it holds a piece of the reply.
+        """Add a chunk; return whether it holds a piece of the reply.
 
         Raises:
-            CallError: it is no chunk.
+            CallError: it is not a chunk.
         """
         if not isinstance(chunk, dict) or not isinstance(chunk.get("choices", []), list):
             raise bad_answer("a chunk of the stream is no object with choices")
@@ -56,7 +56,7 @@ class Assembled:
         """Return the answer.
 
         Raises:
-            CallError: nothing of it came.
+            CallError: no chunk arrived.
         """
         if not self._choices:
             raise bad_answer("the stream ended without a choice")
@@ -87,10 +87,10 @@ class Assembled:
         return bool(choice.get("text") or any(v for k, v in (delta or {}).items() if k != "role"))
 
     def _merge(self, into: dict[str, Any], piece: dict[str, Any], depth: int) -> None:
-        """Add a delta to what came before: text grows, list items are matched by their index.
+        """Merge a delta: text is appended, list items are matched by their index.
 
         Raises:
-            CallError: it nests too deep.
+            CallError: it is nested too deep.
         """
         if depth > DEPTH_MAX:
             raise bad_answer(f"a chunk nests deeper than {DEPTH_MAX} levels")
@@ -123,7 +123,7 @@ class Assembled:
                 known[index] = item
 
     def _items_of(self, items: list[Any]) -> dict[int, dict[str, Any]]:
-        """Return those that have an index, by it: a search for each would take a server's time."""
+        """Return the items that have an index, by index; a search for each would be too slow."""
         if id(items) not in self._indexed:
             known: dict[int, dict[str, Any]] = {}
             for item in items:
@@ -139,7 +139,7 @@ def _index_of(item: Any) -> int | None:
 
 
 def tokens_by_text(body: dict[str, Any]) -> int:
-    """Return how many tokens an answer has, about, by the length of what it says in its choices."""
+    """Return an answer's approximate number of tokens, by the length of the text of its choices."""
     characters = 0
     for choice in _objects(body.get("choices")):
         message = choice.get("message")
@@ -156,12 +156,12 @@ def _objects(found: Any) -> list[dict[str, Any]]:
 
 
 def usage_of(body: Any, *, input_tokens: int, output_tokens: int) -> Usage:
-    """Return the usage that an answer tells, or what was counted where it does not.
+    """Return the usage that an answer reports, otherwise the counted one.
 
     Args:
-        body: of the answer.
+        body: the answer's body.
         input_tokens: as counted here.
-        output_tokens: likewise.
+        output_tokens: as counted here.
     """
     told = body.get("usage") if isinstance(body, dict) else None
     told = told if isinstance(told, dict) else {}

@@ -64,7 +64,7 @@ class _Answer:
 
 
 class OpenAIBackend:
-    """Runs calls at a server; streams even where the client doesn't, to measure as it comes.
+    """Runs calls at a server; always streams from it, to measure tokens as they come.
 
     Raises:
         BackendSettingError: the key or the authorities can't be read.
@@ -86,18 +86,18 @@ class OpenAIBackend:
         self._surprises = Surprises(options[0].pool)
 
     async def start(self) -> None:
-        """Make the connection pool and begin to read the server's metrics."""
+        """Create the connection pool and begin to read the server's metrics."""
         self._loop = asyncio.get_running_loop()
         await self._server.open()
         self._metrics.start()
 
     async def stop(self) -> None:
-        """Close every connection; calls under way break off."""
+        """Close every connection; running calls are aborted."""
         await self._metrics.stop()
         await self._server.close()
 
     async def probe(self, variant: str) -> None:
-        """Ask for one token, or for what else the model gives. Raises CallError."""
+        """Request one token, or another output of the model. Raises CallError."""
         operations = self._options[variant].operations
         operation = next(name for name in PATHS if name in operations)
         body = PROBES[operation] | {"model": self._served(variant)}
@@ -146,7 +146,7 @@ class OpenAIBackend:
         )
 
     def load(self) -> Load:
-        """Return what runs through this worker, and what the server tells of itself."""
+        """Return the load of this worker's calls and the server's own report."""
         variants = {
             variant: VariantStatus(
                 running=running,
@@ -163,7 +163,7 @@ class OpenAIBackend:
 
     @contextlib.contextmanager
     def _distrusting(self) -> Iterator[None]:
-        """Turn whatever an answer raises that nobody has thought of into a bad answer."""
+        """Turn any unexpected error of an answer into a bad-answer error."""
         try:
             yield
         except (CallError, TimeoutError):
@@ -225,7 +225,7 @@ class OpenAIBackend:
             yield chunk
 
     def _raise_error_of(self, chunk: Any) -> None:
-        """Raise the error that a server tells under status 200, as newer or older vLLM has it."""
+        """Raise the error that a server reports with status 200, in newer or older vLLM's form."""
         if not isinstance(chunk, dict):
             return
         error = chunk if chunk.get("object") == "error" else chunk.get("error")

@@ -27,12 +27,12 @@ _NO_QUOTA = re.compile(r"insufficient_quota|billing", re.IGNORECASE)
 
 
 def classify(status: int, body: Any, headers: Mapping[str, str], now: float) -> CallError:
-    """Return what an answer that is no success means.
+    """Return the error for an unsuccessful answer.
 
     Args:
-        status: of the HTTP answer, or the code of an error inside a stream.
-        body: its JSON, or None where it had none.
-        headers: of the answer.
+        status: status of the HTTP answer, or the code of an error inside a stream.
+        body: its JSON, or None.
+        headers: headers of the answer.
         now: epoch seconds, for a ``Retry-After`` that is a date.
     """
     told = _told(body)
@@ -51,7 +51,7 @@ def classify(status: int, body: Any, headers: Mapping[str, str], now: float) -> 
 
 
 def _passing(status: int, after_s: float | None) -> CallError:
-    """Return that the server has too much to do (429), or is not there for the moment."""
+    """Return the error of a server that is overloaded (429) or temporarily unavailable."""
     is_down = status != HTTPStatus.TOO_MANY_REQUESTS
     return CallError(
         "unavailable" if is_down else "overloaded",
@@ -97,7 +97,7 @@ def _code(status: int) -> str:
 
 
 def _told(body: Any) -> str:
-    """Return what there is to read in an error body, whichever server's form it has."""
+    """Return the readable parts of an error body in any server's form."""
     if not isinstance(body, dict):
         return ""
     error = body.get("error", body)
@@ -111,7 +111,7 @@ def _told(body: Any) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Return how long the server asks to be left alone, in seconds; None where it doesn't.
+    """Return the seconds that the server asks to wait, or None.
 
     Source: RFC 9110, section 10.2.3: seconds, or a date.
     """

@@ -1,4 +1,4 @@
-"""The HTTP side of a model server: one pool of connections, and errors in the worker's words."""
+"""HTTP client of a model server: one pool of connections, and errors as CallError."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class OpenAIServer:
-    """A model server as it is declared. Redirects are not followed, cookies not kept.
+    """A declared model server. Redirects are not followed, cookies not kept.
 
     Raises:
         BackendSettingError: the key or the authorities can't be read.
@@ -38,7 +38,7 @@ class OpenAIServer:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the connection pool; nothing is sent."""
+        """Create the connection pool; nothing is sent."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self._ssl),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -55,12 +55,12 @@ class OpenAIServer:
 
     @contextlib.asynccontextmanager
     async def post(self, path: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and give the answer whose body is still to be read.
+        """Send a request and yield the answer, whose body is still to be read.
 
-        Leaving early closes the connection, which is how a server knows that nobody waits.
+        Leaving early closes the connection, which tells the server that nobody waits.
 
         Raises:
-            CallError: no answer came, or it broke off while it was read.
+            CallError: no answer came, or the connection broke while it was read.
         """
         url = f"{self._base_url}/{path}"
         async with self._opened("POST", url, self._headers, orjson.dumps(body)) as response:
@@ -68,7 +68,7 @@ class OpenAIServer:
 
     @contextlib.asynccontextmanager
     async def get(self, url: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Get a page of the server; as ``post``. The key is not sent."""
+        """Get a page of the server as ``post`` does. The key is not sent."""
         async with self._opened("GET", url, {}, None) as response:
             yield response
 

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 class ServerMetrics:
-    """Follows a server's metrics; ``load`` is the newest, None while there is none."""
+    """Polls a server's metrics; ``load`` is the newest, None while there is none."""
 
     def __init__(self, declared: Declared, server: OpenAIServer) -> None:
         parts = urlsplit(declared.base_url)
@@ -60,11 +60,11 @@ class ServerMetrics:
         self.load: ServerLoad | None = None
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Begin to poll."""
         self._task = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        """Stop following."""
+        """Stop polling."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -100,18 +100,18 @@ class ServerMetrics:
 
 
 def read_load(text: str, names: Mapping[str, str]) -> ServerLoad | None:
-    """Return what a page of Prometheus metrics tells of a server's load.
+    """Return a server's load from a page of Prometheus metrics.
 
-    Where a metric has several series (one per engine or model), counts add up and of the cache the
-    fullest share counts. None where it has none of the metrics.
+    If a metric has several series (one per engine or model), counts add up and the fullest share
+    of the cache counts. None if the page has none of the metrics.
 
     Args:
         text: in the Prometheus exposition format.
-        names: what the server calls ``running``, ``queued`` and ``kv_usage``, where it is not one
-            of those known.
+        names: the server's names for ``running``, ``queued`` and ``kv_usage``, if it is not one of
+            those known.
 
     Raises:
-        ValueError: it is no such page, or has too many series.
+        ValueError: it is not such a page, or has too many series.
     """
     wanted = {
         name: field
@@ -136,8 +136,8 @@ def read_load(text: str, names: Mapping[str, str]) -> ServerLoad | None:
 def _lines_of(page: str, names: Sequence[str]) -> str:
     """Return the lines that begin with one of the names.
 
-    Of a page of thousands a few matter; to parse all, or only to take the page apart, would hold up
-    the worker.
+    Only a few lines of thousands matter; parsing or splitting the whole page would block the
+    worker.
     """
     page = f"\n{page}\n"
     lines, characters = dict[int, str](), 0

@@ -1,4 +1,4 @@
-"""Server-sent events, as a model server streams its answer: bounded, whatever the server sends."""
+"""Server-sent events of a model server's stream, with bounded size whatever the server sends."""
 
 from collections.abc import AsyncIterator
 
@@ -11,7 +11,7 @@ _DATA = b"data:"
 async def read_events(pieces: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[bytes]:
     """Yield the data of each event.
 
-    Source: the event stream format of the HTML standard, whose other fields no server uses here.
+    Source: the event stream format of the HTML standard; no server here uses its other fields.
 
     Args:
         pieces: the body as it comes.
@@ -55,6 +55,6 @@ async def _lines(pieces: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[
 
 
 def too_large(bytes_max: int) -> CallError:
-    """Return the error of an answer that is cut off."""
+    """Return the error for an answer that exceeds its limit."""
     message = f"the server's answer has more than {bytes_max:,} bytes; it was cut off"
     return CallError("answer_too_large", message, retry="elsewhere")

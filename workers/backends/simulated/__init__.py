@@ -1,1 +1,1 @@
-"""The simulated backend: an accelerator by its model, in real time."""
+"""The simulated backend: the model of an accelerator in real time."""

@@ -1,4 +1,4 @@
-"""The simulated accelerator: a device that does not exist, at the pace of its roofline."""
+"""The simulated accelerator: answers at the pace of its roofline."""
 
 import asyncio
 import itertools
@@ -25,7 +25,7 @@ BATCHES_MAX = 4096
 class SimulatedBackend:
     """Continuous batching on each replica of a pool, in real time or ``time_scale`` times faster.
 
-    Answers are well formed and have the right token counts; their text means nothing.
+    Answers are well formed and have the right token counts; their text is meaningless.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class SimulatedBackend:
         clock: Clock,
         usual_tokens: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Take the options of the pool, and by class how long replies usually are, in tokens."""
+        """Take the options of the pool, and the usual reply length by class, in tokens."""
         limits = {o.variant: VariantLimits(o.roofline, o.max_batch) for o in options}
         self._options = {o.variant: o for o in options}
         self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
@@ -52,7 +52,7 @@ class SimulatedBackend:
         self._driver: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to follow the devices."""
+        """Start the driver of the devices."""
         # A time near zero keeps the sums of the model exact.
         self._loop = asyncio.get_running_loop()
         self._began_at = self._loop.time()
@@ -60,7 +60,7 @@ class SimulatedBackend:
         self._driver.add_done_callback(self._fail_waiting)
 
     async def stop(self) -> None:
-        """Stop; calls under way are cancelled."""
+        """Stop; running calls are cancelled."""
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.gather(self._driver, return_exceptions=True)
@@ -68,7 +68,7 @@ class SimulatedBackend:
             future.cancel()
 
     async def execute(self, call: Call) -> Outcome:
-        """Run a request on the replica that suits it best; members of a batch on the same one."""
+        """Run a request on the best replica; members of a batch run on the same one."""
         if self._driver is None or self._driver.done():
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
@@ -111,10 +111,10 @@ class SimulatedBackend:
         )
 
     async def probe(self, variant: str) -> None:
-        """Answer at once: what is simulated never fails of itself."""
+        """Return at once: a simulated server never fails by itself."""
 
     def _replica_for(self, call: Call, input_tokens: int) -> Replica:
-        """Return where to run: a batch is sized for one device, and spread out it costs more."""
+        """Return the replica to run on; a batch is sized for one device, spreading costs more."""
         profile, batch_id = call.profile, call.placement.batch_id
         chosen = None if batch_id is None else self._batches.get(batch_id)
         if chosen is None:
@@ -155,7 +155,7 @@ class SimulatedBackend:
         return Load(backlog_s, variants, ServerLoad(kv_usage=round(kv_usage, 4)))
 
     def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
-        """End every call with the defect that ended the driver; nothing else would."""
+        """Fail every call with the error that ended the driver; nothing else would."""
         failure = None if driver.cancelled() else driver.exception()
         if failure is None:
             return

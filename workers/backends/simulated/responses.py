@@ -1,4 +1,4 @@
-"""Answers of the simulated backend, in the form that an OpenAI-compatible server gives them."""
+"""Answers of the simulated backend, in the form of an OpenAI-compatible server."""
 
 import hashlib
 import math
@@ -16,11 +16,10 @@ def output_tokens(
 ) -> int:
     """Return the length of the simulated reply, in tokens.
 
-    ``metadata.simulate.output_tokens`` says it (for replays of traces whose lengths are known, and
-    which the router must not know), else the client's hint; else it is drawn about what is usual
-    in its class, the same for the same request every time: a length that routers learn from must
-    not come from what they expect. The body's own limit holds in any case. An embedding has no
-    reply to count.
+    ``metadata.simulate.output_tokens`` gives it (for replays of traces with known lengths, which
+    the router must not know), else the client's hint; else it is drawn around the class's usual
+    length, the same for the same request: a length that routers learn from must not come from
+    their estimate. The body's own limit always holds. An embedding has no reply to count.
     """
     if profile.operation == "embeddings":
         return 0
@@ -41,7 +40,7 @@ def _wanted(request: InferenceRequest) -> int | None:
 
 
 def _drawn(request_id: str, expected: int) -> int:
-    """Draw from an exponential about ``expected``, by the request's id instead of chance."""
+    """Draw from an exponential with mean ``expected``, seeded by the request's id."""
     if expected == 0:
         return 0
     digest = hashlib.sha256(request_id.encode()).digest()
@@ -52,7 +51,7 @@ def _drawn(request_id: str, expected: int) -> int:
 def body(
     request: InferenceRequest, profile: Profile, variant: str, tokens: int, created: float
 ) -> dict[str, Any]:
-    """Return the response body for an operation; of an unknown one, that of a completion."""
+    """Return the response body for an operation; for an unknown one, that of a completion."""
     answer = _ANSWERS.get(profile.operation, _completion)(request, variant, tokens)
     usage = {"prompt_tokens": profile.input_tokens, "total_tokens": profile.input_tokens + tokens}
     if profile.operation != "embeddings":
@@ -98,7 +97,7 @@ def _embeddings(request: InferenceRequest, _variant: str, _tokens: int) -> dict[
 
 
 def _count_inputs(request: InferenceRequest) -> int:
-    """Return how many inputs there are: a list of numbers is one, given as its token ids."""
+    """Return the number of inputs; a list of numbers is one input, given as token ids."""
     inputs = request.body.get("input")
     if not isinstance(inputs, list) or not inputs or isinstance(inputs[0], int):
         return 1
@@ -106,7 +105,7 @@ def _count_inputs(request: InferenceRequest) -> int:
 
 
 def _vector(seed: str) -> list[float]:
-    """Return a unit vector that depends on the seed alone."""
+    """Return a unit vector that depends only on the seed."""
     stretched = hashlib.shake_256(seed.encode()).digest(EMBEDDING_DIMENSIONS)
     raw = [byte - 127.5 for byte in stretched]
     norm = math.sqrt(sum(value * value for value in raw))
