@@ -1,4 +1,4 @@
-"""Tags: what can be known of a request before it is placed, and how it is known."""
+"""Tags: properties of a request known before placement, with their sources."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,14 +41,14 @@ class UnservableError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A request as placement sees it, and where each fact about it comes from."""
+    """A request as placement sees it, and the source of each fact about it."""
 
     profile: Profile
     tags: dict[str, Tag]
 
 
 def operation_of(url: str) -> str:
-    """Return the operation of an OpenAI-style URL; of an unknown one, its path after /v1/."""
+    """Return the operation of an OpenAI-style URL; for an unknown one, its path after /v1/."""
     return _OPERATIONS.get(url, url.removeprefix("/v1/"))
 
 
@@ -62,16 +62,16 @@ def tag(
     count: CountTokens | None = None,
     lengths: Lengths | None = None,
 ) -> Tagged:
-    """Return what the router knows of a request.
+    """Return the router's knowledge of a request.
 
     Args:
         request: as parsed from the ingest topic.
         policy: the policy in force.
-        received_at: the record's timestamp, epoch seconds; when the request says no other time.
+        received_at: the record's timestamp, epoch seconds; used if the request gives no time.
         now: epoch seconds.
-        ingest_partition: the partition it came on, whose direct lanes it is bound to.
-        count: of a text's tokens, by the model's own tokenizer; by length where None.
-        lengths: of replies as seen; what the policy expects where None.
+        ingest_partition: its ingest partition, whose direct lanes it is bound to.
+        count: counts a text's tokens by the model's own tokenizer; None: by length.
+        lengths: reply lengths seen; None: the policy's expectation.
 
     Raises:
         UnservableError: an unknown class or data class.
@@ -205,7 +205,7 @@ def _output_tokens(
     operation: str,
     lengths: Lengths | None,
 ) -> tuple[Tag, int | None]:
-    """Return the expected length, and the high one where replies like it were seen."""
+    """Return the expected length, and the high one if similar replies were seen."""
     if request.hints.output_tokens is not None:
         return Tag(request.hints.output_tokens, "client", 1.0), None
     if operation in _NO_OUTPUT:

@@ -1,1 +1,1 @@
-"""The state of the fleet: what heartbeats tell, and the load of each candidate by it."""
+"""The state of the fleet from heartbeats, and the load of each candidate."""

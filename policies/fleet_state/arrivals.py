@@ -20,13 +20,13 @@ class Arrivals:
         self._seen: BoundedDict[str, tuple[float, float]] = BoundedDict(GROUPS_MAX)
 
     def under(self, prior_per_s: float) -> "Arrivals":
-        """Return these arrivals with another prior; what was seen is the same for both."""
+        """Return these arrivals with another prior; both share the observations."""
         found = Arrivals(prior_per_s, self._memory_s)
         found._seen = self._seen
         return found
 
     def observe(self, group: str, now: float) -> None:
-        """Count one arrival. Time that goes backwards counts as standing still."""
+        """Count one arrival. Time that goes backwards counts as zero."""
         rate, last = self._seen.get(group, (self._prior_per_s, now))
         if now - last > FORGET_S:
             rate, last = self._prior_per_s, now

@@ -1,7 +1,7 @@
-"""Standings: how an option stands, all that an estimate needs of its pool's load, found once.
+"""Standings: the state of an option that estimates need from its pool's load, computed once.
 
-A router asks for the estimate of every candidate of every request, and the load of a pool changes
-with its heartbeats and with what is sent there only.
+A router estimates every candidate of every request, but a pool's load changes only with its
+heartbeats and with work sent to it.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ SUSTAINED = 0.5
 
 
 class Learned(NamedTuple):
-    """What past executions of a variant tell. A tuple, because each decision records it.
+    """Values learned from a variant's past executions. A tuple, because each decision records it.
 
-    Errors are those of promises, None before enough were seen; ``reuse`` is the share of a
+    Errors are those of promises, None until enough were seen; ``reuse`` is the share of a
     session's earlier tokens that its next turn finds in the cache.
     """
 
@@ -38,14 +38,14 @@ NOTHING = Learned()
 
 
 class _Standings:
-    """What is found from a load, kept beside it: not one of the fields that a decision records."""
+    """Standings cached beside a load; not one of the fields that a decision records."""
 
     __slots__ = ("_standings",)
 
     _standings: "dict[str, Standing]"
 
     def has_changed(self) -> None:
-        """Forget what was found; for whoever has changed a field."""
+        """Drop cached standings; callers that change a field must call this."""
         self._standings = {}
 
 
@@ -55,8 +55,8 @@ class PoolLoad(_Standings):
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
-    ``kv_usage`` is the share of KV memory that is taken or waited for, 0 where no server tells.
-    ``learned`` by variant and ``failure_rate`` come from what was executed, absent before.
+    ``kv_usage`` is the share of KV memory that is taken or waited for, 0 if no server reports it.
+    ``learned`` by variant and ``failure_rate`` come from executed work, absent before any.
     """
 
     workers: int = 0
@@ -75,30 +75,30 @@ class PoolLoad(_Standings):
         self.has_changed()
 
     def standing(self, option: Option) -> "Standing":
-        """Return how an option of the pool stands; the same until the load changes."""
+        """Return the standing of the pool's option; the same until the load changes."""
         found = self._standings.get(option.variant)
         if found is None or found.option is not option:
             found = self._standings[option.variant] = standing_of(option, self)
         return found
 
     def copied(self) -> "PoolLoad":
-        """Return a load that stays as this one is now."""
+        """Return a copy of the current load."""
         return replace(self, running_by_variant=dict(self.running_by_variant))
 
     def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
-        """Return why nothing should be sent to a variant now, though time may help; else None."""
+        """Return the temporary reason to send nothing to a variant now, or None."""
         if not self.workers:
             return "pool_unavailable"
         return "circuit_open" if variant in self.failing else None
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs or waits in the pool."""
+        """True if nothing runs or waits in the pool."""
         return not any(self.running_by_variant.values())
 
 
 class DecodeStep(NamedTuple):
-    """A decode step of so many sequences, without their contexts: seconds of compute and memory."""
+    """A decode step of several sequences, without their contexts: seconds of compute and memory."""
 
     sequences: int
     compute_s: float
@@ -106,14 +106,13 @@ class DecodeStep(NamedTuple):
 
 
 class Paid(NamedTuple):
-    """What a member pays of each decode step.
+    """A member's share of each decode step.
 
     Attributes:
-        woken: the members' share of a whole step, because nothing of the variant runs; 0 where
-            something does.
-        sharers: who share a step: the members, or all that run with them.
-        base_s: what of a step is streamed anyway, where something of the variant runs.
-        sustained_s: what the member pays of that.
+        woken: the members' share of a whole step if nothing of the variant runs, else 0.
+        sharers: sequences that share a step: the members, or all that run with them.
+        base_s: part of a step that is streamed anyway, if something of the variant runs.
+        sustained_s: the member's share of that.
     """
 
     woken: float
@@ -123,20 +122,20 @@ class Paid(NamedTuple):
 
 
 class EstimateTerms(NamedTuple):
-    """All that an estimate needs of a standing for so many members. Times in seconds.
+    """Terms of a standing for estimates of a given number of members. Times in seconds.
 
-    They are the same for every request until the pool's load changes, and a router asks for every
-    candidate of every request.
+    They are the same for every request until the pool's load changes; a router needs them for
+    every candidate of every request.
 
     Attributes:
         roofline: token, pair, weights, key and value, untouched share, overhead.
         spread: a step of the sequences on one replica, if the pool spreads its work evenly.
-        gathered: likewise if it gathers them.
-        paid: what a member pays of a step.
+        gathered: the same if the pool gathers them.
+        paid: a member's share of a step.
         ahead: sequences that must end before there is a place.
-        memory: the share of the pool's KV memory that is missing, below 0 what is free, before
-            these members come; the share that they need for each token of theirs.
-        rate: measured speed over predicted, the same times that of the clock, price per second.
+        memory: the share of the pool's KV memory that is missing (negative: free) before these
+            members come; the share that they need per token.
+        rate: measured speed over predicted, that times the clock's speed, price per second.
     """
 
     roofline: tuple[float, float, float, float, float, float]
@@ -150,22 +149,22 @@ class EstimateTerms(NamedTuple):
 
 @dataclass(slots=True)
 class Standing:
-    """How one option stands under one load. Times in seconds.
+    """The state of one option under one load. Times in seconds.
 
     Attributes:
-        option: whose standing.
-        obstacle: why nothing should be sent there now; None if something may be.
+        option: the option.
+        obstacle: reason to send nothing there now, or None.
         is_idle: whether nothing runs or waits in its pool.
         running: sequences of the variant that run or wait.
-        replicas: of all live workers.
+        replicas: replicas of all live workers.
         slots: places of all replicas.
         speed: measured speed over predicted.
-        pace: the same, times that of the backend's clock.
+        pace: ``speed`` times the speed of the backend's clock.
         backlog_s: device time before a request can start.
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
-        learned: what past executions of the variant tell.
-        kv_usage: share of the pool's KV memory that is taken, waiting work included if told.
+        learned: values learned from the variant's past executions.
+        kv_usage: share of the pool's KV memory that is taken, with waiting work if reported.
         fullness: share of the variant's places that is taken, waiting work included, or of the
             KV memory if that is more.
     """
@@ -189,20 +188,20 @@ class Standing:
     )
 
     def terms(self, members: int, fills_gaps: bool) -> EstimateTerms:
-        """Return what an estimate needs to know, for so many members that come together.
+        """Return the terms of an estimate for this many members that come together.
 
-        The device time that a decode step of one member adds is marginal. Work gathers on few
-        replicas of a pool (`policies.hardware.replica`). Where the variant decodes already, the
-        weights are streamed anyway, and a sequence more adds its own tokens. But the streaming goes
-        on because sequences keep coming, so it sustains a share of it; else pools that decode a
-        little each would look equally cheap and hold each other up. As the pool fills, it takes a
-        place from later ones, who will need another replica: at least that share of a full step. A
-        replica that is busy with other variants would be busy without this one too, for part of the
-        time. An idle one is woken for these members.
+        The device time is marginal: what a decode step of one member adds. Work gathers on few
+        replicas of a pool (`policies.hardware.replica`). If the variant decodes already, the
+        weights are streamed anyway, and another sequence adds its own tokens. But the streaming
+        continues because sequences keep coming, so the member sustains a share of it; otherwise
+        pools that decode a little each would look equally cheap and keep each other busy. As the
+        pool fills, it takes a place from later ones, which will need another replica: at least
+        that share of a full step. A replica busy with other variants would be busy without this
+        one too, part of the time. An idle one is woken for these members.
 
         Args:
             members: like requests that come together.
-            fills_gaps: they wait for room, and take places that nobody else wants.
+            fills_gaps: they wait for room and take only unused places.
         """
         key = (members, fills_gaps)
         found = self._terms.get(key)
@@ -247,7 +246,7 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
 
 
 def standing_of(option: Option, load: PoolLoad) -> Standing:
-    """Return how the option stands under this load of its pool."""
+    """Return the standing of the option under this load of its pool."""
     running = load.running_by_variant.get(option.variant, 0)
     replicas = max(1, load.workers) * option.replicas
     slots = option.max_batch * replicas
@@ -287,6 +286,6 @@ _NOBODY = PoolLoad()
 
 
 def standing_in(loads: Mapping[str, PoolLoad], option: Option) -> Standing:
-    """Return how an option stands under the loads of some pools, by name; one without has none."""
+    """Return an option's standing under loads by pool name; a missing pool has no load."""
     load = loads.get(option.pool)
     return standing_of(option, _NOBODY) if load is None else load.standing(option)

@@ -1,4 +1,4 @@
-"""Pooling: what the workers of a pool have measured, each for itself, as one."""
+"""Pooling: combine the measurements of a pool's workers."""
 
 from collections.abc import Sequence
 from math import exp, fsum, log
@@ -9,15 +9,14 @@ rest is what was taken for true before anything was."""
 
 
 def pooled(told: Sequence[Told], before: float) -> float:
-    """Return the mean of what the workers measured; those that measured little count for little.
+    """Return the mean of the workers' measurements, weighted by how much each has measured.
 
-    A pool that is scaled up knows as much as it did: what its new workers start with is no
-    knowledge. Where all of them together have not measured what one could know, the rest is what
-    was taken for true before.
+    A pool that is scaled up keeps its knowledge: the initial values of new workers don't count. If
+    all workers together have measured less than one can know, the prior fills the rest.
 
     Args:
-        told: of each worker, at least one.
-        before: what each of them started with.
+        told: each worker's measurement, at least one.
+        before: the prior that each worker started with.
     """
     if len(told) == 1:
         return told[0][0]
@@ -26,14 +25,14 @@ def pooled(told: Sequence[Told], before: float) -> float:
 
 
 def pooled_share(told: Sequence[Told], before: float) -> float:
-    """Return the same of shares, 0 to 1 though heartbeats round what they tell."""
+    """Return the weighted mean of shares, kept within 0 to 1 since heartbeats round."""
     return min(1.0, max(0.0, pooled(told, before)))
 
 
 def pooled_speed(told: Sequence[Told]) -> float | None:
-    """Return the same of speeds, which are means in the log; None where nothing was measured.
+    """Return the weighted mean of speeds in the log; None if nothing was measured.
 
-    A speed that can't be is not believed.
+    An impossible speed is ignored.
     """
     believed = [each for each in told if each[0] > 0]
     if not known_of(believed):
@@ -44,5 +43,5 @@ def pooled_speed(told: Sequence[Told]) -> float | None:
 
 
 def known_of(told: Sequence[Told]) -> float:
-    """Return how much was measured by all, in units of what one worker can know."""
+    """Return how much all workers measured, in units of what one worker can know."""
     return fsum(min(1.0, max(0.0, known)) for _, known in told)

@@ -1,4 +1,4 @@
-"""Sessions: where a conversation was served last, and what of it may still be cached there."""
+"""Sessions: a conversation's last pool, and the tokens that may still be cached there."""
 
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ class _Turn:
 
 
 class Sessions:
-    """Which pool has a session's keys and values, as far as this router has sent it there."""
+    """The pool with each session's keys and values, as far as this router has placed it."""
 
     def __init__(self) -> None:
         self._turns: BoundedDict[tuple[str, str, str], _Turn] = BoundedDict(SESSIONS_MAX)
 
     def remember(self, profile: Profile, option: Option, now: float) -> None:
-        """Note that a request went to an option; one without a session leaves no trace."""
+        """Record that a request went to an option; ignored without a session."""
         if profile.session is None:
             return
         key = _key(profile, profile.session)
@@ -35,7 +35,7 @@ class Sessions:
         self._turns.put(key, _Turn(option.pool, option.variant, tokens, now))
 
     def credit(self, profile: Profile, now: float) -> "Credit | None":
-        """Return what of the prompt may be cached, and where; None where nothing is."""
+        """Return the prompt tokens that may be cached, and where; None if there are none."""
         if profile.session is None:
             return None
         turn = self._turns.get(_key(profile, profile.session))
@@ -48,7 +48,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Tokens of a prompt that are cached at a pool and variant, if it keeps what it computed."""
+    """Prompt tokens cached at a pool and variant, if it keeps its computed tokens."""
 
     pool: str
     variant: str

@@ -1,4 +1,4 @@
-"""The fleet view: what is known of each pool's load at this moment."""
+"""The fleet view: the current knowledge of each pool's load."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -27,7 +27,7 @@ _NOBODY = PoolLoad()
 class FleetView:
     """The newest heartbeat of each worker, and the work sent since.
 
-    ``version`` grows by one with each change, so that a decision can name the view it saw.
+    ``version`` grows by one with each change, so that a decision can name its view.
     """
 
     def __init__(self, options: Options) -> None:
@@ -39,15 +39,15 @@ class FleetView:
         self.version = 0
 
     def report(self, status: PoolStatus) -> None:
-        """Take a heartbeat in. One of a pool that the fleet doesn't have counts once it has it."""
+        """Record a heartbeat. One of an unknown pool counts once the fleet has that pool."""
         self._reports.setdefault(status.pool, {})[status.instance] = status
         self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
         self._refresh(status.pool)
 
     def under(self, options: Options) -> "FleetView":
-        """Return what is known as a view of another fleet; this one stays as it is.
+        """Return this view under another fleet; this one stays unchanged.
 
-        Reply lengths and sessions are the same whatever the fleet, and both views go on with them.
+        Reply lengths and sessions don't depend on the fleet; both views share them.
         """
         if options is self._options:
             return self
@@ -70,11 +70,11 @@ class FleetView:
                 self._refresh(pool)
 
     def load(self, pool: str) -> PoolLoad:
-        """Return a pool's load; one without workers has none."""
+        """Return a pool's load; empty without workers."""
         return self._loads.get(pool, _NOBODY)
 
     def standing(self, option: Option) -> Standing:
-        """Return how an option stands; the same until the load of its pool changes."""
+        """Return an option's standing; the same until the load of its pool changes."""
         return standing_in(self._loads, option)
 
     def reports(self, pool: str) -> Sequence[PoolStatus]:
@@ -86,13 +86,13 @@ class FleetView:
         return self._loads
 
     def add_sent(self, option: Option, device_s: float, count: int = 1, tokens: int = 0) -> None:
-        """Count work sent to a pool until its next heartbeat tells of it.
+        """Count work sent to a pool until its next heartbeat includes it.
 
         Args:
-            option: where it went.
+            option: its target.
             device_s: device time before a later request can start, in seconds.
-            count: requests.
-            tokens: of KV memory that they all need, prompts and replies.
+            count: number of requests.
+            tokens: tokens of KV memory that they need together, prompts and replies.
         """
         load = self._loads.get(option.pool)
         if load is None:
@@ -150,7 +150,7 @@ def _worker(pool: str, instance: str) -> str:
 
 
 def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
-    """Return of each variant the means of what the workers have learned, if anything."""
+    """Return for each variant the means of the workers' learned values, if any."""
     told: dict[str, list[VariantStatus]] = {}
     for status in reports:
         for variant, each in status.variants.items():
@@ -179,12 +179,12 @@ def _failing(reports: Sequence[PoolStatus]) -> frozenset[str]:
 
 
 def is_live(status: PoolStatus, now: float) -> bool:
-    """Tell whether a worker still reports."""
+    """Return True if a worker still reports."""
     return status.state != "down" and now - status.at <= MISSED_BEATS_MAX * status.interval_s
 
 
 def live_view(options: Options, statuses: Iterable[PoolStatus]) -> FleetView:
-    """Return a view made of these heartbeats."""
+    """Return a view of these heartbeats."""
     view = FleetView(options)
     for status in statuses:
         view.report(status)
@@ -192,7 +192,7 @@ def live_view(options: Options, statuses: Iterable[PoolStatus]) -> FleetView:
 
 
 def idle_view(options: Options, now: float) -> FleetView:
-    """Return the view of a fleet in which every pool lives and nothing runs."""
+    """Return the view of a fleet whose pools are all live and idle."""
     return live_view(
         options,
         (

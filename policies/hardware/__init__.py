@@ -1,1 +1,1 @@
-"""Hardware: what a request takes on an accelerator, by roofline and by iteration."""
+"""Hardware: a request's time on an accelerator, by roofline and by iteration."""

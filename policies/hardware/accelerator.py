@@ -1,7 +1,7 @@
 """One replica that serves by continuous batching, in virtual time.
 
-The model is a function of the calls made to it: it holds no clock, and the caller passes the time.
-So the simulated backend can follow it in real time and a backtest can race through a trace.
+The model depends only on its calls: it holds no clock, and the caller passes the time. So the
+simulated backend can follow it in real time and a backtest can run faster than real time.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Accelerator:
     told apart. The shares of all jobs sum to `busy_s`.
 
     Times are seconds from any origin; one near zero keeps the sums exact. A time before the last
-    one seen counts as the last one seen. What happens does not depend on how often `advance` and
+    one seen counts as the last one seen. Events do not depend on how often `advance` and
     `next_event_at` are called.
 
     Raises:
@@ -127,12 +127,12 @@ class Accelerator:
             self._cut()
 
     def cancel(self, job_id: str, now: float) -> bool:
-        """Take a job out: at once while it waits, else when the iteration under way ends.
+        """Remove a job: at once while it waits, else at the end of the current iteration.
 
         A `Cancelled` event says when; a job that completes in that iteration stays completed.
 
         Returns:
-            Whether the job was still here.
+            Whether the job was still unfinished.
         """
         self._run_until(now)
         state = self._jobs.get(job_id)
@@ -146,15 +146,15 @@ class Accelerator:
         return True
 
     def advance(self, now: float) -> list[Event]:
-        """Everything that happened up to `now` and was not yet told, in order of time."""
+        """Return all events up to `now` that were not yet returned, in order of time."""
         self._run_until(now)
         events, self._events = self._events, []
         return events
 
     def next_event_at(self) -> float | None:
-        """The earliest time at which `advance` may have something; None when idle.
+        """Return the earliest time at which `advance` may have an event; None when idle.
 
-        Some iterations end without an event (a chunk of a long prompt): then ask again.
+        Some iterations end without an event (a chunk of a long prompt): then call again.
         """
         if self._events:
             return self._now
@@ -180,35 +180,35 @@ class Accelerator:
         return sum(len(lane.queue) for lane in self._lanes)
 
     def running_of(self, variant: str) -> int:
-        """Admitted sequences of one variant."""
+        """Return the admitted sequences of one variant."""
         return self._lane_of[variant].running
 
     def queued_of(self, variant: str) -> int:
-        """Jobs of one variant that wait for admission."""
+        """Return the jobs of one variant that wait for admission."""
         return len(self._lane_of[variant].queue)
 
     def jobs_of(self, variant: str) -> int:
-        """Jobs of one variant, running or waiting."""
+        """Return the jobs of one variant, running or waiting."""
         lane = self._lane_of[variant]
         return lane.running + len(lane.queue)
 
     def max_batch_of(self, variant: str) -> int:
-        """Return how many sequences of a variant may run together."""
+        """Return the most sequences of a variant that may run together."""
         return self._lane_of[variant].max_batch
 
     @property
     def is_idle(self) -> bool:
-        """Whether no job runs or waits."""
+        """True if no job runs or waits."""
         return not self._jobs
 
     def round_s(self, joining: str | None = None, context_tokens: int = 0) -> float:
-        """Seconds of one decode iteration of each variant with work: variants take turns.
+        """Return seconds of one decode iteration of each variant with work: variants take turns.
 
         Jobs that wait or are in prefill count as if they decoded already.
 
         Args:
             joining: a variant that gets one more sequence.
-            context_tokens: of that sequence.
+            context_tokens: context of that sequence.
         """
         total_s = 0.0
         joined = self._lane_of[joining] if joining is not None else None
@@ -224,7 +224,7 @@ class Accelerator:
         return total_s
 
     def has_room(self, variant: str, tokens: int) -> bool:
-        """Tell whether a job of ``tokens``, input and output, would be admitted at once."""
+        """Return True if a job of ``tokens``, input and output, would be admitted at once."""
         lane = self._lane_of[variant]
         if lane.running + len(lane.queue) >= lane.max_batch:
             return False
@@ -232,18 +232,18 @@ class Accelerator:
 
     @property
     def kv_free_bytes(self) -> float:
-        """KV memory that no job needs, whether it runs or waits."""
+        """KV memory that no running or waiting job needs."""
         waiting_bytes = sum(state.kv_bytes for each in self._lanes for _, state in each.queue)
         return self._kv_capacity_bytes - self._kv_used_bytes() - waiting_bytes
 
     @property
     def kv_wanted(self) -> float:
-        """The share of the KV memory that what runs or waits needs; more than 1 has to wait."""
+        """Share of the KV memory that running and waiting jobs need; more than 1 has to wait."""
         return 1.0 - self.kv_free_bytes / self._kv_capacity_bytes
 
     @property
     def decoded(self) -> tuple[int, int]:
-        """Decode steps so far, and the tokens that they yielded."""
+        """Decode steps so far, and their output tokens."""
         return sum(lane.steps for lane in self._lanes), sum(lane.tokens for lane in self._lanes)
 
     @property
@@ -268,7 +268,7 @@ class Accelerator:
             self._settle(self._run)
 
     def _plan(self) -> IterationRun | None:
-        """The next iterations, as many as pass without an admission, a prefill or a finish."""
+        """Return the next iterations up to an admission, a prefill or a finish."""
         decoding: list[VariantQueue] = []
         for lane in self._lanes[self._turn :] + self._lanes[: self._turn]:
             if lane.prefilling or self._can_admit(lane):
@@ -312,7 +312,7 @@ class Accelerator:
         return IterationRun([lane], 1, self._free_at, chunks, admitted)
 
     def _cut(self) -> None:
-        """Let the run end with the iteration under way, so that the next can be another."""
+        """End the run with the current iteration, so that the next can differ."""
         run = self._run
         if run is None:
             return
@@ -325,7 +325,7 @@ class Accelerator:
         self._run = None
 
     def _settle(self, run: IterationRun) -> None:
-        """Book a run that has ended."""
+        """Account for a run that has ended."""
         self._run = None
         self._free_at = run.ends_at
         self._busy_s += run.elapsed_s

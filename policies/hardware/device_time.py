@@ -2,12 +2,12 @@
 
 
 class DeviceShare:
-    """Divides the time of replicas evenly among what runs on them.
+    """Divides the time of replicas evenly among their running requests.
 
-    A server doesn't tell what it spends on whom. While more requests run than there are replicas,
+    A server doesn't report the time per request. While more requests run than there are replicas,
     each is charged its share of the time; one that has a replica to itself is charged all of it.
-    So a share also tells how many there were, on the mean, while one ran. Times are seconds from
-    any origin that doesn't jump.
+    So a share also gives the mean number of requests while one ran. Times are seconds from any
+    origin that doesn't jump.
     """
 
     def __init__(self, replicas: int) -> None:
@@ -28,7 +28,7 @@ class DeviceShare:
         return self._charged_s
 
     def end(self, mark: float, now: float) -> float:
-        """Count it as ended; return the device time to charge it, in seconds."""
+        """Count the request as ended; return its device time to charge, in seconds."""
         self._advance(now)
         self._running -= 1
         return self._charged_s - mark

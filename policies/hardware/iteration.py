@@ -11,7 +11,7 @@ from policies.hardware.roofline import Roofline
 
 @dataclass(frozen=True, slots=True)
 class VariantLimits:
-    """A model variant resident on a replica, and how many of its sequences may run together."""
+    """A model variant resident on a replica, and the most of its sequences that run together."""
 
     roofline: Roofline
     max_batch: int
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """The iteration that ended a job's prefill is over: output token 1 is there."""
+    """The iteration that finished a job's prefill has ended: output token 1 is available."""
 
     id: str
     at: float
@@ -69,7 +69,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A job was taken out and its memory is free; `device_s` had been spent on it."""
+    """A job was removed and its memory is free; `device_s` was spent on it."""
 
     id: str
     at: float
@@ -89,7 +89,7 @@ Event = FirstToken | Completion | Cancelled | Refused
 
 
 class JobState:
-    """A job on its way: waiting, in prefill, or decoding."""
+    """An unfinished job: waiting, in prefill, or decoding."""
 
     __slots__ = (
         "admitted",
@@ -129,8 +129,8 @@ class JobState:
 class VariantQueue:
     """The jobs of one variant on a replica.
 
-    A decode step touches no job: sequences join at one count of steps and leave at another, and
-    what each owes of the device's time is the growth of `sequence_s` between the two.
+    A decode step updates no job: sequences join at one count of steps and leave at another, and
+    each one's share of device time is the growth of `sequence_s` between the two.
     """
 
     index: int
@@ -152,7 +152,7 @@ class VariantQueue:
 
     @property
     def head(self) -> JobState | None:
-        """The next job to admit, where a place in the batch is free."""
+        """The next job to admit, if a place in the batch is free."""
         return self.queue[0][1] if self.queue and self.running < self.max_batch else None
 
     @property
@@ -161,11 +161,11 @@ class VariantQueue:
         return self.decoding[0][0] - self.steps
 
     def decode_s(self, steps: int) -> float:
-        """Seconds of the next decode steps of all decoding sequences."""
+        """Return the seconds of the next decode steps of all decoding sequences."""
         return self.roofline.decode_run_s(len(self.decoding), self.context_tokens, steps)
 
     def mixed_s(self, chunks: "list[Chunk]") -> float:
-        """Seconds of one iteration that computes `chunks` of prompts beside the decodes."""
+        """Return seconds of one iteration that computes `chunks` of prompts beside decodes."""
         tokens, kv_tokens = len(self.decoding), self.context_tokens
         pairs = float(kv_tokens)
         for state, chunk_tokens in chunks:
@@ -194,14 +194,14 @@ class VariantQueue:
         self.wait(state)
 
     def decode(self, steps: int, sequence_s: float) -> None:
-        """Let each decoding sequence go on by `steps` tokens for `sequence_s` of device time."""
+        """Advance each decoding sequence by `steps` tokens for `sequence_s` of device time."""
         self.steps += steps
         self.tokens += steps * len(self.decoding)
         self.context_tokens += steps * len(self.decoding)
         self.sequence_s += sequence_s
 
     def start_decoding(self, state: JobState) -> None:
-        """Move a job on from prefill, which has yielded its first output token."""
+        """Move a job from prefill, which has yielded its first output token, to decoding."""
         if not self.decoding:
             self.sequence_s = 0.0  # a short sum is an exact one
         self.prefilling.remove(state)
@@ -211,14 +211,14 @@ class VariantQueue:
         heappush(self.decoding, (state.finish_step, state.key[1], state))
 
     def finish(self) -> Iterator[JobState]:
-        """Take out the sequences that have decoded their last token."""
+        """Remove the sequences that have decoded their last token."""
         while self.decoding and self.steps_to_finish <= 0:
             state = heappop(self.decoding)[2]
             self._stop_decoding(state)
             yield state
 
     def remove(self, state: JobState) -> None:
-        """Take a job out, wherever it stands, and free its memory."""
+        """Remove a job in any state, and free its memory."""
         if not state.admitted:
             self.queue = [entry for entry in self.queue if entry[1] is not state]
             heapify(self.queue)
@@ -242,7 +242,7 @@ Chunk = tuple[JobState, int]  # prompt tokens of a job that one iteration comput
 
 @dataclass(slots=True)
 class IterationRun:
-    """Iterations of a replica that can be computed in one go, as nothing happens before their end.
+    """Iterations of a replica that are computed together, since no event occurs before their end.
 
     The lanes take turns, one iteration each. A run with `chunks` is a single iteration.
     """
@@ -259,12 +259,12 @@ class IterationRun:
         self._measure()
 
     def steps_of(self, position: int, iterations: int) -> int:
-        """How many of the first `iterations` belong to the lane at `position`."""
+        """Return how many of the first `iterations` belong to the lane at `position`."""
         rounds, rest = divmod(iterations, len(self.lanes))
         return rounds + (position < rest)
 
     def shorten(self, now: float) -> None:
-        """End with the iteration that is under way at `now`."""
+        """End with the iteration that runs at `now`."""
         if not self.chunks:
             self.iterations = 1 + bisect_left(
                 range(1, self.iterations), now, key=lambda n: self.started_at + self._decode_s(n)

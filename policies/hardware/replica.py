@@ -1,4 +1,4 @@
-"""A replica as its pool sees it, and the choice among the replicas of a pool."""
+"""A replica of a pool, and the choice among a pool's replicas."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ OWN_REPLICA_SHARE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a request needs of a replica. Times in seconds, None where there is no such SLO."""
+    """A request's needs of a replica. Times in seconds, None if there is no such SLO."""
 
     variant: str
     input_tokens: int
@@ -50,13 +50,13 @@ class _Prompts:
             self.long_s += sign * self.roofline.prefill_s(tokens)
 
     def seconds(self) -> float:
-        """Return the time they take: short ones share chunks, long ones attend to themselves."""
+        """Return their time: short prompts share chunks, long ones attend to themselves."""
         return (self.long_s if self.long_tokens else 0.0) + _chunked_s(
             self.roofline, self.short_tokens
         )
 
     def chunks(self) -> int:
-        """Return the iterations they take."""
+        """Return their number of iterations."""
         return -(-(self.short_tokens + self.long_tokens) // PREFILL_CHUNK_TOKENS)
 
 
@@ -68,7 +68,7 @@ def _chunked_s(roofline: Roofline, tokens: int) -> float:
 
 @dataclass(eq=False, slots=True, init=False)
 class Replica:
-    """An accelerator, with what its scheduler remembers of the jobs on it."""
+    """An accelerator with its scheduler's state of the jobs on it."""
 
     accelerator: Accelerator
     prefixes: PrefixCache | None
@@ -110,20 +110,20 @@ class Replica:
             self.prefixes.shrink(self.accelerator.kv_free_bytes)
 
     def cached_tokens(self, variant: str, session: str | None) -> int:
-        """Return how many tokens of a session the replica still has."""
+        """Return the number of a session's tokens that the replica still has."""
         if self.prefixes is None or session is None:
             return 0
         return self.prefixes.tokens((session, variant))
 
     def keep(self, variant: str, session: str | None, tokens: int) -> None:
-        """Keep what a finished job of a session has computed, as far as there is room."""
+        """Keep the computed tokens of a session's finished job, as far as there is room."""
         if self.prefixes is not None and session is not None:
             kv_bytes = tokens * self._prompts[variant].roofline.kv_bytes_per_token
             free_bytes = self.accelerator.kv_free_bytes
             self.prefixes.keep((session, variant), tokens, kv_bytes, free_bytes)
 
     def advance(self, now: float) -> list[Event]:
-        """Return what happened up to ``now`` and was not yet told."""
+        """Return all events up to ``now`` that were not yet returned."""
         events = self.accelerator.advance(now)
         for event in events:
             job = self._waiting.pop(event.id, None)
@@ -138,7 +138,7 @@ class Replica:
         return events
 
     def can_take(self, ask: Ask, now: float) -> bool:
-        """Tell whether the request, and what runs here already, would meet their SLOs."""
+        """Return True if the request and the running ones would meet their SLOs."""
         accelerator = self.accelerator
         if accelerator.is_idle:
             return True
@@ -158,7 +158,7 @@ class Replica:
         return self._ttft_s(ask, round_s) <= TTFT_SHARE * ask.ttft_left_s
 
     def _ttft_s(self, ask: Ask, round_s: float) -> float:
-        """Return the time to the request's first token: each chunk waits for all lanes' turns."""
+        """Return the time to the first token; each chunk waits for a turn of all lanes."""
         own = self._prompts[ask.variant]
         chunks = -(-(own.short_tokens + own.long_tokens + ask.input_tokens) // PREFILL_CHUNK_TOKENS)
         total_s = chunks * round_s + own.seconds() + own.roofline.prefill_s(ask.input_tokens)
@@ -182,10 +182,10 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
     Work gathers: a replica that decodes the variant already takes one more sequence for the price
     of its own tokens, one that is busy with another streams that variant's weights as well, and an
     idle one runs for it alone. So the fullest of the first kind that still meets every SLO on it
-    is chosen, then of the second, then an idle one. Where a variant's sequences would fill a
-    replica, the idle one comes before the mixed one: shared by many variants, every step of each
-    waits for those of the others. A busy replica that has the session's keys and values comes
-    before all. Where none can, the one with the least to do is chosen.
+    is chosen, then of the second, then an idle one. If a variant's sequences would fill a replica,
+    the idle one comes before the mixed one: on a replica shared by many variants, each step waits
+    for those of the others. A busy replica that has the session's keys and values comes before
+    all. If none can take the request, the one with the least work is chosen.
     """
     same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
     is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)

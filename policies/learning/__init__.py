@@ -1,1 +1,1 @@
-"""Learning: output lengths, errors of estimates and speeds of devices, from what was seen."""
+"""Learning: output lengths, errors of estimates and speeds of devices, from executed work."""

@@ -1,4 +1,4 @@
-"""The speed of a pool as measured: predicted over actual device time, per variant."""
+"""The measured speed of a pool: predicted over actual device time, per variant."""
 
 from policies.config.options import Option
 from policies.hardware.iteration import Job
@@ -10,13 +10,13 @@ RATIO_MAX = 4.0
 
 
 def shared_by(elapsed_s: float, share_s: float) -> int:
-    """Return how many sequences shared the steps of one, on the mean.
+    """Return the mean number of sequences that shared the steps of one.
 
-    Their number as it began would make a pool that fills look faster than it is, by a factor of two
+    Their number at its begin would make a filling pool look faster than it is, by a factor of two
     and more, since later ones take their share of the steps.
 
     Args:
-        elapsed_s: from its begin to its end.
+        elapsed_s: time from its begin to its end.
         share_s: its share of that (`policies.hardware.device_time`).
     """
     return max(1, round(elapsed_s / share_s)) if share_s > 0 else 1
@@ -30,19 +30,19 @@ class Pace:
         self._known: dict[str, float] = {}
 
     def speed(self, variant: str) -> float:
-        """Return the measured speed; 1.0, the roofline's own, before anything was measured."""
+        """Return the measured speed; 1.0, the roofline's, before any measurement."""
         return self._speed.get(variant, 1.0)
 
     def known(self, variant: str) -> float:
-        """Return the part of the speed that was measured, 0 to 1; the rest is the roofline's."""
+        """Return the measured part of the speed, 0 to 1; the rest is the roofline's."""
         return round(self._known.get(variant, 0.0), 3)
 
     def learn(self, option: Option, job: Job, sequences: int, device_s: float) -> None:
-        """Take one execution in.
+        """Learn from one execution.
 
         Args:
             option: the hardware it ran on.
-            job: what ran.
+            job: the executed job.
             sequences: sequences of the variant that shared its steps, itself included, on the
                 mean (`shared_by`).
             device_s: its share of busy device time.

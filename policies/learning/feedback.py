@@ -1,4 +1,4 @@
-"""Experience: what a worker learns of its pool from the work that it has done."""
+"""Experience: a worker's knowledge of its pool from executed work."""
 
 from math import log
 
@@ -23,7 +23,7 @@ STEP_MIN = 0.05
 
 
 class Experience:
-    """What executions in one pool tell: reply lengths, errors of promises, failures, cache hits."""
+    """Statistics of executions in one pool: reply lengths, promise errors, failures, cache hits."""
 
     def __init__(self, failure_rate: float) -> None:
         """Start from the failure rate that the fleet declares."""
@@ -38,21 +38,21 @@ class Experience:
 
     @property
     def failure_rate(self) -> float:
-        """Share of tries that failed, with the declared rate for those before the first."""
+        """Share of tries that failed; the declared rate is the prior."""
         return round(self._failure_rate, 4)
 
     @property
     def failure_known(self) -> float:
-        """The part of the failure rate that was counted, 0 to 1; the rest is the declared one."""
+        """Counted part of the failure rate, 0 to 1; the rest is the declared rate."""
         return round(self._failure_known, 4)
 
     def failed(self) -> None:
-        """Count a try that failed through no fault of the request."""
+        """Count a failed try, unless the request is at fault."""
         self._failure_rate += (1.0 - self._failure_rate) / TRIES
         self._failure_known += (1.0 - self._failure_known) / TRIES
 
     def completed(self, profile: Profile, variant: str, usage: Usage) -> None:
-        """Count an answer that a variant gave."""
+        """Count an answer of a variant."""
         self._failure_rate -= self._failure_rate / TRIES
         self._failure_known += (1.0 - self._failure_known) / TRIES
         self.lengths.learn(profile.task, profile.model, profile.tenant, usage.output_tokens)
@@ -68,26 +68,26 @@ class Experience:
                 self._reuse_known[variant] = known + (1.0 - known) / TURNS
 
     def reuse(self, variant: str) -> float:
-        """Return the share of a session's earlier tokens that came from the cache, as seen."""
+        """Return the measured share of a session's earlier tokens that came from the cache."""
         return round(self._reuse.get(variant, 0.0), 3)
 
     def reuse_known(self, variant: str) -> float:
-        """Return the part of that which was seen, 0 to 1; before any was it is taken for none."""
+        """Return the measured part of the reuse, 0 to 1; unmeasured reuse counts as none."""
         return round(self._reuse_known.get(variant, 0.0), 3)
 
     def kept(
         self, profile: Profile, variant: str, promised: Envelope, got: Envelope, elapsed_s: float
     ) -> None:
-        """Compare what a request that went direct was promised with what it got.
+        """Compare a direct request's promise with its actual latencies.
 
-        A batch is promised what its slowest member needs, which says nothing of the others.
+        A batch's promise is for its slowest member, which says nothing of the others.
 
         Args:
-            profile: of the request; without an SLO there is nothing to learn.
-            variant: that served it.
-            promised: as last stated; latencies count from ``created_at``.
-            got: likewise.
-            elapsed_s: from ``created_at`` to the promise.
+            profile: profile of the request; without an SLO there is nothing to learn.
+            variant: the variant that served it.
+            promised: the last promise; latencies count from ``created_at``.
+            got: actual values, counted likewise.
+            elapsed_s: time from ``created_at`` to the promise.
         """
         if profile.ttft_s is not None and promised.ttft_s is not None and got.ttft_s is not None:
             promised_s = promised.ttft_s - elapsed_s
@@ -97,11 +97,11 @@ class Experience:
             _compare(self._tpot, variant, promised.tpot_s, got.tpot_s, profile.tpot_s)
 
     def ttft_error(self, variant: str) -> LatencyError | None:
-        """Return how far off promised TTFTs of a variant are; None before enough were seen."""
+        """Return the error of a variant's promised TTFTs; None until enough were seen."""
         return _error(self._ttft.get(variant))
 
     def tpot_error(self, variant: str) -> LatencyError | None:
-        """Return the same of TPOTs."""
+        """Return the error of a variant's promised TPOTs; None until enough were seen."""
         return _error(self._tpot.get(variant))
 
 

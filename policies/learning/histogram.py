@@ -1,4 +1,4 @@
-"""Sketches: how positive numbers are distributed, in few counts that can be added up."""
+"""Sketches: the distribution of positive numbers in a few counts that can be added."""
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -11,22 +11,22 @@ BINS_MAX = 84
 
 
 def bin_of(value: float) -> int:
-    """Return the bin of a value; what is out of range counts in the first or the last."""
+    """Return the bin of a value; values out of range count in the first or the last bin."""
     if value <= LEAST:
         return 0
     return min(BINS_MAX - 1, ceil(BINS_PER_DOUBLING * log2(value / LEAST)))
 
 
 def upper_end(index: float) -> float:
-    """Return the largest value of a bin; between two bins for a fraction."""
+    """Return the largest value of a bin; a fraction lies between two bins."""
     return float(LEAST * 2.0 ** (index / BINS_PER_DOUBLING))
 
 
 class DecayingHistogram:
-    """Counts in bins that grow by 2^(1/4), of which newer values count for more.
+    """Counts in bins that grow by 2^(1/4); newer values count for more.
 
     Args:
-        memory: how many of the newest values count, about.
+        memory: approximate number of the newest values that count.
     """
 
     def __init__(self, memory: int) -> None:
@@ -35,7 +35,7 @@ class DecayingHistogram:
         self._sum = 0.0
 
     def add(self, value: float) -> None:
-        """Count a value, and all that came before a little less."""
+        """Count a value, and reduce the weight of earlier ones."""
         self._sum = self._sum * self._kept + value
         for index in self._counts:
             self._counts[index] *= self._kept
@@ -44,7 +44,7 @@ class DecayingHistogram:
 
     @property
     def total(self) -> float:
-        """Values counted, the forgotten left out."""
+        """Weight of all values counted, after decay."""
         return sum(self._counts.values())
 
     @property
@@ -63,7 +63,7 @@ class DecayingHistogram:
 
 
 def merged(each: Iterable[Sequence[float]]) -> list[float]:
-    """Return the counts of all bins from the first, given what `counts` returned."""
+    """Return the counts of all bins from the first, given the results of `counts`."""
     total: list[float] = []
     for first, *counts in filter(None, each):
         start = min(max(0, int(first)), BINS_MAX)
@@ -73,7 +73,7 @@ def merged(each: Iterable[Sequence[float]]) -> list[float]:
 
 
 def quantile(counts: Sequence[float], share: float) -> float:
-    """Return the value below which this share lies, even within a bin; 0.0 of none."""
+    """Return the value below which this share lies, interpolated in its bin; 0.0 if empty."""
     wanted, below = share * sum(counts), 0.0
     for index, count in enumerate(counts):
         if count > 0 and below + count >= wanted:

@@ -1,4 +1,4 @@
-"""Reply lengths as seen: per class, model and tenant, learned where the work is done."""
+"""Reply lengths per class, model and tenant, learned by the workers."""
 
 from collections.abc import Sequence
 from math import fsum
@@ -25,10 +25,10 @@ FOUND_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class ReplyLength:
-    """What to expect of a reply, in tokens.
+    """Expected length of a reply, in tokens.
 
-    ``expected`` is the mean, because device time and cost grow with the length; ``high`` is what
-    95 % stay within; ``confidence`` grows with what was seen, from 0.5 towards 0.9.
+    ``expected`` is the mean, because device time and cost grow with the length; ``high`` is the
+    95 % quantile; ``confidence`` grows with the number seen, from 0.5 towards 0.9.
     """
 
     expected: int
@@ -37,13 +37,13 @@ class ReplyLength:
 
 
 class LengthLog:
-    """What one worker has seen of reply lengths."""
+    """Reply lengths that one worker has seen."""
 
     def __init__(self) -> None:
         self._sketches: BoundedDict[Key, DecayingHistogram] = BoundedDict(KEYS_MAX)
 
     def learn(self, task: str, model: str, tenant: str, output_tokens: int) -> None:
-        """Count a reply; one without tokens (embeddings) says nothing."""
+        """Count a reply; one without tokens (embeddings) is ignored."""
         if output_tokens < 1:
             return
         key = (task, model, tenant)
@@ -52,7 +52,7 @@ class LengthLog:
         self._sketches.put(key, sketch)
 
     def told(self) -> tuple[OutputLengths, ...]:
-        """Return the keys with the most replies, as heartbeats carry them."""
+        """Return the keys with the most replies, in the heartbeat's form."""
         ranked = sorted(self._sketches.items(), key=lambda pair: (-pair[1].total, pair[0]))
         return tuple(
             OutputLengths(*key, round(sketch.mean, 1), sketch.counts())
@@ -61,7 +61,7 @@ class LengthLog:
 
 
 class Lengths:
-    """What all live workers together have seen, as their heartbeats tell."""
+    """Reply lengths that all live workers have seen, from their heartbeats."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[OutputLengths, ...]] = {}
@@ -69,19 +69,19 @@ class Lengths:
         self._found: dict[Key, ReplyLength | None] = {}
 
     def report(self, worker: str, told: tuple[OutputLengths, ...]) -> None:
-        """Take in what a worker tells, in place of what it told before."""
+        """Replace a worker's earlier report."""
         self._told[worker] = told
         self._found.clear()
 
     def drop(self, worker: str) -> None:
-        """Forget what a worker told that has stopped reporting."""
+        """Drop the report of a worker that has stopped reporting."""
         self._told.pop(worker, None)
         self._found.clear()
 
     def find(self, task: str, model: str, tenant: str) -> ReplyLength | None:
-        """Return what to expect of a reply; None where too few like it were seen.
+        """Return the expected length of a reply; None if too few similar ones were seen.
 
-        The tenant's own replies count if there were enough, else those of all tenants.
+        The tenant's own replies count if there are enough, else those of all tenants.
         """
         key = (task, model, tenant)
         if key not in self._found:

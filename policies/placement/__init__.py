@@ -1,1 +1,1 @@
-"""Placement: the decision, what it is made on, the placer, admission, retry, shadow."""
+"""Placement: the decision, its inputs, the placer, admission, retry, shadow."""

@@ -1,4 +1,4 @@
-"""Admission: how much of the system a tenant may take, by its rate and by its share."""
+"""Admission: limit a tenant's use of the system by its rate and by its share."""
 
 import math
 from dataclasses import replace
@@ -25,13 +25,13 @@ TENANTS_MAX = 10_000
 
 
 class Rates:
-    """Requests of each tenant, counted in windows of the time when they came.
+    """Requests of each tenant, counted in windows of their arrival time.
 
-    Not a bucket that fills as time goes by: a router reads its partitions one after the other, so
-    that after an outage the times of a backlog go back and forth.
+    A token bucket would not work: a router reads its partitions one after the other, so after an
+    outage the times of a backlog go back and forth.
 
-    A rate is that of the tenant over all partitions of the ingest topic, so a router that owns a
-    part of them grants that part of it.
+    A tenant's rate is for all partitions of the ingest topic; a router that owns part of them
+    grants that part of the rate.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -39,12 +39,12 @@ class Rates:
         self._counts: BoundedDict[tuple[str, int], int] = BoundedDict(TENANTS_MAX)
 
     def wait_s(self, tenant: str, at: float, part: float) -> float:
-        """Take one request of a tenant in and return 0, or return the seconds until one may come.
+        """Admit one request of a tenant and return 0, or return the seconds until one may come.
 
         Args:
-            tenant: whose.
-            at: when it came, epoch seconds.
-            part: of the ingest partitions, those that are ours; above 0.
+            tenant: the request's tenant.
+            at: its arrival, epoch seconds.
+            part: this router's part of the ingest partitions; above 0.
         """
         rate = self.policy.limits_of(tenant).rate_per_s
         if rate is None:
@@ -59,7 +59,7 @@ class Rates:
 
 
 class Shares:
-    """What was spent lately on each tenant, in US dollars divided by its share."""
+    """Recent cost of each tenant, in US dollars divided by its share."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -69,7 +69,7 @@ class Shares:
         self._counted_at = -math.inf
 
     def spend(self, tenant: str, cost_usd: float, now: float) -> None:
-        """Count what the placement of a tenant's request costs."""
+        """Count the cost of a placement of a tenant's request."""
         weighted_usd = cost_usd / self.policy.limits_of(tenant).share
         mine = self._spent.get(tenant)
         if mine is None:
@@ -79,9 +79,9 @@ class Shares:
         self._all = (_left(self._all, now) + weighted_usd, now)
 
     def is_exceeded(self, tenant: str, now: float) -> bool:
-        """Tell whether more was spent lately on a tenant than on the others on average.
+        """Return True if a tenant's recent cost exceeds the average of the others.
 
-        One that is alone may take all.
+        A tenant that is alone may take all.
         """
         mine_usd = _left(self._spent.get(tenant, (0.0, now)), now)
         all_usd = _left(self._all, now)
@@ -104,11 +104,11 @@ def share_out(
     shares: Shares,
     now: float,
 ) -> Decision:
-    """Return the decision, or a rejection where there is not enough for all.
+    """Return the decision, or a rejection if capacity is not enough for all.
 
-    That is where no pool is likely to serve the request in time, though an empty one would be, and
-    its tenant has had more than its share. Whoever has had less goes on being placed; so a tenant
-    that sends a hundred times as much as another crowds out itself alone. A request that was
+    A request is rejected if no pool is likely to serve it in time, though an empty one would be,
+    and its tenant has had more than its share. Tenants that have had less are still placed; so a
+    tenant that sends a hundred times as much as another crowds out only itself. A request that was
     accepted once is not rejected at a later attempt.
     """
     promised, option = decision.promised, decision.option
@@ -131,7 +131,7 @@ def share_out(
 def _is_crowded_out(
     profile: Profile, option: Option, inputs: Inputs, policy: Policy, now: float
 ) -> bool:
-    """Tell whether other work alone keeps a request from meeting its SLO at the best place."""
+    """Return True if only other work keeps a request from meeting its SLO at the best place."""
     load = inputs.loads[option.pool]
     empty = replace(load, running=0, queued=0, backlog_s=0.0, round_s=0.0, running_by_variant={})
     assumed = policy.estimates

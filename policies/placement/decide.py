@@ -22,16 +22,16 @@ Action = Literal["place", "hold", "reject", "expire"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with a request, and every candidate that was looked at.
+    """The action for a request, and every candidate considered.
 
     Attributes:
-        action: what to do.
+        action: the action.
         candidates: all of them, the chosen one first.
         option: the hardware chosen, for ``place``.
         promised: the envelope of the chosen candidate, for ``place`` and ``hold``.
         estimate: the same from the moment of the decision, for ``place``.
         group: the batch group, for ``hold``.
-        reason: stable code: why this action.
+        reason: stable code of the reason for the action.
         message: one sentence for people, for ``reject`` and ``expire``.
         refusals: per pool, the reason code.
     """
@@ -49,7 +49,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is the same for every candidate of a request. ``rate_per_s`` is that of its group."""
+    """Values common to every candidate of a request. ``rate_per_s`` is that of its group."""
 
     profile: Profile
     policy: Policy
@@ -64,19 +64,19 @@ class _Question:
 def decide(
     profile: Profile, inputs: Inputs, options: Options, policy: Policy, now: float
 ) -> Decision:
-    """Return where the request should go: by the same arguments, the same on any machine.
+    """Return the decision on a request; the same arguments give the same one on any machine.
 
     Hard constraints come first. Each option that passes is a candidate to go to now and, for a
     request that may wait, a candidate to wait for: a batch of the size that the group's arrivals
     would fill within its window. The lowest price wins among those whose chance of meeting the
-    SLO reaches the class's target; where none does, the best chance. The price counts how scarce
-    places are, and what a failure would cost (`policies.scoring.candidates`).
+    SLO reaches the class's target; if none does, the best chance. The price includes the scarcity
+    of places and the expected cost of a failure (`policies.scoring.candidates`).
 
     Args:
-        profile: of the request.
-        inputs: what is known of load and arrivals, as its evidence has them.
-        options: of the fleet.
-        policy: what is wanted.
+        profile: profile of the request.
+        inputs: known load and arrivals, as its evidence has them.
+        options: options of the fleet.
+        policy: the policy in force.
         now: epoch seconds.
     """
     if now >= profile.deadline:
@@ -159,7 +159,7 @@ def _scored(
     profile: Profile,
     rules: tuple[Extension, ...],
 ) -> tuple[list[Offer], list[Candidate]]:
-    """Return the offers at the prices that the extensions give them, and what got none."""
+    """Return the offers at the prices of the extensions, and those without a price."""
     scored, refused = [], {}
     for offer in offers:
         option = offer.standing.option
@@ -248,7 +248,7 @@ def _why(
 def _unplaced(
     profile: Profile, options: Options, policy: Policy, refused: list[Candidate]
 ) -> Decision:
-    """Wait where time may help: a pool without a worker, or one that fails, is not a refusal."""
+    """Return a hold if time may help: a pool without a worker, or a failing one, is no refusal."""
     candidates = tuple(refused)
     passing = {candidate.refused for candidate in refused} & PASSING
     if passing:

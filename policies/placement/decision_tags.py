@@ -1,4 +1,4 @@
-"""Tags that only the decision can give: memory footprint and fallback risk."""
+"""Tags that depend on the decision: memory footprint and fallback risk."""
 
 from policies.config.options import Options
 from policies.placement.decide import Decision

@@ -18,10 +18,10 @@ from topics.records.frozen import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Of a situation, what a decision on one request depends on beside policy and fleet.
+    """The part of a situation that a decision depends on, besides policy and fleet.
 
-    ``loads`` are those of the pools that serve its model, ``arrivals_per_s`` those of its group,
-    ``credit`` what its session may have cached.
+    ``loads`` are those of the pools that serve the request's model, ``arrivals_per_s`` is its
+    group's rate, ``credit`` the tokens that its session may have cached.
     """
 
     loads: dict[str, PoolLoad]
@@ -31,7 +31,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class WaitingMember:
-    """Of a member of the hold, what a release depends on and in which members may differ."""
+    """The values of a held member that a release depends on and that differ within a group."""
 
     id: str
     held_at: float
@@ -47,12 +47,12 @@ class WaitingMember:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseInputs:
-    """Of a situation, what a release depends on beside policy, fleet and its first member.
+    """The part of a situation that a release depends on, besides policy, fleet and first member.
 
-    ``loads`` are those of the pools that serve the model, ``head`` the members that were looked at
-    in the order they would go, of ``waiting`` in all. In anything else that decides they are like
-    the first, whose profile is in the same evidence. ``idle_arrivals_per_s`` is the rate of their
-    group where the pool that they went to was idle.
+    ``loads`` are those of the pools that serve the model, ``head`` the examined members in release
+    order, of ``waiting`` in all. In all other relevant values they equal the first, whose profile
+    is in the same evidence. ``idle_arrivals_per_s`` is the rate of their group if their target
+    pool was idle.
     """
 
     loads: dict[str, PoolLoad]
@@ -62,11 +62,11 @@ class ReleaseInputs:
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
-    """Return what a decision made now depends on, to be written down before the view changes.
+    """Return the inputs of a decision made now, to be recorded before the view changes.
 
     Args:
-        profile: of the request.
-        situation: that the decision is made in.
+        profile: profile of the request.
+        situation: situation of the decision.
         now: epoch seconds.
     """
     group = group_in(profile, situation.options, situation.policy)
@@ -78,7 +78,7 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
 
 
 def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:
-    """Return what a release just judged depends on, before the view counts it."""
+    """Return the inputs of a release just judged, before the view counts it."""
     profile = release.head[0].profile
     head = tuple(_waiting(member) for member in release.head)
     loads = {pool: load.copied() for pool, load in _loads(profile.model, situation).items()}
@@ -88,14 +88,14 @@ def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:
 def release_again(
     first: Profile, inputs: ReleaseInputs, options: Options, policy: Policy, now: float
 ) -> Release | None:
-    """Return the release that these inputs lead to; None where they lead to none.
+    """Return the release that these inputs lead to, or None.
 
     Args:
-        first: the profile of the first member, as it was recorded.
-        inputs: as they were recorded.
-        options: of the fleet of the recorded version.
-        policy: of the recorded version.
-        now: when it was judged, epoch seconds.
+        first: the recorded profile of the first member.
+        inputs: the recorded inputs.
+        options: options of the fleet of the recorded version.
+        policy: policy of the recorded version.
+        now: time of the judgement, epoch seconds.
     """
     head = [_member(first, waiting) for waiting in inputs.head]
     # Where no rate was written down, none played a part; with this one waiting always pays.

@@ -1,6 +1,6 @@
-"""The placer: decides in a situation, and counts there what it has decided.
+"""The placer: decides in a situation, and counts its decisions there.
 
-Router, batcher and backtest place by it, so that the backtest is of what runs.
+Router, batcher and backtest use it, so that the backtest tests the running code.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from topics import Profile
 
 
 class Placed(NamedTuple):
-    """A decision, and all that it was made on beside policy and fleet."""
+    """A decision and its inputs besides policy and fleet."""
 
     decision: Decision
     inputs: Inputs
@@ -31,15 +31,15 @@ class Placer:
         self._shares = shares
 
     def take(self, situation: Situation) -> None:
-        """Go on in another situation."""
+        """Continue in another situation."""
         self.situation = situation
         if self._shares is not None:
             self._shares.policy = situation.policy
 
     def decide(self, profile: Profile, now: float) -> Placed:
-        """Return where a request should go, and count its arrival.
+        """Return the decision on a request, and count its arrival.
 
-        The loads of the inputs change when a placement is counted: write them down before.
+        The loads of the inputs change when a placement is counted: record them before.
         """
         here = self.situation
         inputs = inputs_of(profile, here, now)
@@ -51,7 +51,7 @@ class Placer:
         return Placed(decision, inputs)
 
     def count_placed(self, profile: Profile, decision: Decision, now: float) -> None:
-        """Count what a placed request adds to the load of its pool and to its tenant's share."""
+        """Add a placed request to the load of its pool and to its tenant's share."""
         option, estimate = decision.option, decision.estimate
         if option is None or estimate is None:
             raise ValueError("a decision that places nothing")
@@ -62,13 +62,13 @@ class Placer:
             self._shares.spend(profile.tenant, estimate.cost_usd, now)
 
     def target(self, members: Sequence[Member], now: float) -> Target | None:
-        """Return where members of one group would go now; None where no live pool takes them."""
+        """Return the target of a group's members now; None if no live pool takes them."""
         here = self.situation
         rate_per_s = here.arrivals.rate_per_s(members[0].group, now)
         return find_target(members, here.view.loads(), rate_per_s, here.options, here.policy, now)
 
     def count_released(self, release: Release) -> None:
-        """Count what a release adds to the load of its pool."""
+        """Add a release to the load of its pool."""
         size, target = len(release.members), release.target
         device_s = target.estimate.device_s * size
         self.situation.view.add_sent(target.option, device_s, size, release.tokens)

@@ -1,4 +1,4 @@
-"""A second chance: pools that failed are tried again where there is no other and time may help."""
+"""Retry: failed pools are tried again if there is no other and time may help."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,10 +24,10 @@ MAY_PASS = frozenset(
 
 
 def allow_again(profile: Profile, options: Options, rules: Sequence[Extension] = ()) -> Profile:
-    """Return the profile without its excluded pools, where nothing else could ever serve it.
+    """Return the profile without its excluded pools, if no other pool could ever serve it.
 
-    Only pools that a failed try has excluded, for a reason that may pass: what the client excludes
-    stays excluded. The number of attempts has its limit whatever comes of this.
+    Only pools excluded by a failed try for a temporary reason return: the client's exclusions
+    stay. The limit on the number of attempts still holds.
     """
     serving = options.by_model.get(profile.model, ())
     if any(

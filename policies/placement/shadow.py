@@ -1,4 +1,4 @@
-"""The shadow: what a second policy would do, in the same situation and with no effect."""
+"""The shadow: decisions of a second policy in the same situation, without effect."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ from topics import Profile, Shadow
 
 
 def beside(options: Options, policy: Policy, view: FleetView) -> Situation:
-    """Return the situation of a second policy, which sees the load that the live one makes.
+    """Return the situation of a second policy, which sees the load of the live one.
 
-    Its arrivals are its own, since its groups may be others; it begins with its own prior.
+    It counts its own arrivals, since its groups may differ; it begins with its own prior.
     """
     return Situation(options, policy, view, situation(options, policy).arrivals)
 
 
 def decide_beside(profile: Profile, here: Situation, now: float) -> Shadow:
-    """Return what the second policy would do with a request, and count the arrival for it.
+    """Return the second policy's decision on a request, and count the arrival for it.
 
     Args:
-        profile: of the request, tagged under the second policy.
-        here: its situation.
+        profile: profile of the request, tagged under the second policy.
+        here: the second policy's situation.
         now: epoch seconds.
     """
     decision = Placer(here).decide(profile, now).decision
@@ -44,10 +44,10 @@ def decide_beside(profile: Profile, here: Situation, now: float) -> Shadow:
 
 
 def release_beside(members: Sequence[Member], here: Situation, now: float) -> Shadow:
-    """Return where the second policy would send members that the live one releases now.
+    """Return the second policy's target for members that the live one releases now.
 
-    They go together, at the moment and with the SLOs that the live policy gave them: what differs
-    is where, at what cost. Without a place in a live pool the second policy would let them wait.
+    They go together, at the time and with the SLOs that the live policy gave them; only target and
+    cost differ. Without a place in a live pool the second policy would let them wait.
 
     Args:
         members: that go, in the order they go.

@@ -1,4 +1,4 @@
-"""Offers: the candidates that may be chosen, what each counts as, and the choice among them."""
+"""Offers: the candidates that may be chosen, their prices, and the choice among them."""
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -13,7 +13,7 @@ _COST, _FINISH = attrgetter("estimate.cost_usd"), attrgetter("estimate.finish_s"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A candidate that may be chosen. ``price_usd`` is what it counts as."""
+    """A candidate that may be chosen, at ``price_usd``."""
 
     candidate: Candidate
     standing: Standing
@@ -22,14 +22,13 @@ class Offer:
 
 
 class SecondTries:
-    """What a failure of each offer is expected to cost.
+    """Expected cost of a failure of each offer.
 
-    A fallback goes to another pool than the one that failed: to the cheapest, or to the fastest
-    where the cheapest could no longer finish before the deadline. Where there is no other pool, it
-    is the same one's turn again (`policies.placement.retry`). The first try is taken to fail at its
-    end, since it is paid for in full, and that leaves the second the least time. A request that no
-    second try would save is charged the cost of the first once more, so that no place looks
-    cheaper for that.
+    A fallback goes to another pool than the failed one: to the cheapest, or to the fastest if the
+    cheapest could no longer finish before the deadline. If there is no other pool, the same one is
+    tried again (`policies.placement.retry`). The first try is assumed to fail at its end, since it
+    is paid for in full, and that leaves the second the least time. A request that no second try
+    would save is charged the cost of the first once more, so that no place looks cheaper for that.
     """
 
     def __init__(self, offers: Sequence[Offer], left_s: float, weight: float) -> None:
@@ -40,11 +39,11 @@ class SecondTries:
         self._fastest: Sequence[Offer] = ()
 
     def expected_usd(self, offer: Offer) -> float:
-        """Return the cost of an offer with what its failure is expected to add."""
+        """Return the cost of an offer with the expected cost of its failure."""
         return offer.estimate.cost_usd + self.usd(offer)
 
     def usd(self, offer: Offer) -> float:
-        """Return the cost of the second try times how likely it is, and times the weight."""
+        """Return the cost of the second try times its probability and the weight."""
         likely = offer.standing.failure_rate * self._weight
         if not likely:
             return 0.0
@@ -62,7 +61,7 @@ class SecondTries:
 
 
 def _of_two_pools(offers: Sequence[Offer], key: Callable[[Offer], float]) -> Sequence[Offer]:
-    """Return the least of all, and the least outside its pool; the first twice if none is there."""
+    """Return the minimum, and the minimum outside its pool; the same twice if there is none."""
     first = min(offers, key=key)
     pool = first.candidate.pool
     others = [o for o in offers if o.candidate.pool != pool]
@@ -72,14 +71,14 @@ def _of_two_pools(offers: Sequence[Offer], key: Callable[[Offer], float]) -> Seq
 def choose(
     offers: Sequence[Offer], target_chance: float, second_tries: SecondTries | None
 ) -> Offer:
-    """Return the cheapest that reaches the target; where none does, the one with the best chance.
+    """Return the cheapest offer that reaches the target; if none does, the best chance.
 
     Ties go to the earlier finish, then to the name, so that every machine decides alike.
 
     Args:
         offers: one at least.
-        target_chance: of meeting the SLO.
-        second_tries: what a failure of each adds to its price; None where it is in there already.
+        target_chance: target for the chance of meeting the SLO.
+        second_tries: cost of a failure to add to each price; None if prices include it.
     """
     able = [o for o in offers if (o.candidate.chance or 0.0) >= target_chance]
     if not able:

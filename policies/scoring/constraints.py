@@ -1,4 +1,4 @@
-"""Hard constraints: what may never be broken, on any path. They fail closed."""
+"""Hard constraints, which hold on every path and fail closed."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -43,7 +43,7 @@ EXPLANATIONS: dict[str, str] = {
 
 
 def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR0911 - a list of rules
-    """Return why the option may not serve the request, whatever its load; None if it may."""
+    """Return the reason why the option may not serve the request at any load; None if it may."""
     if profile.operation not in option.operations:
         return "operation_not_served"
     if profile.regions is not None and option.region not in profile.regions:
@@ -65,7 +65,7 @@ def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR091
 
 
 def has_lane(profile: Profile, option: Option) -> bool:
-    """Tell whether the option has a lane for the request: batch lanes are for who may wait."""
+    """Return True if the option has a lane for the request; batch lanes take only what may wait."""
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 

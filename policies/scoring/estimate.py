@@ -1,4 +1,4 @@
-"""Estimates: what serving a request somewhere would cost and how long it would take."""
+"""Estimates: cost and latency of serving a request on an option."""
 
 from math import erf, exp, log, sqrt
 
@@ -44,15 +44,15 @@ def estimate(
     wait_s: float = 0.0,
     cached_tokens: int = 0,
 ) -> Estimate:
-    """Return what one of ``members`` like requests costs, sent together after ``wait_s``.
+    """Return the estimate of one of ``members`` like requests, sent together after ``wait_s``.
 
     Cost is the marginal device time, see `Standing.terms`. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
     the device take turns with this one (``standing.others_s``). ``cached_tokens`` of the prompt
-    cost nothing, but no promise counts on them: they may be gone by then.
+    cost nothing, but no promise relies on them: they may be evicted by then.
 
-    The iterations of `policies.hardware.roofline` stand here as they are, without a call for each:
-    a decision takes 0.7 times as long (`python -m benchmarks.budget`).
+    The iterations of `policies.hardware.roofline` are inlined here: a decision takes 0.7 times as
+    long (`python -m benchmarks.budget`).
     """
     roofline, spread, gathered, paid, ahead, lack, rate = standing.terms(members, wait_s > 0)
     token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s = roofline
@@ -109,11 +109,11 @@ def estimate(
 
 
 def scarcity(standing: Standing, policy: Policy) -> float:
-    """Return how many times its cost a place counts as, because few are left: the shadow price.
+    """Return the shadow price: the factor on a place's cost because few are left.
 
-    What another could have used is worth what the other then pays elsewhere. A price that grows
-    exponentially with use serves best against what may come (Buchbinder and Naor, "The design of
-    competitive online algorithms via a primal-dual approach", 2009).
+    A place that another request could use is worth what that one then pays elsewhere. A price that
+    grows exponentially with use is best against unknown arrivals (Buchbinder and Naor, "The design
+    of competitive online algorithms via a primal-dual approach", 2009).
     """
     from_share = policy.scarcity.from_share
     if standing.fullness <= from_share:
@@ -123,16 +123,16 @@ def scarcity(standing: Standing, policy: Policy) -> float:
 
 
 def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
-    """Return how many requests like this one fill the device: by sequences or by KV memory."""
+    """Return how many requests like this one fill the device, by sequences or KV memory."""
     tokens = max(1, profile.input_tokens + profile.output_tokens)
     return max(1, min(members_max, option.max_batch, option.kv_capacity_tokens // tokens))
 
 
 def room(standing: Standing) -> int:
-    """Return how many sequences more fit beside those that run, without waking a replica.
+    """Return how many more sequences fit beside the running ones without waking a replica.
 
-    The pool gathers a variant's sequences (`policies.hardware.replica`), so those that run are
-    taken to fill their replicas one after another, up to the share that batch work may take. Where
+    The pool gathers a variant's sequences (`policies.hardware.replica`), so running ones are
+    assumed to fill their replicas one after another, up to the share that batch work may take. If
     none runs, a replica has to be woken anyway, and is free for the whole batch.
     """
     if not standing.running:
@@ -151,16 +151,16 @@ def chance(
 ) -> float:
     """Return the chance of meeting deadline, TTFT and TPOT.
 
-    The actual latency is taken as log-normal about the estimate. One error drives all three, so the
-    least chance counts and not the product. The finish counts for a reply of high length.
+    The actual latency is assumed log-normal around the estimate. One error drives all three, so
+    the least chance counts and not the product. The finish is that of a reply of high length.
 
     Args:
-        profile: whose SLO it is.
+        profile: profile with the SLO.
         estimate: latencies from now.
         elapsed_s: time since ``created_at``.
-        spread: standard deviation of ln(actual / predicted) where nothing was learned.
-        ttft_error: of past promises of that option, if enough were seen.
-        tpot_error: likewise.
+        spread: standard deviation of ln(actual / predicted) if nothing was learned.
+        ttft_error: TTFT error of that option's past promises, if enough were seen.
+        tpot_error: TPOT error of that option's past promises, if enough were seen.
     """
     limit_s, predicted_s = profile.deadline - profile.created_at - elapsed_s, estimate.latest_s
     least = limit_s / (predicted_s or TINY_S)
@@ -183,12 +183,12 @@ def chance(
 
 
 def _as_usual(times: float, error: LatencyError, spread: float) -> float:
-    """Return the ratio that is as likely to be kept as this one if errors had that spread.
+    """Return the ratio that is as likely to be kept under that spread as this one is.
 
-    Between the quantiles that were learned, and beyond them, errors are taken as normal. What was
-    learned makes no promise safer than it would be without: a pool lets a request share a replica
-    only where much of its SLO is left (`policies.hardware.replica`), so promises nearer to the SLO
-    than before would be kept by replicas of their own, which cost more than was estimated.
+    Between the learned quantiles, and beyond them, errors are assumed normal. Learned errors make
+    no promise safer than it would be without: a pool lets a request share a replica only if much
+    of its SLO is left (`policies.hardware.replica`), so promises nearer to the SLO than before
+    would need replicas of their own, which cost more than was estimated.
     Backtests under distorted speeds: docs/placement.md.
     """
     if times <= 0:
@@ -204,7 +204,7 @@ def _as_usual(times: float, error: LatencyError, spread: float) -> float:
 def candidate(
     option: Option, path: CandidatePath, found: Estimate, likely: float, elapsed_s: float
 ) -> Candidate:
-    """Return an estimate as evidence shows it: latencies count from ``created_at``."""
+    """Return an estimate in the form of evidence: latencies count from ``created_at``."""
     return Candidate(
         option.pool,
         option.variant,

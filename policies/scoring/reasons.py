@@ -1,4 +1,4 @@
-"""Reasons: why each candidate of a decision was chosen or was not, as its evidence tells."""
+"""Reasons: why each candidate of a decision was chosen or not, for its evidence."""
 
 from collections.abc import Iterator
 
@@ -9,17 +9,17 @@ CHOICES = frozenset({"placed", "held", "released"})
 
 
 def has_choice(evidence: Evidence) -> bool:
-    """Tell whether one of the candidates was chosen: the first."""
+    """Return True if the first candidate was chosen."""
     return evidence.promised is not None and evidence.step in CHOICES
 
 
 def reasons(evidence: Evidence) -> Iterator[str]:
     """Yield the reason code of each candidate, the choice's first.
 
-    The choice has the decision's own; what could not serve has that of its refusal. What could has
-    ``lower_chance`` where none was likely enough, else ``chance_too_low``, ``costs_more``, or
-    ``counts_as_dearer``: it costs less than the choice, but not with what a failure would cost and
-    what its room is worth to others.
+    The choice has the decision's own code; a refused candidate has that of its refusal. Any other
+    has ``lower_chance`` if none was likely enough, else ``chance_too_low``, ``costs_more``, or
+    ``counts_as_dearer``: it costs less than the choice, but not with the cost of a failure and the
+    value of its room to others.
     """
     candidates = evidence.candidates
     target = None if evidence.profile is None else evidence.profile.target_chance
@@ -33,7 +33,7 @@ def reasons(evidence: Evidence) -> Iterator[str]:
 
 
 def _chosen(evidence: Evidence, target: float | None) -> str:
-    """Return why the first was chosen; the reason of a release is why it was made then."""
+    """Return the reason of the first candidate; a release's reason says why it was made then."""
     if evidence.step != "released":
         return evidence.reason or ""
     is_unlikely = any(_is_unlikely(each, target) for each in evidence.candidates[:1])

@@ -1,4 +1,4 @@
-"""The situation: all that a decision depends on beside the request and the time."""
+"""The situation: everything that a decision depends on besides the request and the time."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from policies.fleet_state.view import FleetView
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What may be chosen (options), how it stands (view, arrivals), and what is wanted (policy).
+    """The options, their state (view, arrivals), and the policy.
 
     The view and the arrivals change as heartbeats and requests come; decisions only read them.
     """
@@ -21,11 +21,11 @@ class Situation:
     arrivals: Arrivals
 
     def under(self, options: Options, policy: Policy) -> "Situation":
-        """Return this situation under another fleet and policy: load and arrivals are as known."""
+        """Return this situation under another fleet and policy, with the same load and arrivals."""
         arrivals = self.arrivals.under(policy.windows.prior_rate_per_s)
         return Situation(options, policy, self.view.under(options), arrivals)
 
 
 def situation(options: Options, policy: Policy) -> Situation:
-    """Return the situation in which nothing is known yet of load and arrivals."""
+    """Return the initial situation, without known load and arrivals."""
     return Situation(options, policy, FleetView(options), Arrivals(policy.windows.prior_rate_per_s))
