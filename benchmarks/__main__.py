@@ -34,14 +34,14 @@ QUICK_SCALE = 0.2
 
 
 def put_table(page: Path, lines: str) -> None:
-    """Replace what stands between the two marks of a page."""
+    """Replace the text between the two marks of a page."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
 
 
 def heading(about: Mapping[str, Any]) -> str:
-    """Return the command that made a table, and the machine it was made on."""
+    """Return the command and the machine of a table."""
     return (
         f"`{about['command']}`, {about['at']}, {about['rounds']} rounds on {about['cpu']},"
         f" {about['cores']} cores, Python {about['python']}, event loop {about['loop']},"
@@ -50,7 +50,7 @@ def heading(about: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure what was asked for, and print it."""
+    """Run the selected measurements, and print them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", choices=MEASURES, action="append", help="may be repeated")
     parser.add_argument("--rounds", type=int, help=f"of each comparison (default {ROUNDS})")

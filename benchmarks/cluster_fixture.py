@@ -31,7 +31,7 @@ STALLED_S = 30.0
 
 @dataclass
 class Ground:
-    """Topics under one prefix, and the processes that were started over them."""
+    """Topics under one prefix, and the processes started on them."""
 
     servers: str
     prefix: str
@@ -50,7 +50,7 @@ class Ground:
         await provisioning.apply(self.settings, pools)
 
     def producer(self) -> AIOKafkaProducer:
-        """Return a producer for what is published beforehand."""
+        """Return a producer for the backlog."""
         return AIOKafkaProducer(
             bootstrap_servers=self.servers,
             linger_ms=5,
@@ -59,7 +59,7 @@ class Ground:
         )
 
     async def delete(self) -> None:
-        """Delete the topics, so that the disk has room for the next round's."""
+        """Delete the topics to free the disk for the next round."""
         client = AIOKafkaAdminClient(bootstrap_servers=self.servers)
         await client.start()
         try:
@@ -70,7 +70,7 @@ class Ground:
             await client.close()
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a Python module with these arguments; its words go to a file of its own."""
+        """Start a Python module with these arguments; its output goes to its own file."""
         ours = {
             "SHUNTER_BOOTSTRAP_SERVERS": self.servers,
             "SHUNTER_TOPIC_PREFIX": self.prefix,
@@ -90,18 +90,18 @@ class Ground:
         return process
 
     def require_alive(self) -> None:
-        """Raise RuntimeError, with its last words, where a process has ended."""
+        """Raise RuntimeError with the last output of a process that has ended."""
         for number, process in enumerate(self.processes):
             if process.poll() is not None:
                 what = f"{process.args} ended with {process.returncode}"
                 raise RuntimeError(f"{what}: {self.last_words(number)}")
 
     def last_words(self, number: int) -> str:
-        """Return the end of what a process has said."""
+        """Return the end of a process's output."""
         return (self.directory / f"{self.prefix}-{number}.log").read_text()[-2000:]
 
     def stop(self) -> None:
-        """End what was started."""
+        """End the started processes."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -116,7 +116,7 @@ class Ground:
 def ground(
     servers: str, prefix: str, directory: Path, partitions: int = PARTITIONS
 ) -> Iterator[Ground]:
-    """Yield ground of this prefix, and end its processes."""
+    """Yield the ground of this prefix, and end its processes."""
     found = Ground(servers, prefix, directory, partitions)
     try:
         yield found
@@ -125,7 +125,7 @@ def ground(
 
 
 async def publish(here: Ground, topic: str, values: Sequence[bytes]) -> None:
-    """Publish values by turns over the topic's partitions."""
+    """Publish values to the topic's partitions in turn."""
     producer = here.producer()
     await producer.start()
     try:
@@ -137,7 +137,7 @@ async def publish(here: Ground, topic: str, values: Sequence[bytes]) -> None:
 
 
 async def shared_out(here: Ground, group: str, members: int) -> None:
-    """Wait until a group has so many members and has shared its partitions out among them."""
+    """Wait until a group has this many members and its partitions are assigned."""
     client = AIOKafkaAdminClient(bootstrap_servers=here.servers)
     await client.start()
     try:
@@ -158,7 +158,7 @@ async def shared_out(here: Ground, group: str, members: int) -> None:
 
 
 async def beat(here: Ground, options: Options, *, once: bool = False) -> None:
-    """Report every pool as alive and idle, each second, until cancelled."""
+    """Report every pool as live and idle, each second, until cancelled."""
     producer = AIOKafkaProducer(bootstrap_servers=here.servers)
     await producer.start()
     try:
@@ -176,12 +176,12 @@ async def beat(here: Ground, options: Options, *, once: bool = False) -> None:
 
 @dataclass(frozen=True)
 class Pace:
-    """What was seen from the moment at which a part of the records was visible until all were.
+    """The rate from the time at which a part of the records was visible until all were.
 
     Attributes:
         per_s: records per second.
-        seconds: how long it was.
-        used: how much each of what was metered grew meanwhile.
+        seconds: duration.
+        used: growth of each metered value meanwhile.
     """
 
     per_s: float
@@ -190,10 +190,10 @@ class Pace:
 
 
 class Watch:
-    """How many records of some topics a ``read_committed`` reader could have read by now.
+    """The number of records of some topics visible to a ``read_committed`` reader.
 
-    Told by the last stable offsets, which cost the broker and this process next to nothing; the
-    markers that transactions leave among the records are counted too.
+    It uses the last stable offsets, which cost the broker and this process next to nothing; they
+    include the markers that transactions leave among the records.
     """
 
     def __init__(self, here: Ground, topics: Collection[str]) -> None:
@@ -214,11 +214,11 @@ class Watch:
         await self._reader.stop()
 
     async def visible(self) -> int:
-        """Return the sum of the last stable offsets, less what was passed over."""
+        """Return the sum of the last stable offsets, less the skipped records."""
         return sum((await self._reader.end_offsets(self._wanted)).values()) - self._passed_over
 
     async def pass_over(self, records: int) -> None:
-        """Wait until so many records are visible and nothing more comes, and count from there."""
+        """Wait until this many records are visible and no more come, and count from there."""
         end_at = time.monotonic() + STALLED_S
         before = -1
         while (now := await self.visible()) < records or now != before:
@@ -230,10 +230,10 @@ class Watch:
         self._passed_over += now
 
     async def pace(self, records: int, meter: Callable[[], tuple[float, ...]] = lambda: ()) -> Pace:
-        """Wait until all these records are visible and return how fast they came.
+        """Wait until all these records are visible and return their rate.
 
-        It counts from the moment at which a part of them was there, so that no start of a process
-        is in it, neither in the time nor in what is metered.
+        It counts from the time at which a part of them was visible, so that neither the time nor
+        the metered values include the start of a process.
         """
         points: list[tuple[float, int, tuple[float, ...]]] = []
         while True:
@@ -264,7 +264,7 @@ class Watch:
 
 
 def machine() -> Mapping[str, Any]:
-    """Return what the figures were measured on."""
+    """Return the machine of the figures."""
     cpu = ""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -21,7 +21,7 @@ POLL_RECORDS = 100
 
 @dataclass(frozen=True)
 class Load:
-    """What is published before the clock starts.
+    """The load published before the clock starts.
 
     Attributes:
         records: how many requests.
@@ -66,7 +66,7 @@ class Side:
 
     @property
     def is_installed(self) -> bool:
-        """Whether it can run here."""
+        """True if it can run here."""
         try:
             return self.package is None or bool(distribution(self.package))
         except PackageNotFoundError:

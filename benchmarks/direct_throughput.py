@@ -1,9 +1,9 @@
-"""Direct requests on a server that takes 2 s each: how near a worker comes to the server's limit.
+"""Direct requests on a server that takes 2 s each: worker throughput over the server's limit.
 
     python benchmarks/direct_throughput.py [--concurrent 1000] [--requests 10000]
 
-Starts a Kafka, a router, a worker and a model server of its own (four processes beside this one)
-and prints the rate while every place at the server is taken, over the rate that it could give.
+Starts a Kafka, a router, a worker and a model server (four processes beside this one) and prints
+the rate while every place at the server is taken, over the server's possible rate.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _WHOLE = _HEAD % (b"application/json", 2) + b"{}"
 
 
 async def serve(port: int) -> None:
-    """Be a server that takes `SERVICE_S` for each request, however many there are."""
+    """Run a server that takes `SERVICE_S` for each request at any load."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -129,7 +129,7 @@ def start(
 
 
 def cpu_s_of(process: subprocess.Popen[bytes]) -> float:
-    """Return the processor time that a process has taken, where Linux tells it."""
+    """Return the processor time of a process, where Linux reports it."""
     with suppress(OSError):
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -137,7 +137,7 @@ def cpu_s_of(process: subprocess.Popen[bytes]) -> float:
 
 
 def run(concurrent: int, requests: int) -> dict[str, Any]:
-    """Run it all and return what was measured."""
+    """Run everything and return the measurements."""
     port = free_port()
     with tempfile.TemporaryDirectory() as name, EmbeddedBroker() as broker:
         directory, servers = Path(name), broker.bootstrap_servers

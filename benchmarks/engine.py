@@ -1,7 +1,7 @@
-"""The engine without a Kafka: the real transactor drives a stage on the log in memory of the tests.
+"""The engine without a Kafka: the real transactor drives a stage on the tests' log in memory.
 
-What `benchmarks.workload` leaves out is in it: polls, sends that are awaited, commits and progress
-of four partitions side by side; and the runtime of a worker.
+It includes what `benchmarks.workload` leaves out: polls, awaited sends, commits and progress of
+four partitions side by side, and the runtime of a worker.
 """
 
 import asyncio
@@ -33,13 +33,13 @@ _NO_SINK = cast("Sink", None)
 
 
 class Engine:
-    """A stage that has all partitions, and what it is given to do, again and again.
+    """A stage that owns all partitions, and its repeated input.
 
     Args:
-        yard: whose topics and signer it has.
-        stage: what is driven.
+        yard: source of its topics and signer.
+        stage: the driven stage.
         inputs: records of its topics, published anew for each run.
-        before: what is done before each run.
+        before: called before each run.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Engine:
 
 
 def routing(requests: int) -> Engine:
-    """Return a router with 10 candidates for each of so many requests."""
+    """Return a router with 10 candidates for each of this many requests."""
     yard = Yard(make_options(is_mixed=True))
     topic, partitions = yard.catalogue.requests, yard.catalogue.partitions
     values = [request_value(number) for number in range(requests)]
@@ -99,7 +99,7 @@ def routing(requests: int) -> Engine:
 
 
 def working(requests: int) -> Engine:
-    """Return a worker whose backend answers so many requests at once."""
+    """Return a worker whose backend answers this many requests immediately."""
     yard = Yard(make_options(is_mixed=True))
     pool = {"constraints": {"pools": [POOL]}, "completion_window": "1h", "created_at": yard.now}
     values = [request_value(number, **pool) for number in range(requests)]

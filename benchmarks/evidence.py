@@ -4,7 +4,7 @@
     python benchmarks/evidence.py verify --records 1000000
     python benchmarks/evidence.py lookup --records 10000000
 
-Prints a table of Markdown. One core; the archive is made in a temporary directory.
+Prints a table of Markdown. Uses one core, and a temporary directory for the archive.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def new_signer() -> Signer:
 
 
 def per_record_us(work: Callable[[], object], records: int, times: int) -> float:
-    """Return the time per record, of the best of several runs: the machine is shared."""
+    """Return the time per record of the best of several runs, since the machine is shared."""
     runs = []
     for _ in range(REPEATS):
         began = time.perf_counter()
@@ -145,7 +145,7 @@ def per_record_us(work: Callable[[], object], records: int, times: int) -> float
 
 
 def write() -> list[tuple[str, str]]:
-    """Measure what writing a record costs, by its size and that of its transaction."""
+    """Measure the cost of writing a record, by its size and that of its transaction."""
     rows = []
     signer = new_signer()
     for name, sample in zip(("decision", "execution"), samples(), strict=True):
@@ -171,7 +171,7 @@ def us(value: float) -> str:
 
 
 def verify(records: int, directory: Path) -> list[tuple[str, str]]:
-    """Measure the verification of an archive of so many records: half decisions, half ends."""
+    """Measure verification of an archive of this many records: half decisions, half ends."""
     archive, signer = Archive(str(directory)), new_signer()
     home = Partition(CATALOGUE.evidence, 0)
     published = signer.publish()
@@ -212,7 +212,7 @@ def verify(records: int, directory: Path) -> list[tuple[str, str]]:
 
 
 def lookup(records: int, directory: Path) -> list[tuple[str, str]]:
-    """Measure finding one request among so many records, two each, in files as archived."""
+    """Measure finding one request among this many records, two each, in archive files."""
     archive = Archive(str(directory))
     placed, executed = samples()
     schema = table_of("evidence", [_evidence_record(executed)]).schema

@@ -1,4 +1,4 @@
-"""Figures: what was measured, against what, and what is to be reached."""
+"""Figures: a measurement, its reference, and its target."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ class Figure:
     """One row of the table.
 
     Attributes:
-        name: what is measured.
-        value: of Shunter, in ``unit``.
-        reference: of what it is measured against; None where a limit is all there is.
-        ratio: value over reference, or the value where there is no reference.
-        reach: the ratio to reach.
+        name: name of the measurement.
+        value: Shunter's value, in ``unit``.
+        reference: value of the reference; None if there is only a limit.
+        ratio: value over reference, or the value if there is no reference.
+        reach: target of the ratio.
         at_most: whether less is better.
-        unit: of value and reference.
-        against: what the reference is.
+        unit: unit of value and reference.
+        against: description of the reference.
         rounds: the raw values of each side.
-        note: what a reader must know, told with the row.
+        note: remark for readers, printed with the row.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Figure:
 
     @property
     def ok(self) -> bool:
-        """Whether it is reached."""
+        """True if the target is reached."""
         return self.ratio <= self.reach if self.at_most else self.ratio >= self.reach
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a program reads."""
+        """Return the row for programs."""
         return {
             "name": self.name,
             "value": round(self.value, 6),
@@ -66,7 +66,7 @@ def compared(
     unit: str = "/s",
     note: str = "",
 ) -> Figure:
-    """Return the row of medians of rounds that were run by turns."""
+    """Return the row of medians of interleaved rounds."""
     value, reference = statistics.median(ours), statistics.median(theirs)
     return Figure(
         name,

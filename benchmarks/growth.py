@@ -34,7 +34,7 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Curve:
-    """What grows, by how much, and what a request costs at each size, in microseconds."""
+    """A growing input, its sizes, and the cost of a request at each, in microseconds."""
 
     name: str
     sizes: tuple[int, ...]
@@ -45,7 +45,7 @@ class Curve:
 def routed_us(
     yard: Yard, tenants: int = 1, tasks: Sequence[str] = (), transactions: int = 1
 ) -> float:
-    """Return the processor time of a request, the least of some runs: the machine is shared.
+    """Return the least processor time of a request of some runs: the machine is shared.
 
     Args:
         yard: the router.

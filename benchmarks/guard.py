@@ -1,10 +1,10 @@
-"""The guard of continuous integration: what requests cost, against a yardstick that never changes.
+"""The guard of continuous integration: cost of requests against a fixed yardstick.
 
     python -m benchmarks.guard            # fails where a ratio fell by more than a quarter
     python -m benchmarks.guard --record   # writes benchmarks/recorded.json
 
-Both are run by turns in one process and timed by its processor time, so that whatever else the
-machine does slows both down alike. A ratio is the yardstick's time over ours: higher is better.
+Both run in turn in one process and are timed by its processor time, so that other load on the
+machine slows both down alike. A ratio is the yardstick's time over ours: higher is better.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class _Stick:
 
 
 def yardstick() -> None:
-    """Do what routers do, in plain Python and orjson: look up, reckon, make records, write them."""
+    """Do a router's work in plain Python and orjson: look up, compute, make records, write them."""
     known = {f"pool-{number}": 1.0 + number for number in range(30)}
     text = orjson.dumps({"id": "r", "body": {"messages": ["which track? " * 60]}})
     for number in range(400):
@@ -62,7 +62,7 @@ def yardstick() -> None:
 
 @contextmanager
 def works() -> Iterator[Mapping[str, Callable[[], object]]]:
-    """Yield what is guarded: each a piece of work of some milliseconds."""
+    """Yield the guarded works, each of some milliseconds."""
     few, many = Yard(make_options(is_mixed=True)), Yard()
     direct = records_of([request_value(n) for n in range(POLL)], few.catalogue.requests)
     waiting = [request_value(n, task="summarization", completion_window="1h") for n in range(POLL)]

@@ -1,4 +1,4 @@
-"""The hold: how fast one batcher holds and releases, and what much that is held costs."""
+"""The hold: one batcher's rate of holds and releases, and the cost of a large hold."""
 
 import asyncio
 import gc

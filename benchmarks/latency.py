@@ -99,7 +99,7 @@ async def _measured(
 
 
 def latency(hall: Hall) -> list[Figure]:
-    """Return how much longer the router's hop takes than the bare loop's."""
+    """Return how much longer the router's hop takes than that of the bare loop."""
     sides = [bare(), shunter()]
     found: dict[str, list[tuple[float, float]]] = {side.name: [] for side in sides}
     for number in range(hall.rounds):

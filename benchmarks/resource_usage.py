@@ -40,7 +40,7 @@ class Used:
 
     @classmethod
     def of(cls, side: str, size: int, pace: Pace) -> "Used":
-        """Return what was used at a pace that `meter` metered."""
+        """Return the resources used at a pace that `meter` metered."""
         *processes_s, broker_s, faults = pace.used
         requests = pace.per_s * pace.seconds
         return cls(
@@ -60,7 +60,7 @@ class Used:
         return sum(self.process_us)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a program reads; what the system doesn't tell is None."""
+        """Return the values for programs; None if the system doesn't report one."""
         return {name: _rounded(value) for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Used:
 
 
 def meter(here: Ground, broker: EmbeddedBroker) -> Callable[[], tuple[float, ...]]:
-    """Return what tells the processor time of each process and of the broker, and page faults."""
+    """Return a meter of the processor time of each process and of the broker, and page faults."""
 
     def read() -> tuple[float, ...]:
         faults = sum(map(faults_of, here.processes))
@@ -104,7 +104,7 @@ def transaction_us(runs: Sequence[Used], few: tuple[str, int], many: tuple[str, 
 
 
 def cpu_s_of(process: subprocess.Popen[bytes] | EmbeddedBroker) -> float:
-    """Return the processor time that a process has taken, where Linux tells it."""
+    """Return the processor time of a process, where Linux reports it."""
     if process.pid is not None:
         with suppress(OSError):
             # The clock of another process, numbered as clock_getcpuclockid(3) numbers it.
@@ -113,7 +113,7 @@ def cpu_s_of(process: subprocess.Popen[bytes] | EmbeddedBroker) -> float:
 
 
 def faults_of(process: subprocess.Popen[bytes]) -> float:
-    """Return how many pages of memory a process has been given anew, where Linux tells it."""
+    """Return the page faults of a process, where Linux reports them."""
     with suppress(OSError):
         stat = Path(f"/proc/{process.pid}/stat").read_text()
         return float(stat.rpartition(")")[2].split()[7])

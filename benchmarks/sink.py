@@ -1,4 +1,4 @@
-"""A collector of traces that throws them away, so that exporting them costs what it costs."""
+"""A collector that discards traces, so that a benchmark includes the cost of their export."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -7,14 +7,14 @@ from typing import Self
 
 class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        """Read what comes and say that all is well."""
+        """Read the body and answer with success."""
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Sink:

@@ -1,4 +1,4 @@
-"""Requests routed per second: a backlog is there, and the time counts until all is visible."""
+"""Requests routed per second: the time from a full backlog until all results are visible."""
 
 import asyncio
 import statistics
@@ -31,7 +31,7 @@ FEW_RECORDS = 25
 
 @dataclass
 class Hall:
-    """The broker that all rounds share, and where their processes' words go."""
+    """The broker shared by all rounds, and the directory of their processes' output."""
 
     broker: EmbeddedBroker
     directory: Path

@@ -60,7 +60,7 @@ GOALS = {"10 %": 0.10, "100 %": 0.50}
 
 
 def serve(tell: Connection) -> None:
-    """Take spans, and throw them away."""
+    """Receive spans and discard them."""
     server = grpc.server(ThreadPoolExecutor(2))
     take = grpc.unary_unary_rpc_method_handler(lambda _, __: b"")
     server.add_generic_rpc_handlers(

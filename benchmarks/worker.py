@@ -22,10 +22,7 @@ EVIDENCE_BYTES, HEADER_BYTES = 1500, 60
 
 
 async def executed(hall: Hall, count: int) -> tuple[Used, int]:
-    """Return how fast requests end in a result, from a lane that is full at first.
-
-    And how many were in flight at most.
-    """
+    """Return the rate of results from a lane that is full at first, and the most in flight."""
     hall.number += 1
     options = make_options(is_mixed=True)
     with ground(hall.broker.bootstrap_servers, f"bench-{hall.number}", hall.directory) as here:

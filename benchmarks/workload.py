@@ -36,7 +36,7 @@ _NO_LOG = cast("Log", None)
 
 
 class Clock:
-    """A clock that stands."""
+    """A clock that stands still."""
 
     def __init__(self, at: float) -> None:
         self._at = at
@@ -122,20 +122,20 @@ def heartbeats(options: Options, now: float = NOW) -> list[PoolStatus]:
 
 
 def live_situation(options: Options, policy: Policy, now: float = NOW) -> Situation:
-    """Return a situation in which every pool lives and nothing runs."""
+    """Return a situation in which every pool is live and idle."""
     found = situation(options, policy)
     report_all(found.view, options, now)
     return found
 
 
 def report_all(view: FleetView, options: Options, now: float = NOW) -> None:
-    """Let every pool report that nothing runs; what was sent before is forgotten."""
+    """Let every pool report that it is idle; work sent before is dropped."""
     for status in heartbeats(options, now):
         view.report(status)
 
 
 def request_value(number: int, size: int = REQUEST_BYTES, **fields: Any) -> bytes:
-    """Return a request of so many bytes: a chat turn, unless the fields say otherwise.
+    """Return a request of this many bytes: a chat turn, unless the fields differ.
 
     Prompts differ in length, by their number, so that no two in a row are the same work.
     """
@@ -149,7 +149,7 @@ def request_value(number: int, size: int = REQUEST_BYTES, **fields: Any) -> byte
 
 
 def records_of(values: Sequence[bytes], topic: str, first: int = 0) -> list[Record]:
-    """Return them as read from one partition of the ingest topic."""
+    """Return the values as records read from one partition of the ingest topic."""
     home, at = Partition(topic, 0), int(NOW * 1000)
     return [
         Record(home, first + n, b"r-%09d" % (first + n), value, (), at)
@@ -201,7 +201,7 @@ class Yard:
 
 
 def _result_of(work: Coroutine[Any, Any, Any]) -> Any:
-    """Return what a coroutine returns that waits for nothing."""
+    """Return the result of a coroutine that never waits."""
     try:
         work.send(None)
     except StopIteration as end:

@@ -1,10 +1,10 @@
-"""The bare loop: aiokafka alone, which copies as many records of the same size, exactly once.
+"""The bare loop: aiokafka alone copies as many records of the same size, exactly once.
 
     python -m benchmarks.contestants.bare SERVERS PREFIX [--evidence-bytes N] [--header-bytes N]
 
-One transactional producer per partition, one transaction per poll and partition, and in it for each
-record a copy with headers and a second record as long as its evidence, a progress record and a root
-for all, as the router writes them. Nothing is decoded.
+It has one transactional producer per partition and one transaction per poll and partition. A
+transaction has for each record a copy with headers and a second record as long as its evidence,
+and one progress record and one root, as the router writes them. Nothing is decoded.
 """
 
 import argparse

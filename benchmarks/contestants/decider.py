@@ -9,14 +9,14 @@ REFRESH_S = 1.0
 
 
 class Decider:
-    """Decides as the router does, on the same fleet; heartbeats are those of an idle fleet."""
+    """Decides like the router on the same fleet, with heartbeats of an idle fleet."""
 
     def __init__(self) -> None:
         self._yard = Yard(make_options())
         self._reported_at = time.monotonic()
 
     def route(self, value: bytes, key: bytes, partition: int, offset: int) -> list[Outgoing]:
-        """Return the two records that come of a request: for its lane or the hold, and evidence."""
+        """Return the two records of a request: for its lane or the hold, and its evidence."""
         now = time.monotonic()
         if now - self._reported_at > REFRESH_S:
             report_all(self._yard.situation.view, self._yard.options)

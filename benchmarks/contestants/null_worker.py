@@ -22,13 +22,13 @@ class NullBackend:
         self._variants = variants
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     async def stop(self) -> None:
-        """Nothing to stop."""
+        """Do nothing at the stop."""
 
     async def probe(self, variant: str) -> None:
-        """It answers."""
+        """Do nothing: it always answers."""
 
     async def execute(self, call: Call) -> Outcome:
         """Return the answer."""
@@ -36,12 +36,12 @@ class NullBackend:
         return Outcome(Response(200, ANSWER), Usage(100, 4), now, now, now, 0.001)
 
     def load(self) -> Load:
-        """Return that nothing runs."""
+        """Return an idle load."""
         return Load(0.0, {name: VariantStatus(0, 0, 1.0) for name in self._variants})
 
 
 class CountedWorker(Worker):
-    """Remembers how many it had in flight at most."""
+    """Records its largest number of requests in flight."""
 
     highest = 0
 
@@ -54,7 +54,7 @@ class CountedWorker(Worker):
 
 
 def main() -> None:
-    """Run the worker of the benchmark's pool, and say at its end what it had in flight."""
+    """Run the worker of the benchmark's pool, and print at its end the most in flight."""
     atexit.register(lambda: print(f"{HIGHEST} {CountedWorker.highest}"))
     process.Worker = CountedWorker
     process.make_backend = lambda _pool, options, _policy, _clock: NullBackend(
