@@ -52,7 +52,7 @@ class Side:
     """One of those compared.
 
     Attributes:
-        name: as it is told.
+        name: name in the output.
         start: starts its processes.
         package: what must be installed.
         members: of the routers' group, who share the partitions out before the backlog comes; 0
@@ -79,7 +79,7 @@ def shunter(
     """Return the real router, as users run it: router, batcher and canceller in one process.
 
     Args:
-        name: as it is told.
+        name: name in the output.
         routers: processes of it.
         is_awaited: they share the partitions out before the backlog comes.
         environment: of the processes.
@@ -110,7 +110,7 @@ def bare(
     """Return the bare loop, which copies as many bytes as the router writes of this load.
 
     Args:
-        name: as it is told.
+        name: name in the output.
         loops: processes of it, which share the partitions out.
         poll_records: most records of a partition in a transaction.
         written: bytes of the second record and of the headers, where it isn't the router's.

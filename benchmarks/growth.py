@@ -83,7 +83,7 @@ def of_other_pools(pools: int) -> float:
 
 
 def of_classes(classes: int) -> float:
-    """A policy of so many classes, each of them asked for."""
+    """A policy of this many classes, each of them requested."""
     policy = load_policy(None)
     chat = policy.classes["chat"]
     names = [f"class_{number}" for number in range(classes)]
@@ -95,7 +95,7 @@ def of_classes(classes: int) -> float:
 
 
 def of_tenants(tenants: int) -> float:
-    """A policy that names so many tenants, each with a rate, all of which have just been served."""
+    """A policy that names this many tenants, each with a rate and just served."""
     policy = load_policy(None)
     limits = TenantLimits(rate_per_s=1e9, share=2.0)
     named = policy.model_copy(
@@ -114,7 +114,7 @@ def of_transactions(transactions: int) -> float:
 
 
 def of_held(held: int) -> float:
-    """To hold a request and release it in a batch, while so many wait for a pool."""
+    """Hold a request and release it in a batch, while this many wait for a pool."""
     filled = Filled(held)
     filled.per_request_us(SAMPLE)
     return min(filled.per_request_us(SAMPLE) for _ in range(REPEATS))

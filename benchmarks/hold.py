@@ -137,7 +137,7 @@ async def _fill(here: Ground, yard: Yard, count: int) -> None:
 
 
 class Filled:
-    """Windows in which so many wait for a pool that is not there, as after its death."""
+    """Windows in which many requests wait for a missing pool, as after its death."""
 
     def __init__(self, waiting: int) -> None:
         self.yard = Yard(make_options(is_mixed=True))
@@ -205,7 +205,7 @@ def _as_read(home: Partition, offset: int, out: Outgoing) -> Record:
 
 def hold(hall: Hall) -> list[Figure]:
     """Return the figures of the hold."""
-    # A transaction releases up to 1,000, so that few of them tell nothing.
+    # A transaction releases up to 1,000, so a few of them measure nothing.
     many = hall.records(100_000)
     few = hall.records(20_000)
     theirs: list[float] = []

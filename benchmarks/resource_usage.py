@@ -25,7 +25,7 @@ class Used:
         process_us: processor time of each process, for a request of all.
         broker_us: that of the broker.
         process_cores: the same as shares of a core.
-        broker_cores: likewise.
+        broker_cores: cores of the broker.
         page_faults: pages of memory that the processes were given anew, for a request.
     """
 

@@ -43,7 +43,7 @@ class Request:
 
 
 def sampled(candidates: int, size: int, client_us: float, router_us: float | None) -> Request:
-    """Return what a request costs here, with so many candidates; measured where it isn't given."""
+    """Return the cost of a request with this many candidates; measured if not given."""
     yard = Yard(make_options(candidates, 1))
     effects = [
         yard.decide(records_of([request_value(n, size)], yard.catalogue.requests)[0])

@@ -80,7 +80,7 @@ class Hall:
 
     @staticmethod
     async def _begin(here: Ground, watch: Watch, members: int) -> None:
-        """Wait until each partition has been taken over, which a request of its own tells."""
+        """Wait until each partition has an owner, as a request of its own shows."""
         await shared_out(here, here.catalogue.router_group, members)
         first = [request_value(10**8 + n) for n in range(here.partitions)]
         await publish(here, here.catalogue.requests, first)

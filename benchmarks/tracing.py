@@ -104,7 +104,7 @@ class TracedYard(Yard):
 
 
 def fleet_of(candidates: int | None) -> Options:
-    """Return the packaged fleet, or one in which a request has so many candidates."""
+    """Return the packaged fleet, or one in which a request has this many candidates."""
     if candidates is None:
         return compile_options(load_fleet(None))
     return make_options(candidates // 3, 3)

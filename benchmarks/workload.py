@@ -59,7 +59,7 @@ def fleet_text(
         pools: of it; devices and regions take turns.
         variants: in each pool.
         is_mixed: they are of as many models, not of one.
-        serving: the first so many serve the model, the others as many variants of another one.
+        serving: this many pools serve the model, the others as many variants of another one.
     """
     declared = {}
     for number in range(pools):

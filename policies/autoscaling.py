@@ -8,7 +8,7 @@ from policies.config.options import Option
 from topics import Profile
 from topics.records.heartbeat import DUE_S
 
-# However many are held alike, a group's first members tell what the others take.
+# A group's first members represent the others, however many are held.
 SAMPLED_MAX = 200
 # Requests that wait unread are taken to have come at so many moments of the time they came in.
 MOMENTS = 4

@@ -138,9 +138,9 @@ class Policy(Versioned):
 
     classes: dict[ClassName, WorkloadClass]
     default_class: ClassName = "chat"
-    """The class of a request of which nothing tells another."""
+    """The class of a request if nothing determines another."""
     long_context_tokens: PositiveInt = 8192
-    """Prompts of at least this length are ``long_context`` where nothing tells another class."""
+    """Prompts of at least this length are ``long_context`` if nothing determines another class."""
     tiers: dict[str, Tier] = Field(default_factory=dict)
     data_classes: dict[str, DataClass] = Field(default_factory=dict)
     tenants: dict[str, TenantLimits] = Field(default_factory=dict)

@@ -13,7 +13,7 @@ MEMORY_UTILIZATION = 0.9
 # Kernel launches and other work that no roofline sees, per layer and step (vllm-sr-sim's profiles).
 LAYER_OVERHEAD_S = 3e-6
 
-# Context of a sequence of which nothing is told; the mean of the open trace.
+# Context of a sequence of unknown length; the mean of the open trace.
 TYPICAL_CONTEXT_TOKENS = 1700
 
 # Where no key and value are kept (an encoder), nothing limits the tokens that fit.

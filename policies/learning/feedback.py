@@ -86,7 +86,7 @@ class Experience:
             profile: profile of the request; without an SLO there is nothing to learn.
             variant: the variant that served it.
             promised: the last promise; latencies count from ``created_at``.
-            got: actual values, counted likewise.
+            got: actual values, counted the same way.
             elapsed_s: time from ``created_at`` to the promise.
         """
         if profile.ttft_s is not None and promised.ttft_s is not None and got.ttft_s is not None:

@@ -13,7 +13,7 @@ Key = tuple[str, str, str]
 
 # Replies of one key that count, about.
 MEMORY = 1000
-# Keys that one worker keeps, the last seen of them; that many it tells others of.
+# Keys that one worker keeps, the last seen; and the number that it reports.
 KEYS_MAX = 256
 TOLD_MAX = 32
 # Replies before what was seen counts for more than what the policy says.

@@ -125,7 +125,7 @@ class Evidence:
     fallback: Fallback | None = None
     host: Host | None = None
     model_digest: str | None = None
-    """What the model server calls the model that it ran, where it tells."""
+    """The model server's name of the executed model, if reported."""
     request_digest: TextDigest | None = None
     response_digest: TextDigest | None = None
     reason: str | None = None

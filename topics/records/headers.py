@@ -145,7 +145,7 @@ def read_profile(headers: Headers) -> Profile:
         try:
             return _profile.decode(value)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            # The other takes more for what is meant, and tells what is wrong.
+            # The other decoder accepts more, and its errors say what is wrong.
             pass
     return read(headers, PROFILE, Profile)
 

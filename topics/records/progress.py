@@ -55,7 +55,7 @@ def decode_progress(value: bytes) -> Progress:
     try:
         return _decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # The other takes more for what is meant, and tells what is wrong.
+        # The other decoder accepts more, and its errors say what is wrong.
         return decode(Progress, value)
 
 

@@ -73,7 +73,7 @@ class ServerMetrics:
         try:
             await self._scrape_for_ever()
         finally:
-            # What nobody reads any more would be told for ever.
+            # A value that is no longer read would be reported forever.
             self.load = None
 
     async def _scrape_for_ever(self) -> None:
