@@ -60,7 +60,7 @@ def held_records(yard: Yard, count: int, size: int = REQUEST_BYTES) -> Iterator[
 
 
 async def released(hall: Hall, count: int) -> Used:
-    """Return how fast a batcher releases what it finds in the hold, by the lanes of the pools."""
+    """Return a batcher's rate of releases from the hold, by the lanes of the pools."""
     options = make_options(is_mixed=True)
     async with _ready(hall, options) as (here, start):
         await _fill(here, Yard(options, now=time.time()), count)
@@ -73,7 +73,7 @@ async def released(hall: Hall, count: int) -> Used:
 
 
 async def held_and_released(hall: Hall, count: int) -> Used:
-    """Return how fast one process holds requests and releases them, by the evidence of both.
+    """Return one process's rate of holds and releases, by the evidence of both.
 
     They are published beforehand: the router decides that each of them waits, and the batcher reads
     it from the hold and releases it.
@@ -172,7 +172,7 @@ class Filled:
 
 
 def bytes_each(kept_bytes_max: int, count: int = IN_MEMORY) -> tuple[float, float]:
-    """Return what a held request takes in one process, and how many bytes of it are kept as such.
+    """Return a held request's memory in one process, and how many bytes of it are kept as such.
 
     Args:
         kept_bytes_max: payload and header bytes that may be kept; 0 leaves them in the log.
@@ -230,7 +230,7 @@ def hold(hall: Hall) -> list[Figure]:
 
 
 def _in_memory(hall: Hall) -> list[Figure]:
-    """Return what much that is held costs, in one process and without a Kafka."""
+    """Return the cost of a large hold, in one process and without a Kafka."""
     few, many = Filled(FEW), Filled(MANY)
     by_few, by_many = [], []
     for _ in range(max(3, hall.rounds)):

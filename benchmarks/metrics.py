@@ -53,7 +53,7 @@ def profiles(policy: Policy) -> list[Profile]:
 
 
 def decided() -> list[Effect]:
-    """Return what a router writes of these requests."""
+    """Return a router's records of these requests."""
     options, policy = compile_options(load_fleet(None)), load_policy(None)
     state = situation(options, policy)
     for pool in options.by_pool:
@@ -85,7 +85,7 @@ def decided() -> list[Effect]:
 
 
 def executed() -> list[Effect]:
-    """Return what a worker writes of these requests; the subject is the profile."""
+    """Return a worker's records of these requests; the subject is the profile."""
     effects = []
     for n, profile in enumerate(profiles(load_policy(None))):
         placement = Placement("premium-eu", "h200", "llama-fp8", "fp8", "eu-west", "direct")

@@ -16,7 +16,7 @@ from topics.embedded_broker.broker import EmbeddedBroker
 
 @dataclass(frozen=True)
 class Used:
-    """What one run of a side used while its requests came; its start is not in it.
+    """Resources of one run of a side while its requests came, without its start.
 
     Attributes:
         side: whose run it was.
@@ -82,7 +82,7 @@ def meter(here: Ground, broker: EmbeddedBroker) -> Callable[[], tuple[float, ...
 
 
 def cores(runs: Sequence[Used], side: str) -> str:
-    """Return how many cores each process of a side and the broker used, as medians of its runs."""
+    """Return the cores used by each process of a side and the broker, as medians of its runs."""
     found = [run for run in runs if run.side == side]
     processes = zip(*(run.process_cores for run in found), strict=True)
     broker = statistics.median(run.broker_cores for run in found)
@@ -90,7 +90,7 @@ def cores(runs: Sequence[Used], side: str) -> str:
 
 
 def transaction_us(runs: Sequence[Used], few: tuple[str, int], many: tuple[str, int]) -> float:
-    """Return what a transaction takes beside its requests, in microseconds of a process.
+    """Return a transaction's time besides its requests, in microseconds of a process.
 
     Args:
         runs: of two sides that differ in nothing else than the records in a transaction.

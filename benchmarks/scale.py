@@ -31,7 +31,7 @@ COORDINATOR_WRITES = 4
 
 @dataclass(frozen=True)
 class Request:
-    """What one request is, in bytes and in microseconds of one core."""
+    """Size of one request, in bytes and in microseconds of one core."""
 
     bytes: int
     lane_bytes: int
@@ -66,7 +66,7 @@ def sampled(candidates: int, size: int, client_us: float, router_us: float | Non
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is assumed of the cluster.
+    """Assumptions about the cluster.
 
     Attributes:
         rate: requests per second, all of them direct.
@@ -92,7 +92,7 @@ class Assumed:
 
 
 def needs(request: Request, assumed: Assumed) -> Iterator[tuple[str, float, str]]:
-    """Yield what is needed, as (what, how much, how it comes about)."""
+    """Yield the needs, as (what, how much, derivation)."""
     rate, per, writes = assumed.rate, assumed.records_per_transaction, 0.0
     each_us = request.router_us + request.client_us
     yield "processor time of a request, us", each_us, "deciding and signing, and the Kafka client"

@@ -25,7 +25,7 @@ class Sink:
 
     @property
     def url(self) -> str:
-        """Where to send traces."""
+        """URL for traces."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:

@@ -98,7 +98,7 @@ class Hall:
 
 
 def routed(hall: Hall) -> list[Figure]:
-    """Return what a router routes, against the bare loop, and against a router with traces."""
+    """Return a router's throughput, against the bare loop and a router with traces."""
     with Sink() as sink:
         traced = shunter(
             "shunter, traces at 10 %",
@@ -134,7 +134,7 @@ def routed(hall: Hall) -> list[Figure]:
 
 
 def libraries(hall: Hall) -> list[Figure]:
-    """Return what a router routes, against other streaming libraries."""
+    """Return a router's throughput, against other streaming libraries."""
     reaches = {FAUST: (5.0, "forwards only"), QUIX: (1.2, ""), FASTSTREAM: (5.0, "")}
     sides = [side for side in reaches if side.is_installed]
     for side in reaches.keys() - set(sides):
@@ -154,7 +154,7 @@ def libraries(hall: Hall) -> list[Figure]:
 
 
 def two(hall: Hall) -> list[Figure]:
-    """Return what two routers do together, beside what two bare loops do on the same broker."""
+    """Return the throughput of two routers, against two bare loops on the same broker."""
     load = Load(hall.records(40_000))
     routers = ("one router", "two routers")
     loops = ("one bare loop", "two bare loops")

@@ -57,7 +57,7 @@ async def executed(hall: Hall, count: int) -> tuple[Used, int]:
 
 
 def worker(hall: Hall) -> list[Figure]:
-    """Return how many requests a worker carries, against the bare loop."""
+    """Return a worker's rate of requests, against the bare loop."""
     count = hall.records(15_000)
     ours, theirs, highest = [], [], 0
     for _ in range(hall.rounds):

@@ -138,7 +138,7 @@ class _Batch:
 
 
 class FixedDelay:
-    """Batches of one variant's requests within a fixed delay, for rules that batch blindly."""
+    """Batches one variant's requests within a fixed delay, for rules that batch blindly."""
 
     def __init__(self, delay_s: float, members_max: int) -> None:
         self._delay_s = delay_s

@@ -90,7 +90,7 @@ class EmbeddedBroker:
 
     @property
     def running(self) -> bool:
-        """Whether the broker's process lives."""
+        """True if the broker's process lives."""
         return self._guard is not None and self._guard.poll() is None
 
     @property

@@ -143,7 +143,7 @@ def sign(key: Ed25519PrivateKey, purpose: Purpose, statement: object) -> str:
 def is_signed(
     public_key: Ed25519PublicKey, purpose: Purpose, statement: object, signature: str
 ) -> bool:
-    """Tell whether the key has signed this statement for this purpose."""
+    """Return True if the key has signed this statement for this purpose."""
     try:
         public_key.verify(base64.b64decode(signature), signed_bytes(purpose, statement))
     except (InvalidSignature, ValueError):
