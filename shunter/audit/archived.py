@@ -7,9 +7,9 @@ import duckdb
 
 from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.archive.rows import value_of
+from shunter.audit.chains import Witnessed
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
-from shunter.audit.source import Witnessed
 from shunter.audit.topic import add_key
 from shunter.audit.verifier import Verifier
 from shunter.console import UserError

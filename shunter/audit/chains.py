@@ -1,6 +1,6 @@
 """Chains of roots: signatures, order, gaps, forks, and the tail."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shunter.audit.findings import Findings
@@ -11,6 +11,8 @@ from topics.signing.signed_root import is_signed, leaves_of, statement_digest
 
 # Tolerance between a root's time and the broker's: two clocks, and a slow transaction.
 CLOCKS_APART_S_MAX = 300.0
+# By the name of a chain: a head that an auditor has kept, and the name of its file.
+Witnessed = Mapping[str, tuple[ChainHead, str]]
 
 
 @dataclass(frozen=True, slots=True)

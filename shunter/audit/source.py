@@ -1,8 +1,9 @@
 """Sources of an audit trail: the topics, or an archive."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
+from shunter.audit.chains import Witnessed
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.topic import add_key, verify_topic
@@ -11,10 +12,8 @@ from shunter.console import UserError
 from shunter.logs.reading import Kind, TrailRow, read_all, row_of
 from streams.engine.log import Partition
 from streams.kafka.log import KafkaLog
-from topics import Catalogue, ChainHead, Settings
+from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
-
-Witnessed = Mapping[str, tuple[ChainHead, str]]
 
 
 class Trail(Protocol):

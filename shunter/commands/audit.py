@@ -9,9 +9,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from shunter.audit import Findings, Keyring
+from shunter.audit.chains import Witnessed
 from shunter.audit.files import load_heads, load_keyring, write_heads
 from shunter.audit.proofs import ProofError, check_proof, make_proof
-from shunter.audit.source import Trail, Witnessed, open_trail, read_keyring
+from shunter.audit.source import Trail, open_trail, read_keyring
 from shunter.audit.texts import forget_tenant, match_text, read_text
 from shunter.client.kafka import note, run
 from shunter.commands.audit_report import export, replay, report

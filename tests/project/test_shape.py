@@ -144,6 +144,24 @@ def test_rooms_import_each_other_in_no_circle() -> None:
         left = {room: others for room, others in left.items() if room not in free}
 
 
+def test_modules_import_each_other_in_no_circle() -> None:
+    left = {
+        name: {
+            origins().get(target, target)
+            for target, _ in imported(tree)
+            if origins().get(target, target) in modules()
+            # Its own folder, which `from folder import module` names too.
+            if not name.startswith(f"{target}.")
+        }
+        - {name, *ROOMS}
+        for name, (_, tree) in modules().items()
+    }
+    while left:
+        free = {name for name, others in left.items() if not others & left.keys()}
+        assert free, "a circle in " + "; ".join(f"{m} imports {left[m]}" for m in sorted(left))
+        left = {name: others for name, others in left.items() if name not in free}
+
+
 def test_no_module_imports_its_own_package() -> None:
     """Within a package nothing imports the package itself, which imports all of it."""
     wrong = [
