@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.legacy_records import LegacyRecordBatch
-from aiokafka.record.util import decode_varint
+from aiokafka.record.util import decode_varint_py
 
 from streams.engine.log import Partition, Record
 from streams.kafka.compression import UnpackError, unpack
@@ -332,10 +332,15 @@ class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
     def __init__(self, data: bytes | memoryview, read: int) -> None:
         super().__init__(data)
         for _ in range(read):
-            length, self._pos = decode_varint(self._buffer, self._pos)
+            length, self._pos = decode_varint_py(self._buffer, self._pos)
             self._pos += length
         self._buffer = _Lenient(self._buffer)
         self._next_record_index = read
+
+    def _read_msg(self) -> Any:
+        # The faster one in C checks no bounds: a length that leads out of the batch ends the
+        # process with a segmentation fault.
+        return super()._read_msg(decode_varint_py)
 
 
 class _Escaped(str):

@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
-from aiokafka.record.util import calc_crc32c
+from aiokafka.record.util import calc_crc32c, encode_varint_py
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_batches import batch as raw_batch
@@ -235,6 +235,30 @@ def test_a_fetch_that_ends_within_a_batch_returns_the_whole_ones() -> None:
     data = batch((b"k", b"v", ())) + batch((b"k", b"v" * 100, ()), base=1)[:-1]
     assert [r.offset for r in fetched(data)] == [0]
     assert RecordBatches(data[:11]).has_next() is False
+
+
+@pytest.mark.parametrize("length", [2**20, 2**31 - 1, 2**40, 2**62])
+@pytest.mark.parametrize("place", ["key", "value", "header name", "header value"])
+def test_a_length_beyond_the_batch_is_no_way_out_of_it(place: str, length: int) -> None:
+    """The client's fast reader of lengths looks wherever it is sent, and the process dies of it."""
+
+    def varint(number: int) -> bytes:
+        written = bytearray()
+        encode_varint_py(number, written.append)
+        return bytes(written)
+
+    body = b"\0\0\0"
+    for each in ("key", "value"):
+        body += varint(length if place == each else -1)
+    body += varint(2)
+    body += varint(length) if place == "header name" else varint(1) + b"x"
+    body += varint(length) if place == "header value" else varint(-1)
+    body += varint(1) + b"y" + varint(-1)
+    data = raw_batch(varint(len(body)) + body, count=1, last=0)
+    found = fetched(data + batch((b"k", b"next", ()), base=1))
+    assert [r.value for r in found][-1] == b"next"
+    assert found[0].unreadable is not None
+    assert len(found) == 2
 
 
 @given(st.binary(max_size=200), st.sampled_from(sorted(BOMBS)))
