@@ -1,0 +1,63 @@
+"""The placer counts each decision: arrivals, load, sessions and shares."""
+
+from dataclasses import replace
+
+import pytest
+from decisions import decide_in, group_there
+from policy_cases import NOW, a_situation, bulk, nobody_lives, profile
+
+from policies import Decision, Member, Placer, find_target
+from policies.placement.admission import Shares
+
+
+def test_it_decides_by_the_inputs_that_it_returns() -> None:
+    where, request = a_situation(), profile(session="s")
+    expected = decide_in(request, where, NOW)
+    decision, inputs = Placer(where).decide(request, NOW)
+    assert decision == expected
+    assert set(inputs.loads) == {o.pool for o in where.options.by_model[request.model]}
+
+
+def test_a_held_request_counts_as_an_arrival_of_its_group() -> None:
+    where = nobody_lives()
+    before = where.arrivals.rate_per_s(group_there(bulk(), where), NOW)
+    decision, _ = Placer(where).decide(bulk(), NOW)
+    assert decision.group is not None
+    assert where.arrivals.rate_per_s(decision.group, NOW) > before
+
+
+def test_a_placed_request_counts_for_its_pool_its_session_and_its_tenant() -> None:
+    where, request = a_situation(), profile(session="s", tenant="t")
+    shares = Shares(where.policy)
+    placer = Placer(where, shares)
+    decision, _ = placer.decide(request, NOW)
+    assert decision.option is not None
+    before = where.view.standing(decision.option).running
+    placer.count_placed(request, decision, NOW)
+    assert where.view.standing(decision.option).running == before + 1
+    assert where.view.sessions.credit(replace(request, id="next"), NOW) is not None
+    assert shares._spent.keys() == {"t"}
+
+
+def test_nothing_is_counted_of_a_decision_that_places_nothing() -> None:
+    with pytest.raises(ValueError, match="places nothing"):
+        Placer(a_situation()).count_placed(profile(), Decision("hold", (), "r"), NOW)
+
+
+def test_it_goes_on_in_another_situation_with_its_policy() -> None:
+    first, second = a_situation(), a_situation()
+    shares = Shares(first.policy)
+    placer = Placer(first, shares)
+    placer.take(second)
+    assert placer.situation is second
+    assert shares.policy is second.policy
+
+
+def test_a_target_is_that_of_the_situation() -> None:
+    where = a_situation()
+    members = [Member(bulk(id=f"b{n}"), group_there(bulk(), where), NOW, n) for n in range(3)]
+    found = Placer(where).target(members, NOW)
+    rate_per_s = where.arrivals.rate_per_s(members[0].group, NOW)
+    loads, options, policy = where.view.loads(), where.options, where.policy
+    assert found is not None
+    assert found == find_target(members, loads, rate_per_s, options, policy, NOW)
