@@ -282,10 +282,10 @@ def running_step_s(
     return option.roofline.step_s(each, each * context_tokens) / speed
 
 
-_NOBODY = PoolLoad()
+NOBODY = PoolLoad()
 
 
 def standing_in(loads: Mapping[str, PoolLoad], option: Option) -> Standing:
     """Return an option's standing under loads by pool name; a missing pool has no load."""
     load = loads.get(option.pool)
-    return standing_of(option, _NOBODY) if load is None else load.standing(option)
+    return standing_of(option, NOBODY) if load is None else load.standing(option)

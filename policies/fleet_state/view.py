@@ -5,6 +5,7 @@ from statistics import fmean
 
 from policies.config.options import Option, Options
 from policies.fleet_state.candidate_load import (
+    NOBODY,
     NOTHING,
     Learned,
     PoolLoad,
@@ -19,9 +20,6 @@ from topics import LatencyError, PoolStatus, VariantStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
-
-
-_NOBODY = PoolLoad()
 
 
 class FleetView:
@@ -71,7 +69,7 @@ class FleetView:
 
     def load(self, pool: str) -> PoolLoad:
         """Return a pool's load; empty without workers."""
-        return self._loads.get(pool, _NOBODY)
+        return self._loads.get(pool, NOBODY)
 
     def standing(self, option: Option) -> Standing:
         """Return an option's standing; the same until the load of its pool changes."""

@@ -5,14 +5,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from mode import Service
-
 from policies import Options, Policy
 from streams.engine.clock import Clock
 from streams.live.follower import LiveFollower
 from streams.live.rows import snapshot_of
 from streams.live.snapshot import Snapshot
 from streams.live.view import LiveView
+from streams.service import QuietService
 from topics import Settings
 
 # A minute after the last look the topics are no longer read.
@@ -22,14 +21,12 @@ STEP_S = 0.5
 logger = logging.getLogger(__name__)
 
 
-class Watching(Service):  # type: ignore[misc]
+class Watching(QuietService):
     """Follows the topics from the first look, and stops when nobody has looked for a while.
 
     It shares the process with the data plane and reads its evidence a second time, and so costs
     nothing while nobody looks. A failure here ends the view and nothing else.
     """
-
-    mundane_level = "debug"
 
     def __init__(self, settings: Settings, clock: Clock, new_view: Callable[[], LiveView]) -> None:
         super().__init__()

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from mode import Service
 
 from streams.engine.clock import Clock
 from streams.kafka.broker_loss import client_options
+from streams.service import QuietService
 from topics import Catalogue, Profile, Settings, StreamPiece, encode
 
 # A stream that Kafka holds up for longer is given up: the result matters more.
@@ -85,10 +85,8 @@ class Stream:
         )
 
 
-class StreamPublisher(Service):  # type: ignore[misc]
+class StreamPublisher(QuietService):
     """Publishes pieces outside of any transaction: late pieces are worthless."""
-
-    mundane_level = "debug"
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         super().__init__()
