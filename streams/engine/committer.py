@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, TypeVar
 
 from streams.engine.continuity import BrokenPartitions
+from streams.engine.group_offsets import GroupOffsets
 from streams.engine.log import Log, LogError, Outgoing, Partition, TakenOverError, Writer
 from streams.engine.progress import writer_id
 from streams.engine.retries import until_passed
 from streams.engine.signer import Signer
-from streams.engine.stage import Effect, Observer, Refusal, Stage, TransactionPlan
+from streams.engine.stage import Effect, Observer, Refusal, Stage, Timed, TransactionPlan
 from topics import Progress, encode, progress_key
 from topics.signing.signed_root import ChainHead
 
@@ -46,6 +47,7 @@ class Committer:
         progress_topic: str,
         transaction_s_max: float,
         observers: Sequence[Observer],
+        timed: Timed,
     ) -> None:
         self._log = log
         self._stage = stage
@@ -53,6 +55,8 @@ class Committer:
         self._progress_topic = progress_topic
         self._transaction_s_max = transaction_s_max
         self._observers = observers
+        self._timed = timed
+        self._group_offsets = GroupOffsets(log)
         self._writers: dict[Partition, Writer] = {}
         self._visible: dict[Partition, Progress | None] = {}
         self._attempts: dict[Partition, _Attempt] = {}
@@ -107,6 +111,7 @@ class Committer:
     async def _commit(self, partition: Partition, work: TransactionPlan) -> list[Refusal]:
         """Write the work as one transaction; leave it open and return what was refused."""
         writer, chain = self._writers[partition], self._transactional_id(partition)
+        began_at = asyncio.get_running_loop().time()
         await writer.begin()
         visible = self._visible.get(partition)
         last = None if visible is None else visible.head
@@ -118,13 +123,15 @@ class Committer:
         if refusals:
             return refusals
         self._attempts[partition] = _Attempt(progress, head, sealed)
-        await writer.commit(partition, work.progress.next_offset, self._stage.group)
+        await writer.commit()
+        self._timed(self._stage.group, partition, asyncio.get_running_loop().time() - began_at)
         self._committed(partition)
         return []
 
     def _committed(self, partition: Partition) -> None:
         progress, head, sealed = self._attempts.pop(partition)
         self._visible[partition] = progress
+        self._group_offsets.moved(partition, progress.next_offset)
         self._signer.committed(self._transactional_id(partition), head, sealed)
 
     async def _send(self, writer: Writer, effects: Sequence[Effect]) -> list[Refusal]:

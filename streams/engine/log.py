@@ -107,6 +107,14 @@ class StillOpenError(LogError):
     """Another's transaction outlasted its timeout; the brokers may be unable to end it."""
 
 
+class GroupOffset(NamedTuple):
+    """A group's offset on a partition: all below it is done."""
+
+    group: str
+    partition: Partition
+    next_offset: int
+
+
 class Membership(Protocol):
     """Receives every change of a consumer's partitions. May not raise."""
 
@@ -142,10 +150,13 @@ class Writer(Protocol):
         """Queue a record; the returned future ends when the log has it or refuses it."""
         ...
 
-    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
-        """Commit, with the group's offset. Call only after every future of ``send`` has ended.
+    async def commit(self, moved: GroupOffset | None = None) -> None:
+        """Commit. Call only after every future of ``send`` has ended.
 
         After an error the transaction may or may not be committed.
+
+        Args:
+            moved: a group's offset that is set with it, even back.
         """
         ...
 
@@ -211,6 +222,14 @@ class Log(Protocol):
 
     async def committed(self, partition: Partition) -> int | None:
         """Return the group's committed offset, asked of the broker."""
+        ...
+
+    async def commit_offsets(self, offsets: Mapping[Partition, int]) -> None:
+        """Set the group's offsets outside of any transaction, for tools that show lag.
+
+        Raises:
+            LogError: not now: the group rebalances, or does not count us, or no broker answers.
+        """
         ...
 
     async def lag(self) -> Mapping[Partition, int]:

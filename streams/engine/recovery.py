@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from streams.engine.continuity import BrokenLogError, check_continuity
-from streams.engine.log import Log, Outgoing, Partition
+from streams.engine.log import GroupOffset, Log, Outgoing, Partition
 from streams.engine.progress import read_progress, writer_id
 from streams.engine.signer import Signer
 from streams.engine.stage import Effect
@@ -189,6 +189,6 @@ async def carry_out(
         sent = [await producer.send(record) for record in (own, *tombstones, *sealed, stored)]
         for each in sent:
             await each
-        await producer.commit(partition, recovery.at, group)
+        await producer.commit(GroupOffset(group, partition, recovery.at))
     finally:
         await producer.close()

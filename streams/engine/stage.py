@@ -49,6 +49,10 @@ Observer = Callable[[Partition, Sequence[Effect]], None]
 """Receives the visible effects of a transaction on a partition. May not raise."""
 
 
+Timed = Callable[[str, Partition, float], None]
+"""Receives each committed transaction: its group, input partition, and duration in seconds."""
+
+
 class Stage(Protocol):
     """The interface that the transactor drives. Calls for one partition are sequential.
 

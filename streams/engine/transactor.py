@@ -4,8 +4,9 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 
 1. One transactional producer per input partition, made when the partition is assigned. Its fixed
    id fences the predecessor and aborts its open transaction.
-2. After fencing, ask the broker for the committed offset and seek: the client's may be stale.
-   Progress kept as data is further ahead where a broker's death lost the marker.
+2. After fencing, read the progress and seek: the client's position may be stale. Progress is data,
+   a record of each transaction; the group's offset follows it for tools, and counts where it is
+   further ahead.
 3. Poll, work and commit are one critical section, under the lock that rebalances take too. New
    partitions are taken over in the next step: the client sends no heartbeat during its callback,
    and a restore that outlasts the session would lose all partitions again, for ever.
@@ -30,7 +31,7 @@ from streams.engine.concurrency import few_at_a_time, wait_for_all
 from streams.engine.log import Log, LogError, Partition, Record, TakenOverError, Writer
 from streams.engine.retries import until_passed
 from streams.engine.signer import Signer
-from streams.engine.stage import Observer, Stage
+from streams.engine.stage import Observer, Stage, Timed
 from topics import Progress
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,10 @@ class Transactor(Committer):
         poll_records_max: int,
         transaction_s_max: float,
         observers: Sequence[Observer] = (),
+        timed: Timed = lambda _group, _partition, _seconds: None,
         before_step: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(log, stage, signer, progress_topic, transaction_s_max, observers)
+        super().__init__(log, stage, signer, progress_topic, transaction_s_max, observers, timed)
         self._poll_s_max = poll_s_max
         self._poll_records_max = poll_records_max
         self._before_step = before_step
@@ -94,7 +96,7 @@ class Transactor(Committer):
         self._give_up_restoring()
         async with self._lock:
             # No step is in flight, and none begins.
-            pass
+            await self._group_offsets.tell_last()
         # Outside the lock: the client leaves when a running rebalance callback has ended, and that
         # takes the lock too.
         await self._log.leave()
@@ -152,6 +154,7 @@ class Transactor(Committer):
     async def _step(self) -> int:
         if not await self._take_over_given():
             return 0
+        self._group_offsets.tell_if_due()
         # No work of the stage is in flight here, on any of its partitions.
         self._before_step()
         paused = [p for p in self._writers if not self._stage.wants(p)] + list(self._broken)
@@ -264,6 +267,9 @@ class Transactor(Committer):
             epoch = progress.leader_epoch
         self._epochs[partition] = epoch
         self._log.seek(partition, start, epoch)
+        if progress is not None:
+            # The predecessor may not have come to tell it.
+            self._group_offsets.moved(partition, progress.next_offset)
         logger.info("took over %s at offset %d", partition, start)
 
     async def _restore(self, known: Mapping[Partition, Progress | None]) -> list[int | None]:
@@ -283,6 +289,7 @@ class Transactor(Committer):
 
     async def _drop(self, partitions: Collection[Partition]) -> None:
         writers: list[Writer] = []
+        self._group_offsets.forget(partitions)
         for partition in partitions:
             writer = self._writers.pop(partition, None)
             self._visible.pop(partition, None)

@@ -82,7 +82,7 @@ def transactor(
     before_step: Callable[[], None] = lambda: None,
 ) -> Transactor:
     """Return a transactor that drives the stage over the settings' Kafka, with metrics."""
-    log = KafkaLog(settings, metrics.timed)
+    log = KafkaLog(settings)
     metrics.watch(stage.group, log)
     return Transactor(
         log,
@@ -94,6 +94,7 @@ def transactor(
         # The broker's timeout begins at the first record; all before it is quick.
         transaction_s_max=settings.transaction_timeout_ms / 1000 + 2.0,
         observers=[metrics.observer, *observers],
+        timed=metrics.timed,
         before_step=before_step,
     )
 

@@ -40,11 +40,9 @@ from streams.kafka.transaction_recovery import Producer, abort_rest, complete_co
 from streams.kafka.writer import (
     REFUSALS,
     KafkaWriter,
-    Timed,
     let_go,
     start_writing,
     transactional_producer,
-    untimed,
 )
 from topics import Catalogue, Progress, Settings
 
@@ -64,9 +62,11 @@ IDLE_MS_MAX = math.inf
 # A newly assigned partition may have no position yet.
 POSITION_S_MAX = 0.1
 LAG_S_MAX = 2.0
+OFFSETS_S_MAX = 5.0
 # If a log has lost the records at a position, nothing is read from elsewhere instead.
 NO_RESET = {"auto_offset_reset": "none"}
-# Errors of a client that is asked for its lag: no answer, no broker, its own end.
+# Errors of a client that is asked for its lag, or tells its offsets: no answer, no broker, no share
+# of the group, its own end.
 UNTOLD = (TimeoutError, KafkaError, ConsumerStoppedError, OSError)
 # A broker's default interval of the search for transactions beyond their timeout.
 EXPIRY_CHECK_S = 10.0
@@ -77,9 +77,8 @@ class KafkaLog:
 
     refusals: tuple[type[Exception], ...] = REFUSALS
 
-    def __init__(self, settings: Settings, timed: Timed = untimed) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._timed = timed
         self._consumer: AIOKafkaConsumer | None = None
         self._positions: dict[Partition, int] = {}
         self._epochs: dict[Partition, int | None] = {}
@@ -199,6 +198,18 @@ class KafkaLog:
         """Return the group's committed offset, asked of the broker (rule 2)."""
         offset: int | None = await self._member.committed(TopicPartition(*partition))
         return offset
+
+    async def commit_offsets(self, offsets: Mapping[Partition, int]) -> None:
+        """Set the group's offsets for tools that show lag.
+
+        Raises:
+            LogError: not now.
+        """
+        try:
+            async with asyncio.timeout(OFFSETS_S_MAX):
+                await self._member.commit({TopicPartition(*p): o for p, o in offsets.items()})
+        except UNTOLD as error:
+            raise LogError(f"the group's offsets are not committed: {error!r}") from error
 
     async def lag(self) -> Mapping[Partition, int]:
         """Return how many offsets below the last stable one each of our partitions is behind.
@@ -393,4 +404,4 @@ class KafkaLog:
         except BaseException:
             await let_go(producer)
             raise
-        return KafkaWriter(producer, self._timed)
+        return KafkaWriter(producer)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Generator
 from itertools import count
 from typing import Any
 
@@ -18,7 +18,7 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import DefaultPartitioner
 
-from streams.engine.log import LogError, Outgoing, Partition
+from streams.engine.log import GroupOffset, LogError, Outgoing
 from streams.kafka.broker_loss import client_options
 from topics import Settings
 from topics.registry import OUTPUT_BYTES_MAX
@@ -52,14 +52,6 @@ class TransactionTimeoutError(LogError):
     """The brokers' limit for transactions is below the settings' timeout."""
 
 
-Timed = Callable[[str, Partition, float], None]
-"""Receives each committed transaction: its group, input partition, and duration in s."""
-
-
-def untimed(_group: str, _partition: Partition, _seconds: float) -> None:
-    """Ignore the timing."""
-
-
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the partition that Kafka's default partitioner (murmur2) gives a key."""
     number: int = DefaultPartitioner()(key, list(range(partitions)), [])
@@ -89,9 +81,8 @@ class KafkaWriter:
     topic up again.
     """
 
-    def __init__(self, producer: AIOKafkaProducer, timed: Timed) -> None:
+    def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
-        self._timed = timed
         self._began_at = 0.0
         self._connections: list[Any] = []
         # The batches to hand over, by partition; the last of them takes more.
@@ -161,15 +152,15 @@ class KafkaWriter:
         ended = self._producer._txn_manager._transaction_waiter  # noqa: SLF001 - nobody else knows
         return (ended.exception() if ended is not None and ended.done() else None) or error
 
-    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
-        """Commit, with the group's offset."""
-        offsets = {TopicPartition(*partition): next_offset}
-        await self._producer.send_offsets_to_transaction(offsets, group)
+    async def commit(self, moved: GroupOffset | None = None) -> None:
+        """Commit, with a group's offset if one is set with it."""
+        if moved is not None:
+            offsets = {TopicPartition(*moved.partition): moved.next_offset}
+            await self._producer.send_offsets_to_transaction(offsets, moved.group)
         # If the broker dies in the commit, the client retries over others, and succeeds.
         before = self._used()
         await self._producer.commit_transaction()
         self._connections = before + self._used()
-        self._timed(group, partition, asyncio.get_running_loop().time() - self._began_at)
 
     async def close(self) -> None:
         """Close the connections, without waiting for an answer that never comes."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 import pytest
 from two_logs import SMALL_BYTES, KafkaGround, MemoryGround, kept, make_ground, until, values
 
-from streams.engine.log import Log, Outgoing, Partition, Record, Writer
+from streams.engine.log import GroupOffset, Log, LogError, Outgoing, Partition, Record, Writer
 
 BOTH = ["memory", pytest.param("kafka", marks=pytest.mark.kafka)]
 GROUP = "readers"
@@ -96,12 +96,22 @@ async def test_a_transaction_is_seen_whole_once_committed_and_its_marker_takes_a
     # The end counts what is open, so that nobody misses it.
     assert await log.bounds([logs.p0, logs.p1]) == {logs.p0: (0, 2), logs.p1: (0, 1)}
     assert await log.committed(logs.p0) is None
-    await writer.commit(logs.p0, 7, logs.group)
+    await writer.commit(GroupOffset(logs.group, logs.p0, 7))
     assert await logs.poll(log, 3) == {logs.p0: ["a", "b"], logs.p1: ["c"]}
     assert await log.bounds([logs.p0, logs.p1]) == {logs.p0: (0, 3), logs.p1: (0, 2)}
     assert await log.committed(logs.p0) == 7
     assert await log.committed(logs.p1) is None
     assert not writer.is_cut_off
+
+
+async def test_a_member_sets_the_offsets_of_its_group(logs: Logs) -> None:
+    log = await logs.join()
+    await log.commit_offsets({logs.p0: 3, logs.p1: 1})
+    await log.commit_offsets({logs.p1: 2})
+    assert [await log.committed(p) for p in (logs.p0, logs.p1)] == [3, 2]
+    await log.leave()
+    with pytest.raises(LogError):
+        await log.commit_offsets({logs.p0: 4})
 
 
 async def test_lag_is_what_is_committed_and_not_polled_of_a_paused_partition_too(
@@ -111,7 +121,7 @@ async def test_lag_is_what_is_committed_and_not_polled_of_a_paused_partition_too
     writer = await logs.fence(log)
     await logs.write(writer, logs.out("a"))
     assert await log.lag() == {logs.p0: 0, logs.p1: 0}
-    await writer.commit(logs.p0, 1, logs.group)
+    await writer.commit()
     # A broker says that it is committed a moment before its readers can see it.
     async with asyncio.timeout(5):
         while (await log.lag())[logs.p0] != 2:  # noqa: ASYNC110
@@ -132,7 +142,7 @@ async def test_a_poll_brings_some_of_each_partition(logs: Logs) -> None:
     log = await logs.join()
     writer = await logs.fence(log)
     await logs.write(writer, *(logs.out(f"{n}", number) for number in (0, 1) for n in range(40)))
-    await writer.commit(logs.p0, 1, logs.group)
+    await writer.commit()
     async with asyncio.timeout(15):
         # The client may have fetched one partition before the other.
         while len(polled := await log.poll(0.2, 5, [], of_each=True)) < 2:
@@ -148,9 +158,9 @@ async def test_a_successor_aborts_what_is_open_and_its_predecessor_can_write_no_
     await logs.write(old, logs.out("aborted"), logs.out("aborted", 1))
     new = await logs.fence(log)
     with pytest.raises(logs.ground.fenced):
-        await old.commit(logs.p0, 1, logs.group)
+        await old.commit()
     await logs.write(new, logs.out("kept"))
-    await new.commit(logs.p0, 2, logs.group)
+    await new.commit(GroupOffset(logs.group, logs.p0, 2))
     assert await logs.poll(log, 1) == {logs.p0: ["kept"]}
     assert values(await read(log, {logs.p0: 0, logs.p1: 0})) == ["kept"]
     assert await log.committed(logs.p0) == 2
@@ -167,7 +177,7 @@ async def test_an_open_transaction_holds_readers_back_until_it_ends(logs: Logs) 
     reading = asyncio.create_task(read(log, {logs.p0: 0}))
     await asyncio.sleep(0.2)
     assert not reading.done()
-    await writer.commit(logs.p1, 1, logs.group)
+    await writer.commit()
     async with asyncio.timeout(15):
         assert values(await reading) == ["before", "open", "behind"]
 
@@ -178,7 +188,7 @@ async def test_a_reading_begins_and_ends_where_it_is_told_and_fetches_what_is_th
     log = await logs.join()
     writer = await logs.fence(log)
     await logs.write(writer, *(logs.out(f"a{n}") for n in range(3)), logs.out("b0", 1))
-    await writer.commit(logs.p0, 1, logs.group)
+    await writer.commit()
     await logs.ground.publish(logs.out("a4"))
     both = {logs.p0: 1, logs.p1: 0}
     assert values(await read(log, both)) == ["a1", "a2", "a4", "b0"]
@@ -215,9 +225,8 @@ async def test_a_refusal_is_told_by_the_send_and_by_nothing_else(logs: Logs) -> 
     with pytest.raises(log.refusals):
         await refused
     await taken
-    await writer.commit(logs.p0, 3, logs.group)
+    await writer.commit()
     assert await logs.poll(log, 1) == {logs.p0: ["taken"]}
-    assert await log.committed(logs.p0) == 3
 
 
 async def test_compaction_keeps_the_newest_of_each_key_at_its_offset(logs: Logs) -> None:

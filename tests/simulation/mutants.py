@@ -16,7 +16,7 @@ from streams.batcher.stage import Batcher
 from streams.cancellation.stage import Canceller
 from streams.config.active_policy import DecisionContext
 from streams.engine.clock import BrokerClock
-from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.log import GroupOffset, Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect, Refusal, TransactionPlan
 from streams.engine.transactor import Transactor
 from streams.router.stage import Router
@@ -170,8 +170,8 @@ class LeavesReadersWaiting(Transactor):
 class MissesTheCut(MemoryWriter):
     """Looks at its connections after a commit, when the client has new ones."""
 
-    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
-        await super().commit(partition, next_offset, group)
+    async def commit(self, moved: GroupOffset | None = None) -> None:
+        await super().commit(moved)
         self._connected_at = self._cluster.restarts
 
 

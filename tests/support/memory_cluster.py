@@ -161,7 +161,7 @@ class MemoryCluster:
         self.oversized: Callable[[Outgoing], bool] = lambda _record: False
         """The client's own refusals, raised by ``send`` itself."""
         self.lose_offset: Callable[[Partition, int], bool] = lambda _partition, _offset: False
-        """Committed transactions of which the group's offset is never seen (design, §5)."""
+        """Offsets of a group that are never seen."""
         self.lose_marker: Callable[[Partition], bool] = lambda _partition: False
         """Partitions on which the end of a transaction isn't told."""
         self.restarts = 0

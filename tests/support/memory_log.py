@@ -21,7 +21,7 @@ from memory_cluster import (
 )
 
 from streams.engine.continuity import newest_epoch
-from streams.engine.log import LogError, Membership, Outgoing, Partition, Record
+from streams.engine.log import GroupOffset, LogError, Membership, Outgoing, Partition, Record
 
 __all__ = [
     "Crash",
@@ -102,7 +102,7 @@ class MemoryWriter:
         self._buffer.append(sent)
         return sent
 
-    async def commit(self, partition: Partition, next_offset: int, group: str) -> None:
+    async def commit(self, moved: GroupOffset | None = None) -> None:
         """Commit. As in aiokafka, records refused here are told of to nobody (rule 4)."""
         await self._cluster.checkpoint()
         self._check("commit")
@@ -111,8 +111,8 @@ class MemoryWriter:
         self._connected_at = self._cluster.restarts
         self._cluster.end(self._id, "committed")
         self._transaction = None
-        if not self._cluster.lose_offset(partition, next_offset):
-            self._cluster.offsets[group, partition] = next_offset
+        if moved is not None:
+            self._cluster.offsets[moved.group, moved.partition] = moved.next_offset
         self._check("committed")
         self._cluster.answer()
 
@@ -282,6 +282,15 @@ class MemoryLog:
         """Return the group's offset as the broker has it."""
         await self._call()
         return self.cluster.offsets.get((self._group, partition))
+
+    async def commit_offsets(self, offsets: Mapping[Partition, int]) -> None:
+        """Set the group's offsets, as far as they are not lost."""
+        await self._call()
+        if self.cluster.members.get(self._group, {}).get(self.name) is not self:
+            raise LogError(f"{self.name} is no member of {self._group}")
+        for partition, offset in offsets.items():
+            if not self.cluster.lose_offset(partition, offset):
+                self.cluster.offsets[self._group, partition] = offset
 
     async def lag(self) -> Mapping[Partition, int]:
         """Return how far each position is below the last stable offset."""

@@ -90,7 +90,7 @@ async def test_markers_of_transactions_are_no_requests() -> None:
         writer = await MemoryLog(yard.cluster, "router").fence("router")
         await writer.begin()
         await (await writer.send(placed(yard, f"c{n}")))
-        await writer.commit(Partition(yard.catalogue.requests, 0), n + 1, "router")
+        await writer.commit()
     worker, transactor, _ = await take(yard)
     lag = await transactor.lag()
     assert lag is not None
@@ -241,7 +241,7 @@ async def test_markers_and_aborts_alone_need_no_worker() -> None:
     writer = await MemoryLog(yard.cluster, "router").fence("router")
     await writer.begin()
     await (await writer.send(placed(yard, "c1")))
-    await writer.commit(Partition(yard.catalogue.requests, 0), 1, "router")
+    await writer.commit()
     done = encode(Progress(1))
     key = progress_key(GROUP, lane.topic, lane.number)
     yard.cluster.publish(Outgoing(yard.catalogue.progress, key, done, partition=lane.number))

@@ -79,14 +79,14 @@ async def test_what_is_restored_is_what_a_reading_from_the_beginning_finds(seed:
 
 async def test_a_hold_with_an_open_transaction_at_its_end_is_read_to_the_end() -> None:
     yard = Yard()
-    record = hold(yard, "s0")
+    hold(yard, "s0")
     router = await MemoryLog(yard.cluster, "router").fence("a router")
     await router.begin()
     await (await router.send(held_request(yard, "s1")))
 
     async def commit_meanwhile(_seconds: float) -> None:
         if yard.cluster.open_transactions() == ["a router"]:
-            await router.commit(record.partition, 1, "router")
+            await router.commit()
 
     yard.cluster.sleep = commit_meanwhile
     batcher = make_batcher(yard)

@@ -8,7 +8,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from memory_log import Crash, MemoryCluster, MemoryLog, Poll, ProcessKilledError, RefusedError
 from stream_cases import soon
 
-from streams.engine.log import LogError, Outgoing, Partition, Record, Writer
+from streams.engine.log import GroupOffset, LogError, Outgoing, Partition, Record, Writer
 
 P0, P1 = Partition("t", 0), Partition("t", 1)
 
@@ -62,7 +62,7 @@ async def test_a_transaction_is_seen_whole_once_committed_and_its_marker_takes_a
     writer = await log.fence("w")
     await write(writer, out("a"), out("b"), out("c", 1))
     assert not await log.poll(0.0, 10, [])
-    await writer.commit(P0, 7, "g")
+    await writer.commit(GroupOffset("g", P0, 7))
     polled = await log.poll(0.0, 10, [])
     assert {p: values(records) for p, records in polled.items()} == {P0: ["a", "b"], P1: ["c"]}
     assert await log.bounds([P0, P1]) == {P0: (0, 3), P1: (0, 2)}
@@ -84,7 +84,7 @@ async def test_an_open_transaction_holds_back_readers_but_not_the_end() -> None:
 
     reading = asyncio.create_task(read_all(log, {P0: 0}))
     await asyncio.sleep(0)
-    await foreign.commit(P1, 1, "other")
+    await foreign.commit()
     cluster.publish(out("later than the call"))
     assert await soon(reading, "the end of the reading") == ["before", "open", "behind"]
 
@@ -120,11 +120,11 @@ async def test_a_successor_aborts_what_is_open_and_its_predecessor_is_dead() -> 
     await write(first, out("lost"))
     second = await new.fence("w")
     assert cluster.open_transactions() == []
-    for call in (first.begin(), first.send(out("x")), first.commit(P0, 1, "g")):
+    for call in (first.begin(), first.send(out("x")), first.commit()):
         with pytest.raises(LogError, match="fenced"):
             await call
     await write(second, out("kept"))
-    await second.commit(P0, 1, "g")
+    await second.commit()
     assert values(cluster.records("t")) == ["kept"]
 
 
@@ -145,7 +145,7 @@ async def test_a_time_out_aborts_and_fences() -> None:
     await write(writer, out("slow"))
     cluster.time_out("w")
     with pytest.raises(LogError, match="fenced"):
-        await writer.commit(P0, 1, "g")
+        await writer.commit()
     assert cluster.records("t") == []
 
 
@@ -160,7 +160,7 @@ async def test_a_refusal_fells_its_batch_and_a_commit_does_not_tell() -> None:
     assert [isinstance(o, RefusedError) for o in outcomes] == [True, True, False]
     with pytest.raises(LogError, match="sequence"):
         await (await writer.send(out("after")))
-    await writer.commit(P0, 3, "g")
+    await writer.commit()
     assert values(cluster.records("t")) == ["other"]
 
 
@@ -173,15 +173,12 @@ async def test_a_record_may_be_refused_by_the_client_itself() -> None:
         await writer.send(out("huge"))
 
 
-async def test_the_offset_of_a_committed_transaction_can_be_lost() -> None:
+async def test_an_offset_of_a_group_can_be_lost() -> None:
     cluster = make_cluster()
     log = await joined(cluster)
     cluster.lose_offset = lambda partition, offset: offset == 2
-    writer = await log.fence("w")
     for offset in (1, 2):
-        await write(writer, out(str(offset)))
-        await writer.commit(P0, offset, "g")
-    assert values(cluster.records("t")) == ["1", "2"]
+        await log.commit_offsets({P0: offset})
     assert await log.committed(P0) == 1
 
 
@@ -253,13 +250,13 @@ async def test_whoever_is_killed_makes_no_more_calls_and_leaves_its_transaction_
     writer = await log.fence("w")
     cluster.crash = Crash("commit", 2)
     await write(writer, out("1"))
-    await writer.commit(P0, 1, "g")
+    await writer.commit()
     await write(writer, out("2"))
     with pytest.raises(ProcessKilledError):
-        await writer.commit(P0, 2, "g")
+        await writer.commit()
     assert cluster.crash.has_struck
     assert cluster.open_transactions() == ["w"]
-    for call in (log.poll(0.0, 1, []), log.fence("w"), writer.commit(P0, 2, "g")):
+    for call in (log.poll(0.0, 1, []), log.fence("w"), writer.commit()):
         with pytest.raises(ProcessKilledError):
             await call
     assert values(cluster.records("t")) == ["1"]
@@ -272,6 +269,6 @@ async def test_a_process_can_die_of_its_own_error_after_the_commit_took_effect()
     writer = await log.fence("w")
     await write(writer, out("1"))
     with pytest.raises(ConnectionError):
-        await writer.commit(P0, 1, "g")
+        await writer.commit(GroupOffset("g", P0, 1))
     assert values(cluster.records("t")) == ["1"]
     assert cluster.offsets["g", P0] == 1

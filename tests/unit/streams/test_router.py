@@ -440,7 +440,8 @@ async def test_progress_and_offset_stand_behind_what_was_routed() -> None:
     for n in range(5):
         yard.publish(1, id=f"c{n}")
     router = make_router(yard)
-    await drain(await yard.run(router))
+    transactor = await yard.run(router)
+    await drain(transactor)
     # Until the next heartbeat the view counts what was sent.
     load = router._situation.view.load("premium-eu")
     assert load.running_by_variant == {"yard-8b-fp8": 5}
@@ -448,6 +449,7 @@ async def test_progress_and_offset_stand_behind_what_was_routed() -> None:
     assert decode(Progress, _progress(yard, 1).value or b"").with_head(None).on_log(
         None, None
     ) == Progress(5)
+    await transactor.stop()
     assert {p.number: o for (_, p), o in yard.cluster.offsets.items()} == {1: 5}
 
 

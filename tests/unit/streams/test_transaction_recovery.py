@@ -10,7 +10,7 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from hanging_transactions import TOPIC, leave_hanging
 
-from streams.engine.log import Outgoing, Partition
+from streams.engine.log import Outgoing
 from streams.kafka import transaction_recovery
 from streams.kafka.log import KafkaLog
 from streams.kafka.transaction_recovery import complete_commit
@@ -77,7 +77,7 @@ async def seen_by_successor(
     writer = await log.fence(transactional_id)
     await writer.begin()
     await (await writer.send(Outgoing(TOPIC, b"k", value, partition=1)))
-    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test")
+    await writer.commit()
     values = await visible(settings, 1, value)
     await writer.close()
     await log.leave()
@@ -124,11 +124,11 @@ async def test_half_a_transaction_of_a_predecessor_that_lives_is_not_committed(
 ) -> None:
     """It slept, and begins its next transaction while the successor looks for a lost marker."""
     log = await joined(settings, "inference.test-lives")
-    name, home = f"{ID}-lives", Partition("inference.reroutes", 0)
+    name = f"{ID}-lives"
     sleeper = await log.fence(name)
     await sleeper.begin()
     await (await sleeper.send(Outgoing(TOPIC, b"k", b"whole", partition=1)))
-    await sleeper.commit(home, 0, "inference.test-lives")
+    await sleeper.commit()
     look = transaction_recovery._hanging_partitions
     looks = 0
 
@@ -154,7 +154,7 @@ async def test_a_writer_knows_that_it_was_cut_off(settings: Settings) -> None:
     assert isinstance(writer, KafkaWriter)
     await writer.begin()
     await (await writer.send(Outgoing(TOPIC, b"k", b"cut", partition=0)))
-    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test-cut")
+    await writer.commit()
     before = writer.is_cut_off
     for connection in list(writer._producer.client._conns.values()):
         connection.close()
@@ -188,7 +188,7 @@ async def test_a_connection_that_no_transaction_used_cuts_no_writer_off(
     writer._producer.client._conns[7, "group"] = Idle()
     await writer.begin()
     await (await writer.send(Outgoing(TOPIC, b"k", b"idle", partition=0)))
-    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test-idle")
+    await writer.commit()
     is_cut_off = writer.is_cut_off
     await writer.close()
     await log.leave()
@@ -214,7 +214,7 @@ async def test_a_writer_knows_that_it_was_cut_off_in_the_commit(
     monkeypatch.setattr(producer, "commit_transaction", commit_cut_off)
     await writer.begin()
     await (await writer.send(Outgoing(TOPIC, b"k", b"cut in the commit", partition=0)))
-    await writer.commit(Partition("inference.reroutes", 0), 0, "inference.test-cut-commit")
+    await writer.commit()
     is_cut_off = writer.is_cut_off
     await writer.close()
     await log.leave()

@@ -33,7 +33,9 @@ async def test_a_refused_record_is_dead_lettered_and_the_others_go_out_once(
     fill_with_bad(cluster, bad)
     setattr(cluster, hook, is_bad)
     stage = Copier()
-    await drain(await take(cluster, stage))
+    transactor = await take(cluster, stage)
+    await drain(transactor)
+    await transactor.stop()
     names = [f"bad{n}" if n in range(2, 2 + bad) else f"good{n}" for n in range(6)]
     culprits = [name for name in names if name.startswith("bad")]
     assert values(cluster, "dead") == culprits
