@@ -8,6 +8,7 @@ longer in their metadata is taken for lost.
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable
 from itertools import count
@@ -40,6 +41,9 @@ CONNECT_S_MAX = 3.0
 ANSWER_S_MAX = 4.0
 # By default the client retries after 5 ms, for as long as a broker is away.
 RECONNECT_S = 0.1
+# A client may ask for metadata so often at once, when it starts, and then once in so long.
+METADATA_TURNS = 10
+METADATA_TURN_S = 0.1
 _QUICK = (MetadataRequest, FindCoordinatorRequest, HeartbeatRequest)
 
 _create_conn = aiokafka_client.create_conn
@@ -79,6 +83,8 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]
 class _Client(AIOKafkaClient):  # type: ignore[misc]
     _is_let_go = False
     _known: frozenset[Any] = frozenset()
+    _turns = 0.0
+    _turn_at = -math.inf
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -120,6 +126,7 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         return [broker.nodeId for broker in brokers]
 
     async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> bool:
+        await self._metadata_turn()
         nodes = self._nodes()
         if not nodes or ("bootstrap", ConnectionGroup.DEFAULT) in self._conns:
             known: bool = await super()._metadata_update(cluster_metadata, topics)
@@ -141,6 +148,18 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
             return True
         cluster_metadata.failed_update(None)
         return False
+
+    async def _metadata_turn(self) -> None:
+        """Wait if this client has asked often lately.
+
+        While a partition has no leader, or is gone, the library's producer asks again at each
+        answer: 1,500 times a second, one processor of ours and most of the broker's.
+        """
+        now = asyncio.get_running_loop().time()
+        refilled = self._turns + (now - self._turn_at) / METADATA_TURN_S
+        self._turns, self._turn_at = min(refilled, METADATA_TURNS) - 1, now
+        if self._turns < 0:
+            await asyncio.sleep(-self._turns * METADATA_TURN_S)
 
     def _look_round(self, cluster_metadata: Any) -> None:
         """Drop brokers that are no longer listed, and notify the other clients of a change."""
