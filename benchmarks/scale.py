@@ -25,8 +25,8 @@ PROGRESS_BYTES, ROOT_BYTES, LEAF_BYTES = 250, 345, 44
 # Evidence of an execution, which has no candidates.
 EXECUTED_BYTES = 1500
 # Of a transaction the coordinator writes: its partitions (about once for each that is added
-# together), its offsets, the decision to commit and its end.
-COORDINATOR_WRITES = 4
+# together), the decision to commit and its end.
+COORDINATOR_WRITES = 3
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def needs(request: Request, assumed: Assumed) -> Iterator[tuple[str, float, str]
         f"{lanes:,} direct lane partitions, each committed every {assumed.commit_s:g} s when busy",
     )
     # A router's reaches the lane of each pool that it chose, and evidence on any partition; a
-    # worker's reaches results and evidence on any; both the offsets, progress and a root.
+    # worker's reaches results and evidence on any; both progress and a root.
     for name, records, touched in (
-        ("a router's", per, min(assumed.pools, per) + min(partitions, per) + 3),
-        ("a worker's", by_worker, 2 * min(partitions, by_worker) + 3),
+        ("a router's", per, min(assumed.pools, per) + min(partitions, per) + 2),
+        ("a worker's", by_worker, 2 * min(partitions, by_worker) + 2),
     ):
         yield f"{name} transactions/s", rate / records, f"{records:,.1f} records each"
         yield f"partitions that {name} touches", touched, "each takes a marker when it ends"
