@@ -1,7 +1,11 @@
 """Inputs of a decision, small enough to record with it, and the replay of a release."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import inf
+from typing import Any
+
+from msgspec import Raw
 
 from policies.batching.fair_queue import Member
 from policies.batching.groups import group_in
@@ -12,8 +16,14 @@ from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad
 from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
-from topics import Profile
+from topics import LatencyError, Profile
+from topics.records.decision_rows import RecordedInputs, plain, raw_row, trimmed
 from topics.records.frozen import dataclass
+
+# Of a load's numbers, and of what is known of one variant in it.
+_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None)
+_NO_VARIANT = (None, None, False)
+_NO_WISH = (None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,12 @@ class Inputs:
     loads: dict[str, PoolLoad]
     arrivals_per_s: float
     credit: Credit | None = None
+
+    def recorded(self) -> RecordedInputs:
+        """Return them in the form of evidence."""
+        credit = self.credit
+        known = None if credit is None else (credit.pool, credit.variant, credit.tokens)
+        return RecordedInputs(_rows(self.loads), plain(self.arrivals_per_s), known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,12 @@ class ReleaseInputs:
     head: tuple[WaitingMember, ...]
     waiting: int
     idle_arrivals_per_s: float | None = None
+
+    def recorded(self) -> RecordedInputs:
+        """Return them in the form of evidence."""
+        head = [_waiting_row(each) for each in self.head]
+        idle_per_s = plain(self.idle_arrivals_per_s)
+        return RecordedInputs(_rows(self.loads), None, None, head, self.waiting, idle_per_s)
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
@@ -134,3 +156,52 @@ def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
     loads = situation.view.loads()
     options = situation.options.by_model.get(model, ())
     return {o.pool: loads[o.pool] for o in options if o.pool in loads}
+
+
+def _rows(loads: Mapping[str, PoolLoad]) -> dict[str, Raw]:
+    """Return the rows of loads; each is kept until its load changes."""
+    return {pool: load.row or _row(load) for pool, load in loads.items()}
+
+
+def _row(load: PoolLoad) -> Raw:
+    names = {*load.running_by_variant, *load.speed_by_variant, *load.failing, *load.learned}
+    row = (
+        load.workers,
+        load.running,
+        load.queued,
+        plain(load.backlog_s),
+        plain(load.round_s),
+        plain(load.kv_usage),
+        plain(load.failure_rate),
+        {name: _variant_row(load, name) for name in names} or None,
+    )
+    load.row = found = raw_row(trimmed(row, _NO_LOAD))
+    return found
+
+
+def _variant_row(load: PoolLoad, name: str) -> Sequence[Any]:
+    running = load.running_by_variant.get(name)
+    known = (running, plain(load.speed_by_variant.get(name)), name in load.failing)
+    learned = load.learned.get(name)
+    if learned is None:
+        return trimmed(known, _NO_VARIANT)
+    ttft_error, tpot_error, reuse = learned
+    return (*known, _plain_error(ttft_error), _plain_error(tpot_error), plain(reuse))
+
+
+def _plain_error(error: LatencyError | None) -> Sequence[Any] | None:
+    return None if error is None else [plain(each) for each in error]
+
+
+def _waiting_row(waiting: WaitingMember) -> Sequence[Any]:
+    wishes = (plain(waiting.ttft_s), plain(waiting.tpot_s), waiting.output_tokens_high)
+    return (
+        waiting.id,
+        plain(waiting.held_at),
+        plain(waiting.created_at),
+        plain(waiting.deadline),
+        plain(waiting.window_s),
+        waiting.input_tokens,
+        waiting.output_tokens,
+        *trimmed(wishes, _NO_WISH),
+    )

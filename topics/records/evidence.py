@@ -2,6 +2,10 @@
 
 from typing import Any, Literal
 
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from topics.records.decision_reading import with_names
 from topics.records.frozen import dataclass
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
@@ -91,7 +95,11 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it."""
+    """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it.
+
+    On the topic a decision may stand in rows (``topics.records.evidence_bytes``), which are read
+    back into these fields.
+    """
 
     request_id: str
     step: Step
@@ -130,6 +138,13 @@ class Evidence:
     response_digest: TextDigest | None = None
     reason: str | None = None
     message: str | None = None
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Return the schema of either form, with names or in rows."""
+        return core_schema.no_info_before_validator_function(with_names, handler(source))
 
     @property
     def batch_id(self) -> str | None:
