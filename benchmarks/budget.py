@@ -20,7 +20,7 @@ from streams.engine.log import Outgoing, Record
 from streams.kafka.writer import BATCH_BYTES_MAX
 from topics import parse_request
 from topics.records import headers as h
-from topics.wire.canonical_json import canonical
+from topics.records.evidence_bytes import evidence_bytes
 
 REQUESTS, POLL, REPEATS = 500, 100, 9
 LARGE_BYTES = (102_400, 409_600)
@@ -77,7 +77,7 @@ class Budget:
             "headers",
             best_us(lambda each: h.encoded(profile=each[0], promised=each[1].promised), decided),
         )
-        yield "evidence as canonical JSON", best_us(canonical, self.told)
+        yield "evidence as canonical JSON", best_us(evidence_bytes, self.told)
         polls = [self.effects[at : at + POLL] for at in range(0, len(self.effects), POLL)]
         each_poll = min(POLL, len(self.effects))
         sealed = best_us(lambda poll: yard.signer.seal("chain", None, poll), polls)

@@ -40,16 +40,16 @@ class CandidateRow(msgspec.Struct, array_like=True, gc=False):
     pool: Index
     variant: Index
     path: Index
-    cost_nano: int | None = None
-    ttft_us: int | None = None
-    finish_us: int | None = None
+    cost_nano: int
+    ttft_us: int | None
+    finish_us: int
     tpot_us: int | None = None
     chance_ppm: int | None = None
 
     @property
-    def cost_usd(self) -> float | None:
+    def cost_usd(self) -> float:
         """US dollars."""
-        return _over(self.cost_nano, NANO)
+        return self.cost_nano / NANO
 
 
 class RefusedRow(msgspec.Struct, array_like=True, gc=False):
@@ -59,6 +59,11 @@ class RefusedRow(msgspec.Struct, array_like=True, gc=False):
     variant: Index
     path: Index
     refused: str
+
+    @property
+    def cost_usd(self) -> None:
+        """None, since a refused one has no estimates."""
+        return
 
 
 class PoolRow(msgspec.Struct, array_like=True, gc=False):
@@ -76,7 +81,7 @@ class VariantRow(msgspec.Struct, array_like=True, gc=False):
     weights_bytes: int | None = None
 
 
-class SeenDecision(msgspec.Struct, kw_only=True, gc=False):
+class RowsOfDecision(msgspec.Struct, kw_only=True, gc=False):
     """The part of a decision that tells where a request went, and what else there was."""
 
     candidates: tuple[CandidateRow, ...] = ()
@@ -103,7 +108,7 @@ class SeenDecision(msgspec.Struct, kw_only=True, gc=False):
             raise ValueError("a choice without a candidate")
 
 
-class _Decision(SeenDecision, kw_only=True, gc=False):
+class _Decision(RowsOfDecision, kw_only=True, gc=False):
     arrivals_per_s: float | None = None
     credit: tuple[str, str, int] | None = None
     head: tuple[tuple[Any, ...], ...] | None = None
@@ -147,11 +152,11 @@ def with_names(told: Any) -> Any:
     return named
 
 
-def _over(value: int | None, unit: float) -> float | None:
-    return None if value is None else value / unit
+def _whole(millionths: int | None) -> float | None:
+    return None if millionths is None else millionths / MICRO
 
 
-def _place(found: SeenDecision, row: CandidateRow | RefusedRow) -> dict[str, Any]:
+def _place(found: RowsOfDecision, row: CandidateRow | RefusedRow) -> dict[str, Any]:
     pool, variant = found.pools[row.pool], found.variants[row.variant]
     return {
         "pool": pool.name,
@@ -162,21 +167,21 @@ def _place(found: SeenDecision, row: CandidateRow | RefusedRow) -> dict[str, Any
     }
 
 
-def _candidate(found: SeenDecision, row: CandidateRow) -> dict[str, Any]:
+def _candidate(found: RowsOfDecision, row: CandidateRow) -> dict[str, Any]:
     return _place(found, row) | _promise(row)
 
 
-def _refused(found: SeenDecision, row: RefusedRow) -> dict[str, Any]:
+def _refused(found: RowsOfDecision, row: RefusedRow) -> dict[str, Any]:
     return _place(found, row) | {"refused": row.refused}
 
 
 def _promise(row: CandidateRow) -> dict[str, Any]:
     return {
         "cost_usd": row.cost_usd,
-        "ttft_s": _over(row.ttft_us, MICRO),
-        "finish_s": _over(row.finish_us, MICRO),
-        "tpot_s": _over(row.tpot_us, MICRO),
-        "chance": _over(row.chance_ppm, MICRO),
+        "ttft_s": _whole(row.ttft_us),
+        "finish_s": row.finish_us / MICRO,
+        "tpot_s": _whole(row.tpot_us),
+        "chance": _whole(row.chance_ppm),
     }
 
 
@@ -212,7 +217,7 @@ def _profile(row: Sequence[Any], told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tags(
-    rows: Sequence[Sequence[Any] | None], found: SeenDecision, profile: Mapping[str, Any]
+    rows: Sequence[Sequence[Any] | None], found: RowsOfDecision, profile: Mapping[str, Any]
 ) -> dict[str, Any]:
     # By name, as canonical JSON has them where they are written with names.
     tags = {}

@@ -7,13 +7,16 @@ needs this schema, but neither a fleet nor another record. docs/evidence.md spec
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from topics.records.placement import Candidate
+from topics.records.placement import Candidate, Envelope
 from topics.records.profile import Profile, Tag
 from topics.wire.canonical_json import canonical
+
+Estimates = TypeVar("Estimates", Candidate, Envelope)
 
 SCHEMA = 1
 PATHS = ("direct", "batch", "hold")
@@ -96,14 +99,16 @@ IMPLIED = {
 }
 LATENCY, FOOTPRINT = "latency_sensitivity", "memory_footprint"
 
-# Adding and subtracting it rounds a double below 2**51 to a whole number without a call.
-_WHOLE = 1.5 * 2**52
-# From just below a whole number on it is that number: a chance is rounded down, so that none looks
-# likely enough that was not.
-_DOWN = 0.4999999
+# A row's numbers stay well below 2**53; what costs or takes more than this is written with names.
+_MOST = 1e6
 # Between these msgspec writes numbers as canonical JSON has them, save whole ones.
 _PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
-_NUMBERS = frozenset({int, float})
+_NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
+_NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}
+_NUMBER_OF_SOURCE = {name: number for number, name in enumerate(TAG_SOURCES)}
+_FOOTPRINT = frozenset({"kv_bytes", "weights_bytes"})
+# Unlike any value.
+_NOT_IMPLIED = object()
 # Members of structures stand as declared, those of mappings by name.
 _ENCODE = msgspec.json.Encoder(order="deterministic").encode
 
@@ -131,7 +136,7 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What is written. Members stand in the order of canonical JSON, so that none is sorted."""
 
     arrivals_per_s: Any = None
-    candidates: msgspec.Raw | None = None
+    candidates: list[tuple[Any, ...]] | None = None
     credit: Sequence[Any] | None = None
     device: str | None = None
     head: Sequence[Sequence[Any]] | None = None
@@ -150,38 +155,32 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 class Tables:
     """The names of a decision's pools and variants; a row has their numbers."""
 
-    __slots__ = ("pools", "regions", "variants")
+    __slots__ = ("pools", "precisions", "regions", "variants")
 
     def __init__(self) -> None:
         self.pools: dict[str, int] = {}
         self.regions: list[str | None] = []
-        self.variants: dict[tuple[str, str], int] = {}
+        self.variants: dict[str, int] = {}
+        self.precisions: list[str] = []
 
-    def place(self, candidate: Candidate) -> tuple[int, int]:
-        """Return the numbers of a candidate's pool and variant.
+    def add_pool(self, name: str, region: str | None) -> int:
+        """Return the number of another pool."""
+        number = self.pools[name] = len(self.regions)
+        self.regions.append(region)
+        return number
 
-        Raises:
-            UnfitError: the pool stands there in another region.
-        """
-        name, region = candidate.pool, candidate.region
-        pool = self.pools.get(name)
-        if pool is None:
-            pool = self.pools[name] = len(self.regions)
-            self.regions.append(region)
-        elif self.regions[pool] != region:
-            raise UnfitError(f"pool {name} in two regions")
-        key = (candidate.model_variant, candidate.precision)
-        variant = self.variants.get(key)
-        if variant is None:
-            variant = self.variants[key] = len(self.variants)
-        return pool, variant
+    def add_variant(self, name: str, precision: str) -> int:
+        """Return the number of another variant."""
+        number = self.variants[name] = len(self.precisions)
+        self.precisions.append(precision)
+        return number
 
     def loads(self, loads: Mapping[str, msgspec.Raw]) -> list[msgspec.Raw | None]:
         """Return the loads in the order of the pools; one without a candidate is added to them."""
-        for pool in loads:
-            if pool not in self.pools:
-                self.pools[pool] = len(self.regions)
-                self.regions.append(None)
+        if not loads.keys() <= self.pools.keys():
+            for pool in loads:
+                if pool not in self.pools:
+                    self.add_pool(pool, None)
         return [loads.get(pool) for pool in self.pools]
 
     def rows_of_pools(self) -> list[tuple[str, str | None]] | None:
@@ -191,8 +190,9 @@ class Tables:
     def rows_of_variants(self, weights: Mapping[str, Any] | None) -> list[tuple[Any, ...]] | None:
         """Return the table of variants, with the bytes of their weights if these are given."""
         if weights is None:
-            return list(self.variants) or None
-        return [(name, precision, weights[name]) for name, precision in self.variants]
+            return list(zip(self.variants, self.precisions, strict=True)) or None
+        names = self.variants
+        return [(name, self.precisions[at], weights[name]) for name, at in names.items()]
 
 
 def plain(value: float | None) -> Any:
@@ -219,42 +219,74 @@ def raw_row(row: Sequence[Any]) -> msgspec.Raw:
 
 def candidate_rows(
     candidates: Sequence[Candidate], tables: Tables
-) -> tuple[msgspec.Raw | None, list[tuple[Any, ...]] | None]:
+) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Return the rows of the candidates with estimates, and of those that were refused.
 
+    A chance is rounded down, so that none looks likely enough that was not.
+
     Raises:
-        UnfitError: a refused one stands before another, or a number has more than 16 digits.
+        UnfitError: one lacks an estimate or has one beyond all bounds, a refused one stands before
+            another, or a name has two regions or precisions.
     """
     rows: list[tuple[Any, ...]] = []
     refused: list[tuple[Any, ...]] = []
+    pools, regions = tables.pools, tables.regions
+    variants, precisions = tables.variants, tables.precisions
     for each in candidates:
-        pool, variant = tables.place(each)
-        path = PATHS.index(each.path)
-        if each.refused is not None:
-            refused.append((pool, variant, path, each.refused))
-            continue
+        name = each.pool
+        pool = pools.get(name)
+        if pool is None:
+            pool = pools[name] = len(regions)
+            regions.append(each.region)
+        elif regions[pool] != each.region:
+            raise UnfitError(f"pool {name} in two regions")
+        name = each.model_variant
+        variant = variants.get(name)
+        if variant is None:
+            variant = variants[name] = len(precisions)
+            precisions.append(each.precision)
+        elif precisions[variant] != each.precision:
+            raise UnfitError(f"variant {name} of two precisions")
+        path, code = _NUMBER_OF_PATH[each.path], each.refused
         usd, ttft_s, finish_s = each.cost_usd, each.ttft_s, each.finish_s
         tpot_s, chance = each.tpot_s, each.chance
+        if code is not None:
+            if not usd is ttft_s is finish_s is tpot_s is chance is None:
+                raise UnfitError("refused, with an estimate")
+            refused.append((pool, variant, path, code))
+            continue
+        if refused or usd is None or finish_s is None:
+            raise UnfitError("no estimate, or behind a refused one")
+        # False of what is no number, too.
+        if not -_MOST < usd + (ttft_s or 0.0) + finish_s + (tpot_s or 0.0) < _MOST:
+            raise UnfitError("beyond all bounds")
         rows.append(
             (
                 pool,
                 variant,
                 path,
-                None if usd is None else usd * NANO + _WHOLE - _WHOLE,
-                None if ttft_s is None else ttft_s * MICRO + _WHOLE - _WHOLE,
-                None if finish_s is None else finish_s * MICRO + _WHOLE - _WHOLE,
-                None if tpot_s is None else tpot_s * MICRO + _WHOLE - _WHOLE,
-                None if chance is None else chance * MICRO - _DOWN + _WHOLE - _WHOLE,
+                round(usd * NANO),
+                None if ttft_s is None else round(ttft_s * MICRO),
+                round(finish_s * MICRO),
+                None if tpot_s is None else round(tpot_s * MICRO),
+                None if chance is None else int(chance * MICRO),
             )
         )
-        if refused:
-            raise UnfitError("a candidate behind a refused one")
-    if not rows:
-        return None, refused or None
-    raw = _ENCODE(rows).replace(b".0", b"")
-    if b"e" in raw:
-        raise UnfitError("a number beyond what is exact")
-    return msgspec.Raw(raw), refused or None
+    return rows, refused
+
+
+def rounded(found: Estimates) -> Estimates:
+    """Return a candidate or envelope as it is read back from a row."""
+    usd, ttft_s, finish_s = found.cost_usd, found.ttft_s, found.finish_s
+    tpot_s, chance = found.tpot_s, found.chance
+    return replace(
+        found,
+        cost_usd=None if usd is None else round(usd * NANO) / NANO,
+        ttft_s=None if ttft_s is None else round(ttft_s * MICRO) / MICRO,
+        finish_s=None if finish_s is None else round(finish_s * MICRO) / MICRO,
+        tpot_s=None if tpot_s is None else round(tpot_s * MICRO) / MICRO,
+        chance=None if chance is None else int(chance * MICRO) / MICRO,
+    )
 
 
 def profile_row(profile: Profile, at: float) -> Sequence[Any]:
@@ -303,32 +335,42 @@ def tag_rows(
     """
     rows: list[Any] = []
     weights = None
-    for name in TAGS:
+    for name, implied in zip(TAGS, _implied_by(profile), strict=True):
         tag = tags.get(name)
         if tag is None:
             rows.append(None)
             continue
-        source, value = TAG_SOURCES.index(tag.source), tag.value
-        implied = IMPLIED.get(name)
-        if implied is not None:
-            is_implied = value == getattr(profile, implied)
-        elif name == LATENCY:
-            left_s = profile.deadline - profile.created_at
-            wanted = latency_of(profile.latency_sensitive, profile.ttft_s, profile.tpot_s, left_s)
-            is_implied = value == wanted
-        else:
-            is_implied = False
-        if is_implied:
-            rows.append((source, plain(tag.confidence)))
+        sure, value = tag.confidence, tag.value
+        if not _PLAIN_MIN <= sure < 1.0:
+            sure = plain(sure)
+        if value == implied:
+            rows.append((_NUMBER_OF_SOURCE[tag.source], sure))
             continue
         if name == FOOTPRINT:
             weights = _weights(value, tables)
-            value = value if weights is None else value["kv_bytes"]
+            if weights is not None:
+                value = value["kv_bytes"]
         written = plain(value) if type(value) in _NUMBERS else msgspec.Raw(canonical(value))
-        rows.append((source, plain(tag.confidence), written))
+        rows.append((_NUMBER_OF_SOURCE[tag.source], sure, written))
     while rows and rows[-1] is None:
         rows.pop()
     return rows, weights
+
+
+def _implied_by(profile: Profile) -> tuple[object, ...]:
+    """Return the values that tags have by a profile, in the order of ``TAGS``."""
+    direct, left_s = profile.latency_sensitive, profile.deadline - profile.created_at
+    return (
+        profile.task,
+        profile.input_tokens,
+        profile.output_tokens,
+        profile.batchable,
+        latency_of(direct, profile.ttft_s, profile.tpot_s, left_s),
+        profile.regions,
+        profile.precisions,
+        _NOT_IMPLIED,
+        _NOT_IMPLIED,
+    )
 
 
 def latency_of(direct: object, ttft_s: object, tpot_s: object, left_s: float) -> dict[str, object]:
@@ -338,11 +380,10 @@ def latency_of(direct: object, ttft_s: object, tpot_s: object, left_s: float) ->
 
 def _weights(footprint: object, tables: Tables) -> Mapping[str, Any] | None:
     """Return the weights of a footprint, if they are those of the variants in the table."""
-    if type(footprint) is not dict or footprint.keys() != {"kv_bytes", "weights_bytes"}:
+    if type(footprint) is not dict or footprint.keys() != _FOOTPRINT:
         return None
     weights, kv_bytes = footprint["weights_bytes"], footprint["kv_bytes"]
-    names = [name for name, _ in tables.variants]
-    is_fit = type(weights) is dict and type(kv_bytes) is int and weights.keys() == set(names)
-    # A variant of two precisions stands there twice.
-    is_fit = is_fit and len(names) == len(weights)
-    return weights if is_fit and all(type(each) is int for each in weights.values()) else None
+    if type(kv_bytes) is not int or type(weights) is not dict:
+        return None
+    is_fit = weights.keys() == tables.variants.keys() and {*map(type, weights.values())} <= _INTEGER
+    return weights if is_fit else None

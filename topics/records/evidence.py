@@ -140,9 +140,7 @@ class Evidence:
     message: str | None = None
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return the schema of either form, with names or in rows."""
         return core_schema.no_info_before_validator_function(with_names, handler(source))
 

@@ -169,8 +169,9 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
     is_ordered = evidence.got is evidence.hold is evidence.host is None
     is_ordered = is_ordered and evidence.shadow is evidence.usage is None
     try:
-        decision.candidates, decision.refused = candidate_rows(evidence.candidates, tables)
-    except UnfitError:
+        rows, refused = candidate_rows(evidence.candidates, tables)
+        decision.candidates, decision.refused = rows or None, refused or None
+    except (UnfitError, OverflowError):
         written.candidates, tables, is_ordered = evidence.candidates, Tables(), False
     profile = _own_profile(evidence)
     if profile is not None:
