@@ -55,6 +55,11 @@ class _Standings:
         self._standings = {}
         self.row = None
 
+    def keep(self, row: Raw) -> Raw:
+        """Keep the load's row, and return it."""
+        self.row = row
+        return row
+
 
 @dataclass(slots=True)
 class PoolLoad(_Standings):

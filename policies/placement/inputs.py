@@ -175,8 +175,7 @@ def _row(load: PoolLoad) -> Raw:
         plain(load.failure_rate),
         {name: _variant_row(load, name) for name in names} or None,
     )
-    load.row = found = raw_row(trimmed(row, _NO_LOAD))
-    return found
+    return load.keep(raw_row(trimmed(row, _NO_LOAD)))
 
 
 def _variant_row(load: PoolLoad, name: str) -> Sequence[Any]:

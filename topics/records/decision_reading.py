@@ -101,7 +101,8 @@ class RowsOfDecision(msgspec.Struct, kw_only=True, gc=False):
         if self.schema != SCHEMA:
             raise ValueError(f"a decision of schema {self.schema}: this version knows {SCHEMA}")
         pools, variants, paths = len(self.pools), len(self.variants), len(PATHS)
-        for each in (*self.candidates, *self.refused):
+        rows: tuple[CandidateRow | RefusedRow, ...] = (*self.candidates, *self.refused)
+        for each in rows:
             if each.pool >= pools or each.variant >= variants or each.path >= paths:
                 raise ValueError("a candidate names no row of its tables")
         if (self.promised or self.device is not None) and not self.candidates:

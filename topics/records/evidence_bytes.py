@@ -166,8 +166,8 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
     """
     decision = written.decision = Decision(schema=SCHEMA)
     tables = Tables()
-    is_ordered = evidence.got is evidence.hold is evidence.host is None
-    is_ordered = is_ordered and evidence.shadow is evidence.usage is None
+    unordered = (evidence.got, evidence.hold, evidence.host, evidence.shadow, evidence.usage)
+    is_ordered = unordered == _NOTHING
     try:
         rows, refused = candidate_rows(evidence.candidates, tables)
         decision.candidates, decision.refused = rows or None, refused or None
@@ -197,6 +197,7 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
 
 
 _KNOWN_TAGS = frozenset(TAGS)
+_NOTHING = (None,) * 5
 
 
 def _own_profile(evidence: Evidence) -> Profile | None:
