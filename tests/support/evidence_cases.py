@@ -7,6 +7,7 @@ import orjson
 
 from policies import Inputs, ReleaseInputs
 from topics import Evidence, decode, encode
+from topics.records import decision_rows
 from topics.records.decision_rows import rounded
 
 
@@ -24,13 +25,14 @@ def with_inputs(step: Evidence) -> Evidence:
 
 
 def in_units(step: Evidence) -> Evidence:
-    """Return evidence as rows have it: estimates of candidates, and of the choice, in units."""
-    promised, first = step.promised, step.candidates[0] if step.candidates else None
-    is_first = promised is not None and first is not None
-    estimates = ("cost_usd", "ttft_s", "finish_s", "tpot_s", "chance")
-    is_first = is_first and all(getattr(first, n) == getattr(promised, n) for n in estimates)
+    """Return a decision's evidence as it is read back: what it estimates stands in whole units."""
+    promised, shadow = step.promised, step.shadow
+    if shadow is not None:
+        cost_usd, chance = decision_rows.in_units(shadow.cost_usd, shadow.chance)
+        shadow = replace(shadow, cost_usd=cost_usd, chance=chance)
     return replace(
         step,
+        shadow=shadow,
         candidates=tuple(rounded(each) for each in step.candidates),
-        promised=rounded(promised) if promised is not None and is_first else promised,
+        promised=promised if promised is None or step.got is not None else rounded(promised),
     )

@@ -132,7 +132,7 @@ class RecordedInputs(NamedTuple):
     idle_arrivals_per_s: Any = None
 
 
-class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+class DecisionRows(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What is written. Members stand in the order of canonical JSON, so that none is sorted."""
 
     arrivals_per_s: Any = None
@@ -277,16 +277,27 @@ def candidate_rows(
 
 def rounded(found: Estimates) -> Estimates:
     """Return a candidate or envelope as it is read back from a row."""
-    usd, ttft_s, finish_s = found.cost_usd, found.ttft_s, found.finish_s
-    tpot_s, chance = found.tpot_s, found.chance
+    cost_usd, chance = in_units(found.cost_usd, found.chance)
     return replace(
         found,
-        cost_usd=None if usd is None else round(usd * NANO) / NANO,
-        ttft_s=None if ttft_s is None else round(ttft_s * MICRO) / MICRO,
-        finish_s=None if finish_s is None else round(finish_s * MICRO) / MICRO,
-        tpot_s=None if tpot_s is None else round(tpot_s * MICRO) / MICRO,
-        chance=None if chance is None else int(chance * MICRO) / MICRO,
+        cost_usd=cost_usd,
+        ttft_s=_whole(found.ttft_s, MICRO),
+        finish_s=_whole(found.finish_s, MICRO),
+        tpot_s=_whole(found.tpot_s, MICRO),
+        chance=chance,
     )
+
+
+def in_units(cost_usd: float | None, chance: float | None) -> tuple[float | None, float | None]:
+    """Return a cost in whole nano-dollars, and a chance in whole parts per million."""
+    return _whole(cost_usd, NANO), None if chance is None else int(chance * MICRO) / MICRO
+
+
+def _whole(value: Any, unit: float) -> Any:
+    """Return a value in whole units; None, and what is beyond all bounds, as it is."""
+    if value is None or not -_MOST < value < _MOST:
+        return value
+    return round(value * unit) / unit
 
 
 def profile_row(profile: Profile, at: float) -> Sequence[Any]:

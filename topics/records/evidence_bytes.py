@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,13 +12,15 @@ import msgspec
 from topics.records.decision_rows import (
     SCHEMA,
     TAGS,
-    Decision,
+    DecisionRows,
     RecordedInputs,
     Tables,
     UnfitError,
     candidate_rows,
+    in_units,
     plain,
     profile_row,
+    rounded,
     tag_rows,
 )
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Step
@@ -68,7 +71,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     batch: Batch | None = None
     candidates: Sequence[Candidate] | None = None
     decided_with: str | None = None
-    decision: Decision | None = None
+    decision: DecisionRows | None = None
     fallback: Fallback | None = None
     fleet_version: str | None = None
     got: _Envelope | None = None
@@ -139,7 +142,7 @@ def _common(evidence: Evidence) -> _Written:
         request_digest=None if asked is None else _Digest(asked.hmac, asked.salt),
         request_id=evidence.request_id,
         response_digest=None if answered is None else _Digest(answered.hmac, answered.salt),
-        shadow=evidence.shadow,
+        shadow=_shadow(evidence.shadow),
         source=_Source(source.offset, source.partition, source.topic),
         step=evidence.step,
         task=evidence.task,
@@ -155,7 +158,10 @@ def _put_named(evidence: Evidence, written: _Written) -> None:
     """Put what a step has that is no decision."""
     placement = evidence.placement
     written.placement = None if placement is None else _placement(placement)
-    written.promised = _envelope(evidence.promised)
+    promised = evidence.promised
+    if promised is not None and evidence.step in _DECIDED:
+        promised = rounded(promised)
+    written.promised = _envelope(promised)
     written.tags, written.inputs = evidence.tags, evidence.inputs
 
 
@@ -164,7 +170,7 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
 
     What does not fit into rows is written with its names.
     """
-    decision = written.decision = Decision(schema=SCHEMA)
+    decision = written.decision = DecisionRows(schema=SCHEMA)
     tables = Tables()
     unordered = (evidence.got, evidence.hold, evidence.host, evidence.shadow, evidence.usage)
     is_ordered = unordered == _NOTHING
@@ -197,6 +203,8 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
 
 
 _KNOWN_TAGS = frozenset(TAGS)
+# Their promises are compared with others of the same decision, which stand in whole units.
+_DECIDED = frozenset({"placed", "held", "released"})
 _NOTHING = (None,) * 5
 
 
@@ -226,7 +234,7 @@ def _put_choice(evidence: Evidence, profile: Profile | None, written: _Written) 
         if decision is not None and first is not None and _is_promise(first, promised):
             decision.promised = True
         else:
-            written.promised = _envelope(promised)
+            written.promised = _envelope(rounded(promised))
     if placement is not None:
         fallbacks = () if profile is None else profile.fallbacks
         if (
@@ -262,13 +270,21 @@ def _is_place(first: Candidate, placement: Placement) -> bool:
     )
 
 
-def _put_inputs(inputs: RecordedInputs, decision: Decision, tables: Tables) -> None:
+def _put_inputs(inputs: RecordedInputs, decision: DecisionRows, tables: Tables) -> None:
     decision.loads = tables.loads(inputs.loads)
     decision.arrivals_per_s = inputs.arrivals_per_s
     decision.credit = inputs.credit
     decision.head = inputs.head
     decision.waiting = inputs.waiting
     decision.idle_arrivals_per_s = inputs.idle_arrivals_per_s
+
+
+def _shadow(shadow: Shadow | None) -> Shadow | None:
+    """Return a second policy's decision in the units of the first one's."""
+    if shadow is None:
+        return None
+    cost_usd, chance = in_units(shadow.cost_usd, shadow.chance)
+    return replace(shadow, cost_usd=cost_usd, chance=chance)
 
 
 def _envelope(envelope: Envelope | None) -> _Envelope | None:

@@ -163,9 +163,11 @@ def test_a_second_attempt_keeps_its_failures_in_one_place() -> None:
 
 @pytest.mark.parametrize("infinite", [float("inf"), float("nan")])
 def test_what_is_no_number_is_written_as_before(infinite: float) -> None:
-    first = replace(FIRST, finish_s=infinite)
-    (found, _) = read_back(step(candidates=(first, REFUSED))).candidates
-    assert found == replace(first, finish_s=None)
+    first = replace(FIRST, ttft_s=infinite)
+    promised = replace(PROMISED, ttft_s=infinite)
+    found = read_back(step(candidates=(first, REFUSED), promised=promised))
+    assert found.candidates[0] == replace(first, ttft_s=None)
+    assert found.promised == replace(promised, ttft_s=None)
 
 
 def test_loads_are_read_back_to_the_last_bit() -> None:
