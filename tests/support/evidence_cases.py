@@ -27,6 +27,7 @@ def with_inputs(step: Evidence) -> Evidence:
 def in_units(step: Evidence) -> Evidence:
     """Return a decision's evidence as it is read back: what it estimates stands in whole units."""
     promised, shadow = step.promised, step.shadow
+    is_decided = step.profile is not None or step.step in {"placed", "held", "released"}
     if shadow is not None:
         cost_usd, chance = decision_rows.in_units(shadow.cost_usd, shadow.chance)
         shadow = replace(shadow, cost_usd=cost_usd, chance=chance)
@@ -34,5 +35,5 @@ def in_units(step: Evidence) -> Evidence:
         step,
         shadow=shadow,
         candidates=tuple(rounded(each) for each in step.candidates),
-        promised=promised if promised is None or step.got is not None else rounded(promised),
+        promised=rounded(promised) if promised is not None and is_decided else promised,
     )

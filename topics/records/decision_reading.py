@@ -73,6 +73,12 @@ class PoolRow(msgspec.Struct, array_like=True, gc=False):
     region: str | None = None
 
 
+class _LoadedPoolRow(PoolRow, array_like=True, gc=False):
+    """A pool with its load, where there are inputs; few readers need that."""
+
+    load: tuple[Any, ...] | None = None
+
+
 class VariantRow(msgspec.Struct, array_like=True, gc=False):
     """A model variant, and the bytes of its weights where the tags have them."""
 
@@ -114,7 +120,7 @@ class _Decision(RowsOfDecision, kw_only=True, gc=False):
     credit: tuple[str, str, int] | None = None
     head: tuple[tuple[Any, ...], ...] | None = None
     idle_arrivals_per_s: float | None = None
-    loads: tuple[tuple[Any, ...] | None, ...] = ()
+    pools: tuple[_LoadedPoolRow, ...] = ()
     profile: tuple[Any, ...] | None = None
     tags: tuple[tuple[Any, ...] | None, ...] | None = None
     waiting: int | None = None
@@ -251,11 +257,7 @@ def _implied(name: str, profile: Mapping[str, Any]) -> object:
 def _inputs(found: _Decision) -> dict[str, Any] | None:
     if found.arrivals_per_s is None and found.head is None:
         return None
-    loads = {
-        pool.name: _load(row)
-        for pool, row in zip(found.pools, found.loads, strict=False)
-        if row is not None
-    }
+    loads = {pool.name: _load(pool.load) for pool in found.pools if pool.load is not None}
     by_pool = {pool: loads[pool] for pool in sorted(loads)}
     if found.head is None:
         return {
@@ -275,7 +277,7 @@ def _load(row: Sequence[Any]) -> dict[str, Any]:
     told = _NO_LOAD | dict(zip(LOAD, row, strict=False))
     variants = told.pop("variants", None) or {}
     if not isinstance(variants, dict) or not all(isinstance(v, list) for v in variants.values()):
-        raise ValueError("decision.loads: no rows of variants")
+        raise ValueError("decision.pools: no rows of variants")
     each = {name: dict(zip(VARIANT_LOAD, v, strict=False)) for name, v in variants.items()}
     known = {name: each[name] for name in sorted(each)}
     return told | {

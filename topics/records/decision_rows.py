@@ -141,8 +141,7 @@ class DecisionRows(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     device: str | None = None
     head: Sequence[Sequence[Any]] | None = None
     idle_arrivals_per_s: Any = None
-    loads: list[msgspec.Raw | None] | None = None
-    pools: list[tuple[str, str | None]] | None = None
+    pools: list[tuple[str, str | None, msgspec.Raw | None]] | None = None
     profile: Sequence[Any] | None = None
     promised: bool = False
     refused: list[tuple[Any, ...]] | None = None
@@ -163,29 +162,17 @@ class Tables:
         self.variants: dict[str, int] = {}
         self.precisions: list[str] = []
 
-    def add_pool(self, name: str, region: str | None) -> int:
-        """Return the number of another pool."""
-        number = self.pools[name] = len(self.regions)
-        self.regions.append(region)
-        return number
-
-    def add_variant(self, name: str, precision: str) -> int:
-        """Return the number of another variant."""
-        number = self.variants[name] = len(self.precisions)
-        self.precisions.append(precision)
-        return number
-
-    def loads(self, loads: Mapping[str, msgspec.Raw]) -> list[msgspec.Raw | None]:
-        """Return the loads in the order of the pools; one without a candidate is added to them."""
-        if not loads.keys() <= self.pools.keys():
-            for pool in loads:
-                if pool not in self.pools:
-                    self.add_pool(pool, None)
-        return [loads.get(pool) for pool in self.pools]
-
-    def rows_of_pools(self) -> list[tuple[str, str | None]] | None:
-        """Return the table of pools."""
-        return list(zip(self.pools, self.regions, strict=True)) or None
+    def rows_of_pools(
+        self, loads: Mapping[str, msgspec.Raw]
+    ) -> list[tuple[str, str | None, msgspec.Raw | None]] | None:
+        """Return the table of pools, with their loads; one without a candidate is added."""
+        pools, regions = self.pools, self.regions
+        if not loads.keys() <= pools.keys():
+            for name in loads:
+                if name not in pools:
+                    pools[name] = len(regions)
+                    regions.append(None)
+        return list(zip(pools, regions, map(loads.get, pools), strict=True)) or None
 
     def rows_of_variants(self, weights: Mapping[str, Any] | None) -> list[tuple[Any, ...]] | None:
         """Return the table of variants, with the bytes of their weights if these are given."""

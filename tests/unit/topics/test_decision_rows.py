@@ -316,7 +316,7 @@ def test_rows_that_contradict_each_other_are_no_evidence(change: Any) -> None:
         lambda d: d.update(tags=[[9, 0.5]]),
         lambda d: d.update(tags=[["policy", 0.5]]),
         lambda d: d.update(tags=[None] * 8 + [[1, 0.5]]),
-        lambda d: d.update(loads=[[1, 0, 0, 0, 0, 0, None, 5]]),
+        lambda d: d["pools"][0].__setitem__(2, [1, 0, 0, 0, 0, 0, None, 5]),
         lambda d: d["profile"].extend([None] * 9 + [[5]]),
     ],
 )
@@ -331,7 +331,7 @@ def test_what_a_next_version_adds_is_left_aside() -> None:
         decision["candidates"][0].append("more")
         decision["pools"][0].append(7)
         decision["variants"][0].append(7)
-        decision["loads"][0] += [0, 0, 0, 0, 0, None, {}, 5]
+        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, 5]
         decision["profile"] += [None] * 10 + ["more"]
         decision["tags"].append([1, 0.5, "more"])
 
