@@ -42,23 +42,18 @@ NOTHING = Learned()
 class _Standings:
     """What is cached beside a load; not one of the fields that a decision records.
 
-    ``row`` is the load as evidence has it, None until one needs it.
+    ``rows`` are the load as evidence has it, by the variants that it is told of.
     """
 
-    __slots__ = ("_standings", "row")
+    __slots__ = ("_standings", "rows")
 
     _standings: "dict[str, Standing]"
-    row: Raw | None
+    rows: dict[frozenset[str] | None, Raw]
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""
         self._standings = {}
-        self.row = None
-
-    def keep(self, row: Raw) -> Raw:
-        """Keep the load's row, and return it."""
-        self.row = row
-        return row
+        self.rows = {}
 
 
 @dataclass(slots=True)

@@ -38,11 +38,16 @@ class Inputs:
     arrivals_per_s: float
     credit: Credit | None = None
 
-    def recorded(self) -> RecordedInputs:
-        """Return them in the form of evidence."""
+    def recorded(self, variants: frozenset[str]) -> RecordedInputs:
+        """Return them in the form of evidence.
+
+        Args:
+            variants: those of all candidates, which in a decision all options are. Of others in
+                these pools it matters whether any runs, where none of these does.
+        """
         credit = self.credit
         known = None if credit is None else (credit.pool, credit.variant, credit.tokens)
-        return RecordedInputs(_rows(self.loads), plain(self.arrivals_per_s), known)
+        return RecordedInputs(_rows(self.loads, variants), plain(self.arrivals_per_s), known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +81,11 @@ class ReleaseInputs:
     waiting: int
     idle_arrivals_per_s: float | None = None
 
-    def recorded(self) -> RecordedInputs:
-        """Return them in the form of evidence."""
+    def recorded(self, _variants: frozenset[str]) -> RecordedInputs:
+        """Return them in the form of evidence; an option that was passed over is no candidate."""
         head = [_waiting_row(each) for each in self.head]
         idle_per_s = plain(self.idle_arrivals_per_s)
-        return RecordedInputs(_rows(self.loads), None, None, head, self.waiting, idle_per_s)
+        return RecordedInputs(_rows(self.loads, None), None, None, head, self.waiting, idle_per_s)
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
@@ -158,13 +163,19 @@ def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
     return {o.pool: loads[o.pool] for o in options if o.pool in loads}
 
 
-def _rows(loads: Mapping[str, PoolLoad]) -> dict[str, Raw]:
+def _rows(loads: Mapping[str, PoolLoad], variants: frozenset[str] | None) -> dict[str, Raw]:
     """Return the rows of loads; each is kept until its load changes."""
-    return {pool: load.row or _row(load) for pool, load in loads.items()}
+    return {pool: load.rows.get(variants) or _row(load, variants) for pool, load in loads.items()}
 
 
-def _row(load: PoolLoad) -> Raw:
-    names = {*load.running_by_variant, *load.speed_by_variant, *load.failing, *load.learned}
+def _row(load: PoolLoad, variants: frozenset[str] | None) -> Raw:
+    counts = load.running_by_variant
+    names = {*counts, *load.speed_by_variant, *load.failing, *load.learned}
+    if variants is not None:
+        names &= variants
+    known = {name: _variant_row(load, name) for name in names}
+    if not any(counts.get(name) for name in names):
+        known |= {name: (count,) for name, count in counts.items() if count and name not in known}
     row = (
         load.workers,
         load.running,
@@ -173,9 +184,10 @@ def _row(load: PoolLoad) -> Raw:
         plain(load.round_s),
         plain(load.kv_usage),
         plain(load.failure_rate),
-        {name: _variant_row(load, name) for name in names} or None,
+        known or None,
     )
-    return load.keep(raw_row(trimmed(row, _NO_LOAD)))
+    found = load.rows[variants] = raw_row(trimmed(row, _NO_LOAD))
+    return found
 
 
 def _variant_row(load: PoolLoad, name: str) -> Sequence[Any]:

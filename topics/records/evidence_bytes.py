@@ -194,7 +194,7 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
     is_ordered = is_ordered and written.promised is None
     loads: Mapping[str, msgspec.Raw] = _NO_LOADS
     if hasattr(evidence.inputs, "recorded"):
-        loads = _put_inputs(evidence.inputs.recorded(), decision)
+        loads = _put_inputs(evidence.inputs.recorded(frozenset(tables.variants)), decision)
     elif evidence.inputs is not None:
         written.inputs, is_ordered = evidence.inputs, False
     decision.pools = tables.rows_of_pools(loads)
