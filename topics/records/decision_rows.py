@@ -106,9 +106,9 @@ _PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
 _NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
 _NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}
 _NUMBER_OF_SOURCE = {name: number for number, name in enumerate(TAG_SOURCES)}
-_FOOTPRINT = frozenset({"kv_bytes", "weights_bytes"})
-# Unlike any value.
-_NOT_IMPLIED = object()
+_FOOTPRINT_MEMBERS = frozenset({"kv_bytes", "weights_bytes"})
+# In place of what a profile doesn't imply: unlike any value.
+_FOOTPRINT, _RISK = object(), object()
 # Members of structures stand as declared, those of mappings by name.
 _ENCODE = msgspec.json.Encoder(order="deterministic").encode
 
@@ -187,7 +187,7 @@ def plain(value: float | None) -> Any:
     if value is None or type(value) is int:
         return value
     if _PLAIN_MIN <= value < _PLAIN_MAX:
-        return int(value) if value.is_integer() else value
+        return value if value % 1.0 else int(value)
     return msgspec.Raw(canonical(value)) if value else 0
 
 
@@ -333,18 +333,17 @@ def tag_rows(
     """
     rows: list[Any] = []
     weights = None
-    for name, implied in zip(TAGS, _implied_by(profile), strict=True):
-        tag = tags.get(name)
+    for tag, implied in zip(map(tags.get, TAGS), _implied_by(profile), strict=True):
         if tag is None:
             rows.append(None)
             continue
         sure, value = tag.confidence, tag.value
         if not _PLAIN_MIN <= sure < 1.0:
-            sure = plain(sure)
+            sure = 1 if sure == 1.0 else plain(sure)
         if value == implied:
             rows.append((_NUMBER_OF_SOURCE[tag.source], sure))
             continue
-        if name == FOOTPRINT:
+        if implied is _FOOTPRINT:
             weights = _weights(value, tables)
             if weights is not None:
                 value = value["kv_bytes"]
@@ -366,8 +365,8 @@ def _implied_by(profile: Profile) -> tuple[object, ...]:
         latency_of(direct, profile.ttft_s, profile.tpot_s, left_s),
         profile.regions,
         profile.precisions,
-        _NOT_IMPLIED,
-        _NOT_IMPLIED,
+        _FOOTPRINT,
+        _RISK,
     )
 
 
@@ -378,10 +377,11 @@ def latency_of(direct: object, ttft_s: object, tpot_s: object, left_s: float) ->
 
 def _weights(footprint: object, tables: Tables) -> Mapping[str, Any] | None:
     """Return the weights of a footprint, if they are those of the variants in the table."""
-    if type(footprint) is not dict or footprint.keys() != _FOOTPRINT:
+    if type(footprint) is not dict or footprint.keys() != _FOOTPRINT_MEMBERS:
         return None
     weights, kv_bytes = footprint["weights_bytes"], footprint["kv_bytes"]
     if type(kv_bytes) is not int or type(weights) is not dict:
         return None
-    is_fit = weights.keys() == tables.variants.keys() and {*map(type, weights.values())} <= _INTEGER
-    return weights if is_fit else None
+    if weights.keys() != tables.variants.keys():
+        return None
+    return weights if _INTEGER.issuperset(map(type, weights.values())) else None
