@@ -4,9 +4,9 @@ Decisions stand in rows (``topics.records.decision_rows``), or with names as ear
 them; either way a step has them under the same names.
 
 The ledger, the live view, the report and the verifier's stories use it. Decoding the whole record
-takes seven to thirteen times as long. Fields are listed in the order of canonical JSON, in which they
-are written, since each key is searched for after the one before. No step refers to itself, so the
-garbage collector need not track it. Each of these two saves a tenth of the time.
+takes seven to thirteen times as long. Fields are listed in the order of canonical JSON, in which
+they are written, since each key is searched for after the one before. No step refers to itself, so
+the garbage collector need not track it. Each of these two saves a tenth of the time.
 """
 
 from typing import Any

@@ -264,10 +264,10 @@ def candidate_rows(
 
 def rounded(found: Estimates) -> Estimates:
     """Return a candidate or envelope as it is read back from a row."""
-    cost_usd, chance = in_units(found.cost_usd, found.chance)
+    _, chance = in_units(None, found.chance)
     return replace(
         found,
-        cost_usd=cost_usd,
+        cost_usd=_whole(found.cost_usd, NANO),
         ttft_s=_whole(found.ttft_s, MICRO),
         finish_s=_whole(found.finish_s, MICRO),
         tpot_s=_whole(found.tpot_s, MICRO),
