@@ -36,10 +36,11 @@ class Budget:
         self.requests = [self.parse(record) for record in self.records]
         self.tagged = [self.tag(each) for each in self.requests]
         self.profiles = [each.profile for each in self.tagged]
-        here, now = yard.situation, yard.now
+        here = yard.situation
+        known = [inputs_of(each, here, yard.now) for each in self.profiles]
         self.decisions = [
-            decide(each, inputs_of(each, here, now), here.options, here.policy, now)
-            for each in self.profiles
+            decide(each, inputs, here.options, here.policy, yard.now)
+            for each, inputs in zip(self.profiles, known, strict=True)
         ]
         self.effects = [yard.decide(record) for record in self.records]
         self.told = [effect.records[1].payload for effect in self.effects]
