@@ -42,13 +42,13 @@ NOTHING = Learned()
 class _Standings:
     """What is cached beside a load; not one of the fields that a decision records.
 
-    ``rows`` are the load as evidence has it, by the variants that it is told of.
+    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
     """
 
     __slots__ = ("_standings", "rows")
 
     _standings: "dict[str, Standing]"
-    rows: dict[frozenset[str] | None, Raw]
+    rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""

@@ -5,8 +5,6 @@ from dataclasses import asdict, replace
 from math import inf
 from typing import Any
 
-from msgspec import Raw
-
 from policies.batching.fair_queue import Member
 from policies.batching.groups import group_in
 from policies.batching.release import find_target
@@ -17,7 +15,7 @@ from policies.fleet_state.candidate_load import PoolLoad
 from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
 from topics import LatencyError, Profile
-from topics.records.decision_rows import RecordedInputs, plain, raw_row, trimmed
+from topics.records.decision_rows import RecordedInputs, Tables, plain, raw_row, trimmed
 from topics.records.frozen import dataclass
 
 # Of a load's numbers, and of what is known of one variant in it.
@@ -38,16 +36,18 @@ class Inputs:
     arrivals_per_s: float
     credit: Credit | None = None
 
-    def recorded(self, variants: frozenset[str]) -> RecordedInputs:
+    def recorded(self, tables: Tables) -> RecordedInputs:
         """Return them in the form of evidence.
 
         Args:
-            variants: those of all candidates, which in a decision all options are. Of others in
-                these pools it matters whether any runs, where none of these does.
+            tables: with the pools and variants of all candidates, which in a decision all options
+                are. Of other variants in these pools it matters whether any runs, where none of
+                these does. Without candidates in it all is told.
         """
         credit = self.credit
         known = None if credit is None else (credit.pool, credit.variant, credit.tokens)
-        return RecordedInputs(_rows(self.loads, variants), plain(self.arrivals_per_s), known)
+        rows = _rows(self.loads, tables, frozenset(tables.variants) or None)
+        return RecordedInputs(rows, plain(self.arrivals_per_s), known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,12 @@ class ReleaseInputs:
     waiting: int
     idle_arrivals_per_s: float | None = None
 
-    def recorded(self, _variants: frozenset[str]) -> RecordedInputs:
+    def recorded(self, tables: Tables) -> RecordedInputs:
         """Return them in the form of evidence; an option that was passed over is no candidate."""
         head = [_waiting_row(each) for each in self.head]
         idle_per_s = plain(self.idle_arrivals_per_s)
-        return RecordedInputs(_rows(self.loads, None), None, None, head, self.waiting, idle_per_s)
+        rows = _rows(self.loads, tables, None)
+        return RecordedInputs(rows, None, None, head, self.waiting, idle_per_s)
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
@@ -163,12 +164,26 @@ def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
     return {o.pool: loads[o.pool] for o in options if o.pool in loads}
 
 
-def _rows(loads: Mapping[str, PoolLoad], variants: frozenset[str] | None) -> dict[str, Raw]:
-    """Return the rows of loads; each is kept until its load changes."""
-    return {pool: load.rows.get(variants) or _row(load, variants) for pool, load in loads.items()}
+def _rows(
+    loads: Mapping[str, PoolLoad], tables: Tables, variants: frozenset[str] | None
+) -> list[Any]:
+    """Return the rows of all pools; each is kept until its load changes."""
+    tables.add(loads)
+    rows: list[Any] = []
+    for pool, region in zip(tables.pools, tables.regions, strict=True):
+        load = loads.get(pool)
+        if load is None:
+            rows.append((pool, region))
+            continue
+        key = (pool, region, variants)
+        row = load.rows.get(key)
+        if row is None:
+            row = load.rows[key] = raw_row((pool, region, _load_row(load, variants)))
+        rows.append(row)
+    return rows
 
 
-def _row(load: PoolLoad, variants: frozenset[str] | None) -> Raw:
+def _load_row(load: PoolLoad, variants: frozenset[str] | None) -> Sequence[Any]:
     counts = load.running_by_variant
     names = {*counts, *load.speed_by_variant, *load.failing, *load.learned}
     if variants is not None:
@@ -186,8 +201,7 @@ def _row(load: PoolLoad, variants: frozenset[str] | None) -> Raw:
         plain(load.failure_rate),
         known or None,
     )
-    found = load.rows[variants] = raw_row(trimmed(row, _NO_LOAD))
-    return found
+    return trimmed(row, _NO_LOAD)
 
 
 def _variant_row(load: PoolLoad, name: str) -> Sequence[Any]:

@@ -120,11 +120,11 @@ class UnfitError(ValueError):
 class RecordedInputs(NamedTuple):
     """Inputs of a decision, or of a release where ``head`` is not None, in the form of evidence.
 
-    ``loads`` by pool are rows of ``LOAD``, ``head`` rows of ``WAITING``, and ``credit`` is one of
-    ``CREDIT``.
+    ``pools`` are rows of the table of pools with their loads, each a row of ``LOAD``; ``head`` are
+    rows of ``WAITING``, and ``credit`` is one of ``CREDIT``.
     """
 
-    loads: Mapping[str, msgspec.Raw]
+    pools: Sequence[Any]
     arrivals_per_s: Any = None
     credit: Sequence[Any] | None = None
     head: Sequence[Sequence[Any]] | None = None
@@ -141,7 +141,7 @@ class DecisionRows(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     device: str | None = None
     head: Sequence[Sequence[Any]] | None = None
     idle_arrivals_per_s: Any = None
-    pools: list[tuple[str, str | None, msgspec.Raw | None]] | None = None
+    pools: Sequence[Any] | None = None
     profile: Sequence[Any] | None = None
     promised: bool = False
     refused: list[tuple[Any, ...]] | None = None
@@ -162,17 +162,17 @@ class Tables:
         self.variants: dict[str, int] = {}
         self.precisions: list[str] = []
 
-    def rows_of_pools(
-        self, loads: Mapping[str, msgspec.Raw]
-    ) -> list[tuple[str, str | None, msgspec.Raw | None]] | None:
-        """Return the table of pools, with their loads; one without a candidate is added."""
-        pools, regions = self.pools, self.regions
-        if not loads.keys() <= pools.keys():
-            for name in loads:
-                if name not in pools:
-                    pools[name] = len(regions)
-                    regions.append(None)
-        return list(zip(pools, regions, map(loads.get, pools), strict=True)) or None
+    def add(self, pools: Mapping[str, object]) -> None:
+        """Add the pools that have no candidate."""
+        if not pools.keys() <= self.pools.keys():
+            for name in pools:
+                if name not in self.pools:
+                    self.pools[name] = len(self.regions)
+                    self.regions.append(None)
+
+    def rows_of_pools(self) -> Sequence[tuple[str, str | None]]:
+        """Return the table of pools, without loads."""
+        return list(zip(self.pools, self.regions, strict=True))
 
     def rows_of_variants(self, weights: Mapping[str, Any] | None) -> list[tuple[Any, ...]] | None:
         """Return the table of variants, with the bytes of their weights if these are given."""

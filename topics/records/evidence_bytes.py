@@ -192,12 +192,13 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
             decision.tags, weights = tag_rows(evidence.tags, profile, tables)
     _put_choice(evidence, profile, written)
     is_ordered = is_ordered and written.promised is None
-    loads: Mapping[str, msgspec.Raw] = _NO_LOADS
     if hasattr(evidence.inputs, "recorded"):
-        loads = _put_inputs(evidence.inputs.recorded(frozenset(tables.variants)), decision)
-    elif evidence.inputs is not None:
-        written.inputs, is_ordered = evidence.inputs, False
-    decision.pools = tables.rows_of_pools(loads)
+        pools = _put_inputs(evidence.inputs.recorded(tables), decision)
+    else:
+        pools = tables.rows_of_pools()
+        is_ordered = is_ordered and evidence.inputs is None
+        written.inputs = evidence.inputs
+    decision.pools = pools or None
     decision.variants = tables.rows_of_variants(weights)
     return is_ordered
 
@@ -206,7 +207,6 @@ _KNOWN_TAGS = frozenset(TAGS)
 # Their promises are compared with others of the same decision, which stand in whole units.
 _DECIDED = frozenset({"placed", "held", "released"})
 _NOTHING = (None,) * 5
-_NO_LOADS: Mapping[str, msgspec.Raw] = {}
 
 
 def _own_profile(evidence: Evidence) -> Profile | None:
@@ -271,14 +271,14 @@ def _is_place(first: Candidate, placement: Placement) -> bool:
     )
 
 
-def _put_inputs(inputs: RecordedInputs, decision: DecisionRows) -> Mapping[str, msgspec.Raw]:
-    """Put all inputs but the loads, and return these."""
+def _put_inputs(inputs: RecordedInputs, decision: DecisionRows) -> Sequence[Any]:
+    """Put all inputs but the loads, and return the pools with these."""
     decision.arrivals_per_s = inputs.arrivals_per_s
     decision.credit = inputs.credit
     decision.head = inputs.head
     decision.waiting = inputs.waiting
     decision.idle_arrivals_per_s = inputs.idle_arrivals_per_s
-    return inputs.loads
+    return inputs.pools
 
 
 def _shadow(shadow: Shadow | None) -> Shadow | None:

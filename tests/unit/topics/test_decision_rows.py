@@ -31,7 +31,7 @@ from topics import (
     TextDigest,
     decode,
 )
-from topics.records.decision_rows import TAGS, RecordedInputs, rounded
+from topics.records.decision_rows import TAGS, rounded
 from topics.records.evidence_bytes import evidence_bytes
 from topics.wire.canonical_json import canonical, is_canonical
 
@@ -204,6 +204,19 @@ def test_loads_are_read_back_to_the_last_bit() -> None:
     assert told.keys() == asdict(PoolLoad()).keys()
 
 
+@pytest.mark.parametrize("candidates", [(), (REFUSED, FIRST)])
+def test_where_no_candidate_stands_in_rows_a_load_is_told_whole(candidates: Any) -> None:
+    inputs = Inputs({"eu": OTHERS}, 1.0)
+    assert read_back(step(inputs=inputs, candidates=candidates)).inputs == inputs
+
+
+def test_two_pools_may_have_one_load() -> None:
+    inputs = Inputs(dict.fromkeys(("eu", "us", "far"), LOAD), 1.0)
+    assert read_back(step(inputs=inputs)).inputs == inputs
+    there = replace(FIRST, region="eu-north")
+    assert read_back(step(inputs=inputs, candidates=(there,))).candidates == (there,)
+
+
 def test_of_variants_that_are_no_candidates_only_what_keeps_a_pool_busy_is_told() -> None:
     (found,) = read_back(step(inputs=Inputs({"eu": OTHERS}, 1.0))).inputs.loads.values()
     assert found == LOAD
@@ -266,7 +279,7 @@ def test_any_decision_is_read_back(
 
 def in_part(given: Evidence) -> Evidence:
     """Return a decision with no more of its loads than it was made on."""
-    if not isinstance(given.inputs, Inputs):
+    if not isinstance(given.inputs, Inputs) or not given.candidates:
         return given
     names = {each.model_variant for each in given.candidates}
     loads = {}
@@ -397,7 +410,6 @@ def test_a_rounded_chance_is_no_likelier_than_it_was() -> None:
 def test_inputs_of_another_kind_keep_their_names() -> None:
     given = step(inputs={"loads": {}, "arrivals_per_s": 0.5, "credit": None})
     assert decode(Evidence, evidence_bytes(given)).inputs == given.inputs
-    assert RecordedInputs({}).head is None
 
 
 def test_a_step_that_is_no_decision_has_no_rows_and_no_nulls() -> None:
