@@ -6,7 +6,7 @@ and what follows from another member isn't written. A record stays complete in i
 needs this schema, but neither a fleet nor another record. docs/evidence.md specifies it for others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -154,13 +154,14 @@ class DecisionRows(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 class Tables:
     """The names of a decision's pools and variants; a row has their numbers."""
 
-    __slots__ = ("pools", "precisions", "regions", "variants")
+    __slots__ = ("namesakes", "pools", "precisions", "regions", "variants")
 
     def __init__(self) -> None:
         self.pools: dict[str, int] = {}
         self.regions: list[str | None] = []
         self.variants: dict[str, int] = {}
         self.precisions: list[str] = []
+        self.namesakes: dict[tuple[str, str], int] = {}
 
     def add(self, pools: Mapping[str, object]) -> None:
         """Add the pools that have no candidate."""
@@ -170,16 +171,27 @@ class Tables:
                     self.pools[name] = len(self.regions)
                     self.regions.append(None)
 
+    def namesake(self, name: str, precision: str) -> int:
+        """Return the number of a variant whose name another has too, in another precision."""
+        number = self.namesakes.setdefault((name, precision), len(self.precisions))
+        if number == len(self.precisions):
+            self.precisions.append(precision)
+        return number
+
     def rows_of_pools(self) -> Sequence[tuple[str, str | None]]:
         """Return the table of pools, without loads."""
         return list(zip(self.pools, self.regions, strict=True))
 
     def rows_of_variants(self, weights: Mapping[str, Any] | None) -> list[tuple[Any, ...]] | None:
         """Return the table of variants, with the bytes of their weights if these are given."""
+        names: Iterable[str] = self.variants
+        if self.namesakes:
+            numbered = [(at, name) for name, at in self.variants.items()]
+            numbered += [(at, name) for (name, _), at in self.namesakes.items()]
+            names = [name for _, name in sorted(numbered)]
         if weights is None:
-            return list(zip(self.variants, self.precisions, strict=True)) or None
-        names = self.variants
-        return [(name, self.precisions[at], weights[name]) for name, at in names.items()]
+            return list(zip(names, self.precisions, strict=True)) or None
+        return [(n, p, weights[n]) for n, p in zip(names, self.precisions, strict=True)]
 
 
 def plain(value: float | None) -> Any:
@@ -213,7 +225,7 @@ def candidate_rows(
 
     Raises:
         UnfitError: one lacks an estimate or has one beyond all bounds, a refused one stands before
-            another, or a name has two regions or precisions.
+            another, or a pool has two regions.
     """
     rows: list[tuple[Any, ...]] = []
     refused: list[tuple[Any, ...]] = []
@@ -233,7 +245,7 @@ def candidate_rows(
             variant = variants[name] = len(precisions)
             precisions.append(each.precision)
         elif precisions[variant] != each.precision:
-            raise UnfitError(f"variant {name} of two precisions")
+            variant = tables.namesake(name, each.precision)
         path, code = _NUMBER_OF_PATH[each.path], each.refused
         usd, ttft_s, finish_s = each.cost_usd, each.ttft_s, each.finish_s
         tpot_s, chance = each.tpot_s, each.chance

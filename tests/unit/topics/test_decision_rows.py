@@ -140,7 +140,6 @@ def test_a_decision_is_read_back_and_nothing_stands_there_twice() -> None:
         # No rows: a refused one before others, two regions of a pool, no estimate, too large, none.
         {"candidates": (REFUSED, FIRST)},
         {"candidates": (FIRST, replace(FIRST, region="eu-north"))},
-        {"candidates": (FIRST, replace(FIRST, precision="int4"))},
         {"candidates": (replace(FIRST, cost_usd=None),)},
         {"candidates": (replace(FIRST, cost_usd=2e6),)},
         {"candidates": (replace(REFUSED, cost_usd=1.0),)},
@@ -160,6 +159,20 @@ def test_a_second_attempt_keeps_its_failures_in_one_place() -> None:
     given = step(attempt=2, profile=profile, placement=placement)
     assert read_back(given) == in_units(given)
     assert evidence_bytes(given).count(b"timeout") == 1
+
+
+def test_a_variant_may_be_of_another_precision_elsewhere() -> None:
+    there = replace(FIRST, pool="us", region="us-east", precision="bf16")
+    found = (FIRST, there, REFUSED, replace(there, path="hold"), replace(REFUSED, precision="fp8"))
+    given = step(candidates=(*found[:2], found[3], found[2], found[4]))
+    assert read_back(given) == in_units(given)
+    told = orjson.loads(evidence_bytes(given))["decision"]["variants"]
+    assert [row[:2] for row in told] == [
+        ["v-fp8", "fp8"],
+        ["v-fp8", "bf16"],
+        ["v-int4", "int4"],
+        ["v-int4", "fp8"],
+    ]
 
 
 @pytest.mark.parametrize("infinite", [float("inf"), float("nan")])
