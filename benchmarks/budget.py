@@ -20,7 +20,7 @@ from streams.engine.log import Outgoing, Record
 from streams.kafka.writer import BATCH_BYTES_MAX
 from topics import parse_request
 from topics.records import headers as h
-from topics.wire.canonical_json import canonical
+from topics.records.evidence_bytes import evidence_bytes
 
 REQUESTS, POLL, REPEATS = 500, 100, 9
 LARGE_BYTES = (102_400, 409_600)
@@ -36,7 +36,12 @@ class Budget:
         self.requests = [self.parse(record) for record in self.records]
         self.tagged = [self.tag(each) for each in self.requests]
         self.profiles = [each.profile for each in self.tagged]
-        self.decisions = [decide(each, yard.situation, yard.now) for each in self.profiles]
+        here = yard.situation
+        known = [inputs_of(each, here, yard.now) for each in self.profiles]
+        self.decisions = [
+            decide(each, inputs, here.options, here.policy, yard.now)
+            for each, inputs in zip(self.profiles, known, strict=True)
+        ]
         self.effects = [yard.decide(record) for record in self.records]
         self.told = [effect.records[1].payload for effect in self.effects]
         report_all(yard.situation.view, yard.options)
@@ -73,7 +78,7 @@ class Budget:
             "headers",
             best_us(lambda each: h.encoded(profile=each[0], promised=each[1].promised), decided),
         )
-        yield "evidence as canonical JSON", best_us(canonical, self.told)
+        yield "evidence as canonical JSON", best_us(evidence_bytes, self.told)
         polls = [self.effects[at : at + POLL] for at in range(0, len(self.effects), POLL)]
         each_poll = min(POLL, len(self.effects))
         sealed = best_us(lambda poll: yard.signer.seal("chain", None, poll), polls)

@@ -56,8 +56,8 @@ from topics import (
     encode,
     parse_request,
 )
+from topics.records.evidence_bytes import evidence_bytes
 from topics.signing.keys import load_signing_key
-from topics.wire.canonical_json import canonical
 
 NOW = 1_800_000_000.0
 TRANSACTION_RECORDS = 1000
@@ -149,9 +149,9 @@ def write() -> list[tuple[str, str]]:
     rows = []
     signer = new_signer()
     for name, sample in zip(("decision", "execution"), samples(), strict=True):
-        raw = canonical(sample)
+        raw = evidence_bytes(sample)
         plain = per_record_us(partial(orjson.dumps, sample, list), 1, 5000)
-        ordered = per_record_us(partial(canonical, sample), 1, 5000)
+        ordered = per_record_us(partial(evidence_bytes, sample), 1, 5000)
         rows += [
             (f"{name}, bytes", f"{len(raw):,}"),
             (f"{name}: written by orjson, fields as declared", us(plain)),
@@ -187,7 +187,7 @@ def verify(records: int, directory: Path) -> list[tuple[str, str]]:
             name = f"request-{number * TRANSACTION_RECORDS + n:010d}"
             source = replace(placed.source, offset=offset)
             for sample in (replace(placed, source=source), executed):
-                value = canonical(replace(sample, request_id=name))
+                value = evidence_bytes(replace(sample, request_id=name))
                 batch.append(Outgoing(CATALOGUE.evidence, name.encode(), value))
         sealed, head = signer.seal(CHAIN, head, [Effect(None, batch)])
         roots.append(_record(home, len(roots), CHAIN.encode(), sealed[0].value or b""))
@@ -255,7 +255,7 @@ def _record(home: Partition, offset: int, key: bytes, value: bytes) -> Record:
 
 def _evidence_record(sample: Evidence) -> Record:
     home = Partition(CATALOGUE.evidence, 0)
-    return _record(home, 0, sample.request_id.encode(), canonical(sample))
+    return _record(home, 0, sample.request_id.encode(), evidence_bytes(sample))
 
 
 def _size_mb(directory: Path) -> float:

@@ -6,8 +6,15 @@ from typing import Any
 
 import msgspec
 
-from streams.evidence.projection import SeenCandidate, SeenEnvelope, SeenPlacement
+from streams.evidence.projection import (
+    SeenCandidate,
+    SeenEnvelope,
+    SeenPlacement,
+    candidates_of,
+    read_choice,
+)
 from topics import Shadow
+from topics.records.decision_reading import RowsOfDecision
 
 ALL = "all"
 # The step that a decision on a request leads to.
@@ -23,6 +30,7 @@ class _Decision(msgspec.Struct):
     promised: SeenEnvelope | None = None
     placement: SeenPlacement | None = None
     shadow: Shadow | None = None
+    decision: RowsOfDecision | None = None
 
 
 @dataclass(slots=True)
@@ -99,6 +107,10 @@ class ShadowReport:
         """Count a piece of evidence, if a second policy decided too."""
         try:
             step = self._decoder.decode(value)
+            decision = step.decision
+            if decision is not None and step.shadow is not None:
+                read_choice(step, decision)
+                step.candidates = step.candidates or candidates_of(decision)
         except msgspec.MsgspecError:
             # The verifier handles other records of the topic.
             return

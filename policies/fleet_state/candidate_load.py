@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
+from msgspec import Raw
+
 from policies.config.options import Option
 from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS
 from topics import LatencyError
@@ -38,15 +40,20 @@ NOTHING = Learned()
 
 
 class _Standings:
-    """Standings cached beside a load; not one of the fields that a decision records."""
+    """What is cached beside a load; not one of the fields that a decision records.
 
-    __slots__ = ("_standings",)
+    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
+    """
+
+    __slots__ = ("_standings", "rows")
 
     _standings: "dict[str, Standing]"
+    rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
 
     def has_changed(self) -> None:
-        """Drop cached standings; callers that change a field must call this."""
+        """Drop what is cached; callers that change a field must call this."""
         self._standings = {}
+        self.rows = {}
 
 
 @dataclass(slots=True)

@@ -1,7 +1,9 @@
 """Inputs of a decision, small enough to record with it, and the replay of a release."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import inf
+from typing import Any
 
 from policies.batching.fair_queue import Member
 from policies.batching.groups import group_in
@@ -12,8 +14,14 @@ from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad
 from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
-from topics import Profile
+from topics import LatencyError, Profile
+from topics.records.decision_rows import RecordedInputs, Tables, plain, raw_row, trimmed
 from topics.records.frozen import dataclass
+
+# Of a load's numbers, and of what is known of one variant in it.
+_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None)
+_NO_VARIANT = (None, None, False)
+_NO_WISH = (None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,19 @@ class Inputs:
     loads: dict[str, PoolLoad]
     arrivals_per_s: float
     credit: Credit | None = None
+
+    def recorded(self, tables: Tables) -> RecordedInputs:
+        """Return them in the form of evidence.
+
+        Args:
+            tables: with the pools and variants of all candidates, which in a decision all options
+                are. Of other variants in these pools it matters whether any runs, where none of
+                these does. Without candidates in it all is told.
+        """
+        credit = self.credit
+        known = None if credit is None else (credit.pool, credit.variant, credit.tokens)
+        rows = _rows(self.loads, tables, frozenset(tables.variants) or None)
+        return RecordedInputs(rows, plain(self.arrivals_per_s), known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +80,13 @@ class ReleaseInputs:
     head: tuple[WaitingMember, ...]
     waiting: int
     idle_arrivals_per_s: float | None = None
+
+    def recorded(self, tables: Tables) -> RecordedInputs:
+        """Return them in the form of evidence; an option that was passed over is no candidate."""
+        head = [_waiting_row(each) for each in self.head]
+        idle_per_s = plain(self.idle_arrivals_per_s)
+        rows = _rows(self.loads, tables, None)
+        return RecordedInputs(rows, None, None, head, self.waiting, idle_per_s)
 
 
 def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
@@ -134,3 +162,71 @@ def _loads(model: str, situation: Situation) -> dict[str, PoolLoad]:
     loads = situation.view.loads()
     options = situation.options.by_model.get(model, ())
     return {o.pool: loads[o.pool] for o in options if o.pool in loads}
+
+
+def _rows(
+    loads: Mapping[str, PoolLoad], tables: Tables, variants: frozenset[str] | None
+) -> list[Any]:
+    """Return the rows of all pools; each is kept until its load changes."""
+    tables.add(loads)
+    rows: list[Any] = []
+    for pool, region in zip(tables.pools, tables.regions, strict=True):
+        load = loads.get(pool)
+        if load is None:
+            rows.append((pool, region))
+            continue
+        key = (pool, region, variants)
+        row = load.rows.get(key)
+        if row is None:
+            row = load.rows[key] = raw_row((pool, region, _load_row(load, variants)))
+        rows.append(row)
+    return rows
+
+
+def _load_row(load: PoolLoad, variants: frozenset[str] | None) -> Sequence[Any]:
+    counts = load.running_by_variant
+    names = {*counts, *load.speed_by_variant, *load.failing, *load.learned}
+    if variants is not None:
+        names &= variants
+    known = {name: _variant_row(load, name) for name in names}
+    if not any(counts.get(name) for name in names):
+        known |= {name: (count,) for name, count in counts.items() if count and name not in known}
+    row = (
+        load.workers,
+        load.running,
+        load.queued,
+        plain(load.backlog_s),
+        plain(load.round_s),
+        plain(load.kv_usage),
+        plain(load.failure_rate),
+        known or None,
+    )
+    return trimmed(row, _NO_LOAD)
+
+
+def _variant_row(load: PoolLoad, name: str) -> Sequence[Any]:
+    running = load.running_by_variant.get(name)
+    known = (running, plain(load.speed_by_variant.get(name)), name in load.failing)
+    learned = load.learned.get(name)
+    if learned is None:
+        return trimmed(known, _NO_VARIANT)
+    ttft_error, tpot_error, reuse = learned
+    return (*known, _plain_error(ttft_error), _plain_error(tpot_error), plain(reuse))
+
+
+def _plain_error(error: LatencyError | None) -> Sequence[Any] | None:
+    return None if error is None else [plain(each) for each in error]
+
+
+def _waiting_row(waiting: WaitingMember) -> Sequence[Any]:
+    wishes = (plain(waiting.ttft_s), plain(waiting.tpot_s), waiting.output_tokens_high)
+    return (
+        waiting.id,
+        plain(waiting.held_at),
+        plain(waiting.created_at),
+        plain(waiting.deadline),
+        plain(waiting.window_s),
+        waiting.input_tokens,
+        waiting.output_tokens,
+        *trimmed(wishes, _NO_WISH),
+    )

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from shunter.logs.reading import Kind
 from streams.engine.log import Record
+from topics.records.decision_reading import with_names
 
 _STANDING = [
     ("partition", pa.int32()),
@@ -119,7 +120,12 @@ def _columns(kind: Kind, record: Record, schema: pa.Schema) -> dict[str, Any]:
         found = dict(value) if isinstance(value, dict) else {}
         found["signing_key"] = found.pop("key", None)
     else:
-        found = dict(value)
+        try:
+            value = with_names(value)
+        except ValueError:
+            return {}
+        # What a first attempt leaves out.
+        found = {"attempt": 1} | value
         for member, columns in _WITHIN.items():
             inner = value.get(member)
             if isinstance(inner, dict):

@@ -1,4 +1,8 @@
-"""Replay of a recorded decision: the same inputs give the same decision on any machine."""
+"""Replay of a recorded decision: the same inputs give the same decision on any machine.
+
+Inputs are recorded to the last bit. Costs, latencies and chances are, or in whole nano-dollars,
+microseconds and parts per million, and then held against what is found in these.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +12,8 @@ import orjson
 
 from policies import Inputs, Options, Policy, ReleaseInputs, decide, release_again
 from shunter.console import UserError
-from topics import BadRecordError, Candidate, Evidence, Profile, decode, encode
+from topics import BadRecordError, Candidate, Envelope, Evidence, Profile, decode, encode
+from topics.records.decision_rows import rounded
 
 T = TypeVar("T")
 
@@ -91,7 +96,7 @@ def _release_again(step: Evidence, options: Options, policy: Policy) -> Replayed
         ("reason", step.reason, found.reason),
         ("members", size, len(found.members)),
         ("slack_s", slack_s, found.slack_s),
-        ("promised", step.promised, promised),
+        ("promised", step.promised, _as_recorded(step.promised, promised)),
     ]
     return _replayed(step, found.target.candidates, _unlike(facts))
 
@@ -106,7 +111,7 @@ def _decision_again(step: Evidence, options: Options, policy: Policy) -> Replaye
     facts = [
         ("step", step.step, wanted),
         ("reason", step.reason, found.reason),
-        ("promised", step.promised, found.promised),
+        ("promised", step.promised, _as_recorded(step.promised, found.promised)),
     ]
     differences = [] if step.reason == BY_SHARE else _unlike(facts)
     return _replayed(step, found.candidates, differences)
@@ -116,8 +121,20 @@ def _unlike(facts: Sequence[tuple[str, object, object]]) -> list[str]:
     return [f"{name}: recorded {a}, found {b}" for name, a, b in facts if a != b]
 
 
+def _as_recorded(recorded: Envelope | None, found: Envelope | None) -> Envelope | None:
+    """Return what was found, in whole units if that is how the same was recorded."""
+    if recorded is None or found is None or recorded == found:
+        return found
+    whole = rounded(found)
+    return whole if whole == recorded else found
+
+
 def _replayed(step: Evidence, found: Sequence[Candidate], differences: list[str]) -> Replayed:
-    recorded, again = ([encode(each) for each in side] for side in (step.candidates, found))
+    recorded = [encode(each) for each in step.candidates]
+    again = [encode(each) for each in found]
+    if recorded != again:
+        whole = [encode(rounded(each)) for each in found]
+        again = whole if recorded == whole else again
     if recorded != again:
         differences.append(f"candidates: {_first_unlike(recorded, again)}")
     best = found[0] if found else None

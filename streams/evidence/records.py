@@ -33,9 +33,9 @@ from topics import (
 )
 from topics.records import headers as h
 from topics.records.evidence import Step
+from topics.records.evidence_bytes import evidence_bytes
 from topics.records.request import ID_CHARACTERS_MAX
 from topics.records.result import Status
-from topics.wire.canonical_json import canonical
 from topics.wire.codec import decode_json_object
 from topics.wire.errors import BadRecordError
 
@@ -117,9 +117,8 @@ class EvidenceWriter:
         return self._record(evidence, record)
 
     def _record(self, evidence: Evidence, source: Record) -> Outgoing:
-        # Canonical, because this form is hashed and signed.
         key = evidence.request_id.encode()
-        value = canonical(evidence)
+        value = evidence_bytes(evidence)
         return Outgoing(self.catalogue.evidence, key, value, payload=evidence, source=source)
 
     def result(self, result: Result) -> Outgoing:

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from evidence_cases import named
 from memory_cluster import Transaction
 
 from streams.engine.log import Record
@@ -41,7 +42,7 @@ class Aftermath:
     @cached_property
     def evidence(self) -> list[tuple[dict[str, Any], Transaction | None]]:
         found = self.topics[self.catalogue.evidence]
-        return [(orjson.loads(record.value or b""), transaction) for record, transaction in found]
+        return [(named(record.value or b""), transaction) for record, transaction in found]
 
     @cached_property
     def published(self) -> dict[str, list[Record]]:

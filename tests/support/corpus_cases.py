@@ -177,7 +177,7 @@ def _more(told: Any, kind: Any, rng: random.Random, *, in_progress: bool) -> Any
     if dataclasses.is_dataclass(kind) and isinstance(told, dict):
         types = typing.get_type_hints(kind)
         grown = {
-            name: _more(each, types[name], rng, in_progress=in_progress)
+            name: _more(each, types.get(name), rng, in_progress=in_progress)
             for name, each in told.items()
         }
         is_strict = hasattr(kind, "__pydantic_config__")

@@ -16,6 +16,7 @@ from typing import Any, Self
 import orjson
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from evidence_cases import named
 
 from streams.config.declarations import load_policy
 from streams.kafka.broker_loss import client_options
@@ -250,7 +251,7 @@ class System:
                     result = orjson.loads(record.value)
                     self.results.setdefault(result["id"], []).append(result)
                 else:
-                    self.evidence.append(orjson.loads(record.value))
+                    self.evidence.append(named(record.value))
 
     async def catch_up(self) -> None:
         """Take in all that is visible by now; evidence of a result may be read after it."""

@@ -2,6 +2,12 @@
 
 from typing import Any, Literal
 
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from topics.records.decision_reading import with_names
+from topics.records.decision_rows import SCHEMA
 from topics.records.frozen import dataclass
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
@@ -91,7 +97,11 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it."""
+    """One step. ``at`` is epoch seconds; ``writer`` is the instance that wrote it.
+
+    On the topic a decision may stand in rows (``topics.records.evidence_bytes``), which are read
+    back into these fields.
+    """
 
     request_id: str
     step: Step
@@ -130,6 +140,25 @@ class Evidence:
     response_digest: TextDigest | None = None
     reason: str | None = None
     message: str | None = None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of either form, with names or in rows."""
+        return core_schema.no_info_before_validator_function(with_names, handler(source))
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the schema for a document, with the member that holds a decision's rows."""
+        found = handler(schema)
+        handler.resolve_ref_schema(found)["properties"]["decision"] = {
+            "type": "object",
+            "description": "A decision in rows, as docs/evidence.md specifies them",
+            "properties": {"schema": {"const": SCHEMA}},
+            "required": ["schema"],
+        }
+        return found
 
     @property
     def batch_id(self) -> str | None:

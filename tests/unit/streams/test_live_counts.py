@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+from evidence_cases import named
 from live_counts import compare
 from memory_log import MemoryLog
 from stream_cases import START, Yard, drain, make_router
@@ -47,7 +48,7 @@ async def viewed() -> tuple[Any, Any]:
     system = SimpleNamespace(
         fleet={"pools": dict.fromkeys(yard.options.by_pool)},
         results=results,
-        evidence=[orjson.loads(r.value or b"") for r in records],
+        evidence=[named(r.value or b"") for r in records],
         dead_letters=yard.dead_letters(),
     )
     return orjson.loads(encode(snapshot_of(view, START + 5))), system

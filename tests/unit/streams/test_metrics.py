@@ -74,8 +74,9 @@ async def test_what_was_chosen_is_compared_with_the_cheapest_premium_gpu() -> No
     )
     assert evidence.promised is not None
     assert read(metrics, m.DECISION_COST) == {
-        ("summarization", "chosen"): pytest.approx(evidence.promised.cost_usd),
-        ("summarization", "premium"): pytest.approx(premium),
+        # Evidence has whole nano-dollars.
+        ("summarization", "chosen"): pytest.approx(evidence.promised.cost_usd, abs=1e-9),
+        ("summarization", "premium"): pytest.approx(premium, abs=1e-9),
     }
     assert premium > evidence.promised.cost_usd
 

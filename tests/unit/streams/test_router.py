@@ -24,6 +24,7 @@ from stream_cases import (
 from streams.engine.log import Outgoing, Record
 from topics import BadRecordError, Envelope, Fallback, Placement, Profile, Progress, decode, encode
 from topics.records import headers as h
+from topics.records.decision_rows import rounded
 
 AHEAD_MS = int(START * 1000) + 3_600_000
 
@@ -90,7 +91,7 @@ async def test_a_chat_turn_goes_to_the_partition_of_the_same_number(partition: i
         0,
     )
     assert evidence.placement == h.read(record.headers, h.PLACEMENT, Placement)
-    assert evidence.promised == promised
+    assert evidence.promised == rounded(promised)
     assert (evidence.policy_version, evidence.fleet_version) == (
         yard.policy.version,
         yard.options.version,

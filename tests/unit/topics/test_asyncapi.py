@@ -54,6 +54,15 @@ def test_what_is_written_is_what_is_described() -> None:
         jsonschema.validate(record | {"status": "lost"}, schema("Result"))
 
 
+def test_a_decision_in_rows_is_described() -> None:
+    decision = {"schema": 1, "device": "h200", "pools": [["eu", "eu-west"]]}
+    source = {"topic": "requests", "partition": 0, "offset": 1}
+    record = {"request_id": "r", "step": "placed", "at": 1, "writer": "w", "source": source}
+    jsonschema.validate(record | {"decision": decision}, schema("Evidence"))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(record | {"decision": decision | {"schema": 2}}, schema("Evidence"))
+
+
 def test_a_misspelt_constraint_is_no_request() -> None:
     request = {"id": "r", "model": "m", "body": {}, "constraints": {"regions": ["eu"]}}
     jsonschema.validate(request, schema("InferenceRequest"))

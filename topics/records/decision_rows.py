@@ -1,0 +1,399 @@
+"""A decision as evidence has it on its topic: rows of numbers whose columns this file names.
+
+Written with names, a decision among 10 candidates takes 6 kB, most of it names and what stands
+there twice. Here a candidate is a row of whole numbers over a table of pools and one of variants,
+and what follows from another member isn't written. A record stays complete in itself: its reader
+needs this schema, but neither a fleet nor another record. docs/evidence.md specifies it for others.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from topics.records.placement import Candidate, Envelope
+from topics.records.profile import Profile, Tag
+from topics.wire.canonical_json import canonical
+
+Estimates = TypeVar("Estimates", Candidate, Envelope)
+
+SCHEMA = 1
+PATHS = ("direct", "batch", "hold")
+TAG_SOURCES = ("client", "policy", "estimate")
+# A dollar in nano-dollars, a second in microseconds, and one in parts per million.
+NANO, MICRO = 1e9, 1e6
+TAGS = (
+    "task",
+    "context_length",
+    "output_length",
+    "batchability",
+    "latency_sensitivity",
+    "data_locality",
+    "quantization_tolerance",
+    "memory_footprint",
+    "fallback_risk",
+)
+PROFILE = (
+    "created_at",
+    "deadline",
+    "input_tokens",
+    "output_tokens",
+    "ttft_s",
+    "tpot_s",
+    "latency_sensitive",
+    "batchable",
+    "target_chance",
+    "longest_wait_s",
+    "window_s",
+    "ingest_partition",
+    "operation",
+    "tier",
+    "routed_at",
+    "output_tokens_high",
+    "regions",
+    "precisions",
+    "pools",
+    "exclude_pools",
+    "data_class",
+    "labels",
+    "max_cost_usd",
+    "fallbacks",
+)
+# Of the members of a profile, those that stand in the record itself.
+PROFILE_COMMON = ("tenant", "task", "model", "attempt")
+LOAD = (
+    "workers",
+    "running",
+    "queued",
+    "backlog_s",
+    "round_s",
+    "kv_usage",
+    "failure_rate",
+    "variants",
+)
+# Of one variant in a pool; the last three are what was learned of it.
+VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")
+CREDIT = ("pool", "variant", "tokens")
+WAITING = (
+    "id",
+    "held_at",
+    "created_at",
+    "deadline",
+    "window_s",
+    "input_tokens",
+    "output_tokens",
+    "ttft_s",
+    "tpot_s",
+    "output_tokens_high",
+)
+
+# The members of a profile that have the values of these tags.
+IMPLIED = {
+    "task": "task",
+    "context_length": "input_tokens",
+    "output_length": "output_tokens",
+    "batchability": "batchable",
+    "data_locality": "regions",
+    "quantization_tolerance": "precisions",
+}
+LATENCY, FOOTPRINT = "latency_sensitivity", "memory_footprint"
+
+# A row's numbers stay well below 2**53; what costs or takes more than this is written with names.
+_MOST = 1e6
+# Between these msgspec writes numbers as canonical JSON has them, save whole ones.
+_PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
+_NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
+_NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}
+_NUMBER_OF_SOURCE = {name: number for number, name in enumerate(TAG_SOURCES)}
+_FOOTPRINT_MEMBERS = frozenset({"kv_bytes", "weights_bytes"})
+# In place of what a profile doesn't imply: unlike any value.
+_FOOTPRINT, _RISK = object(), object()
+# Members of structures stand as declared, those of mappings by name.
+_ENCODE = msgspec.json.Encoder(order="deterministic").encode
+
+
+class UnfitError(ValueError):
+    """A member does not fit into rows, and is written with names."""
+
+
+class RecordedInputs(NamedTuple):
+    """Inputs of a decision, or of a release where ``head`` is not None, in the form of evidence.
+
+    ``pools`` are rows of the table of pools with their loads, each a row of ``LOAD``; ``head`` are
+    rows of ``WAITING``, and ``credit`` is one of ``CREDIT``.
+    """
+
+    pools: Sequence[Any]
+    arrivals_per_s: Any = None
+    credit: Sequence[Any] | None = None
+    head: Sequence[Sequence[Any]] | None = None
+    waiting: int | None = None
+    idle_arrivals_per_s: Any = None
+
+
+class DecisionRows(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """What is written. Members stand in the order of canonical JSON, so that none is sorted."""
+
+    arrivals_per_s: Any = None
+    candidates: list[tuple[Any, ...]] | None = None
+    credit: Sequence[Any] | None = None
+    device: str | None = None
+    head: Sequence[Sequence[Any]] | None = None
+    idle_arrivals_per_s: Any = None
+    pools: Sequence[Any] | None = None
+    profile: Sequence[Any] | None = None
+    promised: bool = False
+    refused: list[tuple[Any, ...]] | None = None
+    schema: int
+    tags: list[Any] | None = None
+    variants: list[tuple[Any, ...]] | None = None
+    waiting: int | None = None
+
+
+class Tables:
+    """The names of a decision's pools and variants; a row has their numbers."""
+
+    __slots__ = ("namesakes", "pools", "precisions", "regions", "variants")
+
+    def __init__(self) -> None:
+        self.pools: dict[str, int] = {}
+        self.regions: list[str | None] = []
+        self.variants: dict[str, int] = {}
+        self.precisions: list[str] = []
+        self.namesakes: dict[tuple[str, str], int] = {}
+
+    def add(self, pools: Mapping[str, object]) -> None:
+        """Add the pools that have no candidate."""
+        if not pools.keys() <= self.pools.keys():
+            for name in pools:
+                if name not in self.pools:
+                    self.pools[name] = len(self.regions)
+                    self.regions.append(None)
+
+    def namesake(self, name: str, precision: str) -> int:
+        """Return the number of a variant whose name another has too, in another precision."""
+        number = self.namesakes.setdefault((name, precision), len(self.precisions))
+        if number == len(self.precisions):
+            self.precisions.append(precision)
+        return number
+
+    def rows_of_pools(self) -> Sequence[tuple[str, str | None]]:
+        """Return the table of pools, without loads."""
+        return list(zip(self.pools, self.regions, strict=True))
+
+    def rows_of_variants(self, weights: Mapping[str, Any] | None) -> list[tuple[Any, ...]] | None:
+        """Return the table of variants, with the bytes of their weights if these are given."""
+        names: Iterable[str] = self.variants
+        if self.namesakes:
+            numbered = [(at, name) for name, at in self.variants.items()]
+            numbered += [(at, name) for (name, _), at in self.namesakes.items()]
+            names = [name for _, name in sorted(numbered)]
+        if weights is None:
+            return list(zip(names, self.precisions, strict=True)) or None
+        return [(n, p, weights[n]) for n, p in zip(names, self.precisions, strict=True)]
+
+
+def plain(value: float | None) -> Any:
+    """Return a number in a form that msgspec writes as canonical JSON has it."""
+    if value is None or type(value) is int:
+        return value
+    if _PLAIN_MIN <= value < _PLAIN_MAX:
+        return value if value % 1.0 else int(value)
+    return msgspec.Raw(canonical(value)) if value else 0
+
+
+def trimmed(row: Sequence[Any], defaults: Sequence[Any]) -> Sequence[Any]:
+    """Return a row without the defaults at its end."""
+    end = len(row)
+    while end and row[end - 1] == defaults[end - 1]:
+        end -= 1
+    return row[:end]
+
+
+def raw_row(row: Sequence[Any]) -> msgspec.Raw:
+    """Return a row of plain values as it is written."""
+    return msgspec.Raw(_ENCODE(row))
+
+
+def candidate_rows(
+    candidates: Sequence[Candidate], tables: Tables
+) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Return the rows of the candidates with estimates, and of those that were refused.
+
+    A chance is rounded down, so that none looks likely enough that was not.
+
+    Raises:
+        UnfitError: one lacks an estimate or has one beyond all bounds, a refused one stands before
+            another, or a pool has two regions.
+    """
+    rows: list[tuple[Any, ...]] = []
+    refused: list[tuple[Any, ...]] = []
+    pools, regions = tables.pools, tables.regions
+    variants, precisions = tables.variants, tables.precisions
+    for each in candidates:
+        name = each.pool
+        pool = pools.get(name)
+        if pool is None:
+            pool = pools[name] = len(regions)
+            regions.append(each.region)
+        elif regions[pool] != each.region:
+            raise UnfitError(f"pool {name} in two regions")
+        name = each.model_variant
+        variant = variants.get(name)
+        if variant is None:
+            variant = variants[name] = len(precisions)
+            precisions.append(each.precision)
+        elif precisions[variant] != each.precision:
+            variant = tables.namesake(name, each.precision)
+        path, code = _NUMBER_OF_PATH[each.path], each.refused
+        usd, ttft_s, finish_s = each.cost_usd, each.ttft_s, each.finish_s
+        tpot_s, chance = each.tpot_s, each.chance
+        if code is not None:
+            if not usd is ttft_s is finish_s is tpot_s is chance is None:
+                raise UnfitError("refused, with an estimate")
+            refused.append((pool, variant, path, code))
+            continue
+        if refused or usd is None or finish_s is None:
+            raise UnfitError("no estimate, or behind a refused one")
+        # False of what is no number, too.
+        if not -_MOST < usd + (ttft_s or 0.0) + finish_s + (tpot_s or 0.0) < _MOST:
+            raise UnfitError("beyond all bounds")
+        rows.append(
+            (
+                pool,
+                variant,
+                path,
+                round(usd * NANO),
+                None if ttft_s is None else round(ttft_s * MICRO),
+                round(finish_s * MICRO),
+                None if tpot_s is None else round(tpot_s * MICRO),
+                None if chance is None else int(chance * MICRO),
+            )
+        )
+    return rows, refused
+
+
+def rounded(found: Estimates) -> Estimates:
+    """Return a candidate or envelope as it is read back from a row."""
+    _, chance = in_units(None, found.chance)
+    return replace(
+        found,
+        cost_usd=_whole(found.cost_usd, NANO),
+        ttft_s=_whole(found.ttft_s, MICRO),
+        finish_s=_whole(found.finish_s, MICRO),
+        tpot_s=_whole(found.tpot_s, MICRO),
+        chance=chance,
+    )
+
+
+def in_units(cost_usd: float | None, chance: float | None) -> tuple[float | None, float | None]:
+    """Return a cost in whole nano-dollars, and a chance in whole parts per million."""
+    return _whole(cost_usd, NANO), None if chance is None else int(chance * MICRO) / MICRO
+
+
+def _whole(value: Any, unit: float) -> Any:
+    """Return a value in whole units; None, and what is beyond all bounds, as it is."""
+    if value is None or not -_MOST < value < _MOST:
+        return value
+    return round(value * unit) / unit
+
+
+def profile_row(profile: Profile, at: float) -> Sequence[Any]:
+    """Return the row of a profile; ``at`` is when the step was."""
+    routed_at = profile.routed_at
+    first = (
+        plain(profile.created_at),
+        plain(profile.deadline),
+        profile.input_tokens,
+        profile.output_tokens,
+        plain(profile.ttft_s),
+        plain(profile.tpot_s),
+        profile.latency_sensitive,
+        profile.batchable,
+        plain(profile.target_chance),
+        plain(profile.longest_wait_s),
+        plain(profile.window_s),
+        profile.ingest_partition,
+        profile.operation,
+        profile.tier,
+    )
+    rest = (
+        None if routed_at == at else plain(routed_at),
+        profile.output_tokens_high,
+        profile.regions,
+        profile.precisions,
+        profile.pools,
+        profile.exclude_pools or None,
+        profile.data_class,
+        profile.labels or None,
+        plain(profile.max_cost_usd),
+        [(each.pool, each.reason) for each in profile.fallbacks] or None,
+    )
+    end = len(rest)
+    while end and rest[end - 1] is None:
+        end -= 1
+    return first + rest[:end]
+
+
+def tag_rows(
+    tags: Mapping[str, Tag], profile: Profile, tables: Tables
+) -> tuple[list[Any], Mapping[str, Any] | None]:
+    """Return the rows of the known tags, and the weights that the table of variants then has.
+
+    A row is source and sureness, and the value if that isn't the one that the profile implies.
+    """
+    rows: list[Any] = []
+    weights = None
+    for tag, implied in zip(map(tags.get, TAGS), _implied_by(profile), strict=True):
+        if tag is None:
+            rows.append(None)
+            continue
+        sure, value = tag.confidence, tag.value
+        if not _PLAIN_MIN <= sure < 1.0:
+            sure = 1 if sure == 1.0 else plain(sure)
+        if value == implied:
+            rows.append((_NUMBER_OF_SOURCE[tag.source], sure))
+            continue
+        if implied is _FOOTPRINT:
+            weights = _weights(value, tables)
+            if weights is not None:
+                value = value["kv_bytes"]
+        written = plain(value) if type(value) in _NUMBERS else msgspec.Raw(canonical(value))
+        rows.append((_NUMBER_OF_SOURCE[tag.source], sure, written))
+    while rows and rows[-1] is None:
+        rows.pop()
+    return rows, weights
+
+
+def _implied_by(profile: Profile) -> tuple[object, ...]:
+    """Return the values that tags have by a profile, in the order of ``TAGS``."""
+    direct, left_s = profile.latency_sensitive, profile.deadline - profile.created_at
+    return (
+        profile.task,
+        profile.input_tokens,
+        profile.output_tokens,
+        profile.batchable,
+        latency_of(direct, profile.ttft_s, profile.tpot_s, left_s),
+        profile.regions,
+        profile.precisions,
+        _FOOTPRINT,
+        _RISK,
+    )
+
+
+def latency_of(direct: object, ttft_s: object, tpot_s: object, left_s: float) -> dict[str, object]:
+    """Return the value of the tag ``latency_sensitivity`` by the profile."""
+    return {"direct": direct, "ttft_s": ttft_s, "tpot_s": tpot_s, "deadline_s": round(left_s, 3)}
+
+
+def _weights(footprint: object, tables: Tables) -> Mapping[str, Any] | None:
+    """Return the weights of a footprint, if they are those of the variants in the table."""
+    if type(footprint) is not dict or footprint.keys() != _FOOTPRINT_MEMBERS:
+        return None
+    weights, kv_bytes = footprint["weights_bytes"], footprint["kv_bytes"]
+    if type(kv_bytes) is not int or type(weights) is not dict:
+        return None
+    if weights.keys() != tables.variants.keys():
+        return None
+    return weights if _INTEGER.issuperset(map(type, weights.values())) else None
