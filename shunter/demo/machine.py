@@ -12,7 +12,7 @@ from typing import Any
 from policies import Fleet, Policy
 from shunter.demo.trace import PLACEHOLDER, TraceRow
 
-# As many as the largest burst of the trace that latency-sensitive requests arrive behind.
+# As many as the trace has embeddings within a quarter of a second.
 PROBES = 240
 PROBE_WINDOW = "60s"
 # What a lone request takes on its way, in seconds of ours; half of them take 0.04 s on two cores.
