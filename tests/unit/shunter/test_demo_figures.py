@@ -139,16 +139,19 @@ def test_the_demo_and_the_live_view_tell_the_same_of_premium_gpus():
         "a": told_of("a", "silicon-us", 0.0002),
         "b": told_of("b", "premium-eu", 0.0007),
         "c": told_of("c", "silicon-us", 0.00001, 700),
+        "d": told_of("d", "silicon-us", 0.0002),
     }
+    # It was tried elsewhere first, when a premium GPU might not have served it.
+    trail["d"].insert(0, replace(trail["d"][0], candidates=()))
     costs = premium_costs(Ledger(evidence=trail), OPTIONS)
     view = LiveView(Catalogue(Settings()), OPTIONS, POLICY, since=0.0)
     # In whatever order the records of several partitions come.
-    for name in "cab":
+    for name in "cdab":
         for step in trail[name]:
             partition = Partition(Catalogue(Settings()).evidence, 0)
             view.take(Record(partition, 0, name.encode(), encode(step), (), 0), 10.0)
     money = snapshot_of(view, 10.0).money_total
-    assert money.compared == len(costs) == 3
+    assert money.compared == len(costs) == 4
     assert money.premium_estimate_usd == pytest.approx(sum(costs.values()), rel=1e-12)
     # What ran on a premium GPU cost what it cost.
     assert costs["b"] == 0.0007
