@@ -25,8 +25,9 @@ START_S_MAX = 60.0
 QUIET_S_MAX = 30.0
 SETTLE_S_MAX = 10.0
 POLL_S = 0.2
-# The first burst finds code that no processor has seen; the second is measured.
-BURSTS = 2
+# The first finds processes that have just begun; of the others the quickest counts, since each may
+# meet something else that this machine does for a moment.
+BURSTS = 4
 
 
 @dataclass(slots=True)
@@ -59,11 +60,12 @@ class Traffic:
         await self._until_done({each.id for each in requests})
 
     async def measure(self) -> Measure:
-        """Send bursts through the whole path, and return what came of the last one.
+        """Send bursts through the whole path, and return what came of the quickest but the first.
 
         Raises:
             UserError: one does not come through, or the fleet serves no embeddings.
         """
+        took_s = []
         for number in range(BURSTS):
             burst = list(probes(self.fleet, f"probe-{number}"))
             if not burst:
@@ -71,8 +73,8 @@ class Traffic:
             began_at = await publish_at_once(self.settings, burst)
             names = {each["id"] for each in burst}
             await self._until_done(names)
-            done_at = max(self.watch.warm[name] for name in names)
-        return Measure(len(burst), done_at - began_at)
+            took_s.append(max(self.watch.warm[name] for name in names) - began_at)
+        return Measure(len(burst), min(took_s[1:]))
 
     async def replay(
         self, rows: Sequence[TraceRow], requests: Mapping[str, Mapping[str, Any]], speed: float

@@ -70,7 +70,7 @@ def test_the_user_s_number_of_requests_stays():
 def test_what_was_measured_and_chosen_is_one_line():
     choice = choose(ROWS, POLICY, 5000.0)
     line = told(Measure(240, 0.048), choice, len(ROWS))
-    assert line.startswith("This machine carries 5000 requests/s: a burst of 240 was answered in")
+    assert line.startswith("This machine carries 5000 requests/s: 240 at once were answered in")
     assert "all 2,000 requests are sent, 4 times as fast" in line
     assert "\n" not in line
     thin = choose(ROWS, POLICY, 150.0)
