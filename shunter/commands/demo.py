@@ -18,8 +18,15 @@ from streams.engine.log import LogError
 from topics import BadRecordError
 from topics.admin.provisioning import AdminError
 
-SPEED = 4.0
-
+Speed = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        max=100,
+        help="How many seconds of the trace pass in one of ours; as many as this machine was"
+        " measured to carry, if not given.",
+    ),
+]
 Traced = Annotated[
     bool,
     typer.Option(
@@ -38,10 +45,7 @@ JaegerProgram = Annotated[
 
 def demo(
     as_json: AsJson = False,
-    speed: Annotated[
-        float,
-        typer.Option(min=0.1, max=100, help="How many seconds of the trace pass in one of ours."),
-    ] = SPEED,
+    speed: Speed = None,
     requests: Annotated[
         int | None,
         typer.Option(min=1, help="Take so many rows, spread over the trace, instead of all."),
@@ -67,7 +71,8 @@ def demo(
     """Run the whole system on this machine, on a replay of real traffic, and check the outcome.
 
     Starts Kafka, the router and a worker per pool of the packaged fleet, whose devices are
-    simulated. Exit code 0 if every request got exactly one result and no constraint was broken.
+    simulated, and says where their live page is. Exit code 0 if every request got exactly one
+    result and no constraint was broken.
 
     Example: shunter demo
     """

@@ -130,20 +130,35 @@ def _trail(trail: Mapping[str, Any]) -> str:
 
 
 def _facts(figures: Mapping[str, Any]) -> Table:
-    batches, cost, premium = (
-        figures["batches"],
-        figures["cost_usd"],
-        figures["cost_all_premium_usd"],
-    )
+    batches = figures["batches"]
     return _grid(
         [
-            ("money", f"${cost:.4f}; on premium GPUs ${premium:.4f} ({saving(cost, premium)})"),
+            ("money", _money(figures)),
             ("batches", f"{batches['count']:,} of {batches['mean_size']:.1f} requests on average"),
             ("audit trail", _trail(figures["trail"])),
             ("SLO met", f"{figures['slo_attainment']['overall']:.1%} of all requests"),
+            ("machine", _machine(figures["machine"])),
             ("took", f"{figures['wall_s']:.0f} s, at {figures['speed']:g} times the trace's speed"),
         ]
     )
+
+
+def _machine(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
+        return "not measured, since the speed was given"
+    return (
+        f"carries {measured['per_s']:.0f} requests/s; {measured['expected_attainment']:.1%} were"
+        " expected to get through the bursts in time"
+    )
+
+
+def _money(figures: Mapping[str, Any]) -> str:
+    compared, premium = figures["cost_compared_usd"], figures["cost_all_premium_usd"]
+    told = f"${figures['cost_usd']:.4f}; the same on premium GPUs ${premium:.4f}"
+    if figures["compared"] < figures["results"]:
+        told += f" for {figures['compared']:,} of them that these could serve"
+    words = saving(compared, premium)
+    return f"{told} ({words})" if words else told
 
 
 def _example(ledger: Ledger, path: str, task: str) -> str | None:
@@ -194,6 +209,7 @@ def _further(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
     exports = "\n".join(f"export {name}={found[name]}" for name in WHERE)
     name = next(iter(outcome.ledger.results), "demo-1")
     further = [
+        (outcome.page, "the live page"),
         ("shunter top", "the live view, with keys"),
         (f"shunter audit show {name}", "the story of another request"),
         ("shunter submit FILE --wait", "requests of your own"),

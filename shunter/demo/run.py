@@ -18,20 +18,20 @@ from aiokafka.errors import KafkaError
 from policies import Fleet, Policy, compile_options
 from shunter.audit import Findings
 from shunter.audit.topic import verify_topic
-from shunter.client.kafka import Tail, tail
+from shunter.client.kafka import tail
 from shunter.console import UserError, settings_from
-from shunter.demo.baseline import premium_cost_usd
 from shunter.demo.check import judge
 from shunter.demo.ledger import Ledger, read_ledger
-from shunter.demo.replay import replay
+from shunter.demo.machine import TEMPOS, USUAL, WHOLE_TEMPOS, choose, told
+from shunter.demo.premium import premium_costs
 from shunter.demo.rules import Rules
 from shunter.demo.scaling import fleet_text, policy_text
 from shunter.demo.show import Show
 from shunter.demo.summary import summarize
-from shunter.demo.system import System, log_tail, members_of
+from shunter.demo.system import System, members_of
 from shunter.demo.trace import TraceRow, load_rows, request_of
 from shunter.demo.traces import Jaeger, jaeger
-from shunter.demo.warmup import publish, warm_ups
+from shunter.demo.traffic import POLL_S, Traffic
 from shunter.demo.watch import Watch
 from streams.config.declarations import load_fleet, load_policy
 from streams.kafka.log import KafkaLog
@@ -40,23 +40,18 @@ from streams.logs import set_up_logging
 from topics import Catalogue, Settings
 from topics.admin.provisioning import apply
 from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
+from topics.embedded_broker.settings import HOST, free_port
 
 logger = logging.getLogger(__name__)
 
-# The longest start, on a slow machine; with 2 cores it is 8 s.
-START_S_MAX = 60.0
-# After this long without progress, there will be none.
-QUIET_S_MAX = 30.0
-SETTLE_S_MAX = 10.0
 CLEANED_S_MAX = 10.0
-POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The user's options; None means the demo's default."""
 
-    speed: float
+    speed: float | None = None
     requests: int | None = None
     bootstrap_servers: str | None = None
     topic_prefix: str | None = None
@@ -75,6 +70,7 @@ class DemoOutcome:
     run_dir: Path
     is_good: bool
     jaeger: Jaeger | None = None
+    page: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +83,15 @@ class _Case:
     fleet: Fleet
     policy: Policy
     rules: Rules
-    premium_usd: dict[str, float]
+
+    @property
+    def first_speed(self) -> float:
+        """The speed that the processes are started for."""
+        return USUAL.speed if self.plan.speed is None else self.plan.speed
+
+    def of(self, rows: list[TraceRow]) -> "_Case":
+        """Return the case with these rows alone."""
+        return replace(self, rows=rows, requests={row.id: self.requests[row.id] for row in rows})
 
 
 def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> bool:
@@ -135,12 +139,7 @@ def _prepare(plan: Plan) -> _Case:
     rows = load_rows(plan.requests)
     requests = {row.id: request_of(row) for row in rows}
     fleet, policy = load_fleet(None), load_policy(None)
-    rules = Rules(fleet, policy)
-    costs = premium_cost_usd(
-        [(row, requests[row.id]) for row in rows], compile_options(fleet), rules
-    )
-    premium_usd = {row.id: costs.get(row.id, 0.0) for row in rows}
-    return _Case(plan, rows, requests, fleet, policy, rules, premium_usd)
+    return _Case(plan, rows, requests, fleet, policy, Rules(fleet, policy))
 
 
 def _log_to(path: Path) -> None:
@@ -164,13 +163,16 @@ def _settings(case: _Case, run_dir: Path, stack: contextlib.ExitStack, show: Sho
             raise UserError(f"{error}\nOr name a Kafka that runs: --bootstrap-servers.") from error
         own = {"bootstrap_servers": broker.bootstrap_servers, "security_protocol": "PLAINTEXT"}
         prefix = "inference"
-    for name, text in (
-        ("fleet", fleet_text(case.fleet, plan.speed)),
-        ("policy", policy_text(case.policy, plan.speed)),
-    ):
-        own[name] = run_dir / f"{name}.yaml"
-        own[name].write_text(text, encoding="utf-8")
+    own |= _declare(case, case.first_speed, run_dir)
     return settings_from(**own, topic_prefix=plan.topic_prefix or prefix, instance="demo")
+
+
+def _declare(case: _Case, speed: float, run_dir: Path) -> dict[str, Path]:
+    """Write the declarations of a speed, for the processes that are started next."""
+    files = {name: run_dir / f"{name}.yaml" for name in ("fleet", "policy")}
+    files["fleet"].write_text(fleet_text(case.fleet, speed), encoding="utf-8")
+    files["policy"].write_text(policy_text(case.policy, speed), encoding="utf-8")
+    return files
 
 
 async def _run(
@@ -185,22 +187,34 @@ async def _run(
     await _create_topics(settings, case.fleet)
     more = {} if traces is None else traces.variables()
     system = System(run_dir, settings, show.say, more)
+    page_port = free_port()
     try:
-        for name, command in members_of(case.fleet.pools):
-            system.start(name, command)
+        _start(system, case, page_port)
         show.say(f"Starting the router and {len(case.fleet.pools)} workers ...")
-        live = LiveView(
-            Catalogue(settings),
-            # At the speed of the demo, as the system has it.
-            compile_options(load_fleet(settings.fleet)),
-            load_policy(settings.policy),
-            since=time.time(),
-        )
-        watch = Watch(Catalogue(settings), case.premium_usd, len(case.rows), live)
-        await _Replay(case, settings, run_dir, system, watch, show).run()
+        # At the speed of the demo, as the system has it.
+        options, policy = compile_options(load_fleet(settings.fleet)), load_policy(settings.policy)
+        live = LiveView(Catalogue(settings), options, policy, since=time.time())
+        page = f"http://{HOST}:{page_port}/"
+        watch = Watch(Catalogue(settings), set(case.requests), live, page)
+        async with tail(settings, watch.topics, from_beginning=True) as reader:
+            traffic = Traffic(
+                settings, run_dir, case.fleet, case.policy, system, watch, show, reader
+            )
+            await traffic.open_lanes()
+            show.say(f"The live page, while this runs: {page}")
+            case, speed, machine = await _set_tempo(case, settings, traffic, page_port)
+            show.say(
+                f"Replaying {len(case.rows):,} requests at {speed:g} times the speed they arrived"
+                " with ..."
+            )
+            await traffic.replay(case.rows, case.requests, speed)
         ledger = await read_ledger(settings)
         findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
-        outcome = replace(_judge(case, ledger, findings, settings, run_dir), jaeger=traces)
+        ledger = ledger.without(watch.warm)
+        outcome = replace(
+            _judge(case, ledger, findings, settings, run_dir, speed), jaeger=traces, page=page
+        )
+        outcome.figures["machine"] = machine
         outcome.figures["restarts"] = system.restarts
         outcome.figures["wall_s"] = round(time.monotonic() - began_at, 1)
         tell(outcome)
@@ -214,20 +228,63 @@ async def _run(
             await _delete_topics(settings, case.fleet)
 
 
+def _start(system: System, case: _Case, page_port: int) -> None:
+    for name, command in members_of(case.fleet.pools):
+        system.start(name, command, page_port if name == "router" else 0)
+
+
+async def _set_tempo(
+    case: _Case, settings: Settings, traffic: Traffic, page_port: int
+) -> tuple[_Case, float, dict[str, Any] | None]:
+    """Measure the machine, unless the user names a speed, and set the tempo by that.
+
+    Returns:
+        The case with the rows to send, the speed, and the measure for programs.
+    """
+    plan = case.plan
+    if plan.speed is not None:
+        return case, plan.speed, None
+    measure = await traffic.measure()
+    tempos = TEMPOS if plan.requests is None else WHOLE_TEMPOS
+    choice = choose(case.rows, case.policy, measure.per_s, tempos)
+    speed = choice.tempo.speed
+    traffic.show.say(told(measure, choice, len(case.rows)))
+    if speed != case.first_speed:
+        traffic.show.say(f"Starting the processes anew, for {speed:g} times the speed ...")
+        traffic.system.stop()
+        _declare(case, speed, traffic.run_dir)
+        options = compile_options(load_fleet(settings.fleet))
+        traffic.watch.live.change(options, load_policy(settings.policy))
+        _start(traffic.system, case, page_port)
+        await traffic.open_lanes()
+    case = case.of(choice.rows)
+    traffic.watch.names = set(case.requests)
+    machine = {
+        "burst": measure.requests,
+        "took_s": round(measure.took_s, 3),
+        "per_s": round(measure.per_s, 1),
+        "expected_attainment": round(choice.expected, 4),
+    }
+    return case, speed, machine
+
+
 def _judge(
-    case: _Case, ledger: Ledger, findings: Findings, settings: Settings, run_dir: Path
+    case: _Case,
+    ledger: Ledger,
+    findings: Findings,
+    settings: Settings,
+    run_dir: Path,
+    speed: float,
 ) -> DemoOutcome:
-    warm = {each.id for each in warm_ups(case.fleet, settings.partitions)}
-    ledger = ledger.without(warm)
     verdict = judge(case.requests, ledger, case.rules)
     figures = summarize(
         case.rows,
         ledger,
         verdict,
-        case.policy.faster(case.plan.speed),
-        case.premium_usd,
+        case.policy.faster(speed),
+        premium_costs(ledger, compile_options(case.fleet)),
         pools=list(case.fleet.pools),
-        speed=case.plan.speed,
+        speed=speed,
     )
     figures["trail"] = {
         "records": findings.records,
@@ -270,89 +327,3 @@ async def _keep(system: System) -> None:
         while True:
             system.tend()
             await asyncio.sleep(POLL_S)
-
-
-@dataclass(frozen=True, slots=True)
-class _Replay:
-    """The traffic of a demo: from open lanes to the last result."""
-
-    case: _Case
-    settings: Settings
-    run_dir: Path
-    system: System
-    watch: Watch
-    show: Show
-
-    async def run(self) -> None:
-        """Return when each request has an end, or nothing moves any more."""
-        async with tail(self.settings, self.watch.topics, from_beginning=True) as reader:
-            await self._open_lanes(reader)
-            self.show.say(
-                f"Replaying {len(self.case.rows)} requests at {self.case.plan.speed:g} times"
-                " the speed they arrived with ..."
-            )
-            await self._traffic(reader)
-            await self._until(reader, self.watch.idle, SETTLE_S_MAX)
-
-    async def _open_lanes(self, reader: Tail) -> None:
-        if not await self._until(reader, self.watch.pools_up, START_S_MAX):
-            down = self.watch.silent_pools() or list(self.case.fleet.pools)
-            raise UserError(self._not_ready(f"{', '.join(down)}: no report", down[0]))
-        requests = list(warm_ups(self.case.fleet, self.settings.partitions))
-        await publish(self.settings, requests)
-        wanted = {each.id for each in requests}
-        if not await self._until(reader, lambda: wanted <= self.watch.warm, START_S_MAX):
-            missing = ", ".join(sorted(wanted - self.watch.warm))
-            raise UserError(self._not_ready(f"{missing}: no result", "router"))
-
-    def _not_ready(self, what: str, member: str) -> str:
-        log = self.run_dir / f"{member}.log"
-        return f"{what} within {START_S_MAX:g} s; {log} ends with:\n{log_tail(log)}"
-
-    async def _traffic(self, reader: Tail) -> None:
-        pairs = [(row, self.case.requests[row.id]) for row in self.case.rows]
-        publishing = asyncio.create_task(
-            replay(self.settings, pairs, self.case.plan.speed, self.watch.acknowledged)
-        )
-        try:
-            while len(self.watch.finished) < len(pairs):
-                await self._turn(reader)
-                if publishing.done():
-                    publishing.result()
-                if time.monotonic() - self.watch.moved_at > self._quiet_s_max():
-                    self._tell_missing()
-                    return
-        finally:
-            publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
-
-    def _quiet_s_max(self) -> float:
-        """Return the longest expected quiet time: a window that fills no more ends by itself."""
-        if self.watch.held <= 0:
-            return QUIET_S_MAX
-        windows = [workload.window_s for workload in self.case.policy.classes.values()]
-        return QUIET_S_MAX + max(windows) / self.case.plan.speed
-
-    def _tell_missing(self) -> None:
-        missing = [row for row in self.case.rows if row.id not in self.watch.finished]
-        tasks = sorted({row.task for row in missing})
-        self.show.say(
-            f"Nothing has moved for {self._quiet_s_max():g} s: {len(missing)} of"
-            f" {len(self.case.rows)} requests have no result ({', '.join(tasks)};"
-            f" {missing[0].id} is the first), {self.watch.held} wait for a batch."
-            f" Logs: {self.run_dir}"
-        )
-
-    async def _until(self, reader: Tail, reached: Callable[[], bool], timeout_s: float) -> bool:
-        end = time.monotonic() + timeout_s
-        while not reached():
-            if time.monotonic() > end:
-                return False
-            await self._turn(reader)
-        return True
-
-    async def _turn(self, reader: Tail) -> None:
-        for record in await reader.poll(POLL_S):
-            self.watch.take(record)
-        self.system.tend()
-        self.show.update(self.watch)

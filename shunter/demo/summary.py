@@ -31,7 +31,7 @@ def summarize(
         ledger: their outcomes.
         verdict: of the check.
         policy: as it was in force, at the demo's speed.
-        premium_usd: cost of each request on premium GPUs.
+        premium_usd: what each would have cost on premium GPUs, where that is known.
         pools: of the fleet, so that the figures include an unused one.
         speed: the trace's seconds in one of the run's.
     """
@@ -62,6 +62,8 @@ def summarize(
             },
         },
         "cost_usd": _usd(results),
+        "compared": len(premium_usd),
+        "cost_compared_usd": _usd([r for r in results if r.id in premium_usd]),
         "cost_all_premium_usd": round(sum(premium_usd.values()), 6),
         "speed": speed,
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shunter.console import UserError
 from topics import Settings
+from topics.embedded_broker.settings import HOST
 
 RESTARTS_MAX = 5
 STOP_S_MAX = 12.0
@@ -26,6 +27,7 @@ class _Member:
     name: str
     command: Sequence[str]
     log: Path
+    web_port: int
     process: "subprocess.Popen[bytes]"
     restarts: int = 0
 
@@ -54,11 +56,14 @@ class System:
         """Processes that died unexpectedly and were started again."""
         return sum(member.restarts for member in self._members)
 
-    def start(self, name: str, command: Sequence[str]) -> None:
-        """Start a command of Shunter, such as ``["worker", "premium-eu"]``."""
+    def start(self, name: str, command: Sequence[str], web_port: int = 0) -> None:
+        """Start a command of Shunter, such as ``["worker", "premium-eu"]``.
+
+        With a ``web_port`` it serves its page there, to this machine alone.
+        """
         log = self._run_dir / f"{name}.log"
-        process = self._launch(name, command, log)
-        self._members.append(_Member(name, command, log, process))
+        process = self._launch(name, command, log, web_port)
+        self._members.append(_Member(name, command, log, web_port, process))
 
     def tend(self) -> None:
         """Restart dead processes, and report that.
@@ -77,7 +82,7 @@ class System:
                 )
             _close(member.process)
             member.restarts += 1
-            member.process = self._launch(member.name, member.command, member.log)
+            member.process = self._launch(member.name, member.command, member.log, member.web_port)
             self._say(
                 f"{member.name} ended with exit code {code} and was started again; its log is"
                 f" {member.log}"
@@ -96,11 +101,14 @@ class System:
             _close(member.process)
         self._members.clear()
 
-    def _launch(self, name: str, command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+    def _launch(
+        self, name: str, command: Sequence[str], log: Path, web_port: int
+    ) -> "subprocess.Popen[bytes]":
+        own = {"SHUNTER_INSTANCE": f"{name}-0", "SHUNTER_WEB_PORT": str(web_port)}
         with log.open("ab") as output:
             return subprocess.Popen(  # noqa: S603  the command is our own
                 [sys.executable, "-m", "shunter.demo.member", *command],
-                env={**self._environment, "SHUNTER_INSTANCE": f"{name}-0"},
+                env={**self._environment, **own},
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -118,8 +126,10 @@ def variables(settings: Settings) -> dict[str, str]:
         "SHUNTER_SECURITY_PROTOCOL": settings.security_protocol,
         "SHUNTER_DRAIN_S_MAX": str(DRAIN_S_MAX),
         "SHUNTER_LOG_LEVEL": "info",
-        # One port can't serve them all.
+        # One port can't serve them all, and the page is for this machine.
         "SHUNTER_WEB_PORT": "0",
+        "SHUNTER_WEB_HOST": HOST,
+        "SHUNTER_WEB_PAGE": "true",
     }
 
 

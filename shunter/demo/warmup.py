@@ -4,7 +4,9 @@ A worker reports before Kafka has given it its partitions. A request pinned to e
 proves that its router and its worker serve it, so the trace's first arrivals don't wait.
 """
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from shunter.demo.trace import PLACEHOLDER
 from topics import Catalogue, Settings, encode
 
 OUTPUT_TOKENS = 8
+# A class that gives a cold start its time: on the live page none of these is a miss.
+PATIENT = "long_context"
 WINDOW = "60s"
 
 
@@ -27,26 +31,29 @@ class WarmUp:
     request: Mapping[str, Any]
 
 
-def warm_ups(fleet: Fleet, partitions: int) -> Iterator[WarmUp]:
-    """Yield a request for each direct lane of the fleet."""
-    for name, pool in fleet.pools.items():
+def warm_ups(fleet: Fleet, partitions: int, name: str = "warmup") -> Iterator[WarmUp]:
+    """Yield a request for each direct lane of the fleet; their ids begin with ``name``."""
+    for pool_name, pool in fleet.pools.items():
         if "direct" not in pool.lanes:
             continue
         model = pool.serves[0].model
         operation = fleet.models[model].operations[0]
         body: dict[str, Any] = {"model": model}
+        more = {}
         if operation == "chat":
             body["messages"] = [{"role": "user", "content": PLACEHOLDER}]
+            more["task"] = PATIENT
         else:
             body["input"] = PLACEHOLDER
         for partition in range(partitions):
-            request_id = f"warmup-{name}-{partition}"
+            request_id = f"{name}-{pool_name}-{partition}"
             request = {
                 "id": request_id,
                 "url": "/v1/chat/completions" if operation == "chat" else f"/v1/{operation}",
                 "body": body,
                 "completion_window": WINDOW,
-                "constraints": {"pools": [name]},
+                **more,
+                "constraints": {"pools": [pool_name]},
                 "hints": {"batchable": False, "output_tokens": OUTPUT_TOKENS},
             }
             yield WarmUp(request_id, partition, request)
@@ -64,3 +71,20 @@ async def publish(settings: Settings, requests: list[WarmUp]) -> None:
             await producer.send_and_wait(
                 topic, encode(each.request), key=each.id.encode(), partition=each.partition
             )
+
+
+async def publish_at_once(settings: Settings, requests: Sequence[Mapping[str, Any]]) -> float:
+    """Publish a burst; return when it began, in epoch seconds.
+
+    Raises:
+        KafkaError: Kafka refuses one.
+    """
+    topic = Catalogue(settings).requests
+    async with AIOKafkaProducer(**settings.kafka_options(), acks="all") as producer:
+        began_at = time.time()
+        waiting = [
+            await producer.send(topic, encode(request), key=request["id"].encode())
+            for request in requests
+        ]
+        await asyncio.gather(*waiting)
+    return began_at

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from streams.engine.log import Record
@@ -13,19 +14,18 @@ from topics import Catalogue, PoolStatus, Result, decode
 class Watch:
     """Running totals over the requests of the trace, and the live view of the system.
 
-    ``moved_at`` is monotonic, in seconds.
+    ``warm`` has the others, which came before: when each was done, in epoch seconds. ``moved_at``
+    is monotonic, in seconds. ``page`` is the address of the router's page.
     """
 
     catalogue: Catalogue
-    premium_usd: dict[str, float]
-    total: int
+    names: Collection[str]
     live: LiveView
+    page: str = ""
     published: int = 0
     finished: set[str] = field(default_factory=set)
-    warm: set[str] = field(default_factory=set)
+    warm: dict[str, float] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
-    cost_usd: float = 0.0
-    cost_all_premium_usd: float = 0.0
     moved_at: float = field(default_factory=time.monotonic)
     last_result_at: float = 0.0
 
@@ -34,6 +34,21 @@ class Watch:
         """The topics to read, from their beginning."""
         names = self.catalogue
         return [names.results, names.dead_letters, *self.live.topics]
+
+    @property
+    def total(self) -> int:
+        """Requests of the trace that are sent."""
+        return len(self.names)
+
+    @property
+    def cost_usd(self) -> float:
+        """What those that ended have cost, in US dollars."""
+        return self.live.total.usd
+
+    @property
+    def cost_all_premium_usd(self) -> float:
+        """What they would have cost on premium GPUs, as `shunter top` and the page tell it."""
+        return self.live.total.premium_usd
 
     @property
     def held(self) -> int:
@@ -82,20 +97,18 @@ class Watch:
 
     def _is_warm_up(self, record: Record) -> bool:
         key = (record.key or b"").decode("utf-8", "replace")
-        return record.partition.topic == self.catalogue.evidence and key not in self.premium_usd
+        return record.partition.topic == self.catalogue.evidence and key not in self.names
 
     def _result(self, result: Result) -> None:
-        if result.id not in self.premium_usd:
-            self.warm.add(result.id)
-        elif self._end(result.id, result.status):
-            self.cost_usd += result.cost.usd if result.cost else 0.0
+        if result.id in self.names:
+            self._end(result.id, result.status)
+        else:
+            self.warm[result.id] = result.timing.finished_at or time.time()
 
-    def _end(self, name: str, status: str) -> bool:
-        """Count the end of a request, once; return whether this was it."""
-        if name in self.finished or name not in self.premium_usd:
-            return False
+    def _end(self, name: str, status: str) -> None:
+        """Count the end of a request, once."""
+        if name in self.finished or name not in self.names:
+            return
         self.finished.add(name)
         self.statuses[status] += 1
-        self.cost_all_premium_usd += self.premium_usd[name]
         self.last_result_at = time.time()
-        return True

@@ -27,8 +27,8 @@ speed    predicted over measured device time: 2x is twice as fast as its rooflin
 breaker  model variants whose circuit is not closed; nothing is sent to them
 SLO      completed by the deadline, with TTFT and TPOT as wanted; cancelled ones left out
 goes     when the group's window ends; it goes earlier if it is full or its slack runs out
-spent    of busy device time; "on premium" is what the router estimated for the same
-         requests on the cheapest premium GPU, in a batch where they may wait
+spent    of busy device time; "on premium" is for the same tokens on the cheapest premium
+         GPU that might have served each, shared by as many requests at a time
 
 Any key leads back."""
 HEAD_LINES = 3
@@ -107,7 +107,7 @@ def _summary(snapshot: Snapshot, width: int) -> list[Text]:
     spent = Text(no_wrap=True, overflow="ellipsis")
     spent.append(f"{usd(money.usd_per_hour)}/h", "bold").append(" spent, ")
     spent.append(f"{usd(money.premium_estimate_usd_per_hour)}/h", "bold")
-    spent.append(" estimated on premium")
+    spent.append(" on premium GPUs")
     if money.saving is not None:
         word = "less" if money.saving >= 0 else "more"
         spent.append(f": {percent(abs(money.saving))} {word}", "green" if word == "less" else "red")

@@ -73,8 +73,8 @@ class GroupTally:
 class LiveCounters:
     """All counts. Money in US dollars.
 
-    ``compared`` requests were answered and had a premium candidate when they were decided on; they
-    cost ``compared_usd``, and that candidate was estimated at ``premium_usd``.
+    ``compared`` requests were answered and might have been by a premium GPU; they cost
+    ``compared_usd``, and there ``premium_usd``.
     """
 
     classes: dict[str, ClassTally] = field(default_factory=dict)

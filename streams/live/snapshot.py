@@ -32,11 +32,10 @@ class EndsView:
 class Money:
     """US dollars of busy device time, from results.
 
-    ``premium_estimate_usd`` is the router's estimate, when it decided, for the same requests on the
-    cheapest premium GPU that may serve each, at once or, if it may wait, in a batch;
-    ``compared_usd`` is their cost. The estimate is for the load of that moment: premium GPUs that
-    really served everything would run fuller, and so cheaper. Requests that no premium GPU may or
-    could serve, and those whose decision was not seen, are not compared.
+    ``premium_estimate_usd`` is for the same tokens on the cheapest premium GPU that might have
+    served each request, shared by as many at a time (`policies.scoring.premium`);
+    ``compared_usd`` is their cost. Requests that no premium GPU may or could serve, and those
+    whose decision was not seen, are not compared.
     """
 
     usd: float

@@ -4,25 +4,25 @@ from collections import OrderedDict, deque
 
 import msgspec
 
-from policies import Options, Policy
+from policies import Option, Options, Policy
 from streams.engine.log import Record
 from streams.evidence.projection import RoutedStep, SeenEnvelope, SeenTarget, decode_routed_step
 from streams.evidence.slo_outcomes import outcomes
 from streams.live.counters import NAMES_MAX, OTHER, LiveCounters, name_in
 from streams.live.holds import HoldIndex
+from streams.live.premium import able_premium, premium_usd_of
 from streams.live.sliding_window import Sliding
 from streams.live.snapshot import FallbackView
 from streams.live.workers import Workers
 from topics import BadRecordError, Catalogue, PoolStatus, decode
 from topics.records.evidence import ENDS
 
-PREMIUM = "premium_gpu"
 WINDOW_S = 60.0
 FALLBACKS_MAX = 50
 # Open requests whose wishes are remembered; about 400 bytes each.
 ASKED_MAX = 100_000
 
-_Asked = tuple[SeenTarget, float | None]
+_Asked = tuple[SeenTarget, tuple[Option, ...]]
 
 
 class LiveView:
@@ -59,7 +59,6 @@ class LiveView:
         """Use another fleet and policy from now on; existing counts stay."""
         self.options = options
         self.policy = policy
-        self._premium = {p for p, o in options.by_pool.items() if o[0].kind == PREMIUM}
         self._tasks |= set(policy.classes)
 
     @property
@@ -106,12 +105,7 @@ class LiveView:
         # A release decides for a whole batch, and only its first member has the evidence.
         if step.profile is None or step.step == "released":
             return
-        costs = [
-            candidate.cost_usd
-            for candidate in step.candidates
-            if candidate.cost_usd is not None and candidate.pool in self._premium
-        ]
-        self._asked[step.request_id] = (step.profile, min(costs, default=None))
+        self._asked[step.request_id] = (step.profile, able_premium(step, self.options))
         if len(self._asked) > ASKED_MAX:
             self._asked.popitem(last=False)
 
@@ -151,9 +145,8 @@ class LiveView:
             workload.ttft.add(step.got.ttft_s)
         self._count_money(step, step.got, asked, tally)
 
-    @staticmethod
     def _count_money(
-        step: RoutedStep, got: SeenEnvelope, asked: _Asked | None, tally: LiveCounters
+        self, step: RoutedStep, got: SeenEnvelope, asked: _Asked | None, tally: LiveCounters
     ) -> None:
         tally.usd += got.cost_usd
         if step.placement is not None:
@@ -163,10 +156,11 @@ class LiveView:
                 pool.batch += 1
             else:
                 pool.direct += 1
-        if asked is not None and asked[1] is not None:
+        premium_usd = None if asked is None else premium_usd_of(step, asked[1], self.options)
+        if premium_usd is not None:
             tally.compared += 1
             tally.compared_usd += got.cost_usd
-            tally.premium_usd += asked[1]
+            tally.premium_usd += premium_usd
 
     def _task(self, step: RoutedStep) -> str:
         """Return the class of a step; one from the client's words only may not exist."""

@@ -16,7 +16,12 @@ OPTIONS, POLICY = compile_options(load_fleet(None)), load_policy(None)
 NOW = 1_000_000.0
 # Of members that no test asks for, what each record has.
 PROFILE = {"created_at": 0, "deadline": 0, "latency_sensitive": True}
-PLACEMENT = {"model_variant": "v", "precision": "fp8", "region": "r", "path": "direct"}
+PLACEMENT = {
+    "model_variant": "llama-3.1-8b-fp8",
+    "precision": "fp8",
+    "region": "r",
+    "path": "direct",
+}
 
 
 class Topics:
@@ -41,14 +46,14 @@ class Topics:
         }
         self.put(CATALOGUE.evidence, orjson.dumps(evidence | fields))
 
-    def placed(self, request_id: str, *, premium_usd: float | None = None, **wanted: Any) -> None:
+    def placed(self, request_id: str, *, on_premium: bool = False, **wanted: Any) -> None:
         profile = PROFILE | {"created_at": self.now, "deadline": self.now + 60} | wanted
         candidates = [PLACEMENT | {"pool": "silicon-us", "cost_usd": 0.0001}]
-        if premium_usd is not None:
-            candidates.append(PLACEMENT | {"pool": "premium-us", "cost_usd": premium_usd})
-            candidates.append(PLACEMENT | {"pool": "premium-eu", "cost_usd": 2 * premium_usd})
-            refused = {"pool": "premium-us", "refused": "lane"}
-            candidates.append(PLACEMENT | refused)
+        refused = {"pool": "premium-us", "refused": "lane"}
+        candidates.append(PLACEMENT | refused)
+        if on_premium:
+            candidates.append(PLACEMENT | {"pool": "premium-us", "cost_usd": 0.1})
+            candidates.append(PLACEMENT | {"pool": "premium-eu", "cost_usd": 0.2})
         self.step(request_id, "placed", profile=profile, candidates=candidates)
 
     def executed(
@@ -63,7 +68,10 @@ class Topics:
     ) -> None:
         got = {"cost_usd": usd, "ttft_s": ttft_s, "finish_s": finish_s, "tpot_s": 0.01}
         placement = PLACEMENT | {"pool": "silicon-us", "path": path}
-        self.step(request_id, "executed", got=got, placement=placement, **fields)
+        usage = {"input_tokens": 1000, "output_tokens": 100}
+        self.step(
+            request_id, "executed", **{"got": got, "placement": placement, "usage": usage} | fields
+        )
 
     def fell_back(self, request_id: str, pool: str) -> None:
         self.step(

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import pytest
 
+from policies import Options
+from policies.scoring.premium import Work, premium_usd
+
 ENDS = {"executed", "failed", "expired", "rejected", "cancelled"}
 
 
@@ -19,7 +22,7 @@ class Records(Protocol):
     dead_letters: list[Any]
 
 
-def compare(shown: Any, system: Records) -> None:
+def compare(shown: Any, system: Records, options: Options) -> None:
     """Hold a view against every result, every piece of evidence and what is held."""
     results = [result for each in system.results.values() for result in each]
     completed = [r for r in results if r["status"] == "completed"]
@@ -32,7 +35,7 @@ def compare(shown: Any, system: Records) -> None:
     assert total["duplicates"] == len(duplicates)
     compare_pools(shown, completed, system)
     compare_classes(shown, results, system)
-    compare_money(shown, completed, system)
+    compare_money(shown, completed, system, options)
 
 
 def compare_pools(shown: Any, completed: Sequence[Any], system: Records) -> None:
@@ -90,25 +93,32 @@ def is_kept(result: Any, wanted: Any) -> bool:
     )
 
 
-def compare_money(shown: Any, completed: Sequence[Any], system: Records) -> None:
-    estimates: dict[str, float] = {}
+def compare_money(shown: Any, completed: Sequence[Any], system: Records, options: Options) -> None:
+    able: dict[str, set[tuple[str, str]]] = {}
     for step in system.evidence:
-        costs = [
-            c["cost_usd"]
-            for c in step["candidates"]
-            if c["pool"].startswith("premium-") and c["cost_usd"] is not None
-        ]
-        if step["step"] in {"placed", "held"} and costs:
-            estimates[step["request_id"]] = min(costs)
-    compared = [r for r in completed if r["id"] in estimates]
+        if step["step"] in {"placed", "held"}:
+            able[step["request_id"]] = {
+                (c["pool"], c["model_variant"])
+                for c in step["candidates"]
+                if c["pool"].startswith("premium-") and c["cost_usd"] is not None
+            }
+    premium: dict[str, float] = {}
+    for result in completed:
+        there = [options.of(*place) for place in able[result["id"]]]
+        usage, place = result["usage"], result["placement"]
+        work = Work(usage["input_tokens"], usage["output_tokens"], usage["cached_tokens"])
+        placed = options.of(place["pool"], place["model_variant"])
+        usd = premium_usd(work, placed, result["cost"]["usd"], there)
+        if usd is not None:
+            premium[result["id"]] = usd
+    compared = [r for r in completed if r["id"] in premium]
     money = shown["money_total"]
-    spent = cost_of(compared)
-    premium = math.fsum(estimates[r["id"]] for r in compared)
+    spent, there_usd = cost_of(compared), math.fsum(premium.values())
     assert money["usd"] == pytest.approx(cost_of(completed))
     assert money["compared"] == len(compared)
     assert money["compared_usd"] == pytest.approx(spent)
-    assert money["premium_estimate_usd"] == pytest.approx(premium)
-    assert money["saving"] == (pytest.approx(1 - spent / premium) if premium else None)
+    assert money["premium_estimate_usd"] == pytest.approx(there_usd)
+    assert money["saving"] == (pytest.approx(1 - spent / there_usd) if there_usd else None)
 
 
 def cost_of(results: Sequence[Any]) -> float:

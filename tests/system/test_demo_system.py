@@ -81,6 +81,24 @@ def test_stop_ends_what_runs(tmp_path: Path, silent_kafka: socket.socket):
     connection.close()
 
 
+def test_only_who_is_given_a_port_serves_a_page_and_to_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[dict[str, str]] = []
+
+    class Started:
+        def __init__(self, _command: object, *, env: dict[str, str], **_options: object) -> None:
+            seen.append(env)
+
+    monkeypatch.setenv("SHUNTER_WEB_HOST", "192.0.2.1")
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    system = System(tmp_path, Settings(), print)
+    system.start("router", ["router"], web_port=12345)
+    system.start("cpu-eu", ["worker", "cpu-eu"])
+    told = [(env["SHUNTER_WEB_PORT"], env["SHUNTER_WEB_HOST"]) for env in seen]
+    assert told == [("12345", "127.0.0.1"), ("0", "127.0.0.1")]
+
+
 def test_a_member_ends_when_its_parent_is_gone(silent_kafka: socket.socket):
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT],

@@ -219,7 +219,7 @@ function tiles(view) {
     ["Without an answer", whole(lost), `of ${whole(ended.requests)}`],
     ["Held", whole(holds.held), `in ${whole(holds.groups.filter((h) => h.held).length)} groups`],
     ["Spent", `${usd(money.usd_per_hour)} /h`, `${usd(view.money_total.usd)} in all`],
-    ["All on premium, estimated", `${usd(money.premium_estimate_usd_per_hour)} /h`, compared],
+    ["The same on premium GPUs", `${usd(money.premium_estimate_usd_per_hour)} /h`, compared],
     ["Fallbacks", whole(view.pools.reduce((sum, p) => sum + p.fallbacks, 0)), `${whole(view.pools.reduce((sum, p) => sum + p.total_fallbacks, 0))} in all`],
   ];
   get("tiles").replaceChildren(
@@ -241,7 +241,7 @@ function show(view) {
   draw("ends", ENDS, ends(view), "None yet.");
   const notes = [
     `Rates, shares and quantiles are of the last ${duration(view.window.s)}; “in all” counts from ${clock(view.since)}.`,
-    "What premium GPUs would have taken is the router’s estimate for the same requests, at the load of that moment.",
+    "On premium GPUs: the same tokens on the cheapest that might have served each request, shared by as many at a time.",
   ];
   if (view.unreadable) notes.push(`${whole(view.unreadable)} records could not be read.`);
   if (view.holds.left_out) notes.push(`${whole(view.holds.left_out)} held requests are beyond what this view remembers.`);

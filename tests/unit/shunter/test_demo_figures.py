@@ -7,25 +7,26 @@ from dataclasses import replace
 import pytest
 
 from policies import compile_options
-from policies.hardware.accelerator import Accelerator, Completion, Job, VariantLimits
 from shunter.demo.attainment import is_attained
-from shunter.demo.baseline import premium_cost_usd
 from shunter.demo.check import judge
 from shunter.demo.ledger import Ledger
+from shunter.demo.premium import premium_costs
 from shunter.demo.rules import Rules
 from shunter.demo.summary import summarize
-from shunter.demo.trace import TraceRow, load_rows, request_of
+from shunter.demo.trace import TraceRow, request_of
 from shunter.demo.watch import Watch
 from streams.config.declarations import load_fleet, load_policy
 from streams.engine.log import Partition, Record
 from streams.live import LiveView, snapshot_of
 from topics import (
+    Candidate,
     Catalogue,
     Cost,
     Envelope,
     Evidence,
     Placement,
     PoolStatus,
+    Profile,
     Result,
     Settings,
     Source,
@@ -83,7 +84,7 @@ def test_the_summary_counts_what_came_and_multiplies_seconds_back():
     ]
     ledger = Ledger({r.id: r for r in results}, Counter(r.id for r in results))
     verdict = judge({row.id: request_of(row) for row in rows}, ledger, RULES)
-    premium = {row.id: 0.002 for row in rows}
+    premium = {row.id: 0.002 for row in rows[:2]}
     figures = summarize(
         rows, ledger, verdict, POLICY, premium, pools=["silicon-us", "cpu-eu"], speed=2.0
     )
@@ -101,39 +102,66 @@ def test_the_summary_counts_what_came_and_multiplies_seconds_back():
     # Of four, one is lost and one had its first token too late.
     assert figures["slo_attainment"] == {"overall": 0.5, "by_task": {"chat": 0.5}}
     assert figures["by_task"]["chat"]["ttft_s"] == {"p50": 2.0, "p95": 4.0}
-    assert (figures["cost_usd"], figures["cost_all_premium_usd"]) == (0.003, 0.008)
+    assert (figures["cost_usd"], figures["cost_all_premium_usd"]) == (0.003, 0.004)
+    # The lost one cost nothing, and is compared with nothing.
+    assert (figures["compared"], figures["cost_compared_usd"]) == (2, 0.002)
 
 
-def premium(rows: list[TraceRow]) -> dict[str, float]:
-    return premium_cost_usd([(row, request_of(row)) for row in rows], OPTIONS, RULES)
+def told_of(name: str, pool: str, usd: float, output_tokens: int = 100) -> list[Evidence]:
+    """Return what the trail has of a request that ran there, and might have on premium GPUs."""
+    where = replace(US, pool=pool)
+    offers = [
+        Candidate(p, "llama-3.1-8b-fp8", "fp8", "r", "direct", cost_usd=0.1)
+        for p in ("premium-us", "premium-eu", "silicon-us")
+    ]
+    chat, times = ("t", "chat", "llama-3.1-8b", "chat", "default"), (0.0, 60.0)
+    slo = (None, None, True, False, 0.9, 30.0, 0.0)
+    profile = Profile(name, *chat, *times, 1000, output_tokens, *slo, 0, 1.0)
+    source = Source("t", 0, 0)
+    return [
+        Evidence(name, "placed", 1.0, "w", source, profile=profile, candidates=tuple(offers)),
+        Evidence(
+            name,
+            "executed",
+            2.0,
+            "w",
+            source,
+            task="chat",
+            placement=where,
+            got=Envelope(usd, 0.1, 1.0),
+            usage=Usage(1000, output_tokens),
+        ),
+    ]
 
 
-def test_a_lone_request_costs_its_device_time_on_a_premium_gpu():
-    row = TraceRow(1, 5.0, "chat", "llama-3.1-8b", 1000, 100, None)
-    expected = []
-    for pool in ("premium-us", "premium-eu"):
-        options = OPTIONS.by_pool[pool]
-        device = Accelerator({o.variant: VariantLimits(o.roofline, o.max_batch) for o in options})
-        device.submit(Job("x", "llama-3.1-8b-fp8", 1000, 100), 0.0)
-        done = next(e for e in device.advance(60.0) if isinstance(e, Completion))
-        expected.append(done.device_s * options[0].usd_per_s)
-    assert min(abs(premium([row])["demo-1"] / usd - 1) for usd in expected) < 1e-6
+def test_the_demo_and_the_live_view_tell_the_same_of_premium_gpus():
+    trail = {
+        "a": told_of("a", "silicon-us", 0.0002),
+        "b": told_of("b", "premium-eu", 0.0007),
+        "c": told_of("c", "silicon-us", 0.00001, 700),
+        "d": told_of("d", "silicon-us", 0.0002),
+    }
+    # It was tried elsewhere first, when a premium GPU might not have served it.
+    trail["d"].insert(0, replace(trail["d"][0], candidates=()))
+    costs = premium_costs(Ledger(evidence=trail), OPTIONS)
+    view = LiveView(Catalogue(Settings()), OPTIONS, POLICY, since=0.0)
+    # In whatever order the records of several partitions come.
+    for name in "cdab":
+        for step in trail[name]:
+            partition = Partition(Catalogue(Settings()).evidence, 0)
+            view.take(Record(partition, 0, name.encode(), encode(step), (), 0), 10.0)
+    money = snapshot_of(view, 10.0).money_total
+    assert money.compared == len(costs) == 4
+    assert money.premium_estimate_usd == pytest.approx(sum(costs.values()), rel=1e-12)
+    # What ran on a premium GPU cost what it cost.
+    assert costs["b"] == 0.0007
+    assert costs["a"] > 0.0002
 
 
-def test_premium_gpus_too_share_their_steps_and_keep_to_constraints():
-    # Number 3 is regulated: it may go to premium-eu only, whose two replicas it shares.
-    alone = premium([TraceRow(3, 0.0, "chat", "llama-3.1-8b", 100, 200, None)])["demo-3"]
-    rows = [TraceRow(3 + 25 * n, 0.0, "chat", "llama-3.1-8b", 100, 200, None) for n in range(40)]
-    together = premium(rows)
-    assert len(together) == 40
-    assert sum(together.values()) < 0.5 * 40 * alone
-
-
-def test_the_whole_trace_on_premium_gpus_has_a_price_for_each_request():
-    rows = load_rows()
-    costs = premium(rows)
-    assert set(costs) == {row.id for row in rows}
-    assert all(usd > 0 for usd in costs.values())
+def test_what_no_premium_gpu_could_serve_is_not_compared():
+    trail = {"a": told_of("a", "silicon-us", 0.0002)}
+    trail["a"][0] = replace(trail["a"][0], candidates=())
+    assert premium_costs(Ledger(evidence=trail), OPTIONS) == {}
 
 
 class Topics:
@@ -142,7 +170,7 @@ class Topics:
     def __init__(self) -> None:
         self.catalogue = Catalogue(Settings())
         live = LiveView(self.catalogue, OPTIONS, POLICY, since=time.time())
-        self.watch = Watch(self.catalogue, {"a": 0.005, "b": 0.005}, 2, live)
+        self.watch = Watch(self.catalogue, {"a", "b"}, live)
 
     def put(self, topic: str, value: object, key: str = "a", headers: object = ()) -> None:
         content = None if value is None else encode(value)
@@ -179,10 +207,9 @@ def test_the_watch_counts_each_end_once_and_warm_ups_apart():
     topics.put(results, result("a"))
     topics.put(topics.catalogue.dead_letters, {}, key="b")
     watch = topics.watch
-    assert watch.warm == {"warmup-x-0"}
+    assert set(watch.warm) == {"warmup-x-0"}
     assert watch.finished == {"a", "b"}
     assert watch.statuses == {"completed": 1, "dead_lettered": 1}
-    assert (watch.cost_usd, watch.cost_all_premium_usd) == (0.001, 0.01)
 
 
 def test_the_live_view_of_a_demo_has_its_requests_and_no_warm_up():

@@ -29,6 +29,9 @@ def test_the_report_has_classes_pools_a_story_and_how_to_go_on(kept):
         assert name in text
     assert "…" not in text
     assert ("export SHUNTER_BOOTSTRAP_SERVERS=127.0.0.1:9092" in text) is kept
+    assert ("http://127.0.0.1:12345/" in text) is kept
+    assert "carries 400 requests/s; 99.6% were expected" in text
+    assert "$0.2000; the same on premium GPUs $2.0000 (90% less)" in text
 
 
 def test_the_report_says_what_went_wrong():
@@ -41,8 +44,9 @@ def test_the_report_says_what_went_wrong():
 def watch() -> Watch:
     now = time.time()
     catalogue = Catalogue(Settings())
-    found = Watch(catalogue, {}, 2000, LiveView(catalogue, OPTIONS, POLICY, since=now))
-    found.cost_usd, found.cost_all_premium_usd = 0.6, 0.9
+    live = LiveView(catalogue, OPTIONS, POLICY, since=now)
+    found = Watch(catalogue, set(map(str, range(2000))), live, "http://127.0.0.1:12345/")
+    live.total.usd, live.total.premium_usd = 0.6, 0.9
     for name, pool in FLEET.pools.items():
         if name != "cpu-eu":
             status = PoolStatus(name, "w", now, "up", 1.0, pool.device, pool.region, 640, 9, 8, 0.0)
@@ -77,6 +81,7 @@ def test_the_live_view_shows_all_of_it_at(width):
         "49",
         "100.0",
         "no worker",
+        "http://127.0.0.1:12345/",
     ]:
         assert shown in text
     assert "33% less" in text

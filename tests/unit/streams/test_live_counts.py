@@ -13,11 +13,12 @@ from memory_log import MemoryLog
 from stream_cases import START, Yard, drain, make_router
 from worker_cases import POOL, ScriptedBackend, make_worker
 
+from policies import Options
 from streams.live import LiveView, snapshot_of
 from topics import encode
 
 
-async def viewed() -> tuple[Any, Any]:
+async def viewed() -> tuple[Any, Any, Options]:
     """Return a view of a small load, and the records that it was made of."""
     yard, backend = Yard(), ScriptedBackend()
     router = await yard.run(make_router(yard))
@@ -51,13 +52,13 @@ async def viewed() -> tuple[Any, Any]:
         evidence=[named(r.value or b"") for r in records],
         dead_letters=yard.dead_letters(),
     )
-    return orjson.loads(encode(snapshot_of(view, START + 5))), system
+    return orjson.loads(encode(snapshot_of(view, START + 5))), system, yard.options
 
 
 async def test_what_a_view_shows_is_what_the_topics_have() -> None:
-    shown, system = await viewed()
+    shown, system, options = await viewed()
     assert {e["step"] for e in system.evidence} >= {"executed", "failed", "fell_back", "expired"}
-    compare(shown, system)
+    compare(shown, system, options)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ async def test_what_a_view_shows_is_what_the_topics_have() -> None:
     ],
 )
 async def test_what_a_view_has_lost_is_found(lose: Callable[[Any], Any]) -> None:
-    shown, system = await viewed()
+    shown, system, options = await viewed()
     lose(shown)
     with pytest.raises(AssertionError):
-        compare(shown, system)
+        compare(shown, system, options)

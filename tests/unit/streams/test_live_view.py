@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-from live_cases import CATALOGUE, NOW, PLACEMENT, PROFILE, Topics, of_class, of_pool
+from live_cases import CATALOGUE, NOW, OPTIONS, PLACEMENT, PROFILE, Topics, of_class, of_pool
 
+from policies.scoring.premium import Work, premium_usd
 from streams.live.counters import NAMES_MAX, OTHER
 from streams.live.view import ASKED_MAX
 
@@ -108,24 +109,43 @@ class TestClasses:
 class TestMoney:
     def test_like_is_held_against_like(self) -> None:
         topics = Topics()
-        topics.placed("a", premium_usd=0.004)
+        topics.placed("a", on_premium=True)
         topics.executed("a", usd=0.001)
         topics.placed("no premium pool may serve it")
         topics.executed("no premium pool may serve it", usd=0.005)
         money = topics.shown().money_total
+        able = [OPTIONS.of(pool, "llama-3.1-8b-fp8") for pool in ("premium-us", "premium-eu")]
+        placed = OPTIONS.of("silicon-us", "llama-3.1-8b-fp8")
+        expected = premium_usd(Work(1000, 100), placed, 0.001, able)
         assert money.usd == pytest.approx(0.006)
         assert (money.compared, money.compared_usd) == (1, pytest.approx(0.001))
-        assert money.premium_estimate_usd == pytest.approx(0.004)
-        assert money.saving == pytest.approx(0.75)
+        assert money.premium_estimate_usd == pytest.approx(expected)
+        assert money.saving == pytest.approx(1 - 0.001 / money.premium_estimate_usd)
 
     def test_a_release_for_a_whole_batch_says_nothing_of_its_first_member(self) -> None:
-        topics = Topics()
-        topics.placed("a", premium_usd=0.004)
+        topics, other = Topics(), Topics()
         candidate = PLACEMENT | {"pool": "premium-us", "path": "batch", "cost_usd": 0.4}
-        topics.step("a", "released", profile=PROFILE, candidates=[candidate])
-        topics.executed("a")
-        assert topics.shown().money_total.premium_estimate_usd == pytest.approx(0.004)
+        for each in (topics, other):
+            each.placed("a", on_premium=each is topics)
+        topics.step("a", "released", profile=PROFILE)
+        other.step("a", "released", profile=PROFILE, candidates=[candidate])
+        for each in (topics, other):
+            each.executed("a")
+        assert topics.shown().money_total.compared == 1
+        assert other.shown().money_total.compared == 0
         assert of_class(topics.shown()).attainment == 1.0
+
+    def test_what_ran_nowhere_that_is_declared_is_not_compared(self) -> None:
+        topics = Topics()
+        for name, changes in (
+            ("a", {"placement": PLACEMENT | {"pool": "gone"}}),
+            ("b", {"placement": PLACEMENT | {"pool": "silicon-us", "model_variant": "gone"}}),
+            ("c", {"usage": None}),
+        ):
+            topics.placed(name, on_premium=True)
+            topics.executed(name, **changes)
+        money = topics.shown().money_total
+        assert (money.usd, money.compared) == (pytest.approx(0.003), 0)
 
     def test_it_is_told_per_hour(self) -> None:
         topics = Topics()

@@ -1,0 +1,87 @@
+"""What premium GPUs would have asked for work that ran: one method, for all that tell of money.
+
+The demo, `shunter top` and the page of a router show this figure. It is a function of a request's
+own evidence, so that who reads the same records computes the same sum, in any order.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from policies.config.options import Option
+
+PREMIUM = "premium_gpu"
+# Halvings of the range of the number that shared a device; the cost is then exact to 1e-5.
+HALVINGS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Tokens of a request that ran; ``cached_tokens`` are those of its prompt already computed."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+
+    def device_s(self, option: Option, sharers: float) -> float:
+        """Return the request's share of a replica's time, in seconds.
+
+        Its prompt is computed alone; each decode step is shared by ``sharers`` sequences like it.
+        """
+        roofline = option.roofline
+        seconds = roofline.prefill_s(max(1, self.input_tokens), self.cached_tokens)
+        if self.output_tokens > 1:
+            context_tokens = sharers * (self.input_tokens + self.output_tokens // 2)
+            # `iteration_s` counts tokens; a mean of sequences need not be a whole number.
+            compute_s = sharers * roofline.token_s + context_tokens * roofline.pair_s
+            weights_s = roofline.weights_s * (1.0 - roofline.untouched_share**sharers)
+            memory_s = weights_s + context_tokens * roofline.kv_token_s
+            step_s = max(compute_s, memory_s) + roofline.step_overhead_s
+            seconds += (self.output_tokens - 1) * step_s / sharers
+        return seconds
+
+    def sharers(self, option: Option, device_s: float) -> float:
+        """Return how many sequences like this one shared the device, from its measured share.
+
+        At least 1, at most the variant's ``max_batch``: beyond those the model is off, or the
+        device is faster or slower than declared.
+        """
+        low, high = 1.0, float(option.max_batch)
+        if self.output_tokens <= 1 or self.device_s(option, low) <= device_s:
+            return low
+        if self.device_s(option, high) >= device_s:
+            return high
+        for _ in range(HALVINGS):
+            middle: float = (low * high) ** 0.5
+            if self.device_s(option, middle) > device_s:
+                low = middle
+            else:
+                high = middle
+        return high
+
+
+def premium_usd(
+    work: Work, placed: Option, cost_usd: float, able: Iterable[Option]
+) -> float | None:
+    """Return what the work would have cost on the cheapest of these premium GPUs, in US dollars.
+
+    The device is exchanged and nothing else: the same tokens, shared by as many requests at a time
+    as shared the device that it ran on (at most the premium variant's ``max_batch``). So waiting
+    for a batch, which premium GPUs could do too, is no saving here, and what ran on a premium GPU
+    is its own comparison.
+
+    Args:
+        work: the tokens.
+        placed: where it ran.
+        cost_usd: what that cost, of measured device time.
+        able: the premium GPUs that might have served it.
+
+    Returns:
+        None if there is none.
+    """
+    if placed.kind == PREMIUM:
+        return cost_usd
+    sharers = work.sharers(placed, cost_usd / placed.usd_per_s) if placed.usd_per_s else 1.0
+    costs = (
+        work.device_s(option, min(sharers, option.max_batch)) * option.usd_per_s for option in able
+    )
+    return min(costs, default=None)
