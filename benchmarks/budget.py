@@ -36,7 +36,12 @@ class Budget:
         self.requests = [self.parse(record) for record in self.records]
         self.tagged = [self.tag(each) for each in self.requests]
         self.profiles = [each.profile for each in self.tagged]
-        self.decisions = [decide(each, yard.situation, yard.now) for each in self.profiles]
+        here = yard.situation
+        known = [inputs_of(each, here, yard.now) for each in self.profiles]
+        self.decisions = [
+            decide(each, inputs, here.options, here.policy, yard.now)
+            for each, inputs in zip(self.profiles, known, strict=True)
+        ]
         self.effects = [yard.decide(record) for record in self.records]
         self.told = [effect.records[1].payload for effect in self.effects]
         report_all(yard.situation.view, yard.options)
