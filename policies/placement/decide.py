@@ -90,11 +90,15 @@ def decide(
     serving = options.by_model.get(profile.model, ())
     standings = [standing_in(inputs.loads, option) for option in serving]
     codes = _codes(profile, standings, policy.rules)
-    able = [s for s, code in zip(standings, codes, strict=True) if code is None]
+    able = standings
+    if any(codes):
+        able = [s for s, code in zip(standings, codes, strict=True) if code is None]
     offers = _offers(profile, _visits(profile, inputs, able, policy), policy, now)
     if profile.max_cost_usd is not None:
         offers, codes = _within_cost(offers, profile.max_cost_usd, standings, codes)
-    refused = [(option, code) for option, code in zip(serving, codes, strict=True) if code]
+    refused: list[Refused] = []
+    if any(codes):
+        refused = [(option, code) for option, code in zip(serving, codes, strict=True) if code]
     second_tries = SecondTries(offers, profile.deadline - now, policy.retry_cost_weight)
     rules, elapsed_s = policy.rules, now - profile.created_at
     if rules:

@@ -187,7 +187,8 @@ def choose(offers: Offers, target_chance: float, second_tries: SecondTries | Non
     if not able:
         ranks = range(len(chances))
         return min(ranks, key=lambda at: (-chances[at], prices_usd[at], *_tie(offers, at)))
-    first = _least(offers, able, [prices_usd[at] for at in able])
+    of_able = prices_usd if len(able) == len(chances) else [prices_usd[at] for at in able]
+    first = _least(offers, able, of_able)
     if second_tries is None or not offers.visits[first][0].failure_rate:
         return first
     # Whoever is dearer than this without a failure is so with one.
