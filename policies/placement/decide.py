@@ -18,6 +18,7 @@ from policies.scoring.candidates import (
     Refused,
     SecondTries,
     choose,
+    place_of,
 )
 from policies.scoring.constraints import PASSING, explain, refusals
 from policies.scoring.estimate import (
@@ -146,9 +147,9 @@ def _within_cost(
 ) -> tuple[Offers, list[str | None]]:
     """Return the offers within the limit, and the codes with those of options that have none."""
     kept = [at for at, figures in enumerate(offers.figures) if figures[COST] <= limit_usd]
-    able = {id(offers.visits[at][0]) for at in kept}
+    able = {offers.place(at) for at in kept}
     found = [
-        "max_cost" if code is None and id(standing) not in able else code
+        "max_cost" if code is None and place_of(standing.option) not in able else code
         for code, standing in zip(codes, standings, strict=True)
     ]
     return offers.only(kept), found
@@ -205,16 +206,16 @@ def _scored(
     rules: tuple[Extension, ...],
 ) -> tuple[Offers, list[Refused]]:
     """Return the offers at the prices of the extensions, and the options without a price."""
-    refused: dict[int, Refused] = {}
+    refused: dict[tuple[str, str], Refused] = {}
     for at, visit in enumerate(offers.visits):
         option = visit[0].option
         price_usd = offers.prices_usd[at] + second_tries.usd(visit, offers.figures[at])
         found = priced_by(rules, profile, option, price_usd)
         if isinstance(found, str):
-            refused[id(option)] = (option, found)
+            refused[place_of(option)] = (option, found)
         else:
             offers.prices_usd[at] = found
-    kept = [at for at in range(len(offers)) if id(offers.option(at)) not in refused]
+    kept = [at for at in range(len(offers)) if offers.place(at) not in refused]
     return offers.only(kept), list(refused.values())
 
 

@@ -31,6 +31,10 @@ class Offers:
         """Return the option of an offer."""
         return self.visits[at][0].option
 
+    def place(self, at: int) -> tuple[str, str]:
+        """Return pool and variant of an offer."""
+        return place_of(self.option(at))
+
     def only(self, kept: Sequence[int]) -> "Offers":
         """Return these of the offers."""
         return Offers(
@@ -39,6 +43,11 @@ class Offers:
             [self.chances[at] for at in kept],
             [self.prices_usd[at] for at in kept],
         )
+
+
+def place_of(option: Option) -> tuple[str, str]:
+    """Return pool and variant, by which no two options are the same."""
+    return option.pool, option.variant
 
 
 NO_OFFERS = Offers([], [], [], [])
@@ -102,7 +111,7 @@ class Candidates(Sequence[Candidate]):
         return isinstance(other, Sequence) and self.records() == tuple(other)
 
     def __hash__(self) -> int:
-        return hash(self.records())
+        return self.records().__hash__()
 
     def __repr__(self) -> str:
         return repr(self.records())

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from policies.config.options import Option
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import Learned, Standing
+from policies.fleet_state.candidate_load import DecodeStep, Learned, Standing
 from topics import Candidate, LatencyError, Profile
 from topics.records.placement import CandidatePath
 
@@ -79,29 +79,10 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
     found: list[Figures] = []
     for standing, _, members, wait_s, cached_tokens in visits:
         terms = standing.known_terms.get(-members if wait_s > 0 else members)
-        (
-            token_s,
-            pair_s,
-            weights_s,
-            kv_token_s,
-            untouched_share,
-            overhead_s,
-            spread,
-            gathered,
-            woken,
-            sharers,
-            base_s,
-            sustained_s,
-            ahead,
-            slots,
-            kv_missing,
-            kv_token_share,
-            speed,
-            pace,
-            usd_per_s,
-            backlog_s,
-            others_s,
-        ) = terms or standing.terms(members, wait_s > 0)
+        (token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s,
+         spread, gathered, woken, sharers, base_s, sustained_s, ahead, slots,
+         kv_missing, kv_token_share, speed, pace, usd_per_s, backlog_s,
+         others_s) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
         compute_s = prompt * token_s + pairs * pair_s
         memory_s = weights_s
         if untouched_share:
@@ -113,17 +94,10 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         device_s = computed_s / speed
         step_s = 0.0
         if decode_steps:
-            sequences, compute_s, memory_s = spread
-            contexts = sequences * context_tokens
-            compute_s += contexts * pair_s
-            memory_s += contexts * kv_token_s
-            step_s = together_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+            contexts = (context_tokens, pair_s, kv_token_s, overhead_s)
+            step_s = together_s = _step_s(spread, *contexts)
             if gathered is not spread:
-                sequences, compute_s, memory_s = gathered
-                contexts = sequences * context_tokens
-                compute_s += contexts * pair_s
-                memory_s += contexts * kv_token_s
-                together_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+                together_s = _step_s(gathered, *contexts)
             if woken:
                 added_s = woken * together_s / sharers
             else:
@@ -142,6 +116,17 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         cost_usd, own_s = device_s * usd_per_s, prefill_s / pace
         found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s))
     return found
+
+
+def _step_s(
+    step: DecodeStep, context_tokens: int, pair_s: float, kv_token_s: float, overhead_s: float
+) -> float:
+    """Return one decode step of sequences that have this context each."""
+    sequences, compute_s, memory_s = step
+    tokens = sequences * context_tokens
+    compute_s += tokens * pair_s
+    memory_s += tokens * kv_token_s
+    return (compute_s if compute_s > memory_s else memory_s) + overhead_s
 
 
 def scarcity(standing: Standing, policy: Policy) -> float:

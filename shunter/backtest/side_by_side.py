@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from shunter.backtest.suite import Plan, Scored, ScoredRun
+from shunter.backtest.suite import PlannedRun, Scored, ScoredRun
 
 # Set in a process that makes runs for another.
-_plans: Sequence[Plan] = ()
+_plans: Sequence[PlannedRun] = ()
 
 
-def whole_runs(plans: Sequence[Plan]) -> Iterator[tuple[ScoredRun, float]]:
+def whole_runs(plans: Sequence[PlannedRun]) -> Iterator[tuple[ScoredRun, float]]:
     """Yield each run, and the seconds that it took, one after the other."""
     calm_garbage_collector()
     for plan in plans:
@@ -22,7 +22,7 @@ def whole_runs(plans: Sequence[Plan]) -> Iterator[tuple[ScoredRun, float]]:
         yield plan.run(), time.monotonic() - began
 
 
-def scored_beside(plans: Sequence[Plan], ours: int) -> Iterator[tuple[Scored, float]]:
+def scored_beside(plans: Sequence[PlannedRun], ours: int) -> Iterator[tuple[Scored, float]]:
     """Yield each run in the order of the plans, and the seconds that it took.
 
     The first ``ours`` are made here, so that their outcomes are at hand; of the others only the
@@ -59,7 +59,7 @@ def calm_garbage_collector() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-def _adopt(plans: Sequence[Plan]) -> None:
+def _adopt(plans: Sequence[PlannedRun]) -> None:
     global _plans  # noqa: PLW0603 - the one that a process is forked with
     _plans = plans
 

@@ -46,7 +46,7 @@ class ScoredRun(Scored):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedRun:
     """A run that is still to be made. ``route`` makes what it is to be made of."""
 
     name: str
@@ -73,7 +73,9 @@ def scaled(fleet: Fleet, factor: float) -> Fleet:
     return fleet.model_copy(update={"pools": pools})
 
 
-def plans(setting: Setting, *, with_baselines: bool, compared: Policy | None = None) -> list[Plan]:
+def plans(
+    setting: Setting, *, with_baselines: bool, compared: Policy | None = None
+) -> list[PlannedRun]:
     """Return the runs to make, Shunter's first, and second the compared one if there is one.
 
     ``shunter_premium`` is the same policy with only the premium GPUs, ``shunter_told`` with the
@@ -87,7 +89,7 @@ def plans(setting: Setting, *, with_baselines: bool, compared: Policy | None = N
         found.append(_plan("compared", replace(setting, policy=compared), options))
     if setting.reality != Reality():
         told = _told(options, setting.reality)
-        found.append(Plan("shunter_told", setting, options, partial(shunter, setting, told)))
+        found.append(PlannedRun("shunter_told", setting, options, partial(shunter, setting, told)))
     if not with_baselines:
         return found
     premium = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == PREMIUM}
@@ -95,7 +97,7 @@ def plans(setting: Setting, *, with_baselines: bool, compared: Policy | None = N
         only = replace(setting, fleet=fleet.model_copy(update={"pools": premium}))
         found.append(_plan("shunter_premium", only, compile_options(only.fleet)))
     for name, baseline in BASELINES.items():
-        found.append(Plan(name, setting, options, partial(baseline, options, policy)))
+        found.append(PlannedRun(name, setting, options, partial(baseline, options, policy)))
     return found
 
 
@@ -111,8 +113,8 @@ def runs(
         yield plan.run()
 
 
-def _plan(name: str, setting: Setting, options: Options) -> Plan:
-    return Plan(name, setting, options, partial(shunter, setting, options))
+def _plan(name: str, setting: Setting, options: Options) -> PlannedRun:
+    return PlannedRun(name, setting, options, partial(shunter, setting, options))
 
 
 def shunter(setting: Setting, options: Options) -> Shunter:
