@@ -23,6 +23,7 @@ from policy_cases import (
 
 from policies import Decision, FleetView, Situation, idle_view, situation
 from policies.fleet_state.view import MISSED_BEATS_MAX
+from policies.scoring.candidates import Candidates
 from policies.scoring.estimate import chance, estimate
 from topics import Candidate, Fallback, Profile, VariantStatus
 
@@ -424,12 +425,13 @@ def test_free_hardware_is_taken_first() -> None:
 
 
 def test_candidates_are_a_sequence_of_records_that_is_made_once() -> None:
-    decision = decide_in(profile(), situation_of(), NOW)
+    decision = decide_in(profile(), a_situation(), NOW)
     found = decision.candidates
     assert isinstance(found, Candidates)
     assert list(found) == [found[at] for at in range(len(found))]
     assert found[0] is found[0]
     assert found[0].refused is None
+    assert decision.promised is not None
     assert found[0].chance == decision.promised.chance
     assert found == tuple(found)
     assert hash(found) == hash(tuple(found))
