@@ -162,7 +162,7 @@ OFFERS = st.lists(
 
 def by_hand(at: int, offers: Offers, left_s: float) -> float:
     """The same, looked up among all for each."""
-    found = offers.figures
+    found = [Estimate(*figures) for figures in offers.figures]
     left_s -= found[at].finish_s
     elsewhere = [n for n in range(len(offers)) if offers.option(n).pool != offers.option(at).pool]
     others = [found[n] for n in elsewhere] or found
