@@ -100,7 +100,7 @@ def samples() -> tuple[Evidence, Evidence]:
         tags=tagged.tags | decided_tags(tagged.profile, decision, options, NOW),
         profile=tagged.profile,
         inputs=inputs,
-        candidates=decision.candidates,
+        candidates=tuple(decision.candidates),
         promised=decision.promised,
         reason=decision.reason,
     )

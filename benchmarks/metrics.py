@@ -74,7 +74,7 @@ def decided() -> list[Effect]:
             Source("requests", 0, 1),
             tenant=profile.tenant,
             task=profile.task,
-            candidates=decision.candidates,
+            candidates=tuple(decision.candidates),
             placement=placement,
             promised=decision.promised,
             profile=profile,

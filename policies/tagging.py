@@ -25,6 +25,12 @@ _CLASS_OF_OPERATION = {"embeddings": "embedding", "moderations": "safety_classif
 # A tuple, because what stands at `type` may be a list, which no set can be asked for.
 _AUDIO_PARTS = ("input_audio", "audio_url")
 _NO_OUTPUT = frozenset({"embeddings"})
+_ANY_TIER = Tier()
+# Most requests have these tags, so that each is made once.
+_BY_CLIENT = {value: Tag(value, "client", 1.0) for value in (False, True)}
+_BY_POLICY = {value: Tag(value, "policy", 0.9) for value in (False, True)}
+_STREAMED = Tag(False, "client", 0.9)
+_ANYTHING = Tag(None, "policy", 1.0)
 
 
 CountTokens = Callable[[str], int]
@@ -78,7 +84,8 @@ def tag(
     """
     operation, input_tag = operation_of(request.url), _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
-    workload, tier = policy.classes[task_tag.value], policy.tiers.get(request.service_tier, Tier())
+    workload = policy.classes[task_tag.value]
+    tier = policy.tiers.get(request.service_tier, _ANY_TIER)
     output_tag, high = _output_tokens(request, task_tag.value, workload, operation, lengths)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
@@ -264,33 +271,35 @@ def _latency(profile: Profile, sensitive: Tag) -> Tag:
 
 def _latency_sensitive(request: InferenceRequest, workload: WorkloadClass, tier: Tier) -> Tag:
     if request.slo.ttft_ms is not None or request.slo.tpot_ms is not None:
-        return Tag(True, "client", 1.0)
+        return _BY_CLIENT[True]
     if tier.latency_sensitive is not None:
-        return Tag(tier.latency_sensitive, "client", 1.0)
+        return _BY_CLIENT[tier.latency_sensitive]
     if request.hints.batchable:
-        return Tag(False, "client", 1.0)
-    return Tag(workload.latency_sensitive, "policy", 0.9)
+        return _BY_CLIENT[False]
+    return _BY_POLICY[workload.latency_sensitive]
 
 
 def _batchable(
     request: InferenceRequest, workload: WorkloadClass, tier: Tier, *, latency_sensitive: bool
 ) -> Tag:
     if request.hints.batchable is not None:
-        return Tag(request.hints.batchable and not latency_sensitive, "client", 1.0)
+        return _BY_CLIENT[request.hints.batchable and not latency_sensitive]
     if request.body.get("stream") is True:
         # Whoever reads token by token is waiting.
-        return Tag(False, "client", 0.9)
+        return _STREAMED
     if latency_sensitive:
-        return Tag(False, "policy", 0.9)
+        return _BY_POLICY[False]
     if tier.batchable is not None:
-        return Tag(tier.batchable, "client", 1.0)
-    return Tag(workload.batchable, "policy", 0.9)
+        return _BY_CLIENT[tier.batchable]
+    return _BY_POLICY[workload.batchable]
 
 
 def _locality(
     request: InferenceRequest, policy: Policy, workload: WorkloadClass
 ) -> tuple[Tag, Tag, dict[str, str]]:
     constraints = request.constraints
+    if not constraints.model_fields_set and workload.precisions is None:
+        return _ANYTHING, _ANYTHING, {}
     regions = _allowed(constraints.regions)
     precisions = _allowed(constraints.precisions)
     region_source, precision_source = "client", "client"

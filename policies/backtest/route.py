@@ -30,7 +30,7 @@ class Send:
     path: Path
     batch_id: str | None = None
     promised: Envelope | None = None
-    candidates: tuple[Candidate, ...] = ()
+    candidates: Sequence[Candidate] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Shunter:
         self._keeps_candidates = keeps_candidates
         self._windows = windows_of(policy)
         self._held = 0
-        self._seen: dict[str, tuple[Candidate, ...]] = {}
+        self._seen: dict[str, Sequence[Candidate]] = {}
 
     def hear(self, status: PoolStatus, now: float) -> None:
         """Take a heartbeat in."""
@@ -84,7 +84,7 @@ class Shunter:
         decision = self._placer.decide(profile, now).decision
         if decision.option is not None:
             self._placer.count_placed(profile, decision, now)
-            seen = decision.candidates if self._keeps_candidates else ()
+            seen: Sequence[Candidate] = decision.candidates if self._keeps_candidates else ()
             return Send(profile, decision.option, "direct", None, decision.promised, seen)
         if decision.action == "hold":
             # A router names the group; the batcher works it out again from the profile.

@@ -10,7 +10,7 @@ from policies.config.options import Option, Options
 from policies.config.plugins import priced_by, refused_by
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
-from policies.scoring.candidates import Offer, SecondTries, choose
+from policies.scoring.candidates import Offers, SecondTries, choose
 from policies.scoring.constraints import refusal
 from policies.scoring.estimate import (
     Estimate,
@@ -121,27 +121,36 @@ def _best(
     loads: Mapping[str, PoolLoad],
     policy: Policy,
 ) -> Target:
-    offers = [_offer(target, standing_in(loads, target.option), policy) for target in targets]
+    offers = _offers(targets, loads, policy)
     second_tries = SecondTries(offers, left_s, policy.retry_cost_weight)
     if policy.rules:
-        offers = [_scored(offer, second_tries, first, policy) for offer in offers]
+        _score(offers, second_tries, first, policy)
     chosen = choose(offers, first.target_chance, None if policy.rules else second_tries)
-    best = targets[next(n for n, offer in enumerate(offers) if offer is chosen)]
+    best = targets[chosen]
     ranked = [best, *(t for t in targets if t is not best)]
     return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
 
 
-def _offer(target: Target, standing: Standing, policy: Policy) -> Offer:
-    found = target.estimate
-    price_usd = found.cost_usd * scarcity(standing, policy)
-    return Offer(target.candidates[0], standing, found, price_usd)
+def _offers(targets: Sequence[Target], loads: Mapping[str, PoolLoad], policy: Policy) -> Offers:
+    standings = [standing_in(loads, target.option) for target in targets]
+    return Offers(
+        [(s, target.path, 1, 0.0, 0) for s, target in zip(standings, targets, strict=True)],
+        [target.estimate for target in targets],
+        [target.chance for target in targets],
+        [
+            target.estimate.cost_usd * scarcity(standing, policy)
+            for standing, target in zip(standings, targets, strict=True)
+        ],
+    )
 
 
-def _scored(offer: Offer, second_tries: SecondTries, first: Profile, policy: Policy) -> Offer:
-    price_usd = offer.price_usd + second_tries.usd(offer)
-    found = priced_by(policy.rules, first, offer.standing.option, price_usd)
-    # What a scorer has no price for is the last resort of those who wait.
-    return replace(offer, price_usd=inf if isinstance(found, str) else found)
+def _score(offers: Offers, second_tries: SecondTries, first: Profile, policy: Policy) -> None:
+    """Give each offer the price of the extensions."""
+    for at, (visit, figures) in enumerate(zip(offers.visits, offers.figures, strict=True)):
+        price_usd = offers.prices_usd[at] + second_tries.usd(visit, figures)
+        found = priced_by(policy.rules, first, visit[0].option, price_usd)
+        # What a scorer has no price for is the last resort of those who wait.
+        offers.prices_usd[at] = inf if isinstance(found, str) else found
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,46 +112,58 @@ class DecodeStep(NamedTuple):
     memory_s: float
 
 
-class Paid(NamedTuple):
-    """A member's share of each decode step.
-
-    Attributes:
-        woken: the members' share of a whole step if nothing of the variant runs, else 0.
-        sharers: sequences that share a step: the members, or all that run with them.
-        base_s: part of a step that is streamed anyway, if something of the variant runs.
-        sustained_s: the member's share of that.
-    """
-
-    woken: float
-    sharers: int
-    base_s: float
-    sustained_s: float
-
-
 class EstimateTerms(NamedTuple):
     """Terms of a standing for estimates of a given number of members. Times in seconds.
 
     They are the same for every request until the pool's load changes; a router needs them for
-    every candidate of every request.
+    every candidate of every request. One level, so that an estimate takes all of them at once.
 
     Attributes:
-        roofline: token, pair, weights, key and value, untouched share, overhead.
+        token_s: to compute a token, without its attention.
+        pair_s: to compute the attention of a (query, key) pair.
+        weights_s: to stream all weights.
+        kv_token_s: to read the keys and values of a token.
+        untouched_share: share of the weights that one token does not touch.
+        overhead_s: of each iteration.
         spread: a step of the sequences on one replica, if the pool spreads its work evenly.
         gathered: the same if the pool gathers them.
-        paid: a member's share of a step.
+        woken: the members' share of a whole step if nothing of the variant runs, else 0.
+        sharers: sequences that share a step: the members, or all that run with them.
+        base_s: part of a step that is streamed anyway, if something of the variant runs.
+        sustained_s: the member's share of that.
         ahead: sequences that must end before there is a place.
-        memory: the share of the pool's KV memory that is missing (negative: free) before these
-            members come; the share that they need per token.
-        rate: measured speed over predicted, that times the clock's speed, price per second.
+        slots: places of all replicas.
+        kv_missing: the share of the pool's KV memory that is missing (negative: free) before these
+            members come.
+        kv_token_share: the share that they need per token.
+        speed: measured speed over predicted.
+        pace: that times the speed of the backend's clock.
+        usd_per_s: price of one replica's time.
+        backlog_s: device time before a request can start.
+        others_s: time of one iteration of all other variants that run.
     """
 
-    roofline: tuple[float, float, float, float, float, float]
+    token_s: float
+    pair_s: float
+    weights_s: float
+    kv_token_s: float
+    untouched_share: float
+    overhead_s: float
     spread: DecodeStep
     gathered: DecodeStep
-    paid: Paid
+    woken: float
+    sharers: int
+    base_s: float
+    sustained_s: float
     ahead: int
-    memory: tuple[float, float]
-    rate: tuple[float, float, float]
+    slots: int
+    kv_missing: float
+    kv_token_share: float
+    speed: float
+    pace: float
+    usd_per_s: float
+    backlog_s: float
+    others_s: float
 
 
 @dataclass(slots=True)
@@ -190,9 +202,10 @@ class Standing:
     learned: Learned = NOTHING
     kv_usage: float = 0.0
     fullness: float = 0.0
-    _terms: dict[tuple[int, bool], EstimateTerms] = field(
+    known_terms: dict[int, EstimateTerms] = field(
         init=False, default_factory=dict, repr=False, compare=False
     )
+    """What `terms` has found, by members; negative if they fill gaps."""
 
     def terms(self, members: int, fills_gaps: bool) -> EstimateTerms:
         """Return the terms of an estimate for this many members that come together.
@@ -210,10 +223,10 @@ class Standing:
             members: like requests that come together.
             fills_gaps: they wait for room and take only unused places.
         """
-        key = (members, fills_gaps)
-        found = self._terms.get(key)
+        key = -members if fills_gaps else members
+        found = self.known_terms.get(key)
         if found is None:
-            found = self._terms[key] = _terms(self, members, fills_gaps)
+            found = self.known_terms[key] = _terms(self, members, fills_gaps)
         return found
 
 
@@ -222,33 +235,38 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
     roofline, max_batch = option.roofline, option.max_batch
     sequences = min(max_batch, running // standing.replicas + members)
     spread = DecodeStep(sequences, *roofline.sequences_s(sequences))
-    gathered = min(max_batch, running + members)
+    together = min(max_batch, running + members)
     if running == 0:
-        woken = 1.0 if standing.is_idle else BUSY_ANYWAY
-        paid = Paid(woken, min(members, gathered), 0.0, 0.0)
+        woken, sharers = 1.0 if standing.is_idle else BUSY_ANYWAY, min(members, together)
+        base_s = sustained_s = 0.0
     else:
         fullness = max(FULLNESS_MIN, min(1.0, running / standing.slots))
         share = 0.0 if fills_gaps else max(fullness / max_batch, SUSTAINED / (running + 1))
-        paid = Paid(0.0, gathered, roofline.alone_s, roofline.alone_s * share)
+        woken, sharers = 0.0, together
+        base_s, sustained_s = roofline.alone_s, roofline.alone_s * share
     return EstimateTerms(
-        (
-            roofline.token_s,
-            roofline.pair_s,
-            roofline.weights_s,
-            roofline.kv_token_s,
-            roofline.untouched_share,
-            roofline.step_overhead_s,
-        ),
+        roofline.token_s,
+        roofline.pair_s,
+        roofline.weights_s,
+        roofline.kv_token_s,
+        roofline.untouched_share,
+        roofline.step_overhead_s,
         spread,
         # The same where nothing runs, so that the estimate has one step to find.
-        spread if gathered == sequences else DecodeStep(gathered, *roofline.sequences_s(gathered)),
-        paid,
+        spread if together == sequences else DecodeStep(together, *roofline.sequences_s(together)),
+        woken,
+        sharers,
+        base_s,
+        sustained_s,
         max(0, running + members - standing.slots),
-        (
-            standing.kv_usage - 1.0,
-            members / (max(1, option.kv_capacity_tokens) * standing.replicas),
-        ),
-        (standing.speed, standing.pace, option.usd_per_s),
+        standing.slots,
+        standing.kv_usage - 1.0,
+        members / (max(1, option.kv_capacity_tokens) * standing.replicas),
+        standing.speed,
+        standing.pace,
+        option.usd_per_s,
+        standing.backlog_s,
+        standing.others_s,
     )
 
 

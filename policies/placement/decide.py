@@ -1,6 +1,6 @@
 """The decision: (request, inputs, now) to placement, hold or refusal, with its reasons."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Literal
 
 from policies.batching.groups import group_in
@@ -10,12 +10,27 @@ from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import Standing, standing_in
 from policies.fleet_state.sessions import Credit
 from policies.placement.inputs import Inputs
-from policies.scoring.candidates import Offer, SecondTries, choose
-from policies.scoring.constraints import PASSING, explain, has_lane, refusal
-from policies.scoring.estimate import Estimate, batch_limit, candidate, chance, estimate, scarcity
+from policies.scoring.candidates import (
+    COST,
+    NO_OFFERS,
+    Candidates,
+    Offers,
+    Refused,
+    SecondTries,
+    choose,
+    place_of,
+)
+from policies.scoring.constraints import PASSING, explain, refusals
+from policies.scoring.estimate import (
+    Estimate,
+    Visit,
+    batch_limit,
+    chances,
+    estimates,
+    scarcity,
+)
 from topics import Candidate, Envelope, Profile
 from topics.records.frozen import dataclass
-from topics.records.placement import CandidatePath
 
 Action = Literal["place", "hold", "reject", "expire"]
 
@@ -26,7 +41,7 @@ class Decision:
 
     Attributes:
         action: the action.
-        candidates: all of them, the chosen one first.
+        candidates: all of them, the chosen one first; records are made when one is asked for.
         option: the hardware chosen, for ``place``.
         promised: the envelope of the chosen candidate, for ``place`` and ``hold``.
         estimate: the same from the moment of the decision, for ``place``.
@@ -37,7 +52,7 @@ class Decision:
     """
 
     action: Action
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     reason: str
     option: Option | None = None
     promised: Envelope | None = None
@@ -45,20 +60,6 @@ class Decision:
     group: str | None = None
     message: str | None = None
     refusals: dict[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """Values common to every candidate of a request. ``rate_per_s`` is that of its group."""
-
-    profile: Profile
-    policy: Policy
-    elapsed_s: float
-    rate_per_s: float
-    transport_s: float
-    spread: float
-    credit: Credit | None
-    scarce_from: float
 
 
 def decide(
@@ -87,184 +88,185 @@ def decide(
             "deadline_passed",
             message=f"the deadline passed {late_s:.1f} s before the request was routed",
         )
-    assumed = policy.estimates
-    ask = _Question(
-        profile,
-        policy,
-        now - profile.created_at,
-        inputs.arrivals_per_s,
-        assumed.transport_s,
-        assumed.spread,
-        inputs.credit,
-        policy.scarcity.from_share,
-    )
-    rules = policy.rules
-    offers: list[Offer] = []
-    refused: list[Candidate] = []
-    for option in options.by_model.get(profile.model, ()):
-        standing = standing_in(inputs.loads, option)
-        code = _refusal(profile, standing, rules)
-        if code is None:
-            lanes, limit_usd = option.lanes, profile.max_cost_usd
-            found = [_now(ask, standing)] if "direct" in lanes else []
-            if profile.batchable and "batch" in lanes:
-                found.append(_hold(ask, standing))
-            if limit_usd is not None:
-                found = [o for o in found if o.estimate.cost_usd <= limit_usd]
-            code = None if found else "max_cost"
-            offers += found
-        if code is not None:
-            refused.append(_refused(option, code))
+    serving = options.by_model.get(profile.model, ())
+    standings = [standing_in(inputs.loads, option) for option in serving]
+    codes = _codes(profile, standings, policy.rules)
+    able = standings
+    if any(codes):
+        able = [s for s, code in zip(standings, codes, strict=True) if code is None]
+    offers = _offers(profile, _visits(profile, inputs, able, policy), policy, now)
+    if profile.max_cost_usd is not None:
+        offers, codes = _within_cost(offers, profile.max_cost_usd, standings, codes)
+    refused: list[Refused] = []
+    if any(codes):
+        refused = [(option, code) for option, code in zip(serving, codes, strict=True) if code]
     second_tries = SecondTries(offers, profile.deadline - now, policy.retry_cost_weight)
+    rules, elapsed_s = policy.rules, now - profile.created_at
     if rules:
         # After what must hold, which is held against the cost as it is.
         offers, unpriced = _scored(offers, second_tries, profile, rules)
         refused += unpriced
     if not offers:
-        return _unplaced(profile, options, policy, refused)
+        return _unplaced(profile, options, policy, refused, elapsed_s)
     best = choose(offers, profile.target_chance, None if rules else second_tries)
-    candidates = (best.candidate, *(o.candidate for o in offers if o is not best), *refused)
-    reason = _why(best, offers, second_tries, profile, policy)
-    promised = _promised(best)
-    if best.candidate.path == "hold":
+    reason = _why(offers, best, second_tries, profile, policy)
+    candidates = Candidates(offers, best, refused, elapsed_s)
+    promised = _promised(offers, best, elapsed_s)
+    standing, path = offers.visits[best][:2]
+    if path == "hold":
         group = group_in(profile, options, policy)
         return Decision("hold", candidates, reason, promised=promised, group=group)
-    option = best.standing.option
-    return Decision("place", candidates, reason, option, promised, estimate=best.estimate)
+    found = Estimate(*offers.figures[best])
+    return Decision("place", candidates, reason, standing.option, promised, estimate=found)
 
 
-def _promised(best: Offer) -> Envelope:
-    return Envelope(
-        cost_usd=best.estimate.cost_usd,
-        ttft_s=best.candidate.ttft_s,
-        finish_s=best.candidate.finish_s or 0.0,
-        tpot_s=best.estimate.tpot_s,
-        chance=best.candidate.chance,
-    )
+def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
+    cost_usd, ttft_s, tpot_s, finish_s, _, _ = offers.figures[best]
+    chance = offers.chances[best]
+    return Envelope(cost_usd, elapsed_s + ttft_s, elapsed_s + finish_s, tpot_s, chance)
 
 
-def _refusal(profile: Profile, standing: Standing, rules: tuple[Extension, ...]) -> str | None:
+def _codes(
+    profile: Profile, standings: Sequence[Standing], rules: tuple[Extension, ...]
+) -> list[str | None]:
+    """Return the reason code of each option that may not serve the request now, else None."""
+    codes = refusals(profile, [standing.option for standing in standings])
+    if rules:
+        codes = [
+            code or refused_by(rules, profile, standing.option)
+            for code, standing in zip(codes, standings, strict=True)
+        ]
+    return [code or standing.obstacle for code, standing in zip(codes, standings, strict=True)]
+
+
+def _within_cost(
+    offers: Offers,
+    limit_usd: float,
+    standings: Sequence[Standing],
+    codes: Sequence[str | None],
+) -> tuple[Offers, list[str | None]]:
+    """Return the offers within the limit, and the codes with those of options that have none."""
+    kept = [at for at, figures in enumerate(offers.figures) if figures[COST] <= limit_usd]
+    able = {offers.place(at) for at in kept}
+    found = [
+        "max_cost" if code is None and place_of(standing.option) not in able else code
+        for code, standing in zip(codes, standings, strict=True)
+    ]
+    return offers.only(kept), found
+
+
+def _visits(
+    profile: Profile, inputs: Inputs, standings: Sequence[Standing], policy: Policy
+) -> list[Visit]:
+    """Return the ways to use these: to go to each now, and to wait for company there."""
+    if not profile.batchable and inputs.credit is None:
+        return [(standing, "direct", 1, 0.0, 0) for standing in standings]
+    visits: list[Visit] = []
+    for standing in standings:
+        if "direct" in standing.option.lanes:
+            cached_tokens = _cached_tokens(inputs.credit, standing)
+            visits.append((standing, "direct", 1, 0.0, cached_tokens))
+        if profile.batchable and "batch" in standing.option.lanes:
+            visits.append(_hold(profile, inputs.arrivals_per_s, standing, policy))
+    return visits
+
+
+def _cached_tokens(credit: Credit | None, standing: Standing) -> int:
     option = standing.option
-    code: str | None = refusal(profile, option)
-    if code is None and not has_lane(profile, option):
-        code = "lane"
-    if code is None and rules:
-        code = refused_by(rules, profile, option)
-    return standing.obstacle if code is None else code
+    if credit is None or credit.pool != option.pool or credit.variant != option.variant:
+        return 0
+    return int(credit.tokens * standing.learned.reuse)
 
 
-def _scored(
-    offers: list[Offer],
-    second_tries: SecondTries,
-    profile: Profile,
-    rules: tuple[Extension, ...],
-) -> tuple[list[Offer], list[Candidate]]:
-    """Return the offers at the prices of the extensions, and those without a price."""
-    scored, refused = [], {}
-    for offer in offers:
-        option = offer.standing.option
-        price_usd = offer.price_usd + second_tries.usd(offer)
-        found = priced_by(rules, profile, option, price_usd)
-        if isinstance(found, str):
-            refused[option.pool, option.variant] = _refused(option, found)
-        else:
-            scored.append(replace(offer, price_usd=found))
-    kept = [o for o in scored if (o.candidate.pool, o.candidate.model_variant) not in refused]
-    return kept, list(refused.values())
-
-
-def _now(ask: _Question, standing: Standing) -> Offer:
-    credit, option, cached_tokens = ask.credit, standing.option, 0
-    if credit and credit.pool == option.pool and credit.variant == option.variant:
-        cached_tokens = int(credit.tokens * standing.learned.reuse)
-    found = estimate(ask.profile, standing, ask.transport_s, cached_tokens=cached_tokens)
-    return _price(ask, standing, "direct", found)
-
-
-def _hold(ask: _Question, standing: Standing) -> Offer:
-    profile, rate_per_s = ask.profile, ask.rate_per_s
-    limit = batch_limit(profile, standing.option, ask.policy.windows.members_max)
+def _hold(profile: Profile, rate_per_s: float, standing: Standing, policy: Policy) -> Visit:
+    limit = batch_limit(profile, standing.option, policy.windows.members_max)
     others = min(limit - 1, int(rate_per_s * profile.window_s))
     # Without company it waits for the whole window.
     wait_s = min(profile.window_s, others / rate_per_s) if others else profile.window_s
-    found = estimate(profile, standing, ask.transport_s, 1 + others, wait_s)
-    return _price(ask, standing, "hold", found)
+    return standing, "hold", 1 + others, wait_s, 0
 
 
-def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> Offer:
-    elapsed_s, (ttft_error, tpot_error, _) = ask.elapsed_s, standing.learned
-    likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
-    shown = candidate(standing.option, path, found, likely, elapsed_s)
-    price_usd = found.cost_usd
-    if standing.fullness > ask.scarce_from:
-        price_usd *= scarcity(standing, ask.policy)
-    return Offer(shown, standing, found, price_usd)
+def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -> Offers:
+    """Return the visits with their estimates, chances and prices."""
+    assumed, scarce_from = policy.estimates, policy.scarcity.from_share
+    figures = estimates(profile, visits, assumed.transport_s)
+    learned = [visit[0].learned for visit in visits]
+    likely = chances(profile, figures, learned, now - profile.created_at, assumed.spread)
+    prices_usd = [each[COST] for each in figures]
+    for at, visit in enumerate(visits):
+        if visit[0].fullness > scarce_from:
+            prices_usd[at] *= scarcity(visit[0], policy)
+    return Offers(visits, figures, likely, prices_usd)
 
 
-def _refused(option: Option, code: str) -> Candidate:
-    return Candidate(
-        pool=option.pool,
-        model_variant=option.variant,
-        precision=option.precision,
-        region=option.region,
-        path="direct",
-        refused=code,
-    )
+def _scored(
+    offers: Offers,
+    second_tries: SecondTries,
+    profile: Profile,
+    rules: tuple[Extension, ...],
+) -> tuple[Offers, list[Refused]]:
+    """Return the offers at the prices of the extensions, and the options without a price."""
+    refused: dict[tuple[str, str], Refused] = {}
+    for at, visit in enumerate(offers.visits):
+        option = visit[0].option
+        price_usd = offers.prices_usd[at] + second_tries.usd(visit, offers.figures[at])
+        found = priced_by(rules, profile, option, price_usd)
+        if isinstance(found, str):
+            refused[place_of(option)] = (option, found)
+        else:
+            offers.prices_usd[at] = found
+    kept = [at for at in range(len(offers)) if offers.place(at) not in refused]
+    return offers.only(kept), list(refused.values())
 
 
 def _why(
-    best: Offer,
-    offers: list[Offer],
-    second_tries: SecondTries,
-    profile: Profile,
-    policy: Policy,
+    offers: Offers, best: int, second_tries: SecondTries, profile: Profile, policy: Policy
 ) -> str:
     if len(offers) == 1:
         return "only_candidate"
-    target_chance = profile.target_chance
-    if (best.candidate.chance or 0.0) < target_chance:
+    chances, figures, target_chance = offers.chances, offers.figures, profile.target_chance
+    if chances[best] < target_chance:
         return "best_chance"
-    cost_usd = best.estimate.cost_usd
+    cost_usd = figures[best][COST]
     cheaper = [
-        o
-        for o in offers
-        if o.estimate.cost_usd < cost_usd and (o.candidate.chance or 0.0) >= target_chance
+        at
+        for at, each in enumerate(figures)
+        if each[COST] < cost_usd and chances[at] >= target_chance
     ]
     if cheaper:
-        seen = (best, *cheaper)
-        expected_usd = [second_tries.expected_usd(o) for o in seen]
+        seen = [(offers.visits[at], figures[at]) for at in (best, *cheaper)]
+        expected_usd = [second_tries.expected_usd(*each) for each in seen]
         usd = [
-            o.estimate.cost_usd * scarcity(o.standing, policy) + second_tries.usd(o) for o in seen
+            each[COST] * scarcity(visit[0], policy) + second_tries.usd(visit, each)
+            for visit, each in seen
         ]
         if usd[0] > min(usd):
             return "preferred_by_extension"
         is_by_failures = expected_usd[0] == min(expected_usd)
         return "cheapest_with_failures" if is_by_failures else "leaves_scarce_places"
-    if best.candidate.path == "hold":
+    if offers.visits[best][1] == "hold":
         return "waiting_is_cheapest"
     return "cheapest_in_time"
 
 
 def _unplaced(
-    profile: Profile, options: Options, policy: Policy, refused: list[Candidate]
+    profile: Profile,
+    options: Options,
+    policy: Policy,
+    refused: Sequence[Refused],
+    elapsed_s: float,
 ) -> Decision:
     """Return a hold if time may help: a pool without a worker, or a failing one, is no refusal."""
-    candidates = tuple(refused)
-    passing = {candidate.refused for candidate in refused} & PASSING
+    candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s)
+    passing = {code for _, code in refused} & PASSING
     if passing:
         reason = "pool_unavailable" if "pool_unavailable" in passing else "circuit_open"
         return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
-    refusals = per_pool_refusals(options, candidates)
+    by_pool = dict.fromkeys(options.by_pool, "model_not_served")
+    by_pool.update((option.pool, code) for option, code in refused)
     if profile.model not in options.models:
         known = ", ".join(sorted(options.models))
         message = f"model {profile.model!r} is not declared in the fleet: {known}"
-        return Decision("reject", candidates, "unknown_model", message=message, refusals=refusals)
-    message = explain(list(refusals.items()))
-    return Decision("reject", candidates, "no_pool", message=message, refusals=refusals)
-
-
-def per_pool_refusals(options: Options, candidates: tuple[Candidate, ...]) -> dict[str, str]:
-    """Return a reason code for each pool of the fleet."""
-    refusals = dict.fromkeys(options.by_pool, "model_not_served")
-    refusals.update({c.pool: c.refused for c in candidates if c.refused is not None})
-    return refusals
+        return Decision("reject", candidates, "unknown_model", message=message, refusals=by_pool)
+    message = explain(list(by_pool.items()))
+    return Decision("reject", candidates, "no_pool", message=message, refusals=by_pool)

@@ -1,24 +1,131 @@
 """Offers: the candidates that may be chosen, their prices, and the choice among them."""
 
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Iterator, Sequence
+from typing import overload
 
-from policies.fleet_state.candidate_load import Standing
-from policies.scoring.estimate import Estimate
+from policies.config.options import Option
+from policies.scoring.estimate import Figures, Visit, candidate
 from topics import Candidate
 from topics.records.frozen import dataclass
 
-_COST, _FINISH = attrgetter("estimate.cost_usd"), attrgetter("estimate.finish_s")
+COST, FINISH = 0, 3
+"""Places of cost and finish in `Figures`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A candidate that may be chosen, at ``price_usd``."""
+class Offers:
+    """The candidates that may be chosen, in columns: an offer is one place in each of these lists.
 
-    candidate: Candidate
-    standing: Standing
-    estimate: Estimate
-    price_usd: float
+    ``prices_usd`` are what they are compared by.
+    """
+
+    visits: list[Visit]
+    figures: list[Figures]
+    chances: list[float]
+    prices_usd: list[float]
+
+    def __len__(self) -> int:
+        return len(self.visits)
+
+    def option(self, at: int) -> Option:
+        """Return the option of an offer."""
+        return self.visits[at][0].option
+
+    def place(self, at: int) -> tuple[str, str]:
+        """Return pool and variant of an offer."""
+        return place_of(self.option(at))
+
+    def only(self, kept: Sequence[int]) -> "Offers":
+        """Return these of the offers."""
+        return Offers(
+            [self.visits[at] for at in kept],
+            [self.figures[at] for at in kept],
+            [self.chances[at] for at in kept],
+            [self.prices_usd[at] for at in kept],
+        )
+
+
+def place_of(option: Option) -> tuple[str, str]:
+    """Return pool and variant, by which no two options are the same."""
+    return option.pool, option.variant
+
+
+NO_OFFERS = Offers([], [], [], [])
+
+Refused = tuple[Option, str]
+"""An option that may not serve the request, and the reason code."""
+
+
+class Candidates(Sequence[Candidate]):
+    """The candidates of a decision, in the form of evidence, made when one is first asked for.
+
+    Args:
+        offers: those that could be chosen.
+        best: the chosen one, which stands first.
+        refused: the others, which stand last.
+        elapsed_s: time from ``created_at`` to the decision.
+    """
+
+    __slots__ = ("_best", "_elapsed_s", "_made", "_offers", "_refused")
+
+    def __init__(
+        self, offers: Offers, best: int, refused: Sequence[Refused], elapsed_s: float
+    ) -> None:
+        self._offers = offers
+        self._best = best
+        self._refused = refused
+        self._elapsed_s = elapsed_s
+        self._made: tuple[Candidate, ...] | None = None
+
+    def records(self) -> tuple[Candidate, ...]:
+        """Return them as records."""
+        if self._made is None:
+            offers, elapsed_s = self._offers, self._elapsed_s
+            made = [
+                candidate(standing.option, path, found, likely, elapsed_s)
+                for (standing, path, _, _, _), found, likely in zip(
+                    offers.visits, offers.figures, offers.chances, strict=True
+                )
+            ]
+            if made:
+                made.insert(0, made.pop(self._best))
+            self._made = (*made, *(_refused(option, code) for option, code in self._refused))
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self._offers) + len(self._refused)
+
+    @overload
+    def __getitem__(self, at: int) -> Candidate: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Candidate]: ...
+
+    def __getitem__(self, at: int | slice) -> Candidate | Sequence[Candidate]:
+        return self.records()[at]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self.records())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.records() == tuple(other)
+
+    def __hash__(self) -> int:
+        return self.records().__hash__()
+
+    def __repr__(self) -> str:
+        return repr(self.records())
+
+
+def _refused(option: Option, code: str) -> Candidate:
+    return Candidate(
+        pool=option.pool,
+        model_variant=option.variant,
+        precision=option.precision,
+        region=option.region,
+        path="direct",
+        refused=code,
+    )
 
 
 class SecondTries:
@@ -31,46 +138,50 @@ class SecondTries:
     would save is charged the cost of the first once more, so that no place looks cheaper for that.
     """
 
-    def __init__(self, offers: Sequence[Offer], left_s: float, weight: float) -> None:
+    def __init__(self, offers: Offers, left_s: float, weight: float) -> None:
         self._offers = offers
         self._left_s = left_s
         self._weight = weight
-        self._cheapest: Sequence[Offer] = ()
-        self._fastest: Sequence[Offer] = ()
+        self._cheapest: tuple[int, int] | None = None
+        self._fastest: tuple[int, int] | None = None
 
-    def expected_usd(self, offer: Offer) -> float:
+    def expected_usd(self, visit: Visit, figures: Figures) -> float:
         """Return the cost of an offer with the expected cost of its failure."""
-        return offer.estimate.cost_usd + self.usd(offer)
+        return figures[COST] + self.usd(visit, figures)
 
-    def usd(self, offer: Offer) -> float:
-        """Return the cost of the second try times its probability and the weight."""
-        likely = offer.standing.failure_rate * self._weight
+    def usd(self, visit: Visit, figures: Figures) -> float:
+        """Return the cost of the second try of an offer times its probability and the weight."""
+        standing = visit[0]
+        likely = standing.failure_rate * self._weight
         if not likely:
             return 0.0
-        pool, left_s = offer.candidate.pool, self._left_s - offer.estimate.finish_s
-        if not self._cheapest:
-            self._cheapest = _of_two_pools(self._offers, _COST)
-        second = self._cheapest[self._cheapest[0].candidate.pool == pool]
-        if second.estimate.finish_s > left_s:
-            if not self._fastest:
-                self._fastest = _of_two_pools(self._offers, _FINISH)
-            second = self._fastest[self._fastest[0].candidate.pool == pool]
-            if second.estimate.finish_s > left_s:
-                second = offer
-        return likely * second.estimate.cost_usd
+        pool, left_s = standing.option.pool, self._left_s - figures[FINISH]
+        if self._cheapest is None:
+            self._cheapest = _of_two_pools(self._offers, COST)
+        second = self._outside(pool, self._cheapest)
+        if second[FINISH] > left_s:
+            if self._fastest is None:
+                self._fastest = _of_two_pools(self._offers, FINISH)
+            second = self._outside(pool, self._fastest)
+            if second[FINISH] > left_s:
+                second = figures
+        return likely * second[COST]
+
+    def _outside(self, pool: str, two: tuple[int, int]) -> Figures:
+        """Return the figures of the first, or of the second if the first is of this pool."""
+        return self._offers.figures[two[self._offers.option(two[0]).pool == pool]]
 
 
-def _of_two_pools(offers: Sequence[Offer], key: Callable[[Offer], float]) -> Sequence[Offer]:
+def _of_two_pools(offers: Offers, of: int) -> tuple[int, int]:
     """Return the minimum, and the minimum outside its pool; the same twice if there is none."""
-    first = min(offers, key=key)
-    pool = first.candidate.pool
-    others = [o for o in offers if o.candidate.pool != pool]
-    return first, min(others, key=key) if others else first
+    values = [figures[of] for figures in offers.figures]
+    first = values.index(min(values))
+    pool = offers.option(first).pool
+    others = [at for at in range(len(values)) if offers.option(at).pool != pool]
+    return first, min(others, key=values.__getitem__) if others else first
 
 
-def choose(
-    offers: Sequence[Offer], target_chance: float, second_tries: SecondTries | None
-) -> Offer:
+def choose(offers: Offers, target_chance: float, second_tries: SecondTries | None) -> int:
     """Return the cheapest offer that reaches the target; if none does, the best chance.
 
     Ties go to the earlier finish, then to the name, so that every machine decides alike.
@@ -80,27 +191,34 @@ def choose(
         target_chance: target for the chance of meeting the SLO.
         second_tries: cost of a failure to add to each price; None if prices include it.
     """
-    able = [o for o in offers if (o.candidate.chance or 0.0) >= target_chance]
+    chances, prices_usd = offers.chances, offers.prices_usd
+    able = [at for at, chance in enumerate(chances) if chance >= target_chance]
     if not able:
-        return min(offers, key=lambda o: (-(o.candidate.chance or 0.0), o.price_usd, *_tie(o)))
-    first = _least(able, [o.price_usd for o in able])
-    if second_tries is None or not first.standing.failure_rate:
+        ranks = range(len(chances))
+        return min(ranks, key=lambda at: (-chances[at], prices_usd[at], *_tie(offers, at)))
+    of_able = prices_usd if len(able) == len(chances) else [prices_usd[at] for at in able]
+    first = _least(offers, able, of_able)
+    if second_tries is None or not offers.visits[first][0].failure_rate:
         return first
     # Whoever is dearer than this without a failure is so with one.
-    most_usd = first.price_usd + second_tries.usd(first)
-    able = [o for o in able if o.price_usd <= most_usd]
+    visits, figures = offers.visits, offers.figures
+    most_usd = prices_usd[first] + second_tries.usd(visits[first], figures[first])
+    able = [at for at in able if prices_usd[at] <= most_usd]
     if len(able) == 1:
         return first
-    return _least(able, [o.price_usd + second_tries.usd(o) for o in able])
+    with_failures_usd = [prices_usd[n] + second_tries.usd(visits[n], figures[n]) for n in able]
+    return _least(offers, able, with_failures_usd)
 
 
-def _least(offers: Sequence[Offer], prices_usd: Sequence[float]) -> Offer:
+def _least(offers: Offers, among: Sequence[int], prices_usd: Sequence[float]) -> int:
     lowest = min(prices_usd)
     # Two prices are seldom the same, so that the rest of the key is seldom asked for.
-    found = [o for o, usd in zip(offers, prices_usd, strict=True) if usd == lowest]
-    return found[0] if len(found) == 1 else min(found, key=_tie)
+    if prices_usd.count(lowest) == 1:
+        return among[prices_usd.index(lowest)]
+    found = (at for at, usd in zip(among, prices_usd, strict=True) if usd == lowest)
+    return min(found, key=lambda at: _tie(offers, at))
 
 
-def _tie(offer: Offer) -> tuple[float, str, str, str]:
-    c = offer.candidate
-    return (offer.estimate.finish_s, c.pool, c.model_variant, c.path)
+def _tie(offers: Offers, at: int) -> tuple[float, str, str, str]:
+    option = offers.option(at)
+    return (offers.figures[at][FINISH], option.pool, option.variant, offers.visits[at][1])

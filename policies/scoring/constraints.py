@@ -23,6 +23,8 @@ Refusal = Literal[
 ]
 """Stable reason codes. The last two can pass with time; the others can't."""
 
+_DIRECT_LANE = frozenset({"direct"})
+_BOTH_LANES = frozenset({"direct", "batch"})
 PASSING = frozenset({"pool_unavailable", "circuit_open"})
 
 EXPLANATIONS: dict[str, str] = {
@@ -67,6 +69,27 @@ def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR091
 def has_lane(profile: Profile, option: Option) -> bool:
     """Return True if the option has a lane for the request; batch lanes take only what may wait."""
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
+
+
+def refusals(profile: Profile, options: Sequence[Option]) -> list[str | None]:
+    """Return the `refusal` of each option, or ``lane`` if it has none for the request; else None.
+
+    Most requests name no constraint, and then a few comparisons are enough to let an option pass.
+    """
+    lanes = _BOTH_LANES if profile.batchable else _DIRECT_LANE
+    operation, tokens = profile.operation, profile.input_tokens + profile.output_tokens
+    is_free = profile.regions is profile.precisions is profile.pools is None
+    is_free = is_free and not (profile.exclude_pools or profile.labels)
+    return [
+        None
+        if is_free
+        and operation in option.operations
+        and tokens <= option.context_tokens
+        and tokens <= option.kv_capacity_tokens
+        and not lanes.isdisjoint(option.lanes)
+        else refusal(profile, option) or (None if has_lane(profile, option) else "lane")
+        for option in options
+    ]
 
 
 def _explained(code: str) -> str:

@@ -1,12 +1,13 @@
 """Estimates: cost and latency of serving a request on an option."""
 
+from collections.abc import Sequence
 from math import erf, exp, log, sqrt
+from typing import NamedTuple
 
 from policies.config.options import Option
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import Standing
+from policies.fleet_state.candidate_load import DecodeStep, Learned, Standing
 from topics import Candidate, LatencyError, Profile
-from topics.records.frozen import dataclass
 from topics.records.placement import CandidatePath
 
 SQRT2 = sqrt(2.0)
@@ -22,8 +23,7 @@ BATCH_SHARE = 0.75
 FULLNESS_MAX = 1.5
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Cost in US dollars; times in seconds from the moment of the decision."""
 
     cost_usd: float
@@ -36,6 +36,16 @@ class Estimate:
     """The finish of a reply as long as such replies seldom are."""
 
 
+Figures = tuple[float, float, float, float, float, float]
+"""The values of an `Estimate`. A router has one for each candidate of each request, and makes a
+plain tuple in a tenth of the time of a named one."""
+
+Visit = tuple[Standing, CandidatePath, int, float, int]
+"""A way to serve a request: standing, path, members (that many like requests are sent together),
+``wait_s`` until then, and the tokens of the prompt that are cached: they cost nothing, but no
+promise relies on them, since they may be evicted by then."""
+
+
 def estimate(
     profile: Profile,
     standing: Standing,
@@ -44,68 +54,79 @@ def estimate(
     wait_s: float = 0.0,
     cached_tokens: int = 0,
 ) -> Estimate:
-    """Return the estimate of one of ``members`` like requests, sent together after ``wait_s``.
+    """Return the estimate of one `Visit`, see `estimates`."""
+    visit: Visit = (standing, "direct", members, wait_s, cached_tokens)
+    return Estimate(*estimates(profile, [visit], transport_s)[0])
+
+
+def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list[Figures]:
+    """Return the estimate of each visit.
 
     Cost is the marginal device time, see `Standing.terms`. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
-    the device take turns with this one (``standing.others_s``). ``cached_tokens`` of the prompt
-    cost nothing, but no promise relies on them: they may be evicted by then.
+    the device take turns with this one (``standing.others_s``).
 
-    The iterations of `policies.hardware.roofline` are inlined here: a decision takes 0.7 times as
-    long (`python -m benchmarks.budget`).
+    What depends on the request alone is found once, and the iterations of
+    `policies.hardware.roofline` are inlined: a decision takes two thirds of the time.
     """
-    roofline, spread, gathered, paid, ahead, lack, rate = standing.terms(members, wait_s > 0)
-    token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s = roofline
-    speed, pace, usd_per_s = rate
     # Of no prompt at all a token is computed.
     prompt, output_tokens = profile.input_tokens or 1, profile.output_tokens
-    compute_s = prompt * token_s + prompt * (0.5 * prompt) * pair_s
-    memory_s = weights_s
-    if untouched_share:
-        memory_s *= 1.0 - untouched_share**prompt
-    prefill_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
-    computed_s = prefill_s
-    if cached_tokens:
-        computed_s = standing.option.roofline.prefill_s(profile.input_tokens, cached_tokens)
-    device_s = computed_s / speed
+    pairs, tokens = prompt * (0.5 * prompt), prompt + output_tokens
     decode_steps = output_tokens - 1 if output_tokens > 0 else 0
-    step_s = 0.0
-    if decode_steps:
-        context_tokens = profile.input_tokens + output_tokens // 2
-        sequences, compute_s, memory_s = spread
-        compute_s += sequences * context_tokens * pair_s
-        memory_s += sequences * context_tokens * kv_token_s
-        step_s = together_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
-        if gathered is not spread:
-            sequences, compute_s, memory_s = gathered
-            compute_s += sequences * context_tokens * pair_s
-            memory_s += sequences * context_tokens * kv_token_s
-            together_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
-        woken, sharers, base_s, sustained_s = paid
-        if woken:
-            added_s = woken * together_s / sharers
-        else:
-            added_s = (together_s - base_s) / sharers + sustained_s
-        device_s += decode_steps * added_s / speed
-    others_s = standing.others_s
-    tpot_s = step_s / pace + others_s
-    # Those that hold places or memory are taken as alike and evenly spread in age.
-    room_wait_s = ahead * (output_tokens or 1) * tpot_s / standing.slots if ahead else 0.0
-    missing = lack[0] + lack[1] * (prompt + output_tokens)
-    if missing > 0:
-        room_wait_s = max(room_wait_s, missing * (output_tokens or 1) * tpot_s)
-    ttft_s = (
-        wait_s
-        + transport_s
-        + standing.backlog_s
-        + room_wait_s
-        + others_s
-        + members * prefill_s / pace
-    )
-    finish_s = ttft_s + decode_steps * tpot_s
+    context_tokens = profile.input_tokens + output_tokens // 2
     high = profile.output_tokens_high
-    latest_s = finish_s if high is None else ttft_s + max(decode_steps, high - 1) * tpot_s
-    return Estimate(device_s * usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s)
+    high_steps = None if high is None else max(decode_steps, high - 1)
+    found: list[Figures] = []
+    for standing, _, members, wait_s, cached_tokens in visits:
+        terms = standing.known_terms.get(-members if wait_s > 0 else members)
+        (token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s,
+         spread, gathered, woken, sharers, base_s, sustained_s, ahead, slots,
+         kv_missing, kv_token_share, speed, pace, usd_per_s, backlog_s,
+         others_s) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
+        compute_s = prompt * token_s + pairs * pair_s
+        memory_s = weights_s
+        if untouched_share:
+            memory_s *= 1.0 - untouched_share**prompt
+        prefill_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+        computed_s = prefill_s
+        if cached_tokens:
+            computed_s = standing.option.roofline.prefill_s(profile.input_tokens, cached_tokens)
+        device_s = computed_s / speed
+        step_s = 0.0
+        if decode_steps:
+            contexts = (context_tokens, pair_s, kv_token_s, overhead_s)
+            step_s = together_s = _step_s(spread, *contexts)
+            if gathered is not spread:
+                together_s = _step_s(gathered, *contexts)
+            if woken:
+                added_s = woken * together_s / sharers
+            else:
+                added_s = (together_s - base_s) / sharers + sustained_s
+            device_s += decode_steps * added_s / speed
+        tpot_s = step_s / pace + others_s
+        # Those that hold places or memory are taken as alike and evenly spread in age.
+        room_wait_s = ahead * (output_tokens or 1) * tpot_s / slots if ahead else 0.0
+        missing = kv_missing + kv_token_share * tokens
+        if missing > 0:
+            room_wait_s = max(room_wait_s, missing * (output_tokens or 1) * tpot_s)
+        starts_s = wait_s + transport_s + backlog_s + room_wait_s + others_s
+        ttft_s = starts_s + members * prefill_s / pace
+        finish_s = ttft_s + decode_steps * tpot_s
+        latest_s = finish_s if high_steps is None else ttft_s + high_steps * tpot_s
+        cost_usd, own_s = device_s * usd_per_s, prefill_s / pace
+        found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s))
+    return found
+
+
+def _step_s(
+    step: DecodeStep, context_tokens: int, pair_s: float, kv_token_s: float, overhead_s: float
+) -> float:
+    """Return one decode step of sequences that have this context each."""
+    sequences, compute_s, memory_s = step
+    tokens = sequences * context_tokens
+    compute_s += tokens * pair_s
+    memory_s += tokens * kv_token_s
+    return (compute_s if compute_s > memory_s else memory_s) + overhead_s
 
 
 def scarcity(standing: Standing, policy: Policy) -> float:
@@ -149,37 +170,55 @@ def chance(
     ttft_error: LatencyError | None = None,
     tpot_error: LatencyError | None = None,
 ) -> float:
-    """Return the chance of meeting deadline, TTFT and TPOT.
+    """Return the chance of one estimate with these errors, see `chances`."""
+    learned = Learned(ttft_error, tpot_error)
+    return chances(profile, [estimate], [learned], elapsed_s, spread)[0]
+
+
+def chances(
+    profile: Profile,
+    estimates: Sequence[Figures],
+    learned: Sequence[Learned],
+    elapsed_s: float,
+    spread: float,
+) -> list[float]:
+    """Return the chance of each estimate to meet deadline, TTFT and TPOT.
 
     The actual latency is assumed log-normal around the estimate. One error drives all three, so
     the least chance counts and not the product. The finish is that of a reply of high length.
 
     Args:
         profile: profile with the SLO.
-        estimate: latencies from now.
+        estimates: latencies from now.
+        learned: of each, the TTFT error and the TPOT error of that option's past promises, None if
+            too few were seen.
         elapsed_s: time since ``created_at``.
         spread: standard deviation of ln(actual / predicted) if nothing was learned.
-        ttft_error: TTFT error of that option's past promises, if enough were seen.
-        tpot_error: TPOT error of that option's past promises, if enough were seen.
     """
-    limit_s, predicted_s = profile.deadline - profile.created_at - elapsed_s, estimate.latest_s
-    least = limit_s / (predicted_s or TINY_S)
-    if profile.ttft_s is not None:
-        limit_s, predicted_s = profile.ttft_s - elapsed_s, estimate.ttft_s
-        times = limit_s / (predicted_s or TINY_S)
-        if ttft_error is not None:
-            times = _as_usual(times, ttft_error, spread)
-        if times < least:
-            least = times
-    if profile.tpot_s is not None and profile.output_tokens > 1:
-        limit_s, predicted_s = profile.tpot_s, estimate.tpot_s
-        times = limit_s / (predicted_s or TINY_S)
-        if tpot_error is not None:
-            times = _as_usual(times, tpot_error, spread)
-        if times < least:
-            least = times
-    # The chance grows with the ratio, so that one is asked for in place of three.
-    return 0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0
+    deadline_s = profile.deadline - profile.created_at - elapsed_s
+    ttft_left_s = None if profile.ttft_s is None else profile.ttft_s - elapsed_s
+    tpot_limit_s = profile.tpot_s if profile.output_tokens > 1 else None
+    deviation = spread * SQRT2
+    found: list[float] = []
+    for (_, ttft_s, tpot_s, _, _, latest_s), (ttft_error, tpot_error, _) in zip(
+        estimates, learned, strict=True
+    ):
+        least = deadline_s / (latest_s or TINY_S)
+        if ttft_left_s is not None:
+            times = ttft_left_s / (ttft_s or TINY_S)
+            if ttft_error is not None:
+                times = _as_usual(times, ttft_error, spread)
+            if times < least:
+                least = times
+        if tpot_limit_s is not None:
+            times = tpot_limit_s / (tpot_s or TINY_S)
+            if tpot_error is not None:
+                times = _as_usual(times, tpot_error, spread)
+            if times < least:
+                least = times
+        # The chance grows with the ratio, so that one is asked for in place of three.
+        found.append(0.5 * (1.0 + erf(log(least) / deviation)) if least > 0 else 0.0)
+    return found
 
 
 def _as_usual(times: float, error: LatencyError, spread: float) -> float:
@@ -202,18 +241,19 @@ def _as_usual(times: float, error: LatencyError, spread: float) -> float:
 
 
 def candidate(
-    option: Option, path: CandidatePath, found: Estimate, likely: float, elapsed_s: float
+    option: Option, path: CandidatePath, found: Figures, likely: float, elapsed_s: float
 ) -> Candidate:
     """Return an estimate in the form of evidence: latencies count from ``created_at``."""
+    cost_usd, ttft_s, tpot_s, finish_s, _, _ = found
     return Candidate(
         option.pool,
         option.variant,
         option.precision,
         option.region,
         path,
-        found.cost_usd,
-        elapsed_s + found.ttft_s,
-        elapsed_s + found.finish_s,
-        found.tpot_s,
+        cost_usd,
+        elapsed_s + ttft_s,
+        elapsed_s + finish_s,
+        tpot_s,
         likely,
     )

@@ -1,8 +1,9 @@
 """The runs of a backtest: Shunter, the baselines, and what each is compared with."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from policies import Fleet, Options, Policy, compile_options
@@ -31,11 +32,35 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A run with its name and figures."""
+    """The name and the figures of a run."""
 
     name: str
-    run: ReplayRun
     scores: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRun(Scored):
+    """The same with the run itself."""
+
+    run: ReplayRun
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A run that is still to be made. ``route`` makes what it is to be made of."""
+
+    name: str
+    setting: Setting
+    options: Options
+    route: Callable[[], Route]
+
+    def run(self) -> ScoredRun:
+        """Make it.
+
+        Raises:
+            UserError: the trace names what the policy doesn't have.
+        """
+        return run_one(self.name, self.setting, self.options, self.route())
 
 
 def scaled(fleet: Fleet, factor: float) -> Fleet:
@@ -48,36 +73,48 @@ def scaled(fleet: Fleet, factor: float) -> Fleet:
     return fleet.model_copy(update={"pools": pools})
 
 
-def runs(
+def plans(
     setting: Setting, *, with_baselines: bool, compared: Policy | None = None
-) -> Iterator[Scored]:
-    """Yield the scored runs one by one, Shunter's first.
+) -> list[PlannedRun]:
+    """Return the runs to make, Shunter's first, and second the compared one if there is one.
 
     ``shunter_premium`` is the same policy with only the premium GPUs, ``shunter_told`` with the
     reality as its declaration (speeds and failure rates; not the outages to come), and ``compared``
     is Shunter with the second policy.
+    """
+    fleet, policy = setting.fleet, setting.policy
+    options = compile_options(fleet)
+    found = [_plan("shunter", setting, options)]
+    if compared is not None:
+        found.append(_plan("compared", replace(setting, policy=compared), options))
+    if setting.reality != Reality():
+        told = _told(options, setting.reality)
+        found.append(PlannedRun("shunter_told", setting, options, partial(shunter, setting, told)))
+    if not with_baselines:
+        return found
+    premium = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == PREMIUM}
+    if premium:
+        only = replace(setting, fleet=fleet.model_copy(update={"pools": premium}))
+        found.append(_plan("shunter_premium", only, compile_options(only.fleet)))
+    for name, baseline in BASELINES.items():
+        found.append(PlannedRun(name, setting, options, partial(baseline, options, policy)))
+    return found
+
+
+def runs(
+    setting: Setting, *, with_baselines: bool, compared: Policy | None = None
+) -> Iterator[ScoredRun]:
+    """Yield the scored runs of `plans` one by one.
 
     Raises:
         UserError: the trace names what the policy doesn't have.
     """
-    fleet, policy = setting.fleet, setting.policy
-    options = compile_options(fleet)
-    yield run_one("shunter", setting, options, shunter(setting, options))
-    if compared is not None:
-        other = replace(setting, policy=compared)
-        yield run_one("compared", other, options, shunter(other, options))
-    if setting.reality != Reality():
-        told = _told(options, setting.reality)
-        yield run_one("shunter_told", setting, options, shunter(setting, told))
-    if not with_baselines:
-        return
-    premium = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == PREMIUM}
-    if premium:
-        only = replace(setting, fleet=fleet.model_copy(update={"pools": premium}))
-        confined = compile_options(only.fleet)
-        yield run_one("shunter_premium", only, confined, shunter(only, confined))
-    for name, baseline in BASELINES.items():
-        yield run_one(name, setting, options, baseline(options, policy))
+    for plan in plans(setting, with_baselines=with_baselines, compared=compared):
+        yield plan.run()
+
+
+def _plan(name: str, setting: Setting, options: Options) -> PlannedRun:
+    return PlannedRun(name, setting, options, partial(shunter, setting, options))
 
 
 def shunter(setting: Setting, options: Options) -> Shunter:
@@ -87,7 +124,7 @@ def shunter(setting: Setting, options: Options) -> Shunter:
     return Shunter(options, setting.policy, tag, keeps_candidates=keeps)
 
 
-def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scored:
+def run_one(name: str, setting: Setting, options: Options, route: Route) -> ScoredRun:
     """Return one run of a route over the modelled fleet."""
     try:
         profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
@@ -104,7 +141,7 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
         for outcome, arrival in zip(run.outcomes, setting.arrivals, strict=True)
         for send in outcome.sends
     )
-    return Scored(name, run, scores_of(run, options, broken))
+    return ScoredRun(name, scores_of(run, options, broken), run)
 
 
 def _within(reality: Reality, options: Options) -> Reality:

@@ -168,7 +168,7 @@ def _evidence(
         fleet_version=situation.options.version,
         profile=profile,
         tags=tagged.tags | decided_tags(profile, decision, situation.options, now),
-        candidates=decision.candidates,
+        candidates=tuple(decision.candidates),
         placement=placement,
         promised=decision.promised,
         reason=decision.reason,

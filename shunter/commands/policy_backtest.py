@@ -1,7 +1,6 @@
 """`shunter policy backtest`: a trace through the policy and a modelled fleet, in virtual time."""
 
 import math
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from policies import Fleet, Policy
 from policies.backtest.fault_model import Reality, parse_reality
+from policies.backtest.replay import ReplayRun
 from policies.backtest.scores import calibration_of
 from policies.backtest.workload import Arrival, compress, repeat
 from shunter.backtest.bound import lower_bound
@@ -17,7 +17,8 @@ from shunter.backtest.differences import COLUMNS, differences, rows
 from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
 from shunter.backtest.plot import draw
 from shunter.backtest.programme import NoBoundError
-from shunter.backtest.suite import Scored, Setting, runs, scaled
+from shunter.backtest.side_by_side import scored_beside
+from shunter.backtest.suite import Scored, ScoredRun, Setting, plans, scaled
 from shunter.backtest.tables import tables, without_answer
 from shunter.backtest.topic import read_topic
 from shunter.client.kafka import run
@@ -132,10 +133,9 @@ def backtest(
     if unknown:
         raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
     second = None if compare is None else load_policy(compare)
-    scored = _run(setting, with_baselines=baselines, second=second)
+    scored, own = _run(setting, with_baselines=baselines, second=second)
     limit_usd, no_limit = _bound(setting) if bound else (None, None)
-    ours = scored[0]
-    _write(setting, scored, assignments, differing)
+    _write(setting, own, assignments, differing)
     if plot is not None:
         draw(plot, scored, limit_usd)
     report: dict[str, Any] = {
@@ -146,37 +146,39 @@ def backtest(
         "policies": {each.name: each.scores for each in scored},
         "lower_bound_usd": limit_usd,
         "lower_bound_note": no_limit,
-        "calibration": calibration_of(ours.run.outcomes),
+        "calibration": calibration_of(own[0].outcomes),
     }
     if compare is not None:
-        report["differences"] = differences(ours.run, scored[1].run)
+        report["differences"] = differences(own[0], own[1])
     if as_json:
         typer.echo(orjson.dumps(report).decode())
     else:
         _show(scored, report)
 
 
-def _run(setting: Setting, *, with_baselines: bool, second: Policy | None) -> list[Scored]:
-    """Return each run, and say how long it took."""
-    started_at = time.monotonic()
-    scored = []
-    for each in runs(setting, with_baselines=with_baselines, compared=second):
-        took_s = time.monotonic() - started_at
+def _run(
+    setting: Setting, *, with_baselines: bool, second: Policy | None
+) -> tuple[list[Scored], list[ReplayRun]]:
+    """Return the figures of each run, and Shunter's own runs; say how long each took."""
+    planned = plans(setting, with_baselines=with_baselines, compared=second)
+    own: list[ReplayRun] = []
+    scored: list[Scored] = []
+    for each, took_s in scored_beside(planned, ours=1 if second is None else 2):
         err.print(f"{each.name}: {took_s:.1f} s", highlight=False)
         scored.append(each)
-        started_at = time.monotonic()
-    return scored
+        if isinstance(each, ScoredRun):
+            own.append(each.run)
+    return scored, own
 
 
 def _write(
-    setting: Setting, scored: list[Scored], assignments: Path | None, differing: Path | None
+    setting: Setting, own: list[ReplayRun], assignments: Path | None, differing: Path | None
 ) -> None:
-    ours = scored[0].run
     if assignments is not None:
         with_cached = setting.reality.prefix_cache
-        write_assignments(assignments, ours.outcomes, with_cached=with_cached)
+        write_assignments(assignments, own[0].outcomes, with_cached=with_cached)
     if differing is not None:
-        write_rows(differing, COLUMNS, rows(ours, scored[1].run))
+        write_rows(differing, COLUMNS, rows(own[0], own[1]))
 
 
 def _bound(setting: Setting) -> tuple[float | None, str | None]:

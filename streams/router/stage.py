@@ -340,7 +340,7 @@ class Router:
             tags=case.tags,
             profile=told(case.profile),
             inputs=case.inputs,
-            candidates=decision.candidates,
+            candidates=tuple(decision.candidates),
             shadow=case.shadow,
             placement=placement,
             promised=decision.promised,

@@ -13,7 +13,7 @@ from policies.backtest.fault_model import Outage, Reality
 from policies.backtest.route import Send, Unserved
 from policies.config.policy import DataClass
 from shunter.backtest.check import is_broken
-from shunter.backtest.suite import Scored, Setting, run_one, runs
+from shunter.backtest.suite import ScoredRun, Setting, run_one, runs
 from topics import Envelope, PoolStatus, Profile
 
 YARD = make_fleet()
@@ -131,7 +131,7 @@ WISHES: list[dict[str, Any]] = [
 ]
 
 
-def every_policy(policy: Any) -> Iterator[Scored]:
+def every_policy(policy: Any) -> Iterator[ScoredRun]:
     arrivals = [asked(n, n * 0.7, **wish) for n, wish in enumerate(WISHES * 4)]
     reality = Reality(failure_rate=0.2, seed=3)
     return runs(Setting(arrivals, YARD, policy, reality), with_baselines=True)

@@ -23,6 +23,7 @@ from policy_cases import (
 
 from policies import Decision, FleetView, Situation, idle_view, situation
 from policies.fleet_state.view import MISSED_BEATS_MAX
+from policies.scoring.candidates import Candidates
 from policies.scoring.estimate import chance, estimate
 from topics import Candidate, Fallback, Profile, VariantStatus
 
@@ -421,3 +422,17 @@ def test_free_hardware_is_taken_first() -> None:
     free = FLEET.replace("usd_per_hour: 9.0", "usd_per_hour: 0")
     decision = decide_in(profile(), a_situation(fleet=free), NOW)
     assert (chosen(decision).pool, chosen(decision).cost_usd) == ("silicon", 0.0)
+
+
+def test_candidates_are_a_sequence_of_records_that_is_made_once() -> None:
+    decision = decide_in(profile(), a_situation(), NOW)
+    found = decision.candidates
+    assert isinstance(found, Candidates)
+    assert list(found) == [found[at] for at in range(len(found))]
+    assert found[0] is found[0]
+    assert found[0].refused is None
+    assert decision.promised is not None
+    assert found[0].chance == decision.promised.chance
+    assert found == tuple(found)
+    assert hash(found) == hash(tuple(found))
+    assert found[1:] == tuple(found)[1:]

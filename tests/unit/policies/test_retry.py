@@ -1,6 +1,5 @@
 """What a failure of a try adds to its price: a second one, at the pool where that would go."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +26,9 @@ from policies import (
 from policies.batching.windows import Release
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
 from policies.placement.inputs import Inputs
-from policies.scoring.candidates import Offer, SecondTries, choose
-from policies.scoring.estimate import Estimate
-from topics import Candidate, Profile, decode
+from policies.scoring.candidates import Offers, SecondTries, choose
+from policies.scoring.estimate import Estimate, Visit
+from topics import Profile, decode
 from topics.wire.canonical_json import canonical
 
 RATE = 0.2
@@ -134,12 +133,15 @@ OPTION = some_options(TWINS).by_pool["left"][0]
 SMALL = st.integers(1, 6).map(float)
 
 
+Offer = tuple[Visit, Estimate, float, float]
+
+
 def offer(pool: str, variant: str, **of: Any) -> Offer:
     """An offer of this cost, price, finish, failure rate and chance."""
-    standing = standing_of(OPTION, PoolLoad(workers=1, failure_rate=of["rate"]))
+    option = replace(OPTION, pool=pool, variant=variant)
+    standing = standing_of(option, PoolLoad(workers=1, failure_rate=of["rate"]))
     found = Estimate(of["cost"], 0.0, 0.0, of["finish_s"], 0.0, of["finish_s"])
-    shown = Candidate(pool, variant, "", "", "direct", chance=of["chance"])
-    return Offer(shown, standing, found, of["cost"] * of["factor"])
+    return (standing, "direct", 1, 0.0, 0), found, of["chance"], of["cost"] * of["factor"]
 
 
 OFFERS = st.lists(
@@ -158,25 +160,29 @@ OFFERS = st.lists(
 )
 
 
-def by_hand(each: Offer, offers: Sequence[Offer], left_s: float) -> float:
+def by_hand(at: int, offers: Offers, left_s: float) -> float:
     """The same, looked up among all for each."""
-    pool, left_s = each.candidate.pool, left_s - each.estimate.finish_s
-    elsewhere = [o for o in offers if o.candidate.pool != pool] or offers
-    cheapest = min(elsewhere, key=lambda o: o.estimate.cost_usd)
-    fastest = min(elsewhere, key=lambda o: o.estimate.finish_s)
-    in_time = [o for o in (cheapest, fastest) if o.estimate.finish_s <= left_s]
-    return each.standing.failure_rate * (*in_time, each)[0].estimate.cost_usd
+    found = [Estimate(*figures) for figures in offers.figures]
+    left_s -= found[at].finish_s
+    elsewhere = [n for n in range(len(offers)) if offers.option(n).pool != offers.option(at).pool]
+    others = [found[n] for n in elsewhere] or found
+    cheapest = min(others, key=lambda each: each.cost_usd)
+    fastest = min(others, key=lambda each: each.finish_s)
+    in_time = [each for each in (cheapest, fastest) if each.finish_s <= left_s]
+    return offers.visits[at][0].failure_rate * (*in_time, found[at])[0].cost_usd
 
 
 @PROPERTY
 @given(OFFERS, st.integers(0, 14))
-def test_the_short_way_finds_what_a_look_at_all_finds(offers: list[Offer], left_s: int) -> None:
+def test_the_short_way_finds_what_a_look_at_all_finds(each: list[Offer], left_s: int) -> None:
+    offers = Offers(*map(list, zip(*each, strict=True)))
     second_tries = SecondTries(offers, left_s, 1.0)
-    usd = [by_hand(each, offers, left_s) for each in offers]
-    assert [second_tries.usd(each) for each in offers] == usd
+    usd = [by_hand(at, offers, left_s) for at in range(len(offers))]
+    found = zip(offers.visits, offers.figures, strict=True)
+    assert [second_tries.usd(*pair) for pair in found] == usd
     best = choose(offers, 0.9, second_tries)
-    able = [n for n, o in enumerate(offers) if (o.candidate.chance or 0.0) >= 0.9]
+    able = [at for at, chance in enumerate(offers.chances) if chance >= 0.9]
     if able:
-        lowest = min(offers[n].price_usd + usd[n] for n in able)
-        assert best.price_usd + by_hand(best, offers, left_s) == lowest
-        assert (best.candidate.chance or 0.0) >= 0.9
+        lowest = min(offers.prices_usd[at] + usd[at] for at in able)
+        assert offers.prices_usd[best] + usd[best] == lowest
+        assert offers.chances[best] >= 0.9

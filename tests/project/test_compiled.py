@@ -1,0 +1,41 @@
+"""What `deploy/compiled_build.py` compiles decides and models as plain Python does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("topics", "policies", "streams", "workers", "shunter", "tests", "deploy")
+# Those of the accelerator put classes of their own in its place, which compiled ones don't allow.
+HELD = [f"tests/unit/policies/test_{name}.py" for name in ("estimate", "replica", "roofline")]
+WHERE = (
+    "import policies.scoring.estimate as e, policies.hardware.accelerator as a;"
+    "print(e.__file__, a.__file__)"
+)
+BACKTEST = ("-m", "shunter", "policy", "backtest", "--no-bound", "--json")
+
+
+def run(tree: Path, *arguments: str) -> str:
+    """What Python prints with the packages of this tree."""
+    paths = (tree, tree / "tests", tree / "tests" / "support")
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=tree, env=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_compiled_modules_are_the_plain_ones_to_the_last_bit(tmp_path: Path) -> None:
+    for name in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__", "*.so")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    run(tmp_path, "deploy/compiled_build.py", ".")
+    assert run(tmp_path, "-c", WHERE).count(".so") == 2
+    run(tmp_path, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *HELD)
+    assert run(tmp_path, *BACKTEST) == run(ROOT, *BACKTEST)
