@@ -308,8 +308,9 @@ def parse_fleet(
         if packaged_text and isinstance(declared, dict):
             packaged = parse_declaration(packaged_text, f"packaged {field}.yaml", HardwareCatalogue)
             merged[field] = {**getattr(packaged, field), **declared}
-            if packaged.serving:
-                merged["serving"] = {**packaged.serving, **mapping.get("serving", {})}
+            own = mapping.get("serving", {})
+            if packaged.serving and isinstance(own, dict):
+                merged["serving"] = {**packaged.serving, **own}
     fleet = validate_mapping(merged, file, Fleet)
     devices = {pool.device for pool in fleet.pools.values()} | set(mapping.get("devices", {}))
     models = {serve.model for pool in fleet.pools.values() for serve in pool.serves}

@@ -128,7 +128,8 @@ class EstimateTerms(NamedTuple):
     every candidate of every request.
 
     Attributes:
-        roofline: token, pair, weights, key and value, untouched share, overhead.
+        roofline: token, pair, weights, key and value, untouched share, overhead of a step, traffic
+            of a token, overhead of a prefill.
         spread: a step of the sequences on one replica, if the pool spreads its work evenly.
         gathered: the same if the pool gathers them.
         paid: a member's share of a step.
@@ -138,7 +139,7 @@ class EstimateTerms(NamedTuple):
         rate: measured speed over predicted, that times the clock's speed, price per second.
     """
 
-    roofline: tuple[float, float, float, float, float, float]
+    roofline: tuple[float, float, float, float, float, float, float, float]
     spread: DecodeStep
     gathered: DecodeStep
     paid: Paid
@@ -160,7 +161,7 @@ class Standing:
         slots: places of all replicas.
         speed: measured speed over predicted.
         pace: ``speed`` times the speed of the backend's clock.
-        backlog_s: device time before a request can start.
+        backlog_s: time before a request can start: device time, and the server's own latency.
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
         learned: values learned from the variant's past executions.
@@ -231,6 +232,8 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
             roofline.kv_token_s,
             roofline.untouched_share,
             roofline.step_overhead_s,
+            roofline.traffic_token_s,
+            roofline.prefill_overhead_s,
         ),
         spread,
         # The same where nothing runs, so that the estimate has one step to find.
@@ -260,7 +263,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         slots=slots,
         speed=speed,
         pace=speed * option.time_scale,
-        backlog_s=load.backlog_s,
+        backlog_s=load.backlog_s + option.latency_s / option.time_scale,
         # The round of what runs holds a step of the variant's own already.
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,

@@ -190,8 +190,8 @@ class Roofline:
             memory_s = self.weights_s
             if self.untouched_share:
                 memory_s *= 1.0 - self.untouched_share**tokens
-            roof_s = max(memory_s, compute_s)
-            return roof_s + tokens * self.traffic_token_s + self.prefill_overhead_s
+            overhead_s = tokens * self.traffic_token_s + self.prefill_overhead_s
+            return overhead_s + max(memory_s, compute_s)
         computed = tokens - cached_tokens
         if computed < 1:
             computed, cached_tokens = 1, max(tokens - 1, 0)

@@ -193,7 +193,8 @@ def _hold(ask: _Question, standing: Standing) -> Offer:
 
 def _price(ask: _Question, standing: Standing, path: CandidatePath, found: Estimate) -> Offer:
     elapsed_s, (ttft_error, tpot_error, _) = ask.elapsed_s, standing.learned
-    likely = chance(ask.profile, found, elapsed_s, ask.spread, ttft_error, tpot_error)
+    spread = max(ask.spread, standing.option.error)
+    likely = chance(ask.profile, found, elapsed_s, spread, ttft_error, tpot_error)
     shown = candidate(standing.option, path, found, likely, elapsed_s)
     price_usd = found.cost_usd
     if standing.fullness > ask.scarce_from:

@@ -55,15 +55,15 @@ def estimate(
     long (`python -m benchmarks.budget`).
     """
     roofline, spread, gathered, paid, ahead, lack, rate = standing.terms(members, wait_s > 0)
-    token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s = roofline
+    token_s, pair_s, weights_s, kv_token_s, untouched, overhead_s, traffic_s, begin_s = roofline
     speed, pace, usd_per_s = rate
     # Of no prompt at all a token is computed.
     prompt, output_tokens = profile.input_tokens or 1, profile.output_tokens
     compute_s = prompt * token_s + prompt * (0.5 * prompt) * pair_s
     memory_s = weights_s
-    if untouched_share:
-        memory_s *= 1.0 - untouched_share**prompt
-    prefill_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+    if untouched:
+        memory_s *= 1.0 - untouched**prompt
+    prefill_s = prompt * traffic_s + begin_s + (compute_s if compute_s > memory_s else memory_s)
     computed_s = prefill_s
     if cached_tokens:
         computed_s = standing.option.roofline.prefill_s(profile.input_tokens, cached_tokens)
