@@ -3,13 +3,12 @@
     python -m benchmarks.hardware_fit MEASURED.csv [--hold-out device] [--hold-out model]
 
 MEASURED.csv, also as .csv.gz, has the columns of `shunter hardware predict` and, of the same
-configurations, `tpot_ms` and where known `ttft_ms`; `framework` groups rows. Prints the constants as
-`policies/defaults/devices.yaml` has them and the errors of `docs/hardware.md`. A fit takes about
-ten minutes, each group held out another three.
+configurations, `tpot_ms` and where known `ttft_ms`; `framework` groups rows. Prints the constants
+as `policies/defaults/devices.yaml` has them and the errors of `docs/hardware.md`. A fit takes about
+four minutes, each group held out another two or three.
 """
 
 import argparse
-import csv
 import gzip
 import math
 import shutil
@@ -116,7 +115,9 @@ def residuals(rows: Sequence[Row], point: Point) -> list[tuple[float, float]]:
             found.append((math.log(means.ttft_s / row.ttft_s), row.weight * TTFT_WEIGHT))
     guessed = zip(GUESS.values(), point, strict=True)
     # Not robust, and scaled so that one deviation of a guess weighs like one of a row.
-    return found + [((value - math.log(guess)) * ODD / GUESS_ERROR, 1.0) for guess, value in guessed]
+    return found + [
+        ((value - math.log(guess)) * ODD / GUESS_ERROR, 1.0) for guess, value in guessed
+    ]
 
 
 def loss(found: Iterable[tuple[float, float]]) -> float:

@@ -291,8 +291,8 @@ def parse_fleet(
     Args:
         text: the fleet file.
         file: its name, for errors.
-        packaged_devices_text: a YAML mapping with `devices`, and `serving` constants by name; empty:
-            none are packaged.
+        packaged_devices_text: a YAML mapping with `devices`, and `serving` constants by name;
+            empty: none are packaged.
         packaged_models_text: a YAML mapping with `models`; empty: none are packaged.
 
     Raises:

@@ -117,6 +117,11 @@ class Device(Grown):
         return "assumed" if assumed & SPEED_FIELDS else "datasheet"
 
     @property
+    def is_assumed(self) -> bool:
+        """Whether latencies on it rest on what nobody measured there, or on guessed figures."""
+        return self.status == "assumed" or (self.serving is not None and not self.measured)
+
+    @property
     def error(self) -> float:
         """Standard deviation of ln(actual / predicted) latency; 0 where no constants say so."""
         serving = self.serving
@@ -244,7 +249,7 @@ class HardwareCatalogue(Grown):
 
     devices: dict[Name, Device] = Field(default_factory=dict)
     models: dict[Name, Model] = Field(default_factory=dict)
-    serving: dict[Name, Serving] = {}
+    serving: dict[Name, Serving] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

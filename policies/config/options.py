@@ -16,7 +16,7 @@ class Option:
 
     ``usd_per_s`` is the price of one replica's time, ``latency_s`` what a first token takes beside
     the device, ``error`` the standard deviation of ln(actual / predicted) latency that the device's
-    constants come with, 0 if they say nothing. ``is_measured``: they were held against servers.
+    constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were measured.
     """
 
     pool: str
@@ -39,7 +39,7 @@ class Option:
     failure_rate: float
     latency_s: float = 0.0
     error: float = 0.0
-    is_measured: bool = True
+    is_assumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 failure_rate=pool.failure_rate or 0.0,
                 latency_s=serving.first_token_ms / 1000 if serving else 0.0,
                 error=device.error,
-                is_measured=serving is None or device.status == "measured",
+                is_assumed=device.is_assumed,
             )
         )
     return tuple(options)

@@ -29,7 +29,8 @@ class Grown(Declaration):
     def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         dumped: dict[str, Any] = handler(self)
         for name in self.added:
-            if name in dumped and getattr(self, name) == type(self).model_fields[name].default:
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if name in dumped and getattr(self, name) == default:
                 del dumped[name]
         return dumped
 

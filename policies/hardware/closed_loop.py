@@ -58,7 +58,7 @@ def closed_loop(
     while (at := accelerator.next_event_at()) is not None:
         for event in accelerator.advance(at):
             if isinstance(event, Refused):
-                raise ValueError(event.reason)
+                raise ValueError(event.reason)  # noqa: TRY004 - of its need, not its type
             if not isinstance(event, Completion):
                 continue
             ttft_s += event.first_token_at - sent_at.pop(event.id)

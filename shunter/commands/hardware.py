@@ -100,4 +100,4 @@ def _note(row: dict[str, str], found: dict[str, float | str], known: HardwareCat
     """Return why a row has no figures, or that they are assumed."""
     if "error" in found:
         return str(found["error"])
-    return "" if known.devices[row["device"]].status == "measured" else "assumed"
+    return "assumed" if known.devices[row["device"]].is_assumed else ""

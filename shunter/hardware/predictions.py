@@ -54,7 +54,7 @@ class Configuration:
 
     def lengths(self) -> list[tuple[int, int]]:
         """Return input and output tokens of each request, the same at each call."""
-        drawn = random.Random(SEED)
+        drawn = random.Random(SEED)  # noqa: S311 - lengths of a simulation
         low_in, low_out = (
             max(1, math.ceil(self.length_low * tokens))
             for tokens in (self.input_tokens, self.output_tokens)

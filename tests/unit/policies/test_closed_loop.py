@@ -41,9 +41,10 @@ def test_a_client_sends_its_next_request_when_the_last_is_answered() -> None:
 def test_memory_alone_makes_a_client_wait() -> None:
     tight = replace(MEASURED, memory_bytes=TIGHT_BYTES)
     lengths = [(3000, 400)] * 12
-    assert closed_loop(tight, 0.0, lengths, 12).ttft_s > 2 * closed_loop(
-        MEASURED, 0.0, lengths, 12
-    ).ttft_s
+    assert (
+        closed_loop(tight, 0.0, lengths, 12).ttft_s
+        > 2 * closed_loop(MEASURED, 0.0, lengths, 12).ttft_s
+    )
 
 
 def test_the_tokens_of_a_reply_of_one_have_no_time_between_them() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import yaml
 from accelerator_cases import LLAMA_8B
 
 from policies.config.fleet import parse_fleet
@@ -95,9 +96,7 @@ def test_the_cache_takes_the_bytes_of_its_precision_and_copies(
     assert found.kv_bytes_per_token == MODEL.kv_bytes_per_token * share
 
 
-MEASURED = replace(
-    LLAMA_8B, traffic_token_s=2e-6, sequence_overhead_s=1e-4, prompt_overhead_s=5e-3
-)
+MEASURED = replace(LLAMA_8B, traffic_token_s=2e-6, sequence_overhead_s=1e-4, prompt_overhead_s=5e-3)
 
 
 def test_fast_forms_of_a_roofline_are_those_of_an_iteration() -> None:
@@ -117,11 +116,7 @@ models: {m: {parameters_b: 8, layers: 32, kv_heads: 8, head_dim: 128, context_to
 pools: {p: {device: mine, count: 1, region: r, serves: [
   {model: m, variant: v, precision: bf16, max_batch: 8}]}}
 """
-PACKAGED = "serving: {usual: {%s, error: 0.3, error_datasheet: 0.4, error_assumed: 0.6}}" % ", ".join(
-    f"{name}: {value}"
-    for name, value in SERVING.model_dump(exclude={"source"}).items()
-    if not name.startswith("error")
-)
+PACKAGED = yaml.safe_dump({"serving": {"usual": SERVING.model_dump()}}, sort_keys=False)
 
 
 def test_a_fleet_that_uses_none_of_it_keeps_its_version() -> None:
@@ -136,14 +131,12 @@ def test_constants_are_named_and_stand_in_the_fleet_in_full() -> None:
     assert fleet.devices["mine"].serving == SERVING
     again = parse_fleet(fleet.model_dump_json(by_alias=True), "published")
     assert again.version == fleet.version != parse_fleet(FLEET % "", "f").version
-    own = parse_fleet(
-        FLEET % ", serving: mine" + PACKAGED.replace("usual", "mine"), "f", PACKAGED
-    )
+    own = parse_fleet(FLEET % ", serving: mine" + PACKAGED.replace("usual", "mine"), "f", PACKAGED)
     assert digest(own) == fleet.version
     with pytest.raises(DeclarationError, match=r"devices.mine.serving.*did you mean usual"):
         parse_fleet(FLEET % ", serving: usul", "f", PACKAGED)
     with pytest.raises(DeclarationError, match="layer_us"):
-        parse_declaration(PACKAGED.replace("layer_us: 40.0, ", ""), "f", HardwareCatalogue)
+        parse_declaration(PACKAGED.replace("    layer_us: 40.0\n", ""), "f", HardwareCatalogue)
 
 
 def test_a_device_errs_by_what_is_known_of_it() -> None:
@@ -155,14 +148,16 @@ def test_a_device_errs_by_what_is_known_of_it() -> None:
     assert priced.status == "datasheet"
     measured = guessed.model_copy(update={"measured": "a thousand rows"})
     assert (measured.status, measured.error) == ("measured", 0.3)
+    devices = (PLAIN, SERVED, guessed, priced, measured)
+    assert [each.is_assumed for each in devices] == [False, True, True, True, False]
 
 
 def test_an_option_knows_latency_and_error_of_its_device() -> None:
     (plain,) = compile_options(parse_fleet(FLEET % "", "f")).by_pool["p"]
-    assert (plain.latency_s, plain.error, plain.is_measured) == (0.0, 0.0, True)
+    assert (plain.latency_s, plain.error, plain.is_assumed) == (0.0, 0.0, False)
     fleet = parse_fleet(FLEET % ", serving: usual", "f", PACKAGED)
     (option,) = compile_options(fleet).by_pool["p"]
-    assert (option.latency_s, option.error, option.is_measured) == (0.03, 0.4, False)
+    assert (option.latency_s, option.error, option.is_assumed) == (0.03, 0.4, True)
     idle = PoolLoad(workers=1)
     # Before its first token, and beside the device: it is no part of the pool's backlog.
     assert idle.standing(option).backlog_s == pytest.approx(0.03)

@@ -57,6 +57,8 @@ def test_each_candidate_is_told_with_cost_latency_chance_and_reason(tmp_path: Pa
         assert 0 <= chance <= 1
     assert "refused premium-us us-east, llama-3.1-8b-fp8 fp8: pool_excluded" in lines
     assert any("placed: cheapest_in_time" in line for line in lines)
+    assert told["assumed_pools"] == ["silicon-us", "lpddr-eu", "lpddr-us", "cpu-eu"]
+    assert lines[-1].endswith("measured: silicon-us, lpddr-eu, lpddr-us, cpu-eu")
     assert f"versions policy {told['policy_version']} · fleet {told['fleet_version']}" in lines
 
 

@@ -111,7 +111,9 @@ def test_a_catalogue_adds_devices_and_models_which_inherit(tmp_path: Path) -> No
 def test_tables_mark_what_is_assumed(tmp_path: Path) -> None:
     rows = (ROW, ROW.replace("h100", "mi300x"), ROW.replace("h100", "x"))
     lines = typed("predict", written(tmp_path, *rows)).stdout.splitlines()
-    told = {name: next(line for line in lines if f" {name} " in line) for name in ("h100", "mi300x")}
+    told = {
+        name: next(line for line in lines if f" {name} " in line) for name in ("h100", "mi300x")
+    }
     assert "assumed" in told["mi300x"]
     assert "assumed" not in told["h100"]
     listed = typed("list").stdout
