@@ -16,7 +16,8 @@ class Option:
 
     ``usd_per_s`` is the price of one replica's time, ``latency_s`` what a first token takes beside
     the device, ``error`` the standard deviation of ln(actual / predicted) latency that the device's
-    constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were measured.
+    constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were
+    measured.
     """
 
     pool: str
