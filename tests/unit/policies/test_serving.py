@@ -13,6 +13,7 @@ from policies.config.rooflines import roofline_of
 from policies.config.schema import DeclarationError, digest, parse_declaration
 from policies.config.serving import Serving
 from policies.fleet_state.candidate_load import PoolLoad
+from shunter.hardware.catalogue import load_catalogue
 
 SERVING = Serving(
     compute_share=0.8,
@@ -74,6 +75,16 @@ def test_a_link_that_nobody_declares_is_a_tenth_of_the_memory() -> None:
     found = roofline_of(undeclared, MODEL, "bf16", 4)
     declared = SERVED.model_copy(update={"link_gb_s": 300})
     assert found == roofline_of(declared, MODEL, "bf16", 4)
+
+
+def test_the_width_of_a_model_is_estimated_where_nobody_declares_it() -> None:
+    models = load_catalogue().models
+    found = {
+        name: model.model_copy(update={"hidden_size": None}).width / (model.hidden_size or 0)
+        for name, model in models.items()
+        if "embeddings" not in model.operations
+    }
+    assert 0.95 < min(found.values()) < max(found.values()) < 1.37, found
 
 
 @pytest.mark.parametrize(
