@@ -1,6 +1,7 @@
 """Fit the constants of servers to measured latencies, and tell the error on groups held out.
 
     python -m benchmarks.hardware_fit MEASURED.csv [--hold-out device] [--hold-out model]
+    python -m benchmarks.hardware_fit MEASURED.csv --packaged --plot docs/hardware-errors.svg
 
 MEASURED.csv, also as .csv.gz, has the columns of `shunter hardware predict` and, of the same
 configurations, `tpot_ms` and where known `ttft_ms`; `framework` groups rows. Prints the constants
@@ -16,6 +17,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -23,7 +25,7 @@ from policies.config.rooflines import roofline_of
 from policies.config.serving import Serving
 from policies.hardware.closed_loop import Means, closed_loop
 from shunter.hardware.catalogue import load_catalogue
-from shunter.hardware.predictions import Configuration, configuration, read_rows
+from shunter.hardware.predictions import Configuration, configuration, predict, read_rows
 
 # What one would guess: the fit begins here, and stays near where the data says nothing.
 GUESS = {
@@ -125,7 +127,7 @@ def loss(found: Iterable[tuple[float, float]]) -> float:
     return sum(w * w * ODD * ODD * (math.sqrt(1 + (r / ODD) ** 2) - 1) for r, w in found)
 
 
-def fit(rows: Sequence[Row], start: Point, told: Callable[[str], None]) -> Point:
+def fit(rows: Sequence[Row], start: Point, told: Callable[[str], object]) -> Point:
     """Return the best point: Gauss-Newton steps on reweighted residuals.
 
     Any other minimiser would do; this one needs no library, and few of the slow evaluations.
@@ -213,9 +215,31 @@ def held_out(rows: Sequence[Row], column: str, start: Point) -> list[Pair]:
     pairs = []
     for name in sorted({row.fields[column] for row in rows}):
         seen = [row for row in rows if row.fields[column] != name]
-        serving = constants(fit(seen, start, lambda line, name=name: print(name, line, flush=True)))
+        serving = constants(fit(seen, start, partial(print, name, flush=True)))
         pairs += [(row, predicted(row, serving)) for row in rows if row.fields[column] == name]
     return pairs
+
+
+def plot(pairs: Sequence[Pair], path: Path) -> None:
+    """Draw the ratios of predicted to measured latencies, by device and width."""
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - wanted for the plot alone
+
+    groups: dict[str, list[Pair]] = defaultdict(list)
+    for row, means in pairs:
+        groups[f"{row.fields['device']} x {row.asked.tensor_parallel}"].append((row, means))
+    names = sorted(groups)
+    plt.rcParams["svg.hashsalt"] = "hardware"
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+    tpot = [[m.tpot_s / r.tpot_s for r, m in groups[name]] for name in names]
+    ttft = [[m.ttft_s / r.ttft_s for r, m in groups[name] if r.ttft_s] for name in names]
+    for panel, title, ratios in zip(panels, ("TPOT", "TTFT"), (tpot, ttft), strict=True):
+        panel.boxplot(ratios, orientation="horizontal", whis=(10, 90), showfliers=False)
+        panel.set_yticks(range(1, len(names) + 1), names)
+        panel.axvline(1.0, linewidth=0.8, linestyle="--", color="gray")
+        panel.set_xscale("log", base=2)
+        panel.set_xlabel(f"{title}, predicted / measured")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -224,17 +248,20 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="measured configurations, .csv or .csv.gz")
     parser.add_argument("--hold-out", action="append", default=[], metavar="COLUMN")
     parser.add_argument("--packaged", action="store_true", help="fit nothing: the packaged ones")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the errors")
     asked = parser.parse_args()
     rows = load(asked.file)
     guess = tuple(math.log(value) for value in GUESS.values())
     by = ("tensor_parallel", "device", "model")
     if asked.packaged:
-        pairs = [(row, predicted(row, row.asked.device.serving)) for row in rows]
+        pairs = [(row, predict(row.asked)) for row in rows]
     else:
-        serving = constants(fit(rows, guess, lambda line: print(line, flush=True)))
+        serving = constants(fit(rows, guess, partial(print, flush=True)))
         pairs = [(row, predicted(row, serving)) for row in rows]
         print("\n".join(f"    {name}: {getattr(serving, name):.3g}" for name in GUESS))
     print(table(pairs, by), flush=True)
+    if asked.plot is not None:
+        plot(pairs, asked.plot)
     for column in asked.hold_out:
         # From the guess, not from the fit to all: that one has seen the group.
         print(f"\nheld out: {column}\n{table(held_out(rows, column, guess), by)}", flush=True)
