@@ -1,5 +1,6 @@
 """`shunter hardware`: latencies that the hardware model predicts, and what they rest on."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -70,8 +71,8 @@ def list_(catalogue: CatalogueFile = None, as_json: AsJson = False) -> None:
     for title, entries in zip(("device", "model"), told, strict=True):
         table = Table(title, "status", "error", "source")
         for each in entries:
-            error = each["error"]
-            shown = "" if error is None else f"x {1 + float(error):.2f}"
+            deviation = each["error"]
+            shown = f"x {math.exp(deviation):.2f}" if isinstance(deviation, float) else ""
             table.add_row(str(each["name"]), str(each["status"]), shown, str(each["source"]))
         wide_out().print(table)
 
