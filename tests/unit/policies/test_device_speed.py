@@ -39,7 +39,7 @@ def measured(gap_s: float, *, at_start_alone: bool = False) -> float:
 
 
 @pytest.mark.parametrize("gap_s", [0.0, 0.02, 5.0])
-def test_a_replica_as_predicted_is_assumed_so_while_it_fills(gap_s: float) -> None:
+def test_a_replica_as_predicted_is_measured_so_while_it_fills(gap_s: float) -> None:
     assert measured(gap_s) == pytest.approx(1.0, rel=0.05)
 
 
