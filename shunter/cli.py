@@ -34,6 +34,7 @@ COMMANDS = {
     "ledger": "shunter.commands.ledger",
     "topics": "shunter.commands.topics",
     "policy": "shunter.commands.policy",
+    "hardware": "shunter.commands.hardware",
     "audit": "shunter.commands.audit",
     "evidence": "shunter.commands.evidence",
 }

@@ -235,4 +235,7 @@ def at_speed(roofline: Roofline, factor: float) -> Roofline:
         flops=roofline.flops * factor,
         bandwidth_bytes_per_s=roofline.bandwidth_bytes_per_s * factor,
         step_overhead_s=roofline.step_overhead_s / factor,
+        traffic_token_s=roofline.traffic_token_s / factor,
+        sequence_overhead_s=roofline.sequence_overhead_s / factor,
+        prompt_overhead_s=roofline.prompt_overhead_s / factor,
     )

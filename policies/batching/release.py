@@ -185,7 +185,7 @@ def _target(
     option, found = ask.option, ask.estimate(slowest)
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
     elapsed_s = now - urgent.created_at
-    spread = ask.policy.estimates.spread
+    spread = max(ask.policy.estimates.spread, option.error)
     # Errors are of direct requests: what a batch is promised is what its slowest member needs.
     errors = ask.errors if path == "direct" else (None, None)
     likely = chance(urgent, found, elapsed_s, spread, *errors)

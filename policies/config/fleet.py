@@ -1,7 +1,7 @@
 """The fleet: devices, their regions, and the model variants that each pool of them serves."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -29,6 +29,7 @@ from policies.config.schema import (
     parse_declaration,
     validate_mapping,
 )
+from policies.config.serving import Grown, KVPrecision
 from policies.hardware.roofline import MEMORY_UTILIZATION
 
 __all__ = [
@@ -66,18 +67,23 @@ _File = Annotated[str, Field(min_length=1, max_length=4_096)]
 _Found = tuple[tuple[str | int, ...], Any, str]
 
 
-class Serve(Declaration):
+class Serve(Grown):
     """One model variant that a pool serves: the model's weights at one precision.
 
     `max_batch` is the most sequences that run together on one replica. A replica is
-    `tensor_parallel` devices, the same number for all variants of a pool.
+    `tensor_parallel` devices, the same number for all variants of a pool. `kv_precision` is that of
+    the cache, where it is not as usual: FP8 where the weights are multiplied at 8 bits or fewer,
+    else BF16.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"kv_precision"})
 
     model: Name
     variant: Name
     precision: Precision
     max_batch: Count
     tensor_parallel: Count = 1
+    kv_precision: KVPrecision | None = None
 
 
 class SimulatedBackendConfig(Declaration):
@@ -285,7 +291,8 @@ def parse_fleet(
     Args:
         text: the fleet file.
         file: its name, for errors.
-        packaged_devices_text: a YAML mapping with `devices`; empty: none are packaged.
+        packaged_devices_text: a YAML mapping with `devices`, and `serving` constants by name;
+            empty: none are packaged.
         packaged_models_text: a YAML mapping with `models`; empty: none are packaged.
 
     Raises:
@@ -301,6 +308,9 @@ def parse_fleet(
         if packaged_text and isinstance(declared, dict):
             packaged = parse_declaration(packaged_text, f"packaged {field}.yaml", HardwareCatalogue)
             merged[field] = {**getattr(packaged, field), **declared}
+            own = mapping.get("serving", {})
+            if packaged.serving and isinstance(own, dict):
+                merged["serving"] = {**packaged.serving, **own}
     fleet = validate_mapping(merged, file, Fleet)
     devices = {pool.device for pool in fleet.pools.values()} | set(mapping.get("devices", {}))
     models = {serve.model for pool in fleet.pools.values() for serve in pool.serves}

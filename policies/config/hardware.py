@@ -4,11 +4,13 @@ Both are declared with public figures and no measurements of our own; a pool's a
 is learned from its executed work.
 """
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from policies.config.schema import Declaration, cross_field_error, did_you_mean
+from policies.config.schema import cross_field_error, did_you_mean
+from policies.config.serving import Grown, Serving, Share
 
 Kind = Literal["premium_gpu", "inference_silicon", "lpddr_board", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4", "mxfp4", "int4"]
@@ -18,7 +20,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e9)]
 NonNegative = Annotated[float, Field(strict=True, ge=0, le=1e9)]
-Share = Annotated[float, Field(strict=True, gt=0, le=1)]
+Status = Literal["measured", "datasheet", "assumed"]
 
 BYTES_PER_WEIGHT: dict[Precision, float] = {
     "fp32": 4.0,
@@ -56,17 +58,27 @@ at the rate of 16. An 8-bit precision counts only where the device has a rate fo
 """
 
 KV_BYTES_PER_VALUE = 2
-"""Keys and values are cached as BF16, whatever the precision of the weights."""
+"""Keys and values as BF16, whatever the precision of the weights."""
+
+PARAMETERS_PER_SQUARE = 13
+"""Parameters of a layer that a token touches, over the square of the model's width."""
+
+SPEED_FIELDS = frozenset({"memory_gb", "memory_bandwidth_tb_s", "tflops", "link_gb_s"})
+"""Of a device: those whose assumption makes a predicted latency one."""
 
 
-class Device(Declaration):
+class Device(Grown):
     """One accelerator, or one CPU socket with its memory.
 
     `memory_gb` is in 10^9 bytes. Vendors print some capacities in 2^30 bytes and name both GB;
     reading every printed figure as 10^9 errs by at most 7 %, towards too little memory.
     `usd_per_hour` is for one device with its share of the host. `tflops` are dense peaks by
-    precision.
+    precision. `link_gb_s` is the bandwidth to the other devices of a replica, one way. `serving`
+    are the constants of its servers, in a file also by the name of packaged ones; without them it
+    is a plain roofline. `measured` says which measurements they were held against.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"link_gb_s", "serving", "measured"})
 
     kind: Kind
     memory_gb: Positive
@@ -77,7 +89,11 @@ class Device(Declaration):
     compute_efficiency: Share = 0.6
     """Share of the peak that large matrix products reach, where none was measured."""
     bandwidth_efficiency: Share = 0.61
-    """Share of peak bandwidth in decode: measured on A100 and H100 with vLLM 0.28 (ridgepoint)."""
+    """Share of peak bandwidth in decode: measured on A100 and H100 with vLLM 0.28 (ridgepoint).
+    With `serving`, that one's share counts."""
+    link_gb_s: Positive | None = None
+    serving: Serving | None = None
+    measured: str = ""
     source: str = ""
     assumptions: dict[str, str] = Field(default_factory=dict)
     """By field: what was assumed where nobody published a figure."""
@@ -95,6 +111,29 @@ class Device(Declaration):
                 ],
             )
         return self
+
+    @property
+    def status(self) -> Status:
+        """Whether servers on it were measured, or its figures are published ones, or guesses."""
+        if self.measured:
+            return "measured"
+        assumed = {name.partition(".")[0] for name in self.assumptions}
+        return "assumed" if assumed & SPEED_FIELDS else "datasheet"
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether latencies on it rest on what nobody measured there, or on guessed figures."""
+        return self.status == "assumed" or (self.serving is not None and not self.measured)
+
+    @property
+    def error(self) -> float:
+        """Standard deviation of ln(actual / predicted) latency; 0 where no constants say so."""
+        serving = self.serving
+        if serving is None:
+            return 0.0
+        if self.status == "measured":
+            return serving.error
+        return serving.error_assumed if self.status == "assumed" else serving.error_datasheet
 
     @property
     def memory_bytes(self) -> float:
@@ -123,13 +162,16 @@ class Device(Declaration):
         return self.tflops[computed_in] * 1e12
 
 
-class Model(Declaration):
+class Model(Grown):
     """A model as it was published, independent of the precision it is served at.
 
     The size of the KV cache follows from `kv_heads` and `head_dim`; where it doesn't (latent
     attention, sliding windows, encoders) give `kv_bytes_per_token`. `weights_gb` holds published
     checkpoint sizes, in 10^9 bytes by precision, where they differ from parameters x bytes.
+    `hidden_size` is the width of a token's activations; `width` estimates it if not declared.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"hidden_size", "status"})
 
     parameters_b: Positive
     active_declared_b: Positive | None = Field(default=None, alias="active_parameters_b")
@@ -137,11 +179,13 @@ class Model(Declaration):
     query_heads: Count | None = None
     kv_heads: Count | None = None
     head_dim: Count | None = None
+    hidden_size: Count | None = None
     context_tokens: Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
     kv_declared_bytes: NonNegative | None = Field(default=None, alias="kv_bytes_per_token")
     weights_gb: dict[Precision, Positive] = Field(default_factory=dict)
     operations: tuple[Operation, ...] = Field(default=("chat", "completions"), min_length=1)
     source: str = ""
+    status: Status = "datasheet"
     tokenizer_file: Annotated[str, Field(min_length=1, max_length=4_096)] | None = None
     """The model's own `tokenizer.json`, by which a router counts the tokens of prompts."""
 
@@ -157,6 +201,22 @@ class Model(Declaration):
         if found:
             raise cross_field_error("Model", found)
         return self
+
+    @property
+    def has_experts(self) -> bool:
+        """True for a mixture of experts: a token touches a part of the parameters."""
+        return self.active_parameters_b < self.parameters_b
+
+    @property
+    def width(self) -> int:
+        """Values that a token's activations have between two layers.
+
+        If not declared: a layer has about 13 of their squares in parameters that a token touches.
+        Of the packaged models that is 0.95 to 1.36 times the width.
+        """
+        if self.hidden_size is not None:
+            return self.hidden_size
+        return round(math.sqrt(self.active_parameters / (PARAMETERS_PER_SQUARE * self.layers)))
 
     @property
     def active_parameters_b(self) -> float:
@@ -192,8 +252,32 @@ class Model(Declaration):
         return self.weights_bytes(precision) * (self.active_parameters_b / self.parameters_b)
 
 
-class HardwareCatalogue(Declaration):
-    """Devices and models by name."""
+class HardwareCatalogue(Grown):
+    """Devices and models by name, and named constants of servers that devices may refer to."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"serving"})
 
     devices: dict[Name, Device] = Field(default_factory=dict)
     models: dict[Name, Model] = Field(default_factory=dict)
+    serving: dict[Name, Serving] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constants_by_name(cls, given: Any) -> Any:
+        """Put constants in place of their names, so that what a device says stands alone."""
+        if not isinstance(given, dict) or not isinstance(given.get("devices"), dict):
+            return given
+        known = given.get("serving")
+        known = known if isinstance(known, dict) else {}
+        devices, found = dict(given["devices"]), []
+        for name, device in devices.items():
+            named = device.get("serving") if isinstance(device, dict) else None
+            if isinstance(named, str):
+                if named in known:
+                    devices[name] = {**device, "serving": known[named]}
+                else:
+                    message = f"unknown constants; {did_you_mean(named, known)}"
+                    found.append((("devices", name, "serving"), named, message))
+        if found:
+            raise cross_field_error(cls.__name__, found)
+        return {**given, "devices": devices}

@@ -4,14 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policies.config.fleet import Fleet, Pool
-from policies.hardware.roofline import LAYER_OVERHEAD_S, Roofline
+from policies.config.rooflines import roofline_of
+from policies.hardware.roofline import Roofline
 
 SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One model variant in one pool. ``usd_per_s`` is the price of one replica's time."""
+    """One model variant in one pool.
+
+    ``usd_per_s`` is the price of one replica's time, ``latency_s`` what a first token takes beside
+    the device, ``error`` the standard deviation of ln(actual / predicted) latency that the device's
+    constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were
+    measured.
+    """
 
     pool: str
     device: str
@@ -31,6 +38,9 @@ class Option:
     usd_per_s: float
     time_scale: float
     failure_rate: float
+    latency_s: float = 0.0
+    error: float = 0.0
+    is_assumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,7 @@ def compile_options(fleet: Fleet) -> Options:
 
 def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
     device = fleet.devices[pool.device]
+    serving = device.serving
     usd_per_hour = device.usd_per_hour if pool.usd_per_hour is None else pool.usd_per_hour
     resident_bytes = sum(
         fleet.models[serve.model].weights_bytes(serve.precision) for serve in pool.serves
@@ -75,20 +86,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
     for serve in pool.serves:
         model = fleet.models[serve.model]
         wide = serve.tensor_parallel
-        roofline = Roofline(
-            weights_bytes=model.weights_bytes(serve.precision),
-            active_weights_bytes=model.active_weights_bytes(serve.precision),
-            active_parameters=model.active_parameters,
-            kv_bytes_per_token=model.kv_bytes_per_token,
-            layers=model.layers,
-            attention_width=model.attention_width,
-            flops=device.flops(serve.precision) * wide,
-            bandwidth_bytes_per_s=device.bandwidth_bytes_per_s * wide,
-            memory_bytes=device.memory_bytes * wide,
-            compute_efficiency=device.compute_efficiency,
-            bandwidth_efficiency=device.bandwidth_efficiency,
-            step_overhead_s=model.layers * LAYER_OVERHEAD_S,
-        )
+        roofline = roofline_of(device, model, serve.precision, wide, serve.kv_precision)
         options.append(
             Option(
                 pool=name,
@@ -109,6 +107,9 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 usd_per_s=usd_per_hour * wide / SECONDS_PER_HOUR,
                 time_scale=getattr(pool.backend, "time_scale", 1.0),
                 failure_rate=pool.failure_rate or 0.0,
+                latency_s=serving.first_token_ms / 1000 if serving else 0.0,
+                error=device.error,
+                is_assumed=device.is_assumed,
             )
         )
     return tuple(options)

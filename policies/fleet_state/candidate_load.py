@@ -125,6 +125,8 @@ class EstimateTerms(NamedTuple):
         kv_token_s: to read the keys and values of a token.
         untouched_share: share of the weights that one token does not touch.
         overhead_s: of each iteration.
+        traffic_s: of exchange between devices for a token computed.
+        begin_s: overhead of an iteration that holds prompt tokens.
         spread: a step of the sequences on one replica, if the pool spreads its work evenly.
         gathered: the same if the pool gathers them.
         woken: the members' share of a whole step if nothing of the variant runs, else 0.
@@ -149,6 +151,8 @@ class EstimateTerms(NamedTuple):
     kv_token_s: float
     untouched_share: float
     overhead_s: float
+    traffic_s: float
+    begin_s: float
     spread: DecodeStep
     gathered: DecodeStep
     woken: float
@@ -179,7 +183,7 @@ class Standing:
         slots: places of all replicas.
         speed: measured speed over predicted.
         pace: ``speed`` times the speed of the backend's clock.
-        backlog_s: device time before a request can start.
+        backlog_s: time before a request can start: device time, and the server's own latency.
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
         learned: values learned from the variant's past executions.
@@ -251,6 +255,8 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
         roofline.kv_token_s,
         roofline.untouched_share,
         roofline.step_overhead_s,
+        roofline.traffic_token_s,
+        roofline.prefill_overhead_s,
         spread,
         # The same where nothing runs, so that the estimate has one step to find.
         spread if together == sequences else DecodeStep(together, *roofline.sequences_s(together)),
@@ -285,7 +291,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         slots=slots,
         speed=speed,
         pace=speed * option.time_scale,
-        backlog_s=load.backlog_s,
+        backlog_s=load.backlog_s + option.latency_s / option.time_scale,
         # The round of what runs holds a step of the variant's own already.
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,

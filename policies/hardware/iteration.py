@@ -172,7 +172,7 @@ class VariantQueue:
             tokens += chunk_tokens
             kv_tokens += state.computed_tokens
             pairs += chunk_tokens * (0.5 * chunk_tokens + state.computed_tokens)
-        return self.roofline.iteration_s(tokens, kv_tokens, pairs)
+        return self.roofline.iteration_s(tokens, kv_tokens, pairs, len(self.decoding), len(chunks))
 
     def wait(self, state: JobState) -> None:
         """Queue a job."""

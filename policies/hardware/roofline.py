@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 # vLLM's default `gpu_memory_utilization`: weights and KV cache get this share of the memory.
 MEMORY_UTILIZATION = 0.9
 
-# Kernel launches and other work that no roofline sees, per layer and step (vllm-sr-sim's profiles).
+# Kernel launches and other work that no roofline sees, per layer and step (vllm-sr-sim's profiles),
+# where a device declares no constants of its servers.
 LAYER_OVERHEAD_S = 3e-6
 
 # Context of a sequence of unknown length; the mean of the open trace.
@@ -26,12 +27,12 @@ class Roofline:
 
     An iteration that pushes n tokens through the model takes
 
-        max(FLOPs / (F * MFU), bytes / (BW * MBU)) + overhead
+        max(FLOPs / (F * MFU), bytes / (BW * MBU)) + overhead + traffic + sequences + prompts
 
-    because compute and memory traffic overlap (LLM-Viewer, GenZ and vllm-sr-sim use this form).
-    Untuned it is off by about 2x on decode, so both efficiencies are meant to be learned from
-    executed work. Traffic between the devices of a replica has no term of its own: it is part of
-    what is learned.
+    because compute and memory traffic overlap (LLM-Viewer, GenZ and vllm-sr-sim use this form),
+    while kernel launches, the exchange between the devices of a replica, and the server's work
+    for each sequence and prompt do not. Without the last three, which are 0 where nothing was
+    measured, decode is off by 2x on several devices (docs/hardware.md).
 
     Attributes:
         weights_bytes: all stored weights.
@@ -46,7 +47,10 @@ class Roofline:
         compute_efficiency: MFU, the share of `flops` reached.
         bandwidth_efficiency: MBU, the share of `bandwidth_bytes_per_s` reached.
         step_overhead_s: seconds of each iteration outside both; `layers * LAYER_OVERHEAD_S` where
-            nothing was measured.
+            nothing was measured. Latency of the exchange between devices is part of it.
+        traffic_token_s: seconds of exchange between devices for each token computed.
+        sequence_overhead_s: seconds that each decoding sequence adds to an iteration.
+        prompt_overhead_s: seconds that each prompt, or chunk of one, adds to an iteration.
 
     Raises:
         ValueError: a figure that must be positive is not, or more weights are active than stored.
@@ -64,6 +68,9 @@ class Roofline:
     compute_efficiency: float
     bandwidth_efficiency: float
     step_overhead_s: float
+    traffic_token_s: float = 0.0
+    sequence_overhead_s: float = 0.0
+    prompt_overhead_s: float = 0.0
 
     alone_s: float = field(init=False, repr=False, compare=False)
     """A decode step that streams the weights for one sequence of no length, in seconds."""
@@ -79,6 +86,10 @@ class Roofline:
     """To read the keys and values of a token, in seconds."""
     untouched_share: float = field(init=False, repr=False, compare=False)
     """Share of the weights that one token does not touch; 0 for a dense model."""
+    sequence_s: float = field(init=False, repr=False, compare=False)
+    """Overhead and traffic of a sequence in a decode step, in seconds."""
+    prefill_overhead_s: float = field(init=False, repr=False, compare=False)
+    """Overhead of a pass that computes one prompt, in seconds."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -95,7 +106,15 @@ class Roofline:
                 raise ValueError(
                     f"Roofline.{name} is {getattr(self, name)}: give a positive number"
                 )
-        for name in ("kv_bytes_per_token", "layers", "attention_width", "step_overhead_s"):
+        for name in (
+            "kv_bytes_per_token",
+            "layers",
+            "attention_width",
+            "step_overhead_s",
+            "traffic_token_s",
+            "sequence_overhead_s",
+            "prompt_overhead_s",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Roofline.{name} is {getattr(self, name)}: give zero or more")
         if self.active_weights_bytes > self.weights_bytes:
@@ -111,12 +130,21 @@ class Roofline:
             "weights_s": self.weights_bytes / reached_bytes_per_s,
             "kv_token_s": self.kv_bytes_per_token / reached_bytes_per_s,
             "untouched_share": 1.0 - self.active_weights_bytes / self.weights_bytes,
+            "sequence_s": self.sequence_overhead_s + self.traffic_token_s,
+            "prefill_overhead_s": self.step_overhead_s + self.prompt_overhead_s,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "alone_s", self.step_s(1, 0))
 
-    def iteration_s(self, tokens: int, kv_tokens: int, attention_pairs: float) -> float:
+    def iteration_s(
+        self,
+        tokens: int,
+        kv_tokens: int,
+        attention_pairs: float,
+        sequences: int = 0,
+        prompts: int = 0,
+    ) -> float:
         """Seconds of one pass of `tokens` through the model.
 
         FLOPs are 2 * active parameters * tokens + 4 * attention_width * layers * pairs
@@ -130,12 +158,20 @@ class Roofline:
             tokens: tokens computed, of prompts and of decodes alike.
             kv_tokens: tokens whose keys and values are read from the cache.
             attention_pairs: (query, key) pairs of all tokens computed.
+            sequences: those of the tokens that are decodes, one of a sequence.
+            prompts: prompts, or chunks of them, that the other tokens are of.
         """
         compute_s = tokens * self.token_s + attention_pairs * self.pair_s
         memory_s = (
             self.weights_s * (1.0 - self.untouched_share**tokens) + kv_tokens * self.kv_token_s
         )
-        return max(compute_s, memory_s) + self.step_overhead_s
+        overhead_s = (
+            self.step_overhead_s
+            + tokens * self.traffic_token_s
+            + sequences * self.sequence_overhead_s
+            + prompts * self.prompt_overhead_s
+        )
+        return max(compute_s, memory_s) + overhead_s
 
     def prefill_s(self, tokens: int, cached_tokens: int = 0) -> float:
         """Seconds until the first token of a prompt, computed alone and in one pass.
@@ -154,12 +190,13 @@ class Roofline:
             memory_s = self.weights_s
             if self.untouched_share:
                 memory_s *= 1.0 - self.untouched_share**tokens
-            return (max(memory_s, compute_s)) + self.step_overhead_s
+            overhead_s = tokens * self.traffic_token_s + self.prefill_overhead_s
+            return overhead_s + max(memory_s, compute_s)
         computed = tokens - cached_tokens
         if computed < 1:
             computed, cached_tokens = 1, max(tokens - 1, 0)
         return self.iteration_s(
-            computed, cached_tokens, computed * (0.5 * computed + cached_tokens)
+            computed, cached_tokens, computed * (0.5 * computed + cached_tokens), prompts=1
         )
 
     def step_s(self, sequences: int, context_tokens: int, prefill_tokens: int = 0) -> float:
@@ -176,6 +213,8 @@ class Roofline:
                 sequences + prefill_tokens,
                 context_tokens,
                 context_tokens + 0.5 * prefill_tokens * prefill_tokens,
+                sequences,
+                1 if prefill_tokens else 0,
             )
         # `iteration_s` as it is here, like the one in `prefill_s`.
         compute_s, memory_s = self.sequences_s(sequences)
@@ -184,11 +223,15 @@ class Roofline:
         return max(compute_s, memory_s) + self.step_overhead_s
 
     def sequences_s(self, sequences: int) -> tuple[float, float]:
-        """Seconds of compute and of memory of a decode step, without the sequences' contexts."""
+        """Seconds of compute and of memory of a decode step, without the sequences' contexts.
+
+        Both hold the time that the sequences take beside either.
+        """
         memory_s = self.weights_s
         if self.untouched_share:
             memory_s *= 1.0 - self.untouched_share**sequences
-        return sequences * self.token_s, memory_s
+        beside_s = sequences * self.sequence_s
+        return sequences * self.token_s + beside_s, memory_s + beside_s
 
     def decode_s(self, output_tokens: int, sequences: int, context_tokens_each: int) -> float:
         """Seconds from the first output token to the last, in a steady batch.
@@ -233,7 +276,7 @@ class Roofline:
         if gap_s * gap_growth_s < 0:
             flip = min(steps, math.ceil(-gap_s / gap_growth_s))
         roof_s = _series(*first, 0, flip) + _series(*then, flip, steps)
-        return roof_s + steps * self.step_overhead_s
+        return roof_s + steps * (self.step_overhead_s + sequences * self.sequence_s)
 
     def kv_capacity_tokens(self, resident_weights_bytes: float) -> int:
         """Tokens whose keys and values fit beside all resident weights, this variant's included.

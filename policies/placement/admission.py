@@ -137,7 +137,7 @@ def _is_crowded_out(
     assumed = policy.estimates
     found = estimate(profile, standing_of(option, empty), transport_s=assumed.transport_s)
     elapsed_s = now - profile.created_at
-    likely = chance(profile, found, elapsed_s=elapsed_s, spread=assumed.spread)
+    likely = chance(profile, found, elapsed_s, spread=max(assumed.spread, option.error))
     return likely >= profile.target_chance
 
 

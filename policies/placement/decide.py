@@ -191,7 +191,9 @@ def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -
     assumed, scarce_from = policy.estimates, policy.scarcity.from_share
     figures = estimates(profile, visits, assumed.transport_s)
     learned = [visit[0].learned for visit in visits]
-    likely = chances(profile, figures, learned, now - profile.created_at, assumed.spread)
+    # An estimate of a device that nobody has measured errs more.
+    spreads = [max(assumed.spread, visit[0].option.error) for visit in visits]
+    likely = chances(profile, figures, learned, now - profile.created_at, spreads)
     prices_usd = [each[COST] for each in figures]
     for at, visit in enumerate(visits):
         if visit[0].fullness > scarce_from:

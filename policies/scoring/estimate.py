@@ -79,7 +79,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
     found: list[Figures] = []
     for standing, _, members, wait_s, cached_tokens in visits:
         terms = standing.known_terms.get(-members if wait_s > 0 else members)
-        (token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s,
+        (token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s, traffic_s, begin_s,
          spread, gathered, woken, sharers, base_s, sustained_s, ahead, slots,
          kv_missing, kv_token_share, speed, pace, usd_per_s, backlog_s,
          others_s) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
@@ -87,7 +87,8 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         memory_s = weights_s
         if untouched_share:
             memory_s *= 1.0 - untouched_share**prompt
-        prefill_s = (compute_s if compute_s > memory_s else memory_s) + overhead_s
+        busy_s = compute_s if compute_s > memory_s else memory_s
+        prefill_s = prompt * traffic_s + begin_s + busy_s
         computed_s = prefill_s
         if cached_tokens:
             computed_s = standing.option.roofline.prefill_s(profile.input_tokens, cached_tokens)
@@ -172,7 +173,7 @@ def chance(
 ) -> float:
     """Return the chance of one estimate with these errors, see `chances`."""
     learned = Learned(ttft_error, tpot_error)
-    return chances(profile, [estimate], [learned], elapsed_s, spread)[0]
+    return chances(profile, [estimate], [learned], elapsed_s, [spread])[0]
 
 
 def chances(
@@ -180,7 +181,7 @@ def chances(
     estimates: Sequence[Figures],
     learned: Sequence[Learned],
     elapsed_s: float,
-    spread: float,
+    spreads: Sequence[float],
 ) -> list[float]:
     """Return the chance of each estimate to meet deadline, TTFT and TPOT.
 
@@ -193,15 +194,14 @@ def chances(
         learned: of each, the TTFT error and the TPOT error of that option's past promises, None if
             too few were seen.
         elapsed_s: time since ``created_at``.
-        spread: standard deviation of ln(actual / predicted) if nothing was learned.
+        spreads: of each, standard deviation of ln(actual / predicted) if nothing was learned.
     """
     deadline_s = profile.deadline - profile.created_at - elapsed_s
     ttft_left_s = None if profile.ttft_s is None else profile.ttft_s - elapsed_s
     tpot_limit_s = profile.tpot_s if profile.output_tokens > 1 else None
-    deviation = spread * SQRT2
     found: list[float] = []
-    for (_, ttft_s, tpot_s, _, _, latest_s), (ttft_error, tpot_error, _) in zip(
-        estimates, learned, strict=True
+    for (_, ttft_s, tpot_s, _, _, latest_s), (ttft_error, tpot_error, _), spread in zip(
+        estimates, learned, spreads, strict=True
     ):
         least = deadline_s / (latest_s or TINY_S)
         if ttft_left_s is not None:
@@ -217,7 +217,7 @@ def chances(
             if times < least:
                 least = times
         # The chance grows with the ratio, so that one is asked for in place of three.
-        found.append(0.5 * (1.0 + erf(log(least) / deviation)) if least > 0 else 0.0)
+        found.append(0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0)
     return found
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from policies import (
     Decision,
+    Options,
     Tagged,
     UnservableError,
     compile_options,
@@ -139,10 +140,19 @@ def explain(
             "refusals": decision.refusals,
             "policy_version": evidence.policy_version,
             "fleet_version": evidence.fleet_version,
+            "assumed_pools": _assumed(options),
         }
         typer.echo(orjson.dumps(shown).decode())
         return
     wide_out().print(story([evidence]))
+    if assumed := _assumed(options):
+        told = ", ".join(assumed)
+        wide_out().print(f"assumed, since no servers on such devices were measured: {told}")
+
+
+def _assumed(options: Options) -> list[str]:
+    """Return the pools whose latencies and costs rest on inherited constants."""
+    return [name for name, served in options.by_pool.items() if served[0].is_assumed]
 
 
 def _evidence(

@@ -116,9 +116,11 @@ def _pools(figures: Mapping[str, Any]) -> Table:
     table.add_column("pool", no_wrap=True)
     for heading in ("direct", "batch", "batches", "output tokens", "$"):
         table.add_column(heading, justify="right", no_wrap=True)
+    assumed = figures.get("assumed_pools", ())
     for pool, found in figures["by_pool"].items():
         counts = (found[name] for name in ("direct", "batch", "batches", "output_tokens"))
-        table.add_row(pool, *(f"{n:,}" if n else "" for n in counts), f"{found['cost_usd']:.4f}")
+        shown = f"{pool}, assumed" if pool in assumed else pool
+        table.add_row(shown, *(f"{n:,}" if n else "" for n in counts), f"{found['cost_usd']:.4f}")
     return table
 
 

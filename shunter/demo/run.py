@@ -286,6 +286,9 @@ def _judge(
         pools=list(case.fleet.pools),
         speed=speed,
     )
+    figures["assumed_pools"] = [
+        name for name, served in compile_options(case.fleet).by_pool.items() if served[0].is_assumed
+    ]
     figures["trail"] = {
         "records": findings.records,
         "roots": findings.roots,

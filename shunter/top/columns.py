@@ -87,6 +87,11 @@ def wide_enough(of: Sequence[Column[T]], width: int) -> list[Column[T]]:
     return [column for column in of if column.columns_min <= width]
 
 
+def _device(pool: PoolView) -> str:
+    device = pool.device or NONE
+    return f"{device}, assumed" if pool.assumed else device
+
+
 def _busy(pool: PoolView) -> str | Text:
     if pool.state == "none":
         return Text("no worker", "red")
@@ -114,7 +119,7 @@ def _speed(pool: PoolView) -> str:
 
 POOLS: Sequence[Column[PoolView]] = (
     Column("pool", lambda p: Text(p.pool, "bold"), lambda p: p.pool, justify="left"),
-    Column("device", lambda p: p.device or NONE, lambda p: p.device or "", 105, "left"),
+    Column("device", _device, lambda p: p.device or "", 105, "left"),
     Column("region", lambda p: p.region or NONE, lambda p: p.region or "", 150, "left"),
     Column("busy", _busy, lambda p: p.busy or 0.0, justify="left"),
     Column("runs", lambda p: count(p.running), lambda p: p.running),

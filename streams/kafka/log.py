@@ -12,14 +12,13 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
-    ConsumerStoppedError,
     KafkaError,
     OffsetOutOfRangeError,
 )
 
 from streams.engine.continuity import check_continuity, newest_epoch
 from streams.engine.log import LogError, Membership, Partition, Record, StillOpenError
-from streams.kafka import offset_requests
+from streams.kafka import group_position, offset_requests
 from streams.kafka.broker_time import Stamps
 from streams.kafka.instance_name import static_name
 from streams.kafka.leader_agreement import ask_leaders
@@ -59,15 +58,8 @@ FENCE_S_MAX = 30.0
 # its own (`Transactor._in_time`, FENCE_S_MAX, `_read_to`, REBALANCE_S), and a frozen process sends
 # no heartbeat.
 IDLE_MS_MAX = math.inf
-# A newly assigned partition may have no position yet.
-POSITION_S_MAX = 0.1
-LAG_S_MAX = 2.0
-OFFSETS_S_MAX = 5.0
 # If a log has lost the records at a position, nothing is read from elsewhere instead.
 NO_RESET = {"auto_offset_reset": "none"}
-# Errors of a client that is asked for its lag, or tells its offsets: no answer, no broker, no share
-# of the group, its own end.
-UNTOLD = (TimeoutError, KafkaError, ConsumerStoppedError, OSError)
 # A broker's default interval of the search for transactions beyond their timeout.
 EXPIRY_CHECK_S = 10.0
 
@@ -205,32 +197,11 @@ class KafkaLog:
         Raises:
             LogError: not now.
         """
-        try:
-            async with asyncio.timeout(OFFSETS_S_MAX):
-                await self._member.commit({TopicPartition(*p): o for p, o in offsets.items()})
-        except UNTOLD as error:
-            raise LogError(f"the group's offsets are not committed: {error!r}") from error
+        await group_position.commit_offsets(self._member, offsets)
 
     async def lag(self) -> Mapping[Partition, int]:
-        """Return how many offsets below the last stable one each of our partitions is behind.
-
-        The broker is asked for the ends: those of the last fetch grow old while a partition is
-        paused. Its answer comes after that to a fetch in flight, which it may delay for 0.5 s.
-        """
-        consumer = self._consumer
-        if consumer is None:
-            return {}
-        lags: dict[Partition, int] = {}
-        # The member detects its own faults.
-        with contextlib.suppress(*UNTOLD):
-            async with asyncio.timeout(LAG_S_MAX):
-                ends = await consumer.end_offsets(consumer.assignment())
-            for partition, end in ends.items():
-                with contextlib.suppress(*UNTOLD):
-                    async with asyncio.timeout(POSITION_S_MAX):
-                        position = await consumer.position(partition)
-                    lags[Partition(*partition)] = max(0, end - position)
-        return lags
+        """Return how many offsets below the last stable one each of our partitions is behind."""
+        return {} if self._consumer is None else await group_position.lags(self._consumer)
 
     def unstable(self) -> Mapping[Partition, tuple[int, int]]:
         """Return last stable offset and end where they differ, according to the last fetch."""

@@ -92,6 +92,7 @@ def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> 
             pool=name,
             device=known.device if known else None,
             kind=declared[name][0].kind if name in declared else None,
+            assumed=name in declared and declared[name][0].is_assumed,
             region=known.region if known else None,
             state=_state(reports),
             workers=len(reports),

@@ -55,12 +55,14 @@ class PoolView:
     full. ``busy`` is the device time of the work completed in the window over that of all replicas,
     None if unknown: work that ends at once can exceed it for a while. ``speed`` is predicted over
     measured device time by model variant; ``circuits`` the variants whose circuit breaker is not
-    closed on some worker. ``usd_per_hour`` is for the work in the window, not the price of devices.
+    closed on some worker. ``assumed``: no servers were measured on its device, so that predictions
+    for it err more. ``usd_per_hour`` is for the work in the window, not the price of devices.
     """
 
     pool: str
     device: str | None
     kind: str | None
+    assumed: bool
     region: str | None
     state: str
     workers: int

@@ -118,7 +118,7 @@ function speed(pool) {
 
 const POOLS = [
   ["pool", "head", (p) => p.pool],
-  ["device", "text wide", (p) => p.device],
+  ["device", "text wide", (p) => (p.assumed ? `${p.device}, assumed` : p.device)],
   ["state", "text", state],
   ["busy", "", (p) => (isNumber(p.busy) ? [meter(p.busy, `device time of ${p.pool} in use`), percent(p.busy)] : NONE)],
   ["runs / slots", "", (p) => `${whole(p.running)} / ${whole(p.slots)}`],

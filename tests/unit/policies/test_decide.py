@@ -436,3 +436,23 @@ def test_candidates_are_a_sequence_of_records_that_is_made_once() -> None:
     assert found == tuple(found)
     assert hash(found) == hash(tuple(found))
     assert found[1:] == tuple(found)[1:]
+
+
+def test_a_device_that_nobody_measured_promises_less_surely() -> None:
+    options = some_options()
+    sure = decide_in(profile(), a_situation(options=options), NOW)
+    wide = {
+        model: tuple(replace(each, error=1.0) for each in served)
+        for model, served in options.by_model.items()
+    }
+    pools = {
+        pool: tuple(replace(each, error=1.0) for each in served)
+        for pool, served in options.by_pool.items()
+    }
+    where = a_situation(options=replace(options, by_model=wide, by_pool=pools))
+    unsure = decide_in(profile(), where, NOW)
+    before = {(c.pool, c.model_variant): c for c in eligible(sure)}
+    for each in eligible(unsure):
+        assert each.cost_usd == before[each.pool, each.model_variant].cost_usd
+        assert 0.5 < (each.chance or 0) < (before[each.pool, each.model_variant].chance or 0)
+    assert len(eligible(unsure)) == len(before) > 2

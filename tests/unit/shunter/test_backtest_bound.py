@@ -93,22 +93,24 @@ def test_noise_that_nobody_knows_leaves_no_bound() -> None:
 def test_one_request_alone_costs_its_prefill_and_decode_at_the_cheapest_pool_that_is_in_time() -> (
     None
 ):
-    (alone,) = demands(chat())
+    # Short enough everywhere that it is certainly under way with others.
+    (alone,) = demands(chat(model="llama-3.1-8b"))
     prices = {
         option.pool: option.usd_per_s
         * (option.roofline.prefill_s(1000) + option.roofline.decode_s(400, 1, 1000))
         for option in able(alone, OPTIONS)
     }
-    assert set(prices) == {"premium-us", "premium-eu", "silicon-us"}  # at 80 ms a token
+    assert set(prices) == {"premium-us", "premium-eu", "silicon-us", "lpddr-eu"}
     bound_usd = streaming_bound([alone], OPTIONS)
     # When exactly it starts is known to a cell only.
-    assert 0.8 * min(prices.values()) < bound_usd <= min(prices.values())
+    assert 0.7 * min(prices.values()) < bound_usd <= min(prices.values())
 
 
 def test_two_that_can_decode_together_cost_little_more_and_two_apart_cost_twice() -> None:
-    alone = streaming_bound(demands(chat()), OPTIONS)
-    together = streaming_bound(demands(chat(), chat()), OPTIONS)
-    apart = streaming_bound(demands(chat(), chat(at_s=60.0)), OPTIONS)
+    first, later = chat(model="llama-3.1-8b"), chat(at_s=60.0, model="llama-3.1-8b")
+    alone = streaming_bound(demands(first), OPTIONS)
+    together = streaming_bound(demands(first, first), OPTIONS)
+    apart = streaming_bound(demands(first, later), OPTIONS)
     assert together < 1.2 * alone
     assert apart == pytest.approx(2 * alone, rel=0.02)
 

@@ -22,8 +22,11 @@ OPTIONS = compile_options(FLEET)
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_report_has_classes_pools_a_story_and_how_to_go_on(kept):
     on = console(80)
-    on.print(report(outcome(Verdict(0, 0, 0, 0, 0)), kept=kept))
+    done = outcome(Verdict(0, 0, 0, 0, 0))
+    done.figures["assumed_pools"] = ["silicon-us"]
+    on.print(report(done, kept=kept))
     text = printed(on)
+    assert "silicon-us, assumed" in text
     assert "2,000 requests in, 2,000 results out: none lost" in text
     for name in [*FLEET.pools, *POLICY.classes, "One that was served at once", "How to go on"]:
         assert name in text

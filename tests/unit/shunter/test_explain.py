@@ -57,13 +57,15 @@ def test_each_candidate_is_told_with_cost_latency_chance_and_reason(tmp_path: Pa
         assert 0 <= chance <= 1
     assert "refused premium-us us-east, llama-3.1-8b-fp8 fp8: pool_excluded" in lines
     assert any("placed: cheapest_in_time" in line for line in lines)
+    assert told["assumed_pools"] == ["silicon-us", "lpddr-eu", "lpddr-us", "cpu-eu"]
+    assert lines[-1].endswith("measured: silicon-us, lpddr-eu, lpddr-us, cpu-eu")
     assert f"versions policy {told['policy_version']} · fleet {told['fleet_version']}" in lines
 
 
 def test_waiting_and_what_nobody_can_do_in_time_are_explained(tmp_path: Path) -> None:
     waits = why(tmp_path, task="summarization", constraints={"pools": ["silicon-us", "lpddr-us"]})
-    assert waits["silicon-us", "hold"] == "waiting_is_cheapest"
-    assert waits["silicon-us", "direct"] == waits["lpddr-us", "hold"] == "costs_more"
+    assert waits["lpddr-us", "hold"] == "waiting_is_cheapest"
+    assert waits["silicon-us", "direct"] == waits["silicon-us", "hold"] == "costs_more"
     late = why(tmp_path, slo={"ttft_ms": 1})
     assert [reason for reason in late.values() if reason != "lane"] == [
         "best_chance", *["lower_chance"] * 3,

@@ -36,6 +36,7 @@ class TestPools:
         topics.now += 4.5
         pool = of_pool(topics.shown(), "silicon-us")
         assert (pool.state, pool.workers, pool.device) == ("none", 0, "maia-200")
+        assert pool.assumed
 
     def test_each_declared_pool_is_shown_and_one_that_only_reports_too(self) -> None:
         topics = Topics()

@@ -1,0 +1,104 @@
+"""`shunter hardware`: latencies that the hardware model predicts, and what they rest on."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.table import Table
+
+from policies import DeclarationError
+from policies.config.hardware import HardwareCatalogue
+from shunter.console import AsJson, complain, wide_out
+from shunter.hardware.catalogue import load_catalogue
+from shunter.hardware.predictions import REQUIRED, UnreadableError, predictions, read_rows
+
+UNREADABLE = 2
+
+hardware = typer.Typer(name="hardware", help="Predict latencies; list devices and models.")
+
+CatalogueFile = Annotated[
+    Path | None,
+    typer.Option("--catalogue", help="YAML with further devices and models.", metavar="FILE"),
+]
+
+
+@hardware.command()
+def predict(
+    file: Annotated[Path, typer.Argument(help="A CSV file, one configuration a row.")],
+    catalogue: CatalogueFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict mean TTFT and TPOT of configurations in a closed loop.
+
+    A row is one replica that serves one variant alone, and clients that each send their next
+    request when the last one is answered. docs/hardware.md has the columns.
+
+    Example: shunter hardware predict configurations.csv --json
+    """
+    try:
+        rows, known = read_rows(file), load_catalogue(catalogue)
+    except (UnreadableError, DeclarationError) as error:
+        complain(str(error))
+        raise typer.Exit(UNREADABLE) from error
+    found = list(predictions(rows, known))
+    if as_json:
+        typer.echo(orjson.dumps({"rows": found}).decode())
+        return
+    table = Table("TTFT ms", "TPOT ms", *REQUIRED, "")
+    for row, each in zip(rows, found, strict=True):
+        told = [f"{float(each[key]):.4g}" if key in each else "" for key in ("ttft_ms", "tpot_ms")]
+        table.add_row(*told, *(row[name] for name in REQUIRED), _note(row, each, known))
+    wide_out().print(table)
+
+
+@hardware.command(name="list")
+def list_(catalogue: CatalogueFile = None, as_json: AsJson = False) -> None:
+    """List devices and models, and whether their figures are measured, published or assumed.
+
+    Example: shunter hardware list
+    """
+    try:
+        known = load_catalogue(catalogue)
+    except DeclarationError as error:
+        complain(str(error))
+        raise typer.Exit(UNREADABLE) from error
+    told = _devices(known), _models(known)
+    if as_json:
+        typer.echo(orjson.dumps(dict(zip(("devices", "models"), told, strict=True))).decode())
+        return
+    for title, entries in zip(("device", "model"), told, strict=True):
+        table = Table(title, "status", "error", "source")
+        for each in entries:
+            deviation = each["error"]
+            shown = f"x {math.exp(deviation):.2f}" if isinstance(deviation, float) else ""
+            table.add_row(str(each["name"]), str(each["status"]), shown, str(each["source"]))
+        wide_out().print(table)
+
+
+def _devices(known: HardwareCatalogue) -> list[dict[str, object]]:
+    return [
+        {
+            "name": name,
+            "status": device.status,
+            "error": device.error or None,
+            "source": device.measured or device.source,
+            "assumptions": device.assumptions,
+        }
+        for name, device in sorted(known.devices.items())
+    ]
+
+
+def _models(known: HardwareCatalogue) -> list[dict[str, object]]:
+    return [
+        {"name": name, "status": model.status, "error": None, "source": model.source}
+        for name, model in sorted(known.models.items())
+    ]
+
+
+def _note(row: dict[str, str], found: dict[str, float | str], known: HardwareCatalogue) -> str:
+    """Return why a row has no figures, or that they are assumed."""
+    if "error" in found:
+        return str(found["error"])
+    return "assumed" if known.devices[row["device"]].is_assumed else ""

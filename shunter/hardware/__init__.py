@@ -1,0 +1,1 @@
+"""Predictions of measured configurations, and the catalogue of devices and models they rest on."""

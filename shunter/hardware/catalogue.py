@@ -1,0 +1,55 @@
+"""The catalogue that predictions rest on: the packaged one, and a file that adds to it."""
+
+from pathlib import Path
+from typing import Any
+
+from policies.config.hardware import Device, HardwareCatalogue
+from policies.config.schema import DeclarationError, Problem, load_mapping, validate_mapping
+from streams.config.declarations import packaged
+
+# What a device takes that declares no constants of its own; no server on a CPU is like those.
+INHERITED = "servers-2026"
+
+
+def load_catalogue(path: Path | None = None) -> HardwareCatalogue:
+    """Return the packaged devices and models, with those of a file added or put in their place.
+
+    A device that declares no `serving` inherits the packaged constants, unless it is a CPU.
+
+    Raises:
+        DeclarationError: naming file, field and value of each problem.
+    """
+    devices = load_mapping(packaged("devices.yaml"), "packaged devices.yaml")
+    merged: dict[str, Any] = {
+        **devices,
+        **load_mapping(packaged("models.yaml"), "packaged models.yaml"),
+    }
+    name = "packaged catalogue"
+    if path is not None:
+        name = str(path)
+        for part, declared in _read(path).items():
+            is_known = isinstance(declared, dict) and isinstance(merged.get(part), dict)
+            merged[part] = {**merged[part], **declared} if is_known else declared
+    catalogue = validate_mapping(merged, name, HardwareCatalogue)
+    return catalogue.model_copy(
+        update={
+            "devices": {
+                each: _with_constants(device, catalogue)
+                for each, device in catalogue.devices.items()
+            }
+        }
+    )
+
+
+def _with_constants(device: Device, catalogue: HardwareCatalogue) -> Device:
+    if device.serving is not None or device.kind == "cpu":
+        return device
+    return device.model_copy(update={"serving": catalogue.serving[INHERITED]})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeclarationError([Problem(str(path), "", "", f"can't be read: {error}")]) from error
+    return load_mapping(text, str(path))

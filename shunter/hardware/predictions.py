@@ -1,0 +1,180 @@
+"""Configurations of a CSV file, and the latencies that the hardware model predicts for them."""
+
+import csv
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from policies.config.hardware import Device, HardwareCatalogue, Model, Precision
+from policies.config.rooflines import roofline_of
+from policies.config.schema import did_you_mean
+from policies.config.serving import KVPrecision
+from policies.hardware.closed_loop import Means, closed_loop
+
+REQUIRED = (
+    "device",
+    "model",
+    "precision",
+    "tensor_parallel",
+    "input_tokens",
+    "output_tokens",
+    "concurrency",
+)
+REQUESTS_PER_CLIENT = 10
+# Far beyond what a server runs; a mistyped number must not take hours.
+DEVICES_MAX, TOKENS_MAX, CLIENTS_MAX, REQUESTS_MAX = 1024, 10_000_000, 65_536, 1_000_000
+SEED = 20
+
+
+class UnreadableError(ValueError):
+    """A file holds no configurations; the message says why."""
+
+
+class RowError(ValueError):
+    """A configuration can't be predicted; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One replica that serves a variant alone, and the clients of its closed loop."""
+
+    device: Device
+    model: Model
+    precision: Precision
+    tensor_parallel: int
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+    requests: int
+    length_low: float
+    kv_precision: KVPrecision | None
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """Return input and output tokens of each request, the same at each call."""
+        drawn = random.Random(SEED)  # noqa: S311 - lengths of a simulation
+        low_in, low_out = (
+            max(1, math.ceil(self.length_low * tokens))
+            for tokens in (self.input_tokens, self.output_tokens)
+        )
+        return [
+            (drawn.randint(low_in, self.input_tokens), drawn.randint(low_out, self.output_tokens))
+            for _ in range(self.requests)
+        ]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, by column.
+
+    Raises:
+        UnreadableError: there is no such file, it is no CSV, or it lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UnreadableError(
+                    f"{path}: has no column {', '.join(missing)}: the first line names the columns"
+                )
+            return [
+                {name: value or "" for name, value in row.items() if isinstance(name, str)}
+                for row in reader
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableError(f"{path}: can't be read as CSV: {error}") from error
+
+
+def predictions(
+    rows: list[dict[str, str]], catalogue: HardwareCatalogue
+) -> Iterator[dict[str, float | str]]:
+    """Yield for each row `ttft_ms` and `tpot_ms`, or the `error` that keeps it from having any."""
+    for row in rows:
+        try:
+            found = predict(configuration(row, catalogue))
+        except RowError as error:
+            yield {"error": str(error)}
+        else:
+            yield {"ttft_ms": 1000 * found.ttft_s, "tpot_ms": 1000 * found.tpot_s}
+
+
+def predict(asked: Configuration) -> Means:
+    """Return the mean latencies of a configuration. Raises RowError."""
+    device, model = asked.device, asked.model
+    try:
+        roofline = roofline_of(
+            device, model, asked.precision, asked.tensor_parallel, asked.kv_precision
+        )
+        latency_s = device.serving.first_token_ms / 1000 if device.serving else 0.0
+        return closed_loop(roofline, latency_s, asked.lengths(), asked.concurrency)
+    except ValueError as error:
+        raise RowError(str(error)) from error
+
+
+def configuration(row: Mapping[str, str], catalogue: HardwareCatalogue) -> Configuration:
+    """Return the configuration of a row. Raises RowError."""
+    device, model = row["device"], row["model"]
+    if device not in catalogue.devices:
+        raise RowError(f"device: {device!r} is unknown; {did_you_mean(device, catalogue.devices)}")
+    if model not in catalogue.models:
+        raise RowError(f"model: {model!r} is unknown; {did_you_mean(model, catalogue.models)}")
+    concurrency = _count(row, "concurrency", CLIENTS_MAX)
+    requests = REQUESTS_PER_CLIENT * concurrency
+    if row.get("requests"):
+        requests = _count(row, "requests", REQUESTS_MAX)
+    if row.get("expert_parallel"):
+        # Read, so that nonsense is told; the experts' weights are read in full wherever they lie.
+        _count(row, "expert_parallel", DEVICES_MAX)
+    return Configuration(
+        device=catalogue.devices[device],
+        model=catalogue.models[model],
+        precision=_precision(row["precision"]),
+        tensor_parallel=_count(row, "tensor_parallel", DEVICES_MAX),
+        input_tokens=_count(row, "input_tokens", TOKENS_MAX),
+        output_tokens=_count(row, "output_tokens", TOKENS_MAX),
+        concurrency=concurrency,
+        requests=requests,
+        length_low=_share(row.get("length_low") or "1"),
+        kv_precision=_kv_precision(row.get("kv_precision", "")),
+    )
+
+
+def _precision(text: str) -> Precision:
+    known: tuple[Precision, ...] = get_args(Precision)
+    for each in known:
+        if each == text:
+            return each
+    raise RowError(f"precision: {text!r} is unknown; {did_you_mean(text, known)}")
+
+
+def _kv_precision(text: str) -> KVPrecision | None:
+    known: tuple[KVPrecision, ...] = get_args(KVPrecision)
+    for each in known:
+        if each == text:
+            return each
+    if text:
+        raise RowError(f"kv_precision: {text!r} is unknown; use bf16, fp8, or leave it empty")
+    return None
+
+
+def _count(row: Mapping[str, str], column: str, most: int) -> int:
+    text = row[column].strip()
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (1 <= number <= most and number == int(number)):
+        raise RowError(f"{column}: {text[:40]!r}: give a whole number from 1 to {most:,}")
+    return int(number)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise RowError(f"length_low: {text[:40]!r}: give a share above 0, at most 1")
+    return share
