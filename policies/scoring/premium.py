@@ -35,7 +35,8 @@ class Work:
             compute_s = sharers * roofline.token_s + context_tokens * roofline.pair_s
             weights_s = roofline.weights_s * (1.0 - roofline.untouched_share**sharers)
             memory_s = weights_s + context_tokens * roofline.kv_token_s
-            step_s = max(compute_s, memory_s) + roofline.step_overhead_s
+            overhead_s = roofline.step_overhead_s + sharers * roofline.sequence_s
+            step_s = max(compute_s, memory_s) + overhead_s
             seconds += (self.output_tokens - 1) * step_s / sharers
         return seconds
 
