@@ -73,7 +73,11 @@ def _results(after: Aftermath) -> Iterator[str]:
 
 def _deadlines(after: Aftermath) -> Iterator[str]:
     """Nothing expires early, begins late or runs on, by the clock of whoever decides."""
-    ran_at = {e["request_id"]: e["writer"] for e, _ in after.evidence if e["step"] == "executed"}
+    # One that was published on two partitions may have run at two.
+    ran_at: dict[str, set[str]] = {}
+    for e, _ in after.evidence:
+        if e["step"] == "executed":
+            ran_at.setdefault(e["request_id"], set()).add(e["writer"])
     for name, result in after.results:
         records = after.published.get(name)
         if records is None:
@@ -85,7 +89,8 @@ def _deadlines(after: Aftermath) -> Iterator[str]:
         if result["status"] == "completed" and result["timing"]["started_at"] >= last:
             yield f"{name}: began after its deadline"
         # Who stood still could not stop it, and a clock that was moved tells nothing of how long.
-        is_told = result["status"] == "completed" and ran_at.get(name) not in after.world.unsteady
+        is_steady = not ran_at.get(name, set()) & after.world.unsteady
+        is_told = result["status"] == "completed" and is_steady
         if is_told and result["timing"]["finished_at"] > last + TIMER_S:
             yield f"{name}: finished after its deadline"
         if result["status"] == "expired" and result["timing"]["finished_at"] < first:
