@@ -240,7 +240,7 @@ async def drawn_as_told(tab: Tab, port: int, ended: int) -> None:
 
     async def are_alike() -> bool:
         _, view = await asked(port, "/view.json")
-        pools = {p["pool"]: [p["device"], usd(p["total_usd"])] for p in view["pools"]}
+        pools = {p["pool"]: [device(p), usd(p["total_usd"])] for p in view["pools"]}
         classes = {
             c["task"]: [str(c["total_ended"]), percent(c["total_attainment"])]
             for c in view["classes"]
@@ -256,6 +256,10 @@ async def drawn_as_told(tab: Tab, port: int, ended: int) -> None:
         return bool(total["requests"] == ended and drawn == [pools, classes, ends])
 
     await eventually(are_alike, "the page shows what /view.json has")
+
+
+def device(pool: dict[str, Any]) -> str:
+    return f"{pool['device']}, assumed" if pool["assumed"] else str(pool["device"])
 
 
 def usd(amount: float) -> str:
