@@ -57,7 +57,6 @@ class Committer:
         self._observers = observers
         self._timed = timed
         self._group_offsets = GroupOffsets(log)
-        self._transactions = 0
         self._writers: dict[Partition, Writer] = {}
         self._visible: dict[Partition, Progress | None] = {}
         self._attempts: dict[Partition, _Attempt] = {}
@@ -132,7 +131,6 @@ class Committer:
     def _committed(self, partition: Partition) -> None:
         progress, head, sealed = self._attempts.pop(partition)
         self._visible[partition] = progress
-        self._transactions += 1
         self._group_offsets.moved(partition, progress.next_offset)
         self._signer.committed(self._transactional_id(partition), head, sealed)
 

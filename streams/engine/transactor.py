@@ -40,8 +40,6 @@ T = TypeVar("T")
 
 # While the records of one partition are processed, the broker sends those of another.
 RESTORED_AT_ONCE = 4
-# The longest that records gather before a poll.
-REST_S_MAX = 0.1
 
 
 class Transactor(Committer):
@@ -74,7 +72,6 @@ class Transactor(Committer):
         self._is_revoked = False
         self._is_doubtful = False
         self._has_share = False
-        self._rest_until = 0.0
 
     @property
     def partitions(self) -> Collection[Partition]:
@@ -112,20 +109,7 @@ class Transactor(Committer):
         Raises:
             LogError: the process must end (rule 5).
         """
-        await self._rest()
         return await self._alone(self._step) or 0
-
-    async def _rest(self) -> None:
-        """Let records gather for as long as the last transactions took, if those were small.
-
-        Each transaction costs the brokers and this process about as much as fifty records. Where
-        they are quick this is not felt; where the machine is busy they take long, and fewer and
-        larger ones are what shortens the wait of all. A backlog, or a stage that can take no more
-        before something is committed, waits for nothing.
-        """
-        rest_s = self._rest_until - asyncio.get_running_loop().time()
-        if rest_s > 0:
-            await asyncio.sleep(rest_s)
 
     async def take_over(self) -> None:
         """Take over newly assigned partitions, which the next step would do otherwise.
@@ -173,23 +157,16 @@ class Transactor(Committer):
         self._group_offsets.tell_if_due()
         # No work of the stage is in flight here, on any of its partitions.
         self._before_step()
-        full = [p for p in self._writers if not self._stage.wants(p)]
-        paused = [*full, *self._broken]
+        paused = [p for p in self._writers if not self._stage.wants(p)] + list(self._broken)
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
         polled = await self._log.poll(
             timeout_s, self._poll_records_max, paused, of_each=not self._stage.accumulates
         )
-        loop = asyncio.get_running_loop()
-        began_at, before = loop.time(), self._transactions
         try:
             await wait_for_all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
         except TakenOverError as error:
             await self._give_up_all(error)
             return 0
-        if self._transactions > before and not full:
-            most = max(map(len, polled.values()), default=0)
-            empty = max(0.0, 1 - most / self._poll_records_max)
-            self._rest_until = loop.time() + min((loop.time() - began_at) * empty, REST_S_MAX)
         return sum(len(records) for records in polled.values())
 
     async def _give_up_all(self, error: TakenOverError) -> None:

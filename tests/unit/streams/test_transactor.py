@@ -8,7 +8,7 @@ from copy_stage import P0, P1, Copier, assert_once, fill, make_cluster, succeed,
 from memory_log import Crash, CrashPoint, MemoryCluster, MemoryLog, MemoryWriter, ProcessKilledError
 from stream_cases import drain, make_transactor, soon
 
-from streams.engine.log import GroupOffset, LogError, Outgoing, Partition
+from streams.engine.log import LogError, Outgoing, Partition
 from streams.engine.stage import Effect
 from topics import Progress, encode, progress_key
 
@@ -349,33 +349,3 @@ async def test_twenty_records_are_done_once_wherever_the_process_dies(point: Cra
             break
     # Five transactions at least: every one of them was hit.
     assert nth > 5
-
-
-class SlowCommits(MemoryWriter):
-    """Takes a while for each commit."""
-
-    async def commit(self, moved: GroupOffset | None = None) -> None:
-        await asyncio.sleep(0.05)
-        await super().commit(moved)
-
-
-class SlowLog(MemoryLog):
-    writer = SlowCommits
-
-
-@pytest.mark.parametrize("why", ["few", "backlog", "full"])
-async def test_records_gather_while_transactions_are_slow_unless_many_wait(
-    cluster: MemoryCluster, why: str
-) -> None:
-    stage = Copier()
-    records_max = 2 if why == "backlog" else 100
-    transactor = await take(cluster, stage, "a", records_max, SlowLog(cluster, "a"))
-    await transactor.step()
-    fill(cluster, 4)
-    if why == "full":
-        stage.wants = lambda partition: partition == P0  # type: ignore[method-assign]
-    await transactor.step()
-    began_at = asyncio.get_running_loop().time()
-    await transactor._rest()
-    rested_s = asyncio.get_running_loop().time() - began_at
-    assert (rested_s > 0.04) == (why == "few")
