@@ -20,6 +20,10 @@ PATH_S = 0.05
 # Of the requests, so many are to come through the bursts in time: half of what may miss then
 # remains for all that the measure does not see.
 EXPECTED_MIN = 0.995
+# The trace is carried at this part of a burst's rate: its requests are longer, and fewer share a
+# transaction. Two cores that took a burst at 1,115/s kept 98.4 % at 4 times the speed of the trace,
+# which one queue of 300/s keeps too.
+MIXED_SHARE = 0.27
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,11 @@ class Measure:
         """Requests a second."""
         return self.requests / self.took_s
 
+    @property
+    def mixed_per_s(self) -> float:
+        """Requests a second of the trace's mixture."""
+        return MIXED_SHARE * self.per_s
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -77,7 +86,7 @@ def choose(
     Args:
         rows: the trace, by arrival.
         policy: at the speed of the trace.
-        per_s: requests that the machine carries, of a `Measure`.
+        per_s: requests of the mixture that the machine carries, of a `Measure`.
         tempos: those to choose from, one at least.
     """
     for tempo in tempos:

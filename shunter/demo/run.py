@@ -246,7 +246,7 @@ async def _set_tempo(
         return case, plan.speed, None
     measure = await traffic.measure()
     tempos = TEMPOS if plan.requests is None else WHOLE_TEMPOS
-    choice = choose(case.rows, case.policy, measure.per_s, tempos)
+    choice = choose(case.rows, case.policy, measure.mixed_per_s, tempos)
     speed = choice.tempo.speed
     traffic.show.say(told(measure, choice, len(case.rows)))
     if speed != case.first_speed:
