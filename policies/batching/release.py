@@ -20,6 +20,7 @@ from policies.scoring.estimate import (
     estimate,
     room,
     scarcity,
+    spread_of,
 )
 from topics import LatencyError, Profile
 from topics.records.placement import Path
@@ -185,10 +186,9 @@ def _target(
     option, found = ask.option, ask.estimate(slowest)
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
     elapsed_s = now - urgent.created_at
-    spread = max(ask.policy.estimates.spread, option.error)
     # Errors are of direct requests: what a batch is promised is what its slowest member needs.
     errors = ask.errors if path == "direct" else (None, None)
-    likely = chance(urgent, found, elapsed_s, spread, *errors)
+    likely = chance(urgent, found, elapsed_s, spread_of(option, ask.policy), *errors)
     offer = candidate(option, path, found, likely, elapsed_s)
     return Target(
         option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)

@@ -139,10 +139,10 @@ class Roofline:
 
     def iteration_s(
         self,
-        tokens: int,
-        kv_tokens: int,
+        tokens: float,
+        kv_tokens: float,
         attention_pairs: float,
-        sequences: int = 0,
+        sequences: float = 0,
         prompts: int = 0,
     ) -> float:
         """Seconds of one pass of `tokens` through the model.
@@ -162,7 +162,7 @@ class Roofline:
             prompts: prompts, or chunks of them, that the other tokens are of.
         """
         compute_s = tokens * self.token_s + attention_pairs * self.pair_s
-        memory_s = (
+        memory_s: float = (
             self.weights_s * (1.0 - self.untouched_share**tokens) + kv_tokens * self.kv_token_s
         )
         overhead_s = (
@@ -199,11 +199,11 @@ class Roofline:
             computed, cached_tokens, computed * (0.5 * computed + cached_tokens), prompts=1
         )
 
-    def step_s(self, sequences: int, context_tokens: int, prefill_tokens: int = 0) -> float:
+    def step_s(self, sequences: float, context_tokens: float, prefill_tokens: int = 0) -> float:
         """Seconds of one iteration of continuous batching.
 
         Args:
-            sequences: sequences that decode one token each.
+            sequences: sequences that decode one token each; a mean need not be a whole number.
             context_tokens: their contexts, all together.
             prefill_tokens: prompt tokens computed beside them, taken as the beginning of one
                 prompt. For later chunks of a long prompt use `iteration_s`.
@@ -222,7 +222,7 @@ class Roofline:
         memory_s += context_tokens * self.kv_token_s
         return max(compute_s, memory_s) + self.step_overhead_s
 
-    def sequences_s(self, sequences: int) -> tuple[float, float]:
+    def sequences_s(self, sequences: float) -> tuple[float, float]:
         """Seconds of compute and of memory of a decode step, without the sequences' contexts.
 
         Both hold the time that the sequences take beside either.

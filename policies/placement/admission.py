@@ -9,7 +9,7 @@ from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import standing_of
 from policies.placement.decide import Decision
 from policies.placement.inputs import Inputs
-from policies.scoring.estimate import chance, estimate
+from policies.scoring.estimate import chance, estimate, spread_of
 from topics import Profile
 
 # Seconds over which what was spent on a tenant loses its weight.
@@ -134,10 +134,10 @@ def _is_crowded_out(
     """Return True if only other work keeps a request from meeting its SLO at the best place."""
     load = inputs.loads[option.pool]
     empty = replace(load, running=0, queued=0, backlog_s=0.0, round_s=0.0, running_by_variant={})
-    assumed = policy.estimates
-    found = estimate(profile, standing_of(option, empty), transport_s=assumed.transport_s)
+    transport_s = policy.estimates.transport_s
+    found = estimate(profile, standing_of(option, empty), transport_s=transport_s)
     elapsed_s = now - profile.created_at
-    likely = chance(profile, found, elapsed_s, spread=max(assumed.spread, option.error))
+    likely = chance(profile, found, elapsed_s, spread_of(option, policy))
     return likely >= profile.target_chance
 
 

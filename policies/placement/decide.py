@@ -28,6 +28,7 @@ from policies.scoring.estimate import (
     chances,
     estimates,
     scarcity,
+    spread_of,
 )
 from topics import Candidate, Envelope, Profile
 from topics.records.frozen import dataclass
@@ -188,11 +189,10 @@ def _hold(profile: Profile, rate_per_s: float, standing: Standing, policy: Polic
 
 def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -> Offers:
     """Return the visits with their estimates, chances and prices."""
-    assumed, scarce_from = policy.estimates, policy.scarcity.from_share
-    figures = estimates(profile, visits, assumed.transport_s)
+    scarce_from = policy.scarcity.from_share
+    figures = estimates(profile, visits, policy.estimates.transport_s)
     learned = [visit[0].learned for visit in visits]
-    # An estimate of a device that nobody has measured errs more.
-    spreads = [max(assumed.spread, visit[0].option.error) for visit in visits]
+    spreads = [spread_of(visit[0].option, policy) for visit in visits]
     likely = chances(profile, figures, learned, now - profile.created_at, spreads)
     prices_usd = [each[COST] for each in figures]
     for at, visit in enumerate(visits):

@@ -163,6 +163,14 @@ def room(standing: Standing) -> int:
     return -standing.running % places
 
 
+def spread_of(option: Option, policy: Policy) -> float:
+    """Return the standard deviation of ln(actual / predicted) if nothing was learned.
+
+    An estimate of a device that nobody has measured errs more.
+    """
+    return max(policy.estimates.spread, option.error)
+
+
 def chance(
     profile: Profile,
     estimate: Estimate,

@@ -31,12 +31,7 @@ class Work:
         seconds = roofline.prefill_s(max(1, self.input_tokens), self.cached_tokens)
         if self.output_tokens > 1:
             context_tokens = sharers * (self.input_tokens + self.output_tokens // 2)
-            # `iteration_s` counts tokens; a mean of sequences need not be a whole number.
-            compute_s = sharers * roofline.token_s + context_tokens * roofline.pair_s
-            weights_s = roofline.weights_s * (1.0 - roofline.untouched_share**sharers)
-            memory_s = weights_s + context_tokens * roofline.kv_token_s
-            overhead_s = roofline.step_overhead_s + sharers * roofline.sequence_s
-            step_s = max(compute_s, memory_s) + overhead_s
+            step_s = roofline.step_s(sharers, context_tokens)
             seconds += (self.output_tokens - 1) * step_s / sharers
         return seconds
 

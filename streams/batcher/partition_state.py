@@ -14,7 +14,8 @@ from streams.engine.log import Partition, Record
 from topics import BadRecordError, Shadow
 from topics.records import headers as h
 
-# A partition's committed offset is only for lag tools, and advances no more often than this.
+# Without a release a partition's progress, and the group's offset behind it, is only for lag tools,
+# and advances no more often than this.
 COMMIT_EVERY_S = 1.0
 # The lowest held offset is searched no more often than this, nor than this many a second.
 OLDEST_EVERY_S = 10.0
@@ -98,7 +99,7 @@ class Held:
         self.cancelled.discard(request_id)
 
     def wants_commit(self, now: float) -> bool:
-        """Return whether the committed offset should advance."""
+        """Return whether the progress should advance without a release."""
         moved = self.next_offset > self.committed_offset
         return moved and now - self.committed_at >= COMMIT_EVERY_S
 
