@@ -159,6 +159,7 @@ def told(measure: Measure, choice: Choice, requests: int) -> str:
     keeps = "" if choice.expected >= EXPECTED_MIN else "; it keeps up with no less"
     return (
         f"This machine carries {measure.per_s:.0f} requests/s: {measure.requests} at once were"
-        f" answered in {measure.took_s:.2f} s. So {some} are sent, {speed:g} times as fast as they"
+        f" answered in {measure.took_s:.2f} s, and of the trace's mixture it takes"
+        f" {measure.mixed_per_s:.0f}. So {some} are sent, {speed:g} times as fast as they"
         f" arrived: {choice.expected:.1%} of them get through its bursts in time{keeps}."
     )
