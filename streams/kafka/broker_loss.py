@@ -232,7 +232,9 @@ def _give_up(addresses: frozenset[tuple[str, int]]) -> None:
     now = asyncio.get_running_loop().time()
     for address in addresses:
         for limit in _connecting[address]:
-            limit.reschedule(now)
+            # One that is over already can't be changed.
+            if (limit.when() or now) > now:
+                limit.reschedule(now)
 
 
 async def _connect(host: str, port: int, **options: Any) -> AIOKafkaConnection:
