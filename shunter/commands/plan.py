@@ -20,7 +20,7 @@ from shunter.plan.capacity import Capacity, capacity
 from shunter.plan.judge import Case, Judge
 from shunter.plan.market import Market, parse_market, rent
 from shunter.plan.picture import draw
-from shunter.plan.search import Judged, NoPlanError, Search, binding, curve
+from shunter.plan.search import FleetSearch, JudgedFleet, NoPlanError, binding, curve
 from streams.config.declarations import load_fleet, load_policy
 
 BOUND_SHARE = 0.25
@@ -44,8 +44,14 @@ def plan(
         typer.Option("--market", help="YAML: offers, counts and limits of sites (docs/plan.md)."),
     ] = None,
     attainment: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Share of each class to be served in time.")
+        float, typer.Option(min=0.5, max=1.0, help="Share of all requests to be served in time.")
     ] = 0.99,
+    by_class: Annotated[
+        float,
+        typer.Option(
+            "--class-attainment", min=0.0, max=1.0, help="Share of each class to be served in time."
+        ),
+    ] = 0.95,
     without: Annotated[
         str, typer.Option("--without-any", help="What may be gone: none, pool or region.")
     ] = "none",
@@ -72,17 +78,15 @@ def plan(
     arrivals = compress(read_trace(trace), rate)
     setting = Setting(arrivals, declared, load_policy(settings.policy), Reality())
     offered = _market(market, declared)
-    cases = _cases(declared, without)
-    kinds = sorted({declared.devices[pool.device].kind for pool in declared.pools.values()})
-    shares = 1 + (len(kinds) if beside else 0)
-    seconds = 60 * minutes / shares
+    cases, wanted = _cases(declared, without), (attainment, by_class)
+    kinds = _kinds(setting) if beside else []
+    seconds = 60 * minutes / (2 if kinds else 1)
     try:
-        found = _found(setting, offered, attainment, cases, seconds)
+        found = _found(setting, offered, wanted, cases, seconds)
     except (NoBoundError, NoPlanError) as error:
         raise UserError(str(error)) from error
     alone = {
-        kind: _alone(setting, offered, attainment, cases, seconds, kind)
-        for kind in (kinds if beside else ())
+        kind: _alone(setting, offered, wanted, cases, seconds / len(kinds), kind) for kind in kinds
     }
     report = _report(setting, offered, found, alone)
     if plot is not None:
@@ -93,28 +97,40 @@ def plan(
         _show(report)
 
 
-Found = tuple[Capacity, Search, Judged]
+Wanted = tuple[float, float]
+"""Attainment of all, and of each class."""
+Found = tuple[Capacity, FleetSearch, JudgedFleet]
 
 
 def _found(
-    setting: Setting, market: Market, attainment: float, cases: list[Case], seconds: float
+    setting: Setting, market: Market, wanted: Wanted, cases: list[Case], seconds: float
 ) -> Found:
     """Return the programme's answer, the search, and its best fleet."""
     start = capacity(setting, market, cases, BOUND_SHARE * seconds)
     err.print(f"bound: ${start.bound_usd_per_hour:.2f} an hour", highlight=False)
-    judge = Judge(setting, market, attainment)
-    search = Search(judge, cases, (1 - BOUND_SHARE) * seconds, _tell)
+    judge = Judge(setting, market, *wanted)
+    search = FleetSearch(judge, cases, (1 - BOUND_SHARE) * seconds, _tell)
     return start, search, search.run(start.replicas)
+
+
+def _kinds(setting: Setting) -> list[Kind]:
+    """Return the kinds of device that serve each model of the trace."""
+    fleet, models = setting.fleet, {arrival.model for arrival in setting.arrivals}
+    served: dict[Kind, set[str]] = {}
+    for pool in fleet.pools.values():
+        kind = fleet.devices[pool.device].kind
+        served.setdefault(kind, set()).update(each.model for each in pool.serves)
+    return sorted(kind for kind, known in served.items() if models <= known)
 
 
 def _alone(
     setting: Setting,
     market: Market,
-    attainment: float,
+    wanted: Wanted,
     cases: list[Case],
     seconds: float,
     kind: Kind,
-) -> Judged | str:
+) -> JudgedFleet | str:
     """Return the best fleet of one kind of device, or why there is none."""
     fleet = setting.fleet
     pools = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == kind}
@@ -128,7 +144,7 @@ def _alone(
     narrowed = market.model_copy(update={"pools": kept, "sites": sites})
     inside = [tuple(name for name in case if name in pools) for case in cases]
     try:
-        return _found(only, narrowed, attainment, [case for case in inside if case], seconds)[2]
+        return _found(only, narrowed, wanted, [case for case in inside if case], seconds)[2]
     except (NoBoundError, NoPlanError) as error:
         return str(error)
 
@@ -163,7 +179,7 @@ def _tell(line: str) -> None:
 
 
 def _report(
-    setting: Setting, market: Market, found: Found, alone: dict[Kind, Judged | str]
+    setting: Setting, market: Market, found: Found, alone: dict[Kind, JudgedFleet | str]
 ) -> dict[str, Any]:
     start, search, best = found
     rents = {name: rent(name, count, setting.fleet, market) for name, count in best.counts.items()}

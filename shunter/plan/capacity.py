@@ -48,7 +48,7 @@ class Capacity(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class BusySpan:
     """A span of time, in seconds since the trace's start."""
 
     from_s: float
@@ -137,7 +137,7 @@ def _bear(
     options: Options,
     demands: Sequence[Demand],
     case: Collection[str],
-    span: Span,
+    span: BusySpan,
 ) -> None:
     """Have the pools that are left serve these requests within the span."""
     left = replace(
@@ -165,22 +165,22 @@ def _bear(
         programme.at_most.append((row | {column: 1.0}, 0.0))
 
 
-def _spans(demands: Sequence[Demand]) -> list[Span]:
+def _spans(demands: Sequence[Demand]) -> list[BusySpan]:
     """Return the whole time, and the spans of each length with the most tokens to serve."""
     if not demands:
         return []
     end_s = max(latest_end_s(demand) for demand in demands)
     last_s = max(demand.profile.created_at for demand in demands)
-    found = [Span(0.0, end_s)]
+    found = [BusySpan(0.0, end_s)]
     for length_s in SPANS_S:
         if length_s >= end_s:
             continue
         starts = [length_s / 2 * number for number in range(int(2 * last_s / length_s) + 1)]
-        spans = [Span(start_s, start_s + length_s) for start_s in starts]
+        spans = [BusySpan(start_s, start_s + length_s) for start_s in starts]
         weights = {span: _tokens(span, demands) for span in spans}
         found += sorted(spans, key=lambda span: -weights[span])[:SPANS_EACH]
     return found
 
 
-def _tokens(span: Span, demands: Sequence[Demand]) -> int:
+def _tokens(span: BusySpan, demands: Sequence[Demand]) -> int:
     return sum(d.input_tokens + 4 * d.output_tokens for d in demands if span.has(d))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from math import ceil
+from math import floor
 from typing import NamedTuple
 
 from policies import compile_options
@@ -21,13 +21,13 @@ Case = tuple[str, ...]
 """Pools that are unavailable together, from the first request on; none in the usual case."""
 
 
-class Verdict(NamedTuple):
+class FleetVerdict(NamedTuple):
     """What the backtest says of a fleet in one case.
 
     Attributes:
         attainment: share of the requests that were answered within their SLO and deadline.
         by_task: the same by class.
-        lacking: requests beyond those that a class may miss, over all classes.
+        lacking: requests beyond those that may miss, of all and of each class.
         missed: of the classes that miss too much, which objective most requests missed: `ttft`,
             `tpot` or `deadline`.
         broken: sends that broke a constraint.
@@ -43,7 +43,7 @@ class Verdict(NamedTuple):
 
     @property
     def is_kept(self) -> bool:
-        """Whether each class has the attainment that is wanted, and no constraint is broken."""
+        """Whether all and each class attain what is wanted, and no constraint is broken."""
         return self.lacking == 0 and self.broken == 0
 
 
@@ -53,16 +53,20 @@ class Judge:
     Args:
         setting: trace, the fleet whose pools may be rented, policy and reality.
         market: what may be rented.
-        attainment: share of each class's requests to be answered within their SLO and deadline.
+        attainment: share of all requests to be answered within their SLO and deadline.
+        by_class: the same of each class.
     """
 
-    def __init__(self, setting: Setting, market: Market, attainment: float) -> None:
+    def __init__(
+        self, setting: Setting, market: Market, attainment: float, by_class: float
+    ) -> None:
         self.setting = setting
         self.market = market
         self.attainment = attainment
+        self.by_class = by_class
         self._wanted: dict[Case, set[str]] = {}
 
-    def judge(self, counts: Counts, case: Case) -> Verdict:
+    def judge(self, counts: Counts, case: Case) -> FleetVerdict:
         """Return the verdict on a fleet.
 
         Requests that only the pools that are gone could serve don't count.
@@ -70,25 +74,28 @@ class Judge:
         wanted = self._wanted_in(case)
         left = {name: count for name, count in counts.items() if count and name not in case}
         if not left:
-            return Verdict(0.0, {}, len(wanted), {}, 0, 0.0)
+            return FleetVerdict(0.0, {}, len(wanted), {}, 0, 0.0)
         setting = self._setting_of(left)
         options = compile_options(setting.fleet)
         scored = run_one("plan", setting, options, shunter(setting, options))
         outcomes = [each for each in scored.run.outcomes if each.profile.id in wanted]
         return self._verdict(outcomes, scored.scores)
 
-    def _verdict(self, outcomes: Sequence[ReplayOutcome], scores: dict[str, float]) -> Verdict:
+    def _verdict(self, outcomes: Sequence[ReplayOutcome], scores: dict[str, float]) -> FleetVerdict:
         asked = Counter(each.profile.task for each in outcomes)
         kept = Counter(each.profile.task for each in outcomes if each.attained)
         lacking = {
             task: lack
             for task, count in sorted(asked.items())
-            if (lack := count - ceil((1 - self.attainment) * count) - kept[task]) > 0
+            if (lack := _lack(count, kept[task], self.by_class))
         }
-        return Verdict(
+        of_all = _lack(len(outcomes), kept.total(), self.attainment)
+        if of_all and not lacking:
+            lacking = {task: 0 for task, count in asked.items() if kept[task] < count}
+        return FleetVerdict(
             kept.total() / len(outcomes) if outcomes else 1.0,
             {task: kept[task] / count for task, count in sorted(asked.items())},
-            sum(lacking.values()),
+            max(of_all, sum(lacking.values())),
             {task: _objective(outcomes, task) for task in lacking},
             int(scores["constraint_violations"]),
             scores["cost_usd"],
@@ -109,6 +116,12 @@ class Judge:
         if case not in self._wanted:
             self._wanted[case] = servable_without(self.setting, case)
         return self._wanted[case]
+
+
+def _lack(asked: int, kept: int, attainment: float) -> int:
+    # A hundredth of 2,000 is a little more than 20 in floating point.
+    may_miss = floor((1 - attainment) * asked + 1e-6)
+    return max(0, asked - may_miss - kept)
 
 
 def _objective(outcomes: Sequence[ReplayOutcome], task: str) -> str:
@@ -137,7 +150,7 @@ def judging(judge: Judge) -> Iterator[ProcessPoolExecutor]:
         yield processes
 
 
-def judge_here(counts: Counts, case: Case) -> Verdict:
+def judge_here(counts: Counts, case: Case) -> FleetVerdict:
     """Return the verdict of this process's judge."""
     if _judge is None:
         raise RuntimeError("not a process of `judging`")

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shunter.console import UserError
-from shunter.plan.search import Judged
+from shunter.plan.search import JudgedFleet
 
 
-def draw(path: Path, curve: Sequence[Judged], best: Judged, bound_usd_per_hour: float) -> None:
+def draw(
+    path: Path, curve: Sequence[JudgedFleet], best: JudgedFleet, bound_usd_per_hour: float
+) -> None:
     """Write a picture of the fleets that no cheaper one matches, the plan and the bound.
 
     Raises:

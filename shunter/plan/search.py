@@ -7,20 +7,23 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from policies import Fleet
-from shunter.plan.judge import Case, Judge, Verdict, judge_here, judging
+from shunter.plan.judge import Case, FleetVerdict, Judge, judge_here, judging
 from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
+
+FACTORS = (1, 2, 4, 8)
+STEP_MAX = 16
 
 Key = tuple[tuple[str, int], ...]
 
 
-class Judged(NamedTuple):
+class JudgedFleet(NamedTuple):
     """A fleet and its verdicts: of the usual case, and of the worst."""
 
     counts: dict[str, int]
     usd_per_hour: float
-    usual: Verdict
+    usual: FleetVerdict
     worst_case: Case
-    worst: Verdict
+    worst: FleetVerdict
 
     @property
     def is_kept(self) -> bool:
@@ -33,7 +36,7 @@ class NoPlanError(Exception):
 
 
 @dataclass
-class Search:
+class FleetSearch:
     """Looks for the cheapest fleet that a judge lets pass.
 
     Args:
@@ -47,10 +50,10 @@ class Search:
     cases: Sequence[Case]
     seconds: float
     told: Callable[[str], object]
-    seen: dict[Key, Judged] = field(default_factory=dict)
+    seen: dict[Key, JudgedFleet] = field(default_factory=dict)
     _ends_at: float = 0.0
 
-    def run(self, start: Counts) -> Judged:
+    def run(self, start: Counts) -> JudgedFleet:
         """Return the cheapest fleet that was found.
 
         Raises:
@@ -71,13 +74,17 @@ class Search:
         """What may be rented."""
         return self.judge.market
 
-    def _grown(self, processes: ProcessPoolExecutor, counts: dict[str, int]) -> Judged:
+    def _grown(self, processes: ProcessPoolExecutor, counts: dict[str, int]) -> JudgedFleet:
         """Add replicas until the fleet holds: each time where a dollar mends the most.
 
+        The programme knows of work and not of moments, so several times its fleet is tried first.
         A pool grows by half, so that a large fleet takes few steps; what is too much is taken away
         afterwards.
         """
-        here = self._judged(processes, [counts])[0]
+        scaled = [{name: factor * count for name, count in counts.items()} for factor in FACTORS]
+        allowed = [each for each in scaled if is_allowed(each, self.fleet, self.market)]
+        started = self._judged(processes, allowed or [counts])
+        here = next((each for each in started if each.is_kept), min(started, key=_lack))
         step = 1
         while not here.is_kept:
             larger = [
@@ -90,16 +97,22 @@ class Search:
                 )
             ]
             if not larger or time.monotonic() > self._ends_at:
-                raise NoPlanError(_missed(here, is_out_of_time=bool(larger)))
+                raise NoPlanError(
+                    _missed(here, "no time is left" if larger else "there is no more")
+                )
             judged = self._judged(processes, larger)
             best = max(judged, key=lambda each: _gain(here, each))
-            # Where no single replica mends anything, two of a kind may.
-            step = 1 if _lack(best) < _lack(here) else 2 * step
-            here = best if _lack(best) <= _lack(here) else here
+            if _lack(best) >= _lack(here):
+                # Where no single replica mends anything, several of a kind may.
+                step *= 2
+                if step > STEP_MAX:
+                    raise NoPlanError(_missed(here, "more of any pool mends nothing"))
+                continue
+            here, step = best, 1
             self.told(f"${here.usd_per_hour:.2f} an hour: {_lack(here)} requests too many missed")
         return here
 
-    def _shrunk(self, processes: ProcessPoolExecutor, here: Judged) -> Judged:
+    def _shrunk(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
         """Take replicas away, or swap one for a cheaper one, while the fleet holds."""
         while time.monotonic() < self._ends_at:
             self.told(f"${here.usd_per_hour:.2f} an hour holds: {_counts(here.counts)}")
@@ -133,7 +146,7 @@ class Search:
 
     def _holding(
         self, processes: ProcessPoolExecutor, fleets: Sequence[dict[str, int]]
-    ) -> Iterator[Judged]:
+    ) -> Iterator[JudgedFleet]:
         """Yield those that hold, looking at a few at a time."""
         for at in range(0, len(fleets), 8):
             if time.monotonic() > self._ends_at:
@@ -144,7 +157,7 @@ class Search:
 
     def _judged(
         self, processes: ProcessPoolExecutor, fleets: Iterable[dict[str, int]]
-    ) -> list[Judged]:
+    ) -> list[JudgedFleet]:
         """Judge fleets, first in the usual case, and in the others only where that is kept."""
         found = [{n: c for n, c in counts.items() if c} for counts in fleets]
         new = [counts for counts in found if _key(counts) not in self.seen]
@@ -156,18 +169,18 @@ class Search:
             if verdict.is_kept
         ]
         verdicts = processes.map(judge_here, *map(list, zip(*pairs, strict=True))) if pairs else []
-        by_fleet: dict[Key, list[tuple[Case, Verdict]]] = {}
+        by_fleet: dict[Key, list[tuple[Case, FleetVerdict]]] = {}
         for (counts, case), verdict in zip(pairs, verdicts, strict=True):
             by_fleet.setdefault(_key(counts), []).append((case, verdict))
         for counts, verdict in zip(new, usual, strict=True):
             cases = [((), verdict), *by_fleet.get(_key(counts), [])]
             worst_case, worst = max(cases, key=lambda each: (each[1].lacking, -each[1].attainment))
             price = usd_per_hour(counts, self.fleet, self.market)
-            self.seen[_key(counts)] = Judged(counts, price, verdict, worst_case, worst)
+            self.seen[_key(counts)] = JudgedFleet(counts, price, verdict, worst_case, worst)
         return [self.seen[_key(counts)] for counts in found]
 
 
-def binding(search: Search, best: Judged) -> dict[str, dict[str, str]]:
+def binding(search: FleetSearch, best: JudgedFleet) -> dict[str, dict[str, str]]:
     """Return what a replica less of each pool would miss: the objective, by class.
 
     Of the fleets that were judged; a pool that is missing here was swapped for others only.
@@ -181,9 +194,9 @@ def binding(search: Search, best: Judged) -> dict[str, dict[str, str]]:
     return found
 
 
-def curve(seen: Iterable[Judged]) -> list[Judged]:
+def curve(seen: Iterable[JudgedFleet]) -> list[JudgedFleet]:
     """Return the fleets that no cheaper one matches in attainment, the cheapest first."""
-    best: list[Judged] = []
+    best: list[JudgedFleet] = []
     for each in sorted(seen, key=lambda j: (j.usd_per_hour, -j.usual.attainment)):
         if not best or each.usual.attainment > best[-1].usual.attainment:
             best.append(each)
@@ -198,23 +211,22 @@ def _key(counts: Counts) -> Key:
     return tuple(sorted(counts.items()))
 
 
-def _lack(judged: Judged) -> int:
+def _lack(judged: JudgedFleet) -> int:
     """Return how far a fleet is from holding. One that fails in the usual case is never nearer."""
     if not judged.usual.is_kept:
         return 1_000_000 + judged.usual.lacking + judged.usual.broken
     return judged.worst.lacking + judged.worst.broken
 
 
-def _gain(here: Judged, other: Judged) -> float:
+def _gain(here: JudgedFleet, other: JudgedFleet) -> float:
     price = other.usd_per_hour - here.usd_per_hour
     return (_lack(here) - _lack(other)) / max(price, 1e-6)
 
 
-def _missed(here: Judged, *, is_out_of_time: bool) -> str:
+def _missed(here: JudgedFleet, why: str) -> str:
     verdict = here.usual if not here.usual.is_kept else here.worst
     gone = f" with {', '.join(here.worst_case)} gone" if here.worst_case else ""
     classes = ", ".join(f"{task} {share:.1%}" for task, share in verdict.by_task.items())
-    why = "no time is left" if is_out_of_time else "no more may be rented"
     return (
         f"no fleet was found that keeps it: at ${here.usd_per_hour:.2f} an hour"
         f" ({_counts(here.counts)}){gone} the classes attain {classes}; {why}"

@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_market_is_told(text: str, told: str) -> None:
 def test_the_bound_is_below_each_fleet_that_holds() -> None:
     """All fleets of up to so many replicas are judged; what holds costs more than the bound."""
     found = capacity(SETTING, Market(), [], 30)
-    judge = Judge(SETTING, Market(), 1.0)
+    judge = Judge(SETTING, Market(), 1.0, 1.0)
     prices = []
     for premium, silicon, boards in itertools.product((0, 1, 2), (0, 1), (0, 2)):
         counts = {POOL: premium, "silicon-us": silicon, "lpddr-eu": boards, "cpu-eu": 1}
@@ -143,7 +143,7 @@ def test_the_bound_is_below_each_fleet_that_holds() -> None:
 
 
 def test_a_pool_that_is_gone_serves_nothing_and_what_only_it_serves_does_not_count() -> None:
-    judge = Judge(SETTING, Market(), 0.9)
+    judge = Judge(SETTING, Market(), 0.9, 0.9)
     both = {POOL: 2, "silicon-us": 2}
     alone = judge.judge({POOL: 2}, ())
     assert judge.judge(both, ("silicon-us",)) == alone
@@ -178,7 +178,7 @@ def test_what_is_planned_holds_when_it_is_replayed(tmp_path: Path) -> None:
     run, _ = replay(rows=ROWS, fleet=fleet)
     attained = sum(outcome.attained for outcome in run.outcomes) / len(run.outcomes)
     assert attained == pytest.approx(report["attainment"])
-    assert attained >= 0.98
+    assert attained >= 0.985
     for gone in counts:
         left = fleet.model_copy(
             update={"pools": {n: p for n, p in fleet.pools.items() if n != gone}}
