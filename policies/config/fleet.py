@@ -29,7 +29,7 @@ from policies.config.schema import (
     parse_declaration,
     validate_mapping,
 )
-from policies.config.serving import Grown, KVPrecision
+from policies.config.serving import Grown, KVPrecision, Times
 from policies.hardware.roofline import MEMORY_UTILIZATION
 
 __all__ = [
@@ -86,15 +86,19 @@ class Serve(Grown):
     kv_precision: KVPrecision | None = None
 
 
-class SimulatedBackendConfig(Declaration):
+class SimulatedBackendConfig(Grown):
     """A simulated accelerator, which answers after the time that the roofline gives.
 
-    `time_scale` 10 answers ten times as fast.
+    `time_scale` 10 answers ten times as fast. `times` are factors on what its devices take, which
+    no router knows: a pool that isn't as declared.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"times"})
 
     type: Literal["simulated"] = "simulated"
     time_scale: Positive = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    times: Times = Times()
 
 
 def _plain_http_url(url: str) -> str:

@@ -192,7 +192,7 @@ def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -
     scarce_from = policy.scarcity.from_share
     figures = estimates(profile, visits, policy.estimates.transport_s)
     learned = [visit[0].learned for visit in visits]
-    spreads = [spread_of(visit[0].option, policy) for visit in visits]
+    spreads = [spread_of(visit[0], policy) for visit in visits]
     likely = chances(profile, figures, learned, now - profile.created_at, spreads)
     prices_usd = [each[COST] for each in figures]
     for at, visit in enumerate(visits):

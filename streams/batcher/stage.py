@@ -251,7 +251,7 @@ class Batcher:
                 other = self._shadow
                 shadow = None if other is None else release_beside(end.members, other, now)
                 judged = Judged(release_inputs_of(end, self._situation), shadow)
-                self._placer.count_released(end)
+                self._placer.count_released(end, now)
             ends.append((end, judged))
             released += len(end.members)
             if released >= RELEASED_MAX:

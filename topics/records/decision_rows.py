@@ -71,6 +71,7 @@ LOAD = (
     "kv_usage",
     "failure_rate",
     "variants",
+    "constants",
 )
 # Of one variant in a pool; the last three are what was learned of it.
 VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")
