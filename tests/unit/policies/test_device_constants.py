@@ -112,7 +112,7 @@ def test_in_virtual_time_a_slow_pool_keeps_promises_after_500_requests() -> None
     rows = [o for o in run.outcomes if o.status == "completed" and o.path == "direct"]
     rows.sort(key=lambda o: o.finished_s or 0.0)
     assert len(rows) > 600
-    assert max(errors(rows[:5])) > 0.2
+    assert max(errors(rows[:1])) > 0.3
     assert max(errors(rows[500:])) < 0.15
 
 
