@@ -54,7 +54,12 @@ class Reality(Declaration):
 
     def unknown_pools(self, fleet: Fleet) -> list[str]:
         """Return the pools named here that are missing in the fleet."""
-        named = {*self.speed, *self.times, *self.preemptions_per_hour, *(o.pool for o in self.outages)}
+        named = {
+            *self.speed,
+            *self.times,
+            *self.preemptions_per_hour,
+            *(o.pool for o in self.outages),
+        }
         return sorted(named - fleet.pools.keys())
 
 

@@ -27,9 +27,7 @@ class Demand:
 def true_options(options: Options, reality: Reality) -> Options:
     """Return the options with the devices as they really are."""
     by_pool = {
-        pool: tuple(
-            replace(option, roofline=true_roofline(option, reality)) for option in choices
-        )
+        pool: tuple(replace(option, roofline=true_roofline(option, reality)) for option in choices)
         for pool, choices in options.by_pool.items()
     }
     by_model: dict[str, tuple[Option, ...]] = {}
