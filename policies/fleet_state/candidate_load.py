@@ -25,6 +25,10 @@ FULLNESS_MIN = 0.25
 SUSTAINED = 0.5
 
 
+Obstacle = Literal["pool_unavailable", "circuit_open", "power_limit"]
+"""A reason to send nothing to an option that passes with time."""
+
+
 class Learned(NamedTuple):
     """Values learned from a variant's past executions. A tuple, because each decision records it.
 
@@ -69,7 +73,8 @@ class PoolLoad(_Standings):
     ``kv_usage`` is the share of KV memory that is taken or waited for, 0 if no server reports it.
     ``learned`` by variant and ``failure_rate`` come from executed work, absent before any.
     ``constants`` are learned of the device: `Factors`, and at the end the part of them that was
-    measured, 0 to 1; None where no worker tells any.
+    measured, 0 to 1; None where no worker tells any. ``power_kw`` is what the pool and its site
+    would draw with one more request (`policies.fleet_state.power`), None without a limit.
     """
 
     workers: int = 0
@@ -84,6 +89,7 @@ class PoolLoad(_Standings):
     learned: dict[str, Learned] = field(default_factory=dict)
     failure_rate: float | None = None
     constants: tuple[float, ...] | None = None
+    power_kw: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         self._corrected = {}
@@ -124,11 +130,19 @@ class PoolLoad(_Standings):
         """Return a copy of the current load."""
         return replace(self, running_by_variant=dict(self.running_by_variant))
 
-    def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
+    def obstacle(self, variant: str) -> Obstacle | None:
         """Return the temporary reason to send nothing to a variant now, or None."""
         if not self.workers:
             return "pool_unavailable"
         return "circuit_open" if variant in self.failing else None
+
+    def lacks_power(self, option: Option) -> bool:
+        """Return True if one more request could take the pool or its site beyond its limit."""
+        if self.power_kw is None:
+            return False
+        pool_kw, site_kw = self.power_kw
+        limits = (pool_kw, option.pool_kw_max), (site_kw, option.site_kw_max)
+        return any(limit is not None and kw > limit for kw, limit in limits)
 
     @property
     def is_idle(self) -> bool:
@@ -229,7 +243,7 @@ class Standing:
 
     option: Option
     roofline: Roofline
-    obstacle: Literal["pool_unavailable", "circuit_open"] | None
+    obstacle: Obstacle | None
     is_idle: bool
     running: int
     replicas: int
@@ -326,7 +340,8 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
     return Standing(
         option=option,
         roofline=load.roofline(option),
-        obstacle=load.obstacle(option.variant),
+        obstacle=load.obstacle(option.variant)
+        or ("power_limit" if load.lacks_power(option) else None),
         is_idle=load.is_idle,
         running=running,
         replicas=replicas,

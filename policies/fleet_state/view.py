@@ -21,6 +21,7 @@ from policies.fleet_state.pool_stats import (
     pooled_share,
     pooled_speed,
 )
+from policies.fleet_state.power import tell_power
 from policies.fleet_state.sessions import Sessions
 from policies.hardware.constants import AS_DECLARED, believable
 from policies.learning.output_lengths import Lengths
@@ -126,6 +127,8 @@ class FleetView:
         running[option.variant] = running.get(option.variant, 0) + count
         load.round_s = self._round_s(option.pool, load)
         load.has_changed()
+        if option.is_power_limited:
+            tell_power(self._options, self._loads, option.pool)
 
     def _refresh(self, pool: str) -> None:
         if pool not in self._options.by_pool:
@@ -159,6 +162,9 @@ class FleetView:
         load.kv_usage = round(fmean(used), 4) if used else 0.0
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
+        first = self._options.by_pool[pool][0]
+        if first.is_power_limited:
+            tell_power(self._options, self._loads, pool)
         self.version += 1
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:

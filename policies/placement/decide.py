@@ -260,9 +260,9 @@ def _unplaced(
 ) -> Decision:
     """Return a hold if time may help: a pool without a worker, or a failing one, is no refusal."""
     candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s)
-    passing = {code for _, code in refused} & PASSING
-    if passing:
-        reason = "pool_unavailable" if "pool_unavailable" in passing else "circuit_open"
+    codes = {code for _, code in refused}
+    reason = next((code for code in PASSING if code in codes), None)
+    if reason is not None:
         return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
     by_pool = dict.fromkeys(options.by_pool, "model_not_served")
     by_pool.update((option.pool, code) for option, code in refused)

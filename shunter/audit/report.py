@@ -45,6 +45,7 @@ class Counts:
     output_tokens: int = 0
     cost_usd: float = 0.0
     promised_usd: float = 0.0
+    energy_wh: float = 0.0
     in_envelope: int = 0
     late: int = 0
     dear: int = 0
@@ -102,6 +103,7 @@ class AuditReport:
             counts.output_tokens += step.usage.output_tokens
         if step.promised is not None:
             counts.promised_usd += step.promised.cost_usd
+        counts.energy_wh += step.energy_wh or 0.0
         if step.got is not None:
             counts.cost_usd += step.got.cost_usd
             if step.promised is not None:

@@ -1,4 +1,4 @@
-"""A device's constants by measured points: fitted from a prior, with the error on points held out."""
+"""A device's constants by measured points, fitted from a prior; the error on points held out."""
 
 import math
 from collections.abc import Sequence

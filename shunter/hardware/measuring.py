@@ -19,9 +19,7 @@ from workers.backends.base import BackendSettingError, CallError
 from workers.backends.openai.server import OpenAIServer
 from workers.backends.openai.sse import read_events
 
-WORDS = (
-    "river stone cloud lamp seven paper green often north music bread window quiet table".split()
-)
+WORDS = ("river", "stone", "cloud", "lamp", "seven", "paper", "green", "often", "north", "music")
 # By which the server's count of tokens of a word is found.
 SAMPLE_WORDS = 64
 REQUESTS_MIN, REQUESTS_PER_CLIENT = 4, 2

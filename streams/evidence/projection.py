@@ -128,6 +128,7 @@ class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
     at: float
     attempt: int = 1
     decision: _Decision | None = None
+    energy_wh: float | None = None
     got: SeenEnvelope | None = None
     placement: SeenPlacement | None = None
     promised: SeenEnvelope | None = None

@@ -25,6 +25,7 @@ IN_WORDS = {
     "idle": "the pool was idle and nobody else was expected",
     "pool_available": "a pool became available",
     "pool_unavailable": "no pool that may serve it has a live worker",
+    "power_limit": "each pool that may serve it draws all the power that it or its site may",
     "circuit_open": "each pool that may serve it fails at present",
     "connect": "its server can't be reached",
     "connection_lost": "its server broke off",

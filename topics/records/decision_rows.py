@@ -72,6 +72,7 @@ LOAD = (
     "failure_rate",
     "variants",
     "constants",
+    "power_kw",
 )
 # Of one variant in a pool; the last three are what was learned of it.
 VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")

@@ -72,6 +72,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     candidates: Sequence[Candidate] | None = None
     decided_with: str | None = None
     decision: DecisionRows | None = None
+    energy_wh: Any = None
     fallback: Fallback | None = None
     fleet_version: str | None = None
     got: _Envelope | None = None
@@ -129,6 +130,7 @@ def _common(evidence: Evidence) -> _Written:
         attempt=evidence.attempt,
         batch=evidence.batch,
         decided_with=evidence.decided_with,
+        energy_wh=plain(evidence.energy_wh),
         fallback=evidence.fallback,
         fleet_version=evidence.fleet_version,
         got=_envelope(evidence.got),

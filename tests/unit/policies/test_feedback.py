@@ -108,7 +108,7 @@ def told_by(instance: str, pace: Pace, experience: Experience) -> PoolStatus:
 
 
 def work(pace: Pace, experience: Experience, count: int) -> None:
-    """Serve so many turns: as promised at half the speed predicted, one of five failing, half of it cached."""
+    """Serve so many turns: charged at half the speed, one of five failing, half of it cached."""
     job = Job("", OPTION.variant, 400, 100)
     device_s = OPTION.roofline.prefill_s(400) + OPTION.roofline.decode_s(100, 1, 400)
     for n in range(count):
