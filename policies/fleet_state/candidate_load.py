@@ -47,16 +47,27 @@ NOTHING = Learned()
 class _Standings:
     """What is cached beside a load; not one of the fields that a decision records.
 
-    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of;
-    ``sent_at`` is when work was last sent since its heartbeat.
+    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
     """
 
-    __slots__ = ("_corrected", "_standings", "rows", "sent_at")
+    __slots__ = ("_corrected", "_sent_at", "_standings", "rows")
 
     _corrected: dict[str, tuple[Option, Roofline]]
     _standings: "dict[str, Standing]"
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
-    sent_at: float | None
+    _sent_at: float | None
+
+    def begin(self) -> None:
+        """Start with nothing cached, and nothing sent."""
+        self._corrected = {}
+        self._sent_at = None
+        self.has_changed()
+
+    def sending(self, now: float) -> float:
+        """Return the seconds since work was last sent, 0 before the first; work is sent now."""
+        since = self._sent_at
+        self._sent_at = now
+        return 0.0 if since is None else max(0.0, now - since)
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""
@@ -92,9 +103,7 @@ class PoolLoad(_Standings):
     power_kw: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        self._corrected = {}
-        self.sent_at = None
-        self.has_changed()
+        self.begin()
 
     @property
     def factors(self) -> Factors:

@@ -117,10 +117,7 @@ class FleetView:
             return
         replicas = max(1, load.workers) * option.replicas
         if now is not None:
-            since = load.sent_at
-            if since is not None:
-                load.backlog_s = max(0.0, load.backlog_s - max(0.0, now - since))
-            load.sent_at = now
+            load.backlog_s = max(0.0, load.backlog_s - load.sending(now))
         load.backlog_s += device_s / replicas
         load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
         running = load.running_by_variant

@@ -124,8 +124,11 @@ class DeviceConstants:
             rest = self._decode(option, steps, input_tokens + output_tokens // 2, took.sequences)
             rest.fixed = steps * took.others_s
         if took.first_s is None:
-            both = [a + b for a, b in zip(first.constants(), rest.constants(), strict=True)]
-            self._measured(took.total_s, _Parts(*both, first.fixed + rest.fixed))
+            both = (a + b for a, b in zip(first.constants(), rest.constants(), strict=True))
+            compute, memory, step, prompt, first_token = both
+            fixed = first.fixed + rest.fixed
+            whole = _Parts(compute, memory, step, prompt, first_token, fixed)
+            self._measured(took.total_s, whole)
         else:
             self._measured(took.first_s, first)
             if steps:

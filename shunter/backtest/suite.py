@@ -73,6 +73,11 @@ def scaled(fleet: Fleet, factor: float) -> Fleet:
     return fleet.model_copy(update={"pools": pools})
 
 
+def assumed_pools(fleet: Fleet) -> list[str]:
+    """Return the pools on devices of which no servers were measured."""
+    return [name for name, pool in fleet.pools.items() if fleet.devices[pool.device].is_assumed]
+
+
 def plans(
     setting: Setting, *, with_baselines: bool, compared: Policy | None = None
 ) -> list[PlannedRun]:

@@ -14,12 +14,13 @@ from policies.backtest.scores import calibration_of
 from policies.backtest.workload import Arrival, compress, repeat
 from shunter.backtest.bound import lower_bound
 from shunter.backtest.differences import COLUMNS, differences, rows
+from shunter.backtest.draws import draws, summary
 from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
 from shunter.backtest.plot import draw
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.side_by_side import scored_beside
-from shunter.backtest.suite import Scored, ScoredRun, Setting, plans, scaled
-from shunter.backtest.tables import tables, without_answer
+from shunter.backtest.suite import Scored, ScoredRun, Setting, assumed_pools, plans, scaled
+from shunter.backtest.tables import table_of_draws, tables, without_answer
 from shunter.backtest.topic import read_topic
 from shunter.client.kafka import run
 from shunter.commands.audit_report import time_of
@@ -83,6 +84,15 @@ Assignments = Annotated[
     Path | None, typer.Option("--assignments", help="CSV to write: what Shunter did, row by row.")
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="PNG to draw.")]
+Draws = Annotated[
+    int,
+    typer.Option(
+        "--draws",
+        min=0,
+        max=1000,
+        help="Run so often by device constants drawn from their error, untold.",
+    ),
+]
 Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Run the baselines.")]
 Bound = Annotated[bool, typer.Option("--bound/--no-bound", help="Compute the lower bound.")]
 
@@ -104,6 +114,7 @@ def backtest(
     plot: Plot = None,
     baselines: Baselines = True,
     bound: Bound = True,
+    draw_count: Draws = 0,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
     as_json: AsJson = False,
@@ -147,7 +158,10 @@ def backtest(
         "lower_bound_usd": limit_usd,
         "lower_bound_note": no_limit,
         "calibration": calibration_of(own[0].outcomes),
+        "assumed_pools": assumed_pools(setting.fleet),
     }
+    if draw_count:
+        report["draws"] = {"count": draw_count, "of": summary(list(draws(setting, draw_count)))}
     if compare is not None:
         report["differences"] = differences(own[0], own[1])
     if as_json:
@@ -227,6 +241,9 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
     for table in tables(scored):
         out.print(table)
         out.print()
+    if "draws" in report:
+        out.print(table_of_draws(report["draws"]["of"], report["draws"]["count"]))
+        out.print()
     for line in without_answer(scored):
         out.print(line)
     limit_usd = report["lower_bound_usd"]
@@ -241,6 +258,8 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
             f"calibration: of the requests promised 95 % or more, {kept['met_of_promised_95']:.2%}"
             f" met their SLO; {kept['promised']:.2%} promised on average, {kept['met']:.2%} met"
         )
+    if assumed := report["assumed_pools"]:
+        out.print(f"assumed, since no servers on such devices were measured: {', '.join(assumed)}")
     if "differences" in report:
         found = report["differences"]
         first, second = found["cost_usd"]

@@ -348,6 +348,7 @@ class Batcher:
             inputs=judged.inputs,
             decided_with=None if is_first else release.members[0].profile.id,
             placement=placement,
+            assumed=target.option.is_assumed,
             promised=promised,
             batch=batch,
             hold=Hold(member.group, release.reason, now - member.held_at, release.slack_s),

@@ -125,6 +125,7 @@ class _Decision(RowsOfDecision, kw_only=True, gc=False):
 class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
     """A piece of evidence. ``at`` is epoch seconds; ``decision`` is None once it is read."""
 
+    assumed: bool = False
     at: float
     attempt: int = 1
     decision: _Decision | None = None

@@ -62,6 +62,7 @@ class StepDetails(TypedDict, total=False):
     host: Host | None
     model_digest: str | None
     energy_wh: float | None
+    assumed: bool
     request_digest: TextDigest | None
     response_digest: TextDigest | None
     reason: str | None

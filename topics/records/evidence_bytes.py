@@ -66,6 +66,7 @@ class _Placement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The members of evidence, in the order of canonical JSON."""
 
+    assumed: bool = False
     at: Any
     attempt: int = 1
     batch: Batch | None = None
@@ -126,6 +127,7 @@ def _common(evidence: Evidence) -> _Written:
     """Return what is written as it is."""
     source, asked, answered = evidence.source, evidence.request_digest, evidence.response_digest
     return _Written(
+        assumed=evidence.assumed,
         at=plain(evidence.at),
         attempt=evidence.attempt,
         batch=evidence.batch,

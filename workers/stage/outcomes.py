@@ -92,6 +92,7 @@ class OutcomeWriter:
             host=self._host,
             model_digest=_model_digest(outcome),
             energy_wh=energy_wh(outcome, option),
+            assumed=option.is_assumed,
             response_digest=self._evidence_writer.digests.digest(
                 profile.tenant, outcome.response.body
             ),
