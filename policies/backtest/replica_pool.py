@@ -16,7 +16,7 @@ from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.hardware.roofline import Roofline
-from policies.learning.device_constants import Timing
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
 from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
@@ -33,7 +33,7 @@ Draw = Callable[[], float]
 class Try:
     """One request on its way to or at a pool; ``mark`` is of its share since ``began_at``.
 
-    ``ahead_s`` and ``others_s`` are what `Timing` has of it.
+    ``ahead_s`` and ``others_s`` are what `Measured` has of it.
     """
 
     outcome: ReplayOutcome
@@ -168,7 +168,7 @@ class ModelPool:
                 self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
                 # What it takes beside the device was before it came here.
                 sent_at = attempt.began_at - self.latency_s
-                took = Timing(
+                took = Measured(
                     event.first_token_at - sent_at,
                     event.finished_at - sent_at,
                     shared_by(now - attempt.began_at, share_s),

@@ -29,7 +29,7 @@ USUAL = 25.0
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class Measured:
     """An executed request as it was measured; seconds of the device's own clock.
 
     Attributes:
@@ -105,7 +105,7 @@ class DeviceConstants:
         input_tokens: int,
         cached_tokens: int,
         output_tokens: int,
-        took: Timing,
+        took: Measured,
     ) -> None:
         """Learn from one executed request.
 

@@ -6,7 +6,7 @@ from policies.config.options import Option
 from policies.hardware.constants import Factors
 from policies.hardware.iteration import Job
 from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS, Roofline
-from policies.learning.device_constants import DeviceConstants, Timing
+from policies.learning.device_constants import DeviceConstants, Measured
 
 # Weight of the newest execution: the last fifty or so count.
 NEWEST = 0.04
@@ -109,7 +109,7 @@ class Pace:
         roofline = self._constants.roofline(option)
         return roofline.step_s(sequences, sequences * TYPICAL_CONTEXT_TOKENS)
 
-    def learn(self, option: Option, job: Job, took: Timing, device_s: float) -> None:
+    def learn(self, option: Option, job: Job, took: Measured, device_s: float) -> None:
         """Learn from one execution.
 
         Args:

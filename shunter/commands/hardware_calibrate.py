@@ -19,7 +19,7 @@ from shunter.client.kafka import run
 from shunter.console import UserError, err, wide_out
 from shunter.hardware.calibration import Calibration, Case, at_bound, calibrate
 from shunter.hardware.catalogue import load_catalogue
-from shunter.hardware.measuring import Asked, Point, sweep
+from shunter.hardware.measuring import Point, SweepPoint, sweep
 
 Numbers = Annotated[str, typer.Option(help="Whole numbers, comma-separated.")]
 
@@ -103,9 +103,9 @@ def _numbers(option: str, text: str) -> list[int]:
     return found
 
 
-def _grid(inputs: list[int], output_tokens: int, clients: list[int]) -> list[Asked]:
+def _grid(inputs: list[int], output_tokens: int, clients: list[int]) -> list[SweepPoint]:
     """Return all pairs, a third of them, spread over both, where points are held out."""
-    grid = [Asked(tokens, output_tokens, count) for count in clients for tokens in inputs]
+    grid = [SweepPoint(tokens, output_tokens, count) for count in clients for tokens in inputs]
     # Along diagonals, so that no length and no concurrency is held out alone.
     width = len(inputs)
     return sorted(grid, key=lambda each: (

@@ -130,12 +130,7 @@ def backtest(
         topic_prefix=topic_prefix,
     )
     declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
-    if topic and trace is not None:
-        raise UserError("give --trace or --topic, not both")
-    if not topic and not (start is end is None):
-        raise UserError("--from and --to are of --topic; add it")
-    if differing is not None and compare is None:
-        raise UserError("--differences is of --compare; add it")
+    _check(topic, trace, start or end, differing, compare)
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
     arrivals = compress(_repeated(arrivals, times), rate)
     scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
@@ -143,7 +138,7 @@ def backtest(
     unknown = setting.reality.unknown_pools(setting.fleet)
     if unknown:
         raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
-    second = None if compare is None else load_policy(compare)
+    second = load_policy(compare) if compare else None
     scored, own = _run(setting, with_baselines=baselines, second=second)
     limit_usd, no_limit = _bound(setting) if bound else (None, None)
     _write(setting, own, assignments, differing)
@@ -168,6 +163,22 @@ def backtest(
         typer.echo(orjson.dumps(report).decode())
     else:
         _show(scored, report)
+
+
+def _check(
+    topic: bool,
+    trace: Path | None,
+    span: str | None,
+    differing: Path | None,
+    compare: Path | None,
+) -> None:
+    """Raise UserError where options contradict each other."""
+    if topic and trace is not None:
+        raise UserError("give --trace or --topic, not both")
+    if not topic and span is not None:
+        raise UserError("--from and --to are of --topic; add it")
+    if differing is not None and compare is None:
+        raise UserError("--differences is of --compare; add it")
 
 
 def _run(

@@ -54,7 +54,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class PredictedPoint:
     """A point with its prediction; ``is_held_out`` of one that the fit has not seen."""
 
     point: Point
@@ -67,7 +67,7 @@ class Calibration:
     """The device with what was measured of it, and each point by it."""
 
     device: Device
-    points: list[Checked]
+    points: list[PredictedPoint]
 
     def errors(self) -> tuple[float, float]:
         """Return the median errors of TTFT and TPOT on the points held out, as shares."""
@@ -102,7 +102,7 @@ def calibrate(case: Case, points: Sequence[Point], measured: str) -> Calibration
     seen = [point for point, out in zip(points, held_out, strict=True) if not out]
     serving = _moved(start, _fit(case, start, seen))
     checked = [
-        Checked(point, _predicted(case, serving, point), out)
+        PredictedPoint(point, _predicted(case, serving, point), out)
         for point, out in zip(points, held_out, strict=True)
     ]
     logs = [

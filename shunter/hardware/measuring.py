@@ -28,7 +28,7 @@ SEED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SweepPoint:
     """A point of the sweep: prompts and replies of about these lengths, from so many clients."""
 
     input_tokens: int
@@ -40,7 +40,7 @@ class Asked:
 class Point:
     """A measured point. ``lengths`` are those of its requests, in the order of sending; seconds."""
 
-    asked: Asked
+    asked: SweepPoint
     lengths: tuple[tuple[int, int], ...]
     ttft_s: float
     tpot_s: float
@@ -70,7 +70,7 @@ async def connected(declared: OpenAIBackendConfig, connections: int) -> AsyncIte
 async def sweep(
     declared: OpenAIBackendConfig,
     served: str,
-    asked: Sequence[Asked],
+    asked: Sequence[SweepPoint],
     seconds_max: float,
     told: Callable[[Point], object],
 ) -> list[Point]:
@@ -103,7 +103,7 @@ async def sweep(
     return found
 
 
-async def _measure(client: "_Client", asked: Asked) -> Point:
+async def _measure(client: "_Client", asked: SweepPoint) -> Point:
     count = max(REQUESTS_MIN, REQUESTS_PER_CLIENT * asked.concurrency)
     numbers: Iterator[int] = iter(range(count))
     got: dict[int, _Got] = {}

@@ -103,7 +103,7 @@ LATENCY, FOOTPRINT = "latency_sensitivity", "memory_footprint"
 
 # A row's numbers stay well below 2**53; what costs or takes more than this is written with names.
 _MOST = 1e6
-# Between these msgspec writes numbers as canonical JSON has them, save whole ones.
+# msgspec writes numbers between these as canonical JSON does, save whole ones.
 _PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
 _NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
 _NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}

@@ -16,7 +16,7 @@ from policies.config.options import Option, compile_options
 from policies.config.serving import Times
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
 from policies.hardware.constants import AS_DECLARED, FACTOR_MAX, Factors, believable, corrected
-from policies.learning.device_constants import DeviceConstants, Timing
+from policies.learning.device_constants import DeviceConstants, Measured
 from policies.scoring.estimate import estimate, spread_of
 from topics import Evidence, PoolStatus, Source, decode, encode
 from topics.records.evidence_bytes import evidence_bytes
@@ -39,7 +39,7 @@ def learned(option: Option, requests: int, noise: float = 0.05) -> DeviceConstan
         first_s, rest_s = took(option, *asked)
         first_s *= drawn.lognormvariate(0, noise)
         whole_s = first_s + rest_s * drawn.lognormvariate(0, noise)
-        constants.learn(option, asked[0], 0, asked[1], Timing(first_s, whole_s, asked[2]))
+        constants.learn(option, asked[0], 0, asked[1], Measured(first_s, whole_s, asked[2]))
     return constants
 
 
@@ -66,7 +66,7 @@ def test_what_no_measurement_tells_apart_stays_near_the_declaration() -> None:
         _, rest_s = took(option, 100, 200, 1)
         # Of decoding alone: a first token as declared.
         first_s = option.latency_s + option.roofline.prefill_s(100)
-        constants.learn(option, 100, 0, 200, Timing(first_s, first_s + rest_s))
+        constants.learn(option, 100, 0, 200, Measured(first_s, first_s + rest_s))
     assert constants.factors.compute == pytest.approx(1.0, abs=0.1)
     assert 1.1 < constants.factors.memory < constants.factors.step < 1.8
     assert constants.known == pytest.approx(1.0, abs=0.01)
@@ -75,8 +75,8 @@ def test_what_no_measurement_tells_apart_stays_near_the_declaration() -> None:
 def test_a_request_behind_others_teaches_little() -> None:
     option = OPTIONS.by_pool["premium-eu"][0]
     alone, behind = DeviceConstants(), DeviceConstants()
-    alone.learn(option, 100, 0, 0, Timing(None, 1.0))
-    behind.learn(option, 100, 0, 0, Timing(None, 1.0, ahead_s=0.9))
+    alone.learn(option, 100, 0, 0, Measured(None, 1.0))
+    behind.learn(option, 100, 0, 0, Measured(None, 1.0, ahead_s=0.9))
     assert behind.known < 0.2 * alone.known
     assert behind.factors == pytest.approx(AS_DECLARED, abs=0.05)
     assert max(alone.factors) > 1.5
@@ -88,7 +88,7 @@ def test_a_pool_that_changes_is_followed() -> None:
     for _ in range(1000):
         first_s = option.latency_s + option.roofline.prefill_s(1000)
         rest_s = option.roofline.decode_s(200, 1, 1000)
-        constants.learn(option, 1000, 0, 200, Timing(first_s, first_s + rest_s))
+        constants.learn(option, 1000, 0, 200, Measured(first_s, first_s + rest_s))
     again_s = constants.roofline(option).decode_s(200, 1, 1000)
     assert again_s == pytest.approx(rest_s, rel=0.05)
 

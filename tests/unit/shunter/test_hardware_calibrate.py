@@ -14,11 +14,11 @@ from policies.hardware.closed_loop import closed_loop
 from shunter.cli import app
 from shunter.hardware.calibration import Case, at_bound, calibrate
 from shunter.hardware.catalogue import load_catalogue
-from shunter.hardware.measuring import Asked, Point
+from shunter.hardware.measuring import Point, SweepPoint
 
 CATALOGUE = load_catalogue()
 CASE = Case(CATALOGUE.devices["h100"], CATALOGUE.models["llama-3.1-8b"], "fp8")
-GRID = [Asked(tokens, 32, count) for count in (1, 4, 16) for tokens in (64, 512, 2048)]
+GRID = [SweepPoint(tokens, 32, count) for count in (1, 4, 16) for tokens in (64, 512, 2048)]
 # A token of a prompt and of a reply take the server below so long.
 PROMPT_S, REPLY_S = 0.0004, 0.004
 

@@ -8,7 +8,7 @@ from typing import Any
 from policies import Option
 from policies.config.fleet import CPUBackendConfig as Declared
 from policies.hardware.accelerator import Job
-from policies.learning.device_constants import Timing
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace
 from streams.engine.clock import Clock
 from topics import Response, Usage, VariantStatus
@@ -64,7 +64,7 @@ class CPUBackend:
         finally:
             self._running[variant] -= 1
         option = self._options[variant]
-        took = Timing(None, device_s)
+        took = Measured(None, device_s)
         self._pace.learn(option, Job("", variant, max(1, tokens), 0), took, device_s)
         usage = Usage(tokens, 0)
         answer = Response(200, body | {"model": variant})

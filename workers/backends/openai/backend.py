@@ -14,7 +14,7 @@ from policies import Option
 from policies.config.fleet import OpenAIBackendConfig as Declared
 from policies.hardware.accelerator import Job
 from policies.hardware.device_time import DeviceShare
-from policies.learning.device_constants import Timing
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import NEWEST, Pace, shared_by
 from streams.engine.clock import Clock
 from topics import Response, VariantStatus
@@ -147,7 +147,7 @@ class OpenAIBackend:
         job = Job("", variant, input_tokens, usage.output_tokens, cached_tokens)
         sequences = shared_by(ended_at - began_at, among_its_own_s)
         first_at = answer.first_token_at
-        took = Timing(
+        took = Measured(
             None if first_at is None else first_at - started_at,
             finished_at - started_at,
             sequences,

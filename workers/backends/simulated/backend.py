@@ -11,7 +11,7 @@ from policies.hardware.accelerator import Completion, Job, Refused, VariantLimit
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.replica import Ask, Replica, choose_replica
-from policies.learning.device_constants import Timing
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from streams.engine.clock import Clock
 from topics import Response, ServerLoad, Usage, VariantStatus
@@ -107,7 +107,7 @@ class SimulatedBackend:
                 accelerator.cancel(name, self._model_now())
                 # What waited for its place is due sooner than the driver thinks.
                 self._changed.set()
-        took = Timing(
+        took = Measured(
             done.first_token_at - began_at,
             done.finished_at - began_at,
             shared_by(ended_at - submitted_at, share_s),
