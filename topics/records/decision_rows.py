@@ -101,8 +101,7 @@ IMPLIED = {
 }
 LATENCY, FOOTPRINT = "latency_sensitivity", "memory_footprint"
 
-# A row's numbers stay well below 2**53; what costs or takes more than this is written with names.
-_MOST = 1e6
+_MOST = 1e6  # a row's numbers stay well below 2**53; what is more than this is written with names
 # msgspec writes numbers between these as canonical JSON does, save whole ones.
 _PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
 _NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
