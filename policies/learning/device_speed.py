@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from policies.config.options import Option
-from policies.hardware.constants import Factors
 from policies.hardware.iteration import Job
 from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS, Roofline
 from policies.learning.device_constants import DeviceConstants, Measured
@@ -89,9 +88,9 @@ class Pace:
         return round(self._known.get(variant, 0.0), 3)
 
     @property
-    def factors(self) -> Factors:
-        """The learned factors on the constants of the device."""
-        return self._constants.factors
+    def factors(self) -> tuple[float, ...]:
+        """The learned factors on the constants of the device, as a heartbeat has them."""
+        return tuple(self._constants.factors)
 
     @property
     def factors_known(self) -> float:

@@ -16,7 +16,9 @@ from policies.config.options import Option, compile_options
 from policies.config.serving import Times
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
 from policies.hardware.constants import AS_DECLARED, FACTOR_MAX, Factors, believable, corrected
+from policies.hardware.iteration import Job
 from policies.learning.device_constants import DeviceConstants, Measured
+from policies.learning.device_speed import Pace
 from policies.scoring.estimate import estimate, spread_of
 from topics import Evidence, PoolStatus, Source, decode, encode
 from topics.records.evidence_bytes import evidence_bytes
@@ -174,6 +176,15 @@ def test_a_decision_by_learned_constants_is_the_same_from_its_record() -> None:
     assert found[0] == found[1]
     unlearned = Inputs({"premium": PoolLoad(workers=1), "silicon": PoolLoad(workers=1)}, 0.0)
     assert decide(asked, unlearned, options, policy, NOW) != found[0]
+
+
+def test_a_heartbeat_can_be_written_with_what_was_learned() -> None:
+    option, pace = OPTIONS.by_pool["premium-eu"][0], Pace()
+    job = Job("", option.variant, 400, 100)
+    pace.learn(option, job, Measured(0.2, 3.0), 1.0)
+    told = status("premium-eu", factors=pace.factors, factors_known=pace.factors_known)
+    assert decode(PoolStatus, encode(told)).factors == pace.factors
+    assert pace.factors != tuple(AS_DECLARED)
 
 
 def test_corrected_twice_is_corrected_by_the_product() -> None:
