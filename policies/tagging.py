@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from policies.config.options import Option
 from policies.config.policy import Policy, Tier, WorkloadClass
 from policies.learning.output_lengths import Lengths
 from topics import InferenceRequest, Profile, Tag, duration_s
@@ -67,6 +68,7 @@ def tag(
     ingest_partition: int,
     count: CountTokens | None = None,
     lengths: Lengths | None = None,
+    serving: Sequence[Option] = (),
 ) -> Tagged:
     """Return the router's knowledge of a request.
 
@@ -78,6 +80,7 @@ def tag(
         ingest_partition: its ingest partition, whose direct lanes it is bound to.
         count: counts a text's tokens by the model's own tokenizer; None: by length.
         lengths: reply lengths seen; None: the policy's expectation.
+        serving: the options that serve the model, to tell whether the reply's estimate matters.
 
     Raises:
         UnservableError: an unknown class or data class.
@@ -121,6 +124,7 @@ def tag(
         max_cost_usd=request.constraints.max_cost_usd,
         session=request.session,
         output_tokens_high=high,
+        certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
     )
     sizes = {"context_length": input_tag, "output_length": output_tag}
     latency_tag = _latency(profile, sensitive_tag)
@@ -228,6 +232,20 @@ def _output_tokens(
     if seen is None:
         return Tag(expected, "policy", 0.4), None
     return Tag(expected, "estimate", seen.confidence), high
+
+
+def _certain_tokens(input_tokens: int, output: Tag, serving: Sequence[Option]) -> int | None:
+    """Return the prompt's tokens where it fits all that the estimated reply may not fit; else None.
+
+    None where it makes no difference, which is nearly always, so that profiles stay as short.
+    """
+    if output.source == "client":
+        return None
+    tokens = input_tokens + output.value
+    for option in serving:
+        if tokens > option.context_tokens or tokens > option.kv_capacity_tokens:
+            return input_tokens
+    return None
 
 
 def _deadline(

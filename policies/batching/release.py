@@ -11,7 +11,7 @@ from policies.config.plugins import priced_by, refused_by
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
 from policies.scoring.candidates import Offers, SecondTries, choose
-from policies.scoring.constraints import refusal
+from policies.scoring.constraints import certain_tokens, refusal
 from policies.scoring.estimate import (
     Estimate,
     batch_limit,
@@ -86,10 +86,12 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
         output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
     )
     limit_usd = longest.max_cost_usd
+    # The estimate of a reply may make another one the longest.
+    fullest = max((m.profile for m in members), key=certain_tokens)
     rules, windows = policy.rules, policy.windows
     targets = []
     for option in options.by_model.get(longest.model, ()):
-        if path not in option.lanes or refusal(longest, option) is not None:
+        if path not in option.lanes or refusal(fullest, option) is not None:
             continue
         # The same for all of them, else they were of different groups.
         if refused_by(rules, longest, option) is not None:

@@ -44,6 +44,16 @@ EXPLANATIONS: dict[str, str] = {
 }
 
 
+def certain_tokens(profile: Profile) -> int:
+    """Return the tokens that a request takes for certain.
+
+    An estimate of its reply is none of them: a server ends a reply where the context ends.
+    """
+    if profile.certain_tokens is not None:
+        return profile.certain_tokens
+    return profile.input_tokens + profile.output_tokens
+
+
 def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR0911 - a list of rules
     """Return the reason why the option may not serve the request at any load; None if it may."""
     if profile.operation not in option.operations:
@@ -58,7 +68,7 @@ def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR091
         return "pool_excluded"
     if profile.labels and any(option.labels.get(k) != v for k, v in profile.labels.items()):
         return "label"
-    tokens = profile.input_tokens + profile.output_tokens
+    tokens = certain_tokens(profile)
     if tokens > option.context_tokens:
         return "context_too_long"
     if tokens > option.kv_capacity_tokens:
@@ -77,7 +87,7 @@ def refusals(profile: Profile, options: Sequence[Option]) -> list[str | None]:
     Most requests name no constraint, and then a few comparisons are enough to let an option pass.
     """
     lanes = _BOTH_LANES if profile.batchable else _DIRECT_LANE
-    operation, tokens = profile.operation, profile.input_tokens + profile.output_tokens
+    operation, tokens = profile.operation, certain_tokens(profile)
     is_free = profile.regions is profile.precisions is profile.pools is None
     is_free = is_free and not (profile.exclude_pools or profile.labels)
     return [

@@ -26,7 +26,7 @@ def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> boo
     operation, prompt = _operation(arrival), arrival.input_tokens
     if operation == "embeddings":
         prompt = min(prompt, model.context_tokens)
-    tokens = prompt + arrival.output_tokens
+    tokens = prompt + _declared_tokens(arrival)
     weights = sum(fleet.models[s.model].weights_bytes(s.precision) for s in pool.serves)
     usable = fleet.devices[pool.device].memory_bytes * serve.tensor_parallel * MEMORY_UTILIZATION
     keeps = (
@@ -38,6 +38,13 @@ def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> boo
         refused_by(policy.rules, send.profile, option) is None,
     )
     return not all(keeps)
+
+
+def _declared_tokens(arrival: Arrival) -> int:
+    """Return the reply that is known to come: of another, a server ends where the context does."""
+    if arrival.request is None:
+        return 0
+    return arrival.request.hints.output_tokens or 0
 
 
 def _operation(arrival: Arrival) -> str:

@@ -117,6 +117,7 @@ def explain(
             now=now,
             ingest_partition=0,
             count=load_token_counter(fleet_read).of(parsed),
+            serving=options.by_model.get(parsed.model, ()),
         )
     except OSError as error:
         raise UserError(f"{request}: {error.strerror}") from error

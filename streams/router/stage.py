@@ -7,7 +7,6 @@ from policies import (
     Decision,
     Inputs,
     Placer,
-    Policy,
     Rates,
     Shares,
     Situation,
@@ -212,22 +211,25 @@ class Router:
             message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
             return self._evidence_writer.unservable(record, request, "rate_limited", message, now)
         try:
-            tagged = self._tag(record, request, self._situation.policy, now)
+            tagged = self._tag(record, request, self._situation, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
         digest = self._evidence_writer.digests.digest(request.tenant, request.body)
         shadow = self._beside(record, request, now)
         return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now)
 
-    def _tag(self, record: Record, request: InferenceRequest, policy: Policy, now: float) -> Tagged:
+    def _tag(
+        self, record: Record, request: InferenceRequest, here: Situation, now: float
+    ) -> Tagged:
         return tag(
             request,
-            policy,
+            here.policy,
             received_at=record.came_at(now),
             now=now,
             ingest_partition=record.partition.number,
             count=self._tokens.of(request),
             lengths=self._situation.view.lengths,
+            serving=here.options.by_model.get(request.model, ()),
         )
 
     def _beside(self, record: Record, request: InferenceRequest, now: float) -> Shadow | None:
@@ -236,7 +238,7 @@ class Router:
         if here is None:
             return None
         try:
-            tagged = self._tag(record, request, here.policy, now)
+            tagged = self._tag(record, request, here, now)
         except UnservableError as error:
             return Shadow(here.policy.version, "reject", error.code)
         return decide_beside(tagged.profile, here, now)

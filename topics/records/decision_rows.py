@@ -59,6 +59,7 @@ PROFILE = (
     "labels",
     "max_cost_usd",
     "fallbacks",
+    "certain_tokens",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")
@@ -86,6 +87,7 @@ WAITING = (
     "ttft_s",
     "tpot_s",
     "output_tokens_high",
+    "certain_tokens",
 )
 
 # The members of a profile that have the values of these tags.
@@ -329,6 +331,7 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.labels or None,
         plain(profile.max_cost_usd),
         [(each.pool, each.reason) for each in profile.fallbacks] or None,
+        profile.certain_tokens,
     )
     end = len(rest)
     while end and rest[end - 1] is None:

@@ -72,11 +72,13 @@ class SimulatedBackend:
         if self._driver is None or self._driver.done():
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
-        tokens = output_tokens(call.request, profile, self._usual_tokens)
         # Not the request's id: the same one may run again while its cancelled run still ends.
         name = str(next(self._names))
         # A client may hint that there are none; the model computes one at least.
         input_tokens = max(1, profile.input_tokens)
+        option = self._options[variant]
+        room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
+        tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         replica = self._replica_for(call, input_tokens)
         job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
         future = self._waiting[name] = self._loop.create_future()
