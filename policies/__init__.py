@@ -29,6 +29,7 @@ from policies.placement.inputs import (
 from policies.placement.placer import Placed, Placer
 from policies.placement.retry import allow_again
 from policies.placement.shadow import beside, decide_beside, release_beside
+from policies.scoring.bindings import bind
 from policies.scoring.situation import Situation, situation
 from policies.tagging import Tagged, UnservableError, operation_of, tag
 
@@ -60,6 +61,7 @@ __all__ = [
     "Windows",
     "allow_again",
     "beside",
+    "bind",
     "compile_options",
     "decide",
     "decide_beside",

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from policies.config.bounds import Rule
 from policies.config.options import Option
 from policies.config.policy import Policy, Tier, WorkloadClass
 from policies.learning.output_lengths import Lengths
+from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
 from topics import InferenceRequest, Profile, Tag, duration_s
 from topics.records.frozen import dataclass
+from topics.records.profile import TagSource
 
 # A token of English text is about four characters in the vocabularies of current models.
 CHARACTERS_PER_TOKEN = 4
@@ -32,6 +35,7 @@ _BY_CLIENT = {value: Tag(value, "client", 1.0) for value in (False, True)}
 _BY_POLICY = {value: Tag(value, "policy", 0.9) for value in (False, True)}
 _STREAMED = Tag(False, "client", 0.9)
 _ANYTHING = Tag(None, "policy", 1.0)
+_ANYWHERE = Allowed()
 
 
 CountTokens = Callable[[str], int]
@@ -69,6 +73,7 @@ def tag(
     count: CountTokens | None = None,
     lengths: Lengths | None = None,
     serving: Sequence[Option] = (),
+    key: str | None = None,
 ) -> Tagged:
     """Return the router's knowledge of a request.
 
@@ -81,9 +86,10 @@ def tag(
         count: counts a text's tokens by the model's own tokenizer; None: by length.
         lengths: reply lengths seen; None: the policy's expectation.
         serving: the options that serve the model, to tell whether the reply's estimate matters.
+        key: id of the API key that it came with, as a gateway proved it.
 
     Raises:
-        UnservableError: an unknown class or data class.
+        UnservableError: an unknown class or data class, or nothing within what it is bound to.
     """
     operation, input_tag = operation_of(request.url), _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
@@ -93,7 +99,8 @@ def tag(
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
-    regions_tag, precisions_tag, labels = _locality(request, policy, workload)
+    rules = policy.rules_for(request.tenant, key, task_tag.value) if policy.binds else ()
+    regions_tag, precisions_tag, allowed = _locality(request, policy, workload, rules)
     ttft_s, tpot_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
     profile = Profile(
         id=request.id,
@@ -117,14 +124,16 @@ def tag(
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        pools=None if request.constraints.pools is None else tuple(request.constraints.pools),
+        pools=allowed.pools,
         exclude_pools=tuple(request.constraints.exclude_pools),
-        data_class=request.constraints.data_class,
-        labels=labels,
+        data_class=allowed.data_class,
+        labels=allowed.labels or {},
         max_cost_usd=request.constraints.max_cost_usd,
         session=request.session,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
+        key=key,
+        bound_by=tuple(where for where, _ in rules),
     )
     sizes = {"context_length": input_tag, "output_length": output_tag}
     latency_tag = _latency(profile, sensitive_tag)
@@ -313,20 +322,23 @@ def _batchable(
 
 
 def _locality(
-    request: InferenceRequest, policy: Policy, workload: WorkloadClass
-) -> tuple[Tag, Tag, dict[str, str]]:
+    request: InferenceRequest, policy: Policy, workload: WorkloadClass, rules: Sequence[Rule]
+) -> tuple[Tag, Tag, Allowed]:
+    """Return what a request may use, and where regions and precisions are from.
+
+    Raises:
+        UnservableError: an unknown data class, or nothing is within what the request is bound to.
+    """
     constraints = request.constraints
-    if not constraints.model_fields_set and workload.precisions is None:
-        return _ANYTHING, _ANYTHING, {}
+    if not constraints.model_fields_set and workload.precisions is None and not rules:
+        return _ANYTHING, _ANYTHING, _ANYWHERE
     regions = _allowed(constraints.regions)
     precisions = _allowed(constraints.precisions)
-    region_source, precision_source = "client", "client"
-    labels = dict(constraints.labels)
-    if regions is None:
-        region_source = "policy"
+    region_source: TagSource = "client" if regions is not None else "policy"
+    precision_source: TagSource = "client" if precisions is not None else "policy"
     if precisions is None:
-        precision_source = "policy"
         precisions = workload.precisions
+    labels = dict(constraints.labels)
     if constraints.data_class is not None:
         if constraints.data_class not in policy.data_classes:
             known = ", ".join(policy.data_classes) or "none"
@@ -334,17 +346,23 @@ def _locality(
                 "unknown_data_class",
                 f"constraints.data_class {constraints.data_class!r} is not in the policy: {known}",
             )
-        rules = policy.data_classes[constraints.data_class]
-        if rules.regions is not None:
-            regions, region_source = _both(regions, rules.regions), "policy"
-        if rules.precisions is not None:
-            precisions, precision_source = _both(precisions, rules.precisions), "policy"
-        labels = _all_labels(labels, rules.labels, constraints.data_class)
-    return (
-        Tag(regions, region_source, 1.0),  # type: ignore[arg-type]
-        Tag(precisions, precision_source, 1.0),  # type: ignore[arg-type]
-        labels,
-    )
+        of_data = policy.data_classes[constraints.data_class]
+        if of_data.regions is not None:
+            regions, region_source = _both(regions, of_data.regions), "policy"
+        if of_data.precisions is not None:
+            precisions, precision_source = _both(precisions, of_data.precisions), "policy"
+        labels = _all_labels(labels, of_data.labels, constraints.data_class)
+    pools = None if constraints.pools is None else tuple(constraints.pools)
+    found = Allowed(regions, precisions, pools, constraints.data_class, labels)
+    if rules:
+        try:
+            found = narrowed(found, rules, policy)
+        except OutsideBoundError as error:
+            raise UnservableError("outside_bound", error.message) from error
+        region_source = region_source if found.regions == regions else "policy"
+        precision_source = precision_source if found.precisions == precisions else "policy"
+    regions_tag = Tag(found.regions, region_source, 1.0)
+    return regions_tag, Tag(found.precisions, precision_source, 1.0), found
 
 
 def _allowed(names: list[str] | None) -> tuple[str, ...] | None:

@@ -271,4 +271,6 @@ def _unplaced(
         message = f"model {profile.model!r} is not declared in the fleet: {known}"
         return Decision("reject", candidates, "unknown_model", message=message, refusals=by_pool)
     message = explain(list(by_pool.items()))
+    if profile.bound_by:
+        message += f"; it is bound by {', '.join(profile.bound_by)} of the policy"
     return Decision("reject", candidates, "no_pool", message=message, refusals=by_pool)

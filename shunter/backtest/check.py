@@ -4,7 +4,7 @@ A check that asked the code under test (``policies.scoring.constraints``, ``poli
 would repeat its mistakes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from policies import Fleet, Policy, refused_by
 from policies.backtest.route import Send
@@ -70,12 +70,25 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
         (send.option.precision, required.precisions),
         (send.option.pool, wanted.pools),
     ]
+    allowed += _bounds(send, arrival, pool, policy)
     return (
         all(among is None or each in among for each, among in allowed)
         and send.option.pool not in wanted.exclude_pools
         and all(pool.labels.get(name) == value for name, value in labels)
         and _is_within_cost(send, wanted.max_cost_usd)
     )
+
+
+def _bounds(
+    send: Send, arrival: Arrival, pool: Pool, policy: Policy
+) -> Iterator[tuple[str, Sequence[str] | None]]:
+    """Yield what the policy keeps the request's tenant and class to."""
+    tenant = "default" if arrival.request is None else arrival.request.tenant
+    limits = policy.tenants.get(tenant, policy.default_tenant)
+    for bound in (limits.bound, policy.classes[arrival.task].bound):
+        yield pool.region, bound.regions
+        yield send.option.precision, bound.precisions
+        yield send.option.pool, bound.pools
 
 
 def _is_within_cost(send: Send, limit_usd: float | None) -> bool:

@@ -150,6 +150,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         request_bytes_max=settings.request_bytes_max,
         duplicate_window_records=settings.duplicate_window_records,
         tokens=active_policy.terms.tokens,
+        key_secret=None if settings.key_secret is None else settings.key_secret.get_secret_value(),
     )
     batcher = Batcher(
         begun,

@@ -41,6 +41,8 @@ class Profile:
     allows nothing. ``output_tokens_high`` is a length that similar replies seldom exceed, None if
     unknown; ``output_tokens`` is the expected length. ``certain_tokens`` is the prompt alone where
     the reply's length is an estimate that may not fit; None: prompt and reply must fit.
+    ``key`` is the id of the API key that a gateway proved, and ``bound_by`` are the places in the
+    policy that bind the request.
     """
 
     id: str
@@ -74,3 +76,5 @@ class Profile:
     fallbacks: tuple[Fallback, ...] = ()
     output_tokens_high: Integer | None = None
     certain_tokens: Integer | None = None
+    key: str | None = None
+    bound_by: tuple[str, ...] = ()
