@@ -10,7 +10,7 @@ from policies.batching.release import find_target
 from policies.batching.windows import Expelled, Release, Target, Windows, windows_of
 from policies.config.fleet import Fleet, Pool, parse_fleet
 from policies.config.lint import review
-from policies.config.options import Option, Options, compile_options
+from policies.config.options import Option, Options, compile_options, same_hardware
 from policies.config.plugins import Extension, refused_by
 from policies.config.policy import Policy, parse_policy
 from policies.config.schema import DeclarationError, Problem
@@ -77,6 +77,7 @@ __all__ = [
     "release_beside",
     "release_inputs_of",
     "review",
+    "same_hardware",
     "share_out",
     "situation",
     "tag",

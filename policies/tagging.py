@@ -9,6 +9,7 @@ from policies.config.policy import Policy, Tier, WorkloadClass
 from policies.learning.output_lengths import Lengths
 from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
 from topics import InferenceRequest, Profile, Tag, duration_s
+from topics.records.decision_rows import TAGS
 from topics.records.frozen import dataclass
 from topics.records.profile import TagSource
 
@@ -80,7 +81,7 @@ def tag(
     Args:
         request: as parsed from the ingest topic.
         policy: the policy in force.
-        received_at: the record's timestamp, epoch seconds; used if the request gives no time.
+        received_at: the record's timestamp, used if the request gives no time; epoch seconds.
         now: epoch seconds.
         ingest_partition: its ingest partition, whose direct lanes it is bound to.
         count: counts a text's tokens by the model's own tokenizer; None: by length.
@@ -101,7 +102,7 @@ def tag(
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
     rules = policy.rules_for(request.tenant, key, task_tag.value) if policy.binds else ()
     regions_tag, precisions_tag, allowed = _locality(request, policy, workload, rules)
-    ttft_s, tpot_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
+    slo_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
     profile = Profile(
         id=request.id,
         tenant=request.tenant,
@@ -113,8 +114,8 @@ def tag(
         deadline=_deadline(request, workload, tier, created_at),
         input_tokens=input_tag.value,
         output_tokens=output_tag.value,
-        ttft_s=ttft_s,
-        tpot_s=tpot_s,
+        ttft_s=slo_s[0],
+        tpot_s=slo_s[1],
         latency_sensitive=sensitive_tag.value,
         batchable=batchable_tag.value,
         target_chance=workload.target_chance,
@@ -135,11 +136,10 @@ def tag(
         key=key,
         bound_by=tuple(where for where, _ in rules),
     )
-    sizes = {"context_length": input_tag, "output_length": output_tag}
     latency_tag = _latency(profile, sensitive_tag)
-    wishes = {"batchability": batchable_tag, "latency_sensitivity": latency_tag}
-    limits = {"data_locality": regions_tag, "quantization_tolerance": precisions_tag}
-    return Tagged(profile, {"task": task_tag, **sizes, **wishes, **limits})
+    sizes, limits = (input_tag, output_tag), (regions_tag, precisions_tag)
+    found = (task_tag, *sizes, batchable_tag, latency_tag, *limits)
+    return Tagged(profile, dict(zip(TAGS, found, strict=False)))
 
 
 def _task(request: InferenceRequest, policy: Policy, operation: str, input_tokens: int) -> Tag:

@@ -203,7 +203,7 @@ class Policy(Versioned, Grown):
 
     @model_validator(mode="after")
     def _bounds_are_of_declared_data(self) -> Self:
-        found = [
+        found: list[tuple[tuple[str | int, ...], Any, str]] = [
             (
                 (*path, "bound", "data_classes", index),
                 name,

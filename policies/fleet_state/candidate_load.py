@@ -24,6 +24,9 @@ FULLNESS_MIN = 0.25
 SUSTAINED = 0.5
 
 
+Obstacle = Literal["pool_unavailable", "circuit_open", "worker_misfit"]
+
+
 class Learned(NamedTuple):
     """Values learned from a variant's past executions. A tuple, because each decision records it.
 
@@ -63,6 +66,7 @@ class PoolLoad(_Standings):
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
     ``kv_usage`` is the share of KV memory that is taken or waited for, 0 if no server reports it.
+    ``is_misfit``: a worker is not what the fleet declares, so that none of the pool counts.
     ``learned`` by variant and ``failure_rate`` come from executed work, absent before any.
     """
 
@@ -77,6 +81,7 @@ class PoolLoad(_Standings):
     kv_usage: float = 0.0
     learned: dict[str, Learned] = field(default_factory=dict)
     failure_rate: float | None = None
+    is_misfit: bool = False
 
     def __post_init__(self) -> None:
         self.has_changed()
@@ -92,10 +97,10 @@ class PoolLoad(_Standings):
         """Return a copy of the current load."""
         return replace(self, running_by_variant=dict(self.running_by_variant))
 
-    def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
+    def obstacle(self, variant: str) -> Obstacle | None:
         """Return the temporary reason to send nothing to a variant now, or None."""
         if not self.workers:
-            return "pool_unavailable"
+            return "worker_misfit" if self.is_misfit else "pool_unavailable"
         return "circuit_open" if variant in self.failing else None
 
     @property
@@ -193,7 +198,7 @@ class Standing:
     """
 
     option: Option
-    obstacle: Literal["pool_unavailable", "circuit_open"] | None
+    obstacle: Obstacle | None
     is_idle: bool
     running: int
     replicas: int

@@ -33,6 +33,8 @@ from policies.scoring.estimate import (
 from topics import Candidate, Envelope, Profile
 from topics.records.frozen import dataclass
 
+# Of the reasons to hold, the one that is told where pools have several.
+_BY_WEIGHT = ("pool_unavailable", "circuit_open", "worker_misfit")
 Action = Literal["place", "hold", "reject", "expire"]
 
 
@@ -262,7 +264,7 @@ def _unplaced(
     candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s)
     passing = {code for _, code in refused} & PASSING
     if passing:
-        reason = "pool_unavailable" if "pool_unavailable" in passing else "circuit_open"
+        reason = next(code for code in _BY_WEIGHT if code in passing)
         return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
     by_pool = dict.fromkeys(options.by_pool, "model_not_served")
     by_pool.update((option.pool, code) for option, code in refused)

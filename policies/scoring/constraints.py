@@ -20,12 +20,13 @@ Refusal = Literal[
     "lane",
     "pool_unavailable",
     "circuit_open",
+    "worker_misfit",
 ]
-"""Stable reason codes. The last two can pass with time; the others can't."""
+"""Stable reason codes. The last three can pass with time; the others can't."""
 
 _DIRECT_LANE = frozenset({"direct"})
 _BOTH_LANES = frozenset({"direct", "batch"})
-PASSING = frozenset({"pool_unavailable", "circuit_open"})
+PASSING = frozenset({"pool_unavailable", "circuit_open", "worker_misfit"})
 
 EXPLANATIONS: dict[str, str] = {
     "model_not_served": "does not serve the model",
@@ -40,6 +41,7 @@ EXPLANATIONS: dict[str, str] = {
     "max_cost": "would cost more than constraints.max_cost_usd",
     "pool_unavailable": "has no live worker",
     "circuit_open": "fails, and gets no work until it answers a probe",
+    "worker_misfit": "has a worker that is not what the fleet declares, and gets no work meanwhile",
     "lane": "has no lane for this kind of work",
 }
 

@@ -37,6 +37,7 @@ from streams.live.page import LivePage
 from streams.metrics import Metrics
 from streams.metrics.gauges import (
     hold_gauges,
+    misfit_counts,
     span_gauges,
     target_gauges,
 )
@@ -108,6 +109,7 @@ def _metrics(
         signal.gauges,
         hold_gauges(batcher, policy, clock),
         target_gauges(policy),
+        misfit_counts(lambda: active_policy.situation.view),
         span_gauges(telemetry),
     ):
         metrics.gauges.read_from(source)

@@ -66,7 +66,8 @@ PROFILE = (
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")
 LOAD = (
-    "workers", "running", "queued", "backlog_s", "round_s", "kv_usage", "failure_rate", "variants"
+    "workers", "running", "queued", "backlog_s", "round_s", "kv_usage", "failure_rate", "variants",
+    "is_misfit",
 )  # fmt: skip
 # Of one variant in a pool; the last three are what was learned of it.
 VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")

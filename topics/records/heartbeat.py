@@ -36,6 +36,8 @@ class VariantStatus:
     reuse: float = 0.0
     speed_known: float = 1.0
     reuse_known: float = 1.0
+    precision: str = ""
+    """Of its weights; empty where the worker doesn't tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class PoolStatus:
     """Device time of those, by when it is due (``DUE_S``), if they are like those taken last."""
     failure_known: float = 1.0
     """The part of the failure rate that was counted (0 to 1), the rest being the declared one."""
+    pool_version: str = ""
+    """Digest of what the worker's fleet says of its pool; empty where it doesn't tell."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

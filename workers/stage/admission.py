@@ -1,0 +1,28 @@
+"""Whether a request may run where it was placed: fleet or policy may have changed meanwhile."""
+
+from policies import Option, Policy, bind
+from policies.scoring.constraints import refusal
+from workers.backends.base import CallError
+from workers.stage.routed_request import RoutedRequest
+
+# Refusals that a bound of the policy may cause.
+_BOUND_CODES = frozenset({"region", "precision", "pool_not_allowed", "label"})
+
+
+def outside(routed: RoutedRequest, option: Option, policy: Policy | None) -> CallError | None:
+    """Return why a request may not run on an option by the policy in force; else None."""
+    placement = routed.placement
+    placed = (placement.device, placement.region, placement.precision)
+    here = (option.device, option.region, option.precision)
+    if placed != here:
+        message = f"placed at {', '.join(placed)}, and {option.pool} is {', '.join(here)}"
+        return CallError("not_as_placed", message, retry="elsewhere")
+    if policy is None or not policy.binds:
+        return None
+    bound = bind(routed.profile, policy)
+    code = refusal(bound, option)
+    if code not in _BOUND_CODES:
+        return None
+    rules = ", ".join(bound.bound_by)
+    message = f"{rules} of the policy in force lets it not run in {option.pool} ({code})"
+    return CallError("outside_bound", message, retry="elsewhere")
