@@ -37,6 +37,8 @@ _BY_POLICY = {value: Tag(value, "policy", 0.9) for value in (False, True)}
 _STREAMED = Tag(False, "client", 0.9)
 _ANYTHING = Tag(None, "policy", 1.0)
 _ANYWHERE = Allowed()
+# In `constraints.precisions`: any precision, whatever the class tolerates.
+ANY = "any"
 
 
 CountTokens = Callable[[str], int]
@@ -125,21 +127,29 @@ def tag(
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        pools=allowed.pools,
-        exclude_pools=tuple(request.constraints.exclude_pools),
-        data_class=allowed.data_class,
-        labels=allowed.labels or {},
-        max_cost_usd=request.constraints.max_cost_usd,
+        **_limits(request, allowed, rules),
         session=request.session,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
         key=key,
-        bound_by=tuple(where for where, _ in rules),
     )
-    latency_tag = _latency(profile, sensitive_tag)
-    sizes, limits = (input_tag, output_tag), (regions_tag, precisions_tag)
-    found = (task_tag, *sizes, batchable_tag, latency_tag, *limits)
+    wishes = (batchable_tag, _latency(profile, sensitive_tag))
+    found = (task_tag, input_tag, output_tag, *wishes, regions_tag, precisions_tag)
     return Tagged(profile, dict(zip(TAGS, found, strict=False)))
+
+
+def _limits(request: InferenceRequest, allowed: Allowed, rules: Sequence[Rule]) -> dict[str, Any]:
+    """Return members of a profile that limit where it may go, besides regions and precisions."""
+    constraints = request.constraints
+    return {
+        "pools": allowed.pools,
+        "exclude_pools": tuple(constraints.exclude_pools),
+        "data_class": allowed.data_class,
+        "labels": allowed.labels or {},
+        "max_cost_usd": constraints.max_cost_usd,
+        "bound_by": tuple(where for where, _ in rules),
+        "any_quality": constraints.precisions is not None,
+    }
 
 
 def _task(request: InferenceRequest, policy: Policy, operation: str, input_tokens: int) -> Tag:
@@ -336,7 +346,10 @@ def _locality(
     precisions = _allowed(constraints.precisions)
     region_source: TagSource = "client" if regions is not None else "policy"
     precision_source: TagSource = "client" if precisions is not None else "policy"
-    if precisions is None:
+    if precisions is not None and ANY in precisions:
+        # Chosen, and so not the class's.
+        precisions = None
+    elif precisions is None:
         precisions = workload.precisions
     labels = dict(constraints.labels)
     if constraints.data_class is not None:

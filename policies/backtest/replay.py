@@ -89,7 +89,12 @@ class Replay:
                 self._push_arrival(arrivals)
                 self._arrive(what, at)
             elif kind == _AGAIN:
-                self._arrive(allow_again(what, self._options, self._policy.rules), at)
+                self._arrive(
+                    allow_again(
+                        what, self._options, self._policy.rules, self._policy.floor_of(what)
+                    ),
+                    at,
+                )
             elif kind == _SUBMIT:
                 self._submit(what, at)
             elif kind == _BEAT:

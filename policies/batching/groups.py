@@ -12,7 +12,9 @@ from topics import Profile, encode
 def group_in(profile: Profile, options: Options, policy: Policy) -> str:
     """Return the name of a request's group under a policy, which its extensions treat alike too."""
     group = group_of(profile, policy.windows.length_buckets_tokens)
-    rules = policy.rules
+    rules, floor = policy.rules, policy.floor_of(profile)
+    if floor:
+        group += f"|quality {floor:g}"
     if not rules:
         return group
     refused = [

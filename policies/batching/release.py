@@ -88,10 +88,10 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
     limit_usd = longest.max_cost_usd
     # The estimate of a reply may make another one the longest.
     fullest = max((m.profile for m in members), key=certain_tokens)
-    rules, windows = policy.rules, policy.windows
+    rules, windows, floor = policy.rules, policy.windows, policy.floor_of(fullest)
     targets = []
     for option in options.by_model.get(longest.model, ()):
-        if path not in option.lanes or refusal(fullest, option) is not None:
+        if path not in option.lanes or refusal(fullest, option, floor) is not None:
             continue
         # The same for all of them, else they were of different groups.
         if refused_by(rules, longest, option) is not None:

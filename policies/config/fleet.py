@@ -76,7 +76,7 @@ class Serve(Grown):
     else BF16.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"kv_precision"})
+    added: ClassVar[frozenset[str]] = frozenset({"kv_precision", "quality", "quality_source"})
 
     model: Name
     variant: Name
@@ -84,6 +84,10 @@ class Serve(Grown):
     max_batch: Count
     tensor_parallel: Count = 1
     kv_precision: KVPrecision | None = None
+    quality: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the published weights' scores that it keeps; None: that of its precision."""
+    quality_source: str = ""
+    """Where the figure is from."""
 
 
 class SimulatedBackendConfig(Declaration):

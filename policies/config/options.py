@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from policies.config.fleet import Fleet, Pool
+from policies.config.quality import QUALITY
 from policies.config.rooflines import roofline_of
 from policies.config.schema import digest_of
 from policies.hardware.roofline import Roofline
@@ -18,7 +19,7 @@ class Option:
     ``usd_per_s`` is the price of one replica's time, ``latency_s`` what a first token takes beside
     the device, ``error`` the standard deviation of ln(actual / predicted) latency that the device's
     constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were
-    measured.
+    measured. ``quality`` is the share of the published weights' scores that the variant keeps.
     """
 
     pool: str
@@ -42,6 +43,7 @@ class Option:
     latency_s: float = 0.0
     error: float = 0.0
     is_assumed: bool = False
+    quality: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ def _hardware(option: Option) -> tuple[object, ...]:
         option.model,
         option.variant,
         option.precision,
+        option.quality,
         option.operations,
         option.context_tokens,
         option.roofline,
@@ -154,6 +157,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 latency_s=serving.first_token_ms / 1000 if serving else 0.0,
                 error=device.error,
                 is_assumed=device.is_assumed,
+                quality=QUALITY[serve.precision] if serve.quality is None else serve.quality,
             )
         )
     return tuple(options)

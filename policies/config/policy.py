@@ -25,6 +25,7 @@ from policies.config.schema import (
     parse_declaration,
 )
 from policies.config.serving import Grown
+from topics import Profile
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -45,7 +46,7 @@ _RATES = ("prior_rate_per_s", "rate_per_s")
 class WorkloadClass(Grown):
     """Defaults of one class of requests, where the request itself gives no value."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"bound"})
+    added: ClassVar[frozenset[str]] = frozenset({"bound", "quality_min"})
 
     latency_sensitive: bool
     """Served at once; held only while no pool that may serve it is alive."""
@@ -69,6 +70,8 @@ class WorkloadClass(Grown):
     """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
     bound: Bound = NOT_BOUND
     """What each request of the class is kept to, whatever it says."""
+    quality_min: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least quality of a variant that is good enough where the request names no precisions."""
 
 
 class Tier(Declaration):
@@ -240,6 +243,11 @@ class Policy(Versioned, Grown):
         if task in self.classes:
             rules.append((f"classes.{task}", self.classes[task].bound))
         return [rule for rule in rules if rule[1] != NOT_BOUND]
+
+    def floor_of(self, profile: Profile) -> float:
+        """Return the least quality of a variant that may serve a request."""
+        workload = None if profile.any_quality else self.classes.get(profile.task)
+        return 0.0 if workload is None else workload.quality_min or 0.0
 
     def limits_of(self, tenant: str) -> TenantLimits:
         """Return a tenant's limits."""

@@ -93,7 +93,7 @@ def decide(
         )
     serving = options.by_model.get(profile.model, ())
     standings = [standing_in(inputs.loads, option) for option in serving]
-    codes = _codes(profile, standings, policy.rules)
+    codes = _codes(profile, standings, policy)
     able = standings
     if any(codes):
         able = [s for s, code in zip(standings, codes, strict=True) if code is None]
@@ -129,11 +129,10 @@ def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
     return Envelope(cost_usd, elapsed_s + ttft_s, elapsed_s + finish_s, tpot_s, chance)
 
 
-def _codes(
-    profile: Profile, standings: Sequence[Standing], rules: tuple[Extension, ...]
-) -> list[str | None]:
+def _codes(profile: Profile, standings: Sequence[Standing], policy: Policy) -> list[str | None]:
     """Return the reason code of each option that may not serve the request now, else None."""
-    codes = refusals(profile, [standing.option for standing in standings])
+    rules, floor = policy.rules, policy.floor_of(profile)
+    codes = refusals(profile, [standing.option for standing in standings], floor)
     if rules:
         codes = [
             code or refused_by(rules, profile, standing.option)

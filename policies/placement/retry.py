@@ -23,7 +23,9 @@ MAY_PASS = frozenset(
 """Reasons of a failed try that say nothing of the request: the next one may go well."""
 
 
-def allow_again(profile: Profile, options: Options, rules: Sequence[Extension] = ()) -> Profile:
+def allow_again(
+    profile: Profile, options: Options, rules: Sequence[Extension] = (), floor: float = 0.0
+) -> Profile:
     """Return the profile without its excluded pools, if no other pool could ever serve it.
 
     Only pools excluded by a failed try for a temporary reason return: the client's exclusions
@@ -32,7 +34,7 @@ def allow_again(profile: Profile, options: Options, rules: Sequence[Extension] =
     serving = options.by_model.get(profile.model, ())
     if any(
         has_lane(profile, each)
-        and refusal(profile, each) is None
+        and refusal(profile, each, floor) is None
         and refused_by(rules, profile, each) is None
         for each in serving
     ):

@@ -11,6 +11,7 @@ Refusal = Literal[
     "operation_not_served",
     "region",
     "precision",
+    "quality",
     "pool_not_allowed",
     "pool_excluded",
     "label",
@@ -33,6 +34,7 @@ EXPLANATIONS: dict[str, str] = {
     "operation_not_served": "serves the model, but not this operation",
     "region": "is in a region that is not allowed",
     "precision": "serves the model at a precision that is not allowed",
+    "quality": "serves the model at a lower quality than its class wants",
     "pool_not_allowed": "is not among constraints.pools",
     "pool_excluded": "is excluded, by the request or after a failed try",
     "label": "lacks a required label",
@@ -56,14 +58,21 @@ def certain_tokens(profile: Profile) -> int:
     return profile.input_tokens + profile.output_tokens
 
 
-def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR0911 - a list of rules
-    """Return the reason why the option may not serve the request at any load; None if it may."""
+def refusal(  # noqa: PLR0911 - a list of rules
+    profile: Profile, option: Option, floor: float = 0.0
+) -> Refusal | None:
+    """Return the reason why the option may not serve the request at any load; None if it may.
+
+    ``floor`` is the least quality that is good enough.
+    """
     if profile.operation not in option.operations:
         return "operation_not_served"
     if profile.regions is not None and option.region not in profile.regions:
         return "region"
     if profile.precisions is not None and option.precision not in profile.precisions:
         return "precision"
+    if option.quality < floor:
+        return "quality"
     if profile.pools is not None and option.pool not in profile.pools:
         return "pool_not_allowed"
     if option.pool in profile.exclude_pools:
@@ -83,7 +92,7 @@ def has_lane(profile: Profile, option: Option) -> bool:
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
-def refusals(profile: Profile, options: Sequence[Option]) -> list[str | None]:
+def refusals(profile: Profile, options: Sequence[Option], floor: float = 0.0) -> list[str | None]:
     """Return the `refusal` of each option, or ``lane`` if it has none for the request; else None.
 
     Most requests name no constraint, and then a few comparisons are enough to let an option pass.
@@ -96,10 +105,11 @@ def refusals(profile: Profile, options: Sequence[Option]) -> list[str | None]:
         None
         if is_free
         and operation in option.operations
+        and option.quality >= floor
         and tokens <= option.context_tokens
         and tokens <= option.kv_capacity_tokens
         and not lanes.isdisjoint(option.lanes)
-        else refusal(profile, option) or (None if has_lane(profile, option) else "lane")
+        else refusal(profile, option, floor) or (None if has_lane(profile, option) else "lane")
         for option in options
     ]
 

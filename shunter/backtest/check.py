@@ -60,8 +60,12 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
     if wanted.data_class is not None:
         required = policy.data_classes[wanted.data_class]
     precisions: Sequence[str] | None = wanted.precisions
+    floor = 0.0
     if precisions is None:
         precisions = policy.classes[arrival.task].precisions
+        floor = policy.classes[arrival.task].quality_min or 0.0
+    elif "any" in precisions:
+        precisions = None
     labels = [*wanted.labels.items(), *required.labels.items()]
     allowed: list[tuple[str, Sequence[str] | None]] = [
         (pool.region, wanted.regions),
@@ -75,6 +79,7 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
         all(among is None or each in among for each, among in allowed)
         and send.option.pool not in wanted.exclude_pools
         and all(pool.labels.get(name) == value for name, value in labels)
+        and send.option.quality >= floor
         and _is_within_cost(send, wanted.max_cost_usd)
     )
 

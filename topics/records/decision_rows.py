@@ -62,6 +62,7 @@ PROFILE = (
     "certain_tokens",
     "key",
     "bound_by",
+    "any_quality",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")
@@ -321,6 +322,7 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.certain_tokens,
         profile.key,
         profile.bound_by or None,
+        profile.any_quality or None,
     )
     end = len(rest)
     while end and rest[end - 1] is None:

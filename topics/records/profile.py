@@ -42,7 +42,8 @@ class Profile:
     unknown; ``output_tokens`` is the expected length. ``certain_tokens`` is the prompt alone where
     the reply's length is an estimate that may not fit; None: prompt and reply must fit.
     ``key`` is the id of the API key that a gateway proved, and ``bound_by`` are the places in the
-    policy that bind the request.
+    policy that bind the request. ``any_quality``: it chose precisions itself, so that its class's
+    least quality is not asked for.
     """
 
     id: str
@@ -78,3 +79,4 @@ class Profile:
     certain_tokens: Integer | None = None
     key: str | None = None
     bound_by: tuple[str, ...] = ()
+    any_quality: bool = False

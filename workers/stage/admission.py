@@ -1,7 +1,7 @@
 """Whether a request may run where it was placed: fleet or policy may have changed meanwhile."""
 
 from policies import Option, Policy, bind
-from policies.scoring.constraints import refusal
+from policies.scoring.constraints import EXPLANATIONS, refusal
 from workers.backends.base import CallError
 from workers.stage.routed_request import RoutedRequest
 
@@ -17,7 +17,11 @@ def outside(routed: RoutedRequest, option: Option, policy: Policy | None) -> Cal
     if placed != here:
         message = f"placed at {', '.join(placed)}, and {option.pool} is {', '.join(here)}"
         return CallError("not_as_placed", message, retry="elsewhere")
-    if policy is None or not policy.binds:
+    if policy is None:
+        return None
+    if option.quality < policy.floor_of(routed.profile):
+        return CallError("quality", EXPLANATIONS["quality"], retry="elsewhere")
+    if not policy.binds:
         return None
     bound = bind(routed.profile, policy)
     code = refusal(bound, option)
