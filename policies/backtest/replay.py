@@ -90,9 +90,7 @@ class Replay:
                 self._arrive(what, at)
             elif kind == _AGAIN:
                 self._arrive(
-                    allow_again(
-                        what, self._options, self._policy.rules, self._policy.floor_of(what)
-                    ),
+                    allow_again(what, self._options, self._policy),
                     at,
                 )
             elif kind == _SUBMIT:

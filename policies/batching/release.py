@@ -7,6 +7,7 @@ from math import inf
 from policies.batching.fair_queue import Member
 from policies.batching.windows import Target
 from policies.config.options import Option, Options
+from policies.config.order import ranks_of
 from policies.config.plugins import priced_by, refused_by
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
@@ -94,7 +95,7 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
         if path not in option.lanes or refusal(fullest, option, floor) is not None:
             continue
         # The same for all of them, else they were of different groups.
-        if refused_by(rules, longest, option) is not None:
+        if refused_by(rules, longest, option) is not None or policy.is_never(option):
             continue
         standing = standing_in(asked.loads, option)
         if standing.obstacle:
@@ -128,7 +129,8 @@ def _best(
     second_tries = SecondTries(offers, left_s, policy.retry_cost_weight)
     if policy.rules:
         _score(offers, second_tries, first, policy)
-    chosen = choose(offers, first.target_chance, None if policy.rules else second_tries)
+    ranks = ranks_of(policy.order, [target.option for target in targets])
+    chosen = choose(offers, first.target_chance, None if policy.rules else second_tries, ranks)
     best = targets[chosen]
     ranked = [best, *(t for t in targets if t is not best)]
     return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))

@@ -16,6 +16,8 @@ from pydantic import (
 )
 
 from policies.config.bounds import NOT_BOUND, APIKey, Bound, Rule
+from policies.config.options import Option
+from policies.config.order import PoolGroup
 from policies.config.plugins import Extension
 from policies.config.schema import (
     Declaration,
@@ -157,7 +159,7 @@ class Estimates(Declaration):
 class Policy(Versioned, Grown):
     """The whole policy. Its version is the digest of its content."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"keys"})
+    added: ClassVar[frozenset[str]] = frozenset({"keys", "order", "never"})
 
     classes: dict[ClassName, WorkloadClass]
     default_class: ClassName = "chat"
@@ -171,6 +173,11 @@ class Policy(Versioned, Grown):
     """Of each tenant that ``tenants`` doesn't name."""
     keys: dict[str, APIKey] = Field(default_factory=dict)
     """API keys by their ids."""
+    order: tuple[PoolGroup, ...] = ()
+    """Groups of pools in the order in which they are used: the next where none before it has one that
+    is likely enough to be in time. Within a group the price decides; pools of none come last."""
+    never: tuple[PoolGroup, ...] = ()
+    """Groups of pools that nothing is sent to."""
     windows: WindowLimits = Field(default_factory=WindowLimits)
     scarcity: Scarcity = Field(default_factory=Scarcity)
     estimates: Estimates = Field(default_factory=Estimates)
@@ -248,6 +255,10 @@ class Policy(Versioned, Grown):
         """Return the least quality of a variant that may serve a request."""
         workload = None if profile.any_quality else self.classes.get(profile.task)
         return 0.0 if workload is None else workload.quality_min or 0.0
+
+    def is_never(self, option: Option) -> bool:
+        """Return whether nothing is sent to an option."""
+        return any(group.has(option) for group in self.never)
 
     def limits_of(self, tenant: str) -> TenantLimits:
         """Return a tenant's limits."""

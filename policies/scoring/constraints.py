@@ -19,6 +19,7 @@ Refusal = Literal[
     "memory",
     "max_cost",
     "lane",
+    "never",
     "pool_unavailable",
     "circuit_open",
     "worker_misfit",
@@ -44,6 +45,7 @@ EXPLANATIONS: dict[str, str] = {
     "pool_unavailable": "has no live worker",
     "circuit_open": "fails, and gets no work until it answers a probe",
     "worker_misfit": "has a worker that is not what the fleet declares, and gets no work meanwhile",
+    "never": "is among the pools that the policy never uses",
     "lane": "has no lane for this kind of work",
 }
 

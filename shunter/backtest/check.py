@@ -80,6 +80,7 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
         and send.option.pool not in wanted.exclude_pools
         and all(pool.labels.get(name) == value for name, value in labels)
         and send.option.quality >= floor
+        and not any(group.has(send.option) for group in policy.never)
         and _is_within_cost(send, wanted.max_cost_usd)
     )
 

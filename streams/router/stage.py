@@ -189,9 +189,7 @@ class Router:
             record.check_readable()
             here = self._situation
             profile = bind(h.read_profile(record.headers), here.policy)
-            profile = allow_again(
-                profile, here.options, here.policy.rules, here.policy.floor_of(profile)
-            )
+            profile = allow_again(profile, here.options, here.policy)
             shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
             return self._decide(record, profile, {}, None, shadow, now)
         except Exception as error:  # noqa: BLE001 - no record ends a process

@@ -19,14 +19,16 @@ def outside(routed: RoutedRequest, option: Option, policy: Policy | None) -> Cal
         return CallError("not_as_placed", message, retry="elsewhere")
     if policy is None:
         return None
-    if option.quality < policy.floor_of(routed.profile):
-        return CallError("quality", EXPLANATIONS["quality"], retry="elsewhere")
+    is_never = policy.is_never(option)
+    if is_never or option.quality < policy.floor_of(routed.profile):
+        code = "never" if is_never else "quality"
+        return CallError(code, f"{option.pool} {EXPLANATIONS[code]}", retry="elsewhere")
     if not policy.binds:
         return None
     bound = bind(routed.profile, policy)
-    code = refusal(bound, option)
-    if code not in _BOUND_CODES:
+    refused = refusal(bound, option)
+    if refused not in _BOUND_CODES:
         return None
     rules = ", ".join(bound.bound_by)
-    message = f"{rules} of the policy in force lets it not run in {option.pool} ({code})"
+    message = f"{rules} of the policy in force lets it not run in {option.pool} ({refused})"
     return CallError("outside_bound", message, retry="elsewhere")

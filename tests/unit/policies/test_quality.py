@@ -67,8 +67,7 @@ def test_what_is_held_goes_to_what_is_good_enough() -> None:
 def test_another_try_stays_above_the_floor() -> None:
     where = a_situation(policy=FLOOR)
     tried = bulk(exclude_pools=("premium", "silicon"))
-    floor = where.policy.floor_of(tried)
-    assert decide_in(allow_again(tried, where.options, (), floor), where, NOW).action == "reject"
+    assert decide_in(allow_again(tried, where.options, where.policy), where, NOW).action == "reject"
 
 
 def test_a_fleet_may_know_better_than_its_precisions() -> None:
