@@ -174,8 +174,8 @@ class Policy(Versioned, Grown):
     keys: dict[str, APIKey] = Field(default_factory=dict)
     """API keys by their ids."""
     order: tuple[PoolGroup, ...] = ()
-    """Groups of pools in the order in which they are used: the next where none before it has one that
-    is likely enough to be in time. Within a group the price decides; pools of none come last."""
+    """Groups of pools in the order in which they are used: the next where none before it has one
+    that is likely enough to be in time. In a group the price decides; pools of none come last."""
     never: tuple[PoolGroup, ...] = ()
     """Groups of pools that nothing is sent to."""
     windows: WindowLimits = Field(default_factory=WindowLimits)
