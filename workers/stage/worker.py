@@ -45,6 +45,8 @@ COMMIT_EVERY_S = 0.05
 FINISHED_MAX = 8192
 # Batch work may take this share of what a worker holds; the rest stays free for direct work.
 BATCH_SHARE = 0.5
+# Tier `priority`, other direct work, batches (`Call.urgency`).
+URGENCIES = (1, 0, -1)
 
 
 class Worker:
@@ -86,7 +88,7 @@ class Worker:
         self._direct_topic = evidence_writer.catalogue.pool_lane(pool, "direct")
         self._batch_topic = evidence_writer.catalogue.pool_lane(pool, "batch")
         self._lanes: dict[Partition, Lane] = {}
-        self._waiting: dict[tuple[str, bool], WaitQueue[tuple[Lane, Task]]]
+        self._waiting: dict[tuple[str, int], WaitQueue[tuple[Lane, Task]]]
         self._waiting = defaultdict(lambda: WaitQueue(share_of))
         self._running: dict[str, int] = {}
         self._runs: dict[asyncio.Task[None], tuple[Lane, Task]] = {}
@@ -287,7 +289,7 @@ class Worker:
             lane.ready.append((record.offset, effect))
             return
         self.lately.took(record, offsets, task.routed.profile, self._options[task.routed.variant])
-        key = (task.routed.variant, task.routed.is_direct)
+        key = (task.routed.variant, task.call().urgency)
         self._waiting[key].add(task.routed.profile.tenant, (lane, task))
 
     def _read(self, record: Record) -> Task:
@@ -312,12 +314,12 @@ class Worker:
         lane.ready.append((task.routed.record.offset, effect))
 
     def _start_waiting(self) -> None:
-        """Start requests that fit: for each variant, direct before batch work, tenants in turn."""
+        """Start requests that fit: for each variant the most urgent first, tenants in turn."""
         if self.is_draining:
             return
         for variant, slots in self._slots.items():
-            for is_direct in (True, False):
-                waiting = self._waiting[variant, is_direct]
+            for urgency in URGENCIES:
+                waiting = self._waiting[variant, urgency]
                 while waiting and self._may_start(variant, slots):
                     lane, task = waiting.take()
                     task = replace(task, began_at=self._clock.now())

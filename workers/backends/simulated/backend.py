@@ -80,7 +80,7 @@ class SimulatedBackend:
         room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
         tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         replica = self._replica_for(call, input_tokens)
-        job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
+        job = Job(name, variant, input_tokens, tokens, priority=-call.urgency)
         future = self._waiting[name] = self._loop.create_future()
         accelerator = replica.accelerator
         share = self._shares[self._replicas.index(replica)][variant]
