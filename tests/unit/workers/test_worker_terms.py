@@ -43,7 +43,9 @@ async def finish(pool: Pool, transactor: Any, *names: str) -> None:
     await drain(transactor)
     for name in names:
         pool.backend.finish(name)
-    while pool.worker.has_open:
+    for _ in range(100):
+        if not pool.worker.has_open:
+            break
         await transactor.step()
 
 
