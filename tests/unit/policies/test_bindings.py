@@ -152,6 +152,9 @@ def test_what_may_go_nowhere_under_another_policy_goes_nowhere() -> None:
     free = bulk(tenant="acme", regions=("us-east",))
     options = (where.options, where.policy)
     assert group_in(found, *options) != group_in(free, *options)
+    nowhere = bind(bulk(tenant="acme", pools=("silicon",)), bound_policy())
+    assert (nowhere.pools, nowhere.regions) == ((), None)
+    assert group_in(nowhere, *options) != group_in(bulk(), *options)
     member = Member(found, group_in(found, *options), NOW, 0)
     assert target_in([member], where, NOW) is None
 
