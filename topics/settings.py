@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     evidence_heads_s: float = Field(default=10.0, gt=0, le=3600)
     """Time between a process's signed reports of its chains' last roots."""
 
+    key_secret: SecretStr | None = None
+    """What a gateway proves API keys with to routers; the same for all of them."""
+
     archive: str | None = None
     """Directory or URL (of fsspec) that `shunter evidence archive` writes to."""
     archive_every_s: float = Field(default=300.0, gt=0, le=86_400)

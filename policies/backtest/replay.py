@@ -89,7 +89,10 @@ class Replay:
                 self._push_arrival(arrivals)
                 self._arrive(what, at)
             elif kind == _AGAIN:
-                self._arrive(allow_again(what, self._options, self._policy.rules), at)
+                self._arrive(
+                    allow_again(what, self._options, self._policy),
+                    at,
+                )
             elif kind == _SUBMIT:
                 self._submit(what, at)
             elif kind == _BEAT:

@@ -76,7 +76,7 @@ class Serve(Grown):
     else BF16.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"kv_precision"})
+    added: ClassVar[frozenset[str]] = frozenset({"kv_precision", "quality", "quality_source"})
 
     model: Name
     variant: Name
@@ -84,6 +84,10 @@ class Serve(Grown):
     max_batch: Count
     tensor_parallel: Count = 1
     kv_precision: KVPrecision | None = None
+    quality: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the published weights' scores that it keeps; None: that of its precision."""
+    quality_source: str = ""
+    """Where the figure is from."""
 
 
 class SimulatedBackendConfig(Grown):
@@ -116,12 +120,14 @@ _Url = Annotated[str, Field(max_length=2_048), AfterValidator(_plain_http_url)]
 _MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,255}$")]
 
 
-class OpenAIBackendConfig(Declaration):
+class OpenAIBackendConfig(Grown):
     """A model server with the OpenAI API, such as vLLM, SGLang, TGI, llama.cpp or a vendor's.
 
     `api_key_env` names the environment variable that holds the key. `served_name` gives the
     server's name for a variant, if that is not the variant's own.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"priority"})
 
     type: Literal["openai"]
     base_url: _Url
@@ -148,6 +154,9 @@ class OpenAIBackendConfig(Declaration):
         default_factory=dict
     )
     """What its metrics are called, where it is none of vLLM, SGLang, TGI and llama.cpp."""
+    priority: Literal["lower_first", "higher_first"] | None = None
+    """How the server reads `priority` of a request: vLLM serves lower ones first, SGLang higher
+    ones. None for one that schedules without priorities, and is told none."""
 
 
 class CPUBackendConfig(Declaration):

@@ -1,10 +1,12 @@
 """Options: each way the fleet can serve a model, compiled once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from policies.config.fleet import Fleet, Pool
+from policies.config.quality import QUALITY
 from policies.config.rooflines import roofline_of
+from policies.config.schema import digest_of
 from policies.hardware.roofline import Roofline
 
 SECONDS_PER_HOUR = 3600
@@ -19,6 +21,7 @@ class Option:
     constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were
     measured. ``busy_w`` and ``idle_w`` are watts of a replica with its share of the host, None
     where unknown; limits are in kW, of the pool and of its site.
+    measured. ``quality`` is the share of the published weights' scores that the variant keeps.
     """
 
     pool: str
@@ -53,6 +56,8 @@ class Option:
         """Whether its pool or site bounds what it may draw."""
         return self.pool_kw_max is not None or self.site_kw_max is not None
 
+    quality: float = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -62,6 +67,8 @@ class Options:
     by_model: Mapping[str, tuple[Option, ...]]
     by_pool: Mapping[str, tuple[Option, ...]]
     models: frozenset[str]
+    pool_versions: Mapping[str, str] = field(default_factory=dict)
+    """By pool, the digest of what the fleet says of its hardware and its models."""
 
     def of(self, pool: str, variant: str) -> Option:
         """Return the option of a variant in a pool; raise KeyError if there is none."""
@@ -69,6 +76,33 @@ class Options:
             if option.variant == variant:
                 return option
         raise KeyError(f"{pool} does not serve {variant}")
+
+
+def same_hardware(some: Iterable[Option], others: Iterable[Option]) -> bool:
+    """Return whether these options are of the same devices, variants and limits.
+
+    Price, region, labels, lanes and the declared failure rate may differ: no backend depends on
+    them.
+    """
+    return {_hardware(option) for option in some} == {_hardware(option) for option in others}
+
+
+def _hardware(option: Option) -> tuple[object, ...]:
+    return (
+        option.pool,
+        option.device,
+        option.model,
+        option.variant,
+        option.precision,
+        option.quality,
+        option.operations,
+        option.context_tokens,
+        option.roofline,
+        option.replicas,
+        option.max_batch,
+        option.kv_capacity_tokens,
+        option.time_scale,
+    )
 
 
 def compile_options(fleet: Fleet) -> Options:
@@ -83,6 +117,21 @@ def compile_options(fleet: Fleet) -> Options:
         by_model={model: tuple(options) for model, options in by_model.items()},
         by_pool=by_pool,
         models=frozenset(fleet.models),
+        pool_versions={name: _pool_version(fleet, pool) for name, pool in fleet.pools.items()},
+    )
+
+
+def _pool_version(fleet: Fleet, pool: Pool) -> str:
+    """Return the digest of a pool without its backend, which each host may reach at another URL."""
+    return digest_of(
+        {
+            "pool": pool.model_dump(mode="json", exclude={"backend"}),
+            "device": fleet.devices[pool.device].model_dump(mode="json"),
+            "models": {
+                serve.model: fleet.models[serve.model].model_dump(mode="json")
+                for serve in pool.serves
+            },
+        }
     )
 
 
@@ -126,6 +175,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 site=pool.site,
                 pool_kw_max=pool.power_kw_max,
                 site_kw_max=None if pool.site is None else fleet.sites[pool.site].power_kw_max,
+                quality=QUALITY[serve.precision] if serve.quality is None else serve.quality,
             )
         )
     return tuple(options)

@@ -25,7 +25,7 @@ FULLNESS_MIN = 0.25
 SUSTAINED = 0.5
 
 
-Obstacle = Literal["pool_unavailable", "circuit_open", "power_limit"]
+Obstacle = Literal["pool_unavailable", "circuit_open", "power_limit", "worker_misfit"]
 """A reason to send nothing to an option that passes with time."""
 
 
@@ -82,6 +82,7 @@ class PoolLoad(_Standings):
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
     ``kv_usage`` is the share of KV memory that is taken or waited for, 0 if no server reports it.
+    ``is_misfit``: a worker is not what the fleet declares, so that none of the pool counts.
     ``learned`` by variant and ``failure_rate`` come from executed work, absent before any.
     ``constants`` are learned of the device: `Factors`, and at the end the part of them that was
     measured, 0 to 1; None where no worker tells any. ``power_kw`` is what the pool and its site
@@ -101,6 +102,7 @@ class PoolLoad(_Standings):
     failure_rate: float | None = None
     constants: tuple[float, ...] | None = None
     power_kw: tuple[float, float] | None = None
+    is_misfit: bool = False
 
     def __post_init__(self) -> None:
         self.begin()
@@ -142,7 +144,7 @@ class PoolLoad(_Standings):
     def obstacle(self, variant: str) -> Obstacle | None:
         """Return the temporary reason to send nothing to a variant now, or None."""
         if not self.workers:
-            return "pool_unavailable"
+            return "worker_misfit" if self.is_misfit else "pool_unavailable"
         return "circuit_open" if variant in self.failing else None
 
     def lacks_power(self, option: Option) -> bool:

@@ -14,6 +14,7 @@ from policies.fleet_state.candidate_load import (
     running_step_s,
     standing_in,
 )
+from policies.fleet_state.misfits import GRACE_S, Misfit, misfit
 from policies.fleet_state.pool_stats import (
     Told,
     known_of,
@@ -41,6 +42,11 @@ class FleetView:
         self._options = options
         self._reports: dict[str, dict[str, PoolStatus]] = {}
         self._loads: dict[str, PoolLoad] = {}
+        self._unlike_since: dict[tuple[str, str], float] = {}
+        self.refused: dict[tuple[str, str], int] = {}
+        """Heartbeats refused, by pool and by what is not as declared."""
+        self.misfits: dict[tuple[str, str], Misfit] = {}
+        """Workers, by pool and instance, whose last heartbeat was refused."""
         self.lengths = Lengths()
         self.sessions = Sessions()
         self.version = 0
@@ -48,6 +54,13 @@ class FleetView:
     def report(self, status: PoolStatus) -> None:
         """Record a heartbeat. One of an unknown pool counts once the fleet has that pool."""
         self._reports.setdefault(status.pool, {})[status.instance] = status
+        self._judge(status)
+        if (status.pool, status.instance) in self.misfits:
+            key = (status.pool, self.misfits[status.pool, status.instance].what)
+            self.refused[key] = self.refused.get(key, 0) + 1
+            self.lengths.drop(_worker(status.pool, status.instance))
+            self._refresh(status.pool)
+            return
         self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
         self._refresh(status.pool)
 
@@ -62,7 +75,10 @@ class FleetView:
         view.lengths, view.sessions = self.lengths, self.sessions
         view._reports = {pool: dict(reports) for pool, reports in self._reports.items()}
         view.version = self.version
-        for pool in view._reports:
+        view._unlike_since, view.refused = dict(self._unlike_since), self.refused
+        for pool, reports in view._reports.items():
+            for status in reports.values():
+                view._judge(status)
             view._refresh(pool)
         return view
 
@@ -72,6 +88,8 @@ class FleetView:
             dead = [name for name, s in reports.items() if not is_live(s, now)]
             for name in dead:
                 del reports[name]
+                self.misfits.pop((pool, name), None)
+                self._unlike_since.pop((pool, name), None)
                 self.lengths.drop(_worker(pool, name))
             if dead:
                 self._refresh(pool)
@@ -86,6 +104,8 @@ class FleetView:
 
     def reports(self, pool: str) -> Sequence[PoolStatus]:
         """Return the newest heartbeat of each live worker of a pool."""
+        if self.load(pool).is_misfit:
+            return []
         return [s for s in self._reports.get(pool, {}).values() if s.state == "up"]
 
     def loads(self) -> Mapping[str, PoolLoad]:
@@ -127,8 +147,29 @@ class FleetView:
         if option.is_power_limited:
             tell_power(self._options, self._loads, option.pool)
 
+    def _judge(self, status: PoolStatus) -> None:
+        """Note whether a worker is what the fleet declares of its pool, if it has that pool."""
+        key, options = (status.pool, status.instance), self._options.by_pool.get(status.pool)
+        found = None
+        if options and status.state == "up":
+            version = self._options.pool_versions.get(status.pool, "")
+            found = misfit(status, options, version)
+        if found is None or found.what != "fleet_version":
+            self._unlike_since.pop(key, None)
+        elif status.at - self._unlike_since.setdefault(key, status.at) < GRACE_S:
+            found = None
+        if found is None:
+            self.misfits.pop(key, None)
+        else:
+            self.misfits[key] = found
+
     def _refresh(self, pool: str) -> None:
         if pool not in self._options.by_pool:
+            return
+        # They share its lanes, so that what is sent to the others may come to the one that isn't.
+        if any((pool, s.instance) in self.misfits for s in self._reports[pool].values()):
+            self._loads[pool] = PoolLoad(is_misfit=True)
+            self.version += 1
             return
         reports = [s for s in self._reports[pool].values() if s.state == "up"]
         load = PoolLoad(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from policies.batching.groups import group_in
 from policies.config.options import Option, Options
+from policies.config.order import rank, ranks_of
 from policies.config.plugins import Extension, priced_by, refused_by
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import Standing, standing_in
@@ -91,7 +92,7 @@ def decide(
         )
     serving = options.by_model.get(profile.model, ())
     standings = [standing_in(inputs.loads, option) for option in serving]
-    codes = _codes(profile, standings, policy.rules)
+    codes = _codes(profile, standings, policy)
     able = standings
     if any(codes):
         able = [s for s, code in zip(standings, codes, strict=True) if code is None]
@@ -109,16 +110,21 @@ def decide(
         refused += unpriced
     if not offers:
         return _unplaced(profile, options, policy, refused, elapsed_s)
-    best = choose(offers, profile.target_chance, None if rules else second_tries)
-    reason = _why(offers, best, second_tries, profile, policy)
+    ranks = ranks_of(policy.order, [visit[0].option for visit in offers.visits])
+    best = choose(offers, profile.target_chance, None if rules else second_tries, ranks)
+    reason, message = _why(offers, best, second_tries, profile, policy), None
+    if ranks is not None and (led := _led(offers, best, ranks, serving, policy, profile)):
+        reason, message = led
     candidates = Candidates(offers, best, refused, elapsed_s)
     promised = _promised(offers, best, elapsed_s)
     standing, path = offers.visits[best][:2]
     if path == "hold":
         group = group_in(profile, options, policy)
-        return Decision("hold", candidates, reason, promised=promised, group=group)
+        return Decision("hold", candidates, reason, promised=promised, group=group, message=message)
     found = Estimate(*offers.figures[best])
-    return Decision("place", candidates, reason, standing.option, promised, estimate=found)
+    return Decision(
+        "place", candidates, reason, standing.option, promised, estimate=found, message=message
+    )
 
 
 def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
@@ -127,14 +133,18 @@ def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
     return Envelope(cost_usd, elapsed_s + ttft_s, elapsed_s + finish_s, tpot_s, chance)
 
 
-def _codes(
-    profile: Profile, standings: Sequence[Standing], rules: tuple[Extension, ...]
-) -> list[str | None]:
+def _codes(profile: Profile, standings: Sequence[Standing], policy: Policy) -> list[str | None]:
     """Return the reason code of each option that may not serve the request now, else None."""
-    codes = refusals(profile, [standing.option for standing in standings])
+    rules, floor = policy.rules, policy.floor_of(profile)
+    codes = refusals(profile, [standing.option for standing in standings], floor)
     if rules:
         codes = [
             code or refused_by(rules, profile, standing.option)
+            for code, standing in zip(codes, standings, strict=True)
+        ]
+    if policy.never:
+        codes = [
+            code or ("never" if policy.is_never(standing.option) else None)
             for code, standing in zip(codes, standings, strict=True)
         ]
     return [code or standing.obstacle for code, standing in zip(codes, standings, strict=True)]
@@ -221,6 +231,30 @@ def _scored(
     return offers.only(kept), list(refused.values())
 
 
+def _led(
+    offers: Offers,
+    best: int,
+    ranks: Sequence[int],
+    serving: Sequence[Option],
+    policy: Policy,
+    profile: Profile,
+) -> tuple[str, str] | None:
+    """Return reason and message where the policy's order decided, else None."""
+    if offers.chances[best] < profile.target_chance:
+        return None
+    here, name = ranks[best], "pools of no group"
+    if here < len(policy.order):
+        name = policy.order[here].name
+    if any(rank(policy.order, option) < here for option in serving if not policy.is_never(option)):
+        return "next_in_order", f"order: {name}, since none before it is likely to be in time"
+    usd, target = offers.prices_usd, profile.target_chance
+    passed_over = any(
+        ranks[at] > here and usd[at] < usd[best] and offers.chances[at] >= target
+        for at in range(len(offers))
+    )
+    return ("first_in_order", f"order: {name}, before its price") if passed_over else None
+
+
 def _why(
     offers: Offers, best: int, second_tries: SecondTries, profile: Profile, policy: Policy
 ) -> str:
@@ -271,4 +305,6 @@ def _unplaced(
         message = f"model {profile.model!r} is not declared in the fleet: {known}"
         return Decision("reject", candidates, "unknown_model", message=message, refusals=by_pool)
     message = explain(list(by_pool.items()))
+    if profile.bound_by:
+        message += f"; it is bound by {', '.join(profile.bound_by)} of the policy"
     return Decision("reject", candidates, "no_pool", message=message, refusals=by_pool)

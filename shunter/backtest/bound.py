@@ -37,7 +37,12 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
     options = true_options(compile_options(setting.fleet), setting.reality)
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     demands = [
-        Demand(profile, profile.input_tokens, arrival.output_tokens)
+        Demand(
+            profile,
+            profile.input_tokens,
+            arrival.output_tokens,
+            setting.policy.floor_of(profile),
+        )
         for profile, arrival in zip(profiles, setting.arrivals, strict=True)
         if rows is None or arrival.row in rows
     ]

@@ -17,6 +17,8 @@ class Demand:
     profile: Profile
     input_tokens: int
     output_tokens: int
+    floor: float = 0.0
+    """Least quality of a variant that is good enough for it."""
 
     @property
     def steps(self) -> int:
@@ -41,7 +43,7 @@ def able(demand: Demand, options: Options) -> Iterator[Option]:
     """Yield the options that could serve the request within its SLO, alone on the device."""
     profile = replace(demand.profile, output_tokens=demand.output_tokens)
     for option in options.by_model.get(profile.model, ()):
-        if refusal(profile, option) is not None:
+        if refusal(profile, option, demand.floor) is not None:
             continue
         if "direct" not in option.lanes and not (profile.batchable and "batch" in option.lanes):
             continue

@@ -37,6 +37,7 @@ from streams.live.page import LivePage
 from streams.metrics import Metrics
 from streams.metrics.gauges import (
     hold_gauges,
+    misfit_counts,
     span_gauges,
     target_gauges,
 )
@@ -108,6 +109,7 @@ def _metrics(
         signal.gauges,
         hold_gauges(batcher, policy, clock),
         target_gauges(policy),
+        misfit_counts(lambda: active_policy.situation.view),
         span_gauges(telemetry),
     ):
         metrics.gauges.read_from(source)
@@ -150,6 +152,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         request_bytes_max=settings.request_bytes_max,
         duplicate_window_records=settings.duplicate_window_records,
         tokens=active_policy.terms.tokens,
+        key_secret=None if settings.key_secret is None else settings.key_secret.get_secret_value(),
     )
     batcher = Batcher(
         begun,

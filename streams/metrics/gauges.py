@@ -7,7 +7,7 @@ from zlib import crc32
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from policies import Policy
+from policies import FleetView, Policy
 from streams.batcher.stage import Batcher
 from streams.engine.clock import Clock
 from streams.kafka.follower import TopicFollower
@@ -98,6 +98,16 @@ def _shortened(group: str) -> str:
     if len(group) <= GROUP_CHARACTERS_MAX:
         return group
     return f"{group[:GROUP_CHARACTERS_MAX]}~{crc32(group.encode()):08x}"
+
+
+def misfit_counts(view: Callable[[], FleetView]) -> Callable[[], Readings]:
+    """Return a source for the heartbeats that were refused, by pool and reason."""
+
+    def read() -> Readings:
+        for labels, count in view().refused.items():
+            yield m.HEARTBEATS_REFUSED, labels, count
+
+    return read
 
 
 def span_gauges(telemetry: Telemetry) -> Callable[[], Readings]:

@@ -341,14 +341,16 @@ BACKLOG = Metric(
     ("pool", "due_s", "part"),
     told_by="router",
 )
+HEARTBEATS_REFUSED = Metric(
+    "shunter.heartbeats.refused", "counter", "{heartbeat}",
+    "Heartbeats of workers that are not what the fleet declares of their pool, by what differs",
+    ("pool", "reason"), told_by="router",
+)  # fmt: skip
 UNREAD = Metric(
-    "shunter.pool.unread",
-    "gauge",
-    "{request}",
+    "shunter.pool.unread", "gauge", "{request}",
     "Requests that wait in the pool's lanes and that no worker has taken, about",
-    ("pool",),
-    told_by="router",
-)
+    ("pool",), told_by="router",
+)  # fmt: skip
 IN_FLIGHT = Metric(
     "shunter.worker.requests",
     "gauge",

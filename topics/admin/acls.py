@@ -120,6 +120,7 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
             *_transactional_writes([catalogue.reroutes, catalogue.streams, *_ends(catalogue)]),
             _topic(catalogue.pool_status, "Write", "report its load"),
             _topic(catalogue.cancellations, "Read", "know what was cancelled"),
+            _topic(catalogue.policies, "Read", "know the policy and the fleet in force"),
             *_signing(catalogue),
         ],
         pool,

@@ -59,36 +59,24 @@ PROFILE = (
     "labels",
     "max_cost_usd",
     "fallbacks",
+    "certain_tokens",
+    "key",
+    "bound_by",
+    "any_quality",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")
 LOAD = (
-    "workers",
-    "running",
-    "queued",
-    "backlog_s",
-    "round_s",
-    "kv_usage",
-    "failure_rate",
-    "variants",
-    "constants",
-    "power_kw",
-)
+    "workers", "running", "queued", "backlog_s", "round_s", "kv_usage", "failure_rate", "variants",
+    "constants", "power_kw", "is_misfit",
+)  # fmt: skip
 # Of one variant in a pool; the last three are what was learned of it.
 VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")
 CREDIT = ("pool", "variant", "tokens")
 WAITING = (
-    "id",
-    "held_at",
-    "created_at",
-    "deadline",
-    "window_s",
-    "input_tokens",
-    "output_tokens",
-    "ttft_s",
-    "tpot_s",
-    "output_tokens_high",
-)
+    "id", "held_at", "created_at", "deadline", "window_s", "input_tokens", "output_tokens",
+    "ttft_s", "tpot_s", "output_tokens_high", "certain_tokens",
+)  # fmt: skip
 
 # The members of a profile that have the values of these tags.
 IMPLIED = {
@@ -330,6 +318,10 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.labels or None,
         plain(profile.max_cost_usd),
         [(each.pool, each.reason) for each in profile.fallbacks] or None,
+        profile.certain_tokens,
+        profile.key,
+        profile.bound_by or None,
+        profile.any_quality or None,
     )
     end = len(rest)
     while end and rest[end - 1] is None:

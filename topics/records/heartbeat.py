@@ -37,6 +37,8 @@ class VariantStatus:
     reuse: float = 0.0
     speed_known: float = 1.0
     reuse_known: float = 1.0
+    precision: str = ""
+    """Of its weights; empty where the worker doesn't tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class PoolStatus:
     ``policies.hardware.constants.Factors``; None where the worker doesn't learn them."""
     factors_known: float = 0.0
     """The measured part of the factors (0 to 1); the rest is the declaration's."""
+    pool_version: str = ""
+    """Digest of what the worker's fleet says of its pool; empty where it doesn't tell."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

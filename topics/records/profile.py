@@ -39,7 +39,11 @@ class Profile:
 
     ``regions``, ``precisions`` and ``pools`` are None if anything is allowed; an empty tuple
     allows nothing. ``output_tokens_high`` is a length that similar replies seldom exceed, None if
-    unknown; ``output_tokens`` is the expected length.
+    unknown; ``output_tokens`` is the expected length. ``certain_tokens`` is the prompt alone where
+    the reply's length is an estimate that may not fit; None: prompt and reply must fit.
+    ``key`` is the id of the API key that a gateway proved, and ``bound_by`` are the places in the
+    policy that bind the request. ``any_quality``: it chose precisions itself, so that its class's
+    least quality is not asked for.
     """
 
     id: str
@@ -72,3 +76,7 @@ class Profile:
     attempt: Integer = 1
     fallbacks: tuple[Fallback, ...] = ()
     output_tokens_high: Integer | None = None
+    certain_tokens: Integer | None = None
+    key: str | None = None
+    bound_by: tuple[str, ...] = ()
+    any_quality: bool = False

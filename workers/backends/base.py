@@ -28,6 +28,13 @@ class Call:
         """Return True if a client waits for the answer."""
         return self.placement.path == "direct"
 
+    @property
+    def urgency(self) -> int:
+        """Return 1 for direct work of tier ``priority``, 0 for other direct work, else -1."""
+        if not self.is_direct:
+            return -1
+        return int(self.profile.tier == "priority")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -1,7 +1,7 @@
 """Outcomes: the records that a worker writes when a request ends."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from policies import Option
 from streams.engine.log import Outgoing
@@ -62,6 +62,10 @@ class OutcomeWriter:
         self._telemetry = telemetry
         self._attempts_max = attempts_max
         self._host = host
+
+    def under(self, evidence_writer: EvidenceWriter, attempts_max: int) -> Self:
+        """Return one by the terms of another policy or fleet, which its evidence names."""
+        return type(self)(evidence_writer, self._telemetry, attempts_max, self._host)
 
     def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
         """Return result and evidence of an answer by the option's hardware."""

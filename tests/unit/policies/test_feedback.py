@@ -236,7 +236,7 @@ def test_a_reply_that_may_get_long_must_fit_before_the_deadline_too() -> None:
 def test_simulated_replies_do_not_follow_what_routers_expect() -> None:
     asked = request(task="chat", body={"model": "llama", "prompt": "x"})
     lengths = {
-        output_tokens(asked, profile(output_tokens=expected), {"chat": 200})
+        output_tokens(asked, profile(output_tokens=expected), {"chat": 200}, 8192)
         for expected in (1, 50, 5000)
     }
     assert len(lengths) == 1

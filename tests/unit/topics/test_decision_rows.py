@@ -31,6 +31,7 @@ from topics import (
     TextDigest,
     decode,
 )
+from topics.records.decision_rows import PROFILE as PROFILE_ROW
 from topics.records.decision_rows import TAGS, rounded
 from topics.records.evidence_bytes import evidence_bytes
 from topics.wire.canonical_json import canonical, is_canonical
@@ -403,8 +404,8 @@ def test_what_a_next_version_adds_is_left_aside() -> None:
         decision["candidates"][0].append("more")
         decision["pools"][0].append(7)
         decision["variants"][0].append(7)
-        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, None, None, 5]
-        decision["profile"] += [None] * 10 + ["more"]
+        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, None, None, False, 5]
+        decision["profile"] += [None] * (len(PROFILE_ROW) - 14) + ["more"]
         decision["tags"].append([1, 0.5, "more"])
 
     value = _changed(grow)

@@ -199,6 +199,10 @@ class OpenAIBackend:
         body = call.request.body | {"model": self._served(call.placement.model_variant)}
         body.pop("stream", None)
         body.pop("stream_options", None)
+        if self._declared.priority is not None:
+            # In place of what a client may have put there.
+            is_lower_first = self._declared.priority == "lower_first"
+            body["priority"] = -call.urgency if is_lower_first else call.urgency
         if is_streamed:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:

@@ -78,7 +78,6 @@ class SimulatedBackend:
         if self._driver is None or self._driver.done():
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
-        tokens = output_tokens(call.request, profile, self._usual_tokens)
         # Not the request's id: the same one may run again while its cancelled run still ends.
         name = str(next(self._names))
         # A client may hint that there are none; the model computes one at least.
@@ -87,8 +86,11 @@ class SimulatedBackend:
         if self._latency_s:
             # What a server takes beside the device: it comes first, so that an end stays an end.
             await asyncio.sleep(self._latency_s / self._time_scale)
+        option = self._options[variant]
+        room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
+        tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         replica = self._replica_for(call, input_tokens)
-        job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
+        job = Job(name, variant, input_tokens, tokens, priority=-call.urgency)
         future = self._waiting[name] = self._loop.create_future()
         accelerator = replica.accelerator
         share = self._shares[self._replicas.index(replica)][variant]
