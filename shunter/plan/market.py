@@ -52,7 +52,7 @@ class Rentable(Declaration):
         return offers
 
 
-class Site(Declaration):
+class SiteLimits(Declaration):
     """Limits of a region: power of its devices, and of those that need a liquid or air."""
 
     power_kw_max: Positive | None = None
@@ -65,7 +65,7 @@ class Market(Declaration):
     """What a plan may choose from. Pools and regions that are not named have no limit of theirs."""
 
     pools: dict[str, Rentable] = Field(default_factory=dict)
-    sites: dict[str, Site] = Field(default_factory=dict)
+    sites: dict[str, SiteLimits] = Field(default_factory=dict)
 
     def rentable(self, pool: str) -> Rentable:
         """Return what may be rented for a pool."""
@@ -107,7 +107,7 @@ def parse_market(text: str, file: str, fleet: Fleet) -> Market:
     unknown += [
         Problem(file, f"sites.{pool.region}.power_kw_max", name, "power_w of its device is missing")
         for name, pool in fleet.pools.items()
-        if market.sites.get(pool.region, Site()).power_kw_max is not None
+        if market.sites.get(pool.region, SiteLimits()).power_kw_max is not None
         and fleet.devices[pool.device].power_w is None
     ]
     if unknown:

@@ -22,7 +22,7 @@ from shunter.plan.market import (
     Market,
     Offer,
     Rentable,
-    Site,
+    SiteLimits,
     devices_of,
     fleet_of,
     is_allowed,
@@ -38,7 +38,7 @@ POOL = "premium-eu"
 DEVICES = devices_of(FLEET.pools[POOL])
 
 
-def market(*offers: Offer, **sites: Site) -> Market:
+def market(*offers: Offer, **sites: SiteLimits) -> Market:
     return Market(pools={POOL: Rentable(offers=offers)} if offers else {}, sites=sites)
 
 
@@ -90,9 +90,9 @@ def test_sites_bear_so_much_power_and_so_many_devices() -> None:
     assert power_w is not None
     three_kw = 3 * DEVICES * power_w / 1000
     for site in (
-        Site(power_kw_max=three_kw),
-        Site(liquid_kw_max=three_kw),
-        Site(devices_max=3 * DEVICES),
+        SiteLimits(power_kw_max=three_kw),
+        SiteLimits(liquid_kw_max=three_kw),
+        SiteLimits(devices_max=3 * DEVICES),
     ):
         known = market(**{"eu-west": site})
         assert is_allowed({POOL: 3}, FLEET, known)
@@ -100,7 +100,7 @@ def test_sites_bear_so_much_power_and_so_many_devices() -> None:
         # Another region's power is its own.
         assert is_allowed({POOL: 3, "premium-us": 4}, FLEET, known)
     # Boards that are cooled by air take no liquid.
-    assert is_allowed({"lpddr-eu": 9}, FLEET, market(**{"eu-west": Site(liquid_kw_max=0)}))
+    assert is_allowed({"lpddr-eu": 9}, FLEET, market(**{"eu-west": SiteLimits(liquid_kw_max=0)}))
 
 
 @pytest.mark.parametrize(
