@@ -67,8 +67,8 @@ def verify_archive(
     findings.checked.append("each column of the archive against its raw record")
     findings.unchecked += [
         (
-            "offsets, partitions and timestamp_ms of the archive: Kafka gave them, nobody signed them"
-            " (the column `at` is signed)"
+            "offsets, partitions and timestamp_ms of the archive: Kafka gave them, nobody signed"
+            " them (the column `at` is signed)"
         ),
         "results: an archive has none",
     ]

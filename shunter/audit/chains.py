@@ -34,6 +34,11 @@ class PlacedRoot:
         return max(self.root.statement.at, self.taken_at)
 
     @property
+    def earliest(self) -> float:
+        """The earlier of the two."""
+        return min(self.root.statement.at, self.taken_at)
+
+    @property
     def name(self) -> str:
         """The chain and the position in it."""
         return f"{self.root.statement.chain}#{self.root.statement.sequence}"
@@ -222,7 +227,7 @@ def _check_beginning(
     elif kept is not None and kept[0].sequence < first.sequence:
         told = f"{begins}, and does not follow #{kept[0].sequence}, which {kept[1]} names"
         findings.add("gap", placed.where, told)
-    elif terms.accept_beginnings or kept is not None:
+    elif terms.accept_beginnings:
         findings.notes.append(f"{begins}: what came before is not kept here")
     else:
         findings.add(

@@ -167,7 +167,7 @@ class Verifier:
         heads = [*kept, *self._told, *self._keyring.witnessed()]
         check_tails(self._chains, heads, terms, findings)
         begins = all(chain.roots[0].root.statement.sequence == 0 for chain in self._chains)
-        newest = max((c.roots[-1].latest for c in self._chains), default=-math.inf)
+        newest = max((c.roots[-1].earliest for c in self._chains), default=-math.inf)
         self.stories.finish(
             is_whole=begins and not gone,
             now=newest if terms.now is None else max(newest, terms.now),
@@ -187,7 +187,7 @@ class Verifier:
                 " between the first and the last root"
             ),
             (
-                f"{findings.requests:,} requests: one end each, in time for those that are due, and no"
+                f"{findings.requests:,} requests: one end each, of all that are due, and no"
                 " constraint broken"
             ),
         ]

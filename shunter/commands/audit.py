@@ -110,8 +110,8 @@ def verify_proof(
 ) -> None:
     """Check a proof; no broker and no archive is asked.
 
-    Without ``--trust`` or ``--keys`` the keys in the file are believed: compare their ids with those
-    you know.
+    Without ``--trust`` or ``--keys`` the keys in the file are believed: compare their ids with
+    those you know.
 
     Example: shunter audit verify-proof proof.json --keys keys.json
     """
