@@ -9,7 +9,7 @@ import duckdb
 
 from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.archive.rows import value_of
-from shunter.audit.asked import Asked
+from shunter.audit.asked import AskedOfTrail
 from shunter.audit.chains import Witnessed
 from shunter.audit.columns import BATCH_ROWS, check_file, checked_batches
 from shunter.audit.findings import Findings
@@ -116,7 +116,7 @@ class ArchiveTrail:
             if not self._archive.files("evidence"):
                 raise UserError(f"{url}: no evidence is archived there")
 
-    def verify(self, asked: Asked, tell: Callable[[int], object]) -> Findings:
+    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
         """Verify the files."""
         terms = archive_terms(
             time.time(), asked.retention_days, accept_beginnings=asked.accept_beginnings

@@ -7,7 +7,7 @@ from shunter.audit.keyring import Keyring
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedOfTrail:
     """What an auditor asks for: the keys, heads and terms to verify by.
 
     ``retention_days`` is how long the trail is declared to be kept; None for the usual. Of an

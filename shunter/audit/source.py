@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from shunter.audit.asked import Asked
+from shunter.audit.asked import AskedOfTrail
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.terms import topic_terms
@@ -24,7 +24,7 @@ from topics.signing.salts import digest_key
 class Trail(Protocol):
     """An audit trail from any source. Each call may raise UserError."""
 
-    def verify(self, asked: Asked, tell: Callable[[int], object]) -> Findings:
+    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
         """Verify all of it, with the keys in the keyring and those published on it."""
         ...
 
@@ -51,11 +51,11 @@ class TopicTrail:
         self._settings = settings.model_copy(update={"partitions": counts[names.evidence]})
         self._catalogue = Catalogue(self._settings)
 
-    def verify(self, asked: Asked, tell: Callable[[int], object]) -> Findings:
+    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
         """Verify the topics, and with their salts the results."""
         return run(self._verify(asked, tell))
 
-    async def _verify(self, asked: Asked, tell: Callable[[int], object]) -> Findings:
+    async def _verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
         terms = topic_terms(
             time.time(), asked.retention_days, accept_beginnings=asked.accept_beginnings
         )

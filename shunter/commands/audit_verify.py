@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from shunter.audit import Findings
-from shunter.audit.asked import Asked
+from shunter.audit.asked import AskedOfTrail
 from shunter.audit.files import load_heads, load_keyring, write_heads
 from shunter.audit.source import Trail, open_trail
 from shunter.client.kafka import note
@@ -86,7 +86,7 @@ def verify(
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     if retention_days is None and archive is not None:
         retention_days = settings.archive_days
-    asked = Asked(
+    asked = AskedOfTrail(
         load_keyring(keys, trust or ()),
         load_heads(heads),
         retention_days,
@@ -105,7 +105,7 @@ def verify(
         write_heads(heads, findings.heads)
 
 
-def _verified(trail: Trail, asked: Asked, *, quiet: bool) -> Findings:
+def _verified(trail: Trail, asked: AskedOfTrail, *, quiet: bool) -> Findings:
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=trail.count())
