@@ -217,7 +217,8 @@ async def test_the_trail_is_verified_also_when_it_goes_on(version: str) -> None:
     # What it holds open has been due since.
     assert set(findings.counts) <= {"unended"}, findings.problems
     published = KeyEntry(published=signer.publish())
-    yard.cluster.publish(Outgoing(f"{PREFIX}.evidence-keys", b"key/next", encode(published)))
+    name = (published.name or "").encode()
+    yard.cluster.publish(Outgoing(f"{PREFIX}.evidence-keys", name, encode(published)))
     await drain(await yard.run(make_router(yard), signer=signer))
     again = await verify_topic(MemoryLog(yard.cluster), yard.catalogue)
     # What it holds open has been due since.
