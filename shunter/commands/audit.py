@@ -19,7 +19,9 @@ from shunter.console import (
     Bootstrap,
     Prefix,
     UserError,
+    named,
     out,
+    read_input,
     settings_from,
 )
 from shunter.logs.reading import TrailRow
@@ -104,7 +106,12 @@ def proof(
 
 @audit.command("verify-proof")
 def verify_proof(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="As `shunter audit proof` writes.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="As `shunter audit proof` writes; - is standard input."
+        ),
+    ],
     keys: KeysFile = None,
     trust: Trust = None,
 ) -> None:
@@ -116,13 +123,13 @@ def verify_proof(
     Example: shunter audit verify-proof proof.json --keys keys.json
     """
     try:
-        document = orjson.loads(file.read_bytes())
+        document = orjson.loads(read_input(file))
         keyring = load_keyring(keys, trust or ()) if keys or trust else None
         lines = check_proof(document, keyring)
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
+        raise UserError(f"{named(file)}: {error.strerror}") from error
     except (ProofError, orjson.JSONDecodeError) as error:
-        raise UserError(f"{file} proves nothing: {error}") from error
+        raise UserError(f"{named(file)} proves nothing: {error}") from error
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
     if not keys and not trust:
@@ -132,7 +139,12 @@ def verify_proof(
 @audit.command()
 def match(
     request_id: RequestId,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON: a body, or a request line.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON: a body, or a request line; - is standard input."
+        ),
+    ],
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -150,7 +162,7 @@ def match(
     for line in found:
         out.print(line, highlight=False)
     if not found:
-        note(f"{file} is neither the body of {request_id} nor that of its answer")
+        note(f"{named(file)} is neither the body of {request_id} nor that of its answer")
         raise typer.Exit(1)
 
 
