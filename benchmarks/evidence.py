@@ -174,8 +174,8 @@ def verify(records: int, directory: Path) -> list[tuple[str, str]]:
     """Measure verification of an archive of this many records: half decisions, half ends."""
     archive, signer = Archive(str(directory)), new_signer()
     home = Partition(CATALOGUE.evidence, 0)
-    published = signer.publish()
-    keys = [_record(home, 0, b"key", encode(KeyEntry(published=published)))]
+    entry = KeyEntry(published=signer.publish())
+    keys = [_record(home, 0, (entry.name or "").encode(), encode(entry))]
     archive.write("keys", 0, (0, 1), NOW, table_of("keys", keys))
     placed, executed = samples()
     head, roots, pending, offset = None, [], [], 0

@@ -21,6 +21,7 @@ from topics.signing.signed_root import KeyEntry, Root
 DAY_MS = 24 * 3600 * 1000
 # How long evidence stays on its topic.
 EVIDENCE_MS = 30 * DAY_MS
+RESULTS_MS = 7 * DAY_MS
 Lane = Literal["direct", "batch"]
 
 # Ingest takes more than a request may have, so that a request that is too large ends as a dead
@@ -154,7 +155,7 @@ class Catalogue:
                 bytes_max=CANCELLATION_BYTES_MAX,
                 extra=BROKERS_TIME,
             ),
-            Topic(self.results, n, "request id", "the result", Result),
+            Topic(self.results, n, "request id", "the result", Result, retention_ms=RESULTS_MS),
             Topic(
                 self.streams,
                 n,

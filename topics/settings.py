@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     at each start, whose private half never leaves the process."""
     evidence_key_valid_s: float | None = Field(default=None, gt=0)
     """How long the key may sign, from when it was made; unset for as long as it isn't revoked."""
+    evidence_introducer: Path | None = None
+    """PEM file of a key that introduces the process's own to verifiers (`shunter evidence
+    introduce`): one that the installation key has introduced for that, or in a demo that itself."""
     evidence_secret: SecretStr | None = None
     """What digests of texts are keyed with beside the tenant's salt; the same for all processes."""
     evidence_heads_s: float = Field(default=10.0, gt=0, le=3600)

@@ -5,24 +5,20 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from shunter.audit import Findings, Keyring
-from shunter.audit.chains import Witnessed
-from shunter.audit.files import load_heads, load_keyring, write_heads
+from shunter.audit.files import load_keyring
 from shunter.audit.proofs import ProofError, check_proof, make_proof
-from shunter.audit.source import Trail, open_trail, read_keyring
+from shunter.audit.source import open_trail, read_keyring
 from shunter.audit.texts import forget_tenant, match_text, read_text
 from shunter.client.kafka import note, run
 from shunter.commands.audit_report import export, replay, report
+from shunter.commands.audit_verify import KeysFile, Trust, verify
 from shunter.console import (
     ArchiveUrl,
     AsJson,
     Bootstrap,
     Prefix,
     UserError,
-    err,
     named,
     out,
     read_input,
@@ -31,22 +27,14 @@ from shunter.console import (
 from shunter.logs.reading import TrailRow
 from shunter.render.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
-from topics.terminal_text import visible_line
 
 audit = typer.Typer(name="audit", help="Look into the audit trail, and check it.")
+audit.command()(verify)
 audit.command()(report)
 audit.command()(export)
 audit.command()(replay)
 
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The id of a request.")]
-KeysFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--keys",
-        help="Believe these keys alone, and what they vouch for (`shunter evidence keys`).",
-    ),
-]
-TOLD_MAX = 20
 
 
 @audit.command()
@@ -81,42 +69,6 @@ def show(
         typer.echo(encode(steps).decode())
     else:
         out.print(story(steps))
-
-
-@audit.command()
-def verify(
-    keys: KeysFile = None,
-    heads: Annotated[
-        Path | None,
-        typer.Option(
-            "--heads",
-            help="File of the last roots: held against if it is there, and written if all is good.",
-        ),
-    ] = None,
-    archive: ArchiveUrl = None,
-    bootstrap_servers: Bootstrap = None,
-    topic_prefix: Prefix = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check the whole trail: signatures, chains, gaps, ends, constraints.
-
-    Asks nothing but the trail, or its archive, and believes nothing but public keys. Ends with exit
-    code 1 where anything is wrong.
-
-    Example: shunter audit verify --archive /srv/evidence --keys keys.json --heads heads.json
-    """
-    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    keyring, witnessed = load_keyring(keys), load_heads(heads)
-    trail = open_trail(archive, settings)
-    findings = _verified(trail, keyring, witnessed, quiet=as_json)
-    if as_json:
-        typer.echo(_as_json(findings))
-    else:
-        _tell(findings)
-    if not findings.is_good:
-        raise typer.Exit(1)
-    if heads is not None:
-        write_heads(heads, findings.heads)
 
 
 @audit.command()
@@ -161,24 +113,27 @@ def verify_proof(
         ),
     ],
     keys: KeysFile = None,
+    trust: Trust = None,
 ) -> None:
     """Check a proof; no broker and no archive is asked.
 
-    Without ``--keys`` the keys in the file are believed: compare their ids with those you know.
+    Without ``--trust`` or ``--keys`` the keys in the file are believed: compare their ids with
+    those you know.
 
     Example: shunter audit verify-proof proof.json --keys keys.json
     """
     try:
         document = orjson.loads(read_input(file))
-        lines = check_proof(document, None if keys is None else load_keyring(keys))
+        keyring = load_keyring(keys, trust or ()) if keys or trust else None
+        lines = check_proof(document, keyring)
     except OSError as error:
         raise UserError(f"{named(file)}: {error.strerror}") from error
     except (ProofError, orjson.JSONDecodeError) as error:
         raise UserError(f"{named(file)} proves nothing: {error}") from error
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
-    if keys is None:
-        note("the keys were taken from the file itself; --keys names those that you believe")
+    if not keys and not trust:
+        note("the keys were taken from the file itself; --trust names whose word you believe")
 
 
 @audit.command()
@@ -231,55 +186,3 @@ def forget(
     if not count:
         raise UserError(f"there are no salts of tenant {tenant!r}: forgotten before, or never seen")
     out.print(f"{count} salts of {tenant} destroyed; Kafka deletes them within a day")
-
-
-def _verified(trail: Trail, keyring: Keyring, witnessed: Witnessed, *, quiet: bool) -> Findings:
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=quiet) as progress:
-        task = progress.add_task("", total=trail.count())
-        return trail.verify(
-            keyring,
-            witnessed,
-            lambda count: progress.update(task, completed=count),
-        )
-
-
-def _tell(findings: Findings) -> None:
-    facts = Table.grid(padding=(0, 2))
-    for label, value in (
-        ("records", findings.records),
-        ("signed roots", findings.roots),
-        ("chains", len(findings.heads)),
-        ("requests", findings.requests),
-        ("not ended yet", findings.open),
-        ("newer than the last root", findings.fresh),
-    ):
-        facts.add_row(label, f"{value:,}")
-    out.print(facts)
-    for text in findings.notes:
-        note(visible_line(f"note: {text}"))
-    for problem in findings.problems[:TOLD_MAX]:
-        line = visible_line(f"{problem.kind}: {problem.where}: {problem.message}")
-        out.print(line, style="red", highlight=False, soft_wrap=True)
-    total = sum(findings.counts.values())
-    if total > TOLD_MAX:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in findings.counts.most_common())
-        out.print(f"{total} problems in all: {kinds}", style="red")
-    if findings.is_good:
-        out.print("verified: nothing was altered, and nothing is missing", style="green")
-
-
-def _as_json(findings: Findings) -> str:
-    shown = {
-        "good": findings.is_good,
-        "records": findings.records,
-        "roots": findings.roots,
-        "requests": findings.requests,
-        "open": findings.open,
-        "fresh": findings.fresh,
-        "problems": findings.problems,
-        "counts": dict(findings.counts),
-        "notes": findings.notes,
-        "heads": findings.heads,
-    }
-    return orjson.dumps(shown).decode()

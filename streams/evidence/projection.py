@@ -90,6 +90,13 @@ class SeenBatch(msgspec.Struct, kw_only=True, gc=False):
     size: int
 
 
+class SeenDigest(msgspec.Struct, kw_only=True, gc=False):
+    """The keyed digest of a text, and the id of the salt."""
+
+    hmac: str
+    salt: str
+
+
 class _ProfileRow(msgspec.Struct, array_like=True, gc=False):
     """The columns of ``PROFILE`` up to the last one that is needed."""
 
@@ -146,6 +153,7 @@ class AskedStep(EvidenceStep, kw_only=True, gc=False):
     """With all that the request wants. A client's lists can be long: don't keep it."""
 
     profile: SeenProfile | None = None
+    response_digest: SeenDigest | None = None
 
 
 class RoutedStep(EvidenceStep, kw_only=True, gc=False):

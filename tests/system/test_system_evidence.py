@@ -103,7 +103,7 @@ async def check_topics(auditor: Auditor, tmp_path: Path) -> None:
     assert (told["requests"], told["open"]) == (COUNT, 0)
     for _ in range(2):
         out = await auditor.run("audit", "verify", "--keys", keys, "--heads", heads)
-        assert "verified: nothing was altered" in out
+        assert "verified, so far as it was checked" in out
     stranger = json.loads(keys.read_text())[:1]
     (tmp_path / "one-key.json").write_text(json.dumps(stranger))
     out = await auditor.run("audit", "verify", "--keys", tmp_path / "one-key.json", code=1)
@@ -140,7 +140,7 @@ async def check_archive(auditor: Auditor, system: System, tmp_path: Path) -> Non
     # Heartbeats go on, so the keys have news.
     assert set(files) <= set(again)
     out = await auditor.run("audit", "verify", "--archive", archive)
-    assert "verified: nothing was altered" in out
+    assert "verified, so far as it was checked" in out
     assert "executed" in await auditor.run("audit", "show", "r1", "--archive", archive)
     out = await auditor.run("audit", "report", "--archive", archive, "--format", "json")
     total = json.loads(out)["total"]
