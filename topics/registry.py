@@ -66,6 +66,20 @@ _QUICK_COMPACTION = {
     "min.cleanable.dirty.ratio": "0.1",
     "delete.retention.ms": str(DAY_MS),
 }
+# How long a segment of salts takes records, and how long what is forgotten may stay on a disk when
+# the cleaner does not find it worth its while before.
+SALT_SEGMENT_MS = 10 * 1000
+SALT_GONE_MS = 10 * 60 * 1000
+# A salt that is forgotten must leave the disk of each broker, however quiet the topic is: Kafka
+# compacts only what is no longer written to, so `shunter audit forget` ends the segment.
+_FORGETTING = _QUICK_COMPACTION | {
+    "segment.ms": str(SALT_SEGMENT_MS),
+    "min.cleanable.dirty.ratio": "0.01",
+    "max.compaction.lag.ms": str(SALT_GONE_MS),
+    "file.delete.delay.ms": "10000",
+    # The time that ends a segment is the one that a record has of its writer.
+    "message.timestamp.type": "CreateTime",
+}
 
 
 class Catalogue:
@@ -272,7 +286,7 @@ class Catalogue:
                 "what digests of a tenant's texts are made with; a tombstone forgets it",
                 Salt,
                 cleanup="compact",
-                extra=_QUICK_COMPACTION | {"max.compaction.lag.ms": str(DAY_MS)},
+                extra=_FORGETTING,
             ),
         ]
 

@@ -10,10 +10,12 @@ from rich.table import Table
 
 from shunter.audit import Findings, Keyring
 from shunter.audit.chains import Witnessed
+from shunter.audit.disclosures import disclose as disclosed
 from shunter.audit.files import load_heads, load_keyring, write_heads
+from shunter.audit.forgetting import forget_tenant
 from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.source import Trail, open_trail, read_keyring
-from shunter.audit.texts import forget_tenant, match_text, read_text
+from shunter.audit.texts import match_text, read_text
 from shunter.client.kafka import note, run
 from shunter.commands.audit_report import export, replay, report
 from shunter.console import (
@@ -177,14 +179,16 @@ def verify_proof(
 @audit.command()
 def match(
     request_id: RequestId,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON: a body, or a request line.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON: a request, a body, or parts of a request.")
+    ],
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
 ) -> None:
-    """Tell whether a text is the body that a request, or its answer, had.
+    """Tell whether a text is the request as it was sent, its body, that of its answer, or a part.
 
-    Needs the salts of the tenant, and SHUNTER_EVIDENCE_SECRET where the installation has one. Ends
+    Parts are what `shunter audit disclose` writes. Needs the salts of the tenant, and SHUNTER_EVIDENCE_SECRET where the installation has one. Ends
     with exit code 1 where it is neither.
 
     Example: shunter audit match request-1 body.json
@@ -195,8 +199,35 @@ def match(
     for line in found:
         out.print(line, highlight=False)
     if not found:
-        note(f"{file} is neither the body of {request_id} nor that of its answer")
+        note(f"{file} is nothing that {request_id} was, or had")
         raise typer.Exit(1)
+
+
+@audit.command()
+def disclose(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON: the request as it was sent.")
+    ],
+    pointers: Annotated[
+        list[str],
+        typer.Argument(metavar="POINTER...", help="Parts to show: /tenant, /constraints/regions."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
+    ] = None,
+) -> None:
+    """Write parts of a request so that `shunter audit match` can prove them without the others.
+
+    Asks no broker: a client makes it from its own copy, and whoever gets it learns nothing of the
+    parts that it doesn't show.
+
+    Example: shunter audit disclose request.json /constraints/regions --output regions.json
+    """
+    written = orjson.dumps(disclosed(read_text(file), pointers), option=orjson.OPT_INDENT_2)
+    if output is None:
+        typer.echo(written.decode())
+    else:
+        output.write_bytes(written)
 
 
 @audit.command()
@@ -218,7 +249,7 @@ def forget(
     count = run(forget_tenant(settings, tenant))
     if not count:
         raise UserError(f"there are no salts of tenant {tenant!r}: forgotten before, or never seen")
-    out.print(f"{count} salts of {tenant} destroyed; Kafka deletes them within a day")
+    out.print(f"{count} salts of {tenant} destroyed; they leave the brokers' disks within 15 minutes")
 
 
 def _verified(trail: Trail, keyring: Keyring, witnessed: Witnessed, *, quiet: bool) -> Findings:

@@ -9,7 +9,7 @@ from policies import Member, ReleaseInputs, Situation, Windows, windows_of
 from policies.batching.groups import group_in
 from streams.batcher.interning import share_common
 from streams.batcher.payload_cache import Payloads
-from streams.cancellation.index import Cancellations, message_of
+from streams.cancellation.index import CANCELLED, Cancellations
 from streams.engine.log import Partition, Record
 from topics import BadRecordError, Shadow
 from topics.records import headers as h
@@ -28,7 +28,7 @@ GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
         "rejected",
         "no pool that may serve this request had a live worker that could, in time",
     ),
-    "cancelled": ("cancelled", message_of(None)),
+    "cancelled": ("cancelled", CANCELLED),
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
 }
 """The end and message of a held request that is given up, by reason."""
