@@ -137,6 +137,6 @@ def held_at_of(record: Record) -> float:
         held_at = math.nan
     if not math.isfinite(held_at):
         raise BadRecordError(
-            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
+            "decode", "bad_header", f"header {h.HELD_AT}: it is no time"
         )
     return held_at
