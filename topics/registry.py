@@ -14,13 +14,11 @@ from topics.records.request import InferenceRequest
 from topics.records.result import Result
 from topics.records.seen_ids import SeenIds
 from topics.records.stream_chunk import StreamPiece
-from topics.settings import MIB, Settings
+from topics.settings import MIB, RETENTION_DAYS, Settings
 from topics.signing.salts import Salt
 from topics.signing.signed_root import KeyEntry, Root
 
 DAY_MS = 24 * 3600 * 1000
-# How long evidence stays on its topic.
-EVIDENCE_MS = 30 * DAY_MS
 Lane = Literal["direct", "batch"]
 
 # Ingest takes more than a request may have, so that a request that is too large ends as a dead
@@ -87,6 +85,8 @@ class Catalogue:
 
     def __init__(self, settings: Settings) -> None:
         self._partitions = settings.partitions
+        # How long evidence stays on its topic.
+        self.evidence_ms = RETENTION_DAYS[settings.retention] * DAY_MS
         self.prefix = settings.topic_prefix
         self.requests = f"{self.prefix}.requests"
         self.reroutes = f"{self.prefix}.reroutes"
@@ -256,7 +256,7 @@ class Catalogue:
                 "request id",
                 "one step of a request",
                 Evidence,
-                retention_ms=EVIDENCE_MS,
+                retention_ms=self.evidence_ms,
             ),
             Topic(
                 self.evidence_roots,
@@ -265,7 +265,7 @@ class Catalogue:
                 "the signed root over the evidence of one transaction",
                 Root,
                 # Longer than evidence by two segments of a week: no record outlives its root.
-                retention_ms=EVIDENCE_MS + 14 * DAY_MS,
+                retention_ms=self.evidence_ms + 14 * DAY_MS,
                 # Beside the writer's.
                 extra=BROKERS_TIME,
             ),

@@ -3,14 +3,17 @@
 import socket
 import ssl
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from topics.signing.key_files import check_key_file
 
 MIB = 1024 * 1024
+# Of evidence. Articles 19 and 26 (6) of Regulation (EU) 2024/1689 ask for six months of logs at
+# least, up to 184 days; the rest is for clocks, and for who looks on the last day.
+RETENTION_DAYS = {"standard": 30, "eu-ai-act": 200}
 
 
 class Settings(BaseSettings):
@@ -87,6 +90,10 @@ class Settings(BaseSettings):
     evidence_heads_s: float = Field(default=10.0, gt=0, le=3600)
     """Time between a process's signed reports of its chains' last roots."""
 
+    retention: Literal["standard", "eu-ai-act"] = "standard"
+    """How long evidence stays: 30 days on its topic, or 200 with ``eu-ai-act``, whose logs are to
+    be had for six months; an archive then keeps as many days at least."""
+
     archive: str | None = None
     """Directory or URL (of fsspec) that `shunter evidence archive` writes to."""
     archive_every_s: float = Field(default=300.0, gt=0, le=86_400)
@@ -112,6 +119,16 @@ class Settings(BaseSettings):
     """Lines for people, or one JSON object a line; both name the trace of a request."""
     jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
     """Page of the Jaeger that `shunter trace` reads from."""
+
+    @model_validator(mode="after")
+    def _archive_as_long_as_the_topic(self) -> Self:
+        days = RETENTION_DAYS[self.retention]
+        if self.retention != "standard" and (self.archive_days or days) < days:
+            raise ValueError(
+                f"SHUNTER_ARCHIVE_DAYS={self.archive_days} deletes what"
+                f" SHUNTER_RETENTION={self.retention} keeps: {days} at least, or unset"
+            )
+        return self
 
     def kafka_options(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.

@@ -51,7 +51,9 @@ async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -
     for step, what, digest in digests:
         if digest.salt in salts:
             key = digest_key(salts[digest.salt], raw_secret)
-            lines += [f"{found}, by the evidence {step!r}" for found in _found(key, digest, what, given)]
+            lines += [
+                f"{found}, by the evidence {step!r}" for found in _found(key, digest, what, given)
+            ]
     return lines
 
 

@@ -8,7 +8,6 @@ from shunter.audit.verifier import Verifier
 from shunter.logs.reading import place_of, read_all, settled_bounds
 from streams.engine.log import Log
 from topics import BadRecordError, Catalogue, ChainHead, KeyEntry, decode, decode_progress
-from topics.registry import EVIDENCE_MS
 
 
 async def verify_topic(
@@ -49,7 +48,7 @@ async def verify_topic(
     if any(first == end > 0 for first, end in bounds.values()):
         # The start of a partition that is all gone is unknown; full retention is assumed.
         newest = max((record.timestamp_ms for record in roots), default=0)
-        kept_from = (newest - EVIDENCE_MS) / 1000
+        kept_from = (newest - catalogue.evidence_ms) / 1000
     async for record in read_all(log, catalogue.evidence, catalogue.partitions):
         first, end = bounds[record.partition]
         if first and record.partition.number != begun:

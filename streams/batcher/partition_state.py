@@ -136,7 +136,5 @@ def held_at_of(record: Record) -> float:
     except ValueError:
         held_at = math.nan
     if not math.isfinite(held_at):
-        raise BadRecordError(
-            "decode", "bad_header", f"header {h.HELD_AT}: it is no time"
-        )
+        raise BadRecordError("decode", "bad_header", f"header {h.HELD_AT}: it is no time")
     return held_at

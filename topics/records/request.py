@@ -172,7 +172,9 @@ def parse_request(
     try:
         request = InferenceRequest.model_validate(fields)
     except ValidationError as error:
-        raise BadRecordError("validate", "invalid_request", describe(error, InferenceRequest)) from error
+        raise BadRecordError(
+            "validate", "invalid_request", describe(error, InferenceRequest)
+        ) from error
     request._sent = sent  # noqa: SLF001 - no field of the contract
     return request
 

@@ -122,9 +122,7 @@ def decode_json_object(value: bytes) -> dict[str, Any]:
     return parsed
 
 
-def decode_unique_json_object(
-    value: bytes, names: Collection[str] = frozenset()
-) -> dict[str, Any]:
+def decode_unique_json_object(value: bytes, names: Collection[str] = frozenset()) -> dict[str, Any]:
     """Return untrusted bytes as a JSON object that has no duplicate key at any depth.
 
     ``names`` are those that an error may tell.

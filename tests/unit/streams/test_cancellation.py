@@ -254,8 +254,7 @@ class TestEvidence:
         yard = Yard()
         publish(yard, b"a", b'{"reason": "a mistake"}')
         yard.cluster.refuse = lambda record: (
-            b"cancel_requested" in (record.value or b"")
-            and record.topic == yard.catalogue.evidence
+            b"cancel_requested" in (record.value or b"") and record.topic == yard.catalogue.evidence
         )
         canceller = Canceller(yard.evidence_writer(), yard.clock)
         await drain(await yard.run(canceller))

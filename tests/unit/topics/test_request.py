@@ -313,7 +313,10 @@ def test_escapes_without_duplicates_are_accepted() -> None:
         ({"slo": {"tpot_ms": 1e12}}, "slo.tpot_ms"),
         ({"slo": {"e2e_ms": 1}}, "slo: it has a field that is none of tpot_ms, ttft_ms"),
         ({"slo": []}, "slo"),
-        ({"constraints": {"region": ["eu"]}}, "constraints: it has a field that is none of data_class, exclude_pools"),
+        (
+            {"constraints": {"region": ["eu"]}},
+            "constraints: it has a field that is none of data_class, exclude_pools",
+        ),
         ({"constraints": {"regions": "eu"}}, "constraints.regions"),
         ({"constraints": {"regions": [1]}}, "constraints.regions.0"),
         ({"constraints": {"regions": [""]}}, "constraints.regions.0"),
