@@ -105,7 +105,11 @@ class InferenceRequest(_Strict):
     session: Name | None = None
     hints: Hints = Field(default_factory=Hints)
     metadata: Any = None
-    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _sent: dict[str, Any] = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Keep the value that the request is read from, which validation is given as context."""
+        self._sent = context or {}
 
     @model_validator(mode="after")
     def _one_deadline(self) -> "InferenceRequest":
@@ -170,13 +174,11 @@ def parse_request(
         if "model" not in fields and "model" in body:
             fields["model"] = body["model"]
     try:
-        request = InferenceRequest.model_validate(fields)
+        return InferenceRequest.model_validate(fields, context=sent)
     except ValidationError as error:
         raise BadRecordError(
             "validate", "invalid_request", describe(error, InferenceRequest)
         ) from error
-    request._sent = sent  # noqa: SLF001 - no field of the contract
-    return request
 
 
 def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:
