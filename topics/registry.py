@@ -66,7 +66,7 @@ _QUICK_COMPACTION = {
 }
 # How long a segment of salts takes records, and how long what is forgotten may stay on a disk when
 # the cleaner does not find it worth its while before.
-SALT_SEGMENT_MS = 10 * 1000
+SALT_SEGMENT_MS = 5 * 1000
 SALT_GONE_MS = 10 * 60 * 1000
 # A salt that is forgotten must leave the disk of each broker, however quiet the topic is: Kafka
 # compacts only what is no longer written to, so `shunter audit forget` ends the segment.

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 from securesystemslib.dsse import Envelope
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from topics.signing.keys import SigningKey
 from topics.wire.canonical_json import canonical_json
@@ -39,6 +39,10 @@ def attest(proof: dict[str, Any], key: SigningKey) -> dict[str, Any]:
     statement.validate()
     payload = canonical_json(json_format.MessageToDict(statement.pb))
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
-    envelope.sign(CryptoSigner(key.private))
+    # Of a key each library makes another name, and refuses a name that is not its own; without one,
+    # which the envelope allows, each tries the keys that its user believes.
+    public = SSlibKey.from_crypto(key.private.public_key())
+    public.keyid = ""
+    envelope.sign(CryptoSigner(key.private, public))
     told: dict[str, Any] = envelope.to_dict()
     return told

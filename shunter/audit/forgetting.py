@@ -2,7 +2,10 @@
 
 import time
 
+from aiokafka.errors import KafkaError
+
 from shunter.client.submit import producer_of
+from shunter.console import UserError
 from shunter.logs.reading import read_all
 from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, Salt, Settings, decode
@@ -13,6 +16,9 @@ from topics.signing.salts import salt_key
 
 async def forget_tenant(settings: Settings, tenant: str) -> int:
     """Destroy the salts of a tenant; return how many there were.
+
+    Raises:
+        UserError: the salts are deleted, but not from disk yet.
 
     Kafka never compacts the segment that it writes to, and begins another only with a record that
     comes ``segment.ms`` after its first. On a quiet topic none does; so the last tombstone is
@@ -31,7 +37,14 @@ async def forget_tenant(settings: Settings, tenant: str) -> int:
             await producer.send_and_wait(topic, None, key=key)
         if gone:
             due_ms = newest_ms + SALT_SEGMENT_MS + 1
-            await producer.send_and_wait(topic, None, key=gone[-1], timestamp_ms=due_ms)
+            try:
+                await producer.send_and_wait(topic, None, key=gone[-1], timestamp_ms=due_ms)
+            except KafkaError as error:
+                raise UserError(
+                    f"{len(gone)} salts of {tenant} are deleted from {topic}, but stay on the"
+                    " brokers' disks until it is written to again: the record that ends the segment"
+                    f" was refused ({error!r}; message.timestamp.after.max.ms?)"
+                ) from error
     return len(gone)
 
 

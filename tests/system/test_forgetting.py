@@ -12,6 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from shunter.audit.forgetting import forget_tenant
 from shunter.audit.texts import read_salts
+from shunter.console import UserError
 from topics import Catalogue, Salt, Settings, encode
 from topics.signing.salts import SALT_BYTES, digest_key, salt_key, text_digest
 
@@ -45,35 +46,50 @@ def make_salt(tenant: str) -> Salt:
     return Salt(tenant, secrets.token_hex(8), raw)
 
 
+async def salts_topic(settings: Settings, *salts: Salt, **changes: str) -> str:
+    """Make the topic, with settings that differ from the catalogue's, and put salts there."""
+    catalogue = Catalogue(settings)
+    topic = next(t for t in catalogue.shared_topics() if t.name == catalogue.evidence_salts)
+    config = topic.config() | {"compression.type": "uncompressed"} | changes
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic.name, 1, 1, topic_configs=config)])
+    await admin.close()
+    kafka = settings.bootstrap_servers
+    async with AIOKafkaProducer(bootstrap_servers=kafka, acks="all") as producer:
+        for salt in salts:
+            key = salt_key(salt.tenant, salt.id)
+            await producer.send_and_wait(topic.name, encode(salt), key=key)
+    return topic.name
+
+
 async def test_a_forgotten_salt_is_on_no_disk_though_the_topic_is_quiet(
     kafka: str, prefix: str
 ) -> None:
     settings = Settings(bootstrap_servers=kafka, topic_prefix=prefix)
-    catalogue = Catalogue(settings)
-    topic = next(t for t in catalogue.shared_topics() if t.name == catalogue.evidence_salts)
-    # As in the catalogue, but that a cleaned file is deleted at once.
-    config = topic.config() | {"file.delete.delay.ms": "1", "compression.type": "uncompressed"}
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
-    await admin.start()
-    await admin.create_topics([NewTopic(topic.name, 1, 1, topic_configs=config)])
-    await admin.close()
     first, second, other = make_salt("acme"), make_salt("acme"), make_salt("other")
-    async with AIOKafkaProducer(bootstrap_servers=kafka, acks="all") as producer:
-        for salt in (first, second, other):
-            key = salt_key(salt.tenant, salt.id)
-            await producer.send_and_wait(topic.name, encode(salt), key=key)
-    assert all(salt.salt.encode() in dumped(topic.name) for salt in (first, second, other))
+    # As in the catalogue, but that a cleaned file is deleted at once.
+    topic = await salts_topic(settings, first, second, other, **{"file.delete.delay.ms": "1"})
+    assert all(salt.salt.encode() in dumped(topic) for salt in (first, second, other))
 
     assert await forget_tenant(settings, "acme") == 2
     for salt in (first, second):
-        await until_absent(topic.name, salt)
+        await until_absent(topic, salt)
     # A neighbour of the same segment keeps its own; and one that is forgotten at once goes too.
     assert await read_salts(settings) == [other]
-    assert other.salt.encode() in dumped(topic.name)
+    assert other.salt.encode() in dumped(topic)
     assert await forget_tenant(settings, "other") == 1
-    await until_absent(topic.name, other)
+    await until_absent(topic, other)
     # Whoever kept the digest has nothing to compare a text with.
     kept = text_digest(digest_key(other, None), "text")
     assert not any(
         text_digest(digest_key(salt, None), "text") == kept for salt in await read_salts(settings)
     )
+
+
+async def test_a_broker_that_takes_no_time_ahead_is_told_of(kafka: str, prefix: str) -> None:
+    settings = Settings(bootstrap_servers=kafka, topic_prefix=prefix)
+    await salts_topic(settings, make_salt("acme"), **{"message.timestamp.after.max.ms": "1000"})
+    with pytest.raises(UserError, match=r"1 salts of acme are deleted.*InvalidTimestamp"):
+        await forget_tenant(settings, "acme")
+    assert await read_salts(settings) == []

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_cases import Archived, Trail, make_trail
+from attestation_cases import proof_of
+from audit_cases import Archived, make_trail
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf import json_format
 from in_toto_attestation.v1 import statement_pb2
@@ -21,12 +22,9 @@ from typer.testing import CliRunner
 
 from shunter.audit.attestation import attest
 from shunter.audit.findings import Findings
-from shunter.audit.keyring import Keyring
-from shunter.audit.proofs import check_proof, make_proof
+from shunter.audit.proofs import check_proof
 from shunter.audit.regulator import RegulatorReport, as_page
-from shunter.audit.topic import add_key
 from shunter.cli import app
-from shunter.logs.reading import row_of
 from topics import Catalogue, Evidence, Placement, Settings, Source
 from topics import Envelope as Promise
 from topics.signing.key_files import write_key_file
@@ -34,16 +32,11 @@ from topics.signing.keys import load_signing_key, write_signing_key
 from topics.wire.canonical_json import canonical
 
 
-def proof_of(trail: Trail, request_id: str = "r3") -> dict[str, Any]:
-    keyring = Keyring()
-    for record in trail.keys:
-        add_key(keyring, record.value, "keys")
-    rows = [row_of(r) for r in trail.evidence if r.key == request_id.encode()]
-    return make_proof(request_id, rows, [row_of(r) for r in trail.roots], keyring)
-
-
 def public(key: Any) -> SSlibKey:
-    return SSlibKey.from_crypto(key.private.public_key())
+    found = SSlibKey.from_crypto(key.private.public_key())
+    # The library looks for the name that the envelope has, which has none.
+    found.keyid = ""
+    return found
 
 
 class TestAttestation:
