@@ -3,9 +3,9 @@
 import socket
 import ssl
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from topics.signing.key_files import check_key_file
@@ -120,15 +120,16 @@ class Settings(BaseSettings):
     jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
     """Page of the Jaeger that `shunter trace` reads from."""
 
-    @model_validator(mode="after")
-    def _archive_as_long_as_the_topic(self) -> Self:
-        days = RETENTION_DAYS[self.retention]
-        if self.retention != "standard" and (self.archive_days or days) < days:
+    @field_validator("archive_days")
+    @classmethod
+    def _as_long_as_is_to_be_kept(cls, days: int | None, info: ValidationInfo) -> int | None:
+        retention = info.data.get("retention", "standard")
+        if days is not None and retention != "standard" and days < RETENTION_DAYS[retention]:
             raise ValueError(
-                f"SHUNTER_ARCHIVE_DAYS={self.archive_days} deletes what"
-                f" SHUNTER_RETENTION={self.retention} keeps: {days} at least, or unset"
+                f"SHUNTER_RETENTION={retention} keeps evidence longer: set"
+                f" {RETENTION_DAYS[retention]} days at least, or none"
             )
-        return self
+        return days
 
     def kafka_options(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.

@@ -59,7 +59,7 @@ class Watched(TracedYard):
     async def through(self, stage: Stage) -> None:
         """Let a stage do all that there is, counted and traced."""
         transactor = await self.run(stage)
-        transactor._observers.append(self.metrics.observer)
+        transactor._observers = [*transactor._observers, self.metrics.observer]
         await drain(transactor)
 
     def everything(self) -> Iterator[tuple[str, bytes]]:
@@ -279,7 +279,7 @@ async def test_what_a_model_server_says_leaves_no_text(
         place(yard, "c0", body=GOOD | {"stream": stream}, metadata=CANARY)
         worker = make_worker(yard, backend)
         transactor = await yard.run(worker, MemoryLog(yard.cluster, "a"))
-        transactor._observers.append(yard.metrics.observer)
+        transactor._observers = [*transactor._observers, yard.metrics.observer]
         await step_until(transactor, lambda: yard.evidence(step), what, timeout_s=10.0)
         load = encode(backend.load())
         yard.heartbeats.append(load)
