@@ -25,7 +25,9 @@ from shunter.console import (
     Prefix,
     UserError,
     err,
+    named,
     out,
+    read_input,
     settings_from,
 )
 from shunter.logs.reading import TrailRow
@@ -191,7 +193,12 @@ def attest(
 
 @audit.command("verify-proof")
 def verify_proof(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="As `shunter audit proof` writes.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="As `shunter audit proof` writes; - is standard input."
+        ),
+    ],
     keys: KeysFile = None,
 ) -> None:
     """Check a proof; no broker and no archive is asked.
@@ -201,12 +208,12 @@ def verify_proof(
     Example: shunter audit verify-proof proof.json --keys keys.json
     """
     try:
-        document = orjson.loads(file.read_bytes())
+        document = orjson.loads(read_input(file))
         lines = check_proof(document, None if keys is None else load_keyring(keys))
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
+        raise UserError(f"{named(file)}: {error.strerror}") from error
     except (ProofError, orjson.JSONDecodeError) as error:
-        raise UserError(f"{file} proves nothing: {error}") from error
+        raise UserError(f"{named(file)} proves nothing: {error}") from error
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
     if keys is None:
@@ -217,7 +224,11 @@ def verify_proof(
 def match(
     request_id: RequestId,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSON: a request, a body, or parts of a request.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="JSON: a request, a body, or parts of a request; - is standard input.",
+        ),
     ],
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
@@ -236,13 +247,18 @@ def match(
     for line in found:
         out.print(line, highlight=False)
     if not found:
-        note(f"{file} is nothing that {request_id} was, or had")
+        note(f"{named(file)} is nothing that {request_id} was, or had")
         raise typer.Exit(1)
 
 
 @audit.command()
 def disclose(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON: the request as it was sent.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON: the request as it was sent; - is standard input."
+        ),
+    ],
     pointers: Annotated[
         list[str],
         typer.Argument(metavar="POINTER...", help="Parts to show: /tenant, /constraints/regions."),
