@@ -69,8 +69,12 @@ def _found(key: bytes, digest: TextDigest, what: str, given: Any) -> Iterator[st
             leaves = [part.leaf for part in parts_of(given)]
             if whole_digest(key, leaves) == digest.whole:
                 yield "it is the whole request"
-    if any(text_digest(key, body) == digest.hmac for body in _bodies(given)):
-        yield f"it is the body of the {what}"
+                return
+    bodies = [body for body in _bodies(given) if text_digest(key, body) == digest.hmac]
+    if bodies:
+        is_beside = digest.whole is not None and bodies[0] is not given
+        rest = ", but what the file has beside it is not what was sent" if is_beside else ""
+        yield f"it is the body of the {what}{rest}"
 
 
 async def read_salts(settings: Settings) -> list[Salt]:

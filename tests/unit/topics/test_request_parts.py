@@ -12,9 +12,10 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shunter.audit import texts
 from shunter.audit.disclosures import disclose, shown_parts
 from shunter.console import UserError
-from topics import InferenceRequest, parse_request
+from topics import InferenceRequest, TextDigest, parse_request
 from topics.signing.request_parts import parts_of, request_digests, whole_digest
 from topics.signing.salts import text_digest
 
@@ -185,3 +186,25 @@ def test_what_can_t_be_shown_is_told() -> None:
         disclose([], ["/a"])
     with pytest.raises(UserError, match="no canonical form"):
         disclose({"a": 10**400}, ["/a"])
+
+
+def said(given: Any, digest: TextDigest) -> list[str]:
+    return list(texts._found(KEY, digest, "request", given))
+
+
+def test_a_file_is_told_for_what_it_is() -> None:
+    body, digest = request_digests(KEY, REQUEST) or ("", "")
+    now, before = TextDigest("s", body, digest), TextDigest("s", body)
+    changed = REQUEST | {"tenant": "other"}
+    assert said(REQUEST, now) == ["it is the whole request"]
+    assert said(REQUEST["body"], now) == ["it is the body of the request"]
+    (line,) = said(changed, now)
+    assert line.endswith("but what the file has beside it is not what was sent")
+    # Trails of earlier versions have a digest of the body alone.
+    for given in (REQUEST, changed, REQUEST["body"]):
+        assert said(given, before) == ["it is the body of the request"]
+    shown = disclose(REQUEST, ["/tenant"])
+    assert said(shown, now) == ['/tenant of the request was "acme"']
+    assert said(shown, before) == []
+    assert said(disclose(changed, ["/tenant"]), now) == []
+    assert said({"messages": []}, now) == said([], now) == said(10**400, now) == []
