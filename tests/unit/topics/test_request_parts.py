@@ -201,8 +201,8 @@ def test_a_file_is_told_for_what_it_is() -> None:
     (line,) = said(changed, now)
     assert line.endswith("but what the file has beside it is not what was sent")
     # Trails of earlier versions have a digest of the body alone.
-    for given in (REQUEST, changed, REQUEST["body"]):
-        assert said(given, before) == ["it is the body of the request"]
+    for file in (REQUEST, changed, REQUEST["body"]):
+        assert said(file, before) == ["it is the body of the request"]
     shown = disclose(REQUEST, ["/tenant"])
     assert said(shown, now) == ['/tenant of the request was "acme"']
     assert said(shown, before) == []
