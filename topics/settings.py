@@ -5,12 +5,15 @@ import ssl
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from topics.signing.key_files import check_key_file
 
 MIB = 1024 * 1024
+# Of evidence. Articles 19 and 26 (6) of Regulation (EU) 2024/1689 ask for six months of logs at
+# least, up to 184 days; the rest is for clocks, and for who looks on the last day.
+RETENTION_DAYS = {"standard": 30, "eu-ai-act": 200}
 
 
 class Settings(BaseSettings):
@@ -92,6 +95,9 @@ class Settings(BaseSettings):
 
     key_secret: SecretStr | None = None
     """What a gateway proves API keys with to routers; the same for all of them."""
+    retention: Literal["standard", "eu-ai-act"] = "standard"
+    """How long evidence stays: 30 days on its topic, or 200 with ``eu-ai-act``, whose logs are to
+    be had for six months; an archive then keeps as many days at least."""
 
     archive: str | None = None
     """Directory or URL (of fsspec) that `shunter evidence archive` writes to."""
@@ -118,6 +124,17 @@ class Settings(BaseSettings):
     """Lines for people, or one JSON object a line; both name the trace of a request."""
     jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
     """Page of the Jaeger that `shunter trace` reads from."""
+
+    @field_validator("archive_days")
+    @classmethod
+    def _as_long_as_is_to_be_kept(cls, days: int | None, info: ValidationInfo) -> int | None:
+        retention = info.data.get("retention", "standard")
+        if days is not None and retention != "standard" and days < RETENTION_DAYS[retention]:
+            raise ValueError(
+                f"SHUNTER_RETENTION={retention} keeps evidence longer: set"
+                f" {RETENTION_DAYS[retention]} days at least, or none"
+            )
+        return days
 
     def kafka_options(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.

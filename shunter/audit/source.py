@@ -18,6 +18,7 @@ from streams.engine.log import Partition
 from streams.kafka.log import KafkaLog
 from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
+from topics.settings import RETENTION_DAYS
 from topics.signing.salts import digest_key
 
 
@@ -56,9 +57,10 @@ class TopicTrail:
         return run(self._verify(asked, tell))
 
     async def _verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
-        terms = topic_terms(
-            time.time(), asked.retention_days, accept_beginnings=asked.accept_beginnings
-        )
+        days = asked.retention_days
+        if days is None:
+            days = RETENTION_DAYS[self._settings.retention]
+        terms = topic_terms(time.time(), days, accept_beginnings=asked.accept_beginnings)
         return await verify_topic(
             KafkaLog(self._settings),
             self._catalogue,

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from topics.registry import EVIDENCE_MS
+from topics.settings import RETENTION_DAYS
 
 # Tolerance between a root's time and the broker's: two clocks, and a slow transaction.
 CLOCKS_APART_S_MAX = 300.0
@@ -38,8 +38,8 @@ def topic_terms(
     now: float, retention_days: float | None = None, *, accept_beginnings: bool = False
 ) -> Terms:
     """Return the terms for topics that keep evidence for so many days; 30 where None."""
-    kept_s = EVIDENCE_MS / 1000 if retention_days is None else retention_days * 86_400
-    since = now - kept_s + _HOSTS_APART_S_MAX
+    days = RETENTION_DAYS["standard"] if retention_days is None else retention_days
+    since = now - days * 86_400 + _HOSTS_APART_S_MAX
     # Roots are kept for longer, but need not be where nothing is left below them: a chain may have
     # had nothing to sign for days at the moment when its older roots went.
     return Terms(since, since, now, accept_beginnings)

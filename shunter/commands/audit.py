@@ -1,15 +1,17 @@
 """`shunter audit`: the audit trail."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
 
+from shunter.audit.disclosures import disclose as disclosed
 from shunter.audit.files import load_keyring
+from shunter.audit.forgetting import forget_tenant
 from shunter.audit.proofs import ProofError, check_proof, make_proof
-from shunter.audit.source import open_trail, read_keyring
-from shunter.audit.texts import forget_tenant, match_text, read_text
+from shunter.audit.source import Trail, open_trail, read_keyring
+from shunter.audit.texts import match_text, read_text
 from shunter.client.kafka import note, run
 from shunter.commands.audit_report import export, replay, report
 from shunter.commands.audit_verify import KeysFile, Trust, verify
@@ -27,6 +29,8 @@ from shunter.console import (
 from shunter.logs.reading import TrailRow
 from shunter.render.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
+from topics.signing.key_files import KeyFileError
+from topics.signing.keys import load_signing_key
 
 audit = typer.Typer(name="audit", help="Look into the audit trail, and check it.")
 audit.command()(verify)
@@ -86,22 +90,64 @@ def proof(
     Example: shunter audit proof request-1 --output proof.json
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    trail = open_trail(archive, settings)
+    document = _proof_of(request_id, open_trail(archive, settings))
+    written = orjson.dumps(document, option=orjson.OPT_INDENT_2)
+    if output is None:
+        typer.echo(written.decode())
+    else:
+        output.write_bytes(written)
+        note(f"{len(document['proofs'])} records of {request_id} are proven in {output}")
+
+
+def _proof_of(request_id: str, trail: Trail) -> dict[str, Any]:
     rows = trail.of_request(request_id)
     if not rows:
         raise UserError(f"nothing is known of request {request_id!r}")
     roots: list[TrailRow] = []
     trail.each("roots", roots.append)
     try:
-        document = make_proof(request_id, rows, roots, read_keyring(trail))
+        return make_proof(request_id, rows, roots, read_keyring(trail))
     except ProofError as error:
         raise UserError(str(error)) from error
-    written = orjson.dumps(document, option=orjson.OPT_INDENT_2)
+
+
+@audit.command()
+def attest(
+    request_id: RequestId,
+    key: Annotated[
+        Path, typer.Option("--key", help="Key of whoever attests (`shunter evidence keygen`).")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
+    ] = None,
+    archive: ArchiveUrl = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Write the proof of a request as an in-toto statement, signed in a DSSE envelope.
+
+    Tools for attestations verify it; its predicate is what `shunter audit verify-proof` takes.
+
+    Example: shunter audit attest request-1 --key auditor.pem --output request-1.intoto.json
+    """
+    try:
+        from shunter.audit.attestation import attest as attested  # noqa: PLC0415  optional
+    except ImportError as error:
+        told = f"an attestation needs more: pip install 'shunter[attestation]' ({error})"
+        raise UserError(told) from error
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    try:
+        signing_key = load_signing_key(key)
+    except OSError as error:
+        raise UserError(f"{key}: {error.strerror}") from error
+    except KeyFileError as error:
+        raise UserError(str(error)) from error
+    envelope = attested(_proof_of(request_id, open_trail(archive, settings)), signing_key)
+    written = orjson.dumps(envelope, option=orjson.OPT_INDENT_2)
     if output is None:
         typer.echo(written.decode())
     else:
         output.write_bytes(written)
-        note(f"{len(rows)} records of {request_id} are proven in {output}")
 
 
 @audit.command("verify-proof")
@@ -142,17 +188,18 @@ def match(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="JSON: a body, or a request line; - is standard input."
+            metavar="FILE",
+            help="JSON: a request, a body, or parts of a request; - is standard input.",
         ),
     ],
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
 ) -> None:
-    """Tell whether a text is the body that a request, or its answer, had.
+    """Tell whether a text is the request as it was sent, its body, that of its answer, or a part.
 
-    Needs the salts of the tenant, and SHUNTER_EVIDENCE_SECRET where the installation has one. Ends
-    with exit code 1 where it is neither.
+    Parts are what `shunter audit disclose` writes. Needs the salts of the tenant, and
+    SHUNTER_EVIDENCE_SECRET where the installation has one. Ends with exit code 1 where it is none.
 
     Example: shunter audit match request-1 body.json
     """
@@ -162,8 +209,38 @@ def match(
     for line in found:
         out.print(line, highlight=False)
     if not found:
-        note(f"{named(file)} is neither the body of {request_id} nor that of its answer")
+        note(f"{named(file)} is nothing that {request_id} was, or had")
         raise typer.Exit(1)
+
+
+@audit.command()
+def disclose(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON: the request as it was sent; - is standard input."
+        ),
+    ],
+    pointers: Annotated[
+        list[str],
+        typer.Argument(metavar="POINTER...", help="Parts to show: /tenant, /constraints/regions."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
+    ] = None,
+) -> None:
+    """Write parts of a request so that `shunter audit match` can prove them without the others.
+
+    Asks no broker: a client makes it from its own copy, and whoever gets it learns nothing of the
+    parts that it doesn't show.
+
+    Example: shunter audit disclose request.json /constraints/regions --output regions.json
+    """
+    written = orjson.dumps(disclosed(read_text(file), pointers), option=orjson.OPT_INDENT_2)
+    if output is None:
+        typer.echo(written.decode())
+    else:
+        output.write_bytes(written)
 
 
 @audit.command()
@@ -185,4 +262,6 @@ def forget(
     count = run(forget_tenant(settings, tenant))
     if not count:
         raise UserError(f"there are no salts of tenant {tenant!r}: forgotten before, or never seen")
-    out.print(f"{count} salts of {tenant} destroyed; Kafka deletes them within a day")
+    out.print(
+        f"{count} salts of {tenant} destroyed; they leave the brokers' disks within 15 minutes"
+    )

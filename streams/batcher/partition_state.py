@@ -9,7 +9,7 @@ from policies import Member, ReleaseInputs, Situation, Windows, bind, windows_of
 from policies.batching.groups import group_in
 from streams.batcher.interning import share_common
 from streams.batcher.payload_cache import Payloads
-from streams.cancellation.index import Cancellations, message_of
+from streams.cancellation.index import CANCELLED, Cancellations
 from streams.engine.log import Partition, Record
 from topics import BadRecordError, Profile, Shadow
 from topics.records import headers as h
@@ -28,7 +28,7 @@ GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
         "rejected",
         "no pool that may serve this request had a live worker that could, in time",
     ),
-    "cancelled": ("cancelled", message_of(None)),
+    "cancelled": ("cancelled", CANCELLED),
     "outside_bound": (
         "rejected",
         "the policy in force binds the request to places of which it allows none",
@@ -154,7 +154,5 @@ def held_at_of(record: Record) -> float:
     except ValueError:
         held_at = math.nan
     if not math.isfinite(held_at):
-        raise BadRecordError(
-            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
-        )
+        raise BadRecordError("decode", "bad_header", f"header {h.HELD_AT}: it is no time")
     return held_at

@@ -362,12 +362,13 @@ class Batcher:
         profile = end.member.profile
         source = self._source(held, end.member)
         status, message = GIVEN_UP[end.reason]
+        to_client = message
         if end.reason == "cancelled":
-            message = message_of(self._cancellations.find(profile.id))
+            to_client = message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
         if tried and status == "rejected":
             status = "failed"
-        error = ResultError(end.reason, message, tried or None)
+        error = ResultError(end.reason, to_client, tried or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._evidence_writer.step(
             source, profile, status, now, hold=hold, reason=end.reason, message=message

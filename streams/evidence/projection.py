@@ -57,6 +57,7 @@ class SeenCandidate(msgspec.Struct, kw_only=True, gc=False):
 class SeenPlacement(msgspec.Struct, kw_only=True, gc=False):
     """The place that the request was sent to."""
 
+    device: str = ""
     model_variant: str
     path: str
     pool: str
@@ -223,6 +224,7 @@ def read_choice(step: Any, decision: RowsOfDecision) -> None:
         first = decision.candidates[0]
         pool, variant = decision.pools[first.pool], decision.variants[first.variant]
         step.placement = SeenPlacement(
+            device=decision.device,
             model_variant=variant.name,
             path=PATHS[first.path],
             pool=pool.name,

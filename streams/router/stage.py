@@ -223,7 +223,7 @@ class Router:
             tagged = self._tag(record, request, key, self._situation, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
-        digest = self._evidence_writer.digests.digest(request.tenant, request.body)
+        digest = self._evidence_writer.digests.of_request(request)
         shadow = self._beside(record, request, key, now)
         return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now)
 

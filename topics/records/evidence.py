@@ -73,10 +73,15 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class TextDigest:
-    """HMAC-SHA-256 of a text as canonical JSON, in hexadecimal, and the id of the tenant's salt."""
+    """HMAC-SHA-256 of a body as canonical JSON, in hexadecimal, and the id of the tenant's salt.
+
+    ``whole`` is the digest over all parts of a request (``topics.signing.request_parts``), in
+    base64; None of an answer, and in what earlier versions wrote.
+    """
 
     salt: str
     hmac: str
+    whole: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

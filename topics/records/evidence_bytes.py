@@ -38,9 +38,10 @@ class _Source(msgspec.Struct, gc=False):
     topic: str
 
 
-class _Digest(msgspec.Struct, gc=False):
+class _Digest(msgspec.Struct, omit_defaults=True, gc=False):
     hmac: str
     salt: str
+    whole: str | None = None
 
 
 class _Envelope(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -143,7 +144,7 @@ def _common(evidence: Evidence) -> _Written:
         model_digest=evidence.model_digest,
         policy_version=evidence.policy_version,
         reason=evidence.reason,
-        request_digest=None if asked is None else _Digest(asked.hmac, asked.salt),
+        request_digest=None if asked is None else _Digest(asked.hmac, asked.salt, asked.whole),
         request_id=evidence.request_id,
         response_digest=None if answered is None else _Digest(answered.hmac, answered.salt),
         shadow=_shadow(evidence.shadow),

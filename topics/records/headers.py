@@ -161,7 +161,7 @@ def read_batch(headers: Headers) -> Batch | None:
         index, size = (int(find(headers, name) or b"") for name in (BATCH_INDEX, BATCH_SIZE))
         batch = Batch(id=batch_id.decode(), index=index, size=size)
     except ValueError as error:
-        raise BadRecordError("decode", "bad_header", f"batch headers: {error}") from error
+        raise BadRecordError("decode", "bad_header", "batch headers: no batch and place") from error
     if not 0 <= index < size < _INTEGER_MAX:
         raise BadRecordError("decode", "bad_header", "batch headers: no place in a batch")
     return batch

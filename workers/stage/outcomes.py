@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from policies import Option
+from streams.cancellation.index import CANCELLED
 from streams.engine.log import Outgoing
 from streams.engine.stage import Effect
 from streams.evidence.records import EvidenceWriter
@@ -111,8 +112,12 @@ class OutcomeWriter:
         return self._without_answer(task, "expired", error, now)
 
     def cancelled(self, task: Task, message: str, now: float) -> Effect:
-        """Return result and evidence of a request that its client cancelled."""
-        return self._without_answer(task, "cancelled", ResultError("cancelled", message), now)
+        """Return result and evidence of a request that its client cancelled.
+
+        The message, which has the client's reason, is for the client alone.
+        """
+        error = ResultError("cancelled", message)
+        return self._without_answer(task, "cancelled", error, now, told=CANCELLED)
 
     def failed(self, task: Task, error: CallError, now: float) -> Effect:
         """Return a retry elsewhere, or the failure if no retry is left."""
@@ -158,6 +163,7 @@ class OutcomeWriter:
         error: ResultError,
         now: float,
         response: Response | None = None,
+        told: str | None = None,
     ) -> Effect:
         routed, profile = task.routed, task.routed.profile
         result = Result(
@@ -180,7 +186,7 @@ class OutcomeWriter:
             batch=routed.batch,
             host=self._host,
             reason=error.code,
-            message=error.message,
+            message=told or error.message,
         )
         return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
 
