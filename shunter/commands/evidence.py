@@ -17,6 +17,7 @@ from shunter.audit.keyring import when
 from shunter.audit.topic import read_keys
 from shunter.client.kafka import note, run
 from shunter.client.submit import producer_of
+from shunter.commands.public_log import log, log_keygen
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from streams.engine.clock import SystemClock
 from streams.kafka.log import KafkaLog
@@ -26,7 +27,11 @@ from topics.admin.provisioning import partition_counts
 from topics.signing.key_files import KeyFileError
 from topics.signing.keys import load_signing_key, write_signing_key
 
-evidence = typer.Typer(name="evidence", help="Keys that sign evidence, and its archive.")
+evidence = typer.Typer(
+    name="evidence", help="Keys that sign evidence, its archive and its public log."
+)
+evidence.command()(log)
+evidence.command("log-keygen")(log_keygen)
 
 
 @evidence.command()

@@ -6,7 +6,7 @@ from typing import Literal
 from streams.metrics import bounds as b
 
 Kind = Literal["counter", "gauge", "histogram"]
-Teller = Literal["router", "worker", "both"]
+Teller = Literal["router", "worker", "both", "log"]
 
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 # Upper bounds of the label `chance` of what was promised.
@@ -392,6 +392,30 @@ LEFT_OUT_TRACES = Metric(
     "counter",
     "{trace}",
     "Requests that went wrong, were not sampled, and were not traced late since too many were",
+)
+LOGGED_ROOTS = Metric(
+    "shunter.evidence_log.size",
+    "gauge",
+    "{root}",
+    "Signed roots in the public log, and those of them in a published checkpoint",
+    ("state",),
+    told_by="log",
+)
+LOG_LAG = Metric(
+    "shunter.evidence_log.lag",
+    "gauge",
+    "s",
+    "For how long the oldest signed root has waited for a checkpoint that is published with its"
+    " quorum of cosignatures, or the log for a round that succeeds",
+    told_by="log",
+)
+LOG_COSIGNED = Metric(
+    "shunter.evidence_log.cosigned",
+    "gauge",
+    "1",
+    "1 where a witness cosigned the last time that it was asked, else 0",
+    ("witness",),
+    told_by="log",
 )
 
 METRICS = tuple(each for each in globals().values() if isinstance(each, Metric))

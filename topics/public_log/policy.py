@@ -82,7 +82,9 @@ class TrustPolicy:
         note = parse_note(data)
         checkpoint = parse_checkpoint(note.text)
         if not any(key.name == checkpoint.origin and is_signed_by(note, key) for key in self.logs):
-            raise NoteError(f"no log that the policy names has signed for {checkpoint.origin!r:.80}")
+            raise NoteError(
+                f"no log that the policy names has signed for {checkpoint.origin!r:.80}"
+            )
         cosigned = self.cosigners(note)
         if not self.is_met(cosigned):
             told = ", ".join(sorted(cosigned)) or "none"
@@ -159,9 +161,7 @@ class _Reading:
             case _:
                 raise NoteError(f"neither log, witness, group nor quorum: {' '.join(words)!r:.80}")
 
-    def _group(
-        self, policy: TrustPolicy, needed: str, members: Sequence[str]
-    ) -> WitnessGroup:
+    def _group(self, policy: TrustPolicy, needed: str, members: Sequence[str]) -> WitnessGroup:
         for member in members:
             _known(policy, member)
             if member in self.members:

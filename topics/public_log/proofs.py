@@ -19,7 +19,9 @@ def format_log_proof(index: int, path: Sequence[bytes], checkpoint: bytes) -> st
     return f"{_FORMAT}\nindex {index}\n{hashes}\n{checkpoint.decode()}"
 
 
-def check_log_proof(proof: str, entry: bytes, policy: TrustPolicy) -> tuple[int, CosignedCheckpoint]:
+def check_log_proof(
+    proof: str, entry: bytes, policy: TrustPolicy
+) -> tuple[int, CosignedCheckpoint]:
     """Return the index of an entry that a proof holds of, and the checkpoint that it stands in.
 
     Raises:
