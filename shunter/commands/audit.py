@@ -27,6 +27,7 @@ from shunter.console import (
     settings_from,
 )
 from shunter.logs.reading import TrailRow
+from shunter.public_log.audit import check_logged, open_log_check, prove_logged
 from shunter.render.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
 from topics.terminal_text import visible_line
@@ -36,6 +37,20 @@ audit.command()(report)
 audit.command()(export)
 audit.command()(replay)
 
+LogUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        help="The public log of the roots: directory or URL; needs --policy.",
+        metavar="URL",
+    ),
+]
+LogPolicy = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", help="Log and witnesses to believe, as of c2sp.org/tlog-policy.", metavar="FILE"
+    ),
+]
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The id of a request.")]
 KeysFile = Annotated[
     Path | None,
@@ -91,6 +106,19 @@ def verify(
             help="File of the last roots: held against if it is there, and written if all is good.",
         ),
     ] = None,
+    public_log: LogUrl = None,
+    log_policy: LogPolicy = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            help="Checkpoint of --log from before: held against, and written if all is good.",
+        ),
+    ] = None,
+    retention_days: Annotated[
+        float | None,
+        typer.Option("--retention-days", help="Age from which on what is logged may be gone."),
+    ] = None,
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -106,7 +134,10 @@ def verify(
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     keyring, witnessed = load_keyring(keys), load_heads(heads)
     trail = open_trail(archive, settings)
+    logged = open_log_check(public_log, log_policy, checkpoint)
     findings = _verified(trail, keyring, witnessed, quiet=as_json)
+    if logged is not None:
+        logged.finish(trail, findings, None if retention_days is None else retention_days * 86400)
     if as_json:
         typer.echo(_as_json(findings))
     else:
@@ -115,6 +146,8 @@ def verify(
         raise typer.Exit(1)
     if heads is not None:
         write_heads(heads, findings.heads)
+    if logged is not None:
+        logged.keep()
 
 
 @audit.command()
@@ -123,6 +156,8 @@ def proof(
     output: Annotated[
         Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
     ] = None,
+    public_log: LogUrl = None,
+    log_policy: LogPolicy = None,
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -142,6 +177,8 @@ def proof(
         document = make_proof(request_id, rows, roots, read_keyring(trail))
     except ProofError as error:
         raise UserError(str(error)) from error
+    if public_log is not None:
+        document["log_proofs"] = prove_logged(document, public_log, log_policy)
     written = orjson.dumps(document, option=orjson.OPT_INDENT_2)
     if output is None:
         typer.echo(written.decode())
@@ -154,6 +191,7 @@ def proof(
 def verify_proof(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="As `shunter audit proof` writes.")],
     keys: KeysFile = None,
+    log_policy: LogPolicy = None,
 ) -> None:
     """Check a proof; no broker and no archive is asked.
 
@@ -164,6 +202,8 @@ def verify_proof(
     try:
         document = orjson.loads(file.read_bytes())
         lines = check_proof(document, None if keys is None else load_keyring(keys))
+        if log_policy is not None:
+            lines += check_logged(document, log_policy)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
     except (ProofError, orjson.JSONDecodeError) as error:

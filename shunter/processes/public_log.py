@@ -76,23 +76,24 @@ def make_public_log(settings: Settings, log: Log, clock: Clock) -> PublicLog:
         OSError: a file can't be read, or others may read the key.
         KeyFileError: others may read the key.
     """
-    for name in ("public_log", "public_log_key", "public_log_policy"):
-        if getattr(settings, name) is None:
-            raise NoteError(f"SHUNTER_{name.upper()} is unset")
-    assert settings.public_log and settings.public_log_key and settings.public_log_policy
-    key = load_note_key(settings.public_log_key)
-    policy = parse_policy(settings.public_log_policy.read_bytes())
-    if key.verifier not in policy.logs:
+    url, key_file = settings.public_log, settings.public_log_key
+    policy_file = settings.public_log_policy
+    if url is None or key_file is None or policy_file is None:
         raise NoteError(
-            f"{settings.public_log_policy} does not name this log; add: log {key.verifier.text}"
+            "name the log, its key and its policy: --to, --key and --policy, or SHUNTER_PUBLIC_LOG,"
+            " SHUNTER_PUBLIC_LOG_KEY and SHUNTER_PUBLIC_LOG_POLICY"
         )
+    key = load_note_key(key_file)
+    policy = parse_policy(policy_file.read_bytes())
+    if key.verifier not in policy.logs:
+        raise NoteError(f"{policy_file} does not name this log; add: log {key.verifier.text}")
     unreachable = {name for name, witness in policy.witnesses.items() if witness.url is None}
     if not policy.is_met(policy.witnesses.keys() - unreachable):
         raise NoteError(
-            f"{settings.public_log_policy}: witnesses with a URL are no quorum; without one are"
+            f"{policy_file}: witnesses with a URL are no quorum; without one are"
             f" {', '.join(sorted(unreachable))}"
         )
-    store = open_store(settings.public_log)
+    store = open_store(url)
     return PublicLog(log, Catalogue(settings), store, key, Witnesses(policy), clock)
 
 

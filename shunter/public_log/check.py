@@ -7,6 +7,7 @@ so that tiles need not be believed either.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from shunter.audit.findings import Kind
 from shunter.public_log.store import LogReader
 from shunter.public_log.tree import read_entries
 from topics import BadRecordError
@@ -21,7 +22,7 @@ from topics.signing.merkle import leaf_hash, tree_hash
 LAG_S_MAX = 900.0
 CLOCKS_APART_S = 300.0
 
-TellProblem = Callable[[str, str, str], object]
+TellProblem = Callable[[Kind, str, str], object]
 """Takes the kind of a problem, its place and what is wrong."""
 
 
@@ -82,9 +83,7 @@ class LogCheck:
             LogStoreError: the log can't be read.
         """
         try:
-            data = self._reader.read("checkpoint")
-            if data is None:
-                raise NoteError("there is no checkpoint")
+            data = self._reader.read("checkpoint") or b""
             self._head = self._policy.check(data)
         except NoteError as error:
             self._tell("log_checkpoint", self._reader.url, str(error))
@@ -143,7 +142,7 @@ class LogCheck:
             (facts.gone, "entries of the log are older than what is kept here"),
             (
                 facts.before_log,
-                "roots are older than the log, which says nothing of when they were",
+                "roots are older than the log, which says nothing of their times",
             ),
         ):
             if count:
@@ -217,10 +216,10 @@ class LogCheck:
 
     def _judge_time(self, index: int, root: LoggedRoot) -> None:
         kept, at = self._kept, self._kept_at
-        if kept is not None and at is not None and index >= kept.size:
-            if root.statement.at < at - LAG_S_MAX:
-                told = f"{_name(root)} says a time long before the kept checkpoint, after which it came"
-                self._tell("back_dated", f"entry {index}", told)
+        is_later = kept is not None and index >= kept.size
+        if is_later and at is not None and root.statement.at < at - LAG_S_MAX:
+            told = f"{_name(root)} says a time long before the kept checkpoint, and came after it"
+            self._tell("back_dated", f"entry {index}", told)
         until = None if self._head is None else self._head.is_first_at
         if until is not None and root.statement.at > until + CLOCKS_APART_S:
             told = f"{_name(root)} says a time after the witnesses had seen it"

@@ -1,4 +1,4 @@
-"""The log as a process: roots from Kafka into the tree, its head to the witnesses and the public."""
+"""The log at work: roots from Kafka into the tree, its head to the witnesses and the public."""
 
 import asyncio
 import logging

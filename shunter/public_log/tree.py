@@ -34,7 +34,7 @@ class LogForkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Records of a partition of the roots topic: from ``first`` up to, and without, ``following``."""
+    """Records of a partition of the roots topic, from ``first`` up to ``following``, excluded."""
 
     partition: int
     first: int
@@ -145,8 +145,8 @@ class LogTree:
             self._intent, self._undone = before, last
         else:
             raise LogForkError(
-                f"{self._store.url}: its tiles are not those of its last entries, {last.size} by the"
-                " journal; restore the files: they were changed, or are an older copy"
+                f"{self._store.url}: its tiles are not those of the journal's {last.size} entries;"
+                " restore the files: they were changed, or are an older copy"
             )
 
     def append(self, spans: Sequence[Span], entries: Sequence[bytes]) -> Checkpoint:
@@ -172,7 +172,7 @@ class LogTree:
             self._decide(intent)
         elif self._undone.root != intent.root or self._undone.size != intent.size:
             raise LogForkError(
-                f"{self._store.url}: the records of {list(spans)} are not those that the journal has"
+                f"{self._store.url}: the records of {list(spans)} are not those that the journal"
                 " decided on: Kafka has lost some, or is another; nothing is signed"
             )
         self._write_tiles(intent.size, edge)
@@ -209,7 +209,8 @@ class LogTree:
             raise LogStoreError(f"{self._store.url}/{path}: {error.message}") from error
         if intent.origin != self._origin:
             raise LogForkError(
-                f"{self._store.url} is the log {intent.origin!r:.80}, the key is of {self._origin!r:.80}"
+                f"{self._store.url} is the log {intent.origin!r:.80}, but the key is of"
+                f" {self._origin!r:.80}"
             )
         return intent
 

@@ -111,9 +111,9 @@ def _told_size(name: str, answer: bytes, size: int) -> int:
     told = int(digits)
     if told > size:
         raise LogForkError(
-            f"witness {name} has cosigned {told} entries of this log, and {size} are here: these are"
-            " older files of it. To go on would sign a second tree: restore the newest, or begin"
-            " another log under another name"
+            f"witness {name} has cosigned {told} entries of this log, and {size} are here: these"
+            " are older files of it. To go on would sign a second tree: restore the newest, or"
+            " begin another log under another name"
         )
     return told
 

@@ -60,10 +60,8 @@ def parse_vkey(text: str, kind: int) -> VerifierKey:
         raise NoteError(f"no vkey: {text!r:.80}")
     material = unbase64(parts[2])
     if not material or material[0] != kind or len(material) != 1 + PUBLIC_BYTES:
-        wanted = {ED25519: "Ed25519", COSIGNATURE_V1: "Ed25519 cosignatures"}[kind]
-        raise NoteError(
-            f"vkey of {parts[0]!r:.80}: its signature type is not 0x{kind:02x} ({wanted})"
-        )
+        told = "of a log" if kind == ED25519 else "of a witness"
+        raise NoteError(f"vkey of {parts[0]!r:.80}: not the Ed25519 key {told} (type {kind:#04x})")
     key = VerifierKey(parts[0], kind, material[1:])
     if parts[1] != key.id.hex():
         raise NoteError(f"vkey of {parts[0]!r:.80}: the id is not that of the key")

@@ -116,7 +116,7 @@ def parse_policy(data: bytes) -> TrustPolicy:
     """
     if len(data) > POLICY_BYTES_MAX:
         raise NoteError(f"a policy of {len(data)} bytes; {POLICY_BYTES_MAX} are read")
-    if any(byte < 0x20 and byte not in (0x09, 0x0A) or byte == 0x7F for byte in data):
+    if any((byte < 0x20 and byte not in {0x09, 0x0A}) or byte == 0x7F for byte in data):
         raise NoteError("a policy has no control characters but tab and newline")
     policy, reading = TrustPolicy(), _Reading()
     # Names are opaque: bytes that are no UTF-8 survive.

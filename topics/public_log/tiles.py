@@ -1,4 +1,4 @@
-"""Tiles (c2sp.org/tlog-tiles): where the hashes and entries of a log stand, and proofs from them."""
+"""Tiles (c2sp.org/tlog-tiles): where hashes and entries of a log stand, and proofs of them."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
