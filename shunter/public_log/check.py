@@ -127,8 +127,8 @@ class LogCheck:
             now: epoch seconds.
             retention_s: how long the trail is kept, as its owner has stated; None for ever.
         """
-        for where, root in self._unlogged:
-            self._judge_unlogged(where, root)
+        for where, unlogged in self._unlogged:
+            self._judge_unlogged(where, unlogged)
         for index, root in enumerate(self._roots):
             if root is None:
                 self._tell("log_entry", f"entry {index}", "no root of evidence")
@@ -150,6 +150,7 @@ class LogCheck:
         return facts
 
     def _read_entries(self, head: Checkpoint) -> bool:
+        repeats: list[int] = []
         for index in range(-(-head.size // TILE_WIDTH)):
             try:
                 entries = read_entries(self._reader, head.size, index)
@@ -161,10 +162,13 @@ class LogCheck:
                 if leaf in self._places:
                     told = f"the same root as at {self._places[leaf]}: it was logged twice"
                     self._tell("log_repeats", f"entry {len(self._leaves)}", told)
+                    repeats.append(len(self._leaves))
                 self._places.setdefault(leaf, len(self._leaves))
                 self._leaves.append(leaf)
                 self._roots.append(_parsed(entry))
         self._seen = bytearray(len(self._leaves))
+        for index in repeats:
+            self._seen[index] = 1
         if self._root_of(head.size) != head.root:
             told = "its entries are not those that the checkpoint was signed over"
             self._tell("log_altered", self._reader.url, told)

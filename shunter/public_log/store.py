@@ -79,6 +79,12 @@ class DirectoryStore:
         except OSError as error:
             raise LogStoreError(f"{self._root}: {error.strerror}") from error
 
+    def release(self) -> None:
+        """Let another process have the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def read(self, path: str) -> bytes | None:
         """Return a file."""
         try:

@@ -55,7 +55,7 @@ class Intent:
     size: int
     root: str
     spans: Sequence[Span]
-    offsets: Mapping[int, int]
+    offsets: Sequence[tuple[int, int]]
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class LogTree:
         self._store = store
         self._origin = origin
         self._edge = _Edge()
-        self._intent = Intent(-1, origin, 0, 0, EMPTY_ROOT.hex(), (), {})
+        self._intent = Intent(-1, origin, 0, 0, EMPTY_ROOT.hex(), (), ())
         self._undone: Intent | None = None
 
     @property
@@ -114,7 +114,7 @@ class LogTree:
     @property
     def offsets(self) -> Mapping[int, int]:
         """By partition of the roots topic, the first offset that is not in the log."""
-        return self._intent.offsets
+        return dict(self._intent.offsets)
 
     @property
     def undone(self) -> Intent | None:
@@ -166,7 +166,7 @@ class LogTree:
             self._intent.size + len(entries),
             edge.root().hex(),
             tuple(spans),
-            {**self._intent.offsets, **{span.partition: span.following for span in spans}},
+            sorted({**self.offsets, **{s.partition: s.following for s in spans}}.items()),
         )
         if self._undone is None:
             self._decide(intent)

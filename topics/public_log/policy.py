@@ -82,9 +82,7 @@ class TrustPolicy:
         note = parse_note(data)
         checkpoint = parse_checkpoint(note.text)
         if not any(key.name == checkpoint.origin and is_signed_by(note, key) for key in self.logs):
-            raise NoteError(
-                f"no log that the policy names has signed for {checkpoint.origin!r:.80}"
-            )
+            raise NoteError(f"no log of the policy has signed for {checkpoint.origin!r:.80}")
         cosigned = self.cosigners(note)
         if not self.is_met(cosigned):
             told = ", ".join(sorted(cosigned)) or "none"
