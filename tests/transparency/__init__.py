@@ -30,8 +30,9 @@ def build(directory: Path) -> Path:
     """Build the programs in a directory, and return it; Go keeps what it has compiled."""
     # What isn't optimised is built in a third of the time.
     flags = ["-buildvcs=false", "-gcflags=all=-N -l"]
+    go = shutil.which("go") or "go"
     built = subprocess.run(
-        ["go", "build", *flags, "-o", f"{directory}/", ".", LITEWITNESS],
+        [go, "build", *flags, "-o", f"{directory}/", ".", LITEWITNESS],
         cwd=HERE / "go",
         capture_output=True,
         text=True,
@@ -107,7 +108,7 @@ def _ready(port: int, witness: "subprocess.Popen[bytes]", log: Path) -> str:
 
 
 def _acquaint(database: Path, origin: str, vkey: str) -> None:
-    """Tell a witness of a log, as `witnessctl` does, which needs a module that not every proxy has."""
+    """Tell a witness of a log, as `witnessctl` does, which needs more than Go's proxy has."""
     empty = base64.b64encode(hashlib.sha256(b"").digest()).decode()
     with sqlite3.connect(database, timeout=10) as known:
         known.execute("INSERT INTO log VALUES (?, 0, ?)", (origin, empty))
