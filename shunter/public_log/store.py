@@ -224,9 +224,6 @@ class ObjectStore:
         except FileExistsError:
             raise
         except Exception as error:
-            # What stores answer where the condition does not hold, and fsspec does not translate.
-            if mode == "create" and getattr(error, "errno", None) == 17:
-                raise FileExistsError(path) from error
             raise self._failed(path, error) from error
 
     def _at(self, path: str) -> str:

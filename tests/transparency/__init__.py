@@ -90,6 +90,8 @@ def litewitness(
             if process is not None:
                 process.kill()
                 process.wait()
+        if agent.stdout is not None:
+            agent.stdout.close()
 
 
 def _ready(port: int, witness: "subprocess.Popen[bytes]", log: Path) -> str:
