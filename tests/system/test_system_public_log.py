@@ -115,7 +115,7 @@ async def test_an_auditor_asks_trail_and_log(kafka: str, prefix: str, tmp_path: 
     def shunter(*words: str | Path, code: int = 0) -> str:
         told = runner.invoke(app, [str(word) for word in words])
         assert told.exit_code == code, (told.output, told.exception)
-        return told.output
+        return f"{told.output} {told.exception or ''}"
 
     def run(*words: str | Path) -> None:
         """Run a command that has a loop of its own, apart from the test's."""
