@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -33,22 +32,28 @@ REFRESH_S = 600.0
 
 @dataclass(slots=True)
 class LogState:
-    """What is known of the log, for metrics. ``waiting`` has size and time (epoch s) of appends."""
+    """What is known of the log, for metrics. Times are epoch seconds.
+
+    ``waiting_since`` is that of the oldest root that isn't in a published checkpoint.
+    """
 
     size: int = 0
     published: int = 0
     published_at: float | None = None
-    waiting: deque[tuple[int, float]] = field(default_factory=deque)
+    waiting_since: float | None = None
 
     def lag_s(self, now: float) -> float:
         """Return for how long the oldest root that isn't in a published checkpoint has waited."""
-        return max(0.0, now - self.waiting[0][1]) if self.waiting else 0.0
+        return 0.0 if self.waiting_since is None else max(0.0, now - self.waiting_since)
 
-    def is_published(self, size: int, now: float) -> None:
-        """Count a checkpoint of this size."""
-        self.published, self.published_at = size, now
-        while self.waiting and self.waiting[0][0] <= size:
-            self.waiting.popleft()
+    def append(self, size: int, at: float) -> None:
+        """Count an append, whose oldest root was committed at this time."""
+        self.size = size
+        self.waiting_since = at if self.waiting_since is None else min(at, self.waiting_since)
+
+    def publish(self, now: float) -> None:
+        """Count a checkpoint of all that is appended."""
+        self.published, self.published_at, self.waiting_since = self.size, now, None
 
 
 class PublicLog:
@@ -128,7 +133,7 @@ class PublicLog:
                 )
             self.state.published = checkpoint.size
         if self.state.published < tree.head.size:
-            self.state.waiting.append((tree.head.size, self._time_of(tree, self.state.published)))
+            self.state.waiting_since = self._time_of(tree, self.state.published)
 
     def _time_of(self, tree: LogTree, index: int) -> float:
         try:
@@ -184,8 +189,7 @@ class PublicLog:
         if not batch.entries:
             return 0
         head = await asyncio.to_thread(tree.append, batch.spans, batch.entries)
-        self.state.size = head.size
-        self.state.waiting.append((head.size, batch.oldest_at))
+        self.state.append(head.size, batch.oldest_at)
         return len(batch.entries)
 
     async def _publish(self, tree: LogTree) -> None:
@@ -197,7 +201,7 @@ class PublicLog:
         note = await self._cosigned(tree)
         if note is not None:
             await asyncio.to_thread(self._replace_checkpoint, note, head.size)
-            state.is_published(head.size, self._clock.now())
+            state.publish(self._clock.now())
 
     def _replace_checkpoint(self, note: bytes, size: int) -> None:
         before = self._store.read(CHECKPOINT)
