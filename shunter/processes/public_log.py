@@ -41,18 +41,26 @@ class PublicLogService(QuietService):
     @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
         while not self.should_stop:
-            began = self._clock.now()
-            try:
-                await self._public.round()
-                self._failing_since = None
-            except Exception as error:
-                if not isinstance(error, LogStoreError) and not self._log.is_passing(error):
-                    logger.critical("the public log can't go on: %s", error)
-                    raise
-                if self._failing_since is None:
-                    self._failing_since = began
-                logger.warning("the public log waits: %s", error)
+            await self.step()
             await self.sleep(self._every_s)
+
+    async def step(self) -> None:
+        """Make a round; where it fails for a while, remember since when.
+
+        Raises:
+            LogForkError: to go on could sign a second tree.
+        """
+        began = self._clock.now()
+        try:
+            await self._public.round()
+            self._failing_since = None
+        except Exception as error:
+            if not isinstance(error, LogStoreError) and not self._log.is_passing(error):
+                logger.critical("the public log can't go on: %s", error)
+                raise
+            if self._failing_since is None:
+                self._failing_since = began
+            logger.warning("the public log waits: %s", error)
 
     def readings(self) -> Readings:
         """Yield the gauges. Lag counts from the first round that failed, too: roots may wait."""
@@ -64,7 +72,7 @@ class PublicLogService(QuietService):
         witnesses = self._public.witnesses
         for name, witness in witnesses.policy.witnesses.items():
             if witness.url:
-                yield m.LOG_COSIGNED, (name,), float(name not in witnesses.last_failure)
+                yield m.LOG_COSIGNED, (name,), float(name in witnesses.cosigned)
 
 
 def make_public_log(settings: Settings, log: Log, clock: Clock) -> PublicLog:

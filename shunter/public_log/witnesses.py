@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -37,6 +37,8 @@ class Witnesses:
     policy: TrustPolicy
     last_failure: dict[str, str] = field(default_factory=dict)
     """By its name, why a witness did not cosign the last time it was asked."""
+    cosigned: Collection[str] = ()
+    """The names of those that did."""
     _sizes: dict[str, int] = field(default_factory=dict)
 
     async def cosign(self, tree: TiledTree, note: bytes, text: str) -> Mapping[str, str]:
@@ -72,7 +74,7 @@ class Witnesses:
             # Told once, not each round.
             if self.last_failure.get(name) != why:
                 logger.warning("witness %s does not cosign: %s", name, why)
-        self.last_failure = failures
+        self.last_failure, self.cosigned = failures, tuple(lines)
         return lines
 
     async def _ask(
@@ -92,8 +94,7 @@ class Witnesses:
             url = f"{(witness.url or '').rstrip('/')}/add-checkpoint"
             body = f"old {old}\n{proof}\n".encode() + note
             async with session.post(url, data=body, allow_redirects=False) as response:
-                answer = await response.content.read(ANSWER_BYTES_MAX)
-                status = response.status
+                answer, status = await _answer(response), response.status
             if status == _OK:
                 line = _cosignature(answer, witness, text)
                 self._sizes[name] = tree.size
@@ -102,6 +103,17 @@ class Witnesses:
                 raise WitnessError(f"HTTP {status}: {answer[:200]!r}")
             self._sizes[name] = _told_size(name, answer, tree.size)
         raise WitnessError("it names another size each time")
+
+
+async def _answer(response: aiohttp.ClientResponse) -> bytes:
+    """Return the beginning of an answer; no cosignature is longer."""
+    answer = b""
+    while len(answer) < ANSWER_BYTES_MAX:
+        chunk = await response.content.read(ANSWER_BYTES_MAX - len(answer))
+        if not chunk:
+            break
+        answer += chunk
+    return answer
 
 
 def _told_size(name: str, answer: bytes, size: int) -> int:

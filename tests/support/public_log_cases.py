@@ -91,7 +91,8 @@ class MortalStore:
         self._inner = DirectoryStore(path)
         self._deaths = deaths
         self.url = self._inner.url
-        self.read, self.names = self._inner.read, self._inner.names
+        self.read: Callable[[str], bytes | None] = self._inner.read
+        self.names = self._inner.names
 
     def claim(self) -> None:
         """Take no lock: the dead process of this test has not let go of its own."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from memory_log import MemoryLog
 from public_log_cases import (
     KEY,
     OTHER_KEY,
@@ -15,16 +16,20 @@ from public_log_cases import (
     MortalStore,
     PlainWitness,
 )
+from stream_cases import FakeClock, make_settings
 
 from shunter.audit.findings import Kind
+from shunter.processes.public_log import PublicLogService, make_public_log
 from shunter.public_log.check import LAG_S_MAX, LogCheck, LogFacts
 from shunter.public_log.store import DirectoryStore, LogStoreError, ObjectStore, open_store
 from shunter.public_log.tree import JOURNAL, LogForkError, LogTree, read_entries, read_tile
-from topics import encode
+from streams.metrics import registry as m
+from topics import Settings, encode
 from topics.public_log.entries import entry_of
 from topics.public_log.notes import Checkpoint, NoteError, parse_checkpoint, parse_note
 from topics.public_log.policy import TrustPolicy, parse_policy
 from topics.public_log.tiles import TILE_WIDTH, TiledTree
+from topics.signing.key_files import KeyFileError, write_key_file
 from topics.signing.merkle import leaf_hash, tree_hash
 
 ONE = "quorum none\n"
@@ -545,3 +550,83 @@ class TestCheck:
         assert [p.kind for p in found] == ["log_checkpoint"]
         with pytest.raises(NoteError):
             parse_note(noise)
+
+
+class TestRole:
+    """The process around it: files, what it waits for, what ends it, what it tells."""
+
+    def settings(self, tmp_path: Path, policy: str) -> Settings:
+        key = tmp_path / "log.key"
+        write_key_file(key, KEY.text.encode())
+        (tmp_path / "policy").write_text(policy)
+        return make_settings().model_copy(
+            update={
+                "public_log": str(tmp_path / "log"),
+                "public_log_key": key,
+                "public_log_policy": tmp_path / "policy",
+            }
+        )
+
+    def test_a_key_that_others_may_read_is_refused(self, tmp_path: Path) -> None:
+        settings = self.settings(tmp_path, f"log {KEY.verifier.text}\n{ONE}")
+        yard = Installation()
+        made = make_public_log(settings, MemoryLog(yard.cluster), FakeClock())
+        assert made.state.size == 0
+        (tmp_path / "log.key").chmod(0o644)
+        with pytest.raises(KeyFileError, match="chmod 600"):
+            make_public_log(settings, MemoryLog(yard.cluster), FakeClock())
+
+    @pytest.mark.parametrize(
+        ("policy", "why"),
+        [
+            (ONE, "does not name this log; add: log log.example.com/yard"),
+            (f"log {OTHER_KEY.verifier.text}\n{ONE}", "does not name this log"),
+            (f"log {KEY.verifier.text}\n{PlainWitness('w').line}quorum w\n", "no quorum"),
+        ],
+    )
+    def test_a_policy_that_cannot_be_met_is_refused(
+        self, tmp_path: Path, policy: str, why: str
+    ) -> None:
+        settings = self.settings(tmp_path, policy)
+        with pytest.raises(NoteError, match=why):
+            make_public_log(settings, MemoryLog(Installation().cluster), FakeClock())
+
+    async def test_what_passes_is_waited_for_and_told_as_lag(self, place: Path) -> None:
+        yard, clock = Installation(), FakeClock()
+        clock.at = yard.at + 100
+        store = MortalStore(place, lambda: False)
+        yard.sign(4)
+        public = yard.public_log(store)
+        service = PublicLogService(public, MemoryLog(yard.cluster), clock, 5.0)
+        store.read = no_disk
+        await service.step()
+        clock.at += 60
+        assert told_by(service)[m.LOG_LAG, ()] == 60
+        store.read = DirectoryStore(place).read
+        await service.step()
+        assert told_by(service) == {
+            (m.LOGGED_ROOTS, ("appended",)): 4,
+            (m.LOGGED_ROOTS, ("published",)): 4,
+            (m.LOG_LAG, ()): 0,
+        }
+
+    async def test_a_fork_that_threatens_ends_it(self, place: Path) -> None:
+        yard = Installation()
+        yard.sign(4)
+        first, second = (yard.public_log(MortalStore(place, lambda: False)) for _ in range(2))
+        await first.round()
+        await second.round()
+        yard.sign(2)
+        await second.round()
+        yard.sign(2)
+        service = PublicLogService(first, MemoryLog(yard.cluster), FakeClock(), 5.0)
+        with pytest.raises(LogForkError):
+            await service.step()
+
+
+def no_disk(path: str) -> bytes | None:
+    raise LogStoreError(f"{path}: no disk")
+
+
+def told_by(service: PublicLogService) -> dict[tuple[m.Metric, tuple[str, ...]], float]:
+    return {(metric, labels): value for metric, labels, value in service.readings()}
