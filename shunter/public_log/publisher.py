@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shunter.public_log.store import LogStore, LogStoreError
-from shunter.public_log.tree import Intent, LogForkError, LogTree, Span, read_entries
+from shunter.public_log.tree import Intent, LogForkError, LogTree, OffsetSpan, read_entries
 from shunter.public_log.witnesses import Witnesses
 from streams.engine.clock import Clock
 from streams.engine.log import Log, Partition, Record
@@ -224,7 +224,7 @@ class _Appended:
     """Entries to append, and the records they are of."""
 
     entries: list[bytes] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
+    spans: list[OffsetSpan] = field(default_factory=list)
     oldest_at: float = float("inf")
     _at: tuple[int, int] | None = None
     _next: int = 0
@@ -244,10 +244,10 @@ class _Appended:
         self.oldest_at = min(self.oldest_at, record.timestamp_ms / 1000)
         if self._at is not None:
             self.spans = [s for s in self.spans if s.partition != self._at[0]]
-            self.spans.append(Span(*self._at, self._next))
+            self.spans.append(OffsetSpan(*self._at, self._next))
 
     def end(self, following: int) -> None:
         """End the span: what is behind its last record was read, and holds none."""
         if self._at is not None and self.spans and self.spans[-1].partition == self._at[0]:
-            self.spans[-1] = Span(*self._at, max(following, self._next))
+            self.spans[-1] = OffsetSpan(*self._at, max(following, self._next))
         self._at = None

@@ -33,7 +33,7 @@ class LogForkError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class OffsetSpan:
     """Records of a partition of the roots topic, from ``first`` up to ``following``, excluded."""
 
     partition: int
@@ -54,7 +54,7 @@ class Intent:
     start: int
     size: int
     root: str
-    spans: Sequence[Span]
+    spans: Sequence[OffsetSpan]
     offsets: Sequence[tuple[int, int]]
 
 
@@ -149,7 +149,7 @@ class LogTree:
                 " restore the files: they were changed, or are an older copy"
             )
 
-    def append(self, spans: Sequence[Span], entries: Sequence[bytes]) -> Checkpoint:
+    def append(self, spans: Sequence[OffsetSpan], entries: Sequence[bytes]) -> Checkpoint:
         """Append entries, the roots of these records, and return the head to sign.
 
         Raises:

@@ -24,6 +24,7 @@ from shunter.public_log.check import LAG_S_MAX, LogCheck, LogFacts
 from shunter.public_log.store import DirectoryStore, LogStoreError, ObjectStore, open_store
 from shunter.public_log.tree import JOURNAL, LogForkError, LogTree, read_entries, read_tile
 from streams.metrics import registry as m
+from streams.metrics.metric import Metric
 from topics import Settings, encode
 from topics.public_log.entries import entry_of
 from topics.public_log.notes import Checkpoint, NoteError, parse_checkpoint, parse_note
@@ -628,5 +629,5 @@ def no_disk(path: str) -> bytes | None:
     raise LogStoreError(f"{path}: no disk")
 
 
-def told_by(service: PublicLogService) -> dict[tuple[m.Metric, tuple[str, ...]], float]:
+def told_by(service: PublicLogService) -> dict[tuple[Metric, tuple[str, ...]], float]:
     return {(metric, labels): value for metric, labels, value in service.readings()}
