@@ -7,7 +7,6 @@ import typer
 
 from shunter.client.kafka import note, run
 from shunter.console import Bootstrap, Prefix, UserError, out, settings_from
-from shunter.processes.public_log import make_public_log, run_public_log
 from shunter.public_log.store import LogStoreError
 from shunter.public_log.tree import LogForkError
 from streams.engine.clock import SystemClock
@@ -44,6 +43,9 @@ def log(
 
     Example: shunter evidence log --to /srv/log --key log.key --policy policy.txt
     """
+    # The web server and all: other commands of evidence need none.
+    from shunter.processes.public_log import run_public_log  # noqa: PLC0415
+
     settings = settings_from(
         bootstrap_servers=bootstrap_servers,
         topic_prefix=topic_prefix,
@@ -88,6 +90,8 @@ def log_keygen(
 
 
 async def _once(settings: Settings) -> None:
+    from shunter.processes.public_log import make_public_log  # noqa: PLC0415
+
     public = make_public_log(settings, KafkaLog(settings), SystemClock())
     count = await public.round()
     state = public.state
