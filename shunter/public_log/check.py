@@ -36,15 +36,17 @@ class LogFacts:
     logged: int = 0
     fresh: int = 0
     gone: int = 0
+    young: int = 0
     before_log: int = 0
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Kept:
-    """Of one chain: the sequences that the trail has, and the last one's place in the log."""
+    """Of one chain: the sequences that the trail has, and the last logged one's place."""
 
     first: int
+    last: int
     last_sequence: int = -1
     last_index: int = -1
     logged_from: int | None = None
@@ -104,8 +106,11 @@ class LogCheck:
             return
         root = parse_entry(entry)
         statement = root.statement
-        chain = self._chains.setdefault(statement.chain, _Kept(statement.sequence))
+        chain = self._chains.setdefault(
+            statement.chain, _Kept(statement.sequence, statement.sequence)
+        )
         chain.first = min(chain.first, statement.sequence)
+        chain.last = max(chain.last, statement.sequence)
         index = self._places.get(leaf_hash(entry))
         if index is None:
             self._unlogged.append((where, root))
@@ -139,6 +144,7 @@ class LogCheck:
         facts = self.facts
         for count, told in (
             (facts.fresh, "roots are newer than the log's checkpoint"),
+            (facts.young, "entries of the log are of the last 15 min, and not in the trail yet"),
             (facts.gone, "entries of the log are older than what is kept here"),
             (
                 facts.before_log,
@@ -236,6 +242,11 @@ class LogCheck:
         is_front = chain is None or statement.sequence < chain.first
         if is_front and retention_s is not None and statement.at < now - retention_s:
             self.facts.gone += 1
+            return
+        # An archive is some minutes behind.
+        is_tail = chain is None or statement.sequence > chain.last
+        if is_tail and now - LAG_S_MAX <= statement.at <= now + CLOCKS_APART_S:
+            self.facts.young += 1
             return
         why = "" if retention_s is None else ", and is not so old that it may be gone"
         self._tell("unkept", f"entry {index}", f"{_name(root)} is not in the trail{why}")
