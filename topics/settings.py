@@ -110,6 +110,15 @@ class Settings(BaseSettings):
     archive_holds: str = ""
     """Legal hold: days that are never deleted, `2026-01-01..2026-03-31`, separated by commas."""
 
+    public_log: str | None = None
+    """Directory or URL (of fsspec) that `shunter evidence log` writes to."""
+    public_log_key: Path | None = None
+    """File of the key that signs its checkpoints (`shunter evidence log-keygen`)."""
+    public_log_policy: Path | None = None
+    """Policy of its witnesses (c2sp.org/tlog-policy), each with the URL to submit to."""
+    public_log_every_s: float = Field(default=5.0, gt=0, le=3600)
+    """Time between two rounds of the log; each appends and publishes what has come."""
+
     web_host: str = "127.0.0.1"
     """Where the web server of a router or worker listens."""
     web_port: int = Field(default=0, ge=0, le=65535)

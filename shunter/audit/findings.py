@@ -29,6 +29,16 @@ Kind = Literal[
     "ended_twice",
     "unended",
     "constraint",
+    # Of a trail against the public log (shunter/public_log/check.py).
+    "log_checkpoint",
+    "log_altered",
+    "log_fork",
+    "log_truncated",
+    "log_order",
+    "log_repeats",
+    "log_entry",
+    "unlogged",
+    "unkept",
 ]
 
 # Problems of a kind beyond this many are counted, not listed.

@@ -14,7 +14,7 @@ from shunter.audit.source import Trail, open_trail, read_keyring
 from shunter.audit.texts import match_text, read_text
 from shunter.client.kafka import note, run
 from shunter.commands.audit_report import export, replay, report
-from shunter.commands.audit_verify import KeysFile, Trust, verify
+from shunter.commands.audit_verify import KeysFile, LogPolicy, LogUrl, Trust, verify
 from shunter.console import (
     ArchiveUrl,
     AsJson,
@@ -27,6 +27,7 @@ from shunter.console import (
     settings_from,
 )
 from shunter.logs.reading import TrailRow
+from shunter.public_log.audit import check_logged, prove_logged
 from shunter.render.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
 from topics.signing.key_files import KeyFileError
@@ -81,6 +82,8 @@ def proof(
     output: Annotated[
         Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
     ] = None,
+    public_log: LogUrl = None,
+    log_policy: LogPolicy = None,
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -91,6 +94,8 @@ def proof(
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     document = _proof_of(request_id, open_trail(archive, settings))
+    if public_log is not None:
+        document["log_proofs"] = prove_logged(document, public_log, log_policy)
     written = orjson.dumps(document, option=orjson.OPT_INDENT_2)
     if output is None:
         typer.echo(written.decode())
@@ -160,6 +165,7 @@ def verify_proof(
     ],
     keys: KeysFile = None,
     trust: Trust = None,
+    log_policy: LogPolicy = None,
 ) -> None:
     """Check a proof; no broker and no archive is asked.
 
@@ -172,6 +178,8 @@ def verify_proof(
         document = orjson.loads(read_input(file))
         keyring = load_keyring(keys, trust or ()) if keys or trust else None
         lines = check_proof(document, keyring)
+        if log_policy is not None:
+            lines += check_logged(document, log_policy)
     except OSError as error:
         raise UserError(f"{named(file)}: {error.strerror}") from error
     except (ProofError, orjson.JSONDecodeError) as error:

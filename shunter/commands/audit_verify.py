@@ -14,6 +14,7 @@ from shunter.audit.files import load_heads, load_keyring, write_heads
 from shunter.audit.source import Trail, open_trail
 from shunter.client.kafka import note
 from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, err, out, settings_from
+from shunter.public_log.audit import open_log_check
 from topics.terminal_text import visible_line
 
 KeysFile = Annotated[
@@ -33,6 +34,20 @@ Trust = Annotated[
         " fingerprints. May be repeated.",
     ),
 ]
+LogUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        help="The public log of the roots: directory or URL; needs --policy.",
+        metavar="URL",
+    ),
+]
+LogPolicy = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", help="Log and witnesses to believe, as of c2sp.org/tlog-policy.", metavar="FILE"
+    ),
+]
 TOLD_MAX = 20
 
 
@@ -46,6 +61,15 @@ def verify(
         ),
     ] = None,
     trust: Trust = None,
+    public_log: LogUrl = None,
+    log_policy: LogPolicy = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            help="Checkpoint of --log from before: held against, and written if all is good.",
+        ),
+    ] = None,
     retention_days: Annotated[
         float | None,
         typer.Option(
@@ -94,7 +118,13 @@ def verify(
         with_results=results,
         fresh_max=fresh,
     )
-    findings = _verified(open_trail(archive, settings), asked, quiet=as_json)
+    trail, logged = (
+        open_trail(archive, settings),
+        open_log_check(public_log, log_policy, checkpoint),
+    )
+    findings = _verified(trail, asked, quiet=as_json)
+    if logged is not None:
+        logged.finish(trail, findings, None if retention_days is None else retention_days * 86_400)
     if as_json:
         typer.echo(_as_json(findings))
     else:
@@ -103,6 +133,8 @@ def verify(
         raise typer.Exit(1)
     if heads is not None:
         write_heads(heads, findings.heads)
+    if logged is not None:
+        logged.keep()
 
 
 def _verified(trail: Trail, asked: AskedOfTrail, *, quiet: bool) -> Findings:

@@ -13,6 +13,7 @@ from shunter.audit.files import write_keys
 from shunter.audit.keyring import when
 from shunter.client.kafka import note, run
 from shunter.commands.evidence_keys import introduce, keygen, publish, published_keys, revoke
+from shunter.commands.public_log import log, log_keygen
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from streams.engine.clock import SystemClock
 from streams.kafka.log import KafkaLog
@@ -20,9 +21,12 @@ from streams.logs import set_up_logging
 from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
 
-evidence = typer.Typer(name="evidence", help="Keys that sign evidence, and its archive.")
-for command in (keygen, introduce, revoke, publish):
+evidence = typer.Typer(
+    name="evidence", help="Keys that sign evidence, its archive and its public log."
+)
+for command in (keygen, introduce, revoke, publish, log):
     evidence.command()(command)
+evidence.command("log-keygen")(log_keygen)
 
 
 @evidence.command()

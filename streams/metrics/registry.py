@@ -1,57 +1,10 @@
 """The registry of all metrics: instruments, documents and dashboard checks derive from it."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 from streams.metrics import bounds as b
+from streams.metrics.metric import Metric
 
-Kind = Literal["counter", "gauge", "histogram"]
-Teller = Literal["router", "worker", "both"]
-
-_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 # Upper bounds of the label `chance` of what was promised.
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
-
-
-# Compared by identity, which makes them fast as keys.
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
-    """One metric. ``unit`` is UCUM as OpenTelemetry writes it; ``bounds`` are of a histogram."""
-
-    name: str
-    kind: Kind
-    unit: str
-    text: str
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
-    told_by: Teller = "both"
-
-    @property
-    def family(self) -> str:
-        """The name in Prometheus' format, without a counter's or a histogram's suffix."""
-        name, suffix = self.name.replace(".", "_"), _SUFFIXES.get(self.unit, "")
-        return name if name.endswith(suffix) else name + suffix
-
-    @property
-    def series(self) -> tuple[str, ...]:
-        """The names that a query in Prometheus may use."""
-        if self.kind == "counter":
-            return (f"{self.family}_total",)
-        if self.kind == "histogram":
-            return tuple(f"{self.family}_{part}" for part in ("bucket", "count", "sum"))
-        return (self.family,)
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """The labels as OpenTelemetry names them."""
-        return tuple(_ATTRIBUTES.get(label, label) for label in self.labels)
-
-
-_ATTRIBUTES = {
-    "gen_ai_token_type": "gen_ai.token.type",
-    "messaging_consumer_group_name": "messaging.consumer.group.name",
-    "messaging_destination_name": "messaging.destination.name",
-}
 _TOPIC = ("messaging_destination_name",)
 _CONSUMER = ("messaging_consumer_group_name", "messaging_destination_name")
 
@@ -394,6 +347,30 @@ LEFT_OUT_TRACES = Metric(
     "counter",
     "{trace}",
     "Requests that went wrong, were not sampled, and were not traced late since too many were",
+)
+LOGGED_ROOTS = Metric(
+    "shunter.evidence_log.size",
+    "gauge",
+    "{root}",
+    "Signed roots in the public log, and those of them in a published checkpoint",
+    ("state",),
+    told_by="log",
+)
+LOG_LAG = Metric(
+    "shunter.evidence_log.lag",
+    "gauge",
+    "s",
+    "For how long the oldest signed root has waited for a checkpoint that is published with its"
+    " quorum of cosignatures, or the log for a round that succeeds",
+    told_by="log",
+)
+LOG_COSIGNED = Metric(
+    "shunter.evidence_log.cosigned",
+    "gauge",
+    "1",
+    "1 where a witness cosigned the last time that it was asked, else 0",
+    ("witness",),
+    told_by="log",
 )
 
 METRICS = tuple(each for each in globals().values() if isinstance(each, Metric))
