@@ -9,12 +9,18 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from gateway.api.catalogue import model, models, request_result
+from gateway.api.inference import infer
+from gateway.api.wanted import OPERATIONS
+from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
+from gateway.exchange.fleet_state import FleetState
 from gateway.http.health import healthz, readyz
 from gateway.http.keys import Keys
 from gateway.http.middleware import answer_in_form
 from gateway.http.state import GATEWAY, Gateway
 from streams.engine.clock import SystemClock
+from streams.kafka.follower import TopicFollower
 from topics import Settings
 from topics.signing.key_files import check_key_file
 
@@ -22,6 +28,9 @@ from topics.signing.key_files import check_key_file
 LINE_BYTES_MAX = 8190
 STOP_S_MAX = 10.0
 KEYS_EVERY_S = 1.0
+FOLLOW_S = 0.5
+# For cancellations of clients that have just left.
+FINISH_S_MAX = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +40,10 @@ def routes(_settings: Settings) -> list[web.RouteDef]:
     return [
         web.get("/healthz", healthz),
         web.get("/readyz", readyz),
+        *(web.post(path, infer) for path in OPERATIONS),
+        web.get("/v1/models", models),
+        web.get("/v1/models/{id:.+}", model),
+        web.get("/v1/requests/{id}", request_result),
     ]
 
 
@@ -59,7 +72,10 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
     """
     keys = Keys(settings.gateway_keys, settings.gateway_host)
     tls = tls_of(settings)
-    gateway = Gateway(settings, Exchange(settings), keys, SystemClock())
+    clock = SystemClock()
+    fleet = FleetState(settings, clock)
+    gateway = Gateway(settings, Exchange(settings), fleet, ClaimFollower(settings), keys, clock)
+    followers = [*fleet.followers, gateway.claims]
     runner = web.AppRunner(
         create_app(gateway),
         handler_cancellation=True,
@@ -69,8 +85,14 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
         auto_decompress=False,
         shutdown_timeout=STOP_S_MAX,
     )
+    started: list[TopicFollower] = []
+    following: list[asyncio.Task[None]] = []
     try:
         await gateway.exchange.start()
+        for follower in followers:
+            await follower.start()
+            started.append(follower)
+            following.append(asyncio.create_task(_follow(follower)))
         await runner.setup()
         site = web.TCPSite(
             runner, settings.gateway_host, settings.gateway_port, ssl_context=tls, backlog=1024
@@ -80,7 +102,18 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
     finally:
         gateway.is_stopping = True
         await runner.cleanup()
+        await gateway.finish(FINISH_S_MAX)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        for follower in started:
+            await follower.stop()
         await gateway.exchange.stop()
+
+
+async def _follow(follower: TopicFollower) -> None:
+    while True:
+        await follower.step(timeout_s=FOLLOW_S)
 
 
 async def run_gateway(settings: Settings) -> None:

@@ -57,10 +57,21 @@ class Mailbox:
             self._woken.clear()
             await self._woken.wait()
         if self._pieces:
-            value = self._pieces.popleft()
-            self._waiting_bytes -= len(value)
-            return orjson.loads(value), None
+            return self._next(), None
         return None, await self.result()
+
+    async def piece(self) -> dict[str, Any]:
+        """Wait for the next piece, whether the result is there or not."""
+        while not self._pieces:
+            self._woken.clear()
+            await self._woken.wait()
+        return self._next()
+
+    def _next(self) -> dict[str, Any]:
+        value = self._pieces.popleft()
+        self._waiting_bytes -= len(value)
+        piece: dict[str, Any] = orjson.loads(value)
+        return piece
 
     async def result(self) -> Result:
         """Wait for the result.
