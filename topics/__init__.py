@@ -5,6 +5,7 @@ about requests are in ``policies``, loops that move them in ``streams`` and ``wo
 """
 
 from topics.records.cancellation import Cancellation, parse_cancellation
+from topics.records.claim import KeyClaim
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
 from topics.records.heartbeat import (
     LatencyError,
@@ -60,6 +61,7 @@ __all__ = [
     "InferenceRequest",
     "Introduction",
     "IntroductionStatement",
+    "KeyClaim",
     "KeyEntry",
     "KeyStatement",
     "LatencyError",
