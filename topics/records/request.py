@@ -1,7 +1,7 @@
 """The request: what an application publishes to the ingest topic."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from pydantic import (
@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from topics.wire.codec import cut, decode_unique_json_object, describe
+from topics.records.batch_line import ServiceTier, body_tier, fields_of_line
+from topics.wire.codec import decode_unique_json_object, describe
 from topics.wire.errors import BadRecordError
 
 ID_CHARACTERS_MAX = 128
@@ -49,7 +50,6 @@ Duration = Annotated[
     StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h|d)$"),
     AfterValidator(_at_most_a_year),
 ]
-ServiceTier = Literal["auto", "priority", "default", "flex", "batch"]
 
 
 class _Strict(BaseModel):
@@ -119,7 +119,6 @@ class InferenceRequest(_Strict):
 
 
 _BODY_LIMITS = ("max_tokens", "max_completion_tokens")
-_BATCH_LINE_FIELDS = frozenset({"custom_id", "method", "url", "body"})
 
 
 def parse_request(
@@ -148,10 +147,12 @@ def parse_request(
     # way by the client and another way here.
     fields = decode_unique_json_object(value)
     if "custom_id" in fields:
-        fields = _from_batch_line(fields)
+        fields = fields_of_line(fields)
     elif default_id is not None:
         fields.setdefault("id", default_id)
     body = fields.get("body")
+    if "service_tier" not in fields and (tier := body_tier(body)) is not None:
+        fields["service_tier"] = tier
     if isinstance(body, dict):
         _check_body(body)
         if "model" not in fields and "model" in body:
@@ -175,31 +176,6 @@ def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:
         return None
     found = fields["custom_id"] if "custom_id" in fields else fields.get("id", default_id)
     return found if isinstance(found, str) and 0 < len(found) <= ID_CHARACTERS_MAX else None
-
-
-def _from_batch_line(fields: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(fields) - _BATCH_LINE_FIELDS)
-    if unknown:
-        raise BadRecordError(
-            "validate",
-            "invalid_request",
-            f"{cut(unknown[0])}: not a field of an OpenAI Batch line (custom_id, method, url,"
-            " body); use id instead of custom_id for a native request",
-        )
-    method = fields.get("method", "POST")
-    if method != "POST":
-        raise BadRecordError(
-            "validate", "invalid_request", f"method: {cut(repr(method))} is not 'POST'"
-        )
-    if "url" not in fields:
-        raise BadRecordError("validate", "invalid_request", "url: Field required")
-    # A Batch file is by its nature work that can wait: OpenAI's own window is a day.
-    return {
-        "id": fields["custom_id"],
-        "url": fields["url"],
-        "body": fields.get("body"),
-        "service_tier": "batch",
-    }
 
 
 def _check_body(body: dict[str, Any]) -> None:
