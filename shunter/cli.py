@@ -26,6 +26,7 @@ COMMANDS = {
     "broker": "shunter.commands.broker",
     "router": "shunter.commands.router",
     "worker": "shunter.commands.worker",
+    "gateway": "shunter.commands.gateway",
     "submit": "shunter.commands.submit",
     "cancel": "shunter.commands.cancel",
     "results": "shunter.commands.results",

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from topics.records.cancellation import CANCELLATION_S, Cancellation
+from topics.records.claim import Claim
 from topics.records.evidence import Evidence
 from topics.records.heartbeat import PoolStatus
 from topics.records.policy_change import PolicyEntry
@@ -89,6 +90,7 @@ class Catalogue:
         self.policies = f"{self.prefix}.policies"
         self.progress = f"{self.prefix}.progress"
         self.seen_ids = f"{self.prefix}.seen-ids"
+        self.claims = f"{self.prefix}.claims"
         self.router_group = f"{self.prefix}.router"
         self.batcher_group = f"{self.prefix}.batcher"
         self.canceller_group = f"{self.prefix}.canceller"
@@ -230,6 +232,15 @@ class Catalogue:
                 SeenIds,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
+            ),
+            Topic(
+                self.claims,
+                1,
+                "id of a key's first request",
+                "what an Idempotency-Key of the gateway stands for",
+                Claim,
+                retention_ms=DAY_MS,
+                extra=BROKERS_TIME,
             ),
         ]
 

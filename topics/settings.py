@@ -107,6 +107,28 @@ class Settings(BaseSettings):
     it; unset, only where `web_host` is a loopback address."""
     metrics_tenants_max: int = Field(default=20, ge=0, le=1000)
     """Most tenants that metrics name, those of the policy first; the others are one, ``other``."""
+
+    gateway_host: str = "127.0.0.1"
+    """Where the gateway listens."""
+    gateway_port: int = Field(default=8400, ge=0, le=65535)
+    """Its port; 0 takes a free one, which the log names."""
+    gateway_keys: Path | None = None
+    """YAML of the digests of API keys; unset, any key is the tenant ``default``, on loopback."""
+    gateway_open_max: int = Field(default=1000, ge=1, le=100_000)
+    """Requests open at once at one gateway."""
+    gateway_read_s_max: float = Field(default=30.0, gt=0, le=3600)
+    """How long a client may take for a whole head, and for a whole JSON body."""
+    gateway_reclaim_s: float = Field(default=10.0, ge=0, le=3600)
+    """How long a request with an ``Idempotency-Key`` runs on without a client."""
+    gateway_files: Path | None = None
+    """Directory of files and batches, shared by all gateways."""
+    gateway_tls_cert: Path | None = None
+    """PEM file of the certificate that the gateway shows; unset, it speaks plain HTTP."""
+    gateway_tls_key: Path | None = None
+    """PEM file of its private key; unset, the certificate's file holds it."""
+    gateway_proxies: str = ""
+    """Networks of proxies whose ``X-Forwarded-For`` is believed, separated by commas."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["pretty", "json"] = "pretty"
     """Lines for people, or one JSON object a line; both name the trace of a request."""

@@ -258,7 +258,8 @@ class Worker:
         routed = RoutedRequest.of(record)
         if routed.request.body.get("stream") is not True:
             return Task(routed)
-        return Task(routed, self._streams.open(routed.profile, routed.record.trace_id))
+        stream = self._streams.open(routed.profile, routed.record.trace_id, routed.placement)
+        return Task(routed, stream)
 
     def _cancel(self, request_id: str) -> None:
         """End a cancelled request, if it waits or runs here."""
