@@ -10,11 +10,11 @@ from topics.records.result import Result
 
 EXPIRED = "batch_expired"
 CANCELLED = "batch_cancelled"
-_MESSAGES = {
+MESSAGES = {
     EXPIRED: "This request could not be executed before the completion window expired.",
     CANCELLED: "This request was cancelled before it was executed.",
 }
-_NEVER_ENDED = {"expired": EXPIRED, "cancelled": CANCELLED}
+NEVER_ENDED = {"expired": EXPIRED, "cancelled": CANCELLED}
 
 
 def line_of_result(result: Result, custom_id: str | None = None) -> tuple[bytes, bool]:
@@ -25,7 +25,7 @@ def line_of_result(result: Result, custom_id: str | None = None) -> tuple[bytes,
         custom_id: what the client calls it; unset, the request's id.
     """
     name = result.id if custom_id is None else custom_id
-    if (code := _NEVER_ENDED.get(result.status)) is not None:
+    if (code := NEVER_ENDED.get(result.status)) is not None:
         return error_line(result.id, name, code, shunter=_told(result)), True
     failure = failure_of(result)
     answer = result.response if failure is None else failure
@@ -43,7 +43,7 @@ def error_line(
     shunter: dict[str, Any] | None = None,
 ) -> bytes:
     """Return the line of a request that has no answer; ``message`` may be left to ``code``."""
-    error = {"code": code, "message": _MESSAGES.get(code, code) if message is None else message}
+    error = {"code": code, "message": MESSAGES.get(code, code) if message is None else message}
     return _line(request_id, custom_id, None, error, shunter)
 
 
