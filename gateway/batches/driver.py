@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from gateway.batches.ending import Ending
 from gateway.batches.exchange import LineExchange
 from gateway.batches.journal import Journal, Run
-from gateway.batches.lines import Input, LineProblem, batch_prefix, line_request_id, run_of_id
+from gateway.batches.lines import (
+    Checked,
+    Input,
+    LineProblem,
+    batch_prefix,
+    line_request_id,
+    run_of_id,
+)
 from gateway.batches.output import Output, unanswered
 from gateway.batches.pace import Pace
 from gateway.batches.record import FINAL, Batch
@@ -123,14 +130,15 @@ class Driver:
 
     async def _validated(self, source: Input) -> bool:
         """Check the input; return whether the lines are to run."""
-        batch, checked = self._batch, None
-        for checked in source.check(self._now()):
+        batch, checked = self._batch, Checked()
+        for found in source.check(self._now()):
+            checked = found
             await asyncio.sleep(0)
             if self._folder.cancelling_at() is not None:
                 break
         cancelling_at = self._folder.cancelling_at()
-        if checked is None or cancelling_at is not None:
-            batch.enter("cancelling", cancelling_at or self._now())
+        if cancelling_at is not None:
+            batch.enter("cancelling", cancelling_at)
             batch.enter("cancelled", self._now())
         elif checked.errors:
             batch.errors = checked.errors
@@ -157,7 +165,6 @@ class Driver:
                 # Before the first line is published, so that no result stands before it.
                 ends = await exchange.ends()
                 await in_thread(journal.read_to, ends, ())
-            self._write_down(source, work)
             await self._settle(work)
             self._recover(work)
             while work.output.done_count < self._batch.counts.total:
@@ -190,7 +197,7 @@ class Driver:
         found = await self._parts.exchange.published(by_id.keys(), state.uncertain_since or 0.0)
         there = [by_id[each] for each in found]
         await in_thread(work.journal.published, there)
-        work.to_publish = {run for run in state.uncertain if not work.output.is_done(run[0])}
+        work.to_publish = set(state.uncertain)
 
     def _write_down(self, source: Input, work: _Work) -> None:
         """Write down the ends that have arrived."""
@@ -231,6 +238,8 @@ class Driver:
         room = min(room, self._parts.chunk_lines, self._pace.room(now))
         if room <= 0:
             return False
+        # Of some the end has been read meanwhile.
+        work.to_publish = {run for run in work.to_publish if not work.output.is_done(run[0])}
         runs = sorted(work.to_publish)[:room]
         again = sorted(n for n, at in work.again_at.items() if at <= now)[: room - len(runs)]
         fresh = [(n, state.runs.get(n, 0) + 1) for n in again]

@@ -45,7 +45,7 @@ class BatchLine:
 class Checked:
     """What an input file holds: where its lines are, or what is wrong with it."""
 
-    offsets: array[int] = field(default_factory=lambda: array("Q"))
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     errors: list[LineError] = field(default_factory=list)
     model: str | None = None
     """The model of all lines; None where they name several."""
