@@ -16,17 +16,18 @@ from gateway.batches.assembly import add_batches
 from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
+from gateway.http.connection import OPTIONS, Connection
 from gateway.http.health import healthz, readyz
 from gateway.http.keys import Keys
 from gateway.http.middleware import answer_in_form
+from gateway.http.pages import docs, index, metrics, openapi
 from gateway.http.state import GATEWAY, Gateway
 from streams.engine.clock import SystemClock
 from streams.kafka.follower import TopicFollower
 from topics import Settings
 from topics.signing.key_files import check_key_file
 
-# Of a request line and of one header; more of either is 400.
-LINE_BYTES_MAX = 8190
+BACKLOG = 1024
 STOP_S_MAX = 10.0
 KEYS_EVERY_S = 1.0
 FOLLOW_S = 0.5
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 def routes(_settings: Settings) -> list[web.RouteDef]:
     """Return the routes of a gateway with these settings."""
     return [
+        web.get("/", index),
+        web.get("/docs", docs),
+        web.get("/openapi.json", openapi),
+        web.get("/metrics", metrics),
         web.get("/healthz", healthz),
         web.get("/readyz", readyz),
         *(web.post(path, infer) for path in OPERATIONS),
@@ -79,14 +84,9 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
     gateway = Gateway(settings, Exchange(settings), fleet, ClaimFollower(settings), keys, clock)
     followers = [*fleet.followers, gateway.claims]
     runner = web.AppRunner(
-        create_app(gateway),
-        handler_cancellation=True,
-        access_log=None,
-        max_line_size=LINE_BYTES_MAX,
-        max_field_size=LINE_BYTES_MAX,
-        auto_decompress=False,
-        shutdown_timeout=STOP_S_MAX,
+        create_app(gateway), handler_cancellation=True, shutdown_timeout=STOP_S_MAX, **OPTIONS
     )
+    listening: asyncio.Server | None = None
     started: list[TopicFollower] = []
     following: list[asyncio.Task[None]] = []
     try:
@@ -96,13 +96,22 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
             started.append(follower)
             following.append(asyncio.create_task(_follow(follower)))
         await runner.setup()
-        site = web.TCPSite(
-            runner, settings.gateway_host, settings.gateway_port, ssl_context=tls, backlog=1024
+        server = runner.server
+        if server is None:
+            raise AssertionError("the runner has been set up")
+        head_s_max = settings.gateway_read_s_max
+        listening = await asyncio.get_running_loop().create_server(
+            lambda: Connection(server, head_s_max),
+            settings.gateway_host,
+            settings.gateway_port,
+            ssl=tls,
+            backlog=BACKLOG,
         )
-        await site.start()
-        yield gateway, runner.addresses[0][1]
+        yield gateway, listening.sockets[0].getsockname()[1]
     finally:
         gateway.is_stopping = True
+        if listening is not None:
+            listening.close()
         await runner.cleanup()
         await gateway.finish(FINISH_S_MAX)
         for task in following:

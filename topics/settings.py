@@ -126,8 +126,6 @@ class Settings(BaseSettings):
     """PEM file of the certificate that the gateway shows; unset, it speaks plain HTTP."""
     gateway_tls_key: Path | None = None
     """PEM file of its private key; unset, the certificate's file holds it."""
-    gateway_proxies: str = ""
-    """Networks of proxies whose ``X-Forwarded-For`` is believed, separated by commas."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["pretty", "json"] = "pretty"

@@ -64,7 +64,10 @@ async def _answered(
     try:
         async with asyncio.timeout(_left_s(gateway, run, asked)):
             if streamed is not None:
-                return await streamed.send(headers)
+                response = await streamed.send(headers)
+                if (ended := streamed.result) is not None and not run.is_joined:
+                    _charge(gateway, request, ended)
+                return response
             result = await _result(run, box)
     except ApiError as error:
         error.headers |= headers
@@ -74,11 +77,17 @@ async def _answered(
         if streamed is not None:
             return await streamed.expire(late)
         raise late from None
+    if not run.is_joined:
+        _charge(gateway, request, result)
     if result.status != "completed":
-        error = refusal_of(result, asked, gateway.fleet)
-        error.headers |= headers | answer_headers(result)
-        raise error
+        refusal = refusal_of(result, asked, gateway.fleet)
+        refusal.headers |= headers | answer_headers(result)
+        raise refusal
     return json_response(answer_body(result, asked), headers=headers | answer_headers(result))
+
+
+def _charge(gateway: Gateway, request: web.Request, result: Result) -> None:
+    gateway.key_limits.charge(caller_of(request).key, result, gateway.clock.now())
 
 
 async def _result(run: Run, box: Mailbox) -> Result:

@@ -56,16 +56,8 @@ class Wanted:
     digest: str
 
     def value(self, request_id: str) -> bytes:
-        """Return the record's value under an id.
-
-        Raises:
-            ApiError: it nests too deep for what is added around it.
-        """
-        try:
-            return encode({"id": request_id} | self.fields)
-        except orjson.JSONEncodeError as error:
-            message = "the body nests too deep"
-            raise ApiError(400, "invalid_json", message) from error
+        """Return the record's value under an id."""
+        return encode({"id": request_id} | self.fields)
 
 
 def wanted(
@@ -167,5 +159,9 @@ def _digest(body: dict[str, Any], asked: dict[str, Any], fields: dict[str, Any])
     # A deadline in seconds stands in the fields as the client gave it.
     timing = [fields.get("completion_window"), fields.get("deadline")]
     plain = {name: value for name, value in body.items() if name != BODY_FIELD}
-    text = orjson.dumps([plain, asked, timing], option=orjson.OPT_SORT_KEYS)
+    try:
+        # As deep as the body is in the record, or deeper.
+        text = orjson.dumps([[plain], asked, timing], option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise ApiError(400, "invalid_json", "the body nests too deep") from error
     return hashlib.sha256(text).hexdigest()

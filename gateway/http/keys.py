@@ -29,7 +29,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class KeyLimits(_Strict):
+class DeclaredLimits(_Strict):
     """Limits of one key at one gateway."""
 
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
@@ -43,7 +43,7 @@ class ApiKey(_Strict):
 
     tenant: Name
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
-    limits: KeyLimits = Field(default_factory=KeyLimits)
+    limits: DeclaredLimits = Field(default_factory=DeclaredLimits)
 
 
 class _File(_Strict):

@@ -1,5 +1,6 @@
 """What is done for each request: an id, the key, the limit of open requests, errors as JSON."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer errors as OpenAI's API does, and name the request in each answer."""
     gateway = request.app[GATEWAY]
-    request[REQUEST_ID] = new_id("", gateway.clock.now())
+    began_at = gateway.clock.now()
+    request[REQUEST_ID] = new_id("", began_at)
+    resource = request.match_info.route.resource
+    route = "none" if resource is None else resource.canonical
     try:
         response = await _admitted(request, handler, gateway)
     except ApiError as error:
@@ -33,10 +37,14 @@ async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamRe
         ).response()
     except web.HTTPException as error:
         response = _of_http(request, error).response()
+    except (asyncio.CancelledError, ConnectionError):
+        gateway.meter.left()
+        raise
     except Exception:
         logger.exception("%s %s failed", request.method, request.path)
         message = "the gateway failed on this request in an unforeseen way; its log says where"
         response = ApiError(500, "internal_error", message).response()
+    gateway.meter.answered(route, response.status, max(0.0, gateway.clock.now() - began_at))
     if not response.prepared:
         response.headers.setdefault("x-request-id", request[REQUEST_ID])
     return response
@@ -49,7 +57,8 @@ async def _admitted(request: web.Request, handler: Handler, gateway: Gateway) ->
     caller = gateway.keys.caller(request.headers.get("Authorization"))
     request[CALLER] = caller
     request[REQUEST_ID] = new_id(caller.tenant, gateway.clock.now())
-    return await _counted(request, handler, gateway)
+    with gateway.key_limits.admitted(caller.key, gateway.clock.now()):
+        return await _counted(request, handler, gateway)
 
 
 async def _counted(request: web.Request, handler: Handler, gateway: Gateway) -> web.StreamResponse:
@@ -63,10 +72,12 @@ async def _counted(request: web.Request, handler: Handler, gateway: Gateway) -> 
             retry_after_s=1.0,
         )
     gateway.open_requests += 1
+    gateway.meter.open_requests.set(gateway.open_requests)
     try:
         return await handler(request)
     finally:
         gateway.open_requests -= 1
+        gateway.meter.open_requests.set(gateway.open_requests)
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> ApiError:

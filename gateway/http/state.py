@@ -10,7 +10,9 @@ from aiohttp import web
 from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
+from gateway.http.key_limits import KeyLimits
 from gateway.http.keys import Caller, Keys
+from gateway.http.meter import Meter
 from streams.engine.clock import Clock
 from topics import Settings
 
@@ -25,6 +27,8 @@ class Gateway:
     claims: ClaimFollower
     keys: Keys
     clock: Clock
+    meter: Meter = field(default_factory=Meter)
+    key_limits: KeyLimits = field(default_factory=KeyLimits)
     open_requests: int = 0
     """Requests that are being answered now."""
     is_stopping: bool = False
