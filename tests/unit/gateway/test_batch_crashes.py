@@ -64,7 +64,7 @@ async def test_a_process_that_dies_at_any_step(tmp_path: Path, seed: int) -> Non
     batch = folder.read()
     assert died
     assert batch.status == "completed"
-    output, errors = each_once(site, batch)
+    _, errors = each_once(site, batch)
     assert set(errors) == set(NAMES[-2:])
     assert errors[NAMES[-1]]["response"]["status_code"] == 502
     counts = batch.counts
@@ -178,6 +178,6 @@ async def test_the_tenants_rate_slows_and_fails_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path, world)
     folder = site.create(file_of(LINES), tmp_path)
     await asyncio.wait_for(site.live(folder), 30)
-    output, errors = each_once(site, folder.read())
+    _, errors = each_once(site, folder.read())
     assert set(errors) == set(NAMES[-2:])
     assert any(run_of_id(request_id)[1] for request_id, _, _ in world.ingest)
