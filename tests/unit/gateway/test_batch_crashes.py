@@ -181,3 +181,19 @@ async def test_the_tenants_rate_slows_and_fails_nothing(tmp_path: Path) -> None:
     _, errors = each_once(site, folder.read())
     assert set(errors) == set(NAMES[-2:])
     assert any(run_of_id(request_id)[1] for request_id, _, _ in world.ingest)
+
+
+async def test_what_two_owners_have_written_is_taken_once(tmp_path: Path) -> None:
+    """As on a file system that has lost its locks."""
+    site = Site(tmp_path, World(5))
+    folder = site.create(file_of(LINES), tmp_path)
+    with dying_writes(site.world):
+        await site.live(folder, 90)
+    output = folder.file("output")
+    (*_, last), size = output.read_bytes().splitlines(keepends=True), output.stat().st_size
+    assert size
+    with folder.file("errors").open("ab") as errors, output.open("ab") as again:
+        errors.write(last)
+        again.write(last)
+    assert await site.live(folder)
+    each_once(site, folder.read())
