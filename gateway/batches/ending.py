@@ -27,9 +27,9 @@ class Ending:
         batch.counts = self._output.counts
         with self._folder.gate():
             cancelling_at = self._folder.cancelling_at()
-            if cancelling_at is None:
+            if cancelling_at is None and batch.status != "finalizing":
                 batch.enter("finalizing", now)
-            elif batch.status != "cancelling":
+            elif cancelling_at is not None and batch.status != "cancelling":
                 batch.enter("cancelling", cancelling_at)
             self._folder.write(batch)
         batch.output_file_id = self._file(OUTPUT, now)

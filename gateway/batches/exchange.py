@@ -170,7 +170,7 @@ class KafkaLines:
             count = len(await self._partitions(topic))
             homes = {Partition(topic, partition_of(each.encode(), count)) for each in ids}
             bounds = await self._log.bounds(homes)
-            wanted = {TopicPartition(*p): int((since - CLOCKS_S) * 1000) for p in homes}
+            wanted = {TopicPartition(*p): int(max(0.0, since - CLOCKS_S) * 1000) for p in homes}
             async with reader(self._settings, asks=[topic]) as asked:
                 found = await asked.offsets_for_times(wanted)
             starts = {
