@@ -20,7 +20,17 @@ from shunter.client.request_lines import Checked, check_lines, good_lines
 from shunter.client.result_files import ResultFiles, ResultFormat
 from shunter.client.spans import submit_spans
 from shunter.client.submit import SubmitTally, follow, publish
-from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
+from shunter.console import (
+    AsJson,
+    Bootstrap,
+    Prefix,
+    UserError,
+    err,
+    is_standard_input,
+    named,
+    out,
+    settings_from,
+)
 from streams.engine.clock import SystemClock
 from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
@@ -118,11 +128,11 @@ def _followed(
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[tuple[BinaryIO, str]]:
     """Give the lines, which are read twice: once to check all, once to publish."""
-    if str(file) == "-":
+    if is_standard_input(file):
         with tempfile.SpooledTemporaryFile(max_size=STDIN_MEMORY_BYTES_MAX) as spool:
             shutil.copyfileobj(sys.stdin.buffer, spool)
             spool.seek(0)
-            yield cast("BinaryIO", spool), "standard input"
+            yield cast("BinaryIO", spool), named(file)
         return
     try:
         lines = file.open("rb")
