@@ -159,14 +159,18 @@ class Driver:
             self._woken.set()
 
         async with exchange.following(self._ids_prefix, take):
+            await self._settle(work)
+            self._recover(work)
             if journal.state.positions:
-                await exchange.catch_up(journal.state.positions, self._ids_prefix, take)
+                # Written down as they come: of a batch that nobody had for long there are many.
+                def write_down(request_id: str, value: bytes) -> None:
+                    self._write_end(source, work, request_id, value)
+
+                await exchange.catch_up(journal.state.positions, self._ids_prefix, write_down)
             else:
                 # Before the first line is published, so that no result stands before it.
                 ends = await exchange.ends()
                 await in_thread(journal.read_to, ends, ())
-            await self._settle(work)
-            self._recover(work)
             while work.output.done_count < self._batch.counts.total:
                 self._woken.clear()
                 self._write_down(source, work)
