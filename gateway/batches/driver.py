@@ -9,7 +9,7 @@ from gateway.batches.ending import Ending
 from gateway.batches.exchange import LineExchange
 from gateway.batches.journal import Journal, Run
 from gateway.batches.lines import (
-    Checked,
+    CheckedInput,
     Input,
     LineProblem,
     batch_prefix,
@@ -17,8 +17,8 @@ from gateway.batches.lines import (
     run_of_id,
 )
 from gateway.batches.output import Output, unanswered
-from gateway.batches.pace import Pace
-from gateway.batches.record import FINAL, Batch
+from gateway.batches.pace import LinePace
+from gateway.batches.record import FINAL, BatchRecord
 from gateway.batches.store import BatchFolder
 from gateway.batches.texts import LineTexts
 from gateway.exchange.request_ids import owned_id
@@ -83,12 +83,12 @@ class Driver:
     def __init__(self, folder: BatchFolder, parts: Parts) -> None:
         self._folder = folder
         self._parts = parts
-        self._batch: Batch = folder.read()
+        self._batch: BatchRecord = folder.read()
         self._prefix = batch_prefix(self._batch.id)
         self._ids_prefix = owned_id(self._batch.tenant, self._prefix)
         self._woken = asyncio.Event()
         self._told_at = 0.0
-        self._pace = Pace()
+        self._pace = LinePace()
 
     async def run(self) -> None:
         """Drive the batch to its end.
@@ -130,7 +130,7 @@ class Driver:
 
     async def _validated(self, source: Input) -> bool:
         """Check the input; return whether the lines are to run."""
-        batch, checked = self._batch, Checked()
+        batch, checked = self._batch, CheckedInput()
         for found in source.check(self._now()):
             checked = found
             await asyncio.sleep(0)

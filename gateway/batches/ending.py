@@ -1,7 +1,7 @@
 """The end of a batch: its lines made files, and its record final."""
 
 from gateway.batches.output import ERRORS, OUTPUT, Output
-from gateway.batches.record import Batch, Status
+from gateway.batches.record import BatchRecord, Status
 from gateway.batches.store import BatchFolder
 from gateway.files.store import FileRecord, FileStore
 from gateway.files.threads import in_thread
@@ -12,7 +12,9 @@ _LETTERS = {OUTPUT: "o", ERRORS: "e"}
 class Ending:
     """Ends a batch whose lines all have an end; may be done again, with the same result."""
 
-    def __init__(self, folder: BatchFolder, batch: Batch, output: Output, files: FileStore) -> None:
+    def __init__(
+        self, folder: BatchFolder, batch: BatchRecord, output: Output, files: FileStore
+    ) -> None:
         self._folder = folder
         self._batch = batch
         self._output = output

@@ -6,7 +6,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.api.wanted import OPERATIONS
-from gateway.batches.record import Batch
+from gateway.batches.record import BatchRecord
 from gateway.batches.service import BatchService
 from gateway.batches.store import BatchFolder, BatchStore, NotCancellableError, new_batch_id
 from gateway.files.endpoints import FILES, expires_after
@@ -36,7 +36,7 @@ async def create(request: web.Request) -> web.Response:
     body = await read_json(request, BODY_BYTES_MAX, gateway.settings.gateway_read_s_max)
     _check_fields(body)
     now = gateway.clock.now()
-    batch = Batch(
+    batch = BatchRecord(
         id=new_batch_id(now),
         tenant=tenant,
         endpoint=_endpoint(body["endpoint"]),

@@ -42,7 +42,7 @@ class BatchLine:
 
 
 @dataclass(slots=True)
-class Checked:
+class CheckedInput:
     """What an input file holds: where its lines are, or what is wrong with it."""
 
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -72,9 +72,9 @@ class Input:
         """Close the file."""
         os.close(self._descriptor)
 
-    def check(self, now: float) -> Iterator[Checked]:
+    def check(self, now: float) -> Iterator[CheckedInput]:
         """Check all lines; yields what is known now and then, and at the end."""
-        found, seen, models = Checked(), set[bytes](), set[str]()
+        found, seen, models = CheckedInput(), set[bytes](), set[str]()
         for number, offset, data in self._lines():
             if len(found.offsets) == LINES_MAX:
                 message = f"the file has more than {LINES_MAX:,} lines; split it"

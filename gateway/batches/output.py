@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from gateway.batches.journal import whole_lines
-from gateway.batches.record import Counts
+from gateway.batches.record import BatchCounts
 from gateway.files import durable
 from topics.openai_api.batch_output import EXPIRED, MESSAGES
 
@@ -23,7 +23,7 @@ class Output:
     """
 
     def __init__(self, folder: Path, total: int) -> None:
-        self.counts = Counts(total=total)
+        self.counts = BatchCounts(total=total)
         self.expired = 0
         self._done = bytearray(total)
         self._copied = bytearray(total)

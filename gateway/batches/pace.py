@@ -7,7 +7,7 @@ GROWTH = 1.1
 _BURST_S = 0.5
 
 
-class Pace:
+class LinePace:
     """A bucket of lines whose rate halves when lines are turned away, and grows back.
 
     Requests that other clients have sent meanwhile don't stand behind a whole batch; and what is

@@ -39,7 +39,7 @@ class LineError:
 
 
 @dataclass(slots=True)
-class Counts:
+class BatchCounts:
     """What the lines have come to. All are counted anew from the written lines by a new owner."""
 
     total: int = 0
@@ -52,7 +52,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Batch:
+class BatchRecord:
     """A batch. Times are epoch seconds, None for what has not happened."""
 
     id: str
@@ -65,7 +65,7 @@ class Batch:
     metadata: dict[str, str] | None = None
     output_expires_s: int | None = None
     status: Status = "validating"
-    counts: Counts = field(default_factory=Counts)
+    counts: BatchCounts = field(default_factory=BatchCounts)
     errors: list[LineError] = field(default_factory=list)
     model: str | None = None
     output_file_id: str | None = None

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.batches.record import CANCELLABLE, FINAL, Batch
+from gateway.batches.record import CANCELLABLE, FINAL, BatchRecord
 from gateway.exchange.request_ids import tenant_tag
 from gateway.files import durable
 from topics import decode, encode
@@ -45,11 +45,11 @@ class BatchFolder:
         """Return where one of the batch's files stands."""
         return self.path / name
 
-    def read(self) -> Batch:
+    def read(self) -> BatchRecord:
         """Return the record as it is now."""
-        return decode(Batch, (self.path / "batch.json").read_bytes())
+        return decode(BatchRecord, (self.path / "batch.json").read_bytes())
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: BatchRecord) -> None:
         """Replace the record; only the owner does."""
         durable.write_whole(self.path / "batch.json", encode(batch))
 
@@ -109,7 +109,7 @@ class BatchStore:
         for folder in (self._batches, self._open, self._begun):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def create(self, batch: Batch, contents: Path) -> None:
+    def create(self, batch: BatchRecord, contents: Path) -> None:
         """Make a batch whose input is a link to these contents; it is there as a whole, or not.
 
         Raises:

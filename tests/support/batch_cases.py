@@ -13,7 +13,7 @@ import pytest
 
 from gateway.batches import driver, ending
 from gateway.batches.driver import Driver, Parts
-from gateway.batches.record import FINAL, Batch
+from gateway.batches.record import FINAL, BatchRecord
 from gateway.batches.store import BatchFolder, BatchStore, new_batch_id
 from gateway.batches.texts import LineTexts
 from gateway.exchange.publisher import UnavailableError
@@ -189,7 +189,7 @@ class Site:
             "created_at": self.world.now(),
             "expires_at": self.world.now() + 86400,
         }
-        batch = Batch(**given | fields)
+        batch = BatchRecord(**given | fields)
         self.store.create(batch, source)
         folder = self.store.get(TENANT, batch.id)
         assert folder is not None

@@ -276,9 +276,9 @@ async def test_an_upload_that_breaks_off_is_no_file(bench: Bench) -> None:
         f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n"
         '--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-        '--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\nhalf'
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
     )
-    writer.write(head.encode())
+    writer.write(head.encode() + b"half" * 2000)
     await writer.drain()
     uploads = Path(bench.env["SHUNTER_GATEWAY_FILES"]) / "uploads"
 

@@ -10,7 +10,7 @@ import pytest
 from batch_cases import NOW, Site, World, chat_line, dying_writes, file_of
 
 from gateway.batches.lines import run_of_id
-from gateway.batches.record import Batch
+from gateway.batches.record import BatchRecord
 from gateway.batches.store import BatchFolder, NotCancellableError
 
 NAMES = [f"line {n}" for n in range(40)]
@@ -20,7 +20,7 @@ LINES = [chat_line(name) for name in NAMES[:-2]] + [
 ]
 
 
-def each_once(site: Site, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+def each_once(site: Site, batch: BatchRecord) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return output and errors by custom_id; together they have each line of the input once."""
     output, errors = site.lines(batch.output_file_id), site.lines(batch.error_file_id)
     count = Counter(line["custom_id"] for line in output + errors)

@@ -8,7 +8,7 @@ import pytest
 from batch_cases import NOW, TENANT, chat_line, file_of
 
 from gateway.batches import lines
-from gateway.batches.lines import Checked, Input, line_request_id, run_of_id
+from gateway.batches.lines import CheckedInput, Input, line_request_id, run_of_id
 
 ENDPOINT = "/v1/chat/completions"
 
@@ -19,7 +19,7 @@ def source_of(tmp_path: Path, contents: bytes, *, bytes_max: int = 100_000) -> I
     return Input(path, ENDPOINT, TENANT, bytes_max)
 
 
-def checked(source: Input) -> Checked:
+def checked(source: Input) -> CheckedInput:
     *_, found = source.check(NOW)
     return found
 
