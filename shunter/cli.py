@@ -34,6 +34,7 @@ COMMANDS = {
     "trace": "shunter.commands.trace",
     "top": "shunter.commands.top",
     "ledger": "shunter.commands.ledger",
+    "plan": "shunter.commands.plan",
     "topics": "shunter.commands.topics",
     "policy": "shunter.commands.policy",
     "hardware": "shunter.commands.hardware",

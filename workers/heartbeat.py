@@ -108,5 +108,7 @@ class Heartbeat(QuietService):
             unread=None if unread is None else unread.requests,
             unread_s=() if unread is None else unread.due,
             failure_known=self._experience.failure_known,
+            factors=load.factors,
+            factors_known=load.factors_known,
         )
         return self._key, encode(status)

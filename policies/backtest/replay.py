@@ -163,7 +163,8 @@ class Replay:
             self._batched += 1
         outcome.promised = action.promised
         attempt = Try(outcome, action.option, action.path, action.batch_id)
-        self._push(now + self._transport_s, _SUBMIT, attempt)
+        latency_s = self._pools[action.option.pool].latency_s
+        self._push(now + self._transport_s + latency_s, _SUBMIT, attempt)
 
     def _submit(self, attempt: Try, now: float) -> None:
         outcome, pool = attempt.outcome, self._pools[attempt.option.pool]

@@ -188,7 +188,7 @@ def _target(
     elapsed_s = now - urgent.created_at
     # Errors are of direct requests: what a batch is promised is what its slowest member needs.
     errors = ask.errors if path == "direct" else (None, None)
-    likely = chance(urgent, found, elapsed_s, spread_of(option, ask.policy), *errors)
+    likely = chance(urgent, found, elapsed_s, spread_of(ask.standing, ask.policy), *errors)
     offer = candidate(option, path, found, likely, elapsed_s)
     return Target(
         option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)

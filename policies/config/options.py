@@ -17,7 +17,8 @@ class Option:
     ``usd_per_s`` is the price of one replica's time, ``latency_s`` what a first token takes beside
     the device, ``error`` the standard deviation of ln(actual / predicted) latency that the device's
     constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were
-    measured.
+    measured. ``busy_w`` and ``idle_w`` are watts of a replica with its share of the host, None
+    where unknown; limits are in kW, of the pool and of its site.
     """
 
     pool: str
@@ -41,6 +42,16 @@ class Option:
     latency_s: float = 0.0
     error: float = 0.0
     is_assumed: bool = False
+    busy_w: float | None = None
+    idle_w: float | None = None
+    site: str | None = None
+    pool_kw_max: float | None = None
+    site_kw_max: float | None = None
+
+    @property
+    def is_power_limited(self) -> bool:
+        """Whether its pool or site bounds what it may draw."""
+        return self.pool_kw_max is not None or self.site_kw_max is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,11 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 latency_s=serving.first_token_ms / 1000 if serving else 0.0,
                 error=device.error,
                 is_assumed=device.is_assumed,
+                busy_w=None if device.busy_w is None else device.busy_w * wide,
+                idle_w=None if device.idle_w is None else device.idle_w * wide,
+                site=pool.site,
+                pool_kw_max=pool.power_kw_max,
+                site_kw_max=None if pool.site is None else fleet.sites[pool.site].power_kw_max,
             )
         )
     return tuple(options)

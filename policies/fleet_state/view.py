@@ -1,6 +1,7 @@
 """The fleet view: the current knowledge of each pool's load."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import exp, log
 from statistics import fmean
 
 from policies.config.options import Option, Options
@@ -13,8 +14,16 @@ from policies.fleet_state.candidate_load import (
     running_step_s,
     standing_in,
 )
-from policies.fleet_state.pool_stats import Told, pooled_share, pooled_speed
+from policies.fleet_state.pool_stats import (
+    Told,
+    known_of,
+    pooled,
+    pooled_share,
+    pooled_speed,
+)
+from policies.fleet_state.power import tell_power
 from policies.fleet_state.sessions import Sessions
+from policies.hardware.constants import AS_DECLARED, believable
 from policies.learning.output_lengths import Lengths
 from topics import LatencyError, PoolStatus, VariantStatus
 
@@ -83,25 +92,40 @@ class FleetView:
         """Return the load of every pool that has reported."""
         return self._loads
 
-    def add_sent(self, option: Option, device_s: float, count: int = 1, tokens: int = 0) -> None:
+    def add_sent(
+        self,
+        option: Option,
+        device_s: float,
+        count: int = 1,
+        tokens: int = 0,
+        now: float | None = None,
+    ) -> None:
         """Count work sent to a pool until its next heartbeat includes it.
+
+        Meanwhile the pool works on what it has: of its backlog the time is gone that has passed
+        between two sendings. By one clock only: the heartbeat was told by another.
 
         Args:
             option: its target.
             device_s: device time before a later request can start, in seconds.
             count: number of requests.
             tokens: tokens of KV memory that they need together, prompts and replies.
+            now: epoch seconds; None: no time has passed.
         """
         load = self._loads.get(option.pool)
         if load is None:
             return
         replicas = max(1, load.workers) * option.replicas
+        if now is not None:
+            load.backlog_s = max(0.0, load.backlog_s - load.sending(now))
         load.backlog_s += device_s / replicas
         load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
         running = load.running_by_variant
         running[option.variant] = running.get(option.variant, 0) + count
         load.round_s = self._round_s(option.pool, load)
         load.has_changed()
+        if option.is_power_limited:
+            tell_power(self._options, self._loads, option.pool)
 
     def _refresh(self, pool: str) -> None:
         if pool not in self._options.by_pool:
@@ -129,11 +153,15 @@ class FleetView:
             declared = self._options.by_pool[pool][0].failure_rate
             load.failure_rate = round(pooled_share(rates, declared), 4)
         load.learned = _learned(reports)
+        load.constants = _constants(reports)
         servers = [s.server for s in reports if s.server is not None]
         used = [server.kv_usage for server in servers if server.kv_usage is not None]
         load.kv_usage = round(fmean(used), 4) if used else 0.0
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
+        first = self._options.by_pool[pool][0]
+        if first.is_power_limited:
+            tell_power(self._options, self._loads, pool)
         self.version += 1
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:
@@ -162,6 +190,20 @@ def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
         for variant, each in told.items()
     }
     return {variant: learned for variant, learned in found.items() if learned != NOTHING}
+
+
+def _constants(reports: Sequence[PoolStatus]) -> tuple[float, ...] | None:
+    """Return the workers' factors, each a mean in the log, and the part that was measured."""
+    told = [(believable(s.factors), s.factors_known) for s in reports]
+    found = [(factors, known) for factors, known in told if factors is not None]
+    known = min(1.0, known_of([(0.0, known) for _, known in found]))
+    if not known:
+        return None
+    means = [
+        exp(pooled([(log(factors[at]), known) for factors, known in found], 0.0))
+        for at in range(len(AS_DECLARED))
+    ]
+    return (*(round(each, 4) for each in means), round(known, 3))
 
 
 def _mean_error(errors: Sequence[LatencyError]) -> LatencyError | None:

@@ -192,7 +192,7 @@ def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -
     scarce_from = policy.scarcity.from_share
     figures = estimates(profile, visits, policy.estimates.transport_s)
     learned = [visit[0].learned for visit in visits]
-    spreads = [spread_of(visit[0].option, policy) for visit in visits]
+    spreads = [spread_of(visit[0], policy) for visit in visits]
     likely = chances(profile, figures, learned, now - profile.created_at, spreads)
     prices_usd = [each[COST] for each in figures]
     for at, visit in enumerate(visits):
@@ -260,9 +260,9 @@ def _unplaced(
 ) -> Decision:
     """Return a hold if time may help: a pool without a worker, or a failing one, is no refusal."""
     candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s)
-    passing = {code for _, code in refused} & PASSING
-    if passing:
-        reason = "pool_unavailable" if "pool_unavailable" in passing else "circuit_open"
+    codes = {code for _, code in refused}
+    reason = next((code for code in PASSING if code in codes), None)
+    if reason is not None:
         return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
     by_pool = dict.fromkeys(options.by_pool, "model_not_served")
     by_pool.update((option.pool, code) for option, code in refused)

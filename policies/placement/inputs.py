@@ -19,7 +19,7 @@ from topics.records.decision_rows import RecordedInputs, Tables, plain, raw_row,
 from topics.records.frozen import dataclass
 
 # Of a load's numbers, and of what is known of one variant in it.
-_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None)
+_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None)
 _NO_VARIANT = (None, None, False)
 _NO_WISH = (None, None, None)
 
@@ -200,6 +200,8 @@ def _load_row(load: PoolLoad, variants: frozenset[str] | None) -> Sequence[Any]:
         plain(load.kv_usage),
         plain(load.failure_rate),
         known or None,
+        None if load.constants is None else [plain(each) for each in load.constants],
+        None if load.power_kw is None else [plain(each) for each in load.power_kw],
     )
     return trimmed(row, _NO_LOAD)
 

@@ -20,12 +20,14 @@ Refusal = Literal[
     "lane",
     "pool_unavailable",
     "circuit_open",
+    "power_limit",
 ]
-"""Stable reason codes. The last two can pass with time; the others can't."""
+"""Stable reason codes. The last three can pass with time; the others can't."""
 
 _DIRECT_LANE = frozenset({"direct"})
 _BOTH_LANES = frozenset({"direct", "batch"})
-PASSING = frozenset({"pool_unavailable", "circuit_open"})
+PASSING = ("pool_unavailable", "circuit_open", "power_limit")
+"""Those that pass with time, the one that is told of several first."""
 
 EXPLANATIONS: dict[str, str] = {
     "model_not_served": "does not serve the model",
@@ -40,6 +42,7 @@ EXPLANATIONS: dict[str, str] = {
     "max_cost": "would cost more than constraints.max_cost_usd",
     "pool_unavailable": "has no live worker",
     "circuit_open": "fails, and gets no work until it answers a probe",
+    "power_limit": "would draw more power with it than its pool or site may",
     "lane": "has no lane for this kind of work",
 }
 

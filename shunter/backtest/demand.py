@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from policies import Option, Options
-from policies.backtest.replica_pool import at_speed
+from policies.backtest.fault_model import Reality
+from policies.backtest.replica_pool import true_roofline
 from policies.scoring.constraints import refusal
 from topics import Profile
 
@@ -23,13 +24,10 @@ class Demand:
         return max(0, self.output_tokens - 1)
 
 
-def true_options(options: Options, speed: dict[str, float]) -> Options:
-    """Return the options with the devices' real speeds."""
+def true_options(options: Options, reality: Reality) -> Options:
+    """Return the options with the devices as they really are."""
     by_pool = {
-        pool: tuple(
-            replace(option, roofline=at_speed(option.roofline, speed.get(pool, 1.0)))
-            for option in choices
-        )
+        pool: tuple(replace(option, roofline=true_roofline(option, reality)) for option in choices)
         for pool, choices in options.by_pool.items()
     }
     by_model: dict[str, tuple[Option, ...]] = {}

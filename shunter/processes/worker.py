@@ -59,7 +59,7 @@ def make_backend(pool: Pool, options: tuple[Option, ...], policy: Policy, clock:
     if isinstance(pool.backend, DeclaredCPU):
         return CPUBackend(pool.backend, options, clock)
     usual_tokens = {name: each.output_tokens for name, each in policy.classes.items()}
-    return SimulatedBackend(options, clock, usual_tokens)
+    return SimulatedBackend(options, clock, usual_tokens, pool.backend.times.factors)
 
 
 def _served_by(pool: str, options: Options) -> tuple[Option, ...]:

@@ -251,7 +251,7 @@ class Batcher:
                 other = self._shadow
                 shadow = None if other is None else release_beside(end.members, other, now)
                 judged = Judged(release_inputs_of(end, self._situation), shadow)
-                self._placer.count_released(end)
+                self._placer.count_released(end, now)
             ends.append((end, judged))
             released += len(end.members)
             if released >= RELEASED_MAX:
@@ -348,6 +348,7 @@ class Batcher:
             inputs=judged.inputs,
             decided_with=None if is_first else release.members[0].profile.id,
             placement=placement,
+            assumed=target.option.is_assumed,
             promised=promised,
             batch=batch,
             hold=Hold(member.group, release.reason, now - member.held_at, release.slack_s),

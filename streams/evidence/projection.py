@@ -125,9 +125,11 @@ class _Decision(RowsOfDecision, kw_only=True, gc=False):
 class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
     """A piece of evidence. ``at`` is epoch seconds; ``decision`` is None once it is read."""
 
+    assumed: bool = False
     at: float
     attempt: int = 1
     decision: _Decision | None = None
+    energy_wh: float | None = None
     got: SeenEnvelope | None = None
     placement: SeenPlacement | None = None
     promised: SeenEnvelope | None = None

@@ -61,6 +61,8 @@ class StepDetails(TypedDict, total=False):
     fallback: Fallback | None
     host: Host | None
     model_digest: str | None
+    energy_wh: float | None
+    assumed: bool
     request_digest: TextDigest | None
     response_digest: TextDigest | None
     reason: str | None

@@ -343,6 +343,7 @@ class Router:
             candidates=tuple(decision.candidates),
             shadow=case.shadow,
             placement=placement,
+            assumed=decision.option is not None and decision.option.is_assumed,
             promised=decision.promised,
             request_digest=case.digest,
             reason=decision.reason,

@@ -71,6 +71,8 @@ LOAD = (
     "kv_usage",
     "failure_rate",
     "variants",
+    "constants",
+    "power_kw",
 )
 # Of one variant in a pool; the last three are what was learned of it.
 VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")
@@ -99,9 +101,8 @@ IMPLIED = {
 }
 LATENCY, FOOTPRINT = "latency_sensitivity", "memory_footprint"
 
-# A row's numbers stay well below 2**53; what costs or takes more than this is written with names.
-_MOST = 1e6
-# Between these msgspec writes numbers as canonical JSON has them, save whole ones.
+_MOST = 1e6  # a row's numbers stay well below 2**53; what is more than this is written with names
+# msgspec writes numbers between these as canonical JSON does, save whole ones.
 _PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
 _NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
 _NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}

@@ -138,6 +138,10 @@ class Evidence:
     """The model server's name of the executed model, if reported."""
     request_digest: TextDigest | None = None
     response_digest: TextDigest | None = None
+    assumed: bool = False
+    """Whether figures of the placement rest on a device of which no servers were measured."""
+    energy_wh: float | None = None
+    """Watt hours of an executed request: its device time at busy power, host included."""
     reason: str | None = None
     message: str | None = None
 

@@ -66,12 +66,14 @@ class _Placement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The members of evidence, in the order of canonical JSON."""
 
+    assumed: bool = False
     at: Any
     attempt: int = 1
     batch: Batch | None = None
     candidates: Sequence[Candidate] | None = None
     decided_with: str | None = None
     decision: DecisionRows | None = None
+    energy_wh: Any = None
     fallback: Fallback | None = None
     fleet_version: str | None = None
     got: _Envelope | None = None
@@ -125,10 +127,12 @@ def _common(evidence: Evidence) -> _Written:
     """Return what is written as it is."""
     source, asked, answered = evidence.source, evidence.request_digest, evidence.response_digest
     return _Written(
+        assumed=evidence.assumed,
         at=plain(evidence.at),
         attempt=evidence.attempt,
         batch=evidence.batch,
         decided_with=evidence.decided_with,
+        energy_wh=plain(evidence.energy_wh),
         fallback=evidence.fallback,
         fleet_version=evidence.fleet_version,
         got=_envelope(evidence.got),

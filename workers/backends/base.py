@@ -82,12 +82,15 @@ class BackendSettingError(ValueError):
 class Load:
     """Load of the backend. ``backlog_s`` is device time of unstarted work, per replica.
 
-    ``server`` is the model server's own report, if any.
+    ``server`` is the model server's own report, if any; ``factors`` what was learned of the
+    device's constants, and ``factors_known`` how much of it was measured, 0 to 1.
     """
 
     backlog_s: float
     variants: dict[str, VariantStatus]
     server: ServerLoad | None = None
+    factors: tuple[float, ...] | None = None
+    factors_known: float = 0.0
 
 
 class Backend(Protocol):

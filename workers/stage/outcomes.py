@@ -25,6 +25,7 @@ from workers.backends.base import Call, CallError, Outcome
 from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest
 
+SECONDS_PER_HOUR = 3600.0
 MODEL_DIGEST_CHARACTERS_MAX = 128
 Unanswered = Literal["failed", "expired", "cancelled"]
 
@@ -90,6 +91,8 @@ class OutcomeWriter:
             batch=routed.batch,
             host=self._host,
             model_digest=_model_digest(outcome),
+            energy_wh=energy_wh(outcome, option),
+            assumed=option.is_assumed,
             response_digest=self._evidence_writer.digests.digest(
                 profile.tenant, outcome.response.body
             ),
@@ -206,6 +209,13 @@ def _model_digest(outcome: Outcome) -> str | None:
     body = outcome.response.body
     told = body.get("system_fingerprint") if isinstance(body, dict) else None
     return told[:MODEL_DIGEST_CHARACTERS_MAX] if isinstance(told, str) else None
+
+
+def energy_wh(outcome: Outcome, option: Option) -> float | None:
+    """Return the watt hours of an answer: its device time at busy power; None where unknown."""
+    if option.busy_w is None:
+        return None
+    return round(outcome.device_s * option.busy_w / SECONDS_PER_HOUR, 9)
 
 
 def _tool_calls(body: object) -> int:

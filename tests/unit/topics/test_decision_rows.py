@@ -403,7 +403,7 @@ def test_what_a_next_version_adds_is_left_aside() -> None:
         decision["candidates"][0].append("more")
         decision["pools"][0].append(7)
         decision["variants"][0].append(7)
-        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, 5]
+        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, None, None, 5]
         decision["profile"] += [None] * 10 + ["more"]
         decision["tags"].append([1, 0.5, "more"])
 
@@ -431,7 +431,7 @@ def test_a_step_that_is_no_decision_has_no_rows_and_no_nulls() -> None:
     assert decode(Evidence, value) == executed
     assert b"null" not in value
     told = orjson.loads(canonical(executed))
-    kept = {name: each for name, each in told.items() if each not in (None, [], 1)}
+    kept = {name: each for name, each in told.items() if each not in (None, [], 1, False)}
     place = asdict(PLACED).items()
     kept["placement"] = {name: each for name, each in place if each not in (None, (), 1)}
     assert orjson.loads(value) == kept
