@@ -5,7 +5,7 @@ about requests are in ``policies``, loops that move them in ``streams`` and ``wo
 """
 
 from topics.records.cancellation import Cancellation, parse_cancellation
-from topics.records.claim import Claim
+from topics.records.claim import KeyClaim
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
 from topics.records.heartbeat import (
     LatencyError,
@@ -47,7 +47,6 @@ __all__ = [
     "Candidate",
     "Catalogue",
     "ChainHead",
-    "Claim",
     "Cost",
     "Declared",
     "Envelope",
@@ -58,6 +57,7 @@ __all__ = [
     "Hold",
     "Host",
     "InferenceRequest",
+    "KeyClaim",
     "KeyEntry",
     "KeyStatement",
     "LatencyError",

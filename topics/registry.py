@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from topics.records.cancellation import CANCELLATION_S, Cancellation
-from topics.records.claim import Claim
+from topics.records.claim import KeyClaim
 from topics.records.evidence import Evidence
 from topics.records.heartbeat import PoolStatus
 from topics.records.policy_change import PolicyEntry
@@ -238,7 +238,7 @@ class Catalogue:
                 1,
                 "id of a key's first request",
                 "what an Idempotency-Key of the gateway stands for",
-                Claim,
+                KeyClaim,
                 retention_ms=DAY_MS,
                 extra=BROKERS_TIME,
             ),

@@ -89,15 +89,14 @@ def wishes(in_body: Any, headers: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(constraints, dict):
         # Copied, so that what headers add is not in the client's body.
         found["constraints"] = {k: v for k, v in constraints.items() if v is not None}
-    for name in dict.fromkeys(header.lower() for header in headers):
-        if name.startswith(PREFIX):
-            _add(found, name, ",".join(_all(headers, name)))
+    given: dict[str, list[str]] = {}
+    # A header may come more than once.
+    for header, text in headers.items():
+        if header.lower().startswith(PREFIX):
+            given.setdefault(header.lower(), []).append(text)
+    for name, texts in given.items():
+        _add(found, name, ",".join(texts))
     return found
-
-
-def _all(headers: Mapping[str, str], name: str) -> list[str]:
-    every = getattr(headers, "getall", None)
-    return every(name) if every is not None else [headers[name]]
 
 
 def _add(found: dict[str, Any], header: str, text: str) -> None:

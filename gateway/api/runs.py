@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 from gateway.api.refusals import refusal_of
 from gateway.api.wanted import Wanted
-from gateway.exchange.claims import Held
+from gateway.exchange.claims import HeldKey
 from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import keyed_id
 from gateway.http.errors import ApiError
 from gateway.http.state import Gateway
-from topics import Claim, Result, encode
+from topics import KeyClaim, Result, encode
 
 KEY_CHARACTERS_MAX = 255
 # How a request ended so that another try may do better.
@@ -106,11 +106,11 @@ def _may_do_better(result: Result, wanted: Wanted, gateway: Gateway) -> bool:
 
 
 async def _claim(gateway: Gateway, key: Key, wanted: Wanted, run: int, token: str) -> None:
-    claim = Claim(run, wanted.digest, token, gateway.clock.now())
+    claim = KeyClaim(run, wanted.digest, token, gateway.clock.now())
     await gateway.exchange.send(gateway.exchange.catalogue.claims, key.name, encode(claim))
 
 
-async def _seen(gateway: Gateway, key: Key, run: int) -> Held:
+async def _seen(gateway: Gateway, key: Key, run: int) -> HeldKey:
     try:
         return await gateway.claims.seen(key.name, run)
     except TimeoutError as error:

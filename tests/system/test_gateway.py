@@ -74,7 +74,7 @@ async def test_an_answer_tells_where_it_was_made(bench: Bench) -> None:
 
 
 async def test_a_stream_has_the_form_of_openais(bench: Bench) -> None:
-    options = {"stream": True, "stream_options": {"include_usage": True}}
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
     stream = await bench.client.chat.completions.create(model=MODEL, messages=HI, **options)
     *chunks, last = [chunk async for chunk in stream]
     said = [(c.choices[0].delta.role, c.choices[0].delta.content) for c in chunks[:-1]]
@@ -180,7 +180,7 @@ async def test_a_client_that_leaves_cancels_its_request(bench: Bench, streamed: 
         return not HELD
 
     await eventually(is_stopped, "nothing runs")
-    asked = {"model": MODEL, "messages": HOLD, "stream": streamed}
+    asked: dict[str, Any] = {"model": MODEL, "messages": HOLD, "stream": streamed}
     waiting = asyncio.create_task(bench.client.chat.completions.create(**asked))
     await eventually(runs, "it runs")
     if streamed:

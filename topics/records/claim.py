@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class KeyClaim:
     """One record of a key, keyed by the id of its first request; the first of a run counts.
 
     ``run`` counts its requests from 0: one that ended so that another try may do better is run

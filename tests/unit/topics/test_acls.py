@@ -51,8 +51,8 @@ def user(label: str) -> str:
 class TestCommand:
     async def test_json_has_every_role_with_its_grants(self) -> None:
         told = json.loads((await shunter("topics", "acls", "--json")).stdout)
-        assert [each["role"] for each in told[:2] + told[-4:]] == [
-            *("client", "router", "auditor", "custodian", "steward", "operator")
+        assert [each["role"] for each in told[:3] + told[-4:]] == [
+            *("client", "gateway", "router", "auditor", "custodian", "steward", "operator")
         ]
         worker = next(each for each in told if each["pool"] == "silicon-us")
         assert worker["principal"] == "User:shunter-worker-silicon-us"
