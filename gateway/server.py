@@ -12,6 +12,7 @@ from aiohttp import web
 from gateway.api.catalogue import model, models, request_result
 from gateway.api.inference import infer
 from gateway.api.wanted import OPERATIONS
+from gateway.batches.assembly import add_batches
 from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
@@ -58,6 +59,7 @@ def create_app(gateway: Gateway) -> web.Application:
     app = web.Application(middlewares=[answer_in_form], client_max_size=0)
     app[GATEWAY] = gateway
     app.add_routes(routes(gateway.settings))
+    add_batches(app, gateway)
     app.on_response_prepare.append(_sign)
     return app
 

@@ -75,7 +75,7 @@ async def test_an_answer_tells_where_it_was_made(bench: Bench) -> None:
 
 async def test_a_stream_has_the_form_of_openais(bench: Bench) -> None:
     options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
-    stream = await bench.client.chat.completions.create(model=MODEL, messages=HI, **options)
+    stream: Any = await bench.client.chat.completions.create(model=MODEL, messages=HI, **options)
     *chunks, last = [chunk async for chunk in stream]
     said = [(c.choices[0].delta.role, c.choices[0].delta.content) for c in chunks[:-1]]
     assert said == [("assistant", ""), (None, "one "), (None, "two "), (None, "three")]

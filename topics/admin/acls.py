@@ -92,6 +92,7 @@ def gateway(catalogue: Catalogue) -> Role:
         "gateway",
         [
             _topic(catalogue.requests, "Write", "submit requests"),
+            _topic(catalogue.requests, "Read", "know which lines of a batch were published"),
             _topic(catalogue.cancellations, "Write", "cancel what nobody waits for any more"),
             _topic(catalogue.results, "Read", "answer"),
             _topic(catalogue.streams, "Read", "pass answers on as they come"),

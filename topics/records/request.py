@@ -1,7 +1,7 @@
 """The request: what an application publishes to the ingest topic."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from topics.records.batch_line import LINE_FIELDS, ServiceTier, body_tier, fields_of_line
 from topics.wire.codec import decode_unique_json_object, describe, kind_of
 from topics.wire.errors import BadRecordError
 
@@ -50,7 +51,6 @@ Duration = Annotated[
     StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h|d)$"),
     AfterValidator(_at_most_a_year),
 ]
-ServiceTier = Literal["auto", "priority", "default", "flex", "batch"]
 
 
 class _Strict(BaseModel):
@@ -130,9 +130,8 @@ class InferenceRequest(_Strict):
 
 
 _BODY_LIMITS = ("max_tokens", "max_completion_tokens")
-_BATCH_LINE_FIELDS = frozenset({"custom_id", "method", "url", "body"})
 # What an error may name: the contract's own words, and no other of a client's.
-_FIELDS = _BATCH_LINE_FIELDS.union(
+_FIELDS = LINE_FIELDS.union(
     (*InferenceRequest.model_fields, *Constraints.model_fields, *Slo.model_fields),
     (*Hints.model_fields, *_BODY_LIMITS, "messages"),
 )
@@ -165,10 +164,12 @@ def parse_request(
     sent = decode_unique_json_object(value, _FIELDS)
     fields = dict(sent)
     if "custom_id" in fields:
-        fields = _from_batch_line(fields)
+        fields = fields_of_line(fields)
     elif default_id is not None:
         fields.setdefault("id", default_id)
     body = fields.get("body")
+    if "service_tier" not in fields and (tier := body_tier(body)) is not None:
+        fields["service_tier"] = tier
     if isinstance(body, dict):
         _check_body(body)
         if "model" not in fields and "model" in body:
@@ -194,29 +195,6 @@ def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:
         return None
     found = fields["custom_id"] if "custom_id" in fields else fields.get("id", default_id)
     return found if isinstance(found, str) and 0 < len(found) <= ID_CHARACTERS_MAX else None
-
-
-def _from_batch_line(fields: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(fields) - _BATCH_LINE_FIELDS
-    if unknown:
-        raise BadRecordError(
-            "validate",
-            "invalid_request",
-            f"it has {len(unknown)} fields that an OpenAI Batch line has not (custom_id, method,"
-            " url, body); use id instead of custom_id for a native request",
-        )
-    method = fields.get("method", "POST")
-    if method != "POST":
-        raise BadRecordError("validate", "invalid_request", "method: it is not 'POST'")
-    if "url" not in fields:
-        raise BadRecordError("validate", "invalid_request", "url: Field required")
-    # A Batch file is by its nature work that can wait: OpenAI's own window is a day.
-    return {
-        "id": fields["custom_id"],
-        "url": fields["url"],
-        "body": fields.get("body"),
-        "service_tier": "batch",
-    }
 
 
 def _check_body(body: dict[str, Any]) -> None:
