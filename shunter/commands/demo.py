@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
 from shunter.demo import DemoOutcome, Plan, run_demo
-from shunter.demo.report import print_traces, report, traces
+from shunter.demo.report import print_door, print_traces, report, traces
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams.engine.log import LogError
@@ -65,8 +65,15 @@ def demo(
     jaeger: Traced = False,
     jaeger_program: JaegerProgram = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything up at the end, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--keep",
+            help="Leave everything up at the end, until Ctrl-C, with a gateway for OpenAI clients.",
+        ),
     ] = False,
+    gateway: Annotated[
+        bool, typer.Option("--gateway/--no-gateway", help="Open the gateway of --keep.")
+    ] = True,
 ) -> None:
     """Run the whole system on this machine, on a replay of real traffic, and check the outcome.
 
@@ -84,6 +91,7 @@ def demo(
         bootstrap_servers,
         topic_prefix,
         keep,
+        gateway,
         traced=jaeger or jaeger_program is not None,
         jaeger_program=jaeger_program,
     )
@@ -100,6 +108,7 @@ def demo(
         else:
             out.print(report(outcome, kept=keep))
             print_traces(out, outcome)
+            print_door(out, outcome, kept=keep)
 
     try:
         is_good = run_demo(plan, show, tell)
