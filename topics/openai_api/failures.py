@@ -6,7 +6,7 @@ from typing import Any
 
 from topics.records.result import Response, Result, ResultError
 
-_TYPES = {
+_TYPES: dict[int, str] = {
     HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
