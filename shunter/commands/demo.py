@@ -35,6 +35,13 @@ Traced = Annotated[
         " SHUNTER_JAEGER_URL), and end with the addresses of two.",
     ),
 ]
+Keep = Annotated[
+    bool,
+    typer.Option(
+        "--keep",
+        help="Leave everything up at the end, until Ctrl-C, with a gateway for OpenAI clients.",
+    ),
+]
 JaegerProgram = Annotated[
     Path | None,
     typer.Option(
@@ -64,13 +71,7 @@ def demo(
     ] = None,
     jaeger: Traced = False,
     jaeger_program: JaegerProgram = None,
-    keep: Annotated[
-        bool,
-        typer.Option(
-            "--keep",
-            help="Leave everything up at the end, until Ctrl-C, with a gateway for OpenAI clients.",
-        ),
-    ] = False,
+    keep: Keep = False,
     gateway: Annotated[
         bool, typer.Option("--gateway/--no-gateway", help="Open the gateway of --keep.")
     ] = True,
