@@ -165,7 +165,7 @@ def start_litellm(program: str, here: Ground, base_url: str) -> Side:
     settings = {"model_list": [{"model_name": MODEL, "litellm_params": params}]}
     config = here.directory / "litellm.yaml"
     config.write_text(yaml.safe_dump(settings))
-    with (here.directory / "litellm.log").open("wb") as log:
+    with (here.directory / f"{here.prefix}-{len(here.processes)}.log").open("wb") as log:
         process = subprocess.Popen(
             [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
             env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"},
