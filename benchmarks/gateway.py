@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import random
+import secrets
 import signal
 import statistics
 import subprocess
@@ -33,7 +34,8 @@ MODEL, POOL = "served", "served-eu"
 RATES, SECONDS, WARM_S = (50, 200), 8.0, 2.0
 READY_S_MAX = 60.0
 SEED = 1
-KEY = "sk-benchmark"
+# LiteLLM refuses to start with a weak one.
+KEY = f"sk-{secrets.token_hex(32)}"
 BURST = 64
 STREAMS, OPEN = 200, 1000
 
@@ -162,7 +164,8 @@ def start_litellm(program: str, here: Ground, base_url: str) -> Side:
     """Start LiteLLM's proxy with one worker, as it comes, before the same server."""
     port = free_port()
     params = {"model": f"openai/{MODEL}", "api_base": base_url, "api_key": KEY}
-    settings = {"model_list": [{"model_name": MODEL, "litellm_params": params}]}
+    models = [{"model_name": MODEL, "litellm_params": params}]
+    settings = {"model_list": models, "general_settings": {"master_key": KEY}}
     config = here.directory / "litellm.yaml"
     config.write_text(yaml.safe_dump(settings))
     with (here.directory / f"{here.prefix}-{len(here.processes)}.log").open("wb") as log:
