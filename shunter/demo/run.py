@@ -203,9 +203,7 @@ async def _run(
             await traffic.open_lanes()
             show.say(f"The live page, while this runs: {page}")
             case, speed, machine = await _set_tempo(case, settings, traffic, page_port)
-            show.say(
-                f"Replaying {len(case.rows):,} requests at {speed:g} x the speed they arrived with ..."
-            )
+            show.say(f"Replaying {len(case.rows):,} requests at {speed:g} x their speed ...")
             await traffic.replay(case.rows, case.requests, speed)
         ledger = await read_ledger(settings)
         findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
