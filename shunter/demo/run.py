@@ -203,10 +203,7 @@ async def _run(
             await traffic.open_lanes()
             show.say(f"The live page, while this runs: {page}")
             case, speed, machine = await _set_tempo(case, settings, traffic, page_port)
-            show.say(
-                f"Replaying {len(case.rows):,} requests at {speed:g} times the speed they arrived"
-                " with ..."
-            )
+            show.say(f"Replaying {len(case.rows):,} requests at {speed:g} x their speed ...")
             await traffic.replay(case.rows, case.requests, speed)
         ledger = await read_ledger(settings)
         findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
@@ -250,7 +247,7 @@ async def _set_tempo(
     speed = choice.tempo.speed
     traffic.show.say(told(measure, choice, len(case.rows)))
     if speed != case.first_speed:
-        traffic.show.say(f"Starting the processes anew, for {speed:g} times the speed ...")
+        traffic.show.say(f"Starting the processes anew, for {speed:g} x the speed ...")
         traffic.system.stop()
         _declare(case, speed, traffic.run_dir)
         options = compile_options(load_fleet(settings.fleet))

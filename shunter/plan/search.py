@@ -12,6 +12,8 @@ from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
 
 FACTORS = (1, 2, 4, 8)
 STEP_MAX = 16
+# More than any trace has requests: what a fleet lacks that fails with nothing gone.
+NOT_EVEN_USUALLY = 1_000_000_000
 
 Key = tuple[tuple[str, int], ...]
 
@@ -109,7 +111,8 @@ class FleetSearch:
                     raise NoPlanError(_missed(here, "more of any pool mends nothing"))
                 continue
             here, step = best, 1
-            self.told(f"${here.usd_per_hour:.2f} an hour: {_lack(here)} requests too many missed")
+            if missed := _lack(here) % NOT_EVEN_USUALLY:
+                self.told(f"${here.usd_per_hour:.2f} an hour: {missed} requests too many missed")
         return here
 
     def _shrunk(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
@@ -214,7 +217,7 @@ def _key(counts: Counts) -> Key:
 def _lack(judged: JudgedFleet) -> int:
     """Return how far a fleet is from holding. One that fails in the usual case is never nearer."""
     if not judged.usual.is_kept:
-        return 1_000_000 + judged.usual.lacking + judged.usual.broken
+        return NOT_EVEN_USUALLY + judged.usual.lacking + judged.usual.broken
     return judged.worst.lacking + judged.worst.broken
 
 
