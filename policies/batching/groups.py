@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from policies.config.options import Options
 from policies.config.plugins import refused_by
 from policies.config.policy import Policy
+from policies.quality.sampling import minds_drift
 from topics import Profile, encode
 
 
 def group_in(profile: Profile, options: Options, policy: Policy) -> str:
     """Return the name of a request's group under a policy, which its extensions treat alike too."""
     group = group_of(profile, policy.windows.length_buckets_tokens)
+    if not minds_drift(profile, policy):
+        group += "|drifted too"
     rules = policy.rules
     if not rules:
         return group
@@ -46,4 +49,10 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
             profile.max_cost_usd,
         ]
         name += f"|{encode(constraints).decode()}"
+    check = profile.quality
+    if check is not None and check.of is not None:
+        asked = [check.asked, check.reference, check.reference_pool]
+        if check.asked == "judged":
+            asked = [check.asked, check.pool, check.variant]
+        name += f"|{encode(asked).decode()}"
     return name

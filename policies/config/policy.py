@@ -20,6 +20,7 @@ from policies.config.schema import Declaration, Versioned, parse_declaration
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+COMPARE = r"^(labels|tool_calls|greedy|tokens|embedding|judge:[a-z][a-z0-9_-]{0,62})$"
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
 _TIMES = (
@@ -32,6 +33,28 @@ _TIMES = (
     "room_wait_s",
 )
 _RATES = ("prior_rate_per_s", "rate_per_s")
+
+
+class Watch(Declaration):
+    """A share of a class's requests runs a second time, and the answers are compared."""
+
+    reference: str
+    """The model variant that others are compared with."""
+    reference_pool: str | None = None
+    """The pool of the reference; None is any that serves it."""
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Part of the requests that run a second time, chosen by their ids."""
+    compare: Annotated[str, StringConstraints(pattern=COMPARE)]
+    """``labels``, ``tool_calls``, ``greedy``, ``tokens``, ``embedding``, or ``judge:`` and the name
+    of an extension."""
+    within: Annotated[float, Field(gt=0, lt=1)]
+    """Mean difference, 0 to 1, up to which a variant answers as the reference does."""
+    budget_usd_per_day: Annotated[float, Field(ge=0)]
+    """Most that second runs may cost a day, in UTC."""
+    window_s: Annotated[float, Field(ge=0)] = 600.0
+    """Longest wait of a second run for company."""
+    deadline_s: PositiveFloat = 3600.0
+    """Time after which a second run is given up."""
 
 
 class WorkloadClass(Declaration):
@@ -57,6 +80,10 @@ class WorkloadClass(Declaration):
     """Expected length of a reply before any was seen."""
     precisions: tuple[str, ...] | None = None
     """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
+    watch: Watch | None = None
+    """How this class's answers are compared with a reference; None: they are not."""
+    minds_drift: bool = True
+    """Gets no variant that has drifted from its reference, whatever class found that."""
 
 
 class Tier(Declaration):
@@ -87,6 +114,8 @@ class TenantLimits(Declaration):
     sets no limit."""
     share: PositiveFloat = 1.0
     """Weight against other tenants where there is not enough for all."""
+    watch: bool = True
+    """False: none of the tenant's requests runs a second time for the quality watch."""
 
 
 class WindowLimits(Declaration):

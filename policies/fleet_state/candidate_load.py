@@ -63,6 +63,7 @@ class PoolLoad(_Standings):
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
     a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
     ``kv_usage`` is the share of KV memory that is taken or waited for, 0 if no server reports it.
+    ``drifted`` are the variants whose answers have drifted from a reference.
     ``learned`` by variant and ``failure_rate`` come from executed work, absent before any.
     """
 
@@ -77,6 +78,7 @@ class PoolLoad(_Standings):
     kv_usage: float = 0.0
     learned: dict[str, Learned] = field(default_factory=dict)
     failure_rate: float | None = None
+    drifted: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.has_changed()
@@ -190,6 +192,7 @@ class Standing:
         kv_usage: share of the pool's KV memory that is taken, with waiting work if reported.
         fullness: share of the variant's places that is taken, waiting work included, or of the
             KV memory if that is more.
+        has_drifted: whether the variant's answers have drifted from a reference.
     """
 
     option: Option
@@ -206,6 +209,7 @@ class Standing:
     learned: Learned = NOTHING
     kv_usage: float = 0.0
     fullness: float = 0.0
+    has_drifted: bool = False
     known_terms: dict[int, EstimateTerms] = field(
         init=False, default_factory=dict, repr=False, compare=False
     )
@@ -298,6 +302,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         learned=load.learned.get(option.variant, NOTHING),
         kv_usage=load.kv_usage,
         fullness=max(running / slots, load.kv_usage),
+        has_drifted=option.variant in load.drifted,
     )
 
 

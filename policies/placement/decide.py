@@ -10,6 +10,7 @@ from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import Standing, standing_in
 from policies.fleet_state.sessions import Credit
 from policies.placement.inputs import Inputs
+from policies.quality.sampling import minds_drift
 from policies.scoring.candidates import (
     COST,
     NO_OFFERS,
@@ -20,7 +21,7 @@ from policies.scoring.candidates import (
     choose,
     place_of,
 )
-from policies.scoring.constraints import PASSING, explain, refusals
+from policies.scoring.constraints import PASSING, PASSING_IN_ORDER, explain, refusals
 from policies.scoring.estimate import (
     Estimate,
     Visit,
@@ -91,7 +92,7 @@ def decide(
         )
     serving = options.by_model.get(profile.model, ())
     standings = [standing_in(inputs.loads, option) for option in serving]
-    codes = _codes(profile, standings, policy.rules)
+    codes = _codes(profile, standings, policy)
     able = standings
     if any(codes):
         able = [s for s, code in zip(standings, codes, strict=True) if code is None]
@@ -127,17 +128,22 @@ def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
     return Envelope(cost_usd, elapsed_s + ttft_s, elapsed_s + finish_s, tpot_s, chance)
 
 
-def _codes(
-    profile: Profile, standings: Sequence[Standing], rules: tuple[Extension, ...]
-) -> list[str | None]:
+def _codes(profile: Profile, standings: Sequence[Standing], policy: Policy) -> list[str | None]:
     """Return the reason code of each option that may not serve the request now, else None."""
+    rules = policy.rules
     codes = refusals(profile, [standing.option for standing in standings])
     if rules:
         codes = [
             code or refused_by(rules, profile, standing.option)
             for code, standing in zip(codes, standings, strict=True)
         ]
-    return [code or standing.obstacle for code, standing in zip(codes, standings, strict=True)]
+    codes = [code or standing.obstacle for code, standing in zip(codes, standings, strict=True)]
+    if any(s.has_drifted for s in standings) and minds_drift(profile, policy):
+        return [
+            code or ("drifted" if standing.has_drifted else None)
+            for code, standing in zip(codes, standings, strict=True)
+        ]
+    return codes
 
 
 def _within_cost(
@@ -164,7 +170,9 @@ def _visits(
         return [(standing, "direct", 1, 0.0, 0) for standing in standings]
     visits: list[Visit] = []
     for standing in standings:
-        if "direct" in standing.option.lanes:
+        lanes = standing.option.lanes
+        # A second run waits wherever it can.
+        if "direct" in lanes and not (profile.is_background and "batch" in lanes):
             cached_tokens = _cached_tokens(inputs.credit, standing)
             visits.append((standing, "direct", 1, 0.0, cached_tokens))
         if profile.batchable and "batch" in standing.option.lanes:
@@ -262,7 +270,7 @@ def _unplaced(
     candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s)
     passing = {code for _, code in refused} & PASSING
     if passing:
-        reason = "pool_unavailable" if "pool_unavailable" in passing else "circuit_open"
+        reason = next(code for code in PASSING_IN_ORDER if code in passing)
         return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
     by_pool = dict.fromkeys(options.by_pool, "model_not_served")
     by_pool.update((option.pool, code) for option, code in refused)

@@ -14,18 +14,21 @@ Refusal = Literal[
     "pool_not_allowed",
     "pool_excluded",
     "label",
+    "variant",
     "context_too_long",
     "memory",
     "max_cost",
     "lane",
     "pool_unavailable",
     "circuit_open",
+    "drifted",
 ]
-"""Stable reason codes. The last two can pass with time; the others can't."""
+"""Stable reason codes. The last three can pass with time; the others can't."""
 
 _DIRECT_LANE = frozenset({"direct"})
 _BOTH_LANES = frozenset({"direct", "batch"})
-PASSING = frozenset({"pool_unavailable", "circuit_open"})
+PASSING_IN_ORDER = ("pool_unavailable", "circuit_open", "drifted")
+PASSING = frozenset(PASSING_IN_ORDER)
 
 EXPLANATIONS: dict[str, str] = {
     "model_not_served": "does not serve the model",
@@ -35,11 +38,13 @@ EXPLANATIONS: dict[str, str] = {
     "pool_not_allowed": "is not among constraints.pools",
     "pool_excluded": "is excluded, by the request or after a failed try",
     "label": "lacks a required label",
+    "variant": "is not what this second run asks",
     "context_too_long": "prompt and reply exceed the model's context",
     "memory": "prompt and reply do not fit the device's memory beside the weights",
     "max_cost": "would cost more than constraints.max_cost_usd",
     "pool_unavailable": "has no live worker",
     "circuit_open": "fails, and gets no work until it answers a probe",
+    "drifted": "answers otherwise than its reference, and gets no such work until it passes",
     "lane": "has no lane for this kind of work",
 }
 
@@ -58,6 +63,8 @@ def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR091
         return "pool_excluded"
     if profile.labels and any(option.labels.get(k) != v for k, v in profile.labels.items()):
         return "label"
+    if profile.quality is not None and not profile.quality.allows(option.pool, option.variant):
+        return "variant"
     tokens = profile.input_tokens + profile.output_tokens
     if tokens > option.context_tokens:
         return "context_too_long"
@@ -79,7 +86,7 @@ def refusals(profile: Profile, options: Sequence[Option]) -> list[str | None]:
     lanes = _BOTH_LANES if profile.batchable else _DIRECT_LANE
     operation, tokens = profile.operation, profile.input_tokens + profile.output_tokens
     is_free = profile.regions is profile.precisions is profile.pools is None
-    is_free = is_free and not (profile.exclude_pools or profile.labels)
+    is_free = is_free and not (profile.exclude_pools or profile.labels or profile.quality)
     return [
         None
         if is_free

@@ -10,6 +10,7 @@ from policies.config.fleet import OpenAIBackendConfig as DeclaredOpenAI
 from policies.learning.feedback import Experience
 from streams.cancellation.index import CancellationFollower, Cancellations
 from streams.config.declarations import load_fleet, load_policy
+from streams.config.plugins import load_judges
 from streams.engine.clock import BrokerClock, Clock, SystemClock
 from streams.evidence.records import EvidenceWriter
 from streams.hosting.assembly import (
@@ -41,6 +42,7 @@ from workers.services import BackendService, BreakerService, DrainingService
 from workers.spans import WorkSpans
 from workers.stage.chunks import StreamPublisher, Streams
 from workers.stage.outcomes import OutcomeWriter
+from workers.stage.second_runs import SecondRuns
 from workers.stage.worker import Worker
 
 
@@ -118,7 +120,10 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     evidence_writer = EvidenceWriter(
         catalogue, writer, signer.digests, policy.version, options.version
     )
-    ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host())
+    second_runs = SecondRuns(evidence_writer, telemetry, load_judges())
+    ending = OutcomeWriter(
+        evidence_writer, telemetry, policy.attempts_max, read_host(), second_runs
+    )
     cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
     spans = [WorkSpans(telemetry, catalogue, clock, pool)]

@@ -1,6 +1,6 @@
 """The configuration in force in a router process: policy, fleet, and current conditions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from policies import Options, Policy, Situation, beside, compile_options
@@ -45,6 +45,10 @@ class ActivePolicy:
     def report(self, status: PoolStatus) -> None:
         """Add a heartbeat."""
         self.situation.view.report(status)
+
+    def judged(self, drifted: Mapping[str, frozenset[str]]) -> None:
+        """Set the variants whose answers have drifted from a reference, by pool."""
+        self.situation.view.judged(drifted)
 
     def change(self, declared: Declarations) -> None:
         """Put a fleet and a policy in force; nothing changes if one of them is unusable.

@@ -13,6 +13,7 @@ from topics import (
     Batch,
     Candidate,
     Catalogue,
+    Comparison,
     Envelope,
     Evidence,
     Fallback,
@@ -29,6 +30,7 @@ from topics import (
     TextDigest,
     Timing,
     Usage,
+    VariantQuality,
     encode,
 )
 from topics.records import headers as h
@@ -63,6 +65,7 @@ class StepDetails(TypedDict, total=False):
     model_digest: str | None
     request_digest: TextDigest | None
     response_digest: TextDigest | None
+    comparison: Comparison | None
     reason: str | None
     message: str | None
 
@@ -142,7 +145,8 @@ class EvidenceWriter:
                 timing=Timing(profile.created_at, routed_at=profile.routed_at, finished_at=now),
                 error=error,
                 trace_id=record.trace_id,
-                metadata=metadata_of(record.value),
+                metadata=None if profile.is_background else metadata_of(record.value),
+                reference_of=profile.of,
             )
         )
 
@@ -186,6 +190,28 @@ class EvidenceWriter:
                 source=source_of(record),
                 trace_id=record.trace_id,
                 message=reason,
+            ),
+            record,
+        )
+
+    def verdict(
+        self, record: Record, comparison: Comparison, state: VariantQuality, now: float
+    ) -> Outgoing:
+        """Return the evidence of a new verdict on a variant, by the comparison that led to it."""
+        allowed = f"{comparison.within:g} is allowed"
+        message = f"mean difference {state.recent:.3f} lately, {allowed}, {state.samples} samples"
+        return self._record(
+            Evidence(
+                request_id=comparison.id,
+                step="drifted" if state.verdict == "drifted" else "as_reference",
+                at=now,
+                writer=self.writer,
+                source=source_of(record),
+                task=comparison.task,
+                trace_id=record.trace_id,
+                comparison=comparison,
+                variant_quality=state,
+                message=message,
             ),
             record,
         )

@@ -14,6 +14,7 @@ import msgspec
 
 from topics.records.placement import Candidate, Envelope
 from topics.records.profile import Profile, Tag
+from topics.records.quality import QualityCheck
 from topics.wire.canonical_json import canonical
 
 Estimates = TypeVar("Estimates", Candidate, Envelope)
@@ -59,6 +60,7 @@ PROFILE = (
     "labels",
     "max_cost_usd",
     "fallbacks",
+    "quality",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")
@@ -72,8 +74,31 @@ LOAD = (
     "failure_rate",
     "variants",
 )
-# Of one variant in a pool; the last three are what was learned of it.
-VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")
+# Of one variant in a pool; three of them are what was learned of it.
+VARIANT_LOAD = (
+    "running",
+    "speed",
+    "is_failing",
+    "ttft_error",
+    "tpot_error",
+    "reuse",
+    "is_drifted",
+)
+# Of what a second run is for.
+QUALITY = (
+    "task",
+    "reference",
+    "compare",
+    "within",
+    "window_s",
+    "deadline_s",
+    "reference_pool",
+    "pool",
+    "variant",
+    "of",
+    "asked",
+    "probe",
+)
 CREDIT = ("pool", "variant", "tokens")
 WAITING = (
     "id",
@@ -329,11 +354,29 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.labels or None,
         plain(profile.max_cost_usd),
         [(each.pool, each.reason) for each in profile.fallbacks] or None,
+        None if profile.quality is None else _quality_row(profile.quality),
     )
     end = len(rest)
     while end and rest[end - 1] is None:
         end -= 1
     return first + rest[:end]
+
+
+def _quality_row(check: QualityCheck) -> Sequence[Any]:
+    return (
+        check.task,
+        check.reference,
+        check.compare,
+        plain(check.within),
+        plain(check.window_s),
+        plain(check.deadline_s),
+        check.reference_pool,
+        check.pool,
+        check.variant,
+        check.of,
+        check.asked,
+        check.probe,
+    )
 
 
 def tag_rows(

@@ -11,6 +11,7 @@ from topics.records.decision_rows import SCHEMA
 from topics.records.frozen import dataclass
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
+from topics.records.quality import Comparison, VariantQuality
 from topics.records.result import Status, Usage
 
 Step = Literal[
@@ -27,6 +28,8 @@ Step = Literal[
     "cancelled",
     "dead_lettered",
     "recovered",
+    "drifted",
+    "as_reference",
 ]
 
 ENDS: dict[str, Status] = {
@@ -138,6 +141,10 @@ class Evidence:
     """The model server's name of the executed model, if reported."""
     request_digest: TextDigest | None = None
     response_digest: TextDigest | None = None
+    comparison: Comparison | None = None
+    """Of a second run that was executed, how its answer differs from the first one's."""
+    variant_quality: VariantQuality | None = None
+    """Of a new verdict on a variant, the test that led to it."""
     reason: str | None = None
     message: str | None = None
 

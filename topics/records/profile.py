@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from topics.records.frozen import dataclass
+from topics.records.quality import QualityCheck
 
 TagSource = Literal["client", "policy", "estimate"]
 # What is longer could be read and not be written again.
@@ -72,3 +73,15 @@ class Profile:
     attempt: Integer = 1
     fallbacks: tuple[Fallback, ...] = ()
     output_tokens_high: Integer | None = None
+    quality: QualityCheck | None = None
+    """Of a request that is run a second time, and of that run."""
+
+    @property
+    def is_background(self) -> bool:
+        """Return True if this is a second run, whose answer no client gets."""
+        return self.of is not None
+
+    @property
+    def of(self) -> str | None:
+        """Return the id of the request that this is a second run of; None if it is none."""
+        return None if self.quality is None else self.quality.of

@@ -256,7 +256,7 @@ class Worker:
 
     def _read(self, record: Record) -> Task:
         routed = RoutedRequest.of(record)
-        if routed.request.body.get("stream") is not True:
+        if routed.request.body.get("stream") is not True or routed.profile.is_background:
             return Task(routed)
         return Task(routed, self._streams.open(routed.profile, routed.record.trace_id))
 
@@ -350,4 +350,5 @@ class Worker:
         finally:
             if task.stream is not None:
                 await task.stream.finish()
-        return self._ending.completed(task, outcome, option)
+        comparison = await self._ending.compared(task, outcome, option)
+        return self._ending.completed(task, outcome, option, comparison)

@@ -1,0 +1,89 @@
+"""Make variants of one small model for the quality watch: q8_0, q4_0, and one that is broken.
+
+The registries have this model at one quantization (Q4_K_M). Its weights are taken back to 32 bits
+and quantized anew: to 8 bits the reference, to 4 the sound variant. The broken one has 4 bits too,
+and in one of a hundred blocks of 32 weights the scale has the wrong sign, as after a faulty
+conversion.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from llama_server import packaged_model
+
+# Blocks whose scale gets the wrong sign, one in so many.
+SPOILED_ONE_IN = 100
+_MATRIX = 2
+_BLOCK_BYTES = 18
+_SKIPPED = ("GGUF.", "general.architecture", "general.file_type")
+
+
+def make_variants(folder: Path) -> dict[str, Path]:
+    """Return the file of each variant, made where it is missing.
+
+    Args:
+        folder: for the files, some 750 MB.
+    """
+    source = packaged_model(os.getpid())
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {name: folder / f"gemma-3-270m-{name}.gguf" for name in ("q8", "q4", "broken")}
+    for name, path in made.items():
+        if not path.exists():
+            half = path.with_suffix(".half")
+            _write(source, half, name)
+            half.replace(path)
+    return made
+
+
+def _write(source: Path, target: Path, name: str) -> None:
+    """Write the model at another quantization."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+    from gguf.quants import dequantize, quantize
+
+    kind = GGMLQuantizationType.Q8_0 if name == "q8" else GGMLQuantizationType.Q4_0
+    reader = GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = GGUFWriter(target, architecture)
+    for field, value, types in _fields(reader):
+        writer.add_key_value(field, value, *types)
+    random = np.random.default_rng(7)
+    for tensor in reader.tensors:
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        if len(tensor.shape) < _MATRIX:
+            writer.add_tensor(tensor.name, weights.astype(np.float32))
+            continue
+        # The embeddings, which are the output too, stay at 8 bits, as quantizers do.
+        at = GGMLQuantizationType.Q8_0 if tensor.name.startswith("token_embd") else kind
+        data = quantize(weights.astype(np.float32), at)
+        if name == "broken" and at is kind:
+            _spoil(data, random)
+        writer.add_tensor(tensor.name, data, raw_dtype=at)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _fields(reader: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Yield name, value and types of what the file says of the model."""
+    from gguf import GGUFValueType
+
+    for field in reader.fields.values():
+        if field.name.startswith(_SKIPPED):
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
+        yield field.name, field.contents(), (kind,) if inner is None else (kind, inner)
+
+
+def _spoil(data: "np.ndarray[Any, Any]", random: "np.random.Generator") -> None:
+    """Turn the sign of the scale in some blocks of a matrix in Q4_0, a half and 16 bytes each."""
+    blocks = data.reshape(-1, _BLOCK_BYTES)
+    chosen = random.random(len(blocks)) < 1 / SPOILED_ONE_IN
+    blocks[chosen, 1] ^= 0x80
