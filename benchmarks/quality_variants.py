@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import dequantize, quantize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from llama_server import packaged_model
@@ -43,9 +45,6 @@ def make_variants(folder: Path) -> dict[str, Path]:
 
 def _write(source: Path, target: Path, name: str) -> None:
     """Write the model at another quantization."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-    from gguf.quants import dequantize, quantize
-
     kind = GGMLQuantizationType.Q8_0 if name == "q8" else GGMLQuantizationType.Q4_0
     reader = GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
@@ -72,8 +71,6 @@ def _write(source: Path, target: Path, name: str) -> None:
 
 def _fields(reader: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """Yield name, value and types of what the file says of the model."""
-    from gguf import GGUFValueType
-
     for field in reader.fields.values():
         if field.name.startswith(_SKIPPED):
             continue

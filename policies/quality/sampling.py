@@ -112,16 +112,11 @@ class Sampler:
             watch.reference_pool,
         )
         check = replace(check, probe=self._probe(profile, check, candidates))
-        costs = [
-            each.cost_usd
-            for each in candidates
-            if each.cost_usd is not None and check.is_reference(each.pool, each.model_variant)
-        ]
+        usd = _cost_usd(check, candidates)
         is_answered = chosen is not None and check.is_reference(*chosen)
-        if not costs or (is_answered and check.probe is None):
+        if usd is None or (is_answered and check.probe is None):
             return None
-        runs = (not is_answered) + (check.probe is not None)
-        usd = min(costs) * runs
+        usd *= (not is_answered) + (check.probe is not None)
         return check if self._is_within(profile.task, watch, usd, part, now) else None
 
     def _watch(self, profile: Profile, body: Mapping[str, Any]) -> Watch | None:
@@ -165,3 +160,20 @@ class Sampler:
             return False
         self._chosen_usd.put((task, day), chosen_usd)
         return True
+
+
+def _cost_usd(check: QualityCheck, candidates: Sequence[Candidate]) -> float | None:
+    """Return what a run on the reference is expected to cost, None if it may not run there.
+
+    A pool without a direct lane takes no work that can't wait; a second run can. Nothing was
+    estimated there, so that it counts as the dearest.
+    """
+    able = [
+        each.cost_usd
+        for each in candidates
+        if each.refused in (None, "lane") and check.is_reference(each.pool, each.model_variant)
+    ]
+    known = [usd for usd in able if usd is not None]
+    if known or not able:
+        return min(known, default=None)
+    return max((each.cost_usd for each in candidates if each.cost_usd is not None), default=None)

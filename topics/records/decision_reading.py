@@ -228,7 +228,7 @@ def _profile(row: Sequence[Any], told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _quality(row: Any) -> dict[str, Any]:
     if not isinstance(row, list):
-        raise ValueError("decision.profile: quality: no row")
+        raise ValueError("decision.profile: quality: no row")  # noqa: TRY004 - pydantic's
     return dict(zip(QUALITY, row, strict=False))
 
 

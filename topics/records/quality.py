@@ -149,9 +149,7 @@ class VariantQuality:
 
 @dataclass(frozen=True, slots=True)
 class WatchSpending:
-    """What the second runs of a class cost on a day (UTC), in US dollars. ``day`` counts from the
-    epoch.
-    """
+    """Cost of the second runs of a class on a day in UTC, in US dollars; days since the epoch."""
 
     task: str
     day: int
