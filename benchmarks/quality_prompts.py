@@ -37,6 +37,30 @@ _ASKED = (
 )
 
 
+_LABELLED = """\
+Review: The mug came quickly and keeps my tea hot for hours. I love it.
+Sentiment: positive
+
+Review: The clock was broken when it came. I want my money back.
+Sentiment: negative
+
+Review: These shoes fell apart after a week.
+Sentiment: negative
+
+Review: A very good book, my children read it every evening.
+Sentiment: positive
+
+"""
+_ANSWERED = """\
+Question: Name 3 things that one finds in a kitchen.
+Answer: a stove, a sink and a table
+
+Question: What can go wrong in a shop? Give 2 examples.
+Answer: goods are sold out and customers have to wait
+
+"""
+
+
 class Prompt(NamedTuple):
     """A prompt, how its answers are compared, and the tokens that they may have."""
 
@@ -45,9 +69,14 @@ class Prompt(NamedTuple):
     tokens: int
 
     def body(self) -> dict[str, Any]:
-        """Return the body of a greedy chat request."""
-        messages = [{"role": "user", "content": self.text}]
-        return {"messages": messages, "max_tokens": self.tokens, "temperature": 0, "seed": 1}
+        """Return the body of a greedy completion. The model is one that was not trained to chat."""
+        return {
+            "prompt": self.text,
+            "max_tokens": self.tokens,
+            "temperature": 0,
+            "seed": 1,
+            "stop": ["\n"],
+        }
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -63,7 +92,10 @@ def prompts(count: int) -> list[Prompt]:
     questions = [
         form.format(n=n, topic=topic) for form in _ASKED for topic in _TOPICS for n in range(2, 9)
     ]
-    asked = "Is this review positive or negative? Answer with one word.\n\n"
-    return [Prompt("labels", asked + text, 4) for text in draw.sample(labels, count)] + [
-        Prompt("greedy", text, 16) for text in draw.sample(questions, count)
+    return [
+        Prompt("labels", f"{_LABELLED}Review: {text}\nSentiment:", 3)
+        for text in draw.sample(labels, count)
+    ] + [
+        Prompt("greedy", f"{_ANSWERED}Question: {text}\nAnswer:", 12)
+        for text in draw.sample(questions, count)
     ]

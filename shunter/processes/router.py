@@ -38,6 +38,7 @@ from streams.live.page import LivePage
 from streams.metrics import Metrics
 from streams.metrics.gauges import (
     hold_gauges,
+    quality_gauges,
     span_gauges,
     target_gauges,
 )
@@ -167,6 +168,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
     stranded = Stranded(lambda: active_policy.situation, KafkaLog(settings), catalogue, clock)
     signal = AutoscalingSignal(lambda: active_policy.situation, batcher, stranded, clock)
     metrics = _metrics(settings, active_policy, batcher, signal, telemetry, clock)
+    metrics.gauges.read_from(quality_gauges(known, clock))
     spans = [RouteSpans(telemetry, catalogue, clock)]
     page = LivePage(settings, begun.options, begun.policy, clock)
     active_policy.tell(page.change)

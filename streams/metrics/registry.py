@@ -1,57 +1,10 @@
 """The registry of all metrics: instruments, documents and dashboard checks derive from it."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 from streams.metrics import bounds as b
+from streams.metrics.metric import Metric
 
-Kind = Literal["counter", "gauge", "histogram"]
-Teller = Literal["router", "worker", "both"]
-
-_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 # Upper bounds of the label `chance` of what was promised.
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
-
-
-# Compared by identity, which makes them fast as keys.
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
-    """One metric. ``unit`` is UCUM as OpenTelemetry writes it; ``bounds`` are of a histogram."""
-
-    name: str
-    kind: Kind
-    unit: str
-    text: str
-    labels: tuple[str, ...] = ()
-    bounds: tuple[float, ...] = ()
-    told_by: Teller = "both"
-
-    @property
-    def family(self) -> str:
-        """The name in Prometheus' format, without a counter's or a histogram's suffix."""
-        name, suffix = self.name.replace(".", "_"), _SUFFIXES.get(self.unit, "")
-        return name if name.endswith(suffix) else name + suffix
-
-    @property
-    def series(self) -> tuple[str, ...]:
-        """The names that a query in Prometheus may use."""
-        if self.kind == "counter":
-            return (f"{self.family}_total",)
-        if self.kind == "histogram":
-            return tuple(f"{self.family}_{part}" for part in ("bucket", "count", "sum"))
-        return (self.family,)
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """The labels as OpenTelemetry names them."""
-        return tuple(_ATTRIBUTES.get(label, label) for label in self.labels)
-
-
-_ATTRIBUTES = {
-    "gen_ai_token_type": "gen_ai.token.type",
-    "messaging_consumer_group_name": "messaging.consumer.group.name",
-    "messaging_destination_name": "messaging.destination.name",
-}
 _TOPIC = ("messaging_destination_name",)
 _CONSUMER = ("messaging_consumer_group_name", "messaging_destination_name")
 
@@ -380,6 +333,38 @@ CIRCUIT_CLOSED = Metric(
     "1 while a variant's circuit is closed, else 0: nothing is sent to it then",
     ("pool", "model_variant"),
     told_by="worker",
+)
+DRIFTED = Metric(
+    "shunter.quality.drifted",
+    "gauge",
+    "{variant}",
+    "1 while a variant answers otherwise than its reference, else 0; absent before any comparison",
+    ("pool", "model_variant", "reference"),
+    told_by="router",
+)
+DIFFERENCE = Metric(
+    "shunter.quality.difference",
+    "gauge",
+    "1",
+    "Mean difference of a variant's answers from its reference's, of about the last hundred",
+    ("pool", "model_variant", "reference"),
+    told_by="router",
+)
+COMPARED = Metric(
+    "shunter.quality.comparisons",
+    "counter",
+    "{comparison}",
+    "Answers of a variant that were compared with its reference's, or could not be",
+    ("pool", "model_variant", "reference", "outcome"),
+    told_by="router",
+)
+WATCH_COST = Metric(
+    "shunter.quality.cost.today",
+    "gauge",
+    "USD",
+    "Cost of the second runs of a class since midnight UTC",
+    ("task",),
+    told_by="router",
 )
 DROPPED_SPANS = Metric(
     "shunter.spans.dropped",
