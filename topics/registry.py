@@ -222,23 +222,7 @@ class Catalogue:
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
             ),
-            Topic(
-                self.comparisons,
-                1,
-                "pool/variant",
-                "how two answers to a request differ",
-                Comparison,
-                extra=BROKERS_TIME,
-            ),
-            Topic(
-                self.quality,
-                1,
-                "kind/pool/variant/reference, or kind/class",
-                "what the comparisons of a variant come to, and what they cost",
-                QualityEntry,
-                cleanup="compact",
-                extra=_QUICK_COMPACTION,
-            ),
+            *self._quality_topics(),
             Topic(
                 self.progress,
                 n,
@@ -254,6 +238,27 @@ class Catalogue:
                 "partition/block",
                 "digests of the ids at a block of offsets of the ingest partition",
                 SeenIds,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
+            ),
+        ]
+
+    def _quality_topics(self) -> list[Topic]:
+        return [
+            Topic(
+                self.comparisons,
+                1,
+                "pool/variant",
+                "how two answers to a request differ",
+                Comparison,
+                extra=BROKERS_TIME,
+            ),
+            Topic(
+                self.quality,
+                1,
+                "kind/pool/variant/reference, or kind/class",
+                "what the comparisons of a variant come to, and what they cost",
+                QualityEntry,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
             ),

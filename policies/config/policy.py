@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     Field,
@@ -17,6 +17,7 @@ from pydantic import (
 
 from policies.config.plugins import Extension
 from policies.config.schema import Declaration, Versioned, parse_declaration
+from policies.config.serving import Grown
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -35,7 +36,7 @@ _TIMES = (
 _RATES = ("prior_rate_per_s", "rate_per_s")
 
 
-class Watch(Declaration):
+class ClassWatch(Declaration):
     """A share of a class's requests runs a second time, and the answers are compared."""
 
     reference: str
@@ -57,8 +58,10 @@ class Watch(Declaration):
     """Time after which a second run is given up."""
 
 
-class WorkloadClass(Declaration):
+class WorkloadClass(Grown):
     """Defaults of one class of requests, where the request itself gives no value."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"watch", "minds_drift"})
 
     latency_sensitive: bool
     """Served at once; held only while no pool that may serve it is alive."""
@@ -80,7 +83,7 @@ class WorkloadClass(Declaration):
     """Expected length of a reply before any was seen."""
     precisions: tuple[str, ...] | None = None
     """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
-    watch: Watch | None = None
+    watch: ClassWatch | None = None
     """How this class's answers are compared with a reference; None: they are not."""
     minds_drift: bool = True
     """Gets no variant that has drifted from its reference, whatever class found that."""
@@ -106,8 +109,10 @@ class DataClass(Declaration):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
-class TenantLimits(Declaration):
+class TenantLimits(Grown):
     """Limits on a tenant's use of the system."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"watch"})
 
     rate_per_s: PositiveFloat | None = None
     """Requests per second over all ingest partitions, counted over 10 s; more are rejected. None

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from typing import Any
 
 from policies.bounded_dict import BoundedDict
-from policies.config.policy import Policy, Watch
+from policies.config.policy import ClassWatch, Policy
 from policies.quality.comparison import is_comparable
 from policies.quality.known import KnownQuality
 from topics import BACKGROUND_TASK, Candidate, Profile, QualityCheck
@@ -119,7 +119,7 @@ class Sampler:
         usd *= (not is_answered) + (check.probe is not None)
         return check if self._is_within(profile.task, watch, usd, part, now) else None
 
-    def _watch(self, profile: Profile, body: Mapping[str, Any]) -> Watch | None:
+    def _watch(self, profile: Profile, body: Mapping[str, Any]) -> ClassWatch | None:
         workload = self.policy.classes.get(profile.task)
         watch = None if workload is None else workload.watch
         if watch is None or profile.attempt > 1 or profile.quality is not None:
@@ -146,7 +146,7 @@ class Sampler:
     def _is_within(
         self,
         task: str,
-        watch: Watch,
+        watch: ClassWatch,
         usd: float,
         part: float,
         now: float,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from policies.quality.sequential_test import ALPHA, alpha_of, drift_wealth, is_won, sound_wealth
 from topics import Comparison, VariantQuality
-from topics.records.quality import ClassTally, Verdict
+from topics.records.quality import ComparisonTally, Verdict
 
 # About so many of the newest comparisons make the recent mean.
 RECENT = 100
@@ -38,7 +38,7 @@ def judge(before: VariantQuality, comparison: Comparison) -> VariantQuality:
     if x is None:
         return replace(before, at=comparison.at, uncompared=before.uncompared + 1)
     share = max(1 / RECENT, 1 / (before.samples + 1))
-    tally = before.classes.get(comparison.task, ClassTally())
+    tally = before.classes.get(comparison.task, ComparisonTally())
     after = replace(
         before,
         at=comparison.at,
@@ -48,7 +48,7 @@ def judge(before: VariantQuality, comparison: Comparison) -> VariantQuality:
         sound=sound_wealth(before.sound, before.sound_samples, x, within),
         sound_samples=before.sound_samples + 1,
         classes=before.classes
-        | {comparison.task: ClassTally(tally.samples + 1, tally.difference + x)},
+        | {comparison.task: ComparisonTally(tally.samples + 1, tally.difference + x)},
     )
     if before.verdict == "drifted":
         # To pass again in error has to be as unlikely, each time.

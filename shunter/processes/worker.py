@@ -120,10 +120,8 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     evidence_writer = EvidenceWriter(
         catalogue, writer, signer.digests, policy.version, options.version
     )
-    second_runs = SecondRuns(evidence_writer, telemetry, load_judges())
-    ending = OutcomeWriter(
-        evidence_writer, telemetry, policy.attempts_max, read_host(), second_runs
-    )
+    second = SecondRuns(evidence_writer, telemetry, load_judges())
+    ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host(), second)
     cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
     spans = [WorkSpans(telemetry, catalogue, clock, pool)]

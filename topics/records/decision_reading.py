@@ -9,23 +9,25 @@ from typing import Annotated, Any
 
 import msgspec
 
-from topics.records.decision_rows import (
+from topics.records.decision_columns import (
     CREDIT,
-    FOOTPRINT,
-    IMPLIED,
-    LATENCY,
     LOAD,
-    MICRO,
-    NANO,
-    PATHS,
     PROFILE,
     PROFILE_COMMON,
     QUALITY,
+    VARIANT_LOAD,
+    WAITING,
+)
+from topics.records.decision_rows import (
+    FOOTPRINT,
+    IMPLIED,
+    LATENCY,
+    MICRO,
+    NANO,
+    PATHS,
     SCHEMA,
     TAG_SOURCES,
     TAGS,
-    VARIANT_LOAD,
-    WAITING,
     latency_of,
 )
 

@@ -97,7 +97,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassTally:
+class ComparisonTally:
     """Comparisons of one class: their number, and the sum of their differences."""
 
     samples: int = 0
@@ -144,7 +144,7 @@ class VariantQuality:
     drift_samples: int = 0
     sound: tuple[float, ...] = ()
     sound_samples: int = 0
-    classes: dict[str, ClassTally] = field(default_factory=dict)
+    classes: dict[str, ComparisonTally] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
