@@ -21,17 +21,17 @@ def excerpt(body: object) -> Excerpt | None:
     """
     if not isinstance(body, dict):
         return None
-    choices, data, results = body.get("choices"), body.get("data"), body.get("results")
-    if _is_list(choices):
+    choices, data, results = map(_members, map(body.get, ("choices", "data", "results")))
+    if choices:
         messages = [_message(choice) for choice in choices]
         return {
             "texts": [_text(m.get("content", m.get("text"))) for m in messages],
             "calls": [_calls(m.get("tool_calls")) for m in messages],
         }
-    if _is_list(data):
+    if data:
         vectors = [each.get("embedding") for each in data]
         return {"vectors": vectors} if all(map(_is_vector, vectors)) else None
-    if _is_list(results):
+    if results:
         return {"flags": [_flags(each) for each in results]}
     return None
 
@@ -81,26 +81,23 @@ def _tool_calls(first: Excerpt, second: Excerpt) -> float | None:
 
 def _greedy(first: Excerpt, second: Excerpt) -> float | None:
     """Return the share of the words from the first one on that differs."""
-    words = _words(first), _words(second)
-    if words[0] is None or words[1] is None:
+    one, other = _words(first), _words(second)
+    if one is None or other is None:
         return None
-    same = 0
-    for one, other in zip(*words, strict=False):
-        if one != other:
-            break
-        same += 1
-    longest = max(map(len, words))
+    longest = max(len(one), len(other))
+    differs = (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    same = next(differs, min(len(one), len(other)))
     return 1.0 - same / longest if longest else 0.0
 
 
 def _tokens(first: Excerpt, second: Excerpt) -> float | None:
     """Return the share of the words that only one of them has, wherever they stand."""
-    words = _words(first), _words(second)
-    if words[0] is None or words[1] is None:
+    one, other = _words(first), _words(second)
+    if one is None or other is None:
         return None
-    both = sum((Counter(words[0]) & Counter(words[1])).values())
-    all_words = len(words[0]) + len(words[1])
-    return 1.0 - 2 * both / all_words if all_words else 0.0
+    both = sum((Counter(one) & Counter(other)).values())
+    words = len(one) + len(other)
+    return 1.0 - 2 * both / words if words else 0.0
 
 
 def _embedding(first: Excerpt, second: Excerpt) -> float | None:
@@ -130,8 +127,10 @@ COMPARISONS: dict[str, Callable[[Excerpt, Excerpt], float | None]] = {
 }
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(e, dict) for e in value)
+def _members(value: object) -> list[dict[str, Any]]:
+    """Return the objects of a list; nothing if it is none or has anything else."""
+    members = value if isinstance(value, list) else []
+    return members if all(isinstance(each, dict) for each in members) else []
 
 
 def _message(choice: dict[str, Any]) -> dict[str, Any]:

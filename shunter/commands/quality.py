@@ -40,7 +40,7 @@ def report(
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     known = asyncio.run(read_known(settings))
     variants = [_figures(known.variants[key]) for key in sorted(known.variants, key=str)]
-    spent = [
+    spent: list[dict[str, Any]] = [
         {"task": task, "day": _date(each.day * DAY_S), "usd": each.usd, "runs": each.runs}
         for task, each in sorted(known.spent.items())
     ]

@@ -15,13 +15,14 @@ from streams.engine.clock import Clock
 from streams.kafka.follower import TopicFollower
 from streams.metrics import registry as m
 from streams.metrics.instruments import Names
+from streams.metrics.metric import Metric
 from streams.tracing.telemetry import Telemetry
 
 # Limit of groups by name; names contain the constraints, so clients could make many.
 GROUPS_MAX = 20
 GROUP_CHARACTERS_MAX = 120
 
-Readings = Iterable[tuple[m.Metric, tuple[str, ...], float]]
+Readings = Iterable[tuple[Metric, tuple[str, ...], float]]
 """A metric of the catalogue, the values of its labels, and the value."""
 
 
@@ -41,7 +42,7 @@ class Gauges(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the sources' values."""
-        families: dict[m.Metric, Family] = {}
+        families: dict[Metric, Family] = {}
         for source in self._sources:
             for metric, labels, value in source():
                 family = families.get(metric)

@@ -3,7 +3,7 @@
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from streams.metrics.registry import Metric
+from streams.metrics.metric import Metric
 
 # Each would be a series of its own beside each counter and histogram.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -38,6 +38,7 @@ from prometheus_client.samples import Sample
 
 from streams.engine.clock import Clock
 from streams.metrics import registry as m
+from streams.metrics.metric import Metric as Described
 from streams.metrics.process import Metrics
 from streams.service import Repeated
 from streams.tracing.setup import resource_of
@@ -81,7 +82,7 @@ _DATA: dict[str, Callable[[list[Any]], Sum | Gauge | Histogram]] = {
 }
 
 
-def _series(metric: m.Metric, samples: Iterable[Sample]) -> dict[tuple[str, ...], list[Sample]]:
+def _series(metric: Described, samples: Iterable[Sample]) -> dict[tuple[str, ...], list[Sample]]:
     """Return the samples of each set of labels, in order; a bucket's bound is not a label."""
     found: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
@@ -91,7 +92,7 @@ def _series(metric: m.Metric, samples: Iterable[Sample]) -> dict[tuple[str, ...]
 
 
 def _point(
-    metric: m.Metric,
+    metric: Described,
     labels: tuple[str, ...],
     samples: list[Sample],
     started_ns: int,

@@ -11,6 +11,7 @@ from streams.engine.stage import Effect
 from streams.evidence.slo_outcomes import DIMENSIONS, outcomes
 from streams.metrics import registry as m
 from streams.metrics.instruments import Instruments, Names
+from streams.metrics.metric import Metric
 from topics import Envelope, Evidence, Placement, Profile, Result, Usage
 from topics.records.evidence import ENDS
 
@@ -19,7 +20,7 @@ REASONS_MAX = 64
 _CHANCES = [f"{bound:g}" for bound in m.CHANCES]
 
 ProfileOf = Callable[[Effect], Profile | None]
-Counts = defaultdict[tuple[m.Metric | str, ...], float]
+Counts = defaultdict[tuple[Metric | str, ...], float]
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from streams.metrics import METRICS
 from streams.metrics import registry as m
 from streams.metrics.gauges import hold_gauges
 from streams.metrics.instruments import Names
+from streams.metrics.metric import Metric
 from topics import Envelope, Response, Usage
 
 ROOT = Path(__file__).parents[3]
@@ -257,7 +258,7 @@ def test_the_document_of_metrics_has_the_catalogue() -> None:
     assert rows == [row_of(metric) for metric in METRICS]
 
 
-def row_of(metric: m.Metric) -> str:
+def row_of(metric: Metric) -> str:
     labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
     what = f"`{metric.name}` | {metric.kind} | {metric.unit} | {labels} | {metric.told_by}"
     return f"| {what} | {metric.text} |"
