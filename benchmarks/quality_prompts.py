@@ -3,6 +3,7 @@
 import random
 from typing import Any, NamedTuple
 
+COUNT_MAX = 300
 _GOODS = ("kettle", "lamp", "bicycle", "phone", "jacket", "camera", "chair", "printer", "tent")
 _SHOPS = ("arrived", "was delivered", "came", "was sent", "got here")
 _WORDS = (
@@ -80,7 +81,7 @@ class Prompt(NamedTuple):
 
 
 def prompts(count: int) -> list[Prompt]:
-    """Return so many prompts of each kind, all different, the same on each call."""
+    """Return so many prompts of each kind, at most COUNT_MAX, all different, always the same."""
     draw = random.Random(20)
     labels = [
         f"The {good} {shop} {words}.{tail}"
@@ -94,8 +95,8 @@ def prompts(count: int) -> list[Prompt]:
     ]
     return [
         Prompt("labels", f"{_LABELLED}Review: {text}\nSentiment:", 3)
-        for text in draw.sample(labels, count)
+        for text in draw.sample(labels, COUNT_MAX)[:count]
     ] + [
         Prompt("greedy", f"{_ANSWERED}Question: {text}\nAnswer:", 12)
-        for text in draw.sample(questions, count)
+        for text in draw.sample(questions, COUNT_MAX)[:count]
     ]

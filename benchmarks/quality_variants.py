@@ -1,9 +1,12 @@
-"""Make variants of one small model for the quality watch: q8_0, q4_0, and one that is broken.
+"""Make variants of one small model for the quality watch: a reference, and one that is broken.
 
-The registries have this model at one quantization (Q4_K_M). Its weights are taken back to 32 bits
-and quantized anew: to 8 bits the reference, to 4 the sound variant. The broken one has 4 bits too,
-and in one of five hundred blocks of 32 weights the scale has the wrong sign, as after a faulty
-conversion.
+    python -m benchmarks.quality_variants FOLDER
+
+The package has this model at one quantization, Q4_K_M, which is the sound variant. Its weights are
+taken back to 32 bits and quantized anew: to 8 bits (Q8_0) they are the reference, which so is as
+near to the sound variant as rounding and kernels let it be. The broken one is quantized to 4 bits a
+second time, by the simplest way (Q4_0), and in one of five hundred blocks of 32 weights the scale
+has the wrong sign, as after a faulty conversion.
 """
 
 import os
@@ -30,11 +33,11 @@ def make_variants(folder: Path) -> dict[str, Path]:
     """Return the file of each variant, made where it is missing.
 
     Args:
-        folder: for the files, some 750 MB.
+        folder: for the files, some 500 MB.
     """
     source = packaged_model(os.getpid())
     folder.mkdir(parents=True, exist_ok=True)
-    made = {name: folder / f"gemma-3-270m-{name}.gguf" for name in ("q8", "q4", "broken")}
+    made = {name: folder / f"gemma-3-270m-{name}.gguf" for name in ("q8", "broken")}
     for name, path in made.items():
         if not path.exists():
             half = path.with_suffix(".half")
@@ -84,3 +87,7 @@ def _spoil(data: "np.ndarray[Any, Any]", random: "np.random.Generator") -> None:
     blocks = data.reshape(-1, _BLOCK_BYTES)
     chosen = random.random(len(blocks)) < 1 / SPOILED_ONE_IN
     blocks[chosen, 1] ^= 0x80
+
+
+if __name__ == "__main__":
+    make_variants(Path(sys.argv[1]))
