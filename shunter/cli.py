@@ -4,9 +4,10 @@ import gc
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from importlib.metadata import version
 from traceback import format_exception
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -89,6 +90,8 @@ def load(name: str) -> Any:
     gc.freeze()
     gc.enable()
     if isinstance(command, typer.Typer):
+        # Else "[env: NAME]" is taken for markup, and left out.
+        command.rich_markup_mode = app.rich_markup_mode
         return typer.main.get_command(command)
     alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
     alone.command(name)(command)
@@ -105,9 +108,22 @@ app = typer.Typer(
 )
 
 
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"shunter {version('shunter')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _shunter() -> None:
-    """Take no options: there are commands only."""
+def _shunter(
+    _is_asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None:
+    """Print the version, if that is asked for; all else is a command's."""
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Shared parts of all commands: settings from flags, consoles, error messages."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,6 +99,25 @@ def settings_from(**flags: Any) -> Settings:
             for p in error.errors(include_url=False)
         ]
         raise UserError("\n".join(problems)) from error
+
+
+def read_input(file: Path) -> bytes:
+    """Return the content of a file that the user named; - is standard input.
+
+    Raises:
+        OSError: there is none, or it can't be read.
+    """
+    return sys.stdin.buffer.read() if is_standard_input(file) else file.read_bytes()
+
+
+def is_standard_input(file: Path) -> bool:
+    """Tell whether a name that the user gave means standard input."""
+    return str(file) == "-"
+
+
+def named(file: Path) -> str:
+    """Return what messages call a file that the user named."""
+    return "standard input" if is_standard_input(file) else str(file)
 
 
 def complain(message: str) -> None:

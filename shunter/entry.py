@@ -18,7 +18,9 @@ def main() -> None:
     settings may take a minute on a busy machine. Servers install their own handlers later, before
     they join a group; other commands that do so replace these handlers too.
     """
-    if sys.argv[1:] and sys.argv[1] in SERVING:
+    words = sys.argv[1:]
+    is_once = words[:1] == ["ledger"] and "--follow" not in words
+    if words and words[0] in SERVING and not is_once:
         signal.signal(signal.SIGTERM, _end_well)
         signal.signal(signal.SIGINT, _end_well)
     elif os.getpid() == 1:

@@ -200,24 +200,26 @@ def live_view(options: Options, statuses: Iterable[PoolStatus]) -> FleetView:
     return view
 
 
+def idle_reports(options: Options, now: float) -> list[PoolStatus]:
+    """Return a heartbeat of one idle worker for each pool of a fleet."""
+    return [
+        PoolStatus(
+            pool=pool,
+            instance="assumed",
+            at=now,
+            state="up",
+            interval_s=60.0,
+            device=choices[0].device,
+            region=choices[0].region,
+            slots=sum(o.max_batch * o.replicas for o in choices),
+            running=0,
+            queued=0,
+            backlog_s=0.0,
+        )
+        for pool, choices in options.by_pool.items()
+    ]
+
+
 def idle_view(options: Options, now: float) -> FleetView:
     """Return the view of a fleet whose pools are all live and idle."""
-    return live_view(
-        options,
-        (
-            PoolStatus(
-                pool=pool,
-                instance="assumed",
-                at=now,
-                state="up",
-                interval_s=60.0,
-                device=choices[0].device,
-                region=choices[0].region,
-                slots=sum(o.max_batch * o.replicas for o in choices),
-                running=0,
-                queued=0,
-                backlog_s=0.0,
-            )
-            for pool, choices in options.by_pool.items()
-        ),
-    )
+    return live_view(options, idle_reports(options, now))

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from shunter.client.submit import producer_of
-from shunter.console import UserError
+from shunter.console import UserError, named, read_input
 from shunter.logs.reading import TrailRow, read_all
 from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, Evidence, Salt, Settings, TextDigest, decode
@@ -22,11 +22,11 @@ def read_text(path: Path) -> Any:
         UserError: there is none.
     """
     try:
-        return orjson.loads(path.read_bytes())
+        return orjson.loads(read_input(path))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{named(path)}: {error.strerror}") from error
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{named(path)} is no JSON: {error}") from error
 
 
 async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -> list[str]:

@@ -23,7 +23,9 @@ from shunter.console import (
     Prefix,
     UserError,
     err,
+    named,
     out,
+    read_input,
     settings_from,
 )
 from shunter.logs.reading import TrailRow
@@ -152,7 +154,12 @@ def proof(
 
 @audit.command("verify-proof")
 def verify_proof(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="As `shunter audit proof` writes.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="As `shunter audit proof` writes; - is standard input."
+        ),
+    ],
     keys: KeysFile = None,
 ) -> None:
     """Check a proof; no broker and no archive is asked.
@@ -162,12 +169,12 @@ def verify_proof(
     Example: shunter audit verify-proof proof.json --keys keys.json
     """
     try:
-        document = orjson.loads(file.read_bytes())
+        document = orjson.loads(read_input(file))
         lines = check_proof(document, None if keys is None else load_keyring(keys))
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
+        raise UserError(f"{named(file)}: {error.strerror}") from error
     except (ProofError, orjson.JSONDecodeError) as error:
-        raise UserError(f"{file} proves nothing: {error}") from error
+        raise UserError(f"{named(file)} proves nothing: {error}") from error
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
     if keys is None:
@@ -177,7 +184,12 @@ def verify_proof(
 @audit.command()
 def match(
     request_id: RequestId,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON: a body, or a request line.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON: a body, or a request line; - is standard input."
+        ),
+    ],
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -195,7 +207,7 @@ def match(
     for line in found:
         out.print(line, highlight=False)
     if not found:
-        note(f"{file} is neither the body of {request_id} nor that of its answer")
+        note(f"{named(file)} is neither the body of {request_id} nor that of its answer")
         raise typer.Exit(1)
 
 

@@ -26,7 +26,9 @@ CatalogueFile = Annotated[
 
 @hardware.command()
 def predict(
-    file: Annotated[Path, typer.Argument(help="A CSV file, one configuration a row.")],
+    file: Annotated[
+        Path, typer.Argument(help="A CSV file, one configuration a row; - is standard input.")
+    ],
     catalogue: CatalogueFile = None,
     as_json: AsJson = False,
 ) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
@@ -18,13 +17,17 @@ from streams.usage_report.projection import as_json as rows_as_json
 from streams.usage_report.projection import window_of
 from topics import Catalogue
 from topics.admin.provisioning import partition_counts
+from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 from topics.terminal_text import visible_line
 
 
 def ledger(
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Serve what comes from now on, instead of reading.")
+    ] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Read the evidence and end, instead of serving.")
+        bool, typer.Option("--exact", help="What is done without --follow.", hidden=True)
     ] = False,
     start: Annotated[
         str | None, typer.Option("--from", help="First day or time, ISO 8601, UTC if it says none.")
@@ -39,19 +42,21 @@ def ledger(
 ) -> None:
     """Tell per class, interactive apart from background, what was asked, served, paid and missed.
 
-    Without --exact it follows the evidence from now on, and serves the windows of the last hour
-    (60 of them) as JSON at http://127.0.0.1:6067/ledger: a view that may lose a record. With it the
-    evidence is read once, from Kafka or an archive.
+    The evidence is read once, from Kafka or an archive. With --follow the command reads on from
+    now, and serves the windows of the last hour (60 of them) as JSON at
+    http://127.0.0.1:6067/ledger until it is stopped: a view that may lose a record.
 
-    Example: shunter ledger --exact --from 2026-11-24 --window 3600
+    Example: shunter ledger --from 2026-11-24 --window 3600
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    if exact:
+    if exact and follow:
+        raise UserError("--exact reads what is there, --follow what comes: give one of them")
+    if not follow:
         found = exact_rows(open_trail(archive, settings), start, end, window_s)
         _show(found, as_json=as_json, window_s=window_s)
         return
     if start or end or archive or as_json:
-        raise UserError("--from, --to, --archive and --json are of --exact; add it")
+        raise UserError("--from, --to, --archive and --json don't go with --follow")
     evidence = Catalogue(settings).evidence
     # Faust alone would wait for ever for a missing broker or topic.
     partitions = run(partition_counts(settings, [evidence]))[evidence]
@@ -91,7 +96,7 @@ def _show(rows: dict[tuple[float, Line], UsageRow], window_s: float, *, as_json:
         typer.echo(orjson.dumps({"window_s": window_s, "rows": figures}).decode())
         return
     for row in figures:
-        heading = f"{_minute(row['from'])}  {row['lane']} {row['task']}"
+        heading = f"{iso_time(row['from'])}  {row['lane']} {row['task']}"
         for line in (heading, *(f"    {told}" for told in _told(row))):
             out.print(visible_line(line), highlight=False)
 
@@ -120,7 +125,3 @@ def _counts(counts: dict[str, int]) -> str:
 def _spread(values: dict[str, float | None]) -> str:
     middle, top = values["p50"], values["p99"]
     return "-" if middle is None or top is None else f"{middle:.3g}/{top:.3g}"
-
-
-def _minute(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")

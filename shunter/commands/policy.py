@@ -15,33 +15,39 @@ from policies import (
     Tagged,
     UnservableError,
     compile_options,
-    decide,
     decided_tags,
-    idle_view,
-    inputs_of,
     review,
-    situation,
     tag,
 )
+from policies.fleet_state.view import idle_reports
 from policies.scoring.reasons import reasons
 from policies.scoring.situation import Situation
+from shunter.client.kafka import run
 from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
 from shunter.commands.policy_shadow import shadow
 from shunter.console import (
     AsJson,
+    Bootstrap,
     FleetFile,
     PolicyFile,
+    Prefix,
     UserError,
+    named,
     out,
+    read_input,
     settings_from,
     wide_out,
 )
+from shunter.logs.heartbeats import read_heartbeats
+from shunter.logs.policies import declarations_in_force
 from shunter.render.story import story
-from streams.config.declarations import load_fleet, load_policy
+from shunter.what_if import Otherwise, fallbacks, limits, situation_of
+from streams.config.declarations import Declarations, load_fleet, load_policy
 from streams.config.token_counting import load_token_counter
 from topics import BadRecordError, Evidence, Placement, Source, parse_request
 from topics.records.evidence import Step
+from topics.terminal_text import visible_line
 
 _STEPS: dict[str, Step] = {
     "place": "placed",
@@ -93,38 +99,47 @@ def check(fleet: FleetFile = None, policy: PolicyFile = None, as_json: AsJson = 
 
 @policy.command()
 def explain(
-    request: Annotated[Path, typer.Argument(help="A file with one request as JSON.")],
+    request: Annotated[
+        Path, typer.Argument(help="A file with one request as JSON; - is standard input.")
+    ],
     fleet: FleetFile = None,
     policy: PolicyFile = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="POOL", help="As if this pool were unavailable."),
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="With what is in force, and the pools as they are at present."),
+    ] = False,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the whole decision on a request, with every pool alive and idle.
+    """Show the whole decision on a request, and what else may become of it.
 
-    Example: shunter policy explain request.json
+    Every pool counts as alive and idle, unless --live, which asks Kafka and changes nothing there.
+    What else may happen: where the request goes as pools become unavailable, and what may reject
+    or end it. Which pools have served its session, and how many requests of its kind come at
+    present, are known to routers alone.
+
+    Example: shunter policy explain request.json --without premium-us
     """
-    settings = settings_from(fleet=fleet, policy=policy)
-    fleet_read = load_fleet(settings.fleet)
-    options, checked_policy = compile_options(fleet_read), load_policy(settings.policy)
-    now = time.time()
-    bare = situation(options, checked_policy)
-    idle = Situation(options, checked_policy, idle_view(options, now), bare.arrivals)
-    try:
-        parsed = parse_request(request.read_bytes(), bytes_max=settings.request_bytes_max)
-        tagged = tag(
-            parsed,
-            checked_policy,
-            received_at=now,
-            now=now,
-            ingest_partition=0,
-            count=load_token_counter(fleet_read).of(parsed),
-        )
-    except OSError as error:
-        raise UserError(f"{request}: {error.strerror}") from error
-    except (BadRecordError, UnservableError) as error:
-        raise UserError(f"{request}: {error.message}") from error
-    inputs = inputs_of(tagged.profile, idle, now)
-    decision = decide(tagged.profile, inputs, options, checked_policy, now)
-    evidence = _evidence(tagged, decision, idle, str(request), now)
+    settings = settings_from(
+        bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, fleet=fleet, policy=policy
+    )
+    declared = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
+    if live:
+        declared = run(declarations_in_force(settings, declared))
+    checked_policy = declared.policy
+    options, now = compile_options(declared.fleet), time.time()
+    reports = run(read_heartbeats(settings, now)) if live else idle_reports(options, now)
+    gone = _known_pools(options, without or [])
+    here = situation_of(options, checked_policy, reports, gone)
+    tagged = _tagged(request, declared, settings.request_bytes_max, now)
+    first, *others = fallbacks(tagged.profile, options, checked_policy, reports, gone, now)
+    decision = first.decision
+    evidence = _evidence(tagged, decision, here, named(request), now)
     if as_json:
         shown = {
             "action": decision.action,
@@ -132,8 +147,8 @@ def explain(
             "message": decision.message,
             "tags": evidence.tags,
             "candidates": [
-                asdict(candidate) | {"reason": reason}
-                for candidate, reason in zip(evidence.candidates, reasons(evidence), strict=True)
+                asdict(each) | {"reason": reason}
+                for each, reason in zip(evidence.candidates, reasons(evidence), strict=True)
             ],
             "promised": decision.promised,
             "group": decision.group,
@@ -141,13 +156,70 @@ def explain(
             "policy_version": evidence.policy_version,
             "fleet_version": evidence.fleet_version,
             "assumed_pools": _assumed(options),
+            "otherwise": [_otherwise(each) for each in others],
+            "limits": limits(tagged.profile, checked_policy),
         }
         typer.echo(orjson.dumps(shown).decode())
         return
     wide_out().print(story([evidence]))
+    wide_out().print("what else may become of it:")
+    for line in [*map(_in_words, others), *limits(tagged.profile, checked_policy)]:
+        wide_out().print(f"  {visible_line(line)}", highlight=False, soft_wrap=True)
     if assumed := _assumed(options):
         told = ", ".join(assumed)
         wide_out().print(f"assumed, since no servers on such devices were measured: {told}")
+
+
+def _tagged(request: Path, declared: Declarations, bytes_max: int, now: float) -> Tagged:
+    try:
+        parsed = parse_request(read_input(request), bytes_max=bytes_max)
+        return tag(
+            parsed,
+            declared.policy,
+            received_at=now,
+            now=now,
+            ingest_partition=0,
+            count=load_token_counter(declared.fleet).of(parsed),
+        )
+    except OSError as error:
+        raise UserError(f"{named(request)}: {error.strerror}") from error
+    except (BadRecordError, UnservableError) as error:
+        raise UserError(f"{named(request)}: {error.message}") from error
+
+
+def _known_pools(options: Options, named_pools: list[str]) -> list[str]:
+    for name in named_pools:
+        if name not in options.by_pool:
+            raise UserError(f"--without {name!r}: the fleet has {', '.join(options.by_pool)}")
+    return named_pools
+
+
+def _otherwise(found: Otherwise) -> dict[str, Any]:
+    decision = found.decision
+    is_served = decision.promised is not None
+    return {
+        "without": found.without,
+        "action": decision.action,
+        "reason": decision.reason,
+        "pool": decision.candidates[0].pool if is_served else None,
+        "model_variant": decision.candidates[0].model_variant if is_served else None,
+        "promised": decision.promised,
+    }
+
+
+def _in_words(found: Otherwise) -> str:
+    """Return one line for people."""
+    decision, promised = found.decision, found.decision.promised
+    gone = ", ".join(found.without)
+    if promised is None:
+        held = "held until a pool that may serve it is alive"
+        return f"without {gone}: {held if decision.action == 'hold' else decision.message}"
+    best = decision.candidates[0]
+    done = "held for a batch at" if decision.action == "hold" else "placed at"
+    return (
+        f"without {gone}: {done} {best.pool} ({best.model_variant}), {decision.reason},"
+        f" ${promised.cost_usd:.7f}, chance {promised.chance or 0.0:.0%}"
+    )
 
 
 def _assumed(options: Options) -> list[str]:

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +23,7 @@ from streams.config.declarations import (
 from topics import Catalogue, Declared, PolicyChange, PolicyEntry, PolicyLog, Settings, encode
 from topics.admin import provisioning as administration
 from topics.admin.topic_report import PARTITIONS, CatalogueReport
+from topics.iso_time import iso_time
 from topics.records.policy_change import ChangeAction, DeclaredKind
 
 By = Annotated[
@@ -130,10 +130,10 @@ def history(
         typer.echo(orjson.dumps(said.changes).decode())
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("change", "at (UTC)", "action", "policy", "fleet", "shadow", "by"):
+    for heading in ("change", "at", "action", "policy", "fleet", "shadow", "by"):
         table.add_column(heading, overflow="fold")
     for change in said.changes:
-        at = datetime.fromtimestamp(change.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        at = iso_time(change.at)
         table.add_row(
             *(str(change.number), at, change.action),
             *(change.policy or "own file", change.fleet or "own file", change.shadow or ""),

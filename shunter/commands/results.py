@@ -22,10 +22,13 @@ HEADINGS = ("id", "status", "pool", "variant", "path", "s", "$")
 
 
 def results(
+    request_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Show the result of this request alone.")
+    ] = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
     request: Annotated[
-        str | None, typer.Option("--request", metavar="ID", help="Show the result of one request.")
+        str | None, typer.Option("--request", metavar="ID", help="The same as ID.", hidden=True)
     ] = None,
     from_beginning: Annotated[
         bool, typer.Option("--from-beginning", help="Begin with the oldest result there is.")
@@ -34,14 +37,15 @@ def results(
 ) -> None:
     """Follow results as they appear, one a line, until Ctrl-C; or show that of one request.
 
-    With --json each line is the result as it was published. With --request the exit code is 1
-    when there is none.
+    With --json each line is the result as it was published. With an ID the exit code is 1 when
+    there is none.
 
-    Example: shunter results --request request-1
+    Example: shunter results request-1
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    if request is not None:
-        _show_one(settings, request, as_json=as_json)
+    wanted = request_id if request_id is not None else request
+    if wanted is not None:
+        _show_one(settings, wanted, as_json=as_json)
         return
     with contextlib.suppress(KeyboardInterrupt):
         run(_follow(settings, from_beginning=from_beginning, as_json=as_json))

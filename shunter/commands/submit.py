@@ -17,7 +17,17 @@ from shunter.client.kafka import note, run, tail
 from shunter.client.request_lines import Checked, check_lines, good_lines
 from shunter.client.spans import submit_spans
 from shunter.client.submit import SubmitTally, follow, publish
-from shunter.console import AsJson, Bootstrap, Prefix, UserError, err, out, settings_from
+from shunter.console import (
+    AsJson,
+    Bootstrap,
+    Prefix,
+    UserError,
+    err,
+    is_standard_input,
+    named,
+    out,
+    settings_from,
+)
 from streams.engine.clock import SystemClock
 from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
@@ -97,11 +107,11 @@ def submit(
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[tuple[BinaryIO, str]]:
     """Give the lines, which are read twice: once to check all, once to publish."""
-    if str(file) == "-":
+    if is_standard_input(file):
         with tempfile.SpooledTemporaryFile(max_size=STDIN_MEMORY_BYTES_MAX) as spool:
             shutil.copyfileobj(sys.stdin.buffer, spool)
             spool.seek(0)
-            yield cast("BinaryIO", spool), "standard input"
+            yield cast("BinaryIO", spool), named(file)
         return
     try:
         lines = file.open("rb")

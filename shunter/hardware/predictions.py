@@ -1,6 +1,7 @@
 """Configurations of a CSV file, and the latencies that the hardware model predicts for them."""
 
 import csv
+import io
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from policies.config.rooflines import roofline_of
 from policies.config.schema import did_you_mean
 from policies.config.serving import KVPrecision
 from policies.hardware.closed_loop import Means, closed_loop
+from shunter.console import named, read_input
 
 REQUIRED = (
     "device",
@@ -72,19 +74,20 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         UnreadableError: there is no such file, it is no CSV, or it lacks a column.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_input(path).decode("utf-8-sig"), newline="") as file:
             reader = csv.DictReader(file)
             missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
             if missing:
                 raise UnreadableError(
-                    f"{path}: has no column {', '.join(missing)}: the first line names the columns"
+                    f"{named(path)}: has no column {', '.join(missing)}:"
+                    " the first line names the columns"
                 )
             return [
                 {name: value or "" for name, value in row.items() if isinstance(name, str)}
                 for row in reader
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableError(f"{path}: can't be read as CSV: {error}") from error
+        raise UnreadableError(f"{named(path)}: can't be read as CSV: {error}") from error
 
 
 def predictions(

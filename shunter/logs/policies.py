@@ -9,6 +9,7 @@ from shunter.client.kafka import note
 from shunter.client.submit import ACKNOWLEDGED_S_MAX, producer_of
 from shunter.console import UserError
 from shunter.logs.reading import place_of, read_all
+from streams.config.declarations import Declarations, declared_by
 from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, PolicyEntry, PolicyLog, Settings, encode, entry_key
 from topics.admin.provisioning import partition_counts
@@ -29,6 +30,17 @@ async def read_policy_log(settings: Settings) -> PolicyLog:
         except BadRecordError as error:
             note(f"{place_of(record)} is left out: {error.message}")
     return said
+
+
+async def declarations_in_force(settings: Settings, own: Declarations) -> Declarations:
+    """Return what routers that were started with ``own`` decide by.
+
+    Raises:
+        AdminError: Kafka can't be reached, or the topic is missing.
+        DeclarationError: what was applied can't be read here.
+    """
+    said = await read_policy_log(settings)
+    return own if said.current is None else declared_by(said, said.current, own)
 
 
 async def publish_entries(settings: Settings, entries: Sequence[PolicyEntry]) -> None:

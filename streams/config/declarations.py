@@ -1,5 +1,6 @@
 """Declarations of fleet and policy: files read at start, and texts on the policies topic."""
 
+import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -109,6 +110,8 @@ def _read(path: Path | None, default: str) -> tuple[str, str]:
     if path is None:
         return packaged(default), f"packaged {default}"
     try:
+        if str(path) == "-":
+            return sys.stdin.read(), "standard input"
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DeclarationError([Problem(str(path), "", "", f"can't be read: {error}")]) from error

@@ -10,7 +10,9 @@ import asyncio
 import logging
 import math
 import random
+from collections import defaultdict
 from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from itertools import count
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -49,6 +51,10 @@ _QUICK = (MetadataRequest, FindCoordinatorRequest, HeartbeatRequest)
 _create_conn = aiokafka_client.create_conn
 _failed_at: dict[tuple[str, int], float] = {}
 """The time of a broker's last failure to answer, by host and port, by the event loop's clock."""
+_lost: set[tuple[str, int]] = set()
+"""The brokers that the others no longer name, by host and port."""
+_connecting: defaultdict[tuple[str, int], set[asyncio.Timeout]] = defaultdict(set)
+"""The limits of the connections that are being opened, by the broker's host and port."""
 _numbers = count()
 _clients: "WeakValueDictionary[int, _Client]" = WeakValueDictionary()
 """The clients of this process, by an ascending number."""
@@ -83,12 +89,14 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc]
 class _Client(AIOKafkaClient):  # type: ignore[misc]
     _is_let_go = False
     _known: frozenset[Any] = frozenset()
+    _addresses: frozenset[tuple[str, int]] = frozenset()
     _turns = 0.0
     _turn_at = -math.inf
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._metadata_max_age_ms = WATCH_MS
+        self._locks: defaultdict[Any, asyncio.Lock] = defaultdict(asyncio.Lock)
         _clients[next(_numbers)] = self
 
     async def close(self) -> None:
@@ -97,6 +105,14 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         await super().close()
         for client in self._beside()[:1]:
             client.force_metadata_update()
+
+    @property
+    def _get_conn_lock(self) -> AbstractAsyncContextManager[None]:
+        """No lock: the library's is one for all brokers, and is held while a connection opens.
+
+        One that hangs would keep all from the brokers that are there.
+        """
+        return nullcontext()
 
     @property
     def _cluster(self) -> tuple[Any, Any] | None:
@@ -163,7 +179,12 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
 
     def _look_round(self, cluster_metadata: Any) -> None:
         """Drop brokers that are no longer listed, and notify the other clients of a change."""
-        there = frozenset(broker.nodeId for broker in cluster_metadata.brokers())
+        brokers = cluster_metadata.brokers()
+        there = frozenset(broker.nodeId for broker in brokers)
+        addresses = frozenset((broker.host, broker.port) for broker in brokers)
+        _give_up(self._addresses - addresses)
+        _lost.difference_update(addresses)
+        self._addresses = addresses
         for (node, _), connection in list(self._conns.items()):
             if node not in there:
                 now = asyncio.get_running_loop().time()
@@ -177,6 +198,18 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
                 client.force_metadata_update()
         self._known = there
 
+    def _is_lost(self, node_id: Any) -> bool:
+        """Return whether a broker is gone, although this client may not know that yet.
+
+        By metadata of 5 s ago it may lead a partition; whether it coordinates a group or
+        transactions is asked only when it can't be reached.
+        """
+        broker = self.cluster.broker_metadata(node_id)
+        is_lost = broker is not None and (broker.host, broker.port) in _lost
+        if is_lost:
+            self.force_metadata_update()
+        return is_lost
+
     async def _get_conn(
         self,
         node_id: Any,
@@ -184,16 +217,34 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         group: ConnectionGroup = ConnectionGroup.DEFAULT,
         no_hint: bool = False,
     ) -> AIOKafkaConnection | None:
-        connection = await super()._get_conn(node_id, group=group, no_hint=no_hint)
+        connection = None
+        async with self._locks[node_id, group]:
+            if not self._is_lost(node_id):
+                connection = await super()._get_conn(node_id, group=group, no_hint=no_hint)
         if connection is None:
             await asyncio.sleep(RECONNECT_S)
         return connection
 
 
+def _give_up(addresses: frozenset[tuple[str, int]]) -> None:
+    """Wait no more for brokers that are gone."""
+    _lost.update(addresses)
+    now = asyncio.get_running_loop().time()
+    for address in addresses:
+        for limit in _connecting[address]:
+            # One that is over already can't be changed.
+            if (limit.when() or now) > now:
+                limit.reschedule(now)
+
+
 async def _connect(host: str, port: int, **options: Any) -> AIOKafkaConnection:
     try:
-        async with asyncio.timeout(CONNECT_S_MAX):
-            connection = await _create_conn(host, port, **options)
+        async with asyncio.timeout(CONNECT_S_MAX) as limit:
+            _connecting[host, port].add(limit)
+            try:
+                connection = await _create_conn(host, port, **options)
+            finally:
+                _connecting[host, port].discard(limit)
     except (OSError, KafkaError):
         _failed_at[host, port] = asyncio.get_running_loop().time()
         raise

@@ -8,6 +8,7 @@ import orjson
 
 from policies.scoring.reasons import has_choice, reasons
 from topics import Candidate, Envelope, Evidence, Placement, Shadow, Usage
+from topics.iso_time import iso_time
 
 FIGURES = ("cost $", "TTFT s", "finish s", "chance")
 # Explanations of reason codes whose names alone are unclear.
@@ -96,13 +97,12 @@ def tell(evidence: Sequence[Evidence]) -> Story:
 
 
 def _title(steps: Sequence[Evidence]) -> Facts:
-    began = datetime.fromtimestamp(steps[0].at, UTC)
     return _known(
         ("tenant", _any(step.tenant for step in steps)),
         ("task", _any(step.task for step in steps)),
         ("model", _any(step.model for step in steps)),
         ("trace", _any(step.trace_id for step in steps)),
-        ("first step", f"{began:%Y-%m-%d %H:%M:%S} UTC"),
+        ("first step", iso_time(steps[0].at)),
     )
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # How many windows are kept.
 WINDOWS_KEPT = 60
-NOTE = "live: a view that may lose a record; `shunter ledger --exact` reads the evidence"
+NOTE = "live: a view that may lose a record; `shunter ledger` reads the evidence"
 
 
 class _Reader(driver.AIOKafkaConsumerThread):  # type: ignore[misc]

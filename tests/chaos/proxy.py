@@ -95,6 +95,8 @@ class Proxy:
                 await self._passes.wait()
                 writer.write(chunk)
                 await writer.drain()
+        # What is swallowed is the end of a connection, too.
+        await self._passes.wait()
         self._close(writer)
 
     def _close(self, writer: asyncio.StreamWriter) -> None:

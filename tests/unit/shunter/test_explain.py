@@ -1,18 +1,25 @@
 """`shunter policy explain`: each candidate with its figures and why it is or isn't it."""
 
+import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from client_commands import CANDIDATES, evidence
+import yaml
+from client_commands import CANDIDATES, evidence, producing
 from policy_cases import profile
 from typer.testing import CliRunner
 
+from policies import compile_options
+from policies.fleet_state.view import idle_reports
 from policies.scoring.reasons import has_choice, reasons
 from shunter.cli import app
-from topics import Evidence
+from streams.config.declarations import load_fleet, load_policy
+from topics import Catalogue, Evidence, Settings, encode
+from topics.admin.provisioning import apply
 
 REQUEST = {"id": "r1", "body": {"model": "llama-3.1-8b", "messages": []}}
 
@@ -114,3 +121,81 @@ HELD = evidence()[0]
 def test_the_reasons_of_a_decision_s_candidates(step: Evidence, told: list[str]) -> None:
     assert [*reasons(step)][: len(told)] == told
     assert has_choice(step) == (step.promised is not None)
+
+
+def otherwise(directory: Path, *options: str, **fields: Any) -> list[tuple[str, str | None]]:
+    """What is done, and where, as one pool after another becomes unavailable, from the JSON."""
+    told = json.loads(explained(directory, "--json", *options, **fields))
+    return [(each["action"], each["pool"]) for each in told["otherwise"]]
+
+
+def test_where_it_goes_as_pools_become_unavailable(tmp_path: Path) -> None:
+    told = json.loads(explained(tmp_path, "--json"))
+    best = told["candidates"][0]["pool"]
+    chain = otherwise(tmp_path)
+    assert chain[-1] == ("hold", None)
+    pools = [best, *(pool for _, pool in chain[:-1])]
+    assert sorted(filter(None, pools)) == sorted(
+        each["pool"] for each in told["candidates"] if each["refused"] is None
+    )
+    assert [each["without"] for each in told["otherwise"]] == [
+        pools[: number + 1] for number in range(len(pools))
+    ]
+    # The same, one step on.
+    assert otherwise(tmp_path, "--without", best) == chain[1:]
+    second = json.loads(explained(tmp_path, "--json", "--without", best))
+    assert second["candidates"][0]["pool"] == pools[1]
+    assert f"without {best}: placed at {pools[1]}" in explained(tmp_path)
+
+
+def test_a_pool_that_is_not_in_the_fleet_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(REQUEST))
+    outcome = CliRunner().invoke(app, ["policy", "explain", str(file), "--without", "nowhere"])
+    assert outcome.exit_code == 1
+    assert "--without 'nowhere': the fleet has premium-" in str(outcome.exception)
+
+
+def test_what_may_reject_or_end_it_is_told(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    packaged = yaml.safe_load(Path("policies/defaults/policy.yaml").read_bytes())
+    limited = {"tenants": {"acme": {"rate_per_s": 5, "share": 2}}, "attempts_max": 7}
+    policy.write_text(yaml.safe_dump(packaged | limited))
+    deadline = 4_000_000_000.0
+    text = explained(tmp_path, "--policy", str(policy), tenant="acme", deadline=deadline)
+    assert "beyond 5 requests/s of tenant 'acme', counted over 10 s: rejected" in text
+    assert "more than its share (2)" in text
+    assert "7 attempts in all" in text
+    assert "by 2096-10-02T07:06:40Z: expired" in text
+    assert "tenant 'default' has no rate" in explained(tmp_path, "--policy", str(policy))
+
+
+@pytest.mark.kafka
+async def test_live_goes_by_the_pools_that_report_and_by_what_is_in_force(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    settings = Settings(bootstrap_servers=kafka, topic_prefix=prefix)
+    at = ["--bootstrap-servers", kafka, "--topic-prefix", prefix]
+    fleet = load_fleet(None)
+    await apply(settings, fleet.pools)
+    alive, late = idle_reports(compile_options(fleet), time.time())[:2]
+    async with producing(settings) as producer:
+        for status in (alive, replace(late, at=time.time() - 3600)):
+            key = f"{status.pool}/{status.instance}".encode()
+            topic = Catalogue(settings).pool_status
+            await producer.send_and_wait(topic, encode(status), key=key)
+    policy = tmp_path / "policy.yaml"
+    packaged = yaml.safe_load(Path("policies/defaults/policy.yaml").read_bytes())
+    policy.write_text(yaml.safe_dump(packaged | {"attempts_max": 5}))
+    words = ["policy", "apply", "--policy", str(policy), *at]
+    outcome = await asyncio.to_thread(CliRunner().invoke, app, words)
+    assert outcome.exit_code == 0, outcome.output
+
+    told = json.loads(await asyncio.to_thread(explained, tmp_path, "--live", "--json", *at))
+    reasons_by_pool = {each["pool"]: each["reason"] for each in told["candidates"]}
+    assert [pool for pool, reason in reasons_by_pool.items() if reason == "only_candidate"] == [
+        alive.pool
+    ]
+    assert reasons_by_pool[late.pool] == "pool_unavailable"
+    assert told["policy_version"] == load_policy(policy).version
+    assert any("5 attempts in all" in each for each in told["limits"])

@@ -152,9 +152,9 @@ class TestCommands:
     @pytest.mark.parametrize(
         "words",
         [
-            ("results", "--request", HOSTILE),
+            ("results", HOSTILE),
             ("audit", "show", HOSTILE),
-            ("ledger", "--exact"),
+            ("ledger",),
             ("top", "--once", "--window", "3600"),
         ],
         ids=lambda words: words[0],

@@ -186,3 +186,71 @@ async def test_a_task_that_is_cancelled_as_its_answer_comes_ends() -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+NAMED = [(1, "one", 1), (2, "two", 2)]
+
+
+@pytest.fixture
+def opening(monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[str]:
+    """Connections to ``two`` hang as they open; the hosts to which one was begun."""
+    begun: asyncio.Queue[str] = asyncio.Queue()
+
+    async def create(host: str, _port: int, **_options: Any) -> Connection:
+        begun.put_nowait(host)
+        if host == "two":
+            await asyncio.Event().wait()
+        return Connection()
+
+    monkeypatch.setattr(broker_loss, "_create_conn", create)
+    monkeypatch.setattr(broker_loss, "_failed_at", {})
+    monkeypatch.setattr(broker_loss, "_lost", set())
+    monkeypatch.setattr(broker_loss, "RECONNECT_S", 0.0)
+    broker_loss.client_options(Settings())
+    return begun
+
+
+def named(*brokers: tuple[int, str, int]) -> broker_loss._Client:
+    """Return a client that knows these brokers."""
+    client = broker_loss._Client(bootstrap_servers="one:1")
+    told(client, *brokers)
+    return client
+
+
+def told(client: broker_loss._Client, *brokers: tuple[int, str, int]) -> None:
+    client.cluster.update_metadata(MetadataResponse_v0(list(brokers), []))
+    client._look_round(client.cluster)
+
+
+async def test_a_connection_that_hangs_keeps_nobody_from_another_broker(
+    opening: asyncio.Queue[str],
+) -> None:
+    client = named(*NAMED)
+    hanging = asyncio.create_task(client.ready(2))
+    async with asyncio.timeout(2):
+        assert await opening.get() == "two"
+        assert await client.ready(1)
+    assert not hanging.done()
+    hanging.cancel()
+
+
+async def test_nobody_waits_for_a_broker_that_another_client_knows_is_gone(
+    opening: asyncio.Queue[str],
+) -> None:
+    client, other = named(*NAMED), named(*NAMED)
+    hanging = asyncio.create_task(client.ready(2))
+    assert await opening.get() == "two"
+    told(other, *NAMED[:1])
+    # A third says so while that ends.
+    await asyncio.sleep(0)
+    broker_loss._give_up(frozenset({("two", 2)}))
+    async with asyncio.timeout(2):
+        # What was begun is given up, and nothing is begun anew, though the client names it still.
+        assert not await hanging
+        assert not await client.ready(2)
+        assert opening.empty()
+        # It is back.
+        told(other, *NAMED)
+        again = asyncio.create_task(client.ready(2))
+        assert await opening.get() == "two"
+    again.cancel()

@@ -171,9 +171,9 @@ def test_the_exact_ledger_is_told_to_people(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "open_trail", lambda *_: Trail(RECORDS))
-    outcome = CliRunner().invoke(app, ["ledger", "--exact"])
+    outcome = CliRunner().invoke(app, ["ledger"])
     told = capsys.readouterr().out + outcome.output
-    assert "2027-01-15 08:00 UTC  interactive chat" in told
+    assert "2027-01-15T08:00:00Z  interactive chat" in told
     assert "3 ended: completed 1, failed 1, expired 1; 33.3% retried" in told
     assert "without an answer: deadline_passed 1, timeout 1" in told
     assert "at premium-eu 1; yard-fp8 1" in told
@@ -224,5 +224,5 @@ def test_two_sketches_add_up_whatever_they_counted() -> None:
 
 
 def test_a_user_who_wants_a_span_of_the_live_ledger_is_told() -> None:
-    outcome = CliRunner().invoke(app, ["ledger", "--json"])
-    assert "add it" in str(outcome.exception)
+    outcome = CliRunner().invoke(app, ["ledger", "--follow", "--json"])
+    assert "don't go with --follow" in str(outcome.exception)

@@ -248,7 +248,7 @@ class TestTheWholeSystemWithTheseRights:
         port, log = free_port(), tmp_path / "ledger.txt"
         with log.open("wb") as file:
             process = subprocess.Popen(  # noqa: ASYNC220  starts at once
-                [sys.executable, "-m", "shunter", "ledger", "--port", str(port)],
+                [sys.executable, "-m", "shunter", "ledger", "--follow", "--port", str(port)],
                 cwd=ROOT,
                 env=os.environ | {"SHUNTER_TOPIC_PREFIX": PREFIX} | secured.env(user("auditor")),
                 stderr=file,

@@ -1,0 +1,72 @@
+"""What else may become of a request: where it goes when pools are gone, and what refuses it."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from policies import Decision, Options, decide, inputs_of, situation
+from policies.config.policy import Policy
+from policies.fleet_state.view import live_view
+from policies.placement.admission import WINDOW_S
+from policies.scoring.situation import Situation
+from topics import PoolStatus, Profile
+from topics.iso_time import iso_time
+
+
+class Otherwise(NamedTuple):
+    """The decision on a request while some pools are unavailable."""
+
+    without: tuple[str, ...]
+    decision: Decision
+
+
+def situation_of(
+    options: Options, policy: Policy, reports: Sequence[PoolStatus], gone: Collection[str]
+) -> Situation:
+    """Return the situation that heartbeats tell of, without those of the pools that are gone."""
+    view = live_view(options, (report for report in reports if report.pool not in gone))
+    return Situation(options, policy, view, situation(options, policy).arrivals)
+
+
+def fallbacks(
+    profile: Profile,
+    options: Options,
+    policy: Policy,
+    reports: Sequence[PoolStatus],
+    without: Sequence[str],
+    now: float,
+) -> Iterator[Otherwise]:
+    """Yield the decision as the best pool of the last one becomes unavailable, one after another.
+
+    The first is the decision as things are; the last finds no pool.
+    """
+    gone = list(without)
+    while True:
+        here = situation_of(options, policy, reports, gone)
+        decision = decide(profile, inputs_of(profile, here, now), options, policy, now)
+        yield Otherwise(tuple(gone), decision)
+        if decision.promised is None:
+            return
+        gone.append(decision.candidates[0].pool)
+
+
+def limits(profile: Profile, policy: Policy) -> list[str]:
+    """Return what may refuse or end a request besides the pools, a sentence each."""
+    told, tenant = [], policy.limits_of(profile.tenant)
+    if tenant.rate_per_s is None:
+        told.append(f"tenant {profile.tenant!r} has no rate: none is rejected as rate_limited")
+    else:
+        told.append(
+            f"beyond {tenant.rate_per_s:g} requests/s of tenant {profile.tenant!r}, counted over"
+            f" {max(WINDOW_S, 1 / tenant.rate_per_s):g} s: rejected as rate_limited"
+        )
+    told.append(
+        "where only other work keeps each pool from serving it in time, and the tenant has had"
+        f" more than its share ({tenant.share:g}) lately: rejected as over_share"
+    )
+    told.append(
+        f"where a pool fails: tried at another, {policy.attempts_max} attempts in all, then failed"
+    )
+    told.append(
+        f"where it has not begun by {iso_time(profile.deadline)}: expired as deadline_passed"
+    )
+    return told

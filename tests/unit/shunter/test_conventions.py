@@ -1,0 +1,78 @@
+"""What all commands have in common: help that names variables, - for standard input, a version."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from shunter.cli import COMMANDS, app, load
+from topics import Settings
+
+REQUEST = {"id": "r1", "body": {"model": "llama-3.1-8b", "messages": []}}
+# The demo has a Kafka of its own; what reads an archive is not told of the one that is written.
+OWN = {
+    *(("demo", name) for name in ("bootstrap_servers", "topic_prefix")),
+    # These are what is to be in force, not what is.
+    *(("policy apply", name) for name in ("policy", "fleet")),
+}
+
+
+def leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield name, command
+    else:
+        for each in inner:
+            yield from leaves(f"{name} {each}", inner[each])
+
+
+ALL = [leaf for name in COMMANDS for leaf in leaves(name, load(name))]
+
+
+def invoke(*words: str, given: str | None = None) -> str:
+    outcome = CliRunner().invoke(app, [*words], input=given, env={"COLUMNS": "300"})
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.stdout
+
+
+@pytest.mark.parametrize(("name", "command"), ALL, ids=[name for name, _ in ALL])
+def test_help_names_the_variable_of_each_option(name: str, command: Any) -> None:
+    shown = " ".join(invoke(*name.split(), "--help").split())
+    for option in command.params:
+        found = re.findall(r"env: (SHUNTER_\w+)", getattr(option, "help", None) or "")
+        assert all(variable in shown for variable in found)
+        is_setting = option.name in Settings.model_fields and option.name != "archive"
+        assert found or not is_setting or (name, option.name) in OWN
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert invoke("--version") == f"shunter {project['version']}\n"
+
+
+def test_a_request_is_read_from_standard_input() -> None:
+    told = json.loads(invoke("policy", "explain", "-", "--json", given=json.dumps(REQUEST)))
+    assert told["action"] == "place"
+
+
+def test_what_is_wrong_with_standard_input_is_said_of_it() -> None:
+    outcome = CliRunner().invoke(app, ["policy", "explain", "-"], input="no JSON")
+    assert outcome.exit_code == 1
+    assert "standard input: " in str(outcome.exception)
+
+
+def test_a_policy_and_configurations_are_read_from_standard_input() -> None:
+    policy = Path("policies/defaults/policy.yaml").read_text(encoding="utf-8")
+    packaged = json.loads(invoke("policy", "check", "--json"))
+    assert (
+        json.loads(invoke("policy", "check", "--policy", "-", "--json", given=policy)) == packaged
+    )
+    row = "h100,llama-3.1-8b,fp8,1,512,64,4\n"
+    columns = "device,model,precision,tensor_parallel,input_tokens,output_tokens,concurrency\n"
+    (found,) = json.loads(invoke("hardware", "predict", "-", "--json", given=columns + row))["rows"]
+    assert "error" not in found, found
