@@ -48,6 +48,7 @@ from topics import (
     Catalogue,
     Envelope,
     Evidence,
+    InferenceRequest,
     KeyEntry,
     Placement,
     Settings,
@@ -133,6 +134,37 @@ def new_signer() -> Signer:
     return Signer(CATALOGUE, load_signing_key(None), "router/router-0", clock, digests)
 
 
+def asked() -> InferenceRequest:
+    """Return the request of the decision, with what clients set beside the body."""
+    body = {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": "Which track?"}]}
+    fields = {
+        "id": "request-0000000",
+        "task": "summarization",
+        "tenant": "default",
+        "deadline": NOW + 600.0,
+        "constraints": {"regions": ["eu-west"], "max_cost_usd": 0.01},
+        "body": body,
+    }
+    return parse_request(orjson.dumps(fields), bytes_max=10_000)
+
+
+def digests() -> list[tuple[str, str]]:
+    """Measure the digests of a request, and what they add to its decision."""
+    request, made = asked(), Digests(CATALOGUE, None, os.urandom)
+    placed, _ = samples()
+    found = made.of_request(request)
+    body = None if found is None else replace(found, whole=None)
+    sizes = [len(evidence_bytes(replace(placed, request_digest=each))) for each in (body, found)]
+    body_us = per_record_us(partial(made.digest, "default", request.body), 1, 5000)
+    whole_us = per_record_us(partial(made.of_request, request), 1, 5000)
+    return [
+        ("decision with a digest of the body, bytes", f"{sizes[0]:,}"),
+        ("decision with that of the whole request besides, bytes", f"{sizes[1]:,}"),
+        ("digest of a body", us(body_us)),
+        ("digests of a body and of the whole request of 7 parts", us(whole_us)),
+    ]
+
+
 def per_record_us(work: Callable[[], object], records: int, times: int) -> float:
     """Return the time per record of the best of several runs, since the machine is shared."""
     runs = []
@@ -162,7 +194,7 @@ def write() -> list[tuple[str, str]]:
             seal = partial(signer.seal, CHAIN, None, [Effect(None, records)])
             took_us = per_record_us(seal, count, 20_000 // count)
             rows.append((f"{name}: hashed and signed, {count} in a transaction", us(took_us)))
-    return rows
+    return rows + digests()
 
 
 def us(value: float) -> str:
@@ -174,8 +206,8 @@ def verify(records: int, directory: Path) -> list[tuple[str, str]]:
     """Measure verification of an archive of this many records: half decisions, half ends."""
     archive, signer = Archive(str(directory)), new_signer()
     home = Partition(CATALOGUE.evidence, 0)
-    published = signer.publish()
-    keys = [_record(home, 0, b"key", encode(KeyEntry(published=published)))]
+    entry = KeyEntry(published=signer.publish())
+    keys = [_record(home, 0, (entry.name or "").encode(), encode(entry))]
     archive.write("keys", 0, (0, 1), NOW, table_of("keys", keys))
     placed, executed = samples()
     head, roots, pending, offset = None, [], [], 0

@@ -10,7 +10,7 @@ from policies.batching.release import find_target
 from policies.batching.windows import Expelled, Release, Target, Windows, windows_of
 from policies.config.fleet import Fleet, Pool, parse_fleet
 from policies.config.lint import review
-from policies.config.options import Option, Options, compile_options
+from policies.config.options import Option, Options, compile_options, same_hardware
 from policies.config.plugins import Extension, refused_by
 from policies.config.policy import Policy, parse_policy
 from policies.config.schema import DeclarationError, Problem
@@ -29,6 +29,7 @@ from policies.placement.inputs import (
 from policies.placement.placer import Placed, Placer
 from policies.placement.retry import allow_again
 from policies.placement.shadow import beside, decide_beside, release_beside
+from policies.scoring.bindings import bind
 from policies.scoring.situation import Situation, situation
 from policies.tagging import Tagged, UnservableError, operation_of, tag
 
@@ -60,6 +61,7 @@ __all__ = [
     "Windows",
     "allow_again",
     "beside",
+    "bind",
     "compile_options",
     "decide",
     "decide_beside",
@@ -75,6 +77,7 @@ __all__ = [
     "release_beside",
     "release_inputs_of",
     "review",
+    "same_hardware",
     "share_out",
     "situation",
     "tag",

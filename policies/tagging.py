@@ -3,10 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from policies.config.bounds import Rule
+from policies.config.options import Option
 from policies.config.policy import Policy, Tier, WorkloadClass
 from policies.learning.output_lengths import Lengths
+from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
 from topics import InferenceRequest, Profile, Tag, duration_s
+from topics.records.decision_rows import TAGS
 from topics.records.frozen import dataclass
+from topics.records.profile import TagSource
 
 # A token of English text is about four characters in the vocabularies of current models.
 CHARACTERS_PER_TOKEN = 4
@@ -31,6 +36,9 @@ _BY_CLIENT = {value: Tag(value, "client", 1.0) for value in (False, True)}
 _BY_POLICY = {value: Tag(value, "policy", 0.9) for value in (False, True)}
 _STREAMED = Tag(False, "client", 0.9)
 _ANYTHING = Tag(None, "policy", 1.0)
+_ANYWHERE = Allowed()
+# In `constraints.precisions`: any precision, whatever the class tolerates.
+ANY = "any"
 
 
 CountTokens = Callable[[str], int]
@@ -67,20 +75,24 @@ def tag(
     ingest_partition: int,
     count: CountTokens | None = None,
     lengths: Lengths | None = None,
+    serving: Sequence[Option] = (),
+    key: str | None = None,
 ) -> Tagged:
     """Return the router's knowledge of a request.
 
     Args:
         request: as parsed from the ingest topic.
         policy: the policy in force.
-        received_at: the record's timestamp, epoch seconds; used if the request gives no time.
+        received_at: the record's timestamp, used if the request gives no time; epoch seconds.
         now: epoch seconds.
         ingest_partition: its ingest partition, whose direct lanes it is bound to.
         count: counts a text's tokens by the model's own tokenizer; None: by length.
         lengths: reply lengths seen; None: the policy's expectation.
+        serving: the options that serve the model, to tell whether the reply's estimate matters.
+        key: id of the API key that it came with, as a gateway proved it.
 
     Raises:
-        UnservableError: an unknown class or data class.
+        UnservableError: an unknown class or data class, or nothing within what it is bound to.
     """
     operation, input_tag = operation_of(request.url), _input_tokens(request, count)
     task_tag = _task(request, policy, operation, input_tag.value)
@@ -90,8 +102,9 @@ def tag(
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
-    regions_tag, precisions_tag, labels = _locality(request, policy, workload)
-    ttft_s, tpot_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
+    rules = policy.rules_for(request.tenant, key, task_tag.value) if policy.binds else ()
+    regions_tag, precisions_tag, allowed = _locality(request, policy, workload, rules)
+    slo_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
     profile = Profile(
         id=request.id,
         tenant=request.tenant,
@@ -103,8 +116,8 @@ def tag(
         deadline=_deadline(request, workload, tier, created_at),
         input_tokens=input_tag.value,
         output_tokens=output_tag.value,
-        ttft_s=ttft_s,
-        tpot_s=tpot_s,
+        ttft_s=slo_s[0],
+        tpot_s=slo_s[1],
         latency_sensitive=sensitive_tag.value,
         batchable=batchable_tag.value,
         target_chance=workload.target_chance,
@@ -114,19 +127,29 @@ def tag(
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        pools=None if request.constraints.pools is None else tuple(request.constraints.pools),
-        exclude_pools=tuple(request.constraints.exclude_pools),
-        data_class=request.constraints.data_class,
-        labels=labels,
-        max_cost_usd=request.constraints.max_cost_usd,
+        **_limits(request, allowed, rules),
         session=request.session,
         output_tokens_high=high,
+        certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
+        key=key,
     )
-    sizes = {"context_length": input_tag, "output_length": output_tag}
-    latency_tag = _latency(profile, sensitive_tag)
-    wishes = {"batchability": batchable_tag, "latency_sensitivity": latency_tag}
-    limits = {"data_locality": regions_tag, "quantization_tolerance": precisions_tag}
-    return Tagged(profile, {"task": task_tag, **sizes, **wishes, **limits})
+    wishes = (batchable_tag, _latency(profile, sensitive_tag))
+    found = (task_tag, input_tag, output_tag, *wishes, regions_tag, precisions_tag)
+    return Tagged(profile, dict(zip(TAGS, found, strict=False)))
+
+
+def _limits(request: InferenceRequest, allowed: Allowed, rules: Sequence[Rule]) -> dict[str, Any]:
+    """Return members of a profile that limit where it may go, besides regions and precisions."""
+    constraints = request.constraints
+    return {
+        "pools": allowed.pools,
+        "exclude_pools": tuple(constraints.exclude_pools),
+        "data_class": allowed.data_class,
+        "labels": allowed.labels or {},
+        "max_cost_usd": constraints.max_cost_usd,
+        "bound_by": tuple(where for where, _ in rules),
+        "any_quality": constraints.precisions is not None,
+    }
 
 
 def _task(request: InferenceRequest, policy: Policy, operation: str, input_tokens: int) -> Tag:
@@ -230,6 +253,20 @@ def _output_tokens(
     return Tag(expected, "estimate", seen.confidence), high
 
 
+def _certain_tokens(input_tokens: int, output: Tag, serving: Sequence[Option]) -> int | None:
+    """Return the prompt's tokens where it fits all that the estimated reply may not fit; else None.
+
+    None where it makes no difference, which is nearly always, so that profiles stay as short.
+    """
+    if output.source == "client":
+        return None
+    tokens = input_tokens + output.value
+    for option in serving:
+        if tokens > option.context_tokens or tokens > option.kv_capacity_tokens:
+            return input_tokens
+    return None
+
+
 def _deadline(
     request: InferenceRequest, workload: WorkloadClass, tier: Tier, created_at: float
 ) -> float:
@@ -295,20 +332,26 @@ def _batchable(
 
 
 def _locality(
-    request: InferenceRequest, policy: Policy, workload: WorkloadClass
-) -> tuple[Tag, Tag, dict[str, str]]:
+    request: InferenceRequest, policy: Policy, workload: WorkloadClass, rules: Sequence[Rule]
+) -> tuple[Tag, Tag, Allowed]:
+    """Return what a request may use, and where regions and precisions are from.
+
+    Raises:
+        UnservableError: an unknown data class, or nothing is within what the request is bound to.
+    """
     constraints = request.constraints
-    if not constraints.model_fields_set and workload.precisions is None:
-        return _ANYTHING, _ANYTHING, {}
+    if not constraints.model_fields_set and workload.precisions is None and not rules:
+        return _ANYTHING, _ANYTHING, _ANYWHERE
     regions = _allowed(constraints.regions)
     precisions = _allowed(constraints.precisions)
-    region_source, precision_source = "client", "client"
-    labels = dict(constraints.labels)
-    if regions is None:
-        region_source = "policy"
-    if precisions is None:
-        precision_source = "policy"
+    region_source: TagSource = "client" if regions is not None else "policy"
+    precision_source: TagSource = "client" if precisions is not None else "policy"
+    if precisions is not None and ANY in precisions:
+        # Chosen, and so not the class's.
+        precisions = None
+    elif precisions is None:
         precisions = workload.precisions
+    labels = dict(constraints.labels)
     if constraints.data_class is not None:
         if constraints.data_class not in policy.data_classes:
             known = ", ".join(policy.data_classes) or "none"
@@ -316,17 +359,23 @@ def _locality(
                 "unknown_data_class",
                 f"constraints.data_class {constraints.data_class!r} is not in the policy: {known}",
             )
-        rules = policy.data_classes[constraints.data_class]
-        if rules.regions is not None:
-            regions, region_source = _both(regions, rules.regions), "policy"
-        if rules.precisions is not None:
-            precisions, precision_source = _both(precisions, rules.precisions), "policy"
-        labels = _all_labels(labels, rules.labels, constraints.data_class)
-    return (
-        Tag(regions, region_source, 1.0),  # type: ignore[arg-type]
-        Tag(precisions, precision_source, 1.0),  # type: ignore[arg-type]
-        labels,
-    )
+        of_data = policy.data_classes[constraints.data_class]
+        if of_data.regions is not None:
+            regions, region_source = _both(regions, of_data.regions), "policy"
+        if of_data.precisions is not None:
+            precisions, precision_source = _both(precisions, of_data.precisions), "policy"
+        labels = _all_labels(labels, of_data.labels, constraints.data_class)
+    pools = None if constraints.pools is None else tuple(constraints.pools)
+    found = Allowed(regions, precisions, pools, constraints.data_class, labels)
+    if rules:
+        try:
+            found = narrowed(found, rules, policy)
+        except OutsideBoundError as error:
+            raise UnservableError("outside_bound", error.message) from error
+        region_source = region_source if found.regions == regions else "policy"
+        precision_source = precision_source if found.precisions == precisions else "policy"
+    regions_tag = Tag(found.regions, region_source, 1.0)
+    return regions_tag, Tag(found.precisions, precision_source, 1.0), found
 
 
 def _allowed(names: list[str] | None) -> tuple[str, ...] | None:

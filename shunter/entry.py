@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Never
 
 # Servers run until they are stopped, so that a stop is not a failure.
-SERVING = frozenset({"router", "worker", "ledger"})
+SERVING = frozenset({"router", "worker", "gateway", "ledger"})
 TERMINATED = 128 + signal.SIGTERM
 
 

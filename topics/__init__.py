@@ -5,6 +5,7 @@ about requests are in ``policies``, loops that move them in ``streams`` and ``wo
 """
 
 from topics.records.cancellation import Cancellation, parse_cancellation
+from topics.records.claim import KeyClaim
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
 from topics.records.heartbeat import (
     LatencyError,
@@ -38,6 +39,8 @@ from topics.signing.signed_root import (
     ChainHead,
     Heads,
     HeadsStatement,
+    Introduction,
+    IntroductionStatement,
     KeyEntry,
     KeyStatement,
     PublishedKey,
@@ -67,6 +70,9 @@ __all__ = [
     "Hold",
     "Host",
     "InferenceRequest",
+    "Introduction",
+    "IntroductionStatement",
+    "KeyClaim",
     "KeyEntry",
     "KeyStatement",
     "LatencyError",

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from topics.records.cancellation import CANCELLATION_S, Cancellation
+from topics.records.claim import KeyClaim
 from topics.records.evidence import Evidence
 from topics.records.heartbeat import PoolStatus
 from topics.records.policy_change import PolicyEntry
@@ -15,13 +16,12 @@ from topics.records.request import InferenceRequest
 from topics.records.result import Result
 from topics.records.seen_ids import SeenIds
 from topics.records.stream_chunk import StreamPiece
-from topics.settings import MIB, Settings
+from topics.settings import MIB, RETENTION_DAYS, Settings
 from topics.signing.salts import Salt
 from topics.signing.signed_root import KeyEntry, Root
 
 DAY_MS = 24 * 3600 * 1000
-# How long evidence stays on its topic.
-EVIDENCE_MS = 30 * DAY_MS
+RESULTS_MS = 7 * DAY_MS
 Lane = Literal["direct", "batch"]
 
 # Ingest takes more than a request may have, so that a request that is too large ends as a dead
@@ -67,6 +67,20 @@ _QUICK_COMPACTION = {
     "min.cleanable.dirty.ratio": "0.1",
     "delete.retention.ms": str(DAY_MS),
 }
+# How long a segment of salts takes records, and how long what is forgotten may stay on a disk when
+# the cleaner does not find it worth its while before.
+SALT_SEGMENT_MS = 5 * 1000
+SALT_GONE_MS = 10 * 60 * 1000
+# A salt that is forgotten must leave the disk of each broker, however quiet the topic is: Kafka
+# compacts only what is no longer written to, so `shunter audit forget` ends the segment.
+_FORGETTING = _QUICK_COMPACTION | {
+    "segment.ms": str(SALT_SEGMENT_MS),
+    "min.cleanable.dirty.ratio": "0.01",
+    "max.compaction.lag.ms": str(SALT_GONE_MS),
+    "file.delete.delay.ms": "10000",
+    # The time that ends a segment is the one that a record has of its writer.
+    "message.timestamp.type": "CreateTime",
+}
 
 
 class Catalogue:
@@ -74,6 +88,8 @@ class Catalogue:
 
     def __init__(self, settings: Settings) -> None:
         self._partitions = settings.partitions
+        # How long evidence stays on its topic.
+        self.evidence_ms = RETENTION_DAYS[settings.retention] * DAY_MS
         self.prefix = settings.topic_prefix
         self.requests = f"{self.prefix}.requests"
         self.reroutes = f"{self.prefix}.reroutes"
@@ -92,6 +108,7 @@ class Catalogue:
         self.quality = f"{self.prefix}.quality"
         self.progress = f"{self.prefix}.progress"
         self.seen_ids = f"{self.prefix}.seen-ids"
+        self.claims = f"{self.prefix}.claims"
         self.router_group = f"{self.prefix}.router"
         self.batcher_group = f"{self.prefix}.batcher"
         self.canceller_group = f"{self.prefix}.canceller"
@@ -163,7 +180,7 @@ class Catalogue:
                 bytes_max=CANCELLATION_BYTES_MAX,
                 extra=BROKERS_TIME,
             ),
-            Topic(self.results, n, "request id", "the result", Result),
+            Topic(self.results, n, "request id", "the result", Result, retention_ms=RESULTS_MS),
             Topic(
                 self.streams,
                 n,
@@ -241,6 +258,15 @@ class Catalogue:
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
             ),
+            Topic(
+                self.claims,
+                1,
+                "id of a key's first request",
+                "what an Idempotency-Key of the gateway stands for",
+                KeyClaim,
+                retention_ms=DAY_MS,
+                extra=BROKERS_TIME,
+            ),
         ]
 
     def _quality_topics(self) -> list[Topic]:
@@ -273,7 +299,7 @@ class Catalogue:
                 "request id",
                 "one step of a request",
                 Evidence,
-                retention_ms=EVIDENCE_MS,
+                retention_ms=self.evidence_ms,
             ),
             Topic(
                 self.evidence_roots,
@@ -282,7 +308,7 @@ class Catalogue:
                 "the signed root over the evidence of one transaction",
                 Root,
                 # Longer than evidence by two segments of a week: no record outlives its root.
-                retention_ms=EVIDENCE_MS + 14 * DAY_MS,
+                retention_ms=self.evidence_ms + 14 * DAY_MS,
                 # Beside the writer's.
                 extra=BROKERS_TIME,
             ),
@@ -303,7 +329,7 @@ class Catalogue:
                 "what digests of a tenant's texts are made with; a tombstone forgets it",
                 Salt,
                 cleanup="compact",
-                extra=_QUICK_COMPACTION | {"max.compaction.lag.ms": str(DAY_MS)},
+                extra=_FORGETTING,
             ),
         ]
 

@@ -5,12 +5,15 @@ import ssl
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from topics.signing.key_files import check_key_file
 
 MIB = 1024 * 1024
+# Of evidence. Articles 19 and 26 (6) of Regulation (EU) 2024/1689 ask for six months of logs at
+# least, up to 184 days; the rest is for clocks, and for who looks on the last day.
+RETENTION_DAYS = {"standard": 30, "eu-ai-act": 200}
 
 
 class Settings(BaseSettings):
@@ -82,10 +85,19 @@ class Settings(BaseSettings):
     at each start, whose private half never leaves the process."""
     evidence_key_valid_s: float | None = Field(default=None, gt=0)
     """How long the key may sign, from when it was made; unset for as long as it isn't revoked."""
+    evidence_introducer: Path | None = None
+    """PEM file of a key that introduces the process's own to verifiers (`shunter evidence
+    introduce`): one that the installation key has introduced for that, or in a demo that itself."""
     evidence_secret: SecretStr | None = None
     """What digests of texts are keyed with beside the tenant's salt; the same for all processes."""
     evidence_heads_s: float = Field(default=10.0, gt=0, le=3600)
     """Time between a process's signed reports of its chains' last roots."""
+
+    key_secret: SecretStr | None = None
+    """What a gateway proves API keys with to routers; the same for all of them."""
+    retention: Literal["standard", "eu-ai-act"] = "standard"
+    """How long evidence stays: 30 days on its topic, or 200 with ``eu-ai-act``, whose logs are to
+    be had for six months; an archive then keeps as many days at least."""
 
     archive: str | None = None
     """Directory or URL (of fsspec) that `shunter evidence archive` writes to."""
@@ -98,6 +110,15 @@ class Settings(BaseSettings):
     archive_holds: str = ""
     """Legal hold: days that are never deleted, `2026-01-01..2026-03-31`, separated by commas."""
 
+    public_log: str | None = None
+    """Directory or URL (of fsspec) that `shunter evidence log` writes to."""
+    public_log_key: Path | None = None
+    """File of the key that signs its checkpoints (`shunter evidence log-keygen`)."""
+    public_log_policy: Path | None = None
+    """Policy of its witnesses (c2sp.org/tlog-policy), each with the URL to submit to."""
+    public_log_every_s: float = Field(default=5.0, gt=0, le=3600)
+    """Time between two rounds of the log; each appends and publishes what has come."""
+
     web_host: str = "127.0.0.1"
     """Where the web server of a router or worker listens."""
     web_port: int = Field(default=0, ge=0, le=65535)
@@ -107,11 +128,42 @@ class Settings(BaseSettings):
     it; unset, only where `web_host` is a loopback address."""
     metrics_tenants_max: int = Field(default=20, ge=0, le=1000)
     """Most tenants that metrics name, those of the policy first; the others are one, ``other``."""
+
+    gateway_host: str = "127.0.0.1"
+    """Where the gateway listens."""
+    gateway_port: int = Field(default=8400, ge=0, le=65535)
+    """Its port; 0 takes a free one, which the log names."""
+    gateway_keys: Path | None = None
+    """YAML of the digests of API keys; unset, any key is the tenant ``default``, on loopback."""
+    gateway_open_max: int = Field(default=1000, ge=1, le=100_000)
+    """Requests open at once at one gateway."""
+    gateway_read_s_max: float = Field(default=30.0, gt=0, le=3600)
+    """How long a client may take for a whole head, and for a whole JSON body."""
+    gateway_reclaim_s: float = Field(default=10.0, ge=0, le=3600)
+    """How long a request with an ``Idempotency-Key`` runs on without a client."""
+    gateway_files: Path | None = None
+    """Directory of files and batches, shared by all gateways."""
+    gateway_tls_cert: Path | None = None
+    """PEM file of the certificate that the gateway shows; unset, it speaks plain HTTP."""
+    gateway_tls_key: Path | None = None
+    """PEM file of its private key; unset, the certificate's file holds it."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["pretty", "json"] = "pretty"
     """Lines for people, or one JSON object a line; both name the trace of a request."""
     jaeger_url: str = Field(default="http://127.0.0.1:16686", pattern=r"^https?://")
     """Page of the Jaeger that `shunter trace` reads from."""
+
+    @field_validator("archive_days")
+    @classmethod
+    def _as_long_as_is_to_be_kept(cls, days: int | None, info: ValidationInfo) -> int | None:
+        retention = info.data.get("retention", "standard")
+        if days is not None and retention != "standard" and days < RETENTION_DAYS[retention]:
+            raise ValueError(
+                f"SHUNTER_RETENTION={retention} keeps evidence longer: set"
+                f" {RETENTION_DAYS[retention]} days at least, or none"
+            )
+        return days
 
     def kafka_options(self) -> dict[str, Any]:
         """Return the connection options that every aiokafka client takes.

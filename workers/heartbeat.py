@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from mode import Service
 
-from policies import Option
 from policies.autoscaling import demand
 from policies.learning.feedback import Experience
 from streams.engine.clock import Clock
@@ -23,13 +22,12 @@ class Heartbeat(QuietService):
     def __init__(
         self,
         settings: Settings,
-        option: Option,
+        pool: str,
         worker: Worker,
         backend: Backend,
         breakers: Breakers,
         experience: Experience,
         clock: Clock,
-        fleet_version: str,
         *,
         state: State = "up",
     ) -> None:
@@ -39,14 +37,13 @@ class Heartbeat(QuietService):
         self._settings = settings
         # Heartbeats are no part of a transaction: a lost one is followed by the next.
         self._announcer = Announcer(settings, Catalogue(settings).pool_status)
-        self._option = option
+        self._pool = pool
         self._worker = worker
         self._backend = backend
         self._breakers = breakers
         self._experience = experience
         self._clock = clock
-        self._fleet_version = fleet_version
-        self._key = status_key(option.pool, settings.instance)
+        self._key = status_key(pool, settings.instance)
 
     async def on_start(self) -> None:
         """Report at once, so that routers send work."""
@@ -72,7 +69,9 @@ class Heartbeat(QuietService):
     def _report(self, state: State) -> tuple[bytes, bytes]:
         """Return the key and the value of a heartbeat."""
         load, now = self._backend.load(), self._clock.now()
+        fleet, option = self._worker.fleet, self._worker.option
         unread = self._worker.lately.unread(now)
+        precisions = self._worker.precisions
         variants = {
             variant: replace(
                 status,
@@ -83,30 +82,34 @@ class Heartbeat(QuietService):
                 tpot_error=self._experience.tpot_error(variant),
                 reuse=self._experience.reuse(variant),
                 reuse_known=self._experience.reuse_known(variant),
+                precision=precisions.get(variant, ""),
             )
             for variant, status in load.variants.items()
         }
         status = PoolStatus(
-            pool=self._option.pool,
+            pool=self._pool,
             instance=self._settings.instance,
             at=now,
             state=state,
             interval_s=self._settings.heartbeat_s,
-            device=self._option.device,
-            region=self._option.region,
+            device=option.device,
+            region=option.region,
             slots=self._worker.slots,
             running=self._worker.running,
             queued=self._worker.queued,
             backlog_s=load.backlog_s + self._worker.queued_prefill_s,
             variants=variants,
-            fleet_version=self._fleet_version,
+            fleet_version="" if fleet is None else fleet.version,
             server=load.server,
-            replicas=self._option.replicas,
+            replicas=option.replicas,
             demand_s=demand(self._worker.unfinished(), now),
             output_lengths=self._experience.lengths.told(),
             failure_rate=self._experience.failure_rate,
             unread=None if unread is None else unread.requests,
             unread_s=() if unread is None else unread.due,
             failure_known=self._experience.failure_known,
+            factors=load.factors,
+            factors_known=load.factors_known,
+            pool_version="" if fleet is None else fleet.pool_versions.get(self._pool, ""),
         )
         return self._key, encode(status)

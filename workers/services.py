@@ -1,7 +1,7 @@
 """Services beside the stage in a worker's process, and their shutdown."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mode import Service
 
@@ -45,8 +45,10 @@ class DrainingService(StageService):
         signer: Signer,
         metrics: Metrics,
         observers: Sequence[Observer] = (),
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(transactor(settings, worker, signer, metrics, observers), "worker")
+        steps = transactor(settings, worker, signer, metrics, observers, before_step)
+        super().__init__(steps, "worker")
         self._worker = worker
         self._drain_s_max = settings.drain_s_max
 

@@ -63,7 +63,8 @@ class Baseline:
             yield from self._delayed.release(now)
 
     def _may(self, profile: Profile, option: Option) -> bool:
-        if refusal(profile, option) is not None or not has_lane(profile, option):
+        floor = self._policy.floor_of(profile)
+        if refusal(profile, option, floor) is not None or not has_lane(profile, option):
             return False
         if refused_by(self._policy.rules, profile, option) is not None:
             return False

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from policies.config.fleet import Fleet
 from policies.config.schema import Declaration, parse_declaration
+from policies.config.serving import Times
+from policies.hardware.constants import AS_DECLARED, Factors
 
 Factor = Annotated[float, Field(gt=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,6 +33,8 @@ class Reality(Declaration):
 
     speed: dict[str, Factor] = Field(default_factory=dict)
     """By pool: how fast its devices are, 1 being as declared."""
+    times: dict[str, Times] = Field(default_factory=dict)
+    """By pool: what its devices take, by constant, over what is declared."""
     noise: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Standard deviation of ln(speed) among the replicas of a pool."""
     failure_rate: Share = 0.0
@@ -44,9 +48,18 @@ class Reality(Declaration):
     """Replicas keep the keys and values of sessions in memory that is free, and use them again."""
     seed: Annotated[int, Field(ge=0)] = 0
 
+    def factors(self, pool: str) -> Factors:
+        """Return what a pool's devices take over what is declared."""
+        return self.times[pool].factors if pool in self.times else AS_DECLARED
+
     def unknown_pools(self, fleet: Fleet) -> list[str]:
         """Return the pools named here that are missing in the fleet."""
-        named = {*self.speed, *self.preemptions_per_hour, *(o.pool for o in self.outages)}
+        named = {
+            *self.speed,
+            *self.times,
+            *self.preemptions_per_hour,
+            *(o.pool for o in self.outages),
+        }
         return sorted(named - fleet.pools.keys())
 
 

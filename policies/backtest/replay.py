@@ -89,7 +89,10 @@ class Replay:
                 self._push_arrival(arrivals)
                 self._arrive(what, at)
             elif kind == _AGAIN:
-                self._arrive(allow_again(what, self._options, self._policy.rules), at)
+                self._arrive(
+                    allow_again(what, self._options, self._policy),
+                    at,
+                )
             elif kind == _SUBMIT:
                 self._submit(what, at)
             elif kind == _BEAT:
@@ -163,7 +166,8 @@ class Replay:
             self._batched += 1
         outcome.promised = action.promised
         attempt = Try(outcome, action.option, action.path, action.batch_id)
-        self._push(now + self._transport_s, _SUBMIT, attempt)
+        latency_s = self._pools[action.option.pool].latency_s
+        self._push(now + self._transport_s + latency_s, _SUBMIT, attempt)
 
     def _submit(self, attempt: Try, now: float) -> None:
         outcome, pool = attempt.outcome, self._pools[attempt.option.pool]

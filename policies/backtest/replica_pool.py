@@ -10,11 +10,13 @@ from policies.backtest.outcome import ReplayOutcome
 from policies.bounded_dict import BoundedDict
 from policies.config.options import Option
 from policies.hardware.accelerator import VariantLimits
+from policies.hardware.constants import corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.iteration import Cancelled, Completion, FirstToken, Job
 from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.hardware.roofline import Roofline
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
 from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
@@ -29,7 +31,10 @@ Draw = Callable[[], float]
 
 @dataclass(eq=False, slots=True)
 class Try:
-    """One request on its way to or at a pool; ``mark`` is of its share since ``began_at``."""
+    """One request on its way to or at a pool; ``mark`` is of its share since ``began_at``.
+
+    ``ahead_s`` and ``others_s`` are what `Measured` has of it.
+    """
 
     outcome: ReplayOutcome
     option: Option
@@ -37,6 +42,8 @@ class Try:
     batch_id: str | None
     fails: bool = False
     replica: int = 0
+    ahead_s: float = 0.0
+    others_s: float = 0.0
     began_at: float = 0.0
     mark: float = 0.0
 
@@ -70,13 +77,14 @@ class ModelPool:
         self._failed: deque[TryEnded] = deque()
         self._count = 0
         self.is_down = False
-        speed = reality.speed.get(self.name, 1.0)
+        self.latency_s = options[0].latency_s * reality.factors(self.name).first_token
         self.replicas = []
         for _ in range(options[0].replicas):
             noise = NormalDist(0.0, reality.noise).inv_cdf(draw()) if reality.noise else 0.0
-            factor = speed * 2.718281828459045**noise
+            factor = 2.718281828459045**noise
             limits = {
-                o.variant: VariantLimits(at_speed(o.roofline, factor), o.max_batch) for o in options
+                o.variant: VariantLimits(at_speed(true_roofline(o, reality), factor), o.max_batch)
+                for o in options
             }
             self.replicas.append(Replica(limits, PrefixCache() if reality.prefix_cache else None))
 
@@ -105,6 +113,7 @@ class ModelPool:
         index = self._replica_for(attempt.batch_id, ask, now)
         attempt.replica = index
         replica = self.replicas[index]
+        attempt.ahead_s, attempt.others_s = replica.backlog_s, self._others_s(index, option.variant)
         attempt.began_at, attempt.mark = now, self._shares[index][option.variant].begin(now)
         output_tokens = outcome.output_tokens
         if self._failure_rate and self._draw() < self._failure_rate:
@@ -157,8 +166,16 @@ class ModelPool:
                 )
                 tokens = outcome.input_tokens + outcome.output_tokens
                 self.replicas[index].keep(job.variant, outcome.profile.session, tokens)
-                sequences = shared_by(now - attempt.began_at, share_s)
-                self._pace.learn(attempt.option, job, sequences, event.device_s)
+                # What it takes beside the device was before it came here.
+                sent_at = attempt.began_at - self.latency_s
+                took = Measured(
+                    event.first_token_at - sent_at,
+                    event.finished_at - sent_at,
+                    shared_by(now - attempt.began_at, share_s),
+                    attempt.ahead_s,
+                    attempt.others_s,
+                )
+                self._pace.learn(attempt.option, job, took, event.device_s)
                 self._learn(attempt, event.device_s * attempt.option.usd_per_s)
                 yield TryEnded(attempt, event.finished_at)
             else:
@@ -217,6 +234,16 @@ class ModelPool:
             },
             output_lengths=self._experience.lengths.told(),
             failure_rate=self._experience.failure_rate,
+            factors=self._pace.factors,
+            factors_known=self._pace.factors_known,
+        )
+
+    def _others_s(self, index: int, variant: str) -> float:
+        accelerator = self.replicas[index].accelerator
+        return sum(
+            self._pace.step_s(option, accelerator.running_of(name))
+            for name, option in self.options.items()
+            if name != variant
         )
 
     def _replica_for(self, batch_id: str | None, ask: Ask, now: float) -> int:
@@ -226,6 +253,12 @@ class ModelPool:
             if batch_id is not None:
                 self._batches.put(batch_id, chosen)
         return chosen
+
+
+def true_roofline(option: Option, reality: Reality) -> Roofline:
+    """Return the roofline of an option's devices as they really are, without noise."""
+    speed = reality.speed.get(option.pool, 1.0)
+    return at_speed(corrected(option.roofline, reality.factors(option.pool)), speed)
 
 
 def at_speed(roofline: Roofline, factor: float) -> Roofline:

@@ -110,7 +110,7 @@ class Shunter:
         for end in self._windows.due(now, target):
             ends.append(end)
             if isinstance(end, Release):
-                self._placer.count_released(end)
+                self._placer.count_released(end, now)
         for end in ends:
             if isinstance(end, Release):
                 yield from self._send(end, now)

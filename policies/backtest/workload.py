@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any
 
 from policies.config.fleet import Fleet
+from policies.config.options import Options, compile_options
 from policies.config.policy import Policy
 from policies.learning.output_lengths import Lengths
 from policies.tagging import UnservableError, tag
@@ -138,7 +139,8 @@ def profiles_of(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> li
     Raises:
         TraceError: a task or data class that the policy doesn't have, or labels that contradict it.
     """
-    return [_profile(arrival, fleet, policy) for arrival in arrivals]
+    options = compile_options(fleet)
+    return [_profile(arrival, fleet, policy, options) for arrival in arrivals]
 
 
 def tagger(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> Tagger:
@@ -147,11 +149,16 @@ def tagger(arrivals: Iterable[Arrival], fleet: Fleet, policy: Policy) -> Tagger:
     The ids are those of `profiles_of`.
     """
     by_id = {str(arrival.row): arrival for arrival in arrivals}
-    return lambda request_id, lengths: _profile(by_id[request_id], fleet, policy, lengths)
+    options = compile_options(fleet)
+    return lambda request_id, lengths: _profile(by_id[request_id], fleet, policy, options, lengths)
 
 
 def _profile(
-    arrival: Arrival, fleet: Fleet, policy: Policy, lengths: Lengths | None = None
+    arrival: Arrival,
+    fleet: Fleet,
+    policy: Policy,
+    options: Options,
+    lengths: Lengths | None = None,
 ) -> Profile:
     if arrival.task not in policy.classes:
         known = ", ".join(policy.classes)
@@ -178,7 +185,15 @@ def _profile(
         }
         request = request.model_copy(update=own)
     try:
-        tagged = tag(request, policy, received_at=at, now=at, ingest_partition=0, lengths=lengths)
+        tagged = tag(
+            request,
+            policy,
+            received_at=at,
+            now=at,
+            ingest_partition=0,
+            lengths=lengths,
+            serving=options.by_model.get(arrival.model, ()),
+        )
     except UnservableError as error:
         raise TraceError(f"row {arrival.row}: {error.message}") from error
     return tagged.profile

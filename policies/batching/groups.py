@@ -13,9 +13,11 @@ from topics import Profile, encode
 def group_in(profile: Profile, options: Options, policy: Policy) -> str:
     """Return the name of a request's group under a policy, which its extensions treat alike too."""
     group = group_of(profile, policy.windows.length_buckets_tokens)
+    rules, floor = policy.rules, policy.floor_of(profile)
+    if floor:
+        group += f"|quality {floor:g}"
     if not minds_drift(profile, policy):
         group += "|drifted too"
-    rules = policy.rules
     if not rules:
         return group
     refused = [
@@ -38,8 +40,10 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
     bound = length_buckets_tokens[bucket] if bucket < len(length_buckets_tokens) else "more"
     kind = "batch" if profile.batchable else "direct"
     name = f"{profile.model}|{profile.operation}|{kind}|le{bound}"
-    some = profile.regions or profile.precisions or profile.pools or profile.exclude_pools
-    if some or profile.labels or profile.max_cost_usd is not None:
+    # What may go nowhere is unlike what may go anywhere.
+    some = (profile.regions, profile.precisions, profile.pools) != (None, None, None)
+    some = some or bool(profile.exclude_pools or profile.labels)
+    if some or profile.max_cost_usd is not None:
         constraints = [
             profile.regions,
             profile.precisions,

@@ -7,12 +7,13 @@ from math import inf
 from policies.batching.fair_queue import Member
 from policies.batching.windows import Target
 from policies.config.options import Option, Options
+from policies.config.order import ranks_of
 from policies.config.plugins import priced_by, refused_by
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
 from policies.quality.sampling import minds_drift
 from policies.scoring.candidates import Offers, SecondTries, choose
-from policies.scoring.constraints import refusal
+from policies.scoring.constraints import certain_tokens, refusal
 from policies.scoring.estimate import (
     Estimate,
     batch_limit,
@@ -87,13 +88,15 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
         output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
     )
     limit_usd = longest.max_cost_usd
-    rules, windows = policy.rules, policy.windows
+    # The estimate of a reply may make another one the longest.
+    fullest = max((m.profile for m in members), key=certain_tokens)
+    rules, windows, floor = policy.rules, policy.windows, policy.floor_of(fullest)
     targets = []
     for option in options.by_model.get(longest.model, ()):
-        if path not in option.lanes or refusal(longest, option) is not None:
+        if path not in option.lanes or refusal(fullest, option, floor) is not None:
             continue
         # The same for all of them, else they were of different groups.
-        if refused_by(rules, longest, option) is not None:
+        if refused_by(rules, longest, option) is not None or policy.is_never(option):
             continue
         standing = standing_in(asked.loads, option)
         if standing.obstacle or (standing.has_drifted and minds_drift(longest, policy)):
@@ -127,7 +130,8 @@ def _best(
     second_tries = SecondTries(offers, left_s, policy.retry_cost_weight)
     if policy.rules:
         _score(offers, second_tries, first, policy)
-    chosen = choose(offers, first.target_chance, None if policy.rules else second_tries)
+    ranks = ranks_of(policy.order, [target.option for target in targets])
+    chosen = choose(offers, first.target_chance, None if policy.rules else second_tries, ranks)
     best = targets[chosen]
     ranked = [best, *(t for t in targets if t is not best)]
     return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
@@ -189,7 +193,7 @@ def _target(
     elapsed_s = now - urgent.created_at
     # Errors are of direct requests: what a batch is promised is what its slowest member needs.
     errors = ask.errors if path == "direct" else (None, None)
-    likely = chance(urgent, found, elapsed_s, spread_of(option, ask.policy), *errors)
+    likely = chance(urgent, found, elapsed_s, spread_of(ask.standing, ask.policy), *errors)
     offer = candidate(option, path, found, likely, elapsed_s)
     return Target(
         option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)

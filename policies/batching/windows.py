@@ -78,7 +78,7 @@ class Expelled:
     """A member that leaves the hold without a pool, and the reason."""
 
     member: Member
-    reason: Literal["deadline_passed", "pool_unavailable", "refused", "cancelled"]
+    reason: Literal["deadline_passed", "pool_unavailable", "refused", "cancelled", "outside_bound"]
 
     @property
     def members(self) -> tuple[Member]:

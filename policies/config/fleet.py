@@ -29,7 +29,7 @@ from policies.config.schema import (
     parse_declaration,
     validate_mapping,
 )
-from policies.config.serving import Grown, KVPrecision
+from policies.config.serving import Grown, KVPrecision, Times
 from policies.hardware.roofline import MEMORY_UTILIZATION
 
 __all__ = [
@@ -76,7 +76,7 @@ class Serve(Grown):
     else BF16.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"kv_precision"})
+    added: ClassVar[frozenset[str]] = frozenset({"kv_precision", "quality", "quality_source"})
 
     model: Name
     variant: Name
@@ -84,17 +84,25 @@ class Serve(Grown):
     max_batch: Count
     tensor_parallel: Count = 1
     kv_precision: KVPrecision | None = None
+    quality: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the published weights' scores that it keeps; None: that of its precision."""
+    quality_source: str = ""
+    """Where the figure is from."""
 
 
-class SimulatedBackendConfig(Declaration):
+class SimulatedBackendConfig(Grown):
     """A simulated accelerator, which answers after the time that the roofline gives.
 
-    `time_scale` 10 answers ten times as fast.
+    `time_scale` 10 answers ten times as fast. `times` are factors on what its devices take, which
+    no router knows: a pool that isn't as declared.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"times"})
 
     type: Literal["simulated"] = "simulated"
     time_scale: Positive = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    times: Times = Times()
 
 
 def _plain_http_url(url: str) -> str:
@@ -112,12 +120,14 @@ _Url = Annotated[str, Field(max_length=2_048), AfterValidator(_plain_http_url)]
 _MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,255}$")]
 
 
-class OpenAIBackendConfig(Declaration):
+class OpenAIBackendConfig(Grown):
     """A model server with the OpenAI API, such as vLLM, SGLang, TGI, llama.cpp or a vendor's.
 
     `api_key_env` names the environment variable that holds the key. `served_name` gives the
     server's name for a variant, if that is not the variant's own.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"priority"})
 
     type: Literal["openai"]
     base_url: _Url
@@ -144,6 +154,9 @@ class OpenAIBackendConfig(Declaration):
         default_factory=dict
     )
     """What its metrics are called, where it is none of vLLM, SGLang, TGI and llama.cpp."""
+    priority: Literal["lower_first", "higher_first"] | None = None
+    """How the server reads `priority` of a request: vLLM serves lower ones first, SGLang higher
+    ones. None for one that schedules without priorities, and is told none."""
 
 
 class CPUBackendConfig(Declaration):
@@ -174,12 +187,21 @@ Backend = Annotated[
 ]
 
 
-class Pool(Declaration):
+class Site(Declaration):
+    """Pools with one supply of power. `power_kw_max` bounds what they draw together."""
+
+    power_kw_max: Positive
+
+
+class Pool(Grown):
     """Equal devices in one region; every variant is resident on each replica.
 
     `usd_per_hour`, for one device, overrides the device's. `failure_rate` is the share of requests
-    expected to fail here before the pool has measured its own.
+    expected to fail here before the pool has measured its own. `power_kw_max` bounds what its
+    devices and their hosts draw, and `site` names what else bounds it.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"site", "power_kw_max"})
 
     device: Name
     count: Count
@@ -190,6 +212,8 @@ class Pool(Declaration):
     backend: Backend = SimulatedBackendConfig()
     usd_per_hour: NonNegative | None = None
     failure_rate: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
+    site: _Slug | None = None
+    power_kw_max: Positive | None = None
 
     @field_validator("lanes")
     @classmethod
@@ -202,7 +226,10 @@ class Pool(Declaration):
 class Fleet(HardwareCatalogue, Versioned):
     """Pools and every device and model that they name."""
 
+    added: ClassVar[frozenset[str]] = HardwareCatalogue.added | {"sites"}
+
     pools: dict[_Slug, Pool] = Field(min_length=1)
+    sites: dict[_Slug, Site] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -218,6 +245,7 @@ class Fleet(HardwareCatalogue, Versioned):
         if device is None:
             message = f"unknown device; {did_you_mean(pool.device, self.devices)}"
             yield (*path, "device"), pool.device, message
+        yield from self._power_problems(name)
         seen: set[str] = set()
         replica_devices = pool.serves[0].tensor_parallel
         for index, serve in enumerate(pool.serves):
@@ -245,6 +273,17 @@ class Fleet(HardwareCatalogue, Versioned):
             for variant in pool.backend.served_name.keys() - seen:
                 message = f"not a variant of this pool; {did_you_mean(variant, seen)}"
                 yield (*path, "backend", "served_name", variant), variant, message
+
+    def _power_problems(self, name: str) -> Iterator[_Found]:
+        pool, path = self.pools[name], ("pools", name)
+        if pool.site is not None and pool.site not in self.sites:
+            message = f"unknown site; {did_you_mean(pool.site, self.sites)}"
+            yield (*path, "site"), pool.site, message
+        device = self.devices.get(pool.device)
+        limits = (pool.site, pool.power_kw_max)
+        if device is not None and device.power_w is None and limits != (None, None):
+            message = f"{pool.device} declares no power_w, so no limit can be kept"
+            yield (*path, "device"), pool.device, message
 
     def _memory_problems(self, name: str) -> Iterator[_Found]:
         pool = self.pools[name]
@@ -319,4 +358,5 @@ def parse_fleet(
         devices={name: fleet.devices[name] for name in devices},
         models={name: fleet.models[name] for name in models},
         pools=fleet.pools,
+        sites=fleet.sites,
     )

@@ -63,6 +63,14 @@ KV_BYTES_PER_VALUE = 2
 PARAMETERS_PER_SQUARE = 13
 """Parameters of a layer that a token touches, over the square of the model's width."""
 
+POWER_FIELDS = frozenset({"power_w", "idle_power_w", "host_power_w", "host_idle_power_w"})
+IDLE_OF_BUSY = 0.15
+"""Idle power of a device over `power_w`, where none is declared: an H100 draws 70 to 130 W idle."""
+HOST_OF_DEVICE = 0.5
+"""Power of a device's share of the host over `power_w`, where none is declared."""
+HOST_IDLE_OF_BUSY = 0.6
+"""Idle power of a host over that of one that works, where none is declared."""
+
 SPEED_FIELDS = frozenset({"memory_gb", "memory_bandwidth_tb_s", "tflops", "link_gb_s"})
 """Of a device: those whose assumption makes a predicted latency one."""
 
@@ -75,10 +83,14 @@ class Device(Grown):
     `usd_per_hour` is for one device with its share of the host. `tflops` are dense peaks by
     precision. `link_gb_s` is the bandwidth to the other devices of a replica, one way. `serving`
     are the constants of its servers, in a file also by the name of packaged ones; without them it
-    is a plain roofline. `measured` says which measurements they were held against.
+    is a plain roofline. `measured` says which measurements they were held against. `power_w` is
+    what the device draws when busy, `host_power_w` its share of the host; what isn't declared is
+    assumed by the rules below.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"link_gb_s", "serving", "measured"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"link_gb_s", "serving", "measured", "idle_power_w", "host_power_w", "host_idle_power_w"}
+    )
 
     kind: Kind
     memory_gb: Positive
@@ -86,6 +98,9 @@ class Device(Grown):
     tflops: dict[Precision, Positive] = Field(min_length=1)
     usd_per_hour: NonNegative
     power_w: Positive | None = None
+    idle_power_w: NonNegative | None = None
+    host_power_w: NonNegative | None = None
+    host_idle_power_w: NonNegative | None = None
     compute_efficiency: Share = 0.6
     """Share of the peak that large matrix products reach, where none was measured."""
     bandwidth_efficiency: Share = 0.61
@@ -134,6 +149,39 @@ class Device(Grown):
         if self.status == "measured":
             return serving.error
         return serving.error_assumed if self.status == "assumed" else serving.error_datasheet
+
+    @property
+    def busy_w(self) -> float | None:
+        """Watts of the device and its share of the host while it works; None where unknown."""
+        if self.power_w is None:
+            return None
+        return self.power_w + self._host_w(self.power_w)
+
+    @property
+    def idle_w(self) -> float | None:
+        """The same while it has nothing to do."""
+        if self.power_w is None:
+            return None
+        idle_w = self.idle_power_w
+        if idle_w is None:
+            idle_w = IDLE_OF_BUSY * self.power_w
+        host_idle_w = self.host_idle_power_w
+        if host_idle_w is None:
+            host_idle_w = HOST_IDLE_OF_BUSY * self._host_w(self.power_w)
+        return idle_w + host_idle_w
+
+    def _host_w(self, power_w: float) -> float:
+        if self.host_power_w is not None:
+            return self.host_power_w
+        # A CPU is the host.
+        return 0.0 if self.kind == "cpu" else HOST_OF_DEVICE * power_w
+
+    @property
+    def is_power_assumed(self) -> bool:
+        """Whether a figure of its power is by rule or an assumption."""
+        declared = (self.power_w, self.idle_power_w, self.host_power_w, self.host_idle_power_w)
+        assumed = {name.partition(".")[0] for name in self.assumptions}
+        return None in declared or bool(assumed & POWER_FIELDS)
 
     @property
     def memory_bytes(self) -> float:

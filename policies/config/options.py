@@ -1,10 +1,12 @@
 """Options: each way the fleet can serve a model, compiled once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from policies.config.fleet import Fleet, Pool
+from policies.config.quality import QUALITY
 from policies.config.rooflines import roofline_of
+from policies.config.schema import digest_of
 from policies.hardware.roofline import Roofline
 
 SECONDS_PER_HOUR = 3600
@@ -17,7 +19,9 @@ class Option:
     ``usd_per_s`` is the price of one replica's time, ``latency_s`` what a first token takes beside
     the device, ``error`` the standard deviation of ln(actual / predicted) latency that the device's
     constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were
-    measured.
+    measured. ``busy_w`` and ``idle_w`` are watts of a replica with its share of the host, None
+    where unknown; limits are in kW, of the pool and of its site.
+    measured. ``quality`` is the share of the published weights' scores that the variant keeps.
     """
 
     pool: str
@@ -41,6 +45,18 @@ class Option:
     latency_s: float = 0.0
     error: float = 0.0
     is_assumed: bool = False
+    busy_w: float | None = None
+    idle_w: float | None = None
+    site: str | None = None
+    pool_kw_max: float | None = None
+    site_kw_max: float | None = None
+
+    @property
+    def is_power_limited(self) -> bool:
+        """Whether its pool or site bounds what it may draw."""
+        return self.pool_kw_max is not None or self.site_kw_max is not None
+
+    quality: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,8 @@ class Options:
     by_model: Mapping[str, tuple[Option, ...]]
     by_pool: Mapping[str, tuple[Option, ...]]
     models: frozenset[str]
+    pool_versions: Mapping[str, str] = field(default_factory=dict)
+    """By pool, the digest of what the fleet says of its hardware and its models."""
 
     def of(self, pool: str, variant: str) -> Option:
         """Return the option of a variant in a pool; raise KeyError if there is none."""
@@ -58,6 +76,33 @@ class Options:
             if option.variant == variant:
                 return option
         raise KeyError(f"{pool} does not serve {variant}")
+
+
+def same_hardware(some: Iterable[Option], others: Iterable[Option]) -> bool:
+    """Return whether these options are of the same devices, variants and limits.
+
+    Price, region, labels, lanes and the declared failure rate may differ: no backend depends on
+    them.
+    """
+    return {_hardware(option) for option in some} == {_hardware(option) for option in others}
+
+
+def _hardware(option: Option) -> tuple[object, ...]:
+    return (
+        option.pool,
+        option.device,
+        option.model,
+        option.variant,
+        option.precision,
+        option.quality,
+        option.operations,
+        option.context_tokens,
+        option.roofline,
+        option.replicas,
+        option.max_batch,
+        option.kv_capacity_tokens,
+        option.time_scale,
+    )
 
 
 def compile_options(fleet: Fleet) -> Options:
@@ -72,6 +117,21 @@ def compile_options(fleet: Fleet) -> Options:
         by_model={model: tuple(options) for model, options in by_model.items()},
         by_pool=by_pool,
         models=frozenset(fleet.models),
+        pool_versions={name: _pool_version(fleet, pool) for name, pool in fleet.pools.items()},
+    )
+
+
+def _pool_version(fleet: Fleet, pool: Pool) -> str:
+    """Return the digest of a pool without its backend, which each host may reach at another URL."""
+    return digest_of(
+        {
+            "pool": pool.model_dump(mode="json", exclude={"backend"}),
+            "device": fleet.devices[pool.device].model_dump(mode="json"),
+            "models": {
+                serve.model: fleet.models[serve.model].model_dump(mode="json")
+                for serve in pool.serves
+            },
+        }
     )
 
 
@@ -110,6 +170,12 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 latency_s=serving.first_token_ms / 1000 if serving else 0.0,
                 error=device.error,
                 is_assumed=device.is_assumed,
+                busy_w=None if device.busy_w is None else device.busy_w * wide,
+                idle_w=None if device.idle_w is None else device.idle_w * wide,
+                site=pool.site,
+                pool_kw_max=pool.power_kw_max,
+                site_kw_max=None if pool.site is None else fleet.sites[pool.site].power_kw_max,
+                quality=QUALITY[serve.precision] if serve.quality is None else serve.quality,
             )
         )
     return tuple(options)

@@ -15,9 +15,19 @@ from pydantic import (
     model_validator,
 )
 
+from policies.config.bounds import NOT_BOUND, APIKey, Bound, Rule
+from policies.config.options import Option
+from policies.config.order import PoolGroup
 from policies.config.plugins import Extension
-from policies.config.schema import Declaration, Versioned, parse_declaration
+from policies.config.schema import (
+    Declaration,
+    Versioned,
+    cross_field_error,
+    did_you_mean,
+    parse_declaration,
+)
 from policies.config.serving import Grown
+from topics import Profile
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -61,7 +71,7 @@ class ClassWatch(Declaration):
 class WorkloadClass(Grown):
     """Defaults of one class of requests, where the request itself gives no value."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"watch", "minds_drift"})
+    added: ClassVar[frozenset[str]] = frozenset({"bound", "quality_min", "watch", "minds_drift"})
 
     latency_sensitive: bool
     """Served at once; held only while no pool that may serve it is alive."""
@@ -83,6 +93,10 @@ class WorkloadClass(Grown):
     """Expected length of a reply before any was seen."""
     precisions: tuple[str, ...] | None = None
     """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
+    bound: Bound = NOT_BOUND
+    """What each request of the class is kept to, whatever it says."""
+    quality_min: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Least quality of a variant that is good enough where the request names no precisions."""
     watch: ClassWatch | None = None
     """How this class's answers are compared with a reference; None: they are not."""
     minds_drift: bool = True
@@ -112,13 +126,17 @@ class DataClass(Declaration):
 class TenantLimits(Grown):
     """Limits on a tenant's use of the system."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"watch"})
+    added: ClassVar[frozenset[str]] = frozenset({"bound", "needs_key", "watch"})
 
     rate_per_s: PositiveFloat | None = None
     """Requests per second over all ingest partitions, counted over 10 s; more are rejected. None
     sets no limit."""
     share: PositiveFloat = 1.0
     """Weight against other tenants where there is not enough for all."""
+    bound: Bound = NOT_BOUND
+    """What each request of the tenant is kept to, whatever it says."""
+    needs_key: bool = False
+    """Whether a request must come with a key of the tenant, as a gateway proves it."""
     watch: bool = True
     """False: none of the tenant's requests runs a second time for the quality watch."""
 
@@ -167,8 +185,10 @@ class Estimates(Declaration):
     """Time a direct request spends in Kafka on its way to the device and back."""
 
 
-class Policy(Versioned):
+class Policy(Versioned, Grown):
     """The whole policy. Its version is the digest of its content."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"keys", "order", "never"})
 
     classes: dict[ClassName, WorkloadClass]
     default_class: ClassName = "chat"
@@ -180,6 +200,13 @@ class Policy(Versioned):
     tenants: dict[str, TenantLimits] = Field(default_factory=dict)
     default_tenant: TenantLimits = Field(default_factory=TenantLimits)
     """Of each tenant that ``tenants`` doesn't name."""
+    keys: dict[str, APIKey] = Field(default_factory=dict)
+    """API keys by their ids."""
+    order: tuple[PoolGroup, ...] = ()
+    """Groups of pools in the order in which they are used: the next where none before it has one
+    that is likely enough to be in time. In a group the price decides; pools of none come last."""
+    never: tuple[PoolGroup, ...] = ()
+    """Groups of pools that nothing is sent to."""
     windows: WindowLimits = Field(default_factory=WindowLimits)
     scarcity: Scarcity = Field(default_factory=Scarcity)
     estimates: Estimates = Field(default_factory=Estimates)
@@ -212,6 +239,55 @@ class Policy(Versioned):
             known = ", ".join(sorted(self.classes))
             raise ValueError(f"default_class {self.default_class!r} is not one of {known}")
         return self
+
+    @model_validator(mode="after")
+    def _bounds_are_of_declared_data(self) -> Self:
+        found: list[tuple[tuple[str | int, ...], Any, str]] = [
+            (
+                (*path, "bound", "data_classes", index),
+                name,
+                f"not a data class of the policy; {did_you_mean(name, self.data_classes)}",
+            )
+            for path, bound in self._bounds()
+            for index, name in enumerate(bound.data_classes or ())
+            if name not in self.data_classes
+        ]
+        if found:
+            raise cross_field_error("Policy", found)
+        return self
+
+    def _bounds(self) -> list[tuple[tuple[str, ...], Bound]]:
+        return [
+            (("default_tenant",), self.default_tenant.bound),
+            *((("tenants", name), each.bound) for name, each in self.tenants.items()),
+            *((("keys", name), each.bound) for name, each in self.keys.items()),
+            *((("classes", name), each.bound) for name, each in self.classes.items()),
+        ]
+
+    @cached_property
+    def binds(self) -> bool:
+        """Return whether anything is bound; nearly all decisions ask, and few policies bind."""
+        return any(bound != NOT_BOUND for _, bound in self._bounds())
+
+    def rules_for(self, tenant: str, key: str | None, task: str) -> list[Rule]:
+        """Return all that a request of a tenant, a key (or None) and a class is bound by."""
+        rules: list[Rule] = []
+        if key is not None and key in self.keys:
+            rules.append((f"keys.{key}", self.keys[key].bound))
+        where = f"tenants.{tenant}" if tenant in self.tenants else "default_tenant"
+        rules.append((where, self.limits_of(tenant).bound))
+        if task in self.classes:
+            rules.append((f"classes.{task}", self.classes[task].bound))
+        return [rule for rule in rules if rule[1] != NOT_BOUND]
+
+    def floor_of(self, profile: Profile) -> float:
+        """Return the least quality of a variant that may serve a request."""
+        workload = None if profile.any_quality else self.classes.get(profile.workload)
+        return 0.0 if workload is None else workload.quality_min or 0.0
+
+    def is_never(self, option: Option) -> bool:
+        """Return whether nothing is sent to an option."""
+        return any(group.has(option) for group in self.never)
 
     def limits_of(self, tenant: str) -> TenantLimits:
         """Return a tenant's limits."""

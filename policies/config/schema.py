@@ -166,7 +166,7 @@ def digest(model: BaseModel) -> str:
     It is the same on every machine, for any order of mapping keys in the file, and whether a
     default is written out or left out.
     """
-    return _digest(model.model_dump(mode="json", by_alias=True))
+    return digest_of(model.model_dump(mode="json", by_alias=True))
 
 
 def digest_of_text(text: str) -> str:
@@ -175,10 +175,11 @@ def digest_of_text(text: str) -> str:
     Raises:
         ValueError: the text is not JSON.
     """
-    return _digest(json.loads(text))
+    return digest_of(json.loads(text))
 
 
-def _digest(dumped: Any) -> str:
+def digest_of(dumped: Any) -> str:
+    """Return 12 hex digits of SHA-256 over the canonical JSON of a parsed declaration."""
     canonical = json.dumps(dumped, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

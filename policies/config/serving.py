@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from policies.config.schema import Declaration
+from policies.hardware.constants import FACTOR_MAX, Factors
 
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
 Micros = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+Factor = Annotated[float, Field(strict=True, ge=1 / FACTOR_MAX, le=FACTOR_MAX)]
 KVPrecision = Literal["bf16", "fp8"]
 
 
@@ -33,6 +35,21 @@ class Grown(Declaration):
             if name in dumped and getattr(self, name) == default:
                 del dumped[name]
         return dumped
+
+
+class Times(Declaration):
+    """What a device really takes, over what its declaration says, see `Factors`."""
+
+    compute: Factor = 1.0
+    memory: Factor = 1.0
+    step: Factor = 1.0
+    prompt: Factor = 1.0
+    first_token: Factor = 1.0
+
+    @property
+    def factors(self) -> Factors:
+        """The same as plain numbers."""
+        return Factors(self.compute, self.memory, self.step, self.prompt, self.first_token)
 
 
 class Serving(Declaration):

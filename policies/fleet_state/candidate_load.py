@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 from msgspec import Raw
 
 from policies.config.options import Option
-from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS
+from policies.hardware.constants import AS_DECLARED, Factors, believable, corrected
+from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS, Roofline
 from topics import LatencyError
 
 # Of the steps of a variant that joins other variants on a replica, the share that makes the
@@ -19,9 +20,12 @@ from topics import LatencyError
 BUSY_ANYWAY = 0.5
 # A pool counts as full by this share at least: what runs at its peak takes places for certain.
 FULLNESS_MIN = 0.25
-# Of the streaming that a sequence shares with others, the share that goes on because it came: the
-# fewer there are, the sooner the replica would have had nothing to do.
+# Of the streaming that a sequence shares with others, the share that goes on because it came.
 SUSTAINED = 0.5
+
+
+Obstacle = Literal["pool_unavailable", "circuit_open", "power_limit", "worker_misfit"]
+"""A reason to send nothing to an option that passes with time."""
 
 
 class Learned(NamedTuple):
@@ -45,10 +49,24 @@ class _Standings:
     ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
     """
 
-    __slots__ = ("_standings", "rows")
+    __slots__ = ("_corrected", "_sent_at", "_standings", "rows")
 
+    _corrected: dict[str, tuple[Option, Roofline]]
     _standings: "dict[str, Standing]"
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
+    _sent_at: float | None
+
+    def begin(self) -> None:
+        """Start with nothing cached, and nothing sent."""
+        self._corrected = {}
+        self._sent_at = None
+        self.has_changed()
+
+    def sending(self, now: float) -> float:
+        """Return the seconds since work was last sent, 0 before the first; work is sent now."""
+        since = self._sent_at
+        self._sent_at = now
+        return 0.0 if since is None else max(0.0, now - since)
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""
@@ -61,10 +79,13 @@ class PoolLoad(_Standings):
     """Load of one pool over its live workers. ``backlog_s`` is device time per replica.
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
-    a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
-    ``kv_usage`` is the share of KV memory that is taken or waited for, 0 if no server reports it.
-    ``drifted`` are the variants whose answers have drifted from a reference.
-    ``learned`` by variant and ``failure_rate`` come from executed work, absent before any.
+    a device take turns. ``failing`` are variants whose circuit no live worker has closed, and
+    ``drifted`` those unlike a reference. ``kv_usage`` is the share of KV memory that is taken or
+    waited for, 0 if no server reports it. ``is_misfit``: a worker is not what the fleet declares,
+    so that none of the pool counts. ``learned`` by variant and ``failure_rate`` come from executed
+    work, absent before any. ``constants`` are learned of the device: `Factors`, and the part of
+    them that was measured, 0 to 1; None where none is told. ``power_kw`` is what pool and site
+    would draw with one more request, None without a limit.
     """
 
     workers: int = 0
@@ -78,10 +99,36 @@ class PoolLoad(_Standings):
     kv_usage: float = 0.0
     learned: dict[str, Learned] = field(default_factory=dict)
     failure_rate: float | None = None
+    constants: tuple[float, ...] | None = None
+    power_kw: tuple[float, float] | None = None
+    is_misfit: bool = False
     drifted: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        self.has_changed()
+        self.begin()
+
+    @property
+    def factors(self) -> Factors:
+        """What was learned of the device's constants, as far as it can be believed."""
+        told = self.constants
+        return AS_DECLARED if told is None else believable(told[:-1]) or AS_DECLARED
+
+    @property
+    def factors_known(self) -> float:
+        """The measured part of the factors, 0 to 1."""
+        told = self.constants
+        return min(1.0, max(0.0, told[-1])) if told else 0.0
+
+    def roofline(self, option: Option) -> Roofline:
+        """Return the roofline of the pool's option by what was learned."""
+        if self.constants is None:
+            return option.roofline
+        # Not dropped with what a changed load makes void: it is the same until a heartbeat.
+        found = self._corrected.get(option.variant)
+        if found is None or found[0] is not option:
+            found = option, corrected(option.roofline, self.factors)
+            self._corrected[option.variant] = found
+        return found[1]
 
     def standing(self, option: Option) -> "Standing":
         """Return the standing of the pool's option; the same until the load changes."""
@@ -94,11 +141,19 @@ class PoolLoad(_Standings):
         """Return a copy of the current load."""
         return replace(self, running_by_variant=dict(self.running_by_variant))
 
-    def obstacle(self, variant: str) -> Literal["pool_unavailable", "circuit_open"] | None:
+    def obstacle(self, variant: str) -> Obstacle | None:
         """Return the temporary reason to send nothing to a variant now, or None."""
         if not self.workers:
-            return "pool_unavailable"
+            return "worker_misfit" if self.is_misfit else "pool_unavailable"
         return "circuit_open" if variant in self.failing else None
+
+    def lacks_power(self, option: Option) -> bool:
+        """Return True if one more request could take the pool or its site beyond its limit."""
+        if self.power_kw is None:
+            return False
+        pool_kw, site_kw = self.power_kw
+        limits = (pool_kw, option.pool_kw_max), (site_kw, option.site_kw_max)
+        return any(limit is not None and kw > limit for kw, limit in limits)
 
     @property
     def is_idle(self) -> bool:
@@ -140,8 +195,8 @@ class EstimateTerms(NamedTuple):
         kv_missing: the share of the pool's KV memory that is missing (negative: free) before these
             members come.
         kv_token_share: the share that they need per token.
-        speed: measured speed over predicted.
-        pace: that times the speed of the backend's clock.
+        speed: predicted device time over charged.
+        pace: the speed at which latencies pass.
         usd_per_s: price of one replica's time.
         backlog_s: device time before a request can start.
         others_s: time of one iteration of all other variants that run.
@@ -178,13 +233,16 @@ class Standing:
 
     Attributes:
         option: the option.
+        roofline: its roofline, by what was learned of the device.
         obstacle: reason to send nothing there now, or None.
         is_idle: whether nothing runs or waits in its pool.
         running: sequences of the variant that run or wait.
         replicas: replicas of all live workers.
         slots: places of all replicas.
-        speed: measured speed over predicted.
-        pace: ``speed`` times the speed of the backend's clock.
+        speed: predicted device time over charged.
+        pace: the speed of the backend's clock; times ``speed``, if the constants of the device are
+            not learned.
+        error: standard deviation of ln(actual / predicted) that is left of the declaration's.
         backlog_s: time before a request can start: device time, and the server's own latency.
         others_s: time of one iteration of all other variants that run.
         failure_rate: share of tries that fail, learned or declared.
@@ -196,13 +254,15 @@ class Standing:
     """
 
     option: Option
-    obstacle: Literal["pool_unavailable", "circuit_open"] | None
+    roofline: Roofline
+    obstacle: Obstacle | None
     is_idle: bool
     running: int
     replicas: int
     slots: int
     speed: float
     pace: float
+    error: float
     backlog_s: float
     others_s: float
     failure_rate: float = 0.0
@@ -240,7 +300,7 @@ class Standing:
 
 def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
     option, running = standing.option, standing.running
-    roofline, max_batch = option.roofline, option.max_batch
+    roofline, max_batch = standing.roofline, option.max_batch
     sequences = min(max_batch, running // standing.replicas + members)
     spread = DecodeStep(sequences, *roofline.sequences_s(sequences))
     together = min(max_batch, running + members)
@@ -286,16 +346,23 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
     replicas = max(1, load.workers) * option.replicas
     slots = option.max_batch * replicas
     speed = load.speed_by_variant.get(option.variant, 1.0)
+    latency_s, error = option.latency_s, option.error
+    if load.constants is not None:
+        latency_s *= load.factors.first_token
+        error *= 1.0 - load.factors_known
     return Standing(
         option=option,
-        obstacle=load.obstacle(option.variant),
+        roofline=load.roofline(option),
+        obstacle=load.obstacle(option.variant)
+        or ("power_limit" if load.lacks_power(option) else None),
         is_idle=load.is_idle,
         running=running,
         replicas=replicas,
         slots=slots,
         speed=speed,
-        pace=speed * option.time_scale,
-        backlog_s=load.backlog_s + option.latency_s / option.time_scale,
+        pace=_pace(option, load),
+        error=error,
+        backlog_s=load.backlog_s + latency_s / option.time_scale,
         # The round of what runs holds a step of the variant's own already.
         others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
@@ -314,8 +381,14 @@ def running_step_s(
         return 0.0
     replicas = max(1, load.workers) * option.replicas
     each = min(option.max_batch, -(-sequences // replicas))
-    speed = load.speed_by_variant.get(option.variant, 1.0) * option.time_scale
-    return option.roofline.step_s(each, each * context_tokens) / speed
+    return load.roofline(option).step_s(each, each * context_tokens) / _pace(option, load)
+
+
+def _pace(option: Option, load: PoolLoad) -> float:
+    """Return the speed at which latencies pass, as the option's roofline has them."""
+    if load.constants is not None:
+        return option.time_scale
+    return load.speed_by_variant.get(option.variant, 1.0) * option.time_scale
 
 
 NOBODY = PoolLoad()

@@ -1,6 +1,7 @@
 """The fleet view: the current knowledge of each pool's load."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import exp, log
 from statistics import fmean
 
 from policies.config.options import Option, Options
@@ -13,8 +14,17 @@ from policies.fleet_state.candidate_load import (
     running_step_s,
     standing_in,
 )
-from policies.fleet_state.pool_stats import Told, pooled_share, pooled_speed
+from policies.fleet_state.misfits import GRACE_S, Misfit, misfit
+from policies.fleet_state.pool_stats import (
+    Told,
+    known_of,
+    pooled,
+    pooled_share,
+    pooled_speed,
+)
+from policies.fleet_state.power import tell_power
 from policies.fleet_state.sessions import Sessions
+from policies.hardware.constants import AS_DECLARED, believable
 from policies.learning.output_lengths import Lengths
 from topics import LatencyError, PoolStatus, VariantStatus
 
@@ -33,6 +43,11 @@ class FleetView:
         self._reports: dict[str, dict[str, PoolStatus]] = {}
         self._loads: dict[str, PoolLoad] = {}
         self._drifted: Mapping[str, frozenset[str]] = {}
+        self._unlike_since: dict[tuple[str, str], float] = {}
+        self.refused: dict[tuple[str, str], int] = {}
+        """Heartbeats refused, by pool and by what is not as declared."""
+        self.misfits: dict[tuple[str, str], Misfit] = {}
+        """Workers, by pool and instance, whose last heartbeat was refused."""
         self.lengths = Lengths()
         self.sessions = Sessions()
         self.version = 0
@@ -40,6 +55,13 @@ class FleetView:
     def report(self, status: PoolStatus) -> None:
         """Record a heartbeat. One of an unknown pool counts once the fleet has that pool."""
         self._reports.setdefault(status.pool, {})[status.instance] = status
+        self._judge(status)
+        if (status.pool, status.instance) in self.misfits:
+            key = (status.pool, self.misfits[status.pool, status.instance].what)
+            self.refused[key] = self.refused.get(key, 0) + 1
+            self.lengths.drop(_worker(status.pool, status.instance))
+            self._refresh(status.pool)
+            return
         self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
         self._refresh(status.pool)
 
@@ -64,7 +86,10 @@ class FleetView:
         view.lengths, view.sessions = self.lengths, self.sessions
         view._reports = {pool: dict(reports) for pool, reports in self._reports.items()}
         view.version, view._drifted = self.version, self._drifted
-        for pool in view._reports:
+        view._unlike_since, view.refused = dict(self._unlike_since), self.refused
+        for pool, reports in view._reports.items():
+            for status in reports.values():
+                view._judge(status)
             view._refresh(pool)
         return view
 
@@ -74,6 +99,8 @@ class FleetView:
             dead = [name for name, s in reports.items() if not is_live(s, now)]
             for name in dead:
                 del reports[name]
+                self.misfits.pop((pool, name), None)
+                self._unlike_since.pop((pool, name), None)
                 self.lengths.drop(_worker(pool, name))
             if dead:
                 self._refresh(pool)
@@ -88,34 +115,72 @@ class FleetView:
 
     def reports(self, pool: str) -> Sequence[PoolStatus]:
         """Return the newest heartbeat of each live worker of a pool."""
+        if self.load(pool).is_misfit:
+            return []
         return [s for s in self._reports.get(pool, {}).values() if s.state == "up"]
 
     def loads(self) -> Mapping[str, PoolLoad]:
         """Return the load of every pool that has reported."""
         return self._loads
 
-    def add_sent(self, option: Option, device_s: float, count: int = 1, tokens: int = 0) -> None:
+    def add_sent(
+        self,
+        option: Option,
+        device_s: float,
+        count: int = 1,
+        tokens: int = 0,
+        now: float | None = None,
+    ) -> None:
         """Count work sent to a pool until its next heartbeat includes it.
+
+        Meanwhile the pool works on what it has: of its backlog the time is gone that has passed
+        between two sendings. By one clock only: the heartbeat was told by another.
 
         Args:
             option: its target.
             device_s: device time before a later request can start, in seconds.
             count: number of requests.
             tokens: tokens of KV memory that they need together, prompts and replies.
+            now: epoch seconds; None: no time has passed.
         """
         load = self._loads.get(option.pool)
         if load is None:
             return
         replicas = max(1, load.workers) * option.replicas
+        if now is not None:
+            load.backlog_s = max(0.0, load.backlog_s - load.sending(now))
         load.backlog_s += device_s / replicas
         load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
         running = load.running_by_variant
         running[option.variant] = running.get(option.variant, 0) + count
         load.round_s = self._round_s(option.pool, load)
         load.has_changed()
+        if option.is_power_limited:
+            tell_power(self._options, self._loads, option.pool)
+
+    def _judge(self, status: PoolStatus) -> None:
+        """Note whether a worker is what the fleet declares of its pool, if it has that pool."""
+        key, options = (status.pool, status.instance), self._options.by_pool.get(status.pool)
+        found = None
+        if options and status.state == "up":
+            version = self._options.pool_versions.get(status.pool, "")
+            found = misfit(status, options, version)
+        if found is None or found.what != "fleet_version":
+            self._unlike_since.pop(key, None)
+        elif status.at - self._unlike_since.setdefault(key, status.at) < GRACE_S:
+            found = None
+        if found is None:
+            self.misfits.pop(key, None)
+        else:
+            self.misfits[key] = found
 
     def _refresh(self, pool: str) -> None:
         if pool not in self._options.by_pool:
+            return
+        # They share its lanes, so that what is sent to the others may come to the one that isn't.
+        if any((pool, s.instance) in self.misfits for s in self._reports[pool].values()):
+            self._loads[pool] = PoolLoad(is_misfit=True)
+            self.version += 1
             return
         reports = [s for s in self._reports[pool].values() if s.state == "up"]
         load = PoolLoad(
@@ -140,11 +205,15 @@ class FleetView:
             declared = self._options.by_pool[pool][0].failure_rate
             load.failure_rate = round(pooled_share(rates, declared), 4)
         load.learned = _learned(reports)
+        load.constants = _constants(reports)
         servers = [s.server for s in reports if s.server is not None]
         used = [server.kv_usage for server in servers if server.kv_usage is not None]
         load.kv_usage = round(fmean(used), 4) if used else 0.0
         load.round_s = self._round_s(pool, load)
         self._loads[pool] = load
+        first = self._options.by_pool[pool][0]
+        if first.is_power_limited:
+            tell_power(self._options, self._loads, pool)
         self.version += 1
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:
@@ -173,6 +242,20 @@ def _learned(reports: Sequence[PoolStatus]) -> dict[str, Learned]:
         for variant, each in told.items()
     }
     return {variant: learned for variant, learned in found.items() if learned != NOTHING}
+
+
+def _constants(reports: Sequence[PoolStatus]) -> tuple[float, ...] | None:
+    """Return the workers' factors, each a mean in the log, and the part that was measured."""
+    told = [(believable(s.factors), s.factors_known) for s in reports]
+    found = [(factors, known) for factors, known in told if factors is not None]
+    known = min(1.0, known_of([(0.0, known) for _, known in found]))
+    if not known:
+        return None
+    means = [
+        exp(pooled([(log(factors[at]), known) for factors, known in found], 0.0))
+        for at in range(len(AS_DECLARED))
+    ]
+    return (*(round(each, 4) for each in means), round(known, 3))
 
 
 def _mean_error(errors: Sequence[LatencyError]) -> LatencyError | None:

@@ -135,9 +135,10 @@ def _is_crowded_out(
     load = inputs.loads[option.pool]
     empty = replace(load, running=0, queued=0, backlog_s=0.0, round_s=0.0, running_by_variant={})
     transport_s = policy.estimates.transport_s
-    found = estimate(profile, standing_of(option, empty), transport_s=transport_s)
+    standing = standing_of(option, empty)
+    found = estimate(profile, standing, transport_s=transport_s)
     elapsed_s = now - profile.created_at
-    likely = chance(profile, found, elapsed_s, spread_of(option, policy))
+    likely = chance(profile, found, elapsed_s, spread_of(standing, policy))
     return likely >= profile.target_chance
 
 

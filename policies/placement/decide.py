@@ -5,6 +5,7 @@ from typing import Literal
 
 from policies.batching.groups import group_in
 from policies.config.options import Option, Options
+from policies.config.order import rank, ranks_of
 from policies.config.plugins import Extension, priced_by, refused_by
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import Standing, standing_in
@@ -21,7 +22,7 @@ from policies.scoring.candidates import (
     choose,
     place_of,
 )
-from policies.scoring.constraints import PASSING, PASSING_IN_ORDER, explain, refusals
+from policies.scoring.constraints import PASSING, explain, refusals
 from policies.scoring.estimate import (
     Estimate,
     Visit,
@@ -110,16 +111,21 @@ def decide(
         refused += unpriced
     if not offers:
         return _unplaced(profile, options, policy, refused, elapsed_s)
-    best = choose(offers, profile.target_chance, None if rules else second_tries)
-    reason = _why(offers, best, second_tries, profile, policy)
+    ranks = ranks_of(policy.order, [visit[0].option for visit in offers.visits])
+    best = choose(offers, profile.target_chance, None if rules else second_tries, ranks)
+    reason, message = _why(offers, best, second_tries, profile, policy), None
+    if ranks is not None and (led := _led(offers, best, ranks, serving, policy, profile)):
+        reason, message = led
     candidates = Candidates(offers, best, refused, elapsed_s)
     promised = _promised(offers, best, elapsed_s)
     standing, path = offers.visits[best][:2]
     if path == "hold":
         group = group_in(profile, options, policy)
-        return Decision("hold", candidates, reason, promised=promised, group=group)
+        return Decision("hold", candidates, reason, promised=promised, group=group, message=message)
     found = Estimate(*offers.figures[best])
-    return Decision("place", candidates, reason, standing.option, promised, estimate=found)
+    return Decision(
+        "place", candidates, reason, standing.option, promised, estimate=found, message=message
+    )
 
 
 def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
@@ -130,11 +136,16 @@ def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
 
 def _codes(profile: Profile, standings: Sequence[Standing], policy: Policy) -> list[str | None]:
     """Return the reason code of each option that may not serve the request now, else None."""
-    rules = policy.rules
-    codes = refusals(profile, [standing.option for standing in standings])
+    rules, floor = policy.rules, policy.floor_of(profile)
+    codes = refusals(profile, [standing.option for standing in standings], floor)
     if rules:
         codes = [
             code or refused_by(rules, profile, standing.option)
+            for code, standing in zip(codes, standings, strict=True)
+        ]
+    if policy.never:
+        codes = [
+            code or ("never" if policy.is_never(standing.option) else None)
             for code, standing in zip(codes, standings, strict=True)
         ]
     codes = [code or standing.obstacle for code, standing in zip(codes, standings, strict=True)]
@@ -200,7 +211,7 @@ def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -
     scarce_from = policy.scarcity.from_share
     figures = estimates(profile, visits, policy.estimates.transport_s)
     learned = [visit[0].learned for visit in visits]
-    spreads = [spread_of(visit[0].option, policy) for visit in visits]
+    spreads = [spread_of(visit[0], policy) for visit in visits]
     likely = chances(profile, figures, learned, now - profile.created_at, spreads)
     prices_usd = [each[COST] for each in figures]
     for at, visit in enumerate(visits):
@@ -227,6 +238,30 @@ def _scored(
             offers.prices_usd[at] = found
     kept = [at for at in range(len(offers)) if offers.place(at) not in refused]
     return offers.only(kept), list(refused.values())
+
+
+def _led(
+    offers: Offers,
+    best: int,
+    ranks: Sequence[int],
+    serving: Sequence[Option],
+    policy: Policy,
+    profile: Profile,
+) -> tuple[str, str] | None:
+    """Return reason and message where the policy's order decided, else None."""
+    if offers.chances[best] < profile.target_chance:
+        return None
+    here, name = ranks[best], "pools of no group"
+    if here < len(policy.order):
+        name = policy.order[here].name
+    if any(rank(policy.order, option) < here for option in serving if not policy.is_never(option)):
+        return "next_in_order", f"order: {name}, since none before it is likely to be in time"
+    usd, target = offers.prices_usd, profile.target_chance
+    passed_over = any(
+        ranks[at] > here and usd[at] < usd[best] and offers.chances[at] >= target
+        for at in range(len(offers))
+    )
+    return ("first_in_order", f"order: {name}, before its price") if passed_over else None
 
 
 def _why(
@@ -268,9 +303,9 @@ def _unplaced(
 ) -> Decision:
     """Return a hold if time may help: a pool without a worker, or a failing one, is no refusal."""
     candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s)
-    passing = {code for _, code in refused} & PASSING
-    if passing:
-        reason = next(code for code in PASSING_IN_ORDER if code in passing)
+    codes = {code for _, code in refused}
+    reason = next((code for code in PASSING if code in codes), None)
+    if reason is not None:
         return Decision("hold", candidates, reason, group=group_in(profile, options, policy))
     by_pool = dict.fromkeys(options.by_pool, "model_not_served")
     by_pool.update((option.pool, code) for option, code in refused)
@@ -279,4 +314,6 @@ def _unplaced(
         message = f"model {profile.model!r} is not declared in the fleet: {known}"
         return Decision("reject", candidates, "unknown_model", message=message, refusals=by_pool)
     message = explain(list(by_pool.items()))
+    if profile.bound_by:
+        message += f"; it is bound by {', '.join(profile.bound_by)} of the policy"
     return Decision("reject", candidates, "no_pool", message=message, refusals=by_pool)

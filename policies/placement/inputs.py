@@ -19,9 +19,9 @@ from topics.records.decision_rows import RecordedInputs, Tables, plain, raw_row,
 from topics.records.frozen import dataclass
 
 # Of a load's numbers, and of what is known of one variant in it.
-_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None)
+_NO_LOAD = (0, 0, 0, 0.0, 0.0, 0.0, None, None, None, None, False)
 _NO_VARIANT = (None, None, False)
-_NO_WISH = (None, None, None)
+_NO_WISH = (None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class WaitingMember:
     ttft_s: float | None = None
     tpot_s: float | None = None
     output_tokens_high: int | None = None
+    certain_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ def _waiting(member: Member) -> WaitingMember:
         profile.ttft_s,
         profile.tpot_s,
         profile.output_tokens_high,
+        profile.certain_tokens,
     )
 
 
@@ -200,6 +202,9 @@ def _load_row(load: PoolLoad, variants: frozenset[str] | None) -> Sequence[Any]:
         plain(load.kv_usage),
         plain(load.failure_rate),
         known or None,
+        None if load.constants is None else [plain(each) for each in load.constants],
+        None if load.power_kw is None else [plain(each) for each in load.power_kw],
+        load.is_misfit,
     )
     return trimmed(row, _NO_LOAD)
 
@@ -222,7 +227,8 @@ def _plain_error(error: LatencyError | None) -> Sequence[Any] | None:
 
 
 def _waiting_row(waiting: WaitingMember) -> Sequence[Any]:
-    wishes = (plain(waiting.ttft_s), plain(waiting.tpot_s), waiting.output_tokens_high)
+    high, certain = waiting.output_tokens_high, waiting.certain_tokens
+    wishes = (plain(waiting.ttft_s), plain(waiting.tpot_s), high, certain)
     return (
         waiting.id,
         plain(waiting.held_at),

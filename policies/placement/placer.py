@@ -57,7 +57,7 @@ class Placer:
         if option is None or estimate is None:
             raise ValueError("a decision that places nothing")
         tokens = profile.input_tokens + profile.output_tokens
-        self.situation.view.add_sent(option, estimate.device_s, tokens=tokens)
+        self.situation.view.add_sent(option, estimate.device_s, tokens=tokens, now=now)
         self.situation.view.sessions.remember(profile, option, now)
         if self._shares is not None and not profile.is_background:
             self._shares.spend(profile.tenant, estimate.cost_usd, now)
@@ -68,8 +68,8 @@ class Placer:
         rate_per_s = here.arrivals.rate_per_s(members[0].group, now)
         return find_target(members, here.view.loads(), rate_per_s, here.options, here.policy, now)
 
-    def count_released(self, release: Release) -> None:
+    def count_released(self, release: Release, now: float) -> None:
         """Add a release to the load of its pool."""
         size, target = len(release.members), release.target
         device_s = target.estimate.device_s * size
-        self.situation.view.add_sent(target.option, device_s, size, release.tokens)
+        self.situation.view.add_sent(target.option, device_s, size, release.tokens, now)

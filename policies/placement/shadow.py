@@ -7,6 +7,7 @@ from policies.config.options import Options
 from policies.config.policy import Policy
 from policies.fleet_state.view import FleetView
 from policies.placement.placer import Placer
+from policies.scoring.bindings import bind
 from policies.scoring.situation import Situation, situation
 from topics import Profile, Shadow
 
@@ -27,7 +28,7 @@ def decide_beside(profile: Profile, here: Situation, now: float) -> Shadow:
         here: the second policy's situation.
         now: epoch seconds.
     """
-    decision = Placer(here).decide(profile, now).decision
+    decision = Placer(here).decide(bind(profile, here.policy), now).decision
     promised, version = decision.promised, here.policy.version
     if promised is None:
         return Shadow(version, decision.action, decision.reason)

@@ -181,7 +181,12 @@ def _of_two_pools(offers: Offers, of: int) -> tuple[int, int]:
     return first, min(others, key=values.__getitem__) if others else first
 
 
-def choose(offers: Offers, target_chance: float, second_tries: SecondTries | None) -> int:
+def choose(
+    offers: Offers,
+    target_chance: float,
+    second_tries: SecondTries | None,
+    ranks: Sequence[int] | None = None,
+) -> int:
     """Return the cheapest offer that reaches the target; if none does, the best chance.
 
     Ties go to the earlier finish, then to the name, so that every machine decides alike.
@@ -190,12 +195,17 @@ def choose(offers: Offers, target_chance: float, second_tries: SecondTries | Non
         offers: one at least.
         target_chance: target for the chance of meeting the SLO.
         second_tries: cost of a failure to add to each price; None if prices include it.
+        ranks: place of each in the policy's order; those of the first that reach the target are
+            left. None: there is no order.
     """
     chances, prices_usd = offers.chances, offers.prices_usd
     able = [at for at, chance in enumerate(chances) if chance >= target_chance]
     if not able:
         ranks = range(len(chances))
         return min(ranks, key=lambda at: (-chances[at], prices_usd[at], *_tie(offers, at)))
+    if ranks is not None:
+        first_rank = min(ranks[at] for at in able)
+        able = [at for at in able if ranks[at] == first_rank]
     of_able = prices_usd if len(able) == len(chances) else [prices_usd[at] for at in able]
     first = _least(offers, able, of_able)
     if second_tries is None or not offers.visits[first][0].failure_rate:

@@ -11,6 +11,7 @@ Refusal = Literal[
     "operation_not_served",
     "region",
     "precision",
+    "quality",
     "pool_not_allowed",
     "pool_excluded",
     "label",
@@ -19,22 +20,26 @@ Refusal = Literal[
     "memory",
     "max_cost",
     "lane",
+    "never",
     "pool_unavailable",
     "circuit_open",
+    "power_limit",
+    "worker_misfit",
     "drifted",
 ]
-"""Stable reason codes. The last three can pass with time; the others can't."""
+"""Stable reason codes. The last five can pass with time; the others can't."""
 
 _DIRECT_LANE = frozenset({"direct"})
 _BOTH_LANES = frozenset({"direct", "batch"})
-PASSING_IN_ORDER = ("pool_unavailable", "circuit_open", "drifted")
-PASSING = frozenset(PASSING_IN_ORDER)
+PASSING = ("pool_unavailable", "circuit_open", "power_limit", "worker_misfit", "drifted")
+"""Those that pass with time, the one that is told of several first."""
 
 EXPLANATIONS: dict[str, str] = {
     "model_not_served": "does not serve the model",
     "operation_not_served": "serves the model, but not this operation",
     "region": "is in a region that is not allowed",
     "precision": "serves the model at a precision that is not allowed",
+    "quality": "serves the model at a lower quality than its class wants",
     "pool_not_allowed": "is not among constraints.pools",
     "pool_excluded": "is excluded, by the request or after a failed try",
     "label": "lacks a required label",
@@ -44,19 +49,39 @@ EXPLANATIONS: dict[str, str] = {
     "max_cost": "would cost more than constraints.max_cost_usd",
     "pool_unavailable": "has no live worker",
     "circuit_open": "fails, and gets no work until it answers a probe",
+    "power_limit": "would draw more power with it than its pool or site may",
+    "worker_misfit": "has a worker that is not what the fleet declares, and gets no work meanwhile",
+    "never": "is among the pools that the policy never uses",
     "drifted": "answers otherwise than its reference, and gets no such work until it passes",
     "lane": "has no lane for this kind of work",
 }
 
 
-def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR0911 - a list of rules
-    """Return the reason why the option may not serve the request at any load; None if it may."""
+def certain_tokens(profile: Profile) -> int:
+    """Return the tokens that a request takes for certain.
+
+    An estimate of its reply is none of them: a server ends a reply where the context ends.
+    """
+    if profile.certain_tokens is not None:
+        return profile.certain_tokens
+    return profile.input_tokens + profile.output_tokens
+
+
+def refusal(  # noqa: C901, PLR0911 - a list of rules
+    profile: Profile, option: Option, floor: float = 0.0
+) -> Refusal | None:
+    """Return the reason why the option may not serve the request at any load; None if it may.
+
+    ``floor`` is the least quality that is good enough.
+    """
     if profile.operation not in option.operations:
         return "operation_not_served"
     if profile.regions is not None and option.region not in profile.regions:
         return "region"
     if profile.precisions is not None and option.precision not in profile.precisions:
         return "precision"
+    if option.quality < floor:
+        return "quality"
     if profile.pools is not None and option.pool not in profile.pools:
         return "pool_not_allowed"
     if option.pool in profile.exclude_pools:
@@ -65,7 +90,7 @@ def refusal(profile: Profile, option: Option) -> Refusal | None:  # noqa: PLR091
         return "label"
     if profile.quality is not None and not profile.quality.allows(option.pool, option.variant):
         return "variant"
-    tokens = profile.input_tokens + profile.output_tokens
+    tokens = certain_tokens(profile)
     if tokens > option.context_tokens:
         return "context_too_long"
     if tokens > option.kv_capacity_tokens:
@@ -78,23 +103,24 @@ def has_lane(profile: Profile, option: Option) -> bool:
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
-def refusals(profile: Profile, options: Sequence[Option]) -> list[str | None]:
+def refusals(profile: Profile, options: Sequence[Option], floor: float = 0.0) -> list[str | None]:
     """Return the `refusal` of each option, or ``lane`` if it has none for the request; else None.
 
     Most requests name no constraint, and then a few comparisons are enough to let an option pass.
     """
     lanes = _BOTH_LANES if profile.batchable else _DIRECT_LANE
-    operation, tokens = profile.operation, profile.input_tokens + profile.output_tokens
+    operation, tokens = profile.operation, certain_tokens(profile)
     is_free = profile.regions is profile.precisions is profile.pools is None
     is_free = is_free and not (profile.exclude_pools or profile.labels or profile.quality)
     return [
         None
         if is_free
         and operation in option.operations
+        and option.quality >= floor
         and tokens <= option.context_tokens
         and tokens <= option.kv_capacity_tokens
         and not lanes.isdisjoint(option.lanes)
-        else refusal(profile, option) or (None if has_lane(profile, option) else "lane")
+        else refusal(profile, option, floor) or (None if has_lane(profile, option) else "lane")
         for option in options
     ]
 

@@ -91,7 +91,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         prefill_s = prompt * traffic_s + begin_s + busy_s
         computed_s = prefill_s
         if cached_tokens:
-            computed_s = standing.option.roofline.prefill_s(profile.input_tokens, cached_tokens)
+            computed_s = standing.roofline.prefill_s(profile.input_tokens, cached_tokens)
         device_s = computed_s / speed
         step_s = 0.0
         if decode_steps:
@@ -163,12 +163,12 @@ def room(standing: Standing) -> int:
     return -standing.running % places
 
 
-def spread_of(option: Option, policy: Policy) -> float:
-    """Return the standard deviation of ln(actual / predicted) if nothing was learned.
+def spread_of(standing: Standing, policy: Policy) -> float:
+    """Return the standard deviation of ln(actual / predicted) if no errors were learned.
 
-    An estimate of a device that nobody has measured errs more.
+    An estimate of a device that nobody has measured errs more, until its pool has.
     """
-    return max(policy.estimates.spread, option.error)
+    return max(policy.estimates.spread, standing.error)
 
 
 def chance(

@@ -18,6 +18,7 @@ def reasons(evidence: Evidence) -> Iterator[str]:
 
     The choice has the decision's own code; a refused candidate has that of its refusal. Any other
     has ``lower_chance`` if none was likely enough, else ``chance_too_low``, ``costs_more``, or
+    ``later_in_order`` (cheaper, and of a later group of the policy's order) or
     ``counts_as_dearer``: it costs less than the choice, but not with the cost of a failure and the
     value of its room to others.
     """
@@ -49,6 +50,8 @@ def _passed_over(
         return "chance_too_low"
     cost = candidate.cost_usd
     is_cheaper = cost is not None and first_usd is not None and cost < first_usd
+    if is_cheaper and chosen == "first_in_order":
+        return "later_in_order"
     return "counts_as_dearer" if is_cheaper else "costs_more"
 
 

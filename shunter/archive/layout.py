@@ -7,7 +7,6 @@ written twice, because the name of a file says what it holds.
 """
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -30,7 +29,6 @@ _NAME = re.compile(
     r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/(\d+)-(\d{20})-(\d{20})\.parquet$", re.ASCII
 )
 _PART = ".part"
-_COVERED = "covered.json"
 
 
 class ArchiveError(Exception):
@@ -39,11 +37,15 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
-    """One file. ``next_offset`` is the first that it doesn't hold."""
+    """One file. ``next_offset`` is the first that it doesn't hold.
+
+    ``date`` and ``hour`` are those of its first record, UTC.
+    """
 
     path: str
     kind: Kind
     date: str
+    hour: str
     partition: int
     first_offset: int
     next_offset: int
@@ -109,42 +111,20 @@ class Archive:
             )
             _to_disk(file)
         self.fs.mv(path + _PART, path)
-        return ArchiveFile(path, kind, f"{time:%Y-%m-%d}", partition, *offsets)
+        return ArchiveFile(path, kind, f"{time:%Y-%m-%d}", f"{time:%H}", partition, *offsets)
 
-    def read(self, file: ArchiveFile, columns: list[str]) -> pa.Table:
-        """Return columns of a file, in the order of offsets.
+    def read(self, file: ArchiveFile, columns: list[str] | None = None) -> pa.Table:
+        """Return columns of a file, all of them if None, in the order of offsets.
 
         Raises:
             ArchiveError: it is no such file.
         """
         try:
             with self.fs.open(file.path, "rb") as opened:
-                return pq.ParquetFile(opened).read(columns=[*columns, "offset"]).sort_by("offset")
-        except (OSError, pa.ArrowException) as error:
+                wanted = None if columns is None else [*columns, "offset"]
+                return pq.ParquetFile(opened).read(columns=wanted).sort_by("offset")
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise ArchiveError(f"{file.path}: {error}") from error
-
-    def write_covered(self, ends: dict[int, int]) -> None:
-        """Write below which offset of each partition all evidence has its roots here."""
-        path = f"{self.root}/{_COVERED}"
-        with self.fs.open(path + _PART, "wb") as file:
-            file.write(json.dumps({str(number): end for number, end in ends.items()}).encode())
-            _to_disk(file)
-        self.fs.mv(path + _PART, path)
-
-    def covered(self) -> dict[int, int]:
-        """Return the offsets from ``write_covered``; empty if it was never called.
-
-        Raises:
-            ArchiveError: the file is no such file.
-        """
-        path = f"{self.root}/{_COVERED}"
-        if not self.fs.exists(path):
-            return {}
-        try:
-            told = json.loads(self.fs.cat_file(path))
-            return {int(number): int(end) for number, end in told.items()}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ArchiveError(f"{path}: {error}") from error
 
     def delete(self, file: ArchiveFile) -> None:
         """Delete a file."""
@@ -159,8 +139,9 @@ class Archive:
         for path in paths:
             match = _NAME.search(path)
             if match:
-                date, _, partition, first, following = match.groups()
-                yield ArchiveFile(path, kind, date, int(partition), int(first), int(following))
+                date, hour, number, first, following = match.groups()
+                span = int(first), int(following)
+                yield ArchiveFile(path, kind, date, hour, int(number), *span)
 
 
 def _to_disk(file: Any) -> None:

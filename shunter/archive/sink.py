@@ -2,7 +2,8 @@
 
 Each round reads keys, then roots, then evidence, and writes them in reverse order. Whenever the
 archive is read, or the archiver dies, each head in it has its root there, and each root its
-records.
+records. Evidence whose root was not read waits for the next round, but for what transactions side
+by side have put before evidence that waits for nothing.
 """
 
 import logging
@@ -15,7 +16,9 @@ from shunter.archive.rows import table_of
 from shunter.logs.reading import Kind, settled_bounds
 from streams.engine.clock import Clock
 from streams.engine.log import Log, Partition, Record
-from topics import Catalogue
+from topics import BadRecordError, Catalogue, Root, decode
+from topics.signing.merkle import leaf_hash
+from topics.signing.signed_root import leaves_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,16 +88,26 @@ class Archiver:
         roots = [record async for record in self._news("roots")]
         count = len(keys) + len(roots)
         pending: list[Record] = []
+        rooted = {leaf for record in roots for leaf in _leaves(record)}
+        unsure: list[Record] = []
         async for record in self._news("evidence"):
-            count += 1
-            if pending and self._is_full(pending, record):
-                self._write("evidence", pending)
-                pending = []
-            pending.append(record)
+            if unsure and unsure[0].partition != record.partition:
+                unsure = []
+            # What came after the roots were read waits for the round that reads its root.
+            is_late = record.offset >= bounds[record.partition][1]
+            unsure.append(record)
+            if is_late and leaf_hash(record.value or b"") not in rooted:
+                continue
+            for each in unsure:
+                count += 1
+                if pending and self._is_full(pending, each):
+                    self._write("evidence", pending)
+                    pending = []
+                pending.append(each)
+            unsure = []
         self._write("evidence", pending)
         self._write_all("roots", roots)
         self._write_all("keys", keys)
-        self._archive.write_covered({p.number: end for p, (_, end) in bounds.items()})
         return count
 
     def clean(self, keeping: Keeping) -> list[ArchiveFile]:
@@ -155,3 +168,11 @@ class Archiver:
         file = self._archive.write(kind, number, offsets, at, table_of(kind, records))
         self._next[kind][number] = offsets[1]
         logger.info("archived %d records as %s", len(records), file.path)
+
+
+def _leaves(record: Record) -> list[bytes]:
+    """Return the leaf hashes of a record of the roots topic; none of one that is no root."""
+    try:
+        return leaves_of(decode(Root, record.value or b""))
+    except (BadRecordError, ValueError):
+        return []

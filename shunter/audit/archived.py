@@ -1,62 +1,78 @@
 """The trail in an archive: verified offline, from its files alone."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import duckdb
 
 from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.archive.rows import value_of
+from shunter.audit.asked import AskedOfTrail
 from shunter.audit.chains import Witnessed
+from shunter.audit.columns import BATCH_ROWS, check_file, checked_batches
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
+from shunter.audit.terms import Terms, archive_terms
 from shunter.audit.topic import add_key
 from shunter.audit.verifier import Verifier
 from shunter.console import UserError
 from shunter.logs.reading import Kind, TrailRow
-from topics import ChainHead
-
-BATCH_ROWS = 10_000
 
 
 def verify_archive(
     archive: Archive,
     *,
     keyring: Keyring | None = None,
-    witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
+    witnessed: Witnessed | None = None,
+    terms: Terms | None = None,
+    fresh_max: int = 0,
     tell: Callable[[int], object] = lambda _count: None,
 ) -> Findings:
     """Verify all that an archive holds; see ``verify_topic``.
+
+    Each column is made again of its raw record and compared. What an archive says of itself, beside
+    its records, is not believed: each record must have its root, and each root its records.
 
     Args:
         archive: to read.
         keyring: keys to begin with; those archived are added.
         witnessed: heads that the auditor knows from before, and their sources.
+        terms: what may be gone; nothing, if None.
+        fresh_max: so many records may lack their roots, as where the archiver is at work.
         tell: receives the number of records after each file.
 
     Raises:
         ArchiveError: a file can't be read.
     """
     keyring = keyring or Keyring()
-    for row in read_archive(archive, "keys"):
-        add_key(keyring, row.value, row.where)
-    verifier = Verifier(keyring, witnessed)
-    covered = archive.covered()
-    for row in read_archive(archive, "roots"):
-        verifier.add_root(row.value, row.where, row.at)
+    verifier = Verifier(keyring, witnessed, (), terms or archive_terms(time.time()))
+    findings = verifier.findings
+    for file in archive.files("keys"):
+        for row in _checked_rows(archive, file, findings):
+            add_key(keyring, row.value, row.where, key=row.key or b"")
+    for file in archive.files("roots"):
+        for row in _checked_rows(archive, file, findings):
+            key = row.key or b""
+            verifier.add_root(row.value, row.where, row.at, key=key, partition=row.partition)
     verifier.end_of_roots()
-    kept_from, before = None, -1
+    starts: dict[int, int] = {}
     for file in archive.files("evidence"):
-        for row in _rows_of(archive, file):
-            # The first record of a partition that does not begin at its beginning.
-            if row.partition != before and row.offset:
-                kept_from = max(kept_from or 0.0, row.at)
-            before = row.partition
-            # Without this file, every record is expected to have its root here.
-            is_fresh = row.offset >= covered.get(row.partition, row.offset + 1)
+        starts.setdefault(file.partition, file.first_offset)
+        for row in _checked_rows(archive, file, findings):
+            is_fresh = findings.fresh < fresh_max
             verifier.add(row.partition, row.where, row.key, row.value, is_fresh=is_fresh)
-        tell(verifier.findings.records)
-    return verifier.finish(kept_from)
+        tell(findings.records)
+    findings.checked.append("each column of the archive against its raw record")
+    findings.unchecked += [
+        (
+            "offsets, partitions and timestamp_ms of the archive: Kafka gave them, nobody signed"
+            " them (the column `at` is signed)"
+        ),
+        "results: an archive has none",
+    ]
+    return verifier.finish(starts)
 
 
 def read_archive(archive: Archive, kind: Kind) -> Iterator[TrailRow]:
@@ -73,14 +89,22 @@ def _rows_of(archive: Archive, file: ArchiveFile) -> Iterator[TrailRow]:
     table = archive.read(file, ["partition", "timestamp_ms", "key", "value", "raw"])
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         for row in batch.to_pylist():
-            yield TrailRow(
-                row["partition"],
-                row["offset"],
-                row["key"],
-                value_of(row),
-                row["timestamp_ms"] / 1000,
-                f"{file.kind}/{row['partition']}@{row['offset']}",
-            )
+            yield _row(file, row)
+
+
+def _checked_rows(archive: Archive, file: ArchiveFile, findings: Findings) -> Iterator[TrailRow]:
+    """Yield the records of a file, whose columns are checked on the way."""
+    table = archive.read(file)
+    check_file(file, table, findings)
+    for row in checked_batches(file, table, findings):
+        yield _row(file, row)
+
+
+def _row(file: ArchiveFile, row: dict[str, Any]) -> TrailRow:
+    # The name of a file says which partition it holds; so does each row, which is checked.
+    where = f"{file.kind}/{file.partition}@{row['offset']}"
+    at = row["timestamp_ms"] / 1000
+    return TrailRow(file.partition, row["offset"], row["key"], value_of(row), at, where)
 
 
 class ArchiveTrail:
@@ -92,12 +116,20 @@ class ArchiveTrail:
             if not self._archive.files("evidence"):
                 raise UserError(f"{url}: no evidence is archived there")
 
-    def verify(
-        self, keyring: Keyring, witnessed: Witnessed, tell: Callable[[int], object]
-    ) -> Findings:
+    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
         """Verify the files."""
+        terms = archive_terms(
+            time.time(), asked.retention_days, accept_beginnings=asked.accept_beginnings
+        )
         with _told():
-            return verify_archive(self._archive, keyring=keyring, witnessed=witnessed, tell=tell)
+            return verify_archive(
+                self._archive,
+                keyring=asked.keyring,
+                witnessed=asked.witnessed,
+                terms=terms,
+                fresh_max=asked.fresh_max,
+                tell=tell,
+            )
 
     def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
         """Pass on the files' records."""

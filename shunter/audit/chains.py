@@ -5,24 +5,38 @@ from dataclasses import dataclass, field
 
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import KeyProblem, Keyring, when
+from shunter.audit.terms import CLOCKS_APART_S_MAX, Terms
 from topics import ChainHead, Root
 from topics.signing.merkle import tree_hash
-from topics.signing.signed_root import is_signed, leaves_of, statement_digest
+from topics.signing.signed_root import is_signed, leaves_of
 
-# Tolerance between a root's time and the broker's: two clocks, and a slow transaction.
-CLOCKS_APART_S_MAX = 300.0
 # By the name of a chain: a head that an auditor has kept, and the name of its file.
 Witnessed = Mapping[str, tuple[ChainHead, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedRoot:
-    """A root, its position, and when the broker took it (epoch seconds)."""
+    """A root, its position, and when the broker took it (epoch seconds).
+
+    ``order`` is its place among those of its partition.
+    """
 
     root: Root
     where: str
     taken_at: float
     digest: str
+    partition: int
+    order: int
+
+    @property
+    def latest(self) -> float:
+        """The later of the writer's time and the broker's."""
+        return max(self.root.statement.at, self.taken_at)
+
+    @property
+    def earliest(self) -> float:
+        """The earlier of the two."""
+        return min(self.root.statement.at, self.taken_at)
 
     @property
     def name(self) -> str:
@@ -48,19 +62,29 @@ class Chain:
         return ChainHead(statement.sequence, last.digest, statement.at)
 
 
-def place_root(root: Root, where: str, taken_at: float) -> PlacedRoot:
-    """Return a root with its digest."""
-    return PlacedRoot(root, where, taken_at, statement_digest(root.statement))
+def link(
+    roots: Iterable[PlacedRoot],
+    keyring: Keyring,
+    witnessed: Witnessed,
+    terms: Terms,
+    findings: Findings,
+) -> Iterator[Chain]:
+    """Yield each chain with its valid roots; faults go to the findings.
 
-
-def link(roots: Iterable[PlacedRoot], keyring: Keyring, findings: Findings) -> Iterator[Chain]:
-    """Yield each chain with its valid roots; faults go to the findings."""
+    Args:
+        roots: all of them.
+        keyring: the keys.
+        witnessed: the heads that an auditor has kept.
+        terms: what may be gone.
+        findings: to add to.
+    """
     by_chain: dict[str, list[PlacedRoot]] = {}
     for placed in roots:
         findings.roots += 1
         by_chain.setdefault(placed.root.statement.chain, []).append(placed)
     for name in sorted(by_chain):
         chain = Chain(name)
+        _check_order(by_chain[name], findings)
         for placed in sorted(by_chain[name], key=lambda p: p.root.statement.sequence):
             leaves = _believed(placed, keyring, findings)
             if leaves is not None and _follows(chain, placed, findings):
@@ -68,22 +92,24 @@ def link(roots: Iterable[PlacedRoot], keyring: Keyring, findings: Findings) -> I
                 chain.starts.append(len(chain.leaves))
                 chain.leaves += leaves
         if chain.roots:
-            _note_beginning(chain, findings)
+            _check_beginning(chain, witnessed.get(name), terms, findings)
             findings.heads[name] = chain.head
             yield chain
 
 
 def check_tails(
-    chains: Iterable[Chain], witnessed: dict[str, tuple[ChainHead, str]], findings: Findings
+    chains: Iterable[Chain],
+    heads: Iterable[tuple[str, ChainHead, str]],
+    terms: Terms,
+    findings: Findings,
 ) -> None:
-    """Compare each chain with the last roots known from other sources."""
+    """Compare each chain with the last roots known from other sources: chain, head, source."""
     by_name = {chain.name: chain for chain in chains}
-    oldest = min((c.roots[0].root.statement.at for c in by_name.values()), default=None)
-    for name, (head, told) in sorted(witnessed.items()):
+    for name, head, told in sorted(heads, key=lambda each: (each[0], each[2])):
         chain = by_name.get(name)
         if chain is None:
-            if oldest is not None and head.at < oldest:
-                findings.notes.append(f"{name}: older than anything kept; {told} names it")
+            if head.at <= terms.roots_since:
+                findings.notes.append(f"{name}: older than what is kept; {told} names it")
                 continue
             findings.add(
                 "truncated", name, f"no root of it is left, but {told} names #{head.sequence}"
@@ -98,10 +124,22 @@ def check_tails(
         else:
             same = (p for p in chain.roots if p.root.statement.sequence == head.sequence)
             for placed in same:
-                if placed.digest != head.digest:
+                if placed.digest != head.digest or placed.root.statement.at != head.at:
                     findings.add(
                         "fork", placed.where, f"{placed.name} is not the root that {told} names"
                     )
+
+
+def _check_order(roots: Iterable[PlacedRoot], findings: Findings) -> None:
+    """Check that the roots of a chain stand on each partition as they follow each other."""
+    last: dict[int, PlacedRoot] = {}
+    for placed in sorted(roots, key=lambda p: (p.partition, p.order)):
+        before = last.setdefault(placed.partition, placed)
+        if placed.root.statement.sequence < before.root.statement.sequence:
+            told = f"{placed.name} stands behind #{before.root.statement.sequence}"
+            findings.add("reordered", placed.where, told)
+        else:
+            last[placed.partition] = placed
 
 
 def _believed(placed: PlacedRoot, keyring: Keyring, findings: Findings) -> list[bytes] | None:
@@ -168,12 +206,34 @@ def _follows(chain: Chain, placed: PlacedRoot, findings: Findings) -> bool:
     return True
 
 
-def _note_beginning(chain: Chain, findings: Findings) -> None:
-    first = chain.roots[0].root.statement
-    if first.sequence > 0:
-        findings.notes.append(
-            f"{chain.name} begins with #{first.sequence} at {when(first.at)}: what came before is"
-            " not kept here"
+def _check_beginning(
+    chain: Chain, kept: tuple[ChainHead, str] | None, terms: Terms, findings: Findings
+) -> None:
+    placed = chain.roots[0]
+    first = placed.root.statement
+    if first.sequence == 0:
+        if first.previous is not None:
+            findings.add("broken_link", placed.where, f"{chain.name}#0 names one before it")
+        return
+    begins = f"{chain.name} begins with #{first.sequence} at {when(first.at)}"
+    if kept is not None and kept[0].sequence == first.sequence - 1:
+        if kept[0].digest == first.previous:
+            findings.notes.append(f"{begins}: it follows the root that {kept[1]} names")
+        else:
+            told = f"{placed.name} names another root before it than {kept[1]}"
+            findings.add("fork", placed.where, told)
+    elif placed.latest <= terms.roots_since:
+        findings.notes.append(f"{begins}, so long ago that what came before may be gone")
+    elif kept is not None and kept[0].sequence < first.sequence:
+        told = f"{begins}, and does not follow #{kept[0].sequence}, which {kept[1]} names"
+        findings.add("gap", placed.where, told)
+    elif terms.accept_beginnings:
+        findings.notes.append(f"{begins}: what came before is not kept here")
+    else:
+        findings.add(
+            "gap",
+            placed.where,
+            f"{begins}, which is not so long ago that what came before may be gone: it was deleted,"
+            " or nothing came for long (--heads of an earlier check shows which;"
+            " --accept-beginnings takes it as it is)",
         )
-    elif first.previous is not None:
-        findings.add("broken_link", chain.roots[0].where, f"{chain.name}#0 names one before it")

@@ -23,8 +23,22 @@ Kind = Literal[
     "truncated",
     "wrong_key",
     "unreadable",
+    "false_entry",
+    "false_column",
+    "false_result",
     "ended_twice",
+    "unended",
     "constraint",
+    # Of a trail against the public log (shunter/public_log/check.py).
+    "log_checkpoint",
+    "log_altered",
+    "log_fork",
+    "log_truncated",
+    "log_order",
+    "log_repeats",
+    "log_entry",
+    "unlogged",
+    "unkept",
 ]
 
 # Problems of a kind beyond this many are counted, not listed.
@@ -42,10 +56,11 @@ class Finding:
 
 @dataclass(slots=True)
 class Findings:
-    """The outcome. ``notes`` are no problems; they say what could not be checked.
+    """The outcome. ``notes`` are no problems; they say what was found beside them.
 
     ``open`` counts accepted requests that had not ended, ``fresh`` records newer than the roots
-    read; ``heads`` are the last roots, for comparison in the next verification.
+    read; ``heads`` are the last roots, for comparison in the next verification. ``checked`` says
+    what was checked, ``unchecked`` what was not and what would be needed for it.
     """
 
     records: int = 0
@@ -57,6 +72,8 @@ class Findings:
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     heads: dict[str, ChainHead] = field(default_factory=dict)
+    checked: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
     @property
     def is_good(self) -> bool:

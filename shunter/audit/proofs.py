@@ -8,7 +8,7 @@ import orjson
 
 from shunter.audit.keyring import KeyProblem, Keyring, when
 from shunter.logs.reading import TrailRow
-from topics import BadRecordError, KeyEntry, PublishedKey, Root, decode
+from topics import BadRecordError, Introduction, KeyEntry, PublishedKey, Root, decode
 from topics.signing.merkle import inclusion_path, leaf_hash, path_root
 from topics.signing.signed_root import is_signed, leaves_of
 from topics.wire.canonical_json import canonical_json
@@ -58,6 +58,7 @@ def make_proof(
         "request_id": request_id,
         "proofs": [proofs[leaf] for leaf in wanted],
         "keys": orjson.loads(orjson.dumps(keys)),
+        "introductions": orjson.loads(orjson.dumps(list(keyring.introductions()))),
     }
 
 
@@ -67,7 +68,8 @@ def check_proof(document: Any, keyring: Keyring | None) -> list[str]:
     Args:
         document: as ``make_proof`` returns it, from any source.
         keyring: keys to believe; those in the document where None, which shows no more than that
-            their holders signed it.
+            their holders signed it. One that trusts installation keys takes keys and introductions
+            from the document.
 
     Raises:
         ProofError: something in it does not hold.
@@ -77,11 +79,14 @@ def check_proof(document: Any, keyring: Keyring | None) -> list[str]:
     proofs = document.get("proofs")
     if not isinstance(proofs, list) or not proofs:
         raise ProofError("it has no proofs")
-    if keyring is None:
-        keyring = Keyring()
+    keyring = keyring or Keyring()
+    if keyring.trusted is None:
         for number, key in enumerate(document.get("keys") or ()):
             published = _read(PublishedKey, key, f"keys[{number}]")
             keyring.add(KeyEntry(published=published), f"keys[{number}]")
+        for number, each in enumerate(document.get("introductions") or ()):
+            introduction = _read(Introduction, each, f"introductions[{number}]")
+            keyring.add(KeyEntry(introduction=introduction), f"introductions[{number}]")
     return [
         _check(number, proof, str(document.get("request_id")), keyring)
         for number, proof in enumerate(proofs)

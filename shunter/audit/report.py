@@ -32,7 +32,11 @@ class Group:
 
 @dataclass(slots=True)
 class Counts:
-    """The counts of a line. ``late`` and ``dear`` are answers that broke their promise."""
+    """The counts of a line. ``late`` and ``dear`` are answers that broke their promise.
+
+    ``assumed`` were answered by devices of which no servers were measured: what they were promised
+    rests on assumptions. ``energy_wh`` is device time at busy power.
+    """
 
     requests: int = 0
     completed: int = 0
@@ -45,6 +49,8 @@ class Counts:
     output_tokens: int = 0
     cost_usd: float = 0.0
     promised_usd: float = 0.0
+    energy_wh: float = 0.0
+    assumed: int = 0
     in_envelope: int = 0
     late: int = 0
     dear: int = 0
@@ -102,6 +108,8 @@ class AuditReport:
             counts.output_tokens += step.usage.output_tokens
         if step.promised is not None:
             counts.promised_usd += step.promised.cost_usd
+        counts.assumed += step.assumed
+        counts.energy_wh += step.energy_wh or 0.0
         if step.got is not None:
             counts.cost_usd += step.got.cost_usd
             if step.promised is not None:

@@ -1,11 +1,15 @@
 """Sources of an audit trail: the topics, or an archive."""
 
+import functools
+import time
 from collections.abc import Callable
 from typing import Protocol
 
-from shunter.audit.chains import Witnessed
+from shunter.audit.asked import AskedOfTrail
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
+from shunter.audit.terms import topic_terms
+from shunter.audit.texts import read_salts
 from shunter.audit.topic import add_key, verify_topic
 from shunter.client.kafka import read_by_key, run
 from shunter.console import UserError
@@ -14,17 +18,14 @@ from streams.engine.log import Partition
 from streams.kafka.log import KafkaLog
 from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
+from topics.settings import RETENTION_DAYS
+from topics.signing.salts import digest_key
 
 
 class Trail(Protocol):
     """An audit trail from any source. Each call may raise UserError."""
 
-    def verify(
-        self,
-        keyring: Keyring,
-        witnessed: Witnessed,
-        tell: Callable[[int], object],
-    ) -> Findings:
+    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
         """Verify all of it, with the keys in the keyring and those published on it."""
         ...
 
@@ -51,14 +52,38 @@ class TopicTrail:
         self._settings = settings.model_copy(update={"partitions": counts[names.evidence]})
         self._catalogue = Catalogue(self._settings)
 
-    def verify(
-        self, keyring: Keyring, witnessed: Witnessed, tell: Callable[[int], object]
-    ) -> Findings:
-        """Verify the topics."""
-        log = KafkaLog(self._settings)
-        return run(
-            verify_topic(log, self._catalogue, keyring=keyring, witnessed=witnessed, tell=tell)
+    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
+        """Verify the topics, and with their salts the results."""
+        return run(self._verify(asked, tell))
+
+    async def _verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
+        days = asked.retention_days
+        if days is None:
+            days = RETENTION_DAYS[self._settings.retention]
+        terms = topic_terms(time.time(), days, accept_beginnings=asked.accept_beginnings)
+        return await verify_topic(
+            KafkaLog(self._settings),
+            self._catalogue,
+            keyring=asked.keyring,
+            witnessed=asked.witnessed,
+            terms=terms,
+            salts=await self._salts() if asked.with_results else None,
+            tell=tell,
         )
+
+    async def _salts(self) -> Callable[[str], bytes | None]:
+        """Return what finds the key of the digests made with a salt."""
+        await partition_counts(self._settings, [self._catalogue.results])
+        secret = self._settings.evidence_secret
+        raw = None if secret is None else secret.get_secret_value().encode()
+        salts = {salt.id: salt for salt in await read_salts(self._settings)}
+
+        @functools.cache
+        def find(salt_id: str) -> bytes | None:
+            salt = salts.get(salt_id)
+            return None if salt is None else digest_key(salt, raw)
+
+        return find
 
     def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
         """Pass on a topic's records."""

@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 from shunter.audit.findings import Findings
+from shunter.audit.keyring import when
+from shunter.audit.results import Results
+from shunter.audit.terms import GRACE_S
 from streams.evidence.projection import AskedStep, SeenEnvelope, SeenPlacement
 from topics.records.evidence import ENDS
 
@@ -20,12 +23,13 @@ class _Limits(NamedTuple):
 
 
 class _Story:
-    __slots__ = ("accepted", "dead", "ended", "limits")
+    __slots__ = ("accepted", "dead", "deadline", "ended", "limits")
 
     def __init__(self) -> None:
         self.accepted = 0
         self.ended = 0
         self.dead = 0
+        self.deadline: float | None = None
         self.limits: tuple[_Limits, ...] = ()
 
 
@@ -34,6 +38,8 @@ class Stories:
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
+        self.results: Results | None = None
+        """Takes the ends, if results are to be compared."""
         self._stories: dict[str, _Story] = {}
         self._limits: dict[_Limits, _Limits] = {}
 
@@ -47,11 +53,14 @@ class Stories:
             story.accepted += 1
         if step in ENDS:
             story.ended += 1
+            if self.results is not None:
+                self.results.ended(seen)
         elif step == "dead_lettered" and not topic.endswith(".requests"):
             story.dead += 1
         # A later attempt's additional exclusions are no wish of the client.
         wanted = seen.profile
         if wanted is not None and seen.attempt == 1:
+            story.deadline = max(wanted.deadline, story.deadline or wanted.deadline)
             limits = _Limits(
                 wanted.regions,
                 wanted.precisions,
@@ -70,8 +79,13 @@ class Stories:
                 told = f"{seen.request_id} {step}: {'; '.join(broken[-1])}"
                 self._findings.add("constraint", where, told)
 
-    def finish(self, *, is_whole: bool) -> None:
-        """Count the ends; if the trail is cut at its beginning, some requests lack theirs."""
+    def finish(self, *, is_whole: bool, now: float) -> None:
+        """Count the ends; if the trail is cut at its beginning, some requests lack theirs.
+
+        Args:
+            is_whole: it is not cut.
+            now: epoch seconds; what was due long before has ended.
+        """
         for request_id, story in self._stories.items():
             # A dead letter ends an accepted request, unless that has an end of its own besides.
             ended = story.ended or min(story.dead, story.accepted)
@@ -79,6 +93,10 @@ class Stories:
                 self._findings.requests += 1
                 # One that was published twice may wait as one, and end as one.
                 self._findings.open += not ended
+                due = story.deadline
+                if not ended and due is not None and due + GRACE_S < now:
+                    told = f"accepted, due {when(due)}, and has no end"
+                    self._findings.add("unended", request_id, told)
             if ended > story.accepted and (is_whole or story.accepted):
                 self._findings.add(
                     "ended_twice",

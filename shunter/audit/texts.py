@@ -1,18 +1,19 @@
-"""Texts and their digests: proof that a text is the one digested, and erasure."""
+"""Texts and their digests: proof that a text is the one digested."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from shunter.client.submit import producer_of
+from shunter.audit.disclosures import is_disclosure, shown_parts
 from shunter.console import UserError, named, read_input
 from shunter.logs.reading import TrailRow, read_all
 from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, Evidence, Salt, Settings, TextDigest, decode
-from topics.admin.provisioning import partition_counts
-from topics.signing.salts import digest_key, salt_key, text_digest
+from topics.signing.request_parts import parts_of, whole_digest
+from topics.signing.salts import digest_key, text_digest
 
 
 def read_text(path: Path) -> Any:
@@ -32,7 +33,8 @@ def read_text(path: Path) -> Any:
 async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -> list[str]:
     """Return a line for each step with the digest of a text.
 
-    The text is parsed JSON: a body, or a request or result with a body in it.
+    The text is parsed JSON: a request as it was sent, parts of one (``shunter.audit.disclosures``),
+    a body, or a request or result with a body in it.
 
     Raises:
         UserError: nothing is known of the request, or its tenant was forgotten.
@@ -49,9 +51,30 @@ async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -
     for step, what, digest in digests:
         if digest.salt in salts:
             key = digest_key(salts[digest.salt], raw_secret)
-            if any(text_digest(key, body) == digest.hmac for body in _bodies(given)):
-                lines.append(f"it is the body of the {what}, by the evidence {step!r}")
+            lines += [
+                f"{found}, by the evidence {step!r}" for found in _found(key, digest, what, given)
+            ]
     return lines
+
+
+def _found(key: bytes, digest: TextDigest, what: str, given: Any) -> Iterator[str]:
+    """Yield what a text is, by one digest."""
+    if digest.whole is not None and is_disclosure(given):
+        for pointer, value in shown_parts(key, digest.whole, given):
+            told = orjson.dumps(value).decode()
+            yield f"{pointer} of the request was {told}"
+        return
+    if digest.whole is not None and isinstance(given, dict):
+        with contextlib.suppress(ValueError):
+            leaves = [part.leaf for part in parts_of(given)]
+            if whole_digest(key, leaves) == digest.whole:
+                yield "it is the whole request"
+                return
+    bodies = [body for body in _bodies(given) if text_digest(key, body) == digest.hmac]
+    if bodies:
+        is_beside = digest.whole is not None and bodies[0] is not given
+        rest = ", but what the file has beside it is not what was sent" if is_beside else ""
+        yield f"it is the body of the {what}{rest}"
 
 
 async def read_salts(settings: Settings) -> list[Salt]:
@@ -65,17 +88,6 @@ async def read_salts(settings: Settings) -> list[Salt]:
             except BadRecordError:
                 continue
     return list(salts.values())
-
-
-async def forget_tenant(settings: Settings, tenant: str) -> int:
-    """Destroy the salts of a tenant; return how many there were."""
-    await partition_counts(settings, [Catalogue(settings).evidence_salts])
-    gone = [salt for salt in await read_salts(settings) if salt.tenant == tenant]
-    async with producer_of(settings) as producer:
-        for salt in gone:
-            key = salt_key(tenant, salt.id)
-            await producer.send_and_wait(Catalogue(settings).evidence_salts, None, key=key)
-    return len(gone)
 
 
 def _digests(rows: Sequence[TrailRow]) -> Iterator[tuple[str, str, TextDigest]]:

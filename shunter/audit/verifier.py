@@ -4,18 +4,21 @@ Roots are read first, then records in the order of their offsets, then the sums.
 by its leaf hash, so it needs no mark of its own, and a changed record matches no root.
 """
 
+import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-from shunter.audit.chains import Chain, PlacedRoot, check_tails, link, place_root
+from shunter.audit.chains import Chain, PlacedRoot, Witnessed, check_tails, link
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring, when
 from shunter.audit.stories import Stories
+from shunter.audit.terms import FRESH_MAX, Terms
 from streams.evidence.projection import decode_step
-from topics import BadRecordError, ChainHead, Root, decode
+from topics import BadRecordError, ChainHead, Root, decode, encode
 from topics.signing.merkle import leaf_hash
+from topics.signing.signed_root import statement_digest
 
 # A leaf's position as one number: its chain, and its leaf number.
 _LEAF_BITS = 40
@@ -27,34 +30,69 @@ class Verifier:
     def __init__(
         self,
         keyring: Keyring,
-        witnessed: Mapping[str, tuple[ChainHead, str]] | None = None,
+        witnessed: Witnessed | None = None,
+        told: Collection[tuple[str, ChainHead, str]] = (),
+        terms: Terms | None = None,
     ) -> None:
-        """Take the keys, and heads from other sources than the keys topic.
+        """Take what an auditor brings along.
 
         Args:
             keyring: with every key and heartbeat.
-            witnessed: by chain, a head and its source.
+            witnessed: by chain, a head that the auditor has kept, and its source.
+            told: heads that others tell, and their sources.
+            terms: what may be gone; nothing, if None.
         """
         self.findings = Findings()
+        self.stories = Stories(self.findings)
         self._keyring = keyring
         self._witnessed = dict(witnessed or {})
+        self._told = list(told)
+        self._terms = terms or Terms()
         self._placed: list[PlacedRoot] = []
         self._chains: list[Chain] = []
         self._expected: dict[bytes, int] = {}
         self._seen: list[bytearray] = []
         self._last: dict[tuple[int, int], int] = {}
-        self._stories = Stories(self.findings)
+        self._first: dict[tuple[int, int], int] = {}
 
-    def add_root(self, value: bytes | None, where: str, taken_at: float) -> None:
-        """Add a record of the roots topic; ``taken_at`` is the broker's time, epoch seconds."""
+    def add_root(
+        self,
+        value: bytes | None,
+        where: str,
+        taken_at: float,
+        *,
+        key: bytes | None = None,
+        partition: int = 0,
+    ) -> None:
+        """Add a record of the roots topic, in the order of its partition.
+
+        Args:
+            value: of the record.
+            where: it stands, for people.
+            taken_at: the broker's time of it, epoch seconds.
+            key: of the record; not checked if None.
+            partition: of the topic.
+        """
         try:
-            self._placed.append(place_root(decode(Root, value or b""), where, taken_at))
+            root = decode(Root, value or b"")
+            digest = statement_digest(root.statement)
         except (BadRecordError, ValueError) as error:
             self.findings.add("unreadable", where, f"no root: {error}")
+            return
+        if encode(root) != value:
+            # What is not signed, such as a member that nobody knows, could say anything.
+            self.findings.add("unreadable", where, "it is not written as its signer writes a root")
+            return
+        if key is not None and key != root.statement.chain.encode():
+            told = f"its key is {key!r}, its chain {root.statement.chain!r}"
+            self.findings.add("wrong_key", where, told)
+        order = len(self._placed)
+        self._placed.append(PlacedRoot(root, where, taken_at, digest, partition, order))
 
     def end_of_roots(self) -> None:
         """Check the chains; every root has been added."""
-        self._chains = list(link(self._placed, self._keyring, self.findings))
+        given = (self._keyring, self._witnessed, self._terms, self.findings)
+        self._chains = list(link(self._placed, *given))
         self._placed = []
         for number, chain in enumerate(self._chains):
             self._seen.append(bytearray(len(chain.leaves)))
@@ -78,12 +116,13 @@ class Verifier:
             where: it stands, for people.
             key: of the record.
             value: of the record.
-            is_fresh: it may be newer than the roots, so that its own may be missing.
+            is_fresh: it came after the auditor had begun to read, so that its root may not have
+                been read.
         """
         findings, raw = self.findings, value or b""
         findings.records += 1
         place = self._expected.get(leaf_hash(raw))
-        if place is None and is_fresh:
+        if place is None and is_fresh and findings.fresh < FRESH_MAX:
             findings.records -= 1
             findings.fresh += 1
             return
@@ -96,6 +135,8 @@ class Verifier:
             return
         self._seen[number][at] = 1
         last = self._last.get((partition, number), -1)
+        if last < 0:
+            self._first[partition, number] = at
         if at < last:
             told = f"{self._name(number, at)} stands behind {self._name(number, last)}"
             findings.add("reordered", where, told)
@@ -108,45 +149,91 @@ class Verifier:
             return
         if (key or b"") != seen.request_id.encode():
             findings.add("wrong_key", where, f"its key is {key!r}, its request {seen.request_id!r}")
-        self._stories.add(seen, where)
+        self.stories.add(seen, where)
 
-    def finish(self, kept_from: float | None = None) -> Findings:
+    def finish(self, starts: Mapping[int, int] | None = None) -> Findings:
         """Return all findings.
 
         Args:
-            kept_from: roots before this (epoch seconds) may lack records, which are not kept.
+            starts: by partition of evidence, the offset from which on it is kept.
         """
-        gone = sum(
-            self._missing(chain, seen, kept_from)
-            for chain, seen in zip(self._chains, self._seen, strict=True)
-        )
+        findings, terms = self.findings, self._terms
+        gone = self._missing({p: first for p, first in (starts or {}).items() if first})
         if gone:
-            self.findings.notes.append(
-                f"{gone} records from before {when(kept_from or 0.0)} are not kept here any more"
-            )
-        witnessed = self._keyring.witnessed()
-        for name, (head, told) in self._witnessed.items():
-            if name not in witnessed or witnessed[name][0].sequence < head.sequence:
-                witnessed[name] = (head, told)
-        check_tails(self._chains, witnessed, self.findings)
+            told = when(terms.evidence_since)
+            findings.notes.append(f"{gone} records from before {told} are not kept here any more")
+        self._keyring.check_endorsements()
+        kept = [(name, head, told) for name, (head, told) in self._witnessed.items()]
+        heads = [*kept, *self._told, *self._keyring.witnessed()]
+        check_tails(self._chains, heads, terms, findings)
         begins = all(chain.roots[0].root.statement.sequence == 0 for chain in self._chains)
-        self._stories.finish(is_whole=begins and not gone)
-        self.findings.notes += [
-            f"{where} is set aside: {why}" for where, why in self._keyring.refused
-        ]
-        return self.findings
+        newest = max((c.roots[-1].earliest for c in self._chains), default=-math.inf)
+        self.stories.finish(
+            is_whole=begins and not gone,
+            now=newest if terms.now is None else max(newest, terms.now),
+        )
+        for where, why in self._keyring.refused:
+            findings.add("false_entry", where, why)
+        findings.notes += [f"{where} is set aside: {why}" for where, why in self._keyring.ignored]
+        self._say_what_was_checked()
+        return findings
 
-    def _missing(self, chain: Chain, seen: bytearray, kept_from: float | None) -> int:
-        """Report each leaf without a record; return how many are excused by retention."""
-        gone, at = 0, seen.find(0)
-        while at >= 0:
-            placed = chain.roots[_root_of(chain.starts, at)]
-            if kept_from is not None and placed.root.statement.at <= kept_from:
-                gone += 1
-            else:
-                told = f"{self._name_of(chain, at)} is missing: it was deleted, or altered"
-                self.findings.add("missing", placed.where, told)
-            at = seen.find(0, at + 1)
+    def _say_what_was_checked(self) -> None:
+        findings, keyring = self.findings, self._keyring
+        findings.checked += [
+            (
+                f"{findings.records:,} records against {findings.roots:,} signed roots in"
+                f" {len(self._chains)} chains: each as it was signed, in its order, none left out"
+                " between the first and the last root"
+            ),
+            (
+                f"{findings.requests:,} requests: one end each, of all that are due, and no"
+                " constraint broken"
+            ),
+        ]
+        if keyring.installations:
+            ids = ", ".join(sorted(keyring.installations))
+            findings.checked.append(f"each signing key is introduced by {ids}")
+        elif keyring.trusted is not None:
+            findings.checked.append("each signing key is one of your file, or endorsed by one")
+        else:
+            findings.unchecked.append(
+                "whose the keys are: they are those that the trail names, and who could write all"
+                " of it could have made it anew (--trust)"
+            )
+        if self._witnessed:
+            findings.checked.append(f"the heads that you kept of {len(self._witnessed)} chains")
+        else:
+            findings.unchecked.append(
+                "whether the newest was cut off, but for what processes and progress tell; they"
+                " are in the same hands (--heads)"
+            )
+        if findings.fresh:
+            told = f"{findings.fresh:,} records that came during this check"
+            findings.unchecked.append(f"{told}: the next one has them")
+        findings.unchecked.append("whether what was signed is true")
+
+    def _missing(self, starts: Mapping[int, int]) -> int:
+        """Report each leaf without a record; return how many are excused by retention.
+
+        Retention takes the old from the front of a partition: what is excused is old by the
+        broker's time and stood before what is kept of a partition that has lost its front, and
+        there are no more than offsets before these.
+        """
+        gone, gone_max = 0, sum(starts.values())
+        for number, (chain, seen) in enumerate(zip(self._chains, self._seen, strict=True)):
+            # The first that is kept on a partition that has lost what stood before.
+            fronts = [self._first.get((partition, number), math.inf) for partition in starts]
+            front, at = max(fronts, default=-1), seen.find(0)
+            while at >= 0:
+                placed = chain.roots[_root_of(chain.starts, at)]
+                is_old = placed.latest <= self._terms.evidence_since
+                if is_old and at < front and gone < gone_max:
+                    gone += 1
+                else:
+                    told = f"{self._name_of(chain, at)} is missing: it was deleted, or altered"
+                    self.findings.add("missing", placed.where, told)
+                at = seen.find(0, at + 1)
         return gone
 
     def _name(self, number: int, at: int) -> str:

@@ -34,10 +34,15 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
         raise NoBoundError("how fast each replica really is, nobody knows beforehand")
     if setting.reality.prefix_cache:
         raise NoBoundError("prefix caches spare prompts, which it counts in full")
-    options = true_options(compile_options(setting.fleet), setting.reality.speed)
+    options = true_options(compile_options(setting.fleet), setting.reality)
     profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     demands = [
-        Demand(profile, profile.input_tokens, arrival.output_tokens)
+        Demand(
+            profile,
+            profile.input_tokens,
+            arrival.output_tokens,
+            setting.policy.floor_of(profile),
+        )
         for profile, arrival in zip(profiles, setting.arrivals, strict=True)
         if rows is None or arrival.row in rows
     ]

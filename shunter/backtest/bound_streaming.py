@@ -81,7 +81,7 @@ class _Window:
         mine: dict[int, float] = {}
         for option in choices:
             moments = list(_moments(demand, option)) if is_timed else []
-            is_inside = _latest_end_s(demand) <= self.end_s
+            is_inside = latest_end_s(demand) <= self.end_s
             whole = self.programme.variable()
             if is_inside:
                 served.setdefault((option.pool, option.variant), []).append((whole, demand))
@@ -136,7 +136,8 @@ def _moments(demand: Demand, option: Option) -> Iterator[tuple[float, float]]:
         first_s += CELL_S
 
 
-def _latest_end_s(demand: Demand) -> float:
+def latest_end_s(demand: Demand) -> float:
+    """Return when a request that is served in time has ended at the latest."""
     profile = demand.profile
     if profile.ttft_s is None or profile.tpot_s is None:
         return profile.deadline

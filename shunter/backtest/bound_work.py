@@ -112,7 +112,8 @@ class _Rates:
     """Seconds that an option takes.
 
     Per token computed, per attention pair, per cached token read; for the weights that one and a
-    full batch of sequences touch; for an iteration's overhead.
+    full batch of sequences touch; for the overhead of an iteration, of a token's exchange between
+    devices, of a decoding sequence, and of a prompt or chunk of one.
     """
 
     token_s: float
@@ -121,6 +122,9 @@ class _Rates:
     one_s: float
     full_s: float
     overhead_s: float
+    traffic_s: float
+    sequence_s: float
+    prompt_s: float
 
     @classmethod
     def of(cls, option: Option) -> "_Rates":
@@ -136,6 +140,9 @@ class _Rates:
             one_s=r.active_weights_bytes / bytes_per_s,
             full_s=r.weights_bytes * (1 - untouched**option.max_batch) / bytes_per_s,
             overhead_s=r.step_overhead_s,
+            traffic_s=r.traffic_token_s,
+            sequence_s=r.sequence_overhead_s,
+            prompt_s=r.prompt_overhead_s,
         )
 
 
@@ -157,5 +164,11 @@ def _add_tokens(
         prompt, count = demand.input_tokens, demand.steps
         context = count * (prompt + 1) + count * (count - 1) / 2
         pairs = prompt * prompt / 2 + context
-        compute[column] = (prompt + count) * rates.token_s + pairs * rates.pair_s
-        memory[column] = context * rates.kv_s + count * growth_s
+        # Neither arithmetic nor memory: an iteration takes it besides the larger of the two.
+        beside_s = (
+            (prompt + count) * rates.traffic_s
+            + count * rates.sequence_s
+            + math.ceil(prompt / PREFILL_CHUNK_TOKENS) * rates.prompt_s
+        )
+        compute[column] = beside_s + (prompt + count) * rates.token_s + pairs * rates.pair_s
+        memory[column] = beside_s + context * rates.kv_s + count * growth_s

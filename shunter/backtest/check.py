@@ -4,7 +4,7 @@ A check that asked the code under test (``policies.scoring.constraints``, ``poli
 would repeat its mistakes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from policies import Fleet, Policy, refused_by
 from policies.backtest.route import Send
@@ -26,7 +26,7 @@ def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> boo
     operation, prompt = _operation(arrival), arrival.input_tokens
     if operation == "embeddings":
         prompt = min(prompt, model.context_tokens)
-    tokens = prompt + arrival.output_tokens
+    tokens = prompt + _declared_tokens(arrival)
     weights = sum(fleet.models[s.model].weights_bytes(s.precision) for s in pool.serves)
     usable = fleet.devices[pool.device].memory_bytes * serve.tensor_parallel * MEMORY_UTILIZATION
     keeps = (
@@ -38,6 +38,13 @@ def is_broken(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> boo
         refused_by(policy.rules, send.profile, option) is None,
     )
     return not all(keeps)
+
+
+def _declared_tokens(arrival: Arrival) -> int:
+    """Return the reply that is known to come: of another, a server ends where the context does."""
+    if arrival.request is None:
+        return 0
+    return arrival.request.hints.output_tokens or 0
 
 
 def _operation(arrival: Arrival) -> str:
@@ -53,8 +60,12 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
     if wanted.data_class is not None:
         required = policy.data_classes[wanted.data_class]
     precisions: Sequence[str] | None = wanted.precisions
+    floor = 0.0
     if precisions is None:
         precisions = policy.classes[arrival.task].precisions
+        floor = policy.classes[arrival.task].quality_min or 0.0
+    elif "any" in precisions:
+        precisions = None
     labels = [*wanted.labels.items(), *required.labels.items()]
     allowed: list[tuple[str, Sequence[str] | None]] = [
         (pool.region, wanted.regions),
@@ -63,12 +74,27 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
         (send.option.precision, required.precisions),
         (send.option.pool, wanted.pools),
     ]
+    allowed += _bounds(send, arrival, pool, policy)
     return (
         all(among is None or each in among for each, among in allowed)
         and send.option.pool not in wanted.exclude_pools
         and all(pool.labels.get(name) == value for name, value in labels)
+        and send.option.quality >= floor
+        and not any(group.has(send.option) for group in policy.never)
         and _is_within_cost(send, wanted.max_cost_usd)
     )
+
+
+def _bounds(
+    send: Send, arrival: Arrival, pool: Pool, policy: Policy
+) -> Iterator[tuple[str, Sequence[str] | None]]:
+    """Yield what the policy keeps the request's tenant and class to."""
+    tenant = "default" if arrival.request is None else arrival.request.tenant
+    limits = policy.tenants.get(tenant, policy.default_tenant)
+    for bound in (limits.bound, policy.classes[arrival.task].bound):
+        yield pool.region, bound.regions
+        yield send.option.precision, bound.precisions
+        yield send.option.pool, bound.pools
 
 
 def _is_within_cost(send: Send, limit_usd: float | None) -> bool:

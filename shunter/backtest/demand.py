@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from policies import Option, Options
-from policies.backtest.replica_pool import at_speed
+from policies.backtest.fault_model import Reality
+from policies.backtest.replica_pool import true_roofline
 from policies.scoring.constraints import refusal
 from topics import Profile
 
@@ -16,6 +17,8 @@ class Demand:
     profile: Profile
     input_tokens: int
     output_tokens: int
+    floor: float = 0.0
+    """Least quality of a variant that is good enough for it."""
 
     @property
     def steps(self) -> int:
@@ -23,13 +26,10 @@ class Demand:
         return max(0, self.output_tokens - 1)
 
 
-def true_options(options: Options, speed: dict[str, float]) -> Options:
-    """Return the options with the devices' real speeds."""
+def true_options(options: Options, reality: Reality) -> Options:
+    """Return the options with the devices as they really are."""
     by_pool = {
-        pool: tuple(
-            replace(option, roofline=at_speed(option.roofline, speed.get(pool, 1.0)))
-            for option in choices
-        )
+        pool: tuple(replace(option, roofline=true_roofline(option, reality)) for option in choices)
         for pool, choices in options.by_pool.items()
     }
     by_model: dict[str, tuple[Option, ...]] = {}
@@ -43,7 +43,7 @@ def able(demand: Demand, options: Options) -> Iterator[Option]:
     """Yield the options that could serve the request within its SLO, alone on the device."""
     profile = replace(demand.profile, output_tokens=demand.output_tokens)
     for option in options.by_model.get(profile.model, ()):
-        if refusal(profile, option) is not None:
+        if refusal(profile, option, demand.floor) is not None:
             continue
         if "direct" not in option.lanes and not (profile.batchable and "batch" in option.lanes):
             continue

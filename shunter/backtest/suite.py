@@ -10,7 +10,7 @@ from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES, PREMIUM
 from policies.backtest.fault_model import Reality
 from policies.backtest.replay import Replay, ReplayRun
-from policies.backtest.replica_pool import at_speed
+from policies.backtest.replica_pool import true_roofline
 from policies.backtest.route import Route, Shunter
 from policies.backtest.scores import scores_of
 from policies.backtest.workload import Arrival, TraceError, profiles_of, tagger
@@ -71,6 +71,11 @@ def scaled(fleet: Fleet, factor: float) -> Fleet:
         replicas = max(1, round(pool.count / wide * factor))
         pools[name] = pool.model_copy(update={"count": replicas * wide})
     return fleet.model_copy(update={"pools": pools})
+
+
+def assumed_pools(fleet: Fleet) -> list[str]:
+    """Return the pools on devices of which no servers were measured."""
+    return [name for name, pool in fleet.pools.items() if fleet.devices[pool.device].is_assumed]
 
 
 def plans(
@@ -163,7 +168,7 @@ def _told(options: Options, reality: Reality) -> Options:
         pool: tuple(
             replace(
                 option,
-                roofline=at_speed(option.roofline, reality.speed.get(pool, 1.0)),
+                roofline=true_roofline(option, reality),
                 failure_rate=reality.failure_rate,
             )
             for option in choices

@@ -1,6 +1,7 @@
 """The tables of a backtest: cost, attainment and times of each policy, and missed SLOs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -47,6 +48,21 @@ def _money(scored: Sequence[Scored]) -> Table:
             str(found["rejected"]),
             str(found["constraint_violations"]),
             f"{worst[0]} {worst[1]:.2%}",
+        )
+    return table
+
+
+def table_of_draws(told: Mapping[str, Mapping[str, Any]], count: int) -> Table:
+    """Return the table of `shunter.backtest.draws.summary`: 10 %, median and 90 % of the draws."""
+    table = _table(
+        f"of {count} draws", "\nUS dollars", "SLO\nattained %", "shunter's\ncost over it"
+    )
+    for name, each in told.items():
+        table.add_row(
+            name,
+            " ".join(f"{usd:.3f}" for usd in each["cost_usd"]),
+            " ".join(f"{100 * share:.1f}" for share in each["slo_attainment"]),
+            " ".join(f"{ratio:.2f}" for ratio in each["over"]),
         )
     return table
 

@@ -5,13 +5,13 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from shunter.client.answers import Printer
 from shunter.client.kafka import Tail
+from shunter.client.result_files import ResultFiles
 from shunter.client.spans import SubmitSpans
 from shunter.console import UserError
 from streams.engine.log import Record
@@ -27,6 +27,8 @@ CLOSE_S_MAX = 5.0
 BATCH_BYTES_MAX = 256 * 1024
 LINGER_MS = 5
 POLL_S = 0.25
+_DEAD = "The request became a dead letter."
+_DUPLICATE = "A request of this id came before, and is the one that is served."
 
 
 @dataclass(slots=True)
@@ -45,6 +47,11 @@ class SubmitTally:
     def done(self) -> int:
         """The number of ended requests."""
         return self.submitted - len(self.waiting)
+
+    def unserved(self) -> dict[str, tuple[str, str]]:
+        """Return a code and a message by request that gets no result."""
+        found = {name: (reason, _DEAD) for name, reason in self.dead_letters.items()}
+        return found | dict.fromkeys(self.duplicates, ("duplicate", _DUPLICATE))
 
 
 async def publish(
@@ -135,7 +142,7 @@ async def follow(
     catalogue: Catalogue,
     *,
     timeout_s: float | None,
-    output: BinaryIO | None,
+    output: ResultFiles,
     changed: Callable[[], object],
     printer: Printer | None = None,
 ) -> None:
@@ -148,7 +155,7 @@ async def follow(
         tally: brought up to date as ends appear.
         catalogue: the names of the topics.
         timeout_s: longest wait; None is unlimited.
-        output: gets the results, one a line, in the order of their arrival.
+        output: gets the results.
         changed: called after each poll that found something.
         printer: gets the pieces of answers, where the tail reads those too.
 
@@ -173,7 +180,7 @@ async def follow(
             changed()
 
 
-def _count_result(record: Record, tally: SubmitTally, output: BinaryIO | None) -> None:
+def _count_result(record: Record, tally: SubmitTally, output: ResultFiles) -> None:
     name = _name(record)
     is_awaited = any(name in n for n in (tally.waiting, tally.dead_letters, tally.duplicates))
     if record.value is None or not is_awaited:
@@ -190,8 +197,7 @@ def _count_result(record: Record, tally: SubmitTally, output: BinaryIO | None) -
     tally.dead_letters.pop(name, None)
     tally.duplicates.discard(name)
     tally.statuses[result.status] += 1
-    if output is not None:
-        output.write(record.value + b"\n")
+    output.add(result, record.value)
 
 
 def _count_dead_letter(record: Record, tally: SubmitTally) -> None:

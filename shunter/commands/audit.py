@@ -1,52 +1,45 @@
 """`shunter audit`: the audit trail."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from shunter.audit import Findings, Keyring
-from shunter.audit.chains import Witnessed
-from shunter.audit.files import load_heads, load_keyring, write_heads
+from shunter.audit.disclosures import disclose as disclosed
+from shunter.audit.files import load_keyring
+from shunter.audit.forgetting import forget_tenant
 from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.source import Trail, open_trail, read_keyring
-from shunter.audit.texts import forget_tenant, match_text, read_text
+from shunter.audit.texts import match_text, read_text
 from shunter.client.kafka import note, run
 from shunter.commands.audit_report import export, replay, report
+from shunter.commands.audit_verify import KeysFile, LogPolicy, LogUrl, Trust, verify
 from shunter.console import (
     ArchiveUrl,
     AsJson,
     Bootstrap,
     Prefix,
     UserError,
-    err,
     named,
     out,
     read_input,
     settings_from,
 )
 from shunter.logs.reading import TrailRow
+from shunter.public_log.audit import check_logged, prove_logged
 from shunter.render.story import story
 from topics import BadRecordError, Catalogue, Evidence, decode, encode
-from topics.terminal_text import visible_line
+from topics.signing.key_files import KeyFileError
+from topics.signing.keys import load_signing_key
 
 audit = typer.Typer(name="audit", help="Look into the audit trail, and check it.")
+audit.command()(verify)
 audit.command()(report)
 audit.command()(export)
 audit.command()(replay)
 
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The id of a request.")]
-KeysFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--keys",
-        help="Believe these keys alone, and what they vouch for (`shunter evidence keys`).",
-    ),
-]
-TOLD_MAX = 20
 
 
 @audit.command()
@@ -84,47 +77,13 @@ def show(
 
 
 @audit.command()
-def verify(
-    keys: KeysFile = None,
-    heads: Annotated[
-        Path | None,
-        typer.Option(
-            "--heads",
-            help="File of the last roots: held against if it is there, and written if all is good.",
-        ),
-    ] = None,
-    archive: ArchiveUrl = None,
-    bootstrap_servers: Bootstrap = None,
-    topic_prefix: Prefix = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check the whole trail: signatures, chains, gaps, ends, constraints.
-
-    Asks nothing but the trail, or its archive, and believes nothing but public keys. Ends with exit
-    code 1 where anything is wrong.
-
-    Example: shunter audit verify --archive /srv/evidence --keys keys.json --heads heads.json
-    """
-    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    keyring, witnessed = load_keyring(keys), load_heads(heads)
-    trail = open_trail(archive, settings)
-    findings = _verified(trail, keyring, witnessed, quiet=as_json)
-    if as_json:
-        typer.echo(_as_json(findings))
-    else:
-        _tell(findings)
-    if not findings.is_good:
-        raise typer.Exit(1)
-    if heads is not None:
-        write_heads(heads, findings.heads)
-
-
-@audit.command()
 def proof(
     request_id: RequestId,
     output: Annotated[
         Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
     ] = None,
+    public_log: LogUrl = None,
+    log_policy: LogPolicy = None,
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -134,22 +93,66 @@ def proof(
     Example: shunter audit proof request-1 --output proof.json
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    trail = open_trail(archive, settings)
+    document = _proof_of(request_id, open_trail(archive, settings))
+    if public_log is not None:
+        document["log_proofs"] = prove_logged(document, public_log, log_policy)
+    written = orjson.dumps(document, option=orjson.OPT_INDENT_2)
+    if output is None:
+        typer.echo(written.decode())
+    else:
+        output.write_bytes(written)
+        note(f"{len(document['proofs'])} records of {request_id} are proven in {output}")
+
+
+def _proof_of(request_id: str, trail: Trail) -> dict[str, Any]:
     rows = trail.of_request(request_id)
     if not rows:
         raise UserError(f"nothing is known of request {request_id!r}")
     roots: list[TrailRow] = []
     trail.each("roots", roots.append)
     try:
-        document = make_proof(request_id, rows, roots, read_keyring(trail))
+        return make_proof(request_id, rows, roots, read_keyring(trail))
     except ProofError as error:
         raise UserError(str(error)) from error
-    written = orjson.dumps(document, option=orjson.OPT_INDENT_2)
+
+
+@audit.command()
+def attest(
+    request_id: RequestId,
+    key: Annotated[
+        Path, typer.Option("--key", help="Key of whoever attests (`shunter evidence keygen`).")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
+    ] = None,
+    archive: ArchiveUrl = None,
+    bootstrap_servers: Bootstrap = None,
+    topic_prefix: Prefix = None,
+) -> None:
+    """Write the proof of a request as an in-toto statement, signed in a DSSE envelope.
+
+    Tools for attestations verify it; its predicate is what `shunter audit verify-proof` takes.
+
+    Example: shunter audit attest request-1 --key auditor.pem --output request-1.intoto.json
+    """
+    try:
+        from shunter.audit.attestation import attest as attested  # noqa: PLC0415  optional
+    except ImportError as error:
+        told = f"an attestation needs more: pip install 'shunter[attestation]' ({error})"
+        raise UserError(told) from error
+    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
+    try:
+        signing_key = load_signing_key(key)
+    except OSError as error:
+        raise UserError(f"{key}: {error.strerror}") from error
+    except KeyFileError as error:
+        raise UserError(str(error)) from error
+    envelope = attested(_proof_of(request_id, open_trail(archive, settings)), signing_key)
+    written = orjson.dumps(envelope, option=orjson.OPT_INDENT_2)
     if output is None:
         typer.echo(written.decode())
     else:
         output.write_bytes(written)
-        note(f"{len(rows)} records of {request_id} are proven in {output}")
 
 
 @audit.command("verify-proof")
@@ -161,24 +164,30 @@ def verify_proof(
         ),
     ],
     keys: KeysFile = None,
+    trust: Trust = None,
+    log_policy: LogPolicy = None,
 ) -> None:
     """Check a proof; no broker and no archive is asked.
 
-    Without ``--keys`` the keys in the file are believed: compare their ids with those you know.
+    Without ``--trust`` or ``--keys`` the keys in the file are believed: compare their ids with
+    those you know.
 
     Example: shunter audit verify-proof proof.json --keys keys.json
     """
     try:
         document = orjson.loads(read_input(file))
-        lines = check_proof(document, None if keys is None else load_keyring(keys))
+        keyring = load_keyring(keys, trust or ()) if keys or trust else None
+        lines = check_proof(document, keyring)
+        if log_policy is not None:
+            lines += check_logged(document, log_policy)
     except OSError as error:
         raise UserError(f"{named(file)}: {error.strerror}") from error
     except (ProofError, orjson.JSONDecodeError) as error:
         raise UserError(f"{named(file)} proves nothing: {error}") from error
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
-    if keys is None:
-        note("the keys were taken from the file itself; --keys names those that you believe")
+    if not keys and not trust:
+        note("the keys were taken from the file itself; --trust names whose word you believe")
 
 
 @audit.command()
@@ -187,17 +196,18 @@ def match(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="JSON: a body, or a request line; - is standard input."
+            metavar="FILE",
+            help="JSON: a request, a body, or parts of a request; - is standard input.",
         ),
     ],
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
 ) -> None:
-    """Tell whether a text is the body that a request, or its answer, had.
+    """Tell whether a text is the request as it was sent, its body, that of its answer, or a part.
 
-    Needs the salts of the tenant, and SHUNTER_EVIDENCE_SECRET where the installation has one. Ends
-    with exit code 1 where it is neither.
+    Parts are what `shunter audit disclose` writes. Needs the salts of the tenant, and
+    SHUNTER_EVIDENCE_SECRET where the installation has one. Ends with exit code 1 where it is none.
 
     Example: shunter audit match request-1 body.json
     """
@@ -207,8 +217,38 @@ def match(
     for line in found:
         out.print(line, highlight=False)
     if not found:
-        note(f"{named(file)} is neither the body of {request_id} nor that of its answer")
+        note(f"{named(file)} is nothing that {request_id} was, or had")
         raise typer.Exit(1)
+
+
+@audit.command()
+def disclose(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSON: the request as it was sent; - is standard input."
+        ),
+    ],
+    pointers: Annotated[
+        list[str],
+        typer.Argument(metavar="POINTER...", help="Parts to show: /tenant, /constraints/regions."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
+    ] = None,
+) -> None:
+    """Write parts of a request so that `shunter audit match` can prove them without the others.
+
+    Asks no broker: a client makes it from its own copy, and whoever gets it learns nothing of the
+    parts that it doesn't show.
+
+    Example: shunter audit disclose request.json /constraints/regions --output regions.json
+    """
+    written = orjson.dumps(disclosed(read_text(file), pointers), option=orjson.OPT_INDENT_2)
+    if output is None:
+        typer.echo(written.decode())
+    else:
+        output.write_bytes(written)
 
 
 @audit.command()
@@ -230,56 +270,6 @@ def forget(
     count = run(forget_tenant(settings, tenant))
     if not count:
         raise UserError(f"there are no salts of tenant {tenant!r}: forgotten before, or never seen")
-    out.print(f"{count} salts of {tenant} destroyed; Kafka deletes them within a day")
-
-
-def _verified(trail: Trail, keyring: Keyring, witnessed: Witnessed, *, quiet: bool) -> Findings:
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=quiet) as progress:
-        task = progress.add_task("", total=trail.count())
-        return trail.verify(
-            keyring,
-            witnessed,
-            lambda count: progress.update(task, completed=count),
-        )
-
-
-def _tell(findings: Findings) -> None:
-    facts = Table.grid(padding=(0, 2))
-    for label, value in (
-        ("records", findings.records),
-        ("signed roots", findings.roots),
-        ("chains", len(findings.heads)),
-        ("requests", findings.requests),
-        ("not ended yet", findings.open),
-        ("newer than the last root", findings.fresh),
-    ):
-        facts.add_row(label, f"{value:,}")
-    out.print(facts)
-    for text in findings.notes:
-        note(visible_line(f"note: {text}"))
-    for problem in findings.problems[:TOLD_MAX]:
-        line = visible_line(f"{problem.kind}: {problem.where}: {problem.message}")
-        out.print(line, style="red", highlight=False, soft_wrap=True)
-    total = sum(findings.counts.values())
-    if total > TOLD_MAX:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in findings.counts.most_common())
-        out.print(f"{total} problems in all: {kinds}", style="red")
-    if findings.is_good:
-        out.print("verified: nothing was altered, and nothing is missing", style="green")
-
-
-def _as_json(findings: Findings) -> str:
-    shown = {
-        "good": findings.is_good,
-        "records": findings.records,
-        "roots": findings.roots,
-        "requests": findings.requests,
-        "open": findings.open,
-        "fresh": findings.fresh,
-        "problems": findings.problems,
-        "counts": dict(findings.counts),
-        "notes": findings.notes,
-        "heads": findings.heads,
-    }
-    return orjson.dumps(shown).decode()
+    out.print(
+        f"{count} salts of {tenant} destroyed; they leave the brokers' disks within 15 minutes"
+    )

@@ -12,11 +12,15 @@ from typing import Annotated, Any, BinaryIO
 import orjson
 import typer
 
+from shunter.audit.asked import AskedOfTrail
+from shunter.audit.files import load_keyring
+from shunter.audit.regulator import RegulatorReport, as_page
 from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import AuditReport, as_csv, as_html
 from shunter.audit.source import Trail, open_trail
 from shunter.audit.versions import Versions
 from shunter.client.kafka import note
+from shunter.commands.audit_verify import KeysFile, Trust
 from shunter.console import (
     ArchiveUrl,
     AsJson,
@@ -29,7 +33,7 @@ from shunter.console import (
     settings_from,
 )
 from shunter.logs.reading import Kind, TrailRow
-from topics import BadRecordError, Evidence, decode
+from topics import BadRecordError, Catalogue, Evidence, decode
 
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
 
@@ -40,6 +44,7 @@ class Format(StrEnum):
     CSV = "csv"
     JSON = "json"
     HTML = "html"
+    REGULATOR = "regulator"
 
 
 def report(
@@ -51,21 +56,50 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", help="Where to write it; standard output if unset.")
     ] = None,
+    keys: KeysFile = None,
+    trust: Trust = None,
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
 ) -> None:
     """Count what was served per tenant, class, pool, region and precision, and what it cost.
 
+    ``--format regulator`` is a page with regions, hardware, precision and exceptions of each
+    tenant, the roots that cover it, and what was checked: the whole trail is verified for it.
+
     Example: shunter audit report --from 2026-11-01 --to 2026-12-01 --format html --output nov.html
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    found = AuditReport(time_of(start, 0.0), time_of(end, math.inf))
+    span = time_of(start, 0.0), time_of(end, math.inf)
     trail = open_trail(archive, settings)
+    if form is Format.REGULATOR:
+        place = archive or f"{Catalogue(settings).evidence} at {settings.bootstrap_servers}"
+        asked = AskedOfTrail(
+            load_keyring(keys, trust or ()), {}, settings.archive_days if archive else None
+        )
+        believed = trust[0] if trust else None if keys is None else keys.name
+        _written(_regulator_page(trail, span, asked, place, believed), output)
+        return
+    found = AuditReport(*span)
     trail.each("evidence", lambda row: found.add(row.value or b""))
     if found.unreadable:
         note(f"{found.unreadable} records are no evidence and were left out")
     text = {Format.CSV: as_csv, Format.HTML: as_html, Format.JSON: _as_json}[form](found)
+    _written(text, output)
+
+
+def _regulator_page(
+    trail: Trail, span: tuple[float, float], asked: AskedOfTrail, place: str, believed: str | None
+) -> str:
+    accounts = RegulatorReport(*span)
+    findings = trail.verify(asked, lambda _count: None)
+    trail.each("evidence", lambda row: accounts.add(row.value or b""))
+    if not findings.is_good:
+        note("problems were found; `shunter audit verify` lists them")
+    return as_page(accounts, findings, place, believed)
+
+
+def _written(text: str, output: Path | None) -> None:
     if output is None:
         typer.echo(text, nl=False)
     else:

@@ -1,58 +1,32 @@
-"""`shunter evidence`: the keys that sign it, and the archive that keeps it."""
+"""`shunter evidence`: the keys that are known, and the archive that keeps the trail."""
 
 import asyncio
 import signal
-import time
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
-from shunter.audit import Keyring
 from shunter.audit.files import write_keys
 from shunter.audit.keyring import when
-from shunter.audit.topic import read_keys
 from shunter.client.kafka import note, run
-from shunter.client.submit import producer_of
+from shunter.commands.evidence_keys import introduce, keygen, publish, published_keys, revoke
+from shunter.commands.public_log import log, log_keygen
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from streams.engine.clock import SystemClock
 from streams.kafka.log import KafkaLog
 from streams.logs import set_up_logging
-from topics import Catalogue, KeyEntry, Revocation, Settings, encode
+from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
-from topics.signing.key_files import KeyFileError
-from topics.signing.keys import load_signing_key, write_signing_key
 
-evidence = typer.Typer(name="evidence", help="Keys that sign evidence, and its archive.")
-
-
-@evidence.command()
-def keygen(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="PEM file to write.")],
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the key there, which vouches for the new.")
-    ] = False,
-) -> None:
-    """Make a key for SHUNTER_EVIDENCE_KEY; a process signs with it from its next start on.
-
-    Example: shunter evidence keygen router-0.pem
-    """
-    try:
-        keys = [Ed25519PrivateKey.generate()]
-        if replace:
-            keys.append(load_signing_key(path).private)
-        elif path.exists():
-            raise UserError(f"{path} is there already; --replace takes its place")
-        write_signing_key(path, keys, time.time())
-        key = load_signing_key(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except KeyFileError as error:
-        raise UserError(str(error)) from error
-    out.print(f"key {key.id} in {path}", highlight=False)
+evidence = typer.Typer(
+    name="evidence", help="Keys that sign evidence, its archive and its public log."
+)
+for command in (keygen, introduce, revoke, publish, log):
+    evidence.command()(command)
+evidence.command("log-keygen")(log_keygen)
 
 
 @evidence.command()
@@ -69,7 +43,7 @@ def keys(
     Example: shunter evidence keys --output keys.json
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    keyring = run(_published(settings))
+    keyring = run(published_keys(settings))
     if output is not None:
         try:
             count = write_keys(output, keyring)
@@ -90,32 +64,6 @@ def keys(
             until = f"revoked {when(revocation.at)}: {revocation.reason}"
         table.add_row(statement.key, statement.writer, when(statement.valid_from), until)
     out.print(table)
-
-
-@evidence.command()
-def revoke(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Its id, as `evidence keys` shows it.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why, for who verifies.")],
-    at: Annotated[
-        float | None,
-        typer.Option("--at", help="Epoch seconds from which on it is not believed; now if unset."),
-    ] = None,
-    bootstrap_servers: Bootstrap = None,
-    topic_prefix: Prefix = None,
-) -> None:
-    """Tell verifiers to believe nothing that a key has signed from a moment on.
-
-    It stops no process: restart the one that holds the key first, with another.
-
-    Example: shunter evidence revoke 0f3c5ad1f2b54dd1b1fc0ab1a2ff3e21 --reason "a disk was stolen"
-    """
-    settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    known = {each.statement.key for each in run(_published(settings)).published()}
-    if key not in known:
-        raise UserError(f"no key {key!r:.80} was published; `shunter evidence keys` lists them")
-    revocation = Revocation(key, time.time() if at is None else at, reason)
-    run(_publish(settings, f"revoked/{key}", KeyEntry(revocation=revocation)))
-    out.print(f"key {key} is revoked from {when(revocation.at)} on", highlight=False)
 
 
 @evidence.command()
@@ -181,17 +129,3 @@ async def _archive(settings: Settings, url: str, *, once: bool) -> None:
                 await stopped.wait()
         except TimeoutError:
             continue
-
-
-async def _published(settings: Settings) -> Keyring:
-    names = Catalogue(settings)
-    await partition_counts(settings, [names.evidence_keys])
-    keyring = Keyring()
-    await read_keys(KafkaLog(settings), names, keyring)
-    return keyring
-
-
-async def _publish(settings: Settings, key: str, entry: KeyEntry) -> None:
-    async with producer_of(settings) as producer:
-        topic = Catalogue(settings).evidence_keys
-        await producer.send_and_wait(topic, encode(entry), key=key.encode())

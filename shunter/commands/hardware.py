@@ -10,6 +10,7 @@ from rich.table import Table
 
 from policies import DeclarationError
 from policies.config.hardware import HardwareCatalogue
+from shunter.commands.hardware_calibrate import calibrate_command
 from shunter.console import AsJson, complain, wide_out
 from shunter.hardware.catalogue import load_catalogue
 from shunter.hardware.predictions import REQUIRED, UnreadableError, predictions, read_rows
@@ -17,6 +18,7 @@ from shunter.hardware.predictions import REQUIRED, UnreadableError, predictions,
 UNREADABLE = 2
 
 hardware = typer.Typer(name="hardware", help="Predict latencies; list devices and models.")
+hardware.command(name="calibrate")(calibrate_command)
 
 CatalogueFile = Annotated[
     Path | None,

@@ -111,7 +111,8 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
         context, output = (_spread(row[name]) for name in ("context_tokens", "output_tokens"))
         cached, tools = row["cache_hit_rate"] or 0.0, row["tool_calls_mean"] or 0.0
         yield f"tokens: context {context}; output {output}; {cached:.1%} cached"
-        yield f"{tools:g} tool calls an answer; {row['cost_usd']:.6f} USD"
+        spent = f"{row['cost_usd']:.6f} USD; {row['energy_wh']:.3g} Wh"
+        yield f"{tools:g} tool calls an answer; {spent}"
     if row["pools"]:
         yield f"at {_counts(row['pools'])}; {_counts(row['model_variants'])}"
     if row["failures"]:

@@ -14,12 +14,13 @@ from policies.backtest.scores import calibration_of
 from policies.backtest.workload import Arrival, compress, repeat
 from shunter.backtest.bound import lower_bound
 from shunter.backtest.differences import COLUMNS, differences, rows
+from shunter.backtest.draws import draws, summary
 from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
 from shunter.backtest.plot import draw
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.side_by_side import scored_beside
-from shunter.backtest.suite import Scored, ScoredRun, Setting, plans, scaled
-from shunter.backtest.tables import tables, without_answer
+from shunter.backtest.suite import Scored, ScoredRun, Setting, assumed_pools, plans, scaled
+from shunter.backtest.tables import table_of_draws, tables, without_answer
 from shunter.backtest.topic import read_topic
 from shunter.client.kafka import run
 from shunter.commands.audit_report import time_of
@@ -83,6 +84,15 @@ Assignments = Annotated[
     Path | None, typer.Option("--assignments", help="CSV to write: what Shunter did, row by row.")
 ]
 Plot = Annotated[Path | None, typer.Option("--plot", help="PNG to draw.")]
+Draws = Annotated[
+    int,
+    typer.Option(
+        "--draws",
+        min=0,
+        max=1000,
+        help="Run so often by device constants drawn from their error, untold.",
+    ),
+]
 Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Run the baselines.")]
 Bound = Annotated[bool, typer.Option("--bound/--no-bound", help="Compute the lower bound.")]
 
@@ -104,6 +114,7 @@ def backtest(
     plot: Plot = None,
     baselines: Baselines = True,
     bound: Bound = True,
+    draw_count: Draws = 0,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
     as_json: AsJson = False,
@@ -119,12 +130,7 @@ def backtest(
         topic_prefix=topic_prefix,
     )
     declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
-    if topic and trace is not None:
-        raise UserError("give --trace or --topic, not both")
-    if not topic and not (start is end is None):
-        raise UserError("--from and --to are of --topic; add it")
-    if differing is not None and compare is None:
-        raise UserError("--differences is of --compare; add it")
+    _check(topic, trace, start or end, differing, compare)
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
     arrivals = compress(_repeated(arrivals, times), rate)
     scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
@@ -132,7 +138,7 @@ def backtest(
     unknown = setting.reality.unknown_pools(setting.fleet)
     if unknown:
         raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
-    second = None if compare is None else load_policy(compare)
+    second = load_policy(compare) if compare else None
     scored, own = _run(setting, with_baselines=baselines, second=second)
     limit_usd, no_limit = _bound(setting) if bound else (None, None)
     _write(setting, own, assignments, differing)
@@ -147,13 +153,32 @@ def backtest(
         "lower_bound_usd": limit_usd,
         "lower_bound_note": no_limit,
         "calibration": calibration_of(own[0].outcomes),
+        "assumed_pools": assumed_pools(setting.fleet),
     }
+    if draw_count:
+        report["draws"] = {"count": draw_count, "of": summary(list(draws(setting, draw_count)))}
     if compare is not None:
         report["differences"] = differences(own[0], own[1])
     if as_json:
         typer.echo(orjson.dumps(report).decode())
     else:
         _show(scored, report)
+
+
+def _check(
+    topic: bool,
+    trace: Path | None,
+    span: str | None,
+    differing: Path | None,
+    compare: Path | None,
+) -> None:
+    """Raise UserError where options contradict each other."""
+    if topic and trace is not None:
+        raise UserError("give --trace or --topic, not both")
+    if not topic and span is not None:
+        raise UserError("--from and --to are of --topic; add it")
+    if differing is not None and compare is None:
+        raise UserError("--differences is of --compare; add it")
 
 
 def _run(
@@ -227,6 +252,9 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
     for table in tables(scored):
         out.print(table)
         out.print()
+    if "draws" in report:
+        out.print(table_of_draws(report["draws"]["of"], report["draws"]["count"]))
+        out.print()
     for line in without_answer(scored):
         out.print(line)
     limit_usd = report["lower_bound_usd"]
@@ -241,6 +269,8 @@ def _show(scored: list[Scored], report: dict[str, Any]) -> None:
             f"calibration: of the requests promised 95 % or more, {kept['met_of_promised_95']:.2%}"
             f" met their SLO; {kept['promised']:.2%} promised on average, {kept['met']:.2%} met"
         )
+    if assumed := report["assumed_pools"]:
+        out.print(f"assumed, since no servers on such devices were measured: {', '.join(assumed)}")
     if "differences" in report:
         found = report["differences"]
         first, second = found["cost_usd"]

@@ -11,7 +11,7 @@ from shunter.console import Bootstrap, Prefix, UserError, out, settings_from
 from streams.engine.clock import SystemClock
 from streams.engine.log import LogError, Partition
 from streams.engine.recovery import Recovery, RecoveryError, carry_out, plan
-from streams.hosting.assembly import make_signer
+from streams.hosting.assembly import introducer_of, make_signer
 from streams.kafka.log import KafkaLog
 from topics import Catalogue, KeyEntry, Settings, encode
 from topics.admin.provisioning import partition_counts
@@ -74,6 +74,12 @@ async def _recover(
         key = f"key/{published.statement.key}".encode()
         value = encode(KeyEntry(published=published))
         await producer.send_and_wait(names.evidence_keys, value, key=key)
+        introducer = introducer_of(settings)
+        if introducer is not None:
+            valid_s = settings.evidence_key_valid_s
+            entry = KeyEntry(introduction=signer.introduce(introducer, valid_s))
+            key = (entry.name or "").encode()
+            await producer.send_and_wait(names.evidence_keys, encode(entry), key=key)
     await carry_out(log, names, signer, writer, found, time.time())
     note(f"{group} goes on at offset {found.at} of {partition}")
 

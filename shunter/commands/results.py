@@ -1,7 +1,8 @@
 """`shunter results`: follow results, or show the one of a request."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -10,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from shunter.client.kafka import note, read_by_key, run, tail
+from shunter.client.result_files import ResultFormat
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from streams.engine.log import Record
 from streams.live.story import tokens, where
 from topics import BadRecordError, Catalogue, Result, Settings, Timing, decode
+from topics.openai_api.batch_output import line_of_result
 from topics.terminal_text import visible_line
 
 POLL_S = 0.5
@@ -33,6 +36,14 @@ def results(
     from_beginning: Annotated[
         bool, typer.Option("--from-beginning", help="Begin with the oldest result there is.")
     ] = False,
+    form: Annotated[
+        ResultFormat,
+        typer.Option("--format", help="openai-batch prints lines of a Batch output file."),
+    ] = ResultFormat.NATIVE,
+    errors: Annotated[
+        Path | None,
+        typer.Option("--errors", help="Where such lines of requests without an answer go."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Follow results as they appear, one a line, until Ctrl-C; or show that of one request.
@@ -44,24 +55,59 @@ def results(
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     wanted = request_id if request_id is not None else request
+    if form is ResultFormat.OPENAI_BATCH:
+        with _batch_lines(errors) as tell:
+            if wanted is not None:
+                tell(*_result_of(settings, wanted))
+                return
+            with contextlib.suppress(KeyboardInterrupt):
+                run(_follow(settings, tell, from_beginning=from_beginning))
+        return
+    if errors is not None:
+        raise UserError("--errors goes with --format openai-batch")
     if wanted is not None:
         _show_one(settings, wanted, as_json=as_json)
         return
+    if not as_json:
+        typer.echo(LINE.format(*HEADINGS))
+
+    def tell_line(record: Record, result: Result) -> None:
+        typer.echo((record.value or b"").decode() if as_json else _line(result))
+
     with contextlib.suppress(KeyboardInterrupt):
-        run(_follow(settings, from_beginning=from_beginning, as_json=as_json))
+        run(_follow(settings, tell_line, from_beginning=from_beginning))
 
 
-async def _follow(settings: Settings, *, from_beginning: bool, as_json: bool) -> None:
+@contextlib.contextmanager
+def _batch_lines(errors: Path | None) -> Iterator[Callable[[Record, Result], None]]:
+    """Provide what prints a result as a line of Batch output, or writes it to the error file."""
+    with contextlib.ExitStack() as opened:
+        try:
+            sink = None if errors is None else opened.enter_context(errors.open("wb"))
+        except OSError as error:
+            raise UserError(f"--errors {errors}: {error.strerror}") from error
+
+        def tell(_: Record, result: Result) -> None:
+            line, is_error = line_of_result(result)
+            if is_error and sink is not None:
+                sink.write(line + b"\n")
+                sink.flush()
+            else:
+                typer.echo(line.decode())
+
+        yield tell
+
+
+async def _follow(
+    settings: Settings, tell: Callable[[Record, Result], None], *, from_beginning: bool
+) -> None:
     topic = Catalogue(settings).results
     async with tail(settings, [topic], from_beginning=from_beginning) as reader:
-        if not as_json:
-            typer.echo(LINE.format(*HEADINGS))
         while True:
             for record in await reader.poll(POLL_S):
                 result = _read(record)
                 if result is not None:
-                    value = (record.value or b"").decode()
-                    typer.echo(value if as_json else _line(result))
+                    tell(record, result)
 
 
 def _read(record: Record) -> Result | None:
@@ -93,7 +139,7 @@ def _latency_s(timing: Timing) -> float | None:
     return None if timing.finished_at is None else timing.finished_at - timing.created_at
 
 
-def _show_one(settings: Settings, request: str, *, as_json: bool) -> None:
+def _result_of(settings: Settings, request: str) -> tuple[Record, Result]:
     topic = Catalogue(settings).results
     records = run(read_by_key(settings, topic, request.encode()))
     found = [(record, result) for record in records if (result := _read(record)) is not None]
@@ -105,7 +151,11 @@ def _show_one(settings: Settings, request: str, *, as_json: bool) -> None:
         )
     if len(found) > 1:
         note(f"{len(found)} results have this id; the newest is shown")
-    record, result = found[-1]
+    return found[-1]
+
+
+def _show_one(settings: Settings, request: str, *, as_json: bool) -> None:
+    record, result = _result_of(settings, request)
     if as_json:
         typer.echo((record.value or b"").decode())
     else:

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
 
@@ -12,9 +12,12 @@ import orjson
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from shunter.client import submit_options as o
 from shunter.client.answers import Printer
 from shunter.client.kafka import note, run, tail
+from shunter.client.line_wishes import wishes_from, with_wishes
 from shunter.client.request_lines import Checked, check_lines, good_lines
+from shunter.client.result_files import ResultFiles, ResultFormat
 from shunter.client.spans import submit_spans
 from shunter.client.submit import SubmitTally, follow, publish
 from shunter.console import (
@@ -44,64 +47,82 @@ def submit(
     file: Annotated[Path, typer.Argument(help="JSONL of requests; - is standard input.")],
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Publish the good lines though others are bad.")
-    ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the requests to their results.")
-    ] = False,
-    follow_streams: Annotated[
-        bool,
-        typer.Option(
-            "--follow",
-            help="Print answers as they come, of requests whose body has stream: true; waits.",
-        ),
-    ] = False,
-    timeout_s: Annotated[
-        float | None,
-        typer.Option(
-            "--timeout", min=0, metavar="SECONDS", help="Longest wait; else as long as it takes."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Where --wait writes the results, as JSONL.")
-    ] = None,
+    skip_bad: o.SkipBad = False,
+    wait: o.Wait = False,
+    follow_streams: o.FollowStreams = False,
+    timeout_s: o.Timeout = None,
+    output: o.Output = None,
+    form: o.Format = ResultFormat.NATIVE,
+    errors: o.Errors = None,
+    in_order: o.InOrder = False,
+    tenant: o.Tenant = None,
+    deadline: o.Deadline = None,
+    tier: o.Tier = None,
+    regions: o.Regions = None,
+    constraints: o.Constraints = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish requests: one a line, native or as in an OpenAI Batch file, each as it stands.
 
-    Where a line is bad, each bad one is named and nothing is published, unless --skip-bad.
-    With --wait the exit code is 1 when a request has no end at the timeout: no result, no dead
-    letter, and none of its id came before, which would make it a duplicate that is not served
-    (known to those who may read the evidence). --follow prints answers as they come.
+    What the options say of all lines is written into those that don't say it themselves. Where a
+    line is bad, each bad one is named and nothing is published, unless --skip-bad. With --wait the
+    exit code is 1 when a request has no end at the timeout: no result, no dead letter, and none of
+    its id came before, which would make it a duplicate that is not served (known to those who may
+    read the evidence). --follow prints answers as they come.
 
     Example: shunter submit requests.jsonl --wait --timeout 600 --output results.jsonl
     """
     wait = wait or follow_streams
-    if not wait and (timeout_s is not None or output is not None):
-        raise UserError("--timeout and --output say how to wait: add --wait")
-    printer = Printer(out) if follow_streams else None
+    if not wait and (timeout_s is not None or output is not None or errors is not None):
+        raise UserError("--timeout, --output and --errors say how to wait: add --wait")
+    if errors is not None and output is not None and errors.absolute() == output.absolute():
+        raise UserError("--errors and --output name one file: leave --errors out for that")
+    wishes = wishes_from(tenant, deadline, tier, regions or (), constraints or ())
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
-    tally = SubmitTally()
-    with _opened(file) as (lines, name), _created(output) as sink:
-        checked = check_lines(lines, bytes_max=settings.request_bytes_max)
+    with (
+        _opened(file) as (opened, name),
+        _created(output, "--output") as sink,
+        _created(errors, "--errors") as error_sink,
+    ):
+        checked = check_lines(with_wishes(opened, wishes), bytes_max=settings.request_bytes_max)
         _tell_bad(checked, name, skip_bad=skip_bad)
-        lines.seek(0)
-        tally.submitted = len(checked.ids)
+        opened.seek(0)
+        lines = with_wishes(opened, wishes)
         if not wait:
             run(_publish_only(settings, lines, checked))
             _tell_published(checked, settings, as_json=as_json)
             return
-        tally.waiting = set(checked.ids.values())
-        tally.ids = frozenset(tally.waiting)
-        try:
-            run(_publish_and_follow(settings, lines, checked, tally, timeout_s, sink, printer))
-        except KeyboardInterrupt:
-            _tell_tally(tally, checked, as_json=as_json)
-            raise typer.Exit(130) from None
-    _tell_tally(tally, checked, as_json=as_json)
+        order = list(checked.ids.values()) if in_order else None
+        as_batch = form is ResultFormat.OPENAI_BATCH
+        files = ResultFiles(sink, error_sink, as_batch=as_batch, order=order)
+        printer = Printer(out) if follow_streams else None
+        tally = _followed(settings, lines, checked, timeout_s, files, printer, as_json=as_json)
     if tally.waiting:
         raise typer.Exit(1)
+
+
+def _followed(
+    settings: Settings,
+    lines: Iterable[bytes],
+    checked: Checked,
+    timeout_s: float | None,
+    files: ResultFiles,
+    printer: Printer | None,
+    *,
+    as_json: bool,
+) -> SubmitTally:
+    """Publish, follow to the ends, and tell how it went."""
+    names = frozenset(checked.ids.values())
+    tally = SubmitTally(submitted=len(names), ids=names, waiting=set(names))
+    try:
+        run(_publish_and_follow(settings, lines, checked, tally, timeout_s, files, printer))
+    except KeyboardInterrupt:
+        _tell_tally(tally, checked, as_json=as_json)
+        raise typer.Exit(130) from None
+    finally:
+        files.finish(tally.unserved())
+    _tell_tally(tally, checked, as_json=as_json)
+    return tally
 
 
 @contextlib.contextmanager
@@ -122,14 +143,14 @@ def _opened(file: Path) -> Iterator[tuple[BinaryIO, str]]:
 
 
 @contextlib.contextmanager
-def _created(output: Path | None) -> Iterator[BinaryIO | None]:
+def _created(output: Path | None, option: str) -> Iterator[BinaryIO | None]:
     if output is None:
         yield None
         return
     try:
         sink = output.open("wb")
     except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}") from error
+        raise UserError(f"{option} {output}: {error.strerror}") from error
     with sink:
         yield sink
 
@@ -149,7 +170,7 @@ def _tell_bad(checked: Checked, name: str, *, skip_bad: bool) -> None:
         raise UserError(f"{name} has no request to publish")
 
 
-async def _publish_only(settings: Settings, lines: BinaryIO, checked: Checked) -> None:
+async def _publish_only(settings: Settings, lines: Iterable[bytes], checked: Checked) -> None:
     await partition_counts(settings, [Catalogue(settings).requests])
     with (
         _progress("published", len(checked.ids)) as advance,
@@ -160,11 +181,11 @@ async def _publish_only(settings: Settings, lines: BinaryIO, checked: Checked) -
 
 async def _publish_and_follow(
     settings: Settings,
-    lines: BinaryIO,
+    lines: Iterable[bytes],
     checked: Checked,
     tally: SubmitTally,
     timeout_s: float | None,
-    sink: BinaryIO | None,
+    files: ResultFiles,
     printer: Printer | None,
 ) -> None:
     catalogue = Catalogue(settings)
@@ -189,7 +210,7 @@ async def _publish_and_follow(
                 tally,
                 catalogue,
                 timeout_s=timeout_s,
-                output=sink,
+                output=files,
                 changed=changed,
                 printer=printer,
             )

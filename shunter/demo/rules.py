@@ -46,6 +46,8 @@ class Rules:
         data = self._policy.data_classes.get(wanted.get("data_class", ""))
         workload = self._policy.classes[request["task"]]
         precisions = wanted.get("precisions", workload.precisions)
+        if precisions is not None and "any" in precisions:
+            precisions = None
         labels = wanted.get("labels", {}) | (data.labels if data else {})
         checks = [
             ("region", region, wanted.get("regions")),

@@ -23,7 +23,8 @@ async def spent_keys(log: Log, catalogue: Catalogue) -> list[bytes]:
     """Return the keys of public keys, and of their heads, that sign nothing kept here any more.
 
     A key is spent once the oldest root and evidence are newer than its last sign of life. A key
-    that vouches for a needed one is needed too; revocations stay.
+    that vouches for a needed one is needed too; revocations stay, and introductions of keys that
+    are needed or introduce others.
     """
     oldest = [
         at
@@ -39,7 +40,7 @@ async def spent_keys(log: Log, catalogue: Catalogue) -> list[bytes]:
     endorsers: dict[str, str] = {}
     for key, record in newest.items():
         kind, _, name = key.decode("utf-8", "replace").partition("/")
-        if kind != "revoked" and record.timestamp_ms / 1000 >= since:
+        if kind not in {"revoked", "introduced"} and record.timestamp_ms / 1000 >= since:
             needed.add(name)
         if kind == "key" and (endorser := _endorser(record)) is not None:
             endorsers[name] = endorser
@@ -47,7 +48,8 @@ async def spent_keys(log: Log, catalogue: Catalogue) -> list[bytes]:
         while (endorser := endorsers.get(name)) is not None and endorser not in needed:
             needed.add(endorser)
             name = endorser  # noqa: PLW2901  up the line of those that vouch
-    kinds = {b"key", b"heads"}
+    kinds = {b"key", b"heads", b"introduced"}
+    needed |= {_introducer(key, record) or "" for key, record in newest.items()}
     split = [(key, *key.partition(b"/")[::2]) for key in newest]
     return [key for key, kind, name in split if kind in kinds and name.decode() not in needed]
 
@@ -76,6 +78,19 @@ def _endorser(record: Record) -> str | None:
     except BadRecordError:
         return None
     return None if published is None else published.endorser
+
+
+def _introducer(key: bytes, record: Record) -> str | None:
+    """Return the id of a key that is introduced to introduce others, None of any other."""
+    if not key.startswith(b"introduced/"):
+        return None
+    try:
+        introduction = decode(KeyEntry, record.value or b"").introduction
+    except BadRecordError:
+        return None
+    if introduction is None or not introduction.statement.introduces:
+        return None
+    return introduction.statement.key
 
 
 async def _oldest(log: Log, partition: Partition) -> float | None:

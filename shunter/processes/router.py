@@ -38,6 +38,7 @@ from streams.live.page import LivePage
 from streams.metrics import Metrics
 from streams.metrics.gauges import (
     hold_gauges,
+    misfit_counts,
     quality_gauges,
     span_gauges,
     target_gauges,
@@ -112,6 +113,7 @@ def _metrics(
         signal.gauges,
         hold_gauges(batcher, policy, clock),
         target_gauges(policy),
+        misfit_counts(lambda: active_policy.situation.view),
         span_gauges(telemetry),
     ):
         metrics.gauges.read_from(source)
@@ -155,6 +157,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         duplicate_window_records=settings.duplicate_window_records,
         tokens=active_policy.terms.tokens,
         quality=known,
+        key_secret=None if settings.key_secret is None else settings.key_secret.get_secret_value(),
     )
     batcher = Batcher(
         begun,

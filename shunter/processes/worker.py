@@ -1,17 +1,36 @@
 """Assemble `shunter worker`."""
 
+import asyncio
+import logging
+import os
 import random
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Collection, Iterable
 from typing import NoReturn
 
-from policies import Option, Options, Policy, Pool, compile_options
+from policies import (
+    DeclarationError,
+    Option,
+    Options,
+    Policy,
+    Pool,
+    Situation,
+    compile_options,
+    same_hardware,
+    situation,
+)
 from policies.config.fleet import CPUBackendConfig as DeclaredCPU
 from policies.config.fleet import OpenAIBackendConfig as DeclaredOpenAI
 from policies.learning.feedback import Experience
+from shunter.logs.policies import read_policy_log
 from streams.cancellation.index import CancellationFollower, Cancellations
-from streams.config.declarations import load_fleet, load_policy
+from streams.config.active_policy import ActivePolicy, DecisionContext
+from streams.config.declarations import Declarations, declared_by, load_fleet, load_policy
 from streams.config.plugins import load_judges
+from streams.config.policy_follower import PolicyFollower
+from streams.config.token_counting import TokenCounter
 from streams.engine.clock import BrokerClock, Clock, SystemClock
+from streams.engine.stage import Observer
 from streams.evidence.records import EvidenceWriter
 from streams.hosting.assembly import (
     check_topics,
@@ -21,11 +40,12 @@ from streams.hosting.assembly import (
     telling_services,
 )
 from streams.hosting.services import StartedTogether, TelemetryService, run_app
+from streams.kafka.follower import TopicFollower
 from streams.kafka.instance_name import claim_name
 from streams.metrics import Metrics
 from streams.metrics.gauges import Readings, span_gauges
 from streams.tracing.setup import from_environment
-from topics import Catalogue, Settings, Topic
+from topics import Catalogue, PolicyLog, Settings, Topic
 from topics.admin.acls import worker as worker_role
 from workers.backends.base import Backend
 from workers.backends.cpu.backend import CPUBackend
@@ -45,6 +65,8 @@ from workers.stage.outcomes import OutcomeWriter
 from workers.stage.second_runs import SecondRuns
 from workers.stage.worker import Worker
 
+logger = logging.getLogger(__name__)
+
 
 class UnknownPoolError(LookupError):
     """The fleet has no such pool."""
@@ -61,7 +83,7 @@ def make_backend(pool: Pool, options: tuple[Option, ...], policy: Policy, clock:
     if isinstance(pool.backend, DeclaredCPU):
         return CPUBackend(pool.backend, options, clock)
     usual_tokens = {name: each.output_tokens for name, each in policy.classes.items()}
-    return SimulatedBackend(options, clock, usual_tokens)
+    return SimulatedBackend(options, clock, usual_tokens, pool.backend.times.factors)
 
 
 def _served_by(pool: str, options: Options) -> tuple[Option, ...]:
@@ -75,6 +97,62 @@ def _topics(catalogue: Catalogue, pool: str) -> list[Topic]:
     """Return the topics that a worker uses: it may not even describe others."""
     own = worker_role(catalogue, pool).topics()
     return [topic for topic in catalogue.topics([pool]) if topic.name in own]
+
+
+def _backend(pool: str, declared: Declarations, clock: Clock, *, evacuates: bool) -> Backend:
+    served = _served_by(pool, compile_options(declared.fleet))
+    if evacuates:
+        return Evacuation(served)
+    return make_backend(declared.fleet.pools[pool], served, declared.policy, clock)
+
+
+def read_said(settings: Settings) -> PolicyLog:
+    """Return what the policies topic has, outside an event loop.
+
+    Raises:
+        AdminError: Kafka can't be reached, or the topic is missing.
+    """
+    return asyncio.run(read_policy_log(settings))
+
+
+def in_force(said: PolicyLog, own: Declarations, pool: str) -> Declarations:
+    """Return the newest declarations of the policies topic that this process can use, else its own.
+
+    A fleet without the pool leaves the process with its own.
+    """
+    for change in reversed(said.changes):
+        try:
+            declared = declared_by(said, change, own)
+        except DeclarationError:
+            continue
+        if pool not in declared.fleet.pools:
+            return own
+        return declared
+    return own
+
+
+def _policies(
+    settings: Settings, active: ActivePolicy, own: Declarations, clock: Clock
+) -> PolicyFollower:
+    async def check(_pools: Collection[str]) -> None:
+        """Other pools' topics are none of a worker's business."""
+
+    return PolicyFollower(settings, active, own, check, clock)
+
+
+def _end_if_other(pool: str, served: tuple[Option, ...], here: Situation) -> None:
+    """End the process where its backend is not what the fleet in force declares any more.
+
+    It finishes what runs; who supervises it starts it anew, with the backend of that fleet.
+    """
+    declared = here.options.by_pool.get(pool)
+    if declared and not same_hardware(declared, served):
+        logger.critical(
+            "fleet %s declares other hardware or variants for %s: this worker ends, to be started"
+            " anew with them",
+            *(here.options.version, pool),
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _metrics(
@@ -99,18 +177,32 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
         NameTakenError: another worker of the pool has the name that the settings give.
         TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
-    fleet, policy = load_fleet(settings.fleet), load_policy(settings.policy)
-    options = compile_options(fleet)
-    served = _served_by(pool, options)
-    clock = BrokerClock(SystemClock())
-    backend: Backend = (
-        Evacuation(served) if evacuates else make_backend(fleet.pools[pool], served, policy, clock)
-    )
-    catalogue = Catalogue(settings)
+    own = Declarations(load_fleet(settings.fleet), load_policy(settings.policy))
+    catalogue, clock = Catalogue(settings), BrokerClock(SystemClock())
+    # What is wrong with its own files is told before Kafka is looked for.
+    backend = _backend(pool, own, clock, evacuates=evacuates)
     check_topics(settings, _topics(catalogue, pool))
+    declared = own if evacuates else in_force(read_said(settings), own, pool)
+    if declared is not own:
+        backend = _backend(pool, declared, clock, evacuates=False)
     # Kept until the process ends, and the name with it.
     claim = claim_name(settings, f"worker of {pool}", [catalogue.worker_group(pool)])
-    settings = claim.settings
+    follows = None if evacuates else own
+    _run_worker(pool, claim.settings, declared, backend, clock, follows)
+
+
+def _run_worker(
+    pool: str,
+    settings: Settings,
+    declared: Declarations,
+    backend: Backend,
+    clock: BrokerClock,
+    follows: Declarations | None,
+) -> NoReturn:
+    """Serve by what is declared; ``follows`` fills what changes leave open, None follows none."""
+    catalogue = Catalogue(settings)
+    policy, options = declared.policy, compile_options(declared.fleet)
+    served = _served_by(pool, options)
     breakers = Breakers(pool, [option.variant for option in served], backend, clock)
     uniform = random.SystemRandom().random
     attempts = Attempts(backend, breakers, clock, attempts_max=policy.attempts_max, uniform=uniform)
@@ -120,20 +212,32 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
     evidence_writer = EvidenceWriter(
         catalogue, writer, signer.digests, policy.version, options.version
     )
+    # No tokens are counted here, and no tokenizer has to be where workers run.
+    active = ActivePolicy(
+        DecisionContext(situation(options, policy), evidence_writer, TokenCounter({})),
+        lambda _fleet: TokenCounter({}),
+    )
     second = SecondRuns(evidence_writer, telemetry, load_judges())
     ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host(), second)
     cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
-    spans = [WorkSpans(telemetry, catalogue, clock, pool)]
+    observers: list[Observer] = [WorkSpans(telemetry, catalogue, clock, pool), Learning(experience)]
     worker = Worker(
         *(pool, served, attempts, evidence_writer, ending, clock, cancellations),
         Streams(publisher),
         in_flight_max=settings.in_flight_max,
         in_flight_bytes_max=settings.in_flight_bytes_max,
-        share_of=lambda tenant: policy.limits_of(tenant).share,
+        share_of=lambda tenant: active.situation.policy.limits_of(tenant).share,
     )
+    worker.take_context(active.terms)
+    keep = active.keep(worker.take_context)
     gauges = [worker_gauges(pool, worker, breakers), span_gauges(telemetry)]
     metrics = _metrics(settings, options, policy, gauges)
+    active.tell(metrics.change)
+    active.tell(lambda here: _end_if_other(pool, served, here))
+    followers: list[TopicFollower] = [CancellationFollower(settings, cancellations)]
+    if follows is not None:
+        followers.append(_policies(settings, active, follows, clock))
     run_app(
         f"worker-{pool}",
         settings,
@@ -142,16 +246,15 @@ def run_worker(pool: str, settings: Settings, *, evacuates: bool = False) -> NoR
             *telling_services("worker", settings, metrics, clock),
             StartedTogether(
                 *signing_services(settings, signer, metrics, clock),
-                follow(CancellationFollower(settings, cancellations), metrics),
+                *(follow(follower, metrics) for follower in followers),
                 BackendService(backend),
             ),
             BreakerService(breakers),
             publisher,
-            DrainingService(worker, settings, signer, metrics, [*spans, Learning(experience)]),
+            DrainingService(worker, settings, signer, metrics, observers, keep),
             Heartbeat(
-                *(settings, served[0], worker, backend, breakers, experience, clock),
-                options.version,
-                state="draining" if evacuates else "up",
+                *(settings, pool, worker, backend, breakers, experience, clock),
+                state="draining" if follows is None else "up",
             ),
         ],
         is_ready=lambda: breakers.is_any_closed and not worker.is_draining,

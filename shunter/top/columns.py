@@ -117,6 +117,10 @@ def _speed(pool: PoolView) -> str:
     return f"{low}x" if low == high else f"{low}-{high}x"
 
 
+def _energy(pool: PoolView) -> str:
+    return NONE if pool.wh_per_request is None else f"{pool.wh_per_request:.3g}"
+
+
 POOLS: Sequence[Column[PoolView]] = (
     Column("pool", lambda p: Text(p.pool, "bold"), lambda p: p.pool, justify="left"),
     Column("device", _device, lambda p: p.device or "", 105, "left"),
@@ -133,6 +137,7 @@ POOLS: Sequence[Column[PoolView]] = (
     Column("failed", lambda p: count(p.fallbacks), lambda p: p.fallbacks, 130),
     Column("req/s", lambda p: rate(p.per_s), lambda p: p.per_s),
     Column("$/h", lambda p: usd(p.usd_per_hour), lambda p: p.usd_per_hour),
+    Column("Wh/req", _energy, lambda p: p.wh_per_request or 0.0, 125),
     Column("$ in all", lambda p: usd(p.total_usd), lambda p: p.total_usd, 140),
 )
 

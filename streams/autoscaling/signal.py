@@ -120,10 +120,12 @@ class AutoscalingSignal:
 
     def _cheapest(self, profile: Profile) -> Option | None:
         here = self._situation()
+        floor = here.policy.floor_of(profile)
         able = [
             option
             for option in here.options.by_model.get(profile.model, ())
-            if refusal(profile, option) is None
+            if refusal(profile, option, floor) is None
+            and not here.policy.is_never(option)
             and refused_by(here.policy.rules, profile, option) is None
         ]
         return min(able, key=lambda o: (device_s(profile, o) * o.usd_per_s, o.pool), default=None)

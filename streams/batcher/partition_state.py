@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from sys import intern
 from typing import Literal
 
-from policies import Member, ReleaseInputs, Situation, Windows, windows_of
+from policies import Member, ReleaseInputs, Situation, Windows, bind, windows_of
 from policies.batching.groups import group_in
 from streams.batcher.interning import share_common
 from streams.batcher.payload_cache import Payloads
-from streams.cancellation.index import Cancellations, message_of
+from streams.cancellation.index import CANCELLED, Cancellations
 from streams.engine.log import Partition, Record
-from topics import BadRecordError, Shadow
+from topics import BadRecordError, Profile, Shadow
 from topics.records import headers as h
 
 # Without a release a partition's progress, and the group's offset behind it, is only for lag tools,
@@ -28,7 +28,11 @@ GIVEN_UP: dict[str, tuple[Unanswered, str]] = {
         "rejected",
         "no pool that may serve this request had a live worker that could, in time",
     ),
-    "cancelled": ("cancelled", message_of(None)),
+    "cancelled": ("cancelled", CANCELLED),
+    "outside_bound": (
+        "rejected",
+        "the policy in force binds the request to places of which it allows none",
+    ),
     "refused": ("failed", "the topic of the pool refused the request; it is a dead letter"),
 }
 """The end and message of a held request that is given up, by reason."""
@@ -56,6 +60,8 @@ class Held:
     """Records to set aside, by key; those without key by offset."""
     cancelled: set[str] = field(default_factory=set)
     """The ids of held requests that a client cancelled."""
+    outside: set[str] = field(default_factory=set)
+    """The ids of held requests that the policy in force lets go nowhere."""
     held_from: int = 0
     """Nothing below it is held: the lowest offset at the last search."""
     look_again_at: float = -math.inf
@@ -78,11 +84,18 @@ class Held:
         profile = h.read_profile(record.headers)
         held_at = held_at_of(record)
         share_common(profile)
+        profile = self._bound(profile, situation)
         group = intern(group_in(profile, situation.options, situation.policy))
         self.windows.add(Member(profile, group, held_at, record.offset))
         self.payloads.add(profile.id, record)
         if cancellations.find(profile.id) is not None:
             self.cancelled.add(profile.id)
+
+    def _bound(self, profile: Profile, situation: Situation) -> Profile:
+        found = bind(profile, situation.policy)
+        if found.pools == ():
+            self.outside.add(found.id)
+        return found
 
     def forget_set_aside(self, next_offset: int) -> None:
         """Skip offsets that progress has passed: their records were set aside."""
@@ -97,6 +110,7 @@ class Held:
         self.windows.remove(request_id)
         self.payloads.remove(request_id)
         self.cancelled.discard(request_id)
+        self.outside.discard(request_id)
 
     def wants_commit(self, now: float) -> bool:
         """Return whether the progress should advance without a release."""
@@ -114,13 +128,17 @@ class Held:
     def regroup(self, situation: Situation) -> None:
         """Put held requests into windows of another policy and fleet, all due for inspection.
 
-        Its groups, limits and shares may differ. The promise that a request got when it was routed
-        stays: its profile is in the log.
+        Its groups, limits, shares and bounds may differ. The promise that a request got when it was
+        routed stays: its profile is in the log.
         """
         windows = windows_of(situation.policy)
         for member in self.windows.members():
-            group = group_in(member.profile, situation.options, situation.policy)
-            windows.add(member if group == member.group else replace(member, group=intern(group)))
+            profile = self._bound(member.profile, situation)
+            group = group_in(profile, situation.options, situation.policy)
+            if profile is member.profile and group == member.group:
+                windows.add(member)
+            else:
+                windows.add(replace(member, profile=profile, group=intern(group)))
         self.windows = windows
 
 
@@ -136,7 +154,5 @@ def held_at_of(record: Record) -> float:
     except ValueError:
         held_at = math.nan
     if not math.isfinite(held_at):
-        raise BadRecordError(
-            "decode", "bad_header", f"header {h.HELD_AT}: {value!r:.40} is no time"
-        )
+        raise BadRecordError("decode", "bad_header", f"header {h.HELD_AT}: it is no time")
     return held_at

@@ -149,8 +149,8 @@ class Batcher:
         return sum(len(held.windows) for held in self._partitions.values()) < self.held_records_max
 
     def idle_s(self) -> float:
-        """Return the time until a window is due, or 0 if a request was cancelled."""
-        if any(held.cancelled for held in self._partitions.values()):
+        """Return the time until a window is due, or 0 if a request has to end."""
+        if any(held.cancelled or held.outside for held in self._partitions.values()):
             return 0.0
         due_at = min(
             (held.windows.next_due_at() for held in self._partitions.values()),
@@ -168,7 +168,7 @@ class Batcher:
         work = TransactionPlan(Progress(held.next_offset, held_from=held.lowest(now)))
         for record, error in held.unreadable.values():
             work.effects.append(self._unreadable(record, error, now))
-        if held.cancelled or held.windows.next_due_at() <= now:
+        if held.cancelled or held.outside or held.windows.next_due_at() <= now:
             work.effects += await self._due(partition, held, now)
         if not work.effects and not held.wants_commit(now):
             return None
@@ -235,12 +235,13 @@ class Batcher:
                 log_defect(error, f"no pool can be found for a batch of {held.partition}")
                 return None
 
-        cancelled = (
-            Expelled(member, "cancelled")
-            for request_id in sorted(held.cancelled)
+        ending = held.cancelled | held.outside
+        expelled = (
+            Expelled(member, "cancelled" if request_id in held.cancelled else "outside_bound")
+            for request_id in sorted(ending)
             if (member := held.windows.find(request_id)) is not None
         )
-        for end in chain(cancelled, held.windows.due(now, target, without=held.cancelled)):
+        for end in chain(expelled, held.windows.due(now, target, without=ending)):
             released_bytes += sum(held.payloads.size(m.profile.id) for m in end.members)
             if ends and released_bytes > RELEASED_BYTES_MAX:
                 # Before the view counts it: it stays due.
@@ -251,7 +252,7 @@ class Batcher:
                 other = self._shadow
                 shadow = None if other is None else release_beside(end.members, other, now)
                 judged = Judged(release_inputs_of(end, self._situation), shadow)
-                self._placer.count_released(end)
+                self._placer.count_released(end, now)
             ends.append((end, judged))
             released += len(end.members)
             if released >= RELEASED_MAX:
@@ -348,6 +349,7 @@ class Batcher:
             inputs=judged.inputs,
             decided_with=None if is_first else release.members[0].profile.id,
             placement=placement,
+            assumed=target.option.is_assumed,
             promised=promised,
             batch=batch,
             hold=Hold(member.group, release.reason, now - member.held_at, release.slack_s),
@@ -360,12 +362,13 @@ class Batcher:
         profile = end.member.profile
         source = self._source(held, end.member)
         status, message = GIVEN_UP[end.reason]
+        to_client = message
         if end.reason == "cancelled":
-            message = message_of(self._cancellations.find(profile.id))
+            to_client = message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
         if tried and status == "rejected":
             status = "failed"
-        error = ResultError(end.reason, message, tried or None)
+        error = ResultError(end.reason, to_client, tried or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._evidence_writer.step(
             source, profile, status, now, hold=hold, reason=end.reason, message=message

@@ -68,7 +68,11 @@ class CancellationFollower(TopicFollower):
             self._cancellations.read(record)
 
 
+# What evidence says of each: the reason is the client's own text, which the client alone gets back.
+CANCELLED = "the client cancelled the request"
+
+
 def message_of(cancellation: Cancellation | None) -> str:
-    """Return the reason of a cancellation, for people."""
+    """Return the reason of a cancellation, for the client."""
     reason = None if cancellation is None else cancellation.reason
-    return "the client cancelled the request" + (f": {reason}" if reason else "")
+    return CANCELLED + (f": {reason}" if reason else "")

@@ -73,10 +73,8 @@ class Canceller:
         try:
             if record.is_lost:
                 record.check_readable()
-            request_id, cancellation = parse_cancellation(record.key, record.value)
-            evidence = self._evidence_writer.cancel_requested(
-                record, request_id, cancellation.reason, now
-            )
+            request_id, _ = parse_cancellation(record.key, record.value)
+            evidence = self._evidence_writer.cancel_requested(record, request_id, now)
         except Exception as error:  # noqa: BLE001 - no record ends a process
             return self._evidence_writer.set_aside(record, error, now, is_accepted=False)
         return Effect(record, [evidence])

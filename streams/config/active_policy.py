@@ -1,13 +1,16 @@
-"""The configuration in force in a router process: policy, fleet, and current conditions."""
+"""The configuration in force in a process: policy, fleet, and current conditions."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from policies import Options, Policy, Situation, beside, compile_options
+from policies import Fleet, Options, Policy, Situation, beside, compile_options
 from streams.config.declarations import Declarations
 from streams.config.token_counting import TokenCounter, load_token_counter
 from streams.evidence.records import EvidenceWriter
 from topics import PoolStatus
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,13 @@ class ActivePolicy:
     So router and batcher may be a step apart; each piece of evidence names the terms it used.
     """
 
-    def __init__(self, terms: DecisionContext) -> None:
+    def __init__(
+        self,
+        terms: DecisionContext,
+        count_tokens: Callable[[Fleet], TokenCounter] = load_token_counter,
+    ) -> None:
         self.terms = terms
+        self._count_tokens = count_tokens
         self._told: list[Callable[[Situation], object]] = []
 
     @property
@@ -43,8 +51,17 @@ class ActivePolicy:
         self._told.append(changed)
 
     def report(self, status: PoolStatus) -> None:
-        """Add a heartbeat."""
-        self.situation.view.report(status)
+        """Add a heartbeat; one that the fleet does not declare so is refused, and said so once."""
+        view, key = self.situation.view, (status.pool, status.instance)
+        before = view.misfits.get(key)
+        view.report(status)
+        found = view.misfits.get(key)
+        if found is not None and found != before:
+            logger.error(
+                "worker %s of pool %s says it has %s: nothing goes to the pool until it is right or"
+                " gone",
+                *(status.instance, status.pool, found),
+            )
 
     def judged(self, drifted: Mapping[str, frozenset[str]]) -> None:
         """Set the variants whose answers have drifted from a reference, by pool."""
@@ -60,7 +77,7 @@ class ActivePolicy:
         options: Options = now.options
         tokens = self.terms.tokens
         if declared.fleet.version != options.version:
-            tokens = load_token_counter(declared.fleet)
+            tokens = self._count_tokens(declared.fleet)
             options = compile_options(declared.fleet)
         evidence_writer = replace(
             self.terms.evidence_writer,

@@ -19,11 +19,13 @@ from topics import (
     ChainHead,
     Heads,
     HeadsStatement,
+    Introduction,
     PublishedKey,
     Root,
     decode,
     encode,
 )
+from topics.signing.introductions import introduce
 from topics.signing.keys import SigningKey
 from topics.signing.merkle import leaf_hash
 from topics.signing.signed_root import head_of, make_root, sign
@@ -93,6 +95,12 @@ class Signer:
         published = self._key.publish(self._writer, self._clock.now(), valid_s)
         self._valid_from = published.statement.valid_from
         return published
+
+    def introduce(self, introducer: SigningKey, valid_s: float | None = None) -> Introduction:
+        """Return an introduction of this key, valid from its publication on."""
+        valid_from = self._valid_from
+        until = None if valid_s is None else valid_from + valid_s
+        return introduce(introducer, self._key_id, self._writer, valid_from, until)
 
     def heads(self) -> Heads:
         """Return the last root of each chain that this process has written to, signed."""

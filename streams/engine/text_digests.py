@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from streams.engine.log import Outgoing
-from topics import Catalogue, Salt, TextDigest, encode
+from topics import Catalogue, InferenceRequest, Salt, TextDigest, encode
+from topics.signing.request_parts import request_digests
 from topics.signing.salts import SALT_BYTES, digest_key, salt_key, text_digest
 
 # About 30 MB. Beyond it a tenant seen again gets a new salt.
@@ -45,6 +46,12 @@ class Digests:
         known = self._known.get(tenant) or self._new(tenant)
         hmac = text_digest(known[1], text)
         return None if hmac is None else TextDigest(known[0], hmac)
+
+    def of_request(self, request: InferenceRequest) -> TextDigest | None:
+        """Return the digest of a request as it was sent; None if it has no canonical form."""
+        known = self._known.get(request.tenant) or self._new(request.tenant)
+        found = request_digests(known[1], request.sent)
+        return None if found is None else TextDigest(known[0], *found)
 
     def unwritten(self) -> list[Outgoing]:
         """Return the salts that no committed transaction has written yet."""

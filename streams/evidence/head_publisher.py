@@ -13,6 +13,7 @@ from streams.engine.signer import Signer
 from streams.kafka.announcer import Announcer
 from streams.service import QuietService
 from topics import Catalogue, KeyEntry, Settings, encode
+from topics.signing.keys import SigningKey
 
 # Code for a record's time, in the answer to its writer.
 _BROKERS_TIME = 1
@@ -23,8 +24,16 @@ logger = logging.getLogger(__name__)
 class HeadsService(QuietService):
     """Publishes the head of each chain periodically: a chain cut off later is detected."""
 
-    def __init__(self, settings: Settings, signer: Signer, clock: BrokerClock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        signer: Signer,
+        clock: BrokerClock,
+        introducer: SigningKey | None = None,
+    ) -> None:
+        """Take what is published; with an introducer an introduction by it is, too."""
         super().__init__()
+        self._introducer = introducer
         self._clock = clock
         self._settings = settings
         self._topic = Catalogue(settings).evidence_keys
@@ -57,6 +66,10 @@ class HeadsService(QuietService):
         key = f"key/{published.statement.key}".encode()
         sent_at = self._clock.machine.now()
         answer = await self._announcer.publish(key, encode(KeyEntry(published=published)))
+        if self._introducer is not None:
+            valid_s = self._settings.evidence_key_valid_s
+            entry = KeyEntry(introduction=self._signer.introduce(self._introducer, valid_s))
+            await self._announcer.publish((entry.name or "").encode(), encode(entry))
         return self._hear(answer, sent_at)
 
     def _heads(self) -> tuple[bytes, bytes]:

@@ -57,6 +57,7 @@ class SeenCandidate(msgspec.Struct, kw_only=True, gc=False):
 class SeenPlacement(msgspec.Struct, kw_only=True, gc=False):
     """The place that the request was sent to."""
 
+    device: str = ""
     model_variant: str
     path: str
     pool: str
@@ -88,6 +89,13 @@ class SeenBatch(msgspec.Struct, kw_only=True, gc=False):
 
     index: int
     size: int
+
+
+class SeenDigest(msgspec.Struct, kw_only=True, gc=False):
+    """The keyed digest of a text, and the id of the salt."""
+
+    hmac: str
+    salt: str
 
 
 class _ProfileRow(msgspec.Struct, array_like=True, gc=False):
@@ -125,9 +133,11 @@ class _Decision(RowsOfDecision, kw_only=True, gc=False):
 class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
     """A piece of evidence. ``at`` is epoch seconds; ``decision`` is None once it is read."""
 
+    assumed: bool = False
     at: float
     attempt: int = 1
     decision: _Decision | None = None
+    energy_wh: float | None = None
     got: SeenEnvelope | None = None
     placement: SeenPlacement | None = None
     promised: SeenEnvelope | None = None
@@ -144,6 +154,7 @@ class AskedStep(EvidenceStep, kw_only=True, gc=False):
     """With all that the request wants. A client's lists can be long: don't keep it."""
 
     profile: SeenProfile | None = None
+    response_digest: SeenDigest | None = None
 
 
 class RoutedStep(EvidenceStep, kw_only=True, gc=False):
@@ -213,6 +224,7 @@ def read_choice(step: Any, decision: RowsOfDecision) -> None:
         first = decision.candidates[0]
         pool, variant = decision.pools[first.pool], decision.variants[first.variant]
         step.placement = SeenPlacement(
+            device=decision.device,
             model_variant=variant.name,
             path=PATHS[first.path],
             pool=pool.name,

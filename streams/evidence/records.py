@@ -63,6 +63,8 @@ class StepDetails(TypedDict, total=False):
     fallback: Fallback | None
     host: Host | None
     model_digest: str | None
+    energy_wh: float | None
+    assumed: bool
     request_digest: TextDigest | None
     response_digest: TextDigest | None
     comparison: Comparison | None
@@ -176,10 +178,11 @@ class EvidenceWriter:
         evidence = self._unprofiled(record, request, "duplicate", "same_id", message, now)
         return Effect(record, [evidence])
 
-    def cancel_requested(
-        self, record: Record, request_id: str, reason: str | None, now: float
-    ) -> Outgoing:
-        """Return the evidence that a client cancelled a request, known or not."""
+    def cancel_requested(self, record: Record, request_id: str, now: float) -> Outgoing:
+        """Return the evidence that a client cancelled a request, known or not.
+
+        The reason is left out: it is the client's own text.
+        """
         # No fleet and no policy takes part, so that it names neither.
         return self._record(
             Evidence(
@@ -189,7 +192,6 @@ class EvidenceWriter:
                 writer=self.writer,
                 source=source_of(record),
                 trace_id=record.trace_id,
-                message=reason,
             ),
             record,
         )
@@ -233,7 +235,7 @@ class EvidenceWriter:
             tenant=request.tenant,
             task=request.task,
             model=request.model,
-            request_digest=self.digests.digest(request.tenant, request.body),
+            request_digest=self.digests.of_request(request),
             reason=reason,
             message=message,
         )

@@ -23,7 +23,7 @@ from streams.metrics.gauges import follower_counts
 from streams.metrics.open_transaction_watch import BlockWatch, BlockWatchService
 from topics import Catalogue, Settings, Topic
 from topics.admin.provisioning import AdminError, partition_counts
-from topics.signing.keys import load_signing_key
+from topics.signing.keys import SigningKey, load_signing_key
 
 
 def make_signer(settings: Settings, writer: str, clock: Clock) -> Signer:
@@ -42,6 +42,16 @@ def make_signer(settings: Settings, writer: str, clock: Clock) -> Signer:
     return Signer(catalogue, load_signing_key(settings.evidence_key), writer, clock, digests)
 
 
+def introducer_of(settings: Settings) -> SigningKey | None:
+    """Return the key that introduces those of processes, if the settings name one.
+
+    Raises:
+        KeyFileError: the key's file can't be used.
+    """
+    path = settings.evidence_introducer
+    return None if path is None else load_signing_key(path)
+
+
 def follow(follower: TopicFollower, metrics: Metrics) -> FollowerService:
     """Return the service of a follower; the metrics count the records that it skips."""
     metrics.gauges.read_from(follower_counts(follower))
@@ -54,7 +64,7 @@ def signing_services(
     """Return the services that a signing process runs before any stage; they set the clock."""
     return [
         follow(SaltFollower(settings, signer.digests), metrics),
-        HeadsService(settings, signer, clock),
+        HeadsService(settings, signer, clock, introducer_of(settings)),
     ]
 
 

@@ -45,6 +45,7 @@ class PoolTally:
     batch: int = 0
     fallbacks: int = 0
     usd: float = 0.0
+    energy_wh: float = 0.0
 
     def merge(self, other: "PoolTally") -> None:
         """Add another's counts."""
@@ -52,6 +53,7 @@ class PoolTally:
         self.batch += other.batch
         self.fallbacks += other.fallbacks
         self.usd += other.usd
+        self.energy_wh += other.energy_wh
 
 
 @dataclass(slots=True)

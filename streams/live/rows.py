@@ -110,10 +110,12 @@ def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> 
             per_s=(told.direct + told.batch) / seconds,
             usd=told.usd,
             usd_per_hour=told.usd / seconds * SECONDS_PER_HOUR,
+            wh_per_request=told.energy_wh / (told.direct + told.batch) if told.energy_wh else None,
             total_direct=total.direct,
             total_batch=total.batch,
             total_fallbacks=total.fallbacks,
             total_usd=total.usd,
+            total_wh=total.energy_wh,
         )
 
 

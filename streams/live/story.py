@@ -19,6 +19,9 @@ IN_WORDS = {
     "waiting_is_cheapest": "waiting for a batch is the cheapest likely enough to be in time",
     "best_chance": "none is likely enough to be in time; this one has the best chance",
     "leaves_scarce_places": "the cheapest that leaves scarce places to those who need them",
+    "first_in_order": "the first of the policy's order, before its price",
+    "next_in_order": "no pool before it in the policy's order is likely to be in time",
+    "later_in_order": "cheaper, and later in the policy's order",
     "preferred_by_extension": "the policy's extensions prefer it to cheaper ones",
     "full": "the batch is full",
     "slack": "the earliest deadline leaves no time to wait on",
@@ -26,6 +29,7 @@ IN_WORDS = {
     "idle": "the pool was idle and nobody else was expected",
     "pool_available": "a pool became available",
     "pool_unavailable": "no pool that may serve it has a live worker",
+    "power_limit": "each pool that may serve it draws all the power that it or its site may",
     "circuit_open": "each pool that may serve it fails at present",
     "connect": "its server can't be reached",
     "connection_lost": "its server broke off",
@@ -131,7 +135,8 @@ def _told(step: Evidence, first_at: float, *, show_versions: bool) -> Told:
         facts=_known(
             ("message", step.message),
             ("tags", _tags(step)),
-            ("where", where(step.placement) if step.placement else None),
+            ("where", _where(step)),
+            ("energy", None if step.energy_wh is None else f"{step.energy_wh:.3g} Wh"),
             ("batch", _batch(step)),
             ("decided", f"with all of the batch; see {leader}" if leader else None),
             ("hold", _hold(step)),
@@ -156,6 +161,13 @@ def _shadow(shadow: Shadow) -> str:
         return told
     price = f"${shadow.cost_usd or 0.0:.8f}, chance {shadow.chance or 0.0:.3f}"
     return f"{told}: {shadow.pool} {shadow.model_variant}, {price}"
+
+
+def _where(step: Evidence) -> str | None:
+    if step.placement is None:
+        return None
+    # What is promised there rests on a device of which no servers were measured.
+    return where(step.placement) + (" · figures assumed" if step.assumed else "")
 
 
 def where(placement: Placement) -> str:

@@ -152,6 +152,7 @@ class LiveView:
         if step.placement is not None:
             pool = tally.of_pool(step.placement.pool)
             pool.usd += got.cost_usd
+            pool.energy_wh += step.energy_wh or 0.0
             if step.placement.path == "batch":
                 pool.batch += 1
             else:

@@ -7,12 +7,13 @@ from zlib import crc32
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from policies import Policy
+from policies import FleetView, Policy
 from policies.quality.known import KnownQuality
 from policies.quality.sampling import DAY_S
 from streams.batcher.stage import Batcher
 from streams.engine.clock import Clock
 from streams.kafka.follower import TopicFollower
+from streams.metrics import quality as q
 from streams.metrics import registry as m
 from streams.metrics.instruments import Names
 from streams.metrics.metric import Metric
@@ -112,13 +113,23 @@ def quality_gauges(known: KnownQuality, clock: Clock) -> Callable[[], Readings]:
             if state.reference_pool is not None:
                 reference = f"{state.reference_pool}/{reference}"
             where = (state.pool, state.variant, reference)
-            yield m.DRIFTED, where, float(state.verdict == "drifted")
-            yield m.DIFFERENCE, where, state.recent
-            yield m.COMPARED, (*where, "compared"), state.samples
-            yield m.COMPARED, (*where, "uncompared"), state.uncompared
+            yield q.DRIFTED, where, float(state.verdict == "drifted")
+            yield q.DIFFERENCE, where, state.recent
+            yield q.COMPARED, (*where, "compared"), state.samples
+            yield q.COMPARED, (*where, "uncompared"), state.uncompared
         today = int(clock.now() // DAY_S)
         for task, spent in known.spent.items():
-            yield m.WATCH_COST, (task,), spent.usd if spent.day == today else 0.0
+            yield q.WATCH_COST, (task,), spent.usd if spent.day == today else 0.0
+
+    return read
+
+
+def misfit_counts(view: Callable[[], FleetView]) -> Callable[[], Readings]:
+    """Return a source for the heartbeats that were refused, by pool and reason."""
+
+    def read() -> Readings:
+        for labels, count in view().refused.items():
+            yield m.HEARTBEATS_REFUSED, labels, count
 
     return read
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
-Teller = Literal["router", "worker", "both"]
+Teller = Literal["router", "worker", "both", "log"]
 
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 

@@ -19,6 +19,19 @@ TEXT = "text/plain; version=0.0.4"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
+def page_of(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:
+    """Return content type and text of a registry, in the format that a reader accepts.
+
+    Args:
+        registry: of a process.
+        accept: the header of the request.
+    """
+    if "application/openmetrics-text" in accept:
+        text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+        return OPENMETRICS, text
+    return TEXT, generate_latest(registry)
+
+
 class Metrics:
     """Counts the transactions that it observes, and shows them with the gauges.
 
@@ -83,10 +96,7 @@ class Metrics:
         Args:
             accept: the header of the request.
         """
-        if "application/openmetrics-text" in accept:
-            text: bytes = generate_openmetrics(self.registry)  # type: ignore[no-untyped-call]
-            return OPENMETRICS, text
-        return TEXT, generate_latest(self.registry)
+        return page_of(self.registry, accept)
 
     def _lags(self) -> Readings:
         found: Iterable[tuple[tuple[str, str], int]] = self._lag.items()

@@ -2,6 +2,7 @@
 
 from streams.metrics import bounds as b
 from streams.metrics.metric import Metric
+from streams.metrics.quality import WATCH_METRICS
 
 # Upper bounds of the label `chance` of what was promised.
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -294,14 +295,16 @@ BACKLOG = Metric(
     ("pool", "due_s", "part"),
     told_by="router",
 )
+HEARTBEATS_REFUSED = Metric(
+    "shunter.heartbeats.refused", "counter", "{heartbeat}",
+    "Heartbeats of workers that are not what the fleet declares of their pool, by what differs",
+    ("pool", "reason"), told_by="router",
+)  # fmt: skip
 UNREAD = Metric(
-    "shunter.pool.unread",
-    "gauge",
-    "{request}",
+    "shunter.pool.unread", "gauge", "{request}",
     "Requests that wait in the pool's lanes and that no worker has taken, about",
-    ("pool",),
-    told_by="router",
-)
+    ("pool",), told_by="router",
+)  # fmt: skip
 IN_FLIGHT = Metric(
     "shunter.worker.requests",
     "gauge",
@@ -334,38 +337,6 @@ CIRCUIT_CLOSED = Metric(
     ("pool", "model_variant"),
     told_by="worker",
 )
-DRIFTED = Metric(
-    "shunter.quality.drifted",
-    "gauge",
-    "{variant}",
-    "1 while a variant answers otherwise than its reference, else 0; absent before any comparison",
-    ("pool", "model_variant", "reference"),
-    told_by="router",
-)
-DIFFERENCE = Metric(
-    "shunter.quality.difference",
-    "gauge",
-    "1",
-    "Mean difference of a variant's answers from its reference's, of about the last hundred",
-    ("pool", "model_variant", "reference"),
-    told_by="router",
-)
-COMPARED = Metric(
-    "shunter.quality.comparisons",
-    "counter",
-    "{comparison}",
-    "Answers of a variant that were compared with its reference's, or could not be",
-    ("pool", "model_variant", "reference", "outcome"),
-    told_by="router",
-)
-WATCH_COST = Metric(
-    "shunter.quality.cost.today",
-    "gauge",
-    "USD",
-    "Cost of the second runs of a class since midnight UTC",
-    ("task",),
-    told_by="router",
-)
 DROPPED_SPANS = Metric(
     "shunter.spans.dropped",
     "counter",
@@ -378,5 +349,29 @@ LEFT_OUT_TRACES = Metric(
     "{trace}",
     "Requests that went wrong, were not sampled, and were not traced late since too many were",
 )
+LOGGED_ROOTS = Metric(
+    "shunter.evidence_log.size",
+    "gauge",
+    "{root}",
+    "Signed roots in the public log, and those of them in a published checkpoint",
+    ("state",),
+    told_by="log",
+)
+LOG_LAG = Metric(
+    "shunter.evidence_log.lag",
+    "gauge",
+    "s",
+    "For how long the oldest signed root has waited for a checkpoint that is published with its"
+    " quorum of cosignatures, or the log for a round that succeeds",
+    told_by="log",
+)
+LOG_COSIGNED = Metric(
+    "shunter.evidence_log.cosigned",
+    "gauge",
+    "1",
+    "1 where a witness cosigned the last time that it was asked, else 0",
+    ("witness",),
+    told_by="log",
+)
 
-METRICS = tuple(each for each in globals().values() if isinstance(each, Metric))
+METRICS = (*(each for each in globals().values() if isinstance(each, Metric)), *WATCH_METRICS)

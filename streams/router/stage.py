@@ -9,13 +9,13 @@ from policies import (
     Decision,
     Inputs,
     Placer,
-    Policy,
     Rates,
     Shares,
     Situation,
     Tagged,
     UnservableError,
     allow_again,
+    bind,
     decide_beside,
     decided_tags,
     tag,
@@ -29,6 +29,7 @@ from streams.engine.log import Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
 from streams.evidence.records import EvidenceWriter, told
 from streams.router.deduplication import Duplicates
+from streams.router.keys import Keys
 from streams.tracing.telemetry import Telemetry
 from topics import (
     InferenceRequest,
@@ -77,7 +78,9 @@ class Router:
         duplicate_window_records: int,
         tokens: TokenCounter | None = None,
         quality: KnownQuality | None = None,
+        key_secret: str | None = None,
     ) -> None:
+        self._keys = Keys(key_secret)
         self._tokens = tokens or TokenCounter({})
         self._placer = Placer(situation, Shares(situation.policy))
         self._shadow: Situation | None = None
@@ -190,8 +193,9 @@ class Router:
     def _route_again(self, record: Record, now: float) -> Effect:
         try:
             record.check_readable()
-            profile = h.read_profile(record.headers)
-            profile = allow_again(profile, self._situation.options, self._situation.policy.rules)
+            here = self._situation
+            profile = bind(h.read_profile(record.headers), here.policy)
+            profile = allow_again(profile, here.options, here.policy)
             shadow = None if self._shadow is None else decide_beside(profile, self._shadow, now)
             return self._decide(record, profile, {}, None, shadow, now)
         except Exception as error:  # noqa: BLE001 - no record ends a process
@@ -209,6 +213,10 @@ class Router:
         first = self._duplicates.first(record, request.id)
         if first is not None:
             return self._evidence_writer.duplicate(record, request, first, now)
+        try:
+            key = self._keys.of(record, request, self._situation.policy)
+        except UnservableError as error:
+            return self._evidence_writer.unservable(record, request, error.code, error.message, now)
         # A backlog that is read at once arrived over time: by the broker's clock, which no client
         # sets.
         came_at = min(record.came_at(now), now)
@@ -218,31 +226,42 @@ class Router:
             message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
             return self._evidence_writer.unservable(record, request, "rate_limited", message, now)
         try:
-            tagged = self._tag(record, request, self._situation.policy, now)
+            tagged = self._tag(record, request, key, self._situation, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
-        digest = self._evidence_writer.digests.digest(request.tenant, request.body)
-        shadow = self._beside(record, request, now)
+        digest = self._evidence_writer.digests.of_request(request)
+        shadow = self._beside(record, request, key, now)
         return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now, request.body)
 
-    def _tag(self, record: Record, request: InferenceRequest, policy: Policy, now: float) -> Tagged:
+    def _tag(
+        self,
+        record: Record,
+        request: InferenceRequest,
+        key: str | None,
+        here: Situation,
+        now: float,
+    ) -> Tagged:
         return tag(
             request,
-            policy,
+            here.policy,
             received_at=record.came_at(now),
             now=now,
             ingest_partition=record.partition.number,
             count=self._tokens.of(request),
             lengths=self._situation.view.lengths,
+            serving=here.options.by_model.get(request.model, ()),
+            key=key,
         )
 
-    def _beside(self, record: Record, request: InferenceRequest, now: float) -> Shadow | None:
+    def _beside(
+        self, record: Record, request: InferenceRequest, key: str | None, now: float
+    ) -> Shadow | None:
         """Return what the second policy would do, if there is one."""
         here = self._shadow
         if here is None:
             return None
         try:
-            tagged = self._tag(record, request, here.policy, now)
+            tagged = self._tag(record, request, key, here, now)
         except UnservableError as error:
             return Shadow(here.policy.version, "reject", error.code)
         return decide_beside(tagged.profile, here, now)
@@ -369,6 +388,7 @@ class Router:
             candidates=tuple(decision.candidates),
             shadow=case.shadow,
             placement=placement,
+            assumed=decision.option is not None and decision.option.is_assumed,
             promised=decision.promised,
             request_digest=case.digest,
             reason=decision.reason,

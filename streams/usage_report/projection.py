@@ -81,6 +81,7 @@ class UsageRow:
     model_variants: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     cost_usd: float = 0.0
+    energy_wh: float = 0.0
     cached_tokens: int = 0
     context_tokens: QuantileSketch = field(default_factory=QuantileSketch)
     output_tokens: QuantileSketch = field(default_factory=QuantileSketch)
@@ -105,6 +106,7 @@ class UsageRow:
             self.context_tokens.add(step.usage.input_tokens)
             self.output_tokens.add(step.usage.output_tokens)
             self.tool_calls.add(step.usage.tool_calls)
+        self.energy_wh += step.energy_wh or 0.0
         if step.got is not None:
             self.cost_usd += step.got.cost_usd
             self.finish_s.add(step.got.finish_s)
@@ -132,6 +134,7 @@ class UsageRow:
             "model_variants": dict(sorted(self.model_variants.items())),
             "failures": dict(sorted(self.failures.items())),
             "cost_usd": round(self.cost_usd, 9),
+            "energy_wh": round(self.energy_wh, 9),
         }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("topics", "policies", "streams", "workers", "shunter", "tests", "deploy")
+PACKAGES = ("topics", "policies", "streams", "workers", "gateway", "shunter", "tests", "deploy")
 # Those of the accelerator put classes of their own in its place, which compiled ones don't allow.
 HELD = [f"tests/unit/policies/test_{name}.py" for name in ("estimate", "replica", "roofline")]
 WHERE = (

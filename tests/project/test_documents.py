@@ -51,7 +51,7 @@ README, OPERATIONS, WORKERS, DECLARATIONS = (
         "docs/reference/declarations.md",
     )
 )
-TOP_LEVEL = "docs|tests|topics|policies|streams|workers|shunter|deploy|benchmarks"
+TOP_LEVEL = "docs|tests|topics|policies|streams|workers|gateway|shunter|deploy|benchmarks"
 
 
 def section_of(document: str, heading: str) -> str:
@@ -328,12 +328,12 @@ def test_the_architecture_names_each_room() -> None:
     picture = next(block for block in text.split("```") if "topics/    wire/" in block)
     rooms = {
         path.parent.name
-        for package in ("topics", "policies", "streams", "workers", "shunter")
+        for package in ("topics", "policies", "streams", "workers", "gateway", "shunter")
         for path in (ROOT / package).glob("*/__init__.py")
         if path.parent.name not in {"defaults", "data"}
     }
     missing = sorted(room for room in rooms if f"{room}/" not in picture)
     assert not missing, missing
     named = set(re.findall(r"\b(\w+)/", picture)) - {"openai", "cpu", "simulated"}
-    packages = {"topics", "policies", "streams", "workers", "shunter"}
+    packages = {"topics", "policies", "streams", "workers", "gateway", "shunter"}
     assert named - packages <= rooms, named - packages - rooms

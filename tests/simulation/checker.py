@@ -9,7 +9,7 @@ import orjson
 from shunter.audit import Keyring, Verifier
 from shunter.audit.replay import replay_steps
 from simulation.aftermath import Aftermath, key_of, place_of, source_of
-from simulation.requests import HURRIED
+from simulation.requests import BOUND, HURRIED
 from streams.engine.clock import TOLERANCE_S
 from streams.engine.log import Record
 from topics import Evidence, KeyEntry, Placement, Progress, decode
@@ -31,6 +31,9 @@ STEPS = {
 # A timer of floating-point seconds since 1970 is as exact as this, and more.
 TIMER_S = 1e-4
 MS_S = 1e-3
+# The region of each pool, and the one that each policy of the world binds the tenant to.
+REGION_OF = {"premium-eu": "eu-west", "premium-us": "us-east", "boards-us": "us-east"}
+BOUND_TO = ("eu-west", "us-east")
 # From a decision until its evidence is written: a transaction whose answer is lost is made again.
 WRITTEN_S_MAX = 30.0
 # Ends before anybody looks whether a request was cancelled.
@@ -43,7 +46,7 @@ def check(world: "World") -> Iterator[str]:
     after = Aftermath(world)
     for invariant in (
         _torn, _results, _deadlines, _clocks, _constraints, _answers, _evidence,
-        _duplicates, _cancellations, _dead_letters, _progress, _trail, _rates, _replays,
+        _duplicates, _cancellations, _dead_letters, _progress, _trail, _rates, _bounds, _replays,
     ):  # fmt: skip
         yield from invariant(after)
     yield from (f"{key_of(r)} is still held" for r in held(world))
@@ -257,6 +260,21 @@ def _rates(after: Aftermath) -> Iterator[str]:
     for evidence, _ in after.evidence:
         if evidence["reason"] == "rate_limited" and evidence["tenant"] != HURRIED:
             yield f"{evidence['request_id']}: of {evidence['tenant']}, which has no rate"
+
+
+def _bounds(after: Aftermath) -> Iterator[str]:
+    """What sends a request of the bound tenant does so within the policy that it names."""
+
+    for record in after.records(after.catalogue.evidence):
+        step = decode(Evidence, record.value or b"")
+        if step.tenant != BOUND or step.step not in {"placed", "released"}:
+            continue
+        region = REGION_OF[step.placement.pool] if step.placement else None
+        allowed = BOUND_TO[list(after.world.policies).index(step.policy_version or "")]
+        if region != allowed:
+            yield f"{step.request_id}: {step.step} to {region}, bound to {allowed}"
+        if step.profile is not None and step.profile.bound_by != (f"tenants.{BOUND}",):
+            yield f"{step.request_id}: {step.step} says it is bound by {step.profile.bound_by}"
 
 
 def _replays(after: Aftermath) -> Iterator[str]:

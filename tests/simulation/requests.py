@@ -12,6 +12,8 @@ POOLS: Pools = ("premium-eu", "premium-us", "boards-us")
 PARTITIONS = 2
 # The tenant with a rate.
 HURRIED = "hurried"
+# And the one that may not go everywhere.
+BOUND = "bound"
 # Of each class, as the policy of the simulation has it.
 DEADLINES_S = {"chat": 40.0, "summarization": 60.0}
 

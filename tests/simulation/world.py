@@ -18,7 +18,14 @@ from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
 from simulation.loop import Step, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
-from simulation.requests import PARTITIONS, POOLS, Workload, make_workload
+from simulation.requests import (
+    BOUND,
+    DEADLINES_S,
+    PARTITIONS,
+    POOLS,
+    Workload,
+    make_workload,
+)
 from streams.batcher.stage import Batcher
 from streams.cancellation.stage import Canceller
 from streams.config.declarations import text_of
@@ -40,6 +47,7 @@ from topics import (
 from workers.stage.worker import Worker
 
 REQUESTS = 20
+BOUND_REQUESTS = 4
 # Faults fall into the first seconds; what is left after SETTLED_S_MAX more will never end.
 FAULTS_S = 12.0
 SETTLED_S_MAX = 250.0
@@ -60,14 +68,16 @@ data_classes:
   regulated: {regions: [eu-west]}
 tenants:
   hurried: {rate_per_s: 0.5}
+  bound: {bound: {regions: [eu-west]}}
 windows: {members_max: 4, margin_s: 2.0, length_buckets_tokens: [512, 2048], prior_rate_per_s: 0.5}
 """
 
-# What may be in force for a while: other groups, smaller batches, other chances.
+# What may be in force for a while: other groups, smaller batches, other chances, other bounds.
 OTHER_POLICY = (
     POLICY.replace("members_max: 4", "members_max: 2")
     .replace("[512, 2048]", "[100]")
     .replace("ttft_ms: 1500", "ttft_ms: 400")
+    .replace("bound: {regions: [eu-west]}", "bound: {regions: [us-east]}")
 )
 
 _SETTINGS = Settings(instance="simulation", topic_prefix="yard", partitions=PARTITIONS)
@@ -235,6 +245,7 @@ class World:
             self._start(name)
         self.spawn(self._time_out())
         self.spawn(self.faults.outside())
+        self.spawn(self._publish_bound())
         self._plan_policies()
         await self._publish()
         await asyncio.sleep(max(0.0, FAULTS_S - self.loop.at_s))
@@ -297,6 +308,18 @@ class World:
             self._request(name, self.workload.homes[name])
 
         await self._publish_brief()
+
+    async def _publish_bound(self) -> None:
+        """Publish requests of a bound tenant, some of which ask for more than it may have."""
+        rng = random.Random(self.seed * 49_979_687 + 5)
+        for number in range(BOUND_REQUESTS):
+            await asyncio.sleep(rng.uniform(0.0, 2.0 * FAULTS_S / BOUND_REQUESTS))
+            fields: dict[str, Any] = {"tenant": BOUND, "task": rng.choice(list(DEADLINES_S))}
+            regions = rng.choice((None, ["us-east"], ["us-east", "eu-west"]))
+            if regions is not None:
+                fields["constraints"] = {"regions": regions}
+            self.workload.add(rng, f"bound-{number}", fields, POOLS)
+            self._request(f"bound-{number}", self.workload.homes[f"bound-{number}"])
 
     async def _publish_brief(self) -> None:
         """Let requests run when their time is up, on some seeds; by a generator of its own."""

@@ -140,16 +140,28 @@ def some_options(text: str = FLEET) -> Options:
     return compile_options(parse_fleet(text, "fleet.yaml"))
 
 
+# What the fleets above declare of the pools, which no worker may differ from.
+_DECLARED = {
+    "premium": ("fast", "eu-west"),
+    "silicon": ("chip", "us-east"),
+    "board": ("slow", "eu-west"),
+    "small": ("sock", "us-east"),
+    "left": ("fast", "eu-west"),
+    "right": ("fast", "eu-west"),
+}
+
+
 def status(pool: str, *, instance: str = "0", at: float = NOW, **changes: Any) -> PoolStatus:
     """A heartbeat of a worker that is up and has nothing to do."""
+    declared = _DECLARED.get(pool, ("any", "any"))
     idle = PoolStatus(
         pool=pool,
         instance=instance,
         at=at,
         state="up",
         interval_s=5.0,
-        device="any",
-        region="any",
+        device=declared[0],
+        region=declared[1],
         slots=64,
         running=0,
         queued=0,

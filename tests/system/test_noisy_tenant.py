@@ -74,9 +74,9 @@ class System:
         backend, served = RooflineBackend(yard), yard.options.by_pool[POOL]
         self.worker = make_worker(yard, backend, in_flight_max=1024)
         self.heartbeat = Heartbeat(
-            *(yard.settings, served[0], self.worker, backend),
+            *(yard.settings, POOL, self.worker, backend),
             Breakers(POOL, [option.variant for option in served], backend, yard.clock),
-            *(Experience(0.0), yard.clock, "fleet"),
+            *(Experience(0.0), yard.clock),
         )
 
     async def beat(self) -> None:

@@ -11,7 +11,7 @@ ResourceType = Literal["Topic", "Group", "TransactionalId"]
 Pattern = Literal["Literal", "Prefixed"]
 Operation = Literal["Read", "Write", "Describe", "Create", "DescribeConfigs"]
 RoleName = Literal[
-    "client", "router", "worker", "viewer", "auditor", "custodian", "steward", "operator"
+    "client", "gateway", "router", "worker", "viewer", "auditor", "custodian", "steward", "operator"
 ]
 
 # Of a broker it is asked which transactions are open on a partition; it tells those who may read.
@@ -61,6 +61,7 @@ def roles(catalogue: Catalogue, pools: Sequence[str]) -> list[Role]:
     """Return every role for a fleet with these pools."""
     return [
         client(catalogue),
+        gateway(catalogue),
         router(catalogue, pools),
         *(worker(catalogue, pool) for pool in pools),
         viewer(catalogue),
@@ -81,6 +82,24 @@ def client(catalogue: Catalogue) -> Role:
             _topic(catalogue.results, "Read", "follow results"),
             _topic(catalogue.streams, "Read", "follow answers as they come"),
             _topic(catalogue.dead_letters, "Read", "follow what became a dead letter"),
+        ],
+    )
+
+
+def gateway(catalogue: Catalogue) -> Role:
+    """Return the rights of a gateway, a client that others speak to over HTTP."""
+    return _role(
+        "gateway",
+        [
+            _topic(catalogue.requests, "Write", "submit requests"),
+            _topic(catalogue.requests, "Read", "know which lines of a batch were published"),
+            _topic(catalogue.cancellations, "Write", "cancel what nobody waits for any more"),
+            _topic(catalogue.results, "Read", "answer"),
+            _topic(catalogue.streams, "Read", "pass answers on as they come"),
+            _topic(catalogue.claims, "Write", "tell other gateways of an Idempotency-Key"),
+            _topic(catalogue.claims, "Read", "know the Idempotency-Keys of others"),
+            _topic(catalogue.pool_status, "Read", "tell when another try may find room"),
+            _topic(catalogue.policies, "Read", "know the models and limits in force"),
         ],
     )
 
@@ -130,6 +149,7 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
             ),
             _topic(catalogue.pool_status, "Write", "report its load"),
             _topic(catalogue.cancellations, "Read", "know what was cancelled"),
+            _topic(catalogue.policies, "Read", "know the policy and the fleet in force"),
             *_signing(catalogue),
         ],
         pool,

@@ -25,6 +25,10 @@ PROFILE = (
     "labels",
     "max_cost_usd",
     "fallbacks",
+    "certain_tokens",
+    "key",
+    "bound_by",
+    "any_quality",
     "quality",
 )
 # Of the members of a profile, those that stand in the record itself.
@@ -38,6 +42,9 @@ LOAD = (
     "kv_usage",
     "failure_rate",
     "variants",
+    "constants",
+    "power_kw",
+    "is_misfit",
 )
 # Of one variant in a pool; three of them are what was learned of it.
 VARIANT_LOAD = (
@@ -76,4 +83,5 @@ WAITING = (
     "ttft_s",
     "tpot_s",
     "output_tokens_high",
+    "certain_tokens",
 )

@@ -47,9 +47,8 @@ IMPLIED = {
 }
 LATENCY, FOOTPRINT = "latency_sensitivity", "memory_footprint"
 
-# A row's numbers stay well below 2**53; what costs or takes more than this is written with names.
-_MOST = 1e6
-# Between these msgspec writes numbers as canonical JSON has them, save whole ones.
+_MOST = 1e6  # a row's numbers stay well below 2**53; what is more than this is written with names
+# msgspec writes numbers between these as canonical JSON does, save whole ones.
 _PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
 _NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
 _NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}
@@ -277,6 +276,10 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.labels or None,
         plain(profile.max_cost_usd),
         [(each.pool, each.reason) for each in profile.fallbacks] or None,
+        profile.certain_tokens,
+        profile.key,
+        profile.bound_by or None,
+        profile.any_quality or None,
         None if profile.quality is None else _quality_row(profile.quality),
     )
     end = len(rest)

@@ -76,10 +76,15 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class TextDigest:
-    """HMAC-SHA-256 of a text as canonical JSON, in hexadecimal, and the id of the tenant's salt."""
+    """HMAC-SHA-256 of a body as canonical JSON, in hexadecimal, and the id of the tenant's salt.
+
+    ``whole`` is the digest over all parts of a request (``topics.signing.request_parts``), in
+    base64; None of an answer, and in what earlier versions wrote.
+    """
 
     salt: str
     hmac: str
+    whole: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,10 @@ class Evidence:
     """The model server's name of the executed model, if reported."""
     request_digest: TextDigest | None = None
     response_digest: TextDigest | None = None
+    assumed: bool = False
+    """Whether figures of the placement rest on a device of which no servers were measured."""
+    energy_wh: float | None = None
+    """Watt hours of an executed request: its device time at busy power, host included."""
     comparison: Comparison | None = None
     """Of a second run that was executed, how its answer differs from the first one's."""
     variant_quality: VariantQuality | None = None

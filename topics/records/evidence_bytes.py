@@ -39,9 +39,10 @@ class _Source(msgspec.Struct, gc=False):
     topic: str
 
 
-class _Digest(msgspec.Struct, gc=False):
+class _Digest(msgspec.Struct, omit_defaults=True, gc=False):
     hmac: str
     salt: str
+    whole: str | None = None
 
 
 class _Envelope(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -67,6 +68,7 @@ class _Placement(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The members of evidence, in the order of canonical JSON."""
 
+    assumed: bool = False
     at: Any
     attempt: int = 1
     batch: Batch | None = None
@@ -74,6 +76,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     comparison: Comparison | None = None
     decided_with: str | None = None
     decision: DecisionRows | None = None
+    energy_wh: Any = None
     fallback: Fallback | None = None
     fleet_version: str | None = None
     got: _Envelope | None = None
@@ -128,11 +131,13 @@ def _common(evidence: Evidence) -> _Written:
     """Return what is written as it is."""
     source, asked, answered = evidence.source, evidence.request_digest, evidence.response_digest
     return _Written(
+        assumed=evidence.assumed,
         at=plain(evidence.at),
         attempt=evidence.attempt,
         batch=evidence.batch,
         comparison=evidence.comparison,
         decided_with=evidence.decided_with,
+        energy_wh=plain(evidence.energy_wh),
         fallback=evidence.fallback,
         fleet_version=evidence.fleet_version,
         got=_envelope(evidence.got),
@@ -143,7 +148,7 @@ def _common(evidence: Evidence) -> _Written:
         model_digest=evidence.model_digest,
         policy_version=evidence.policy_version,
         reason=evidence.reason,
-        request_digest=None if asked is None else _Digest(asked.hmac, asked.salt),
+        request_digest=None if asked is None else _Digest(asked.hmac, asked.salt, asked.whole),
         request_id=evidence.request_id,
         response_digest=None if answered is None else _Digest(answered.hmac, answered.salt),
         shadow=_shadow(evidence.shadow),

@@ -19,6 +19,8 @@ PROFILE = "shunter-profile"
 PLACEMENT = "shunter-placement"
 PROMISED = "shunter-promised"
 HELD_AT = "shunter-held-at"
+KEY = "shunter-key"
+KEY_PROOF = "shunter-key-proof"
 RELEASED_AT = "shunter-released-at"
 GROUP = "shunter-group"
 REASON = "shunter-reason"
@@ -169,7 +171,7 @@ def read_batch(headers: Headers) -> Batch | None:
         index, size = (int(find(headers, name) or b"") for name in (BATCH_INDEX, BATCH_SIZE))
         batch = Batch(id=batch_id.decode(), index=index, size=size)
     except ValueError as error:
-        raise BadRecordError("decode", "bad_header", f"batch headers: {error}") from error
+        raise BadRecordError("decode", "bad_header", "batch headers: no batch and place") from error
     if not 0 <= index < size < _INTEGER_MAX:
         raise BadRecordError("decode", "bad_header", "batch headers: no place in a batch")
     return batch

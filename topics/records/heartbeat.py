@@ -20,7 +20,8 @@ DUE_S = (1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0, 86_400.0)
 class VariantStatus:
     """Load of one model variant on a worker.
 
-    ``speed`` is predicted over measured device time: 2.0 runs twice as fast as its roofline.
+    ``speed`` is predicted over measured device time: 2.0 is charged half of what is predicted, by
+    the pool's ``factors`` if it tells any.
     Errors are those of direct requests, None before enough were served. ``reuse`` is the
     share of a session's earlier tokens that the next turn found in the cache, 0.0 before any did.
     ``speed_known`` and ``reuse_known`` are the measured part of each (0 to 1); the rest is the
@@ -36,6 +37,8 @@ class VariantStatus:
     reuse: float = 0.0
     speed_known: float = 1.0
     reuse_known: float = 1.0
+    precision: str = ""
+    """Of its weights; empty where the worker doesn't tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,13 @@ class PoolStatus:
     """Device time of those, by when it is due (``DUE_S``), if they are like those taken last."""
     failure_known: float = 1.0
     """The part of the failure rate that was counted (0 to 1), the rest being the declared one."""
+    factors: tuple[float, ...] | None = None
+    """Measured over declared times of what its device's constants are made of, in the order of
+    ``policies.hardware.constants.Factors``; None where the worker doesn't learn them."""
+    factors_known: float = 0.0
+    """The measured part of the factors (0 to 1); the rest is the declaration's."""
+    pool_version: str = ""
+    """Digest of what the worker's fleet says of its pool; empty where it doesn't tell."""
 
 
 def status_key(pool: str, instance: str) -> bytes:

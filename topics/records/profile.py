@@ -40,7 +40,11 @@ class Profile:
 
     ``regions``, ``precisions`` and ``pools`` are None if anything is allowed; an empty tuple
     allows nothing. ``output_tokens_high`` is a length that similar replies seldom exceed, None if
-    unknown; ``output_tokens`` is the expected length.
+    unknown; ``output_tokens`` is the expected length. ``certain_tokens`` is the prompt alone where
+    the reply's length is an estimate that may not fit; None: prompt and reply must fit.
+    ``key`` is the id of the API key that a gateway proved, and ``bound_by`` are the places in the
+    policy that bind the request. ``any_quality``: it chose precisions itself, so that its class's
+    least quality is not asked for.
     """
 
     id: str
@@ -73,6 +77,10 @@ class Profile:
     attempt: Integer = 1
     fallbacks: tuple[Fallback, ...] = ()
     output_tokens_high: Integer | None = None
+    certain_tokens: Integer | None = None
+    key: str | None = None
+    bound_by: tuple[str, ...] = ()
+    any_quality: bool = False
     quality: QualityCheck | None = None
     """Of a request that is run a second time, and of that run."""
 
@@ -85,3 +93,8 @@ class Profile:
     def of(self) -> str | None:
         """Return the id of the request that this is a second run of; None if it is none."""
         return None if self.quality is None else self.quality.of
+
+    @property
+    def workload(self) -> str:
+        """Return the class whose terms bind it: of a second run the class that is watched."""
+        return self.task if self.quality is None else self.quality.task

@@ -1,7 +1,7 @@
 """The request: what an application publishes to the ingest topic."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from pydantic import (
@@ -9,12 +9,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     model_validator,
 )
 
-from topics.wire.codec import cut, decode_unique_json_object, describe
+from topics.records.batch_line import LINE_FIELDS, ServiceTier, body_tier, fields_of_line
+from topics.wire.codec import decode_unique_json_object, describe, kind_of
 from topics.wire.errors import BadRecordError
 
 ID_CHARACTERS_MAX = 128
@@ -49,7 +51,6 @@ Duration = Annotated[
     StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,3})?(ms|s|m|h|d)$"),
     AfterValidator(_at_most_a_year),
 ]
-ServiceTier = Literal["auto", "priority", "default", "flex", "batch"]
 
 
 class _Strict(BaseModel):
@@ -104,12 +105,22 @@ class InferenceRequest(_Strict):
     session: Name | None = None
     hints: Hints = Field(default_factory=Hints)
     metadata: Any = None
+    _sent: dict[str, Any] = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Keep the value that the request is read from, which validation is given as context."""
+        self._sent = context or {}
 
     @model_validator(mode="after")
     def _one_deadline(self) -> "InferenceRequest":
         if self.deadline is not None and self.completion_window is not None:
             raise ValueError("give deadline or completion_window, not both")
         return self
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """Return the record's value as the client sent it, parsed; empty if it was not read."""
+        return self._sent
 
     @property
     def output_tokens_max(self) -> int | None:
@@ -119,7 +130,11 @@ class InferenceRequest(_Strict):
 
 
 _BODY_LIMITS = ("max_tokens", "max_completion_tokens")
-_BATCH_LINE_FIELDS = frozenset({"custom_id", "method", "url", "body"})
+# What an error may name: the contract's own words, and no other of a client's.
+_FIELDS = LINE_FIELDS.union(
+    (*InferenceRequest.model_fields, *Constraints.model_fields, *Slo.model_fields),
+    (*Hints.model_fields, *_BODY_LIMITS, "messages"),
+)
 
 
 def parse_request(
@@ -146,20 +161,25 @@ def parse_request(
         )
     # Parsers disagree on which of two equal keys wins, so a repeated constraint could be read one
     # way by the client and another way here.
-    fields = decode_unique_json_object(value)
+    sent = decode_unique_json_object(value, _FIELDS)
+    fields = dict(sent)
     if "custom_id" in fields:
-        fields = _from_batch_line(fields)
+        fields = fields_of_line(fields)
     elif default_id is not None:
         fields.setdefault("id", default_id)
     body = fields.get("body")
+    if "service_tier" not in fields and (tier := body_tier(body)) is not None:
+        fields["service_tier"] = tier
     if isinstance(body, dict):
         _check_body(body)
         if "model" not in fields and "model" in body:
             fields["model"] = body["model"]
     try:
-        return InferenceRequest.model_validate(fields)
+        return InferenceRequest.model_validate(fields, context=sent)
     except ValidationError as error:
-        raise BadRecordError("validate", "invalid_request", describe(error)) from error
+        raise BadRecordError(
+            "validate", "invalid_request", describe(error, InferenceRequest)
+        ) from error
 
 
 def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:
@@ -177,31 +197,6 @@ def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:
     return found if isinstance(found, str) and 0 < len(found) <= ID_CHARACTERS_MAX else None
 
 
-def _from_batch_line(fields: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(fields) - _BATCH_LINE_FIELDS)
-    if unknown:
-        raise BadRecordError(
-            "validate",
-            "invalid_request",
-            f"{cut(unknown[0])}: not a field of an OpenAI Batch line (custom_id, method, url,"
-            " body); use id instead of custom_id for a native request",
-        )
-    method = fields.get("method", "POST")
-    if method != "POST":
-        raise BadRecordError(
-            "validate", "invalid_request", f"method: {cut(repr(method))} is not 'POST'"
-        )
-    if "url" not in fields:
-        raise BadRecordError("validate", "invalid_request", "url: Field required")
-    # A Batch file is by its nature work that can wait: OpenAI's own window is a day.
-    return {
-        "id": fields["custom_id"],
-        "url": fields["url"],
-        "body": fields.get("body"),
-        "service_tier": "batch",
-    }
-
-
 def _check_body(body: dict[str, Any]) -> None:
     for name in _BODY_LIMITS:
         limit = body.get(name)
@@ -211,12 +206,13 @@ def _check_body(body: dict[str, Any]) -> None:
             raise BadRecordError(
                 "validate",
                 "invalid_request",
-                f"body.{name}: must be a whole number from 1 to {TOKENS_MAX:,} (got {limit!r:.40})",
+                f"body.{name}: must be a whole number from 1 to {TOKENS_MAX:,}"
+                f" (got {kind_of(limit)})",
             )
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise BadRecordError(
             "validate",
             "invalid_request",
-            f"body.stream: must be true or false (got {stream!r:.40})",
+            f"body.stream: must be true or false (got {kind_of(stream)})",
         )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from topics.records.placement import Placement
 from topics.records.result import Result
 
 
@@ -12,7 +13,8 @@ class StreamPiece:
 
     A request that is run again, after a failure or the death of its worker, begins again with
     ``index`` 0; earlier pieces are then void. ``chunk`` is as an OpenAI-compatible server streams
-    it. The last piece has the ``result`` instead. ``at`` is epoch seconds.
+    it. The first piece of a run has the ``placement``, which a reader then knows before the result;
+    the last has the ``result`` in place of a chunk. ``at`` is epoch seconds.
     """
 
     id: str
@@ -21,3 +23,4 @@ class StreamPiece:
     at: float
     chunk: Any = None
     result: Result | None = None
+    placement: Placement | None = None

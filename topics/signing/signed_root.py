@@ -21,7 +21,7 @@ from topics.wire.canonical_json import canonical
 _SIGNED = ConfigDict(extra="forbid")
 
 # What a signature is made for, so that one statement can't be taken for another.
-Purpose = Literal["root", "key", "endorsement", "heads"]
+Purpose = Literal["root", "key", "endorsement", "heads", "introduction", "revocation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,50 @@ class PublishedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class IntroductionStatement:
+    """The key ``by`` says whose ``key`` is, and when it may sign (epoch seconds).
+
+    ``writer`` is a writer's name or, with a star at its end, how such names begin. With
+    ``introduces`` the key signs no evidence: it introduces keys of such writers.
+    """
+
+    __pydantic_config__ = _SIGNED
+
+    by: str
+    key: str
+    writer: str
+    valid_from: float
+    valid_until: float | None = None
+    introduces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """An introduction, complete in itself: ``public_key`` is that of ``by``, in base64."""
+
+    statement: IntroductionStatement
+    public_key: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
 class Revocation:
-    """Signatures of this key are invalid from ``at`` on (epoch seconds)."""
+    """Signatures of this key are invalid from ``at`` on (epoch seconds).
+
+    One that is signed names the key ``by`` which it is, with that key's 32 bytes in base64.
+    """
 
     key: str
     at: float
     reason: str
+    by: str | None = None
+    public_key: str | None = None
+    signature: str | None = None
+
+    @property
+    def statement(self) -> dict[str, object]:
+        """What is signed."""
+        return {"at": self.at, "by": self.by, "key": self.key, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +156,25 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """A record of the keys topic: one of three kinds."""
+    """A record of the keys topic: one of four kinds."""
 
     published: PublishedKey | None = None
     revocation: Revocation | None = None
     heads: Heads | None = None
+    introduction: Introduction | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The key of its record; None without a member."""
+        if self.published is not None:
+            return f"key/{self.published.statement.key}"
+        if self.revocation is not None:
+            return f"revoked/{self.revocation.key}"
+        if self.heads is not None:
+            return f"heads/{self.heads.statement.key}"
+        if self.introduction is not None:
+            return f"introduced/{self.introduction.statement.key}"
+        return None
 
 
 def key_id(public_key: bytes) -> str:
@@ -145,10 +197,12 @@ def is_signed(
 ) -> bool:
     """Return True if the key has signed this statement for this purpose."""
     try:
-        public_key.verify(base64.b64decode(signature), signed_bytes(purpose, statement))
+        raw = base64.b64decode(signature, validate=True)
+        public_key.verify(raw, signed_bytes(purpose, statement))
     except (InvalidSignature, ValueError):
         return False
-    return True
+    # Base64 has several spellings of the same bytes, of which one was written.
+    return base64.b64encode(raw).decode() == signature
 
 
 def statement_digest(statement: RootStatement) -> str:

@@ -6,6 +6,7 @@ used.
 
 import json
 from collections import Counter
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -19,14 +20,15 @@ T = TypeVar("T")
 
 # orjson reads 1,024 levels but writes only 254, and what is read here is written again later.
 JSON_DEPTH_MAX = 254
-# Payloads may be confidential, and error messages end up in logs and headers.
+# Of a header, which only Shunter writes.
 SHOWN_CHARACTERS_MAX = 40
 # orjson writes long text in a tenth of msgspec's time, but takes 250 bytes for each value of a list
 # before it writes the first. So it writes what is long and has few values for its length; of more,
 # to count them takes longer than is gained.
 LONG_BYTES = 16 * 1024
 BYTES_PER_VALUE_MIN = 1024
-
+# How pydantic names a field that a record has not.
+_UNKNOWN_FIELD = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 _WRITER = msgspec.json.Encoder()
 
 
@@ -51,30 +53,60 @@ def decode(kind: type[T], value: bytes) -> T:
     except orjson.JSONDecodeError as error:
         raise BadRecordError("decode", "not_json", f"not JSON: {error}") from error
     except ValidationError as error:
-        raise BadRecordError("validate", "invalid_record", describe(error)) from error
+        raise BadRecordError("validate", "invalid_record", describe(error, kind)) from error
     return record
 
 
-def describe(error: ValidationError) -> str:
-    """Return the first problems of a validation as ``field: what is wrong (value)``."""
+def describe(error: ValidationError, kind: Any = None) -> str:
+    """Return the first problems of a validation as ``field: what is wrong (its type)``.
+
+    Payloads may be confidential, and this ends up in evidence, logs and headers. So it has no
+    value, and no name but those of the fields of ``kind``, if it is given.
+    """
+    schema = {} if kind is None else _schema(kind)
+    names = _names_in(schema)
     parts = []
     for problem in error.errors(include_url=False)[:5]:
-        field = ".".join(cut(str(part)) for part in problem["loc"]) or "record"
-        shown = "" if problem["type"] == "missing" else f" (got {_short(problem['input'])})"
-        parts.append(f"{field}: {problem['msg']}{shown}")
+        place, told = problem["loc"], problem["msg"]
+        if problem["type"] in _UNKNOWN_FIELD:
+            place = place[:-1]
+            told = f"it has a field that is none of {', '.join(_fields_at(schema, place))}"
+        elif problem["type"] != "missing":
+            told += f" (got {kind_of(problem['input'])})"
+        field = ".".join(
+            str(part) if isinstance(part, int) or part in names else "?" for part in place
+        )
+        parts.append(f"{field or 'record'}: {told}")
     return "; ".join(parts)
 
 
-def _short(value: object) -> str:
-    """Return a value for an error message: payload text is never shown in full."""
-    text = (
-        repr(value) if isinstance(value, int | float | str | bool | None) else type(value).__name__
-    )
-    return cut(text)
+def kind_of(value: object) -> str:
+    """Return the kind of a value of a payload, for a message: never the value."""
+    return f"a text of {len(value)}" if isinstance(value, str) else type(value).__name__
+
+
+@cache
+def _schema(kind: Any) -> dict[str, Any]:
+    return _adapter(kind).json_schema()
+
+
+def _names_in(schema: Mapping[str, Any]) -> set[str]:
+    """Return the names of all fields, at any depth."""
+    kinds = [schema, *schema.get("$defs", {}).values()]
+    return {name for each in kinds for name in each.get("properties", ())}
+
+
+def _fields_at(schema: Mapping[str, Any], place: tuple[int | str, ...]) -> list[str]:
+    """Return the names of the fields of the object at a place."""
+    found: Mapping[str, Any] = schema
+    for part in place:
+        found = found.get("properties", {}).get(part, {})
+        found = schema.get("$defs", {}).get(found.get("$ref", "").rpartition("/")[2], found)
+    return sorted(found.get("properties", ()))
 
 
 def cut(text: str) -> str:
-    """Return payload text cut short enough for a message."""
+    """Return text cut short enough for a message."""
     return text if len(text) <= SHOWN_CHARACTERS_MAX else f"{text[: SHOWN_CHARACTERS_MAX - 3]}..."
 
 
@@ -90,8 +122,10 @@ def decode_json_object(value: bytes) -> dict[str, Any]:
     return parsed
 
 
-def decode_unique_json_object(value: bytes) -> dict[str, Any]:
+def decode_unique_json_object(value: bytes, names: Collection[str] = frozenset()) -> dict[str, Any]:
     """Return untrusted bytes as a JSON object that has no duplicate key at any depth.
+
+    ``names`` are those that an error may tell.
 
     Decoding and encoding removes duplicate keys. So bytes that this round trip reproduces, as those
     of most clients, need no further check: 1 us for 1 KB and 20 us for 400 KB of text, instead of
@@ -105,7 +139,7 @@ def decode_unique_json_object(value: bytes) -> dict[str, Any]:
     is_long_text = len(value) >= LONG_BYTES and _has_few_values(parsed, few)
     written = orjson.dumps(parsed) if is_long_text else _WRITER.encode(parsed)
     if written != value:
-        _check_unique_keys(value)
+        _check_unique_keys(value, names)
     return parsed
 
 
@@ -162,7 +196,7 @@ def _check_depth(parsed: dict[str, Any]) -> None:
         ) from error
 
 
-def _check_unique_keys(value: bytes) -> None:
+def _check_unique_keys(value: bytes, names: Collection[str]) -> None:
     """Refuse a JSON object that has a duplicate key, with the slower parser."""
 
     def pairs_to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,9 +204,8 @@ def _check_unique_keys(value: bytes) -> None:
         if len(by_name) < len(pairs):
             counts = Counter(name for name, _ in pairs)
             twice = next(name for name, count in counts.items() if count > 1)
-            raise BadRecordError(
-                "decode", "duplicate_field", f"the field {cut(repr(twice))} stands twice"
-            )
+            told = f"the field {twice!r} stands twice" if twice in names else "a field stands twice"
+            raise BadRecordError("decode", "duplicate_field", told)
         return by_name
 
     json.loads(value, object_pairs_hook=pairs_to_dict)

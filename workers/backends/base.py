@@ -28,6 +28,13 @@ class Call:
         """Return True if a client waits for the answer."""
         return self.placement.path == "direct"
 
+    @property
+    def urgency(self) -> int:
+        """Return 1 for direct work of tier ``priority``, 0 for other direct work, else -1."""
+        if not self.is_direct:
+            return -1
+        return int(self.profile.tier == "priority")
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -82,12 +89,15 @@ class BackendSettingError(ValueError):
 class Load:
     """Load of the backend. ``backlog_s`` is device time of unstarted work, per replica.
 
-    ``server`` is the model server's own report, if any.
+    ``server`` is the model server's own report, if any; ``factors`` what was learned of the
+    device's constants, and ``factors_known`` how much of it was measured, 0 to 1.
     """
 
     backlog_s: float
     variants: dict[str, VariantStatus]
     server: ServerLoad | None = None
+    factors: tuple[float, ...] | None = None
+    factors_known: float = 0.0
 
 
 class Backend(Protocol):

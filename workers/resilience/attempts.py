@@ -44,7 +44,10 @@ def service_s(profile: Profile, option: Option) -> float:
 
 
 class Attempts:
-    """Runs calls at one backend with a time limit, and retries where that helps."""
+    """Runs calls at one backend with a time limit, and retries where that helps.
+
+    ``attempts_max`` is that of the policy in force.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Attempts:
         self._backend = backend
         self._breakers = breakers
         self._clock = clock
-        self._attempts_max = attempts_max
+        self.attempts_max = attempts_max
         self._uniform = uniform
 
     def is_closed(self, variant: str) -> bool:
@@ -71,7 +74,7 @@ class Attempts:
         Raises:
             CallError: the cause of its end; ``here`` then means the same as ``elsewhere``.
         """
-        limit = limit_s(call.profile, option, self._clock.now(), self._attempts_max)
+        limit = limit_s(call.profile, option, self._clock.now(), self.attempts_max)
         end_at = asyncio.get_running_loop().time() + limit
         try:
             async with asyncio.timeout_at(end_at):

@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 from streams.engine.clock import Clock
 from streams.kafka.broker_loss import client_options
 from streams.service import QuietService
-from topics import Catalogue, Profile, Settings, StreamPiece, encode
+from topics import Catalogue, Placement, Profile, Settings, StreamPiece, encode
 
 # A stream that Kafka holds up for longer is given up: the result matters more.
 PUBLISH_S_MAX = 2.0
@@ -38,18 +38,27 @@ class Streams:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
 
-    def open(self, profile: Profile, trace_id: str | None = None) -> "Stream":
+    def open(
+        self, profile: Profile, trace_id: str | None = None, placement: Placement | None = None
+    ) -> "Stream":
         """Return the stream of a request; nothing is written before it runs."""
-        return Stream(self._sink, profile, trace_id)
+        return Stream(self._sink, profile, trace_id, placement)
 
 
 class Stream:
     """The pieces of one answer, in the order of ``tell``; ``finish`` comes last."""
 
-    def __init__(self, sink: Sink, profile: Profile, trace_id: str | None = None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        profile: Profile,
+        trace_id: str | None = None,
+        placement: Placement | None = None,
+    ) -> None:
         self._sink = sink
         self._profile = profile
         self._trace_id = trace_id
+        self._placement = placement
         self._sent: list[Awaitable[object]] = []
         self._is_given_up = False
         self.pieces = 0
@@ -60,7 +69,8 @@ class Stream:
             return
         profile = self._profile
         now = self._sink.clock.now()
-        piece = StreamPiece(profile.id, profile.attempt, self.pieces, now, chunk)
+        where = None if self.pieces else self._placement
+        piece = StreamPiece(profile.id, profile.attempt, self.pieces, now, chunk, placement=where)
         self.pieces += 1
         try:
             async with asyncio.timeout(PUBLISH_S_MAX):

@@ -1,9 +1,10 @@
 """Outcomes: the records that a worker writes when a request ends."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from policies import Option
+from streams.cancellation.index import CANCELLED
 from streams.engine.log import Outgoing
 from streams.engine.stage import Effect
 from streams.evidence.records import EvidenceWriter
@@ -27,6 +28,7 @@ from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest
 from workers.stage.second_runs import SecondRuns
 
+SECONDS_PER_HOUR = 3600.0
 MODEL_DIGEST_CHARACTERS_MAX = 128
 Unanswered = Literal["failed", "expired", "cancelled"]
 
@@ -65,6 +67,12 @@ class OutcomeWriter:
         self._attempts_max = attempts_max
         self._host = host
         self._second_runs = second_runs or SecondRuns(evidence_writer, telemetry)
+
+    def under(self, evidence_writer: EvidenceWriter, attempts_max: int) -> Self:
+        """Return one by the terms of another policy or fleet, which its evidence names."""
+        return type(self)(
+            evidence_writer, self._telemetry, attempts_max, self._host, self._second_runs
+        )
 
     def completed(
         self, task: Task, outcome: Outcome, option: Option, comparison: Comparison | None = None
@@ -106,6 +114,8 @@ class OutcomeWriter:
             batch=routed.batch,
             host=self._host,
             model_digest=_model_digest(outcome),
+            energy_wh=energy_wh(outcome, option),
+            assumed=option.is_assumed,
             response_digest=self._evidence_writer.digests.digest(
                 profile.tenant, outcome.response.body
             ),
@@ -125,8 +135,12 @@ class OutcomeWriter:
         return self._without_answer(task, "expired", error, now)
 
     def cancelled(self, task: Task, message: str, now: float) -> Effect:
-        """Return result and evidence of a request that its client cancelled."""
-        return self._without_answer(task, "cancelled", ResultError("cancelled", message), now)
+        """Return result and evidence of a request that its client cancelled.
+
+        The message, which has the client's reason, is for the client alone.
+        """
+        error = ResultError("cancelled", message)
+        return self._without_answer(task, "cancelled", error, now, told=CANCELLED)
 
     def failed(self, task: Task, error: CallError, now: float) -> Effect:
         """Return a retry elsewhere, or the failure if no retry is left."""
@@ -173,6 +187,7 @@ class OutcomeWriter:
         error: ResultError,
         now: float,
         response: Response | None = None,
+        told: str | None = None,
     ) -> Effect:
         routed, profile = task.routed, task.routed.profile
         result = Result(
@@ -196,7 +211,7 @@ class OutcomeWriter:
             batch=routed.batch,
             host=self._host,
             reason=error.code,
-            message=error.message,
+            message=told or error.message,
         )
         return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
 
@@ -238,6 +253,13 @@ def _model_digest(outcome: Outcome) -> str | None:
     body = outcome.response.body
     told = body.get("system_fingerprint") if isinstance(body, dict) else None
     return told[:MODEL_DIGEST_CHARACTERS_MAX] if isinstance(told, str) else None
+
+
+def energy_wh(outcome: Outcome, option: Option) -> float | None:
+    """Return the watt hours of an answer: its device time at busy power; None where unknown."""
+    if option.busy_w is None:
+        return None
+    return round(outcome.device_s * option.busy_w / SECONDS_PER_HOUR, 9)
 
 
 def _tool_calls(body: object) -> int:

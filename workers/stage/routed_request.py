@@ -88,7 +88,7 @@ def _released_at(headers: h.Headers) -> float | None:
     try:
         return None if value is None else float(value)
     except ValueError as error:
-        message = f"header {h.RELEASED_AT}: {error}"
+        message = f"header {h.RELEASED_AT}: no time"
         raise BadRecordError("decode", "bad_header", message) from error
 
 

@@ -12,10 +12,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
-from policies import Option
+from policies import Option, Options, Policy, same_hardware
 from policies.autoscaling import device_s
 from policies.batching.fair_queue import ShareOf
 from streams.cancellation.index import Cancellations, message_of
+from streams.config.active_policy import DecisionContext
 from streams.engine.clock import Clock
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
@@ -23,6 +24,7 @@ from streams.evidence.records import EvidenceWriter
 from topics import Progress
 from workers.backends.base import CallError
 from workers.resilience.attempts import Attempts
+from workers.stage.admission import outside
 from workers.stage.backlog_estimate import Lately
 from workers.stage.chunks import Streams
 from workers.stage.outcomes import OutcomeWriter, Task
@@ -43,6 +45,8 @@ COMMIT_EVERY_S = 0.05
 FINISHED_MAX = 8192
 # Batch work may take this share of what a worker holds; the rest stays free for direct work.
 BATCH_SHARE = 0.5
+# Tier `priority`, other direct work, batches (`Call.urgency`).
+URGENCIES = (1, 0, -1)
 
 
 class Worker:
@@ -84,11 +88,14 @@ class Worker:
         self._direct_topic = evidence_writer.catalogue.pool_lane(pool, "direct")
         self._batch_topic = evidence_writer.catalogue.pool_lane(pool, "batch")
         self._lanes: dict[Partition, Lane] = {}
-        self._waiting: dict[tuple[str, bool], WaitQueue[tuple[Lane, Task]]]
+        self._waiting: dict[tuple[str, int], WaitQueue[tuple[Lane, Task]]]
         self._waiting = defaultdict(lambda: WaitQueue(share_of))
         self._running: dict[str, int] = {}
         self._runs: dict[asyncio.Task[None], tuple[Lane, Task]] = {}
         self._cancelled: set[asyncio.Task[None]] = set()
+        self._policy: Policy | None = None
+        self.fleet: Options | None = None
+        """The fleet that it runs by, once it has terms."""
         self._pace = StartPace()
         self.lately = Lately(options, clock)
         self._starting_later: asyncio.TimerHandle | None = None
@@ -104,6 +111,32 @@ class Worker:
     def topics(self) -> Sequence[str]:
         """Both lanes of the pool."""
         return (self._direct_topic, self._batch_topic)
+
+    @property
+    def option(self) -> Option:
+        """The first of what it serves, which all share device and region with."""
+        return next(iter(self._options.values()))
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """The precision of each variant."""
+        return {name: option.precision for name, option in self._options.items()}
+
+    def take_context(self, terms: DecisionContext) -> None:
+        """Adopt a policy and a fleet. Only between two steps.
+
+        A fleet without the pool, or with other hardware behind it, is not that of this worker: its
+        evidence goes on to name the one that it runs by.
+        """
+        here = terms.situation
+        served = here.options.by_pool.get(self._pool, ())
+        if not same_hardware(served, self._options.values()):
+            return
+        self._policy, self.fleet = here.policy, here.options
+        self._options = {option.variant: option for option in served}
+        self._evidence_writer = terms.evidence_writer
+        self._attempts.attempts_max = here.policy.attempts_max
+        self._ending = self._ending.under(terms.evidence_writer, here.policy.attempts_max)
 
     @property
     def slots(self) -> int:
@@ -250,15 +283,21 @@ class Worker:
             effect = self._ending.failed(task, failure, self._clock.now())
             lane.ready.append((record.offset, effect))
             return
+        error = outside(task.routed, self._options[task.routed.variant], self._policy)
+        if error is not None:
+            effect = self._ending.failed(task, error, self._clock.now())
+            lane.ready.append((record.offset, effect))
+            return
         self.lately.took(record, offsets, task.routed.profile, self._options[task.routed.variant])
-        key = (task.routed.variant, task.routed.is_direct)
+        key = (task.routed.variant, task.call().urgency)
         self._waiting[key].add(task.routed.profile.tenant, (lane, task))
 
     def _read(self, record: Record) -> Task:
         routed = RoutedRequest.of(record)
         if routed.request.body.get("stream") is not True or routed.profile.is_background:
             return Task(routed)
-        return Task(routed, self._streams.open(routed.profile, routed.record.trace_id))
+        stream = self._streams.open(routed.profile, routed.record.trace_id, routed.placement)
+        return Task(routed, stream)
 
     def _cancel(self, request_id: str) -> None:
         """End a cancelled request, if it waits or runs here."""
@@ -276,12 +315,12 @@ class Worker:
         lane.ready.append((task.routed.record.offset, effect))
 
     def _start_waiting(self) -> None:
-        """Start requests that fit: for each variant, direct before batch work, tenants in turn."""
+        """Start requests that fit: for each variant the most urgent first, tenants in turn."""
         if self.is_draining:
             return
         for variant, slots in self._slots.items():
-            for is_direct in (True, False):
-                waiting = self._waiting[variant, is_direct]
+            for urgency in URGENCIES:
+                waiting = self._waiting[variant, urgency]
                 while waiting and self._may_start(variant, slots):
                     lane, task = waiting.take()
                     task = replace(task, began_at=self._clock.now())
@@ -336,19 +375,20 @@ class Worker:
         lane.ready.append((task.routed.record.offset, effect))
 
     async def _execute(self, task: Task) -> Effect:
-        deadline = task.routed.profile.deadline
+        # By the terms that it begins under: its evidence names these, whatever comes meanwhile.
+        ending, deadline = self._ending, task.routed.profile.deadline
         if self._clock.now() >= deadline:
-            return self._ending.expired(task, self._clock.now())
+            return ending.expired(task, self._clock.now())
         option = self._options[task.routed.variant]
         try:
             outcome = await self._attempts.run(task.call(), option)
         except CallError as error:
             now = self._clock.now()
             if error.retry != "never" and now >= deadline:
-                return self._ending.expired(task, now, has_run=True)
-            return self._ending.failed(task, error, now)
+                return ending.expired(task, now, has_run=True)
+            return ending.failed(task, error, now)
         finally:
             if task.stream is not None:
                 await task.stream.finish()
-        comparison = await self._ending.compared(task, outcome, option)
-        return self._ending.completed(task, outcome, option, comparison)
+        comparison = await ending.compared(task, outcome, option)
+        return ending.completed(task, outcome, option, comparison)

@@ -109,6 +109,21 @@ def test_the_urgent_go_first_even_when_submitted_last() -> None:
     assert done["direct"].finished_at == done["batch"].started_at
 
 
+def test_priority_has_its_first_token_in_a_third_of_the_time_in_a_full_pool() -> None:
+    """Of eight places, to which more comes than they serve; each tenth is urgent."""
+    accelerator, asked = one(), {}
+    for n in range(300):
+        name, at = f"{'priority' if n % 10 == 0 else 'default'}-{n}", n * 0.1
+        asked[name] = at
+        accelerator.submit(llama(name, 500, 100, priority=-(n % 10 == 0)), at)
+    waits: dict[str, list[float]] = {"priority": [], "default": []}
+    for name, done in completions(drain(accelerator)).items():
+        waits[name.partition("-")[0]].append(done.first_token_at - asked[name])
+    mean_s = {tier: sum(each) / len(each) for tier, each in waits.items()}
+    assert mean_s["default"] > 1.0
+    assert mean_s["priority"] < mean_s["default"] / 3
+
+
 def test_asking_for_the_next_event_does_not_fix_who_begins() -> None:
     accelerator = one(max_batch=1)
     accelerator.submit(llama("batch", 10, 5, priority=1), 1.0)

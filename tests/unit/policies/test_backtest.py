@@ -133,7 +133,7 @@ def test_all_premium_uses_premium_gpus_only() -> None:
 def test_shunter_meets_the_slo_for_less_than_the_premium_gpus(plain: ReplayRun) -> None:
     assert sum(outcome.attained for outcome in plain.outcomes) >= 0.99 * 2000
     premium, _ = replay("all_premium")
-    assert cost_usd(plain) < 0.4 * cost_usd(premium)
+    assert cost_usd(plain) < 0.7 * cost_usd(premium)
 
 
 def test_scores_count_what_happened(plain: ReplayRun) -> None:

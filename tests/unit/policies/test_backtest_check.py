@@ -35,7 +35,7 @@ def test_what_must_not_be_is_seen() -> None:
     pairs = list(zip(run.outcomes, sample(), strict=True))
     assert not any(is_broken(s, a, FLEET, POLICY) for o, a in pairs for s in o.sends)
     code, coding = next((o.sends[0], a) for o, a in pairs if a.task == "code_planning")
-    chat, chatting = next((o.sends[0], a) for o, a in pairs if o.variant == "llama-3.1-70b-fp4")
+    chat, chatting = next((o.sends[0], a) for o, a in pairs if o.variant == "llama-3.1-70b-fp8")
     small, waiting = next((o.sends[0], a) for o, a in pairs if a.task == "summarization")
     breaches = [
         (replace(code, option=replace(code.option, pool="cpu-eu")), coding),
@@ -43,7 +43,7 @@ def test_what_must_not_be_is_seen() -> None:
         (replace(code, option=options.of("premium-us", "llama-3.1-70b-fp8")), coding),
         (replace(small, option=options.by_pool["lpddr-us"][0], path="direct"), waiting),
         (chat, replace(chatting, input_tokens=200_000)),
-        (chat, replace(chatting, task="code_planning")),
+        (replace(chat, option=options.of("silicon-us", "llama-3.1-70b-fp4")), chatting),
         (chat, replace(chatting, task="embedding")),
     ]
     assert [is_broken(send, arrival, FLEET, POLICY) for send, arrival in breaches] == [True] * 7

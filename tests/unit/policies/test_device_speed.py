@@ -6,6 +6,7 @@ from policy_cases import some_options
 from policies.hardware.accelerator import Accelerator, VariantLimits
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.iteration import Completion, Job
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import NEWEST, RATIO_MAX, Pace, shared_by
 
 OPTION = some_options().of("premium", "llama-fp8")
@@ -34,8 +35,9 @@ def measured(gap_s: float, *, at_start_alone: bool = False) -> float:
                 job, at_start, began_at, mark = under_way.pop(event.id)
                 shared = shared_by(due_at - began_at, share.end(mark, due_at))
                 sequences = at_start if at_start_alone else shared
-                pace.learn(OPTION, job, sequences, event.device_s)
-    return pace.speed(OPTION.variant)
+                took = Measured(event.first_token_at - began_at, due_at - began_at, sequences)
+                pace.learn(OPTION, job, took, event.device_s)
+    return pace.charged(OPTION.variant)
 
 
 @pytest.mark.parametrize("gap_s", [0.0, 0.02, 5.0])
@@ -57,12 +59,12 @@ def test_one_execution_that_is_far_off_counts_for_no_more_than_a_factor_of_four(
 ) -> None:
     variant, job = OPTION.variant, Job("", OPTION.variant, 400, REPLY_TOKENS)
     usual_s = OPTION.roofline.prefill_s(400) + OPTION.roofline.decode_s(REPLY_TOKENS, 1, 400)
-    pace = Pace()
+    pace, as_promised = Pace(), Measured(None, usual_s)
     for _ in range(200):
-        pace.learn(OPTION, job, 1, 2.0 * usual_s)
+        pace.learn(OPTION, job, as_promised, 2.0 * usual_s)
     assert pace.speed(variant) == pytest.approx(0.5, rel=0.01)
     before = pace.speed(variant)
-    pace.learn(OPTION, job, 1, times * usual_s)
+    pace.learn(OPTION, job, as_promised, times * usual_s)
     counts_as = RATIO_MAX if times < 1 else 1 / RATIO_MAX
     assert pace.speed(variant) == pytest.approx((counts_as / before) ** NEWEST * before)
 
@@ -71,7 +73,7 @@ def test_a_speed_is_known_the_better_the_more_was_measured() -> None:
     pace, job = Pace(), Job("", OPTION.variant, 400, REPLY_TOKENS)
     known = [pace.known(OPTION.variant)]
     for _ in range(200):
-        pace.learn(OPTION, job, 1, 1.0)
+        pace.learn(OPTION, job, Measured(None, 1.0), 1.0)
         known.append(pace.known(OPTION.variant))
     assert known[:2] == [0.0, NEWEST]
     assert known == sorted(known)

@@ -167,8 +167,9 @@ def test_a_second_chance_heeds_it() -> None:
     failed = profile(
         exclude_pools=("silicon",), fallbacks=(Fallback("silicon", "timeout"),), attempt=2
     )
-    assert allow_again(failed, some_options()).exclude_pools == ("silicon",)
-    assert allow_again(failed, some_options(), [rule]).exclude_pools == ()
+    where = ruled(rule)
+    assert allow_again(failed, some_options(), a_policy()).exclude_pools == ("silicon",)
+    assert allow_again(failed, some_options(), where.policy).exclude_pools == ()
 
 
 def test_a_decision_with_extensions_comes_out_the_same_again() -> None:

@@ -14,6 +14,7 @@ from policies import FleetView, tag
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
 from policies.fleet_state.pool_stats import pooled_share
 from policies.hardware.iteration import Job
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace
 from policies.learning.feedback import SEEN_MIN, TRIES, Experience
 from policies.learning.output_lengths import LengthLog, Lengths
@@ -107,11 +108,11 @@ def told_by(instance: str, pace: Pace, experience: Experience) -> PoolStatus:
 
 
 def work(pace: Pace, experience: Experience, count: int) -> None:
-    """Serve so many turns: at half the speed predicted, one of five failing, half of it cached."""
+    """Serve so many turns: charged at half the speed, one of five failing, half of it cached."""
     job = Job("", OPTION.variant, 400, 100)
     device_s = OPTION.roofline.prefill_s(400) + OPTION.roofline.decode_s(100, 1, 400)
     for n in range(count):
-        pace.learn(OPTION, job, 1, 2.0 * device_s)
+        pace.learn(OPTION, job, Measured(None, device_s), 2.0 * device_s)
         asked = profile(session=f"s{n // 5}")
         experience.completed(asked, OPTION.variant, Usage(100, 100, 100 if n % 5 else 0))
         if n % 4 == 0:
@@ -235,7 +236,7 @@ def test_a_reply_that_may_get_long_must_fit_before_the_deadline_too() -> None:
 def test_simulated_replies_do_not_follow_what_routers_expect() -> None:
     asked = request(task="chat", body={"model": "llama", "prompt": "x"})
     lengths = {
-        output_tokens(asked, profile(output_tokens=expected), {"chat": 200})
+        output_tokens(asked, profile(output_tokens=expected), {"chat": 200}, 8192)
         for expected in (1, 50, 5000)
     }
     assert len(lengths) == 1

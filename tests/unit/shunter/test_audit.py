@@ -23,6 +23,7 @@ from shunter.audit.keyring import Keyring
 from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import AuditReport, Group, as_csv, as_html
+from shunter.audit.terms import archive_terms
 from shunter.audit.topic import add_key
 from shunter.cli import app
 from shunter.console import UserError
@@ -243,7 +244,8 @@ async def signed(*steps: Evidence) -> Trail:
     yard, catalogue = office.yard, office.yard.catalogue
     signer = make_signer(catalogue, yard.clock)
     entry = KeyEntry(published=signer.publish())
-    yard.cluster.publish(Outgoing(catalogue.evidence_keys, b"key/1", encode(entry)))
+    name = (entry.name or "").encode()
+    yard.cluster.publish(Outgoing(catalogue.evidence_keys, name, encode(entry)))
     out = [Outgoing(catalogue.evidence, s.request_id.encode(), canonical(s)) for s in steps]
     sealed, _ = signer.seal("chain", None, [Effect(None, out)])
     for record in [*out, *sealed]:
@@ -381,9 +383,13 @@ class TestArchive:
         assert {file.kind for file in gone} <= {"evidence", "roots"}
         assert gone
         assert await archiver.round() == 0
-        findings = verify_archive(archived.archive)
+        findings = verify_archive(archived.archive, terms=archive_terms(clock.at, 30))
         assert findings.is_good, findings.problems
         assert findings.notes
+        # Of an archive that is said to keep all, or for longer, these are missing.
+        for days in (None, 50):
+            findings = verify_archive(archived.archive, terms=archive_terms(clock.at, days))
+            assert findings.counts["missing"]
 
     @pytest.mark.parametrize("text", ["2027", "2027-01-01..", "2027-02-30..2027-03-01"])
     def test_a_hold_that_is_none_stops_everything(self, text: str) -> None:

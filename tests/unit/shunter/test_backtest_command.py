@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backtest_cases import FLEET
+from backtest_cases import FLEET, setting
 from rich.console import Console
 from typer.testing import CliRunner
 
 from policies.backtest.workload import compress, repeat
 from policies.config.schema import DeclarationError
 from shunter.backtest.differences import COLUMNS as DIFFERENCES
+from shunter.backtest.draws import draws, summary
 from shunter.backtest.files import COLUMNS, read_trace
 from shunter.backtest.suite import scaled
 from shunter.cli import app
@@ -288,3 +289,21 @@ def test_a_request_that_no_pool_can_serve_is_rejected_and_counted(
     for scores in report["policies"].values():
         assert scores["rejected"] == 1
     assert path.read_text().splitlines()[-1] == "5,,,,,,,,,,0.0,rejected"
+
+
+def test_draws_tell_what_the_model_s_error_does() -> None:
+    case = setting(rows=150)
+    found = list(draws(case, 3))
+    factors = [each.reality.factors("silicon-us") for each in found]
+    assert len(set(factors)) == 3
+    assert all(
+        each.reality.factors("lpddr-eu") == each.reality.factors("lpddr-us") for each in found
+    )
+    # Prompts by one factor, decoding by another.
+    assert factors[0].compute == factors[0].prompt != factors[0].memory == factors[0].step
+    told = summary(found)
+    assert told["shunter"]["over"] == [1.0, 1.0, 1.0]
+    low, middle, high = told["all_premium"]["cost_usd"]
+    assert low < middle < high
+    again = [each.reality for each in draws(case, 3)]
+    assert again == [each.reality for each in found]

@@ -97,6 +97,25 @@ class TestResults:
             assert part in shown.stdout
         assert as_json.stdout.encode() == encode(result("r-1")) + b"\n"
 
+    async def test_results_as_lines_of_batch_output(
+        self, settings: Settings, tmp_path: Path
+    ) -> None:
+        topic, errors = Catalogue(settings).results, tmp_path / "errors.jsonl"
+        await write(settings, topic, "r-1", encode(result("r-1")))
+        await write(settings, topic, "r-2", encode(result("r-2", "expired")))
+        options = ("--format", "openai-batch", "--errors", errors)
+
+        one = await shunter("results", "--request", "r-1", *options)
+        other = await shunter("results", "--request", "r-2", *options)
+
+        assert one.exit_code == other.exit_code == 0, (one.output, other.output)
+        said = json.loads(one.stdout)
+        assert (said["custom_id"], said["response"]["status_code"]) == ("r-1", 200)
+        assert other.stdout == ""
+        assert json.loads(errors.read_bytes())["error"]["code"] == "batch_expired"
+        refused = await shunter("results", "--errors", errors)
+        assert "--format openai-batch" in str(refused.exception)
+
     async def test_no_result_is_told(self, settings: Settings) -> None:
         outcome = await shunter("results", "--request", "nobody")
         assert isinstance(outcome.exception, UserError)

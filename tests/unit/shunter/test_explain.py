@@ -40,7 +40,7 @@ def why(directory: Path, **fields: Any) -> dict[tuple[str, str], str]:
 
 
 def test_each_candidate_is_told_with_cost_latency_chance_and_reason(tmp_path: Path) -> None:
-    limits = {"exclude_pools": ["premium-us"]}
+    limits = {"exclude_pools": ["premium-us"], "precisions": ["any"]}
     text = explained(tmp_path, constraints=limits, slo={"ttft_ms": 1000, "tpot_ms": 10})
     lines = [" ".join(line.split()) for line in text.splitlines()]
     told = json.loads(
@@ -73,7 +73,7 @@ def test_waiting_and_what_nobody_can_do_in_time_are_explained(tmp_path: Path) ->
     waits = why(tmp_path, task="summarization", constraints={"pools": ["silicon-us", "lpddr-us"]})
     assert waits["lpddr-us", "hold"] == "waiting_is_cheapest"
     assert waits["silicon-us", "direct"] == waits["silicon-us", "hold"] == "costs_more"
-    late = why(tmp_path, slo={"ttft_ms": 1})
+    late = why(tmp_path, constraints={"precisions": ["any"]}, slo={"ttft_ms": 1})
     assert [reason for reason in late.values() if reason != "lane"] == [
         "best_chance", *["lower_chance"] * 3,
     ]  # fmt: skip

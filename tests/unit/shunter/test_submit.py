@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -25,9 +25,11 @@ from client_commands import (
 from running_system import eventually
 
 from shunter.client.kafka import read_by_key
+from shunter.client.line_wishes import with_wishes
 from shunter.client.request_lines import check_lines, good_lines
+from shunter.client.result_files import ResultFiles
 from shunter.console import UserError
-from topics import Catalogue, Evidence, Settings, Source, encode
+from topics import Catalogue, Evidence, Settings, Source, encode, parse_request
 from topics.records import headers as h
 
 BYTES_MAX = 1024 * 1024
@@ -214,6 +216,33 @@ class TestWaiting:
             name: end for name, end in ends.items() if end != "dead"
         }
 
+    async def test_results_as_batch_output_in_order(
+        self, settings: Settings, tmp_path: Path
+    ) -> None:
+        ends = {"a": "completed", "b": "expired", "c": "dead", "d": "completed"}
+        output, errors = tmp_path / "output.jsonl", tmp_path / "errors.jsonl"
+        lines = b"\n".join(map(request, ends))
+        options = ("--output", output, "--errors", errors, "--format", "openai-batch", "--in-order")
+        async with answering(settings, ends):
+            outcome = await shunter("submit", "-", "--wait", *options, stdin=lines)
+        assert outcome.exit_code == 0, outcome.output
+        good = [json.loads(line) for line in output.read_bytes().splitlines()]
+        bad = [json.loads(line) for line in errors.read_bytes().splitlines()]
+        assert [each["custom_id"] for each in good] == ["a", "d"]
+        assert good[0]["response"]["body"] == {"answer": "forty-two"}
+        assert {each["custom_id"]: each["error"]["code"] for each in bad} == {
+            "b": "batch_expired",
+            "c": "not_json",
+        }
+
+    async def test_options_for_all_lines_are_published_in_them(self, settings: Settings) -> None:
+        options = ("--tenant", "acme", "--region", "eu-west", "--constraint", "precisions=fp8")
+        outcome = await shunter("submit", "-", *options, stdin=request("a"))
+        assert outcome.exit_code == 0, outcome.output
+        value = (await published(settings))["a"]
+        assert json.loads(value)["tenant"] == "acme"
+        assert json.loads(value)["constraints"] == {"regions": ["eu-west"], "precisions": ["fp8"]}
+
     async def test_a_duplicate_is_not_waited_for(self, settings: Settings) -> None:
         """The result of the first of its id may have come long before."""
         ends = {"a": "completed", "b": "duplicate"}
@@ -271,3 +300,100 @@ class TestWaiting:
 async def test_how_to_wait_without_waiting_is_refused() -> None:
     outcome = await shunter("submit", "-", "--timeout", 5)
     assert "add --wait" in str(outcome.exception)
+
+
+class TestLinesWithWishes:
+    WISHES: ClassVar[dict[str, Any]] = {
+        "tenant": "acme",
+        "completion_window": "2h",
+        "service_tier": "flex",
+        "constraints": {"regions": ["eu-west"], "precisions": ["fp8"]},
+    }
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b'{ "id":"a", "body":{"model":"m","seed":12345678901234567890123} }\n',
+            b'{"custom_id":"a","url":"/v1/completions","body":{"model":"m","x":1.0e-3}}',
+        ],
+    )
+    def test_they_are_written_into_each(self, line: bytes) -> None:
+        (found,) = with_wishes([line], self.WISHES)
+        request = parse_request(found.removesuffix(b"\n"), bytes_max=BYTES_MAX)
+        assert request.tenant == "acme"
+        assert request.completion_window == "2h"
+        assert request.service_tier == "flex"
+        assert request.constraints.regions == ["eu-west"]
+        body = line[line.index(b'"body":') :].split(b"}")[0]
+        assert body in found
+
+    @pytest.mark.parametrize(
+        "own",
+        [
+            {"tenant": "b", "deadline": START, "constraints": {"regions": []}},
+            {"tenant": "b", "completion_window": "1h", "constraints": {"regions": []}},
+        ],
+    )
+    @pytest.mark.parametrize("is_batch", [False, True])
+    def test_what_a_line_says_itself_stays(self, own: dict[str, Any], is_batch: bool) -> None:
+        body = {"model": "m", "service_tier": "priority"}
+        line = {"id": "a", "body": body} | own
+        if is_batch:
+            line = {"custom_id": "a", "url": "/v1/completions", "body": body, "shunter": own}
+        (found,) = with_wishes([json.dumps(line).encode()], self.WISHES)
+        request = parse_request(found, bytes_max=BYTES_MAX)
+        assert request.tenant == "b"
+        assert request.service_tier == "priority"
+        assert request.deadline == own.get("deadline")
+        assert request.completion_window == own.get("completion_window")
+        assert request.constraints.regions == []
+        assert request.constraints.precisions == ["fp8"]
+
+    @pytest.mark.parametrize("line", [b"nonsense\n", b"\n", b'{"id":"a","id":"b"}'])
+    def test_what_is_no_request_stays_as_it_is(self, line: bytes) -> None:
+        assert list(with_wishes([line], self.WISHES)) == [line]
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            (["--tier", "fastest"], "service_tier"),
+            (["--deadline", "soon"], "completion_window"),
+            (["--constraint", "regions"], "NAME=VALUE"),
+            (["--constraint", "wishes=1"], "wishes"),
+            (["--errors", "x"], "add --wait"),
+            (["--wait", "--errors", "x", "--output", "x"], "one file"),
+        ],
+    )
+    async def test_options_that_no_request_could_have(self, options: list[str], told: str) -> None:
+        outcome = await shunter("submit", "-", *options, stdin=request("a"))
+        assert isinstance(outcome.exception, UserError)
+        assert told in str(outcome.exception)
+
+
+class TestResultFiles:
+    def test_in_order_and_as_they_end(self) -> None:
+        names = ["a", "b", "c", "d"]
+        for order, wanted in ((names, ["a", "b", "d"]), (None, ["d", "b", "a"])):
+            output, errors = io.BytesIO(), io.BytesIO()
+            files = ResultFiles(output, errors, as_batch=True, order=order)
+            files.add(result("d"), b"")
+            files.add(result("b", "cancelled"), b"")
+            if order:
+                assert not output.getvalue()
+            files.add(result("a"), b"")
+            files.finish({"c": ("not_json", "a dead letter")})
+            good = [json.loads(line)["custom_id"] for line in output.getvalue().splitlines()]
+            bad = [json.loads(line) for line in errors.getvalue().splitlines()]
+            assert good == [name for name in wanted if name != "b"]
+            assert [(each["custom_id"], each["error"]["code"]) for each in bad] == [
+                ("b", "batch_cancelled"),
+                ("c", "not_json"),
+            ]
+
+    def test_native_results_may_have_a_file_of_errors_too(self) -> None:
+        output, errors = io.BytesIO(), io.BytesIO()
+        files = ResultFiles(output, errors)
+        files.add(result("a"), b"A")
+        files.add(result("b", "failed"), b"B")
+        files.finish({"c": ("not_json", "")})
+        assert (output.getvalue(), errors.getvalue()) == (b"A\n", b"B\n")

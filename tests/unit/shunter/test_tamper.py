@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from audit_cases import Archived, Trail, make_trail
 from memory_log import MemoryLog
-from stream_cases import make_settings
+from stream_cases import START, make_settings
 from tampers import CHAIN, FIRST_KEY, TAMPERS, delete_tail
 
 from shunter.audit.archived import verify_archive
 from shunter.audit.findings import Findings
+from shunter.audit.terms import topic_terms
 from shunter.audit.topic import verify_topic
 from streams.engine.log import Partition
 from streams.kafka.log import KafkaLog
@@ -90,9 +91,14 @@ async def test_what_retention_has_taken_is_a_note() -> None:
         home = Partition(trail.catalogue.evidence, number)
         if cluster.logs[home].end > 2:
             cluster.trim(home, 2)
-    findings = await verify_topic(MemoryLog(cluster), trail.catalogue)
-    assert findings.is_good, findings.problems
+    later = topic_terms(START + 31 * 86_400)
+    findings = await verify_topic(MemoryLog(cluster), trail.catalogue, terms=later)
+    # Nobody has seen to the requests since.
+    assert set(findings.counts) == {"unended"}, findings.problems
     assert any("are not kept here any more" in note for note in findings.notes)
+    for terms in (topic_terms(START + 29 * 86_400), topic_terms(START + 31 * 86_400, 60)):
+        findings = await verify_topic(MemoryLog(cluster), trail.catalogue, terms=terms)
+        assert findings.counts["missing"]
 
 
 async def test_who_rewrites_everything_is_told_by_the_heads_that_an_auditor_kept() -> None:

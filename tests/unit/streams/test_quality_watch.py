@@ -9,7 +9,16 @@ import pytest
 from hold_cases import make_batcher
 from hold_cases import run as run_batcher
 from memory_log import Crash, ProcessKilledError
-from stream_cases import MODEL, POLICY, START, Yard, drain, header, step_until
+from stream_cases import (
+    MODEL,
+    POLICY,
+    START,
+    Yard,
+    drain,
+    header,
+    make_policy,
+    step_until,
+)
 from worker_cases import MemorySink, ScriptedBackend
 
 from policies.quality.known import KnownQuality
@@ -218,6 +227,31 @@ class TestSecondRun:
         await route(yard)
         await answer(yard, PREMIUM, "r1", "Good.")
         assert not yard.cluster.records(yard.catalogue.reroutes)
+
+    @pytest.mark.parametrize(
+        "bound", ["bound: {regions: [eu-west]}", "quality_min: 0.985"], ids=["bound", "quality"]
+    )
+    async def test_what_the_class_is_held_to_holds_for_it_by_the_policy_in_force(
+        self, bound: str
+    ) -> None:
+        """The reference is in the United States, and of less quality than the variant."""
+        stricter = WATCHED.replace("    ttft_ms", f"    {bound}\n    ttft_ms", 1)
+        yard = Yard(policy=stricter)
+        yard.publish(body=BODY)
+        await route(yard)
+        await answer(yard, PREMIUM, "r1", "Good.")
+        assert not yard.cluster.records(yard.catalogue.reroutes)
+
+        yard = Yard(policy=WATCHED)
+        yard.publish(body=BODY)
+        await route(yard)
+        await answer(yard, PREMIUM, "r1", "Good.")
+        assert yard.cluster.records(yard.catalogue.reroutes)
+        yard.policy = make_policy(stricter)
+        await route(yard)
+        second = second_id("r1", "reference")
+        assert yard.results()[second].status == "rejected"
+        assert not yard.held()
 
     async def test_what_was_spent_today_counts_for_a_router_that_knows_of_nothing_else(
         self,

@@ -21,6 +21,7 @@ from stream_cases import (
     route,
 )
 
+from shunter.audit.replay import replay_steps
 from streams.engine.log import Outgoing, Record
 from topics import BadRecordError, Envelope, Fallback, Placement, Profile, Progress, decode, encode
 from topics.records import headers as h
@@ -393,6 +394,27 @@ async def test_a_reroute_without_its_profile_is_dead_lettered() -> None:
     (letter,) = yard.dead_letters()
     assert header(letter, h.REASON) == "missing_header"
     assert keys(yard.lane("premium-us", "direct")) == ["c1"]
+
+
+async def test_an_estimated_reply_refuses_nobody_and_replays() -> None:
+    """A prompt that leaves less of the context than the class's usual reply takes."""
+    yard = Yard()
+    full = {"input_tokens": 32_700}
+    yard.publish(id="c1", hints=full)
+    yard.publish(id="c2", hints=full | {"output_tokens": 200})
+    yard.publish(id="b1", task="summarization", hints=full)
+    await route(yard)
+    assert {e.request_id: e.step for e in yard.evidence()} == {
+        "c1": "placed",
+        "c2": "rejected",
+        "b1": "held",
+    }
+    error = yard.results()["c2"].error
+    assert error is not None
+    assert "context_too_long" in (error.details or {}).values()
+    found = replay_steps(yard.evidence(), lambda *_: (yard.options, yard.policy))
+    assert len(found) == 3
+    assert not [each for each in found if each.differences]
 
 
 async def test_a_placement_that_the_log_refuses_has_failed_and_its_neighbours_are_placed() -> None:

@@ -60,7 +60,8 @@ async def test_a_successor_goes_on_with_the_chain_wherever_its_predecessor_died(
     office = Office()
     office.yard = yard
     entry = KeyEntry(published=make_key().publish("test", START))
-    yard.cluster.publish(Outgoing(yard.catalogue.evidence_keys, b"key/1", encode(entry)))
+    name = (entry.name or "").encode()
+    yard.cluster.publish(Outgoing(yard.catalogue.evidence_keys, name, encode(entry)))
     findings = await office.trail().verified()
     assert findings.is_good, findings.problems
 

@@ -32,6 +32,7 @@ from topics import (
     TextDigest,
     decode,
 )
+from topics.records.decision_columns import PROFILE as PROFILE_ROW
 from topics.records.decision_rows import TAGS, rounded
 from topics.records.evidence_bytes import evidence_bytes
 from topics.wire.canonical_json import canonical, is_canonical
@@ -396,7 +397,7 @@ def test_rows_that_contradict_each_other_are_no_evidence(change: Any) -> None:
         lambda d: d.update(tags=[None] * 8 + [[1, 0.5]]),
         lambda d: d["pools"][0].__setitem__(2, [1, 0, 0, 0, 0, 0, None, 5]),
         lambda d: d["profile"].extend([None] * 9 + [[5]]),
-        lambda d: d["profile"].extend([None] * 10 + [{"of": "r"}]),
+        lambda d: d["profile"].extend([None] * (len(PROFILE_ROW) - 15) + [{"of": "r"}]),
     ],
 )
 def test_rows_of_another_shape_are_no_evidence(change: Any) -> None:
@@ -410,8 +411,8 @@ def test_what_a_next_version_adds_is_left_aside() -> None:
         decision["candidates"][0].append("more")
         decision["pools"][0].append(7)
         decision["variants"][0].append(7)
-        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, 5]
-        decision["profile"] += [None] * 11 + ["more"]
+        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, None, None, False, 5]
+        decision["profile"] += [None] * (len(PROFILE_ROW) - 14) + ["more"]
         decision["tags"].append([1, 0.5, "more"])
 
     value = _changed(grow)
@@ -438,8 +439,9 @@ def test_a_step_that_is_no_decision_has_no_rows_and_no_nulls() -> None:
     assert decode(Evidence, value) == executed
     assert b"null" not in value
     told = orjson.loads(canonical(executed))
-    kept = {name: each for name, each in told.items() if each not in (None, [], 1)}
+    kept = {name: each for name, each in told.items() if each not in (None, [], 1, False)}
     place = asdict(PLACED).items()
+    kept["request_digest"].pop("whole")
     kept["placement"] = {name: each for name, each in place if each not in (None, (), 1)}
     assert orjson.loads(value) == kept
 

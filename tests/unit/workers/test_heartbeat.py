@@ -13,12 +13,15 @@ from stream_cases import Yard, make_settings
 from typer.testing import CliRunner
 from worker_cases import POOL, ScriptedBackend, make_worker
 
+from policies import FleetView
 from policies.learning.feedback import Experience
 from shunter.cli import app
 from shunter.processes import worker
+from streams.config.active_policy import DecisionContext
+from streams.config.token_counting import TokenCounter
 from streams.kafka import announcer
 from streams.kafka.instance_name import Claim
-from topics import Catalogue, PoolStatus, Topic, decode
+from topics import Catalogue, PolicyLog, PoolStatus, Topic, decode
 from topics.admin.acls import worker as worker_role
 from topics.records.heartbeat import State
 from workers.heartbeat import Heartbeat
@@ -64,15 +67,16 @@ async def beating(
     yard, backend = Yard(), ScriptedBackend()
     served = yard.options.by_pool[POOL]
     breakers = Breakers(POOL, [option.variant for option in served], backend, yard.clock)
+    worker = make_worker(yard, backend)
+    worker.take_context(DecisionContext(yard.situation(), yard.evidence_writer(), TokenCounter({})))
     service = Heartbeat(
         make_settings(heartbeat_s=HEARTBEAT_S),
-        served[0],
-        make_worker(yard, backend),
+        POOL,
+        worker,
         backend,
         breakers,
         Experience(0.0),
         yard.clock,
-        yard.options.version,
         state=state,
     )
     await service.start()
@@ -89,6 +93,17 @@ async def test_routers_are_told_to_send_nothing_to_a_pool_that_is_evacuated(
         breakers.changed.set()
         await asyncio.sleep(0.05)
     assert [status.state for status in sent] == ["draining", "draining", "down"]
+
+
+async def test_a_worker_tells_what_it_runs_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with beating(monkeypatch) as (_, sent):
+        await asyncio.sleep(0.05)
+    (up, *_), options = sent, Yard().options
+    assert (up.fleet_version, up.pool_version) == (options.version, options.pool_versions[POOL])
+    assert {variant: each.precision for variant, each in up.variants.items()} == {VARIANT: "fp8"}
+    view = FleetView(options)
+    view.report(up)
+    assert not view.misfits
 
 
 async def test_a_circuit_that_opens_or_closes_is_told_at_once(
@@ -121,6 +136,7 @@ def test_a_worker_needs_no_more_of_the_fleet_than_its_own_pool(
     checked: list[Topic] = []
     started: list[Any] = []
     monkeypatch.setattr(worker, "check_topics", lambda _, topics: checked.extend(topics))
+    monkeypatch.setattr(worker, "read_said", lambda _: PolicyLog())
     monkeypatch.setattr(worker, "claim_name", lambda settings, *_: Claim(settings, None))
     monkeypatch.setattr(worker, "run_app", lambda *arguments, **_: started.append(arguments))
     backend = "    backend: {type: openai, base_url: 'https://x.test/v1'}\n"

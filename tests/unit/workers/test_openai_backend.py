@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,21 @@ async def test_a_body_is_not_changed() -> None:
     async with serving() as server, backend_at(server.base_url) as backend:
         await backend.execute(made)
     assert orjson.dumps(made.request.body) == before
+
+
+@pytest.mark.parametrize(
+    ("priority", "told"),
+    [(None, [9, 9, 9]), ("lower_first", [-1, 0, 1]), ("higher_first", [1, 0, -1])],
+)
+async def test_a_server_is_told_what_is_urgent_in_its_own_way(
+    priority: str | None, told: list[int]
+) -> None:
+    """A client's own `priority` counts only where the server is told none."""
+    more = {} if priority is None else {"priority": priority}
+    asked = call(priority=9)
+    async with serving(good) as server, backend_at(server.base_url, **more) as backend:
+        for tier, path in (("priority", "direct"), ("auto", "direct"), ("batch", "batch")):
+            profile = replace(asked.profile, tier=tier)
+            placement = replace(asked.placement, path=path)
+            await backend.execute(replace(asked, profile=profile, placement=placement))
+    assert [exchange.body["priority"] for exchange in server.asked] == told

@@ -1,6 +1,7 @@
 """A request on a lane of a pool: what its record says is read once, however it ends."""
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -47,9 +48,9 @@ class Looks:
                 self.absent[name] += 1
             return value
 
-        def counted_value(value: bytes) -> dict[str, Any]:
+        def counted_value(value: bytes, names: Collection[str]) -> dict[str, Any]:
             self.parsed += value == record.value
-            return decode_unique_json_object(value)
+            return decode_unique_json_object(value, names)
 
         monkeypatch.setattr(h, "find", counted)
         monkeypatch.setattr("topics.records.request.decode_unique_json_object", counted_value)

@@ -266,15 +266,21 @@ async def test_a_call_without_output_ends_with_its_prefill(start: Start) -> None
 )
 def test_how_long_an_answer_is(fields: dict[str, Any], tokens: int) -> None:
     call = make_call(**fields)
-    assert output_tokens(call.request, call.profile, {}) == tokens
+    assert output_tokens(call.request, call.profile, {}, 8192) == tokens
+
+
+def test_a_reply_ends_where_the_context_does() -> None:
+    call = make_call(hints={"output_tokens": 500})
+    assert output_tokens(call.request, call.profile, {}, 40) == 40
+    assert output_tokens(call.request, call.profile, {}, 0) == 1
 
 
 def test_a_length_that_nobody_told_is_drawn_alike_every_time() -> None:
     drawn = []
     for n in range(400):
         call = make_call(id=f"r{n}")
-        drawn.append(output_tokens(call.request, call.profile, {}))
-        assert drawn[-1] == output_tokens(call.request, call.profile, {})
+        drawn.append(output_tokens(call.request, call.profile, {}, 8192))
+        assert drawn[-1] == output_tokens(call.request, call.profile, {}, 8192)
     assert min(drawn) >= 1
     assert len(set(drawn)) > 100
     # The class expects 100; the mean of 400 exponential draws is within a fifth of it.

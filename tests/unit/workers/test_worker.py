@@ -202,6 +202,22 @@ async def test_direct_work_goes_before_batch_work_that_came_first() -> None:
     assert backend.began[5] == "s4"
 
 
+async def test_priority_goes_before_what_came_first() -> None:
+    yard = Yard()
+    backend = ScriptedBackend()
+    for n in range(7):
+        place(yard, f"c{n}")
+    _, transactor = await serve(yard, backend)
+    await step_until(transactor, lambda: len(backend.running) == 4, "a full device")
+    place(yard, "p0", service_tier="priority")
+    place(yard, "p1", lane="batch", service_tier="flex")
+    await step_times(transactor)
+    for n, expected in enumerate(["p0", "c4", "c5", "c6", "p1"]):
+        backend.finish(backend.running[0])
+        await step_until(transactor, lambda n=n: len(backend.began) == 5 + n, "the next")
+        assert backend.began[4 + n] == expected
+
+
 async def test_batch_work_takes_its_share_and_direct_work_the_rest() -> None:
     yard = Yard()
     backend = ScriptedBackend()

@@ -153,10 +153,10 @@ def test_a_pool_is_tried_again_only_where_there_is_no_other_and_it_may_help(
     yard = Yard()
     profile = make(yard, constraints={"pools": pools})
     failed = replace(profile, attempt=2, exclude_pools=(POOL,), fallbacks=(Fallback(POOL, reason),))
-    assert allow_again(failed, yard.options).exclude_pools == excluded
+    assert allow_again(failed, yard.options, yard.policy).exclude_pools == excluded
 
 
 def test_what_the_client_excludes_stays_excluded() -> None:
     yard = Yard()
     profile = make(yard, constraints={"pools": [POOL], "exclude_pools": [POOL]})
-    assert allow_again(profile, yard.options).exclude_pools == (POOL,)
+    assert allow_again(profile, yard.options, yard.policy).exclude_pools == (POOL,)

@@ -8,6 +8,7 @@ from typing import Any
 from policies import Option
 from policies.config.fleet import CPUBackendConfig as Declared
 from policies.hardware.accelerator import Job
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace
 from streams.engine.clock import Clock
 from topics import Response, Usage, VariantStatus
@@ -63,7 +64,8 @@ class CPUBackend:
         finally:
             self._running[variant] -= 1
         option = self._options[variant]
-        self._pace.learn(option, Job("", variant, max(1, tokens), 0), 1, device_s)
+        took = Measured(None, device_s)
+        self._pace.learn(option, Job("", variant, max(1, tokens), 0), took, device_s)
         usage = Usage(tokens, 0)
         answer = Response(200, body | {"model": variant})
         return Outcome(answer, usage, started_at, None, self._clock.now(), device_s)
@@ -78,7 +80,8 @@ class CPUBackend:
             )
             for variant, running in self._running.items()
         }
-        return Load(0.0, variants)
+        factors, known = self._pace.factors, self._pace.factors_known
+        return Load(0.0, variants, factors=factors, factors_known=known)
 
     def _try_to_compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
         """Run ``_compute``; any other error of the libraries fails only this call."""

@@ -14,6 +14,7 @@ from policies import Option
 from policies.config.fleet import OpenAIBackendConfig as Declared
 from policies.hardware.accelerator import Job
 from policies.hardware.device_time import DeviceShare
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import NEWEST, Pace, shared_by
 from streams.engine.clock import Clock
 from topics import Response, VariantStatus
@@ -82,6 +83,8 @@ class OpenAIBackend:
         self._shares_of = {option.variant: DeviceShare(option.replicas) for option in options}
         self._running = dict.fromkeys(self._options, 0)
         self._pace = Pace()
+        # The predicted time of each prompt that has no first token yet, by the call's identity.
+        self._prompts: dict[int, float] = {}
         self._each_s = 0.0
         self._surprises = Surprises(options[0].pool)
 
@@ -111,7 +114,15 @@ class OpenAIBackend:
         if operation not in PATHS:
             message = f"a server of this kind has no {operation!r}"
             raise CallError("operation_not_served", message, retry="elsewhere")
+        option = self._options[variant]
+        ahead_s = sum(self._prompts.values()) / option.replicas
+        others_s = sum(
+            self._pace.step_s(other, -(-self._running[name] // other.replicas))
+            for name, other in self._options.items()
+            if name != variant
+        )
         self._running[variant] += 1
+        self._prompts[id(call)] = self._pace.prefill_s(option, call.profile.input_tokens)
         began_at, device_s, among_its_own_s = self._loop.time(), 0.0, 0.0
         mark = self._shares.begin(began_at)
         own_mark = self._shares_of[variant].begin(began_at)
@@ -121,6 +132,7 @@ class OpenAIBackend:
                 answer = await self._ask(call)
         finally:
             self._running[variant] -= 1
+            self._prompts.pop(id(call), None)
             ended_at = self._loop.time()
             device_s = self._shares.end(mark, ended_at)
             among_its_own_s = self._shares_of[variant].end(own_mark, ended_at)
@@ -134,7 +146,15 @@ class OpenAIBackend:
         cached_tokens = min(usage.cached_tokens, input_tokens)
         job = Job("", variant, input_tokens, usage.output_tokens, cached_tokens)
         sequences = shared_by(ended_at - began_at, among_its_own_s)
-        self._pace.learn(self._options[variant], job, sequences, device_s)
+        first_at = answer.first_token_at
+        took = Measured(
+            None if first_at is None else first_at - started_at,
+            finished_at - started_at,
+            sequences,
+            ahead_s,
+            others_s,
+        )
+        self._pace.learn(option, job, took, device_s)
         self._each_s += (device_s - self._each_s) * NEWEST
         return Outcome(
             Response(200, answer.body),
@@ -159,7 +179,8 @@ class OpenAIBackend:
         queued = 0 if server is None else server.queued or 0
         # Its queue holds what other clients sent besides, which a router knows nothing of.
         replicas = next(iter(self._options.values())).replicas
-        return Load(queued * self._each_s / replicas, variants, server)
+        backlog_s = queued * self._each_s / replicas
+        return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known)
 
     @contextlib.contextmanager
     def _distrusting(self) -> Iterator[None]:
@@ -178,6 +199,10 @@ class OpenAIBackend:
         body = call.request.body | {"model": self._served(call.placement.model_variant)}
         body.pop("stream", None)
         body.pop("stream_options", None)
+        if self._declared.priority is not None:
+            # In place of what a client may have put there.
+            is_lower_first = self._declared.priority == "lower_first"
+            body["priority"] = -call.urgency if is_lower_first else call.urgency
         if is_streamed:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
@@ -203,7 +228,9 @@ class OpenAIBackend:
         assembled, first_token_at = Assembled(_STREAMED[call.profile.operation]), None
         async for chunk in self._chunks(response):
             if assembled.add(chunk):
-                first_token_at = first_token_at or self._clock.now()
+                if first_token_at is None:
+                    first_token_at = self._clock.now()
+                    self._prompts.pop(id(call), None)
                 # Only what brings the answer on counts as a sign of life.
                 limit.reschedule(self._loop.time() + self._declared.idle_s_max)
                 if call.tell is not None:

@@ -8,8 +8,10 @@ from types import MappingProxyType
 from policies import Option
 from policies.bounded_dict import BoundedDict
 from policies.hardware.accelerator import Completion, Job, Refused, VariantLimits
+from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.replica import Ask, Replica, choose_replica
+from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from streams.engine.clock import Clock
 from topics import Response, ServerLoad, Usage, VariantStatus
@@ -33,9 +35,13 @@ class SimulatedBackend:
         options: Sequence[Option],
         clock: Clock,
         usual_tokens: Mapping[str, int] = MappingProxyType({}),
+        factors: Factors = AS_DECLARED,
     ) -> None:
-        """Take the options of the pool, and the usual reply length by class, in tokens."""
-        limits = {o.variant: VariantLimits(o.roofline, o.max_batch) for o in options}
+        """Take the pool's options, the usual reply length by class, and what its devices take."""
+        limits = {
+            o.variant: VariantLimits(corrected(o.roofline, factors), o.max_batch) for o in options
+        }
+        self._latency_s = options[0].latency_s * factors.first_token
         self._options = {o.variant: o for o in options}
         self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
         # By replica, then by variant.
@@ -72,18 +78,25 @@ class SimulatedBackend:
         if self._driver is None or self._driver.done():
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
-        tokens = output_tokens(call.request, profile, self._usual_tokens)
         # Not the request's id: the same one may run again while its cancelled run still ends.
         name = str(next(self._names))
         # A client may hint that there are none; the model computes one at least.
         input_tokens = max(1, profile.input_tokens)
+        began_at = self._model_now()
+        if self._latency_s:
+            # What a server takes beside the device: it comes first, so that an end stays an end.
+            await asyncio.sleep(self._latency_s / self._time_scale)
+        option = self._options[variant]
+        room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
+        tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         replica = self._replica_for(call, input_tokens)
-        job = Job(name, variant, input_tokens, tokens, priority=0 if call.is_direct else 1)
+        job = Job(name, variant, input_tokens, tokens, priority=-call.urgency)
         future = self._waiting[name] = self._loop.create_future()
         accelerator = replica.accelerator
         share = self._shares[self._replicas.index(replica)][variant]
-        began_at = self._model_now()
-        mark = share.begin(began_at)
+        ahead_s, others_s = replica.backlog_s, self._others_s(replica, variant)
+        submitted_at = self._model_now()
+        mark = share.begin(submitted_at)
         replica.submit(job, self._in_model(profile.tpot_s), self._model_now())
         self._changed.set()
         try:
@@ -96,8 +109,14 @@ class SimulatedBackend:
                 accelerator.cancel(name, self._model_now())
                 # What waited for its place is due sooner than the driver thinks.
                 self._changed.set()
-        sequences = shared_by(ended_at - began_at, share_s)
-        self._pace.learn(self._options[variant], job, sequences, done.device_s)
+        took = Measured(
+            done.first_token_at - began_at,
+            done.finished_at - began_at,
+            shared_by(ended_at - submitted_at, share_s),
+            ahead_s,
+            others_s,
+        )
+        self._pace.learn(self._options[variant], job, took, done.device_s)
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
         answer = body(call.request, profile, variant, tokens, self._clock.now())
@@ -108,6 +127,14 @@ class SimulatedBackend:
             first_token_at=origin_s + done.first_token_at / self._time_scale if tokens else None,
             finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
+        )
+
+    def _others_s(self, replica: Replica, variant: str) -> float:
+        """Return one iteration of every other variant that runs on a replica."""
+        return sum(
+            self._pace.step_s(option, replica.accelerator.running_of(name))
+            for name, option in self._options.items()
+            if name != variant
         )
 
     async def probe(self, variant: str) -> None:
@@ -152,7 +179,8 @@ class SimulatedBackend:
         )
         accelerators = [replica.accelerator for replica in self._replicas]
         kv_usage = sum(a.kv_wanted for a in accelerators) / len(accelerators)
-        return Load(backlog_s, variants, ServerLoad(kv_usage=round(kv_usage, 4)))
+        server = ServerLoad(kv_usage=round(kv_usage, 4))
+        return Load(backlog_s, variants, server, self._pace.factors, self._pace.factors_known)
 
     def _fail_waiting(self, driver: asyncio.Task[None]) -> None:
         """Fail every call with the error that ended the driver; nothing else would."""

@@ -12,14 +12,18 @@ _WORDS = ("the", "yard", "sorts", "each", "wagon", "to", "its", "own", "track", 
 
 
 def output_tokens(
-    request: InferenceRequest, profile: Profile, usual_tokens: Mapping[str, int]
+    request: InferenceRequest,
+    profile: Profile,
+    usual_tokens: Mapping[str, int],
+    room_tokens: int,
 ) -> int:
     """Return the length of the simulated reply, in tokens.
 
     ``metadata.simulate.output_tokens`` gives it (for replays of traces with known lengths, which
     the router must not know), else the client's hint; else it is drawn around the class's usual
     length, the same for the same request: a length that routers learn from must not come from
-    their estimate. The body's own limit always holds. An embedding has no reply to count.
+    their estimate. The body's own limit always holds, and so does ``room_tokens``,
+    what the context has left: a server ends the reply there. An embedding has no reply to count.
     """
     if profile.operation == "embeddings":
         return 0
@@ -29,7 +33,8 @@ def output_tokens(
     if tokens is None:
         tokens = _drawn(request.id, usual_tokens.get(profile.task, profile.output_tokens))
     limit = request.output_tokens_max
-    return tokens if limit is None else min(tokens, limit)
+    tokens = tokens if limit is None else min(tokens, limit)
+    return min(tokens, max(1, room_tokens))
 
 
 def _wanted(request: InferenceRequest) -> int | None:

@@ -1,0 +1,112 @@
+"""The four operations of models: one handler, from the body to the answer."""
+
+import asyncio
+import re
+
+from aiohttp import web
+
+from gateway.api.answers import answer_body, answer_headers
+from gateway.api.refusals import refusal_of
+from gateway.api.runs import Run, followed, key_of, run_of
+from gateway.api.streams import StreamedAnswer
+from gateway.api.wanted import Wanted, wanted
+from gateway.exchange.mailbox import Mailbox
+from gateway.http.bodies import read_json
+from gateway.http.errors import ApiError, json_response
+from gateway.http.state import GATEWAY, REQUEST_ID, Gateway, caller_of
+from topics import Result
+from topics.records import headers as h
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_TRACESTATE_MAX = 512
+
+
+async def infer(request: web.Request) -> web.StreamResponse:
+    """Answer a chat completion, a completion, embeddings or a moderation."""
+    gateway, caller = request.app[GATEWAY], caller_of(request)
+    settings = gateway.settings
+    began_at = gateway.clock.now()
+    body = await read_json(request, settings.request_bytes_max, settings.gateway_read_s_max)
+    default = gateway.fleet.model_of("moderations") if request.path == "/v1/moderations" else None
+    asked = wanted(
+        request.path,
+        body,
+        request.headers,
+        caller.tenant,
+        began_at,
+        default_model=default,
+    )
+    run = Run(request[REQUEST_ID])
+    if (text := request.headers.get("Idempotency-Key")) is not None:
+        run = await run_of(gateway, key_of(caller.tenant, request.path, text), asked)
+        request[REQUEST_ID] = run.request_id
+    value = asked.value(run.request_id)
+    if len(value) > settings.request_bytes_max:
+        raise ApiError(
+            413,
+            "request_too_large",
+            f"the request has {len(value):,} bytes with what the gateway adds; the limit is"
+            f" {settings.request_bytes_max:,} (SHUNTER_REQUEST_BYTES_MAX)",
+        )
+    async with followed(gateway, run, value, trace_headers(request)) as box:
+        return await _answered(gateway, request, run, asked, box)
+
+
+async def _answered(
+    gateway: Gateway, request: web.Request, run: Run, asked: Wanted, box: Mailbox
+) -> web.StreamResponse:
+    headers = {"x-request-id": run.request_id}
+    if run.is_joined:
+        headers["idempotent-replayed"] = "true"
+    streamed = StreamedAnswer(gateway, request, run, asked, box) if asked.is_streamed else None
+    try:
+        async with asyncio.timeout(_left_s(gateway, run, asked)):
+            if streamed is not None:
+                response = await streamed.send(headers)
+                if (ended := streamed.result) is not None and not run.is_joined:
+                    _charge(gateway, request, ended)
+                return response
+            result = await _result(run, box)
+    except ApiError as error:
+        error.headers |= headers
+        raise
+    except TimeoutError:
+        late = ApiError(504, "deadline_exceeded", "the deadline has passed", headers=headers)
+        if streamed is not None:
+            return await streamed.expire(late)
+        raise late from None
+    if not run.is_joined:
+        _charge(gateway, request, result)
+    if result.status != "completed":
+        refusal = refusal_of(result, asked, gateway.fleet)
+        refusal.headers |= headers | answer_headers(result)
+        raise refusal
+    return json_response(answer_body(result, asked), headers=headers | answer_headers(result))
+
+
+def _charge(gateway: Gateway, request: web.Request, result: Result) -> None:
+    gateway.key_limits.charge(caller_of(request).key, result, gateway.clock.now())
+
+
+async def _result(run: Run, box: Mailbox) -> Result:
+    return await box.result() if run.result is None else run.result
+
+
+def _left_s(gateway: Gateway, run: Run, asked: Wanted) -> float | None:
+    if asked.deadline is None or run.result is not None:
+        return None
+    return max(0.0, asked.deadline - gateway.clock.now())
+
+
+def trace_headers(request: web.Request) -> list[tuple[str, bytes]]:
+    """Return the headers that carry a client's trace to the pool; malformed ones are left out."""
+    parent = request.headers.get("traceparent", "").strip()
+    if _TRACEPARENT.fullmatch(parent) is None:
+        return []
+    found = [(h.TRACEPARENT, parent.encode())]
+    state = request.headers.get("tracestate", "").strip()
+    if state and len(state) <= _TRACESTATE_MAX and state.isascii():
+        found.append((h.TRACESTATE, state.encode()))
+    return found

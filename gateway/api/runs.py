@@ -1,0 +1,181 @@
+"""One request from its publication to its result, whoever comes for it and whoever leaves."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+
+from gateway.api.refusals import refusal_of
+from gateway.api.wanted import Wanted
+from gateway.exchange.claims import HeldKey
+from gateway.exchange.mailbox import Mailbox
+from gateway.exchange.publisher import UnavailableError
+from gateway.exchange.request_ids import keyed_id
+from gateway.http.errors import ApiError
+from gateway.http.state import Gateway
+from topics import KeyClaim, Result, encode
+
+KEY_CHARACTERS_MAX = 255
+# How a request ended so that another try may do better.
+_RUN_ANEW = frozenset({409, 429, 502, 503})
+# How often it is told that somebody waits, while others would wait for a client to come back.
+STAYING = 3
+_LEFT = "its client has left"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An ``Idempotency-Key`` of a tenant for a path; ``name`` is the id of its first request."""
+
+    tenant: str
+    path: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        """What its claims are keyed by."""
+        return keyed_id(self.tenant, self.path, self.text)
+
+    def request_id(self, run: int) -> str:
+        """Return the id of one of its requests."""
+        return keyed_id(self.tenant, self.path, self.text, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A request to answer: its id, and its result where it has ended before.
+
+    ``is_joined`` is true where another request has begun it.
+    """
+
+    request_id: str
+    key: Key | None = None
+    is_joined: bool = False
+    result: Result | None = None
+
+
+def key_of(tenant: str, path: str, text: str) -> Key:
+    """Return a client's key. Raises ApiError where it can't be one."""
+    if not 1 <= len(text) <= KEY_CHARACTERS_MAX:
+        message = f"Idempotency-Key has 1 to {KEY_CHARACTERS_MAX} characters"
+        raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
+    return Key(tenant, path, text)
+
+
+async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
+    """Return the run of a key: a new one, the one that goes on, or the one that has ended.
+
+    Raises:
+        ApiError: the key came with another body before (422).
+        UnavailableError: Kafka does not answer.
+    """
+    held, token = gateway.claims.find(key.name), secrets.token_hex(8)
+    run = 0 if held is None else held.claim.run
+    if held is None:
+        await _claim(gateway, key, wanted, run, token)
+    while True:
+        held = await _seen(gateway, key, run)
+        run = held.claim.run
+        if held.claim.digest != wanted.digest:
+            message = (
+                "this Idempotency-Key came with another body; take a new key for a new request"
+            )
+            raise ApiError(422, "idempotency_key_reused", message, param="Idempotency-Key")
+        request_id = key.request_id(run)
+        if held.claim.token == token:
+            return Run(request_id, key)
+        result = await gateway.exchange.result(request_id, since=held.claim.at)
+        if result is None:
+            # Whoever leaves then knows that somebody is there.
+            await _claim(gateway, key, wanted, run, token)
+            return Run(request_id, key, is_joined=True)
+        if not _may_do_better(result, wanted, gateway):
+            return Run(request_id, key, is_joined=True, result=result)
+        run += 1
+        await _claim(gateway, key, wanted, run, token)
+
+
+def _may_do_better(result: Result, wanted: Wanted, gateway: Gateway) -> bool:
+    if result.status == "completed":
+        return False
+    return refusal_of(result, wanted, gateway.fleet).status in _RUN_ANEW
+
+
+async def _claim(gateway: Gateway, key: Key, wanted: Wanted, run: int, token: str) -> None:
+    claim = KeyClaim(run, wanted.digest, token, gateway.clock.now())
+    await gateway.exchange.send(gateway.exchange.catalogue.claims, key.name, encode(claim))
+
+
+async def _seen(gateway: Gateway, key: Key, run: int) -> HeldKey:
+    try:
+        return await gateway.claims.seen(key.name, run)
+    except TimeoutError as error:
+        raise UnavailableError("Kafka does not give back what it took") from error
+
+
+@contextlib.asynccontextmanager
+async def followed(
+    gateway: Gateway, run: Run, value: bytes, headers: Sequence[tuple[str, bytes]]
+) -> AsyncIterator[Mailbox]:
+    """Publish a request and provide what comes of it; cancel it if its client leaves.
+
+    A run that was joined is published again: whoever began it may have died before it did so, and
+    routers serve an id once.
+
+    Raises:
+        UnavailableError: Kafka is not known to have the request.
+    """
+    with gateway.exchange.follow(run.request_id) as box:
+        staying: asyncio.Task[None] | None = None
+        try:
+            if run.result is None:
+                await gateway.exchange.publish(run.request_id, value, headers)
+                if run.key is not None:
+                    staying = asyncio.create_task(_stay(gateway, run.key, run))
+            yield box
+        except (asyncio.CancelledError, ConnectionError):
+            if not (box.has_result or run.result is not None or gateway.is_stopping):
+                gateway.begin(_left(gateway, run))
+            raise
+        finally:
+            if staying is not None:
+                staying.cancel()
+
+
+def give_up(gateway: Gateway, run: Run) -> None:
+    """Cancel a request whose answer can't be used any more, unless it has a key."""
+    if run.key is None:
+        gateway.begin(_cancel(gateway, run.request_id, "its stream was interrupted"))
+
+
+async def _stay(gateway: Gateway, key: Key, run: Run) -> None:
+    """Tell again and again that somebody waits, for another gateway whose client leaves."""
+    held = gateway.claims.find(key.name)
+    while held is not None and key.request_id(held.claim.run) == run.request_id:
+        await asyncio.sleep(max(gateway.settings.gateway_reclaim_s / STAYING, 0.1))
+        claim = replace(held.claim, at=gateway.clock.now())
+        with contextlib.suppress(UnavailableError):
+            await gateway.exchange.send(gateway.exchange.catalogue.claims, key.name, encode(claim))
+        held = gateway.claims.find(key.name)
+
+
+async def _left(gateway: Gateway, run: Run) -> None:
+    left_at = gateway.clock.now()
+    if run.key is not None:
+        await asyncio.sleep(gateway.settings.gateway_reclaim_s)
+        held = gateway.claims.find(run.key.name)
+        has_come_back = held is not None and held.joined_at >= left_at
+        if has_come_back or gateway.exchange.is_followed(run.request_id):
+            return
+    await _cancel(gateway, run.request_id, _LEFT)
+
+
+async def _cancel(gateway: Gateway, request_id: str, reason: str) -> None:
+    try:
+        await gateway.exchange.cancel(request_id, reason)
+    except UnavailableError as error:
+        logger.warning("%s runs on: %s", request_id, error)

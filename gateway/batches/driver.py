@@ -1,0 +1,360 @@
+"""The driver of a batch: from what is written down it goes on, whoever had it before."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gateway.batches.ending import Ending
+from gateway.batches.exchange import LineExchange
+from gateway.batches.journal import Journal, Run
+from gateway.batches.lines import (
+    CheckedInput,
+    Input,
+    LineProblem,
+    batch_prefix,
+    line_request_id,
+    run_of_id,
+)
+from gateway.batches.output import Output, unanswered
+from gateway.batches.pace import LinePace
+from gateway.batches.record import FINAL, BatchRecord
+from gateway.batches.store import BatchFolder
+from gateway.batches.texts import LineTexts
+from gateway.exchange.request_ids import owned_id
+from gateway.files.store import FileStore
+from gateway.files.threads import in_thread
+from streams.engine.clock import Clock
+from topics import BadRecordError, Result, decode
+from topics.openai_api.batch_output import CANCELLED, EXPIRED
+
+# Lines published and not ended, of one batch; enough for the windows of the hold to fill.
+IN_FLIGHT_MAX = 10_000
+# Published at once, of one batch; the journal is synced twice for them.
+CHUNK_LINES = 200
+# How long the results of lines are awaited that were cancelled, or whose deadline has passed.
+ENDING_S_MAX = 30.0
+# Time between two records of how far the batch is.
+TOLD_S = 1.0
+WAIT_S = 0.2
+_TURNED_AWAY = frozenset({"rate_limited", "over_share"})
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What drivers of one process share. ``request_bytes_max`` is that of a line."""
+
+    files: FileStore
+    exchange: LineExchange
+    texts: LineTexts
+    clock: Clock
+    request_bytes_max: int
+    ending_s_max: float = ENDING_S_MAX
+    wait_s: float = WAIT_S
+    in_flight_max: int = IN_FLIGHT_MAX
+    chunk_lines: int = CHUNK_LINES
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a batch in progress has open."""
+
+    journal: Journal
+    output: Output
+    in_flight: set[Run] = field(default_factory=set)
+    """Published, as far as it is known, without an end."""
+    to_publish: set[Run] = field(default_factory=set)
+    """Announced in the journal, and not in the log."""
+    arrived: list[tuple[str, bytes]] = field(default_factory=list)
+    again_at: dict[int, float] = field(default_factory=dict)
+    """Lines that were turned away, and when they may be published anew; epoch seconds."""
+
+
+class Driver:
+    """Takes one batch, which this process owns, to its end.
+
+    It may be killed at any moment and another goes on: a line is announced in the journal before
+    it is published, its end is in the output before the journal says that results are read so far,
+    and of what was announced the log tells whether it has it.
+    """
+
+    def __init__(self, folder: BatchFolder, parts: Parts) -> None:
+        self._folder = folder
+        self._parts = parts
+        self._batch: BatchRecord = folder.read()
+        self._prefix = batch_prefix(self._batch.id)
+        self._ids_prefix = owned_id(self._batch.tenant, self._prefix)
+        self._woken = asyncio.Event()
+        self._told_at = 0.0
+        self._pace = LinePace()
+
+    async def run(self) -> None:
+        """Drive the batch to its end.
+
+        Raises:
+            UnavailableError: Kafka does not answer; what is written down is gone on with later.
+            OSError: the disk fails; likewise.
+        """
+        batch = self._batch
+        if batch.status not in FINAL:
+            source = Input(
+                self._folder.file("input"),
+                batch.endpoint,
+                batch.tenant,
+                self._parts.request_bytes_max,
+            )
+            try:
+                await self._run(source)
+            finally:
+                source.close()
+        await in_thread(self._folder.close)
+
+    async def _run(self, source: Input) -> None:
+        batch = self._batch
+        if batch.status == "validating" and not await self._validated(source):
+            return
+        if not source.offsets:
+            await in_thread(source.index)
+        output = Output(self._folder.path, batch.counts.total)
+        journal = Journal(self._folder.file("journal"))
+        try:
+            work = _Work(journal, output)
+            if batch.status != "finalizing":
+                await self._work(source, work)
+            await Ending(self._folder, batch, output, self._parts.files).finish(self._now())
+        finally:
+            journal.close()
+            output.close()
+
+    async def _validated(self, source: Input) -> bool:
+        """Check the input; return whether the lines are to run."""
+        batch, checked = self._batch, CheckedInput()
+        for found in source.check(self._now()):
+            checked = found
+            await asyncio.sleep(0)
+            if self._folder.cancelling_at() is not None:
+                break
+        cancelling_at = self._folder.cancelling_at()
+        if cancelling_at is not None:
+            batch.enter("cancelling", cancelling_at)
+            batch.enter("cancelled", self._now())
+        elif checked.errors:
+            batch.errors = checked.errors
+            batch.enter("failed", self._now())
+        else:
+            batch.counts.total, batch.model = len(checked.offsets), checked.model
+            source.offsets = checked.offsets
+            batch.enter("in_progress", self._now())
+        await in_thread(self._folder.write, batch)
+        return batch.status == "in_progress"
+
+    async def _work(self, source: Input, work: _Work) -> None:
+        """Publish lines and write down their ends until each has one."""
+        exchange, journal = self._parts.exchange, work.journal
+
+        def take(request_id: str, value: bytes) -> None:
+            work.arrived.append((request_id, value))
+            self._woken.set()
+
+        async with exchange.following(self._ids_prefix, take):
+            await self._settle(work)
+            self._recover(work)
+            if journal.state.positions:
+                # Written down as they come: of a batch that nobody had for long there are many.
+                def write_down(request_id: str, value: bytes) -> None:
+                    self._write_end(source, work, request_id, value)
+
+                await exchange.catch_up(journal.state.positions, self._ids_prefix, write_down)
+            else:
+                # Before the first line is published, so that no result stands before it.
+                ends = await exchange.ends()
+                await in_thread(journal.read_to, ends, ())
+            while work.output.done_count < self._batch.counts.total:
+                self._woken.clear()
+                self._write_down(source, work)
+                if self._is_ending():
+                    await self._end_lines(source, work)
+                    return
+                is_waiting = not await self._publish_some(source, work)
+                await self._tell(work)
+                if is_waiting and not work.arrived:
+                    await self._wait()
+
+    def _recover(self, work: _Work) -> None:
+        """Take up what the journal says was published, and has no end yet."""
+        state = work.journal.state
+        current = ((n, state.runs.get(n, 0)) for n in range(state.next_line))
+        away = state.uncertain | {(n, state.runs.get(n, 0)) for n in state.again}
+        work.in_flight = {
+            run for run in current if not work.output.is_done(run[0]) and run not in away
+        }
+        work.again_at = {n: self._now() for n in state.again if not work.output.is_done(n)}
+
+    async def _settle(self, work: _Work) -> None:
+        """Ask the log which of the uncertain lines it has; the others are published now."""
+        state = work.journal.state
+        if not state.uncertain:
+            return
+        by_id = {self._id(run): run for run in state.uncertain}
+        found = await self._parts.exchange.published(by_id.keys(), state.uncertain_since or 0.0)
+        there = [by_id[each] for each in found]
+        await in_thread(work.journal.published, there)
+        work.to_publish = set(state.uncertain)
+
+    def _write_down(self, source: Input, work: _Work) -> None:
+        """Write down the ends that have arrived."""
+        arrived, work.arrived = work.arrived, []
+        for done, (request_id, value) in enumerate(arrived):
+            try:
+                self._write_end(source, work, request_id, value)
+            except OSError:
+                work.arrived = arrived[done:] + work.arrived
+                raise
+
+    def _write_end(self, source: Input, work: _Work, request_id: str, value: bytes) -> None:
+        n, run = run_of_id(request_id)
+        state, output = work.journal.state, work.output
+        is_current = n < len(source.offsets) and run == state.runs.get(n, 0)
+        if not is_current or output.is_done(n):
+            return
+        try:
+            result = decode(Result, value)
+        except BadRecordError as error:
+            logger.warning("the result of %s can't be read: %s", request_id, error.message)
+            return
+        is_away = result.status == "rejected" and result.error is not None
+        if is_away and result.error is not None and result.error.code in _TURNED_AWAY:
+            now = self._now()
+            wait_s = self._parts.texts.rate_wait_s(self._batch.tenant)
+            work.again_at.setdefault(n, self._pace.turned_away(now, wait_s))
+        else:
+            asked = source.line(n, self._now())
+            line, is_error = self._parts.texts.line(asked, n, self._prefix, result)
+            output.add(n, line, is_error=is_error)
+        work.in_flight.discard((n, run))
+
+    async def _publish_some(self, source: Input, work: _Work) -> bool:
+        """Publish the next lines, if there is room for any; return whether some were."""
+        now, state = self._now(), work.journal.state
+        room = self._parts.in_flight_max - len(work.in_flight)
+        room = min(room, self._parts.chunk_lines, self._pace.room(now))
+        if room <= 0:
+            return False
+        # Of some the end has been read meanwhile.
+        work.to_publish = {run for run in work.to_publish if not work.output.is_done(run[0])}
+        runs = sorted(work.to_publish)[:room]
+        again = sorted(n for n, at in work.again_at.items() if at <= now)[: room - len(runs)]
+        fresh = [(n, state.runs.get(n, 0) + 1) for n in again]
+        last = min(self._batch.counts.total, state.next_line + room - len(runs) - len(fresh))
+        fresh += [(n, 0) for n in range(state.next_line, last)]
+        if not runs and not fresh:
+            return False
+        if fresh:
+            await in_thread(work.journal.intend, fresh, now)
+        work.to_publish.update(fresh)
+        for n in again:
+            del work.again_at[n]
+        await self._publish(source, work, [*runs, *fresh])
+        return True
+
+    async def _publish(self, source: Input, work: _Work, runs: list[Run]) -> None:
+        values: dict[Run, bytes] = {}
+        for run in runs:
+            request_id, now, expires_at = self._id(run), self._now(), self._batch.expires_at
+            try:
+                line = source.line(run[0], now)
+                values[run] = self._parts.texts.value(line, request_id, expires_at, now)
+            except LineProblem as problem:
+                # It was fit when it was checked, for a longer limit.
+                refused = self._parts.texts.refused(self._prefix, run[0], request_id, problem)
+                work.output.add(run[0], refused, is_error=True)
+        # In flight first: a result may be there before the acknowledgement.
+        work.in_flight.update(values)
+        # All of them, so that none is still on its way when the log is asked for it.
+        publish = self._parts.exchange.publish
+        sent = await asyncio.gather(
+            *(publish(self._id(run), value) for run, value in values.items()),
+            return_exceptions=True,
+        )
+        for outcome in sent:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        self._pace.published(len(runs))
+        await in_thread(work.journal.published, runs)
+        work.to_publish.difference_update(runs)
+
+    def _is_ending(self) -> bool:
+        return self._folder.cancelling_at() is not None or self._now() >= self._batch.expires_at
+
+    async def _end_lines(self, source: Input, work: _Work) -> None:
+        """End the lines of a batch that is cancelled or has expired: none is published any more."""
+        cancelling_at = self._folder.cancelling_at()
+        code = EXPIRED if cancelling_at is None else CANCELLED
+        if cancelling_at is not None and self._batch.status != "cancelling":
+            self._batch.enter("cancelling", cancelling_at)
+            await in_thread(self._folder.write, self._batch)
+        # Lines whose deadline has passed end by themselves; a cancellation must be sent.
+        if code == CANCELLED:
+            await self._cancel(work.in_flight | work.to_publish)
+        await self._await_ends(source, work, code)
+        if code == EXPIRED:
+            await self._cancel(work.in_flight | work.to_publish)
+        for n in range(self._batch.counts.total):
+            if not work.output.is_done(n):
+                line = unanswered(self._prefix, n, self._custom_id(source, n), code)
+                work.output.add(n, line, is_error=True)
+            if n % 100 == 0:
+                await asyncio.sleep(0)
+
+    async def _await_ends(self, source: Input, work: _Work, code: str) -> None:
+        until = self._now() + self._parts.ending_s_max
+        while work.in_flight and self._now() < until:
+            self._woken.clear()
+            self._write_down(source, work)
+            await self._tell(work)
+            if code == EXPIRED and self._folder.cancelling_at() is not None:
+                return
+            if work.in_flight and not work.arrived:
+                await self._wait()
+
+    async def _cancel(self, runs: Iterable[Run]) -> None:
+        waiting = sorted(runs)
+        step = self._parts.chunk_lines
+        for start in range(0, len(waiting), step):
+            chunk = waiting[start : start + step]
+            await asyncio.gather(*(self._parts.exchange.cancel(self._id(run)) for run in chunk))
+
+    async def _tell(self, work: _Work) -> None:
+        """Record now and then how far the batch is: for clients, and for a new owner."""
+        now = self._now()
+        if 0 <= now - self._told_at < TOLD_S or work.arrived:
+            return
+        self._told_at = now
+        # All that was read up to here has been written down: nothing has arrived since.
+        positions = self._parts.exchange.positions()
+        again = list(work.again_at)
+        self._batch.counts = work.output.counts
+        await in_thread(work.output.sync)
+        await in_thread(work.journal.read_to, positions, again)
+        await in_thread(self._folder.write, self._batch)
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._parts.wait_s):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+
+    def _custom_id(self, source: Input, n: int) -> str:
+        try:
+            return source.line(n, self._now()).custom_id
+        except LineProblem:
+            return str(n)
+
+    def _id(self, run: Run) -> str:
+        return line_request_id(self._batch.tenant, self._batch.id, *run)
+
+    def _now(self) -> float:
+        return self._parts.clock.now()

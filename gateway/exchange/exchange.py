@@ -1,0 +1,95 @@
+"""The exchange: publish a request, follow it to its result, cancel it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from gateway.exchange.dispatcher import Dispatcher
+from gateway.exchange.lookup import ResultLookup
+from gateway.exchange.mailbox import Mailbox
+from gateway.exchange.publisher import RequestPublisher
+from topics import Cancellation, Catalogue, Result, Settings, encode
+
+
+class Exchange:
+    """What the endpoints of one process share: a producer, and a reader of results and streams."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.catalogue = Catalogue(settings)
+        self._publisher = RequestPublisher(settings)
+        self._dispatcher = Dispatcher(settings)
+        self._lookup = ResultLookup(settings, self._dispatcher)
+
+    async def start(self) -> None:
+        """Connect, and follow results and streams from now on.
+
+        Raises:
+            AdminError: Kafka can't be reached, or a topic is missing.
+            KafkaError: no broker answers.
+        """
+        await self._publisher.start()
+        await self._dispatcher.start()
+
+    async def stop(self) -> None:
+        """Close everything."""
+        await self._dispatcher.stop()
+        await self._publisher.stop()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether results are being read."""
+        return self._dispatcher.failure is None
+
+    async def failed(self) -> None:
+        """Wait until the reading of results ends by an error, and raise that."""
+        await self._dispatcher.failed()
+
+    @contextlib.contextmanager
+    def follow(self, request_id: str) -> Iterator[Mailbox]:
+        """Provide the mailbox of a request; enter before it is published."""
+        box = self._dispatcher.open(request_id)
+        try:
+            yield box
+        finally:
+            self._dispatcher.close(box)
+
+    def is_followed(self, request_id: str) -> bool:
+        """Return whether somebody at this gateway waits for a request."""
+        return self._dispatcher.is_open(request_id)
+
+    async def publish(
+        self, request_id: str, value: bytes, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """Publish a request: JSON as in docs/reference/requests.md, with this id.
+
+        Publishing it again under the same id is no harm: routers serve an id once.
+
+        Raises:
+            UnavailableError: Kafka is not known to have it.
+        """
+        await self._publisher.send(self.catalogue.requests, request_id, value, headers)
+
+    async def cancel(self, request_id: str, reason: str) -> None:
+        """Cancel a request, wherever it is.
+
+        Raises:
+            UnavailableError: Kafka is not known to have the cancellation.
+        """
+        value = encode(Cancellation(reason))
+        await self._publisher.send(self.catalogue.cancellations, request_id, value)
+
+    async def send(self, topic: str, key: str, value: bytes | None) -> None:
+        """Write another record of the gateway's own. Raises UnavailableError."""
+        await self._publisher.send(topic, key, value)
+
+    async def result(self, request_id: str, since: float | None = None) -> Result | None:
+        """Return the result of a request, read back from the log; None if it has none by now.
+
+        Args:
+            request_id: its id.
+            since: epoch seconds before which it can't have ended; None reads what the topic keeps.
+
+        Raises:
+            UnavailableError: Kafka does not answer.
+            BadRecordError: the result can't be read.
+        """
+        return await self._lookup.find(request_id, since)

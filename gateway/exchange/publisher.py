@@ -1,0 +1,96 @@
+"""A producer of clients' records that is replaced when it fails."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from streams.kafka.broker_loss import client_options
+from topics import Settings
+from topics.registry import INGEST_BYTES_MAX
+
+PUBLISH_S_MAX = 10.0
+CLOSE_S_MAX = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class UnavailableError(Exception):
+    """Kafka does not take or give records now."""
+
+
+class RequestPublisher:
+    """Writes records with ``acks=all``, idempotently."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            KafkaError: no broker answers.
+        """
+        await self._connected()
+
+    async def _connected(self) -> AIOKafkaProducer:
+        async with self._connecting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **client_options(self._settings),
+                    acks="all",
+                    enable_idempotence=True,
+                    max_request_size=INGEST_BYTES_MAX,
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    await producer.stop()
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def send(
+        self,
+        topic: str,
+        key: str,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Write a record, and return once the log has it.
+
+        Raises:
+            UnavailableError: it is not known to have it.
+        """
+        producer: AIOKafkaProducer | None = None
+        try:
+            async with asyncio.timeout(PUBLISH_S_MAX):
+                producer = await self._connected()
+                await producer.send_and_wait(topic, value, key=key.encode(), headers=list(headers))
+        except (KafkaError, TimeoutError, OSError) as error:
+            logger.warning("%s does not take a record: %r", topic, error)
+            await self._replace(producer)
+            raise UnavailableError(f"Kafka does not take the request: {error!r}") from error
+
+    async def _replace(self, failed: AIOKafkaProducer | None) -> None:
+        if failed is None or self._producer is not failed:
+            return
+        self._producer = None
+        await _close(failed)
+
+    async def stop(self) -> None:
+        """Close the producer."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _close(producer)
+
+
+async def _close(producer: AIOKafkaProducer) -> None:
+    with contextlib.suppress(TimeoutError, KafkaError):
+        async with asyncio.timeout(CLOSE_S_MAX):
+            await producer.stop()

@@ -1,0 +1,1 @@
+"""The HTTP side that all endpoints share: errors, keys, limits, the application."""

@@ -1,0 +1,98 @@
+"""What is done for each request: an id, the key, the limit of open requests, errors as JSON."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from gateway.exchange.publisher import UnavailableError
+from gateway.exchange.request_ids import new_id
+from gateway.http.errors import ApiError
+from gateway.http.state import CALLER, GATEWAY, REQUEST_ID, Gateway
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+API_PREFIX = "/v1/"
+UNAVAILABLE_RETRY_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+@web.middleware
+async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer errors as OpenAI's API does, and name the request in each answer."""
+    gateway = request.app[GATEWAY]
+    began_at = gateway.clock.now()
+    request[REQUEST_ID] = new_id("", began_at)
+    resource = request.match_info.route.resource
+    route = "none" if resource is None else resource.canonical
+    try:
+        response = await _admitted(request, handler, gateway)
+    except ApiError as error:
+        response = error.response()
+    except UnavailableError as error:
+        message = f"{error}; try again"
+        response = ApiError(
+            503, "unavailable", message, retry_after_s=UNAVAILABLE_RETRY_S
+        ).response()
+    except web.HTTPException as error:
+        response = _of_http(request, error).response()
+    except (asyncio.CancelledError, ConnectionError):
+        gateway.meter.left()
+        raise
+    except Exception:
+        logger.exception("%s %s failed", request.method, request.path)
+        message = "the gateway failed on this request in an unforeseen way; its log says where"
+        response = ApiError(500, "internal_error", message).response()
+    gateway.meter.answered(route, response.status, max(0.0, gateway.clock.now() - began_at))
+    if not response.prepared:
+        response.headers.setdefault("x-request-id", request[REQUEST_ID])
+    return response
+
+
+async def _admitted(request: web.Request, handler: Handler, gateway: Gateway) -> web.StreamResponse:
+    is_known = request.match_info.http_exception is None
+    if not (is_known and request.path.startswith(API_PREFIX)):
+        return await handler(request)
+    caller = gateway.keys.caller(request.headers.get("Authorization"))
+    request[CALLER] = caller
+    request[REQUEST_ID] = new_id(caller.tenant, gateway.clock.now())
+    with gateway.key_limits.admitted(caller.key, gateway.clock.now()):
+        return await _counted(request, handler, gateway)
+
+
+async def _counted(request: web.Request, handler: Handler, gateway: Gateway) -> web.StreamResponse:
+    most = gateway.settings.gateway_open_max
+    if gateway.open_requests >= most:
+        raise ApiError(
+            503,
+            "overloaded",
+            f"{most} requests are open at this gateway, as many as it takes"
+            " (SHUNTER_GATEWAY_OPEN_MAX); try again",
+            retry_after_s=1.0,
+        )
+    gateway.open_requests += 1
+    gateway.meter.open_requests.set(gateway.open_requests)
+    try:
+        return await handler(request)
+    finally:
+        gateway.open_requests -= 1
+        gateway.meter.open_requests.set(gateway.open_requests)
+
+
+def _of_http(request: web.Request, error: web.HTTPException) -> ApiError:
+    """Return what aiohttp raises by itself in the form of the API."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return ApiError(
+            405,
+            "method_not_allowed",
+            f"{request.method} is not a method of {request.path:.200}, which takes {allowed}",
+            headers={"Allow": allowed},
+        )
+    if isinstance(error, web.HTTPNotFound):
+        where = f"{request.method} {request.path:.200}"
+        return ApiError(404, "unknown_url", f"there is no {where}; see /docs")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return ApiError(413, "request_too_large", "the body is too large")
+    return ApiError(error.status, None, error.reason)

@@ -1,0 +1,58 @@
+"""What handlers share of a process, and of the request that they answer."""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from gateway.exchange.claims import ClaimFollower
+from gateway.exchange.exchange import Exchange
+from gateway.exchange.fleet_state import FleetState
+from gateway.http.key_limits import KeyLimits
+from gateway.http.keys import Caller, Keys
+from gateway.http.meter import Meter
+from streams.engine.clock import Clock
+from topics import Settings
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The parts of one gateway process."""
+
+    settings: Settings
+    exchange: Exchange
+    fleet: FleetState
+    claims: ClaimFollower
+    keys: Keys
+    clock: Clock
+    meter: Meter = field(default_factory=Meter)
+    key_limits: KeyLimits = field(default_factory=KeyLimits)
+    open_requests: int = 0
+    """Requests that are being answered now."""
+    is_stopping: bool = False
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that outlives the request that it comes of."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self, s_max: float) -> None:
+        """Wait until all that was begun has ended, or cancel it."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=s_max)
+            for task in late:
+                task.cancel()
+
+
+GATEWAY = web.AppKey("gateway", Gateway)
+CALLER = web.RequestKey("caller", Caller)
+REQUEST_ID = web.RequestKey("request_id", str)
+
+
+def caller_of(request: web.Request) -> Caller:
+    """Return who asks; each path under ``/v1`` has one."""
+    return request[CALLER]

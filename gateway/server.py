@@ -1,0 +1,177 @@
+"""The gateway's process: the application, its routes, and the server around it."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from gateway.api.catalogue import model, models, request_result
+from gateway.api.inference import infer
+from gateway.api.wanted import OPERATIONS
+from gateway.batches.assembly import add_batches
+from gateway.exchange.claims import ClaimFollower
+from gateway.exchange.exchange import Exchange
+from gateway.exchange.fleet_state import FleetState
+from gateway.http.connection import OPTIONS, Connection
+from gateway.http.health import healthz, readyz
+from gateway.http.keys import Keys
+from gateway.http.middleware import answer_in_form
+from gateway.http.pages import docs, index, metrics, openapi
+from gateway.http.state import GATEWAY, Gateway
+from streams.engine.clock import SystemClock
+from streams.kafka.follower import TopicFollower
+from topics import Settings
+from topics.signing.key_files import check_key_file
+
+BACKLOG = 1024
+STOP_S_MAX = 10.0
+KEYS_EVERY_S = 1.0
+FOLLOW_S = 0.5
+# For cancellations of clients that have just left.
+FINISH_S_MAX = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def routes(_settings: Settings) -> list[web.RouteDef]:
+    """Return the routes of a gateway with these settings."""
+    return [
+        web.get("/", index),
+        web.get("/docs", docs),
+        web.get("/openapi.json", openapi),
+        web.get("/metrics", metrics),
+        web.get("/healthz", healthz),
+        web.get("/readyz", readyz),
+        *(web.post(path, infer) for path in OPERATIONS),
+        web.get("/v1/models", models),
+        web.get("/v1/models/{id:.+}", model),
+        web.get("/v1/requests/{id}", request_result),
+    ]
+
+
+def create_app(gateway: Gateway) -> web.Application:
+    """Return the application over the parts of a process, which the caller starts."""
+    # Bodies are read with a limit of their own (gateway/http/bodies.py).
+    app = web.Application(middlewares=[answer_in_form], client_max_size=0)
+    app[GATEWAY] = gateway
+    app.add_routes(routes(gateway.settings))
+    add_batches(app, gateway)
+    app.on_response_prepare.append(_sign)
+    return app
+
+
+async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "shunter"
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
+    """Serve, and provide the parts and the port.
+
+    Raises:
+        AdminError: Kafka can't be reached, or topics are missing.
+        KeysError: the keys can't be used.
+        OSError: the port is taken, or a TLS file can't be read.
+    """
+    keys = Keys(settings.gateway_keys, settings.gateway_host)
+    tls = tls_of(settings)
+    clock = SystemClock()
+    fleet = FleetState(settings, clock)
+    gateway = Gateway(settings, Exchange(settings), fleet, ClaimFollower(settings), keys, clock)
+    followers = [*fleet.followers, gateway.claims]
+    runner = web.AppRunner(
+        create_app(gateway), handler_cancellation=True, shutdown_timeout=STOP_S_MAX, **OPTIONS
+    )
+    listening: asyncio.Server | None = None
+    started: list[TopicFollower] = []
+    following: list[asyncio.Task[None]] = []
+    try:
+        await gateway.exchange.start()
+        for follower in followers:
+            await follower.start()
+            started.append(follower)
+            following.append(asyncio.create_task(_follow(follower)))
+        await runner.setup()
+        server = runner.server
+        if server is None:
+            raise AssertionError("the runner has been set up")
+        head_s_max = settings.gateway_read_s_max
+        listening = await asyncio.get_running_loop().create_server(
+            lambda: Connection(server, head_s_max),
+            settings.gateway_host,
+            settings.gateway_port,
+            ssl=tls,
+            backlog=BACKLOG,
+        )
+        yield gateway, listening.sockets[0].getsockname()[1]
+    finally:
+        gateway.is_stopping = True
+        if listening is not None:
+            listening.close()
+        await runner.cleanup()
+        await gateway.finish(FINISH_S_MAX)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        for follower in started:
+            await follower.stop()
+        await gateway.exchange.stop()
+
+
+async def _follow(follower: TopicFollower) -> None:
+    while True:
+        await follower.step(timeout_s=FOLLOW_S)
+
+
+async def run_gateway(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        AdminError: Kafka can't be reached, or topics are missing.
+        KeysError: the keys can't be used.
+        OSError: the port is taken, or a TLS file can't be read.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with serving(settings) as (gateway, port):
+        scheme = "http" if settings.gateway_tls_cert is None else "https"
+        logger.info("the gateway answers at %s://%s:%d", scheme, settings.gateway_host, port)
+        tasks = [
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(gateway.exchange.failed()),
+            asyncio.create_task(_refresh(gateway)),
+        ]
+        done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
+        for task in done:
+            task.result()
+
+
+async def _refresh(gateway: Gateway) -> None:
+    """Read what may change while the process runs."""
+    while True:
+        await asyncio.sleep(KEYS_EVERY_S)
+        gateway.keys.refresh()
+
+
+def tls_of(settings: Settings) -> ssl.SSLContext | None:
+    """Return the TLS that the settings name; None for plain HTTP.
+
+    Raises:
+        OSError: a file can't be read.
+        KeyFileError: others may read the private key.
+    """
+    certificate = settings.gateway_tls_cert
+    if certificate is None:
+        return None
+    check_key_file(settings.gateway_tls_key or certificate)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, settings.gateway_tls_key)
+    return context

@@ -1,0 +1,237 @@
+"""The search of a plan: from the programme's fleet up until it holds, then down while it does."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from policies import Fleet
+from shunter.plan.judge import Case, FleetVerdict, Judge, judge_here, judging
+from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
+
+FACTORS = (1, 2, 4, 8)
+STEP_MAX = 16
+
+Key = tuple[tuple[str, int], ...]
+
+
+class JudgedFleet(NamedTuple):
+    """A fleet and its verdicts: of the usual case, and of the worst."""
+
+    counts: dict[str, int]
+    usd_per_hour: float
+    usual: FleetVerdict
+    worst_case: Case
+    worst: FleetVerdict
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it keeps what is wanted in each case."""
+        return self.usual.is_kept and self.worst.is_kept
+
+
+class NoPlanError(Exception):
+    """No fleet that may be rented keeps what is wanted; the message says what is missed."""
+
+
+@dataclass
+class FleetSearch:
+    """Looks for the cheapest fleet that a judge lets pass.
+
+    Args:
+        judge: the judge.
+        cases: what may be gone, besides the usual case.
+        seconds: time for it all; a fleet that was found by then is returned.
+        told: gets a line for people at each step.
+    """
+
+    judge: Judge
+    cases: Sequence[Case]
+    seconds: float
+    told: Callable[[str], object]
+    seen: dict[Key, JudgedFleet] = field(default_factory=dict)
+    _ends_at: float = 0.0
+
+    def run(self, start: Counts) -> JudgedFleet:
+        """Return the cheapest fleet that was found.
+
+        Raises:
+            NoPlanError: none was found.
+        """
+        self._ends_at = time.monotonic() + self.seconds
+        with judging(self.judge) as processes:
+            found = self._grown(processes, dict(start))
+            return self._shrunk(processes, found)
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet whose pools may be rented."""
+        return self.judge.setting.fleet
+
+    @property
+    def market(self) -> Market:
+        """What may be rented."""
+        return self.judge.market
+
+    def _grown(self, processes: ProcessPoolExecutor, counts: dict[str, int]) -> JudgedFleet:
+        """Add replicas until the fleet holds: each time where a dollar mends the most.
+
+        The programme knows of work and not of moments, so several times its fleet is tried first.
+        A pool grows by half, so that a large fleet takes few steps; what is too much is taken away
+        afterwards.
+        """
+        scaled = [{name: factor * count for name, count in counts.items()} for factor in FACTORS]
+        allowed = [each for each in scaled if is_allowed(each, self.fleet, self.market)]
+        started = self._judged(processes, allowed or [counts])
+        here = next((each for each in started if each.is_kept), min(started, key=_lack))
+        step = 1
+        while not here.is_kept:
+            larger = [
+                more
+                for name in self.fleet.pools
+                if is_allowed(
+                    more := here.counts | {name: _grown_count(here.counts.get(name, 0), step)},
+                    self.fleet,
+                    self.market,
+                )
+            ]
+            if not larger or time.monotonic() > self._ends_at:
+                raise NoPlanError(
+                    _missed(here, "no time is left" if larger else "there is no more")
+                )
+            judged = self._judged(processes, larger)
+            best = max(judged, key=lambda each: _gain(here, each))
+            if _lack(best) >= _lack(here):
+                # Where no single replica mends anything, several of a kind may.
+                step *= 2
+                if step > STEP_MAX:
+                    raise NoPlanError(_missed(here, "more of any pool mends nothing"))
+                continue
+            here, step = best, 1
+            self.told(f"${here.usd_per_hour:.2f} an hour: {_lack(here)} requests too many missed")
+        return here
+
+    def _shrunk(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
+        """Take replicas away, or swap one for a cheaper one, while the fleet holds."""
+        while time.monotonic() < self._ends_at:
+            self.told(f"${here.usd_per_hour:.2f} an hour holds: {_counts(here.counts)}")
+            cheaper = sorted(
+                (
+                    other
+                    for other in self._neighbours(here.counts)
+                    if is_allowed(other, self.fleet, self.market)
+                    and usd_per_hour(other, self.fleet, self.market) < here.usd_per_hour - 1e-9
+                ),
+                key=lambda other: usd_per_hour(other, self.fleet, self.market),
+            )
+            better = next(self._holding(processes, cheaper), None)
+            if better is None:
+                return here
+            here = better
+        return here
+
+    def _neighbours(self, counts: Counts) -> Iterator[dict[str, int]]:
+        for name, count in counts.items():
+            for less in {1, count // 2, count}:
+                if not 0 < less <= count:
+                    continue
+                fewer = {**counts, name: count - less}
+                yield fewer
+                if less == 1:
+                    for other in self.fleet.pools:
+                        if other != name:
+                            yield {**fewer, other: fewer.get(other, 0) + 1}
+                            yield {**fewer, other: fewer.get(other, 0) + 2}
+
+    def _holding(
+        self, processes: ProcessPoolExecutor, fleets: Sequence[dict[str, int]]
+    ) -> Iterator[JudgedFleet]:
+        """Yield those that hold, looking at a few at a time."""
+        for at in range(0, len(fleets), 8):
+            if time.monotonic() > self._ends_at:
+                return
+            yield from (
+                each for each in self._judged(processes, fleets[at : at + 8]) if each.is_kept
+            )
+
+    def _judged(
+        self, processes: ProcessPoolExecutor, fleets: Iterable[dict[str, int]]
+    ) -> list[JudgedFleet]:
+        """Judge fleets, first in the usual case, and in the others only where that is kept."""
+        found = [{n: c for n, c in counts.items() if c} for counts in fleets]
+        new = [counts for counts in found if _key(counts) not in self.seen]
+        usual = list(processes.map(judge_here, new, [()] * len(new)))
+        pairs = [
+            (counts, case)
+            for counts, verdict in zip(new, usual, strict=True)
+            for case in self.cases
+            if verdict.is_kept
+        ]
+        verdicts = processes.map(judge_here, *map(list, zip(*pairs, strict=True))) if pairs else []
+        by_fleet: dict[Key, list[tuple[Case, FleetVerdict]]] = {}
+        for (counts, case), verdict in zip(pairs, verdicts, strict=True):
+            by_fleet.setdefault(_key(counts), []).append((case, verdict))
+        for counts, verdict in zip(new, usual, strict=True):
+            cases = [((), verdict), *by_fleet.get(_key(counts), [])]
+            worst_case, worst = max(cases, key=lambda each: (each[1].lacking, -each[1].attainment))
+            price = usd_per_hour(counts, self.fleet, self.market)
+            self.seen[_key(counts)] = JudgedFleet(counts, price, verdict, worst_case, worst)
+        return [self.seen[_key(counts)] for counts in found]
+
+
+def binding(search: FleetSearch, best: JudgedFleet) -> dict[str, dict[str, str]]:
+    """Return what a replica less of each pool would miss: the objective, by class.
+
+    Of the fleets that were judged; a pool that is missing here was swapped for others only.
+    """
+    found = {}
+    for name, count in best.counts.items():
+        fewer = {n: c for n, c in {**best.counts, name: count - 1}.items() if c}
+        judged = search.seen.get(_key(fewer))
+        if judged is not None and not judged.is_kept:
+            found[name] = (judged.usual if not judged.usual.is_kept else judged.worst).missed
+    return found
+
+
+def curve(seen: Iterable[JudgedFleet]) -> list[JudgedFleet]:
+    """Return the fleets that no cheaper one matches in attainment, the cheapest first."""
+    best: list[JudgedFleet] = []
+    for each in sorted(seen, key=lambda j: (j.usd_per_hour, -j.usual.attainment)):
+        if not best or each.usual.attainment > best[-1].usual.attainment:
+            best.append(each)
+    return best
+
+
+def _grown_count(count: int, step: int) -> int:
+    return count + max(step, count // 2)
+
+
+def _key(counts: Counts) -> Key:
+    return tuple(sorted(counts.items()))
+
+
+def _lack(judged: JudgedFleet) -> int:
+    """Return how far a fleet is from holding. One that fails in the usual case is never nearer."""
+    if not judged.usual.is_kept:
+        return 1_000_000 + judged.usual.lacking + judged.usual.broken
+    return judged.worst.lacking + judged.worst.broken
+
+
+def _gain(here: JudgedFleet, other: JudgedFleet) -> float:
+    price = other.usd_per_hour - here.usd_per_hour
+    return (_lack(here) - _lack(other)) / max(price, 1e-6)
+
+
+def _missed(here: JudgedFleet, why: str) -> str:
+    verdict = here.usual if not here.usual.is_kept else here.worst
+    gone = f" with {', '.join(here.worst_case)} gone" if here.worst_case else ""
+    classes = ", ".join(f"{task} {share:.1%}" for task, share in verdict.by_task.items())
+    return (
+        f"no fleet was found that keeps it: at ${here.usd_per_hour:.2f} an hour"
+        f" ({_counts(here.counts)}){gone} the classes attain {classes}; {why}"
+    )
+
+
+def _counts(counts: Counts) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in counts.items() if count)

@@ -1,0 +1,36 @@
+"""API keys: which one a request proves, and whether its tenant lets it in."""
+
+from policies import Policy, UnservableError
+from streams.engine.log import Record
+from topics import InferenceRequest
+from topics.records.key_proof import proven_key
+
+
+class Keys:
+    """Checks the proofs of gateways. Without their secret no key is ever proven."""
+
+    def __init__(self, secret: str | None) -> None:
+        self._secret = None if secret is None else secret.encode()
+
+    def of(self, record: Record, request: InferenceRequest, policy: Policy) -> str | None:
+        """Return the id of the key that a request came with, or None.
+
+        Raises:
+            UnservableError: its tenant needs a key, or the key is another tenant's.
+        """
+        found = None
+        if self._secret is not None:
+            found = proven_key(record.headers, self._secret, request.id, request.tenant)
+        known = None if found is None else policy.keys.get(found)
+        if known is not None and known.tenant not in {None, request.tenant}:
+            raise UnservableError(
+                "key_of_another_tenant",
+                f"the key {found!r} is of tenant {known.tenant!r}, not of {request.tenant!r}",
+            )
+        if found is None and policy.limits_of(request.tenant).needs_key:
+            raise UnservableError(
+                "key_required",
+                f"tenant {request.tenant!r} takes requests with a proven key alone: send this one"
+                " through a gateway that shares SHUNTER_KEY_SECRET with the routers",
+            )
+        return found

@@ -1,0 +1,268 @@
+"""A batch's world in memory, in which a process dies at any step of its own."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.batches import driver, ending
+from gateway.batches.driver import Driver, Parts
+from gateway.batches.record import FINAL, BatchRecord
+from gateway.batches.store import BatchFolder, BatchStore, new_batch_id
+from gateway.batches.texts import LineTexts
+from gateway.exchange.publisher import UnavailableError
+from gateway.files import durable
+from gateway.files.store import FileStore
+from topics import Cost, Response, Result, ResultError, Timing, Usage, encode
+
+TENANT = "acme"
+NOW = 1_790_000_000.0
+LINE_BYTES_MAX = 1024 * 1024
+
+
+class Killed(BaseException):
+    """The process is dead: what it has not done by now it never does."""
+
+
+def chat_line(name: str, **fields: Any) -> dict[str, Any]:
+    body = {"model": "m", "messages": [{"role": "user", "content": f"say {name}"}]}
+    return {
+        "custom_id": name,
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": body,
+    } | fields
+
+
+def file_of(lines: Collection[Any]) -> bytes:
+    return b"".join(
+        (line if isinstance(line, bytes) else orjson.dumps(line)) + b"\n" for line in lines
+    )
+
+
+class World:
+    """Kafka and whoever answers; it lives on when a process dies."""
+
+    def __init__(self, seed: int, *, turned_away: float = 0.0, unavailable: float = 0.0) -> None:
+        self.random = random.Random(seed)
+        self.now_s = NOW
+        self.ingest: list[tuple[str, bytes, float]] = []
+        self.results: list[tuple[str, bytes]] = []
+        self.cancelled: set[str] = set()
+        self.open: dict[str, bytes] = {}
+        self.steps_left: int | None = None
+        self.steps = 0
+        self.is_answering = True
+        self._turned_away = turned_away
+        self._unavailable = unavailable
+        self._takers: dict[str, Any] = {}
+        self._position = 0
+
+    def now(self) -> float:
+        return self.now_s
+
+    def step(self) -> None:
+        """One step of the process: it may be the one at which it dies."""
+        self.steps += 1
+        self.now_s += 0.02
+        if self.steps_left is not None:
+            if self.steps_left <= 0:
+                raise Killed
+            self.steps_left -= 1
+
+    def _asked(self) -> None:
+        self.step()
+        if self.random.random() < self._unavailable:
+            raise UnavailableError("not now")
+
+    async def publish(self, request_id: str, value: bytes) -> None:
+        self._asked()
+        await asyncio.sleep(0)
+        self.ingest.append((request_id, value, self.now_s))
+        self.open.setdefault(request_id, value)
+        self._asked()
+
+    async def cancel(self, request_id: str) -> None:
+        self._asked()
+        self.cancelled.add(request_id)
+        self.step()
+
+    async def ends(self) -> Mapping[int, int]:
+        self._asked()
+        return {0: len(self.results)}
+
+    @contextlib.asynccontextmanager
+    async def following(self, prefix: str, take: Any) -> Any:
+        self._takers = {prefix: take}
+        self._position = len(self.results)
+        yield
+        self._takers = {}
+
+    def positions(self) -> Mapping[int, int]:
+        return {0: self._position}
+
+    async def catch_up(self, positions: Mapping[int, int], prefix: str, take: Any) -> None:
+        end = len(self.results)
+        for request_id, value in self.results[positions[0] : end]:
+            self._asked()
+            await asyncio.sleep(0)
+            if request_id.startswith(prefix):
+                take(request_id, value)
+
+    async def published(self, ids: Collection[str], since: float) -> set[str]:
+        self._asked()
+        return {each for each, _, at in self.ingest if each in ids and at >= since}
+
+    async def answer(self) -> None:
+        """End requests, and have the living process read results."""
+        while True:
+            await asyncio.sleep(0)
+            self.now_s += 0.01
+            if self.is_answering:
+                for request_id in self.random.sample(sorted(self.open), (len(self.open) + 1) // 2):
+                    self._end(request_id)
+                for request_id in self.cancelled & self.open.keys():
+                    self._end(request_id)
+            upto = min(len(self.results), self._position + self.random.randint(0, 5))
+            for request_id, value in self.results[self._position : upto]:
+                for prefix, take in self._takers.items():
+                    if request_id.startswith(prefix):
+                        take(request_id, value)
+            self._position = upto
+
+    def _end(self, request_id: str) -> None:
+        request = orjson.loads(self.open.pop(request_id))
+        timing = Timing(NOW, finished_at=self.now_s)
+        if request_id in self.cancelled:
+            ended = Result(request_id, "cancelled", timing, error=ResultError("cancelled", "so"))
+        elif self.random.random() < self._turned_away:
+            error = ResultError("rate_limited", "too many")
+            ended = Result(request_id, "rejected", timing, error=error)
+        elif "fail" in request["body"]["messages"][0]["content"]:
+            error = ResultError("timeout", "tried in vain", {"a": "timeout"})
+            ended = Result(request_id, "failed", timing, error=error)
+        else:
+            body = {"said": request["body"]["messages"][0]["content"]}
+            ended = Result(
+                *(request_id, "completed", timing, Response(200, body)),
+                usage=Usage(3, 2, 1),
+                cost=Cost(0.25),
+            )
+        self.results.append((request_id, encode(ended)))
+
+
+class Site:
+    """The folder that outlives processes, and the processes."""
+
+    def __init__(self, root: Path, world: World) -> None:
+        self.world = world
+        self.files = FileStore(root)
+        self.store = BatchStore(root)
+        fleet: Any = SimpleNamespace(rate_wait_s=lambda _: 0.1, options_of=lambda _: ())
+        self.parts = Parts(
+            self.files,
+            world,
+            LineTexts(fleet),
+            world,
+            LINE_BYTES_MAX,
+            ending_s_max=5.0,
+            wait_s=0.001,
+            in_flight_max=20,
+            chunk_lines=7,
+        )
+
+    def create(self, contents: bytes, root: Path, **fields: Any) -> BatchFolder:
+        source = root / "contents"
+        source.write_bytes(contents)
+        given: dict[str, Any] = {
+            "id": new_batch_id(self.world.now()),
+            "tenant": TENANT,
+            "endpoint": "/v1/chat/completions",
+            "input_file_id": "file-x",
+            "completion_window": "24h",
+            "created_at": self.world.now(),
+            "expires_at": self.world.now() + 86400,
+        }
+        batch = BatchRecord(**given | fields)
+        self.store.create(batch, source)
+        folder = self.store.get(TENANT, batch.id)
+        assert folder is not None
+        return folder
+
+    async def live(self, folder: BatchFolder, steps: int | None = None) -> bool:
+        """Let a process drive the batch; return whether it came to the end before it died."""
+        self.world.steps_left = steps
+        answering = asyncio.create_task(self.world.answer())
+        try:
+            async with asyncio.timeout(10):
+                await Driver(folder, self.parts).run()
+        except (Killed, UnavailableError):
+            return False
+        finally:
+            answering.cancel()
+            await asyncio.wait([answering])
+        return True
+
+    async def live_to_the_end(self, folder: BatchFolder, *, steps_max: int | None = None) -> int:
+        """Let processes live for random times, one after the other; return how many died."""
+        died = 0
+        while True:
+            steps = None if steps_max is None else self.world.random.randint(0, steps_max)
+            if died > 200:
+                steps = None
+            if await self.live(folder, steps) and folder.read().status in FINAL:
+                self.world.steps_left = None
+                return died
+            died += 1
+
+    def lines(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        record = self.files.get(TENANT, file_id, self.world.now())
+        assert record is not None
+        data = self.files.contents(record).read_bytes()
+        assert record.bytes == len(data)
+        return [orjson.loads(line) for line in data.splitlines()]
+
+
+@contextlib.contextmanager
+def dying_writes(world: World) -> Iterator[None]:
+    """Make each write a step at which the process may die: before, after, and half way through."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("write_whole", "create_exclusive", "replace", "remove"):
+            patch.setattr(durable, name, _stepped(world, getattr(durable, name)))
+        real = durable.append
+
+        def append(descriptor: int, data: bytes) -> None:
+            try:
+                world.step()
+            except Killed:
+                real(descriptor, data[: world.random.randint(0, len(data))])
+                raise
+            real(descriptor, data)
+            world.step()
+
+        patch.setattr(durable, "append", append)
+
+        async def at_once(work: Any, *args: Any) -> Any:
+            return work(*args)
+
+        patch.setattr(driver, "in_thread", at_once)
+        patch.setattr(ending, "in_thread", at_once)
+        yield
+
+
+def _stepped(world: World, real: Any) -> Any:
+    def stepped(*args: Any) -> Any:
+        world.step()
+        done = real(*args)
+        world.step()
+        return done
+
+    return stepped

@@ -1,0 +1,263 @@
+"""The gateway before a real system, by OpenAI's own clients."""
+
+import asyncio
+import hashlib
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import orjson
+import pytest
+import pytest_asyncio
+import yaml
+from gateway_cases import BEHAVIOUR, EMBEDDER, GUARD, HELD, KEY, MODEL, SIMULATED, Door, door, fleet
+from model_server import ModelServer
+from openai import AsyncOpenAI
+from running_system import System, eventually
+
+pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
+
+HI = [{"role": "user", "content": "hi"}]
+HOLD = [{"role": "user", "content": "hold"}]
+HERE = Path(__file__).parent.parent / "producers" / "node"
+CANCELLED_S_MAX = 1.0
+
+
+@dataclass
+class Bench:
+    """What the tests of this module share."""
+
+    system: System
+    door: Door
+    server: ModelServer
+    client: AsyncOpenAI
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bench(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    async with ModelServer(BEHAVIOUR) as server:
+        directory, declared = tmp_path_factory.mktemp("gateway"), fleet(server.base_url)
+        async with System(kafka, f"gateway-{time.time_ns()}", directory, declared) as system:
+            system.start_all()
+            async with door(system) as opened, opened.client() as client:
+                # However long the processes take to start.
+                await client.chat.completions.create(model=MODEL, messages=HI)
+                yield Bench(system, opened, server, client)
+
+
+async def get(bench: Bench, path: str, **headers: str) -> httpx2.Response:
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {KEY}"} | headers) as asking:
+        return await asking.get(bench.door.url + path)
+
+
+async def test_an_answer_tells_where_it_was_made(bench: Bench) -> None:
+    raw = await bench.client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=HI, metadata={"ticket": "7"}, extra_body={"top_k": 3}
+    )
+    answer = raw.parse()
+    assert answer.choices[0].message.content == "one two three"
+    assert (answer.model, answer.service_tier) == (MODEL, "default")
+    assert (raw.headers["x-shunter-pool"], raw.headers["x-shunter-path"]) == ("served-eu", "direct")
+    assert float(raw.headers["x-shunter-cost-usd"]) > 0
+    body = bench.server.asked[-1].body
+    assert body["top_k"] == 3
+    assert "metadata" not in body
+    result = (await get(bench, f"/v1/requests/{raw.headers['x-request-id']}")).json()
+    assert (result["status"], result["metadata"]) == ("completed", {"ticket": "7"})
+    assert "response" not in result
+
+
+async def test_a_stream_has_the_form_of_openais(bench: Bench) -> None:
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    stream: Any = await bench.client.chat.completions.create(model=MODEL, messages=HI, **options)
+    *chunks, last = [chunk async for chunk in stream]
+    said = [(c.choices[0].delta.role, c.choices[0].delta.content) for c in chunks[:-1]]
+    assert said == [("assistant", ""), (None, "one "), (None, "two "), (None, "three")]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert (last.choices, last.usage.total_tokens) == ([], 10)
+    assert last.model_extra["shunter"]["placement"]["pool"] == "served-eu"
+    assert len({chunk.id for chunk in [*chunks, last]}) == 1
+    text = await bench.client.completions.create(model=MODEL, prompt="hi", stream=True)
+    assert "".join([c.choices[0].text async for c in text]) == "one two three"
+
+
+async def test_a_stream_of_a_backend_without_pieces_comes_whole(bench: Bench) -> None:
+    stream = await bench.client.chat.completions.create(
+        model=SIMULATED, messages=HI, max_tokens=3, stream=True
+    )
+    chunks = [chunk.choices[0] async for chunk in stream]
+    assert [c.delta.content for c in chunks] == ["", "the yard sorts", None]
+    assert chunks[-1].finish_reason == "length"
+
+
+async def test_embeddings_and_moderations(bench: Bench) -> None:
+    urgent = {"service_tier": "priority"}
+    # Where nothing is said, this client asks for base64 and reads it.
+    for encoding, form in ((openai.omit, [0.5]), ("float", [0.5]), ("base64", "AAAAPw==")):
+        found = await bench.client.embeddings.create(
+            model=EMBEDDER, input="a", encoding_format=encoding, extra_body=urgent
+        )
+        assert found.data[0].embedding == form
+    moderated = await bench.client.moderations.create(input="a")
+    assert (moderated.model, moderated.results[0].flagged) == (GUARD, False)
+    assert {m.id async for m in bench.client.models.list()} == {MODEL, EMBEDDER, GUARD, SIMULATED}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "code", "param"),
+    [
+        ({"model": "none"}, openai.NotFoundError, "model_not_found", "model"),
+        (
+            {"extra_body": {"shunter": {"constraints": {"regions": ["moon"]}}}},
+            openai.UnprocessableEntityError,
+            "no_pool",
+            None,
+        ),
+        (
+            {"extra_headers": {"X-Shunter-Regions": "moon"}},
+            openai.UnprocessableEntityError,
+            "no_pool",
+            None,
+        ),
+        (
+            {"extra_body": {"shunter": {"task": "none"}}},
+            openai.BadRequestError,
+            "unknown_task",
+            "shunter.task",
+        ),
+        (
+            {"model": SIMULATED, "messages": [{"role": "user", "content": "word " * 9000}]},
+            openai.BadRequestError,
+            "context_length_exceeded",
+            "messages",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "refuse"}]},
+            openai.BadRequestError,
+            "odd",
+            "n",
+        ),
+    ],
+)
+async def test_errors_are_those_of_the_sdk(
+    bench: Bench,
+    wanted: dict[str, Any],
+    error: type[openai.APIStatusError],
+    code: str,
+    param: str | None,
+) -> None:
+    for streamed in (False, True):
+        asked = {"model": MODEL, "messages": HI, "stream": streamed} | wanted
+        with pytest.raises(error) as raised:
+            await bench.client.chat.completions.create(**asked)
+        assert (raised.value.code, raised.value.param) == (code, param)
+        assert raised.value.request_id is not None
+
+
+async def test_the_deadline_is_kept_by_the_gateway_itself(bench: Bench) -> None:
+    began_at = time.monotonic()
+    with pytest.raises(openai.InternalServerError) as raised:
+        await bench.client.chat.completions.create(
+            model=MODEL, messages=HOLD, extra_headers={"X-Shunter-Deadline": "1s"}
+        )
+    assert 0.9 < time.monotonic() - began_at < 1.5
+    assert (raised.value.status_code, raised.value.code) == (504, "deadline_exceeded")
+    assert raised.value.response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_cancels_its_request(bench: Bench, streamed: bool) -> None:
+    async def runs() -> bool:
+        return bool(HELD)
+
+    async def is_stopped() -> bool:
+        return not HELD
+
+    await eventually(is_stopped, "nothing runs")
+    asked: dict[str, Any] = {"model": MODEL, "messages": HOLD, "stream": streamed}
+    waiting = asyncio.create_task(bench.client.chat.completions.create(**asked))
+    await eventually(runs, "it runs")
+    if streamed:
+        await (await waiting).close()
+    else:
+        waiting.cancel()
+    left_at = time.monotonic()
+    await eventually(is_stopped, "it is stopped at the server")
+    assert time.monotonic() - left_at < CANCELLED_S_MAX
+
+
+async def test_half_an_answer_never_looks_whole(bench: Bench) -> None:
+    stream = await bench.client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "break"}], stream=True
+    )
+    with pytest.raises(openai.APIError) as raised:
+        _ = [chunk async for chunk in stream]
+    assert raised.value.code in {"upstream_failed", "stream_interrupted"}
+
+
+async def test_a_key_gets_the_answer_at_another_gateway_though_the_first_is_killed(
+    bench: Bench,
+) -> None:
+    key = {"Idempotency-Key": f"key-{time.time_ns()}"}
+    async with door(bench.system) as first, door(bench.system) as second:
+        async with first.client() as client:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=MODEL, messages=HI, extra_headers=key
+            )
+        first.kill()
+        asked = len(bench.server.asked)
+        async with second.client() as client:
+            again = await client.chat.completions.with_raw_response.create(
+                model=MODEL, messages=HI, extra_headers=key
+            )
+            with pytest.raises(openai.UnprocessableEntityError) as raised:
+                await client.chat.completions.create(
+                    model=MODEL, messages=HI, extra_headers=key, max_tokens=1
+                )
+    assert raised.value.code == "idempotency_key_reused"
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.headers["x-request-id"] == raw.headers["x-request-id"]
+    assert again.parse() == raw.parse()
+    assert len(bench.server.asked) == asked
+
+
+async def test_other_tenants_and_strangers_get_nothing(bench: Bench, tmp_path: Path) -> None:
+    raw = await bench.client.chat.completions.with_raw_response.create(model=MODEL, messages=HI)
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(yaml.safe_dump({"keys": [{"tenant": "acme", "sha256": digest}]}))
+    async with door(bench.system, SHUNTER_GATEWAY_KEYS=str(keys)) as closed:
+        other = Bench(bench.system, closed, bench.server, bench.client)
+        found = await get(other, f"/v1/requests/{raw.headers['x-request-id']}")
+        assert (found.status_code, found.json()["error"]["code"]) == (404, "request_not_found")
+        assert (await get(other, "/v1/models", Authorization="Bearer x")).status_code == 401
+        keys.write_text(yaml.safe_dump({"keys": []}))
+
+        async def is_shut() -> bool:
+            return (await get(other, "/v1/models")).status_code == 401
+
+        await eventually(is_shut, "the key is taken back without a restart", timeout_s=5)
+
+
+@pytest.mark.skipif(not shutil.which("npm"), reason="needs Node.js and npm")
+async def test_nodes_client(bench: Bench, tmp_path: Path) -> None:
+    for name in ("package.json", "package-lock.json", "client.mjs"):
+        shutil.copy(HERE / name, tmp_path)
+    await asyncio.to_thread(
+        subprocess.run, ["npm", "ci", "--silent"], cwd=tmp_path, check=True, timeout=120
+    )
+    command = ["node", "client.mjs", f"{bench.door.url}/v1", KEY, MODEL]
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    said = orjson.loads(done.stdout)
+    assert said["answer"] == said["streamed"] == "one two three"
+    assert (said["chunks"], said["usage"]) == (6, 10)
+    assert (said["status"], said["code"]) == (404, "model_not_found")

@@ -1,0 +1,199 @@
+"""A batch whose process dies at any step: nothing is lost, doubled, or run after its end."""
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_cases import NOW, Site, World, chat_line, dying_writes, file_of
+
+from gateway.batches.lines import run_of_id
+from gateway.batches.record import BatchRecord
+from gateway.batches.store import BatchFolder, NotCancellableError
+
+NAMES = [f"line {n}" for n in range(40)]
+LINES = [chat_line(name) for name in NAMES[:-2]] + [
+    chat_line(name, body={"model": "m", "messages": [{"role": "user", "content": "fail"}]})
+    for name in NAMES[-2:]
+]
+
+
+def each_once(site: Site, batch: BatchRecord) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return output and errors by custom_id; together they have each line of the input once."""
+    output, errors = site.lines(batch.output_file_id), site.lines(batch.error_file_id)
+    count = Counter(line["custom_id"] for line in output + errors)
+    assert count == Counter(NAMES)
+    assert len({line["id"] for line in output + errors}) == len(NAMES)
+    for line in output:
+        assert line["response"]["body"]["said"] == f"say {line['custom_id']}"
+    return tuple({line["custom_id"]: line for line in each} for each in (output, errors))  # type: ignore[return-value]
+
+
+def no_line_twice(world: World) -> None:
+    """No run is published twice, and none after the line has an end that counts."""
+    ids = Counter(request_id for request_id, _, _ in world.ingest)
+    assert set(ids.values()) <= {1}, [each for each, count in ids.items() if count > 1]
+    ended = Counter(
+        run_of_id(request_id)[0]
+        for request_id, value in world.results
+        if json.loads(value)["status"] != "rejected"
+    )
+    assert set(ended.values()) <= {1}
+
+
+def is_over(site: Site, folder: BatchFolder) -> None:
+    assert site.store.open_batches() == []
+    assert {path.name for path in folder.path.iterdir() if path.name[0] != "."} <= {
+        "batch.json",
+        "cancel",
+        "gate",
+        "lock",
+    }
+
+
+@pytest.mark.parametrize("seed", range(32))
+async def test_a_process_that_dies_at_any_step(tmp_path: Path, seed: int) -> None:
+    away, off = [(0.0, 0.0), (0.2, 0.0), (0.0, 0.02), (0.2, 0.02)][seed % 4]
+    world = World(seed, turned_away=away, unavailable=off)
+    site = Site(tmp_path, world)
+    folder = site.create(file_of(LINES), tmp_path)
+    with dying_writes(world):
+        died = await site.live_to_the_end(folder, steps_max=60)
+    batch = folder.read()
+    assert died
+    assert batch.status == "completed"
+    _, errors = each_once(site, batch)
+    assert set(errors) == set(NAMES[-2:])
+    assert errors[NAMES[-1]]["response"]["status_code"] == 502
+    counts = batch.counts
+    assert (counts.total, counts.completed, counts.failed) == (40, 38, 2)
+    assert (counts.input_tokens, counts.cached_tokens, counts.output_tokens) == (114, 38, 76)
+    assert counts.cost_usd == 38 * 0.25
+    assert batch.in_progress_at is not None
+    assert batch.finalizing_at is not None
+    assert batch.completed_at is not None
+    no_line_twice(world)
+    is_over(site, folder)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_cancellation_holds(tmp_path: Path, seed: int) -> None:
+    world = World(seed, turned_away=0.1 * (seed % 2))
+    site = Site(tmp_path, world)
+    folder = site.create(file_of(LINES), tmp_path)
+    with dying_writes(world):
+        for _ in range(world.random.randint(0, 4)):
+            await site.live(folder, world.random.randint(0, 120))
+        world.steps_left = None
+        try:
+            folder.cancel(world.now())
+        except NotCancellableError:
+            return
+        sent = len(world.ingest)
+        await site.live_to_the_end(folder, steps_max=60)
+    batch = folder.read()
+    assert batch.status == "cancelled"
+    assert batch.cancelling_at is not None
+    assert batch.completed_at is None
+    assert len(world.ingest) == sent, "what was published after the cancellation"
+    if batch.in_progress_at is not None:
+        _, errors = each_once(site, batch)
+        told = {(line["error"] or {}).get("code") for line in errors.values()}
+        assert told <= {"batch_cancelled", None}
+    no_line_twice(world)
+    is_over(site, folder)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_batch_expires_with_what_it_has(tmp_path: Path, seed: int) -> None:
+    world = World(seed)
+    site = Site(tmp_path, world)
+    folder = site.create(file_of(LINES), tmp_path, expires_at=NOW + 4, completion_window="4s")
+    with dying_writes(world):
+        await site.live(folder, 150)
+        world.is_answering = False
+        await site.live_to_the_end(folder, steps_max=60)
+    batch = folder.read()
+    assert batch.status == "expired"
+    assert batch.expired_at is not None
+    _, errors = each_once(site, batch)
+    told = {line["error"]["code"] for line in errors.values() if line["error"]}
+    assert told == {"batch_expired"}
+    no_line_twice(world)
+    is_over(site, folder)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_bad_input_fails_and_nothing_runs(tmp_path: Path, seed: int) -> None:
+    world = World(seed)
+    site = Site(tmp_path, world)
+    folder = site.create(file_of([*LINES, b"nonsense"]), tmp_path)
+    with dying_writes(world):
+        await site.live_to_the_end(folder, steps_max=4)
+    batch = folder.read()
+    assert batch.status == "failed"
+    assert [(e.code, e.line) for e in batch.errors] == [("invalid_json_line", 41)]
+    assert world.ingest == []
+    is_over(site, folder)
+
+
+async def test_a_batch_has_one_owner(tmp_path: Path) -> None:
+    site = Site(tmp_path, World(0))
+    folder = site.create(file_of(LINES), tmp_path)
+    with folder.owned() as first, folder.owned() as second:
+        assert (first, second) == (True, False)
+    with folder.owned() as again:
+        assert again
+
+
+async def test_a_full_disk_leaves_no_half_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gateway.files import durable
+
+    site = Site(tmp_path, World(1))
+    folder = site.create(file_of(LINES), tmp_path)
+    real, left = durable.append, 30
+
+    def append(descriptor: int, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            real(descriptor, data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        real(descriptor, data)
+
+    monkeypatch.setattr(durable, "append", append)
+    with pytest.raises(OSError, match="No space"):
+        await site.live(folder)
+    assert await site.live(folder)
+    each_once(site, folder.read())
+    no_line_twice(site.world)
+
+
+async def test_the_tenants_rate_slows_and_fails_nothing(tmp_path: Path) -> None:
+    world = World(3, turned_away=0.5)
+    site = Site(tmp_path, world)
+    folder = site.create(file_of(LINES), tmp_path)
+    await asyncio.wait_for(site.live(folder), 30)
+    _, errors = each_once(site, folder.read())
+    assert set(errors) == set(NAMES[-2:])
+    assert any(run_of_id(request_id)[1] for request_id, _, _ in world.ingest)
+
+
+async def test_what_two_owners_have_written_is_taken_once(tmp_path: Path) -> None:
+    """As on a file system that has lost its locks."""
+    site = Site(tmp_path, World(5))
+    folder = site.create(file_of(LINES), tmp_path)
+    with dying_writes(site.world):
+        await site.live(folder, 90)
+    output = folder.file("output")
+    (*_, last), size = output.read_bytes().splitlines(keepends=True), output.stat().st_size
+    assert size
+    with folder.file("errors").open("ab") as errors, output.open("ab") as again:
+        errors.write(last)
+        again.write(last)
+    assert await site.live(folder)
+    each_once(site, folder.read())

@@ -1,0 +1,103 @@
+"""Chunks in the form of OpenAI's, and answers that fail told apart."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.api.chunks import ChunkForm
+from gateway.api.refusals import refusal_of
+from gateway.api.wanted import wanted
+from gateway.exchange.fleet_state import FleetState
+from streams.engine.clock import SystemClock
+from topics import Response, Result, ResultError, Settings, Timing
+
+NOW = 1_800_000_000.0
+ASKED = wanted(
+    "/v1/chat/completions",
+    {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]},
+    {},
+    "acme",
+    NOW,
+)
+BODY = {
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "ab"}, "finish_reason": "stop"}
+    ]
+}
+
+
+def piece(text: str, **more: Any) -> dict[str, Any]:
+    return {"id": "x", "choices": [{"index": 0, "delta": {"content": text} | more}]}
+
+
+def deltas(events: Any) -> list[Any]:
+    chunks = [orjson.loads(event.removeprefix(b"data: ")) for event in events]
+    return [(c["choices"][0]["delta"], c["choices"][0].get("finish_reason")) for c in chunks]
+
+
+def test_the_role_comes_first_and_the_end_is_told_once() -> None:
+    form = ChunkForm("req_1", ASKED, NOW)
+    assert deltas(form.events(piece("a"))) == [
+        ({"role": "assistant", "content": ""}, None),
+        ({"content": "a"}, None),
+    ]
+    assert deltas(form.events(piece("b"))) == [({"content": "b"}, None)]
+    assert list(form.events({"choices": [], "usage": {}})) == []
+    assert deltas(form.finish(BODY)) == [({}, "stop")]
+    assert deltas(form.finish(BODY)) == []
+
+
+def test_what_was_lost_of_a_text_is_made_up_for() -> None:
+    form = ChunkForm("req_1", ASKED, NOW)
+    list(form.events(piece("a")))
+    rest = form.rest_of(BODY)
+    assert rest is not None
+    assert deltas(rest) == [({"content": "b"}, None)]
+
+
+def test_what_was_lost_of_another_answer_can_not_be_told() -> None:
+    for lost in (piece("x"), piece("a", tool_calls=[{"index": 0}])):
+        form = ChunkForm("req_1", ASKED, NOW)
+        list(form.events(lost))
+        assert form.rest_of(BODY) is None
+
+
+def result(status: Any, code: str, details: Any = None, response: Any = None) -> Result:
+    error = ResultError(code, "why", details)
+    return Result("req_1", status, Timing(NOW), response=response, error=error)
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "code"),
+    [
+        (result("expired", "deadline_passed"), 504, "deadline_exceeded"),
+        (result("cancelled", "cancelled"), 409, "request_cancelled"),
+        (result("rejected", "unknown_model"), 404, "model_not_found"),
+        (result("rejected", "no_pool", {"a": "region"}), 422, "no_pool"),
+        (result("rejected", "no_pool", {"a": "model_not_served"}), 404, "model_not_found"),
+        (
+            result("rejected", "no_pool", {"a": "context_too_long", "b": "model_not_served"}),
+            400,
+            "context_length_exceeded",
+        ),
+        (result("rejected", "no_pool", {"a": "context_too_long", "b": "region"}), 422, "no_pool"),
+        (result("failed", "context_too_long", {"a": "timeout"}), 502, "upstream_failed"),
+        (result("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
+        (result("rejected", "over_share"), 429, "over_share"),
+        (result("rejected", "pool_unavailable"), 503, "pool_unavailable"),
+        (result("rejected", "conflicting_labels"), 400, "conflicting_labels"),
+        (result("failed", "timeout", {"a": "timeout"}), 502, "upstream_failed"),
+        (
+            result("failed", "request_refused", None, Response(418, {"error": {"code": "tea"}})),
+            418,
+            "tea",
+        ),
+    ],
+)
+def test_each_end_has_its_status(found: Result, status: int, code: str) -> None:
+    error = refusal_of(found, ASKED, FleetState(Settings(), SystemClock()))
+    answer = error.response()
+    assert (answer.status, error.code) == (status, code)
+    assert ("Retry-After" in answer.headers) == (status in {429, 503})
+    assert (answer.headers.get("x-should-retry") == "false") == (status in {409, 422, 502, 504})

@@ -1,0 +1,131 @@
+"""Power: what devices and hosts draw, what a request takes of it, and limits that hold."""
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+from policy_cases import NOW, a_policy, profile, status
+
+from policies import DeclarationError, FleetView, decide, inputs_of, parse_fleet, situation
+from policies.config.options import Options, compile_options
+from policies.fleet_state.power import drawn_kw
+
+DEVICE = {
+    "kind": "premium_gpu",
+    "memory_gb": 80,
+    "memory_bandwidth_tb_s": 3.35,
+    "tflops": {"bf16": 989},
+    "usd_per_hour": 3.0,
+    "power_w": 700,
+    "idle_power_w": 100,
+    "host_power_w": 300,
+    "host_idle_power_w": 200,
+}
+MODEL = {
+    "parameters_b": 1, "layers": 16, "kv_heads": 4, "head_dim": 64, "context_tokens": 8192,
+}  # fmt: skip
+SERVES = [{"model": "m", "variant": "m-bf16", "precision": "bf16", "max_batch": 8}]
+
+
+def options(device: dict[str, Any] | None = None, **pools: dict[str, Any]) -> Options:
+    usual = {"device": "gpu", "count": 2, "region": "here", "serves": SERVES}
+    fleet = {
+        "devices": {"gpu": DEVICE if device is None else device},
+        "models": {"m": MODEL},
+        "pools": {name: usual | own for name, own in pools.items()},
+        "sites": {"hall": {"power_kw_max": 3.0}},
+    }
+    return compile_options(parse_fleet(orjson.dumps(fleet).decode(), "fleet"))
+
+
+def chosen(found: Options, view: FleetView) -> tuple[str, str, str | None]:
+    here = replace(situation(found, a_policy()), view=view)
+    asked = profile(model="m", batchable=False)
+    decision = decide(asked, inputs_of(asked, here, NOW), found, here.policy, NOW)
+    pool = None if decision.option is None else decision.option.pool
+    return decision.action, decision.reason, pool
+
+
+def test_what_is_not_declared_is_by_rule_and_says_so() -> None:
+    by_rule = {k: v for k, v in DEVICE.items() if not k.startswith(("idle", "host"))}
+    declared, assumed, unknown, cpu = (
+        parse_fleet(
+            orjson.dumps(
+                {
+                    "devices": {"gpu": device},
+                    "models": {"m": MODEL},
+                    "pools": {"a": {"device": "gpu", "count": 1, "region": "x", "serves": SERVES}},
+                }
+            ).decode(),
+            "fleet",
+        ).devices["gpu"]
+        for device in (
+            DEVICE,
+            by_rule,
+            {k: v for k, v in by_rule.items() if k != "power_w"},
+            by_rule | {"kind": "cpu"},
+        )
+    )
+    assert (declared.busy_w, declared.idle_w, declared.is_power_assumed) == (1000, 300, False)
+    assert (assumed.busy_w, assumed.idle_w, assumed.is_power_assumed) == (1050, 315, True)
+    assert (unknown.busy_w, unknown.idle_w) == (None, None)
+    assert (cpu.busy_w, cpu.idle_w) == (700, 105)
+
+
+def test_a_pool_takes_no_request_beyond_its_limit_until_power_is_free_again() -> None:
+    # Two replicas of 1.0 kW busy and 0.3 idle.
+    found = options(a={"power_kw_max": 1.5})
+    view = FleetView(found)
+    view.report(status("a"))
+    assert chosen(found, view) == ("place", "only_candidate", "a")
+    view.add_sent(found.by_pool["a"][0], 0.01)
+    assert drawn_kw(found.by_pool["a"][0], view.load("a")) == pytest.approx(1.3)
+    assert chosen(found, view) == ("hold", "power_limit", None)
+    view.report(status("a"))
+    assert chosen(found, view)[0] == "place"
+
+
+def test_a_site_bounds_what_its_pools_draw_together() -> None:
+    found = options(a={"site": "hall"}, b={"site": "hall", "region": "there"}, c={})
+    view = FleetView(found)
+    for name in "abc":
+        view.report(status(name))
+    # 4 x 0.3 idle, and 0.7 more for each busy one: two more are within 3.0 kW, a third is not.
+    for _ in range(2):
+        assert not view.load("b").lacks_power(found.by_pool["b"][0])
+        view.add_sent(found.by_pool["a"][0], 0.01)
+    assert view.load("b").lacks_power(found.by_pool["b"][0])
+    assert view.load("c").power_kw is None
+    here = replace(situation(found, a_policy()), view=view)
+    asked = profile(model="m", batchable=False)
+    decision = decide(asked, inputs_of(asked, here, NOW), found, here.policy, NOW)
+    # Both replicas of the first are busy: another request there draws nothing more.
+    assert {c.pool: c.refused for c in decision.candidates} == {
+        "a": None, "b": "power_limit", "c": None,
+    }  # fmt: skip
+
+
+def test_what_the_limit_was_held_against_is_among_the_recorded_inputs() -> None:
+    found = options(a={"power_kw_max": 1.5})
+    view = FleetView(found)
+    view.report(status("a"))
+    view.add_sent(found.by_pool["a"][0], 0.01)
+    here = replace(situation(found, a_policy()), view=view)
+    inputs = inputs_of(profile(model="m"), here, NOW)
+    assert inputs.loads["a"].power_kw == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "pool", "says"),
+    [
+        (DEVICE, {"site": "hal"}, "did you mean hall"),
+        ({k: v for k, v in DEVICE.items() if k != "power_w"}, {"site": "hall"}, "no power_w"),
+        (DEVICE, {"power_kw_max": 0}, "greater than 0"),
+    ],
+)
+def test_a_limit_that_can_not_be_kept_is_no_declaration(
+    device: dict[str, Any], pool: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(DeclarationError, match=says):
+        options(device, a=pool)

@@ -1,0 +1,147 @@
+"""A server that answers at a known pace is measured, and its device declared by that."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+from model_server import Exchange, ModelServer
+from typer.testing import CliRunner, Result
+
+from policies.config.rooflines import roofline_of
+from policies.config.serving import Serving
+from policies.hardware.closed_loop import closed_loop
+from shunter.cli import app
+from shunter.hardware.calibration import Case, at_bound, calibrate
+from shunter.hardware.catalogue import load_catalogue
+from shunter.hardware.measuring import Point, SweepPoint
+
+CATALOGUE = load_catalogue()
+CASE = Case(CATALOGUE.devices["h100"], CATALOGUE.models["llama-3.1-8b"], "fp8")
+GRID = [SweepPoint(tokens, 32, count) for count in (1, 4, 16) for tokens in (64, 512, 2048)]
+# A token of a prompt and of a reply take the server below so long.
+PROMPT_S, REPLY_S = 0.0004, 0.004
+
+
+def points(serving: Serving) -> list[Point]:
+    device = CASE.device.model_copy(update={"serving": serving})
+    roofline, found = roofline_of(device, CASE.model, CASE.precision), []
+    for asked in GRID:
+        lengths = ((asked.input_tokens, 32),) * max(4, 2 * asked.concurrency)
+        means = closed_loop(roofline, serving.first_token_ms / 1000, lengths, asked.concurrency)
+        found.append(Point(asked, lengths, means.ttft_s, means.tpot_s))
+    return found
+
+
+def test_what_made_the_points_is_found_again() -> None:
+    declared = CASE.device.serving
+    assert declared is not None
+    true = declared.model_copy(
+        update={"compute_share": 0.3, "layer_us": 90.0, "first_token_ms": 80.0}
+    )
+    found = calibrate(CASE, points(true), "here")
+    assert max(found.errors()) < 0.02
+    assert found.device.serving is not None
+    assert found.device.serving.compute_share == pytest.approx(0.3, rel=0.1)
+    assert found.device.serving.first_token_ms == pytest.approx(80.0, rel=0.1)
+    assert (found.device.status, found.device.measured) == ("measured", "here")
+    assert sum(each.is_held_out for each in found.points) == 3
+    assert at_bound(CASE.device, found.device) == []
+    with pytest.raises(ValueError, match="too few"):
+        calibrate(CASE, points(true)[:5], "here")
+
+
+def test_a_device_that_is_faster_than_declared_is_told() -> None:
+    declared = CASE.device.serving
+    assert declared is not None
+    slow = CASE.device.model_copy(update={"memory_bandwidth_tb_s": 0.5})
+    found = calibrate(Case(slow, CASE.model, CASE.precision), points(declared), "here")
+    assert "memory is faster than 0.5 TB/s" in "".join(at_bound(slow, found.device))
+
+
+async def paced(exchange: Exchange) -> None:
+    words = len(exchange.body["prompt"].split())
+    reply = exchange.body["max_tokens"]
+    await asyncio.sleep(words * PROMPT_S)
+    await exchange.events()
+    for _ in range(reply):
+        await exchange.event(exchange.piece("x "))
+        await asyncio.sleep(REPLY_S)
+    await exchange.event({"choices": [], "usage": {
+        "prompt_tokens": words, "completion_tokens": reply, "total_tokens": words + reply,
+    }})  # fmt: skip
+    await exchange.end()
+
+
+def typed(*words: str) -> Result:
+    return CliRunner().invoke(app, ["hardware", "calibrate", *words])
+
+
+class Beside:
+    """A model server in a thread, as the command has a loop of its own."""
+
+    def __init__(self) -> None:
+        self.url, self._ready, self._loop = "", threading.Event(), asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
+
+    async def _run(self) -> None:
+        async with ModelServer(paced) as server:
+            self.url = server.base_url
+            self._ready.set()
+            await self._over.wait()
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        assert self._ready.wait(5)
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(5)
+        self._loop.close()
+
+
+def test_a_server_is_measured_and_its_device_written(tmp_path: Path) -> None:
+    file = tmp_path / "device.yaml"
+    asked = ["--device", "h100", "--model", "llama-3.1-8b", "--precision", "fp8"]
+    sizes = ["--input-tokens", "50,100,200", "--concurrency", "1,2", "--output-tokens", "4"]
+    with Beside() as url:
+        result = typed(url, *asked, *sizes, "--output", str(file))
+        assert result.exit_code == 0, result.output
+    device = load_catalogue(file).devices["h100"]
+    assert device.status == "measured"
+    assert "6 points of llama-3.1-8b fp8 at 127.0.0.1" in device.measured
+    # This server computes prompts side by side, which no device does; one client says what it is.
+    case = roofline_of(device, CASE.model, "fp8")
+    assert device.serving is not None
+    alone_s = device.serving.first_token_ms / 1000 + case.prefill_s(200)
+    assert alone_s == pytest.approx(200 * PROMPT_S, rel=0.5)
+    assert "held out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"--device": "h1000"}, "did you mean"),
+        ({"--model": "none"}, "--model"),
+        ({"--precision": "fp7"}, "--precision"),
+        ({"--concurrency": "0"}, "--concurrency"),
+        ({"url": "ftp://x"}, "base_url"),
+        ({"url": "http://127.0.0.1:1/v1"}, "reached"),
+    ],
+)
+def test_what_can_not_be_measured_is_said(
+    changed: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    given = {
+        "url": "http://127.0.0.1:1/v1",
+        "--device": "h100",
+        "--model": "llama-3.1-8b",
+        "--precision": "fp8",
+        "--output": str(tmp_path / "device.yaml"),
+    } | changed
+    url = given.pop("url")
+    result = typed(url, *(word for pair in given.items() for word in pair))
+    assert result.exit_code != 0
+    assert says in str(result.exception) + result.output

@@ -1,0 +1,216 @@
+"""`shunter plan`: rents are the cheapest, the bound is below, and what is planned holds."""
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backtest_cases import FLEET, POLICY, replay, sample
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from policies import DeclarationError
+from policies.backtest.fault_model import Reality
+from shunter.backtest.suite import Setting
+from shunter.cli import app
+from shunter.plan.capacity import capacity
+from shunter.plan.judge import Judge
+from shunter.plan.market import (
+    Market,
+    Offer,
+    Rentable,
+    SiteLimits,
+    devices_of,
+    fleet_of,
+    is_allowed,
+    offers_of,
+    parse_market,
+    rent,
+    usd_per_hour,
+)
+
+ROWS = 300
+SETTING = Setting(sample(ROWS), FLEET, POLICY, Reality())
+POOL = "premium-eu"
+DEVICES = devices_of(FLEET.pools[POOL])
+
+
+def market(*offers: Offer, **sites: SiteLimits) -> Market:
+    return Market(pools={POOL: Rentable(offers=offers)} if offers else {}, sites=sites)
+
+
+@st.composite
+def offered(draw: st.DrawFn) -> tuple[Offer, ...]:
+    return tuple(
+        Offer(
+            name=f"offer-{number}",
+            usd_per_hour=draw(st.floats(0, 9)),
+            replicas_max=draw(st.integers(0, 3)),
+            interruptions_per_hour=draw(st.floats(0, 2)),
+        )
+        for number in range(draw(st.integers(1, 3)))
+    )
+
+
+@given(offered(), st.integers(0, 9))
+def test_no_other_way_to_rent_costs_less(offers: tuple[Offer, ...], replicas: int) -> None:
+    known = market(*offers)
+    ways = [
+        way
+        for way in itertools.product(*(range(offer.replicas_max + 1) for offer in offers))
+        if sum(way) == replicas
+    ]
+    if not ways:
+        with pytest.raises(ValueError, match=POOL):
+            rent(POOL, replicas, FLEET, known)
+        return
+    found = rent(POOL, replicas, FLEET, known)
+    least = min(
+        sum(n * DEVICES * o.usd_per_hour for n, o in zip(way, offers, strict=True)) for way in ways
+    )
+    assert found.usd_per_hour == pytest.approx(least)
+    assert sum(found.by_offer.values()) == replicas
+    rates = {offer.name: offer.interruptions_per_hour for offer in offers}
+    taken = sum(count * rates[name] for name, count in found.by_offer.items())
+    assert found.interruptions_per_hour * replicas == pytest.approx(taken)
+
+
+def test_without_offers_a_pool_costs_what_the_fleet_says() -> None:
+    (offer,) = offers_of("cpu-eu", FLEET, Market())
+    assert offer.usd_per_hour == FLEET.pools["cpu-eu"].usd_per_hour
+    (offer,) = offers_of(POOL, FLEET, Market())
+    assert offer.usd_per_hour == FLEET.devices[FLEET.pools[POOL].device].usd_per_hour
+
+
+def test_sites_bear_so_much_power_and_so_many_devices() -> None:
+    power_w = FLEET.devices[FLEET.pools[POOL].device].power_w
+    assert power_w is not None
+    three_kw = 3 * DEVICES * power_w / 1000
+    for site in (
+        SiteLimits(power_kw_max=three_kw),
+        SiteLimits(liquid_kw_max=three_kw),
+        SiteLimits(devices_max=3 * DEVICES),
+    ):
+        known = market(**{"eu-west": site})
+        assert is_allowed({POOL: 3}, FLEET, known)
+        assert not is_allowed({POOL: 4}, FLEET, known)
+        # Another region's power is its own.
+        assert is_allowed({POOL: 3, "premium-us": 4}, FLEET, known)
+    # Boards that are cooled by air take no liquid.
+    assert is_allowed({"lpddr-eu": 9}, FLEET, market(**{"eu-west": SiteLimits(liquid_kw_max=0)}))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "pools: {premium-eux: {}}",
+            "pools.premium-eux: premium-eux: no such pool; did you mean premium-eu?",
+        ),
+        ("sites: {eu-wast: {}}", "sites.eu-wast: eu-wast: no pool is there; did you mean eu-west?"),
+        ("pools: {premium-eu: {replicas: 3}}", "pools.premium-eu.replicas"),
+        ("pools: {premium-eu: {offers: [{name: a, usd_per_hour: -1}]}}", "usd_per_hour"),
+        (
+            "pools: {cpu-eu: {offers: [{name: a, usd_per_hour: 1}, {name: a, usd_per_hour: 2}]}}",
+            "names an offer twice",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_market_is_told(text: str, told: str) -> None:
+    with pytest.raises(DeclarationError) as caught:
+        parse_market(text, "market.yaml", FLEET)
+    assert told in str(caught.value)
+    assert "market.yaml" in str(caught.value)
+
+
+def test_the_bound_is_below_each_fleet_that_holds() -> None:
+    """All fleets of up to so many replicas are judged; what holds costs more than the bound."""
+    found = capacity(SETTING, Market(), [], 30)
+    judge = Judge(SETTING, Market(), 1.0, 1.0)
+    prices = []
+    for premium, silicon, boards in itertools.product((0, 1, 2), (0, 1), (0, 2)):
+        counts = {POOL: premium, "silicon-us": silicon, "lpddr-eu": boards, "cpu-eu": 1}
+        if judge.judge(counts, ()).is_kept:
+            prices.append(usd_per_hour(counts, FLEET, Market()))
+    assert prices
+    assert 0 < found.bound_usd_per_hour <= min(prices)
+    assert usd_per_hour(found.replicas, FLEET, Market()) >= found.bound_usd_per_hour - 1e-6
+    with_less = capacity(SETTING, Market(), [("silicon-us",)], 30)
+    assert with_less.bound_usd_per_hour >= found.bound_usd_per_hour - 1e-6
+
+
+def test_a_pool_that_is_gone_serves_nothing_and_what_only_it_serves_does_not_count() -> None:
+    judge = Judge(SETTING, Market(), 0.9, 0.9)
+    both = {POOL: 2, "silicon-us": 2}
+    alone = judge.judge({POOL: 2}, ())
+    assert judge.judge(both, ("silicon-us",)) == alone
+    assert judge.judge(both, tuple(FLEET.pools)).attainment == 0.0
+    assert not judge.judge({}, ()).is_kept
+
+
+def plan(tmp_path: Path, *words: str, **known: Any) -> dict[str, Any]:
+    file = tmp_path / "market.yaml"
+    file.write_text(json.dumps(known))
+    trace = tmp_path / "trace.csv"
+    if not trace.exists():
+        packed = Path("shunter/data/workload-open-small.csv.gz").read_bytes()
+        lines = gzip.decompress(packed).decode().splitlines(keepends=True)
+        trace.write_text("".join(lines[: ROWS + 1]))
+    outcome = CliRunner().invoke(
+        app,
+        ["plan", "--trace", str(trace), "--market", str(file), "--json", *words],
+    )
+    assert outcome.exit_code == 0, outcome.output + str(outcome.exception)
+    found: dict[str, Any] = json.loads(outcome.stdout)
+    return found
+
+
+def test_what_is_planned_holds_when_it_is_replayed(tmp_path: Path) -> None:
+    """By a replay of its own, with no pool gone and with each of them."""
+    report = plan(tmp_path, "--minutes", "0.2", "--without-any", "pool", "--no-kinds")
+    counts = {name: pool["replicas"] for name, pool in report["pools"].items()}
+    assert report["usd_per_hour"] == pytest.approx(usd_per_hour(counts, FLEET, Market()))
+    assert report["bound_usd_per_hour"] <= report["usd_per_hour"]
+    fleet = fleet_of(counts, FLEET, Market())
+    run, _ = replay(rows=ROWS, fleet=fleet)
+    attained = sum(outcome.attained for outcome in run.outcomes) / len(run.outcomes)
+    assert attained == pytest.approx(report["attainment"])
+    assert attained >= 0.985
+    for gone in counts:
+        left = fleet.model_copy(
+            update={"pools": {n: p for n, p in fleet.pools.items() if n != gone}}
+        )
+        run, _ = replay(rows=ROWS, fleet=left)
+        assert sum(outcome.attained for outcome in run.outcomes) / len(run.outcomes) >= 0.8
+    curve = report["curve"]
+    assert all(a["usd_per_hour"] < b["usd_per_hour"] for a, b in itertools.pairwise(curve))
+    assert all(a["attainment"] < b["attainment"] for a, b in itertools.pairwise(curve))
+
+
+def test_offers_and_limits_change_the_plan(tmp_path: Path) -> None:
+    """With a premium pool for next to nothing it is rented, as spot as far as there is any."""
+    spot = {"name": "spot", "usd_per_hour": 0.01, "replicas_max": 1}
+    reserved = {"name": "reserved", "usd_per_hour": 0.02}
+    report = plan(
+        tmp_path,
+        *("--minutes", "0.3", "--no-kinds"),
+        pools={
+            POOL: {"offers": [reserved, spot]},
+            "silicon-us": {"replicas_max": 0},
+            "premium-us": {"replicas_max": 0},
+        },
+    )
+    assert set(report["pools"]) <= {POOL, "lpddr-eu", "lpddr-us", "cpu-eu"}
+    assert report["pools"][POOL]["rented"]["spot"] == 1
+
+
+def test_where_nothing_holds_it_is_told_what_is_missed(tmp_path: Path) -> None:
+    file = tmp_path / "market.yaml"
+    few = {name: {"replicas_max": 0} for name in FLEET.pools if name != "cpu-eu"}
+    file.write_text(json.dumps({"pools": few}))
+    outcome = CliRunner().invoke(app, ["plan", "--market", str(file), "--no-kinds"])
+    assert outcome.exit_code == 1
+    assert "no fleet" in str(outcome.exception)
