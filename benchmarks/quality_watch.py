@@ -9,7 +9,8 @@ greedily; answers are kept in the folder, so that a run that was stopped goes on
 
 Then 100 seeds draw from the measured pairs, as traffic would, and the test looks after each: at
 most 200 samples of the broken variant, 2,000 of the sound one. With --live a Kafka, a router and
-three workers run besides, requests go to both variants, and the time of the verdict is told.
+three workers run besides, requests go to both variants, and the time until the broken one is called
+drifted is told.
 """
 
 import argparse
@@ -138,7 +139,7 @@ def fleet(servers: dict[str, LlamaServer]) -> dict[str, Any]:
     device = {"kind": "cpu", "memory_gb": 4, "memory_bandwidth_tb_s": 0.02, "usd_per_hour": 0.05}
     model = {"parameters_b": 0.27, "layers": 18, "kv_heads": 1, "head_dim": 256}
     return {
-        "devices": {"this-cpu": device | {"tflops": {"bf16": 0.1}}},
+        "devices": {"this-cpu": device | {"tflops": {"bf16": 0.1, "int8": 0.1}}},
         "models": {MODEL: model | {"context_tokens": 1024}},
         "pools": {
             name: {

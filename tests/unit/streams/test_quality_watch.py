@@ -23,8 +23,11 @@ from worker_cases import MemorySink, ScriptedBackend
 
 from policies.quality.known import KnownQuality
 from policies.quality.sampling import second_id
+from shunter.audit.findings import Findings
 from shunter.audit.replay import replay_steps
+from shunter.audit.results import Results
 from streams.engine.log import Outgoing, Record
+from streams.evidence.projection import decode_step
 from streams.quality.stage import QualityWatch
 from streams.router.stage import Router
 from topics import (
@@ -38,6 +41,7 @@ from topics import (
     encode,
 )
 from topics.records import headers as h
+from topics.records.evidence import ENDS
 from workers.resilience.attempts import Attempts
 from workers.resilience.circuit_breaker import Breakers
 from workers.stage.chunks import Streams
@@ -189,6 +193,32 @@ class TestSecondRun:
         )
         assert b"Good" not in evidence
         assert b"good or bad" not in evidence
+
+    async def test_an_audit_wants_the_answer_of_a_request_and_none_of_a_second_run(self) -> None:
+        yard = Yard(policy=WATCHED)
+        yard.publish(body=BODY)
+        await route(yard)
+        await answer(yard, PREMIUM, "r1", "Good.")
+        await route(yard)
+        await release(yard)
+        await answer(yard, BOARDS, second_id("r1", "reference"), "bad")
+        seen = [
+            decode_step(record.value or b"")
+            for record in yard.cluster.records(yard.catalogue.evidence)
+        ]
+        results = Results(lambda _salt: None, {})
+        for step in seen:
+            if step.step in ENDS:
+                results.ended(step)
+        findings = Findings()
+        told = yard.cluster.records(yard.catalogue.results)
+        for record in told:
+            results.add(record, "here", findings)
+        assert not findings.problems
+        (first,) = [record for record in told if record.key == b"r1"]
+        bare = encode(replace(yard.results()["r1"], response=None))
+        results.add(first._replace(value=bare), "here", findings)
+        assert [each.kind for each in findings.problems] == ["false_result"]
 
     async def test_the_same_label_in_other_clothes_is_no_difference(self) -> None:
         yard = Yard(policy=WATCHED)
