@@ -199,6 +199,9 @@ async def live(folder: Path, models: dict[str, Path], count: int) -> dict[str, A
                 text = yaml.safe_dump(policy(compare, within))
                 (Path(directory) / "policy.yaml").write_text(text)
                 system.start_all()
+                # A reference that may not serve a request when it is decided on is not asked.
+                ups = [await send(system, asked[0], name, [name]) for name in servers]
+                await system.wait_for_results(ups, timeout_s=60)
                 began = time.monotonic()
                 await system.wait_for_results(await publish(system, asked), timeout_s=280)
 
@@ -229,20 +232,25 @@ async def live(folder: Path, models: dict[str, Path], count: int) -> dict[str, A
 
 async def publish(system: System, asked: list[Prompt]) -> list[str]:
     """Publish each prompt for both variants, by turns, and return the ids."""
-    ids = []
-    for n, prompt in enumerate(asked):
-        for name in (SOUND, BROKEN):
-            ids.append(f"{name}-{n}")
-            await system.publish(
-                {
-                    "id": ids[-1],
-                    "url": "/v1/completions",
-                    "task": "chat",
-                    "body": prompt.body() | {"model": MODEL},
-                    "constraints": {"pools": [name, REFERENCE]},
-                }
-            )
-    return ids
+    return [
+        await send(system, prompt, f"{name}-{n}", [name, REFERENCE])
+        for n, prompt in enumerate(asked)
+        for name in (SOUND, BROKEN)
+    ]
+
+
+async def send(system: System, prompt: Prompt, request_id: str, pools: list[str]) -> str:
+    """Publish a prompt for any of these pools, and return its id."""
+    await system.publish(
+        {
+            "id": request_id,
+            "url": "/v1/completions",
+            "task": "chat",
+            "body": prompt.body() | {"model": MODEL},
+            "constraints": {"pools": pools},
+        }
+    )
+    return request_id
 
 
 def main() -> None:
