@@ -17,7 +17,9 @@ pytestmark = pytest.mark.kafka
 def request(request_id: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": "which track?"}]
     body = {"model": "llama-3.1-8b", "messages": messages}
-    return {"id": request_id, "body": body, "service_tier": "flex"}
+    # The other pool's variant is int8, which chat gets by choice alone.
+    any_precision = {"precisions": ["any"]}
+    return {"id": request_id, "body": body, "service_tier": "flex", "constraints": any_precision}
 
 
 async def test_a_router_keeps_work_from_a_variant_that_has_drifted(
