@@ -42,6 +42,10 @@ JaegerProgram = Annotated[
     ),
 ]
 
+SimulatedFleet = Annotated[
+    Path | None, typer.Option("--fleet", help="Simulate this fleet: a YAML file, or `full`.")
+]
+
 
 def demo(
     as_json: AsJson = False,
@@ -64,6 +68,7 @@ def demo(
     ] = None,
     jaeger: Traced = False,
     jaeger_program: JaegerProgram = None,
+    fleet: SimulatedFleet = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave everything up at the end, until Ctrl-C.")
     ] = False,
@@ -86,6 +91,7 @@ def demo(
         keep,
         traced=jaeger or jaeger_program is not None,
         jaeger_program=jaeger_program,
+        fleet=fleet,
     )
     drawn = out.is_terminal and not as_json
     show = View(out) if drawn else Lines(err)

@@ -58,6 +58,7 @@ class Plan:
     keep: bool = False
     traced: bool = False
     jaeger_program: Path | None = None
+    fleet: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
 def _prepare(plan: Plan) -> _Case:
     rows = load_rows(plan.requests)
     requests = {row.id: request_of(row) for row in rows}
-    fleet, policy = load_fleet(None), load_policy(None)
+    fleet, policy = load_fleet(plan.fleet), load_policy(None)
     return _Case(plan, rows, requests, fleet, policy, Rules(fleet, policy))
 
 
