@@ -55,16 +55,25 @@ class FleetSearch:
     seen: dict[Key, JudgedFleet] = field(default_factory=dict)
     _ends_at: float = 0.0
 
-    def run(self, start: Counts) -> JudgedFleet:
+    def run(self, start: Counts, others: Sequence[Counts] = ()) -> JudgedFleet:
         """Return the cheapest fleet that was found.
+
+        Args:
+            start: the programme's fleet.
+            others: fleets to begin with that hold elsewhere.
 
         Raises:
             NoPlanError: none was found.
         """
         self._ends_at = time.monotonic() + self.seconds
         with judging(self.judge) as processes:
-            found = self._grown(processes, dict(start))
-            return self._shrunk(processes, found)
+            held = [each for each in self._judged(processes, map(dict, others)) if each.is_kept]
+            try:
+                held.append(self._grown(processes, dict(start)))
+            except NoPlanError:
+                if not held:
+                    raise
+            return self._shrunk(processes, min(held, key=_price))
 
     @property
     def fleet(self) -> Fleet:
@@ -208,6 +217,10 @@ def curve(seen: Iterable[JudgedFleet]) -> list[JudgedFleet]:
 
 def _grown_count(count: int, step: int) -> int:
     return count + max(step, count // 2)
+
+
+def _price(judged: JudgedFleet) -> float:
+    return judged.usd_per_hour
 
 
 def _key(counts: Counts) -> Key:
