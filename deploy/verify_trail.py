@@ -116,6 +116,8 @@ class Trail:
         s = entry["statement"]
         if set(s) != {"writer", "key", "at", "heads"} or not isinstance(s["at"], float):
             return None
+        if not all(isinstance(text, str) for text in (s["key"], s["writer"], entry["signature"])):
+            return None
         if any(set(head) != {"sequence", "digest", "at"} for head in s["heads"].values()):
             return None
         self.heads.append(entry)
