@@ -66,10 +66,9 @@ def _say_what_was_checked(facts: LogFacts, findings: Findings) -> None:
     else:
         cosigners, at = ", ".join(facts.cosigners), iso_time(facts.cosigned_at)
         findings.checked.append(f"{told}, cosigned by {cosigners} at {at}")
-        if REMADE_UNCHECKED in findings.unchecked:
-            findings.unchecked.remove(REMADE_UNCHECKED)
-    if TAIL_UNCHECKED in findings.unchecked:
-        findings.unchecked.remove(TAIL_UNCHECKED)
+        known = {REMADE_UNCHECKED, TAIL_UNCHECKED}
+        findings.unchecked = [each for each in findings.unchecked if each not in known]
+        findings.unchecked.append(f"whether anything from after {at} was cut off")
     findings.unchecked += facts.notes
 
 
