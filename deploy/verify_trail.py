@@ -5,7 +5,11 @@
 
 Written from docs/evidence.md alone. Wants Python 3.11 and the package ``cryptography``, and of an
 archive ``pyarrow``. Prints one line for each problem, and ends with exit code 1 where there is any.
-It checks what is signed and chained, the columns of an archive, and that what was due has ended.
+
+Checked: signatures and leaves, the order and the links of chains, whose keys they are (--trust),
+revocations, kept heads (--heads), an archive's columns, that what was due has ended. Not checked:
+results against digests, constraints, second ends, the public log, statistics of Parquet files,
+whether what was signed is true.
 """
 
 import argparse
@@ -352,6 +356,7 @@ def main():
         print("not checked: whose the keys are (--trust)")
     if not asked.heads:
         print("not checked: whether the newest was cut off by who runs the system (--heads)")
+    print("not checked: results, constraints, second ends, the public log, whether it is true")
     return bool(problems)
 
 
