@@ -18,7 +18,7 @@ HEADS_MAX = 1000
 # What verification does not show; docs/evidence.md has who is believed for what.
 NOT_SHOWN = (
     "that the machine of a worker did what the worker says of it",
-    "that nobody holds a signing key who should not, unless the keys were named by the auditor",
+    "that nobody holds a signing key who should not",
     "texts of requests and answers: they are not in the trail, and are not in this page",
 )
 _STYLE = (
@@ -125,8 +125,11 @@ def _checked(findings: Findings, keys: str | None) -> Iterable[str]:
             ("keys believed", believed),
         ),
     )
-    not_shown = "".join(f"<li>{_shown(text)}" for text in (*findings.notes, *NOT_SHOWN))
-    yield f"<p>Not checked, or not shown by this:</p><ul>{not_shown}</ul>"
+    for told, lines in (
+        ("Checked:", findings.checked),
+        ("Not checked, or not shown by this:", (*findings.notes, *findings.unchecked, *NOT_SHOWN)),
+    ):
+        yield f"<p>{told}</p><ul>{''.join(f'<li>{_shown(text)}' for text in lines)}</ul>"
 
 
 def _tenant(name: str, account: TenantAccount) -> str:
