@@ -25,6 +25,7 @@ from policies.config.rooflines import roofline_of
 from policies.config.serving import Serving
 from policies.hardware.closed_loop import Means, closed_loop
 from shunter.hardware.catalogue import load_catalogue
+from shunter.hardware.least_squares import solved, weighted_product
 from shunter.hardware.predictions import Configuration, configuration, predict, read_rows
 
 # What one would guess: the fit begins here, and stays near where the data says nothing.
@@ -142,8 +143,8 @@ def fit(rows: Sequence[Row], start: Point, told: Callable[[str], object]) -> Poi
             columns.append([(after[0] - now[0]) / STEP for after, now in pairs])
         weights = [w * w / math.sqrt(1 + (r / ODD) ** 2) for r, w in found]
         errors = [r for r, _ in found]
-        normal = [[_dot(a, b, weights) for b in columns] for a in columns]
-        step = _solve(normal, [-_dot(a, errors, weights) for a in columns])
+        normal = [[weighted_product(a, b, weights) for b in columns] for a in columns]
+        step = solved(normal, [-weighted_product(a, errors, weights) for a in columns])
         scale = min(1.0, STEP_MAX / max(map(abs, step)))
         for _ in range(5):
             moved = tuple(v + scale * s for v, s in zip(point, step, strict=True))
@@ -157,25 +158,6 @@ def fit(rows: Sequence[Row], start: Point, told: Callable[[str], object]) -> Poi
         told(f"loss {before:.4f} -> {loss(found):.4f}")
         if before - loss(found) < IMPROVEMENT * before:
             return point
-
-
-def _dot(a: Sequence[float], b: Sequence[float], weights: Sequence[float]) -> float:
-    return sum(x * y * w for x, y, w in zip(a, b, weights, strict=True))
-
-
-def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """Return the solution of a positive definite system, by elimination."""
-    lines = [[*row, value] for row, value in zip(matrix, right, strict=True)]
-    size = len(lines)
-    for i in range(size):
-        for k in range(i + 1, size):
-            factor = lines[k][i] / lines[i][i]
-            lines[k] = [b - factor * a for a, b in zip(lines[i], lines[k], strict=True)]
-    found = [0.0] * size
-    for i in reversed(range(size)):
-        rest = sum(lines[i][k] * found[k] for k in range(i + 1, size))
-        found[i] = (lines[i][size] - rest) / lines[i][i]
-    return found
 
 
 Pair = tuple[Row, Means]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shunter.backtest.suite import Scored
-from shunter.console import UserError
+from shunter.render.figure import new_figure, save_figure
 
 
 def draw(path: Path, scored: Sequence[Scored], lower_bound_usd: float | None) -> None:
@@ -13,13 +13,7 @@ def draw(path: Path, scored: Sequence[Scored], lower_bound_usd: float | None) ->
     Raises:
         UserError: matplotlib is missing, or the file can't be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install 'shunter[backtest]'") from error
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 7)
     money, attained = figure.subplots(2, 1, sharex=True)
     names = [each.name for each in scored]
     pools = sorted({pool for each in scored for pool in each.scores["usd_by_pool"]})
@@ -39,7 +33,4 @@ def draw(path: Path, scored: Sequence[Scored], lower_bound_usd: float | None) ->
     attained.set_ylabel("SLO attained, % of requests")
     attained.legend(fontsize="small", ncols=3)
     attained.tick_params(axis="x", rotation=20)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be written: {error}") from error
+    save_figure(figure, path)

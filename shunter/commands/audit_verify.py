@@ -48,37 +48,40 @@ LogPolicy = Annotated[
         "--policy", help="Log and witnesses to believe, as of c2sp.org/tlog-policy.", metavar="FILE"
     ),
 ]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        help="Checkpoint of --log from before: held against, and written if all is good.",
+    ),
+]
+HeadsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--heads",
+        help="File of the last roots: held against if it is there, and written if all is good.",
+    ),
+]
+RetentionDays = Annotated[
+    float | None,
+    typer.Option(
+        "--retention-days",
+        min=0,
+        help="How long the trail is declared to be kept: 30 days on Kafka;"
+        " SHUNTER_ARCHIVE_DAYS, or for ever, in an archive.",
+    ),
+]
 TOLD_MAX = 20
 
 
 def verify(
     keys: KeysFile = None,
-    heads: Annotated[
-        Path | None,
-        typer.Option(
-            "--heads",
-            help="File of the last roots: held against if it is there, and written if all is good.",
-        ),
-    ] = None,
+    heads: HeadsFile = None,
     trust: Trust = None,
     public_log: LogUrl = None,
     log_policy: LogPolicy = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            help="Checkpoint of --log from before: held against, and written if all is good.",
-        ),
-    ] = None,
-    retention_days: Annotated[
-        float | None,
-        typer.Option(
-            "--retention-days",
-            min=0,
-            help="How long the trail is declared to be kept: 30 days on Kafka;"
-            " SHUNTER_ARCHIVE_DAYS, or for ever, in an archive.",
-        ),
-    ] = None,
+    checkpoint: Checkpoint = None,
+    retention_days: RetentionDays = None,
     accept_beginnings: Annotated[
         bool,
         typer.Option(

@@ -11,6 +11,7 @@ from policies.config.serving import Serving
 from policies.hardware.closed_loop import Means, closed_loop
 from policies.hardware.constants import FACTOR_MAX
 from policies.hardware.roofline import LAYER_OVERHEAD_S
+from shunter.hardware.least_squares import solved, weighted_product
 from shunter.hardware.measuring import Point
 
 # The constants that are fitted, each as a factor in its logarithm.
@@ -185,11 +186,11 @@ def _fit(case: Case, start: Serving, points: Sequence[Point]) -> list[float]:
             after = _residuals(case, start, points, aside)
             columns.append([(b - a) / STEP for a, b in zip(found, after, strict=True)])
         weights = [1 / math.sqrt(1 + (each / ODD) ** 2) for each in found]
-        normal = [[_dot(a, b, weights) for b in columns] for a in columns]
+        normal = [[weighted_product(a, b, weights) for b in columns] for a in columns]
         for at in range(len(logs)):
             normal[at][at] *= 1 + damping
             normal[at][at] += 1e-9
-        step = _solve(normal, [-_dot(column, found, weights) for column in columns])
+        step = solved(normal, [-weighted_product(column, found, weights) for column in columns])
         moved = [min(limit, max(-limit, a + b)) for a, b in zip(logs, step, strict=True)]
         after = _residuals(case, start, points, moved)
         if _loss(after) >= _loss(found):
@@ -202,22 +203,3 @@ def _fit(case: Case, start: Serving, points: Sequence[Point]) -> list[float]:
         if better < IMPROVEMENT * _loss(found):
             break
     return logs
-
-
-def _dot(a: Sequence[float], b: Sequence[float], weights: Sequence[float]) -> float:
-    return sum(x * y * w for x, y, w in zip(a, b, weights, strict=True))
-
-
-def _solve(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
-    """Return the solution of a positive definite system, by elimination."""
-    lines = [[*row, value] for row, value in zip(matrix, right, strict=True)]
-    size = len(lines)
-    for i in range(size):
-        for k in range(i + 1, size):
-            factor = lines[k][i] / lines[i][i]
-            lines[k] = [b - factor * a for a, b in zip(lines[i], lines[k], strict=True)]
-    found = [0.0] * size
-    for i in reversed(range(size)):
-        rest = sum(lines[i][k] * found[k] for k in range(i + 1, size))
-        found[i] = (lines[i][size] - rest) / lines[i][i]
-    return found

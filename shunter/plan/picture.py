@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from shunter.console import UserError
 from shunter.plan.search import JudgedFleet
+from shunter.render.figure import new_figure, save_figure
 
 
 def draw(
@@ -15,13 +15,7 @@ def draw(
     Raises:
         UserError: matplotlib is missing, or the file can't be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - an extra
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install 'shunter[backtest]'") from error
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.subplots()
     axes.step(
         [each.usd_per_hour for each in curve],
@@ -35,7 +29,4 @@ def draw(
     axes.set_xlabel("US dollars an hour, rented")
     axes.set_ylabel("SLO attained, % of requests")
     axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be written: {error}") from error
+    save_figure(figure, path)

@@ -6,7 +6,7 @@ from topics import InferenceRequest
 from topics.records.key_proof import proven_key
 
 
-class Keys:
+class ProvenKeys:
     """Checks the proofs of gateways. Without their secret no key is ever proven."""
 
     def __init__(self, secret: str | None) -> None:

@@ -25,7 +25,7 @@ from streams.engine.log import Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
 from streams.evidence.records import EvidenceWriter, told
 from streams.router.deduplication import Duplicates
-from streams.router.keys import Keys
+from streams.router.keys import ProvenKeys
 from streams.tracing.telemetry import Telemetry
 from topics import (
     InferenceRequest,
@@ -75,7 +75,7 @@ class Router:
         tokens: TokenCounter | None = None,
         key_secret: str | None = None,
     ) -> None:
-        self._keys = Keys(key_secret)
+        self._keys = ProvenKeys(key_secret)
         self._tokens = tokens or TokenCounter({})
         self._placer = Placer(situation, Shares(situation.policy))
         self._shadow: Situation | None = None

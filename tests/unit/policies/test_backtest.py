@@ -117,7 +117,7 @@ def test_what_fails_is_tried_elsewhere_and_the_rest_of_the_fleet_carries_an_outa
 
 
 def test_a_slower_reality_shows_in_the_speeds_that_a_policy_hears() -> None:
-    slow = Reality(speed={"silicon-us": 0.5})
+    slow = Reality(speed={"silicon-us": 0.2})
     as_declared, distorted = replay(rows=1000)[0], replay(rows=1000, reality=slow)[0]
     assert distorted.busy_s["silicon-us"] != as_declared.busy_s["silicon-us"]
     share = sum(o.pool == "silicon-us" for o in distorted.outcomes)

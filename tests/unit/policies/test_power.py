@@ -10,6 +10,7 @@ from policy_cases import NOW, a_policy, profile, status
 from policies import DeclarationError, FleetView, decide, inputs_of, parse_fleet, situation
 from policies.config.options import Options, compile_options
 from policies.fleet_state.power import drawn_kw
+from topics import PoolStatus
 
 DEVICE = {
     "kind": "premium_gpu",
@@ -37,6 +38,12 @@ def options(device: dict[str, Any] | None = None, **pools: dict[str, Any]) -> Op
         "sites": {"hall": {"power_kw_max": 3.0}},
     }
     return compile_options(parse_fleet(orjson.dumps(fleet).decode(), "fleet"))
+
+
+def heartbeat(found: Options, pool: str) -> PoolStatus:
+    """One of an idle worker as the fleet declares it."""
+    declared = found.by_pool[pool][0]
+    return status(pool, device=declared.device, region=declared.region)
 
 
 def chosen(found: Options, view: FleetView) -> tuple[str, str, str | None]:
@@ -77,12 +84,12 @@ def test_a_pool_takes_no_request_beyond_its_limit_until_power_is_free_again() ->
     # Two replicas of 1.0 kW busy and 0.3 idle.
     found = options(a={"power_kw_max": 1.5})
     view = FleetView(found)
-    view.report(status("a"))
+    view.report(heartbeat(found, "a"))
     assert chosen(found, view) == ("place", "only_candidate", "a")
     view.add_sent(found.by_pool["a"][0], 0.01)
     assert drawn_kw(found.by_pool["a"][0], view.load("a")) == pytest.approx(1.3)
     assert chosen(found, view) == ("hold", "power_limit", None)
-    view.report(status("a"))
+    view.report(heartbeat(found, "a"))
     assert chosen(found, view)[0] == "place"
 
 
@@ -90,7 +97,7 @@ def test_a_site_bounds_what_its_pools_draw_together() -> None:
     found = options(a={"site": "hall"}, b={"site": "hall", "region": "there"}, c={})
     view = FleetView(found)
     for name in "abc":
-        view.report(status(name))
+        view.report(heartbeat(found, name))
     # 4 x 0.3 idle, and 0.7 more for each busy one: two more are within 3.0 kW, a third is not.
     for _ in range(2):
         assert not view.load("b").lacks_power(found.by_pool["b"][0])
@@ -109,7 +116,7 @@ def test_a_site_bounds_what_its_pools_draw_together() -> None:
 def test_what_the_limit_was_held_against_is_among_the_recorded_inputs() -> None:
     found = options(a={"power_kw_max": 1.5})
     view = FleetView(found)
-    view.report(status("a"))
+    view.report(heartbeat(found, "a"))
     view.add_sent(found.by_pool["a"][0], 0.01)
     here = replace(situation(found, a_policy()), view=view)
     inputs = inputs_of(profile(model="m"), here, NOW)

@@ -17,6 +17,8 @@ REQUEST = {"id": "r1", "body": {"model": "llama-3.1-8b", "messages": []}}
 # The demo has a Kafka of its own; what reads an archive is not told of the one that is written.
 OWN = {
     *(("demo", name) for name in ("bootstrap_servers", "topic_prefix")),
+    # An auditor reads another's log; the variable says where one is written.
+    *((f"audit {name}", "public_log") for name in ("verify", "proof")),
     # These are what is to be in force, not what is.
     *(("policy apply", name) for name in ("policy", "fleet")),
 }

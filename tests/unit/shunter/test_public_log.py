@@ -588,6 +588,8 @@ class TestRole:
             (f"log {OTHER_KEY.verifier.text}\n{ONE}", "does not name this log"),
             (f"log {KEY.verifier.text}\n{PlainWitness('w').line}quorum w\n", "no quorum"),
         ],
+        # Keys are new in each process.
+        ids=["no log", "another log", "no witness"],
     )
     def test_a_policy_that_cannot_be_met_is_refused(
         self, tmp_path: Path, policy: str, why: str

@@ -121,7 +121,7 @@ class TestLines:
         [
             (b"{nonsense", "not JSON"),
             (b'{"body": {"model": "m"}}', "id: Field required"),
-            (request("x", wishes=1), "wishes: Extra inputs are not permitted"),
+            (request("x", wishes=1), "it has a field that is none of"),
             (request("x", metadata="long" * 300), "the limit is 1,024"),
             (request("first"), "the id 'first' stands on line 1 already"),
         ],
@@ -359,7 +359,7 @@ class TestLinesWithWishes:
             (["--tier", "fastest"], "service_tier"),
             (["--deadline", "soon"], "completion_window"),
             (["--constraint", "regions"], "NAME=VALUE"),
-            (["--constraint", "wishes=1"], "wishes"),
+            (["--constraint", "wishes=1"], "--constraint: has a name that is not a field"),
             (["--errors", "x"], "add --wait"),
             (["--wait", "--errors", "x", "--output", "x"], "one file"),
         ],
