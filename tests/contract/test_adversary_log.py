@@ -205,6 +205,14 @@ async def test_each_forgery_of_a_log_is_seen(scene: Scene, tmp_path: Path) -> No
     assert scene.found(scene.log, scene.roots) == set()
     assert scene.found(scene.dated, scene.roots + scene.late) == {"back_dated"}
     assert scene.found(scene.fork, scene.roots) == {"log_fork"}
+    true = (scene.log / "checkpoint").read_bytes()
+    for place, checkpoint, kind in (
+        (scene.log, scene.old[0], "log_truncated"),
+        (scene.fork, true, "log_altered"),
+    ):
+        copy = shutil.copytree(place, tmp_path / kind)
+        (copy / "checkpoint").write_bytes(checkpoint)
+        assert scene.found(copy, scene.roots) == {kind}
     missed, outcomes = [], Counter[str]()
     for seed in range(START, START + SEEDS // 2):
         rng, copy, roots = random.Random(seed), tmp_path / "copy", list(scene.roots)
