@@ -207,9 +207,10 @@ class Trail:
             if row["key"] != s["chain"]:
                 self.problem("wrong_key", row["where"], f"{row['key']} for {s['chain']}")
             place = row["partition"], s["chain"]
-            if s["sequence"] < order.get(place, 0):
-                self.problem("reordered", row["where"], f"#{s['sequence']} behind #{order[place]}")
-            order[place] = max(s["sequence"], order.get(place, 0))
+            before = order.get(place, s["sequence"])
+            if s["sequence"] < before:
+                self.problem("reordered", row["where"], f"#{s['sequence']} behind #{before}")
+            order[place] = max(s["sequence"], before)
         return chains
 
     def follows(self, before, s, row):
