@@ -14,9 +14,10 @@ from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from policies import Fleet, Policy, compile_options
-from shunter.audit import Findings
+from shunter.audit import Findings, Keyring
 from shunter.audit.topic import verify_topic
 from shunter.client.kafka import tail
 from shunter.console import UserError, settings_from
@@ -41,6 +42,7 @@ from topics import Catalogue, Settings
 from topics.admin.provisioning import apply
 from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
 from topics.embedded_broker.settings import HOST, free_port
+from topics.signing.keys import load_signing_key, write_signing_key
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +188,8 @@ async def _run(
 ) -> DemoOutcome:
     began_at = time.monotonic()
     await _create_topics(settings, case.fleet)
-    more = {} if traces is None else traces.variables()
+    trusted, more = _installation_key(run_dir)
+    more |= {} if traces is None else traces.variables()
     system = System(run_dir, settings, show.say, more)
     page_port = free_port()
     try:
@@ -207,12 +210,14 @@ async def _run(
             show.say(f"Replaying {len(case.rows):,} requests at {speed:g} x their speed ...")
             await traffic.replay(case.rows, case.requests, speed)
         ledger = await read_ledger(settings)
-        findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
+        keyring = Keyring(installations=frozenset({trusted}))
+        findings = await verify_topic(KafkaLog(settings), Catalogue(settings), keyring=keyring)
         ledger = ledger.without(watch.warm)
         outcome = replace(
             _judge(case, ledger, findings, settings, run_dir, speed), jaeger=traces, page=page
         )
         outcome.figures["machine"] = machine
+        outcome.figures["trail"]["trusted"] = trusted
         outcome.figures["restarts"] = system.restarts
         outcome.figures["wall_s"] = round(time.monotonic() - began_at, 1)
         tell(outcome)
@@ -224,6 +229,16 @@ async def _run(
         system.stop()
         if case.plan.bootstrap_servers is not None and not case.plan.keep:
             await _delete_topics(settings, case.fleet)
+
+
+def _installation_key(run_dir: Path) -> tuple[str, dict[str, str]]:
+    """Make an installation key that introduces each process; return its fingerprint, and where.
+
+    It lies beside the processes and not offline, and so binds their names to nothing but this run.
+    """
+    path = run_dir / "installation.pem"
+    write_signing_key(path, [Ed25519PrivateKey.generate()], time.time())
+    return load_signing_key(path).id, {"SHUNTER_EVIDENCE_INTRODUCER": str(path)}
 
 
 def _start(system: System, case: _Case, page_port: int) -> None:
