@@ -62,8 +62,7 @@ class Budget:
         decided = list(zip(self.profiles, self.decisions, strict=True))
         yield "decode and validate", best_us(self.parse, self.records)
         yield "tags", best_us(self.tag, self.requests)
-        bodies = [request.body for request in self.requests]
-        yield "digest of the body", best_us(lambda body: digests.digest("default", body), bodies)
+        yield "digests of the request", best_us(digests.of_request, self.requests)
         known = [(each, inputs_of(each, situation, now)) for each in self.profiles]
         yield (
             "decide",

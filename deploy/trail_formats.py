@@ -196,7 +196,9 @@ def line_of(row):
     line["at"] = row["timestamp_ms"] / 1000
     if row["value"] is None and row["raw"] is not None:
         return line | {"raw": row["raw"]}
+    if row["value"] is None:
+        return line | {"value": None}  # A tombstone.
     try:
-        return line | {"value": json.loads(row["value"] or "null")}
+        return line | {"value": json.loads(row["value"])}
     except ValueError:
         return line | {"raw": row["value"]}

@@ -5,7 +5,11 @@
 
 Written from docs/evidence.md alone. Wants Python 3.11 and the package ``cryptography``, and of an
 archive ``pyarrow``. Prints one line for each problem, and ends with exit code 1 where there is any.
-It checks what is signed and chained, the columns of an archive, and that what was due has ended.
+
+Checked: signatures and leaves, the order and the links of chains, whose keys they are (--trust),
+revocations, kept heads (--heads), an archive's columns, that what was due has ended. Not checked:
+results against digests, constraints, second ends, the public log, statistics of Parquet files,
+whether what was signed is true.
 """
 
 import argparse
@@ -116,6 +120,8 @@ class Trail:
         s = entry["statement"]
         if set(s) != {"writer", "key", "at", "heads"} or not isinstance(s["at"], float):
             return None
+        if not all(isinstance(text, str) for text in (s["key"], s["writer"], entry["signature"])):
+            return None
         if any(set(head) != {"sequence", "digest", "at"} for head in s["heads"].values()):
             return None
         self.heads.append(entry)
@@ -201,9 +207,10 @@ class Trail:
             if row["key"] != s["chain"]:
                 self.problem("wrong_key", row["where"], f"{row['key']} for {s['chain']}")
             place = row["partition"], s["chain"]
-            if s["sequence"] < order.get(place, 0):
-                self.problem("reordered", row["where"], f"#{s['sequence']} behind #{order[place]}")
-            order[place] = max(s["sequence"], order.get(place, 0))
+            before = order.get(place, s["sequence"])
+            if s["sequence"] < before:
+                self.problem("reordered", row["where"], f"#{s['sequence']} behind #{before}")
+            order[place] = max(s["sequence"], before)
         return chains
 
     def follows(self, before, s, row):
@@ -350,6 +357,7 @@ def main():
         print("not checked: whose the keys are (--trust)")
     if not asked.heads:
         print("not checked: whether the newest was cut off by who runs the system (--heads)")
+    print("not checked: results, constraints, second ends, the public log, whether it is true")
     return bool(problems)
 
 

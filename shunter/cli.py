@@ -38,6 +38,7 @@ COMMANDS = {
     "topics": "shunter.commands.topics",
     "policy": "shunter.commands.policy",
     "hardware": "shunter.commands.hardware",
+    "quality": "shunter.commands.quality",
     "audit": "shunter.commands.audit",
     "evidence": "shunter.commands.evidence",
 }

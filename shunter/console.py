@@ -55,7 +55,9 @@ Prefix = Annotated[
 ]
 FleetFile = Annotated[
     Path | None,
-    typer.Option("--fleet", help="Fleet YAML; packaged where not given.  [env: SHUNTER_FLEET]"),
+    typer.Option(
+        "--fleet", help="Fleet YAML, or `full`; packaged where not given.  [env: SHUNTER_FLEET]"
+    ),
 ]
 PolicyFile = Annotated[
     Path | None,

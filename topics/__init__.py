@@ -19,6 +19,15 @@ from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.policy_change import Declared, PolicyChange, PolicyEntry, PolicyLog, entry_key
 from topics.records.profile import Fallback, Profile, Tag
 from topics.records.progress import Progress, decode_progress, progress_key
+from topics.records.quality import (
+    BACKGROUND_TASK,
+    Comparison,
+    QualityCheck,
+    QualityEntry,
+    VariantQuality,
+    WatchSpending,
+    quality_key,
+)
 from topics.records.request import InferenceRequest, duration_s, parse_request, peek_id
 from topics.records.result import Cost, Response, Result, ResultError, Timing, Usage
 from topics.records.seen_ids import SeenIds
@@ -43,12 +52,14 @@ from topics.wire.codec import decode, encode
 from topics.wire.errors import BadRecordError
 
 __all__ = [
+    "BACKGROUND_TASK",
     "BadRecordError",
     "Batch",
     "Cancellation",
     "Candidate",
     "Catalogue",
     "ChainHead",
+    "Comparison",
     "Cost",
     "Declared",
     "Envelope",
@@ -74,6 +85,8 @@ __all__ = [
     "Profile",
     "Progress",
     "PublishedKey",
+    "QualityCheck",
+    "QualityEntry",
     "Response",
     "Result",
     "ResultError",
@@ -92,7 +105,9 @@ __all__ = [
     "Timing",
     "Topic",
     "Usage",
+    "VariantQuality",
     "VariantStatus",
+    "WatchSpending",
     "decode",
     "decode_progress",
     "duration_s",
@@ -102,5 +117,6 @@ __all__ = [
     "parse_request",
     "peek_id",
     "progress_key",
+    "quality_key",
     "status_key",
 ]

@@ -11,6 +11,7 @@ from topics.records.evidence import Evidence
 from topics.records.heartbeat import PoolStatus
 from topics.records.policy_change import PolicyEntry
 from topics.records.progress import Progress
+from topics.records.quality import Comparison, QualityEntry
 from topics.records.request import InferenceRequest
 from topics.records.result import Result
 from topics.records.seen_ids import SeenIds
@@ -103,13 +104,21 @@ class Catalogue:
         self.dead_letters = f"{self.prefix}.dead-letters"
         self.pool_status = f"{self.prefix}.pool-status"
         self.policies = f"{self.prefix}.policies"
+        self.comparisons = f"{self.prefix}.comparisons"
+        self.quality = f"{self.prefix}.quality"
         self.progress = f"{self.prefix}.progress"
         self.seen_ids = f"{self.prefix}.seen-ids"
         self.claims = f"{self.prefix}.claims"
         self.router_group = f"{self.prefix}.router"
         self.batcher_group = f"{self.prefix}.batcher"
         self.canceller_group = f"{self.prefix}.canceller"
-        self.router_groups = (self.router_group, self.batcher_group, self.canceller_group)
+        self.quality_group = f"{self.prefix}.quality-watch"
+        self.router_groups = (
+            self.router_group,
+            self.batcher_group,
+            self.canceller_group,
+            self.quality_group,
+        )
         self.ledger_group = f"{self.prefix}.ledger"
 
     @property
@@ -230,6 +239,7 @@ class Catalogue:
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
             ),
+            *self._quality_topics(),
             Topic(
                 self.progress,
                 n,
@@ -256,6 +266,27 @@ class Catalogue:
                 KeyClaim,
                 retention_ms=DAY_MS,
                 extra=BROKERS_TIME,
+            ),
+        ]
+
+    def _quality_topics(self) -> list[Topic]:
+        return [
+            Topic(
+                self.comparisons,
+                1,
+                "pool/variant",
+                "how two answers to a request differ",
+                Comparison,
+                extra=BROKERS_TIME,
+            ),
+            Topic(
+                self.quality,
+                1,
+                "kind/pool/variant/reference, or kind/class",
+                "what the comparisons of a variant come to, and what they cost",
+                QualityEntry,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
             ),
         ]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from policies.config.options import Options
 from policies.config.plugins import refused_by
 from policies.config.policy import Policy
+from policies.quality.sampling import minds_drift
 from topics import Profile, encode
 
 
@@ -15,6 +16,8 @@ def group_in(profile: Profile, options: Options, policy: Policy) -> str:
     rules, floor = policy.rules, policy.floor_of(profile)
     if floor:
         group += f"|quality {floor:g}"
+    if not minds_drift(profile, policy):
+        group += "|drifted too"
     if not rules:
         return group
     refused = [
@@ -50,4 +53,10 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
             profile.max_cost_usd,
         ]
         name += f"|{encode(constraints).decode()}"
+    check = profile.quality
+    if check is not None and check.of is not None:
+        asked = [check.asked, check.reference, check.reference_pool]
+        if check.asked == "judged":
+            asked = [check.asked, check.pool, check.variant]
+        name += f"|{encode(asked).decode()}"
     return name

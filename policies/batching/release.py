@@ -11,6 +11,7 @@ from policies.config.order import ranks_of
 from policies.config.plugins import priced_by, refused_by
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
+from policies.quality.sampling import minds_drift
 from policies.scoring.candidates import Offers, SecondTries, choose
 from policies.scoring.constraints import certain_tokens, refusal
 from policies.scoring.estimate import (
@@ -98,7 +99,7 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
         if refused_by(rules, longest, option) is not None or policy.is_never(option):
             continue
         standing = standing_in(asked.loads, option)
-        if standing.obstacle:
+        if standing.obstacle or (standing.has_drifted and minds_drift(longest, policy)):
             continue
         # What goes direct goes alone; its companions of the moment are not a batch.
         members_max = windows.members_max if path == "batch" else 1

@@ -19,6 +19,7 @@ def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
         *_hopeless_classes(options, policy),
         *_homeless_data(fleet, options, policy),
         *_lone_pools(fleet, options),
+        *_missing_references(options, policy),
     ]
 
 
@@ -62,6 +63,19 @@ def _hopeless_classes(options: Options, policy: Policy) -> Iterator[str]:
                     f" ({workload.deadline_s:g} s), even idle and for a prompt of {PROMPT_TOKENS}"
                     f" tokens and a reply of {workload.output_tokens}; each such request expires"
                 )
+
+
+def _missing_references(options: Options, policy: Policy) -> Iterator[str]:
+    served = {(each.pool, each.variant) for pool in options.by_pool.values() for each in pool}
+    for name, workload in policy.classes.items():
+        watch = workload.watch
+        if watch is None or any(
+            variant == watch.reference and watch.reference_pool in (None, pool)
+            for pool, variant in served
+        ):
+            continue
+        where = watch.reference_pool or "any pool"
+        yield f"class {name}: its watch has the reference {watch.reference}, not served by {where}"
 
 
 def _allows(workload: WorkloadClass, option: Option) -> bool:

@@ -31,6 +31,7 @@ from topics import Profile
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+COMPARE = r"^(labels|tool_calls|greedy|tokens|embedding|judge:[a-z][a-z0-9_-]{0,62})$"
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
 _TIMES = (
@@ -45,10 +46,32 @@ _TIMES = (
 _RATES = ("prior_rate_per_s", "rate_per_s")
 
 
+class ClassWatch(Declaration):
+    """A share of a class's requests runs a second time, and the answers are compared."""
+
+    reference: str
+    """The model variant that others are compared with."""
+    reference_pool: str | None = None
+    """The pool of the reference; None is any that serves it."""
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Part of the requests that run a second time, chosen by their ids."""
+    compare: Annotated[str, StringConstraints(pattern=COMPARE)]
+    """``labels``, ``tool_calls``, ``greedy``, ``tokens``, ``embedding``, or ``judge:`` and the name
+    of an extension."""
+    within: Annotated[float, Field(gt=0, lt=1)]
+    """Mean difference, 0 to 1, up to which a variant answers as the reference does."""
+    budget_usd_per_day: Annotated[float, Field(ge=0)]
+    """Most that second runs may cost a day, in UTC."""
+    window_s: Annotated[float, Field(ge=0)] = 600.0
+    """Longest wait of a second run for company."""
+    deadline_s: PositiveFloat = 3600.0
+    """Time after which a second run is given up."""
+
+
 class WorkloadClass(Grown):
     """Defaults of one class of requests, where the request itself gives no value."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"bound", "quality_min"})
+    added: ClassVar[frozenset[str]] = frozenset({"bound", "quality_min", "watch", "minds_drift"})
 
     latency_sensitive: bool
     """Served at once; held only while no pool that may serve it is alive."""
@@ -74,6 +97,10 @@ class WorkloadClass(Grown):
     """What each request of the class is kept to, whatever it says."""
     quality_min: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least quality of a variant that is good enough where the request names no precisions."""
+    watch: ClassWatch | None = None
+    """How this class's answers are compared with a reference; None: they are not."""
+    minds_drift: bool = True
+    """Gets no variant that has drifted from its reference, whatever class found that."""
 
 
 class Tier(Declaration):
@@ -99,7 +126,7 @@ class DataClass(Declaration):
 class TenantLimits(Grown):
     """Limits on a tenant's use of the system."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"bound", "needs_key"})
+    added: ClassVar[frozenset[str]] = frozenset({"bound", "needs_key", "watch"})
 
     rate_per_s: PositiveFloat | None = None
     """Requests per second over all ingest partitions, counted over 10 s; more are rejected. None
@@ -110,6 +137,8 @@ class TenantLimits(Grown):
     """What each request of the tenant is kept to, whatever it says."""
     needs_key: bool = False
     """Whether a request must come with a key of the tenant, as a gateway proves it."""
+    watch: bool = True
+    """False: none of the tenant's requests runs a second time for the quality watch."""
 
 
 class WindowLimits(Declaration):
@@ -253,7 +282,7 @@ class Policy(Versioned, Grown):
 
     def floor_of(self, profile: Profile) -> float:
         """Return the least quality of a variant that may serve a request."""
-        workload = None if profile.any_quality else self.classes.get(profile.task)
+        workload = None if profile.any_quality else self.classes.get(profile.workload)
         return 0.0 if workload is None else workload.quality_min or 0.0
 
     def is_never(self, option: Option) -> bool:

@@ -20,8 +20,7 @@ from topics import LatencyError
 BUSY_ANYWAY = 0.5
 # A pool counts as full by this share at least: what runs at its peak takes places for certain.
 FULLNESS_MIN = 0.25
-# Of the streaming that a sequence shares with others, the share that goes on because it came: the
-# fewer there are, the sooner the replica would have had nothing to do.
+# Of the streaming that a sequence shares with others, the share that goes on because it came.
 SUSTAINED = 0.5
 
 
@@ -80,13 +79,13 @@ class PoolLoad(_Standings):
     """Load of one pool over its live workers. ``backlog_s`` is device time per replica.
 
     ``round_s`` is the time of one iteration of every variant that runs now: variants that share
-    a device take turns. ``failing`` are the variants whose circuit no live worker has closed.
-    ``kv_usage`` is the share of KV memory that is taken or waited for, 0 if no server reports it.
-    ``is_misfit``: a worker is not what the fleet declares, so that none of the pool counts.
-    ``learned`` by variant and ``failure_rate`` come from executed work, absent before any.
-    ``constants`` are learned of the device: `Factors`, and at the end the part of them that was
-    measured, 0 to 1; None where no worker tells any. ``power_kw`` is what the pool and its site
-    would draw with one more request (`policies.fleet_state.power`), None without a limit.
+    a device take turns. ``failing`` are variants whose circuit no live worker has closed, and
+    ``drifted`` those unlike a reference. ``kv_usage`` is the share of KV memory that is taken or
+    waited for, 0 if no server reports it. ``is_misfit``: a worker is not what the fleet declares,
+    so that none of the pool counts. ``learned`` by variant and ``failure_rate`` come from executed
+    work, absent before any. ``constants`` are learned of the device: `Factors`, and the part of
+    them that was measured, 0 to 1; None where none is told. ``power_kw`` is what pool and site
+    would draw with one more request, None without a limit.
     """
 
     workers: int = 0
@@ -103,6 +102,7 @@ class PoolLoad(_Standings):
     constants: tuple[float, ...] | None = None
     power_kw: tuple[float, float] | None = None
     is_misfit: bool = False
+    drifted: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.begin()
@@ -250,6 +250,7 @@ class Standing:
         kv_usage: share of the pool's KV memory that is taken, with waiting work if reported.
         fullness: share of the variant's places that is taken, waiting work included, or of the
             KV memory if that is more.
+        has_drifted: whether the variant's answers have drifted from a reference.
     """
 
     option: Option
@@ -268,6 +269,7 @@ class Standing:
     learned: Learned = NOTHING
     kv_usage: float = 0.0
     fullness: float = 0.0
+    has_drifted: bool = False
     known_terms: dict[int, EstimateTerms] = field(
         init=False, default_factory=dict, repr=False, compare=False
     )
@@ -367,6 +369,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         learned=load.learned.get(option.variant, NOTHING),
         kv_usage=load.kv_usage,
         fullness=max(running / slots, load.kv_usage),
+        has_drifted=option.variant in load.drifted,
     )
 
 

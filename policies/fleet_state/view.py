@@ -42,6 +42,7 @@ class FleetView:
         self._options = options
         self._reports: dict[str, dict[str, PoolStatus]] = {}
         self._loads: dict[str, PoolLoad] = {}
+        self._drifted: Mapping[str, frozenset[str]] = {}
         self._unlike_since: dict[tuple[str, str], float] = {}
         self.refused: dict[tuple[str, str], int] = {}
         """Heartbeats refused, by pool and by what is not as declared."""
@@ -64,6 +65,16 @@ class FleetView:
         self.lengths.report(_worker(status.pool, status.instance), status.output_lengths)
         self._refresh(status.pool)
 
+    def judged(self, drifted: Mapping[str, frozenset[str]]) -> None:
+        """Set the variants whose answers have drifted from a reference, by pool."""
+        self._drifted = drifted
+        for pool, load in self._loads.items():
+            found = drifted.get(pool, frozenset())
+            if found != load.drifted:
+                load.drifted = found
+                load.has_changed()
+                self.version += 1
+
     def under(self, options: Options) -> "FleetView":
         """Return this view under another fleet; this one stays unchanged.
 
@@ -74,7 +85,7 @@ class FleetView:
         view = FleetView(options)
         view.lengths, view.sessions = self.lengths, self.sessions
         view._reports = {pool: dict(reports) for pool, reports in self._reports.items()}
-        view.version = self.version
+        view.version, view._drifted = self.version, self._drifted
         view._unlike_since, view.refused = dict(self._unlike_since), self.refused
         for pool, reports in view._reports.items():
             for status in reports.values():
@@ -188,7 +199,7 @@ class FleetView:
             speed = pooled_speed(each)
             if speed is not None:
                 load.speed_by_variant[variant] = speed
-        load.failing = _failing(reports)
+        load.failing, load.drifted = _failing(reports), self._drifted.get(pool, frozenset())
         rates = [(s.failure_rate, s.failure_known) for s in reports if s.failure_rate is not None]
         if rates:
             declared = self._options.by_pool[pool][0].failure_rate

@@ -11,6 +11,7 @@ from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import Standing, standing_in
 from policies.fleet_state.sessions import Credit
 from policies.placement.inputs import Inputs
+from policies.quality.sampling import minds_drift
 from policies.scoring.candidates import (
     COST,
     NO_OFFERS,
@@ -147,7 +148,13 @@ def _codes(profile: Profile, standings: Sequence[Standing], policy: Policy) -> l
             code or ("never" if policy.is_never(standing.option) else None)
             for code, standing in zip(codes, standings, strict=True)
         ]
-    return [code or standing.obstacle for code, standing in zip(codes, standings, strict=True)]
+    codes = [code or standing.obstacle for code, standing in zip(codes, standings, strict=True)]
+    if any(s.has_drifted for s in standings) and minds_drift(profile, policy):
+        return [
+            code or ("drifted" if standing.has_drifted else None)
+            for code, standing in zip(codes, standings, strict=True)
+        ]
+    return codes
 
 
 def _within_cost(
@@ -174,7 +181,9 @@ def _visits(
         return [(standing, "direct", 1, 0.0, 0) for standing in standings]
     visits: list[Visit] = []
     for standing in standings:
-        if "direct" in standing.option.lanes:
+        lanes = standing.option.lanes
+        # A second run waits wherever it can.
+        if "direct" in lanes and not (profile.is_background and "batch" in lanes):
             cached_tokens = _cached_tokens(inputs.credit, standing)
             visits.append((standing, "direct", 1, 0.0, cached_tokens))
         if profile.batchable and "batch" in standing.option.lanes:

@@ -187,7 +187,7 @@ def _rows(
 
 def _load_row(load: PoolLoad, variants: frozenset[str] | None) -> Sequence[Any]:
     counts = load.running_by_variant
-    names = {*counts, *load.speed_by_variant, *load.failing, *load.learned}
+    names = {*counts, *load.speed_by_variant, *load.failing, *load.learned, *load.drifted}
     if variants is not None:
         names &= variants
     known = {name: _variant_row(load, name) for name in names}
@@ -213,10 +213,13 @@ def _variant_row(load: PoolLoad, name: str) -> Sequence[Any]:
     running = load.running_by_variant.get(name)
     known = (running, plain(load.speed_by_variant.get(name)), name in load.failing)
     learned = load.learned.get(name)
-    if learned is None:
-        return trimmed(known, _NO_VARIANT)
-    ttft_error, tpot_error, reuse = learned
-    return (*known, _plain_error(ttft_error), _plain_error(tpot_error), plain(reuse))
+    errors: Sequence[Any] = (None, None, None)
+    if learned is not None:
+        ttft_error, tpot_error, reuse = learned
+        errors = (_plain_error(ttft_error), _plain_error(tpot_error), plain(reuse))
+    if name in load.drifted:
+        return (*known, *errors, True)
+    return trimmed(known, _NO_VARIANT) if learned is None else (*known, *errors)
 
 
 def _plain_error(error: LatencyError | None) -> Sequence[Any] | None:

@@ -44,7 +44,8 @@ class Placer:
         here = self.situation
         inputs = inputs_of(profile, here, now)
         decision = decide(profile, inputs, here.options, here.policy, now)
-        if self._shares is not None:
+        # A second run takes nothing of its tenant's share.
+        if self._shares is not None and not profile.is_background:
             decision = share_out(decision, profile, inputs, here.policy, self._shares, now)
         if decision.group is not None:
             here.arrivals.observe(decision.group, now)
@@ -58,7 +59,7 @@ class Placer:
         tokens = profile.input_tokens + profile.output_tokens
         self.situation.view.add_sent(option, estimate.device_s, tokens=tokens, now=now)
         self.situation.view.sessions.remember(profile, option, now)
-        if self._shares is not None:
+        if self._shares is not None and not profile.is_background:
             self._shares.spend(profile.tenant, estimate.cost_usd, now)
 
     def target(self, members: Sequence[Member], now: float) -> Target | None:

@@ -42,7 +42,7 @@ def bind(profile: Profile, policy: Policy) -> Profile:
     """
     if not policy.binds:
         return profile
-    rules = policy.rules_for(profile.tenant, profile.key, profile.task)
+    rules = policy.rules_for(profile.tenant, profile.key, profile.workload)
     if not rules:
         return profile
     names = tuple(dict.fromkeys([*profile.bound_by, *(name for name, _ in rules)]))

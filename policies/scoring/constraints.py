@@ -15,6 +15,7 @@ Refusal = Literal[
     "pool_not_allowed",
     "pool_excluded",
     "label",
+    "variant",
     "context_too_long",
     "memory",
     "max_cost",
@@ -24,12 +25,13 @@ Refusal = Literal[
     "circuit_open",
     "power_limit",
     "worker_misfit",
+    "drifted",
 ]
-"""Stable reason codes. The last three can pass with time; the others can't."""
+"""Stable reason codes. The last five can pass with time; the others can't."""
 
 _DIRECT_LANE = frozenset({"direct"})
 _BOTH_LANES = frozenset({"direct", "batch"})
-PASSING = ("pool_unavailable", "circuit_open", "power_limit", "worker_misfit")
+PASSING = ("pool_unavailable", "circuit_open", "power_limit", "worker_misfit", "drifted")
 """Those that pass with time, the one that is told of several first."""
 
 EXPLANATIONS: dict[str, str] = {
@@ -41,6 +43,7 @@ EXPLANATIONS: dict[str, str] = {
     "pool_not_allowed": "is not among constraints.pools",
     "pool_excluded": "is excluded, by the request or after a failed try",
     "label": "lacks a required label",
+    "variant": "is not what this second run asks",
     "context_too_long": "prompt and reply exceed the model's context",
     "memory": "prompt and reply do not fit the device's memory beside the weights",
     "max_cost": "would cost more than constraints.max_cost_usd",
@@ -49,6 +52,7 @@ EXPLANATIONS: dict[str, str] = {
     "power_limit": "would draw more power with it than its pool or site may",
     "worker_misfit": "has a worker that is not what the fleet declares, and gets no work meanwhile",
     "never": "is among the pools that the policy never uses",
+    "drifted": "answers otherwise than its reference, and gets no such work until it passes",
     "lane": "has no lane for this kind of work",
 }
 
@@ -63,7 +67,7 @@ def certain_tokens(profile: Profile) -> int:
     return profile.input_tokens + profile.output_tokens
 
 
-def refusal(  # noqa: PLR0911 - a list of rules
+def refusal(  # noqa: C901, PLR0911 - a list of rules
     profile: Profile, option: Option, floor: float = 0.0
 ) -> Refusal | None:
     """Return the reason why the option may not serve the request at any load; None if it may.
@@ -84,6 +88,8 @@ def refusal(  # noqa: PLR0911 - a list of rules
         return "pool_excluded"
     if profile.labels and any(option.labels.get(k) != v for k, v in profile.labels.items()):
         return "label"
+    if profile.quality is not None and not profile.quality.allows(option.pool, option.variant):
+        return "variant"
     tokens = certain_tokens(profile)
     if tokens > option.context_tokens:
         return "context_too_long"
@@ -105,7 +111,7 @@ def refusals(profile: Profile, options: Sequence[Option], floor: float = 0.0) ->
     lanes = _BOTH_LANES if profile.batchable else _DIRECT_LANE
     operation, tokens = profile.operation, certain_tokens(profile)
     is_free = profile.regions is profile.precisions is profile.pools is None
-    is_free = is_free and not (profile.exclude_pools or profile.labels)
+    is_free = is_free and not (profile.exclude_pools or profile.labels or profile.quality)
     return [
         None
         if is_free

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shunter.audit.findings import Findings
-from shunter.audit.keyring import KeyProblem, Keyring, when
+from shunter.audit.keyring import KeyProblem, Keyring
 from shunter.audit.terms import CLOCKS_APART_S_MAX, Terms
 from topics import ChainHead, Root
+from topics.iso_time import iso_time
 from topics.signing.merkle import tree_hash
 from topics.signing.signed_root import is_signed, leaves_of
 
@@ -171,7 +172,8 @@ def _follows(chain: Chain, placed: PlacedRoot, findings: Findings) -> bool:
         findings.add(
             "back_dated",
             placed.where,
-            f"{placed.name} says {when(statement.at)}, but was written {when(placed.taken_at)}",
+            f"{placed.name} says {iso_time(statement.at)}, but was written"
+            f" {iso_time(placed.taken_at)}",
         )
     if not chain.roots:
         return True
@@ -189,7 +191,8 @@ def _follows(chain: Chain, placed: PlacedRoot, findings: Findings) -> bool:
         findings.add(
             "back_dated",
             placed.where,
-            f"{placed.name} says {when(statement.at)}, before its predecessor's {when(last.at)}",
+            f"{placed.name} says {iso_time(statement.at)}, before its predecessor's"
+            f" {iso_time(last.at)}",
         )
     if statement.sequence > last.sequence + 1:
         count = statement.sequence - last.sequence - 1
@@ -215,7 +218,7 @@ def _check_beginning(
         if first.previous is not None:
             findings.add("broken_link", placed.where, f"{chain.name}#0 names one before it")
         return
-    begins = f"{chain.name} begins with #{first.sequence} at {when(first.at)}"
+    begins = f"{chain.name} begins with #{first.sequence} at {iso_time(first.at)}"
     if kept is not None and kept[0].sequence == first.sequence - 1:
         if kept[0].digest == first.previous:
             findings.notes.append(f"{begins}: it follows the root that {kept[1]} names")

@@ -41,6 +41,13 @@ Kind = Literal[
     "unkept",
 ]
 
+# What a trail can't tell of itself; the public log can (shunter/public_log/audit.py).
+TAIL_UNCHECKED = (
+    "whether the newest was cut off, but for what the system itself tells, which is in the same"
+    " hands (--heads, --log)"
+)
+REMADE_UNCHECKED = "whether all of it was made anew, or later, by who has the signing keys (--log)"
+
 # Problems of a kind beyond this many are counted, not listed.
 TOLD_MAX = 100
 

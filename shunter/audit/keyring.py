@@ -3,12 +3,12 @@
 import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shunter.audit.findings import Kind
 from topics import ChainHead, Heads, Introduction, KeyEntry, PublishedKey, Revocation
+from topics.iso_time import iso_time
 from topics.signing.introductions import is_introduction, is_of, is_signed_revocation
 from topics.signing.signed_root import is_signed, key_id
 
@@ -122,7 +122,7 @@ class Keyring:
                 is_late = problem.kind in {"revoked_key", "outside_validity"}
                 (self.ignore if is_late else self.refuse)(where, problem.message)
                 continue
-            told = f"the heartbeat of {statement.writer} at {when(statement.at)}"
+            told = f"the heartbeat of {statement.writer} at {iso_time(statement.at)}"
             for chain, head in statement.heads.items():
                 if chain not in found or found[chain][0].sequence < head.sequence:
                     found[chain] = (head, told)
@@ -185,7 +185,7 @@ class Keyring:
     def _check_revoked(self, key: str, at: float) -> None:
         revoked = self._revoked.get(key)
         if revoked is not None and at >= revoked.at:
-            told = f"key {key} was revoked at {when(revoked.at)}: {revoked.reason}"
+            told = f"key {key} was revoked at {iso_time(revoked.at)}: {revoked.reason}"
             raise KeyProblem("revoked_key", told)
 
     def _add_revocation(self, revocation: Revocation, where: str) -> None:
@@ -234,14 +234,6 @@ class Keyring:
 
 def _check_validity(what: str, valid_from: float, valid_until: float | None, at: float) -> None:
     if at < valid_from or (valid_until is not None and at > valid_until):
-        until = "" if valid_until is None else f" to {when(valid_until)}"
-        told = f"{what} is valid from {when(valid_from)}{until}"
-        raise KeyProblem("outside_validity", f"{told}, not at {when(at)}")
-
-
-def when(at: float) -> str:
-    """Format epoch seconds for people."""
-    try:
-        return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
-    except (ValueError, OverflowError, OSError):
-        return f"{at} s"
+        until = "" if valid_until is None else f" to {iso_time(valid_until)}"
+        told = f"{what} is valid from {iso_time(valid_from)}{until}"
+        raise KeyProblem("outside_validity", f"{told}, not at {iso_time(at)}")

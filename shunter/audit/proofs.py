@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 import orjson
 
-from shunter.audit.keyring import KeyProblem, Keyring, when
+from shunter.audit.keyring import KeyProblem, Keyring
 from shunter.logs.reading import TrailRow
 from topics import BadRecordError, Introduction, KeyEntry, PublishedKey, Root, decode
+from topics.iso_time import iso_time
 from topics.signing.merkle import inclusion_path, leaf_hash, path_root
 from topics.signing.signed_root import is_signed, leaves_of
 from topics.wire.canonical_json import canonical_json
@@ -128,8 +129,8 @@ def _check(number: int, proof: Any, request_id: str, keyring: Keyring) -> str:
         raise ProofError(f"{where}: the signature is wrong")
     chain = f"{statement.chain}#{statement.sequence}"
     return (
-        f"{step}, signed by {statement.writer} with key {statement.key} at {when(statement.at)},"
-        f" record {int(index) + 1} of {statement.count} under {chain}"
+        f"{step}, signed by {statement.writer} with key {statement.key} at"
+        f" {iso_time(statement.at)}, record {int(index) + 1} of {statement.count} under {chain}"
     )
 
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 import msgspec
 
 from shunter.audit.findings import Findings
-from shunter.audit.keyring import when
 from shunter.audit.report import COST_TOLERANCE
 from streams.evidence.projection import EvidenceStep, decode_step
+from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 
 HEADS_MAX = 1000
 # What verification does not show; docs/evidence.md has who is believed for what.
 NOT_SHOWN = (
     "that the machine of a worker did what the worker says of it",
-    "that nobody holds a signing key who should not, unless the keys were named by the auditor",
+    "that nobody holds a signing key who should not",
     "texts of requests and answers: they are not in the trail, and are not in this page",
 )
 _STYLE = (
@@ -90,8 +90,8 @@ def as_page(report: RegulatorReport, findings: Findings, trail: str, keys: str |
         trail: its place, for people.
         keys: where the keys come from that were believed; None for the trail itself.
     """
-    span = "the beginning" if report.start <= 0 else when(report.start)
-    span += "" if math.isinf(report.end) else f" to {when(report.end)}"
+    span = "the beginning" if report.start <= 0 else iso_time(report.start)
+    span += "" if math.isinf(report.end) else f" to {iso_time(report.end)}"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Shunter: account of tenants",
         f"</title><style>{_STYLE}</style><h1>Account of tenants</h1>",
@@ -125,8 +125,11 @@ def _checked(findings: Findings, keys: str | None) -> Iterable[str]:
             ("keys believed", believed),
         ),
     )
-    not_shown = "".join(f"<li>{_shown(text)}" for text in (*findings.notes, *NOT_SHOWN))
-    yield f"<p>Not checked, or not shown by this:</p><ul>{not_shown}</ul>"
+    for told, lines in (
+        ("Checked:", findings.checked),
+        ("Not checked, or not shown by this:", (*findings.notes, *findings.unchecked, *NOT_SHOWN)),
+    ):
+        yield f"<p>{told}</p><ul>{''.join(f'<li>{_shown(text)}' for text in lines)}</ul>"
 
 
 def _tenant(name: str, account: TenantAccount) -> str:
@@ -146,7 +149,8 @@ def _proofs(findings: Findings) -> Iterable[str]:
     yield " each root names the one before: the last of each stands for all."
     yield " <code>shunter audit proof ID</code> proves one request to who has the keys.</p>"
     rows = [
-        (chain, head.sequence + 1, when(head.at), head.digest) for chain, head in heads[:HEADS_MAX]
+        (chain, head.sequence + 1, iso_time(head.at), head.digest)
+        for chain, head in heads[:HEADS_MAX]
     ]
     yield _table(("chain", "roots", "last at", "SHA-256 of its statement"), rows)
     if len(heads) > HEADS_MAX:

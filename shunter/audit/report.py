@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from shunter.audit.keyring import when
 from shunter.render.spreadsheet import cell
 from streams.evidence.projection import EvidenceStep, decode_step
+from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 
 # Tolerance between promise and result, for rounding only.
@@ -145,8 +145,8 @@ def as_html(report: AuditReport) -> str:
         _line([*astuple(group), *astuple(report.groups[group])]) for group in sorted(report.groups)
     )
     total = _line(["total", "", "", "", "", *astuple(report.total())])
-    span = "the beginning" if report.start <= 0 else when(report.start)
-    span += "" if math.isinf(report.end) else f" to {when(report.end)}"
+    span = "the beginning" if report.start <= 0 else iso_time(report.start)
+    span += "" if math.isinf(report.end) else f" to {iso_time(report.end)}"
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Shunter: what was served</title>"
         f"<style>{_STYLE}</style><h1>What was served</h1>"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from shunter.audit.findings import Findings
 from streams.engine.log import Partition, Record
 from streams.evidence.projection import AskedStep
-from topics import BadRecordError, Result, decode
+from topics import BACKGROUND_TASK, BadRecordError, Result, decode
 from topics.records.evidence import ENDS
 from topics.signing.salts import text_digest
 
@@ -15,6 +15,8 @@ class _End(NamedTuple):
     status: str
     salt: str | None
     hmac: str | None
+    is_told: bool
+    """Whether the result has the answer: of a second run nobody gets it."""
 
 
 class Results:
@@ -42,7 +44,8 @@ class Results:
         """Note a step that ends a request."""
         digest = seen.response_digest
         salt, hmac = (None, None) if digest is None else (digest.salt, digest.hmac)
-        self._ends.setdefault(seen.request_id, []).append(_End(ENDS[seen.step], salt, hmac))
+        end = _End(ENDS[seen.step], salt, hmac, seen.task != BACKGROUND_TASK)
+        self._ends.setdefault(seen.request_id, []).append(end)
 
     def add(self, record: Record, where: str, findings: Findings) -> None:
         """Compare a result."""
@@ -63,7 +66,7 @@ class Results:
         if (record.key or b"") != result.id.encode():
             findings.add("false_result", where, f"{told} stands under the key {record.key!r}")
         if result.response is None:
-            if all(end.hmac is not None for end in ends):
+            if all(end.hmac is not None and end.is_told for end in ends):
                 findings.add("false_result", where, f"{told} has no answer, its evidence has")
             self._without += 1
         else:

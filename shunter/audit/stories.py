@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 from shunter.audit.findings import Findings
-from shunter.audit.keyring import when
 from shunter.audit.results import Results
 from shunter.audit.terms import GRACE_S
 from streams.evidence.projection import AskedStep, SeenEnvelope, SeenPlacement
+from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 
 _ROUTED = frozenset({"placed", "held", "failed", "expired", "rejected"})
@@ -95,7 +95,7 @@ class Stories:
                 self._findings.open += not ended
                 due = story.deadline
                 if not ended and due is not None and due + GRACE_S < now:
-                    told = f"accepted, due {when(due)}, and has no end"
+                    told = f"accepted, due {iso_time(due)}, and has no end"
                     self._findings.add("unended", request_id, told)
             if ended > story.accepted and (is_whole or story.accepted):
                 self._findings.add(

@@ -11,12 +11,13 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from shunter.audit.chains import Chain, PlacedRoot, Witnessed, check_tails, link
-from shunter.audit.findings import Findings
-from shunter.audit.keyring import Keyring, when
+from shunter.audit.findings import REMADE_UNCHECKED, TAIL_UNCHECKED, Findings
+from shunter.audit.keyring import Keyring
 from shunter.audit.stories import Stories
 from shunter.audit.terms import FRESH_MAX, Terms
 from streams.evidence.projection import decode_step
 from topics import BadRecordError, ChainHead, Root, decode, encode
+from topics.iso_time import iso_time
 from topics.signing.merkle import leaf_hash
 from topics.signing.signed_root import statement_digest
 
@@ -160,7 +161,7 @@ class Verifier:
         findings, terms = self.findings, self._terms
         gone = self._missing({p: first for p, first in (starts or {}).items() if first})
         if gone:
-            told = when(terms.evidence_since)
+            told = iso_time(terms.evidence_since)
             findings.notes.append(f"{gone} records from before {told} are not kept here any more")
         self._keyring.check_endorsements()
         kept = [(name, head, told) for name, (head, told) in self._witnessed.items()]
@@ -194,6 +195,7 @@ class Verifier:
         if keyring.installations:
             ids = ", ".join(sorted(keyring.installations))
             findings.checked.append(f"each signing key is introduced by {ids}")
+            findings.unchecked.append("whether a revocation is withheld from this trail (--keys)")
         elif keyring.trusted is not None:
             findings.checked.append("each signing key is one of your file, or endorsed by one")
         else:
@@ -204,10 +206,8 @@ class Verifier:
         if self._witnessed:
             findings.checked.append(f"the heads that you kept of {len(self._witnessed)} chains")
         else:
-            findings.unchecked.append(
-                "whether the newest was cut off, but for what processes and progress tell; they"
-                " are in the same hands (--heads)"
-            )
+            findings.unchecked.append(TAIL_UNCHECKED)
+        findings.unchecked.append(REMADE_UNCHECKED)
         if findings.fresh:
             told = f"{findings.fresh:,} records that came during this check"
             findings.unchecked.append(f"{told}: the next one has them")

@@ -170,7 +170,8 @@ def _tell(findings: Findings) -> None:
         out.print(f"{total} problems in all: {kinds}", style="red")
     if findings.is_good:
         out.print("verified, so far as it was checked:", style="green")
-    for label, lines in (("checked", findings.checked), ("not checked", findings.unchecked)):
+    checked = "checked" if findings.is_good else "checked, with the problems above"
+    for label, lines in ((checked, findings.checked), ("not checked", findings.unchecked)):
         for line in lines:
             out.print(visible_line(f"  {label}: {line}"), highlight=False, soft_wrap=True)
 

@@ -42,11 +42,16 @@ Keep = Annotated[
         help="Leave everything up at the end, until Ctrl-C, with a gateway for OpenAI clients.",
     ),
 ]
+Door = Annotated[bool, typer.Option("--gateway/--no-gateway", help="Open the gateway of --keep.")]
 JaegerProgram = Annotated[
     Path | None,
     typer.Option(
         "--jaeger-program", metavar="FILE", help="Run this Jaeger meanwhile; add --keep to look."
     ),
+]
+
+SimulatedFleet = Annotated[
+    Path | None, typer.Option("--fleet", help="Simulate this fleet: a YAML file, or `full`.")
 ]
 
 
@@ -71,10 +76,9 @@ def demo(
     ] = None,
     jaeger: Traced = False,
     jaeger_program: JaegerProgram = None,
+    fleet: SimulatedFleet = None,
     keep: Keep = False,
-    gateway: Annotated[
-        bool, typer.Option("--gateway/--no-gateway", help="Open the gateway of --keep.")
-    ] = True,
+    gateway: Door = True,
 ) -> None:
     """Run the whole system on this machine, on a replay of real traffic, and check the outcome.
 
@@ -95,6 +99,7 @@ def demo(
         gateway,
         traced=jaeger or jaeger_program is not None,
         jaeger_program=jaeger_program,
+        fleet=fleet,
     )
     drawn = out.is_terminal and not as_json
     show = View(out) if drawn else Lines(err)

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from shunter.audit.files import write_keys
-from shunter.audit.keyring import when
 from shunter.client.kafka import note, run
 from shunter.commands.evidence_keys import introduce, keygen, publish, published_keys, revoke
 from shunter.commands.public_log import log, log_keygen
@@ -20,6 +19,7 @@ from streams.kafka.log import KafkaLog
 from streams.logs import set_up_logging
 from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
+from topics.iso_time import iso_time
 
 evidence = typer.Typer(
     name="evidence", help="Keys that sign evidence, its archive and its public log."
@@ -58,11 +58,11 @@ def keys(
     table = Table("key", "writer", "valid from", "until", box=None, pad_edge=False)
     for key in published:
         statement = key.statement
-        until = "" if statement.valid_until is None else when(statement.valid_until)
+        until = "" if statement.valid_until is None else iso_time(statement.valid_until)
         revocation = keyring.revocation(statement.key)
         if revocation is not None:
-            until = f"revoked {when(revocation.at)}: {revocation.reason}"
-        table.add_row(statement.key, statement.writer, when(statement.valid_from), until)
+            until = f"revoked {iso_time(revocation.at)}: {revocation.reason}"
+        table.add_row(statement.key, statement.writer, iso_time(statement.valid_from), until)
     out.print(table)
 
 

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shunter.audit import Keyring
 from shunter.audit.files import read_entries, write_entries
-from shunter.audit.keyring import when
 from shunter.audit.topic import read_keys
 from shunter.client.kafka import note, run
 from shunter.client.submit import producer_of
@@ -19,6 +18,7 @@ from shunter.console import Bootstrap, Prefix, UserError, out, settings_from
 from streams.kafka.log import KafkaLog
 from topics import Catalogue, KeyEntry, Revocation, Settings, encode
 from topics.admin.provisioning import partition_counts
+from topics.iso_time import iso_time
 from topics.signing import introductions
 from topics.signing.key_files import KeyFileError
 from topics.signing.keys import SigningKey, load_signing_key, write_signing_key
@@ -156,7 +156,7 @@ def revoke(
             raise UserError(f"no key {key!r:.80} was published; `shunter evidence keys` lists them")
         revocation = Revocation(key, since, reason)
     _hand_out([KeyEntry(revocation=revocation)], output, bootstrap_servers, topic_prefix)
-    out.print(f"key {revocation.key} is revoked from {when(since)} on", highlight=False)
+    out.print(f"key {revocation.key} is revoked from {iso_time(since)} on", highlight=False)
     if signed_by is None:
         note("nobody has signed that: who verifies with --trust will not believe it (--signed-by)")
 

@@ -1,6 +1,7 @@
 """`shunter plan`: the cheapest fleet for a trace that keeps SLOs and constraints."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from shunter.backtest.suite import Setting
 from shunter.console import AsJson, FleetFile, PolicyFile, UserError, err, out, settings_from
 from shunter.plan.capacity import Capacity, capacity
 from shunter.plan.judge import Case, Judge
-from shunter.plan.market import Market, parse_market, rent
+from shunter.plan.market import Counts, Market, parse_market, rent
 from shunter.plan.picture import draw
 from shunter.plan.search import FleetSearch, JudgedFleet, NoPlanError, binding, curve
 from streams.config.declarations import load_fleet, load_policy
@@ -81,13 +82,14 @@ def plan(
     cases, wanted = _cases(declared, without), (attainment, by_class)
     kinds = _kinds(setting) if beside else []
     seconds = 60 * minutes / (2 if kinds else 1)
-    try:
-        found = _found(setting, offered, wanted, cases, seconds)
-    except (NoBoundError, NoPlanError) as error:
-        raise UserError(str(error)) from error
     alone = {
         kind: _alone(setting, offered, wanted, cases, seconds / len(kinds), kind) for kind in kinds
     }
+    others = [each.counts for each in alone.values() if not isinstance(each, str)]
+    try:
+        found = _found(setting, offered, wanted, cases, seconds, others)
+    except (NoBoundError, NoPlanError) as error:
+        raise UserError(str(error)) from error
     report = _report(setting, offered, found, alone)
     if plot is not None:
         draw(plot, curve(found[1].seen.values()), found[2], found[0].bound_usd_per_hour)
@@ -103,14 +105,19 @@ Found = tuple[Capacity, FleetSearch, JudgedFleet]
 
 
 def _found(
-    setting: Setting, market: Market, wanted: Wanted, cases: list[Case], seconds: float
+    setting: Setting,
+    market: Market,
+    wanted: Wanted,
+    cases: list[Case],
+    seconds: float,
+    others: Sequence[Counts] = (),
 ) -> Found:
     """Return the programme's answer, the search, and its best fleet."""
     start = capacity(setting, market, cases, BOUND_SHARE * seconds)
     err.print(f"bound: ${start.bound_usd_per_hour:.2f} an hour", highlight=False)
     judge = Judge(setting, market, *wanted)
     search = FleetSearch(judge, cases, (1 - BOUND_SHARE) * seconds, _tell)
-    return start, search, search.run(start.replicas)
+    return start, search, search.run(start.replicas, others)
 
 
 def _kinds(setting: Setting) -> list[Kind]:

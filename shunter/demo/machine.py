@@ -156,10 +156,11 @@ def told(measure: Measure, choice: Choice, requests: int) -> str:
     """
     rows, speed = len(choice.rows), choice.tempo.speed
     some = f"all {rows:,} requests" if rows == requests else f"{rows:,} of {requests:,} requests"
+    pace = f"{speed:g} times as fast as they arrived" if speed != 1 else "as fast as they arrived"
     keeps = "" if choice.expected >= EXPECTED_MIN else "; it keeps up with no less"
     return (
         f"This machine carries {measure.per_s:.0f} requests/s: {measure.requests} at once were"
         f" answered in {measure.took_s:.2f} s, and of the trace's mixture it takes"
-        f" {measure.mixed_per_s:.0f}. So {some} are sent, {speed:g} times as fast as they"
-        f" arrived: {choice.expected:.1%} of them get through its bursts in time{keeps}."
+        f" {measure.mixed_per_s:.0f}. So {some} are sent, {pace}:"
+        f" {choice.expected:.1%} of them are expected to get through its bursts in time{keeps}."
     )

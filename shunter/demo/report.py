@@ -144,7 +144,7 @@ def _trail(trail: Mapping[str, Any]) -> str:
     counted = f"{trail['records']:,} records under {trail['roots']:,} signed roots"
     if trail["problems"]:
         return f"{counted}: {sum(trail['problems'].values())} problems"
-    return f"{counted}, verified"
+    return f"{counted}, verified; its keys are introduced by {trail['trusted'][:8]}..."
 
 
 def _facts(figures: Mapping[str, Any]) -> Table:
@@ -233,6 +233,7 @@ def _further(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
         (outcome.page, "the live page"),
         ("shunter top", "the live view, with keys"),
         (f"shunter audit show {name}", "the story of another request"),
+        (f"shunter audit verify --trust {outcome.figures['trail']['trusted']}", "the audit trail"),
         ("shunter submit FILE --wait", "requests of your own"),
         (f"ls {outcome.run_dir}", "fleet, policy and the log of each process"),
         ("Ctrl-C here", "stops everything"),

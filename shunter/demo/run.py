@@ -14,9 +14,10 @@ from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from policies import Fleet, Policy, compile_options
-from shunter.audit import Findings
+from shunter.audit import Findings, Keyring
 from shunter.audit.topic import verify_topic
 from shunter.client.kafka import tail
 from shunter.console import UserError, settings_from
@@ -42,6 +43,7 @@ from topics import Catalogue, Settings
 from topics.admin.provisioning import apply
 from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
 from topics.embedded_broker.settings import HOST, free_port
+from topics.signing.keys import load_signing_key, write_signing_key
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Plan:
     gateway: bool = True
     traced: bool = False
     jaeger_program: Path | None = None
+    fleet: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
 def _prepare(plan: Plan) -> _Case:
     rows = load_rows(plan.requests)
     requests = {row.id: request_of(row) for row in rows}
-    fleet, policy = load_fleet(None), load_policy(None)
+    fleet, policy = load_fleet(plan.fleet), load_policy(None)
     return _Case(plan, rows, requests, fleet, policy, Rules(fleet, policy))
 
 
@@ -189,7 +192,8 @@ async def _run(
 ) -> DemoOutcome:
     began_at = time.monotonic()
     await _create_topics(settings, case.fleet)
-    more = {} if traces is None else traces.variables()
+    trusted, more = _installation_key(run_dir)
+    more |= {} if traces is None else traces.variables()
     system = System(run_dir, settings, show.say, more)
     page_port = free_port()
     try:
@@ -207,18 +211,17 @@ async def _run(
             await traffic.open_lanes()
             show.say(f"The live page, while this runs: {page}")
             case, speed, machine = await _set_tempo(case, settings, traffic, page_port)
-            show.say(
-                f"Replaying {len(case.rows):,} requests at {speed:g} times the speed they arrived"
-                " with ..."
-            )
+            show.say(f"Replaying {len(case.rows):,} requests at {speed:g} x their speed ...")
             await traffic.replay(case.rows, case.requests, speed)
         ledger = await read_ledger(settings)
-        findings = await verify_topic(KafkaLog(settings), Catalogue(settings))
+        keyring = Keyring(installations=frozenset({trusted}))
+        findings = await verify_topic(KafkaLog(settings), Catalogue(settings), keyring=keyring)
         ledger = ledger.without(watch.warm)
         outcome = replace(
             _judge(case, ledger, findings, settings, run_dir, speed), jaeger=traces, page=page
         )
         outcome.figures["machine"] = machine
+        outcome.figures["trail"]["trusted"] = trusted
         outcome.figures["restarts"] = system.restarts
         outcome.figures["wall_s"] = round(time.monotonic() - began_at, 1)
         if case.plan.keep and case.plan.gateway:
@@ -232,6 +235,16 @@ async def _run(
         system.stop()
         if case.plan.bootstrap_servers is not None and not case.plan.keep:
             await _delete_topics(settings, case.fleet)
+
+
+def _installation_key(run_dir: Path) -> tuple[str, dict[str, str]]:
+    """Make an installation key that introduces each process; return its fingerprint, and where.
+
+    It lies beside the processes and not offline, and so binds their names to nothing but this run.
+    """
+    path = run_dir / "installation.pem"
+    write_signing_key(path, [Ed25519PrivateKey.generate()], time.time())
+    return load_signing_key(path).id, {"SHUNTER_EVIDENCE_INTRODUCER": str(path)}
 
 
 def _start(system: System, case: _Case, page_port: int) -> None:
@@ -256,7 +269,7 @@ async def _set_tempo(
     speed = choice.tempo.speed
     traffic.show.say(told(measure, choice, len(case.rows)))
     if speed != case.first_speed:
-        traffic.show.say(f"Starting the processes anew, for {speed:g} times the speed ...")
+        traffic.show.say(f"Starting the processes anew, for {speed:g} x the speed ...")
         traffic.system.stop()
         _declare(case, speed, traffic.run_dir)
         options = compile_options(load_fleet(settings.fleet))

@@ -88,9 +88,10 @@ async def sweep(
     """
     began_at = time.monotonic()
     found: list[Point] = []
-    async with connected(declared, max(each.concurrency for each in asked)) as server:
+    connections = max(each.concurrency for each in asked)
+    async with connected(declared, connections) as server:
         try:
-            client = _Client(server, served, declared)
+            client = _Client(server, served, declared, connections)
             await client.warm_up()
             for each in asked:
                 if time.monotonic() - began_at > seconds_max:
@@ -110,13 +111,7 @@ async def _measure(client: "_Client", asked: SweepPoint) -> Point:
 
     async def loop() -> None:
         for number in numbers:
-            try:
-                got[number] = await client.complete(asked.input_tokens, asked.output_tokens)
-            except CallError as error:
-                if error.code != "connect":
-                    raise
-                # Servers close a connection that nothing came over for a while.
-                got[number] = await client.complete(asked.input_tokens, asked.output_tokens)
+            got[number] = await client.complete(asked.input_tokens, asked.output_tokens)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -137,7 +132,10 @@ async def _measure(client: "_Client", asked: SweepPoint) -> Point:
 class _Client:
     """Completions of random words, which no cache has seen; lengths are the server's own count."""
 
-    def __init__(self, server: OpenAIServer, served: str, declared: OpenAIBackendConfig) -> None:
+    def __init__(
+        self, server: OpenAIServer, served: str, declared: OpenAIBackendConfig, connections: int
+    ) -> None:
+        self._connections = connections
         self._server = server
         self._served = served
         self._declared = declared
@@ -146,11 +144,21 @@ class _Client:
 
     async def warm_up(self) -> None:
         """Find how many tokens a word is, and let the server load what it loads at first."""
-        got = await self.complete(SAMPLE_WORDS, 2)
+        got = await self._tried(SAMPLE_WORDS, 2)
         self._tokens_per_word = got.lengths[0] / SAMPLE_WORDS
 
     async def complete(self, input_tokens: int, output_tokens: int) -> _Got:
         """Run one request. Raises CallError, TimeoutError, UserError."""
+        # Servers close connections that nothing came over for a while, maybe all that are kept.
+        for _ in range(self._connections):
+            try:
+                return await self._tried(input_tokens, output_tokens)
+            except CallError as error:
+                if error.code != "connect":
+                    raise
+        return await self._tried(input_tokens, output_tokens)
+
+    async def _tried(self, input_tokens: int, output_tokens: int) -> _Got:
         words = max(1, round(input_tokens / self._tokens_per_word))
         body = {
             "model": self._served,

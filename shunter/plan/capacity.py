@@ -82,7 +82,12 @@ def capacity(
     options = compile_options(fleet.model_copy(update={"pools": single}))
     profiles = profiles_of(setting.arrivals, fleet, setting.policy)
     demands = [
-        Demand(profile, profile.input_tokens, arrival.output_tokens)
+        Demand(
+            profile,
+            profile.input_tokens,
+            arrival.output_tokens,
+            setting.policy.floor_of(profile),
+        )
         for profile, arrival in zip(profiles, setting.arrivals, strict=True)
     ]
     programme = Programme()
@@ -107,7 +112,8 @@ def servable_without(setting: Setting, case: Collection[str]) -> set[str]:
         profile.id
         for profile in profiles_of(setting.arrivals, setting.fleet, setting.policy)
         if any(
-            option.pool not in case and refusal(profile, option) is None
+            option.pool not in case
+            and refusal(profile, option, setting.policy.floor_of(profile)) is None
             for option in options.by_model.get(profile.model, ())
         )
     }

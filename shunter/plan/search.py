@@ -12,6 +12,8 @@ from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
 
 FACTORS = (1, 2, 4, 8)
 STEP_MAX = 16
+# More than any trace has requests: what a fleet lacks that fails with nothing gone.
+NOT_EVEN_USUALLY = 1_000_000_000
 
 Key = tuple[tuple[str, int], ...]
 
@@ -53,16 +55,25 @@ class FleetSearch:
     seen: dict[Key, JudgedFleet] = field(default_factory=dict)
     _ends_at: float = 0.0
 
-    def run(self, start: Counts) -> JudgedFleet:
+    def run(self, start: Counts, others: Sequence[Counts] = ()) -> JudgedFleet:
         """Return the cheapest fleet that was found.
+
+        Args:
+            start: the programme's fleet.
+            others: fleets to begin with that hold elsewhere.
 
         Raises:
             NoPlanError: none was found.
         """
         self._ends_at = time.monotonic() + self.seconds
         with judging(self.judge) as processes:
-            found = self._grown(processes, dict(start))
-            return self._shrunk(processes, found)
+            held = [each for each in self._judged(processes, map(dict, others)) if each.is_kept]
+            try:
+                held.append(self._grown(processes, dict(start)))
+            except NoPlanError:
+                if not held:
+                    raise
+            return self._shrunk(processes, min(held, key=_price))
 
     @property
     def fleet(self) -> Fleet:
@@ -109,7 +120,8 @@ class FleetSearch:
                     raise NoPlanError(_missed(here, "more of any pool mends nothing"))
                 continue
             here, step = best, 1
-            self.told(f"${here.usd_per_hour:.2f} an hour: {_lack(here)} requests too many missed")
+            if missed := _lack(here) % NOT_EVEN_USUALLY:
+                self.told(f"${here.usd_per_hour:.2f} an hour: {missed} requests too many missed")
         return here
 
     def _shrunk(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
@@ -207,6 +219,10 @@ def _grown_count(count: int, step: int) -> int:
     return count + max(step, count // 2)
 
 
+def _price(judged: JudgedFleet) -> float:
+    return judged.usd_per_hour
+
+
 def _key(counts: Counts) -> Key:
     return tuple(sorted(counts.items()))
 
@@ -214,7 +230,7 @@ def _key(counts: Counts) -> Key:
 def _lack(judged: JudgedFleet) -> int:
     """Return how far a fleet is from holding. One that fails in the usual case is never nearer."""
     if not judged.usual.is_kept:
-        return 1_000_000 + judged.usual.lacking + judged.usual.broken
+        return NOT_EVEN_USUALLY + judged.usual.lacking + judged.usual.broken
     return judged.worst.lacking + judged.worst.broken
 
 

@@ -6,6 +6,7 @@ from typing import NoReturn
 from mode import Service
 
 from policies import Policy, Situation, compile_options, situation
+from policies.quality.known import KnownQuality
 from streams.autoscaling.orphaned_lanes import Stranded, StrandedService
 from streams.autoscaling.signal import AutoscalingSignal
 from streams.batcher.prefetch import ReadAheadService
@@ -38,9 +39,12 @@ from streams.metrics import Metrics
 from streams.metrics.gauges import (
     hold_gauges,
     misfit_counts,
+    quality_gauges,
     span_gauges,
     target_gauges,
 )
+from streams.quality.follower import QualityFollower
+from streams.quality.stage import QualityWatch
 from streams.router.stage import Router
 from streams.tracing.route_spans import RouteSpans
 from streams.tracing.setup import from_environment
@@ -143,7 +147,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
     active_policy = ActivePolicy(
         DecisionContext(begun, evidence_writer, load_token_counter(own.fleet))
     )
-    cancellations = Cancellations(clock)
+    cancellations, known = Cancellations(clock), KnownQuality()
     router = Router(
         begun,
         evidence_writer,
@@ -152,6 +156,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         request_bytes_max=settings.request_bytes_max,
         duplicate_window_records=settings.duplicate_window_records,
         tokens=active_policy.terms.tokens,
+        quality=known,
         key_secret=None if settings.key_secret is None else settings.key_secret.get_secret_value(),
     )
     batcher = Batcher(
@@ -166,6 +171,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
     stranded = Stranded(lambda: active_policy.situation, KafkaLog(settings), catalogue, clock)
     signal = AutoscalingSignal(lambda: active_policy.situation, batcher, stranded, clock)
     metrics = _metrics(settings, active_policy, batcher, signal, telemetry, clock)
+    metrics.gauges.read_from(quality_gauges(known, clock))
     spans = [RouteSpans(telemetry, catalogue, clock)]
     page = LivePage(settings, begun.options, begun.policy, clock)
     active_policy.tell(page.change)
@@ -173,6 +179,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         (router, "router", spans, active_policy.keep(router.take_context)),
         (batcher, "batcher", spans, active_policy.keep(batcher.take_context)),
         (Canceller(evidence_writer, clock), "canceller", [], lambda: None),
+        (QualityWatch(evidence_writer, clock), "quality-watch", [], lambda: None),
     ]
     services = [
         StageService(transactor(settings, stage, signer, metrics, observers, before_step), name)
@@ -186,6 +193,7 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
             *telling_services("router", settings, metrics, clock),
             # All followed topics are read before a stage decides.
             _what_comes_first(settings, signer, active_policy, own, cancellations, clock, metrics),
+            follow(QualityFollower(settings, known, active_policy.judged), metrics),
             # Before the stages, which may have to wait for their share.
             ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
             StartedTogether(*services),

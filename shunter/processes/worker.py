@@ -26,6 +26,7 @@ from shunter.logs.policies import read_policy_log
 from streams.cancellation.index import CancellationFollower, Cancellations
 from streams.config.active_policy import ActivePolicy, DecisionContext
 from streams.config.declarations import Declarations, declared_by, load_fleet, load_policy
+from streams.config.plugins import load_judges
 from streams.config.policy_follower import PolicyFollower
 from streams.config.token_counting import TokenCounter
 from streams.engine.clock import BrokerClock, Clock, SystemClock
@@ -61,6 +62,7 @@ from workers.services import BackendService, BreakerService, DrainingService
 from workers.spans import WorkSpans
 from workers.stage.chunks import StreamPublisher, Streams
 from workers.stage.outcomes import OutcomeWriter
+from workers.stage.second_runs import SecondRuns
 from workers.stage.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -215,7 +217,8 @@ def _run_worker(
         DecisionContext(situation(options, policy), evidence_writer, TokenCounter({})),
         lambda _fleet: TokenCounter({}),
     )
-    ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host())
+    second = SecondRuns(evidence_writer, telemetry, load_judges())
+    ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host(), second)
     cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
     observers: list[Observer] = [WorkSpans(telemetry, catalogue, clock, pool), Learning(experience)]

@@ -6,15 +6,15 @@ from typing import Any
 
 import orjson
 
-from shunter.audit.findings import Findings
-from shunter.audit.keyring import when
+from shunter.audit.findings import REMADE_UNCHECKED, TAIL_UNCHECKED, Findings
 from shunter.audit.proofs import ProofError
 from shunter.audit.source import Trail
 from shunter.console import UserError
 from shunter.logs.reading import TrailRow
-from shunter.public_log.check import LogCheck
+from shunter.public_log.check import LogCheck, LogFacts
 from shunter.public_log.store import LogReader, LogStoreError, open_reader
 from shunter.public_log.tree import read_entries, read_tile
+from topics.iso_time import iso_time
 from topics.public_log.entries import entry_of
 from topics.public_log.notes import NoteError
 from topics.public_log.policy import TrustPolicy, parse_policy
@@ -40,13 +40,14 @@ class OpenLogCheck:
                 self._check.add_root(row.value, row.where)
 
             trail.each("roots", take)
-            facts = self._check.finish(time.time(), retention_s)
-            seen = "no witness" if facts.cosigned_at is None else when(facts.cosigned_at)
-            findings.notes.append(
-                f"{facts.logged} roots are in the public log of {facts.size} entries, cosigned by"
-                f" {', '.join(facts.cosigners) or 'nobody'}: {seen}"
-            )
-            findings.notes += facts.notes
+            _say_what_was_checked(self._check.finish(time.time(), retention_s), findings)
+            told = "whether the log is the one that you saw before"
+            if self._check.has_kept:
+                findings.checked.append("the log goes on from the checkpoint that you kept")
+            elif self._path is None:
+                findings.unchecked.append(f"{told} (--checkpoint)")
+            else:
+                findings.unchecked.append(f"{told}: {self._path} is not there yet")
         findings.problems += self._findings.problems
         findings.counts += self._findings.counts
 
@@ -54,6 +55,21 @@ class OpenLogCheck:
         """Write the checkpoint for the next check; nothing was wrong."""
         if self._path is not None and self._check.checkpoint is not None:
             self._path.write_bytes(self._check.checkpoint)
+
+
+def _say_what_was_checked(facts: LogFacts, findings: Findings) -> None:
+    """Add what the log tells to what was checked, and take away what it has made known."""
+    told = f"{facts.logged:,} roots in the public log of {facts.size:,} entries, in its order"
+    if facts.cosigned_at is None:
+        findings.checked.append(f"{told}; no witness has cosigned it")
+        findings.unchecked.append("whether the log's owner shows others another log (witnesses)")
+    else:
+        cosigners, at = ", ".join(facts.cosigners), iso_time(facts.cosigned_at)
+        findings.checked.append(f"{told}, cosigned by {cosigners} at {at}")
+        known = {REMADE_UNCHECKED, TAIL_UNCHECKED}
+        findings.unchecked = [each for each in findings.unchecked if each not in known]
+        findings.unchecked.append(f"whether anything from after {at} was cut off")
+    findings.unchecked += facts.notes
 
 
 def open_log_check(url: str | None, policy: Path | None, kept: Path | None) -> OpenLogCheck | None:
@@ -136,7 +152,7 @@ def check_logged(document: dict[str, Any], policy: Path) -> list[str]:
         except NoteError as error:
             raise ProofError(f"log_proofs[{number}]: {error}") from error
         at = cosigned.is_first_at
-        seen = "" if at is None else f", seen by {', '.join(cosigned.cosigned)} by {when(at)}"
+        seen = "" if at is None else f", seen by {', '.join(cosigned.cosigned)} by {iso_time(at)}"
         lines.append(f"entry {index} of the log {cosigned.checkpoint.origin}{seen}")
     return lines
 

@@ -75,6 +75,11 @@ class LogCheck:
         self._chains: dict[str, _Kept] = {}
         self._unlogged: list[tuple[str, LoggedRoot]] = []
 
+    @property
+    def has_kept(self) -> bool:
+        """Whether the log was held against a checkpoint from before."""
+        return self._kept is not None
+
     def read(self, kept: bytes | None) -> bool:
         """Read the whole log; return whether its entries can be believed.
 

@@ -329,7 +329,7 @@ class Batcher:
         is_first = member is release.members[0]
         promised = target.promise(profile, now)
         added = h.encoded(profile=profile, placement=placement, promised=promised, batch=batch)
-        added |= {h.RELEASED_AT: repr(now).encode()} | trace
+        added |= {h.RELEASED_AT: repr(now).encode()} | trace | h.carried(source.headers)
         lane = profile.ingest_partition if batch is None else crc32(batch.id.encode())
         request = Outgoing(
             topic,

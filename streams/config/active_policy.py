@@ -1,7 +1,7 @@
 """The configuration in force in a process: policy, fleet, and current conditions."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from policies import Fleet, Options, Policy, Situation, beside, compile_options
@@ -62,6 +62,10 @@ class ActivePolicy:
                 " gone",
                 *(status.instance, status.pool, found),
             )
+
+    def judged(self, drifted: Mapping[str, frozenset[str]]) -> None:
+        """Set the variants whose answers have drifted from a reference, by pool."""
+        self.situation.view.judged(drifted)
 
     def change(self, declared: Declarations) -> None:
         """Put a fleet and a policy in force; nothing changes if one of them is unusable.

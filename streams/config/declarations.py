@@ -11,6 +11,9 @@ from streams.config.plugins import load_extensions
 from topics import PolicyChange, PolicyLog
 from topics.records.policy_change import DeclaredKind
 
+FULL = Path("full")
+"""Names the packaged fleet in which every kind of device stands."""
+
 _PACKAGED = resources.files("policies.defaults")
 
 
@@ -29,12 +32,17 @@ def packaged(name: str) -> str:
 
 
 def load_fleet(path: Path | None) -> Fleet:
-    """Return the fleet in a file, or the packaged one.
+    """Return the fleet in a file, or a packaged one: `FULL` by its name, the usual one by none.
+
+    A file of that name comes first.
 
     Raises:
         DeclarationError: naming file, field and value of each problem.
     """
-    text, name = _read(path, "fleet.yaml")
+    if path == FULL and not path.exists():
+        text, name = _read(None, "fleet-full.yaml")
+    else:
+        text, name = _read(path, "fleet.yaml")
     return parse_fleet(
         text,
         name,

@@ -1,10 +1,15 @@
 """Policy plugins, found among the installed distributions by their entry points."""
 
+import logging
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from policies import DeclarationError, Extension, Policy, Problem
 
 GROUP = "shunter.policies"
+JUDGES = "shunter.judges"
+
+logger = logging.getLogger(__name__)
 
 
 def load_extensions(policy: Policy, file: str) -> Policy:
@@ -63,6 +68,22 @@ def _load(name: str) -> Extension:
             "has neither refuse(profile, option) nor price(profile, option, price_usd)"
         )
     return Extension(name, _version_of(point), refuse, price)
+
+
+def load_judges() -> dict[str, Callable[..., float]]:
+    """Return the judges of the quality watch that are installed here, by name.
+
+    One that can't be loaded is reported and left out: what it would compare counts as uncompared.
+    """
+    found: dict[str, Callable[..., float]] = {}
+    for point in entry_points(group=JUDGES):
+        try:
+            loaded = point.load()
+        except Exception as error:  # noqa: BLE001 - whatever its module raises
+            logger.warning("the judge %s can't be loaded: %s", point.name, error)
+            continue
+        found[point.name] = loaded
+    return found
 
 
 def _version_of(point: EntryPoint) -> str:

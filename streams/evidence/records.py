@@ -13,6 +13,7 @@ from topics import (
     Batch,
     Candidate,
     Catalogue,
+    Comparison,
     Envelope,
     Evidence,
     Fallback,
@@ -29,6 +30,7 @@ from topics import (
     TextDigest,
     Timing,
     Usage,
+    VariantQuality,
     encode,
 )
 from topics.records import headers as h
@@ -65,6 +67,7 @@ class StepDetails(TypedDict, total=False):
     assumed: bool
     request_digest: TextDigest | None
     response_digest: TextDigest | None
+    comparison: Comparison | None
     reason: str | None
     message: str | None
 
@@ -144,7 +147,8 @@ class EvidenceWriter:
                 timing=Timing(profile.created_at, routed_at=profile.routed_at, finished_at=now),
                 error=error,
                 trace_id=record.trace_id,
-                metadata=metadata_of(record.value),
+                metadata=None if profile.is_background else metadata_of(record.value),
+                reference_of=profile.of,
             )
         )
 
@@ -188,6 +192,28 @@ class EvidenceWriter:
                 writer=self.writer,
                 source=source_of(record),
                 trace_id=record.trace_id,
+            ),
+            record,
+        )
+
+    def verdict(
+        self, record: Record, comparison: Comparison, state: VariantQuality, now: float
+    ) -> Outgoing:
+        """Return the evidence of a new verdict on a variant, by the comparison that led to it."""
+        allowed = f"{comparison.within:g} is allowed"
+        message = f"mean difference {state.recent:.3f} lately, {allowed}, {state.samples} samples"
+        return self._record(
+            Evidence(
+                request_id=comparison.id,
+                step="drifted" if state.verdict == "drifted" else "as_reference",
+                at=now,
+                writer=self.writer,
+                source=source_of(record),
+                task=comparison.task,
+                trace_id=record.trace_id,
+                comparison=comparison,
+                variant_quality=state,
+                message=message,
             ),
             record,
         )

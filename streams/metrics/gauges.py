@@ -8,9 +8,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from policies import FleetView, Policy
+from policies.quality.known import KnownQuality
+from policies.quality.sampling import DAY_S
 from streams.batcher.stage import Batcher
 from streams.engine.clock import Clock
 from streams.kafka.follower import TopicFollower
+from streams.metrics import quality as q
 from streams.metrics import registry as m
 from streams.metrics.instruments import Names
 from streams.metrics.metric import Metric
@@ -99,6 +102,26 @@ def _shortened(group: str) -> str:
     if len(group) <= GROUP_CHARACTERS_MAX:
         return group
     return f"{group[:GROUP_CHARACTERS_MAX]}~{crc32(group.encode()):08x}"
+
+
+def quality_gauges(known: KnownQuality, clock: Clock) -> Callable[[], Readings]:
+    """Return a source for what comparisons say of variants; every router tells the same."""
+
+    def read() -> Readings:
+        for state in known.variants.values():
+            reference = state.reference
+            if state.reference_pool is not None:
+                reference = f"{state.reference_pool}/{reference}"
+            where = (state.pool, state.variant, reference)
+            yield q.DRIFTED, where, float(state.verdict == "drifted")
+            yield q.DIFFERENCE, where, state.recent
+            yield q.COMPARED, (*where, "compared"), state.samples
+            yield q.COMPARED, (*where, "uncompared"), state.uncompared
+        today = int(clock.now() // DAY_S)
+        for task, spent in known.spent.items():
+            yield q.WATCH_COST, (task,), spent.usd if spent.day == today else 0.0
+
+    return read
 
 
 def misfit_counts(view: Callable[[], FleetView]) -> Callable[[], Readings]:

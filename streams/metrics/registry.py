@@ -2,6 +2,7 @@
 
 from streams.metrics import bounds as b
 from streams.metrics.metric import Metric
+from streams.metrics.quality import WATCH_METRICS
 
 # Upper bounds of the label `chance` of what was promised.
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
@@ -373,4 +374,4 @@ LOG_COSIGNED = Metric(
     told_by="log",
 )
 
-METRICS = tuple(each for each in globals().values() if isinstance(each, Metric))
+METRICS = (*(each for each in globals().values() if isinstance(each, Metric)), *WATCH_METRICS)

@@ -1,6 +1,8 @@
 """The router: tags each request, decides on it, and sends it on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 from zlib import crc32
 
 from policies import (
@@ -18,6 +20,8 @@ from policies import (
     decided_tags,
     tag,
 )
+from policies.quality.known import KnownQuality
+from policies.quality.sampling import Sampler
 from streams.config.active_policy import DecisionContext
 from streams.config.token_counting import TokenCounter
 from streams.engine.clock import Clock
@@ -73,6 +77,7 @@ class Router:
         request_bytes_max: int,
         duplicate_window_records: int,
         tokens: TokenCounter | None = None,
+        quality: KnownQuality | None = None,
         key_secret: str | None = None,
     ) -> None:
         self._keys = ProvenKeys(key_secret)
@@ -89,6 +94,7 @@ class Router:
         )
         self._ingest: set[Partition] = set()
         self._rates = Rates(situation.policy)
+        self._sampler = Sampler(situation.policy, quality or KnownQuality())
 
     @property
     def _situation(self) -> Situation:
@@ -109,7 +115,7 @@ class Router:
         self._placer.take(terms.situation)
         self._evidence_writer, self._tokens = terms.evidence_writer, terms.tokens
         self._shadow = terms.shadow
-        self._rates.policy = terms.situation.policy
+        self._rates.policy = self._sampler.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Read the last ids; decisions must not depend on any other state."""
@@ -225,7 +231,7 @@ class Router:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
         digest = self._evidence_writer.digests.of_request(request)
         shadow = self._beside(record, request, key, now)
-        return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now)
+        return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now, request.body)
 
     def _tag(
         self,
@@ -268,8 +274,11 @@ class Router:
         digest: TextDigest | None,
         shadow: Shadow | None,
         now: float,
+        body: Mapping[str, Any] | None = None,
     ) -> Effect:
         decision, inputs = self._placer.decide(profile, now)
+        if body is not None:
+            profile = self._watched(profile, body, decision, now)
         case = _Case(
             record,
             profile,
@@ -285,6 +294,19 @@ class Router:
         if decision.action == "hold":
             return self._hold(case)
         return self._end(case)
+
+    def _watched(
+        self, profile: Profile, body: Mapping[str, Any], decision: Decision, now: float
+    ) -> Profile:
+        """Return the profile, with what a second run is for if the quality watch wants one."""
+        if decision.action not in ("place", "hold"):
+            return profile
+        option = decision.option
+        chosen = None if option is None else (option.pool, option.variant)
+        part = len(self._ingest) / self._catalogue.partitions
+        found = decision.candidates
+        check = self._sampler.check_of(profile, body, found, chosen, part, now)
+        return profile if check is None else replace(profile, quality=check)
 
     def _place(self, case: _Case) -> Effect:
         profile, decision = case.profile, case.decision
@@ -302,7 +324,7 @@ class Router:
             fallbacks=profile.fallbacks,
         )
         added = h.encoded(profile=profile, placement=placement, promised=decision.promised)
-        added |= self._telemetry.sent(case.record)
+        added |= self._telemetry.sent(case.record) | self._carried(case.record)
         request = Outgoing(
             self._catalogue.pool_lane(option.pool, "direct"),
             profile.id.encode(),
@@ -319,7 +341,7 @@ class Router:
         profile, group = case.profile, case.decision.group or ""
         added = h.encoded(profile=profile, promised=case.decision.promised)
         added |= {h.GROUP: group.encode(), h.HELD_AT: repr(case.now).encode()}
-        added |= self._telemetry.sent(case.record)
+        added |= self._telemetry.sent(case.record) | self._carried(case.record)
         held = Outgoing(
             self._catalogue.held,
             profile.id.encode(),
@@ -328,6 +350,10 @@ class Router:
             partition=crc32(group.encode()) % self._catalogue.partitions,
         )
         return Effect(case.record, [held, self._evidence(case, "held", None)], subject=case)
+
+    def _carried(self, record: Record) -> dict[str, bytes]:
+        """Return what goes with a second run; a client's own headers of these names do not."""
+        return {} if record.partition in self._ingest else h.carried(record.headers)
 
     def _end(self, case: _Case) -> Effect:
         decision, profile = case.decision, case.profile

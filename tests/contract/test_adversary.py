@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from adversary import KINDS, TRUST, ArchiveForger, forge, introduced_trail, strange_trail
+from adversary import KINDS, TRUST, forge, introduced_trail, strange_trail
+from archive_adversary import ArchiveForger
 from audit_cases import Trail
 from second_verifier import export, second_findings
 

@@ -68,6 +68,7 @@ def test_it_runs_as_a_program(tmp_path: Path) -> None:
     expected = """16 records, 1 chains: verified, so far as it was checked
 not checked: whose the keys are (--trust)
 not checked: whether the newest was cut off by who runs the system (--heads)
+not checked: results, constraints, second ends, the public log, whether it is true
 """
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
     del trail.evidence[0]

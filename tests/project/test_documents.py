@@ -24,6 +24,7 @@ from policies.config.fleet import (
     SimulatedBackendConfig,
 )
 from policies.config.policy import (
+    ClassWatch,
     DataClass,
     Estimates,
     Scarcity,
@@ -132,6 +133,7 @@ DECLARED: dict[str, type[BaseModel]] = {
     "A model": Model,
     "The policy": Policy,
     "A class": WorkloadClass,
+    "A watch": ClassWatch,
     "A tier": Tier,
     "A data class": DataClass,
     "A tenant": TenantLimits,

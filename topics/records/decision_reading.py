@@ -9,22 +9,25 @@ from typing import Annotated, Any
 
 import msgspec
 
-from topics.records.decision_rows import (
+from topics.records.decision_columns import (
     CREDIT,
+    LOAD,
+    PROFILE,
+    PROFILE_COMMON,
+    QUALITY,
+    VARIANT_LOAD,
+    WAITING,
+)
+from topics.records.decision_rows import (
     FOOTPRINT,
     IMPLIED,
     LATENCY,
-    LOAD,
     MICRO,
     NANO,
     PATHS,
-    PROFILE,
-    PROFILE_COMMON,
     SCHEMA,
     TAG_SOURCES,
     TAGS,
-    VARIANT_LOAD,
-    WAITING,
     latency_of,
 )
 
@@ -220,7 +223,15 @@ def _profile(row: Sequence[Any], told: Mapping[str, Any]) -> dict[str, Any]:
     found.setdefault("routed_at", told.get("at"))
     if "fallbacks" in found:
         found["fallbacks"] = _fallbacks(found["fallbacks"])
+    if "quality" in found:
+        found["quality"] = _quality(found["quality"])
     return found
+
+
+def _quality(row: Any) -> dict[str, Any]:
+    if not isinstance(row, list):
+        raise ValueError("decision.profile: quality: no row")  # noqa: TRY004 - pydantic's
+    return dict(zip(QUALITY, row, strict=False))
 
 
 def _tags(
@@ -291,6 +302,7 @@ def _load(row: Sequence[Any]) -> dict[str, Any]:
         "learned": {
             name: [v["ttft_error"], v["tpot_error"], v["reuse"]]
             for name, v in known.items()
-            if "reuse" in v
+            if v.get("reuse") is not None
         },
+        "drifted": [name for name, v in known.items() if v.get("is_drifted")],
     }

@@ -14,6 +14,7 @@ import msgspec
 
 from topics.records.placement import Candidate, Envelope
 from topics.records.profile import Profile, Tag
+from topics.records.quality import QualityCheck
 from topics.wire.canonical_json import canonical
 
 Estimates = TypeVar("Estimates", Candidate, Envelope)
@@ -34,49 +35,6 @@ TAGS = (
     "memory_footprint",
     "fallback_risk",
 )
-PROFILE = (
-    "created_at",
-    "deadline",
-    "input_tokens",
-    "output_tokens",
-    "ttft_s",
-    "tpot_s",
-    "latency_sensitive",
-    "batchable",
-    "target_chance",
-    "longest_wait_s",
-    "window_s",
-    "ingest_partition",
-    "operation",
-    "tier",
-    "routed_at",
-    "output_tokens_high",
-    "regions",
-    "precisions",
-    "pools",
-    "exclude_pools",
-    "data_class",
-    "labels",
-    "max_cost_usd",
-    "fallbacks",
-    "certain_tokens",
-    "key",
-    "bound_by",
-    "any_quality",
-)
-# Of the members of a profile, those that stand in the record itself.
-PROFILE_COMMON = ("tenant", "task", "model", "attempt")
-LOAD = (
-    "workers", "running", "queued", "backlog_s", "round_s", "kv_usage", "failure_rate", "variants",
-    "constants", "power_kw", "is_misfit",
-)  # fmt: skip
-# Of one variant in a pool; the last three are what was learned of it.
-VARIANT_LOAD = ("running", "speed", "is_failing", "ttft_error", "tpot_error", "reuse")
-CREDIT = ("pool", "variant", "tokens")
-WAITING = (
-    "id", "held_at", "created_at", "deadline", "window_s", "input_tokens", "output_tokens",
-    "ttft_s", "tpot_s", "output_tokens_high", "certain_tokens",
-)  # fmt: skip
 
 # The members of a profile that have the values of these tags.
 IMPLIED = {
@@ -322,11 +280,29 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.key,
         profile.bound_by or None,
         profile.any_quality or None,
+        None if profile.quality is None else _quality_row(profile.quality),
     )
     end = len(rest)
     while end and rest[end - 1] is None:
         end -= 1
     return first + rest[:end]
+
+
+def _quality_row(check: QualityCheck) -> Sequence[Any]:
+    return (
+        check.task,
+        check.reference,
+        check.compare,
+        plain(check.within),
+        plain(check.window_s),
+        plain(check.deadline_s),
+        check.reference_pool,
+        check.pool,
+        check.variant,
+        check.of,
+        check.asked,
+        check.probe,
+    )
 
 
 def tag_rows(

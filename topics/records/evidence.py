@@ -11,6 +11,7 @@ from topics.records.decision_rows import SCHEMA
 from topics.records.frozen import dataclass
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
+from topics.records.quality import Comparison, VariantQuality
 from topics.records.result import Status, Usage
 
 Step = Literal[
@@ -27,6 +28,8 @@ Step = Literal[
     "cancelled",
     "dead_lettered",
     "recovered",
+    "drifted",
+    "as_reference",
 ]
 
 ENDS: dict[str, Status] = {
@@ -147,6 +150,10 @@ class Evidence:
     """Whether figures of the placement rest on a device of which no servers were measured."""
     energy_wh: float | None = None
     """Watt hours of an executed request: its device time at busy power, host included."""
+    comparison: Comparison | None = None
+    """Of a second run that was executed, how its answer differs from the first one's."""
+    variant_quality: VariantQuality | None = None
+    """Of a new verdict on a variant, the test that led to it."""
     reason: str | None = None
     message: str | None = None
 

@@ -26,6 +26,7 @@ from topics.records.decision_rows import (
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Step
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
+from topics.records.quality import Comparison, VariantQuality
 from topics.records.result import Usage
 from topics.wire.canonical_json import canonical
 
@@ -72,6 +73,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     attempt: int = 1
     batch: Batch | None = None
     candidates: Sequence[Candidate] | None = None
+    comparison: Comparison | None = None
     decided_with: str | None = None
     decision: DecisionRows | None = None
     energy_wh: Any = None
@@ -100,6 +102,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     tenant: str | None = None
     trace_id: str | None = None
     usage: Usage | None = None
+    variant_quality: VariantQuality | None = None
     view_version: int | None = None
     writer: str
 
@@ -132,6 +135,7 @@ def _common(evidence: Evidence) -> _Written:
         at=plain(evidence.at),
         attempt=evidence.attempt,
         batch=evidence.batch,
+        comparison=evidence.comparison,
         decided_with=evidence.decided_with,
         energy_wh=plain(evidence.energy_wh),
         fallback=evidence.fallback,
@@ -154,6 +158,7 @@ def _common(evidence: Evidence) -> _Written:
         tenant=evidence.tenant,
         trace_id=evidence.trace_id,
         usage=evidence.usage,
+        variant_quality=evidence.variant_quality,
         view_version=evidence.view_version,
         writer=evidence.writer,
     )

@@ -24,8 +24,12 @@ KEY_PROOF = "shunter-key-proof"
 RELEASED_AT = "shunter-released-at"
 GROUP = "shunter-group"
 REASON = "shunter-reason"
+ANSWER = "shunter-answer"
+"""Of a second run, what is compared of the first answer."""
 LEFT_OUT = "shunter-left-out"
 CRITICAL = "shunter-critical"
+# A second run is for one variant alone, which versions before it would not know.
+QUALITY_FIELD = b"profile.quality"
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
 BATCH_SIZE = "shunter-batch-size"
@@ -74,19 +78,25 @@ def check_critical(headers: Headers) -> None:
     """Refuse a record with a field of a newer version that every reader must know.
 
     Unknown fields are ignored. If that would break a constraint or repeat an effect, the version
-    that adds the field names it in this header; none has done so yet.
+    that adds the field names it in this header. Of this version that is ``profile.quality``.
 
     Raises:
         BadRecordError: the record has such a field.
     """
     named = find(headers, CRITICAL)
-    if named is not None:
+    if named is not None and named != QUALITY_FIELD:
         raise BadRecordError(
             "validate",
             "newer_version",
             f"it has {cut(repr(named.decode('utf-8', 'replace')))}, which only a newer version of"
             " Shunter understands; let one read it",
         )
+
+
+def carried(headers: Headers) -> dict[str, bytes]:
+    """Return the headers that go with a second run wherever it goes; of other work none."""
+    answer = find(headers, ANSWER)
+    return {} if answer is None else {ANSWER: answer, CRITICAL: QUALITY_FIELD}
 
 
 def replaced(headers: Headers, new: Mapping[str, bytes]) -> list[tuple[str, bytes | None]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from topics.records.frozen import dataclass
+from topics.records.quality import QualityCheck
 
 TagSource = Literal["client", "policy", "estimate"]
 # What is longer could be read and not be written again.
@@ -80,3 +81,20 @@ class Profile:
     key: str | None = None
     bound_by: tuple[str, ...] = ()
     any_quality: bool = False
+    quality: QualityCheck | None = None
+    """Of a request that is run a second time, and of that run."""
+
+    @property
+    def is_background(self) -> bool:
+        """Return True if this is a second run, whose answer no client gets."""
+        return self.of is not None
+
+    @property
+    def of(self) -> str | None:
+        """Return the id of the request that this is a second run of; None if it is none."""
+        return None if self.quality is None else self.quality.of
+
+    @property
+    def workload(self) -> str:
+        """Return the class whose terms bind it: of a second run the class that is watched."""
+        return self.task if self.quality is None else self.quality.task

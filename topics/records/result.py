@@ -69,3 +69,5 @@ class Result:
     cost: Cost | None = None
     trace_id: str | None = None
     metadata: Any = None
+    reference_of: str | None = None
+    """Of a second run that the quality watch asked for, the id of the client's request."""

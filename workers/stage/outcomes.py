@@ -10,6 +10,7 @@ from streams.engine.stage import Effect
 from streams.evidence.records import EvidenceWriter
 from streams.tracing.telemetry import Telemetry
 from topics import (
+    Comparison,
     Cost,
     Envelope,
     Fallback,
@@ -25,6 +26,7 @@ from topics.records import headers as h
 from workers.backends.base import Call, CallError, Outcome
 from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest
+from workers.stage.second_runs import SecondRuns
 
 SECONDS_PER_HOUR = 3600.0
 MODEL_DIGEST_CHARACTERS_MAX = 128
@@ -58,18 +60,33 @@ class OutcomeWriter:
         telemetry: Telemetry,
         attempts_max: int,
         host: Host | None = None,
+        second_runs: SecondRuns | None = None,
     ) -> None:
         self._evidence_writer = evidence_writer
         self._telemetry = telemetry
         self._attempts_max = attempts_max
         self._host = host
+        self._second_runs = second_runs or SecondRuns(evidence_writer, telemetry)
 
     def under(self, evidence_writer: EvidenceWriter, attempts_max: int) -> Self:
         """Return one by the terms of another policy or fleet, which its evidence names."""
-        return type(self)(evidence_writer, self._telemetry, attempts_max, self._host)
+        return type(self)(
+            evidence_writer, self._telemetry, attempts_max, self._host, self._second_runs
+        )
 
-    def completed(self, task: Task, outcome: Outcome, option: Option) -> Effect:
-        """Return result and evidence of an answer by the option's hardware."""
+    def completed(
+        self, task: Task, outcome: Outcome, option: Option, comparison: Comparison | None = None
+    ) -> Effect:
+        """Return result and evidence of an answer by the option's hardware.
+
+        Of a second run the result has no answer: no client asked for it.
+
+        Args:
+            task: the request.
+            outcome: the answer.
+            option: the hardware.
+            comparison: of a second run, how the answer differs from the first.
+        """
         routed, profile = task.routed, task.routed.profile
         usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
         got = _got(task, outcome, option.usd_per_s)
@@ -77,12 +94,13 @@ class OutcomeWriter:
             id=profile.id,
             status="completed",
             timing=self._timing(task, outcome.finished_at, outcome),
-            response=outcome.response,
+            response=None if profile.is_background else outcome.response,
             placement=routed.placement,
             usage=usage,
             cost=Cost(got.cost_usd, None if routed.promised is None else routed.promised.cost_usd),
             trace_id=routed.record.trace_id,
-            metadata=routed.request.metadata,
+            metadata=_metadata(routed),
+            reference_of=profile.of,
         )
         evidence = self._evidence_writer.step(
             routed.record,
@@ -101,8 +119,13 @@ class OutcomeWriter:
             response_digest=self._evidence_writer.digests.digest(
                 profile.tenant, outcome.response.body
             ),
+            comparison=comparison,
         )
-        return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
+        written = [*self._results(task, result), evidence]
+        if comparison is not None:
+            written.append(self._second_runs.told(comparison))
+        written += self._second_runs.asked_for(routed, outcome)
+        return Effect(routed.record, written, subject=task)
 
     def expired(self, task: Task, now: float, *, has_run: bool = False) -> Effect:
         """Return result and evidence of a request whose start or answer came too late."""
@@ -133,7 +156,8 @@ class OutcomeWriter:
             exclude_pools=(*profile.exclude_pools, routed.pool),
             fallbacks=(*profile.fallbacks, fallback),
         )
-        added = {h.PROFILE: encode(again)} | self._telemetry.sent(routed.record, late_at=now)
+        added = {h.PROFILE: encode(again)} | h.carried(routed.record.headers)
+        added |= self._telemetry.sent(routed.record, late_at=now)
         is_traced = routed.record.context is not None
         reroute = Outgoing(
             self._evidence_writer.catalogue.reroutes,
@@ -174,7 +198,8 @@ class OutcomeWriter:
             error=error,
             placement=routed.placement,
             trace_id=routed.record.trace_id,
-            metadata=routed.request.metadata,
+            metadata=_metadata(routed),
+            reference_of=profile.of,
         )
         evidence = self._evidence_writer.step(
             routed.record,
@@ -201,6 +226,10 @@ class OutcomeWriter:
             written.append(Outgoing(topic, result.id.encode(), encode(end)))
         return written
 
+    async def compared(self, task: Task, outcome: Outcome, option: Option) -> Comparison | None:
+        """Return how a second run's answer differs from the first; None if it is no second run."""
+        return await self._second_runs.compared(task.routed, outcome, option)
+
     @staticmethod
     def _timing(task: Task, finished_at: float, outcome: Outcome | None) -> Timing:
         profile = task.routed.profile
@@ -212,6 +241,11 @@ class OutcomeWriter:
             first_token_at=None if outcome is None else outcome.first_token_at,
             finished_at=finished_at,
         )
+
+
+def _metadata(routed: RoutedRequest) -> object:
+    """Return the client's metadata, by which it knows its own request: not a second run of it."""
+    return None if routed.profile.is_background else routed.request.metadata
 
 
 def _model_digest(outcome: Outcome) -> str | None:

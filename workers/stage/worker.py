@@ -294,7 +294,7 @@ class Worker:
 
     def _read(self, record: Record) -> Task:
         routed = RoutedRequest.of(record)
-        if routed.request.body.get("stream") is not True:
+        if routed.request.body.get("stream") is not True or routed.profile.is_background:
             return Task(routed)
         stream = self._streams.open(routed.profile, routed.record.trace_id, routed.placement)
         return Task(routed, stream)
@@ -390,4 +390,5 @@ class Worker:
         finally:
             if task.stream is not None:
                 await task.stream.finish()
-        return ending.completed(task, outcome, option)
+        comparison = await ending.compared(task, outcome, option)
+        return ending.completed(task, outcome, option, comparison)

@@ -234,7 +234,7 @@ class TestReport:
         page = as_html(report)
         assert "<td>&lt;acme&gt;</td>" in page
         assert "<acme>" not in page
-        assert "2027-01-15 07:59:50 UTC to 2027-01-15 08:00:10 UTC" in page
+        assert "2027-01-15T07:59:50Z to 2027-01-15T08:00:10Z" in page
         assert "http" not in page
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,9 @@ class TestRegulatorsPage:
         page = as_page(self.report(), findings, "an archive", None)
         assert "No problem was found" in page
         assert "those that the trail itself publishes" in page
+        for told in (*findings.checked, *findings.unchecked):
+            assert html.escape(told) in page
+        assert "(--trust)" in page
         for chain, head in findings.heads.items():
             assert chain in page
             assert head.digest in page

@@ -16,7 +16,7 @@ from topics import Settings
 REQUEST = {"id": "r1", "body": {"model": "llama-3.1-8b", "messages": []}}
 # The demo has a Kafka of its own; what reads an archive is not told of the one that is written.
 OWN = {
-    *(("demo", name) for name in ("bootstrap_servers", "topic_prefix")),
+    *(("demo", name) for name in ("bootstrap_servers", "topic_prefix", "fleet")),
     # An auditor reads another's log; the variable says where one is written.
     *((f"audit {name}", "public_log") for name in ("verify", "proof")),
     # These are what is to be in force, not what is.

@@ -54,7 +54,8 @@ async def test_a_short_demo_loses_and_doubles_nothing(quick, kafka):
     assert found["batches"]["mean_size"] > 4
     assert found["cost_usd"] > 0
     trail = found["trail"]
-    assert trail["problems"] == {}
+    # Which counts, since no key is trusted that the demo's installation key has not introduced.
+    assert (trail["problems"], len(trail["trusted"])) == ({}, 32)
     assert trail["records"] > 2 * REQUESTS > trail["roots"] > trail["chains"] > 0
     assert found["cost_all_premium_usd"] > 0
     assert not [name for name in await topics(kafka) if name.startswith("demo-")]

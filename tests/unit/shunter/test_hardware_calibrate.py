@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from model_server import Exchange, ModelServer
+from model_server import Behaviour, Exchange, ModelServer
 from typer.testing import CliRunner, Result
 
 from policies.config.rooflines import roofline_of
@@ -80,13 +80,14 @@ def typed(*words: str) -> Result:
 class Beside:
     """A model server in a thread, as the command has a loop of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, behave: Behaviour = paced) -> None:
+        self._behave = behave
         self.url, self._ready, self._loop = "", threading.Event(), asyncio.new_event_loop()
         self._over = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
 
     async def _run(self) -> None:
-        async with ModelServer(paced) as server:
+        async with ModelServer(self._behave) as server:
             self.url = server.base_url
             self._ready.set()
             await self._over.wait()
@@ -118,6 +119,23 @@ def test_a_server_is_measured_and_its_device_written(tmp_path: Path) -> None:
     alone_s = device.serving.first_token_ms / 1000 + case.prefill_s(200)
     assert alone_s == pytest.approx(200 * PROMPT_S, rel=0.5)
     assert "held out" in result.output
+
+
+def test_connections_that_the_server_has_closed_end_nothing(tmp_path: Path) -> None:
+    served: set[asyncio.StreamWriter] = set()
+
+    async def once_a_connection(exchange: Exchange) -> None:
+        if exchange.writer in served:
+            exchange.writer.transport.abort()
+            return
+        served.add(exchange.writer)
+        await paced(exchange)
+
+    asked = ["--device", "h100", "--model", "llama-3.1-8b", "--precision", "fp8"]
+    sizes = ["--input-tokens", "10,20,40", "--concurrency", "1,2", "--output-tokens", "2"]
+    with Beside(once_a_connection) as url:
+        result = typed(url, *asked, *sizes, "--output", str(tmp_path / "device.yaml"))
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(

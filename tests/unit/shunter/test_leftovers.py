@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from client_commands import installation, logging_kept, producing, shunter
 from memory_log import MemoryCluster, MemoryLog
-from stream_cases import START, make_settings
+from stream_cases import START, make_key, make_settings
 
 from shunter.logs.reading import read_all
 from shunter.logs.tidy import silent_heartbeats, spent_keys
@@ -15,6 +15,8 @@ from streams.engine.log import Outgoing
 from streams.kafka.log import KafkaLog
 from topics import Catalogue, KeyEntry, KeyStatement, PublishedKey, Settings, encode, progress_key
 from topics.admin.provisioning import apply
+from topics.signing.introductions import introduce
+from topics.signing.keys import SigningKey
 
 DAY_MS = 86_400_000
 NOW_MS = int(START * 1000)
@@ -62,6 +64,25 @@ async def test_a_key_is_spent_once_all_that_it_may_have_signed_is_gone(
     put(cluster, CATALOGUE.evidence, "r", b"{}", -20)
     put(cluster, CATALOGUE.evidence_roots, "chain", b"{}", -44)
     assert await spent_keys(log, CATALOGUE) == [b"key/old", b"heads/old", b"key/odd"]
+
+
+async def test_an_introduction_goes_with_its_key_and_introducers_stay(
+    cluster: MemoryCluster,
+) -> None:
+    topic, installation, hosts = CATALOGUE.evidence_keys, make_key(1), make_key(2)
+
+    def put_introduction(by: SigningKey, name: str, *, introduces: bool) -> None:
+        made = introduce(by, name, "*", 0.0, introduces=introduces)
+        put(cluster, topic, f"introduced/{name}", encode(KeyEntry(introduction=made)), -90)
+
+    put_introduction(installation, hosts.id, introduces=True)
+    for name, days in (("old", -90), ("working", -0.1)):
+        put_introduction(hosts, name, introduces=False)
+        put(cluster, topic, f"key/{name}", key_entry(name), days)
+    put(cluster, topic, "introduced/odd", b"?", -90)
+    put(cluster, CATALOGUE.evidence, "r", b"{}", -20)
+    spent = await spent_keys(MemoryLog(cluster), CATALOGUE)
+    assert sorted(spent) == [b"introduced/odd", b"introduced/old", b"key/old"]
 
 
 @pytest.mark.kafka

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from policies import DeclarationError
 from policies.backtest.fault_model import Reality
+from policies.backtest.workload import profiles_of
 from shunter.backtest.suite import Setting
 from shunter.cli import app
-from shunter.plan.capacity import capacity
+from shunter.plan.capacity import capacity, servable_without
 from shunter.plan.judge import Judge
 from shunter.plan.market import (
     Market,
@@ -140,6 +141,19 @@ def test_the_bound_is_below_each_fleet_that_holds() -> None:
     assert usd_per_hour(found.replicas, FLEET, Market()) >= found.bound_usd_per_hour - 1e-6
     with_less = capacity(SETTING, Market(), [("silicon-us",)], 30)
     assert with_less.bound_usd_per_hour >= found.bound_usd_per_hour - 1e-6
+
+
+def test_the_bound_rents_what_is_good_enough_for_a_class() -> None:
+    """The packaged policy has a floor, and 70b chats find FP8 in the premium pools alone."""
+    premium = {name for name in FLEET.pools if name.startswith("premium")}
+    assert any(capacity(SETTING, Market(), [], 30).replicas.get(name) for name in premium)
+    unserved = {
+        profile.id
+        for profile in profiles_of(SETTING.arrivals, FLEET, POLICY)
+        if (profile.task, profile.model) == ("chat", "llama-3.1-70b")
+    }
+    assert unserved
+    assert not servable_without(SETTING, premium) & unserved
 
 
 def test_a_pool_that_is_gone_serves_nothing_and_what_only_it_serves_does_not_count() -> None:

@@ -63,7 +63,7 @@ def audited(tmp_path: Path) -> Audited:
 def test_trail_and_log_are_held_against_each_other(audited: Audited, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     told = audited.run("verify", "--checkpoint", kept)
-    assert f"{audited.roots} roots are in the public log of {audited.roots} entries" in told
+    assert f"{audited.roots} roots in the public log of {audited.roots} entries" in told
     assert parse_checkpoint(parse_note(kept.read_bytes()).text).size == audited.roots
     assert audited.run("verify", "--checkpoint", kept)
 

@@ -26,12 +26,13 @@ from topics import (
     Fallback,
     Placement,
     Profile,
+    QualityCheck,
     Source,
     Tag,
     TextDigest,
     decode,
 )
-from topics.records.decision_rows import PROFILE as PROFILE_ROW
+from topics.records.decision_columns import PROFILE as PROFILE_ROW
 from topics.records.decision_rows import TAGS, rounded
 from topics.records.evidence_bytes import evidence_bytes
 from topics.wire.canonical_json import canonical, is_canonical
@@ -62,6 +63,7 @@ FIRST = Candidate("eu", "v-fp8", "fp8", "eu-west", "direct", 2.26e-4, 0.051, 0.2
 REFUSED = Candidate("us", "v-int4", "int4", "us-east", "direct", refused="region")
 PROMISED = Envelope(2.26e-4, 0.051, 0.25, 0.002, 1.0)
 PLACED = Placement("eu", "h200", "v-fp8", "fp8", "eu-west", "direct")
+CHECK = QualityCheck("chat", "v-fp8", "greedy", 0.25, 600.0, 3600.0)
 LATENCY = {"direct": True, "ttft_s": 1.5, "tpot_s": None, "deadline_s": 120.5}
 WEIGHTS = {"v-fp8": 8_000_000_000, "v-int4": 4_000_000_000}
 
@@ -128,6 +130,8 @@ def test_a_decision_is_read_back_and_nothing_stands_there_twice() -> None:
         {"profile": None},
         {"profile": replace(PROFILE, tenant="another")},
         {"profile": replace(PROFILE, session="s")},
+        {"profile": replace(PROFILE, quality=CHECK)},
+        {"profile": replace(PROFILE, quality=replace(CHECK, of="r-0", probe=("us", "v-int4")))},
         {"profile": replace(PROFILE, routed_at=AT - 3, regions=(), exclude_pools=("us",))},
         {"profile": replace(PROFILE, labels={"b": "1", "a": "2"}, max_cost_usd=1e-6)},
         {"inputs": None},
@@ -195,6 +199,7 @@ LOAD = PoolLoad(
     speed_by_variant={"v-fp8": 1.0, "v-int4": 0.9371},
     failing=frozenset({"v-int4"}),
     kv_usage=1.0,
+    drifted=frozenset({"v-fp8"}),
     learned={
         "v-fp8": Learned((0.0, 0.25, 1.0), None, 0.5),
         "v-int4": Learned(None, (-0.5, 1e-6, 3.0), 0.0),
@@ -309,6 +314,7 @@ def in_part(given: Evidence) -> Evidence:
             },
             speed_by_variant={n: v for n, v in load.speed_by_variant.items() if n in names},
             failing=load.failing & names,
+            drifted=load.drifted & names,
             learned={n: v for n, v in load.learned.items() if n in names},
         )
     return replace(given, inputs=replace(given.inputs, loads=loads))
@@ -391,6 +397,7 @@ def test_rows_that_contradict_each_other_are_no_evidence(change: Any) -> None:
         lambda d: d.update(tags=[None] * 8 + [[1, 0.5]]),
         lambda d: d["pools"][0].__setitem__(2, [1, 0, 0, 0, 0, 0, None, 5]),
         lambda d: d["profile"].extend([None] * 9 + [[5]]),
+        lambda d: d["profile"].extend([None] * (len(PROFILE_ROW) - 15) + [{"of": "r"}]),
     ],
 )
 def test_rows_of_another_shape_are_no_evidence(change: Any) -> None:

@@ -1,0 +1,1 @@
+"""Quality: how two answers differ, and whether a variant answers as its reference does."""

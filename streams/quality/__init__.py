@@ -1,0 +1,1 @@
+"""The quality watch: the stage that judges comparisons, and the follower of its verdicts."""
