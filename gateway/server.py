@@ -18,7 +18,7 @@ from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.connection import OPTIONS, Connection
 from gateway.http.health import healthz, readyz
-from gateway.http.keys import Keys
+from gateway.http.keys import ApiKeys, KeyProofs
 from gateway.http.middleware import answer_in_form
 from gateway.http.pages import docs, index, metrics, openapi
 from gateway.http.state import GATEWAY, Gateway
@@ -77,16 +77,8 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
         KeysError: the keys can't be used.
         OSError: the port is taken, or a TLS file can't be read.
     """
-    keys = Keys(settings.gateway_keys, settings.gateway_host)
-    tls = tls_of(settings)
-    clock = SystemClock()
-    fleet = FleetState(settings, clock)
-    gateway = Gateway(settings, Exchange(settings), fleet, ClaimFollower(settings), keys, clock)
-    followers = [*fleet.followers, gateway.claims]
-    runner = web.AppRunner(
-        create_app(gateway), handler_cancellation=True, shutdown_timeout=STOP_S_MAX, **OPTIONS
-    )
-    listening: asyncio.Server | None = None
+    gateway = make_gateway(settings)
+    followers = [*gateway.fleet.followers, gateway.claims]
     started: list[TopicFollower] = []
     following: list[asyncio.Task[None]] = []
     try:
@@ -95,24 +87,9 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
             await follower.start()
             started.append(follower)
             following.append(asyncio.create_task(_follow(follower)))
-        await runner.setup()
-        server = runner.server
-        if server is None:
-            raise AssertionError("the runner has been set up")
-        head_s_max = settings.gateway_read_s_max
-        listening = await asyncio.get_running_loop().create_server(
-            lambda: Connection(server, head_s_max),
-            settings.gateway_host,
-            settings.gateway_port,
-            ssl=tls,
-            backlog=BACKLOG,
-        )
-        yield gateway, listening.sockets[0].getsockname()[1]
+        async with listening(gateway) as port:
+            yield gateway, port
     finally:
-        gateway.is_stopping = True
-        if listening is not None:
-            listening.close()
-        await runner.cleanup()
         await gateway.finish(FINISH_S_MAX)
         for task in following:
             task.cancel()
@@ -120,6 +97,58 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
         for follower in started:
             await follower.stop()
         await gateway.exchange.stop()
+
+
+def make_gateway(settings: Settings) -> Gateway:
+    """Return the parts of a process; none has been started.
+
+    Raises:
+        KeysError: the keys can't be used.
+    """
+    clock = SystemClock()
+    secret = settings.key_secret
+    return Gateway(
+        settings,
+        Exchange(settings),
+        FleetState(settings, clock),
+        ClaimFollower(settings),
+        ApiKeys(settings.gateway_keys, settings.gateway_host),
+        clock,
+        KeyProofs(None if secret is None else secret.get_secret_value()),
+    )
+
+
+@contextlib.asynccontextmanager
+async def listening(gateway: Gateway) -> AsyncIterator[int]:
+    """Take connections, and provide the port; what is open may end when the block does.
+
+    Raises:
+        OSError: the port is taken, or a TLS file can't be read.
+    """
+    settings = gateway.settings
+    tls = tls_of(settings)
+    runner = web.AppRunner(
+        create_app(gateway), handler_cancellation=True, shutdown_timeout=STOP_S_MAX, **OPTIONS
+    )
+    sockets: asyncio.Server | None = None
+    try:
+        await runner.setup()
+        server = runner.server
+        if server is None:
+            raise AssertionError("the runner has been set up")
+        sockets = await asyncio.get_running_loop().create_server(
+            lambda: Connection(server, settings.gateway_read_s_max),
+            settings.gateway_host,
+            settings.gateway_port,
+            ssl=tls,
+            backlog=BACKLOG,
+        )
+        yield sockets.sockets[0].getsockname()[1]
+    finally:
+        gateway.is_stopping = True
+        if sockets is not None:
+            sockets.close()
+        await runner.cleanup()
 
 
 async def _follow(follower: TopicFollower) -> None:

@@ -29,11 +29,22 @@ def answer_body(result: Result, wanted: Wanted) -> Any:
     if wanted.operation in _OBJECTS:
         body.setdefault("object", _OBJECTS[wanted.operation])
         body.setdefault("created", int(result.timing.created_at))
+        body["choices"] = [_whole(choice) for choice in body.get("choices") or ()]
     if wanted.operation == "chat":
         body["service_tier"] = tier_told(wanted.tier)
     if wanted.operation == "embeddings":
         body["data"] = [_encoded(row, wanted) for row in body.get("data") or ()]
     return body
+
+
+def _whole(choice: Any) -> Any:
+    """Return a choice with the fields that OpenAI's API always has, and many servers leave out."""
+    if not isinstance(choice, dict):
+        return choice
+    choice = {"logprobs": None} | choice
+    if isinstance(message := choice.get("message"), dict):
+        choice["message"] = {"refusal": None, "annotations": []} | message
+    return choice
 
 
 def _encoded(row: Any, wanted: Wanted) -> Any:

@@ -50,7 +50,8 @@ async def infer(request: web.Request) -> web.StreamResponse:
             f"the request has {len(value):,} bytes with what the gateway adds; the limit is"
             f" {settings.request_bytes_max:,} (SHUNTER_REQUEST_BYTES_MAX)",
         )
-    async with followed(gateway, run, value, trace_headers(request)) as box:
+    proof = gateway.proofs.headers(caller.key_id, run.request_id, caller.tenant)
+    async with followed(gateway, run, value, trace_headers(request) + proof) as box:
         return await _answered(gateway, request, run, asked, box)
 
 

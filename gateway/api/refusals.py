@@ -6,65 +6,47 @@ from gateway.api.wanted import Wanted
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
 from topics import Result, ResultError
+from topics.openai_api.failures import servers_refusal, status_and_code
 
-_BAD_REQUEST = 400
-# Codes of rejections that say what is wrong with the request: its place in the body.
+# What is wrong with the request: its place in the body, by the code.
 _AT_FAULT = {
     "unknown_task": "shunter.task",
     "unknown_data_class": "shunter.constraints.data_class",
     "conflicting_labels": "shunter.constraints.labels",
+    "model_not_found": "model",
 }
-_PASSING = {"over_share": 429, "pool_unavailable": 503}
-_ELSEWHERE = frozenset({"model_not_served", "operation_not_served"})
-_REFUSED = frozenset({"request_refused", "content_refused"})
+_PASSING = frozenset({429, 503})
+_NO_REASON = ResultError("unhandled", "the result does not say why")
 
 
 def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
     """Return the error for a result that is not completed."""
-    error = result.error or ResultError("unknown", "the result does not say why")
-    if result.status == "expired":
-        return ApiError(504, "deadline_exceeded", error.message, details=error.details)
-    if result.status == "cancelled":
-        return ApiError(409, "request_cancelled", error.message)
-    if _is_too_long(error):
+    error = result.error or _NO_REASON
+    if (refusal := servers_refusal(result)) is not None:
+        return _servers_own(refusal.status_code, refusal.body, error)
+    status, code = status_and_code(result)
+    if code == "context_length_exceeded":
         return _too_long(error, wanted, fleet)
-    if result.status == "rejected":
-        return _rejected(error, wanted, fleet)
-    if error.code in _REFUSED and result.response is not None:
-        return _servers_own(result.response.status_code, result.response.body, error)
-    return ApiError(502, "upstream_failed", error.message, details=error.details)
-
-
-def _rejected(error: ResultError, wanted: Wanted, fleet: FleetState) -> ApiError:
-    code, message, details = error.code, error.message, error.details
-    if code in _AT_FAULT:
-        return ApiError(_BAD_REQUEST, code, message, param=_AT_FAULT[code])
-    reasons = set((details or {}).values())
-    if code == "unknown_model" or (code == "no_pool" and reasons == {"model_not_served"}):
-        told = f"the model {wanted.model!r:.140} is none that is served here; see /v1/models"
-        return ApiError(404, "model_not_found", told, param="model")
-    if code == "no_pool":
-        return ApiError(422, "no_pool", message, details=details or {})
-    if code == "rate_limited":
+    message, details, wait_s = error.message, error.details, None
+    if code == "model_not_found":
+        message = f"the model {wanted.model!r:.140} is none that is served here; see /v1/models"
+        details = None
+    elif code == "rate_limit_exceeded":
         wait_s = fleet.rate_wait_s(wanted.fields["tenant"])
-        return ApiError(429, "rate_limit_exceeded", message, retry_after_s=wait_s)
-    if code in _PASSING:
+    elif status in _PASSING:
         wait_s = fleet.retry_after_s(wanted.fields["model"])
-        return ApiError(_PASSING[code], code, message, details=details, retry_after_s=wait_s)
-    return ApiError(502, "upstream_failed", message, details=details or {})
-
-
-def _is_too_long(error: ResultError) -> bool:
-    """Return whether each pool that serves the model says that the request is too long."""
-    reasons = set((error.details or {}).values()) - _ELSEWHERE
-    return reasons == {"context_too_long"} and error.code in {"no_pool", "context_too_long"}
+    elif code == "no_pool":
+        details = details or {}
+    return ApiError(
+        status, code, message, param=_AT_FAULT.get(code), details=details, retry_after_s=wait_s
+    )
 
 
 def _too_long(error: ResultError, wanted: Wanted, fleet: FleetState) -> ApiError:
     limit = max((o.context_tokens for o in fleet.options_of(wanted.fields["model"])), default=None)
     told = "" if limit is None else f"This model's maximum context length is {limit} tokens. "
     return ApiError(
-        _BAD_REQUEST,
+        400,
         "context_length_exceeded",
         f"{told}The request is too long for each pool that serves it: {error.message}",
         param="messages" if wanted.operation == "chat" else None,

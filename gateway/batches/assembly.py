@@ -29,7 +29,7 @@ def add_batches(app: web.Application, gateway: Gateway) -> None:
         return
     files, store = FileStore(root), BatchStore(root)
     lines = KafkaLines(gateway.settings, gateway.exchange)
-    texts, most = LineTexts(gateway.fleet), gateway.settings.request_bytes_max
+    texts, most = LineTexts(gateway.fleet, gateway.proofs), gateway.settings.request_bytes_max
     service = BatchService(store, Parts(files, lines, texts, gateway.clock, most))
     app[FILES], app[BATCHES], app[SERVICE] = files, store, service
     app.add_routes([*FILE_ROUTES, *BATCH_ROUTES])

@@ -273,9 +273,8 @@ class Driver:
         # In flight first: a result may be there before the acknowledgement.
         work.in_flight.update(values)
         # All of them, so that none is still on its way when the log is asked for it.
-        publish = self._parts.exchange.publish
         sent = await asyncio.gather(
-            *(publish(self._id(run), value) for run, value in values.items()),
+            *(self._send(self._id(run), value) for run, value in values.items()),
             return_exceptions=True,
         )
         for outcome in sent:
@@ -284,6 +283,10 @@ class Driver:
         self._pace.published(len(runs))
         await in_thread(work.journal.published, runs)
         work.to_publish.difference_update(runs)
+
+    async def _send(self, request_id: str, value: bytes) -> None:
+        headers = self._parts.texts.headers(self._batch, request_id)
+        await self._parts.exchange.publish(request_id, value, headers)
 
     def _is_ending(self) -> bool:
         return self._folder.cancelling_at() is not None or self._now() >= self._batch.expires_at

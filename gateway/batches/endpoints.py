@@ -46,6 +46,7 @@ async def create(request: web.Request) -> web.Response:
         expires_at=now + _window_s(body["completion_window"]),
         metadata=_metadata(body.get("metadata")),
         output_expires_s=expires_after(body.get("output_expires_after"), "output_expires_after"),
+        key_id=caller_of(request).key_id,
     )
     record = await in_thread(request.app[FILES].get, tenant, batch.input_file_id, now)
     if record is None:

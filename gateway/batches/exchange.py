@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -21,6 +21,7 @@ from topics.admin.provisioning import AdminError, partition_counts
 
 # The id and the value of a result, as its record has them.
 Take = Callable[[str, bytes], None]
+HeaderList = Sequence[tuple[str, bytes]]
 # Clocks of gateway and broker may differ by so much.
 CLOCKS_S = 60.0
 
@@ -28,7 +29,7 @@ CLOCKS_S = 60.0
 class LineExchange(Protocol):
     """What a batch needs of Kafka. Each method raises UnavailableError while there is none."""
 
-    async def publish(self, request_id: str, value: bytes) -> None:
+    async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
         """Publish a line's request."""
         ...
 
@@ -108,9 +109,9 @@ class KafkaLines:
         self._following: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
-    async def publish(self, request_id: str, value: bytes) -> None:
+    async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
         """Publish a line's request."""
-        await self._exchange.publish(request_id, value)
+        await self._exchange.publish(request_id, value, headers)
 
     async def cancel(self, request_id: str) -> None:
         """Cancel it."""

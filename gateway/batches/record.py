@@ -64,6 +64,8 @@ class BatchRecord:
     expires_at: float
     metadata: dict[str, str] | None = None
     output_expires_s: int | None = None
+    key_id: str | None = None
+    """What the policy calls the API key that it was created with."""
     status: Status = "validating"
     counts: BatchCounts = field(default_factory=BatchCounts)
     errors: list[LineError] = field(default_factory=list)

@@ -8,8 +8,10 @@ from gateway.api.answers import answer_body, disclosed
 from gateway.api.refusals import refusal_of
 from gateway.batches.lines import BatchLine, LineProblem
 from gateway.batches.output import line_id, unanswered
+from gateway.batches.record import BatchRecord
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
+from gateway.http.keys import KeyProofs
 from topics import Result, duration_s, encode
 from topics.openai_api.batch_output import NEVER_ENDED
 
@@ -21,10 +23,16 @@ class LineTexts:
 
     Args:
         fleet: tells what limits a refusal names.
+        proofs: of the key that a batch was created with.
     """
 
-    def __init__(self, fleet: FleetState) -> None:
+    def __init__(self, fleet: FleetState, proofs: KeyProofs) -> None:
         self._fleet = fleet
+        self._proofs = proofs
+
+    def headers(self, batch: BatchRecord, request_id: str) -> list[tuple[str, bytes]]:
+        """Return the headers of a line's request."""
+        return self._proofs.headers(batch.key_id, request_id, batch.tenant)
 
     def rate_wait_s(self, tenant: str) -> float:
         """Return after how many seconds the tenant's rate takes one more request."""

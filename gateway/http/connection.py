@@ -13,10 +13,14 @@ from topics.wire.codec import cut
 LINE_BYTES_MAX = 8190
 # Longer than clients and proxies keep a connection that they may yet use.
 KEPT_ALIVE_S = 75.0
+# An answer given before the whole body came closes the connection. For so long the rest is passed
+# over, since a client that is still sending would lose the answer to the reset.
+LINGER_S = 0.5
 OPTIONS: dict[str, Any] = {
     "access_log": None,
     "auto_decompress": False,
     "keepalive_timeout": KEPT_ALIVE_S,
+    "lingering_time": LINGER_S,
     "max_field_size": LINE_BYTES_MAX,
     "max_line_size": LINE_BYTES_MAX,
 }

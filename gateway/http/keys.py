@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gateway.http.errors import ApiError
+from topics.records.key_proof import KEY_CHARACTERS_MAX, key_headers
 from topics.records.request import Name
 from topics.wire.codec import describe
 
@@ -39,9 +40,10 @@ class DeclaredLimits(_Strict):
 
 
 class ApiKey(_Strict):
-    """One key: its tenant, and the SHA-256 of its text in hex."""
+    """One key: its tenant, the SHA-256 of its text in hex, and its id in the policy."""
 
     tenant: Name
+    id: Annotated[Name, StringConstraints(max_length=KEY_CHARACTERS_MAX)] | None = None
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
     limits: DeclaredLimits = Field(default_factory=DeclaredLimits)
 
@@ -57,8 +59,13 @@ class Caller:
     tenant: str
     key: ApiKey | None = None
 
+    @property
+    def key_id(self) -> str | None:
+        """What the policy calls the key; None where it has no name there."""
+        return None if self.key is None else self.key.id
 
-class Keys:
+
+class ApiKeys:
     """The keys in force.
 
     Raises:
@@ -148,6 +155,23 @@ def _read(path: Path) -> list[tuple[bytes, ApiKey]]:
             f"{path}: {describe(error)}; it holds `keys: [{{tenant: acme, sha256: HEX}}]`"
         ) from error
     return [(bytes.fromhex(key.sha256), key) for key in parsed.keys]
+
+
+class KeyProofs:
+    """Proves to routers which key a request came with.
+
+    Args:
+        secret: what gateways and routers share; None proves nothing.
+    """
+
+    def __init__(self, secret: str | None) -> None:
+        self._secret = None if secret is None else secret.encode()
+
+    def headers(self, key_id: str | None, request_id: str, tenant: str) -> list[tuple[str, bytes]]:
+        """Return the headers of one request that came with a key; none for a key without an id."""
+        if self._secret is None or key_id is None:
+            return []
+        return list(key_headers(self._secret, key_id, request_id, tenant).items())
 
 
 def is_loopback(host: str) -> bool:

@@ -11,7 +11,7 @@ from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.key_limits import KeyLimits
-from gateway.http.keys import Caller, Keys
+from gateway.http.keys import ApiKeys, Caller, KeyProofs
 from gateway.http.meter import Meter
 from streams.engine.clock import Clock
 from topics import Settings
@@ -25,8 +25,9 @@ class Gateway:
     exchange: Exchange
     fleet: FleetState
     claims: ClaimFollower
-    keys: Keys
+    keys: ApiKeys
     clock: Clock
+    proofs: KeyProofs
     meter: Meter = field(default_factory=Meter)
     key_limits: KeyLimits = field(default_factory=KeyLimits)
     open_requests: int = 0

@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
 from shunter.demo import DemoOutcome, Plan, run_demo
-from shunter.demo.report import print_traces, report, traces
+from shunter.demo.report import print_door, print_traces, report, traces
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams.engine.log import LogError
@@ -35,6 +35,14 @@ Traced = Annotated[
         " SHUNTER_JAEGER_URL), and end with the addresses of two.",
     ),
 ]
+Keep = Annotated[
+    bool,
+    typer.Option(
+        "--keep",
+        help="Leave everything up at the end, until Ctrl-C, with a gateway for OpenAI clients.",
+    ),
+]
+Door = Annotated[bool, typer.Option("--gateway/--no-gateway", help="Open the gateway of --keep.")]
 JaegerProgram = Annotated[
     Path | None,
     typer.Option(
@@ -69,9 +77,8 @@ def demo(
     jaeger: Traced = False,
     jaeger_program: JaegerProgram = None,
     fleet: SimulatedFleet = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave everything up at the end, until Ctrl-C.")
-    ] = False,
+    keep: Keep = False,
+    gateway: Door = True,
 ) -> None:
     """Run the whole system on this machine, on a replay of real traffic, and check the outcome.
 
@@ -89,6 +96,7 @@ def demo(
         bootstrap_servers,
         topic_prefix,
         keep,
+        gateway,
         traced=jaeger or jaeger_program is not None,
         jaeger_program=jaeger_program,
         fleet=fleet,
@@ -106,6 +114,7 @@ def demo(
         else:
             out.print(report(outcome, kept=keep))
             print_traces(out, outcome)
+            print_door(out, outcome, kept=keep)
 
     try:
         is_good = run_demo(plan, show, tell)

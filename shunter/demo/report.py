@@ -8,11 +8,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from shunter.demo.door import PORT, lines_for
 from shunter.demo.ledger import Ledger
 from shunter.demo.run import DemoOutcome
 from shunter.demo.system import variables
 from shunter.demo.view import saving
 from shunter.render.story import story
+from topics.embedded_broker.settings import HOST
 
 WHERE = (
     "SHUNTER_BOOTSTRAP_SERVERS",
@@ -67,6 +69,20 @@ def print_traces(console: Console, outcome: DemoOutcome) -> None:
     for title, address in found.items():
         console.print(Text(title))
         console.print(Text(address), soft_wrap=True)
+
+
+def print_door(console: Console, outcome: DemoOutcome, *, kept: bool) -> None:
+    """Print lines of Python for the gateway, each on one line so that it can be copied.
+
+    A demo that ends takes its gateway's Kafka with it: then it says so, and how to have them work.
+    """
+    if kept and not outcome.door:
+        return
+    title = "Three lines of Python" if kept else "With --keep, three lines of Python"
+    console.print("", Rule(title, align="left"))
+    for line in lines_for(outcome.door or f"http://{HOST}:{PORT}"):
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text("OpenAI's client: pip install openai", style="dim"))
 
 
 def traces(outcome: DemoOutcome) -> dict[str, str]:
@@ -201,7 +217,10 @@ def _further(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
     if not kept:
         return _grid(
             [
-                ("shunter demo --keep", "the same, and it stays up to be looked at"),
+                (
+                    "shunter demo --keep",
+                    "the same, and it stays up, with a door for HTTP",
+                ),
                 ("shunter policy explain REQUEST.json", "where a request would go, and why"),
                 ("shunter broker", "a Kafka of your own; then topics apply, router, worker POOL"),
                 ("shunter --help", "all commands"),

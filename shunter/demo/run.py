@@ -22,6 +22,7 @@ from shunter.audit.topic import verify_topic
 from shunter.client.kafka import tail
 from shunter.console import UserError, settings_from
 from shunter.demo.check import judge
+from shunter.demo.door import open_door
 from shunter.demo.ledger import Ledger, read_ledger
 from shunter.demo.machine import TEMPOS, USUAL, WHOLE_TEMPOS, choose, told
 from shunter.demo.premium import premium_costs
@@ -58,6 +59,7 @@ class Plan:
     bootstrap_servers: str | None = None
     topic_prefix: str | None = None
     keep: bool = False
+    gateway: bool = True
     traced: bool = False
     jaeger_program: Path | None = None
     fleet: Path | None = None
@@ -74,6 +76,8 @@ class DemoOutcome:
     is_good: bool
     jaeger: Jaeger | None = None
     page: str = ""
+    door: str = ""
+    """URL of the gateway of a demo that stays up; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,8 @@ async def _run(
         outcome.figures["trail"]["trusted"] = trusted
         outcome.figures["restarts"] = system.restarts
         outcome.figures["wall_s"] = round(time.monotonic() - began_at, 1)
+        if case.plan.keep and case.plan.gateway:
+            outcome = replace(outcome, door=await open_door(system))
         tell(outcome)
         if case.plan.keep:
             await _keep(system)

@@ -13,15 +13,18 @@ import pytest
 
 from gateway.batches import driver, ending
 from gateway.batches.driver import Driver, Parts
+from gateway.batches.exchange import HeaderList
 from gateway.batches.record import FINAL, BatchRecord
 from gateway.batches.store import BatchFolder, BatchStore, new_batch_id
 from gateway.batches.texts import LineTexts
 from gateway.exchange.publisher import UnavailableError
 from gateway.files import durable
 from gateway.files.store import FileStore
+from gateway.http.keys import KeyProofs
 from topics import Cost, Response, Result, ResultError, Timing, Usage, encode
+from topics.records.key_proof import proven_key
 
-TENANT = "acme"
+TENANT, KEY_ID, SECRET = "acme", "acme-1", "shared"
 NOW = 1_790_000_000.0
 LINE_BYTES_MAX = 1024 * 1024
 
@@ -81,9 +84,11 @@ class World:
         if self.random.random() < self._unavailable:
             raise UnavailableError("not now")
 
-    async def publish(self, request_id: str, value: bytes) -> None:
+    async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
         self._asked()
         await asyncio.sleep(0)
+        proven = proven_key([*headers], SECRET.encode(), request_id, TENANT)
+        assert proven == KEY_ID, "each line has the key that its batch was created with"
         self.ingest.append((request_id, value, self.now_s))
         self.open.setdefault(request_id, value)
         self._asked()
@@ -168,7 +173,7 @@ class Site:
         self.parts = Parts(
             self.files,
             world,
-            LineTexts(fleet),
+            LineTexts(fleet, KeyProofs(SECRET)),
             world,
             LINE_BYTES_MAX,
             ending_s_max=5.0,
@@ -188,6 +193,7 @@ class Site:
             "completion_window": "24h",
             "created_at": self.world.now(),
             "expires_at": self.world.now() + 86400,
+            "key_id": KEY_ID,
         }
         batch = BatchRecord(**given | fields)
         self.store.create(batch, source)

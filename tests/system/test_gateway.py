@@ -27,6 +27,7 @@ HI = [{"role": "user", "content": "hi"}]
 HOLD = [{"role": "user", "content": "hold"}]
 HERE = Path(__file__).parent.parent / "producers" / "node"
 CANCELLED_S_MAX = 1.0
+SECRET = "what gateways and routers share"  # noqa: S105 - of these tests
 
 
 @dataclass
@@ -43,7 +44,11 @@ class Bench:
 async def bench(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     async with ModelServer(BEHAVIOUR) as server:
         directory, declared = tmp_path_factory.mktemp("gateway"), fleet(server.base_url)
-        async with System(kafka, f"gateway-{time.time_ns()}", directory, declared) as system:
+        prefix, secret = f"gateway-{time.time_ns()}", {"SHUNTER_KEY_SECRET": SECRET}
+        async with System(kafka, prefix, directory, declared, extra_env=secret) as system:
+            policy = yaml.safe_load((directory / "policy.yaml").read_text())
+            policy["tenants"] = {"locked": {"needs_key": True}}
+            (directory / "policy.yaml").write_text(yaml.safe_dump(policy))
             system.start_all()
             async with door(system) as opened, opened.client() as client:
                 # However long the processes take to start.
@@ -243,6 +248,30 @@ async def test_other_tenants_and_strangers_get_nothing(bench: Bench, tmp_path: P
             return (await get(other, "/v1/models")).status_code == 401
 
         await eventually(is_shut, "the key is taken back without a restart", timeout_s=5)
+
+
+async def test_a_tenant_that_needs_a_key_is_served_where_one_is_proven(
+    bench: Bench, tmp_path: Path
+) -> None:
+    named, nameless = KEY, "key-without-a-name"
+    digests = [hashlib.sha256(key.encode()).hexdigest() for key in (named, nameless)]
+    entries = [{"tenant": "locked", "sha256": digest} for digest in digests]
+    entries[0]["id"] = "locked-1"
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(yaml.safe_dump({"keys": entries}))
+    own = {"SHUNTER_GATEWAY_KEYS": str(keys)}
+    async with (
+        door(bench.system, SHUNTER_KEY_SECRET=SECRET, **own) as proving,
+        door(bench.system, **own) as silent,
+    ):
+        for opened, key in ((proving, nameless), (silent, named)):
+            async with opened.client(api_key=key) as client:
+                with pytest.raises(openai.PermissionDeniedError) as raised:
+                    await client.chat.completions.create(model=MODEL, messages=HI)
+            assert raised.value.code == "key_required"
+        async with proving.client() as client:
+            answer = await client.chat.completions.create(model=MODEL, messages=HI)
+    assert answer.choices[0].message.content == "one two three"
 
 
 @pytest.mark.skipif(not shutil.which("npm"), reason="needs Node.js and npm")

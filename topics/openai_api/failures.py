@@ -4,20 +4,33 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from topics.records.result import Result, ResultError
+from topics.records.result import Response, Result, ResultError
 
-_TYPES = {404: "not_found_error", 429: "rate_limit_error"}
-_SERVERS_FAULT = 500
-# By the code of a rejection; another one is the server's fault.
-_REJECTED = {
-    "unknown_model": (404, "model_not_found"),
-    "unknown_task": (400, "unknown_task"),
-    "unknown_data_class": (400, "unknown_data_class"),
-    "conflicting_labels": (400, "conflicting_labels"),
-    "pool_unavailable": (503, "pool_unavailable"),
-    "rate_limited": (429, "rate_limit_exceeded"),
-    "over_share": (429, "over_share"),
+_TYPES: dict[int, str] = {
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
 }
+_SERVERS_FAULT = 500
+_ENDED = {
+    "expired": (HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded"),
+    "cancelled": (HTTPStatus.CONFLICT, "request_cancelled"),
+}
+# By the code of a rejection; with another one no pool may serve it, as a rule of the policy says.
+_REJECTED = {
+    "unknown_model": (HTTPStatus.NOT_FOUND, "model_not_found"),
+    "unknown_task": (HTTPStatus.BAD_REQUEST, "unknown_task"),
+    "unknown_data_class": (HTTPStatus.BAD_REQUEST, "unknown_data_class"),
+    "conflicting_labels": (HTTPStatus.BAD_REQUEST, "conflicting_labels"),
+    "key_required": (HTTPStatus.FORBIDDEN, "key_required"),
+    "key_of_another_tenant": (HTTPStatus.FORBIDDEN, "key_of_another_tenant"),
+    "pool_unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "pool_unavailable"),
+    "rate_limited": (HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+    "over_share": (HTTPStatus.TOO_MANY_REQUESTS, "over_share"),
+}
+_REFUSED = frozenset({"request_refused", "content_refused"})
+_ELSEWHERE = frozenset({"model_not_served", "operation_not_served"})
+_UNHANDLED = ResultError("unhandled", "the request has neither answer nor reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +48,36 @@ def failure_of(result: Result) -> Failure | None:
     """
     if result.status == "completed":
         return None
-    error = result.error or ResultError("unhandled", "the request has neither answer nor reason")
-    if result.response is not None:
-        return Failure(result.response.status_code, result.response.body)
-    status, code = _status_and_code(result, error)
+    if (refusal := servers_refusal(result)) is not None:
+        return Failure(refusal.status_code, refusal.body)
+    error = result.error or _UNHANDLED
+    status, code = status_and_code(result)
     return Failure(status, error_body(status, code, error.message, error.details))
 
 
-def _status_and_code(result: Result, error: ResultError) -> tuple[int, str]:
-    if result.status == "expired":
-        return HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded"
-    if result.status == "cancelled":
-        return HTTPStatus.CONFLICT, "request_cancelled"
+def servers_refusal(result: Result) -> Response | None:
+    """Return the answer of a model server that refused the request itself; None if none did."""
+    is_refused = result.error is not None and result.error.code in _REFUSED
+    return result.response if is_refused else None
+
+
+def status_and_code(result: Result) -> tuple[int, str]:
+    """Return the HTTP status and the code of a result without an answer."""
+    if result.status in _ENDED:
+        return _ENDED[result.status]
+    error = result.error or _UNHANDLED
     if error.code == "unhandled":
         return HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"
+    reasons = set((error.details or {}).values())
+    if error.code in {"no_pool", "context_too_long"} and reasons - _ELSEWHERE == {
+        "context_too_long"
+    }:
+        return HTTPStatus.BAD_REQUEST, "context_length_exceeded"
     if result.status == "failed":
         return HTTPStatus.BAD_GATEWAY, "upstream_failed"
-    if error.code == "no_pool":
-        return _no_pool(error)
-    return _REJECTED.get(error.code, (HTTPStatus.INTERNAL_SERVER_ERROR, error.code))
-
-
-def _no_pool(error: ResultError) -> tuple[int, str]:
-    reasons = set((error.details or {}).values())
-    if reasons == {"model_not_served"}:
+    if error.code == "no_pool" and reasons == {"model_not_served"}:
         return HTTPStatus.NOT_FOUND, "model_not_found"
-    if reasons - {"model_not_served"} == {"context_too_long"}:
-        return HTTPStatus.BAD_REQUEST, "context_length_exceeded"
-    return HTTPStatus.UNPROCESSABLE_ENTITY, "no_pool"
+    return _REJECTED.get(error.code, (HTTPStatus.UNPROCESSABLE_ENTITY, error.code))
 
 
 def error_body(

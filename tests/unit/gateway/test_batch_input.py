@@ -1,6 +1,7 @@
 """Input files of batches: what their lines may be, and what is wrong with others."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,18 @@ def test_ids_tell_line_and_run() -> None:
         assert len(request_id) <= 128
     ids = {line_request_id(t, f"batch_{b:027x}", 1, 0) for t in "ab" for b in range(2)}
     assert len(ids) == 4
+
+
+def test_checking_a_file_does_not_keep_its_texts(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "x" * 20_000}]
+    body = {"model": "m", "messages": messages}
+    source = source_of(tmp_path, file_of([chat_line(str(n), body=body) for n in range(300)]))
+    tracemalloc.start()
+    try:
+        found = checked(source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found.errors, len(found.offsets)) == ([], 300)
+    # Of 6 MB; a line is there in a few forms at once.
+    assert peak < 1_000_000

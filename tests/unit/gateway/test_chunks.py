@@ -86,6 +86,8 @@ def result(status: Any, code: str, details: Any = None, response: Any = None) ->
         (result("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
         (result("rejected", "over_share"), 429, "over_share"),
         (result("rejected", "pool_unavailable"), 503, "pool_unavailable"),
+        (result("rejected", "key_required"), 403, "key_required"),
+        (result("rejected", "outside_bound"), 422, "outside_bound"),
         (result("rejected", "conflicting_labels"), 400, "conflicting_labels"),
         (result("failed", "timeout", {"a": "timeout"}), 502, "upstream_failed"),
         (

@@ -12,7 +12,7 @@ from gateway.exchange.mailbox import WAITING_BYTES_MAX, Mailbox
 from gateway.exchange.request_ids import belongs_to, keyed_id, made_at, new_id
 from gateway.http.errors import ApiError
 from gateway.http.key_limits import KeyLimits
-from gateway.http.keys import ApiKey, Keys, KeysError
+from gateway.http.keys import ApiKey, ApiKeys, KeysError
 
 NOW = 1_800_000_000.0
 
@@ -29,7 +29,7 @@ def written(path: Path, **tenants: str) -> Path:
 
 def test_a_key_is_its_tenants_until_the_file_says_otherwise(tmp_path: Path) -> None:
     path = written(tmp_path / "keys.yaml", acme="one")
-    keys = Keys(path, "0.0.0.0")  # noqa: S104 - it listens nowhere
+    keys = ApiKeys(path, "0.0.0.0")  # noqa: S104 - it listens nowhere
     assert keys.caller("Bearer one").tenant == "acme"
     for header in (None, "", "one", "Basic one", "Bearer two", "Bearer "):
         with pytest.raises(ApiError, match="API key") as raised:
@@ -45,9 +45,9 @@ def test_a_key_is_its_tenants_until_the_file_says_otherwise(tmp_path: Path) -> N
 
 
 def test_a_host_that_others_reach_needs_keys() -> None:
-    assert Keys(None, "127.0.0.1").caller("Bearer any").tenant == "default"
+    assert ApiKeys(None, "127.0.0.1").caller("Bearer any").tenant == "default"
     with pytest.raises(KeysError, match="SHUNTER_GATEWAY_KEYS"):
-        Keys(None, "192.0.2.1")
+        ApiKeys(None, "192.0.2.1")
 
 
 @pytest.mark.parametrize(

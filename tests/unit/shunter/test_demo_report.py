@@ -1,13 +1,15 @@
 """What a demo prints fits a terminal of 80 columns."""
 
+import ast
 import time
+from dataclasses import replace
 
 import pytest
 from demo_cases import FLEET, POLICY, console, outcome, printed
 
 from policies import compile_options
 from shunter.demo.check import Verdict
-from shunter.demo.report import report
+from shunter.demo.report import print_door, report
 from shunter.demo.show import Lines
 from shunter.demo.view import View, saving
 from shunter.demo.watch import Watch
@@ -35,6 +37,22 @@ def test_the_report_has_classes_pools_a_story_and_how_to_go_on(kept):
     assert ("http://127.0.0.1:12345/" in text) is kept
     assert "carries 400 requests/s; 99.6% were expected" in text
     assert "$0.2000; the same on premium GPUs $2.0000 (90% less)" in text
+
+
+def test_lines_of_python_are_whole_and_told_to_need_keep_where_the_demo_ends():
+    ends, stays = console(40), console(40)
+    done = outcome(Verdict(0, 0, 0, 0, 0))
+    print_door(ends, done, kept=False)
+    print_door(stays, replace(done, door="http://127.0.0.1:9"), kept=True)
+    assert "With --keep" in printed(ends)
+    assert "--keep" not in printed(stays)
+    lines = [line for line in printed(stays).splitlines() if "door" in line or "import" in line]
+    ast.parse("\n".join(lines))
+    assert len(lines) == 3
+    assert "http://127.0.0.1:9/v1" in lines[1]
+    without = console(40)
+    print_door(without, done, kept=True)
+    assert not printed(without)
 
 
 def test_the_report_says_what_went_wrong():

@@ -11,6 +11,8 @@ from topics import Response, ResultError
 from topics.openai_api.batch_output import error_line, line_of_result
 from topics.openai_api.failures import failure_of
 
+TOO_LONG = "context_length_exceeded"
+
 
 def ended(status: str, code: str, details: dict[str, str] | None = None, **fields: Any) -> Any:
     error = ResultError(code, "why", details)
@@ -34,7 +36,10 @@ def ended(status: str, code: str, details: dict[str, str] | None = None, **field
         (ended("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
         (ended("rejected", "over_share"), 429, "over_share"),
         (ended("rejected", "unhandled"), 500, "internal_error"),
-        (ended("rejected", "of a plugin"), 500, "of a plugin"),
+        (ended("rejected", "of a plugin"), 422, "of a plugin"),
+        (ended("rejected", "outside_bound"), 422, "outside_bound"),
+        (ended("rejected", "key_required"), 403, "key_required"),
+        (ended("failed", "context_too_long", {"a": "context_too_long"}), 400, TOO_LONG),
         (ended("failed", "timeout", {"a": "timeout"}), 502, "upstream_failed"),
         (ended("expired", "deadline_passed"), 504, "deadline_exceeded"),
         (ended("cancelled", "cancelled"), 409, "request_cancelled"),
