@@ -41,7 +41,7 @@ DEAD_LETTERS: dict[str, tuple[bytes | None, str, str]] = {
     "misspelt constraint": (
         raw(constraints={"region": ["eu-west"]}),
         "invalid_request",
-        "constraints.region",
+        "constraints: it has a field that is none of",
     ),
     "negative": (raw(hints={"input_tokens": -1}), "invalid_request", "hints.input_tokens"),
     "absurd": (
