@@ -209,20 +209,26 @@ async def assert_same_counts(system: System, address: str) -> None:
 
 async def assert_nothing_lags(address: str) -> None:
     """Each member tells its lag, which ends at nothing: markers of transactions are none."""
+    stages = ("router", "batcher", "canceller", "quality-watch")
+    pools = ("premium-eu", "lpddr-us", "flaky")
+    wanted = dict.fromkeys([*stages, *(f"worker.{pool}" for pool in pools)], "0")
+    lags: dict[str, str] = {}
 
     async def is_read() -> bool:
         found = await ask(
             address, "query", query="sum by (messaging_consumer_group_name) (shunter_lag)"
         )
-        lags = {
-            each["metric"]["messaging_consumer_group_name"].partition(".")[2]: each["value"][1]
+        lags.clear()
+        lags.update(
+            (each["metric"]["messaging_consumer_group_name"].partition(".")[2], each["value"][1])
             for each in found
-        }
-        stages = ("router", "batcher", "canceller")
-        pools = ("premium-eu", "lpddr-us", "flaky")
-        return lags == dict.fromkeys([*stages, *(f"worker.{pool}" for pool in pools)], "0")
+        )
+        return lags == wanted
 
-    await eventually(is_read, "nothing lags", 15)
+    try:
+        await eventually(is_read, "nothing lags", 15)
+    except AssertionError as error:
+        raise AssertionError(f"{error}, but {lags}") from None
 
 
 async def assert_all_have_data(address: str) -> None:

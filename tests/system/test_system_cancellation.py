@@ -79,6 +79,9 @@ async def test_a_held_request_is_cancelled_and_an_unknown_one_is_evidenced(
 async def test_a_request_that_runs_is_stopped(kafka: str, prefix: str, tmp_path: Path) -> None:
     async with System(kafka, prefix, tmp_path, fleet=SLOW_FLEET) as system:
         system.start_all()
+        # A router that knows of no worker yet would hold it.
+        await system.warm_up()
+        warm_at = time.time()
         long = chat("long", deadline=time.time() + 600, hints={"output_tokens": 20_000})
         long["body"]["max_tokens"] = 20_000
         await system.publish(long)
@@ -86,7 +89,8 @@ async def test_a_request_that_runs_is_stopped(kafka: str, prefix: str, tmp_path:
         async def runs() -> bool:
             key = b"premium-eu/premium-eu-0"
             reports = await read_by_key(system.settings, system.catalogue.pool_status, key)
-            return bool(reports) and orjson.loads(reports[-1].value or b"{}")["running"] == 1
+            last = orjson.loads(reports[-1].value or b"{}")
+            return bool(last["at"] > warm_at and last["running"] == 1)
 
         await eventually(runs, "it runs")
         started = time.monotonic()
