@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from streams.kafka.broker_loss import client_options
+from streams.kafka.idempotent_producer import started_producer
 from topics import Settings
 from topics.registry import INGEST_BYTES_MAX
 
@@ -41,18 +41,9 @@ class RequestPublisher:
     async def _connected(self) -> AIOKafkaProducer:
         async with self._connecting:
             if self._producer is None:
-                producer = AIOKafkaProducer(
-                    **client_options(self._settings),
-                    acks="all",
-                    enable_idempotence=True,
-                    max_request_size=INGEST_BYTES_MAX,
+                self._producer = await started_producer(
+                    self._settings, max_request_size=INGEST_BYTES_MAX
                 )
-                try:
-                    await producer.start()
-                except BaseException:
-                    await producer.stop()
-                    raise
-                self._producer = producer
             return self._producer
 
     async def send(

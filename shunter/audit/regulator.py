@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
 from shunter.audit.findings import Findings
+from shunter.audit.period import EvidencePeriod
 from shunter.audit.report import COST_TOLERANCE
-from streams.evidence.projection import EvidenceStep, decode_step
+from streams.evidence.projection import EvidenceStep
 from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 
@@ -43,22 +42,15 @@ class TenantAccount:
 
 
 @dataclass(slots=True)
-class RegulatorReport:
+class RegulatorReport(EvidencePeriod):
     """Accounts of the tenants from ``start`` to ``end``, epoch seconds."""
 
-    start: float
-    end: float
     tenants: dict[str, TenantAccount] = field(default_factory=dict)
-    unreadable: int = 0
 
     def add(self, value: bytes) -> None:
         """Count a piece of evidence."""
-        try:
-            step = decode_step(value)
-        except msgspec.MsgspecError:
-            self.unreadable += 1
-            return
-        if not self.start <= step.at < self.end:
+        step = self.step_of(value)
+        if step is None:
             return
         account = self.tenants.setdefault(step.tenant or "", TenantAccount())
         account.records += 1

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import Any
 
-import msgspec
-
+from shunter.audit.period import EvidencePeriod
 from shunter.render.spreadsheet import cell
-from streams.evidence.projection import EvidenceStep, decode_step
+from streams.evidence.projection import EvidenceStep
 from topics.iso_time import iso_time
 from topics.records.evidence import ENDS
 
@@ -57,22 +56,15 @@ class Counts:
 
 
 @dataclass(slots=True)
-class AuditReport:
+class AuditReport(EvidencePeriod):
     """Counts of the requests that ended from ``start`` to ``end``, epoch seconds."""
 
-    start: float
-    end: float
     groups: dict[Group, Counts] = field(default_factory=dict)
-    unreadable: int = 0
 
     def add(self, value: bytes) -> None:
         """Count a piece of evidence."""
-        try:
-            step = decode_step(value)
-        except msgspec.MsgspecError:
-            self.unreadable += 1
-            return
-        if not self.start <= step.at < self.end:
+        step = self.step_of(value)
+        if step is None:
             return
         if step.step == "fell_back":
             self._counts(step).fallbacks += 1

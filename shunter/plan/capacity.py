@@ -92,9 +92,9 @@ def capacity(
     ]
     programme = Programme()
     rented = _rent_columns(programme, fleet, market)
+    busiest = [(span, [d for d in demands if span.has(d)]) for span in _spans(demands)]
     for case in [(), *gone]:
-        for span in _spans(demands):
-            here = [demand for demand in demands if span.has(demand)]
+        for span, here in busiest:
             _bear(programme, rented, options, here, case, span)
     found = programme.solve_whole(seconds)
     replicas = {

@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.structs import RecordMetadata
 
-from streams.kafka.broker_loss import client_options
+from streams.kafka.idempotent_producer import started_producer
 from streams.kafka.refused_rights import REFUSED_RIGHTS
 from topics import Settings
 
@@ -31,15 +31,7 @@ class Announcer:
         Raises:
             KafkaError: no broker answers.
         """
-        producer = AIOKafkaProducer(
-            **client_options(self._settings), acks="all", enable_idempotence=True
-        )
-        try:
-            await producer.start()
-        except BaseException:
-            await producer.stop()
-            raise
-        self._producer = producer
+        self._producer = await started_producer(self._settings)
 
     async def publish(self, key: bytes, value: bytes | None) -> RecordMetadata:
         """Write a record, and return the broker's answer once the log has it.

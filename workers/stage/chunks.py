@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from streams.engine.clock import Clock
-from streams.kafka.broker_loss import client_options
+from streams.kafka.idempotent_producer import started_producer
 from streams.service import QuietService
 from topics import Catalogue, Placement, Profile, Settings, StreamPiece, encode
 
@@ -133,12 +133,5 @@ class StreamPublisher(QuietService):
         """Return the producer, created at the first piece, since many workers never stream."""
         async with self._connecting:
             if self._producer is None:
-                options = client_options(self._settings)
-                producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True)
-                try:
-                    await producer.start()
-                except BaseException:
-                    await producer.stop()
-                    raise
-                self._producer = producer
+                self._producer = await started_producer(self._settings)
         return self._producer

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAuthorizationFailedError
 
-from streams.kafka import announcer
+from streams.kafka import idempotent_producer
 from streams.kafka.announcer import Announcer
 from topics import Settings
 
@@ -37,7 +37,7 @@ class Producers:
 
 def announcing(monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> Producers:
     producers = Producers(*errors)
-    monkeypatch.setattr(announcer, "AIOKafkaProducer", producers)
+    monkeypatch.setattr(idempotent_producer, "AIOKafkaProducer", producers)
     return producers
 
 

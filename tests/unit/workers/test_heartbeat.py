@@ -19,7 +19,7 @@ from shunter.cli import app
 from shunter.processes import worker
 from streams.config.active_policy import DecisionContext
 from streams.config.token_counting import TokenCounter
-from streams.kafka import announcer
+from streams.kafka import idempotent_producer
 from streams.kafka.instance_name import Claim
 from topics import Catalogue, PolicyLog, PoolStatus, Topic, decode
 from topics.admin.acls import worker as worker_role
@@ -63,7 +63,7 @@ async def beating(
 ) -> AsyncIterator[tuple[Breakers, list[PoolStatus]]]:
     """Give the circuits of a worker that beats once a minute, and what it has told."""
     sent: list[PoolStatus] = []
-    monkeypatch.setattr(announcer, "AIOKafkaProducer", lambda **_: Producer(sent))
+    monkeypatch.setattr(idempotent_producer, "AIOKafkaProducer", lambda **_: Producer(sent))
     yard, backend = Yard(), ScriptedBackend()
     served = yard.options.by_pool[POOL]
     breakers = Breakers(POOL, [option.variant for option in served], backend, yard.clock)
