@@ -35,6 +35,7 @@ COMMANDS = {
     "top": "shunter.commands.top",
     "ledger": "shunter.commands.ledger",
     "plan": "shunter.commands.plan",
+    "report": "shunter.commands.report",
     "topics": "shunter.commands.topics",
     "policy": "shunter.commands.policy",
     "hardware": "shunter.commands.hardware",

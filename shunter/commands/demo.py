@@ -11,7 +11,8 @@ from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
 from shunter.demo import DemoOutcome, Plan, run_demo
-from shunter.demo.report import print_door, print_traces, report, traces
+from shunter.demo.report import print_door, print_savings, print_traces, report, traces
+from shunter.demo.savings import short
 from shunter.demo.show import Lines
 from shunter.demo.view import View
 from streams.engine.log import LogError
@@ -109,10 +110,12 @@ def demo(
             show.close()
         if as_json:
             figures = outcome.figures | ({"traces": traces(outcome)} if outcome.jaeger else {})
+            figures |= {"savings": short(outcome.savings)} if outcome.savings else {}
             typer.echo(orjson.dumps(figures).decode())
             sys.stdout.flush()
         else:
             out.print(report(outcome, kept=keep))
+            print_savings(out, outcome, kept=keep)
             print_traces(out, outcome)
             print_door(out, outcome, kept=keep)
 

@@ -14,6 +14,7 @@ from shunter.demo.run import DemoOutcome
 from shunter.demo.system import variables
 from shunter.demo.view import saving
 from shunter.render.story import story
+from shunter.savings.table import replays
 from topics.embedded_broker.settings import HOST
 
 WHERE = (
@@ -83,6 +84,20 @@ def print_door(console: Console, outcome: DemoOutcome, *, kept: bool) -> None:
     for line in lines_for(outcome.door or f"http://{HOST}:{PORT}"):
         console.print(Text(line), soft_wrap=True)
     console.print(Text("OpenAI's client: pip install openai", style="dim"))
+
+
+def print_savings(console: Console, outcome: DemoOutcome, *, kept: bool) -> None:
+    """Print what other policies would have paid; the page of it is there while a demo is kept."""
+    found = outcome.savings
+    if found is None:
+        console.print(Text("The savings report could not be made: shunter report savings", "red"))
+        return
+    console.print("", Rule("What it saved, from the evidence alone", align="left"), replays(found))
+    for each in found["questions"].values():
+        console.print(Text(f"{each['told']}: ${each['usd']:.4f}"))
+    again = "shunter report savings --output savings.html"
+    where = f"{outcome.run_dir / 'savings.html'}; all of it: {again}" if kept else again
+    console.print(Text(where, style="dim"), soft_wrap=True)
 
 
 def traces(outcome: DemoOutcome) -> dict[str, str]:

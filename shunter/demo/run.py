@@ -27,6 +27,7 @@ from shunter.demo.ledger import Ledger, read_ledger
 from shunter.demo.machine import TEMPOS, USUAL, WHOLE_TEMPOS, choose, told
 from shunter.demo.premium import premium_costs
 from shunter.demo.rules import Rules
+from shunter.demo.savings import savings_of
 from shunter.demo.scaling import fleet_text, policy_text
 from shunter.demo.show import Show
 from shunter.demo.summary import summarize
@@ -78,6 +79,8 @@ class DemoOutcome:
     page: str = ""
     door: str = ""
     """URL of the gateway of a demo that stays up; empty if there is none."""
+    savings: dict[str, Any] | None = None
+    """The savings report, None if it could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +215,21 @@ async def _run(
             show.say(f"The live page, while this runs: {page}")
             case, speed, machine = await _set_tempo(case, settings, traffic, page_port)
             show.say(f"Replaying {len(case.rows):,} requests at {speed:g} x their speed ...")
+            since = time.time()
             await traffic.replay(case.rows, case.requests, speed)
+        # Beside what follows: it is another process.
+        savings = asyncio.create_task(
+            asyncio.to_thread(savings_of, settings, since, run_dir / "savings.html")
+        )
         ledger = await read_ledger(settings)
         keyring = Keyring(installations=frozenset({trusted}))
         findings = await verify_topic(KafkaLog(settings), Catalogue(settings), keyring=keyring)
         ledger = ledger.without(watch.warm)
         outcome = replace(
-            _judge(case, ledger, findings, settings, run_dir, speed), jaeger=traces, page=page
+            _judge(case, ledger, findings, settings, run_dir, speed),
+            jaeger=traces,
+            page=page,
+            savings=await savings,
         )
         outcome.figures["machine"] = machine
         outcome.figures["trail"]["trusted"] = trusted
