@@ -3,7 +3,7 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -109,9 +109,7 @@ def demo(
         if isinstance(show, View):
             show.close()
         if as_json:
-            figures = outcome.figures | ({"traces": traces(outcome)} if outcome.jaeger else {})
-            figures |= {"savings": short(outcome.savings)} if outcome.savings else {}
-            typer.echo(orjson.dumps(figures).decode())
+            typer.echo(orjson.dumps(_figures(outcome)).decode())
             sys.stdout.flush()
         else:
             out.print(report(outcome, kept=keep))
@@ -127,3 +125,10 @@ def demo(
         raise UserError(f"Kafka: {error}") from error
     if not is_good:
         raise typer.Exit(1)
+
+
+def _figures(outcome: DemoOutcome) -> dict[str, Any]:
+    """Return the figures for programs."""
+    figures = outcome.figures
+    figures |= {"traces": traces(outcome)} if outcome.jaeger else {}
+    return figures | ({"savings": short(outcome.savings)} if outcome.savings else {})

@@ -1,6 +1,7 @@
 """`shunter report savings`: what was paid, and what other policies would have paid."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,11 +29,11 @@ from shunter.console import (
 )
 from shunter.savings.counterfactuals import TOLD, known, planned
 from shunter.savings.page import as_page
-from shunter.savings.report import Commands, savings
+from shunter.savings.report import ReportCommands, savings
 from shunter.savings.table import tables
-from shunter.savings.traffic import Traffic
+from shunter.savings.traffic import EvidenceTraffic
 from streams.config.declarations import load_fleet, load_policy
-from topics import Catalogue
+from topics import Catalogue, Settings
 from topics.iso_time import iso_time
 
 report = typer.Typer(help="Reports for people, from evidence.", no_args_is_help=True)
@@ -79,27 +80,16 @@ def savings_command(
     settings = settings_from(
         bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix, fleet=fleet, policy=policy
     )
-    declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
     span = time_of(start, 0.0), time_of(end, math.inf)
-    traffic = Traffic(*span)
+    traffic = EvidenceTraffic(*span)
     open_trail(archive, settings).each("evidence", traffic.add)
     if not traffic.total.requests:
         raise UserError("the evidence has no request that ended in that time")
-    arrivals = known(traffic.arrivals(), declared, live)
-    setting = Setting(arrivals, declared, live, Reality())
-    commands = Commands(
+    commands = ReportCommands(
         _options(("--archive", archive), ("--from", start), ("--to", end)),
         _options(("--fleet", fleet), ("--policy", policy)),
     )
-    found = savings(
-        traffic,
-        len(arrivals),
-        _replays(setting, only or ()),
-        _bound(setting) if bound and arrivals else (None, None),
-        commands,
-        assumed_pools(declared),
-    )
-    found |= {
+    found = _savings(settings, traffic, commands, only or (), bound=bound) | {
         "span": _span(*span),
         "trail": archive or f"{Catalogue(settings).evidence} at {settings.bootstrap_servers}",
     }
@@ -113,6 +103,27 @@ def savings_command(
             console.print(each, soft_wrap=isinstance(each, str), highlight=False)
 
 
+def _savings(
+    settings: Settings,
+    traffic: EvidenceTraffic,
+    commands: ReportCommands,
+    only: Sequence[str],
+    *,
+    bound: bool,
+) -> dict[str, Any]:
+    declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
+    arrivals = known(traffic.arrivals(), declared, live)
+    setting = Setting(arrivals, declared, live, Reality())
+    return savings(
+        traffic,
+        len(arrivals),
+        _replays(setting, only),
+        _bound(setting) if bound and arrivals else (None, None),
+        commands,
+        assumed_pools(declared),
+    )
+
+
 def _options(*given: tuple[str, str | Path | None]) -> tuple[str, ...]:
     return tuple(text for name, value in given if value is not None for text in (name, str(value)))
 
@@ -122,7 +133,7 @@ def _span(start: float, end: float) -> str:
     return first if math.isinf(end) else f"{first} until before {iso_time(end)}"
 
 
-def _replays(setting: Setting, only: list[str] | tuple[str, ...]) -> list[Scored]:
+def _replays(setting: Setting, only: Sequence[str]) -> list[Scored]:
     """Return the figures of each run, and say how long each took."""
     if not setting.arrivals:
         return []

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import orjson
 
 from shunter.demo.system import variables
 from topics import Settings
-from topics.iso_time import iso_time
 
 COMMAND = ("report", "savings")
 ONLY = ("shunter_premium", "round_robin", "without_waiting")
@@ -31,7 +31,8 @@ def savings_of(settings: Settings, since: float, page: Path) -> dict[str, Any] |
         None if it could not be made: a demo has been what it was without it.
     """
     only = (text for name in ONLY for text in ("--only", name))
-    asked = ("--from", iso_time(since), *only, "--no-bound", "--output", str(page), "--json")
+    begin = datetime.fromtimestamp(since, UTC).isoformat()
+    asked = ("--from", begin, *only, "--no-bound", "--output", str(page), "--json")
     try:
         done = subprocess.run(  # noqa: S603 - our own command
             (sys.executable, "-m", "shunter", *COMMAND, *asked),

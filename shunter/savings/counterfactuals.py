@@ -37,15 +37,15 @@ FREEDOMS = {
 TOLD = {
     OURS: "This policy, replayed",
     "shunter_premium": "This policy on premium GPUs alone",
-    "all_premium": "Each request to the premium GPU with the least in flight",
+    "all_premium": "The least loaded premium GPU",
     "round_robin": "Pools in turn",
     "least_loaded": "The pool with the least load",
     "lowest_latency": "The pool that answers first",
     "cheapest_blind": "The cheapest pool, whatever its load",
     "static_rules": "A fixed pool for each class",
-    WITHOUT_WAITING: "This policy, and nothing waits for a batch",
-    "without_regions": "This policy without regions, data classes and labels",
-    "without_precisions": "This policy without precisions and floors of quality",
+    WITHOUT_WAITING: "This policy, nothing waits for a batch",
+    "without_regions": "This policy without regions and data classes",
+    "without_precisions": "This policy without precisions, quality",
     "without_constraints": "This policy without any constraint",
 }
 """What each run is, for people."""

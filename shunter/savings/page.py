@@ -13,7 +13,8 @@ _STYLE = (
     "vertical-align:top}th{background:#f5f7f9;font-weight:600}.n{text-align:right;"
     "font-variant-numeric:tabular-nums}.big{font-size:2em;font-weight:600}.dim{color:#5b6773}"
     "code{background:#f2f4f6;padding:.1em .3em;border-radius:3px;font-size:.88em;"
-    "overflow-wrap:anywhere}svg{width:100%;height:auto}dt{font-weight:600;margin-top:1em}"
+    "overflow-wrap:anywhere}svg{width:100%;height:auto;margin:1.2em 0 .4em}"
+    "dt{font-weight:600;margin-top:1em}"
     "dd{margin:0 0 0 1em}"
 )
 _BAR, _OURS, _GRID = "#9fb3c8", "#1f7a8c", "#c8d0d8"
@@ -82,7 +83,13 @@ def _summary(report: Mapping[str, Any]) -> Iterator[str]:
         share = premium["saved_usd"] / premium["cost_usd"] if premium["cost_usd"] else 0.0
         yield f"<p>Replayed, the same requests cost {_usd(ours['cost_usd'])} by this policy, and"
         yield f" {_usd(premium['cost_usd'])} on premium GPUs alone: {share:.0%}"
-        yield f" {'less' if share >= 0 else 'more'}.</p>"
+        yield f" {'less' if share >= 0 else 'more'}{_left(premium, ours)}.</p>"
+
+
+def _left(other: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Return what has to be known of a cost that is of fewer answers."""
+    more = other["unanswered"] - ours["unanswered"]
+    return f", although premium GPUs leave {more:,} more of them unanswered" if more > 0 else ""
 
 
 def _policies(report: Mapping[str, Any], anchors: _Anchors) -> Iterator[str]:
@@ -194,7 +201,8 @@ def _plot(bars: Sequence[tuple[str, float, bool]], bound: float | None) -> str:
     if bound is not None:
         x = _LEFT + bound * scale
         parts.append(
-            f"<line x1={x:.1f} x2={x:.1f} y1=0 y2={height - 16} stroke=black stroke-dasharray=4/>"
+            f"<line x1={x:.1f} x2={x:.1f} y1=0 y2={height - 16} stroke='black'"
+            " stroke-dasharray='4'/>"
             f"<text x={x:.1f} y={height - 4} text-anchor=middle>lower bound</text>"
         )
     return "".join([*parts, "</svg>"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from shunter.backtest.suite import Scored
 from shunter.savings.counterfactuals import OURS, QUESTIONS, TOLD
-from shunter.savings.traffic import Bill, Miss, Sources, Traffic
+from shunter.savings.traffic import Bill, EvidenceTraffic, Miss, Sources
 
 NOTES = (
     "Paid is what the evidence charges: device time at the price of the pool, as measured.",
@@ -18,7 +18,7 @@ NOTES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Commands:
+class ReportCommands:
     """The commands that make figures again, for one trail and span of time.
 
     ``trail`` are the options that name both, ``declared`` those that name fleet and policy.
@@ -51,11 +51,11 @@ class Commands:
 
 
 def savings(
-    traffic: Traffic,
+    traffic: EvidenceTraffic,
     replayed: int,
     scored: Sequence[Scored],
     bound: tuple[float | None, str | None],
-    commands: Commands,
+    commands: ReportCommands,
     assumed: Sequence[str],
 ) -> dict[str, Any]:
     """Return the report, as JSON has it. Money in US dollars.
@@ -95,7 +95,7 @@ def savings(
     }
 
 
-def _bill(bill: Bill, commands: Commands) -> dict[str, Any]:
+def _bill(bill: Bill, commands: ReportCommands) -> dict[str, Any]:
     return {
         "requests": bill.requests,
         "completed": bill.completed,
@@ -108,7 +108,7 @@ def _bill(bill: Bill, commands: Commands) -> dict[str, Any]:
     }
 
 
-def _sources(sources: Sources, commands: Commands) -> dict[str, Any]:
+def _sources(sources: Sources, commands: ReportCommands) -> dict[str, Any]:
     return {
         "records": sources.records,
         "offsets": {str(number): list(span) for number, span in sorted(sources.spans.items())},
@@ -116,7 +116,9 @@ def _sources(sources: Sources, commands: Commands) -> dict[str, Any]:
     }
 
 
-def _policy(each: Scored, ours: Mapping[str, Any] | None, commands: Commands) -> dict[str, Any]:
+def _policy(
+    each: Scored, ours: Mapping[str, Any] | None, commands: ReportCommands
+) -> dict[str, Any]:
     found = each.scores
     return {
         "told": TOLD[each.name],
@@ -129,7 +131,7 @@ def _policy(each: Scored, ours: Mapping[str, Any] | None, commands: Commands) ->
     }
 
 
-def _questions(scored: Sequence[Scored], commands: Commands) -> dict[str, Any]:
+def _questions(scored: Sequence[Scored], commands: ReportCommands) -> dict[str, Any]:
     """Return the differences between this policy's replay and the one that each is asked of.
 
     Waiting earned what a replay without it costs more; constraints cost what one without them
@@ -146,7 +148,7 @@ def _questions(scored: Sequence[Scored], commands: Commands) -> dict[str, Any]:
     return answers
 
 
-def _miss(miss: Miss, sources: Sources, commands: Commands) -> dict[str, Any]:
+def _miss(miss: Miss, sources: Sources, commands: ReportCommands) -> dict[str, Any]:
     return {
         "class": miss.task,
         "objective": miss.objective,

@@ -79,7 +79,7 @@ class _Asked:
 
 
 @dataclass(slots=True)
-class Traffic:
+class EvidenceTraffic:
     """The requests that ended from ``start`` until before ``end``, epoch seconds.
 
     ``bills`` are by dimension (``class``, ``pool``, ``tenant``) and name. What no backtest can

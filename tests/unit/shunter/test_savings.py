@@ -16,8 +16,8 @@ from shunter.backtest.suite import Setting
 from shunter.logs.reading import TrailRow
 from shunter.savings.counterfactuals import TOLD, known, planned
 from shunter.savings.page import as_page
-from shunter.savings.report import Commands, savings
-from shunter.savings.traffic import Miss, Traffic
+from shunter.savings.report import ReportCommands, savings
+from shunter.savings.traffic import EvidenceTraffic, Miss
 from topics import Envelope, Evidence, Placement, Source, Usage, encode, parse_request
 from topics.records.profile import Tag
 
@@ -42,7 +42,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "short": {"body": CHAT | {"max_tokens": 5}},
     "stream": {"body": CHAT | {"stream": True}, "task": "summarization"},
 }
-COMMANDS = Commands(("--archive", "file:///a b"), ())
+COMMANDS = ReportCommands(("--archive", "file:///a b"), ())
 
 
 def row(evidence: Evidence, offset: int = 0) -> TrailRow:
@@ -84,8 +84,8 @@ def end(
     return Evidence(name, step, at, "worker", Source("t.pool", 0, 0), **(fields | changes))
 
 
-def traffic(*rows: Evidence, start: float = 0.0, end: float = math.inf) -> Traffic:
-    found = Traffic(start, end)
+def traffic(*rows: Evidence, start: float = 0.0, end: float = math.inf) -> EvidenceTraffic:
+    found = EvidenceTraffic(start, end)
     for offset, each in enumerate(rows):
         found.add(row(each, offset))
     return found
