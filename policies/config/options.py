@@ -8,6 +8,7 @@ from policies.config.quality import QUALITY
 from policies.config.rooflines import roofline_of
 from policies.config.schema import digest_of
 from policies.hardware.roofline import Roofline
+from topics.records.decision_tables import Numbering
 
 SECONDS_PER_HOUR = 3600
 
@@ -59,6 +60,45 @@ class Option:
     quality: float = 1.0
 
 
+class Serving:
+    """The options that serve one model, and what each decision on a request of it asks of them.
+
+    Attributes:
+        options: all of them.
+        operations: what each of them does.
+        quality_min: the least quality of one.
+        tokens_max: as many fit each of them, prompt and reply.
+        has_direct: whether each has a direct lane.
+        kv_bytes_per_token: of the first, as tags tell it.
+        numbering: their pools and variants as the tables of evidence, with the bytes of weights.
+    """
+
+    __slots__ = (
+        "has_direct",
+        "kv_bytes_per_token",
+        "numbering",
+        "operations",
+        "options",
+        "quality_min",
+        "tokens_max",
+    )
+
+    def __init__(self, options: tuple[Option, ...]) -> None:
+        self.options = options
+        of_each = [option.operations for option in options]
+        self.operations = frozenset.intersection(*of_each) if of_each else frozenset()
+        self.quality_min = min((option.quality for option in options), default=0.0)
+        fitting = [min(option.context_tokens, option.kv_capacity_tokens) for option in options]
+        self.tokens_max = min(fitting, default=0)
+        self.has_direct = all("direct" in option.lanes for option in options)
+        self.kv_bytes_per_token = options[0].roofline.kv_bytes_per_token if options else 0.0
+        self.numbering = Numbering(
+            [(option.pool, option.region) for option in options],
+            [(option.variant, option.precision) for option in options],
+            {option.variant: round(option.roofline.weights_bytes) for option in options},
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """All options of a fleet. ``version`` is the fleet's digest."""
@@ -69,6 +109,12 @@ class Options:
     models: frozenset[str]
     pool_versions: Mapping[str, str] = field(default_factory=dict)
     """By pool, the digest of what the fleet says of its hardware and its models."""
+    serving: Mapping[str, Serving] = field(init=False, repr=False, compare=False)
+    """``by_model``, with what is the same for all requests of a model."""
+
+    def __post_init__(self) -> None:
+        serving = {model: Serving(options) for model, options in self.by_model.items()}
+        object.__setattr__(self, "serving", serving)
 
     def of(self, pool: str, variant: str) -> Option:
         """Return the option of a variant in a pool; raise KeyError if there is none."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
 from statistics import fmean
 
-from policies.config.options import Option, Options
+from policies.config.options import Option, Options, Serving
 from policies.fleet_state.candidate_load import (
     NOBODY,
     NOTHING,
@@ -23,6 +23,7 @@ from policies.fleet_state.pool_stats import (
     pooled_speed,
 )
 from policies.fleet_state.power import tell_power
+from policies.fleet_state.served_loads import ServedLoads
 from policies.fleet_state.sessions import Sessions
 from policies.hardware.constants import AS_DECLARED, believable
 from policies.learning.output_lengths import Lengths
@@ -42,6 +43,7 @@ class FleetView:
         self._options = options
         self._reports: dict[str, dict[str, PoolStatus]] = {}
         self._loads: dict[str, PoolLoad] = {}
+        self._served: dict[int, ServedLoads] = {}
         self._drifted: Mapping[str, frozenset[str]] = {}
         self._unlike_since: dict[tuple[str, str], float] = {}
         self.refused: dict[tuple[str, str], int] = {}
@@ -122,6 +124,15 @@ class FleetView:
     def loads(self) -> Mapping[str, PoolLoad]:
         """Return the load of every pool that has reported."""
         return self._loads
+
+    def served(self, serving: Serving) -> ServedLoads:
+        """Return the loads of the pools that serve a model, as they are now."""
+        found = self._served.get(id(serving))
+        if found is None:
+            # It holds what it is of, so that nothing else gets that id.
+            found = self._served[id(serving)] = ServedLoads(serving, self._loads)
+        found.refresh()
+        return found
 
     def add_sent(
         self,
@@ -217,10 +228,12 @@ class FleetView:
         self.version += 1
 
     def _round_s(self, pool: str, load: PoolLoad) -> float:
-        return sum(
-            running_step_s(option, load, load.running_by_variant.get(option.variant, 0))
-            for option in self._options.by_pool[pool]
-        )
+        round_s, running = 0.0, load.running_by_variant
+        for option in self._options.by_pool[pool]:
+            sequences = running.get(option.variant, 0)
+            if sequences:
+                round_s += running_step_s(option, load, sequences)
+        return round_s
 
 
 def _worker(pool: str, instance: str) -> str:

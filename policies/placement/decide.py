@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from policies.batching.groups import group_in
-from policies.config.options import Option, Options
+from policies.config.options import Option, Options, Serving
 from policies.config.order import rank, ranks_of
 from policies.config.plugins import Extension, priced_by, refused_by
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import Standing, standing_in
+from policies.fleet_state.candidate_load import Standing
 from policies.fleet_state.sessions import Credit
 from policies.placement.inputs import Inputs
 from policies.quality.sampling import minds_drift
@@ -22,7 +22,7 @@ from policies.scoring.candidates import (
     choose,
     place_of,
 )
-from policies.scoring.constraints import PASSING, explain, refusals
+from policies.scoring.constraints import PASSING, all_may_serve, explain, refusals
 from policies.scoring.estimate import (
     Estimate,
     Visit,
@@ -30,7 +30,6 @@ from policies.scoring.estimate import (
     chances,
     estimates,
     scarcity,
-    spread_of,
 )
 from topics import Candidate, Envelope, Profile
 from topics.records.frozen import dataclass
@@ -91,10 +90,11 @@ def decide(
             "deadline_passed",
             message=f"the deadline passed {late_s:.1f} s before the request was routed",
         )
-    serving = options.by_model.get(profile.model, ())
-    standings = [standing_in(inputs.loads, option) for option in serving]
-    codes = _codes(profile, standings, policy)
-    able = standings
+    model = options.serving.get(profile.model)
+    if model is None:
+        return _unplaced(profile, options, policy, (), now - profile.created_at)
+    serving, standings = model.options, inputs.standings(model)
+    codes, able = _codes(profile, model, standings, policy), standings
     if any(codes):
         able = [s for s, code in zip(standings, codes, strict=True) if code is None]
     offers = _offers(profile, _visits(profile, inputs, able, policy), policy, now)
@@ -116,7 +116,7 @@ def decide(
     reason, message = _why(offers, best, second_tries, profile, policy), None
     if ranks is not None and (led := _led(offers, best, ranks, serving, policy, profile)):
         reason, message = led
-    candidates = Candidates(offers, best, refused, elapsed_s)
+    candidates = Candidates(offers, best, refused, elapsed_s, model)
     promised = _promised(offers, best, elapsed_s)
     standing, path = offers.visits[best][:2]
     if path == "hold":
@@ -134,9 +134,18 @@ def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
     return Envelope(cost_usd, elapsed_s + ttft_s, elapsed_s + finish_s, tpot_s, chance)
 
 
-def _codes(profile: Profile, standings: Sequence[Standing], policy: Policy) -> list[str | None]:
-    """Return the reason code of each option that may not serve the request now, else None."""
+def _codes(
+    profile: Profile, model: Serving, standings: Sequence[Standing], policy: Policy
+) -> Sequence[str | None]:
+    """Return the reason code of each option that may not serve the request now, else None.
+
+    Nothing if all may.
+    """
     rules, floor = policy.rules, policy.floor_of(profile)
+    is_any_refused = rules or policy.never or not all_may_serve(profile, model, floor)
+    if not is_any_refused and not any(s.obstacle or s.has_drifted for s in standings):
+        return ()
+    codes: list[str | None]
     codes = refusals(profile, [standing.option for standing in standings], floor)
     if rules:
         codes = [
@@ -166,6 +175,7 @@ def _within_cost(
     """Return the offers within the limit, and the codes with those of options that have none."""
     kept = [at for at, figures in enumerate(offers.figures) if figures[COST] <= limit_usd]
     able = {offers.place(at) for at in kept}
+    codes = codes or [None] * len(standings)
     found = [
         "max_cost" if code is None and place_of(standing.option) not in able else code
         for code, standing in zip(codes, standings, strict=True)
@@ -208,15 +218,20 @@ def _hold(profile: Profile, rate_per_s: float, standing: Standing, policy: Polic
 
 def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -> Offers:
     """Return the visits with their estimates, chances and prices."""
-    scarce_from = policy.scarcity.from_share
+    scarce_from, spread = policy.scarcity.from_share, policy.estimates.spread
     figures = estimates(profile, visits, policy.estimates.transport_s)
-    learned = [visit[0].learned for visit in visits]
-    spreads = [spread_of(visit[0], policy) for visit in visits]
+    standings = [visit[0] for visit in visits]
+    learned = [standing.learned for standing in standings]
+    spreads = [spread] * len(standings)
+    for at, standing in enumerate(standings):
+        # As `spread_of` has it.
+        if standing.error > spread:
+            spreads[at] = standing.error
     likely = chances(profile, figures, learned, now - profile.created_at, spreads)
     prices_usd = [each[COST] for each in figures]
-    for at, visit in enumerate(visits):
-        if visit[0].fullness > scarce_from:
-            prices_usd[at] *= scarcity(visit[0], policy)
+    for at, standing in enumerate(standings):
+        if standing.fullness > scarce_from:
+            prices_usd[at] *= scarcity(standing, policy)
     return Offers(visits, figures, likely, prices_usd)
 
 
@@ -302,7 +317,8 @@ def _unplaced(
     elapsed_s: float,
 ) -> Decision:
     """Return a hold if time may help: a pool without a worker, or a failing one, is no refusal."""
-    candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s)
+    model = options.serving.get(profile.model)
+    candidates = Candidates(NO_OFFERS, 0, refused, elapsed_s, model)
     codes = {code for _, code in refused}
     reason = next((code for code in PASSING if code in codes), None)
     if reason is not None:

@@ -14,12 +14,12 @@ def decided_tags(
     variant that could serve it. ``fallback_risk`` is the share of the time left that two tries
     would take, one after the other: above 1 a failed first try misses the deadline.
     """
-    serving = options.by_model.get(profile.model, ())
-    tokens = profile.input_tokens + profile.output_tokens
-    footprint = {
-        "kv_bytes": round(tokens * serving[0].roofline.kv_bytes_per_token) if serving else 0,
-        "weights_bytes": {o.variant: round(o.roofline.weights_bytes) for o in serving},
-    }
+    serving = options.serving.get(profile.model)
+    footprint: dict[str, object] = {"kv_bytes": 0, "weights_bytes": {}}
+    if serving is not None:
+        tokens = profile.input_tokens + profile.output_tokens
+        footprint["kv_bytes"] = round(tokens * serving.kv_bytes_per_token)
+        footprint["weights_bytes"] = serving.numbering.weights
     tags = {"memory_footprint": Tag(footprint, "estimate", 0.9)}
     if decision.promised is not None:
         left_s = profile.deadline - now

@@ -9,13 +9,15 @@ from policies.batching.fair_queue import Member
 from policies.batching.groups import group_in
 from policies.batching.release import find_target
 from policies.batching.windows import Release, windows_of
-from policies.config.options import Options
+from policies.config.options import Options, Serving
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import PoolLoad
+from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
+from policies.fleet_state.served_loads import ServedLoads
 from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
 from topics import LatencyError, Profile
-from topics.records.decision_rows import RecordedInputs, Tables, plain, raw_row, trimmed
+from topics.records.decision_rows import RecordedInputs, plain, trimmed
+from topics.records.decision_tables import Tables, raw_row
 from topics.records.frozen import dataclass
 
 # Of a load's numbers, and of what is known of one variant in it.
@@ -48,6 +50,27 @@ class Inputs:
         known = None if credit is None else (credit.pool, credit.variant, credit.tokens)
         rows = _rows(self.loads, tables, frozenset(tables.variants) or None)
         return RecordedInputs(rows, plain(self.arrivals_per_s), known)
+
+    def standings(self, serving: Serving) -> Sequence[Standing]:
+        """Return the standings of the options that serve the model, in their order."""
+        return [standing_in(self.loads, option) for option in serving.options]
+
+
+class LiveInputs(Inputs):
+    """Inputs as they are now, with what is kept of them from decision to decision."""
+
+    __slots__ = ("_served",)
+
+    def __init__(
+        self, served: ServedLoads, arrivals_per_s: float, credit: Credit | None = None
+    ) -> None:
+        super().__init__(served.loads, arrivals_per_s, credit)
+        self._served = served
+
+    def standings(self, serving: Serving) -> Sequence[Standing]:
+        """Return them, each as it was made when its load last changed."""
+        known = self._served
+        return known.standings if serving is known.serving else super().standings(serving)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +122,12 @@ def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
         now: epoch seconds.
     """
     group = group_in(profile, situation.options, situation.policy)
-    return Inputs(
-        _loads(profile.model, situation),
-        situation.arrivals.rate_per_s(group, now),
-        situation.view.sessions.credit(profile, now),
-    )
+    rate_per_s = situation.arrivals.rate_per_s(group, now)
+    credit = situation.view.sessions.credit(profile, now)
+    serving = situation.options.serving.get(profile.model)
+    if serving is None:
+        return Inputs({}, rate_per_s, credit)
+    return LiveInputs(situation.view.served(serving), rate_per_s, credit)
 
 
 def release_inputs_of(release: Release, situation: Situation) -> ReleaseInputs:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from policies.config.options import Option
+from policies.config.options import Option, Serving
 from policies.scoring.estimate import Figures, Visit, candidate
 from topics import Candidate
+from topics.records.decision_rows import Row, column_rows, refused_row
+from topics.records.decision_tables import Tables
 from topics.records.frozen import dataclass
 
 COST, FINISH = 0, 3
@@ -64,18 +66,61 @@ class Candidates(Sequence[Candidate]):
         best: the chosen one, which stands first.
         refused: the others, which stand last.
         elapsed_s: time from ``created_at`` to the decision.
+        serving: the options that they are of; None: of no known model.
     """
 
-    __slots__ = ("_best", "_elapsed_s", "_made", "_offers", "_refused")
+    __slots__ = ("_best", "_elapsed_s", "_made", "_offers", "_refused", "_serving")
 
     def __init__(
-        self, offers: Offers, best: int, refused: Sequence[Refused], elapsed_s: float
+        self,
+        offers: Offers,
+        best: int,
+        refused: Sequence[Refused],
+        elapsed_s: float,
+        serving: Serving | None,
     ) -> None:
         self._offers = offers
         self._best = best
         self._refused = refused
         self._elapsed_s = elapsed_s
+        self._serving = serving
         self._made: tuple[Candidate, ...] | None = None
+
+    def recorded(self, tables: Tables) -> tuple[list[Row], list[Row]] | None:
+        """Return them as rows, with estimates and refused, and put their names into the tables.
+
+        The same as `topics.records.decision_rows.candidate_rows` of the records, of which none is
+        made. None where the names need more than the model's own tables.
+
+        Raises:
+            UnfitError: an estimate is beyond all bounds.
+        """
+        serving = self._serving
+        if serving is None or serving.numbering.has_namesakes:
+            return None
+        numbering, offers = serving.numbering, self._offers
+        pools, variants = numbering.pools, numbering.variants
+        options = [(visit[0].option, visit[1]) for visit in offers.visits]
+        places = [(pools[each.pool], variants[each.variant], path) for each, path in options]
+        rows = column_rows(places, offers.figures, offers.chances, self._elapsed_s)
+        if rows:
+            rows.insert(0, rows.pop(self._best))
+        tables.take(numbering)
+        return rows, [
+            refused_row(pools[option.pool], variants[option.variant], code)
+            for option, code in self._refused
+        ]
+
+    def refusals(self) -> Iterator[tuple[str, str]]:
+        """Yield the pool of each refused one, and the reason code."""
+        for option, code in self._refused:
+            yield option.pool, code
+
+    def direct_costs(self) -> Iterator[tuple[str, float]]:
+        """Yield pool and cost in US dollars of each that would go at once."""
+        for visit, figures in zip(self._offers.visits, self._offers.figures, strict=True):
+            if visit[1] == "direct":
+                yield visit[0].option.pool, figures[COST]
 
     def records(self) -> tuple[Candidate, ...]:
         """Return them as records."""
@@ -102,6 +147,12 @@ class Candidates(Sequence[Candidate]):
     def __getitem__(self, at: slice) -> Sequence[Candidate]: ...
 
     def __getitem__(self, at: int | slice) -> Candidate | Sequence[Candidate]:
+        offers, best = self._offers, self._best
+        if at == 0 and self._made is None and offers.visits:
+            # The choice, which nearly everybody asks for, and few for the others.
+            standing, path = offers.visits[best][:2]
+            figures, likely = offers.figures[best], offers.chances[best]
+            return candidate(standing.option, path, figures, likely, self._elapsed_s)
         return self.records()[at]
 
     def __iter__(self) -> Iterator[Candidate]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from policies.config.options import Option
+from policies.config.options import Option, Serving
 from topics import Profile
 
 Refusal = Literal[
@@ -103,6 +103,23 @@ def has_lane(profile: Profile, option: Option) -> bool:
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
+def all_may_serve(profile: Profile, model: Serving, floor: float = 0.0) -> bool:
+    """Return True if `refusals` certainly has none: of most requests a few comparisons say so."""
+    return (
+        model.has_direct
+        and profile.operation in model.operations
+        and model.quality_min >= floor
+        and certain_tokens(profile) <= model.tokens_max
+        and _is_free(profile)
+    )
+
+
+def _is_free(profile: Profile) -> bool:
+    """Return True if a request names no constraint."""
+    is_free = profile.regions is profile.precisions is profile.pools is None
+    return is_free and not (profile.exclude_pools or profile.labels or profile.quality)
+
+
 def refusals(profile: Profile, options: Sequence[Option], floor: float = 0.0) -> list[str | None]:
     """Return the `refusal` of each option, or ``lane`` if it has none for the request; else None.
 
@@ -110,8 +127,7 @@ def refusals(profile: Profile, options: Sequence[Option], floor: float = 0.0) ->
     """
     lanes = _BOTH_LANES if profile.batchable else _DIRECT_LANE
     operation, tokens = profile.operation, certain_tokens(profile)
-    is_free = profile.regions is profile.precisions is profile.pools is None
-    is_free = is_free and not (profile.exclude_pools or profile.labels or profile.quality)
+    is_free = _is_free(profile)
     return [
         None
         if is_free

@@ -95,10 +95,16 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         device_s = computed_s / speed
         step_s = 0.0
         if decode_steps:
-            contexts = (context_tokens, pair_s, kv_token_s, overhead_s)
-            step_s = together_s = _step_s(spread, *contexts)
+            # As `_step_s` has it.
+            sequences, step_compute_s, step_memory_s = spread
+            contexts = sequences * context_tokens
+            step_compute_s += contexts * pair_s
+            step_memory_s += contexts * kv_token_s
+            if step_compute_s > step_memory_s:
+                step_memory_s = step_compute_s
+            step_s = together_s = step_memory_s + overhead_s
             if gathered is not spread:
-                together_s = _step_s(gathered, *contexts)
+                together_s = _step_s(gathered, context_tokens, pair_s, kv_token_s, overhead_s)
             if woken:
                 added_s = woken * together_s / sharers
             else:

@@ -1,6 +1,7 @@
 """Records that more than one stage writes: results, evidence, dead letters, tombstones."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
@@ -52,7 +53,7 @@ class StepDetails(TypedDict, total=False):
     profile: Profile | None
     inputs: object
     decided_with: str | None
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
     shadow: Shadow | None
     placement: Placement | None
     promised: Envelope | None

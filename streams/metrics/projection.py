@@ -3,16 +3,17 @@
 import logging
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from policies import Release
+from policies.scoring.candidates import Candidates
 from streams.engine.log import Partition
 from streams.engine.stage import Effect
 from streams.evidence.slo_outcomes import DIMENSIONS, outcomes
 from streams.metrics import registry as m
 from streams.metrics.instruments import Instruments, Names
 from streams.metrics.metric import Metric
-from topics import Envelope, Evidence, Placement, Profile, Result, Usage
+from topics import Candidate, Envelope, Evidence, Placement, Profile, Result, Usage
 from topics.records.evidence import ENDS
 
 # Codes are ours or a worker's, and few; any other is `other`.
@@ -105,11 +106,12 @@ class Fold:
     def _decision(self, evidence: Evidence, task: str, counts: Counts) -> None:
         self._place(evidence.placement, task, counts)
         premium = None
-        for each in evidence.candidates:
-            if each.refused is not None:
-                counts[m.REFUSED, each.pool, each.refused] += 1
-            elif each.cost_usd is not None and each.path == "direct" and each.pool in self._premium:
-                premium = each.cost_usd if premium is None else min(premium, each.cost_usd)
+        refused, costs_usd = _outcomes(evidence.candidates)
+        for pool, code in refused:
+            counts[m.REFUSED, pool, code] += 1
+        for pool, usd in costs_usd:
+            if pool in self._premium:
+                premium = usd if premium is None else min(premium, usd)
         promised = evidence.promised
         # Holding a request that fell back saves nothing again.
         if premium is not None and promised is not None and evidence.attempt == 1:
@@ -200,3 +202,18 @@ class Fold:
             return
         spent_s = timing.finished_at - timing.started_at
         self._instruments.observe(m.EXECUTION, spent_s, place.pool, place.model_variant)
+
+
+def _outcomes(
+    candidates: Sequence[Candidate],
+) -> tuple[Iterable[tuple[str, str]], Iterable[tuple[str, float]]]:
+    """Return pool and reason code of what was refused, pool and cost of what would go at once."""
+    if isinstance(candidates, Candidates):
+        return candidates.refusals(), candidates.direct_costs()
+    refused = [(each.pool, each.refused) for each in candidates if each.refused is not None]
+    costs_usd = [
+        (each.pool, each.cost_usd)
+        for each in candidates
+        if each.cost_usd is not None and each.path == "direct"
+    ]
+    return refused, costs_usd

@@ -385,7 +385,7 @@ class Router:
             tags=case.tags,
             profile=told(case.profile),
             inputs=case.inputs,
-            candidates=tuple(decision.candidates),
+            candidates=decision.candidates,
             shadow=case.shadow,
             placement=placement,
             assumed=decision.option is not None and decision.option.is_assumed,

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from topics.records.placement import Candidate, Envelope
+from topics.records.decision_tables import Tables
+from topics.records.placement import Candidate, CandidatePath, Envelope
 from topics.records.profile import Profile, Tag
 from topics.records.quality import QualityCheck
 from topics.wire.canonical_json import canonical
 
 Estimates = TypeVar("Estimates", Candidate, Envelope)
+Row = tuple[Any, ...]
 
 SCHEMA = 1
 PATHS = ("direct", "batch", "hold")
@@ -56,8 +58,6 @@ _NUMBER_OF_SOURCE = {name: number for number, name in enumerate(TAG_SOURCES)}
 _FOOTPRINT_MEMBERS = frozenset({"kv_bytes", "weights_bytes"})
 # In place of what a profile doesn't imply: unlike any value.
 _FOOTPRINT, _RISK = object(), object()
-# Members of structures stand as declared, those of mappings by name.
-_ENCODE = msgspec.json.Encoder(order="deterministic").encode
 
 
 class UnfitError(ValueError):
@@ -94,51 +94,8 @@ class DecisionRows(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     refused: list[tuple[Any, ...]] | None = None
     schema: int
     tags: list[Any] | None = None
-    variants: list[tuple[Any, ...]] | None = None
+    variants: Any = None
     waiting: int | None = None
-
-
-class Tables:
-    """The names of a decision's pools and variants; a row has their numbers."""
-
-    __slots__ = ("namesakes", "pools", "precisions", "regions", "variants")
-
-    def __init__(self) -> None:
-        self.pools: dict[str, int] = {}
-        self.regions: list[str | None] = []
-        self.variants: dict[str, int] = {}
-        self.precisions: list[str] = []
-        self.namesakes: dict[tuple[str, str], int] = {}
-
-    def add(self, pools: Mapping[str, object]) -> None:
-        """Add the pools that have no candidate."""
-        if not pools.keys() <= self.pools.keys():
-            for name in pools:
-                if name not in self.pools:
-                    self.pools[name] = len(self.regions)
-                    self.regions.append(None)
-
-    def namesake(self, name: str, precision: str) -> int:
-        """Return the number of a variant whose name another has too, in another precision."""
-        number = self.namesakes.setdefault((name, precision), len(self.precisions))
-        if number == len(self.precisions):
-            self.precisions.append(precision)
-        return number
-
-    def rows_of_pools(self) -> Sequence[tuple[str, str | None]]:
-        """Return the table of pools, without loads."""
-        return list(zip(self.pools, self.regions, strict=True))
-
-    def rows_of_variants(self, weights: Mapping[str, Any] | None) -> list[tuple[Any, ...]] | None:
-        """Return the table of variants, with the bytes of their weights if these are given."""
-        names: Iterable[str] = self.variants
-        if self.namesakes:
-            numbered = [(at, name) for name, at in self.variants.items()]
-            numbered += [(at, name) for (name, _), at in self.namesakes.items()]
-            names = [name for _, name in sorted(numbered)]
-        if weights is None:
-            return list(zip(names, self.precisions, strict=True)) or None
-        return [(n, p, weights[n]) for n, p in zip(names, self.precisions, strict=True)]
 
 
 def plain(value: float | None) -> Any:
@@ -156,11 +113,6 @@ def trimmed(row: Sequence[Any], defaults: Sequence[Any]) -> Sequence[Any]:
     while end and row[end - 1] == defaults[end - 1]:
         end -= 1
     return row[:end]
-
-
-def raw_row(row: Sequence[Any]) -> msgspec.Raw:
-    """Return a row of plain values as it is written."""
-    return msgspec.Raw(_ENCODE(row))
 
 
 def candidate_rows(
@@ -219,6 +171,52 @@ def candidate_rows(
             )
         )
     return rows, refused
+
+
+def column_rows(
+    places: Iterable[tuple[int, int, CandidatePath]],
+    figures: Iterable[tuple[float, float, float, float, float, float]],
+    chances: Iterable[float],
+    elapsed_s: float,
+) -> list[Row]:
+    """Return the rows of `candidate_rows` for candidates in columns, whose records are never made.
+
+    Args:
+        places: of each the numbers of pool and variant, and the path.
+        figures: of each the cost in US dollars; TTFT, TPOT and finish in seconds from the
+            decision; and two more that are not written.
+        chances: of each.
+        elapsed_s: time from ``created_at`` to the decision.
+
+    Raises:
+        UnfitError: one has an estimate beyond all bounds.
+    """
+    rows: list[Row] = []
+    for (pool, variant, path), (usd, first_s, tpot_s, last_s, _, _), chance in zip(
+        places, figures, chances, strict=True
+    ):
+        ttft_s, finish_s = elapsed_s + first_s, elapsed_s + last_s
+        # False of what is no number, too.
+        if not -_MOST < usd + ttft_s + finish_s + tpot_s < _MOST:
+            raise UnfitError("beyond all bounds")
+        rows.append(
+            (
+                pool,
+                variant,
+                _NUMBER_OF_PATH[path],
+                round(usd * NANO),
+                round(ttft_s * MICRO),
+                round(finish_s * MICRO),
+                round(tpot_s * MICRO),
+                int(chance * MICRO),
+            )
+        )
+    return rows
+
+
+def refused_row(pool: int, variant: int, code: str) -> Row:
+    """Return the row of an option that was refused, by the numbers of its pool and variant."""
+    return pool, variant, 0, code
 
 
 def rounded(found: Estimates) -> Estimates:
@@ -361,6 +359,9 @@ def _weights(footprint: object, tables: Tables) -> Mapping[str, Any] | None:
     if type(footprint) is not dict or footprint.keys() != _FOOTPRINT_MEMBERS:
         return None
     weights, kv_bytes = footprint["weights_bytes"], footprint["kv_bytes"]
+    numbering = tables.numbering
+    if numbering is not None and weights is numbering.weights and type(kv_bytes) is int:
+        return numbering.weights
     if type(kv_bytes) is not int or type(weights) is not dict:
         return None
     if weights.keys() != tables.variants.keys():

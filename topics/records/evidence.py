@@ -132,6 +132,7 @@ class Evidence:
     decided_with: str | None = None
     """Of a decision on several at once, the request whose evidence has what it was made on."""
     candidates: tuple[Candidate, ...] = ()
+    """Of a decision just made a sequence that makes them when they are asked for."""
     shadow: Shadow | None = None
     """Of a decision on a request, where a second policy decides beside the one in force."""
     placement: Placement | None = None

@@ -14,7 +14,7 @@ from topics.records.decision_rows import (
     TAGS,
     DecisionRows,
     RecordedInputs,
-    Tables,
+    Row,
     UnfitError,
     candidate_rows,
     in_units,
@@ -23,6 +23,7 @@ from topics.records.decision_rows import (
     rounded,
     tag_rows,
 )
+from topics.records.decision_tables import Tables
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Step
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
@@ -185,10 +186,10 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
     unordered = (evidence.got, evidence.hold, evidence.host, evidence.shadow, evidence.usage)
     is_ordered = unordered == _NOTHING
     try:
-        rows, refused = candidate_rows(evidence.candidates, tables)
+        rows, refused = _candidate_rows(evidence.candidates, tables)
         decision.candidates, decision.refused = rows or None, refused or None
     except (UnfitError, OverflowError):
-        written.candidates, tables, is_ordered = evidence.candidates, Tables(), False
+        written.candidates, tables, is_ordered = tuple(evidence.candidates), Tables(), False
     profile = _own_profile(evidence)
     if profile is not None:
         decision.profile = profile_row(profile, evidence.at)
@@ -211,6 +212,13 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
     decision.pools = pools or None
     decision.variants = tables.rows_of_variants(weights)
     return is_ordered
+
+
+def _candidate_rows(candidates: Sequence[Candidate], tables: Tables) -> tuple[list[Row], list[Row]]:
+    """Return the rows of candidates; those of a decision just made stand in columns."""
+    recorded = getattr(candidates, "recorded", None)
+    found = None if recorded is None else recorded(tables)
+    return candidate_rows(candidates, tables) if found is None else found
 
 
 _KNOWN_TAGS = frozenset(TAGS)
