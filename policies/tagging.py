@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from policies.config.bounds import Rule
-from policies.config.options import Option
+from policies.config.options import ModelOptions
 from policies.config.policy import Policy, Tier, WorkloadClass
 from policies.learning.output_lengths import Lengths
 from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
@@ -75,7 +75,7 @@ def tag(
     ingest_partition: int,
     count: CountTokens | None = None,
     lengths: Lengths | None = None,
-    serving: Sequence[Option] = (),
+    serving: ModelOptions | None = None,
     key: str | None = None,
 ) -> Tagged:
     """Return the router's knowledge of a request.
@@ -253,17 +253,15 @@ def _output_tokens(
     return Tag(expected, "estimate", seen.confidence), high
 
 
-def _certain_tokens(input_tokens: int, output: Tag, serving: Sequence[Option]) -> int | None:
+def _certain_tokens(input_tokens: int, output: Tag, serving: ModelOptions | None) -> int | None:
     """Return the prompt's tokens where it fits all that the estimated reply may not fit; else None.
 
     None where it makes no difference, which is nearly always, so that profiles stay as short.
     """
     if output.source == "client":
         return None
-    tokens = input_tokens + output.value
-    for option in serving:
-        if tokens > option.context_tokens or tokens > option.kv_capacity_tokens:
-            return input_tokens
+    if serving is not None and input_tokens + output.value > serving.tokens_max:
+        return input_tokens
     return None
 
 

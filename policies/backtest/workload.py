@@ -192,7 +192,7 @@ def _profile(
             now=at,
             ingest_partition=0,
             lengths=lengths,
-            serving=options.by_model.get(arrival.model, ()),
+            serving=options.serving.get(arrival.model),
         )
     except UnservableError as error:
         raise TraceError(f"row {arrival.row}: {error.message}") from error

@@ -60,7 +60,7 @@ class Option:
     quality: float = 1.0
 
 
-class Serving:
+class ModelOptions:
     """The options that serve one model, and what each decision on a request of it asks of them.
 
     Attributes:
@@ -89,7 +89,7 @@ class Serving:
         self.operations = frozenset.intersection(*of_each) if of_each else frozenset()
         self.quality_min = min((option.quality for option in options), default=0.0)
         fitting = [min(option.context_tokens, option.kv_capacity_tokens) for option in options]
-        self.tokens_max = min(fitting, default=0)
+        self.tokens_max = min(fitting, default=2**63)
         self.has_direct = all("direct" in option.lanes for option in options)
         self.kv_bytes_per_token = options[0].roofline.kv_bytes_per_token if options else 0.0
         self.numbering = Numbering(
@@ -109,11 +109,11 @@ class Options:
     models: frozenset[str]
     pool_versions: Mapping[str, str] = field(default_factory=dict)
     """By pool, the digest of what the fleet says of its hardware and its models."""
-    serving: Mapping[str, Serving] = field(init=False, repr=False, compare=False)
+    serving: Mapping[str, ModelOptions] = field(init=False, repr=False, compare=False)
     """``by_model``, with what is the same for all requests of a model."""
 
     def __post_init__(self) -> None:
-        serving = {model: Serving(options) for model, options in self.by_model.items()}
+        serving = {model: ModelOptions(options) for model, options in self.by_model.items()}
         object.__setattr__(self, "serving", serving)
 
     def of(self, pool: str, variant: str) -> Option:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
 from statistics import fmean
 
-from policies.config.options import Option, Options, Serving
+from policies.config.options import ModelOptions, Option, Options
 from policies.fleet_state.candidate_load import (
     NOBODY,
     NOTHING,
@@ -125,7 +125,7 @@ class FleetView:
         """Return the load of every pool that has reported."""
         return self._loads
 
-    def served(self, serving: Serving) -> ServedLoads:
+    def served(self, serving: ModelOptions) -> ServedLoads:
         """Return the loads of the pools that serve a model, as they are now."""
         found = self._served.get(id(serving))
         if found is None:

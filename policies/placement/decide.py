@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from policies.batching.groups import group_in
-from policies.config.options import Option, Options, Serving
+from policies.config.options import ModelOptions, Option, Options
 from policies.config.order import rank, ranks_of
 from policies.config.plugins import Extension, priced_by, refused_by
 from policies.config.policy import Policy
@@ -135,7 +135,7 @@ def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
 
 
 def _codes(
-    profile: Profile, model: Serving, standings: Sequence[Standing], policy: Policy
+    profile: Profile, model: ModelOptions, standings: Sequence[Standing], policy: Policy
 ) -> Sequence[str | None]:
     """Return the reason code of each option that may not serve the request now, else None.
 

@@ -9,7 +9,7 @@ from policies.batching.fair_queue import Member
 from policies.batching.groups import group_in
 from policies.batching.release import find_target
 from policies.batching.windows import Release, windows_of
-from policies.config.options import Options, Serving
+from policies.config.options import ModelOptions, Options
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
 from policies.fleet_state.served_loads import ServedLoads
@@ -51,7 +51,7 @@ class Inputs:
         rows = _rows(self.loads, tables, frozenset(tables.variants) or None)
         return RecordedInputs(rows, plain(self.arrivals_per_s), known)
 
-    def standings(self, serving: Serving) -> Sequence[Standing]:
+    def standings(self, serving: ModelOptions) -> Sequence[Standing]:
         """Return the standings of the options that serve the model, in their order."""
         return [standing_in(self.loads, option) for option in serving.options]
 
@@ -67,10 +67,21 @@ class LiveInputs(Inputs):
         super().__init__(served.loads, arrivals_per_s, credit)
         self._served = served
 
-    def standings(self, serving: Serving) -> Sequence[Standing]:
+    def standings(self, serving: ModelOptions) -> Sequence[Standing]:
         """Return them, each as it was made when its load last changed."""
         known = self._served
         return known.standings if serving is known.serving else super().standings(serving)
+
+    def recorded(self, tables: Tables) -> RecordedInputs:
+        """Return them in the form of evidence, in which most pools stand as in the last one."""
+        served, numbering = self._served, self._served.serving.numbering
+        if tables.pools is not numbering.pools or self.credit is not None:
+            return super().recorded(tables)
+        rows, names = served.rows, numbering.variant_names
+        for pool, at in served.unwritten.items():
+            rows[at] = _pool_row(served.loads.get(pool), pool, numbering.regions[at], names)
+        served.unwritten.clear()
+        return RecordedInputs(rows, plain(self.arrivals_per_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,28 +206,50 @@ def _rows(
 ) -> list[Any]:
     """Return the rows of all pools; each is kept until its load changes."""
     tables.add(loads)
-    rows: list[Any] = []
-    for pool, region in zip(tables.pools, tables.regions, strict=True):
-        load = loads.get(pool)
-        if load is None:
-            rows.append((pool, region))
-            continue
-        key = (pool, region, variants)
-        row = load.rows.get(key)
-        if row is None:
-            row = load.rows[key] = raw_row((pool, region, _load_row(load, variants)))
-        rows.append(row)
-    return rows
+    return [
+        _pool_row(loads.get(pool), pool, region, variants)
+        for pool, region in zip(tables.pools, tables.regions, strict=True)
+    ]
+
+
+def _pool_row(
+    load: PoolLoad | None, pool: str, region: str | None, variants: frozenset[str] | None
+) -> Any:
+    if load is None:
+        return pool, region
+    key = (pool, region, variants)
+    row = load.rows.get(key)
+    if row is None:
+        row = load.rows[key] = raw_row((pool, region, _load_row(load, variants)))
+    return row
 
 
 def _load_row(load: PoolLoad, variants: frozenset[str] | None) -> Sequence[Any]:
     counts = load.running_by_variant
+    if not (load.speed_by_variant or load.failing or load.learned or load.drifted):
+        return _load_of(load, _counted(counts, variants))
     names = {*counts, *load.speed_by_variant, *load.failing, *load.learned, *load.drifted}
     if variants is not None:
         names &= variants
     known = {name: _variant_row(load, name) for name in names}
     if not any(counts.get(name) for name in names):
         known |= {name: (count,) for name, count in counts.items() if count and name not in known}
+    return _load_of(load, known)
+
+
+def _counted(
+    counts: Mapping[str, int], variants: frozenset[str] | None
+) -> dict[str, Sequence[Any]]:
+    """Return the rows of a load's variants where nothing but their sequences is known."""
+    known: dict[str, Sequence[Any]] = {
+        name: (count,) for name, count in counts.items() if variants is None or name in variants
+    }
+    if not any(counts[name] for name in known):
+        known |= {name: (count,) for name, count in counts.items() if count and name not in known}
+    return known
+
+
+def _load_of(load: PoolLoad, known: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
     row = (
         load.workers,
         load.running,

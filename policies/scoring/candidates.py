@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import overload
 
-from policies.config.options import Option, Serving
+from policies.config.options import ModelOptions, Option
 from policies.scoring.estimate import Figures, Visit, candidate
 from topics import Candidate
 from topics.records.decision_rows import Row, column_rows, refused_row
@@ -77,7 +77,7 @@ class Candidates(Sequence[Candidate]):
         best: int,
         refused: Sequence[Refused],
         elapsed_s: float,
-        serving: Serving | None,
+        serving: ModelOptions | None,
     ) -> None:
         self._offers = offers
         self._best = best

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from policies.config.options import Option, Serving
+from policies.config.options import ModelOptions, Option
 from topics import Profile
 
 Refusal = Literal[
@@ -103,7 +103,7 @@ def has_lane(profile: Profile, option: Option) -> bool:
     return "direct" in option.lanes or (profile.batchable and "batch" in option.lanes)
 
 
-def all_may_serve(profile: Profile, model: Serving, floor: float = 0.0) -> bool:
+def all_may_serve(profile: Profile, model: ModelOptions, floor: float = 0.0) -> bool:
     """Return True if `refusals` certainly has none: of most requests a few comparisons say so."""
     return (
         model.has_direct

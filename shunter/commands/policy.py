@@ -180,7 +180,7 @@ def _tagged(request: Path, declared: Declarations, bytes_max: int, now: float) -
             now=now,
             ingest_partition=0,
             count=load_token_counter(declared.fleet).of(parsed),
-            serving=compile_options(declared.fleet).by_model.get(parsed.model, ()),
+            serving=compile_options(declared.fleet).serving.get(parsed.model),
         )
     except OSError as error:
         raise UserError(f"{named(request)}: {error.strerror}") from error

@@ -13,9 +13,9 @@ from typing import Any
 from streams.engine.log import Outgoing
 from topics import Catalogue, InferenceRequest, Salt, TextDigest, encode
 from topics.signing.request_parts import request_digests
-from topics.signing.salts import SALT_BYTES, digest_key, salt_key, text_digest
+from topics.signing.salts import SALT_BYTES, Mac, digest_key, salt_key, text_digest
 
-# About 30 MB. Beyond it a tenant seen again gets a new salt.
+# About 60 MB. Beyond it a tenant seen again gets a new salt.
 TENANTS_MAX = 100_000
 
 
@@ -28,7 +28,7 @@ class Digests:
         self._topic = catalogue.evidence_salts
         self._secret = secret
         self._random_bytes = random_bytes
-        self._known: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[str, Mac]] = OrderedDict()
         self._unwritten: dict[bytes, Salt] = {}
 
     def add(self, salt: Salt) -> None:
@@ -62,14 +62,14 @@ class Digests:
         for record in records:
             self._unwritten.pop(record.key or b"", None)
 
-    def _new(self, tenant: str) -> tuple[str, bytes]:
+    def _new(self, tenant: str) -> tuple[str, Mac]:
         salt_id = self._random_bytes(8).hex()
         salt = Salt(tenant, salt_id, base64.b64encode(self._random_bytes(SALT_BYTES)).decode())
         self._unwritten[salt_key(tenant, salt_id)] = salt
         return self._remember(salt)
 
-    def _remember(self, salt: Salt) -> tuple[str, bytes]:
-        known = self._known[salt.tenant] = (salt.id, digest_key(salt, self._secret))
+    def _remember(self, salt: Salt) -> tuple[str, Mac]:
+        known = self._known[salt.tenant] = (salt.id, Mac(digest_key(salt, self._secret)))
         if len(self._known) > TENANTS_MAX:
             self._known.popitem(last=False)
         return known

@@ -249,7 +249,7 @@ class Router:
             ingest_partition=record.partition.number,
             count=self._tokens.of(request),
             lengths=self._situation.view.lengths,
-            serving=here.options.by_model.get(request.model, ()),
+            serving=here.options.serving.get(request.model),
             key=key,
         )
 

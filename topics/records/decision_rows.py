@@ -360,10 +360,10 @@ def _weights(footprint: object, tables: Tables) -> Mapping[str, Any] | None:
         return None
     weights, kv_bytes = footprint["weights_bytes"], footprint["kv_bytes"]
     numbering = tables.numbering
-    if numbering is not None and weights is numbering.weights and type(kv_bytes) is int:
-        return numbering.weights
     if type(kv_bytes) is not int or type(weights) is not dict:
         return None
+    if numbering is not None and weights is numbering.weights:
+        return numbering.weights
     if weights.keys() != tables.variants.keys():
         return None
     return weights if _INTEGER.issuperset(map(type, weights.values())) else None

@@ -23,7 +23,16 @@ class Numbering:
         weights_bytes: of each variant.
     """
 
-    __slots__ = ("has_namesakes", "pools", "precisions", "regions", "rows", "variants", "weights")
+    __slots__ = (
+        "has_namesakes",
+        "pools",
+        "precisions",
+        "regions",
+        "rows",
+        "variant_names",
+        "variants",
+        "weights",
+    )
 
     def __init__(
         self,
@@ -35,9 +44,10 @@ class Numbering:
         self.pools = {name: at for at, name in enumerate(regions)}
         self.regions: list[str | None] = list(regions.values())
         self.variants = {name: at for at, name in enumerate(precisions)}
+        self.variant_names = frozenset(precisions)
         self.precisions = list(precisions.values())
         self.has_namesakes = len(set(variants)) > len(precisions)
-        self.weights = weights_bytes
+        self.weights: Mapping[str, int] = weights_bytes
         each = [(name, precisions[name], weight) for name, weight in weights_bytes.items()]
         self.rows = raw_row(each)
 

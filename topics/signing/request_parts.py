@@ -8,13 +8,13 @@ copy. The format is in docs/evidence.md.
 """
 
 import base64
-import hmac
 from collections.abc import Mapping, Sequence
 from hashlib import sha256, shake_256
 from typing import Any, NamedTuple
 
 import orjson
 
+from topics.signing.salts import Key, mac
 from topics.wire.canonical_json import canonical_json
 
 # Whole groups of base64, and more than the half of an HMAC that RFC 2104 asks for.
@@ -66,12 +66,12 @@ def leaf_of(blind: bytes, hashed: bytes) -> bytes:
     return sha256(blind + hashed).digest()
 
 
-def whole_digest(key: bytes, leaves: Sequence[bytes]) -> str:
+def whole_digest(key: Key, leaves: Sequence[bytes]) -> str:
     """Return the keyed digest over the leaves of a request, in base64."""
-    return base64.b64encode(hmac.digest(key, b"".join(leaves), "sha256")[:DIGEST_BYTES]).decode()
+    return base64.b64encode(mac(key, b"".join(leaves))[:DIGEST_BYTES]).decode()
 
 
-def request_digests(key: bytes, request: Mapping[str, Any]) -> tuple[str, str] | None:
+def request_digests(key: Key, request: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the digest of a request's body, in hexadecimal, and that of all of it, in base64.
 
     None if the request has no canonical form. The same as of ``parts_of``, in a third of the time:
@@ -88,7 +88,7 @@ def request_digests(key: bytes, request: Mapping[str, Any]) -> tuple[str, str] |
     hashes = [sha256(text).digest() for _, text in texts]
     blinds = _blinds(hashes)
     leaves = [sha256(b + h).digest() for b, h in zip(blinds, hashes, strict=True)]
-    return hmac.digest(key, body, "sha256").hex(), whole_digest(key, leaves)
+    return mac(key, body).hex(), whole_digest(key, leaves)
 
 
 def _values(request: Mapping[str, Any]) -> dict[str, Any]:

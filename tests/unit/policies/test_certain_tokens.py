@@ -9,6 +9,7 @@ from policy_cases import NOW, a_policy, a_situation, bulk, request
 
 from policies import Member, tag
 from policies.batching.groups import group_in
+from policies.config.options import ModelOptions
 from policies.scoring.constraints import certain_tokens
 from topics import Profile
 
@@ -23,7 +24,7 @@ def profile_of(**fields: Any) -> Profile:
         received_at=NOW,
         now=NOW,
         ingest_partition=0,
-        serving=SITUATION.options.by_model["llama"],
+        serving=SITUATION.options.serving["llama"],
     ).profile
 
 
@@ -53,10 +54,8 @@ def test_a_prompt_that_fits_everywhere_says_nothing_of_it() -> None:
 
 
 def test_an_estimate_that_only_the_memory_has_no_room_for_refuses_nobody() -> None:
-    tight = [
-        replace(option, kv_capacity_tokens=500)
-        for option in SITUATION.options.by_model["llama"]
-    ]  # fmt: skip
+    options = SITUATION.options.by_model["llama"]
+    tight = ModelOptions(tuple(replace(option, kv_capacity_tokens=500) for option in options))
     found = tag(
         request(hints={"input_tokens": 400}),
         a_policy(),
