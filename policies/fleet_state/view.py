@@ -43,7 +43,7 @@ class FleetView:
         self._options = options
         self._reports: dict[str, dict[str, PoolStatus]] = {}
         self._loads: dict[str, PoolLoad] = {}
-        self._served: dict[int, ServedLoads] = {}
+        self._served: dict[ModelOptions, ServedLoads] = {}
         self._drifted: Mapping[str, frozenset[str]] = {}
         self._unlike_since: dict[tuple[str, str], float] = {}
         self.refused: dict[tuple[str, str], int] = {}
@@ -127,10 +127,9 @@ class FleetView:
 
     def served(self, serving: ModelOptions) -> ServedLoads:
         """Return the loads of the pools that serve a model, as they are now."""
-        found = self._served.get(id(serving))
+        found = self._served.get(serving)
         if found is None:
-            # It holds what it is of, so that nothing else gets that id.
-            found = self._served[id(serving)] = ServedLoads(serving, self._loads)
+            found = self._served[serving] = ServedLoads(serving, self._loads)
         found.refresh()
         return found
 
