@@ -321,7 +321,7 @@ async def test_what_is_released_at_once_has_a_limit_in_bytes_and_batches_stay_wh
 
 
 async def test_what_was_cancelled_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher, "RELEASED_BYTES_MAX", 5_000)
+    monkeypatch.setattr(batcher, "RELEASED_BYTES_MAX", 4_000)
     yard = Yard()
     for n in range(3):
         hold(yard, f"s{n}", metadata="x" * 1000)
