@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.files import durable
+from topics import durable_files
 
 Run = tuple[int, int]
 """A line, counted from 0, and its run: 0, and one more each time that it is published anew."""
@@ -64,8 +64,8 @@ class Journal:
         self._write({"read": read, "again": list(again)})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        durable.append(self._descriptor, orjson.dumps(entry) + b"\n")
-        durable.sync(self._descriptor)
+        durable_files.append(self._descriptor, orjson.dumps(entry) + b"\n")
+        durable_files.sync(self._descriptor)
         self._take(entry)
 
     def _take(self, entry: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import orjson
 
 from gateway.batches.journal import whole_lines
 from gateway.batches.record import BatchCounts
-from gateway.files import durable
+from topics import durable_files
 from topics.openai_api.batch_output import EXPIRED, MESSAGES
 
 OUTPUT, ERRORS = "output", "errors"
@@ -60,7 +60,7 @@ class Output:
         name = ERRORS if is_error else OUTPUT
         data = orjson.dumps(line) + b"\n"
         try:
-            durable.append(self._descriptors[name], data)
+            durable_files.append(self._descriptors[name], data)
         except OSError:
             os.ftruncate(self._descriptors[name], self._sizes[name])
             raise
@@ -70,7 +70,7 @@ class Output:
     def sync(self) -> None:
         """Wait until the disk has all lines."""
         for descriptor in self._descriptors.values():
-            durable.sync(descriptor)
+            durable_files.sync(descriptor)
 
     def has_lines(self, name: str) -> bool:
         """Return whether any line is in one of the files."""
@@ -89,7 +89,7 @@ class Output:
                     self._copied[n] = 1
                     file.write(line)
             file.flush()
-            durable.sync(file.fileno())
+            durable_files.sync(file.fileno())
             return file.tell()
 
     def _count(self, line: dict[str, Any], *, is_error: bool) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from gateway.batches.record import CANCELLABLE, FINAL, BatchRecord
 from gateway.exchange.request_ids import tenant_tag
-from gateway.files import durable
-from topics import decode, encode
+from topics import decode, durable_files, encode
 
 _ID = re.compile(r"batch_[0-9a-f]{11}[0-9a-f]{16}")
 # A folder that was begun so long ago was never finished: its gateway died.
@@ -51,7 +50,7 @@ class BatchFolder:
 
     def write(self, batch: BatchRecord) -> None:
         """Replace the record; only the owner does."""
-        durable.write_whole(self.path / "batch.json", encode(batch))
+        durable_files.write_whole(self.path / "batch.json", encode(batch))
 
     def cancelling_at(self) -> float | None:
         """Return when somebody cancelled the batch; None if nobody has."""
@@ -72,7 +71,7 @@ class BatchFolder:
                 return
             if status not in CANCELLABLE:
                 raise NotCancellableError(status)
-            durable.create_exclusive(self.path / "cancel", repr(now).encode())
+            durable_files.create_exclusive(self.path / "cancel", repr(now).encode())
 
     @contextlib.contextmanager
     def gate(self) -> Iterator[None]:
@@ -91,9 +90,9 @@ class BatchFolder:
 
     def close(self) -> None:
         """Forget what an ended batch needs no more."""
-        durable.remove(self._mark)
+        durable_files.remove(self._mark)
         for name in WORKING_FILES:
-            durable.remove(self.path / name)
+            durable_files.remove(self.path / name)
 
 
 class BatchStore:
@@ -121,12 +120,12 @@ class BatchStore:
             _link(contents, begun / "input")
             for name in ("lock", "gate", "journal", "output", "errors"):
                 (begun / name).touch()
-            durable.write_whole(begun / "batch.json", encode(batch))
+            durable_files.write_whole(begun / "batch.json", encode(batch))
             home = self._home(batch.tenant)
             home.mkdir(exist_ok=True)
             # Before the batch is there: a mark alone is no harm, a batch without one is forgotten.
-            durable.write_whole(self._open / batch.id, tenant_tag(batch.tenant).encode())
-            durable.replace(begun, home / batch.id)
+            durable_files.write_whole(self._open / batch.id, tenant_tag(batch.tenant).encode())
+            durable_files.replace(begun, home / batch.id)
         except BaseException:
             shutil.rmtree(begun, ignore_errors=True)
             raise
@@ -157,7 +156,7 @@ class BatchStore:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < now - BEGUN_S_MAX:
                     shutil.rmtree(path, ignore_errors=True)
-                    durable.remove(self._open / path.name)
+                    durable_files.remove(self._open / path.name)
 
     def _folder(self, path: Path) -> BatchFolder | None:
         return BatchFolder(path, self._open / path.name) if path.is_dir() else None

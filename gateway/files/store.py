@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.exchange.request_ids import tenant_tag
-from gateway.files import durable
-from topics import decode, encode
+from topics import decode, durable_files, encode
 
 FILE_BYTES_MAX = 200 * 1024 * 1024
 # An upload that nobody has written to for so long has no gateway any more.
@@ -70,14 +69,14 @@ class FileStore:
         try:
             yield path
         finally:
-            durable.remove(path)
+            durable_files.remove(path)
 
     def add(self, record: FileRecord, written: Path) -> None:
         """Make a file of what was written, and synced, at a path of ``upload``."""
         folder = self._folder(record.tenant)
         folder.mkdir(exist_ok=True)
-        durable.replace(written, folder / f"{record.id}.data")
-        durable.write_whole(folder / f"{record.id}.json", encode(record))
+        durable_files.replace(written, folder / f"{record.id}.data")
+        durable_files.write_whole(folder / f"{record.id}.json", encode(record))
 
     def get(self, tenant: str, file_id: str, now: float) -> FileRecord | None:
         """Return a tenant's file; None if there is none, or it has expired."""
@@ -104,8 +103,8 @@ class FileStore:
         if _ID.fullmatch(file_id) is None:
             return False
         folder = self._folder(tenant)
-        was_there = durable.remove(folder / f"{file_id}.json")
-        durable.remove(folder / f"{file_id}.data")
+        was_there = durable_files.remove(folder / f"{file_id}.json")
+        durable_files.remove(folder / f"{file_id}.data")
         return was_there
 
     def sweep(self, now: float) -> None:
@@ -113,7 +112,7 @@ class FileStore:
         for path in self._uploads.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < now - UPLOAD_S_MAX and path.is_file():
-                    durable.remove(path)
+                    durable_files.remove(path)
         for path in self._files.glob("*/file-*.json"):
             with contextlib.suppress(FileNotFoundError):
                 record = decode(FileRecord, path.read_bytes())

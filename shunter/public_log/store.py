@@ -9,6 +9,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Protocol
 
+from topics import durable_files
+
 FILE_BYTES_MAX = 64 * 1024 * 1024
 ANSWER_S_MAX = 30.0
 
@@ -95,28 +97,18 @@ class DirectoryStore:
             raise LogStoreError(f"{self._root / path}: {error.strerror}") from error
 
     def write(self, path: str, data: bytes) -> None:
-        """Write aside, sync, and move."""
+        """Write a file, whole; the claim keeps other processes out."""
         try:
-            aside = self._aside(path, data)
-            aside.replace(self._root / path)
-            _sync_folder(aside.parent)
+            durable_files.write_whole(self._place(path), data, is_alone=True)
         except OSError as error:
             raise LogStoreError(f"{self._root / path}: {error.strerror}") from error
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write aside, sync, and link, which fails where the name is taken."""
+        """Write a file, whole, unless the name is taken."""
         try:
-            aside = self._aside(path, data)
-            try:
-                os.link(aside, self._root / path)
-            except FileExistsError:
-                return False
-            finally:
-                aside.unlink()
-            _sync_folder(aside.parent)
+            return durable_files.create_exclusive(self._place(path), data, is_alone=True)
         except OSError as error:
             raise LogStoreError(f"{self._root / path}: {error.strerror}") from error
-        return True
 
     def names(self, folder: str) -> list[str]:
         """Return the names of files that are whole."""
@@ -135,18 +127,10 @@ class DirectoryStore:
         except OSError as error:
             raise LogStoreError(f"{self._root / path}: {error.strerror}") from error
 
-    def _aside(self, path: str, data: bytes) -> Path:
-        final = self._root / path
-        missing = [f for f in (final.parent, *final.parent.parents) if not f.exists()]
-        final.parent.mkdir(parents=True, exist_ok=True)
-        for folder in missing:
-            _sync_folder(folder.parent)
-        aside = final.with_name(f".{final.name}.new")
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return aside
+    def _place(self, path: str) -> Path:
+        place = self._root / path
+        durable_files.make_folder(place.parent)
+        return place
 
 
 class ObjectStore:
@@ -285,11 +269,3 @@ def open_reader(url: str) -> LogReader:
 def _unpacked(data: bytes) -> bytes:
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         return file.read(FILE_BYTES_MAX + 1)
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

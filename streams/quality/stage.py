@@ -12,8 +12,9 @@ from policies.quality.known import KnownQuality
 from policies.quality.sampling import DAY_S
 from policies.quality.verdicts import begun, judge, judged_of
 from streams.engine.clock import Clock
-from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.log import Log, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
+from streams.evidence.immediate_stage import ImmediateStage
 from streams.evidence.records import EvidenceWriter
 from topics import (
     BadRecordError,
@@ -40,15 +41,11 @@ class _Judged:
         return QualityEntry(variant=self.state), QualityEntry(spending=self.spending)
 
 
-class QualityWatch:
+class QualityWatch(ImmediateStage):
     """The stage from comparisons to verdicts and their evidence."""
 
-    accumulates = False
-
     def __init__(self, evidence_writer: EvidenceWriter, clock: Clock) -> None:
-        self._evidence_writer = evidence_writer
-        self._catalogue = evidence_writer.catalogue
-        self._clock = clock
+        super().__init__(evidence_writer, clock)
         self._known = KnownQuality()
 
     @property
@@ -79,14 +76,6 @@ class QualityWatch:
         """Drop the states; they are another's now."""
         self._known = KnownQuality()
 
-    def wants(self, partition: Partition) -> bool:
-        """Return True: nothing accumulates."""
-        return True
-
-    def idle_s(self) -> float:
-        """Return infinity: no timers."""
-        return float("inf")
-
     async def work(self, partition: Partition, records: Sequence[Record]) -> TransactionPlan | None:
         """Return the effect of each comparison, each on top of those before it."""
         if not records:
@@ -108,17 +97,6 @@ class QualityWatch:
             if isinstance(effect.subject, _Judged):
                 for entry in effect.subject.entries():
                     self._known.take(entry)
-
-    def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
-        """Dead-letter a comparison whose state or evidence the log refuses."""
-        if effect.source is None:
-            raise LogError(f"{record.topic} refused a record without a source") from error
-        now = self._clock.now()
-        return [
-            self._evidence_writer.dead_letter(
-                effect.source, error, stage="produce", reason="refused", now=now
-            )
-        ]
 
     def _judge(
         self,

@@ -25,8 +25,9 @@ from policies.quality.sampling import Sampler
 from streams.config.active_policy import DecisionContext
 from streams.config.token_counting import TokenCounter
 from streams.engine.clock import Clock
-from streams.engine.log import Log, LogError, Outgoing, Partition, Record
+from streams.engine.log import Log, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
+from streams.evidence.immediate_stage import ImmediateStage
 from streams.evidence.records import EvidenceWriter, told
 from streams.router.deduplication import Duplicates
 from streams.router.keys import ProvenKeys
@@ -62,10 +63,8 @@ class _Case:
     now: float
 
 
-class Router:
+class Router(ImmediateStage):
     """The stage from the ingest topic (and the reroutes) to lanes, hold and results."""
-
-    accumulates = False
 
     def __init__(
         self,
@@ -80,13 +79,11 @@ class Router:
         quality: KnownQuality | None = None,
         key_secret: str | None = None,
     ) -> None:
+        super().__init__(evidence_writer, clock)
         self._keys = ProvenKeys(key_secret)
         self._tokens = tokens or TokenCounter({})
         self._placer = Placer(situation, Shares(situation.policy))
         self._shadow: Situation | None = None
-        self._evidence_writer = evidence_writer
-        self._catalogue = evidence_writer.catalogue
-        self._clock = clock
         self._telemetry = telemetry
         self._request_bytes_max = request_bytes_max
         self._duplicates = Duplicates(
@@ -128,14 +125,6 @@ class Router:
         self._ingest.discard(partition)
         self._duplicates.forget(partition)
 
-    def wants(self, partition: Partition) -> bool:
-        """Return True: nothing accumulates."""
-        return True
-
-    def idle_s(self) -> float:
-        """Return infinity: no timers."""
-        return float("inf")
-
     def done(self, partition: Partition, work: TransactionPlan) -> None:
         """Keep the ids of the routed requests."""
         self._duplicates.done(partition)
@@ -159,14 +148,10 @@ class Router:
 
     def refused(self, effect: Effect, record: Outgoing, error: Exception) -> list[Effect]:
         """Dead-letter the request that the log refuses; an accepted one also gets a failure."""
-        source, now = effect.source, self._clock.now()
-        if source is None:
-            raise LogError(f"{record.topic} refused a record without a source") from error
-        letter = self._evidence_writer.dead_letter(
-            source, error, stage="produce", reason="refused", now=now
-        )
-        if isinstance(effect.subject, _Case):
-            profile = effect.subject.profile
+        (letter,) = super().refused(effect, record, error)
+        source = effect.source
+        if source is not None and isinstance(effect.subject, _Case):
+            profile, now = effect.subject.profile, self._clock.now()
             failure = ResultError("refused", f"{record.topic} refused the request: {error}")
             letter.records += [
                 self._evidence_writer.no_answer(source, profile, "failed", failure, now),

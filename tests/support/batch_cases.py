@@ -18,10 +18,9 @@ from gateway.batches.record import FINAL, BatchRecord
 from gateway.batches.store import BatchFolder, BatchStore, new_batch_id
 from gateway.batches.texts import LineTexts
 from gateway.exchange.publisher import UnavailableError
-from gateway.files import durable
 from gateway.files.store import FileStore
 from gateway.http.keys import KeyProofs
-from topics import Cost, Response, Result, ResultError, Timing, Usage, encode
+from topics import Cost, Response, Result, ResultError, Timing, Usage, durable_files, encode
 from topics.records.key_proof import proven_key
 
 TENANT, KEY_ID, SECRET = "acme", "acme-1", "shared"
@@ -242,8 +241,8 @@ def dying_writes(world: World) -> Iterator[None]:
     """Make each write a step at which the process may die: before, after, and half way through."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("write_whole", "create_exclusive", "replace", "remove"):
-            patch.setattr(durable, name, _stepped(world, getattr(durable, name)))
-        real = durable.append
+            patch.setattr(durable_files, name, _stepped(world, getattr(durable_files, name)))
+        real = durable_files.append
 
         def append(descriptor: int, data: bytes) -> None:
             try:
@@ -254,7 +253,7 @@ def dying_writes(world: World) -> Iterator[None]:
             real(descriptor, data)
             world.step()
 
-        patch.setattr(durable, "append", append)
+        patch.setattr(durable_files, "append", append)
 
         async def at_once(work: Any, *args: Any) -> Any:
             return work(*args)

@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from topics.durable_files import write_whole
+
 
 class KeyFileError(ValueError):
     """A key file that can't be used; the message says which, why and what to do."""
@@ -34,17 +36,9 @@ def check_key_file(path: Path) -> None:
 def write_key_file(path: Path, text: bytes) -> None:
     """Write a private key that only its owner can read, from its creation on.
 
-    It is written to a temporary file and moved, so that a crash leaves the old key or the new one.
+    A crash leaves the old key or the new one.
 
     Raises:
         OSError: the file can't be written.
     """
-    aside = path.with_name(path.name + ".new")
-    aside.unlink(missing_ok=True)
-    # Exclusive: nobody else has made it meanwhile, to read what is written.
-    made = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(made, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_whole(path, text, mode=0o600, is_alone=True)

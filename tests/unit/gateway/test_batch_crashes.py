@@ -151,11 +151,11 @@ async def test_a_batch_has_one_owner(tmp_path: Path) -> None:
 async def test_a_full_disk_leaves_no_half_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gateway.files import durable
+    from topics import durable_files
 
     site = Site(tmp_path, World(1))
     folder = site.create(file_of(LINES), tmp_path)
-    real, left = durable.append, 30
+    real, left = durable_files.append, 30
 
     def append(descriptor: int, data: bytes) -> None:
         nonlocal left
@@ -165,7 +165,7 @@ async def test_a_full_disk_leaves_no_half_line(
             raise OSError(28, "No space left on device")
         real(descriptor, data)
 
-    monkeypatch.setattr(durable, "append", append)
+    monkeypatch.setattr(durable_files, "append", append)
     with pytest.raises(OSError, match="No space"):
         await site.live(folder)
     assert await site.live(folder)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from batch_cases import NOW
 
-from gateway.files import durable
 from gateway.files.store import UPLOAD_S_MAX, FileRecord, FileStore, new_file_id
+from topics import durable_files
 
 
 def stored(store: FileStore, tenant: str = "a", expires_at: float | None = None) -> FileRecord:
@@ -47,7 +47,7 @@ def test_an_upload_that_breaks_off_is_no_file(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable, "write_whole", fail)
+    monkeypatch.setattr(durable_files, "write_whole", fail)
     with pytest.raises(OSError, match="No space"):
         stored(store)
     assert store.ids("a") == []

@@ -139,7 +139,7 @@ class TestKeyFiles:
     def test_it_is_made_for_its_owner_alone_whoever_stands_by(self, tmp_path: Path) -> None:
         path, elsewhere = tmp_path / "key.pem", tmp_path / "elsewhere"
         # Left by a crash, or laid out by another: nothing is written through it.
-        (tmp_path / "key.pem.new").symlink_to(elsewhere)
+        (tmp_path / ".key.pem.new").symlink_to(elsewhere)
         before = os.umask(0)
         try:
             write_key_file(path, b"key")
