@@ -119,7 +119,6 @@ class Catalogue:
             self.canceller_group,
             self.quality_group,
         )
-        self.ledger_group = f"{self.prefix}.ledger"
 
     @property
     def partitions(self) -> int:

@@ -12,7 +12,8 @@ from shunter.client.kafka import note, run
 from shunter.commands.audit_report import time_of
 from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, UserError, out, settings_from
 from shunter.logs.reading import TrailRow as Record
-from streams.usage_report import Endings, Line, UsageRow, run_ledger
+from shunter.processes.ledger import run_ledger
+from streams.usage_report import Endings, Line, UsageRow
 from streams.usage_report.projection import as_json as rows_as_json
 from streams.usage_report.projection import window_of
 from topics import Catalogue
@@ -34,7 +35,9 @@ def ledger(
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="The first not counted.")] = None,
     window_s: Annotated[float, typer.Option("--window", min=1.0, help="Of a row, in s.")] = 60.0,
-    port: Annotated[int, typer.Option(help="Where the live ledger is served.")] = 6067,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where the live ledger is served.")
+    ] = 6067,
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -43,8 +46,8 @@ def ledger(
     """Tell per class, interactive apart from background, what was asked, served, paid and missed.
 
     The evidence is read once, from Kafka or an archive. With --follow the command reads on from
-    now, and serves the windows of the last hour (60 of them) as JSON at
-    http://127.0.0.1:6067/ledger until it is stopped: a view that may lose a record.
+    now, and serves the newest 60 windows as JSON at http://127.0.0.1:6067/ledger until it is
+    stopped; it counts nothing that ended before it began.
 
     Example: shunter ledger --from 2026-11-24 --window 3600
     """
@@ -58,13 +61,9 @@ def ledger(
     if start or end or archive or as_json:
         raise UserError("--from, --to, --archive and --json don't go with --follow")
     evidence = Catalogue(settings).evidence
-    # Faust alone would wait for ever for a missing broker or topic.
-    partitions = run(partition_counts(settings, [evidence]))[evidence]
-    served = settings.model_copy(update={"web_port": port, "partitions": partitions})
-    try:
-        run_ledger(served, window_s)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+    # A follower would wait for ever for a missing broker or topic.
+    run(partition_counts(settings, [evidence]))
+    run_ledger(settings.model_copy(update={"web_port": port}), window_s)
 
 
 def exact_rows(

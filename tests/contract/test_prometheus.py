@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ledger_cases import PROBES, rows_of, until_the_ledger_follows
+from ledger_cases import rows_of, until_the_ledger_follows
 from model_server import Exchange, good, serving
 from monitoring import DASHBOARDS, PROMETHEUS, RECORDED
 from promql import filled
@@ -100,7 +100,7 @@ async def assert_the_ledgers_agree(system: System, live: str) -> None:
         sys.executable, "-m", "shunter", *command, stdout=asyncio.subprocess.PIPE
     )
     told, _ = await process.communicate()
-    exact = [row for row in json.loads(told)["rows"] if row["task"] != PROBES]
+    exact = json.loads(told)["rows"]
     # Both lanes, and what was turned away.
     assert {(row["lane"], row["task"]) for row in exact} >= {
         ("interactive", "chat"),
@@ -108,7 +108,7 @@ async def assert_the_ledgers_agree(system: System, live: str) -> None:
     }
 
     async def agree() -> bool:
-        return [row for row in await rows_of(live) if row["task"] != PROBES] == exact
+        return await rows_of(live) == exact
 
     await eventually(agree, f"the live ledger has {exact}", 5)
 
@@ -181,7 +181,7 @@ async def test_each_query_of_each_dashboard_has_data_on_a_real_prometheus(
                     return False
 
                 await eventually(all_up, "each worker is known", 30)
-                await until_the_ledger_follows(system, live)
+                await until_the_ledger_follows(live)
                 ids = await load(system, 4.0)
                 await system.wait_for_results(ids)
                 await system.catch_up()

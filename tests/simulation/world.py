@@ -48,9 +48,8 @@ from workers.stage.worker import Worker
 
 REQUESTS = 20
 BOUND_REQUESTS = 4
-# A client without patience sends one of its last few requests again, so often on average.
-AGAIN_PER_S = 1.5
-AGAIN_AMONG = 8
+# That are published once more, when all processes are new.
+AGAIN_REQUESTS = 12
 # Faults fall into the first seconds; what is left after SETTLED_S_MAX more will never end.
 FAULTS_S = 12.0
 SETTLED_S_MAX = 250.0
@@ -149,8 +148,6 @@ class World:
         self.slowness = dict.fromkeys(self.options.by_pool, 1.0)
         self.processes: dict[str, Process] = {}
         self.workload: Workload = make_workload(self.rng, REQUESTS)
-        self.published: list[str] = []
-        """The requests of the workload's order, as far as it has come."""
         self.bad: set[tuple[str, int, int]] = set()
         self.ended: set[str] = set()
         self.healed = asyncio.Event()
@@ -251,7 +248,6 @@ class World:
         self.spawn(self._time_out())
         self.spawn(self.faults.outside())
         self.spawn(self._publish_bound())
-        self.spawn(self._publish_again())
         self._plan_policies()
         await self._publish()
         await asyncio.sleep(max(0.0, FAULTS_S - self.loop.at_s))
@@ -264,6 +260,7 @@ class World:
             process.kill("the end")
         for name in self.homes:
             self._start(name)
+        self._publish_again()
         await asyncio.sleep(FINAL_S)
         if not self.problems:
             # The second copy of a request may have been on its way back to the hold.
@@ -302,7 +299,6 @@ class World:
             else:
                 is_at_home = self.rng.random() < 0.75
                 self._request(name, self.workload.homes[name] ^ (not is_at_home))
-                self.published.append(name)
             await asyncio.sleep(self.rng.expovariate(2.5))
 
     async def _publish_late(self) -> None:
@@ -328,15 +324,12 @@ class World:
             self.workload.add(rng, f"bound-{number}", fields, POOLS)
             self._request(f"bound-{number}", self.workload.homes[f"bound-{number}"])
 
-    async def _publish_again(self) -> None:
-        """Publish requests anew all along, on half of the seeds; by a generator of its own."""
+    def _publish_again(self) -> None:
+        """Publish requests anew, on half of the seeds; by a generator of its own."""
         rng = random.Random(self.seed * 86_028_121 + 6)
         if rng.random() < 0.5:
-            return
-        while self.loop.at_s < FAULTS_S:
-            await asyncio.sleep(rng.expovariate(AGAIN_PER_S))
-            if self.published:
-                name = rng.choice(self.published[-AGAIN_AMONG:])
+            names = sorted({name for kind, name in self.workload.order if kind == "request"})
+            for name in rng.sample(names, AGAIN_REQUESTS):
                 self._request(name, self.workload.homes[name])
 
     async def _publish_brief(self) -> None:

@@ -174,7 +174,6 @@ def auditor(catalogue: Catalogue) -> Role:
     return _role(
         "auditor",
         [
-            Grant("Group", catalogue.ledger_group, "Literal", "Read", "follow the live ledger"),
             _topic(catalogue.evidence, "Read", "tell a request's story"),
             _topic(catalogue.evidence_roots, "Read", "check what was signed over it"),
             _topic(catalogue.evidence_keys, "Read", "know who may sign"),

@@ -13,8 +13,8 @@ from stream_cases import Yard, drain, make_router, make_settings
 from trace_cases import TracedYard
 from worker_cases import ScriptedBackend, make_worker
 
+from shunter.processes import ledger
 from streams.logs import set_up_logging
-from streams.usage_report import live
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
@@ -70,9 +70,9 @@ def test_the_live_ledger_logs_in_the_form_that_is_asked_for(
 ) -> None:
     monkeypatch.setattr(Worker, "execute_from_commandline", lambda _worker: None)
     with pytest.raises(AssertionError):
-        live.run_ledger(make_settings(log_format="json", web_port=6067), 60.0)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert orjson.loads(line)["logger"] == "streams.usage_report.live"
+        ledger.run_ledger(make_settings(log_format="json", web_port=6067), 60.0)
+    lines = map(orjson.loads, capsys.readouterr().err.splitlines())
+    assert "http://127.0.0.1:6067/ledger" in " ".join(line["body"] for line in lines)
 
 
 @pytest.mark.parametrize("what", ["evidence", "result", "dead letter"])

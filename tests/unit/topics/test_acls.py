@@ -20,7 +20,7 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 from client_commands import shunter
-from ledger_cases import until_the_ledger_follows
+from ledger_cases import rows_of, until_the_ledger_follows
 from running_system import FLEET, ROOT, System, chat, eventually, records_of
 from tls_broker import SecuredKafka, secured_kafka, unused, user_of
 
@@ -260,9 +260,15 @@ class TestTheWholeSystemWithTheseRights:
                 stderr=file,
             )
         try:
-            follows = until_the_ledger_follows(system, f"http://127.0.0.1:{port}/ledger")
+            live = f"http://127.0.0.1:{port}/ledger"
             try:
-                await follows
+                await until_the_ledger_follows(live)
+                await system.publish(chat("turned-away", constraints={"regions": ["moon"]}))
+
+                async def is_counted() -> bool:
+                    return bool(await rows_of(live))
+
+                await eventually(is_counted, "what ends is counted", 30)
             except AssertionError as error:
                 raise AssertionError(f"{error} {log.read_text()[-2000:]}") from error
         finally:
