@@ -24,7 +24,7 @@ from statistics import median, quantiles
 from policies.config.rooflines import roofline_of
 from policies.config.serving import Serving
 from policies.hardware.closed_loop import Means, closed_loop
-from shunter.hardware.catalogue import load_catalogue
+from shunter.hardware.devices import load_catalogue
 from shunter.hardware.least_squares import solved, weighted_product
 from shunter.hardware.predictions import Configuration, configuration, predict, read_rows
 

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from gateway.api.catalogue import model, models, request_result
 from gateway.api.inference import infer
-from gateway.api.wanted import OPERATIONS
+from gateway.api.models import model, models, request_result
+from gateway.api.translation import OPERATIONS
 from gateway.batches.assembly import add_batches
 from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange

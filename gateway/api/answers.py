@@ -5,7 +5,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.api.wanted import Wanted
+from gateway.api.translation import Wanted
 from topics import Placement, Result, encode
 
 _TIERS = {None: "default", "auto": "default", "fast": "priority"}

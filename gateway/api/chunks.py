@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from gateway.api.answers import disclosed, tier_told
-from gateway.api.wanted import Wanted
+from gateway.api.translation import Wanted
 from topics import Result
 
 _OBJECTS = {"chat": "chat.completion.chunk", "completions": "text_completion"}

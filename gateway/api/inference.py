@@ -9,7 +9,7 @@ from gateway.api.answers import answer_body, answer_headers
 from gateway.api.refusals import refusal_of
 from gateway.api.runs import Run, followed, key_of, run_of
 from gateway.api.streams import StreamedAnswer
-from gateway.api.wanted import Wanted, wanted
+from gateway.api.translation import Wanted, wanted
 from gateway.exchange.mailbox import Mailbox
 from gateway.http.bodies import read_json
 from gateway.http.errors import ApiError, json_response

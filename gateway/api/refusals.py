@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.api.wanted import Wanted
+from gateway.api.translation import Wanted
 from gateway.exchange.fleet_state import FleetState
 from gateway.http.errors import ApiError
 from topics import Result, ResultError

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.api.refusals import refusal_of
-from gateway.api.wanted import Wanted
+from gateway.api.translation import Wanted
 from gateway.exchange.claims import HeldKey
 from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError

@@ -12,7 +12,7 @@ from gateway.api.answers import comment_of, placement_headers
 from gateway.api.chunks import DONE, ChunkForm, event
 from gateway.api.refusals import refusal_of
 from gateway.api.runs import Run, give_up
-from gateway.api.wanted import Wanted
+from gateway.api.translation import Wanted
 from gateway.exchange.mailbox import Mailbox
 from gateway.http.errors import ApiError
 from gateway.http.state import Gateway

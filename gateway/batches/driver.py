@@ -5,8 +5,8 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gateway.batches.ending import Ending
 from gateway.batches.exchange import LineExchange
+from gateway.batches.finalization import Ending
 from gateway.batches.journal import Journal, Run
 from gateway.batches.lines import (
     CheckedInput,
@@ -17,7 +17,7 @@ from gateway.batches.lines import (
     run_of_id,
 )
 from gateway.batches.output import Output, unanswered
-from gateway.batches.pace import LinePace
+from gateway.batches.publishing_rate import LinePace
 from gateway.batches.record import FINAL, BatchRecord
 from gateway.batches.store import BatchFolder
 from gateway.batches.texts import LineTexts

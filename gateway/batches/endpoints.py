@@ -5,7 +5,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.api.wanted import OPERATIONS
+from gateway.api.translation import OPERATIONS
 from gateway.batches.record import BatchRecord
 from gateway.batches.service import BatchService
 from gateway.batches.store import BatchFolder, BatchStore, NotCancellableError, new_batch_id

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gateway.api.wanted import Wanted, wanted
+from gateway.api.translation import Wanted, wanted
 from gateway.batches.record import LineError
 from gateway.exchange.request_ids import owned_id
 from gateway.http.errors import ApiError

@@ -12,7 +12,7 @@ from policies import DeclarationError
 from policies.config.hardware import HardwareCatalogue
 from shunter.commands.hardware_calibrate import calibrate_command
 from shunter.console import AsJson, complain, wide_out
-from shunter.hardware.catalogue import load_catalogue
+from shunter.hardware.devices import load_catalogue
 from shunter.hardware.predictions import REQUIRED, UnreadableError, predictions, read_rows
 
 UNREADABLE = 2

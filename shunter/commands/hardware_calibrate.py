@@ -18,8 +18,8 @@ from policies.config.schema import did_you_mean
 from shunter.client.kafka import run
 from shunter.console import UserError, err, wide_out
 from shunter.hardware.calibration import Calibration, Case, at_bound, calibrate
-from shunter.hardware.catalogue import load_catalogue
-from shunter.hardware.measuring import Point, SweepPoint, sweep
+from shunter.hardware.devices import load_catalogue
+from shunter.hardware.sweep import Point, SweepPoint, sweep
 
 Numbers = Annotated[str, typer.Option(help="Whole numbers, comma-separated.")]
 

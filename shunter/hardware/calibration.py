@@ -12,7 +12,7 @@ from policies.hardware.closed_loop import Means, closed_loop
 from policies.hardware.constants import FACTOR_MAX
 from policies.hardware.roofline import LAYER_OVERHEAD_S
 from shunter.hardware.least_squares import solved, weighted_product
-from shunter.hardware.measuring import Point
+from shunter.hardware.sweep import Point
 
 # The constants that are fitted, each as a factor in its logarithm.
 FITTED = (

@@ -16,7 +16,8 @@ WHERE = (
     "import policies.scoring.estimate as e, policies.hardware.accelerator as a;"
     "print(e.__file__, a.__file__)"
 )
-BACKTEST = ("-m", "shunter", "policy", "backtest", "--no-bound", "--json")
+# One run, without baselines: they ask the same modules.
+BACKTEST = ("-m", "shunter", "policy", "backtest", "--no-bound", "--no-baselines", "--json")
 
 
 def run(tree: Path, *arguments: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.batches import driver, ending
+from gateway.batches import driver, finalization
 from gateway.batches.driver import Driver, Parts
 from gateway.batches.exchange import HeaderList
 from gateway.batches.record import FINAL, BatchRecord
@@ -259,7 +259,7 @@ def dying_writes(world: World) -> Iterator[None]:
             return work(*args)
 
         patch.setattr(driver, "in_thread", at_once)
-        patch.setattr(ending, "in_thread", at_once)
+        patch.setattr(finalization, "in_thread", at_once)
         yield
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.api.chunks import ChunkForm
 from gateway.api.refusals import refusal_of
-from gateway.api.wanted import wanted
+from gateway.api.translation import wanted
 from gateway.exchange.fleet_state import FleetState
 from streams.engine.clock import SystemClock
 from topics import Response, Result, ResultError, Settings, Timing

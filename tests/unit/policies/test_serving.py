@@ -13,7 +13,7 @@ from policies.config.rooflines import roofline_of
 from policies.config.schema import DeclarationError, digest, parse_declaration
 from policies.config.serving import Serving
 from policies.fleet_state.candidate_load import PoolLoad
-from shunter.hardware.catalogue import load_catalogue
+from shunter.hardware.devices import load_catalogue
 
 SERVING = Serving(
     compute_share=0.8,

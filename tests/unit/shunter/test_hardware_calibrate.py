@@ -13,8 +13,8 @@ from policies.config.serving import Serving
 from policies.hardware.closed_loop import closed_loop
 from shunter.cli import app
 from shunter.hardware.calibration import Case, at_bound, calibrate
-from shunter.hardware.catalogue import load_catalogue
-from shunter.hardware.measuring import Point, SweepPoint
+from shunter.hardware.devices import load_catalogue
+from shunter.hardware.sweep import Point, SweepPoint
 
 CATALOGUE = load_catalogue()
 CASE = Case(CATALOGUE.devices["h100"], CATALOGUE.models["llama-3.1-8b"], "fp8")

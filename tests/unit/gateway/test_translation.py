@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.api.wanted import wanted
+from gateway.api.translation import wanted
 from gateway.http.bodies import parsed
 from gateway.http.errors import ApiError
 from topics import parse_request
