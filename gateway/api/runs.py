@@ -49,13 +49,14 @@ class Key:
 class Run:
     """A request to answer: its id, and its result where it has ended before.
 
-    ``is_joined`` is true where another request has begun it.
+    ``is_joined`` is true where another request has begun it, at ``begun_at`` (epoch seconds).
     """
 
     request_id: str
     key: Key | None = None
     is_joined: bool = False
     result: Result | None = None
+    begun_at: float = 0.0
 
 
 def key_of(tenant: str, path: str, text: str) -> Key:
@@ -64,6 +65,12 @@ def key_of(tenant: str, path: str, text: str) -> Key:
         message = f"Idempotency-Key has 1 to {KEY_CHARACTERS_MAX} characters"
         raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
     return Key(tenant, path, text)
+
+
+def reused() -> ApiError:
+    """Return the error for a key that came with another body before."""
+    message = "this Idempotency-Key came with another body; take a new key for a new request"
+    return ApiError(422, "idempotency_key_reused", message, param="Idempotency-Key")
 
 
 async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
@@ -81,18 +88,16 @@ async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
         held = await _seen(gateway, key, run)
         run = held.claim.run
         if held.claim.digest != wanted.digest:
-            message = (
-                "this Idempotency-Key came with another body; take a new key for a new request"
-            )
-            raise ApiError(422, "idempotency_key_reused", message, param="Idempotency-Key")
+            raise reused()
         request_id = key.request_id(run)
         if held.claim.token == token:
             return Run(request_id, key)
-        result = await gateway.exchange.result(request_id, since=held.claim.at)
+        began_at = held.claim.at
+        result = await gateway.exchange.result(request_id, since=began_at)
         if result is None:
             # Whoever leaves then knows that somebody is there.
             await _claim(gateway, key, wanted, run, token)
-            return Run(request_id, key, is_joined=True)
+            return Run(request_id, key, is_joined=True, begun_at=began_at)
         if not _may_do_better(result, wanted, gateway):
             return Run(request_id, key, is_joined=True, result=result)
         run += 1

@@ -23,6 +23,8 @@ from topics import Placement, Result, decode
 PIECES_S_MAX = 2.0
 # A client that takes nothing for so long is given up.
 STALLED_S_MAX = 60.0
+# A run that begins again so shortly before its deadline does so for lack of time.
+LATE_S = 1.0
 
 
 class _InterruptedError(Exception):
@@ -77,6 +79,7 @@ class StreamedAnswer:
             await self._end(result)
         except _InterruptedError as error:
             give_up(self._gateway, self._run)
+            await self._await_deadline()
             await self._fail(ApiError(502, "stream_interrupted", str(error)))
         except ApiError as error:
             await self._fail(error)
@@ -93,6 +96,9 @@ class StreamedAnswer:
     async def _pieces(self) -> Result:
         """Pass the pieces on as they come, until the result is there and each piece of it."""
         progress = self._progress
+        if self._run.is_joined:
+            before = await self._gateway.exchange.pieces(self._run.request_id, self._run.begun_at)
+            self._box.put_before(before)
         while progress.result is None:
             piece, progress.result = await self._box.piece_or_result()
             if piece is not None:
@@ -105,6 +111,14 @@ class StreamedAnswer:
             except TimeoutError:
                 progress.has_gap = True
         return progress.result
+
+    async def _await_deadline(self) -> None:
+        """Wait for a deadline that is about to pass: it is what ends the stream then."""
+        deadline = self._wanted.deadline
+        left_s = None if deadline is None else deadline - self._gateway.clock.now()
+        if left_s is not None and left_s < LATE_S:
+            # Whoever called ends this at the deadline.
+            await asyncio.sleep(max(0.0, left_s) + LATE_S)
 
     async def _take(self, piece: dict[str, Any]) -> None:
         progress, index = self._progress, piece.get("index")

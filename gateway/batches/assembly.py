@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from gateway.batches.driver import Parts
-from gateway.batches.endpoints import BATCHES, SERVICE
+from gateway.batches.endpoints import BATCHES, KEYS, SERVICE
 from gateway.batches.endpoints import ROUTES as BATCH_ROUTES
 from gateway.batches.exchange import KafkaLines
+from gateway.batches.keys import BatchKeys
 from gateway.batches.service import BatchService
 from gateway.batches.store import BatchStore
 from gateway.batches.texts import LineTexts
@@ -30,8 +31,9 @@ def add_batches(app: web.Application, gateway: Gateway) -> None:
     files, store = FileStore(root), BatchStore(root)
     lines = KafkaLines(gateway.settings, gateway.exchange)
     texts, most = LineTexts(gateway.fleet, gateway.proofs), gateway.settings.request_bytes_max
-    service = BatchService(store, Parts(files, lines, texts, gateway.clock, most))
-    app[FILES], app[BATCHES], app[SERVICE] = files, store, service
+    keys = BatchKeys(root)
+    service = BatchService(store, keys, Parts(files, lines, texts, gateway.clock, most))
+    app[FILES], app[BATCHES], app[KEYS], app[SERVICE] = files, store, keys, service
     app.add_routes([*FILE_ROUTES, *BATCH_ROUTES])
 
     async def drive(_app: web.Application) -> AsyncIterator[None]:

@@ -1,11 +1,15 @@
 """`/v1/batches`: create, list, show, cancel."""
 
+import hashlib
 from typing import Any
 
+import orjson
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
+from gateway.api.runs import key_of, reused
 from gateway.api.translation import OPERATIONS
+from gateway.batches.keys import BatchKey, BatchKeys
 from gateway.batches.record import BatchRecord
 from gateway.batches.service import BatchService
 from gateway.batches.store import BatchFolder, BatchStore, NotCancellableError, new_batch_id
@@ -20,6 +24,7 @@ from topics import duration_s
 from topics.records.request import Duration
 
 BATCHES = web.AppKey("batches", BatchStore)
+KEYS = web.AppKey("batch_keys", BatchKeys)
 SERVICE = web.AppKey("batch_service", BatchService)
 BODY_BYTES_MAX = 64 * 1024
 WINDOW_S_MAX = 7 * 86400
@@ -31,14 +36,44 @@ _DURATION: TypeAdapter[str] = TypeAdapter(Duration)
 
 
 async def create(request: web.Request) -> web.Response:
-    """Make a batch of a file; it is on the disk when this answers."""
+    """Make a batch of a file; it is on the disk when this answers.
+
+    A second request with its ``Idempotency-Key`` gets the batch that the first one made.
+    """
     gateway, tenant = request.app[GATEWAY], caller_of(request).tenant
     body = await read_json(request, BODY_BYTES_MAX, gateway.settings.gateway_read_s_max)
+    batch = _wanted(request, body)
+    text = request.headers.get("Idempotency-Key")
+    if text is None:
+        await _make(request, batch)
+        return json_response(batch.told())
+    key = key_of(tenant, request.path, text)
+    digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    claim, keys = BatchKey(batch.id, digest), request.app[KEYS]
+    held = await in_thread(keys.claim, tenant, key.text, claim)
+    if held.digest != digest:
+        raise reused()
+    folder = request.app[BATCHES].get(tenant, held.batch_id)
+    if folder is None:
+        # Whoever claimed the key has made no batch yet, and may have died.
+        batch.id = held.batch_id
+        try:
+            await _make(request, batch)
+        except ApiError:
+            await in_thread(keys.forget, tenant, key.text)
+            raise
+    told = batch.told() if folder is None else await in_thread(_told, folder)
+    headers = {} if held == claim else {"idempotent-replayed": "true"}
+    return json_response(told, headers=headers)
+
+
+def _wanted(request: web.Request, body: dict[str, Any]) -> BatchRecord:
+    """Return the batch that a body asks for. Raises ApiError where it asks for none (400)."""
     _check_fields(body)
-    now = gateway.clock.now()
-    batch = BatchRecord(
+    caller, now = caller_of(request), request.app[GATEWAY].clock.now()
+    return BatchRecord(
         id=new_batch_id(now),
-        tenant=tenant,
+        tenant=caller.tenant,
         endpoint=_endpoint(body["endpoint"]),
         input_file_id=body["input_file_id"],
         completion_window=body["completion_window"],
@@ -46,19 +81,22 @@ async def create(request: web.Request) -> web.Response:
         expires_at=now + _window_s(body["completion_window"]),
         metadata=_metadata(body.get("metadata")),
         output_expires_s=expires_after(body.get("output_expires_after"), "output_expires_after"),
-        key_id=caller_of(request).key_id,
+        key_id=caller.key_id,
     )
-    record = await in_thread(request.app[FILES].get, tenant, batch.input_file_id, now)
+
+
+async def _make(request: web.Request, batch: BatchRecord) -> None:
+    """Make a batch. Raises ApiError where its input is none (404, 400)."""
+    files = request.app[FILES]
+    record = await in_thread(files.get, batch.tenant, batch.input_file_id, batch.created_at)
     if record is None:
         raise _no_file(batch.input_file_id)
     _check_purpose(record)
     try:
-        path = request.app[FILES].contents(record)
-        await in_thread(request.app[BATCHES].create, batch, path)
+        await in_thread(request.app[BATCHES].create, batch, files.contents(record))
     except FileNotFoundError:
         raise _no_file(batch.input_file_id) from None
     request.app[SERVICE].look_now()
-    return json_response(batch.told())
 
 
 async def listed(request: web.Request) -> web.Response:

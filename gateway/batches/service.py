@@ -5,6 +5,7 @@ import contextlib
 import logging
 
 from gateway.batches.driver import Driver, Parts
+from gateway.batches.keys import BatchKeys
 from gateway.batches.store import BatchFolder, BatchStore
 from gateway.exchange.publisher import UnavailableError
 from gateway.files.threads import in_thread
@@ -22,8 +23,9 @@ logger = logging.getLogger(__name__)
 class BatchService:
     """Looks for batches and drives them, until it is stopped; others then go on with them."""
 
-    def __init__(self, store: BatchStore, parts: Parts) -> None:
+    def __init__(self, store: BatchStore, keys: BatchKeys, parts: Parts) -> None:
         self._store = store
+        self._keys = keys
         self._parts = parts
         self._driven: dict[str, asyncio.Task[None]] = {}
         self._look_now = asyncio.Event()
@@ -56,6 +58,7 @@ class BatchService:
                     swept_at = now
                     await in_thread(self._store.sweep, now)
                     await in_thread(self._parts.files.sweep, now)
+                    await in_thread(self._keys.sweep, now)
             except OSError as error:
                 logger.warning("the batches can't be looked through: %s", error)
             with contextlib.suppress(TimeoutError):

@@ -1,6 +1,7 @@
 """The store: a folder for each batch, who owns it, and whether it is to be cancelled."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -111,10 +112,12 @@ class BatchStore:
     def create(self, batch: BatchRecord, contents: Path) -> None:
         """Make a batch whose input is a link to these contents; it is there as a whole, or not.
 
+        One of that id which is there already stays as it is.
+
         Raises:
             FileNotFoundError: the contents were deleted.
         """
-        begun = self._begun / batch.id
+        begun = self._begun / f"{batch.id}.{secrets.token_hex(8)}"
         begun.mkdir()
         try:
             _link(contents, begun / "input")
@@ -125,10 +128,13 @@ class BatchStore:
             home.mkdir(exist_ok=True)
             # Before the batch is there: a mark alone is no harm, a batch without one is forgotten.
             durable_files.write_whole(self._open / batch.id, tenant_tag(batch.tenant).encode())
-            durable_files.replace(begun, home / batch.id)
-        except BaseException:
+            try:
+                durable_files.replace(begun, home / batch.id)
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+        finally:
             shutil.rmtree(begun, ignore_errors=True)
-            raise
 
     def get(self, tenant: str, batch_id: str) -> BatchFolder | None:
         """Return a tenant's batch, or None."""
@@ -156,7 +162,12 @@ class BatchStore:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < now - BEGUN_S_MAX:
                     shutil.rmtree(path, ignore_errors=True)
-                    durable_files.remove(self._open / path.name)
+                    self._forget_mark(self._open / path.name.partition(".")[0])
+
+    def _forget_mark(self, mark: Path) -> None:
+        home = self._batches / mark.read_text()
+        if not (home / mark.name).exists():
+            durable_files.remove(mark)
 
     def _folder(self, path: Path) -> BatchFolder | None:
         return BatchFolder(path, self._open / path.name) if path.is_dir() else None

@@ -126,4 +126,4 @@ class Dispatcher:
                 if is_result:
                     box.put_result(value)
                 else:
-                    box.put_piece(value)
+                    box.put_piece(value, record.offset)

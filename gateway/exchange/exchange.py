@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from gateway.exchange.dispatcher import Dispatcher
+from gateway.exchange.history import StreamHistory
 from gateway.exchange.lookup import ResultLookup
-from gateway.exchange.mailbox import Mailbox
+from gateway.exchange.mailbox import Mailbox, PiecesBefore
 from gateway.exchange.publisher import RequestPublisher
 from topics import Cancellation, Catalogue, Result, Settings, encode
 
@@ -18,6 +19,7 @@ class Exchange:
         self._publisher = RequestPublisher(settings)
         self._dispatcher = Dispatcher(settings)
         self._lookup = ResultLookup(settings, self._dispatcher)
+        self._history = StreamHistory(settings)
 
     async def start(self) -> None:
         """Connect, and follow results and streams from now on.
@@ -93,3 +95,15 @@ class Exchange:
             BadRecordError: the result can't be read.
         """
         return await self._lookup.find(request_id, since)
+
+    async def pieces(self, request_id: str, since: float) -> PiecesBefore:
+        """Return the pieces that a running request has told so far, read back from the log.
+
+        Args:
+            request_id: its id.
+            since: epoch seconds before which it told none.
+
+        Raises:
+            UnavailableError: Kafka does not answer.
+        """
+        return await self._history.find(request_id, since)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -12,6 +13,17 @@ from topics import Result, decode
 WAITING_BYTES_MAX = 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class PiecesBefore:
+    """The pieces of a run that the log had when it was asked, and the offset where it ended then.
+
+    They are those since the run has begun for the last time.
+    """
+
+    values: list[bytes]
+    end: int
+
+
 class Mailbox:
     """Takes what the reader finds for a request, and wakes whoever waits for it.
 
@@ -19,21 +31,39 @@ class Mailbox:
     dropped, which harms nobody else, and the gap shows in the pieces' indices.
     """
 
-    __slots__ = ("_pieces", "_result", "_waiting_bytes", "_woken", "request_id")
+    __slots__ = (
+        "_before",
+        "_first",
+        "_pieces",
+        "_result",
+        "_waiting_bytes",
+        "_woken",
+        "request_id",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
-        self._pieces: deque[bytes] = deque()
+        self._pieces: deque[tuple[int, bytes]] = deque()
+        self._before: deque[bytes] = deque()
+        self._first = 0
         self._waiting_bytes = 0
         self._result: bytes | None = None
         self._woken = asyncio.Event()
 
-    def put_piece(self, value: bytes) -> None:
-        """Add a piece of the stream, as it stands on the streams topic."""
-        if self._waiting_bytes + len(value) > WAITING_BYTES_MAX:
+    def put_piece(self, value: bytes, offset: int) -> None:
+        """Add a piece of the stream, as it stands at an offset of the streams topic."""
+        if offset < self._first or self._waiting_bytes + len(value) > WAITING_BYTES_MAX:
             return
         self._waiting_bytes += len(value)
-        self._pieces.append(value)
+        self._pieces.append((offset, value))
+        self._woken.set()
+
+    def put_before(self, before: PiecesBefore) -> None:
+        """Add pieces of before this box was opened; what came meanwhile is not taken twice."""
+        self._first = before.end
+        self._before.extend(before.values)
+        self._pieces = deque(piece for piece in self._pieces if piece[0] >= before.end)
+        self._waiting_bytes = sum(len(value) for _, value in self._pieces)
         self._woken.set()
 
     def put_result(self, value: bytes) -> None:
@@ -53,23 +83,30 @@ class Mailbox:
         Raises:
             BadRecordError: the result can't be read.
         """
-        while not self._pieces and self._result is None:
+        while not self._has_piece and self._result is None:
             self._woken.clear()
             await self._woken.wait()
-        if self._pieces:
+        if self._has_piece:
             return self._next(), None
         return None, await self.result()
 
     async def piece(self) -> dict[str, Any]:
         """Wait for the next piece, whether the result is there or not."""
-        while not self._pieces:
+        while not self._has_piece:
             self._woken.clear()
             await self._woken.wait()
         return self._next()
 
+    @property
+    def _has_piece(self) -> bool:
+        return bool(self._before or self._pieces)
+
     def _next(self) -> dict[str, Any]:
-        value = self._pieces.popleft()
-        self._waiting_bytes -= len(value)
+        if self._before:
+            value = self._before.popleft()
+        else:
+            _, value = self._pieces.popleft()
+            self._waiting_bytes -= len(value)
         piece: dict[str, Any] = orjson.loads(value)
         return piece
 

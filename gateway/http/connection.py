@@ -6,7 +6,9 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from gateway.exchange.request_ids import new_id
 from gateway.http.errors import ApiError
+from streams.engine.clock import SystemClock
 from topics.wire.codec import cut
 
 # Of a request line, and of one header; more of either is 400.
@@ -74,7 +76,8 @@ class Connection(web.RequestHandler):
         if isinstance(body, bytes):
             head = (
                 "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body)}\r\nConnection: close\r\nServer: shunter\r\n\r\n"
+                f"Content-Length: {len(body)}\r\nConnection: close\r\nServer: shunter\r\n"
+                f"x-request-id: {_nobodys_id()}\r\n\r\n"
             )
             transport.write(head.encode() + body)
         self.force_close()
@@ -94,5 +97,12 @@ class Connection(web.RequestHandler):
         told = f"the request is no HTTP that this server reads: {cut(message or '')}"
         error = ApiError(status, "invalid_http" if status < 500 else "internal_error", told)
         response = error.response()
+        response.headers["x-request-id"] = _nobodys_id()
+        response.headers["Server"] = "shunter"
         response.force_close()
         return response
+
+
+def _nobodys_id() -> str:
+    """Return the id of what can't be read, and so has no tenant."""
+    return new_id("", SystemClock().now())

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from gateway.http.keys import ApiKeys
 from policies import compile_options
 from streams.config.declarations import load_fleet, load_policy
 from streams.engine.clock import SystemClock
@@ -33,6 +34,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 IMAGE = "shunter"
 OURS = {name: service for name, service in SERVICES.items() if service["image"] == IMAGE}
 RUNNING = {name: service for name, service in OURS.items() if name != "topics"}
+# The processes that move requests; the gateway has a web server, and traces, of its own kind.
+MOVING = {name: service for name, service in RUNNING.items() if name != "gateway"}
 # Closing consumers, producers and the trace exporter, after the drain.
 CLOSE_S_MAX = 15
 
@@ -55,6 +58,7 @@ def test_each_pool_of_the_packaged_fleet_has_a_worker_and_there_is_no_other() ->
     assert [command for command in commands if command[0] != "worker"] == [
         ["topics", "apply"],
         ["router"],
+        ["gateway"],
     ]
 
 
@@ -85,12 +89,16 @@ def test_the_command_of_a_container_starts_what_its_name_says(
         assert not evacuates
         started.append((f"worker-{pool}", settings))
 
+    async def start_gateway(settings: Settings) -> None:
+        started.append(("gateway", settings))
+
     async def create_topics(settings: Settings, _pools: object) -> CatalogueReport:
         started.append(("topics", settings))
         return CatalogueReport((), Replication(-1, 1))
 
     monkeypatch.setattr("shunter.commands.router.run_router", start_router)
     monkeypatch.setattr("shunter.commands.worker.run_worker", start_worker)
+    monkeypatch.setattr("shunter.commands.gateway.run_gateway", start_gateway)
     monkeypatch.setattr(admin_provisioning, "apply", create_topics)
     outcome = CliRunner().invoke(app, OURS[name]["command"])
     assert outcome.exit_code == 0, outcome.output
@@ -107,15 +115,37 @@ def advertised_listener(name: str) -> str:
 def test_prometheus_reads_each_process_and_has_rules_that_are_there() -> None:
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
-    port = RUNNING["router"]["environment"]["SHUNTER_WEB_PORT"]
-    assert sorted(job["static_configs"][0]["targets"]) == sorted(f"{n}:{port}" for n in RUNNING)
+    targets = sorted(f"{name}:{port_of(name)}" for name in RUNNING)
+    assert sorted(job["static_configs"][0]["targets"]) == targets
     # The alerts name the job.
     assert job["job_name"] == "shunter"
     assert all((ROOT / "deploy/prometheus" / name).exists() for name in config["rule_files"])
     # Another container can't reach a server that listens on its own loopback.
-    hosts = {service["environment"]["SHUNTER_WEB_HOST"] for service in RUNNING.values()}
+    hosts = {service["environment"]["SHUNTER_WEB_HOST"] for service in MOVING.values()}
+    hosts.add(OURS["gateway"]["environment"]["SHUNTER_GATEWAY_HOST"])
     assert hosts == {"0.0.0.0"}  # noqa: S104  published to this machine alone, if at all
-    assert [n for n, service in RUNNING.items() if service.get("ports")] == ["router"]
+    assert [n for n, service in RUNNING.items() if service.get("ports")] == ["router", "gateway"]
+
+
+def port_of(name: str) -> str:
+    """Return where a process answers for its health."""
+    of_all: dict[str, str] = OURS[name]["environment"]
+    return of_all["SHUNTER_GATEWAY_PORT" if name == "gateway" else "SHUNTER_WEB_PORT"]
+
+
+def test_the_gateway_has_keys_and_a_folder_that_it_may_write() -> None:
+    environment, volumes = OURS["gateway"]["environment"], OURS["gateway"]["volumes"]
+    port = environment["SHUNTER_GATEWAY_PORT"]
+    assert OURS["gateway"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    keys = Path(environment["SHUNTER_GATEWAY_KEYS"])
+    assert f"./deploy/gateway:{keys.parent}:ro" in volumes
+    caller = ApiKeys(ROOT / "deploy/gateway" / keys.name, "0.0.0.0")  # noqa: S104
+    assert caller.caller("Bearer shunter-local").tenant == "default"
+    folder = environment["SHUNTER_GATEWAY_FILES"]
+    assert f"gateway-files:{folder}" in volumes
+    assert "gateway-files" in COMPOSE["volumes"]
+    # A new volume has the owner of what the image has there.
+    assert f"install --directory --owner=shunter --group=shunter {folder}" in stages()[1]
 
 
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])
@@ -167,7 +197,7 @@ def test_kafka_is_where_this_machines_clients_look_for_it_by_default() -> None:
 
 
 def test_names_of_instances_are_stable_and_differ() -> None:
-    names = [service["environment"]["SHUNTER_INSTANCE"] for service in RUNNING.values()]
+    names = [service["environment"]["SHUNTER_INSTANCE"] for service in MOVING.values()]
     assert len(set(names)) == len(names)
 
 
@@ -175,10 +205,11 @@ def test_names_of_instances_are_stable_and_differ() -> None:
 def test_a_long_running_container_is_watched_restarted_and_given_time_to_drain(name: str) -> None:
     service = RUNNING[name]
     assert service["restart"] == "unless-stopped"
-    assert probe_of(name).count(f"/{service['environment']['SHUNTER_WEB_PORT']} ") == 1
+    assert probe_of(name).count(f"/{port_of(name)} ") == 1
     drain_s = Settings.model_fields["drain_s_max"].default
     assert seconds(service["stop_grace_period"]) >= drain_s + CLOSE_S_MAX
-    assert service["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4317"
+    if name in MOVING:
+        assert service["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4317"
     assert service["depends_on"]["topics"] == {"condition": "service_completed_successfully"}
 
 
@@ -231,7 +262,7 @@ def test_kafka_is_probed_by_a_connection_and_no_java_is_started_for_it() -> None
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_the_probe_of_a_process_reads_what_it_says_of_its_health(name: str) -> None:
-    text, address = probe_of(name), "127.0.0.1/8080"
+    text, address = probe_of(name), f"127.0.0.1/{port_of(name)}"
     for answer, status in {
         b"HTTP/1.0 200 OK\r\n\r\n{}": 0,
         b"HTTP/1.1 200 OK\r\n\r\n{}": 0,

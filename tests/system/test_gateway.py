@@ -232,6 +232,23 @@ async def test_a_key_gets_the_answer_at_another_gateway_though_the_first_is_kill
     assert len(bench.server.asked) == asked
 
 
+async def test_who_joins_a_stream_that_runs_gets_its_pieces_at_another_gateway(
+    bench: Bench,
+) -> None:
+    wanted: dict[str, Any] = {"model": MODEL, "messages": HOLD, "stream": True}
+    wanted["extra_headers"] = {"Idempotency-Key": f"key-{time.time_ns()}"}
+    async with door(bench.system) as other, other.client() as elsewhere:
+        begun = await bench.client.chat.completions.create(**wanted)
+        joined = await elsewhere.chat.completions.with_raw_response.create(**wanted)
+        assert joined.headers["idempotent-replayed"] == "true"
+        for stream in (begun, joined.parse()):
+            async with asyncio.timeout(5):
+                role, piece = await anext(stream), await anext(stream)
+            assert role.choices[0].delta.role == "assistant"
+            assert piece.choices[0].delta.content == "one "
+            await stream.close()
+
+
 async def test_other_tenants_and_strangers_get_nothing(bench: Bench, tmp_path: Path) -> None:
     raw = await bench.client.chat.completions.with_raw_response.create(model=MODEL, messages=HI)
     digest = hashlib.sha256(KEY.encode()).hexdigest()

@@ -44,6 +44,8 @@ async def opened(**own: Any) -> AsyncIterator[int]:
 async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
     """Status and body of an answer."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    assert "\r\nx-request-id: req_" in head.lower()
+    assert "\r\nserver: shunter\r\n" in head.lower()
     length = int(head.lower().partition("content-length:")[2].partition("\r\n")[0])
     return int(head.split()[1]), json.loads(await reader.readexactly(length))
 
