@@ -21,7 +21,7 @@ from gateway.http.health import healthz, readyz
 from gateway.http.keys import ApiKeys, KeyProofs
 from gateway.http.middleware import answer_in_form
 from gateway.http.pages import docs, index, metrics, openapi
-from gateway.http.state import GATEWAY, Gateway
+from gateway.http.state import BY_TURN, GATEWAY, Gateway
 from streams.engine.clock import SystemClock
 from streams.kafka.follower import TopicFollower
 from topics import Settings
@@ -58,6 +58,7 @@ def create_app(gateway: Gateway) -> web.Application:
     # Bodies are read with a limit of their own (gateway/http/bodies.py).
     app = web.Application(middlewares=[answer_in_form], client_max_size=0)
     app[GATEWAY] = gateway
+    app[BY_TURN] = frozenset(OPERATIONS)
     app.add_routes(routes(gateway.settings))
     add_batches(app, gateway)
     app.on_response_prepare.append(_sign)

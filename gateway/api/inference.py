@@ -1,7 +1,9 @@
 """The four operations of models: one handler, from the body to the answer."""
 
 import asyncio
+import contextlib
 import re
+from collections.abc import Iterator
 
 from aiohttp import web
 
@@ -12,7 +14,7 @@ from gateway.api.streams import StreamedAnswer
 from gateway.api.translation import Wanted, wanted
 from gateway.exchange.mailbox import Mailbox
 from gateway.http.bodies import read_json
-from gateway.http.errors import ApiError, json_response
+from gateway.http.errors import ApiError, json_response, overloaded
 from gateway.http.state import GATEWAY, REQUEST_ID, Gateway, caller_of
 from topics import Result
 from topics.records import headers as h
@@ -38,6 +40,29 @@ async def infer(request: web.Request) -> web.StreamResponse:
         began_at,
         default_model=default,
     )
+    with _turn(gateway, f"{caller.tenant}\0{asked.digest}".encode()):
+        return await _run(gateway, request, asked)
+
+
+@contextlib.contextmanager
+def _turn(gateway: Gateway, name: bytes) -> Iterator[None]:
+    """Take one of the places at this gateway.
+
+    Raises:
+        ApiError: none is free, or those that are free are for who came before (503).
+    """
+    places = gateway.places
+    wait_s = places.take(name, gateway.clock.now())
+    if wait_s > 0:
+        raise overloaded(places.most, wait_s)
+    try:
+        yield
+    finally:
+        places.leave(gateway.clock.now())
+
+
+async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.StreamResponse:
+    settings, caller = gateway.settings, caller_of(request)
     run = Run(request[REQUEST_ID])
     if (text := request.headers.get("Idempotency-Key")) is not None:
         run = await run_of(gateway, key_of(caller.tenant, request.path, text), asked)

@@ -20,7 +20,10 @@ _NO_REASON = ResultError("unhandled", "the result does not say why")
 
 
 def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
-    """Return the error for a result that is not completed."""
+    """Return the error for a result that is not completed.
+
+    Of one that the tenant's rate turned away it takes a turn, so it is asked once for each answer.
+    """
     error = result.error or _NO_REASON
     if (refusal := servers_refusal(result)) is not None:
         return _servers_own(refusal.status_code, refusal.body, error)
@@ -32,7 +35,7 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
         message = f"the model {wanted.model!r:.140} is none that is served here; see /v1/models"
         details = None
     elif code == "rate_limit_exceeded":
-        wait_s = fleet.rate_wait_s(wanted.fields["tenant"])
+        wait_s = fleet.rate_turn_s(wanted.fields["tenant"])
     elif status in _PASSING:
         wait_s = fleet.retry_after_s(wanted.fields["model"])
     elif code == "no_pool":

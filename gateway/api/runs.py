@@ -7,7 +7,6 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from gateway.api.refusals import refusal_of
 from gateway.api.translation import Wanted
 from gateway.exchange.claims import HeldKey
 from gateway.exchange.mailbox import Mailbox
@@ -16,6 +15,7 @@ from gateway.exchange.request_ids import keyed_id
 from gateway.http.errors import ApiError
 from gateway.http.state import Gateway
 from topics import KeyClaim, Result, encode
+from topics.openai_api.failures import failure_of
 
 KEY_CHARACTERS_MAX = 255
 # How a request ended so that another try may do better.
@@ -98,16 +98,15 @@ async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
             # Whoever leaves then knows that somebody is there.
             await _claim(gateway, key, wanted, run, token)
             return Run(request_id, key, is_joined=True, begun_at=began_at)
-        if not _may_do_better(result, wanted, gateway):
+        if not _may_do_better(result):
             return Run(request_id, key, is_joined=True, result=result)
         run += 1
         await _claim(gateway, key, wanted, run, token)
 
 
-def _may_do_better(result: Result, wanted: Wanted, gateway: Gateway) -> bool:
-    if result.status == "completed":
-        return False
-    return refusal_of(result, wanted, gateway.fleet).status in _RUN_ANEW
+def _may_do_better(result: Result) -> bool:
+    failure = failure_of(result)
+    return failure is not None and failure.status_code in _RUN_ANEW
 
 
 async def _claim(gateway: Gateway, key: Key, wanted: Wanted, run: int, token: str) -> None:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Collection
 
+from gateway.exchange.turns import WindowTurns
 from policies import Option, Policy, compile_options, situation
 from streams.config.active_policy import ActivePolicy, DecisionContext
 from streams.config.declarations import Declarations, load_fleet, load_policy
@@ -35,6 +36,7 @@ class FleetState:
         writer = EvidenceWriter(catalogue, "gateway", Digests(catalogue, None, secrets.token_bytes))
         self._active = ActivePolicy(DecisionContext(begun, writer, TokenCounter({})))
         self._clock = clock
+        self._turns = WindowTurns()
         self.followers: list[TopicFollower] = [
             FleetFollower(settings, self._active.report),
             PolicyFollower(settings, self._active, own, _exists_elsewhere, clock),
@@ -79,8 +81,22 @@ class FleetState:
         rate = self.policy.limits_of(tenant).rate_per_s
         if rate is None:
             return WAIT_S_MIN
-        window_s = max(RATE_WINDOW_S, 1.0 / rate)
+        window_s = _window_s(rate)
         return window_s - self._clock.now() % window_s
+
+    def rate_turn_s(self, tenant: str) -> float:
+        """Return after how long a tenant's rate takes one more beside those who wait already.
+
+        Who is told so has a turn then, which nobody else is told.
+        """
+        rate = self.policy.limits_of(tenant).rate_per_s
+        if rate is None:
+            return WAIT_S_MIN
+        return self._turns.wait_s(tenant, self._clock.now(), rate, _window_s(rate))
+
+
+def _window_s(rate_per_s: float) -> float:
+    return max(RATE_WINDOW_S, 1.0 / rate_per_s)
 
 
 async def _exists_elsewhere(_pools: Collection[str]) -> None:

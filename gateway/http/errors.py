@@ -82,6 +82,17 @@ class ApiError(Exception):
         return json_response(self.body(), status=self.status, headers=headers)
 
 
+def overloaded(most: int, wait_s: float) -> ApiError:
+    """Return the error for one request more than the ``most`` that a gateway takes."""
+    return ApiError(
+        503,
+        "overloaded",
+        f"{most} requests are open at this gateway, as many as it takes"
+        " (SHUNTER_GATEWAY_OPEN_MAX); try again",
+        retry_after_s=wait_s,
+    )
+
+
 def json_response(
     body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:

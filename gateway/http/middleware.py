@@ -8,8 +8,8 @@ from aiohttp import web
 
 from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import new_id
-from gateway.http.errors import ApiError
-from gateway.http.state import CALLER, GATEWAY, REQUEST_ID, Gateway
+from gateway.http.errors import ApiError, overloaded
+from gateway.http.state import BY_TURN, CALLER, GATEWAY, REQUEST_ID, Gateway
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 API_PREFIX = "/v1/"
@@ -63,14 +63,9 @@ async def _admitted(request: web.Request, handler: Handler, gateway: Gateway) ->
 
 async def _counted(request: web.Request, handler: Handler, gateway: Gateway) -> web.StreamResponse:
     most = gateway.settings.gateway_open_max
-    if gateway.open_requests >= most:
-        raise ApiError(
-            503,
-            "overloaded",
-            f"{most} requests are open at this gateway, as many as it takes"
-            " (SHUNTER_GATEWAY_OPEN_MAX); try again",
-            retry_after_s=1.0,
-        )
+    reads = most if request.path in request.app[BY_TURN] else 0
+    if gateway.open_requests >= most + reads:
+        raise overloaded(most, 1.0)
     gateway.open_requests += 1
     gateway.meter.open_requests.set(gateway.open_requests)
     try:

@@ -10,6 +10,7 @@ from aiohttp import web
 from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
+from gateway.exchange.turns import Places
 from gateway.http.key_limits import KeyLimits
 from gateway.http.keys import ApiKeys, Caller, KeyProofs
 from gateway.http.meter import Meter
@@ -32,8 +33,13 @@ class Gateway:
     key_limits: KeyLimits = field(default_factory=KeyLimits)
     open_requests: int = 0
     """Requests that are being answered now."""
+    places: Places = field(init=False)
+    """Who of those that ask a model may have its request run."""
     is_stopping: bool = False
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.places = Places(self.settings.gateway_open_max)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that outlives the request that it comes of."""
@@ -50,6 +56,8 @@ class Gateway:
 
 
 GATEWAY = web.AppKey("gateway", Gateway)
+BY_TURN = web.AppKey("by_turn", frozenset[str])
+"""Paths that take a place when their body is read, which tells whose turn it is."""
 CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
 

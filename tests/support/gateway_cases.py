@@ -72,12 +72,10 @@ class Door:
         self.process.wait()
 
 
-@contextlib.asynccontextmanager
-async def door(system: System, **env: str) -> AsyncIterator[Door]:
-    """Run a gateway until the end of the block, unless it was killed."""
-    port = free_port()
+def opened_door(system: System, port: int, **env: str) -> Door:
+    """Start a gateway; it answers some time later."""
     with (system.directory / f"gateway-{port}.log").open("ab") as log:
-        process = subprocess.Popen(  # noqa: ASYNC220 - it is quick
+        process = subprocess.Popen(
             [sys.executable, "-m", "shunter", "gateway"],
             cwd=ROOT,
             stderr=log,
@@ -92,7 +90,14 @@ async def door(system: System, **env: str) -> AsyncIterator[Door]:
             }
             | env,
         )
-    opened = Door(system, port, process)
+    return Door(system, port, process)
+
+
+@contextlib.asynccontextmanager
+async def door(system: System, **env: str) -> AsyncIterator[Door]:
+    """Run a gateway until the end of the block, unless it was killed."""
+    opened = opened_door(system, free_port(), **env)
+    process = opened.process
 
     async def is_ready() -> bool:
         assert process.poll() is None, system.logs()

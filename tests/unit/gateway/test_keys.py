@@ -82,7 +82,7 @@ async def test_a_mailbox_holds_no_more_than_its_limit_and_the_first_result() -> 
     box = Mailbox("req_1")
     large: Any = b'{"index":%d,"x":"' + b"x" * (WAITING_BYTES_MAX // 2 - 50) + b'"}'
     for number in range(3):
-        box.put_piece(large.replace(b"%d", b"%d" % number))
+        box.put_piece(large.replace(b"%d", b"%d" % number), number)
     timing = b'"timing":{"created_at":1}'
     box.put_result(b'{"id":"req_1","status":"completed",%b}' % timing)
     box.put_result(b'{"id":"req_1","status":"failed",%b}' % timing)

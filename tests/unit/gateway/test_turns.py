@@ -1,0 +1,115 @@
+"""Clients that are turned away and come again when they are told to, against an oracle's queue."""
+
+import heapq
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.exchange.turns import WAIT_S_MAX, Places, WindowTurns
+
+TIMES, SECONDS = 3.0, 30.0
+EPOCH_S = 1_790_000_000.0
+
+
+@dataclass
+class Crowd:
+    """Clients that come at three times what a pool serves, in virtual time."""
+
+    slots: int
+    service_s: float
+    first_at: list[float] = field(default_factory=list)
+    served_at: dict[int, float] = field(default_factory=dict)
+    tries: int = 0
+
+    @property
+    def per_s(self) -> float:
+        return self.slots / self.service_s
+
+    def run(self, most: int, name: Callable[[int], bytes]) -> None:
+        chance, turns, now = random.Random(1), Places(most), 0.0
+        while (now := now + chance.expovariate(TIMES * self.per_s)) < SECONDS:
+            self.first_at.append(now)
+        coming = [(at, n) for n, at in enumerate(self.first_at)]
+        free = [0.0] * self.slots
+        ends: list[tuple[float, int]] = []
+        while coming or ends:
+            if not coming or (ends and ends[0] < coming[0]):
+                at, n = heapq.heappop(ends)
+                self.served_at[n] = at
+                turns.leave(EPOCH_S + at)
+                continue
+            at, n = heapq.heappop(coming)
+            self.tries += 1
+            wait_s = turns.take(name(n), EPOCH_S + at)
+            if wait_s:
+                assert wait_s <= WAIT_S_MAX
+                again = at + max(1, math.ceil(wait_s)) + chance.uniform(0.005, 0.05)
+                heapq.heappush(coming, (again, n))
+            else:
+                end = max(at, heapq.heappop(free)) + self.service_s
+                heapq.heappush(free, end)
+                heapq.heappush(ends, (end, n))
+
+    def oracle(self) -> list[float]:
+        """When each would be served by one queue that all stand in."""
+        free, found = [0.0] * self.slots, []
+        for at in self.first_at:
+            end = max(at, heapq.heappop(free)) + self.service_s
+            heapq.heappush(free, end)
+            found.append(end)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("slots", "service_s", "most"), [(4, 0.2, 20), (4, 0.2, 100), (4, 0.2, 1000), (64, 0.5, 1000)]
+)
+def test_who_obeys_is_served_as_soon_as_in_a_queue(slots: int, service_s: float, most: int) -> None:
+    crowd = Crowd(slots, service_s)
+    crowd.run(most, lambda n: b"%d" % n)
+    oracle = crowd.oracle()
+    assert len(crowd.served_at) == len(oracle)
+    assert max(crowd.served_at.values()) <= 1.05 * max(oracle)
+    ratios = sorted(
+        (crowd.served_at[n] - at) / (end - at)
+        for n, (at, end) in enumerate(zip(crowd.first_at, oracle, strict=True))
+        if end - at > 2
+    )
+    assert ratios[int(0.99 * len(ratios))] <= 1.2
+    assert sum(at <= SECONDS for at in crowd.served_at.values()) >= 0.95 * crowd.per_s * SECONDS
+    # OpenAI's clients try three times by default.
+    assert crowd.tries / len(oracle) <= 3
+
+
+def test_clients_that_all_ask_the_same_lose_no_capacity() -> None:
+    crowd = Crowd(4, 0.2)
+    crowd.run(100, lambda _: b"same")
+    oracle = crowd.oracle()
+    assert max(crowd.served_at.values()) <= 1.05 * max(oracle)
+    assert sum(at <= SECONDS for at in crowd.served_at.values()) >= 0.95 * crowd.per_s * SECONDS
+
+
+def test_a_place_is_kept_for_who_was_here_first_and_no_longer_than_it_may_be_late() -> None:
+    turns = Places(1)
+    assert turns.take(b"runs", 0.0) == 0
+    wait_s = turns.take(b"first", 1.0)
+    assert 0 < wait_s <= 1
+    turns.leave(1.5)
+    assert turns.take(b"new", 1.6) > 0
+    assert turns.take(b"first", 1.0 + wait_s) == 0
+    turns.leave(2.0)
+    # What was promised to the new one is over by now.
+    assert turns.take(b"other", 10.0) == 0
+
+
+def test_a_window_is_promised_as_often_as_the_rate_fills_it() -> None:
+    turns = WindowTurns()
+    waits = [turns.wait_s("acme", 103.0, 0.3, 10.0) for _ in range(7)]
+    assert waits == [7, 7, 7, 17, 17, 17, 27]
+    assert turns.wait_s("other", 103.0, 0.3, 10.0) == 7
+    # Windows that have passed are promised to nobody.
+    assert turns.wait_s("acme", 141.0, 0.3, 10.0) == 9
+    slow = [turns.wait_s("slow", 0.0, 0.1, 10.0) for _ in range(9)]
+    assert max(slow) <= WAIT_S_MAX
