@@ -9,7 +9,8 @@ from aiokafka.errors import KafkaError
 from gateway.exchange.mailbox import PiecesBefore
 from gateway.exchange.publisher import UnavailableError
 from streams.engine.log import Partition
-from streams.kafka.reader import PASSED_BY_SEEKING, reader, records_of
+from streams.kafka.reader import PASSED_BY_SEEKING, reader
+from streams.kafka.record_batches import records_of
 from streams.kafka.writer import partition_of
 from topics import Catalogue, Settings
 from topics.admin.provisioning import AdminError, partition_counts

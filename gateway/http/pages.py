@@ -1,5 +1,6 @@
 """The pages for people: what this is, and the API's description."""
 
+import html
 from typing import Any
 
 from aiohttp import web
@@ -16,39 +17,62 @@ _SAFE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_INDEX = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Shunter gateway</title>
-<style>{_STYLE}</style><h1>Shunter gateway</h1>
+_INDEX = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Shunter gateway</title>
+<style>%(style)s</style><h1>Shunter gateway</h1>
 <p>An OpenAI-compatible API in front of <b>Shunter</b>, a router that runs each request on the
 cheapest hardware that is likely to meet its deadline and keeps its constraints.</p>
 <pre>from openai import OpenAI
-client = OpenAI(base_url="http://HOST:PORT/v1", api_key="...")
+client = OpenAI(base_url="%(url)s/v1", api_key="%(key)s")
 print(client.models.list())</pre>
 <p><a href="/docs">Endpoints</a>, <a href="/openapi.json">OpenAPI</a>,
 <a href="/healthz">health</a>, <a href="/readyz">readiness</a>, <a href="/metrics">metrics</a></p>
 """
-_BODIES = {
-    "/v1/chat/completions": ("Answer a conversation", ["model", "messages"]),
-    "/v1/completions": ("Continue a text", ["model", "prompt"]),
-    "/v1/embeddings": ("Embed texts", ["model", "input"]),
-    "/v1/moderations": ("Classify texts", ["input"]),
+_JSON, _FORM = "application/json", "multipart/form-data"
+# By path and method: what it does, and for a body its type and the fields that it must have.
+_Described = dict[tuple[str, str], tuple[str, str | None, list[str]]]
+_MODELS: _Described = {
+    ("/v1/chat/completions", "post"): ("Answer a conversation", _JSON, ["model", "messages"]),
+    ("/v1/completions", "post"): ("Continue a text", _JSON, ["model", "prompt"]),
+    ("/v1/embeddings", "post"): ("Embed texts", _JSON, ["model", "input"]),
+    ("/v1/moderations", "post"): ("Classify texts", _JSON, ["input"]),
+    ("/v1/models", "get"): ("List the models that are served", None, []),
+    ("/v1/models/{id}", "get"): ("Describe one model", None, []),
+    ("/v1/requests/{id}", "get"): (
+        "Show the result of a request of this tenant, without its texts",
+        None,
+        [],
+    ),
 }
-_READS = {
-    "/v1/models": "List the models that are served",
-    "/v1/models/{id}": "Describe one model",
-    "/v1/requests/{id}": "Show the result of a request of this tenant, without its texts",
+_BATCH_FIELDS = ["input_file_id", "endpoint", "completion_window"]
+_FILES: _Described = {
+    ("/v1/files", "post"): ("Upload the input of a batch", _FORM, ["file", "purpose"]),
+    ("/v1/files", "get"): ("List files", None, []),
+    ("/v1/files/{id}", "get"): ("Describe a file", None, []),
+    ("/v1/files/{id}", "delete"): ("Delete a file", None, []),
+    ("/v1/files/{id}/content", "get"): ("Show what is in a file", None, []),
+    ("/v1/batches", "post"): ("Run the lines of a file", _JSON, _BATCH_FIELDS),
+    ("/v1/batches", "get"): ("List batches", None, []),
+    ("/v1/batches/{id}", "get"): ("Show how far a batch is", None, []),
+    ("/v1/batches/{id}/cancel", "post"): ("Cancel a batch", None, []),
 }
 
 
-async def index(_request: web.Request) -> web.Response:
+async def index(request: web.Request) -> web.Response:
     """Say what this is."""
-    return web.Response(text=_INDEX, content_type="text/html", headers=_SAFE)
+    has_keys = request.app[GATEWAY].settings.gateway_keys is not None
+    told = {
+        "style": _STYLE,
+        "url": html.escape(f"{request.scheme}://{request.host}"),
+        "key": "YOUR KEY" if has_keys else "any",
+    }
+    return web.Response(text=_INDEX % told, content_type="text/html", headers=_SAFE)
 
 
-async def docs(_request: web.Request) -> web.Response:
+async def docs(request: web.Request) -> web.Response:
     """List the endpoints, from the description for programs."""
     rows = "".join(
         f"<tr><td><code>{method.upper()} {path}</code></td><td>{each['summary']}</td></tr>"
-        for path, methods in description()["paths"].items()
+        for path, methods in _description_of(request)["paths"].items()
         for method, each in methods.items()
     )
     text = (
@@ -60,9 +84,13 @@ async def docs(_request: web.Request) -> web.Response:
     return web.Response(text=text, content_type="text/html", headers=_SAFE)
 
 
-async def openapi(_request: web.Request) -> web.Response:
+async def openapi(request: web.Request) -> web.Response:
     """Return the description for programs."""
-    return json_response(description())
+    return json_response(_description_of(request))
+
+
+def _description_of(request: web.Request) -> dict[str, Any]:
+    return description(has_files=request.app[GATEWAY].settings.gateway_files is not None)
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -71,34 +99,11 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
-def description() -> dict[str, Any]:
-    """Return the OpenAPI description of the endpoints."""
-    error = {"$ref": "#/components/responses/Error"}
+def description(*, has_files: bool) -> dict[str, Any]:
+    """Return the OpenAPI description of the endpoints, with files and batches or without."""
     paths: dict[str, dict[str, Any]] = {}
-    for path, (summary, required) in _BODIES.items():
-        schema = {"type": "object", "required": required, "additionalProperties": True}
-        paths[path] = {
-            "post": {
-                "summary": summary,
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": schema}},
-                },
-                "responses": {
-                    "200": {"description": "The answer, or its stream"},
-                    "default": error,
-                },
-            }
-        }
-    for path, summary in _READS.items():
-        read: dict[str, Any] = {
-            "summary": summary,
-            "responses": {"200": {"description": "Found"}, "default": error},
-        }
-        if "{id}" in path:
-            string = {"type": "string"}
-            read["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": string}]
-        paths[path] = {"get": read}
+    for (path, method), told in (_MODELS | (_FILES if has_files else {})).items():
+        paths.setdefault(path, {})[method] = _operation(path, *told)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Shunter gateway", "version": "1"},
@@ -116,3 +121,18 @@ def description() -> dict[str, Any]:
             },
         },
     }
+
+
+def _operation(path: str, summary: str, body: str | None, required: list[str]) -> dict[str, Any]:
+    error = {"$ref": "#/components/responses/Error"}
+    told: dict[str, Any] = {
+        "summary": summary,
+        "responses": {"200": {"description": "The answer"}, "default": error},
+    }
+    if body is not None:
+        schema = {"type": "object", "required": required, "additionalProperties": True}
+        told["requestBody"] = {"required": True, "content": {body: {"schema": schema}}}
+    if "{id}" in path:
+        string = {"type": "string"}
+        told["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": string}]
+    return told
