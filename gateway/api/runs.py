@@ -23,6 +23,8 @@ _RUN_ANEW = frozenset({409, 429, 502, 503})
 # How often it is told that somebody waits, while others would wait for a client to come back.
 STAYING = 3
 _LEFT = "its client has left"
+# How long, and how often, it is tried to cancel a request while Kafka does not answer.
+CANCEL_S_MAX, CANCEL_AGAIN_S = 300.0, 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +181,13 @@ async def _left(gateway: Gateway, run: Run) -> None:
 
 
 async def _cancel(gateway: Gateway, request_id: str, reason: str) -> None:
-    try:
-        await gateway.exchange.cancel(request_id, reason)
-    except UnavailableError as error:
-        logger.warning("%s runs on: %s", request_id, error)
+    """Cancel a request, as soon as Kafka takes that; what nobody waits for costs money."""
+    give_up_at = gateway.clock.now() + CANCEL_S_MAX
+    while True:
+        try:
+            return await gateway.exchange.cancel(request_id, reason)
+        except UnavailableError as error:
+            logger.warning("%s runs on: %s", request_id, error)
+        if gateway.clock.now() > give_up_at:
+            return None
+        await asyncio.sleep(CANCEL_AGAIN_S)

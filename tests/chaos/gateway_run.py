@@ -35,8 +35,12 @@ from topics.embedded_broker.broker import EmbeddedBroker
 from topics.embedded_broker.settings import free_port
 
 POOL, ENDPOINT = "served-eu", "/v1/chat/completions"
-PIECES, PIECE_S = 12, 0.25
+PIECES = 12
+# After each piece, by the first word of what is asked.
+PAUSES_S = {"stream": 0.25, "batch": 0.02, "hold": 3600.0}
 LINES = 100
+# Between the beginnings of two batches, so that there is work under each kill.
+BATCH_EVERY_S = 2.5
 LEAVERS_PER_S, STAYS_S = 1.0, 1.0
 # Between two kills; a broker takes some 10 s to be back.
 CALM_S = 8.0
@@ -69,7 +73,7 @@ class Server:
             await x.events()
             for text in pieces_of(said):
                 await x.event(x.piece(text))
-                await asyncio.sleep(3600 if said.startswith("hold") else PIECE_S)
+                await asyncio.sleep(PAUSES_S.get(said.partition(" ")[0], 0.0))
             await x.event(x.piece(None, "stop"))
             await x.event({"id": "x", "created": 1, "choices": [], "usage": USAGE})
             await x.end()
@@ -194,6 +198,7 @@ async def leaver(scene: Scene, number: int) -> None:
 
 async def batch(scene: Scene, number: int) -> None:
     """Run a batch to its end, and see that each line is in one of its files, once."""
+    await asyncio.sleep(number * BATCH_EVERY_S)
     names = [f"batch {number} line {n}" for n in range(LINES)]
     lines = b"".join(
         orjson.dumps(
@@ -296,7 +301,7 @@ async def leave_again_and_again(scene: Scene, until: asyncio.Event) -> None:
 
 async def clients(scene: Scene, batches: int, streams: int) -> None:
     """Run batches and streams beside the kills, until each client has what it wants."""
-    done, room = asyncio.Event(), asyncio.Semaphore(max(1, streams // 8))
+    done, room = asyncio.Event(), asyncio.Semaphore(max(1, streams // 16))
 
     async def next_stream(number: int) -> None:
         async with room:
