@@ -127,7 +127,9 @@ def test_the_schemas_of_keda_find_what_is_odd(path: list[Any], change: dict[str,
 
 def test_each_pool_has_its_workers_and_their_scaling() -> None:
     pools = load_fleet(HERE / "fleet.yaml").pools
-    assert DEPLOYMENTS.keys() == SCALED.keys() == {f"worker-{pool}" for pool in pools}
+    workers = {f"worker-{pool}" for pool in pools}
+    assert SCALED.keys() == workers
+    assert DEPLOYMENTS.keys() == {*workers, "gateway"}
     for pool in pools:
         (container,) = DEPLOYMENTS[f"worker-{pool}"]["spec"]["template"]["spec"]["containers"]
         assert container["args"] == ["worker", pool]
@@ -146,6 +148,26 @@ def test_what_is_yours_to_bring_is_named() -> None:
         for env in container.get("env", ()):
             if (secret := env["valueFrom"].get("secretKeyRef")) is not None:
                 assert all(secret[part] in text for part in ("name", "key") for text in told)
+
+
+def test_the_gateway_answers_where_it_is_looked_for_and_has_its_keys() -> None:
+    pod = DEPLOYMENTS["gateway"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"] == ["gateway"]
+    port = int(SETTINGS["SHUNTER_GATEWAY_PORT"])
+    assert container["ports"][0]["containerPort"] == port
+    (policy,) = (
+        each["spec"]
+        for each in OBJECTS
+        if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "gateway"
+    )
+    assert policy["ingress"] == [{"ports": [{"port": port}]}]
+    mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    keys = Path(SETTINGS["SHUNTER_GATEWAY_KEYS"])
+    volume = mounted[str(keys.parent)]
+    (secret,) = (each["secret"]["secretName"] for each in pod["volumes"] if each["name"] == volume)
+    told = (HERE / "kustomization.yaml").read_text()
+    assert f"create secret generic {secret} --from-file={keys.name}" in told
 
 
 @pytest.mark.parametrize("each", SERVING, ids=named)
