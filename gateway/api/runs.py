@@ -144,7 +144,9 @@ async def followed(
                     staying = asyncio.create_task(_stay(gateway, run.key, run))
             yield box
         except (asyncio.CancelledError, ConnectionError):
-            if not (box.has_result or run.result is not None or gateway.is_stopping):
+            is_over = box.has_result or run.result is not None
+            # A process that stops breaks off what is open: with a key it is asked for elsewhere.
+            if not is_over and not (gateway.is_stopping and run.key is not None):
                 gateway.begin(_left(gateway, run))
             raise
         finally:

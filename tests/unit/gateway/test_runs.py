@@ -1,13 +1,16 @@
-"""A request whose client left, while Kafka does not answer."""
+"""A request whose client left: while Kafka does not answer, or because its gateway stops."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gateway.api import runs
-from gateway.api.runs import Run, give_up
+from gateway.api.runs import Key, Run, followed, give_up
+from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
 from streams.engine.clock import SystemClock
 
@@ -30,3 +33,41 @@ async def test_it_is_cancelled_as_soon_as_kafka_answers(monkeypatch: pytest.Monk
     give_up(gateway, Run("req_1"))
     await asyncio.wait_for(tasks[0], 5)
     assert tried == ["req_1"] * 3
+
+
+@pytest.mark.parametrize("key", [None, Key("acme", "/", "k")])
+async def test_a_gateway_that_stops_cancels_what_nobody_can_ask_for_again(key: Key | None) -> None:
+    cancelled: list[str] = []
+    begun: list[Any] = []
+
+    @contextlib.contextmanager
+    def follow(request_id: str) -> Iterator[Mailbox]:
+        yield Mailbox(request_id)
+
+    async def cancel(request_id: str, _reason: str) -> None:
+        cancelled.append(request_id)
+
+    async def publish(*_: Any) -> None:
+        return None
+
+    exchange = SimpleNamespace(follow=follow, cancel=cancel, publish=publish)
+    claims = SimpleNamespace(find=lambda _: None)
+    gateway: Any = SimpleNamespace(
+        clock=SystemClock(),
+        exchange=exchange,
+        claims=claims,
+        is_stopping=True,
+        begin=begun.append,
+    )
+
+    async def waiting() -> None:
+        async with followed(gateway, Run("req_1", key), b"{}", []):
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(waiting())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    for work in begun:
+        await work
+    assert cancelled == ([] if key else ["req_1"])
