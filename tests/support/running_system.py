@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from evidence_cases import named
 
 from streams.config.declarations import load_policy
-from streams.kafka.broker_loss import client_options
+from streams.kafka.idempotent_producer import started_producer
 from topics import Catalogue, Settings
 from topics.admin import provisioning
 
@@ -129,12 +129,7 @@ class System:
         dumped = yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True))
         (self.directory / "policy.yaml").write_text(dumped)
         await provisioning.apply(self.settings, self.fleet["pools"])
-        self.producer = AIOKafkaProducer(
-            **client_options(self.settings),
-            enable_idempotence=True,
-            max_request_size=8_000_000,
-        )
-        await self.producer.start()
+        self.producer = await self.new_producer()
         self.consumer = AIOKafkaConsumer(
             self.catalogue.results,
             self.catalogue.dead_letters,
@@ -161,6 +156,10 @@ class System:
         finally:
             for name in self.processes:
                 self.kill(name)
+
+    async def new_producer(self) -> AIOKafkaProducer:
+        """Start a client that publishes."""
+        return await started_producer(self.settings, max_request_size=8_000_000)
 
     def start(self, *names: str) -> None:
         """Start processes: ``router`` (or ``router-b`` and so on), ``pool`` (or ``pool#1``).
