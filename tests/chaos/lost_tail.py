@@ -14,16 +14,12 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from cluster_faults import ClusterScene, require_in_sync
-from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
-    ElectionType,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import ElectionType, KafkaException
 from operations import Place, elect, places, reassign, settled
 from running_system import ROOT
 
-from streams.engine.log import Partition
+from streams.engine.log import LogError, Partition
+from streams.engine.progress import read_progress
 from streams.kafka.log import KafkaLog
 
 # A broker that is taken for dead, one that starts, a router that looks again: on a busy machine.
@@ -78,7 +74,7 @@ async def _eventually(look: Callable[[], Awaitable[bool]], what: str) -> None:
         try:
             if await look():
                 return
-        except KafkaException:
+        except (KafkaException, KafkaError, LogError):
             # Without a quorum nobody answers.
             pass
         if time.monotonic() > give_up_at:
@@ -88,15 +84,12 @@ async def _eventually(look: Callable[[], Awaitable[bool]], what: str) -> None:
 
 async def _read_beyond(scene: ClusterScene, home: Place) -> None:
     """Wait until the router has done what only the leader has."""
-    ((_, end),) = (await KafkaLog(scene.system.settings).bounds([Partition(*home)])).values()
-    asked = ConsumerGroupTopicPartitions(
-        scene.system.catalogue.router_group, [TopicPartition(*home)]
-    )
+    log, names, where = KafkaLog(scene.system.settings), scene.system.catalogue, Partition(*home)
+    ((_, end),) = (await log.bounds([where])).values()
 
     async def look() -> bool:
-        (told,) = scene.kafka.list_consumer_group_offsets([asked]).values()
-        found = await asyncio.to_thread(told.result, 10)
-        return found.topic_partitions[0].offset > end
+        stored = await read_progress(log, names.progress, names.router_group, [where])
+        return where in stored.known and stored.known[where].next_offset > end
 
     await _eventually(look, "the router has read what will be lost")
 
