@@ -132,6 +132,7 @@ def tag(
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
         key=key,
+        price_factor=tier.price_factor,
     )
     wishes = (batchable_tag, _latency(profile, sensitive_tag))
     found = (task_tag, input_tag, output_tag, *wishes, regions_tag, precisions_tag)

@@ -330,6 +330,8 @@ class Batcher:
         promised = target.promise(profile, now)
         added = h.encoded(profile=profile, placement=placement, promised=promised, batch=batch)
         added |= {h.RELEASED_AT: repr(now).encode()} | trace | h.carried(source.headers)
+        if (held_promise := h.find(source.headers, h.PROMISED)) is not None:
+            added[h.HELD_PROMISE] = held_promise
         lane = profile.ingest_partition if batch is None else crc32(batch.id.encode())
         request = Outgoing(
             topic,
@@ -370,11 +372,11 @@ class Batcher:
             status = "failed"
         error = ResultError(end.reason, to_client, tried or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
-        evidence = self._evidence_writer.step(
+        evidence = self._evidence_writer.ended(
             source, profile, status, now, hold=hold, reason=end.reason, message=message
         )
         result = self._evidence_writer.no_answer(source, profile, status, error, now)
-        return Effect(None, [result, self._tombstone(source), evidence], subject=end)
+        return Effect(None, [result, self._tombstone(source), *evidence], subject=end)
 
     def _source(self, held: Held, member: Member) -> Record:
         return self._telemetry.entered(held.payloads.record(member.profile.id))

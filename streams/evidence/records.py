@@ -37,6 +37,7 @@ from topics import (
 from topics.records import headers as h
 from topics.records.evidence import Step
 from topics.records.evidence_bytes import evidence_bytes
+from topics.records.money import NANO, Amounts, Reservation, Settlement, Spent
 from topics.records.request import ID_CHARACTERS_MAX
 from topics.records.result import Status
 from topics.wire.codec import decode_json_object
@@ -57,7 +58,10 @@ class StepDetails(TypedDict, total=False):
     shadow: Shadow | None
     placement: Placement | None
     promised: Envelope | None
+    held_promise: Envelope | None
     got: Envelope | None
+    spent: Spent | None
+    reserved: Reservation | None
     usage: Usage | None
     batch: Batch | None
     hold: Hold | None
@@ -104,6 +108,40 @@ class EvidenceWriter:
             attempt=profile.attempt,
             **details,
         )
+
+    def ended(
+        self,
+        record: Record,
+        profile: Profile,
+        step: Step,
+        now: float,
+        /,
+        **details: Unpack[StepDetails],
+    ) -> list[Outgoing]:
+        """Return the evidence of a step that ends a request, and what settles its budgets."""
+        if profile.reserved is None:
+            return [self.step(record, profile, step, now, **details)]
+        settled = Settlement(profile.reserved, used_by(profile, details))
+        evidence = self._evidence(
+            record,
+            profile.id,
+            step,
+            now,
+            tenant=profile.tenant,
+            task=profile.task,
+            model=profile.model,
+            attempt=profile.attempt,
+            settled=settled,
+            **details,
+        )
+        settlement = Outgoing(
+            self.catalogue.accounts,
+            profile.id.encode(),
+            None,
+            [(h.SETTLED, encode(settled))],
+            partition=settled.reserved.home,
+        )
+        return [evidence, settlement]
 
     def _evidence(
         self, record: Record, request_id: str, step: Step, now: float, **fields: Any
@@ -154,7 +192,13 @@ class EvidenceWriter:
         )
 
     def unservable(
-        self, record: Record, request: InferenceRequest, code: str, message: str, now: float
+        self,
+        record: Record,
+        request: InferenceRequest,
+        code: str,
+        message: str,
+        now: float,
+        retry_at: float | None = None,
     ) -> Effect:
         """Return the rejection of a request for which no profile can be made."""
         created_at = record.came_at(now) if request.created_at is None else request.created_at
@@ -163,7 +207,7 @@ class EvidenceWriter:
             id=request.id,
             status="rejected",
             timing=Timing(created_at, routed_at=now, finished_at=now),
-            error=ResultError(code, message),
+            error=ResultError(code, message, retry_at=retry_at),
             trace_id=trace_id,
             metadata=request.metadata,
         )
@@ -262,11 +306,10 @@ class EvidenceWriter:
             try:
                 profile = h.read_profile(record.headers)
                 failure = ResultError(known.reason, known.message)
+                said: StepDetails = {"reason": known.reason, "message": known.message}
                 letter.records += [
                     self.no_answer(record, profile, "failed", failure, now),
-                    self.step(
-                        record, profile, "failed", now, reason=known.reason, message=known.message
-                    ),
+                    *self.ended(record, profile, "failed", now, **said),
                 ]
             except Exception as unknown:  # noqa: BLE001 - what it says of itself may be the fault
                 logger.warning("%s says of no request: %s", source_of(record), type(unknown))
@@ -330,9 +373,25 @@ def _told_of(error: Exception) -> BadRecordError:
     return BadRecordError("handle", "unhandled", message)
 
 
+def used_by(profile: Profile, end: StepDetails) -> Amounts:
+    """Return all that a request used that ends so, its earlier tries included."""
+    tokens, nano_usd = 0, 0
+    for each in (end.get("spent"), profile.spent):
+        if each is not None:
+            tokens, nano_usd = tokens + each.tokens, nano_usd + each.nano_usd
+    usage, got = end.get("usage"), end.get("got")
+    if usage is not None:
+        tokens += usage.input_tokens + usage.output_tokens
+    if got is not None:
+        nano_usd += round(got.cost_usd * NANO)
+    return Amounts(1, tokens, nano_usd)
+
+
 def told(profile: Profile) -> Profile:
-    """Return the profile for the evidence, without the client's session."""
-    return profile if profile.session is None else replace(profile, session=None)
+    """Return the profile for the evidence: no client's session, and no money beside a decision."""
+    if profile.session is None and profile.reserved is None and profile.spent is None:
+        return profile
+    return replace(profile, session=None, reserved=None, spent=None)
 
 
 def source_of(record: Record) -> Source:

@@ -24,7 +24,8 @@ class RoutedRequest:
 
     ``record`` includes its trace context, so that readers need no header for it. The profile has
     the attempt. ``released_at`` is the request's release from the hold, epoch seconds; None if it
-    was never held. ``batch_context`` is that of the batch's span.
+    was never held. ``held_promise`` is what it was promised when it was held. ``batch_context`` is
+    that of the batch's span.
     """
 
     record: Record
@@ -35,6 +36,7 @@ class RoutedRequest:
     batch: Batch | None
     released_at: float | None
     batch_context: Context | None
+    held_promise: Envelope | None = None
 
     @classmethod
     def of(cls, record: Record) -> Self:
@@ -61,10 +63,11 @@ class RoutedRequest:
             request,
             profile,
             placement,
-            _promised(headers),
+            _promised(headers, h.PROMISED),
             batch,
             released_at,
             Context.of(headers, h.BATCH_TRACEPARENT),
+            _promised(headers, h.HELD_PROMISE),
         )
 
     @property
@@ -92,8 +95,10 @@ def _released_at(headers: h.Headers) -> float | None:
         raise BadRecordError("decode", "bad_header", message) from error
 
 
-def _promised(headers: h.Headers) -> Envelope | None:
+def _promised(headers: h.Headers, name: str) -> Envelope | None:
+    if h.find(headers, name) is None:
+        return None
     try:
-        return h.read(headers, h.PROMISED, Envelope)
+        return h.read(headers, name, Envelope)
     except BadRecordError:
         return None
