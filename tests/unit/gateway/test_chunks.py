@@ -84,6 +84,7 @@ def result(status: Any, code: str, details: Any = None, response: Any = None) ->
         (result("rejected", "no_pool", {"a": "context_too_long", "b": "region"}), 422, "no_pool"),
         (result("failed", "context_too_long", {"a": "timeout"}), 502, "upstream_failed"),
         (result("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
+        (result("rejected", "budget"), 429, "insufficient_quota"),
         (result("rejected", "over_share"), 429, "over_share"),
         (result("rejected", "pool_unavailable"), 503, "pool_unavailable"),
         (result("rejected", "key_required"), 403, "key_required"),
