@@ -105,6 +105,8 @@ class System:
     fleet: dict[str, Any] = field(default_factory=lambda: FLEET)
     extra_env: dict[str, str] = field(default_factory=dict)
     policy_speed: float = SPEED
+    policy_changes: dict[str, Any] = field(default_factory=dict)
+    """Members of the policy in place of the packaged ones, at the speed of the run."""
     env_of: dict[str, dict[str, str]] = field(default_factory=dict)
     ahead_s_of: dict[str, float] = field(default_factory=dict)
     """How far the clocks of processes are ahead of that of Kafka, by name."""
@@ -126,7 +128,8 @@ class System:
     async def __aenter__(self) -> Self:
         (self.directory / "fleet.yaml").write_text(yaml.safe_dump(self.fleet))
         policy = load_policy(None).faster(self.policy_speed)
-        dumped = yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True))
+        changed = policy.model_dump(mode="json", exclude_none=True) | self.policy_changes
+        dumped = yaml.safe_dump(changed)
         (self.directory / "policy.yaml").write_text(dumped)
         await provisioning.apply(self.settings, self.fleet["pools"])
         self.producer = await self.new_producer()
