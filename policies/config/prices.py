@@ -46,9 +46,14 @@ class TokenRates(NamedTuple):
         """Return the rates of a declared price."""
         each = price.usd_per_million
         cached = each.input if each.cached_input is None else each.cached_input
-        # A dollar for a million tokens is 1e9 femto-dollars for one.
-        tokens = (round(usd * NANO) for usd in (each.input, cached, each.output))
-        return cls(*tokens, round(price.request_usd * NANO), round(price.minimum_usd * NANO))
+        return cls(
+            # A dollar for a million tokens is 1e9 femto-dollars for one.
+            input_femto=round(each.input * NANO),
+            cached_femto=round(cached * NANO),
+            output_femto=round(each.output * NANO),
+            request_nano=nano_of(price.request_usd),
+            minimum_nano=nano_of(price.minimum_usd),
+        )
 
     def nano_usd(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
         """Return the price of one request in nano-dollars, half of one rounded up.
