@@ -124,8 +124,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         latest_s = finish_s if high_steps is None else ttft_s + high_steps * tpot_s
         cost_usd, own_s = device_s * usd_per_s, prefill_s / pace
         if not usd_per_s and (rates := standing.option.rates) is not None:
-            read, written = profile.input_tokens, output_tokens
-            cost_usd = rates.nano_usd(read, written, cached_tokens) / NANO
+            cost_usd = rates.nano_usd(profile.input_tokens, output_tokens, cached_tokens) / NANO
         found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s))
     factor = profile.price_factor
     return found if factor == 1.0 else [(each[0] * factor, *each[1:]) for each in found]
