@@ -102,5 +102,14 @@ def test_each_end_has_its_status(found: Result, status: int, code: str) -> None:
     error = refusal_of(found, ASKED, FleetState(Settings(), SystemClock()))
     answer = error.response()
     assert (answer.status, error.code) == (status, code)
-    assert ("Retry-After" in answer.headers) == (status in {429, 503})
+    # What no window of a budget has room for need not come again.
+    is_passing = status in {429, 503} and code != "insufficient_quota"
+    assert ("Retry-After" in answer.headers) == is_passing
     assert (answer.headers.get("x-should-retry") == "false") == (status in {409, 422, 502, 504})
+
+
+def test_a_full_budget_tells_when_its_window_ends() -> None:
+    error = ResultError("budget", "full", retry_at=NOW + 90)
+    found = Result("req_1", "rejected", Timing(NOW, finished_at=NOW + 10.5), error=error)
+    answer = refusal_of(found, ASKED, FleetState(Settings(), SystemClock())).response()
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "80")
