@@ -32,13 +32,13 @@ def story() -> dict[str, Any]:
     usage = {"input_tokens": 100, "output_tokens": 40, "cached_tokens": 50}
     spent = {"nano_usd": 55_000, "input_tokens": 7, "output_tokens": 3, "device_s": 0.1}
     cost_usd = (50 * 1.0 + 50 * 0.1 + 40 * 4.0) / 1e6
-    settled = {"reserved": RESERVED, "used": USED}
+    settled = {"reserved": RESERVED, "used": dict(USED)}
     state = {"account": ACCOUNT, "reserved": KEPT, "used": dict.fromkeys(KEPT, 0)}
     ended = {"account": ACCOUNT, "reserved": dict.fromkeys(KEPT, 0), "used": USED}
     told = {"request_id": "r", "tenant": "t"}
     return {
         "evidence": [
-            told | {"step": "placed", "reserved": RESERVED},
+            told | {"step": "placed", "reserved": copy.deepcopy(RESERVED)},
             told | {"step": "fell_back", "spent": spent},
             told
             | {
