@@ -12,6 +12,7 @@ from topics import (
     InferenceRequest,
     Placement,
     Profile,
+    decode,
     parse_request,
 )
 from topics.records import headers as h
@@ -96,9 +97,8 @@ def _released_at(headers: h.Headers) -> float | None:
 
 
 def _promised(headers: h.Headers, name: str) -> Envelope | None:
-    if h.find(headers, name) is None:
-        return None
+    value = h.find(headers, name)
     try:
-        return h.read(headers, name, Envelope)
+        return None if value is None else decode(Envelope, value)
     except BadRecordError:
         return None

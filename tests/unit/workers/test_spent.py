@@ -2,23 +2,32 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
+import orjson
 import pytest
 from cancellation_cases import cancel
 from model_server import WORDS, Exchange, serving
 from openai_cases import backend_at, call
-from stream_cases import START, Yard, make_options, make_profile, step_until
-from test_simulated_backend import sized
+from stream_cases import (
+    START,
+    Yard,
+    make_options,
+    make_policy,
+    make_profile,
+    request,
+    step_until,
+)
 from worker_cases import PROMISED, VARIANT, ScriptedBackend, place, serve
 
 from policies.config.prices import TokenRates
 from shunter.audit.report import AuditReport
 from streams.engine.clock import SystemClock
 from streams.usage_report import Endings, UsageRow
-from topics import Envelope, Profile, encode
+from topics import Envelope, Placement, Profile, encode, parse_request
 from topics.records import headers as h
 from topics.records.money import Spent
-from workers.backends.base import CallError
+from workers.backends.base import Call, CallError
 from workers.backends.simulated.backend import SimulatedBackend
 
 # Of the pool, whose device costs 4 dollars an hour.
@@ -156,7 +165,11 @@ async def test_a_cancelled_call_of_a_simulated_device_has_used_it() -> None:
     backend = SimulatedBackend((make_options().of("premium-eu", VARIANT),), SystemClock())
     await backend.start()
     try:
-        long = sized("long", 500, 20_000)
+        hints = {"input_tokens": 500, "output_tokens": 20_000}
+        fields: dict[str, Any] = {"id": "long", "hints": hints}
+        parsed = parse_request(orjson.dumps(request(**fields)), bytes_max=100_000)
+        placement = Placement("premium-eu", "fast", VARIANT, "fp8", "eu-west", "direct")
+        long = Call(parsed, make_profile(make_policy(), **fields), placement)
         running = asyncio.create_task(backend.execute(long))
         await asyncio.sleep(0.3)
         running.cancel()
