@@ -296,7 +296,7 @@ class Batcher:
             batch = Batch(batch_id, index, len(sources)) if is_batch else None
             # A batch is decided on as one; its first member carries the basis of the decision.
             known = judged if index == 0 else replace(judged, inputs=None)
-            trace = whole | self._telemetry.sent(source)
+            trace = whole | self._telemetry.sent(source) | h.held_promise(source.headers)
             records += self._release_member(
                 release, member, source, batch, topic, trace, known, now
             )
@@ -330,8 +330,6 @@ class Batcher:
         promised = target.promise(profile, now)
         added = h.encoded(profile=profile, placement=placement, promised=promised, batch=batch)
         added |= {h.RELEASED_AT: repr(now).encode()} | trace | h.carried(source.headers)
-        if (held_promise := h.find(source.headers, h.PROMISED)) is not None:
-            added[h.HELD_PROMISE] = held_promise
         lane = profile.ingest_partition if batch is None else crc32(batch.id.encode())
         request = Outgoing(
             topic,

@@ -1,80 +1,38 @@
 """Records that more than one stage writes: results, evidence, dead letters, tombstones."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from streams.engine.defects import log_defect
 from streams.engine.log import LogError, Outgoing, Record
 from streams.engine.stage import Effect
 from streams.engine.text_digests import Digests
+from streams.evidence.step_details import StepDetails, used_by
 from topics import (
-    Batch,
-    Candidate,
     Catalogue,
     Comparison,
-    Envelope,
     Evidence,
-    Fallback,
-    Hold,
-    Host,
     InferenceRequest,
-    Placement,
     Profile,
     Result,
     ResultError,
-    Shadow,
     Source,
-    Tag,
-    TextDigest,
     Timing,
-    Usage,
     VariantQuality,
     encode,
 )
 from topics.records import headers as h
 from topics.records.evidence import Step
 from topics.records.evidence_bytes import evidence_bytes
-from topics.records.money import NANO, Amounts, Reservation, Settlement, Spent
+from topics.records.money import Settlement
 from topics.records.request import ID_CHARACTERS_MAX
 from topics.records.result import Status
 from topics.wire.codec import decode_json_object
 from topics.wire.errors import BadRecordError
 
 logger = logging.getLogger(__name__)
-
-
-class StepDetails(TypedDict, total=False):
-    """The fields of a step's evidence beside the common ones; see ``Evidence``."""
-
-    view_version: int
-    tags: dict[str, Tag] | None
-    profile: Profile | None
-    inputs: object
-    decided_with: str | None
-    candidates: Sequence[Candidate]
-    shadow: Shadow | None
-    placement: Placement | None
-    promised: Envelope | None
-    held_promise: Envelope | None
-    got: Envelope | None
-    spent: Spent | None
-    reserved: Reservation | None
-    usage: Usage | None
-    batch: Batch | None
-    hold: Hold | None
-    fallback: Fallback | None
-    host: Host | None
-    model_digest: str | None
-    energy_wh: float | None
-    assumed: bool
-    request_digest: TextDigest | None
-    response_digest: TextDigest | None
-    comparison: Comparison | None
-    reason: str | None
-    message: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,20 +329,6 @@ def _told_of(error: Exception) -> BadRecordError:
     log_defect(error, "a record can't be handled and is set aside")
     message = f"Shunter can't handle the record ({type(error).__name__}): please report this defect"
     return BadRecordError("handle", "unhandled", message)
-
-
-def used_by(profile: Profile, end: StepDetails) -> Amounts:
-    """Return all that a request used that ends so, its earlier tries included."""
-    tokens, nano_usd = 0, 0
-    for each in (end.get("spent"), profile.spent):
-        if each is not None:
-            tokens, nano_usd = tokens + each.tokens, nano_usd + each.nano_usd
-    usage, got = end.get("usage"), end.get("got")
-    if usage is not None:
-        tokens += usage.input_tokens + usage.output_tokens
-    if got is not None:
-        nano_usd += round(got.cost_usd * NANO)
-    return Amounts(1, tokens, nano_usd)
 
 
 def told(profile: Profile) -> Profile:

@@ -5,7 +5,8 @@ from zlib import crc32
 from policies import Decision, Inputs
 from streams.engine.log import Outgoing, Record
 from streams.engine.stage import Effect
-from streams.evidence.records import EvidenceWriter, StepDetails, told
+from streams.evidence.records import EvidenceWriter, told
+from streams.evidence.step_details import StepDetails
 from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Placement, Profile, ResultError, Shadow, Tag, TextDigest
 from topics.records import headers as h

@@ -133,6 +133,12 @@ def carried(headers: Headers) -> dict[str, bytes]:
     return {} if answer is None else {ANSWER: answer, CRITICAL: QUALITY_FIELD}
 
 
+def held_promise(headers: Headers) -> dict[str, bytes]:
+    """Return what a held request was promised, as the header that goes with it from then on."""
+    promised = find(headers, PROMISED)
+    return {} if promised is None else {HELD_PROMISE: promised}
+
+
 def replaced(headers: Headers, new: Mapping[str, bytes]) -> list[tuple[str, bytes | None]]:
     """Return the headers with those in ``new`` replaced, never appended twice."""
     return [header for header in headers if header[0] not in new] + list(new.items())

@@ -11,7 +11,7 @@ Retry = Literal["here", "elsewhere", "never"]
 
 
 @dataclass(slots=True)
-class Meter:
+class CallMeter:
     """What the tries of a call have used that gave no answer: device time in seconds, tokens."""
 
     device_s: float = 0.0
@@ -38,7 +38,7 @@ class Call:
     profile: Profile
     placement: Placement
     tell: Callable[[dict[str, Any]], Awaitable[None]] | None = None
-    meter: Meter = field(default_factory=Meter)
+    meter: CallMeter = field(default_factory=CallMeter)
 
     @property
     def is_direct(self) -> bool:

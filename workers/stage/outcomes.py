@@ -25,7 +25,7 @@ from topics import (
 )
 from topics.records import headers as h
 from topics.records.money import Spent
-from workers.backends.base import Call, CallError, Meter, Outcome
+from workers.backends.base import Call, CallError, CallMeter, Outcome
 from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest
 from workers.stage.second_runs import SecondRuns
@@ -47,7 +47,7 @@ class Task:
     stream: Stream | None = None
     began_at: float | None = None
     option: Option | None = None
-    meter: Meter = field(default_factory=Meter)
+    meter: CallMeter = field(default_factory=CallMeter)
 
     def call(self) -> Call:
         """Return the call for its backend."""
@@ -58,7 +58,7 @@ class Task:
     def spent(self) -> Spent | None:
         """Return what its tries here cost that gave no answer; None for nothing."""
         meter, option = self.meter, self.option
-        if option is None or meter == Meter():
+        if option is None or meter == CallMeter():
             return None
         usd = option.cut_cost_usd(meter.device_s, meter.input_tokens, meter.output_tokens)
         nano_usd = nano_of(usd * self.routed.profile.price_factor)
