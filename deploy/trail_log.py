@@ -209,8 +209,10 @@ class PublicLog:
             return True
         return False
 
-    def check(self, roots, now, retention_s=None):
+    def check(self, roots, now, retention_s=None, behind_s=LAG_S, age_s_max=None):
         """Roots are the statements with their signatures, in the order of their partitions."""
+        if self.at is not None and age_s_max is not None and now - self.at > age_s_max:
+            self.problem("log_stale", self.place, f"last cosigned {now - self.at:.0f} s ago")
         places, statements = {}, []
         for at, entry in enumerate(self.entries):
             statement = statement_of(entry)
@@ -231,7 +233,7 @@ class PublicLog:
             if statements[at] is not None:
                 self.check_time(at, statements[at])
                 if at not in seen:
-                    self.check_gone(at, statements[at], chains, now, retention_s)
+                    self.check_gone(at, statements[at], chains, (now, retention_s, behind_s))
 
     def check_chain(self, name, own, statements):
         logged = [(s["sequence"], at) for s, at in own if at is not None]
@@ -259,14 +261,15 @@ class PublicLog:
         if self.at is not None and statement["at"] > self.at + CLOCKS_S:
             self.problem("back_dated", f"entry {at}", "from after its cosignatures")
 
-    def check_gone(self, at, statement, chains, now, retention_s):
+    def check_gone(self, at, statement, chains, terms):
+        now, retention_s, behind_s = terms
         numbers = [s["sequence"] for s, _ in chains.get(statement["chain"], ())]
         number, said = statement["sequence"], statement["at"]
         is_front = not numbers or number < min(numbers)
         if is_front and retention_s is not None and said < now - retention_s:
             return
         is_tail = not numbers or number > max(numbers)
-        if not (is_tail and now - LAG_S <= said <= now + CLOCKS_S):
+        if not (is_tail and behind_s and now - behind_s <= said <= now + CLOCKS_S):
             self.problem("unkept", f"entry {at}", f"{statement['chain']}#{number} is not there")
 
 
