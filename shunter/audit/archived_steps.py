@@ -21,7 +21,6 @@ class _Batch(msgspec.Struct, gc=False):
 
 class _Placed(SeenPlacement, kw_only=True, gc=False):
     batch_id: str | None = None
-    device: str | None = None
 
 
 class ArchivedStep(AskedStep, kw_only=True, gc=False):

@@ -178,16 +178,17 @@ class Verifier:
         for where, why in self._keyring.refused:
             findings.add("false_entry", where, why)
         findings.notes += [f"{where} is set aside: {why}" for where, why in self._keyring.ignored]
-        self._say_what_was_checked()
+        self._say_what_was_checked(gone)
         return findings
 
-    def _say_what_was_checked(self) -> None:
+    def _say_what_was_checked(self, gone: int) -> None:
         findings, keyring = self.findings, self._keyring
+        but = f", but for {gone:,} that are too old" if gone else ""
         findings.checked += [
             (
                 f"{findings.records:,} records against {findings.roots:,} signed roots in"
                 f" {len(self._chains)} chains: each as it was signed, in its order, none left out"
-                " between the first and the last root"
+                f" between the first and the last root{but}"
             ),
             (
                 f"{findings.requests:,} requests: one end each, of all that are due, and no"
