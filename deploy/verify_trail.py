@@ -98,13 +98,17 @@ def main():
     problems = len(found) + len(trail.problems)
     print(f"{len(trail.lines['evidence'])} records, {len(trail.last)} chains:", end=" ")
     print(f"{problems} problems" if problems else "verified, so far as it was checked")
-    say_what_was_not_checked(asked, gone)
+    say_what_was_not_checked(asked, gone, logged)
     return bool(problems)
 
 
-def say_what_was_not_checked(asked, gone):
+def say_what_was_not_checked(asked, gone, logged):
     if not asked.trust:
         print("not checked: whose the keys are (--trust)")
+    else:
+        print("not checked: whether a revocation is withheld")
+    if logged is not None and logged.at is not None:
+        print(f"not checked: what was signed after {logged.at}, when the log was last cosigned")
     if not asked.heads and not asked.log:
         print("not checked: whether the newest was cut off by who runs the system (--heads, --log)")
     if not asked.log:
