@@ -269,7 +269,11 @@ class TestResults:
         assert "not there any more" in found.problems[0].message
 
     def test_one_that_stands_there_twice(self) -> None:
-        found = self.found(lambda desk: (desk.add_result(), desk.add_result()))
+        def twice(desk: Desk) -> None:
+            desk.add_result()
+            desk.add_result()
+
+        found = self.found(twice)
         assert "more often than the request has ended" in found.problems[0].message
 
     def test_what_was_forgotten_or_came_during_the_check_is_told(self) -> None:
