@@ -131,6 +131,17 @@ class Scene:
         door.kill()
         self.doors[number] = opened_door(self.system, door.port, **self.env)
 
+    async def supervise(self) -> None:
+        """Start again what has ended by itself, as what starts without a broker does."""
+        while True:
+            await asyncio.sleep(1.0)
+            for number, door in enumerate(self.doors):
+                if door.process.poll() is not None:
+                    self.restart_door(number)
+            for name, process in list(self.system.processes.items()):
+                if process.poll() is not None:
+                    self.system.start(name)
+
 
 async def stream(scene: Scene, number: int) -> None:
     """Ask for a stream until it has come whole; no other may look as if it had."""
@@ -335,6 +346,7 @@ async def scene_of(directory: Path) -> AsyncIterator[Scene]:
             system.start("router", POOL)
             doors = [opened_door(system, free_port(), **env) for _ in range(2)]
             scene = Scene(system, broker, doors, env, server, session)
+            supervising = asyncio.create_task(scene.supervise())
             try:
                 body = {"model": MODEL, "messages": [{"role": "user", "content": "warm"}]}
                 async with asyncio.timeout(90):
@@ -342,6 +354,7 @@ async def scene_of(directory: Path) -> AsyncIterator[Scene]:
                         await scene.ask("POST", ENDPOINT, number, json=body)
                 yield scene
             finally:
+                supervising.cancel()
                 for door in scene.doors:
                     door.kill()
 
