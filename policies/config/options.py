@@ -58,6 +58,8 @@ class Option:
         return self.pool_kw_max is not None or self.site_kw_max is not None
 
     quality: float = 1.0
+    provider: str = "shunter"
+    """Who computes, as the GenAI conventions name it (``gen_ai.provider.name``)."""
 
 
 class ModelOptions:
@@ -222,6 +224,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 pool_kw_max=pool.power_kw_max,
                 site_kw_max=None if pool.site is None else fleet.sites[pool.site].power_kw_max,
                 quality=QUALITY[serve.precision] if serve.quality is None else serve.quality,
+                provider=pool.backend.provider_name,
             )
         )
     return tuple(options)

@@ -346,3 +346,52 @@ def test_moderations_are_one_result_for_each_input(inputs: Any, count: int) -> N
         assert result["flagged"] is False
         assert result["categories"] == {}
         assert result["category_scores"] == {}
+
+
+async def streamed(start: Start, tokens: int, **fields: Any) -> tuple[list[Any], Outcome]:
+    """Run a call alone in real time; return the pieces with their times, and the outcome."""
+    backend = await start(replace(OPTION, time_scale=1.0))
+    told: list[Any] = []
+
+    async def tell(chunk: dict[str, Any]) -> None:
+        told.append((time.time(), chunk))
+
+    hints = {"input_tokens": 50, "output_tokens": tokens}
+    call = make_call(hints=hints, **fields)
+    return told, await backend.execute(replace(call, tell=tell))
+
+
+async def test_a_streamed_answer_comes_in_pieces_as_it_is_decoded(start: Start) -> None:
+    told, outcome = await streamed(start, 60)
+    whole = outcome.response.body["choices"][0]["message"]["content"]
+    deltas = [chunk["choices"][0]["delta"] for _, chunk in told]
+    assert "".join(delta["content"] for delta in deltas) == whole
+    assert deltas[0]["role"] == "assistant"
+    assert [c["choices"][0]["finish_reason"] for _, c in told][-2:] == [None, "stop"]
+    # By the device, half of the text is there in half of the time.
+    sent, middle = 0, (outcome.first_token_at + outcome.finished_at) / 2  # type: ignore[operator]
+    for at, chunk in told:
+        sent += len(chunk["choices"][0]["delta"]["content"]) if at <= middle else 0
+    assert 0.2 * len(whole) < sent < 0.8 * len(whole)
+
+
+async def test_a_streamed_completion_is_text_and_one_token_is_one_piece(start: Start) -> None:
+    prompt = {"model": "yard-8b", "prompt": "hello", "stream": True}
+    told, outcome = await streamed(start, 1, url="/v1/completions", body=prompt)
+    ((_, chunk),) = told
+    assert chunk["object"] == "text_completion"
+    assert chunk["choices"] == outcome.response.body["choices"]
+
+
+async def test_a_cancelled_stream_leaves_the_device_at_once(start: Start) -> None:
+    backend = await start(replace(OPTION, time_scale=1.0))
+    seen = asyncio.Event()
+
+    async def tell(_: dict[str, Any]) -> None:
+        seen.set()
+
+    (task,) = run(backend, replace(sized("c", 50, 100_000), tell=tell))
+    await soon(seen.wait(), "a first piece")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: backend.load().variants[OPTION.variant].running == 0, "the device is free")

@@ -7,7 +7,14 @@ from types import MappingProxyType
 
 from policies import Option
 from policies.bounded_dict import BoundedDict
-from policies.hardware.accelerator import Completion, Job, Refused, VariantLimits
+from policies.hardware.accelerator import (
+    Accelerator,
+    Completion,
+    FirstToken,
+    Job,
+    Refused,
+    VariantLimits,
+)
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.replica import Ask, Replica, choose_replica
@@ -16,12 +23,15 @@ from policies.learning.device_speed import Pace, shared_by
 from streams.engine.clock import Clock
 from topics import Response, ServerLoad, Usage, VariantStatus
 from workers.backends.base import Call, CallError, Load, Outcome
-from workers.backends.simulated.responses import body, output_tokens
+from workers.backends.simulated.responses import body, output_tokens, piece
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
 # Batches whose replica is remembered; far more than have members under way.
 BATCHES_MAX = 4096
+# Least time between two pieces of a streamed answer, each with all that was decoded meanwhile.
+PIECE_S = 0.05
+STREAMED = frozenset({"chat", "completions"})
 
 
 class SimulatedBackend:
@@ -51,6 +61,8 @@ class SimulatedBackend:
         self._usual_tokens = usual_tokens
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Completion]] = {}
+        self._first: dict[str, asyncio.Event] = {}
+        """By name, set when the first token of a streamed answer is there."""
         self._names = itertools.count()
         self._batches: BoundedDict[str, Replica] = BoundedDict(BATCHES_MAX)
         self._changed = asyncio.Event()
@@ -100,7 +112,7 @@ class SimulatedBackend:
         replica.submit(job, self._in_model(profile.tpot_s), self._model_now())
         self._changed.set()
         try:
-            done = await future
+            done = await (self._streamed(call, job, accelerator, future) if tokens else future)
         finally:
             self._waiting.pop(name, None)
             ended_at = self._model_now()
@@ -128,6 +140,37 @@ class SimulatedBackend:
             finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
         )
+
+    async def _streamed(
+        self,
+        call: Call,
+        job: Job,
+        accelerator: Accelerator,
+        done: asyncio.Future[Completion],
+    ) -> Completion:
+        """Tell the pieces of an answer as they are decoded, if that is wanted, and wait for it."""
+        if call.tell is None or call.profile.operation not in STREAMED:
+            return await done
+        first, sent = self._first.setdefault(job.id, asyncio.Event()), 0
+        what = (call.request, call.profile.operation, job.variant)
+        begins = asyncio.ensure_future(first.wait())
+        try:
+            await asyncio.wait({begins, done}, return_when=asyncio.FIRST_COMPLETED)
+            while not done.done():
+                tokens = max(1, accelerator.output_tokens_of(job.id, self._model_now()))
+                if tokens > sent:
+                    await call.tell(piece(*what, (sent, tokens), self._clock.now()))
+                    sent = tokens
+                await asyncio.wait({done}, timeout=PIECE_S)
+            found, since = done.result(), (sent, job.output_tokens)
+            await call.tell(piece(*what, since, self._clock.now(), is_last=True))
+        except asyncio.CancelledError:
+            done.cancel()
+            raise
+        finally:
+            begins.cancel()
+            del self._first[job.id]
+        return found
 
     def _others_s(self, replica: Replica, variant: str) -> float:
         """Return one iteration of every other variant that runs on a replica."""
@@ -211,6 +254,8 @@ class SimulatedBackend:
                 continue
 
     def _tell(self, event: object) -> None:
+        if isinstance(event, FirstToken) and (first := self._first.get(event.id)) is not None:
+            first.set()
         future = self._waiting.get(event.id) if isinstance(event, Completion | Refused) else None
         if future is None or future.done():
             return

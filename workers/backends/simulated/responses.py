@@ -68,6 +68,42 @@ def body(
     )
 
 
+def piece(
+    request: InferenceRequest,
+    operation: str,
+    variant: str,
+    since: tuple[int, int],
+    created: float,
+    *,
+    is_last: bool = False,
+) -> dict[str, Any]:
+    """Return a chunk of a streamed chat or completion, as an OpenAI-compatible server sends it.
+
+    Args:
+        request: whose answer it is.
+        operation: ``chat`` or ``completions``.
+        variant: the variant that computes it.
+        since: tokens that were sent before, and those there are now.
+        created: epoch seconds.
+        is_last: whether the answer ends with it.
+    """
+    before, tokens = since
+    text = _text(tokens)[len(_text(before)) :]
+    choice: dict[str, Any] = {"index": 0}
+    if operation == "chat":
+        choice["delta"] = {"content": text} if before else {"role": "assistant", "content": text}
+    else:
+        choice["text"] = text
+    choice["finish_reason"] = _finish_reason(request, tokens) if is_last else None
+    return {
+        "id": f"sim-{request.id}",
+        "object": "chat.completion.chunk" if operation == "chat" else "text_completion",
+        "created": int(created),
+        "model": variant,
+        "choices": [choice],
+    }
+
+
 def _text(tokens: int) -> str:
     return " ".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
 
