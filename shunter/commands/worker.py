@@ -18,7 +18,7 @@ from shunter.console import (
 from shunter.processes.worker import UnknownPoolError, run_worker
 from shunter.processes.worker_check import check_worker
 from workers.backends.base import BackendSettingError
-from workers.backends.openai.inspection import Finding
+from workers.backends.openai.inspection import ServerFinding
 
 
 def worker(
@@ -68,7 +68,7 @@ def worker(
         raise UserError(str(error)) from error
 
 
-def _tell(findings: Sequence[Finding]) -> int:
+def _tell(findings: Sequence[ServerFinding]) -> int:
     """Print what was found; return the exit code."""
     for found in findings:
         out.print(f"{found.state:8}{found.what}: {found.told}", soft_wrap=True)

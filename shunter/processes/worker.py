@@ -222,10 +222,8 @@ def _run_worker(
     ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host(), second)
     cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
-    observers: list[Observer] = [
-        WorkSpans(telemetry, catalogue, clock, pool, served[0].provider),
-        Learning(experience),
-    ]
+    spans = WorkSpans(telemetry, catalogue, clock, pool, served[0].provider)
+    observers: list[Observer] = [spans, Learning(experience)]
     worker = Worker(
         *(pool, served, attempts, evidence_writer, ending, clock, cancellations),
         Streams(publisher),

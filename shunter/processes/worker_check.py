@@ -8,10 +8,10 @@ from shunter.processes.worker import make_backend, served_by
 from streams.config.declarations import load_fleet, load_policy
 from streams.engine.clock import SystemClock
 from topics import Settings
-from workers.backends.openai.inspection import Finding, inspect_server
+from workers.backends.openai.inspection import ServerFinding, inspect_server
 
 
-def check_worker(pool: str, settings: Settings) -> list[Finding]:
+def check_worker(pool: str, settings: Settings) -> list[ServerFinding]:
     """Return what is well with a pool's backend, and what is missing; nothing is served.
 
     Raises:
@@ -25,4 +25,4 @@ def check_worker(pool: str, settings: Settings) -> list[Finding]:
     if isinstance(declared, DeclaredOpenAI):
         return asyncio.run(inspect_server(declared, served))
     make_backend(fleet.pools[pool], served, policy, SystemClock())
-    return [Finding("ok", declared.type, "its models are there, in the worker itself")]
+    return [ServerFinding("ok", declared.type, "its models are there, in the worker itself")]

@@ -41,7 +41,7 @@ KINDS = ("vllm", "sglang", "llamacpp")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ServerFinding:
     """One thing that was looked at: ``ok``, ``missing`` (it serves without) or ``fails``."""
 
     state: Literal["ok", "missing", "fails"]
@@ -49,7 +49,7 @@ class Finding:
     told: str
 
 
-async def inspect_server(declared: Declared, options: Sequence[Option]) -> list[Finding]:
+async def inspect_server(declared: Declared, options: Sequence[Option]) -> list[ServerFinding]:
     """Return what a server serves and shows of what its pool declares.
 
     It is asked for some tokens of each variant, and for a prompt twice: the second time the most
@@ -68,7 +68,7 @@ async def inspect_server(declared: Declared, options: Sequence[Option]) -> list[
 
 async def _findings(
     server: OpenAIServer, declared: Declared, options: Sequence[Option]
-) -> AsyncIterator[Finding]:
+) -> AsyncIterator[ServerFinding]:
     page = await _page(server, _origin(declared, "/metrics"))
     kind = next((name for name in KINDS if page and f"\n{name}:" in f"\n{page}"), None)
     kind = kind or await _owner(server, declared)
@@ -80,37 +80,39 @@ async def _findings(
             await _asked(server, operation, PROBES[operation] | {"model": name})
         except CallError as error:
             told = f"{error.message} ({error.code}) when asked for {name!r}"
-            yield Finding("fails", option.variant, told)
+            yield ServerFinding("fails", option.variant, told)
             continue
-        yield Finding("ok", option.variant, f"serves {operation} as {name!r}")
+        yield ServerFinding("ok", option.variant, f"serves {operation} as {name!r}")
         if operation in ("chat", "completions"):
             yield await _of_cache(server, option.variant, name, operation, kind)
             if declared.priority is not None:
                 yield await _of_priority(server, option.variant, name, operation, kind)
 
 
-def _of_metrics(page: str | None, declared: Declared, kind: str | None) -> Finding:
+def _of_metrics(page: str | None, declared: Declared, kind: str | None) -> ServerFinding:
     names = {str(field): name for field, name in declared.metrics_names.items()}
     try:
         load = None if page is None else read_load(page, names)
     except ValueError as error:
-        return Finding("missing", "metrics", f"they can't be read: {error}")
+        return ServerFinding("missing", "metrics", f"they can't be read: {error}")
     if load is not None:
-        return Finding("ok", "metrics", "running, queued and KV memory are read from the server")
+        return ServerFinding(
+            "ok", "metrics", "running, queued and KV memory are read from the server"
+        )
     hint = _METRICS.get(kind or "", "name its page in metrics_url and its metrics in metrics_names")
-    return Finding("missing", "metrics", f"the load of other clients is not seen: {hint}")
+    return ServerFinding("missing", "metrics", f"the load of other clients is not seen: {hint}")
 
 
 async def _of_cache(
     server: OpenAIServer, variant: str, name: str, operation: str, kind: str | None
-) -> Finding:
+) -> ServerFinding:
     """Return what the second of two equal prompts says of cached tokens."""
     body = _prompt(operation) | {"model": name, "max_tokens": 1}
     try:
         await _asked(server, operation, body)
         answer = await _asked(server, operation, body)
     except CallError as error:
-        return Finding("missing", f"{variant}, cache", f"{error.message} ({error.code})")
+        return ServerFinding("missing", f"{variant}, cache", f"{error.message} ({error.code})")
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     details = usage.get("prompt_tokens_details")
@@ -118,25 +120,25 @@ async def _of_cache(
         told = "usage.prompt_tokens_details is not told, so that no turn counts as cached: "
         either = " (vLLM), or with ".join(each.partition(" with ")[2] for each in _REPORTS.values())
         hint = _REPORTS.get(kind or "", f"start the server with {either} (SGLang)")
-        return Finding("missing", f"{variant}, cache", told + hint)
+        return ServerFinding("missing", f"{variant}, cache", told + hint)
     if not details["cached_tokens"]:
         hint = _CACHES.get(kind or "", "let the server cache prefixes")
         told = f"an equal prompt was computed again: {hint}"
-        return Finding("missing", f"{variant}, cache", told)
+        return ServerFinding("missing", f"{variant}, cache", told)
     told = f"{details['cached_tokens']} of {usage.get('prompt_tokens')} tokens came from the cache"
-    return Finding("ok", f"{variant}, cache", told)
+    return ServerFinding("ok", f"{variant}, cache", told)
 
 
 async def _of_priority(
     server: OpenAIServer, variant: str, name: str, operation: str, kind: str | None
-) -> Finding:
+) -> ServerFinding:
     what = f"{variant}, priority"
     try:
         await _asked(server, operation, PROBES[operation] | {"model": name, "priority": 1})
     except CallError as error:
         hint = _PRIORITIES.get(kind or "", "or take `priority` out of the pool's backend")
-        return Finding("fails", what, f"{error.message} with a priority: {hint}")
-    return Finding("ok", what, "a request may have a priority")
+        return ServerFinding("fails", what, f"{error.message} with a priority: {hint}")
+    return ServerFinding("ok", what, "a request may have a priority")
 
 
 def _prompt(operation: str) -> dict[str, Any]:
