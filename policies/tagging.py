@@ -126,7 +126,7 @@ def tag(
         regions=regions_tag.value,
         precisions=precisions_tag.value,
         **_limits(request, allowed, rules),
-        session=request.session,
+        session=request.conversation,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
         key=key,

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from policies import Option
 from policies.bounded_dict import BoundedDict
@@ -17,13 +18,14 @@ from policies.hardware.accelerator import (
 )
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
+from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from streams.engine.clock import Clock
-from topics import Response, ServerLoad, Usage, VariantStatus
+from topics import Profile, Response, ServerLoad, Usage, VariantStatus
 from workers.backends.base import Call, CallError, Load, Outcome
-from workers.backends.simulated.responses import body, output_tokens, piece
+from workers.backends.simulated.responses import body, output_tokens, piece, prefix_tokens
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
@@ -37,7 +39,8 @@ STREAMED = frozenset({"chat", "completions"})
 class SimulatedBackend:
     """Continuous batching on each replica of a pool, in real time or ``time_scale`` times faster.
 
-    Answers are well formed and have the right token counts; their text is meaningless.
+    Answers are well formed and have the right token counts; their text is meaningless. Each
+    replica keeps the keys and values of sessions in memory that is free.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class SimulatedBackend:
         }
         self._latency_s = options[0].latency_s * factors.first_token
         self._options = {o.variant: o for o in options}
-        self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
+        self._replicas = [Replica(limits, PrefixCache()) for _ in range(options[0].replicas)]
         # By replica, then by variant.
         self._shares = [{o.variant: DeviceShare(1) for o in options} for _ in self._replicas]
         self._time_scale = options[0].time_scale
@@ -102,7 +105,10 @@ class SimulatedBackend:
         room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
         tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         replica = self._replica_for(call, input_tokens)
-        job = Job(name, variant, input_tokens, tokens, priority=-call.urgency)
+        session = _session(profile)
+        cached = replica.cached_tokens(variant, session)
+        cached = min(cached, prefix_tokens(call.request, input_tokens))
+        job = Job(name, variant, input_tokens, tokens, cached, priority=-call.urgency)
         future = self._waiting[name] = self._loop.create_future()
         accelerator = replica.accelerator
         share = self._shares[self._replicas.index(replica)][variant]
@@ -129,12 +135,13 @@ class SimulatedBackend:
             others_s,
         )
         self._pace.learn(self._options[variant], job, took, done.device_s)
+        replica.keep(variant, session, input_tokens + tokens)
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
-        answer = body(call.request, profile, variant, tokens, self._clock.now())
+        answer = body(call.request, profile, variant, (tokens, cached), self._clock.now())
         return Outcome(
             Response(200, answer),
-            Usage(profile.input_tokens, tokens),
+            Usage(profile.input_tokens, tokens, min(cached, profile.input_tokens)),
             started_at=origin_s + done.started_at / self._time_scale,
             first_token_at=origin_s + done.first_token_at / self._time_scale if tokens else None,
             finished_at=origin_s + done.finished_at / self._time_scale,
@@ -154,8 +161,9 @@ class SimulatedBackend:
         first, sent = self._first.setdefault(job.id, asyncio.Event()), 0
         what = (call.request, call.profile.operation, job.variant)
         begins = asyncio.ensure_future(first.wait())
+        either: set[asyncio.Future[Any]] = {begins, done}
         try:
-            await asyncio.wait({begins, done}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             while not done.done():
                 tokens = max(1, accelerator.output_tokens_of(job.id, self._model_now()))
                 if tokens > sent:
@@ -197,6 +205,7 @@ class SimulatedBackend:
                 output_tokens=profile.output_tokens,
                 ttft_left_s=self._in_model(left_s),
                 tpot_s=self._in_model(profile.tpot_s),
+                session=_session(profile),
             )
             chosen = self._replicas[choose_replica(self._replicas, ask, self._model_now())]
             if batch_id is not None:
@@ -266,3 +275,8 @@ class SimulatedBackend:
 
     def _model_now(self) -> float:
         return (self._loop.time() - self._began_at) * self._time_scale
+
+
+def _session(profile: Profile) -> str | None:
+    """Return the session of a request; two tenants may use one name, and share nothing."""
+    return None if profile.session is None else f"{profile.tenant}/{profile.session}"
