@@ -291,7 +291,7 @@ def answer(url: str, tokens: int, **fields: Any) -> dict[str, Any]:
     """Return a body as a client reads it: through JSON."""
     call = make_call(url=url, id="r1", hints={"input_tokens": 11}, **fields)
     found: dict[str, Any] = orjson.loads(
-        orjson.dumps(body(call.request, call.profile, "yard-8b-fp8", tokens, 1_800_000_000.5))
+        orjson.dumps(body(call.request, call.profile, "yard-8b-fp8", (tokens, 0), 1_800_000_000.5))
     )
     assert found["model"] == "yard-8b-fp8"
     usage = found["usage"]
@@ -395,3 +395,24 @@ async def test_a_cancelled_stream_leaves_the_device_at_once(start: Start) -> Non
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await until(lambda: backend.load().variants[OPTION.variant].running == 0, "the device is free")
+
+
+async def test_a_turn_of_a_session_finds_what_the_last_one_left(start: Start) -> None:
+    backend = await start()
+
+    async def turn(name: str, tokens: int, **fields: Any) -> Outcome:
+        hints = {"input_tokens": tokens, "output_tokens": 20}
+        return await backend.execute(make_call(id=name, hints=hints, **fields))
+
+    first = await turn("a", 1000, session="s")
+    second = await turn("b", 1500, session="s")
+    assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, 1020)
+    told = second.response.body["usage"]["prompt_tokens_details"]
+    assert told == {"cached_tokens": 1020}
+    assert second.first_token_at - second.started_at < first.first_token_at - first.started_at  # type: ignore[operator]
+    assert (await turn("c", 1500, session="other")).usage.cached_tokens == 0
+    assert (await turn("d", 1500, session="s", tenant="rival")).usage.cached_tokens == 0
+    known = {"simulate": {"prefix_tokens": 700}}
+    assert (await turn("e", 1600, session="s", metadata=known)).usage.cached_tokens == 700
+    named = {"model": "yard-8b", "messages": [], "prompt_cache_key": "s"}
+    assert (await turn("f", 1700, body=named)).usage.cached_tokens == 1620
