@@ -1,13 +1,13 @@
 """Recognition: rules by which a request that names no class gets one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
-from policies.config.schema import Declaration
+from policies.config.schema import Declaration, did_you_mean
 
 Phrase = Annotated[str, Field(min_length=2, max_length=80)]
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -78,6 +78,21 @@ def pattern_of(phrases: Sequence[str]) -> re.Pattern[str] | None:
 
 def _words(part: str) -> str:
     return r"\s+".join(re.escape(word) for word in part.split())
+
+
+def unknown_tasks(
+    rules: Sequence[RecognitionRule], classes: Mapping[str, object]
+) -> list[tuple[tuple[str | int, ...], Any, str]]:
+    """Return path, value and message of each rule whose class is none of these."""
+    return [
+        (
+            ("recognize", index, "task"),
+            rule.task,
+            f"not a class of the policy; {did_you_mean(rule.task, classes)}",
+        )
+        for index, rule in enumerate(rules)
+        if rule.task not in classes
+    ]
 
 
 C = TypeVar("C", bound=BaseModel)

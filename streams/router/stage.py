@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from zlib import crc32
 
 from policies import (
     Decision,
-    Inputs,
     Placer,
     Rates,
     Shares,
@@ -28,13 +26,14 @@ from streams.engine.clock import Clock
 from streams.engine.log import Log, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
 from streams.evidence.immediate_stage import ImmediateStage
-from streams.evidence.records import EvidenceWriter, told
+from streams.evidence.records import EvidenceWriter
+from streams.router.accounts import Accounts, is_settlement
 from streams.router.deduplication import Duplicates
+from streams.router.effects import RoutedCase, RouteEffects
 from streams.router.keys import ProvenKeys
 from streams.tracing.telemetry import Telemetry
 from topics import (
     InferenceRequest,
-    Placement,
     Profile,
     Progress,
     ResultError,
@@ -44,23 +43,6 @@ from topics import (
     parse_request,
 )
 from topics.records import headers as h
-from topics.records.evidence import Step
-from topics.records.frozen import dataclass
-from topics.records.result import Status
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A request with its decision."""
-
-    record: Record
-    profile: Profile
-    tags: dict[str, Tag]
-    decision: Decision
-    digest: TextDigest | None
-    inputs: Inputs
-    shadow: Shadow | None
-    now: float
 
 
 class Router(ImmediateStage):
@@ -92,6 +74,8 @@ class Router(ImmediateStage):
         self._ingest: set[Partition] = set()
         self._rates = Rates(situation.policy)
         self._sampler = Sampler(situation.policy, quality or KnownQuality())
+        self._accounts = Accounts(self._catalogue)
+        self._effects = RouteEffects(self._catalogue, telemetry)
 
     @property
     def _situation(self) -> Situation:
@@ -104,8 +88,8 @@ class Router(ImmediateStage):
 
     @property
     def topics(self) -> Sequence[str]:
-        """Ingest, and the reroutes."""
-        return (self._catalogue.requests, self._catalogue.reroutes)
+        """Ingest, the reroutes, and the accounts."""
+        return (self._catalogue.requests, self._catalogue.reroutes, self._catalogue.accounts)
 
     def take_context(self, terms: DecisionContext) -> None:
         """Adopt new terms. Only while no work is in flight."""
@@ -115,15 +99,19 @@ class Router(ImmediateStage):
         self._rates.policy = self._sampler.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Read the last ids; decisions must not depend on any other state."""
+        """Read the last ids, or the accounts; decisions depend on no other state."""
         if partition.topic == self._catalogue.requests:
             self._ingest.add(partition)
             await self._duplicates.restore(partition, progress, log)
+        elif partition.topic == self._catalogue.accounts:
+            await self._accounts.restore(partition, log)
 
     def forget(self, partition: Partition) -> None:
-        """Drop the ids of a partition that is another's."""
+        """Drop the ids, or the accounts, of a partition that is another's."""
         self._ingest.discard(partition)
         self._duplicates.forget(partition)
+        if partition.topic == self._catalogue.accounts:
+            self._accounts.forget(partition)
 
     def done(self, partition: Partition, work: TransactionPlan) -> None:
         """Keep the ids of the routed requests."""
@@ -137,6 +125,9 @@ class Router(ImmediateStage):
         self._situation.view.prune(now)
         if partition.topic == self._catalogue.reroutes:
             effects = [self._route_again(self._telemetry.entered(r), now) for r in records]
+        elif partition.topic == self._catalogue.accounts:
+            effects = [self._account(self._telemetry.entered(r), now) for r in records]
+            effects += self._accounts.changes(partition, now)
         else:
             records = [self._telemetry.admitted(record) for record in records]
             read = [self._read(record) for record in records]
@@ -150,12 +141,12 @@ class Router(ImmediateStage):
         """Dead-letter the request that the log refuses; an accepted one also gets a failure."""
         (letter,) = super().refused(effect, record, error)
         source = effect.source
-        if source is not None and isinstance(effect.subject, _Case):
+        if source is not None and isinstance(effect.subject, RoutedCase):
             profile, now = effect.subject.profile, self._clock.now()
             failure = ResultError("refused", f"{record.topic} refused the request: {error}")
             letter.records += [
                 self._evidence_writer.no_answer(source, profile, "failed", failure, now),
-                self._evidence_writer.step(
+                *self._evidence_writer.ended(
                     source, profile, "failed", now, reason=failure.code, message=failure.message
                 ),
             ]
@@ -186,6 +177,24 @@ class Router(ImmediateStage):
         except Exception as error:  # noqa: BLE001 - no record ends a process
             return self._evidence_writer.set_aside(record, error, now, is_accepted=True)
 
+    def _account(self, record: Record, now: float) -> Effect:
+        """Decide on a request that is counted here, or count what one has used."""
+        try:
+            record.check_readable()
+            if is_settlement(record):
+                self._accounts.settle(record)
+                return Effect(record, [])
+            came = self._accounts.as_it_came(record)
+        except Exception as error:  # noqa: BLE001 - no record ends a process
+            return self._evidence_writer.set_aside(record, error, now, is_accepted=False)
+        request = self._read(came)
+        if not isinstance(request, InferenceRequest):
+            return self._evidence_writer.set_aside(came, request, now, is_accepted=False)
+        try:
+            return self._decide_on(came, request, now, home=record.partition)
+        except Exception as error:  # noqa: BLE001 - likewise
+            return self._evidence_writer.set_aside_request(came, request, error, now)
+
     def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
         if not isinstance(request, InferenceRequest):
             return self._evidence_writer.set_aside(record, request, now, is_accepted=False)
@@ -198,25 +207,44 @@ class Router(ImmediateStage):
         first = self._duplicates.first(record, request.id)
         if first is not None:
             return self._evidence_writer.duplicate(record, request, first, now)
+        here = self._situation
         try:
-            key = self._keys.of(record, request, self._situation.policy)
+            key = self._keys.of(record, request, here.policy)
         except UnservableError as error:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
         # A backlog that is read at once arrived over time: by the broker's clock, which no client
         # sets.
-        came_at = min(record.came_at(now), now)
+        at = min(record.came_at(now), now)
         part = len(self._ingest) / self._catalogue.partitions
-        wait_s = self._rates.wait_s(request.tenant, came_at, part)
+        wait_s = self._rates.wait_s(request.tenant, at, part)
         if wait_s:
             message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
-            return self._evidence_writer.unservable(record, request, "rate_limited", message, now)
+            return self._evidence_writer.unservable(
+                record, request, "rate_limited", message, now, at + wait_s
+            )
+        if here.policy.budgets_of(request.tenant, key):
+            trace = self._telemetry.sent(record)
+            return self._accounts.passed_on(record, request.id, request.tenant, trace)
+        return self._decide_on(record, request, now)
+
+    def _decide_on(
+        self,
+        record: Record,
+        request: InferenceRequest,
+        now: float,
+        home: Partition | None = None,
+    ) -> Effect:
+        """Return the effect of a request from outside; ``home`` has the accounts of its tenant."""
+        number = (home or record.partition).number
         try:
-            tagged = self._tag(record, request, key, self._situation, now)
+            key = self._keys.of(record, request, self._situation.policy)
+            tagged = self._tag(record, request, key, self._situation, number, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
         digest = self._evidence_writer.digests.of_request(request)
-        shadow = self._beside(record, request, key, now)
-        return self._decide(record, tagged.profile, tagged.tags, digest, shadow, now, request.body)
+        shadow = self._beside(record, request, key, number, now)
+        asked = (tagged.profile, tagged.tags, digest, shadow, now)
+        return self._decide(record, *asked, request, home)
 
     def _tag(
         self,
@@ -224,6 +252,7 @@ class Router(ImmediateStage):
         request: InferenceRequest,
         key: str | None,
         here: Situation,
+        number: int,
         now: float,
     ) -> Tagged:
         return tag(
@@ -231,7 +260,7 @@ class Router(ImmediateStage):
             here.policy,
             received_at=record.came_at(now),
             now=now,
-            ingest_partition=record.partition.number,
+            ingest_partition=number,
             count=self._tokens.of(request),
             lengths=self._situation.view.lengths,
             serving=here.options.serving.get(request.model),
@@ -239,14 +268,19 @@ class Router(ImmediateStage):
         )
 
     def _beside(
-        self, record: Record, request: InferenceRequest, key: str | None, now: float
+        self,
+        record: Record,
+        request: InferenceRequest,
+        key: str | None,
+        number: int,
+        now: float,
     ) -> Shadow | None:
         """Return what the second policy would do, if there is one."""
         here = self._shadow
         if here is None:
             return None
         try:
-            tagged = self._tag(record, request, key, here, now)
+            tagged = self._tag(record, request, key, here, number, now)
         except UnservableError as error:
             return Shadow(here.policy.version, "reject", error.code)
         return decide_beside(tagged.profile, here, now)
@@ -259,12 +293,23 @@ class Router(ImmediateStage):
         digest: TextDigest | None,
         shadow: Shadow | None,
         now: float,
-        body: Mapping[str, Any] | None = None,
+        request: InferenceRequest | None = None,
+        home: Partition | None = None,
     ) -> Effect:
         decision, inputs = self._placer.decide(profile, now)
-        if body is not None:
-            profile = self._watched(profile, body, decision, now)
-        case = _Case(
+        if request is not None:
+            if home is not None:
+                decision, profile = self._accounts.reserve(
+                    home,
+                    profile,
+                    decision,
+                    inputs,
+                    self._situation,
+                    request.output_tokens_max,
+                    now,
+                )
+            profile = self._watched(profile, request.body, decision, now)
+        case = RoutedCase(
             record,
             profile,
             tags | decided_tags(profile, decision, self._situation.options, now),
@@ -273,12 +318,13 @@ class Router(ImmediateStage):
             inputs,
             shadow,
             now,
+            is_carrying=request is None,
         )
+        effect = self._effects.of(case, self._evidence_writer, self._situation.view.version)
         if decision.action == "place":
-            return self._place(case)
-        if decision.action == "hold":
-            return self._hold(case)
-        return self._end(case)
+            # After the evidence, which has the earlier loads.
+            self._placer.count_placed(profile, decision, now)
+        return effect
 
     def _watched(
         self, profile: Profile, body: Mapping[str, Any], decision: Decision, now: float
@@ -292,90 +338,3 @@ class Router(ImmediateStage):
         found = decision.candidates
         check = self._sampler.check_of(profile, body, found, chosen, part, now)
         return profile if check is None else replace(profile, quality=check)
-
-    def _place(self, case: _Case) -> Effect:
-        profile, decision = case.profile, case.decision
-        option = decision.option
-        if option is None:
-            raise ValueError("a decision to place without hardware")
-        placement = Placement(
-            pool=option.pool,
-            device=option.device,
-            model_variant=option.variant,
-            precision=option.precision,
-            region=option.region,
-            path="direct",
-            attempt=profile.attempt,
-            fallbacks=profile.fallbacks,
-        )
-        added = h.encoded(profile=profile, placement=placement, promised=decision.promised)
-        added |= self._telemetry.sent(case.record) | self._carried(case.record)
-        request = Outgoing(
-            self._catalogue.pool_lane(option.pool, "direct"),
-            profile.id.encode(),
-            case.record.value,
-            h.replaced(h.client_headers(case.record.headers), added),
-            partition=profile.ingest_partition % self._catalogue.partitions,
-        )
-        records = [request, self._evidence(case, "placed", placement)]
-        # After the evidence, which has the earlier loads.
-        self._placer.count_placed(profile, decision, case.now)
-        return Effect(case.record, records, subject=case)
-
-    def _hold(self, case: _Case) -> Effect:
-        profile, group = case.profile, case.decision.group or ""
-        added = h.encoded(profile=profile, promised=case.decision.promised)
-        added |= {h.GROUP: group.encode(), h.HELD_AT: repr(case.now).encode()}
-        added |= self._telemetry.sent(case.record) | self._carried(case.record)
-        held = Outgoing(
-            self._catalogue.held,
-            profile.id.encode(),
-            case.record.value,
-            h.replaced(h.client_headers(case.record.headers), added),
-            partition=crc32(group.encode()) % self._catalogue.partitions,
-        )
-        return Effect(case.record, [held, self._evidence(case, "held", None)], subject=case)
-
-    def _carried(self, record: Record) -> dict[str, bytes]:
-        """Return what goes with a second run; a client's own headers of these names do not."""
-        return {} if record.partition in self._ingest else h.carried(record.headers)
-
-    def _end(self, case: _Case) -> Effect:
-        decision, profile = case.decision, case.profile
-        tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
-        details = decision.refusals
-        if tried:
-            details = (details or {}) | tried
-        error = ResultError(decision.reason, decision.message or "", details)
-        status: Status
-        step: Step
-        if decision.action == "expire":
-            status = step = "expired"
-        elif profile.attempt > 1:
-            # It was accepted and tried, and no pool is left.
-            status = step = "failed"
-        else:
-            status = step = "rejected"
-        result = self._evidence_writer.no_answer(case.record, profile, status, error, case.now)
-        return Effect(case.record, [result, self._evidence(case, step, None)])
-
-    def _evidence(self, case: _Case, step: Step, placement: Placement | None) -> Outgoing:
-        decision = case.decision
-        return self._evidence_writer.step(
-            case.record,
-            case.profile,
-            step,
-            case.now,
-            view_version=self._situation.view.version,
-            tags=case.tags,
-            profile=told(case.profile),
-            inputs=case.inputs,
-            candidates=decision.candidates,
-            shadow=case.shadow,
-            placement=placement,
-            assumed=decision.option is not None and decision.option.is_assumed,
-            promised=decision.promised,
-            request_digest=case.digest,
-            reason=decision.reason,
-            message=decision.message,
-        )
