@@ -10,6 +10,7 @@ from streams.tracing import span_attributes as a
 from streams.tracing.spans import CommittedStep, Spans, batch_of
 from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Evidence, Profile, Result
+from workers.span_texts import texts_of
 from workers.stage.outcomes import Task
 
 # Failures before anything was sent to the model server.
@@ -106,13 +107,18 @@ class WorkSpans(Spans):
                 "shunter.cost.usd": None if got is None else a.usd(got.cost_usd),
             }
         )
+        answer = None
         for outgoing in visible.sent:
             result = outgoing.payload
+            if isinstance(result, Result) and result.response is not None:
+                answer = result.response.body
             if isinstance(result, Result) and (started := result.timing.started_at) is not None:
                 times = (started, evidence.at)
                 if (first := result.timing.first_token_at) is not None:
                     first_s = a.seconds(first - started)
                     said += a.measured("gen_ai.response.time_to_first_chunk", first_s)
+        if self.telemetry.text_max:
+            said += texts_of(task.routed.request.body, answer, self.telemetry.text_max)
         self.write(
             visible,
             f"{operation} {profile.model}",
