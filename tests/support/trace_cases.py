@@ -104,7 +104,7 @@ class TracedYard(Yard):
 
     def observer(self, stage: Stage) -> Spans:
         if isinstance(stage, Worker):
-            return WorkSpans(self.telemetry, self.catalogue, self.clock, "premium-eu")
+            return WorkSpans(self.telemetry, self.catalogue, self.clock, "premium-eu", "shunter")
         return RouteSpans(self.telemetry, self.catalogue, self.clock)
 
     async def run(
