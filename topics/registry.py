@@ -198,14 +198,7 @@ class Catalogue:
             ),
             *self._quote_topics(),
             *self._evidence_topics(),
-            Topic(
-                self.dead_letters,
-                1,
-                "as it came",
-                "as it came",
-                None,
-                retention_ms=30 * DAY_MS,
-            ),
+            Topic(self.dead_letters, 1, "as it came", "as it came", None, retention_ms=30 * DAY_MS),
         ]
 
     def _inner_topics(self) -> list[Topic]:
