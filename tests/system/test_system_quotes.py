@@ -41,7 +41,7 @@ async def test_a_file_is_quoted_taken_and_charged_no_more_than_was_quoted(
             assert result["status"] == "completed"
             assert result["cost"]["usd"] <= result["cost"]["quoted_usd"]
             charged += result["cost"]["usd"]
-            await system.wait_for_steps(name, "executed")
+            await system.wait_for_steps(name, "placed", "executed")
             (end,) = [
                 e for e in system.evidence if (e["request_id"], e["step"]) == (name, "executed")
             ]
