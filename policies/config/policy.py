@@ -41,14 +41,8 @@ COMPARE = r"^(labels|tool_calls|greedy|tokens|embedding|judge:[a-z][a-z0-9_-]{0,
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
 _TIMES = (
-    "ttft_ms",
-    "tpot_ms",
-    "deadline_s",
-    "window_s",
-    "longest_wait_s",
-    "margin_s",
-    "room_wait_s",
-    "valid_s",
+    *("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s"),
+    *("margin_s", "room_wait_s", "valid_s"),
 )
 _RATES = ("prior_rate_per_s", "rate_per_s")
 
