@@ -31,6 +31,7 @@ from streams.evidence.immediate_stage import ImmediateStage
 from streams.evidence.records import EvidenceWriter, told
 from streams.router.deduplication import Duplicates
 from streams.router.keys import ProvenKeys
+from streams.router.turns import Read, in_turn
 from streams.tracing.telemetry import Telemetry
 from topics import (
     InferenceRequest,
@@ -142,7 +143,8 @@ class Router(ImmediateStage):
             read = [self._read(record) for record in records]
             ids = [request.id for request in read if isinstance(request, InferenceRequest)]
             await self._duplicates.check_first(partition, ids)
-            effects = [self._route(*each, now) for each in zip(records, read, strict=True)]
+            turns = in_turn(records, read, self._duplicates.first)
+            effects = [self._route(*each, now) for each in turns]
             effects += self._duplicates.finished(partition, records[-1].offset + 1)
         return TransactionPlan(Progress(records[-1].offset + 1), effects)
 
@@ -161,7 +163,7 @@ class Router(ImmediateStage):
             ]
         return [letter]
 
-    def _read(self, record: Record) -> InferenceRequest | Exception:
+    def _read(self, record: Record) -> Read:
         try:
             record.check_readable()
             return parse_request(
@@ -186,18 +188,17 @@ class Router(ImmediateStage):
         except Exception as error:  # noqa: BLE001 - no record ends a process
             return self._evidence_writer.set_aside(record, error, now, is_accepted=True)
 
-    def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
+    def _route(self, record: Record, request: Read, first: int | None, now: float) -> Effect:
         if not isinstance(request, InferenceRequest):
             return self._evidence_writer.set_aside(record, request, now, is_accepted=False)
         try:
+            if first is not None:
+                return self._evidence_writer.duplicate(record, request, first, now)
             return self._route_request(record, request, now)
         except Exception as error:  # noqa: BLE001 - likewise
             return self._evidence_writer.set_aside_request(record, request, error, now)
 
     def _route_request(self, record: Record, request: InferenceRequest, now: float) -> Effect:
-        first = self._duplicates.first(record, request.id)
-        if first is not None:
-            return self._evidence_writer.duplicate(record, request, first, now)
         try:
             key = self._keys.of(record, request, self._situation.policy)
         except UnservableError as error:
