@@ -108,10 +108,11 @@ class Candidates(Sequence[Candidate]):
             )
             for visit in offers.visits
         ]
+        # Before anything may not fit: the inputs stand by these tables in any case.
+        tables.take(numbering)
         rows = column_rows(places, offers.figures, offers.chances, self._elapsed_s)
         if rows:
             rows.insert(0, rows.pop(self._best))
-        tables.take(numbering)
         return rows, [
             refused_row(pools[option.pool], variants[option.variant], code)
             for option, code in self._refused
