@@ -127,7 +127,7 @@ def tag(
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        **_limits(request, allowed, rules),
+        **_limits(request, allowed, rules, tier),
         session=request.session,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
@@ -138,7 +138,9 @@ def tag(
     return Tagged(profile, dict(zip(TAGS, found, strict=False)))
 
 
-def _limits(request: InferenceRequest, allowed: Allowed, rules: Sequence[Rule]) -> dict[str, Any]:
+def _limits(
+    request: InferenceRequest, allowed: Allowed, rules: Sequence[Rule], tier: Tier
+) -> dict[str, Any]:
     """Return members of a profile that limit where it may go, besides regions and precisions."""
     constraints = request.constraints
     return {
@@ -147,6 +149,7 @@ def _limits(request: InferenceRequest, allowed: Allowed, rules: Sequence[Rule]) 
         "data_class": allowed.data_class,
         "labels": allowed.labels or {},
         "max_cost_usd": constraints.max_cost_usd,
+        "price_factor": tier.price_factor,
         "bound_by": tuple(where for where, _ in rules),
         "any_quality": constraints.precisions is not None,
     }

@@ -59,6 +59,10 @@ def limits(profile: Profile, policy: Policy) -> list[str]:
             f"beyond {tenant.rate_per_s:g} requests/s of tenant {profile.tenant!r}, counted over"
             f" {max(WINDOW_S, 1 / tenant.rate_per_s):g} s: rejected as rate_limited"
         )
+    for rule, _, budget in policy.budgets_of(profile.tenant, profile.key):
+        units = (("requests", budget.requests), ("tokens", budget.tokens), ("USD", budget.usd))
+        most = ", ".join(f"{limit:,} {unit}" for unit, limit in units if limit is not None)
+        told.append(f"beyond {most} in {budget.window_s:g} s ({rule}): rejected as budget")
     told.append(
         "where only other work keeps each pool from serving it in time, and the tenant has had"
         f" more than its share ({tenant.share:g}) lately: rejected as over_share"

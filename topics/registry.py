@@ -9,6 +9,7 @@ from topics.records.cancellation import CANCELLATION_S, Cancellation
 from topics.records.claim import KeyClaim
 from topics.records.evidence import Evidence
 from topics.records.heartbeat import PoolStatus
+from topics.records.money import BudgetState
 from topics.records.policy_change import PolicyEntry
 from topics.records.progress import Progress
 from topics.records.quality import Comparison, QualityEntry
@@ -94,6 +95,8 @@ class Catalogue:
         self.requests = f"{self.prefix}.requests"
         self.reroutes = f"{self.prefix}.reroutes"
         self.cancellations = f"{self.prefix}.cancellations"
+        self.accounts = f"{self.prefix}.accounts"
+        self.budgets = f"{self.prefix}.budgets"
         self.held = f"{self.prefix}.held"
         self.results = f"{self.prefix}.results"
         self.streams = f"{self.prefix}.streams"
@@ -238,6 +241,7 @@ class Catalogue:
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
             ),
+            *self._budget_topics(),
             *self._quality_topics(),
             Topic(
                 self.progress,
@@ -265,6 +269,28 @@ class Catalogue:
                 KeyClaim,
                 retention_ms=DAY_MS,
                 extra=BROKERS_TIME,
+            ),
+        ]
+
+    def _budget_topics(self) -> list[Topic]:
+        n = self._partitions
+        return [
+            Topic(
+                self.accounts,
+                n,
+                "request id",
+                "a request whose tenant or key has a budget, or what one used at its end",
+                InferenceRequest,
+                extra=BROKERS_TIME,
+            ),
+            Topic(
+                self.budgets,
+                n,
+                "rule/owner/window/number",
+                "what a window of a budget keeps for open requests, and what ended ones used",
+                BudgetState,
+                cleanup="compact",
+                extra=_QUICK_COMPACTION,
             ),
         ]
 

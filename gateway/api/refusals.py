@@ -34,6 +34,10 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
     if code == "model_not_found":
         message = f"the model {wanted.model!r:.140} is none that is served here; see /v1/models"
         details = None
+    elif code == "insufficient_quota":
+        # None where no window has room for it.
+        if error.retry_at is not None:
+            wait_s = error.retry_at - (result.timing.finished_at or error.retry_at)
     elif code == "rate_limit_exceeded":
         wait_s = fleet.rate_turn_s(wanted.fields["tenant"])
     elif status in _PASSING:

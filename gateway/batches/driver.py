@@ -224,16 +224,25 @@ class Driver:
         except BadRecordError as error:
             logger.warning("the result of %s can't be read: %s", request_id, error.message)
             return
-        is_away = result.status == "rejected" and result.error is not None
-        if is_away and result.error is not None and result.error.code in _TURNED_AWAY:
-            now = self._now()
-            wait_s = self._parts.texts.rate_wait_s(self._batch.tenant)
-            work.again_at.setdefault(n, self._pace.turned_away(now, wait_s))
+        wait_s = self._wait_s(result)
+        if wait_s is not None:
+            work.again_at.setdefault(n, self._pace.turned_away(self._now(), wait_s))
         else:
             asked = source.line(n, self._now())
             line, is_error = self._parts.texts.line(asked, n, self._prefix, result)
             output.add(n, line, is_error=is_error)
         work.in_flight.discard((n, run))
+
+    def _wait_s(self, result: Result) -> float | None:
+        """Return after how long a line that was turned away may go again; None: it was not."""
+        error = result.error
+        if result.status != "rejected" or error is None:
+            return None
+        if error.retry_at is not None:
+            return max(0.0, error.retry_at - self._now())
+        if error.code not in _TURNED_AWAY:
+            return None
+        return self._parts.texts.rate_wait_s(self._batch.tenant)
 
     async def _publish_some(self, source: Input, work: _Work) -> bool:
         """Publish the next lines, if there is room for any; return whether some were."""

@@ -129,7 +129,8 @@ def cheapest_blind(profile: Profile, able: Sequence[Option], _: FleetView) -> Op
         return roofline.prefill_s(profile.input_tokens) + profile.output_tokens * step_s
 
     def price(option: Option) -> tuple[float, str, str]:
-        return (device_s(option) * option.usd_per_s, option.pool, option.variant)
+        tokens = (profile.input_tokens, profile.output_tokens)
+        return (option.cost_usd(device_s(option), *tokens), option.pool, option.variant)
 
     in_time = [option for option in able if _meets_idle(profile, option)]
     if not in_time:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
@@ -22,7 +22,11 @@ _REPLICA, _BEAT, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(7)
 
 @dataclass(frozen=True, slots=True)
 class ReplayRun:
-    """Result of a policy on a trace. ``busy_s`` is by pool, ``steps`` and ``tokens`` decoded."""
+    """Result of a policy on a trace.
+
+    ``busy_s`` is by pool, as is ``tokens_usd``, what those got that are paid by tokens; ``steps``
+    and ``tokens`` are decoded.
+    """
 
     outcomes: list[ReplayOutcome]
     busy_s: dict[str, float]
@@ -30,6 +34,7 @@ class ReplayRun:
     tokens: int
     batches: int
     batched: int
+    tokens_usd: dict[str, float] = field(default_factory=dict)
 
 
 class Replay:
@@ -108,6 +113,7 @@ class Replay:
         return ReplayRun(
             outcomes=list(self._outcomes.values()),
             busy_s={name: pool.busy_s for name, pool in self._pools.items()},
+            tokens_usd={n: pool.tokens_usd for n, pool in self._pools.items() if pool.tokens_usd},
             steps=sum(steps for steps, _ in decoded),
             tokens=sum(tokens for _, tokens in decoded),
             batches=len(self._batch_ids),

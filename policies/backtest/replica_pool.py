@@ -33,7 +33,7 @@ Draw = Callable[[], float]
 class Try:
     """One request on its way to or at a pool; ``mark`` is of its share since ``began_at``.
 
-    ``ahead_s`` and ``others_s`` are what `Measured` has of it.
+    ``ahead_s`` and ``others_s`` are what `Measured` has of it, ``output_tokens`` what it writes.
     """
 
     outcome: ReplayOutcome
@@ -46,6 +46,7 @@ class Try:
     others_s: float = 0.0
     began_at: float = 0.0
     mark: float = 0.0
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class ModelPool:
         self._failed: deque[TryEnded] = deque()
         self._count = 0
         self.is_down = False
+        self.tokens_usd = 0.0
         self.latency_s = options[0].latency_s * reality.factors(self.name).first_token
         self.replicas = []
         for _ in range(options[0].replicas):
@@ -119,6 +121,7 @@ class ModelPool:
         if self._failure_rate and self._draw() < self._failure_rate:
             attempt.fails = True
             output_tokens = round(output_tokens * self._draw())
+        attempt.output_tokens = output_tokens
         name = str(self._count)
         self._count += 1
         self._tries[name] = attempt
@@ -145,11 +148,14 @@ class ModelPool:
             share_s = self._shares[index][attempt.option.variant].end(attempt.mark, now)
             outcome = attempt.outcome
             if isinstance(event, Cancelled):
-                outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                cut = (event.device_s, outcome.input_tokens, event.output_tokens)
+                self._charge(attempt, attempt.option.cut_cost_usd(*cut))
                 self._experience.failed()
                 yield TryEnded(attempt, event.at, "unavailable")
             elif isinstance(event, Completion):
-                outcome.cost_usd += event.device_s * attempt.option.usd_per_s
+                read = (outcome.input_tokens, attempt.output_tokens, outcome.cached_tokens)
+                cost_usd = attempt.option.cost_usd(event.device_s, *read)
+                self._charge(attempt, cost_usd)
                 if attempt.fails:
                     self._experience.failed()
                     yield TryEnded(attempt, event.finished_at, "server_error")
@@ -176,10 +182,16 @@ class ModelPool:
                     attempt.others_s,
                 )
                 self._pace.learn(attempt.option, job, took, event.device_s)
-                self._learn(attempt, event.device_s * attempt.option.usd_per_s)
+                self._learn(attempt, cost_usd)
                 yield TryEnded(attempt, event.finished_at)
             else:
                 yield TryEnded(attempt, event.at, "memory")
+
+    def _charge(self, attempt: Try, cost_usd: float) -> None:
+        charged_usd = cost_usd * attempt.outcome.profile.price_factor
+        attempt.outcome.cost_usd += charged_usd
+        if attempt.option.rates is not None:
+            self.tokens_usd += charged_usd
 
     def _learn(self, attempt: Try, cost_usd: float) -> None:
         outcome, profile = attempt.outcome, attempt.outcome.profile
@@ -189,7 +201,7 @@ class ModelPool:
         if attempt.path != "direct" or promised is None or finished_s is None or sent_s is None:
             return
         finish_s = finished_s - profile.created_at
-        got = Envelope(cost_usd, outcome.ttft_s, finish_s, outcome.tpot_s)
+        got = Envelope(cost_usd * profile.price_factor, outcome.ttft_s, finish_s, outcome.tpot_s)
         elapsed_s = sent_s - profile.created_at
         self._experience.kept(profile, attempt.option.variant, promised, got, elapsed_s)
 

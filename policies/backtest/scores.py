@@ -16,10 +16,10 @@ CHANCE_BINS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 def scores_of(run: ReplayRun, options: Options, violations: int) -> dict[str, Any]:
     """Return the figures of one run for the report.
 
-    Costs are US dollars of busy device time. Attainment is the share of all requests that were
-    answered within deadline, TTFT and TPOT; percentiles are of completed requests, held times of
-    those that waited in the hold. An unanswered request counts as a missed deadline only.
-    ``mean_batch_size`` is the mean number of sequences in a decode step.
+    Costs are US dollars of busy device time, or of tokens where a pool is paid by them. Attainment
+    is the share of all requests that were answered within deadline, TTFT and TPOT; percentiles are
+    of completed requests, held times of those that waited in the hold. An unanswered request counts
+    as a missed deadline only. ``mean_batch_size`` is the mean number of sequences in a decode step.
     """
     outcomes, by_task = run.outcomes, _by_task(run.outcomes)
     done = [o for o in outcomes if o.status == "completed"]
@@ -56,7 +56,9 @@ def scores_of(run: ReplayRun, options: Options, violations: int) -> dict[str, An
         "busy_s_by_pool": run.busy_s,
         "usd_by_pool": {
             pool: busy_s * options.by_pool[pool][0].usd_per_s for pool, busy_s in run.busy_s.items()
-        },
+        }
+        | run.tokens_usd,
+        "tokens_usd": sum(run.tokens_usd.values()),
     }
 
 

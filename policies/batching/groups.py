@@ -52,6 +52,9 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
             sorted(profile.labels.items()),
             profile.max_cost_usd,
         ]
+        if profile.max_cost_usd is not None and profile.price_factor != 1.0:
+            # What a tier is charged is held against the limit.
+            constraints.append(profile.price_factor)
         name += f"|{encode(constraints).decode()}"
     check = profile.quality
     if check is not None and check.of is not None:

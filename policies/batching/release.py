@@ -86,6 +86,7 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
         input_tokens=max(m.profile.input_tokens for m in members),
         output_tokens=max(m.profile.output_tokens for m in members),
         output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
+        price_factor=1.0,
     )
     limit_usd = longest.max_cost_usd
     # The estimate of a reply may make another one the longest.

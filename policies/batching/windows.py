@@ -43,7 +43,9 @@ class Target:
         (`policies.batching.release`).
         """
         elapsed_s = now - profile.created_at
-        cost_usd, limit_usd = self.estimate.cost_usd, profile.max_cost_usd
+        # The estimate is at no tier's price, since members may be of several.
+        cost_usd = self.estimate.cost_usd * profile.price_factor
+        limit_usd = profile.max_cost_usd
         return Envelope(
             cost_usd=cost_usd if limit_usd is None else min(cost_usd, limit_usd),
             ttft_s=elapsed_s + self.estimate.ttft_s,

@@ -1,6 +1,14 @@
 """What a policy binds a tenant, an API key or a class to; a request may only narrow it."""
 
+from typing import Annotated, ClassVar, Self
+
+from pydantic import AfterValidator, model_validator
+
+from policies.config.budgets import Budget, check_windows
 from policies.config.schema import Declaration
+from policies.config.serving import Grown
+
+Budgets = Annotated[tuple[Budget, ...], AfterValidator(check_windows)]
 
 
 class Bound(Declaration):
@@ -15,12 +23,23 @@ class Bound(Declaration):
     data_classes: tuple[str, ...] | None = None
 
 
-class APIKey(Declaration):
+class APIKey(Grown):
     """What a policy knows of an API key, by its id; the key itself is the gateway's."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"budgets"})
 
     tenant: str | None = None
     """The tenant that it is of; a request with it and of another tenant is rejected."""
     bound: Bound = Bound()
+    budgets: Budgets = ()
+    """What requests with the key may use, beside the budgets of its tenant."""
+
+    @model_validator(mode="after")
+    def _budgets_have_a_tenant(self) -> Self:
+        # One process keeps all accounts of a tenant, those of its keys among them.
+        if self.budgets and self.tenant is None:
+            raise ValueError("a key with budgets must name its tenant")
+        return self
 
 
 NOT_BOUND = Bound()

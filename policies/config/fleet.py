@@ -20,6 +20,7 @@ from policies.config.hardware import (
     Positive,
     Precision,
 )
+from policies.config.prices import TokenPrice
 from policies.config.schema import (
     Declaration,
     Versioned,
@@ -196,12 +197,13 @@ class Site(Declaration):
 class Pool(Grown):
     """Equal devices in one region; every variant is resident on each replica.
 
-    `usd_per_hour`, for one device, overrides the device's. `failure_rate` is the share of requests
-    expected to fail here before the pool has measured its own. `power_kw_max` bounds what its
-    devices and their hosts draw, and `site` names what else bounds it.
+    `usd_per_hour`, for one device, overrides the device's. With a `token_price` its work is paid by
+    tokens, as at a vendor, and the device only tells what latencies to expect. `failure_rate` is
+    the share of requests expected to fail here before the pool has measured its own. `power_kw_max`
+    bounds what its devices and their hosts draw, and `site` names what else bounds it.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"site", "power_kw_max"})
+    added: ClassVar[frozenset[str]] = frozenset({"site", "power_kw_max", "token_price"})
 
     device: Name
     count: Count
@@ -211,6 +213,7 @@ class Pool(Grown):
     serves: tuple[Serve, ...] = Field(min_length=1)
     backend: Backend = SimulatedBackendConfig()
     usd_per_hour: NonNegative | None = None
+    token_price: TokenPrice | None = None
     failure_rate: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
     site: _Slug | None = None
     power_kw_max: Positive | None = None
@@ -221,6 +224,13 @@ class Pool(Grown):
         if len(set(lanes)) != len(lanes):
             raise ValueError("names a lane twice")
         return lanes
+
+    @model_validator(mode="after")
+    def _one_price(self) -> Self:
+        if self.token_price is not None and self.usd_per_hour is not None:
+            message = "is paid by token_price or by usd_per_hour: give one of them"
+            raise cross_field_error("Pool", [(("usd_per_hour",), self.usd_per_hour, message)])
+        return self
 
 
 class Fleet(HardwareCatalogue, Versioned):

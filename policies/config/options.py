@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from policies.config.fleet import Fleet, Pool
+from policies.config.prices import TokenRates
 from policies.config.quality import QUALITY
 from policies.config.rooflines import roofline_of
 from policies.config.schema import digest_of
 from policies.hardware.roofline import Roofline
 from topics.records.decision_tables import Numbering
+from topics.records.money import NANO
 
 SECONDS_PER_HOUR = 3600
 
@@ -17,12 +19,13 @@ SECONDS_PER_HOUR = 3600
 class Option:
     """One model variant in one pool.
 
-    ``usd_per_s`` is the price of one replica's time, ``latency_s`` what a first token takes beside
-    the device, ``error`` the standard deviation of ln(actual / predicted) latency that the device's
-    constants come with, 0 if they say nothing. ``is_assumed``: no servers on such a device were
-    measured. ``busy_w`` and ``idle_w`` are watts of a replica with its share of the host, None
-    where unknown; limits are in kW, of the pool and of its site.
-    measured. ``quality`` is the share of the published weights' scores that the variant keeps.
+    ``usd_per_s`` is the price of one replica's time; where work is paid by tokens it is 0, and
+    ``rates`` are the prices. ``latency_s`` is what a first token takes beside the device, ``error``
+    the standard deviation of ln(actual / predicted) latency that the device's constants come with,
+    0 if they say nothing. ``is_assumed``: no servers on such a device were measured. ``busy_w`` and
+    ``idle_w`` are watts of a replica with its share of the host, None where unknown; limits are in
+    kW, of the pool and of its site. ``quality`` is the share of the published weights' scores that
+    the variant keeps.
     """
 
     pool: str
@@ -51,13 +54,30 @@ class Option:
     site: str | None = None
     pool_kw_max: float | None = None
     site_kw_max: float | None = None
+    quality: float = 1.0
+    rates: TokenRates | None = None
 
     @property
     def is_power_limited(self) -> bool:
         """Whether its pool or site bounds what it may draw."""
         return self.pool_kw_max is not None or self.site_kw_max is not None
 
-    quality: float = 1.0
+    def cost_usd(
+        self, device_s: float, input_tokens: int, output_tokens: int, cached_tokens: int = 0
+    ) -> float:
+        """Return the cost of an answer in US dollars, by its tokens or by its device time."""
+        if self.rates is None:
+            return device_s * self.usd_per_s
+        return self.rates.nano_usd(input_tokens, output_tokens, cached_tokens) / NANO
+
+    def cut_cost_usd(self, device_s: float, input_tokens: int, output_tokens: int) -> float:
+        """Return the cost of work that ended without its answer.
+
+        What is paid by tokens costs nothing before the first one came.
+        """
+        if self.rates is not None and not output_tokens:
+            return 0.0
+        return self.cost_usd(device_s, input_tokens, output_tokens)
 
 
 class ModelOptions:
@@ -185,6 +205,9 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
     device = fleet.devices[pool.device]
     serving = device.serving
     usd_per_hour = device.usd_per_hour if pool.usd_per_hour is None else pool.usd_per_hour
+    rates = None
+    if pool.token_price is not None:
+        usd_per_hour, rates = 0.0, TokenRates.of(pool.token_price)
     resident_bytes = sum(
         fleet.models[serve.model].weights_bytes(serve.precision) for serve in pool.serves
     )
@@ -222,6 +245,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 pool_kw_max=pool.power_kw_max,
                 site_kw_max=None if pool.site is None else fleet.sites[pool.site].power_kw_max,
                 quality=QUALITY[serve.precision] if serve.quality is None else serve.quality,
+                rates=rates,
             )
         )
     return tuple(options)

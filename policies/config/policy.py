@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from policies.config.bounds import NOT_BOUND, APIKey, Bound, Rule
+from policies.config.bounds import NOT_BOUND, APIKey, Bound, Budgets, Rule
+from policies.config.budgets import Budget
 from policies.config.options import Option
 from policies.config.order import PoolGroup
 from policies.config.plugins import Extension
@@ -103,9 +104,14 @@ class WorkloadClass(Grown):
     """Gets no variant that has drifted from its reference, whatever class found that."""
 
 
-class Tier(Declaration):
+class Tier(Grown):
     """Changes that a ``service_tier`` makes to the class; None changes nothing."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"price_factor"})
+
+    price_factor: Annotated[float, Field(gt=0, le=1_000)] = 1.0
+    """What a request of the tier is charged, in times its cost: promised, limited, evidenced and
+    counted so."""
     latency_sensitive: bool | None = None
     batchable: bool | None = None
     slo: bool = True
@@ -126,7 +132,7 @@ class DataClass(Declaration):
 class TenantLimits(Grown):
     """Limits on a tenant's use of the system."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"bound", "needs_key", "watch"})
+    added: ClassVar[frozenset[str]] = frozenset({"bound", "budgets", "needs_key", "watch"})
 
     rate_per_s: PositiveFloat | None = None
     """Requests per second over all ingest partitions, counted over 10 s; more are rejected. None
@@ -135,6 +141,9 @@ class TenantLimits(Grown):
     """Weight against other tenants where there is not enough for all."""
     bound: Bound = NOT_BOUND
     """What each request of the tenant is kept to, whatever it says."""
+    budgets: Budgets = ()
+    """What its requests may use in windows of time; those of `default_tenant` count for each tenant
+    by itself."""
     needs_key: bool = False
     """Whether a request must come with a key of the tenant, as a gateway proves it."""
     watch: bool = True
@@ -280,6 +289,24 @@ class Policy(Versioned, Grown):
             rules.append((f"classes.{task}", self.classes[task].bound))
         return [rule for rule in rules if rule[1] != NOT_BOUND]
 
+    @cached_property
+    def has_budgets(self) -> bool:
+        """Return whether any tenant or key has a budget."""
+        tenants = (self.default_tenant, *self.tenants.values())
+        return any(tenant.budgets for tenant in tenants) or any(
+            key.budgets for key in self.keys.values()
+        )
+
+    def budgets_of(self, tenant: str, key: str | None) -> list[tuple[str, str, Budget]]:
+        """Return what a request is counted by: place in the policy, whose it is, and the budget."""
+        if not self.has_budgets:
+            return []
+        where = f"tenants.{tenant}" if tenant in self.tenants else "default_tenant"
+        found = [(where, tenant, budget) for budget in self.limits_of(tenant).budgets]
+        if key is not None and key in self.keys:
+            found += [(f"keys.{key}", key, budget) for budget in self.keys[key].budgets]
+        return found
+
     def floor_of(self, profile: Profile) -> float:
         """Return the least quality of a variant that may serve a request."""
         workload = None if profile.any_quality else self.classes.get(profile.workload)
@@ -321,6 +348,8 @@ class Policy(Versioned, Grown):
         powers = dict.fromkeys(_TIMES, -1) | dict.fromkeys(_RATES, 1)
 
         def scaled(node: Any) -> Any:
+            if isinstance(node, list | tuple):
+                return [scaled(each) for each in node]
             if not isinstance(node, dict):
                 return node
             return {

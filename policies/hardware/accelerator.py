@@ -379,8 +379,9 @@ class Accelerator:
 
     def _take_out(self, state: JobState, at: float) -> None:
         del self._jobs[state.job.id]
+        written = state.written_tokens
         state.lane.remove(state)
-        self._events.append(Cancelled(state.job.id, at, state.device_s))
+        self._events.append(Cancelled(state.job.id, at, state.device_s, written))
 
     def _can_admit(self, lane: VariantQueue) -> bool:
         head = lane.head

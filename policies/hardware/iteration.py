@@ -69,11 +69,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """A job was removed and its memory is free; `device_s` was spent on it."""
+    """A job was removed and its memory is free; `device_s` was spent on it, for so many tokens."""
 
     id: str
     at: float
     device_s: float
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,13 @@ class JobState:
     def prompt_left_tokens(self) -> int:
         """Prompt tokens still to be computed."""
         return self.job.input_tokens - self.computed_tokens
+
+    @property
+    def written_tokens(self) -> int:
+        """Output tokens so far, of a job that has not ended."""
+        if not self.finish_step:
+            return 0
+        return self.job.output_tokens - (self.finish_step - self.lane.steps)
 
 
 @dataclass(eq=False, slots=True)

@@ -51,6 +51,7 @@ class Decision:
         reason: stable code of the reason for the action.
         message: one sentence for people, for ``reject`` and ``expire``.
         refusals: per pool, the reason code.
+        retry_at: when a rejected request may be accepted, epoch seconds; None if unknown.
     """
 
     action: Action
@@ -62,6 +63,7 @@ class Decision:
     group: str | None = None
     message: str | None = None
     refusals: dict[str, str] | None = None
+    retry_at: float | None = None
 
 
 def decide(

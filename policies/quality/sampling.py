@@ -65,6 +65,10 @@ def second_run(profile: Profile, check: QualityCheck, asked: Asked, now: float) 
         session=None,
         attempt=1,
         fallbacks=(),
+        # The operator pays for it.
+        price_factor=1.0,
+        reserved=None,
+        spent=None,
         quality=replace(check, of=of, asked=asked),
     )
 

@@ -8,6 +8,7 @@ from policies.config.options import Option
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import DecodeStep, Learned, Standing
 from topics import Candidate, LatencyError, Profile
+from topics.records.money import NANO
 from topics.records.placement import CandidatePath
 
 SQRT2 = sqrt(2.0)
@@ -62,7 +63,8 @@ def estimate(
 def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list[Figures]:
     """Return the estimate of each visit.
 
-    Cost is the marginal device time, see `Standing.terms`. Latencies are those of a pool whose
+    Cost is that of the marginal device time, see `Standing.terms`, or of the tokens, times the
+    tier's factor. Latencies are those of a pool whose
     replicas share its work evenly; the members' prefills follow each other, and other variants on
     the device take turns with this one (``standing.others_s``).
 
@@ -121,8 +123,11 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         finish_s = ttft_s + decode_steps * tpot_s
         latest_s = finish_s if high_steps is None else ttft_s + high_steps * tpot_s
         cost_usd, own_s = device_s * usd_per_s, prefill_s / pace
+        if not usd_per_s and (rates := standing.option.rates) is not None:
+            cost_usd = rates.nano_usd(profile.input_tokens, output_tokens, cached_tokens) / NANO
         found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s))
-    return found
+    factor = profile.price_factor
+    return found if factor == 1.0 else [(each[0] * factor, *each[1:]) for each in found]
 
 
 def _step_s(

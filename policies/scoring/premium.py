@@ -78,6 +78,12 @@ def premium_usd(
         return cost_usd
     sharers = work.sharers(placed, cost_usd / placed.usd_per_s) if placed.usd_per_s else 1.0
     costs = (
-        work.device_s(option, min(sharers, option.max_batch)) * option.usd_per_s for option in able
+        option.cost_usd(
+            0.0 if option.rates else work.device_s(option, min(sharers, option.max_batch)),
+            work.input_tokens,
+            work.output_tokens,
+            work.cached_tokens,
+        )
+        for option in able
     )
     return min(costs, default=None)

@@ -17,8 +17,8 @@ from topics.records.decision_rows import rounded
 
 T = TypeVar("T")
 
-# Added after the decision, from others' results: the tenant's share.
-BY_SHARE = "over_share"
+# Added after the decision, from what others use: the tenant's share, or a budget.
+BY_OTHERS = frozenset({"over_share", "budget"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _decision_again(step: Evidence, options: Options, policy: Policy) -> Replaye
         ("reason", step.reason, found.reason),
         ("promised", step.promised, _as_recorded(step.promised, found.promised)),
     ]
-    differences = [] if step.reason == BY_SHARE else _unlike(facts)
+    differences = [] if step.reason in BY_OTHERS else _unlike(facts)
     return _replayed(step, found.candidates, differences)
 
 

@@ -34,7 +34,9 @@ class Counts:
     """The counts of a line. ``late`` and ``dear`` are answers that broke their promise.
 
     ``assumed`` were answered by devices of which no servers were measured: what they were promised
-    rests on assumptions. ``energy_wh`` is device time at busy power.
+    rests on assumptions. ``energy_wh`` is device time at busy power. ``cost_usd`` includes
+    ``spent_usd``, for tries that gave no answer. Answers with a promise from when they were held
+    are ``held_promises``, and two counts say which broke that one.
     """
 
     requests: int = 0
@@ -47,12 +49,16 @@ class Counts:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    spent_usd: float = 0.0
     promised_usd: float = 0.0
     energy_wh: float = 0.0
     assumed: int = 0
     in_envelope: int = 0
     late: int = 0
     dear: int = 0
+    held_promises: int = 0
+    late_since_held: int = 0
+    dear_since_held: int = 0
 
 
 @dataclass(slots=True)
@@ -66,6 +72,10 @@ class AuditReport(EvidencePeriod):
         step = self.step_of(value)
         if step is None:
             return
+        if step.spent is not None:
+            counts = self._counts(step)
+            counts.cost_usd += step.spent.usd
+            counts.spent_usd += step.spent.usd
         if step.step == "fell_back":
             self._counts(step).fallbacks += 1
         elif step.step in ENDS:
@@ -110,6 +120,10 @@ class AuditReport(EvidencePeriod):
                 counts.dear += is_dear
                 counts.late += is_late
                 counts.in_envelope += not (is_dear or is_late)
+            if (held := step.held_promise) is not None:
+                counts.held_promises += 1
+                counts.dear_since_held += step.got.cost_usd > held.cost_usd + COST_TOLERANCE
+                counts.late_since_held += step.got.finish_s > held.finish_s
 
 
 _HEADINGS = [each.name for each in (*fields(Group), *fields(Counts))]

@@ -46,4 +46,6 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
         for profile, arrival in zip(profiles, setting.arrivals, strict=True)
         if rows is None or arrival.row in rows
     ]
-    return max(volume_bound(demands, options), streaming_bound(demands, options))
+    # What tiers are charged is no less than all of it at the least factor.
+    factor = min((demand.profile.price_factor for demand in demands), default=1.0)
+    return factor * max(volume_bound(demands, options), streaming_bound(demands, options))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import floor
 
 from policies import Option, Options
-from shunter.backtest.bound_work import add_work
+from shunter.backtest.bound_work import add_work, token_usd
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
 
@@ -82,7 +82,7 @@ class _Window:
         for option in choices:
             moments = list(_moments(demand, option)) if is_timed else []
             is_inside = latest_end_s(demand) <= self.end_s
-            whole = self.programme.variable()
+            whole = self.programme.variable(token_usd(demand, option))
             if is_inside:
                 served.setdefault((option.pool, option.variant), []).append((whole, demand))
             mine[whole] = 1.0

@@ -8,6 +8,7 @@ from policies import Option, Options
 from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
+from topics.records.money import NANO
 
 Served = Sequence[tuple[int, Demand]]
 """The requests that an option may serve, each with the variable of its share."""
@@ -26,12 +27,22 @@ def volume_bound(demands: Sequence[Demand], options: Options) -> float:
             continue  # no pool can serve it in time, so it costs nothing
         mine = {}
         for option in choices:
-            column = programme.variable()
+            column = programme.variable(token_usd(demand, option))
             mine[column] = 1.0
             columns.setdefault((option.pool, option.variant), []).append((column, demand))
         programme.equal.append((mine, 1.0))
     add_work(programme, options, columns, {pool: [column] for pool, column in busy.items()})
     return programme.solve()
+
+
+def token_usd(demand: Demand, option: Option) -> float:
+    """Return the least that an option charges for a request by its tokens; 0 if by its time."""
+    rates = option.rates
+    if rates is None:
+        return 0.0
+    # All of the prompt may be cached, where that is cheaper.
+    cached = demand.input_tokens if rates.cached_femto < rates.input_femto else 0
+    return rates.nano_usd(demand.input_tokens, demand.output_tokens, cached) / NANO
 
 
 def add_work(

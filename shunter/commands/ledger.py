@@ -112,6 +112,13 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
         yield f"tokens: context {context}; output {output}; {cached:.1%} cached"
         spent = f"{row['cost_usd']:.6f} USD; {row['energy_wh']:.3g} Wh"
         yield f"{tools:g} tool calls an answer; {spent}"
+    elif row["cost_usd"]:
+        yield f"{row['cost_usd']:.6f} USD"
+    if row["spent_usd"]:
+        yield f"{row['spent_usd']:.6f} USD of that for tries without an answer"
+    if held := row["held_promises"]:
+        dear, late = row["dearer_than_held"], row["later_than_held"]
+        yield f"{held} had a promise when held: {dear} cost more, {late} came later"
     if row["pools"]:
         yield f"at {_counts(row['pools'])}; {_counts(row['model_variants'])}"
     if row["failures"]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from policies import compile_options
 from policies.backtest.outcome import ReplayOutcome
+from policies.config.options import SECONDS_PER_HOUR
 from shunter.backtest.side_by_side import calm_garbage_collector
 from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.plan.capacity import servable_without
@@ -31,7 +32,8 @@ class FleetVerdict(NamedTuple):
         missed: of the classes that miss too much, which objective most requests missed: `ttft`,
             `tpot` or `deadline`.
         broken: sends that broke a constraint.
-        busy_usd: price of the time that its devices were busy.
+        busy_usd: price of the time that its devices were busy, and of tokens.
+        tokens_usd_per_hour: what pools that are paid by tokens were paid, on average.
     """
 
     attainment: float
@@ -40,6 +42,7 @@ class FleetVerdict(NamedTuple):
     missed: dict[str, str]
     broken: int
     busy_usd: float
+    tokens_usd_per_hour: float = 0.0
 
     @property
     def is_kept(self) -> bool:
@@ -99,7 +102,12 @@ class Judge:
             {task: _objective(outcomes, task) for task in lacking},
             int(scores["constraint_violations"]),
             scores["cost_usd"],
+            scores["tokens_usd"] * SECONDS_PER_HOUR / self._trace_s,
         )
+
+    @property
+    def _trace_s(self) -> float:
+        return max(1.0, *(each.arrival_s for each in self.setting.arrivals))
 
     def _setting_of(self, counts: Counts) -> Setting:
         fleet = self.setting.fleet

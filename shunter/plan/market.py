@@ -116,9 +116,9 @@ def parse_market(text: str, file: str, fleet: Fleet) -> Market:
 
 
 def offers_of(name: str, fleet: Fleet, market: Market) -> tuple[Offer, ...]:
-    """Return the offers for a pool, the cheapest first."""
+    """Return the offers for a pool, the cheapest first. One that is paid by tokens has no rent."""
     pool, rentable = fleet.pools[name], market.rentable(name)
-    usd_per_hour = pool.usd_per_hour
+    usd_per_hour = 0.0 if pool.token_price is not None else pool.usd_per_hour
     if usd_per_hour is None:
         usd_per_hour = fleet.devices[pool.device].usd_per_hour
     declared = (Offer(name="on-demand", usd_per_hour=usd_per_hour),)
@@ -203,5 +203,7 @@ def fleet_of(counts: Counts, fleet: Fleet, market: Market) -> Fleet:
             devices = count * devices_of(fleet.pools[name])
             price = rent(name, count, fleet, market).usd_per_hour / devices
             changed = {"count": devices, "usd_per_hour": price}
+            if fleet.pools[name].token_price is not None:
+                del changed["usd_per_hour"]
             pools[name] = fleet.pools[name].model_copy(update=changed)
     return fleet.model_copy(update={"pools": pools})

@@ -187,7 +187,7 @@ class FleetSearch:
         for counts, verdict in zip(new, usual, strict=True):
             cases = [((), verdict), *by_fleet.get(_key(counts), [])]
             worst_case, worst = max(cases, key=lambda each: (each[1].lacking, -each[1].attainment))
-            price = usd_per_hour(counts, self.fleet, self.market)
+            price = usd_per_hour(counts, self.fleet, self.market) + verdict.tokens_usd_per_hour
             self.seen[_key(counts)] = JudgedFleet(counts, price, verdict, worst_case, worst)
         return [self.seen[_key(counts)] for counts in found]
 

@@ -111,6 +111,12 @@ class EvidenceTraffic:
             return
         if step.profile is not None and step.step != "released":
             self._decided(step, step.profile, value)
+        if step.spent is not None and step.at >= self.start:
+            for bill in self._bills_of(step):
+                # What tries cost that gave no answer; that of a further try is no end.
+                bill.paid_usd += step.spent.usd
+                if step.step not in ENDS:
+                    bill.sources.add(row, step.request_id)
         if step.step in ENDS:
             asked = self._asked.pop(step.request_id, None)
             if step.at >= self.start:
@@ -151,23 +157,26 @@ class EvidenceTraffic:
             step.attempt,
         )
 
-    def _ended(self, step: AskedStep, row: TrailRow, asked: _Asked | None) -> None:
+    def _bills_of(self, step: AskedStep) -> list[Bill]:
         place = step.placement
         names = {
             "class": step.task or NONE,
             "pool": place.pool if place else NONE,
             "tenant": step.tenant or NONE,
         }
-        kept = outcomes(step, asked.wanted if asked else None)
-        for bill in (
+        return [
             self.total,
             *(self.bills[by].setdefault(name, Bill()) for by, name in names.items()),
-        ):
+        ]
+
+    def _ended(self, step: AskedStep, row: TrailRow, asked: _Asked | None) -> None:
+        kept = outcomes(step, asked.wanted if asked else None)
+        for bill in self._bills_of(step):
             _charge(bill, step, kept)
             bill.sources.add(row, step.request_id)
         for objective, is_kept in kept.items():
             if not is_kept and objective != "all":
-                miss = Miss(names["class"], objective, _why(step, asked, objective))
+                miss = Miss(step.task or NONE, objective, _why(step, asked, objective))
                 self.misses.setdefault(miss, Sources()).add(row, step.request_id)
         self._keep(step, asked)
 

@@ -128,4 +128,7 @@ class AutoscalingSignal:
             and not here.policy.is_never(option)
             and refused_by(here.policy.rules, profile, option) is None
         ]
-        return min(able, key=lambda o: (device_s(profile, o) * o.usd_per_s, o.pool), default=None)
+        tokens = (profile.input_tokens, profile.output_tokens)
+        return min(
+            able, key=lambda o: (o.cost_usd(device_s(profile, o), *tokens), o.pool), default=None
+        )

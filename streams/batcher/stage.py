@@ -296,7 +296,7 @@ class Batcher:
             batch = Batch(batch_id, index, len(sources)) if is_batch else None
             # A batch is decided on as one; its first member carries the basis of the decision.
             known = judged if index == 0 else replace(judged, inputs=None)
-            trace = whole | self._telemetry.sent(source)
+            trace = whole | self._telemetry.sent(source) | h.held_promise(source.headers)
             records += self._release_member(
                 release, member, source, batch, topic, trace, known, now
             )
@@ -370,11 +370,11 @@ class Batcher:
             status = "failed"
         error = ResultError(end.reason, to_client, tried or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
-        evidence = self._evidence_writer.step(
+        evidence = self._evidence_writer.ended(
             source, profile, status, now, hold=hold, reason=end.reason, message=message
         )
         result = self._evidence_writer.no_answer(source, profile, status, error, now)
-        return Effect(None, [result, self._tombstone(source), evidence], subject=end)
+        return Effect(None, [result, self._tombstone(source), *evidence], subject=end)
 
     def _source(self, held: Held, member: Member) -> Record:
         return self._telemetry.entered(held.payloads.record(member.profile.id))

@@ -206,9 +206,11 @@ class Committer:
 
         If markers are missing on some partitions (``streams/kafka/transaction_recovery.py``), their
         readers wait for them, and the abort of our next transaction would apply to the committed
-        records.
+        records. A broker that hands over what it leads before it stops loses none, and to ask is
+        much less than to replace all writers of a process at once.
         """
-        if self._writers[partition].is_cut_off:
+        writer = self._writers[partition]
+        if writer.is_cut_off and not await writer.has_ended():
             # Answered when the broker is back, however long that takes.
             await self._log.committed(partition)
             await self._start_over(partition)

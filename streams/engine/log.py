@@ -138,7 +138,15 @@ class Writer(Protocol):
     def is_cut_off(self) -> bool:
         """Whether the log may have lost the end of the last transaction.
 
-        If so the writer must be replaced: its next transaction could change how that ended.
+        If so ``has_ended`` must be asked, and the writer replaced unless it returns True: the next
+        transaction could change how that one ended.
+        """
+        ...
+
+    async def has_ended(self) -> bool:
+        """Ask the log, between two transactions, if the last one is committed everywhere.
+
+        Where it is the writer is cut off no more. False also if the log does not tell in time.
         """
         ...
 

@@ -15,7 +15,7 @@ import msgspec
 
 from topics import Fallback, Hold
 from topics.records.decision_reading import CandidateRow, RefusedRow, RowsOfDecision
-from topics.records.decision_rows import MICRO, PATHS
+from topics.records.decision_rows import MICRO, NANO, PATHS
 
 
 class SeenSource(msgspec.Struct, kw_only=True, gc=False):
@@ -84,6 +84,17 @@ class SeenUsage(msgspec.Struct, kw_only=True, gc=False):
     tool_calls: int = 0
 
 
+class SeenSpent(msgspec.Struct, kw_only=True, gc=False):
+    """What tries cost that gave no answer."""
+
+    nano_usd: int
+
+    @property
+    def usd(self) -> float:
+        """US dollars."""
+        return self.nano_usd / NANO
+
+
 class SeenBatch(msgspec.Struct, kw_only=True, gc=False):
     """A member's place in its batch."""
 
@@ -139,11 +150,13 @@ class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
     decision: _Decision | None = None
     energy_wh: float | None = None
     got: SeenEnvelope | None = None
+    held_promise: SeenEnvelope | None = None
     placement: SeenPlacement | None = None
     promised: SeenEnvelope | None = None
     reason: str | None = None
     request_id: str
     source: SeenSource
+    spent: SeenSpent | None = None
     step: str
     task: str | None = None
     tenant: str | None = None

@@ -1,76 +1,38 @@
 """Records that more than one stage writes: results, evidence, dead letters, tombstones."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from streams.engine.defects import log_defect
 from streams.engine.log import LogError, Outgoing, Record
 from streams.engine.stage import Effect
 from streams.engine.text_digests import Digests
+from streams.evidence.step_details import StepDetails, used_by
 from topics import (
-    Batch,
-    Candidate,
     Catalogue,
     Comparison,
-    Envelope,
     Evidence,
-    Fallback,
-    Hold,
-    Host,
     InferenceRequest,
-    Placement,
     Profile,
     Result,
     ResultError,
-    Shadow,
     Source,
-    Tag,
-    TextDigest,
     Timing,
-    Usage,
     VariantQuality,
     encode,
 )
 from topics.records import headers as h
 from topics.records.evidence import Step
 from topics.records.evidence_bytes import evidence_bytes
+from topics.records.money import Settlement
 from topics.records.request import ID_CHARACTERS_MAX
 from topics.records.result import Status
 from topics.wire.codec import decode_json_object
 from topics.wire.errors import BadRecordError
 
 logger = logging.getLogger(__name__)
-
-
-class StepDetails(TypedDict, total=False):
-    """The fields of a step's evidence beside the common ones; see ``Evidence``."""
-
-    view_version: int
-    tags: dict[str, Tag] | None
-    profile: Profile | None
-    inputs: object
-    decided_with: str | None
-    candidates: Sequence[Candidate]
-    shadow: Shadow | None
-    placement: Placement | None
-    promised: Envelope | None
-    got: Envelope | None
-    usage: Usage | None
-    batch: Batch | None
-    hold: Hold | None
-    fallback: Fallback | None
-    host: Host | None
-    model_digest: str | None
-    energy_wh: float | None
-    assumed: bool
-    request_digest: TextDigest | None
-    response_digest: TextDigest | None
-    comparison: Comparison | None
-    reason: str | None
-    message: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +66,40 @@ class EvidenceWriter:
             attempt=profile.attempt,
             **details,
         )
+
+    def ended(
+        self,
+        record: Record,
+        profile: Profile,
+        step: Step,
+        now: float,
+        /,
+        **details: Unpack[StepDetails],
+    ) -> list[Outgoing]:
+        """Return the evidence of a step that ends a request, and what settles its budgets."""
+        if profile.reserved is None:
+            return [self.step(record, profile, step, now, **details)]
+        settled = Settlement(profile.reserved, used_by(profile, details))
+        evidence = self._evidence(
+            record,
+            profile.id,
+            step,
+            now,
+            tenant=profile.tenant,
+            task=profile.task,
+            model=profile.model,
+            attempt=profile.attempt,
+            settled=settled,
+            **details,
+        )
+        settlement = Outgoing(
+            self.catalogue.accounts,
+            profile.id.encode(),
+            None,
+            [(h.SETTLED, encode(settled))],
+            partition=settled.reserved.home,
+        )
+        return [evidence, settlement]
 
     def _evidence(
         self, record: Record, request_id: str, step: Step, now: float, **fields: Any
@@ -154,7 +150,13 @@ class EvidenceWriter:
         )
 
     def unservable(
-        self, record: Record, request: InferenceRequest, code: str, message: str, now: float
+        self,
+        record: Record,
+        request: InferenceRequest,
+        code: str,
+        message: str,
+        now: float,
+        retry_at: float | None = None,
     ) -> Effect:
         """Return the rejection of a request for which no profile can be made."""
         created_at = record.came_at(now) if request.created_at is None else request.created_at
@@ -163,7 +165,7 @@ class EvidenceWriter:
             id=request.id,
             status="rejected",
             timing=Timing(created_at, routed_at=now, finished_at=now),
-            error=ResultError(code, message),
+            error=ResultError(code, message, retry_at=retry_at),
             trace_id=trace_id,
             metadata=request.metadata,
         )
@@ -262,11 +264,10 @@ class EvidenceWriter:
             try:
                 profile = h.read_profile(record.headers)
                 failure = ResultError(known.reason, known.message)
+                said: StepDetails = {"reason": known.reason, "message": known.message}
                 letter.records += [
                     self.no_answer(record, profile, "failed", failure, now),
-                    self.step(
-                        record, profile, "failed", now, reason=known.reason, message=known.message
-                    ),
+                    *self.ended(record, profile, "failed", now, **said),
                 ]
             except Exception as unknown:  # noqa: BLE001 - what it says of itself may be the fault
                 logger.warning("%s says of no request: %s", source_of(record), type(unknown))
@@ -331,8 +332,10 @@ def _told_of(error: Exception) -> BadRecordError:
 
 
 def told(profile: Profile) -> Profile:
-    """Return the profile for the evidence, without the client's session."""
-    return profile if profile.session is None else replace(profile, session=None)
+    """Return the profile for the evidence: no client's session, and no money beside a decision."""
+    if profile.session is None and profile.reserved is None and profile.spent is None:
+        return profile
+    return replace(profile, session=None, reserved=None, spent=None)
 
 
 def source_of(record: Record) -> Source:

@@ -35,7 +35,12 @@ from streams.kafka.reader import (
 from streams.kafka.rebalance_patch import NameLostError, is_counted, join_once, say_farewell
 from streams.kafka.record_batches import records_of, seek_back
 from streams.kafka.refused_rights import REFUSED_RIGHTS
-from streams.kafka.transaction_recovery import Producer, abort_rest, complete_commit
+from streams.kafka.transaction_recovery import (
+    Producer,
+    abort_rest,
+    complete_commit,
+    has_committed,
+)
 from streams.kafka.writer import (
     REFUSALS,
     KafkaWriter,
@@ -162,11 +167,14 @@ class KafkaLog:
             return {}
         self._stamps.look(polled)
         records = {Partition(*p): records_of(Partition(*p), rs) for p, rs in polled.items() if rs}
-        for partition, found in records.items():
-            known, position = self._epochs.get(partition), self._positions.get(partition, 0)
-            self._epochs[partition] = await newest_epoch(self, self._group, found, position, known)
+        epochs = await asyncio.gather(*(self._newest_epoch(*each) for each in records.items()))
+        self._epochs |= dict(zip(records, epochs, strict=True))
         self._positions |= {p: rs[-1].offset + 1 for p, rs in records.items()}
         return records
+
+    async def _newest_epoch(self, partition: Partition, found: Sequence[Record]) -> int | None:
+        known, position = self._epochs.get(partition), self._positions.get(partition, 0)
+        return await newest_epoch(self, self._group, found, position, known)
 
     async def _find_again(self, partitions: Collection[Partition]) -> None:
         """Continue at the log's first offset if retention has overtaken us.
@@ -375,4 +383,8 @@ class KafkaLog:
         except BaseException:
             await let_go(producer)
             raise
-        return KafkaWriter(producer)
+        return KafkaWriter(producer, partial(self._has_committed, fenced))
+
+    async def _has_committed(self, producer: Producer) -> bool:
+        async with self._asked() as client:
+            return await has_committed(client, producer, Catalogue(self._settings).owns)

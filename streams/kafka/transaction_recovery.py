@@ -101,6 +101,22 @@ async def abort_rest(client: AIOKafkaClient, fenced: Producer, owns: Owns) -> No
         await _end(client, fenced, hanging, "abort")
 
 
+async def has_committed(client: AIOKafkaClient, producer: Producer, owns: Owns) -> bool:
+    """Return whether a producer's newest transaction is committed, with all markers written.
+
+    Call this between two of its transactions. False if it can't be told in time.
+    """
+    try:
+        if await _last_transaction(client, producer.transactional_id) != (
+            "CompleteCommit",
+            producer,
+        ):
+            return False
+        return not await _hanging_partitions(client, producer.producer_id, owns)
+    except (LogError, KafkaError):
+        return False
+
+
 async def _last_transaction(
     client: AIOKafkaClient, transactional_id: str
 ) -> tuple[str | None, Producer]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from itertools import count
 from typing import Any
 
@@ -81,8 +81,12 @@ class KafkaWriter:
     topic up again.
     """
 
-    def __init__(self, producer: AIOKafkaProducer) -> None:
+    def __init__(
+        self, producer: AIOKafkaProducer, has_ended: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Take a started producer, and how brokers are asked if its last transaction has ended."""
         self._producer = producer
+        self._ask_if_ended = has_ended
         self._began_at = 0.0
         self._connections: list[Any] = []
         # The batches to hand over, by partition; the last of them takes more.
@@ -98,6 +102,13 @@ class KafkaWriter:
         It does not use all brokers, and idle connections are cut after a while.
         """
         return not all(connection.connected() for connection in self._connections)
+
+    async def has_ended(self) -> bool:
+        """Return whether the last transaction is committed on each partition, by all leaders."""
+        has_ended = await self._ask_if_ended()
+        if has_ended:
+            self._connections.clear()
+        return has_ended
 
     async def begin(self) -> None:
         """Open a transaction."""

@@ -119,6 +119,10 @@ class LiveView:
                 tally.of_pool(step.fallback.pool).fallbacks += 1
         elif step.step in ENDS:
             self._count_end(step, ENDS[step.step], tally)
+        if step.spent is not None:
+            tally.usd += step.spent.usd
+            if step.placement is not None:
+                tally.of_pool(step.placement.pool).usd += step.spent.usd
         # A batch ran in the hold; its members leave it by a step of their own.
         if step.hold is not None and step.step == "released":
             group = tally.of_group(step.hold.group)

@@ -99,6 +99,10 @@ class Fold:
             counts[m.FALLBACKS, task, pool, reason] += 1
         elif step == "dead_lettered":
             counts[m.DEAD_LETTERS, self._reasons.of(evidence.reason)] += 1
+        spent, placement = evidence.spent, evidence.placement
+        if spent is not None and placement is not None:
+            tenant = self._tenants.of(evidence.tenant)
+            counts[m.COST, task, placement.pool, tenant] += spent.usd
         status = ENDS.get(step)
         if status is not None:
             self._end(evidence, effect, task, status, counts)

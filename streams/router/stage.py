@@ -27,8 +27,9 @@ from streams.engine.log import Log, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
 from streams.evidence.immediate_stage import ImmediateStage
 from streams.evidence.records import EvidenceWriter
-from streams.router.cases import CaseWriter, DecidedRequest
+from streams.router.accounts import Accounts, is_settlement
 from streams.router.deduplication import Duplicates
+from streams.router.effects import RoutedCase, RouteEffects
 from streams.router.keys import ProvenKeys
 from streams.router.turns import Read, in_turn
 from streams.tracing.telemetry import Telemetry
@@ -54,8 +55,9 @@ class _Asked:
     tags: dict[str, Tag] = field(default_factory=dict)
     request: InferenceRequest | None = None
     key: str | None = None
+    home: Partition | None = None
     digest: TextDigest | None = None
-    case: DecidedRequest | None = None
+    case: RoutedCase | None = None
 
 
 _Step = Callable[[_Asked, float], _Asked | Effect]
@@ -82,7 +84,6 @@ class Router(ImmediateStage):
         self._tokens = tokens or TokenCounter({})
         self._placer = Placer(situation, Shares(situation.policy))
         self._shadow: Situation | None = None
-        self._cases = CaseWriter(evidence_writer, telemetry)
         self._telemetry = telemetry
         self._request_bytes_max = request_bytes_max
         self._duplicates = Duplicates(
@@ -91,6 +92,8 @@ class Router(ImmediateStage):
         self._ingest: set[Partition] = set()
         self._rates = Rates(situation.policy)
         self._sampler = Sampler(situation.policy, quality or KnownQuality())
+        self._accounts = Accounts(self._catalogue)
+        self._effects = RouteEffects(self._catalogue, telemetry)
 
     @property
     def _situation(self) -> Situation:
@@ -103,27 +106,30 @@ class Router(ImmediateStage):
 
     @property
     def topics(self) -> Sequence[str]:
-        """Ingest, and the reroutes."""
-        return (self._catalogue.requests, self._catalogue.reroutes)
+        """Ingest, the reroutes, and the accounts."""
+        return (self._catalogue.requests, self._catalogue.reroutes, self._catalogue.accounts)
 
     def take_context(self, terms: DecisionContext) -> None:
         """Adopt new terms. Only while no work is in flight."""
         self._placer.take(terms.situation)
         self._evidence_writer, self._tokens = terms.evidence_writer, terms.tokens
-        self._cases = CaseWriter(terms.evidence_writer, self._telemetry)
         self._shadow = terms.shadow
         self._rates.policy = self._sampler.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
-        """Read the last ids; decisions must not depend on any other state."""
+        """Read the last ids, or the accounts; decisions depend on no other state."""
         if partition.topic == self._catalogue.requests:
             self._ingest.add(partition)
             await self._duplicates.restore(partition, progress, log)
+        elif partition.topic == self._catalogue.accounts:
+            await self._accounts.restore(partition, log)
 
     def forget(self, partition: Partition) -> None:
-        """Drop the ids of a partition that is another's."""
+        """Drop the ids, or the accounts, of a partition that is another's."""
         self._ingest.discard(partition)
         self._duplicates.forget(partition)
+        if partition.topic == self._catalogue.accounts:
+            self._accounts.forget(partition)
 
     def done(self, partition: Partition, work: TransactionPlan) -> None:
         """Keep the ids of the routed requests."""
@@ -138,6 +144,9 @@ class Router(ImmediateStage):
         if partition.topic == self._catalogue.reroutes:
             begun = [self._again(self._telemetry.entered(record), now) for record in records]
             effects = self._routed(begun, now)
+        elif partition.topic == self._catalogue.accounts:
+            begun = [self._account(self._telemetry.entered(record), now) for record in records]
+            effects = [*self._routed(begun, now), *self._accounts.changes(partition, now)]
         else:
             records = [self._telemetry.admitted(record) for record in records]
             read = [self._read(record) for record in records]
@@ -152,12 +161,12 @@ class Router(ImmediateStage):
         """Dead-letter the request that the log refuses; an accepted one also gets a failure."""
         (letter,) = super().refused(effect, record, error)
         source = effect.source
-        if source is not None and isinstance(effect.subject, DecidedRequest):
+        if source is not None and isinstance(effect.subject, RoutedCase):
             profile, now = effect.subject.profile, self._clock.now()
             failure = ResultError("refused", f"{record.topic} refused the request: {error}")
             letter.records += [
                 self._evidence_writer.no_answer(source, profile, "failed", failure, now),
-                self._evidence_writer.step(
+                *self._evidence_writer.ended(
                     source, profile, "failed", now, reason=failure.code, message=failure.message
                 ),
             ]
@@ -207,6 +216,24 @@ class Router(ImmediateStage):
         except Exception as error:  # noqa: BLE001 - likewise
             return self._evidence_writer.set_aside(record, error, now, is_accepted=True)
 
+    def _account(self, record: Record, now: float) -> _Asked | Effect:
+        """Begin with a request that is counted here, or count what one has used."""
+        try:
+            record.check_readable()
+            if is_settlement(record):
+                self._accounts.settle(record)
+                return Effect(record, [])
+            came = self._accounts.as_it_came(record)
+        except Exception as error:  # noqa: BLE001 - likewise
+            return self._evidence_writer.set_aside(record, error, now, is_accepted=False)
+        request = self._read(came)
+        if not isinstance(request, InferenceRequest):
+            return self._evidence_writer.set_aside(came, request, now, is_accepted=False)
+        try:
+            return self._accept(came, request, now, home=record.partition)
+        except Exception as error:  # noqa: BLE001 - likewise
+            return self._evidence_writer.set_aside_request(came, request, error, now)
+
     def _begin(
         self, record: Record, request: Read, first: int | None, now: float
     ) -> _Asked | Effect:
@@ -217,23 +244,45 @@ class Router(ImmediateStage):
             if first is not None:
                 return self._evidence_writer.duplicate(record, request, first, now)
             return self._admit(record, request, now)
-        except UnservableError as error:
-            return self._evidence_writer.unservable(record, request, error.code, error.message, now)
         except Exception as error:  # noqa: BLE001 - likewise
             return self._evidence_writer.set_aside_request(record, request, error, now)
 
-    def _admit(self, record: Record, request: InferenceRequest, now: float) -> _Asked:
-        key = self._keys.of(record, request, self._situation.policy)
+    def _admit(self, record: Record, request: InferenceRequest, now: float) -> _Asked | Effect:
+        here = self._situation
+        try:
+            key = self._keys.of(record, request, here.policy)
+        except UnservableError as error:
+            return self._evidence_writer.unservable(record, request, error.code, error.message, now)
         # A backlog that is read at once arrived over time: by the broker's clock, which no client
         # sets.
-        came_at = min(record.came_at(now), now)
+        at = min(record.came_at(now), now)
         part = len(self._ingest) / self._catalogue.partitions
-        wait_s = self._rates.wait_s(request.tenant, came_at, part)
+        wait_s = self._rates.wait_s(request.tenant, at, part)
         if wait_s:
             message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
-            raise UnservableError("rate_limited", message)
-        tagged = self._tag(record, request, key, self._situation, now)
-        return _Asked(record, tagged.profile, tagged.tags, request, key)
+            return self._evidence_writer.unservable(
+                record, request, "rate_limited", message, now, at + wait_s
+            )
+        if here.policy.budgets_of(request.tenant, key):
+            trace = self._telemetry.sent(record)
+            return self._accounts.passed_on(record, request.id, request.tenant, trace)
+        return self._accept(record, request, now)
+
+    def _accept(
+        self,
+        record: Record,
+        request: InferenceRequest,
+        now: float,
+        home: Partition | None = None,
+    ) -> _Asked | Effect:
+        """Tag a request from outside; ``home`` has the accounts of its tenant."""
+        number = (home or record.partition).number
+        try:
+            key = self._keys.of(record, request, self._situation.policy)
+            tagged = self._tag(record, request, key, self._situation, number, now)
+        except UnservableError as error:
+            return self._evidence_writer.unservable(record, request, error.code, error.message, now)
+        return _Asked(record, tagged.profile, tagged.tags, request, key, home)
 
     def _digest(self, asked: _Asked, _now: float) -> _Asked:
         if asked.request is not None:
@@ -246,6 +295,7 @@ class Router(ImmediateStage):
         request: InferenceRequest,
         key: str | None,
         here: Situation,
+        number: int,
         now: float,
     ) -> Tagged:
         return tag(
@@ -253,7 +303,7 @@ class Router(ImmediateStage):
             here.policy,
             received_at=record.came_at(now),
             now=now,
-            ingest_partition=record.partition.number,
+            ingest_partition=number,
             count=self._tokens.of(request),
             lengths=self._situation.view.lengths,
             serving=here.options.serving.get(request.model),
@@ -265,34 +315,48 @@ class Router(ImmediateStage):
         here = self._shadow
         if here is None:
             return None
-        if asked.request is None:
+        record, request = asked.record, asked.request
+        if request is None:
             return decide_beside(asked.profile, here, now)
+        number = (asked.home or record.partition).number
         try:
-            tagged = self._tag(asked.record, asked.request, asked.key, here, now)
+            tagged = self._tag(record, request, asked.key, here, number, now)
         except UnservableError as error:
             return Shadow(here.policy.version, "reject", error.code)
         return decide_beside(tagged.profile, here, now)
 
     def _decide(self, asked: _Asked, now: float) -> _Asked:
         """Decide, and count a placement, which the next decision then finds in the loads."""
-        profile, here = asked.profile, self._situation
+        profile, request, here = asked.profile, asked.request, self._situation
         shadow = self._beside(asked, now)
         decision, inputs = self._placer.decide(profile, now)
-        if asked.request is not None:
-            profile = self._watched(profile, asked.request.body, decision, now)
-        kept, version = inputs.kept(), here.view.version
+        if request is not None:
+            if asked.home is not None:
+                limit = request.output_tokens_max
+                decision, profile = self._accounts.reserve(
+                    asked.home, profile, decision, inputs, here, limit, now
+                )
+            profile = self._watched(profile, request.body, decision, now)
+        asked.case = RoutedCase(
+            asked.record,
+            profile,
+            asked.tags | decided_tags(profile, decision, here.options, now),
+            decision,
+            asked.digest,
+            # It is written down later, when the loads are others.
+            inputs.kept(),
+            shadow,
+            now,
+            is_carrying=request is None,
+        )
         if decision.action == "place":
             self._placer.count_placed(profile, decision, now)
-        tags = asked.tags | decided_tags(profile, decision, here.options, now)
-        asked.case = DecidedRequest(
-            asked.record, profile, tags, decision, asked.digest, kept, version, shadow, now
-        )
         return asked
 
     def _write(self, asked: _Asked, _now: float) -> Effect:
         if asked.case is None:
             raise ValueError("nothing is decided")
-        return self._cases.effect(asked.case)
+        return self._effects.of(asked.case, self._evidence_writer, self._situation.view.version)
 
     def _watched(
         self, profile: Profile, body: Mapping[str, Any], decision: Decision, now: float

@@ -13,6 +13,8 @@ from topics.records.evidence import ENDS
 
 # Open requests whose urgency is remembered, some 100 bytes each.
 OPEN_MAX = 1_000_000
+# Between a promise and what came, for rounding only.
+COST_TOLERANCE_USD = 1e-9
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 Lane = Literal["interactive", "background", "unknown"]
@@ -26,10 +28,11 @@ class Line(NamedTuple):
 
 
 class UsageEntry(NamedTuple):
-    """The end of a request, and its line."""
+    """The end of a request, its line, and what its tries cost that gave no answer."""
 
     line: Line
     step: EvidenceStep
+    spent_usd: float = 0.0
 
     @property
     def at(self) -> float:
@@ -40,11 +43,13 @@ class UsageEntry(NamedTuple):
 class Endings:
     """Finds endings among the steps of a partition, in the order of its offsets.
 
-    A request's urgency is in the evidence of its decision, which comes before.
+    A request's urgency is in the evidence of its decision, which comes before; what its earlier
+    tries cost is in that of each.
     """
 
     def __init__(self, open_max: int = OPEN_MAX) -> None:
         self._open: OrderedDict[str, bool] = OrderedDict()
+        self._spent: OrderedDict[str, float] = OrderedDict()
         self._open_max = open_max
         self.unreadable = 0
 
@@ -59,11 +64,17 @@ class Endings:
             self._open[step.request_id] = step.profile.latency_sensitive
             if len(self._open) > self._open_max:
                 self._open.popitem(last=False)
+        spent_usd = 0.0 if step.spent is None else step.spent.usd
         if step.step not in ENDS:
+            if spent_usd:
+                self._spent[step.request_id] = self._spent.get(step.request_id, 0.0) + spent_usd
+                if len(self._spent) > self._open_max:
+                    self._spent.popitem(last=False)
             return None
         urgent = self._open.pop(step.request_id, None)
         lane: Lane = "unknown" if urgent is None else "interactive" if urgent else "background"
-        return UsageEntry(Line(lane, step.task or "unknown"), step)
+        spent_usd += self._spent.pop(step.request_id, 0.0)
+        return UsageEntry(Line(lane, step.task or "unknown"), step, spent_usd)
 
 
 def window_of(at: float, window_s: float) -> float:
@@ -81,6 +92,11 @@ class UsageRow:
     model_variants: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     cost_usd: float = 0.0
+    spent_usd: float = 0.0
+    """Of that, what tries cost that gave no answer."""
+    held_promises: int = 0
+    dearer_than_held: int = 0
+    later_than_held: int = 0
     energy_wh: float = 0.0
     cached_tokens: int = 0
     context_tokens: QuantileSketch = field(default_factory=QuantileSketch)
@@ -107,6 +123,9 @@ class UsageRow:
             self.output_tokens.add(step.usage.output_tokens)
             self.tool_calls.add(step.usage.tool_calls)
         self.energy_wh += step.energy_wh or 0.0
+        self.spent_usd += ending.spent_usd
+        self.cost_usd += ending.spent_usd
+        self._compare(step)
         if step.got is not None:
             self.cost_usd += step.got.cost_usd
             self.finish_s.add(step.got.finish_s)
@@ -114,6 +133,15 @@ class UsageRow:
                 self.ttft_s.add(step.got.ttft_s)
             if step.got.tpot_s is not None:
                 self.tpot_s.add(step.got.tpot_s)
+
+    def _compare(self, step: EvidenceStep) -> None:
+        """Hold what a request got against what it was promised when it was held."""
+        promise, got = step.held_promise, step.got
+        if promise is None or got is None:
+            return
+        self.held_promises += 1
+        self.dearer_than_held += got.cost_usd > promise.cost_usd + COST_TOLERANCE_USD
+        self.later_than_held += got.finish_s > promise.finish_s
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the row for JSON; null if there was no such event."""
@@ -134,6 +162,10 @@ class UsageRow:
             "model_variants": dict(sorted(self.model_variants.items())),
             "failures": dict(sorted(self.failures.items())),
             "cost_usd": round(self.cost_usd, 9),
+            "spent_usd": round(self.spent_usd, 9),
+            "held_promises": self.held_promises,
+            "dearer_than_held": self.dearer_than_held,
+            "later_than_held": self.later_than_held,
             "energy_wh": round(self.energy_wh, 9),
         }
 

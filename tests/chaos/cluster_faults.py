@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +66,7 @@ async def kill_controller(scene: ClusterScene) -> None:
 async def kill_broker_and_router(scene: ClusterScene) -> None:
     """`kill -9` of a broker, back after 12 s, and of a router, which is started again at once"""
     name = scene.rng.choice(ROUTERS)
-    killed(scene, name, in_place=True)
+    killed(scene, name, in_place=True, kafka_s=BROKER_SESSION_S)
     scene.system.start(name)
     await _away(scene, scene.rng.choice((1, 2, 3)))
 
@@ -125,13 +126,14 @@ async def reassign_partitions(scene: ClusterScene) -> None:
 
 async def lack_replicas(scene: ClusterScene) -> None:
     """Fewer replicas in sync than `min.insync.replicas` for 15 s: nothing can be written"""
-    await _require_in_sync(scene, 3)
+    topics = {topic for topic, _ in await _places(scene, "")}
+    await require_in_sync(scene, 3, topics)
     node = scene.node(await scene.leader())
     await asyncio.to_thread(node.kill)
     await asyncio.sleep(BROKER_SESSION_S + 15)
     await asyncio.to_thread(node.start)
     await settled(scene.kafka)
-    await _require_in_sync(scene, 2)
+    await require_in_sync(scene, 2, topics)
 
 
 async def leave_broker_idle(scene: ClusterScene) -> None:
@@ -181,8 +183,8 @@ async def _turn(scene: ClusterScene, found: dict[Place, Any]) -> None:
     await settled(scene.kafka)
 
 
-async def _require_in_sync(scene: ClusterScene, replicas: int) -> None:
+async def require_in_sync(scene: ClusterScene, replicas: int, topics: Iterable[str]) -> None:
+    """Have so many replicas of each partition of topics keep a record before it is acknowledged."""
     entry = ConfigEntry(IN_SYNC, str(replicas), incremental_operation=AlterConfigOpType.SET)
-    topics = {topic for topic, _ in await _places(scene, "")}
     wanted = [ConfigResource(ResourceType.TOPIC, t, incremental_configs=[entry]) for t in topics]
     await each(scene.kafka.incremental_alter_configs(wanted))

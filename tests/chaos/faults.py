@@ -294,9 +294,9 @@ async def _until(holds: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"not within 20 s: {what}")
 
 
-def killed(scene: Scene, *names: str, in_place: bool) -> None:
+def killed(scene: Scene, *names: str, in_place: bool, kafka_s: float = 0.0) -> None:
     """Kill processes, of which the takeover is timed."""
-    scene.kills.append(Kill(names, time.time(), in_place=in_place))
+    scene.kills.append(Kill(names, time.time(), in_place=in_place, kafka_s=kafka_s))
     for name in names:
         scene.system.kill(name)
 

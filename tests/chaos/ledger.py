@@ -5,7 +5,7 @@ import contextlib
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -159,10 +159,15 @@ class Ledger:
 
     def missing(self, load: Load) -> int:
         """Return how many requests have no result yet, but for those that may not be in Kafka."""
-        unsure = (key.partition("-") for key in load.unsure)
+        unsure = (key.partition("-") for key in load.may_be_missing)
         numbers = [int(number) for kind, _, number in unsure if kind == REQUEST]
         unseen = sum(not self._results[number] for number in numbers)
         return len(load.published_at) - self.results - unseen
+
+    def served_of(self, load: Load, keys: Iterable[str]) -> int:
+        """Return how many of these requests have a result all the same."""
+        numbers = (int(key.partition("-")[2]) for key in keys if key.startswith(f"{REQUEST}-"))
+        return sum(self._results[n] > 0 for n in numbers if n < len(load.published_at))
 
     def statuses(self, load: Load) -> Counter[str]:
         """Return how many requests ended how."""
@@ -170,17 +175,17 @@ class Ledger:
 
     def problems(self, load: Load) -> list[str]:
         """Return what is wrong: anything lost, doubled, unexplained, or misplaced."""
-        found = list(self._wrong)
+        found, unsure = list(self._wrong), load.may_be_missing
         for number in range(len(load.published_at)):
-            found += self._problems_of(number, load)
+            found += self._problems_of(number, load, unsure)
         dead = {key for key in (*self._dead, *self._told_dead) if key.startswith(f"{BAD}-")}
         for key in sorted(load.published_bad | dead):
-            found += self._problems_of_bad(key, load)
+            found += self._problems_of_bad(key, load, unsure)
         return found
 
-    def _problems_of(self, number: int, load: Load) -> Iterator[str]:
+    def _problems_of(self, number: int, load: Load, unsure: Container[str]) -> Iterator[str]:
         name = id_of(number)
-        is_sure = name not in load.unsure
+        is_sure = name not in unsure
         results, ends = int(self._results[number]), int(self._ends[number])
         status, end = STATUSES[int(self._status[number])], STATUSES[int(self._end[number])]
         # One of which the client does not know may have come all the same: then once, as any other.
@@ -194,11 +199,11 @@ class Ledger:
         if duplicates > resent or (is_sure and duplicates < resent):
             yield f"{name} came {1 + resent} times, and is {duplicates} times known as a duplicate"
 
-    def _problems_of_bad(self, key: str, load: Load) -> Iterator[str]:
+    def _problems_of_bad(self, key: str, load: Load, unsure: Container[str]) -> Iterator[str]:
         letters, told = self._dead[key], self._told_dead[key]
         if key not in load.published_bad:
             yield f"{key} was never published"
-        elif told > 1 or (told == 0 and key not in load.unsure):
+        elif told > 1 or (told == 0 and key not in unsure):
             yield f"{key} is {told} times evidenced as a dead letter"
         elif letters > told or (letters < told and not load.letters_deleted):
             yield f"{key} is {letters} dead letters, and evidenced"

@@ -8,6 +8,7 @@ import contextlib
 import time
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,19 @@ class Load:
         """Whether dead letters may be gone that nobody had read."""
         self.unsure: set[str] = set()
         """Keys of which the client does not know whether Kafka has them."""
+        self.lost: set[str] = set()
+        """Keys of records that Kafka has acknowledged, and lost since."""
+
+    @property
+    def may_be_missing(self) -> set[str]:
+        """Keys that nobody need have served; one that somebody has ends as any other."""
+        return self.unsure | self.lost
+
+    def copies(self) -> Counter[str]:
+        """Return how often each key was published."""
+        names = map(id_of, range(len(self.published_at)))
+        twice = map(id_of, self.published_twice)
+        return Counter([*names, *twice, *self.published_bad])
 
     def between(self, since: float, until: float) -> range:
         """Return the numbers of what was published in a span of time."""
@@ -149,7 +163,11 @@ class Load:
         except KafkaError:
             self.unsure.add(key)
         else:
-            sent.add_done_callback(lambda done: done.exception() and self.unsure.add(key))  # type: ignore[func-returns-value]
+            sent.add_done_callback(lambda done: self._sent(key, done))
+
+    def _sent(self, key: str, done: "asyncio.Future[Any]") -> None:
+        if done.cancelled() or done.exception() is not None:
+            self.unsure.add(key)
 
     async def _cancel(self, request_id: str) -> None:
         """Cancel the one before, so that it has had time to get somewhere."""

@@ -14,12 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
+from bare import plain_client, read_bare
 from cluster_faults import CLUSTER_FAULTS, IDLE_MS, ClusterScene
 from faults import (
     FAULTS,
@@ -34,11 +35,21 @@ from faults import (
 )
 from ledger import Ledger
 from load import Load
+from lost_tail import lose_tail
 from proxy import Proxy
 from recovery import MARGIN_S, Span, calm_after
 from running_system import System
 from silent_pool import MuteServer, fleet_with
-from table import ONE_BROKER, THREE_BROKERS, Seen, document, found_wrong, write
+from table import (
+    LOST_TAIL,
+    ONE_BROKER,
+    THREE_BROKERS,
+    Ground,
+    Seen,
+    document,
+    found_wrong,
+    write,
+)
 from takeovers import read_taken
 from verdict import POLICY_SPEED, held_now, supervise, trail_problems
 
@@ -46,6 +57,8 @@ from topics.embedded_broker.broker import EmbeddedBroker, Listener
 from topics.embedded_broker.cluster import EmbeddedCluster
 from topics.embedded_broker.settings import free_port
 
+# What Kafka has lost is lost for all that come after.
+LAST_CLUSTER_FAULTS: tuple[Fault, ...] = (lose_tail,)
 # Without a fault, before the first one; and after the last result, for whatever would come twice.
 CALM_S = 7.0
 # Of a run of so many requests, what is left for the faults that come last, and for what follows.
@@ -83,7 +96,7 @@ class Asked:
     @property
     def last_faults(self) -> tuple[Fault, ...]:
         """Those that can't be undone."""
-        return LAST_FAULTS if self.nodes == 1 else ()
+        return LAST_FAULTS if self.nodes == 1 else LAST_CLUSTER_FAULTS
 
     @property
     def before_last(self) -> float:
@@ -152,7 +165,9 @@ async def _on_a_cluster(asked: Asked, rng: random.Random, directory: Path) -> Se
             scene = ClusterScene(
                 system=system, load=load, rng=rng, cluster=cluster, proxies=proxies
             )
-            return await _run(scene, asked)
+            with plain_client(scene.kafka, servers, directory) as told:
+                seen = await _run(scene, asked)
+            return replace(seen, bare=read_bare(told))
 
 
 async def _run(scene: Scene, asked: Asked) -> Seen:
@@ -251,6 +266,13 @@ def command(asked: Asked) -> str:
     return shlex.join(words)
 
 
+def ground_of(asked: Asked) -> Ground:
+    """Return the section that a run's tables go to; what Kafka loses has one of its own."""
+    if asked.nodes == 1:
+        return ONE_BROKER
+    return LOST_TAIL if asked.only == lose_tail.__name__ else THREE_BROKERS
+
+
 def main() -> None:
     """Run, print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -276,7 +298,7 @@ def main() -> None:
     # A client without a broker says so many times a second.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     seen = asyncio.run(run(asked))
-    ground = ONE_BROKER if asked.nodes == 1 else THREE_BROKERS
+    ground = ground_of(asked)
     found = document(seen, command(asked), ground)
     problems = found_wrong(seen)
     print(found)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class Seen:
     ended: float
     ends: Sequence[tuple[float, str]] = ()
     """Processes that ended by themselves, and when (epoch seconds)."""
+    bare: Sequence[tuple[float, float]] = ()
+    """When records of a plain client were due (epoch seconds), and how long each took."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Ground:
     end: str
     tells_ends: bool = False
     """Whether processes that end by themselves are counted, where no one's fault is theirs."""
+    takeover: str = ""
+    """What else a takeover waits for."""
 
 
 ONE_BROKER = Ground(
@@ -64,6 +68,19 @@ THREE_BROKERS = Ground(
     ),
     "<!-- end of what the run on three brokers writes -->\n",
     tells_ends=True,
+    takeover=(
+        f" A dead broker has one, too, of {SESSION_MS_OF_SEVERAL / 1000:.0f} s,\nwhich the target"
+        " contains: until then Kafka lets nobody lead what it led."
+    ),
+)
+LOST_TAIL = replace(
+    THREE_BROKERS,
+    title="### A tail that is lost",
+    told=(
+        "The same, for the fault that Kafka itself doesn't survive: a partition of",
+        "`inference.requests` with two replicas, of which one may acknowledge alone, and does.",
+    ),
+    end="<!-- end of what the run with the unclean election writes -->\n",
 )
 
 
@@ -90,7 +107,10 @@ def _row(seen: Seen, name: str, spans: Sequence[Span], *, tells_ends: bool) -> R
     unserved = f"{len(took) - len(served):,}"
     ends = sum(any(s.began <= at <= s.until for s in spans) for at, _ in seen.ends)
     found = (name, str(len(spans)), median, worst, unserved, _recovery(spans, each))
-    return (*found, str(ends)) if tells_ends else found
+    if not tells_ends:
+        return found
+    bare = [took for at, took in seen.bare if any(s.began <= at <= s.until for s in spans)]
+    return (*found, str(ends), f"{max(bare):.1f}" if bare else "none")
 
 
 def _recovery(spans: Sequence[Span], took: Sequence[list[tuple[float, float]]]) -> str:
@@ -161,6 +181,7 @@ def _summary(seen: Seen, command: str, ground: Ground) -> list[str]:
         f"{len(load.published_twice):,} requests came twice and {len(load.published_bad):,}",
         "records were no requests: each was told, once, as what it was. The client does not know",
         f"of {len(load.unsure):,} whether Kafka has them, or has them twice: these may be missing.",
+        *_lost(seen),
         "",
         f"Ends: {statuses}.",
         "",
@@ -169,12 +190,29 @@ def _summary(seen: Seen, command: str, ground: Ground) -> list[str]:
     ]
 
 
+def _lost(seen: Seen) -> list[str]:
+    """Return what Kafka has lost itself, which is no one else's fault."""
+    lost = seen.load.lost
+    if not lost:
+        return []
+    served = seen.ledger.served_of(seen.load, lost)
+    return [
+        f"An unclean election lost {len(lost):,} records that Kafka had acknowledged;",
+        f"{served:,} of them had been read before, and have their one result.",
+    ]
+
+
 def _tables(seen: Seen, ground: Ground) -> list[str]:
     head: Row = ("fault", "times", "median", "worst", "not served", "recovery")
     told: list[str] = []
     if ground.tells_ends:
-        head = (*head, "ended")
-        told = ["Ended is how many processes of Shunter ended by themselves.", ""]
+        head = (*head, "ended", "bare")
+        told = [
+            "Ended is how many processes of Shunter ended by themselves. Bare is the worst record",
+            "of a plain aiokafka beside it, one transactional producer and one committed reader,",
+            "where a request of Shunter goes through two transactions and three topics.",
+            "",
+        ]
     return [
         "Latencies are of direct requests published from the beginning of the fault until they had",
         f"been served in time for {QUIET_S:.0f} s, from publishing to the last token, in seconds;",
@@ -185,12 +223,21 @@ def _tables(seen: Seen, ground: Ground) -> list[str]:
         "",
         *told,
         *_table(head, rows(seen, tells_ends=ground.tells_ends)),
+        *_takeovers(seen, ground),
+    ]
+
+
+def _takeovers(seen: Seen, ground: Ground) -> list[str]:
+    found = takeover_rows(seen)
+    if not found:
+        return []
+    return [
         "",
         "Takeover is the time from a `kill -9` until the last of the partitions of the dead was",
         "taken over, in seconds: by itself where it was started again at once, else by another,",
-        f"{SESSION_S:.0f} s of which are its session.",
+        f"{SESSION_S:.0f} s of which are its session.{ground.takeover}",
         "",
-        *_table(("takeover", "times", "median", "worst", "target", ""), takeover_rows(seen)),
+        *_table(("takeover", "times", "median", "worst", "target", ""), found),
     ]
 
 

@@ -17,15 +17,19 @@ LINE = re.compile(
 
 @dataclass(frozen=True)
 class Kill:
-    """Processes killed together, when (epoch seconds), and whether they were started at once."""
+    """Processes killed together, when (epoch seconds), and whether they were started at once.
+
+    For ``kafka_s`` after it nobody leads a part of what they need, since a broker died with them.
+    """
 
     names: tuple[str, ...]
     at: float
     in_place: bool
+    kafka_s: float = 0.0
 
     def limit_s(self, session_s: float) -> float:
         """Return within what time all that they had should have been taken over."""
-        return IN_PLACE_S_MAX if self.in_place else session_s + AWAY_S_MAX
+        return self.kafka_s + (IN_PLACE_S_MAX if self.in_place else session_s + AWAY_S_MAX)
 
 
 @dataclass(frozen=True)

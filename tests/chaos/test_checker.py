@@ -17,6 +17,7 @@ from cluster_faults import CLUSTER_FAULTS
 from faults import FAULTS, LAST_FAULTS
 from ledger import Ledger
 from load import BAD, DIRECT, MODEL, NOWHERE, PRECISE, REGULATED, Kind, Load, id_of, kind_of
+from lost_tail import lose_tail
 from recovery import MARGIN_S, QUIET_S, SLOW_S, Span, calm_after, is_quiet
 from run import Asked, command, schedule
 from running_system import System
@@ -118,6 +119,27 @@ class TestLedger:
             f"{BAD}-141 is 0 times evidenced as a dead letter",
         ]
         assert told.ledger.missing(told.load) == 1
+
+    def test_what_kafka_has_lost_may_be_missing_and_is_told(self, told: Told) -> None:
+        told.load.lost |= {id_of(3), id_of(5), id_of(49), f"{BAD}-70"}
+        told.load.published_twice.add(49)
+        told.load.published_bad.add(f"{BAD}-70")
+        for number in NUMBERS:
+            if number != 3:
+                told.serve(number)
+        assert told.problems() == []
+        assert told.ledger.missing(told.load) == 0
+        found = document(seen(told, [Span("all", 0.0, 4.0, 4.0)], [], []), "a command")
+        assert "lost 4 records that Kafka had acknowledged;\n2 of them had been read" in found
+        told.result(5)
+        assert len(told.problems()) == 1
+
+    def test_each_copy_counts(self, told: Told) -> None:
+        told.load.published_twice.add(49)
+        told.load.published_bad.add(f"{BAD}-70")
+        copies = told.load.copies()
+        assert (copies[id_of(48)], copies[id_of(49)], copies[f"{BAD}-70"]) == (1, 2, 1)
+        assert len(copies) == len(NUMBERS) + 1
 
     def test_what_came_though_nobody_knew_has_one_end(self, told: Told) -> None:
         told.load.unsure.add(id_of(3))
@@ -221,25 +243,29 @@ class TestTable:
 
     def test_takeovers_are_told_beside_their_target(self, told: Told) -> None:
         told.serve_all()
-        names = ("in place", "away", "nothing to take over", "for ever")
+        names = ("in place", "away", "nothing to take over", "for ever", "with a broker")
         spans = [Span(name, 10.0 * n, 10.0 * n + 5, 10.0 * n + 9) for n, name in enumerate(names)]
         killed = [
             Kill(("a",), 1.0, in_place=True),
             Kill(("b",), 11.0, in_place=False),
             Kill(("c",), 21.0, in_place=True),
             Kill(("a",), 31.0, in_place=True),
+            Kill(("b",), 41.0, in_place=True, kafka_s=6.0),
         ]
         taken = [
             Taken(0.1, "p", "a"),
             Taken(0.2, "q", "b"),
             Taken(4.5, "p", "a"),
             Taken(18.0, "q", "a"),
+            Taken(40.5, "r", "b"),
+            Taken(49.5, "r", "b"),
         ]
         found = seen(told, spans, killed, taken)
         assert takeover_rows(found) == [
             ("in place", "1", "3.5", "3.5", "3", "not met"),
             ("away", "1", "7.0", "7.0", "8", "met"),
             ("for ever", "1", "never", "never", "3", "not met"),
+            ("with a broker", "1", "8.5", "8.5", "9", "met"),
         ]
         assert "| for ever | 1 | never | never | 3 | not met |" in document(found, "a command")
 
@@ -247,9 +273,11 @@ class TestTable:
         told = Told()
         spans = [Span("one", 100.0, 110.0, 120.0), Span("two", 130.0, 140.0, 150.0)]
         ends = [(105.0, "router"), (119.0, "router-b"), (125.0, "router"), (140.0, "router")]
-        found = dataclasses.replace(seen(told, spans, [], []), ends=ends)
-        assert [row[-1] for row in rows(found, tells_ends=True)] == ["2", "1"]
-        assert "| ended |" in document(found, "a command", THREE_BROKERS)
+        bare = [(101.0, 3.26), (119.0, 1.0), (125.0, 9.0)]
+        found = dataclasses.replace(seen(told, spans, [], []), ends=ends, bare=bare)
+        told_of = [row[-2:] for row in rows(found, tells_ends=True)]
+        assert told_of == [("2", "3.3"), ("1", "none")]
+        assert "| ended | bare |" in document(found, "a command", THREE_BROKERS)
         assert "| ended |" not in document(found, "a command")
 
     def test_what_follows_the_document_stays(self, tmp_path: Path) -> None:
@@ -301,8 +329,9 @@ class TestSchedule:
     def test_on_three_brokers_the_faults_are_those_of_brokers(self) -> None:
         asked = dataclasses.replace(ASKED, nodes=3)
         found = [fault for _, fault in schedule(random.Random(7), asked, lambda: 0)]
-        assert set(found) == set(CLUSTER_FAULTS)
-        assert len(found) == 2 * len(CLUSTER_FAULTS)
+        assert set(found[:-1]) == set(CLUSTER_FAULTS)
+        assert found[-1] is lose_tail
+        assert len(found) == 2 * len(CLUSTER_FAULTS) + 1
         assert command(asked).endswith("--nodes 3")
 
     def test_what_lasts_comes_while_the_last_requests_do(self) -> None:

@@ -104,6 +104,23 @@ async def test_a_transaction_is_seen_whole_once_committed_and_its_marker_takes_a
     assert not writer.is_cut_off
 
 
+async def test_a_writer_is_told_whether_its_last_transaction_is_committed(logs: Logs) -> None:
+    log = await logs.join()
+    writer = await logs.fence(log)
+    assert not await writer.has_ended()
+    await logs.write(writer, logs.out("a"), logs.out("b", 1))
+    await writer.commit()
+    assert await writer.has_ended()
+    await logs.write(writer, logs.out("c"))
+    assert not await writer.has_ended()
+    await writer.commit()
+    assert await writer.has_ended()
+    successor = await logs.fence(log)
+    await logs.write(successor, logs.out("d"))
+    await successor.commit()
+    assert not await writer.has_ended()
+
+
 async def test_a_member_sets_the_offsets_of_its_group(logs: Logs) -> None:
     log = await logs.join()
     await log.commit_offsets({logs.p0: 3, logs.p1: 1})

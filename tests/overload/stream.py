@@ -76,12 +76,19 @@ async def wait_for_all(system: System, streams: Iterable[Stream], timeout_s: flo
 
 
 @asynccontextmanager
-async def running(name: str, fleet: dict[str, Any]) -> AsyncIterator[System]:
+async def running(
+    name: str, fleet: dict[str, Any], policy_changes: dict[str, Any] | None = None
+) -> AsyncIterator[System]:
     """A system of this fleet with a broker of its own, at the speed of its policy."""
     directory = Path(tempfile.mkdtemp(prefix=f"shunter-{name}-"))
     with EmbeddedBroker(data_dir=directory / "kafka") as broker:
         async with System(
-            broker.bootstrap_servers, name, directory, fleet=fleet, policy_speed=1.0
+            broker.bootstrap_servers,
+            name,
+            directory,
+            fleet=fleet,
+            policy_speed=1.0,
+            policy_changes=policy_changes or {},
         ) as system:
             system.start_all()
             await asyncio.sleep(5)

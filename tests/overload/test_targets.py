@@ -5,6 +5,7 @@ import logging
 import burst
 import lanes
 import open_transaction
+import priority
 import pytest
 from stream import show
 
@@ -17,6 +18,17 @@ NAN = float("nan")
 )
 def test_a_slow_pool_slows_only_its_own_lane(median: float, p99: float, missed: int) -> None:
     assert len(lanes.beyond({"median_ratio": median, "p99_ratio": p99})) == missed
+
+
+@pytest.mark.parametrize(
+    ("median", "p99", "factor", "missed"),
+    [(0.33, 0.33, 2.0, 0), (0.34, 0.2, 2.0, 1), (NAN, NAN, 2.0, 2), (0.1, 0.1, 1.0, 1)],
+)
+def test_priority_is_served_first_and_priced(
+    median: float, p99: float, factor: float, missed: int
+) -> None:
+    found = {"median_ratio": median, "p99_ratio": p99, "price_factors": {"priority": factor}}
+    assert len(priority.beyond(found)) == missed
 
 
 @pytest.mark.parametrize(("in_time", "missed"), [(1.0, 0), (0.99, 0), (0.98, 1)])

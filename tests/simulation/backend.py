@@ -35,11 +35,16 @@ class SimBackend:
     async def execute(self, call: Call) -> Outcome:
         world, process = self._process.world, self._process
         began_at, luck = process.now(), world.rng.random()
-        await asyncio.sleep(world.rng.uniform(0.02, 0.8) * world.slowness[self._pool])
+        try:
+            await asyncio.sleep(world.rng.uniform(0.02, 0.8) * world.slowness[self._pool])
+        except asyncio.CancelledError:
+            call.meter.add(0.02, 20)
+            raise
         if world.faults.is_silent(self._pool):
             await world.healed.wait()
             raise CallError("timeout", "the device never answered", retry="elsewhere")
         if luck < ELSEWHERE + NOWHERE:
+            call.meter.add(0.05, 20, 3)
             retry: Retry = "elsewhere" if luck < ELSEWHERE else "never"
             raise CallError("scripted", "as the dice fell", retry=retry)
         return Outcome(

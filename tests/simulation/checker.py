@@ -9,6 +9,7 @@ import orjson
 from shunter.audit import Keyring, Verifier
 from shunter.audit.replay import replay_steps
 from simulation.aftermath import Aftermath, key_of, place_of, source_of
+from simulation.budgets import check_budgets
 from simulation.requests import BOUND, HURRIED
 from streams.engine.clock import TOLERANCE_S
 from streams.engine.log import Record
@@ -37,7 +38,7 @@ BOUND_TO = ("eu-west", "us-east")
 # From a decision until its evidence is written: a transaction whose answer is lost is made again.
 WRITTEN_S_MAX = 30.0
 # Ends before anybody looks whether a request was cancelled.
-MORE_THAN_ALLOWED = {"rate_limited", "over_share"}
+MORE_THAN_ALLOWED = {"budget", "rate_limited", "over_share"}
 KNOWN_ENDS = {"cancelled", "expired", *MORE_THAN_ALLOWED}
 
 
@@ -46,7 +47,8 @@ def check(world: "World") -> Iterator[str]:
     after = Aftermath(world)
     for invariant in (
         _torn, _results, _deadlines, _clocks, _constraints, _answers, _evidence,
-        _duplicates, _cancellations, _dead_letters, _progress, _trail, _rates, _bounds, _replays,
+        _duplicates, _cancellations, _dead_letters, _progress, _trail, _rates, _bounds,
+        check_budgets, _replays,
     ):  # fmt: skip
         yield from invariant(after)
     yield from (f"{key_of(r)} is still held" for r in held(world))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from simulation import mutants
+from simulation import budgets, mutants
 from simulation.__main__ import main
 from simulation.world import Rules, World, run
 
@@ -194,7 +194,17 @@ STAGES = {
         Rules(worker=mutants.KnowsNoCancellation), r"had been cancelled long before"
     ),
 }
-BROKEN = ENGINE | STAGES
+# Of the books (streams/router/accounts.py).
+BUDGETS = {
+    "books are read back": Broken(
+        Rules(router=budgets.KeepsBooksInMemory), r"more than its budget|the books of"
+    ),
+    "books are in the transaction": Broken(
+        Rules(router=budgets.WritesNoBooks), r"more than its budget|the books of"
+    ),
+    "each end is settled": Broken(Rules(worker=budgets.ForgetsToSettle), r"the books of"),
+}
+BROKEN = ENGINE | STAGES | BUDGETS
 
 
 def is_caught(world: World, broken: Broken) -> bool:

@@ -13,6 +13,7 @@ from stream_cases import FLEET, START, make_options, make_policy
 
 from policies import parse_fleet
 from simulation.aftermath import Aftermath, source_of
+from simulation.budgets import BUDGETS, THRIFTY_REQUESTS, add_thrifty
 from simulation.checker import check, held
 from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
@@ -71,8 +72,9 @@ data_classes:
 tenants:
   hurried: {rate_per_s: 0.5}
   bound: {bound: {regions: [eu-west]}}
+@BUDGETS
 windows: {members_max: 4, margin_s: 2.0, length_buckets_tokens: [512, 2048], prior_rate_per_s: 0.5}
-"""
+""".replace("@BUDGETS\n", BUDGETS)
 
 # What may be in force for a while: other groups, smaller batches, other chances, other bounds.
 OTHER_POLICY = (
@@ -248,6 +250,7 @@ class World:
         self.spawn(self._time_out())
         self.spawn(self.faults.outside())
         self.spawn(self._publish_bound())
+        self.spawn(self._publish_thrifty())
         self._plan_policies()
         await self._publish()
         await asyncio.sleep(max(0.0, FAULTS_S - self.loop.at_s))
@@ -331,6 +334,14 @@ class World:
             names = sorted({name for kind, name in self.workload.order if kind == "request"})
             for name in rng.sample(names, AGAIN_REQUESTS):
                 self._request(name, self.workload.homes[name])
+
+    async def _publish_thrifty(self) -> None:
+        """Publish requests of a tenant with a budget, more than it has room for at times."""
+        rng = random.Random(self.seed * 67_867_967 + 6)
+        for number in range(THRIFTY_REQUESTS):
+            await asyncio.sleep(rng.uniform(0.0, 2.0 * FAULTS_S / THRIFTY_REQUESTS))
+            name = add_thrifty(self, rng, number)
+            self._request(name, self.workload.homes[name])
 
     async def _publish_brief(self) -> None:
         """Let requests run when their time is up, on some seeds; by a generator of its own."""

@@ -147,6 +147,8 @@ class World:
             ended = Result(request_id, "cancelled", timing, error=ResultError("cancelled", "so"))
         elif self.random.random() < self._turned_away:
             error = ResultError("rate_limited", "too many")
+            if len(self.results) % 2:
+                error = ResultError("budget", "full", retry_at=self.now_s + 1.0)
             ended = Result(request_id, "rejected", timing, error=error)
         elif "fail" in request["body"]["messages"][0]["content"]:
             error = ResultError("timeout", "tried in vain", {"a": "timeout"})

@@ -289,6 +289,14 @@ class MemoryCluster:
             for partition in newest.unmarked():
                 self.mark(transactional_id, partition, "committed")
 
+    def has_committed(self, transactional_id: str, epoch: int) -> bool:
+        """Return whether the newest transaction of a producer is committed, with all markers."""
+        newest = self._newest.get(transactional_id)
+        is_open = transactional_id in self._transactions
+        if newest is None or is_open or self._epochs.get(transactional_id) != epoch:
+            return False
+        return newest.state == "committed" and not newest.unmarked()
+
     def fence(self, transactional_id: str) -> int:
         """Return the new epoch of an id; what an earlier one left open is aborted."""
         if transactional_id in self._transactions:

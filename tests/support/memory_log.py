@@ -83,6 +83,14 @@ class MemoryWriter:
         """Whether the broker was restarted since the last commit."""
         return self._connected_at not in (None, self._cluster.restarts)
 
+    async def has_ended(self) -> bool:
+        """Ask the cluster how the last transaction stands."""
+        await self._cluster.checkpoint()
+        has_ended = self._cluster.has_committed(self._id, self._epoch)
+        if has_ended:
+            self._connected_at = self._cluster.restarts
+        return has_ended
+
     async def begin(self) -> None:
         """Open a transaction."""
         await self._cluster.checkpoint()

@@ -146,6 +146,7 @@ _DECLARED = {
     "silicon": ("chip", "us-east"),
     "board": ("slow", "eu-west"),
     "small": ("sock", "us-east"),
+    "vendor": ("chip", "us-east"),
     "left": ("fast", "eu-west"),
     "right": ("fast", "eu-west"),
 }

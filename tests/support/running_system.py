@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from evidence_cases import named
 
 from streams.config.declarations import load_policy
-from streams.kafka.broker_loss import client_options
+from streams.kafka.idempotent_producer import started_producer
 from topics import Catalogue, Settings
 from topics.admin import provisioning
 
@@ -105,6 +105,8 @@ class System:
     fleet: dict[str, Any] = field(default_factory=lambda: FLEET)
     extra_env: dict[str, str] = field(default_factory=dict)
     policy_speed: float = SPEED
+    policy_changes: dict[str, Any] = field(default_factory=dict)
+    """Members of the policy in place of the packaged ones, at the speed of the run."""
     env_of: dict[str, dict[str, str]] = field(default_factory=dict)
     ahead_s_of: dict[str, float] = field(default_factory=dict)
     """How far the clocks of processes are ahead of that of Kafka, by name."""
@@ -126,15 +128,11 @@ class System:
     async def __aenter__(self) -> Self:
         (self.directory / "fleet.yaml").write_text(yaml.safe_dump(self.fleet))
         policy = load_policy(None).faster(self.policy_speed)
-        dumped = yaml.safe_dump(policy.model_dump(mode="json", exclude_none=True))
+        changed = policy.model_dump(mode="json", exclude_none=True) | self.policy_changes
+        dumped = yaml.safe_dump(changed)
         (self.directory / "policy.yaml").write_text(dumped)
         await provisioning.apply(self.settings, self.fleet["pools"])
-        self.producer = AIOKafkaProducer(
-            **client_options(self.settings),
-            enable_idempotence=True,
-            max_request_size=8_000_000,
-        )
-        await self.producer.start()
+        self.producer = await self.new_producer()
         self.consumer = AIOKafkaConsumer(
             self.catalogue.results,
             self.catalogue.dead_letters,
@@ -161,6 +159,10 @@ class System:
         finally:
             for name in self.processes:
                 self.kill(name)
+
+    async def new_producer(self) -> AIOKafkaProducer:
+        """Start a client that publishes."""
+        return await started_producer(self.settings, max_request_size=8_000_000)
 
     def start(self, *names: str) -> None:
         """Start processes: ``router`` (or ``router-b`` and so on), ``pool`` (or ``pool#1``).

@@ -44,6 +44,8 @@ class ScriptedBackend:
         self.began: list[str] = []
         self.cancelled: list[str] = []
         self.is_well = True
+        self.used: dict[str, tuple[float, int, int]] = {}
+        """Device time and tokens of tries that give no answer, by the request's id."""
         self._calls: dict[str, asyncio.Future[Outcome]] = {}
 
     async def start(self) -> None:
@@ -71,6 +73,10 @@ class ScriptedBackend:
             return await future
         except asyncio.CancelledError:
             self.cancelled.append(name)
+            call.meter.add(*self.used.get(name, (0.0, 0, 0)))
+            raise
+        except CallError:
+            call.meter.add(*self.used.get(name, (0.0, 0, 0)))
             raise
         finally:
             del self._calls[name]

@@ -108,7 +108,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
     """Return the rights of a router, which is also a batcher, over these pools."""
     lanes = [topic.name for pool in pools for topic in catalogue.pool_topics(pool)]
     inputs = {
-        catalogue.router_group: (catalogue.requests, catalogue.reroutes),
+        catalogue.router_group: (catalogue.requests, catalogue.reroutes, catalogue.accounts),
         catalogue.batcher_group: (catalogue.held,),
         catalogue.canceller_group: (catalogue.cancellations,),
         catalogue.quality_group: (catalogue.comparisons,),
@@ -116,6 +116,8 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
     written = [
         catalogue.held,
         catalogue.seen_ids,
+        catalogue.accounts,
+        catalogue.budgets,
         catalogue.quality,
         *lanes,
         *_ends(catalogue),
@@ -126,6 +128,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
             *_stages(inputs),
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
             _topic(catalogue.seen_ids, "Read", "know what came before"),
+            _topic(catalogue.budgets, "Read", "know what budgets have left"),
             *_transactional_writes(written),
             *(_topic(lane, "Read", "see what no worker is there to read") for lane in lanes),
             _topic(catalogue.pool_status, "Read", "know the workers' load"),
@@ -145,7 +148,13 @@ def worker(catalogue: Catalogue, pool: str) -> Role:
             *_stages({catalogue.worker_group(pool): lanes}),
             _topic(catalogue.progress, "Read", "go on where its predecessor stopped"),
             *_transactional_writes(
-                [catalogue.reroutes, catalogue.streams, catalogue.comparisons, *_ends(catalogue)]
+                [
+                    catalogue.reroutes,
+                    catalogue.accounts,
+                    catalogue.streams,
+                    catalogue.comparisons,
+                    *_ends(catalogue),
+                ]
             ),
             _topic(catalogue.pool_status, "Write", "report its load"),
             _topic(catalogue.cancellations, "Read", "know what was cancelled"),

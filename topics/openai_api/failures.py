@@ -27,6 +27,7 @@ _REJECTED = {
     "pool_unavailable": (HTTPStatus.SERVICE_UNAVAILABLE, "pool_unavailable"),
     "rate_limited": (HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_exceeded"),
     "over_share": (HTTPStatus.TOO_MANY_REQUESTS, "over_share"),
+    "budget": (HTTPStatus.TOO_MANY_REQUESTS, "insufficient_quota"),
 }
 _REFUSED = frozenset({"request_refused", "content_refused"})
 _ELSEWHERE = frozenset({"model_not_served", "operation_not_served"})

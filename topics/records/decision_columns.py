@@ -30,6 +30,7 @@ PROFILE = (
     "bound_by",
     "any_quality",
     "quality",
+    "price_factor",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")

@@ -288,6 +288,7 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.bound_by or None,
         profile.any_quality or None,
         None if profile.quality is None else _quality_row(profile.quality),
+        None if profile.price_factor == 1.0 else plain(profile.price_factor),
     )
     end = len(rest)
     while end and rest[end - 1] is None:

@@ -9,6 +9,7 @@ from pydantic_core import CoreSchema, core_schema
 from topics.records.decision_reading import with_names
 from topics.records.decision_rows import SCHEMA
 from topics.records.frozen import dataclass
+from topics.records.money import Reservation, Settlement, Spent
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
 from topics.records.quality import Comparison, VariantQuality
@@ -137,7 +138,15 @@ class Evidence:
     """Of a decision on a request, where a second policy decides beside the one in force."""
     placement: Placement | None = None
     promised: Envelope | None = None
+    held_promise: Envelope | None = None
+    """Of a request that was held, what it was promised then."""
     got: Envelope | None = None
+    spent: Spent | None = None
+    """What its tries in this step cost that gave no answer."""
+    reserved: Reservation | None = None
+    """Of a request that was accepted, what its budgets keep for it."""
+    settled: Settlement | None = None
+    """Of its end, what it used of them."""
     usage: Usage | None = None
     batch: Batch | None = None
     hold: Hold | None = None

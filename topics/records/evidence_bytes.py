@@ -25,6 +25,7 @@ from topics.records.decision_rows import (
 )
 from topics.records.decision_tables import Tables
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Step
+from topics.records.money import Reservation, Settlement, Spent
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
 from topics.records.quality import Comparison, VariantQuality
@@ -81,6 +82,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     fallback: Fallback | None = None
     fleet_version: str | None = None
     got: _Envelope | None = None
+    held_promise: _Envelope | None = None
     hold: Hold | None = None
     host: Host | None = None
     inputs: Any = None
@@ -94,9 +96,12 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     reason: str | None = None
     request_digest: _Digest | None = None
     request_id: str
+    reserved: Reservation | None = None
     response_digest: _Digest | None = None
+    settled: Settlement | None = None
     shadow: Shadow | None = None
     source: _Source
+    spent: Spent | None = None
     step: Step
     tags: Mapping[str, Tag] | None = None
     task: str | None = None
@@ -142,6 +147,7 @@ def _common(evidence: Evidence) -> _Written:
         fallback=evidence.fallback,
         fleet_version=evidence.fleet_version,
         got=_envelope(evidence.got),
+        held_promise=_envelope(evidence.held_promise),
         hold=evidence.hold,
         host=evidence.host,
         message=evidence.message,
@@ -151,9 +157,12 @@ def _common(evidence: Evidence) -> _Written:
         reason=evidence.reason,
         request_digest=None if asked is None else _Digest(asked.hmac, asked.salt, asked.whole),
         request_id=evidence.request_id,
+        reserved=evidence.reserved,
         response_digest=None if answered is None else _Digest(answered.hmac, answered.salt),
+        settled=evidence.settled,
         shadow=_shadow(evidence.shadow),
         source=_Source(source.offset, source.partition, source.topic),
+        spent=evidence.spent,
         step=evidence.step,
         task=evidence.task,
         tenant=evidence.tenant,
@@ -184,7 +193,7 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
     decision = written.decision = DecisionRows(schema=SCHEMA)
     tables = Tables()
     unordered = (evidence.got, evidence.hold, evidence.host, evidence.shadow, evidence.usage)
-    is_ordered = unordered == _NOTHING
+    is_ordered = unordered == _NOTHING and evidence.reserved is None and evidence.spent is None
     try:
         rows, refused = _candidate_rows(evidence.candidates, tables)
         decision.candidates, decision.refused = rows or None, refused or None
@@ -234,7 +243,7 @@ def _own_profile(evidence: Evidence) -> Profile | None:
     profile = evidence.profile
     if (
         profile is None
-        or profile.session is not None
+        or (profile.session, profile.reserved, profile.spent) != (None, None, None)
         or profile.id != evidence.request_id
         or profile.tenant != evidence.tenant
         or profile.task != evidence.task

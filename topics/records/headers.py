@@ -20,7 +20,11 @@ PREFIX = "shunter-"
 PROFILE = "shunter-profile"
 PLACEMENT = "shunter-placement"
 PROMISED = "shunter-promised"
+HELD_PROMISE = "shunter-held-promise"
 HELD_AT = "shunter-held-at"
+ORIGIN = "shunter-origin"
+"""Of a request that was passed on to the accounts of its tenant, where and when it came."""
+SETTLED = "shunter-settled"
 KEY = "shunter-key"
 KEY_PROOF = "shunter-key-proof"
 RELEASED_AT = "shunter-released-at"
@@ -127,6 +131,12 @@ def carried(headers: Headers) -> dict[str, bytes]:
     """Return the headers that go with a second run wherever it goes; of other work none."""
     answer = find(headers, ANSWER)
     return {} if answer is None else {ANSWER: answer, CRITICAL: QUALITY_FIELD}
+
+
+def held_promise(headers: Headers) -> dict[str, bytes]:
+    """Return what a held request was promised, as the header that goes with it from then on."""
+    promised = find(headers, PROMISED)
+    return {} if promised is None else {HELD_PROMISE: promised}
 
 
 def replaced(headers: Headers, new: Mapping[str, bytes]) -> list[tuple[str, bytes | None]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from topics.records.frozen import dataclass
+from topics.records.money import Reservation, Spent
 from topics.records.quality import QualityCheck
 
 TagSource = Literal["client", "policy", "estimate"]
@@ -44,7 +45,9 @@ class Profile:
     the reply's length is an estimate that may not fit; None: prompt and reply must fit.
     ``key`` is the id of the API key that a gateway proved, and ``bound_by`` are the places in the
     policy that bind the request. ``any_quality``: it chose precisions itself, so that its class's
-    least quality is not asked for.
+    least quality is not asked for. ``price_factor`` is what its tier is charged, in times its cost.
+    ``reserved`` is what its budgets keep for it until it ends, and ``spent`` what its earlier tries
+    cost.
     """
 
     id: str
@@ -81,6 +84,9 @@ class Profile:
     key: str | None = None
     bound_by: tuple[str, ...] = ()
     any_quality: bool = False
+    price_factor: float = 1.0
+    reserved: Reservation | None = None
+    spent: Spent | None = None
     quality: QualityCheck | None = None
     """Of a request that is run a second time, and of that run."""
 

@@ -18,11 +18,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class ResultError:
-    """The reason for a missing answer. ``details`` maps a pool to its reason code."""
+    """The reason for a missing answer. ``details`` maps a pool to its reason code.
+
+    ``retry_at`` is when the same request may be accepted, epoch seconds: the end of a full window
+    of a rate or a budget. None where that is not known.
+    """
 
     code: str
     message: str
     details: dict[str, str] | None = None
+    retry_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The contract between the worker and whatever runs the models."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from topics import InferenceRequest, Placement, Profile, Response, ServerLoad, Usage, VariantStatus
@@ -10,18 +10,35 @@ Retry = Literal["here", "elsewhere", "never"]
 """Target of a retry after a failed call: the same server, another pool, none."""
 
 
+@dataclass(slots=True)
+class CallMeter:
+    """What the tries of a call have used that gave no answer: device time in seconds, tokens."""
+
+    device_s: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, device_s: float, input_tokens: int = 0, output_tokens: int = 0) -> None:
+        """Count a try that failed or was cancelled."""
+        self.device_s += device_s
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to run. ``is_direct`` work goes before batch work.
 
     ``tell``, if given, is called with each piece of the answer as it comes: a chunk as an
-    OpenAI-compatible server streams it. Backends without streaming never call it.
+    OpenAI-compatible server streams it. Backends without streaming never call it. ``meter`` takes
+    what a try has used that raises, cancellation included.
     """
 
     request: InferenceRequest
     profile: Profile
     placement: Placement
     tell: Callable[[dict[str, Any]], Awaitable[None]] | None = None
+    meter: CallMeter = field(default_factory=CallMeter)
 
     @property
     def is_direct(self) -> bool:
@@ -104,7 +121,8 @@ class Backend(Protocol):
     """Runs the models of one pool.
 
     Guarantees: ``execute`` may be awaited concurrently, up to the slots that the pool declares;
-    cancelling it stops the work as soon as the backend can; it returns or raises CallError, and
+    cancelling it stops the work as soon as the backend can; one that gives no answer adds what it
+    used to the call's meter; it returns or raises CallError, and
     any other error is a defect, which fails the call and counts for the circuit. ``probe`` sends
     the least request that shows that the variant answers. ``load`` is cheap.
     """

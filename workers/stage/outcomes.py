@@ -1,9 +1,10 @@
 """Outcomes: the records that a worker writes when a request ends."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from policies import Option
+from policies.config.prices import nano_of
 from streams.cancellation.index import CANCELLED
 from streams.engine.log import Outgoing
 from streams.engine.stage import Effect
@@ -23,7 +24,8 @@ from topics import (
     encode,
 )
 from topics.records import headers as h
-from workers.backends.base import Call, CallError, Outcome
+from topics.records.money import Spent
+from workers.backends.base import Call, CallError, CallMeter, Outcome
 from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest
 from workers.stage.second_runs import SecondRuns
@@ -37,18 +39,31 @@ Unanswered = Literal["failed", "expired", "cancelled"]
 class Task:
     """A request of the pool that a worker has taken, and its stream if the client wants one.
 
-    ``began_at`` is its start, epoch seconds; None while it waits.
+    ``began_at`` is its start, epoch seconds, and ``option`` the hardware that it began on; None
+    while it waits. ``meter`` has what it used without an answer.
     """
 
     routed: RoutedRequest
     stream: Stream | None = None
     began_at: float | None = None
+    option: Option | None = None
+    meter: CallMeter = field(default_factory=CallMeter)
 
     def call(self) -> Call:
         """Return the call for its backend."""
         routed = self.routed
         tell = None if self.stream is None else self.stream.tell
-        return Call(routed.request, routed.profile, routed.placement, tell)
+        return Call(routed.request, routed.profile, routed.placement, tell, self.meter)
+
+    def spent(self) -> Spent | None:
+        """Return what its tries here cost that gave no answer; None for nothing."""
+        meter, option = self.meter, self.option
+        if option is None or meter == CallMeter():
+            return None
+        usd = option.cut_cost_usd(meter.device_s, meter.input_tokens, meter.output_tokens)
+        nano_usd = nano_of(usd * self.routed.profile.price_factor)
+        device_s = round(meter.device_s, 9)
+        return Spent(nano_usd, meter.input_tokens, meter.output_tokens, device_s)
 
 
 class OutcomeWriter:
@@ -89,7 +104,7 @@ class OutcomeWriter:
         """
         routed, profile = task.routed, task.routed.profile
         usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
-        got = _got(task, outcome, option.usd_per_s)
+        got, spent = _got(task, outcome, option), task.spent()
         result = Result(
             id=profile.id,
             status="completed",
@@ -97,19 +112,21 @@ class OutcomeWriter:
             response=None if profile.is_background else outcome.response,
             placement=routed.placement,
             usage=usage,
-            cost=Cost(got.cost_usd, None if routed.promised is None else routed.promised.cost_usd),
+            cost=_cost(routed, got.cost_usd, spent),
             trace_id=routed.record.trace_id,
             metadata=_metadata(routed),
             reference_of=profile.of,
         )
-        evidence = self._evidence_writer.step(
+        evidence = self._evidence_writer.ended(
             routed.record,
             profile,
             "executed",
             outcome.finished_at,
             placement=routed.placement,
             promised=routed.promised,
+            held_promise=routed.held_promise,
             got=got,
+            spent=spent,
             usage=usage,
             batch=routed.batch,
             host=self._host,
@@ -121,7 +138,7 @@ class OutcomeWriter:
             ),
             comparison=comparison,
         )
-        written = [*self._results(task, result), evidence]
+        written = [*self._results(task, result), *evidence]
         if comparison is not None:
             written.append(self._second_runs.told(comparison))
         written += self._second_runs.asked_for(routed, outcome)
@@ -149,9 +166,10 @@ class OutcomeWriter:
             tried = {f.pool: f.reason for f in profile.fallbacks} | {routed.pool: error.code}
             failure = ResultError(error.code, error.message, tried)
             return self._without_answer(task, "failed", failure, now, error.response)
-        fallback = Fallback(routed.pool, error.code)
+        fallback, spent = Fallback(routed.pool, error.code), task.spent()
         again = replace(
             profile,
+            spent=profile.spent if spent is None else spent.plus(profile.spent),
             attempt=profile.attempt + 1,
             exclude_pools=(*profile.exclude_pools, routed.pool),
             fallbacks=(*profile.fallbacks, fallback),
@@ -174,6 +192,7 @@ class OutcomeWriter:
             placement=routed.placement,
             promised=routed.promised,
             fallback=fallback,
+            spent=spent,
             host=self._host,
             reason=error.code,
             message=error.message,
@@ -189,7 +208,7 @@ class OutcomeWriter:
         response: Response | None = None,
         told: str | None = None,
     ) -> Effect:
-        routed, profile = task.routed, task.routed.profile
+        routed, profile, spent = task.routed, task.routed.profile, task.spent()
         result = Result(
             id=profile.id,
             status=status,
@@ -197,23 +216,26 @@ class OutcomeWriter:
             response=response,
             error=error,
             placement=routed.placement,
+            cost=_cost(routed, 0.0, spent) if spent or profile.spent else None,
             trace_id=routed.record.trace_id,
             metadata=_metadata(routed),
             reference_of=profile.of,
         )
-        evidence = self._evidence_writer.step(
+        evidence = self._evidence_writer.ended(
             routed.record,
             profile,
             status,
             now,
             placement=routed.placement,
             promised=routed.promised,
+            held_promise=routed.held_promise,
+            spent=spent,
             batch=routed.batch,
             host=self._host,
             reason=error.code,
             message=told or error.message,
         )
-        return Effect(routed.record, [*self._results(task, result), evidence], subject=task)
+        return Effect(routed.record, [*self._results(task, result), *evidence], subject=task)
 
     def _results(self, task: Task, result: Result) -> list[Outgoing]:
         """Return the result, and the end of the stream if there is one."""
@@ -272,11 +294,19 @@ def _tool_calls(body: object) -> int:
     return sum(len(each) for each in calls if isinstance(each, list))
 
 
-def _got(task: Task, outcome: Outcome, usd_per_s: float) -> Envelope:
-    created_at = task.routed.profile.created_at
-    first, steps = outcome.first_token_at, outcome.usage.output_tokens - 1
+def _cost(routed: RoutedRequest, usd: float, spent: Spent | None) -> Cost:
+    """Return all that a request cost: its answer, and the tries that gave none."""
+    usd += sum(each.usd for each in (spent, routed.profile.spent) if each is not None)
+    return Cost(usd, None if routed.promised is None else routed.promised.cost_usd)
+
+
+def _got(task: Task, outcome: Outcome, option: Option) -> Envelope:
+    profile, usage = task.routed.profile, outcome.usage
+    created_at = profile.created_at
+    first, steps = outcome.first_token_at, usage.output_tokens - 1
+    tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
     return Envelope(
-        cost_usd=outcome.device_s * usd_per_s,
+        cost_usd=option.cost_usd(outcome.device_s, *tokens) * profile.price_factor,
         ttft_s=None if first is None else first - created_at,
         finish_s=outcome.finished_at - created_at,
         tpot_s=(outcome.finished_at - first) / steps if first is not None and steps > 0 else None,

@@ -12,6 +12,7 @@ from topics import (
     InferenceRequest,
     Placement,
     Profile,
+    decode,
     parse_request,
 )
 from topics.records import headers as h
@@ -24,7 +25,8 @@ class RoutedRequest:
 
     ``record`` includes its trace context, so that readers need no header for it. The profile has
     the attempt. ``released_at`` is the request's release from the hold, epoch seconds; None if it
-    was never held. ``batch_context`` is that of the batch's span.
+    was never held. ``held_promise`` is what it was promised when it was held. ``batch_context`` is
+    that of the batch's span.
     """
 
     record: Record
@@ -35,6 +37,7 @@ class RoutedRequest:
     batch: Batch | None
     released_at: float | None
     batch_context: Context | None
+    held_promise: Envelope | None = None
 
     @classmethod
     def of(cls, record: Record) -> Self:
@@ -61,10 +64,11 @@ class RoutedRequest:
             request,
             profile,
             placement,
-            _promised(headers),
+            _promised(headers, h.PROMISED),
             batch,
             released_at,
             Context.of(headers, h.BATCH_TRACEPARENT),
+            _promised(headers, h.HELD_PROMISE),
         )
 
     @property
@@ -92,8 +96,9 @@ def _released_at(headers: h.Headers) -> float | None:
         raise BadRecordError("decode", "bad_header", message) from error
 
 
-def _promised(headers: h.Headers) -> Envelope | None:
+def _promised(headers: h.Headers, name: str) -> Envelope | None:
+    value = h.find(headers, name)
     try:
-        return h.read(headers, h.PROMISED, Envelope)
+        return None if value is None else decode(Envelope, value)
     except BadRecordError:
         return None

@@ -77,7 +77,12 @@ class SecondRuns:
             compare=check.compare,
             within=check.within,
             difference=found,
-            cost_usd=outcome.device_s * option.usd_per_s,
+            cost_usd=option.cost_usd(
+                outcome.device_s,
+                outcome.usage.input_tokens,
+                outcome.usage.output_tokens,
+                outcome.usage.cached_tokens,
+            ),
         )
 
     def told(self, comparison: Comparison) -> Outgoing:

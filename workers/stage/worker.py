@@ -323,7 +323,8 @@ class Worker:
                 waiting = self._waiting[variant, urgency]
                 while waiting and self._may_start(variant, slots):
                     lane, task = waiting.take()
-                    task = replace(task, began_at=self._clock.now())
+                    began_at, option = self._clock.now(), self._options[variant]
+                    task = replace(task, began_at=began_at, option=option)
                     self._running[variant] = self._running.get(variant, 0) + 1
                     running = asyncio.create_task(self._run(lane, task))
                     lane.tasks.add(running)

@@ -84,6 +84,7 @@ def result(status: Any, code: str, details: Any = None, response: Any = None) ->
         (result("rejected", "no_pool", {"a": "context_too_long", "b": "region"}), 422, "no_pool"),
         (result("failed", "context_too_long", {"a": "timeout"}), 502, "upstream_failed"),
         (result("rejected", "rate_limited"), 429, "rate_limit_exceeded"),
+        (result("rejected", "budget"), 429, "insufficient_quota"),
         (result("rejected", "over_share"), 429, "over_share"),
         (result("rejected", "pool_unavailable"), 503, "pool_unavailable"),
         (result("rejected", "key_required"), 403, "key_required"),
@@ -101,5 +102,14 @@ def test_each_end_has_its_status(found: Result, status: int, code: str) -> None:
     error = refusal_of(found, ASKED, FleetState(Settings(), SystemClock()))
     answer = error.response()
     assert (answer.status, error.code) == (status, code)
-    assert ("Retry-After" in answer.headers) == (status in {429, 503})
+    # What no window of a budget has room for need not come again.
+    is_passing = status in {429, 503} and code != "insufficient_quota"
+    assert ("Retry-After" in answer.headers) == is_passing
     assert (answer.headers.get("x-should-retry") == "false") == (status in {409, 422, 502, 504})
+
+
+def test_a_full_budget_tells_when_its_window_ends() -> None:
+    error = ResultError("budget", "full", retry_at=NOW + 90)
+    found = Result("req_1", "rejected", Timing(NOW, finished_at=NOW + 10.5), error=error)
+    answer = refusal_of(found, ASKED, FleetState(Settings(), SystemClock())).response()
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "80")

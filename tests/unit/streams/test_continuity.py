@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import pytest
 from hold_cases import hold, make_batcher
@@ -11,7 +11,7 @@ from stream_cases import START, Yard, drain, keys, make_router, make_signer
 from worker_cases import ScriptedBackend, make_worker, place
 
 from streams.engine import continuity
-from streams.engine.continuity import BrokenLogError, check_continuity
+from streams.engine.continuity import BrokenLogError, check_continuity, newest_epoch
 from streams.engine.log import Outgoing, Partition
 from streams.engine.recovery import NothingToRecoverError, RecoveryError, carry_out, plan
 from streams.engine.stage import Stage
@@ -198,6 +198,39 @@ async def test_a_hold_that_is_restored_past_its_progress_under_another_leader_is
     await serve(yard, make_batcher(yard))
     released = ["first", "second", "third"]
     assert sorted(keys(yard.lane("boards-us", "batch"))) == released
+
+
+class NewLeader(MemoryLog):
+    """Counts how often it is asked for more than the end of an epoch."""
+
+    asked = 0
+
+    async def bounds(
+        self, partitions: Collection[Partition]
+    ) -> Mapping[Partition, tuple[int, int]]:
+        self.asked += 1
+        return await super().bounds(partitions)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+async def test_a_new_leader_is_asked_for_no_more_than_it_takes_to_know_that_nothing_is_lost(
+    lost: int,
+) -> None:
+    """After a broker's end each partition of a process has one: seven questions each are many."""
+    yard = Yard()
+    for n in range(4):
+        yard.publish(0, id=f"a{n}")
+    yard.cluster.lose_tail(HOME, 4 - lost)
+    for n in range(1 + lost):
+        yard.publish(0, id=f"new{n}")
+    log = NewLeader(yard.cluster, "reader")
+    (record,) = [r for r in yard.cluster.records(HOME.topic, 0) if r.offset == 4]
+    if lost:
+        with pytest.raises(BrokenLogError):
+            await newest_epoch(log, "group", [record], 4, 0)
+    else:
+        assert await newest_epoch(log, "group", [record], 4, 0) == 1
+        assert not log.asked
 
 
 async def test_where_the_log_can_not_tell_it_must_be_said_from_where() -> None:

@@ -42,9 +42,13 @@ class Client:
             outcome.set_result(None)
 
 
+async def never_asked() -> bool:
+    raise AssertionError("nothing is cut off")
+
+
 async def send(client: Client, *records: tuple[str, int]) -> None:
     """Write records of so many bytes to partition 0 of a topic."""
-    writer = KafkaWriter(cast("AIOKafkaProducer", client))
+    writer = KafkaWriter(cast("AIOKafkaProducer", client), never_asked)
     values: list[Any] = [
         await writer.send(Outgoing(topic, b"k", bytes(size), partition=0))
         for topic, size in records
@@ -67,7 +71,7 @@ async def test_a_second_batch_of_a_partition_keeps_no_other_waiting() -> None:
 @pytest.mark.parametrize("size", [1_000, 900_000])
 async def test_of_many_records_only_so_many_bytes_wait_to_be_handed_over(size: int) -> None:
     client = Client()
-    writer = KafkaWriter(cast("AIOKafkaProducer", client))
+    writer = KafkaWriter(cast("AIOKafkaProducer", client), never_asked)
     for _ in range(1 + 3 * WAITING_BYTES_MAX // size):
         await writer.send(Outgoing("lane", b"k", bytes(size), partition=0))
     assert len(client.known) >= 2 * WAITING_BYTES_MAX // BATCH_BYTES_MAX

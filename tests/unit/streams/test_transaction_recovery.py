@@ -165,6 +165,37 @@ async def test_a_writer_knows_that_it_was_cut_off(settings: Settings) -> None:
     assert (before, after) == (False, True)
 
 
+async def test_a_writer_that_was_cut_off_goes_on_where_nothing_of_it_hangs(
+    settings: Settings,
+) -> None:
+    log = await joined(settings, "inference.test-whole")
+    writer = await log.fence(f"{ID}-whole")
+    producer = writer._producer
+
+    async def write(number: int, *, counted: bool = True) -> bool:
+        """Commit a record, lose all connections, and return whether the writer may go on."""
+        await writer.begin()
+        if not counted:
+            # As `leave_hanging` does: this partition gets no marker.
+            producer._txn_manager._txn_partitions.add(TopicPartition(TOPIC, number))
+        await (await writer.send(Outgoing(TOPIC, b"k", b"whole", partition=number)))
+        await (await writer.send(Outgoing(TOPIC, b"k", b"whole", partition=2)))
+        await writer.commit()
+        for connection in list(producer.client._conns.values()):
+            connection.close()
+        assert writer.is_cut_off
+        has_ended = await writer.has_ended()
+        assert writer.is_cut_off == (not has_ended)
+        return has_ended
+
+    told = [await write(0), await write(0), await write(3, counted=False)]
+    await writer.close()
+    successor = await log.fence(f"{ID}-whole")
+    await successor.close()
+    await log.leave()
+    assert told == [True, True, False]
+
+
 class Idle:
     """A connection to a broker that leads nothing of what is written, which closed it."""
 

@@ -113,6 +113,20 @@ async def test_a_writer_that_was_cut_off_is_replaced_before_it_goes_on(
     assert_once(cluster, names)
 
 
+async def test_a_writer_that_was_cut_off_goes_on_where_its_last_transaction_is_whole(
+    cluster: MemoryCluster,
+) -> None:
+    """A broker that hands over before it stops loses no marker: nothing is fenced or read back."""
+    names = fill(cluster, 4, partitions=1)
+    transactor = await take(cluster, Copier(), records_max=2)
+    await transactor.step()
+    epoch = cluster.epoch("copiers-in-0")
+    cluster.restart()
+    await drain(transactor)
+    assert cluster.epoch("copiers-in-0") == epoch
+    assert_once(cluster, names)
+
+
 async def test_a_writer_that_was_cut_off_is_replaced_though_there_is_nothing_to_do(
     cluster: MemoryCluster,
 ) -> None:

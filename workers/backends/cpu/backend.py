@@ -56,11 +56,17 @@ class CPUBackend:
         texts = _texts(call.request.body.get("input"))
         self._running[variant] += 1
         started_at = self._clock.now()
+        # When a thread took it, which is the time that it is charged from.
+        began: list[float] = []
         try:
             loop = asyncio.get_running_loop()
             body, tokens, device_s = await loop.run_in_executor(
-                self._threads, self._try_to_compute, call, texts
+                self._threads, self._try_to_compute, call, texts, began
             )
+        except BaseException:
+            if began:
+                call.meter.add(max(0.0, self._clock.now() - began[0]))
+            raise
         finally:
             self._running[variant] -= 1
         option = self._options[variant]
@@ -83,8 +89,11 @@ class CPUBackend:
         factors, known = self._pace.factors, self._pace.factors_known
         return Load(0.0, variants, factors=factors, factors_known=known)
 
-    def _try_to_compute(self, call: Call, texts: list[str]) -> tuple[dict[str, Any], int, float]:
+    def _try_to_compute(
+        self, call: Call, texts: list[str], began: list[float]
+    ) -> tuple[dict[str, Any], int, float]:
         """Run ``_compute``; any other error of the libraries fails only this call."""
+        began.append(self._clock.now())
         try:
             return self._compute(call, texts)
         except CallError:

@@ -39,6 +39,8 @@ PATHS = {
 }
 # The end of a body follows the last event at once, or need not be waited for.
 END_S_MAX = 0.1
+# Errors of a server that has not begun with the request.
+NEVER_RAN = frozenset({"connect", "overloaded", "unavailable"})
 _ANSWERED_IN = {
     "chat": "choices",
     "completions": "choices",
@@ -127,15 +129,22 @@ class OpenAIBackend:
         mark = self._shares.begin(began_at)
         own_mark = self._shares_of[variant].begin(began_at)
         started_at = self._clock.now()
+        answer: _Answer | None = None
+        has_run = True
         try:
             with self._distrusting():
                 answer = await self._ask(call)
+        except CallError as error:
+            has_run = error.code not in NEVER_RAN
+            raise
         finally:
             self._running[variant] -= 1
             self._prompts.pop(id(call), None)
             ended_at = self._loop.time()
             device_s = self._shares.end(mark, ended_at)
             among_its_own_s = self._shares_of[variant].end(own_mark, ended_at)
+            if answer is None and has_run:
+                call.meter.add(device_s)
         finished_at = self._clock.now()
         usage = usage_of(
             answer.body,
@@ -226,16 +235,21 @@ class OpenAIBackend:
         self, call: Call, response: aiohttp.ClientResponse, limit: asyncio.Timeout
     ) -> _Answer:
         assembled, first_token_at = Assembled(_STREAMED[call.profile.operation]), None
-        async for chunk in self._chunks(response):
-            if assembled.add(chunk):
-                if first_token_at is None:
-                    first_token_at = self._clock.now()
-                    self._prompts.pop(id(call), None)
-                # Only what brings the answer on counts as a sign of life.
-                limit.reschedule(self._loop.time() + self._declared.idle_s_max)
-                if call.tell is not None:
-                    await call.tell(_checked(chunk))
-        return _Answer(_checked(assembled.body()), assembled.chunks, first_token_at)
+        try:
+            async for chunk in self._chunks(response):
+                if assembled.add(chunk):
+                    if first_token_at is None:
+                        first_token_at = self._clock.now()
+                        self._prompts.pop(id(call), None)
+                    # Only what brings the answer on counts as a sign of life.
+                    limit.reschedule(self._loop.time() + self._declared.idle_s_max)
+                    if call.tell is not None:
+                        await call.tell(_checked(chunk))
+            return _Answer(_checked(assembled.body()), assembled.chunks, first_token_at)
+        except BaseException:
+            if assembled.chunks:
+                call.meter.add(0.0, call.profile.input_tokens, assembled.chunks)
+            raise
 
     async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
         pieces = response.content.iter_any()

@@ -4,10 +4,18 @@ import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from policies import Option
 from policies.bounded_dict import BoundedDict
-from policies.hardware.accelerator import Completion, Job, Refused, VariantLimits
+from policies.hardware.accelerator import (
+    Accelerator,
+    Cancelled,
+    Completion,
+    Job,
+    Refused,
+    VariantLimits,
+)
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
 from policies.hardware.replica import Ask, Replica, choose_replica
@@ -20,6 +28,8 @@ from workers.backends.simulated.responses import body, output_tokens
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
+# The longest wait for the iteration to end in which a call was cancelled.
+TAKEN_OUT_S_MAX = 0.5
 # Batches whose replica is remembered; far more than have members under way.
 BATCHES_MAX = 4096
 
@@ -50,7 +60,7 @@ class SimulatedBackend:
         self._clock = clock
         self._usual_tokens = usual_tokens
         self._began_at = 0.0
-        self._waiting: dict[str, asyncio.Future[Completion]] = {}
+        self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._names = itertools.count()
         self._batches: BoundedDict[str, Replica] = BoundedDict(BATCHES_MAX)
         self._changed = asyncio.Event()
@@ -75,7 +85,7 @@ class SimulatedBackend:
 
     async def execute(self, call: Call) -> Outcome:
         """Run a request on the best replica; members of a batch run on the same one."""
-        if self._driver is None or self._driver.done():
+        if self._is_still:
             raise RuntimeError("the simulated devices stand still: nothing would ever finish")
         profile, variant = call.profile, call.placement.model_variant
         # Not the request's id: the same one may run again while its cancelled run still ends.
@@ -101,14 +111,13 @@ class SimulatedBackend:
         self._changed.set()
         try:
             done = await future
+        except asyncio.CancelledError:
+            call.meter.add(*await self._taken_out(name, accelerator, input_tokens))
+            raise
         finally:
             self._waiting.pop(name, None)
             ended_at = self._model_now()
             share_s = share.end(mark, ended_at)
-            if future.cancelled():
-                accelerator.cancel(name, self._model_now())
-                # What waited for its place is due sooner than the driver thinks.
-                self._changed.set()
         took = Measured(
             done.first_token_at - began_at,
             done.finished_at - began_at,
@@ -128,6 +137,27 @@ class SimulatedBackend:
             finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
         )
+
+    async def _taken_out(
+        self, name: str, accelerator: Accelerator, input_tokens: int
+    ) -> tuple[float, int, int]:
+        """Cancel a job, and return its device time and tokens: known when its iteration ends."""
+        left = self._waiting[name] = self._loop.create_future()
+        if not accelerator.cancel(name, self._model_now()) or self._is_still:
+            return 0.0, 0, 0
+        # What waited for its place is due sooner than the driver thinks.
+        self._changed.set()
+        try:
+            async with asyncio.timeout(TAKEN_OUT_S_MAX):
+                event = await left
+        except TimeoutError:
+            return 0.0, 0, 0
+        written = event.output_tokens if isinstance(event, Cancelled) else 0
+        return event.device_s, input_tokens if event.device_s else 0, written
+
+    @property
+    def _is_still(self) -> bool:
+        return self._driver is None or self._driver.done()
 
     def _others_s(self, replica: Replica, variant: str) -> float:
         """Return one iteration of every other variant that runs on a replica."""
@@ -211,12 +241,14 @@ class SimulatedBackend:
                 continue
 
     def _tell(self, event: object) -> None:
-        future = self._waiting.get(event.id) if isinstance(event, Completion | Refused) else None
+        if not isinstance(event, Completion | Refused | Cancelled):
+            return
+        future = self._waiting.get(event.id)
         if future is None or future.done():
             return
         if isinstance(event, Refused):
             future.set_exception(CallError("memory", event.reason, retry="elsewhere"))
-        elif isinstance(event, Completion):
+        else:
             future.set_result(event)
 
     def _model_now(self) -> float:

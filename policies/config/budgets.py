@@ -1,0 +1,41 @@
+"""Budgets of a tenant or a key: what its requests may use in a window of time."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from policies.config.schema import Declaration
+
+_Count = Annotated[int, Field(strict=True, ge=0, le=10**15)]
+
+
+class Budget(Declaration):
+    """The most that requests may use in each window; a unit that is None has no limit.
+
+    Windows follow each other from the epoch on: those of 86,400 s are the days of UTC. A request
+    counts in the window in which it was accepted, whenever it ends.
+    """
+
+    window_s: Annotated[PositiveFloat, Field(ge=1.0, le=366 * 86_400.0)]
+    requests: _Count | None = None
+    tokens: _Count | None = None
+    """Read and written, those of tries that gave no answer included."""
+    usd: Annotated[float, Field(strict=True, ge=0, le=1e6)] | None = None
+    """US dollars, as pools and tiers are priced."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.requests is None and self.tokens is None and self.usd is None:
+            raise ValueError("must limit requests, tokens or usd")
+        return self
+
+
+def check_windows(budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+    """Return budgets whose windows differ in length.
+
+    Raises:
+        ValueError: two are of the same length.
+    """
+    if len({budget.window_s for budget in budgets}) != len(budgets):
+        raise ValueError("has two budgets of one window_s; write one with all its limits")
+    return budgets

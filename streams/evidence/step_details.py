@@ -1,0 +1,66 @@
+"""What the evidence of a step says beside the common fields, and what a request has used by it."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from topics import (
+    Batch,
+    Candidate,
+    Comparison,
+    Envelope,
+    Fallback,
+    Hold,
+    Host,
+    Placement,
+    Profile,
+    Shadow,
+    Tag,
+    TextDigest,
+    Usage,
+)
+from topics.records.money import NANO, Amounts, Reservation, Spent
+
+
+class StepDetails(TypedDict, total=False):
+    """The fields of a step's evidence beside the common ones; see ``Evidence``."""
+
+    view_version: int
+    tags: dict[str, Tag] | None
+    profile: Profile | None
+    inputs: object
+    decided_with: str | None
+    candidates: Sequence[Candidate]
+    shadow: Shadow | None
+    placement: Placement | None
+    promised: Envelope | None
+    held_promise: Envelope | None
+    got: Envelope | None
+    spent: Spent | None
+    reserved: Reservation | None
+    usage: Usage | None
+    batch: Batch | None
+    hold: Hold | None
+    fallback: Fallback | None
+    host: Host | None
+    model_digest: str | None
+    energy_wh: float | None
+    assumed: bool
+    request_digest: TextDigest | None
+    response_digest: TextDigest | None
+    comparison: Comparison | None
+    reason: str | None
+    message: str | None
+
+
+def used_by(profile: Profile, end: StepDetails) -> Amounts:
+    """Return all that a request used that ends so, its earlier tries included."""
+    tokens, nano_usd = 0, 0
+    for each in (end.get("spent"), profile.spent):
+        if each is not None:
+            tokens, nano_usd = tokens + each.tokens, nano_usd + each.nano_usd
+    usage, got = end.get("usage"), end.get("got")
+    if usage is not None:
+        tokens += usage.input_tokens + usage.output_tokens
+    if got is not None:
+        nano_usd += round(got.cost_usd * NANO)
+    return Amounts(1, tokens, nano_usd)

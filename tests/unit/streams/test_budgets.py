@@ -1,0 +1,193 @@
+"""Budgets through router, worker, hold and takeovers, on the log in memory."""
+
+from typing import Any
+
+import pytest
+from memory_log import MemoryLog
+from policy_change_cases import Office, policy
+from stream_cases import POLICY, START, Yard, drain, step_until
+from worker_cases import ScriptedBackend, make_worker
+
+from shunter.audit.replay import replay_steps
+from streams.engine.log import LogError, Outgoing
+from streams.router.stage import Router
+from topics import decode
+from topics.records import headers as h
+from topics.records.key_proof import key_headers
+from topics.records.money import NANO, Amounts, BudgetState
+
+SECRET = "between gateways and routers"  # noqa: S105 - of these tests
+WINDOW_S = 3600.0
+BUDGETED = (
+    POLICY
+    + """
+tenants:
+  acme: {budgets: [{window_s: 3600, requests: 3}]}
+  vault: {budgets: [{window_s: 3600, usd: 1.0}]}
+keys:
+  k1: {tenant: vault, budgets: [{window_s: 3600, requests: 1}]}
+"""
+)
+
+
+async def routed(yard: Yard, text: str = BUDGETED, log: MemoryLog | None = None) -> Router:
+    """Let a new router take all over, and route what there is."""
+    office = Office(yard)
+    router = Router(
+        yard.situation(),
+        yard.evidence_writer(),
+        yard.clock,
+        yard.telemetry,
+        request_bytes_max=yard.settings.request_bytes_max,
+        duplicate_window_records=yard.settings.duplicate_window_records,
+        key_secret=SECRET,
+    )
+    office.change(to_policy=text)
+    router.take_context(office.active_policy.terms)
+    yard.cluster.members.clear()
+    await drain(await yard.run(router, log))
+    return router
+
+
+def ends(yard: Yard) -> dict[str, str]:
+    return {name: result.error.code for name, result in yard.results().items() if result.error}
+
+
+def books(yard: Yard) -> dict[tuple[str, int], tuple[Amounts, Amounts]]:
+    """The newest state of each account on the log: what is kept, and what was used."""
+    newest = {r.key: r.value for r in yard.cluster.records(yard.catalogue.budgets)}
+    states = [decode(BudgetState, value) for value in newest.values() if value is not None]
+    return {(s.account.rule, s.account.number): (s.reserved, s.used) for s in states}
+
+
+async def served(yard: Yard, finish: dict[str, dict[str, Any]]) -> None:
+    """Let the pool's worker end what is on its lanes: with an answer, or an error."""
+    backend = ScriptedBackend()
+    worker = make_worker(yard, backend)
+    yard.cluster.members.clear()
+    transactor = await yard.run(worker, MemoryLog(yard.cluster, "w"))
+    await step_until(transactor, lambda: set(finish) <= set(backend.began), "all to run")
+    for name, changes in finish.items():
+        backend.finish(name, **changes)
+    await step_until(transactor, lambda: set(finish) <= set(yard.results()), "their results")
+
+
+async def test_a_budget_in_requests_is_exact_over_all_partitions() -> None:
+    yard = Yard()
+    for number in range(8):
+        yard.publish(number % yard.catalogue.partitions, id=f"r{number}", tenant="acme")
+    yard.publish(id="free", tenant="other")
+    await routed(yard)
+    placed = [e for e in yard.evidence("placed") if e.tenant == "acme"]
+    assert len(placed) == 3
+    assert sorted(ends(yard).values()) == ["budget"] * 5
+    end_at = (START // WINDOW_S + 1) * WINDOW_S
+    errors = [result.error for result in yard.results().values() if result.error]
+    assert {error.retry_at for error in errors} == {end_at}
+    assert "try again at" in errors[0].message
+    ((kept, used),) = books(yard).values()
+    assert (kept.requests, used) == (3, Amounts())
+    (free,) = [e for e in yard.evidence("placed") if e.tenant == "other"]
+    assert free.reserved is None
+    found = replay_steps(yard.evidence(), lambda *_: (yard.options, policy(BUDGETED)))
+    assert not [each for each in found if each.differences]
+
+
+async def test_a_successor_knows_what_is_left() -> None:
+    yard = Yard()
+    yard.publish(id="r1", tenant="acme")
+    yard.publish(1, id="r2", tenant="acme")
+    await routed(yard)
+    for number in range(3, 6):
+        yard.publish(number % yard.catalogue.partitions, id=f"r{number}", tenant="acme")
+    await routed(yard, log=MemoryLog(yard.cluster, "b"))
+    assert len(yard.evidence("placed")) == 3
+    assert sorted(ends(yard).values()) == ["budget"] * 2
+
+
+async def test_the_next_window_begins_anew() -> None:
+    yard = Yard()
+    for number in range(4):
+        yard.publish(id=f"r{number}", tenant="acme")
+    await routed(yard)
+    yard.clock.at = (START // WINDOW_S + 1) * WINDOW_S
+    yard.publish(id="later", tenant="acme", created_at=yard.clock.at)
+    await routed(yard, log=MemoryLog(yard.cluster, "b"))
+    assert ends(yard) == {"r3": "budget"}
+    (later,) = [e for e in yard.evidence() if e.request_id == "later"]
+    assert later.reserved is not None
+    assert later.reserved.accounts[0].number == START // WINDOW_S + 1
+
+
+async def test_an_end_settles_what_was_used_in_its_own_transaction() -> None:
+    yard = Yard()
+    yard.publish(id="r1", tenant="vault", constraints={"pools": ["premium-eu"]})
+    await routed(yard)
+    (placed,) = yard.evidence("placed")
+    assert placed.reserved is not None
+    assert placed.promised is not None
+    assert placed.reserved.amounts.nano_usd >= round(placed.promised.cost_usd * NANO)
+    await served(yard, {"r1": {"device_s": 36.0}})
+    (executed,) = yard.evidence("executed")
+    assert executed.got is not None
+    assert executed.settled is not None
+    assert executed.settled.used == Amounts(1, 30, round(executed.got.cost_usd * NANO))
+    (result,) = (r for r in yard.cluster.records(yard.catalogue.results))
+    settlement = yard.cluster.records(yard.catalogue.accounts)[-1]
+    transaction = yard.cluster.transaction_of(settlement)
+    assert transaction is yard.cluster.transaction_of(result)
+    await routed(yard, log=MemoryLog(yard.cluster, "b"))
+    ((kept, used),) = books(yard).values()
+    assert (kept, used) == (Amounts(), executed.settled.used)
+
+
+async def test_a_key_has_a_budget_of_its_own() -> None:
+    yard = Yard()
+    for name in ("a", "b"):
+        proof = list(key_headers(SECRET.encode(), "k1", name, "vault").items())
+        yard.publish(id=name, tenant="vault", headers=proof)
+    yard.publish(id="c", tenant="vault")
+    await routed(yard)
+    assert {e.request_id for e in yard.evidence("placed")} == {"a", "c"}
+    assert ends(yard) == {"b": "budget"}
+    (rejected,) = yard.evidence("rejected")
+    assert "keys.k1" in (rejected.message or "")
+
+
+async def test_a_client_can_neither_settle_nor_reach_the_accounts_by_headers() -> None:
+    yard = Yard()
+    forged = [(h.SETTLED, b"{}"), (h.ORIGIN, b"nan"), (h.PROFILE, b"{}")]
+    yard.publish(id="r1", tenant="acme", headers=forged)
+    await routed(yard)
+    (passed_on,) = yard.cluster.records(yard.catalogue.accounts)
+    assert h.find(passed_on.headers, h.SETTLED) is None
+    assert len(yard.evidence("placed")) == 1
+
+
+async def test_what_costs_more_than_a_whole_window_is_told_so() -> None:
+    yard = Yard()
+    yard.publish(id="r1", tenant="vault", body={"model": "yard-8b", "max_tokens": 9_000_000})
+    text = BUDGETED.replace("usd: 1.0", "usd: 0.000001")
+    await routed(yard, text)
+    (result,) = yard.results().values()
+    assert result.error is not None
+    assert (result.error.code, result.error.retry_at) == ("budget", None)
+
+
+async def test_a_refused_lane_gives_back_what_was_kept() -> None:
+    yard = Yard()
+    yard.publish(id="r1", tenant="acme")
+    yard.cluster.refuse = lambda record: ".pool." in record.topic
+    await routed(yard)
+    assert ends(yard) == {"r1": "refused"}
+    (failed,) = yard.evidence("failed")
+    assert failed.settled is not None
+    ((kept, used),) = books(yard).values()
+    assert (kept, used) == (Amounts(), Amounts(1, 0, 0))
+
+
+async def test_an_account_that_cant_be_read_is_no_empty_one() -> None:
+    yard = Yard()
+    yard.cluster.publish(Outgoing(yard.catalogue.budgets, b"x", b"no json", [], 0))
+    with pytest.raises(LogError, match="can't be read"):
+        await routed(yard)

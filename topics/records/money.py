@@ -1,0 +1,107 @@
+"""Money: what work cost, and what budgets keep for it. Whole numbers, so that all sums agree."""
+
+from topics.records.frozen import dataclass
+
+NANO = 1_000_000_000
+"""Nano-dollars of a dollar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What tries cost that gave no answer: their tokens, device time in seconds, and the price."""
+
+    nano_usd: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+    device_s: float = 0.0
+
+    @property
+    def usd(self) -> float:
+        """The price in US dollars."""
+        return self.nano_usd / NANO
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that were read and written."""
+        return self.input_tokens + self.output_tokens
+
+    def plus(self, other: "Spent | None") -> "Spent":
+        """Return the sum of both."""
+        if other is None:
+            return self
+        return Spent(
+            self.nano_usd + other.nano_usd,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.device_s + other.device_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One window of one budget. ``rule`` is its place in the policy, such as ``tenants.acme``.
+
+    ``owner`` is the tenant or key that it counts; of `default_tenant` each has an account of its
+    own. ``number`` counts windows of ``window_s`` seconds since the epoch.
+    """
+
+    rule: str
+    owner: str
+    window_s: float
+    number: int
+
+    @property
+    def ends_at(self) -> float:
+        """The end of the window, epoch seconds."""
+        return (self.number + 1) * self.window_s
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """Amounts of the three units that budgets are in."""
+
+    requests: int = 0
+    tokens: int = 0
+    nano_usd: int = 0
+
+    def plus(self, other: "Amounts") -> "Amounts":
+        """Return the sum."""
+        return Amounts(
+            self.requests + other.requests,
+            self.tokens + other.tokens,
+            self.nano_usd + other.nano_usd,
+        )
+
+    def minus(self, other: "Amounts") -> "Amounts":
+        """Return the difference."""
+        return Amounts(
+            self.requests - other.requests,
+            self.tokens - other.tokens,
+            self.nano_usd - other.nano_usd,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What the accounts of a request keep for it. ``home`` is the partition that has them."""
+
+    home: int
+    accounts: tuple[Account, ...]
+    amounts: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of a reservation: what was used in fact."""
+
+    reserved: Reservation
+    used: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """An account as its topic has it: kept for what has not ended, and used by what has."""
+
+    account: Account
+    reserved: Amounts
+    used: Amounts
