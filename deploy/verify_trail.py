@@ -7,9 +7,10 @@ Written from docs/evidence.md alone. Wants Python 3.11 and the package ``cryptog
 archive ``pyarrow``. Prints one line for each problem, and ends with exit code 1 where there is any.
 
 Checked: signatures and leaves, the order and the links of chains, whose keys they are (--trust),
-revocations, kept heads (--heads), an archive's columns, that what was due has ended. Not checked:
-results against digests, constraints, second ends, the public log, statistics of Parquet files,
-whether what was signed is true.
+revocations, kept heads (--heads), an archive's columns, that what was due has ended, once, within
+its constraints; the public log (--log, --policy, --checkpoint); results against ends and digests
+(--results, of `shunter audit export --results`). Not checked: statistics of Parquet files, whether
+what was signed is true.
 """
 
 import argparse
@@ -19,314 +20,17 @@ import sys
 import time
 from pathlib import Path
 
-from trail_formats import archive_reader, export_lines, jcs, key_of, raw_of, sha256, signed, tree
+from trail_chains import Trail
+from trail_formats import archive_reader, export_lines
+from trail_log import PublicLog
+from trail_results import check_results, compare_request, keys_of, secret_of
 
 DAY = 86_400
-ENDS = {"executed", "failed", "expired", "rejected", "cancelled"}
-MEMBERS = {
-    "published": {"statement", "signature", "endorser", "endorsement"},
-    "revocation": {"key", "at", "reason", "by", "public_key", "signature"},
-    "introduction": {"statement", "public_key", "signature"},
-    "heads": {"statement", "signature"},
-}
-ROOT = {
-    "chain": str,
-    "sequence": int,
-    "previous": (str, type(None)),
-    "count": int,
-    "tree": str,
-    "at": float,
-    "writer": str,
-    "key": str,
-}
+# Of results on Kafka.
+RESULTS_DAYS = 7
 
 
-class Trail:
-    """``read`` returns the lines of a kind; ``since`` is what retention may have taken before."""
-
-    def __init__(self, read, trust=(), heads=None, since=-math.inf, now=None, accept=False):
-        self.problems = []
-        self.trust, self.kept, self.since, self.accept = set(trust), heads or {}, since, accept
-        self.now = now
-        self.lines = {kind: read(kind) for kind in ("evidence", "roots", "keys")}
-        for kind, rows in self.lines.items():
-            for row in rows:
-                row["where"] = f"{kind}/{row['partition']}@{row['offset']}"
-        self.keys, self.revoked, self.introduced, self.heads = {}, {}, {}, []
-
-    def problem(self, kind, where, what):
-        self.problems.append(kind)
-        print(f"{kind}: {where}: {what}")
-
-    def check(self):
-        self.read_keys()
-        leaves = self.read_roots()
-        self.read_evidence(leaves)
-        self.check_heads()
-        self.check_ends()
-
-    def read_keys(self):
-        readers = {
-            "published": self.read_published,
-            "revocation": self.read_revocation,
-            "introduction": self.read_introduction,
-            "heads": self.read_heads,
-        }
-        for row in self.lines["keys"]:
-            if "value" in row and row["value"] is None:
-                continue  # A tombstone.
-            try:
-                members = {k: v for k, v in row["value"].items() if v is not None and k in readers}
-                ((kind, entry),) = members.items()
-                if not MEMBERS[kind].issuperset(entry):
-                    entry = {}  # What is not signed could say anything.
-                name = readers[kind](entry)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                self.problem("false_entry", row["where"], error)
-                continue
-            if name is None or name != row["key"]:
-                self.problem("false_entry", row["where"], "not signed as it says, or not its key")
-
-    def read_published(self, entry):
-        s = entry["statement"]
-        key = key_of(s["public_key"], s["key"])
-        if key is None or not signed(key, "key", s, entry["signature"]):
-            return None
-        if (entry.get("endorser") is None) != (entry.get("endorsement") is None):
-            return None
-        self.keys[s["key"]] = (key, s)
-        return f"key/{s['key']}"
-
-    def read_revocation(self, entry):
-        by, said = entry.get("by"), {k: entry[k] for k in ("at", "key", "reason")}
-        is_signed = entry.get("signature") is not None
-        if is_signed:
-            key = key_of(entry["public_key"], by)
-            if key is None or not signed(key, "revocation", said | {"by": by}, entry["signature"]):
-                return None
-        if not self.trust or (is_signed and (by in self.trust or by == said["key"])):
-            self.revoked[said["key"]] = min(said["at"], self.revoked.get(said["key"], said["at"]))
-        return f"revoked/{said['key']}"
-
-    def read_introduction(self, entry):
-        s = entry["statement"]
-        key = key_of(entry["public_key"], s["by"])
-        if key is None or not signed(key, "introduction", s, entry["signature"]):
-            return None
-        self.introduced.setdefault(s["key"], []).append(s)
-        return f"introduced/{s['key']}"
-
-    def read_heads(self, entry):
-        s = entry["statement"]
-        if set(s) != {"writer", "key", "at", "heads"} or not isinstance(s["at"], float):
-            return None
-        if not all(isinstance(text, str) for text in (s["key"], s["writer"], entry["signature"])):
-            return None
-        if any(set(head) != {"sequence", "digest", "at"} for head in s["heads"].values()):
-            return None
-        self.heads.append(entry)
-        return f"heads/{entry['statement']['key']}"
-
-    def refusal(self, s, purpose, signature):
-        """Why a statement is not believed, or None."""
-        if s["key"] not in self.keys:
-            return "unknown_key"
-        key, own = self.keys[s["key"]]
-        if own["writer"] != s["writer"] or not signed(key, purpose, s, signature):
-            return "forged"
-        if s["at"] >= self.revoked.get(s["key"], math.inf):
-            return "revoked_key"
-        if not holds(own, s["at"]):
-            return "outside_validity"
-        if self.trust and not self.is_introduced(s["key"], s["writer"], s["at"], False, 5):
-            return "unknown_key"
-        return None
-
-    def is_introduced(self, key, writer, at, introduces, depth):
-        """Whether a line of introductions that hold at that time leads to a trusted key."""
-        return depth > 0 and any(
-            s["introduces"] is introduces
-            and holds(s, at)
-            and at < self.revoked.get(s["by"], math.inf)
-            and (
-                writer.startswith(s["writer"][:-1])
-                if s["writer"][-1:] == "*"
-                else writer == s["writer"]
-            )
-            and (s["by"] in self.trust or self.is_introduced(s["by"], writer, at, True, depth - 1))
-            for s in self.introduced.get(key, ())
-        )
-
-    def is_root(self, row):
-        """Whether a record has the members of a root, of their types, and no other."""
-        value = row.get("value")
-        try:
-            s = value["statement"]
-            leaves, _ = raw_of(value["leaves"]), raw_of(value["signature"])
-            return (
-                set(value) == {"statement", "signature", "leaves"}
-                and set(s) == set(ROOT)
-                and all(isinstance(s[k], t) and not isinstance(s[k], bool) for k, t in ROOT.items())
-                and len(leaves) % 32 == 0
-            )
-        except (KeyError, TypeError, ValueError):
-            return False
-
-    def read_roots(self):
-        """Return the leaves that are signed: hash to (chain, its number in the chain, root)."""
-        leaves, self.last, self.digests = {}, {}, {}
-        for chain, rows in sorted(self.read_chains().items()):
-            before, count = None, 0
-            for row in sorted(rows, key=lambda r: r["value"]["statement"]["sequence"]):
-                s, where = row["value"]["statement"], row["where"]
-                raw = raw_of(row["value"]["leaves"])
-                hashes = [raw[i : i + 32] for i in range(0, len(raw), 32)]
-                if refused := self.refusal(s, "root", row["value"]["signature"]):
-                    self.problem(refused, where, f"{chain}#{s['sequence']}")
-                elif not hashes or len(hashes) != s["count"] or tree(hashes).hex() != s["tree"]:
-                    self.problem("broken_root", where, f"{chain}#{s['sequence']}")
-                elif self.follows(before, s, row):
-                    for leaf in hashes:
-                        leaves[leaf] = (chain, count, row)
-                        count += 1
-                    before = s
-                    self.digests[chain, s["sequence"]] = sha256(jcs(s).encode()).hex()
-            if before:
-                self.last[chain] = before
-        return leaves
-
-    def read_chains(self):
-        """Return the records that are roots, by chain."""
-        chains, order = {}, {}
-        for row in self.lines["roots"]:
-            if not self.is_root(row):
-                self.problem("unreadable", row["where"], "no root")
-                continue
-            s = row["value"]["statement"]
-            chains.setdefault(s["chain"], []).append(row)
-            if row["key"] != s["chain"]:
-                self.problem("wrong_key", row["where"], f"{row['key']} for {s['chain']}")
-            place = row["partition"], s["chain"]
-            before = order.get(place, s["sequence"])
-            if s["sequence"] < before:
-                self.problem("reordered", row["where"], f"#{s['sequence']} behind #{before}")
-            order[place] = max(s["sequence"], before)
-        return chains
-
-    def follows(self, before, s, row):
-        where, name = row["where"], f"{s['chain']}#{s['sequence']}"
-        if abs(row["at"] - s["at"]) > 300:
-            self.problem("back_dated", where, f"{name} was written at another time")
-        if before is None:
-            self.begins(s, row)
-            return True
-        if s["sequence"] == before["sequence"]:
-            self.problem("replayed" if s == before else "fork", where, name)
-            return False
-        if s["at"] < before["at"]:
-            self.problem("back_dated", where, f"{name} is before its predecessor")
-        if s["sequence"] != before["sequence"] + 1:
-            self.problem("gap", where, f"before {name}")
-        elif s["previous"] != sha256(jcs(before).encode()).hex():
-            self.problem("broken_link", where, name)
-        return True
-
-    def begins(self, s, row):
-        """Check the first root of a chain against the head that an auditor has kept."""
-        where, name, kept = row["where"], f"{s['chain']}#{s['sequence']}", self.kept.get(s["chain"])
-        if s["sequence"] == 0:
-            if s["previous"] is not None:
-                self.problem("broken_link", where, name)
-        elif kept and kept["sequence"] == s["sequence"] - 1:
-            if kept["digest"] != s["previous"]:
-                self.problem(
-                    "fork", where, f"{name} names another one before it than you have kept"
-                )
-        elif max(s["at"], row["at"]) > self.since and (
-            not self.accept or (kept and kept["sequence"] < s["sequence"])
-        ):
-            self.problem("gap", where, f"before {name}, which is the first")
-
-    def read_evidence(self, leaves):
-        seen, first, last, starts = set(), {}, {}, {}
-        for row in self.lines["evidence"]:
-            value, partition = row.get("value"), row["partition"]
-            starts.setdefault(partition, row["offset"])
-            leaf = sha256(b"\0" + jcs(value).encode()) if "value" in row else b""
-            if leaf not in leaves:
-                self.problem("altered", row["where"], "no signed root is over it")
-                continue
-            if leaf in seen:
-                self.problem("replayed", row["where"], "it stands before already")
-                continue
-            seen.add(leaf)
-            chain, at, _ = leaves[leaf]
-            first.setdefault((partition, chain), at)
-            if at < last.get((partition, chain), -1):
-                self.problem("reordered", row["where"], f"leaf {at} of {chain}")
-            last[partition, chain] = max(at, last.get((partition, chain), -1))
-            if row["key"] != value["request_id"]:
-                self.problem("wrong_key", row["where"], f"{row['key']} for {value['request_id']}")
-        begun = [partition for partition, offset in starts.items() if offset]
-        gone = 0
-        for leaf, (chain, at, row) in leaves.items():
-            if leaf not in seen:
-                is_old = max(row["at"], row["value"]["statement"]["at"]) <= self.since
-                is_before = any(at < first.get((p, chain), math.inf) for p in begun)
-                if is_old and is_before and gone < sum(starts.values()):
-                    gone += 1
-                else:
-                    self.problem("missing", chain, f"leaf {at}")
-
-    def check_heads(self):
-        for chain, head in self.kept.items():
-            self.check_head(chain, head, "you have kept")
-        for heads in self.heads:
-            s, where = heads["statement"], f"heads/{heads['statement']['key']}"
-            refused = self.refusal(s, "heads", heads["signature"])
-            if refused is None:
-                for chain, head in s["heads"].items():
-                    self.check_head(chain, head, f"{s['writer']} names")
-            elif refused in {"forged", "unknown_key"}:
-                self.problem("false_entry", where, refused)
-
-    def check_head(self, chain, head, who):
-        last, name = self.last.get(chain), f"#{head['sequence']}"
-        if last is None and head["at"] <= self.since:
-            return
-        if last is None or last["sequence"] < head["sequence"]:
-            self.problem("truncated", chain, f"{who} {name}")
-        elif self.digests.get((chain, head["sequence"]), head["digest"]) != head["digest"]:
-            self.problem("fork", chain, f"{who} another {name}")
-
-    def check_ends(self):
-        """Each accepted request has ended ten minutes after its deadline."""
-        newest = -math.inf
-        for row in self.lines["roots"]:
-            if self.is_root(row) and row["value"]["statement"]["chain"] in self.last:
-                newest = max(newest, min(row["at"], row["value"]["statement"]["at"]))
-        now, due, ended = max(newest, self.now or newest), {}, set()
-        for row in self.lines["evidence"]:
-            value = row.get("value")
-            try:
-                if value["step"] in ENDS or value["step"] == "dead_lettered":
-                    ended.add(value["request_id"])
-                elif value["source"]["topic"].endswith(".requests"):
-                    told = value.get("profile") or {}
-                    rows = (value.get("decision") or {}).get("profile") or [None, None]
-                    due[value["request_id"]] = told.get("deadline", rows[1])
-            except (KeyError, TypeError, IndexError, AttributeError):
-                continue  # It is told of as altered.
-        for name, deadline in due.items():
-            if name not in ended and deadline is not None and deadline + 600 < now:
-                self.problem("unended", name, "it was accepted, and due")
-
-
-def holds(s, at):
-    return s["valid_from"] <= at and (s["valid_until"] is None or at <= s["valid_until"])
-
-
-def main():
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", help="as `shunter audit export` writes it")
     parser.add_argument("--archive", action="store_true", help="it is an archive, of Parquet files")
@@ -334,9 +38,27 @@ def main():
     parser.add_argument("--heads", type=Path, help="the heads that you have kept")
     parser.add_argument("--retention-days", type=float, help="what is older may be gone")
     parser.add_argument("--accept-beginnings", action="store_true")
+    parser.add_argument("--results", action="store_true", help="the export has results and salts")
+    parser.add_argument("--log", help="the public log: a directory or the URL of a web server")
+    parser.add_argument("--policy", type=Path, help="log and witnesses to believe")
+    parser.add_argument("--log-age", type=float, default=1, help="hours since it was cosigned")
+    parser.add_argument("--checkpoint", type=Path, help="the log's checkpoint that you have kept")
+    parser.add_argument(
+        "--match",
+        nargs=2,
+        metavar=("ID", "FILE"),
+        help="a client's copy of a request, or a disclosure; needs salts.jsonl, as of --results",
+    )
     asked = parser.parse_args()
+    if (asked.log is None) != (asked.policy is None):
+        parser.error("--log needs --policy, and the other way round")
+    return asked
+
+
+def main():
+    asked, found, now = parsed(), [], time.time()
     heads = json.loads(asked.heads.read_text()) if asked.heads else None
-    days, found, now = asked.retention_days, [], time.time()
+    days = asked.retention_days
     since = -math.inf if days is None else now - days * DAY + 3600
 
     def problem(kind, where, what):
@@ -346,19 +68,56 @@ def main():
     def read(kind):
         return export_lines(asked.directory, kind)
 
+    logged = None
+    if asked.log:
+        kept = asked.checkpoint.read_bytes() if asked.checkpoint else None
+        logged = PublicLog(asked.log, asked.policy.read_text(), problem, kept)
+    export = read
     if asked.archive:
         read = archive_reader(asked.directory, problem)
     trail = Trail(read, asked.trust, heads, since, accept=asked.accept_beginnings)
     trail.check()
+    if logged is not None and logged.is_good:
+        kept_s = None if days is None else days * DAY
+        # An export is made from an archive, or after the log was read: it may be a round behind.
+        logged.check(trail.signed_roots(), now, kept_s, age_s_max=asked.log_age * 3600)
+    keys = keys_of(export("salts"), secret_of()) if asked.results or asked.match else {}
+    gone = 0
+    if asked.results:
+        gone = check_results(
+            trail.placed(export("results"), "results"),
+            trail.lines["evidence"],
+            keys,
+            now - RESULTS_DAYS * DAY + 3600,
+            problem,
+        )
+    if asked.match:
+        told = compare_request(asked.match[1], asked.match[0], trail.lines["evidence"], keys)
+        print(told or f"{asked.match[1]} is nothing that {asked.match[0]} was")
+        found += [] if told else ["no_match"]
     problems = len(found) + len(trail.problems)
     print(f"{len(trail.lines['evidence'])} records, {len(trail.last)} chains:", end=" ")
     print(f"{problems} problems" if problems else "verified, so far as it was checked")
+    say_what_was_not_checked(asked, gone, logged)
+    return bool(problems)
+
+
+def say_what_was_not_checked(asked, gone, logged):
     if not asked.trust:
         print("not checked: whose the keys are (--trust)")
-    if not asked.heads:
-        print("not checked: whether the newest was cut off by who runs the system (--heads)")
-    print("not checked: results, constraints, second ends, the public log, whether it is true")
-    return bool(problems)
+    else:
+        print("not checked: whether a revocation is withheld")
+    if logged is not None and logged.at is not None:
+        print(f"not checked: what was signed after {logged.at}, when the log was last cosigned")
+    if not asked.heads and not asked.log:
+        print("not checked: whether the newest was cut off by who runs the system (--heads, --log)")
+    if not asked.log:
+        print("not checked: whether all was made anew by who has the keys (--log)")
+    if not asked.results:
+        print("not checked: results (--results)")
+    if gone:
+        print(f"not checked: {gone} answers, whose salts are gone")
+    print("not checked: whether what was signed is true")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from typing import Any
 
 from policies.config.bounds import Rule
 from policies.config.options import ModelOptions
-from policies.config.policy import Policy, Tier, WorkloadClass
+from policies.config.policy import DEFAULT_CLASS, Policy, Tier, WorkloadClass
 from policies.learning.output_lengths import Lengths
+from policies.recognition import recognize
 from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
 from topics import InferenceRequest, Profile, Tag, duration_s
 from topics.records.decision_rows import TAGS
@@ -26,9 +27,6 @@ _OPERATIONS = {
     "/v1/embeddings": "embeddings",
     "/v1/moderations": "moderations",
 }
-_CLASS_OF_OPERATION = {"embeddings": "embedding", "moderations": "safety_classification"}
-# A tuple, because what stands at `type` may be a list, which no set can be asked for.
-_AUDIO_PARTS = ("input_audio", "audio_url")
 _NO_OUTPUT = frozenset({"embeddings"})
 _ANY_TIER = Tier()
 # Most requests have these tags, so that each is made once.
@@ -95,20 +93,20 @@ def tag(
         UnservableError: an unknown class or data class, or nothing within what it is bound to.
     """
     operation, input_tag = operation_of(request.url), _input_tokens(request, count)
-    task_tag = _task(request, policy, operation, input_tag.value)
-    workload = policy.classes[task_tag.value]
+    task_tag, workload, is_kept = _task(request, policy, operation, input_tag.value)
+    task = task_tag.value
     tier = policy.tiers.get(request.service_tier, _ANY_TIER)
-    output_tag, high = _output_tokens(request, task_tag.value, workload, operation, lengths)
+    output_tag, high = _output_tokens(request, task, workload, operation, lengths)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)
     batchable_tag = _batchable(request, workload, tier, latency_sensitive=sensitive_tag.value)
-    rules = policy.rules_for(request.tenant, key, task_tag.value) if policy.binds else ()
+    rules = _rules(request.tenant, key, task, policy, is_kept=is_kept)
     regions_tag, precisions_tag, allowed = _locality(request, policy, workload, rules)
     slo_s = _slo_s(request, workload, tier, latency_sensitive=sensitive_tag.value)
     profile = Profile(
         id=request.id,
         tenant=request.tenant,
-        task=task_tag.value,
+        task=task,
         model=request.model,
         operation=operation,
         tier=request.service_tier,
@@ -128,7 +126,7 @@ def tag(
         regions=regions_tag.value,
         precisions=precisions_tag.value,
         **_limits(request, allowed, rules, tier),
-        session=request.session,
+        session=request.conversation,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
         key=key,
@@ -155,47 +153,34 @@ def _limits(
     }
 
 
-def _task(request: InferenceRequest, policy: Policy, operation: str, input_tokens: int) -> Tag:
+def _task(
+    request: InferenceRequest, policy: Policy, operation: str, input_tokens: int
+) -> tuple[Tag, WorkloadClass, bool]:
+    """Return the class, its terms, and whether they grant no more than the default class's."""
     if request.task is not None:
         if request.task not in policy.classes:
             known = ", ".join(policy.classes)
             raise UnservableError(
                 "unknown_task", f"task {request.task!r} is not a class of the policy: {known}"
             )
-        return Tag(request.task, "client", 1.0)
-    for name, confidence in _guesses(request, policy, operation, input_tokens):
-        if name in policy.classes:
-            return Tag(name, "estimate", confidence)
-    return Tag(policy.default_class, "policy", 0.5)
+        return Tag(request.task, "client", 1.0), policy.classes[request.task], False
+    found = recognize(request, policy, operation, input_tokens)
+    if found is None:
+        default = policy.default_class
+        return Tag(default, "policy", 0.5), policy.classes[default], False
+    task = found.task
+    workload = policy.as_strict(task) if found.is_kept else policy.classes[task]
+    return Tag(task, "estimate", found.confidence), workload, found.is_kept
 
 
-def _guesses(
-    request: InferenceRequest, policy: Policy, operation: str, input_tokens: int
-) -> list[tuple[str, float]]:
-    guesses = []
-    if operation in _CLASS_OF_OPERATION:
-        guesses.append((_CLASS_OF_OPERATION[operation], 0.95))
-    if any(part.get("type") in _AUDIO_PARTS for part in _parts(request.body)):
-        guesses.append(("audio_turn", 0.9))
-    if request.body.get("tools"):
-        guesses.append(("agent_step", 0.8))
-    if input_tokens >= policy.long_context_tokens:
-        guesses.append(("long_context", 0.8))
-    return guesses
-
-
-def _parts(body: dict[str, Any]) -> list[dict[str, Any]]:
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        return []
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    return [
-        part
-        for content in contents
-        if isinstance(content, list)
-        for part in content
-        if isinstance(part, dict)
-    ]
+def _rules(
+    tenant: str, key: str | None, task: str, policy: Policy, *, is_kept: bool
+) -> Sequence[Rule]:
+    """Return what binds a request."""
+    rules = policy.rules_for(tenant, key, task) if policy.binds else []
+    if is_kept:
+        rules.append((DEFAULT_CLASS, policy.classes[policy.default_class].bound))
+    return rules
 
 
 def _input_tokens(request: InferenceRequest, count: CountTokens | None) -> Tag:

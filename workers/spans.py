@@ -5,13 +5,14 @@ from opentelemetry.trace import SpanKind
 from streams.engine.clock import Clock
 from streams.engine.stage import Effect
 from streams.engine.trace_context import Context
+from streams.metrics.metric import gen_ai_operation
 from streams.tracing import span_attributes as a
 from streams.tracing.spans import CommittedStep, Spans, batch_of
 from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Evidence, Profile, Result
+from workers.span_texts import texts_of
 from workers.stage.outcomes import Task
 
-_GEN_AI_OPERATIONS = {"completions": "text_completion"}
 # Failures before anything was sent to the model server.
 _NOT_SENT = frozenset({"circuit_open", "variant_not_served"})
 
@@ -19,9 +20,17 @@ _NOT_SENT = frozenset({"circuit_open", "variant_not_served"})
 class WorkSpans(Spans):
     """Writes the spans of the worker of a pool."""
 
-    def __init__(self, telemetry: Telemetry, catalogue: Catalogue, clock: Clock, pool: str) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        catalogue: Catalogue,
+        clock: Clock,
+        pool: str,
+        provider: str,
+    ) -> None:
         super().__init__(telemetry, catalogue, clock)
         self._group = catalogue.worker_group(pool)
+        self._provider = provider
 
     def is_worth_it(self, evidence: Evidence, effect: Effect) -> bool:
         """Return True if a request failed or ended too late."""
@@ -82,10 +91,10 @@ class WorkSpans(Spans):
         evidence, profile = visible.evidence, task.routed.profile
         if evidence.reason in _NOT_SENT:
             return
-        operation = _GEN_AI_OPERATIONS.get(profile.operation, profile.operation)
+        operation = gen_ai_operation(profile.operation)
         times = (began_at, evidence.at)
         usage, got = evidence.usage, evidence.got
-        said = _asked(operation, profile) + a.hardware(task.routed.placement)
+        said = _asked(operation, self._provider, profile) + a.hardware(task.routed.placement)
         said += a.said(
             {
                 "gen_ai.response.model": task.routed.variant,
@@ -98,13 +107,18 @@ class WorkSpans(Spans):
                 "shunter.cost.usd": None if got is None else a.usd(got.cost_usd),
             }
         )
+        answer = None
         for outgoing in visible.sent:
             result = outgoing.payload
+            if isinstance(result, Result) and result.response is not None:
+                answer = result.response.body
             if isinstance(result, Result) and (started := result.timing.started_at) is not None:
                 times = (started, evidence.at)
                 if (first := result.timing.first_token_at) is not None:
                     first_s = a.seconds(first - started)
                     said += a.measured("gen_ai.response.time_to_first_chunk", first_s)
+        if self.telemetry.text_max:
+            said += texts_of(task.routed.request.body, answer, self.telemetry.text_max)
         self.write(
             visible,
             f"{operation} {profile.model}",
@@ -125,10 +139,11 @@ def _batch_of(visible: CommittedStep) -> Context | None:
     return context if context is not None and context.is_sampled else None
 
 
-def _asked(operation: str, profile: Profile) -> a.Said:
+def _asked(operation: str, provider: str, profile: Profile) -> a.Said:
     return a.said(
         {
             "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": provider,
             "gen_ai.request.model": profile.model,
             "shunter.task": profile.task,
             "shunter.tenant": profile.tenant,

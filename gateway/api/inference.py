@@ -76,7 +76,7 @@ async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.Str
             f" {settings.request_bytes_max:,} (SHUNTER_REQUEST_BYTES_MAX)",
         )
     proof = gateway.proofs.headers(caller.key_id, run.request_id, caller.tenant)
-    async with followed(gateway, run, value, trace_headers(request) + proof) as box:
+    async with followed(gateway, run, value, trace_headers(request) + proof, asked.session) as box:
         return await _answered(gateway, request, run, asked, box)
 
 

@@ -125,7 +125,11 @@ async def _seen(gateway: Gateway, key: Key, run: int) -> HeldKey:
 
 @contextlib.asynccontextmanager
 async def followed(
-    gateway: Gateway, run: Run, value: bytes, headers: Sequence[tuple[str, bytes]]
+    gateway: Gateway,
+    run: Run,
+    value: bytes,
+    headers: Sequence[tuple[str, bytes]],
+    session: str | None = None,
 ) -> AsyncIterator[Mailbox]:
     """Publish a request and provide what comes of it; cancel it if its client leaves.
 
@@ -139,7 +143,7 @@ async def followed(
         staying: asyncio.Task[None] | None = None
         try:
             if run.result is None:
-                await gateway.exchange.publish(run.request_id, value, headers)
+                await gateway.exchange.publish(run.request_id, value, headers, session=session)
                 if run.key is not None:
                     staying = asyncio.create_task(_stay(gateway, run.key, run))
             yield box

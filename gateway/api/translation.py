@@ -12,6 +12,7 @@ from gateway.api.bodies import check_body
 from gateway.api.fields import BODY_FIELD, wishes
 from gateway.http.errors import ApiError
 from topics import InferenceRequest, duration_s, encode
+from topics.records.request import conversation_of
 from topics.wire.codec import describe
 
 OPERATIONS = {
@@ -54,6 +55,11 @@ class Wanted:
     deadline: float | None
     fields: dict[str, Any]
     digest: str
+
+    @property
+    def session(self) -> str | None:
+        """The conversation that it is of, as the client names it."""
+        return conversation_of(self.fields.get("session"), self.fields["body"])
 
     def value(self, request_id: str) -> bytes:
         """Return the record's value under an id."""

@@ -59,16 +59,24 @@ class Exchange:
         return self._dispatcher.is_open(request_id)
 
     async def publish(
-        self, request_id: str, value: bytes, headers: Sequence[tuple[str, bytes]] = ()
+        self,
+        request_id: str,
+        value: bytes,
+        headers: Sequence[tuple[str, bytes]] = (),
+        *,
+        session: str | None = None,
     ) -> None:
         """Publish a request: JSON as in docs/reference/requests.md, with this id.
 
-        Publishing it again under the same id is no harm: routers serve an id once.
+        Publishing it again under the same id and session is no harm: routers serve an id once.
+        Requests of a session go to one partition, and so to one router and to workers that have
+        what it left in their caches.
 
         Raises:
             UnavailableError: Kafka is not known to have it.
         """
-        await self._publisher.send(self.catalogue.requests, request_id, value, headers)
+        key = request_id if session is None else session
+        await self._publisher.send(self.catalogue.requests, key, value, headers)
 
     async def cancel(self, request_id: str, reason: str) -> None:
         """Cancel a request, wherever it is.

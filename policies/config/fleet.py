@@ -101,6 +101,7 @@ class SimulatedBackendConfig(Grown):
     added: ClassVar[frozenset[str]] = frozenset({"times"})
 
     type: Literal["simulated"] = "simulated"
+    provider_name: ClassVar[str] = "shunter"
     time_scale: Positive = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     times: Times = Times()
@@ -121,6 +122,21 @@ _Url = Annotated[str, Field(max_length=2_048), AfterValidator(_plain_http_url)]
 _MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]{0,255}$")]
 
 
+# Vendors with an OpenAI-compatible API by the end of its host, as the GenAI conventions name them.
+_PROVIDERS = {
+    "openai.azure.com": "azure.ai.openai",
+    "services.ai.azure.com": "azure.ai.inference",
+    "anthropic.com": "anthropic",
+    "cohere.ai": "cohere",
+    "deepseek.com": "deepseek",
+    "generativelanguage.googleapis.com": "gcp.gemini",
+    "groq.com": "groq",
+    "mistral.ai": "mistral_ai",
+    "perplexity.ai": "perplexity",
+    "x.ai": "x_ai",
+}
+
+
 class OpenAIBackendConfig(Grown):
     """A model server with the OpenAI API, such as vLLM, SGLang, TGI, llama.cpp or a vendor's.
 
@@ -128,7 +144,7 @@ class OpenAIBackendConfig(Grown):
     server's name for a variant, if that is not the variant's own.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"priority"})
+    added: ClassVar[frozenset[str]] = frozenset({"priority", "provider"})
 
     type: Literal["openai"]
     base_url: _Url
@@ -158,6 +174,15 @@ class OpenAIBackendConfig(Grown):
     priority: Literal["lower_first", "higher_first"] | None = None
     """How the server reads `priority` of a request: vLLM serves lower ones first, SGLang higher
     ones. None for one that schedules without priorities, and is told none."""
+    provider: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] | None = None
+    """What spans and metrics call it (``gen_ai.provider.name``); None: by the host of its URL."""
+
+    @property
+    def provider_name(self) -> str:
+        """Who computes, as the GenAI conventions name it; `openai` at a host they don't know."""
+        host = urlsplit(self.base_url).hostname or ""
+        found = (name for end, name in _PROVIDERS.items() if f".{host}".endswith(f".{end}"))
+        return self.provider or next(found, "openai")
 
 
 class CPUBackendConfig(Declaration):
@@ -168,6 +193,7 @@ class CPUBackendConfig(Declaration):
     """
 
     type: Literal["cpu"]
+    provider_name: ClassVar[str] = "shunter"
     model_file: _File | None = None
     tokenizer_file: _File | None = None
     threads: Annotated[int, Field(strict=True, ge=1, le=1_024)] = 1

@@ -56,6 +56,8 @@ class Option:
     site_kw_max: float | None = None
     quality: float = 1.0
     rates: TokenRates | None = None
+    provider: str = "shunter"
+    """Who computes, as the GenAI conventions name it (``gen_ai.provider.name``)."""
 
     @property
     def is_power_limited(self) -> bool:
@@ -246,6 +248,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 site_kw_max=None if pool.site is None else fleet.sites[pool.site].power_kw_max,
                 quality=QUALITY[serve.precision] if serve.quality is None else serve.quality,
                 rates=rates,
+                provider=pool.backend.provider_name,
             )
         )
     return tuple(options)

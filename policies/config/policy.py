@@ -20,6 +20,7 @@ from policies.config.budgets import Budget
 from policies.config.options import Option
 from policies.config.order import PoolGroup
 from policies.config.plugins import Extension
+from policies.config.recognition import RecognitionRule, stricter, unknown_tasks
 from policies.config.schema import (
     Declaration,
     Versioned,
@@ -29,6 +30,9 @@ from policies.config.schema import (
 )
 from policies.config.serving import Grown
 from topics import Profile
+
+DEFAULT_CLASS = "default_class"
+"""In a profile's ``bound_by``: its class was recognised, and grants no more than the default."""
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
@@ -197,13 +201,15 @@ class Estimates(Declaration):
 class Policy(Versioned, Grown):
     """The whole policy. Its version is the digest of its content."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"keys", "order", "never"})
+    added: ClassVar[frozenset[str]] = frozenset({"keys", "order", "never", "recognize"})
 
     classes: dict[ClassName, WorkloadClass]
     default_class: ClassName = "chat"
     """The class of a request if nothing determines another."""
     long_context_tokens: PositiveInt = 8192
     """Prompts of at least this length are ``long_context`` if nothing determines another class."""
+    recognize: tuple[RecognitionRule, ...] = ()
+    """Rules by which a request that names no class gets one: the first that holds."""
     tiers: dict[str, Tier] = Field(default_factory=dict)
     data_classes: dict[str, DataClass] = Field(default_factory=dict)
     tenants: dict[str, TenantLimits] = Field(default_factory=dict)
@@ -247,6 +253,12 @@ class Policy(Versioned, Grown):
         if self.default_class not in self.classes:
             known = ", ".join(sorted(self.classes))
             raise ValueError(f"default_class {self.default_class!r} is not one of {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _recognizes_declared_classes(self) -> Self:
+        if found := unknown_tasks(self.recognize, self.classes):
+            raise cross_field_error("Policy", found)
         return self
 
     @model_validator(mode="after")
@@ -310,7 +322,24 @@ class Policy(Versioned, Grown):
     def floor_of(self, profile: Profile) -> float:
         """Return the least quality of a variant that may serve a request."""
         workload = None if profile.any_quality else self.classes.get(profile.workload)
-        return 0.0 if workload is None else workload.quality_min or 0.0
+        if workload is None:
+            return 0.0
+        least = workload.quality_min or 0.0
+        if DEFAULT_CLASS in profile.bound_by:
+            return max(least, self.classes[self.default_class].quality_min or 0.0)
+        return least
+
+    def as_strict(self, task: str) -> WorkloadClass:
+        """Return a class, and of all that it grants the stricter of its and the default class's."""
+        found = self._as_strict.get(task)
+        if found is None:
+            found = stricter(self.classes[task], self.classes[self.default_class])
+            self._as_strict[task] = found
+        return found
+
+    @cached_property
+    def _as_strict(self) -> dict[str, WorkloadClass]:
+        return {}
 
     def is_never(self, option: Option) -> bool:
         """Return whether nothing is sent to an option."""

@@ -241,6 +241,12 @@ class Accelerator:
         """Share of the KV memory that running and waiting jobs need; more than 1 has to wait."""
         return 1.0 - self.kv_free_bytes / self._kv_capacity_bytes
 
+    def output_tokens_of(self, job_id: str, now: float) -> int:
+        """Return a job's output tokens at `now`; 0 before the first, or if it is gone."""
+        self._run_until(now)
+        state = self._jobs.get(job_id)
+        return state.output_tokens_in(self._run, self._now) if state else 0
+
     @property
     def decoded(self) -> tuple[int, int]:
         """Decode steps so far, and their output tokens."""
@@ -367,15 +373,8 @@ class Accelerator:
 
     def _complete(self, state: JobState) -> None:
         del self._jobs[state.job.id]
-        self._events.append(
-            Completion(
-                id=state.job.id,
-                started_at=state.started_at,
-                first_token_at=state.first_token_at,
-                finished_at=self._free_at,
-                device_s=state.device_s,
-            )
-        )
+        times = (state.started_at, state.first_token_at, self._free_at)
+        self._events.append(Completion(state.job.id, *times, state.device_s))
 
     def _take_out(self, state: JobState, at: float) -> None:
         del self._jobs[state.job.id]

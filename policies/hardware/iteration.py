@@ -132,6 +132,15 @@ class JobState:
             return 0
         return self.job.output_tokens - (self.finish_step - self.lane.steps)
 
+    def output_tokens_in(self, run: "IterationRun | None", now: float) -> int:
+        """Return the output tokens there are at `now`, within a run that has not ended."""
+        if not self.finish_step:
+            return 0
+        steps = self.lane.steps
+        if run and self.lane in run.lanes:
+            steps += run.steps_of(run.lanes.index(self.lane), run.ended_by(now))
+        return self.job.output_tokens - max(0, self.finish_step - steps)
+
 
 @dataclass(eq=False, slots=True)
 class VariantQueue:
@@ -274,10 +283,16 @@ class IterationRun:
     def shorten(self, now: float) -> None:
         """End with the iteration that runs at `now`."""
         if not self.chunks:
-            self.iterations = 1 + bisect_left(
-                range(1, self.iterations), now, key=lambda n: self.started_at + self._decode_s(n)
-            )
+            self.iterations = 1 + self.ended_by(now)
             self._measure()
+
+    def ended_by(self, now: float) -> int:
+        """Return how many of its iterations, without the last, have ended at `now`."""
+        if self.chunks:
+            return 0
+        return bisect_left(
+            range(1, self.iterations), now, key=lambda n: self.started_at + self._decode_s(n)
+        )
 
     def _decode_s(self, iterations: int) -> float:
         return sum(

@@ -16,6 +16,9 @@ TTFT_SHARE = 0.5
 # beside which a replica that decodes takes more.
 PREFILL_MEMORY_S = 5.0
 PREFILL_SHARE_MAX = 0.6
+# A decode step of one sequence alone streams all weights; of that, what one pays that joins a
+# replica of another variant, which would be busy anyway, or others of its own, who share it.
+SHARED_STREAM = 0.5
 # Of a replica's places for a variant, the share whose use anywhere in the pool makes the variant
 # worth a replica of its own.
 OWN_REPLICA_SHARE = 0.75
@@ -161,11 +164,33 @@ class Replica:
             return True
         return self._ttft_s(ask, round_s) <= TTFT_SHARE * ask.ttft_left_s
 
+    def price_s(self, ask: Ask) -> float:
+        """Return the device time that a request adds: what it has to compute, and its decoding."""
+        accelerator, roofline = self.accelerator, self._prompts[ask.variant].roofline
+        steps = max(0, ask.output_tokens - 1)
+        context_tokens = ask.input_tokens + ask.output_tokens // 2
+        alone_s = roofline.step_s(1, context_tokens)
+        beside = accelerator.jobs_of(ask.variant)
+        if beside:
+            joined_s = roofline.step_s(beside + 1, (beside + 1) * context_tokens)
+            step_s = joined_s - roofline.step_s(beside, beside * context_tokens)
+            step_s += SHARED_STREAM * alone_s / (beside + 1)
+        else:
+            step_s = alone_s * (1.0 if accelerator.is_idle else SHARED_STREAM)
+        return self._prefill_s(ask) + steps * step_s
+
+    def _prefill_s(self, ask: Ask) -> float:
+        cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
+        roofline = self._prompts[ask.variant].roofline
+        return roofline.prefill_s(ask.input_tokens, max(0, cached))
+
     def _ttft_s(self, ask: Ask, round_s: float) -> float:
         """Return the time to the first token; each chunk waits for a turn of all lanes."""
         own = self._prompts[ask.variant]
-        chunks = -(-(own.short_tokens + own.long_tokens + ask.input_tokens) // PREFILL_CHUNK_TOKENS)
-        total_s = chunks * round_s + own.seconds() + own.roofline.prefill_s(ask.input_tokens)
+        cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
+        tokens = own.short_tokens + own.long_tokens + ask.input_tokens - max(0, cached)
+        chunks = -(-tokens // PREFILL_CHUNK_TOKENS)
+        total_s = chunks * round_s + own.seconds() + self._prefill_s(ask)
         for prompts in self._prompts.values():
             if prompts is not own and (theirs := prompts.chunks()):
                 total_s += prompts.seconds() * min(1.0, chunks / theirs)
@@ -188,20 +213,27 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
     idle one runs for it alone. So the fullest of the first kind that still meets every SLO on it
     is chosen, then of the second, then an idle one. If a variant's sequences would fill a replica,
     the idle one comes before the mixed one: on a replica shared by many variants, each step waits
-    for those of the others. A busy replica that has the session's keys and values comes before
-    all. If none can take the request, the one with the least work is chosen.
+    for those of the others. If none can take the request, the one with the least work is chosen.
+
+    A replica that has the session's keys and values, busy or idle, comes before that one if it can
+    take the request and that adds less device time there: a long prefix is worth more than
+    company, a short one isn't.
     """
     same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
     is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
 
-    def rank(index: int) -> tuple[bool, int, bool, int, int]:
+    def rank(index: int) -> tuple[int, bool, int, int]:
         jobs = replicas[index].jobs
-        cached = jobs > 0 and replicas[index].cached_tokens(ask.variant, ask.session) > 0
-        return (not cached, -same[index], is_much and jobs > 0, -jobs, index)
+        return (-same[index], is_much and jobs > 0, -jobs, index)
 
-    for index in sorted(range(len(replicas)), key=rank):
-        if replicas[index].can_take(ask, now):
-            return index
+    order = sorted(range(len(replicas)), key=rank)
+    best = next((index for index in order if replicas[index].can_take(ask, now)), None)
+    keeps = [i for i in order if i != best and replicas[i].cached_tokens(ask.variant, ask.session)]
+    keeps = [index for index in keeps if replicas[index].can_take(ask, now)]
+    if best is not None:
+        return (
+            min([best, *keeps], key=lambda index: replicas[index].price_s(ask)) if keeps else best
+        )
     tokens = ask.input_tokens + ask.output_tokens
 
     def load(index: int) -> tuple[bool, float, int, int]:

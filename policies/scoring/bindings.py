@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from policies.config.bounds import Rule
-from policies.config.policy import Policy
+from policies.config.policy import DEFAULT_CLASS, Policy
 from topics import Profile
 from topics.records.frozen import dataclass
 
@@ -43,6 +43,8 @@ def bind(profile: Profile, policy: Policy) -> Profile:
     if not policy.binds:
         return profile
     rules = policy.rules_for(profile.tenant, profile.key, profile.workload)
+    if DEFAULT_CLASS in profile.bound_by:
+        rules.append((DEFAULT_CLASS, policy.classes[policy.default_class].bound))
     if not rules:
         return profile
     names = tuple(dict.fromkeys([*profile.bound_by, *(name for name, _ in rules)]))

@@ -84,13 +84,6 @@ def table_of(kind: Kind, records: Sequence[Record]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema)
 
 
-def value_of(row: dict[str, Any]) -> bytes | None:
-    """Return the value of a row's record."""
-    value = row["value"]
-    raw: bytes | None = row["raw"]
-    return raw if value is None else value.encode()
-
-
 def _standing(record: Record) -> dict[str, Any]:
     try:
         value, raw = (None if record.value is None else record.value.decode()), None

@@ -3,15 +3,14 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import duckdb
 
 from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
-from shunter.archive.rows import value_of
+from shunter.audit.archived_steps import ArchivedStep
 from shunter.audit.asked import AskedOfTrail
 from shunter.audit.chains import Witnessed
-from shunter.audit.columns import BATCH_ROWS, check_file, checked_batches
+from shunter.audit.columns import BATCH_ROWS, check_file, checked_rows, rows_of
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.terms import Terms, archive_terms
@@ -50,19 +49,20 @@ def verify_archive(
     verifier = Verifier(keyring, witnessed, (), terms or archive_terms(time.time()))
     findings = verifier.findings
     for file in archive.files("keys"):
-        for row in _checked_rows(archive, file, findings):
+        for row, _ in _checked(archive, file, findings):
             add_key(keyring, row.value, row.where, key=row.key or b"")
     for file in archive.files("roots"):
-        for row in _checked_rows(archive, file, findings):
+        for row, _ in _checked(archive, file, findings):
             key = row.key or b""
             verifier.add_root(row.value, row.where, row.at, key=key, partition=row.partition)
     verifier.end_of_roots()
     starts: dict[int, int] = {}
     for file in archive.files("evidence"):
         starts.setdefault(file.partition, file.first_offset)
-        for row in _checked_rows(archive, file, findings):
+        for row, step in _checked(archive, file, findings):
             is_fresh = findings.fresh < fresh_max
-            verifier.add(row.partition, row.where, row.key, row.value, is_fresh=is_fresh)
+            given = (row.partition, row.where, row.key, row.value)
+            verifier.add(*given, is_fresh=is_fresh, step=step)
         tell(findings.records)
     findings.checked.append("each column of the archive against its raw record")
     findings.unchecked += [
@@ -82,29 +82,18 @@ def read_archive(archive: Archive, kind: Kind) -> Iterator[TrailRow]:
         ArchiveError: a file can't be read.
     """
     for file in archive.files(kind):
-        yield from _rows_of(archive, file)
+        table = archive.read(file, ["timestamp_ms", "key", "value", "raw"])
+        for start in range(0, table.num_rows, BATCH_ROWS):
+            yield from rows_of(file, table.slice(start, BATCH_ROWS))
 
 
-def _rows_of(archive: Archive, file: ArchiveFile) -> Iterator[TrailRow]:
-    table = archive.read(file, ["partition", "timestamp_ms", "key", "value", "raw"])
-    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-        for row in batch.to_pylist():
-            yield _row(file, row)
-
-
-def _checked_rows(archive: Archive, file: ArchiveFile, findings: Findings) -> Iterator[TrailRow]:
+def _checked(
+    archive: Archive, file: ArchiveFile, findings: Findings
+) -> Iterator[tuple[TrailRow, ArchivedStep | None]]:
     """Yield the records of a file, whose columns are checked on the way."""
     table = archive.read(file)
     check_file(file, table, findings)
-    for row in checked_batches(file, table, findings):
-        yield _row(file, row)
-
-
-def _row(file: ArchiveFile, row: dict[str, Any]) -> TrailRow:
-    # The name of a file says which partition it holds; so does each row, which is checked.
-    where = f"{file.kind}/{file.partition}@{row['offset']}"
-    at = row["timestamp_ms"] / 1000
-    return TrailRow(file.partition, row["offset"], row["key"], value_of(row), at, where)
+    yield from checked_rows(file, table, findings)
 
 
 class ArchiveTrail:

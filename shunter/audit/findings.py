@@ -34,6 +34,7 @@ Kind = Literal[
     "log_altered",
     "log_fork",
     "log_truncated",
+    "log_stale",
     "log_order",
     "log_repeats",
     "log_entry",

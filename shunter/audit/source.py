@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from shunter.audit.asked import AskedOfTrail
 from shunter.audit.findings import Findings
@@ -20,6 +20,9 @@ from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
 from topics.settings import RETENTION_DAYS
 from topics.signing.salts import digest_key
+
+TextKind = Literal["results", "salts"]
+TEXT_KINDS: tuple[TextKind, ...] = ("results", "salts")
 
 
 class Trail(Protocol):
@@ -96,6 +99,16 @@ class TopicTrail:
             "roots": (c.evidence_roots, c.partitions),
             "keys": (c.evidence_keys, 1),
         }[kind]
+        async for record in read_all(KafkaLog(self._settings), topic, partitions):
+            take(row_of(record))
+
+    def each_text(self, kind: TextKind, take: Callable[[TrailRow], object]) -> None:
+        """Pass on results, or salts of tenants: they are no part of the trail, nor of archives."""
+        run(self._each_text(kind, take))
+
+    async def _each_text(self, kind: TextKind, take: Callable[[TrailRow], object]) -> None:
+        topic = self._catalogue.results if kind == "results" else self._catalogue.evidence_salts
+        partitions = (await partition_counts(self._settings, [topic]))[topic]
         async for record in read_all(KafkaLog(self._settings), topic, partitions):
             take(row_of(record))
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from topics.registry import RESULTS_MS
 from topics.settings import RETENTION_DAYS
 
 # Tolerance between a root's time and the broker's: two clocks, and a slow transaction.
@@ -24,7 +25,8 @@ class Terms:
     """Times are epoch seconds.
 
     Records under roots up to ``evidence_since``, and roots up to ``roots_since``, may be gone from
-    the front. ``now`` is the auditor's clock; without it time is that of the newest root.
+    the front, and results of ends up to ``results_since``. ``now`` is the auditor's clock; without
+    it time is that of the newest root.
     ``accept_beginnings`` takes a chain as it begins, whatever came before.
     """
 
@@ -32,6 +34,7 @@ class Terms:
     roots_since: float = -math.inf
     now: float | None = None
     accept_beginnings: bool = False
+    results_since: float = -math.inf
 
 
 def topic_terms(
@@ -42,7 +45,8 @@ def topic_terms(
     since = now - days * 86_400 + _HOSTS_APART_S_MAX
     # Roots are kept for longer, but need not be where nothing is left below them: a chain may have
     # had nothing to sign for days at the moment when its older roots went.
-    return Terms(since, since, now, accept_beginnings)
+    results_since = now - RESULTS_MS / 1000 + _HOSTS_APART_S_MAX
+    return Terms(since, since, now, accept_beginnings, results_since)
 
 
 def archive_terms(

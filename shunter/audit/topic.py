@@ -44,15 +44,16 @@ async def verify_topic(
     Raises:
         LogError: a transaction stays open.
     """
-    results = None
+    results, terms = None, terms or topic_terms(time.time())
     if salts is not None:
         # What is read of them later and came before this has its evidence in what is read below.
-        results = Results(salts, await _bounds(log, catalogue.results, catalogue.partitions))
+        known = await _bounds(log, catalogue.results, catalogue.partitions)
+        results = Results(salts, known, terms.results_since)
     bounds = await settled_bounds(log, catalogue.evidence, catalogue.partitions)
     keyring = keyring or Keyring()
     await read_keys(log, catalogue, keyring)
     heads = await progress_heads(log, catalogue)
-    verifier = Verifier(keyring, witnessed, heads, terms or topic_terms(time.time()))
+    verifier = Verifier(keyring, witnessed, heads, terms)
     verifier.stories.results = results
     roots = [r async for r in read_all(log, catalogue.evidence_roots, catalogue.partitions)]
     # A process that has started since may have signed; its heads may be newer than the roots read.

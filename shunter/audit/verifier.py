@@ -15,7 +15,7 @@ from shunter.audit.findings import REMADE_UNCHECKED, TAIL_UNCHECKED, Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.stories import Stories
 from shunter.audit.terms import FRESH_MAX, Terms
-from streams.evidence.projection import decode_step
+from streams.evidence.projection import AskedStep, decode_step
 from topics import BadRecordError, ChainHead, Root, decode, encode
 from topics.iso_time import iso_time
 from topics.signing.merkle import leaf_hash
@@ -109,6 +109,7 @@ class Verifier:
         value: bytes | None,
         *,
         is_fresh: bool = False,
+        step: AskedStep | None = None,
     ) -> None:
         """Add a record of the evidence topic, in the order of its partition.
 
@@ -119,6 +120,7 @@ class Verifier:
             value: of the record.
             is_fresh: it came after the auditor had begun to read, so that its root may not have
                 been read.
+            step: the same, if it was read already.
         """
         findings, raw = self.findings, value or b""
         findings.records += 1
@@ -144,7 +146,7 @@ class Verifier:
         else:
             self._last[partition, number] = at
         try:
-            seen = decode_step(raw)
+            seen = decode_step(raw) if step is None else step
         except msgspec.MsgspecError as error:
             findings.add("unreadable", where, f"no evidence: {error}")
             return
@@ -176,16 +178,17 @@ class Verifier:
         for where, why in self._keyring.refused:
             findings.add("false_entry", where, why)
         findings.notes += [f"{where} is set aside: {why}" for where, why in self._keyring.ignored]
-        self._say_what_was_checked()
+        self._say_what_was_checked(gone)
         return findings
 
-    def _say_what_was_checked(self) -> None:
+    def _say_what_was_checked(self, gone: int) -> None:
         findings, keyring = self.findings, self._keyring
+        but = f", but for {gone:,} that are too old" if gone else ""
         findings.checked += [
             (
                 f"{findings.records:,} records against {findings.roots:,} signed roots in"
                 f" {len(self._chains)} chains: each as it was signed, in its order, none left out"
-                " between the first and the last root"
+                f" between the first and the last root{but}"
             ),
             (
                 f"{findings.requests:,} requests: one end each, of all that are due, and no"

@@ -19,6 +19,8 @@ class Checked:
     """The lines of a file. ``ids`` maps the number of each valid line to its request's id."""
 
     ids: dict[int, str] = field(default_factory=dict)
+    sessions: dict[int, str] = field(default_factory=dict)
+    """By line number, what names the conversation of a request, if anything does."""
     bad: list[BadLine] = field(default_factory=list)
 
 
@@ -28,16 +30,19 @@ def check_lines(lines: Iterable[bytes], *, bytes_max: int) -> Checked:
     number_of: dict[str, int] = {}
     for number, value in _values(lines):
         try:
-            found = parse_request(value, bytes_max=bytes_max).id
+            request = parse_request(value, bytes_max=bytes_max)
         except BadRecordError as error:
             checked.bad.append(BadLine(number, error.message))
             continue
+        found = request.id
         if found in number_of:
             reason = f"the id {found!r} stands on line {number_of[found]} already"
             checked.bad.append(BadLine(number, reason))
             continue
         number_of[found] = number
         checked.ids[number] = found
+        if (session := request.conversation) is not None:
+            checked.sessions[number] = session
     return checked
 
 

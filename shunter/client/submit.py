@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
@@ -59,14 +60,19 @@ async def publish(
     requests: Iterable[tuple[int, str, bytes]],
     published: Callable[[int], object],
     spans: SubmitSpans,
+    sessions: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
-    """Publish requests, given as (line number, id, value), each keyed by its id.
+    """Publish requests, given as (line number, id, value).
+
+    Each is keyed by its session, so that those of one go to one router and to workers that have
+    what it left in their caches; else by its id.
 
     Args:
         settings: where to.
         requests: in the order of their lines.
         published: receives the number newly acknowledged.
         spans: begins the trace of each request, where the environment wants traces.
+        sessions: by line number, of those that have one.
 
     Raises:
         UserError: Kafka refuses a request, or does not acknowledge; those before it are published.
@@ -78,7 +84,8 @@ async def publish(
             try:
                 async with asyncio.timeout(ACKNOWLEDGED_S_MAX):
                     headers = spans.begin(name)
-                    future = await producer.send(topic, value, key=name.encode(), headers=headers)
+                    key = sessions.get(number, name).encode()
+                    future = await producer.send(topic, value, key=key, headers=headers)
             except (KafkaError, TimeoutError) as error:
                 await _acknowledged(batch)
                 raise _refusal(number, error) from error

@@ -17,7 +17,7 @@ from shunter.audit.files import load_keyring
 from shunter.audit.regulator import RegulatorReport, as_page
 from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import AuditReport, as_csv, as_html
-from shunter.audit.source import Trail, open_trail
+from shunter.audit.source import TEXT_KINDS, TopicTrail, Trail, open_trail
 from shunter.audit.versions import Versions
 from shunter.client.kafka import note
 from shunter.commands.audit_verify import KeysFile, Trust
@@ -108,6 +108,14 @@ def _written(text: str, output: Path | None) -> None:
 
 def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is not there.")],
+    results: Annotated[
+        bool,
+        typer.Option(
+            "--results",
+            help="Results and salts of tenants besides, for a second verifier: texts and secrets,"
+            " in files that `shunter audit forget` doesn't reach.",
+        ),
+    ] = False,
     archive: ArchiveUrl = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
@@ -124,6 +132,14 @@ def export(
             path = directory / f"{kind}.jsonl"
             with path.open("wb") as file:
                 trail.each(kind, write_lines(file))
+        if results:
+            if not isinstance(trail, TopicTrail):
+                raise UserError("results and salts are on Kafka alone: leave --archive out")
+            for text in TEXT_KINDS:
+                path = directory / f"{text}.jsonl"
+                path.touch(mode=0o600)
+                with path.open("wb") as file:
+                    trail.each_text(text, write_lines(file))
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}") from error
 

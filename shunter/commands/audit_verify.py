@@ -55,6 +55,15 @@ Checkpoint = Annotated[
         help="Checkpoint of --log from before: held against, and written if all is good.",
     ),
 ]
+LogAge = Annotated[
+    float,
+    typer.Option(
+        "--log-age",
+        min=0,
+        metavar="HOURS",
+        help="How old the witnesses' last cosignature may be: they give one every ten minutes.",
+    ),
+]
 HeadsFile = Annotated[
     Path | None,
     typer.Option(
@@ -81,6 +90,7 @@ def verify(
     public_log: LogUrl = None,
     log_policy: LogPolicy = None,
     checkpoint: Checkpoint = None,
+    log_age: LogAge = 1.0,
     retention_days: RetentionDays = None,
     accept_beginnings: Annotated[
         bool,
@@ -127,7 +137,8 @@ def verify(
     )
     findings = _verified(trail, asked, quiet=as_json)
     if logged is not None:
-        logged.finish(trail, findings, None if retention_days is None else retention_days * 86_400)
+        retention_s = None if retention_days is None else retention_days * 86_400
+        logged.finish(trail, findings, retention_s, log_age * 3600)
     if as_json:
         typer.echo(_as_json(findings))
     else:

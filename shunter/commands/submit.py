@@ -176,7 +176,7 @@ async def _publish_only(settings: Settings, lines: Iterable[bytes], checked: Che
         _progress("published", len(checked.ids)) as advance,
         submit_spans(settings, SystemClock()) as spans,
     ):
-        await publish(settings, good_lines(lines, checked), advance, spans)
+        await publish(settings, good_lines(lines, checked), advance, spans, checked.sessions)
 
 
 async def _publish_and_follow(

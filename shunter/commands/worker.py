@@ -1,5 +1,6 @@
 """`shunter worker`."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,10 +12,13 @@ from shunter.console import (
     PolicyFile,
     Prefix,
     UserError,
+    out,
     settings_from,
 )
 from shunter.processes.worker import UnknownPoolError, run_worker
+from shunter.processes.worker_check import check_worker
 from workers.backends.base import BackendSettingError
+from workers.backends.openai.inspection import ServerFinding
 
 
 def worker(
@@ -30,6 +34,14 @@ def worker(
             "--evacuate",
             help="Run nothing: hand what stands in the pool's lanes to other pools. Routers send"
             " nothing more to a pool of which no other worker is up.",
+        ),
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Ask the pool's server for some tokens, say what is missing, and end; without"
+            " Kafka. Exit code 1 where anything is.",
         ),
     ] = False,
 ) -> None:
@@ -49,6 +61,15 @@ def worker(
         instance=instance,
     )
     try:
+        if check:
+            raise typer.Exit(_tell(check_worker(pool, settings)))
         run_worker(pool, settings, evacuates=evacuate)
     except (UnknownPoolError, BackendSettingError) as error:
         raise UserError(str(error)) from error
+
+
+def _tell(findings: Sequence[ServerFinding]) -> int:
+    """Print what was found; return the exit code."""
+    for found in findings:
+        out.print(f"{found.state:8}{found.what}: {found.told}", soft_wrap=True)
+    return int(any(found.state != "ok" for found in findings))

@@ -44,7 +44,9 @@ async def replay(
             early_s = began_at + row.arrival_s / speed - loop.time()
             if early_s > 0:
                 await asyncio.sleep(early_s)
-            future = await producer.send(topic, encode(request), key=row.id.encode())
+            future = await producer.send(
+                topic, encode(request), key=(row.session or row.id).encode()
+            )
             future.add_done_callback(_told(row.id, acknowledged))
             waiting.append(future)
         async with asyncio.timeout(ACKNOWLEDGED_S_MAX):

@@ -32,6 +32,8 @@ class TraceRow:
     input_tokens: int
     output_tokens: int
     session: str | None
+    prefix_tokens: int = 0
+    """Leading tokens of the prompt that an earlier row of the session had."""
 
     @property
     def id(self) -> str:
@@ -61,6 +63,7 @@ def _row(number: int, fields: dict[str, str]) -> TraceRow:
         input_tokens=input_tokens,
         output_tokens=int(fields["output_tokens"]),
         session=fields["session"] or None,
+        prefix_tokens=min(int(fields.get("prefix_tokens") or 0), input_tokens),
     )
 
 
@@ -73,7 +76,9 @@ def request_of(row: TraceRow) -> dict[str, Any]:
         "task": row.task,
         "tenant": TENANTS[row.number % len(TENANTS)],
         "hints": {"input_tokens": row.input_tokens},
-        "metadata": {"simulate": {"output_tokens": row.output_tokens}},
+        "metadata": {
+            "simulate": {"output_tokens": row.output_tokens, "prefix_tokens": row.prefix_tokens}
+        },
     }
     if row.session is not None:
         request["session"] = row.session

@@ -86,7 +86,8 @@ def make_backend(pool: Pool, options: tuple[Option, ...], policy: Policy, clock:
     return SimulatedBackend(options, clock, usual_tokens, pool.backend.times.factors)
 
 
-def _served_by(pool: str, options: Options) -> tuple[Option, ...]:
+def served_by(pool: str, options: Options) -> tuple[Option, ...]:
+    """Return a pool's options. Raises UnknownPoolError."""
     if pool not in options.by_pool:
         known = ", ".join(sorted(options.by_pool))
         raise UnknownPoolError(f"the fleet has no pool {pool!r}; it has {known}")
@@ -100,7 +101,7 @@ def _topics(catalogue: Catalogue, pool: str) -> list[Topic]:
 
 
 def _backend(pool: str, declared: Declarations, clock: Clock, *, evacuates: bool) -> Backend:
-    served = _served_by(pool, compile_options(declared.fleet))
+    served = served_by(pool, compile_options(declared.fleet))
     if evacuates:
         return Evacuation(served)
     return make_backend(declared.fleet.pools[pool], served, declared.policy, clock)
@@ -202,7 +203,7 @@ def _run_worker(
     """Serve by what is declared; ``follows`` fills what changes leave open, None follows none."""
     catalogue = Catalogue(settings)
     policy, options = declared.policy, compile_options(declared.fleet)
-    served = _served_by(pool, options)
+    served = served_by(pool, options)
     breakers = Breakers(pool, [option.variant for option in served], backend, clock)
     uniform = random.SystemRandom().random
     attempts = Attempts(backend, breakers, clock, attempts_max=policy.attempts_max, uniform=uniform)
@@ -221,7 +222,8 @@ def _run_worker(
     ending = OutcomeWriter(evidence_writer, telemetry, policy.attempts_max, read_host(), second)
     cancellations, experience = Cancellations(clock), Experience(served[0].failure_rate)
     publisher = StreamPublisher(settings, clock)
-    observers: list[Observer] = [WorkSpans(telemetry, catalogue, clock, pool), Learning(experience)]
+    spans = WorkSpans(telemetry, catalogue, clock, pool, served[0].provider)
+    observers: list[Observer] = [spans, Learning(experience)]
     worker = Worker(
         *(pool, served, attempts, evidence_writer, ending, clock, cancellations),
         Streams(publisher),

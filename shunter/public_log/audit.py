@@ -8,10 +8,10 @@ import orjson
 
 from shunter.audit.findings import REMADE_UNCHECKED, TAIL_UNCHECKED, Findings
 from shunter.audit.proofs import ProofError
-from shunter.audit.source import Trail
+from shunter.audit.source import TopicTrail, Trail
 from shunter.console import UserError
 from shunter.logs.reading import TrailRow
-from shunter.public_log.check import LogCheck, LogFacts
+from shunter.public_log.check import LAG_S_MAX, LogCheck, LogFacts
 from shunter.public_log.store import LogReader, LogStoreError, open_reader
 from shunter.public_log.tree import read_entries, read_tile
 from topics.iso_time import iso_time
@@ -29,18 +29,33 @@ class OpenLogCheck:
         self._findings = Findings()
         self._path = checkpoint
         self._check = LogCheck(reader, policy, self._findings.add)
+        self._read_at = time.time()
         kept = checkpoint.read_bytes() if checkpoint is not None and checkpoint.exists() else None
         self._is_read = self._check.read(kept)
 
-    def finish(self, trail: Trail, findings: Findings, retention_s: float | None) -> None:
-        """Hold the trail's roots against the log, and add what is wrong to the findings."""
+    def finish(
+        self, trail: Trail, findings: Findings, retention_s: float | None, age_s_max: float
+    ) -> None:
+        """Hold the trail's roots against the log, and add what is wrong to the findings.
+
+        Args:
+            trail: read after the log.
+            findings: to add to.
+            retention_s: how long the trail is kept; None for ever.
+            age_s_max: how old the witnesses' word may be.
+        """
         if self._is_read:
 
             def take(row: TrailRow) -> None:
                 self._check.add_root(row.value, row.where)
 
             trail.each("roots", take)
-            _say_what_was_checked(self._check.finish(time.time(), retention_s), findings)
+            # What is logged was committed before; an archive has it a round later.
+            behind_s = 0.0 if isinstance(trail, TopicTrail) else LAG_S_MAX
+            facts = self._check.finish(
+                self._read_at, retention_s, behind_s=behind_s, age_s_max=age_s_max
+            )
+            _say_what_was_checked(facts, findings)
             told = "whether the log is the one that you saw before"
             if self._check.has_kept:
                 findings.checked.append("the log goes on from the checkpoint that you kept")
@@ -68,7 +83,10 @@ def _say_what_was_checked(facts: LogFacts, findings: Findings) -> None:
         findings.checked.append(f"{told}, cosigned by {cosigners} at {at}")
         known = {REMADE_UNCHECKED, TAIL_UNCHECKED}
         findings.unchecked = [each for each in findings.unchecked if each not in known]
-        findings.unchecked.append(f"whether anything from after {at} was cut off")
+        findings.unchecked += [
+            f"whether anything from after {at} was cut off: the witnesses have not seen it",
+            "roots that were kept from the log and from this trail alike, at the end of a chain",
+        ]
     findings.unchecked += facts.notes
 
 

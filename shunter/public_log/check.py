@@ -11,6 +11,7 @@ from shunter.audit.findings import Kind
 from shunter.public_log.store import LogReader
 from shunter.public_log.tree import read_entries
 from topics import BadRecordError
+from topics.iso_time import iso_time
 from topics.public_log.entries import LoggedRoot, entry_of, parse_entry
 from topics.public_log.notes import Checkpoint, NoteError, parse_checkpoint, parse_note
 from topics.public_log.policy import CosignedCheckpoint, TrustPolicy
@@ -130,13 +131,28 @@ class LogCheck:
                 self._tell("log_order", where, told)
             chain.last_sequence, chain.last_index = statement.sequence, index
 
-    def finish(self, now: float, retention_s: float | None) -> LogFacts:
+    def finish(
+        self,
+        now: float,
+        retention_s: float | None,
+        *,
+        behind_s: float = LAG_S_MAX,
+        age_s_max: float | None = None,
+    ) -> LogFacts:
         """Tell what is in one of the two alone; every root has been added.
 
         Args:
-            now: epoch seconds.
+            now: when the log was read, epoch seconds.
             retention_s: how long the trail is kept, as its owner has stated; None for ever.
+            behind_s: how far the trail may be behind the log. Topics are not at all: what is
+                logged was committed before, and they are read later.
+            age_s_max: how old a quorum's cosignature may be; any age if None.
         """
+        at = None if self._head is None else self._head.is_first_at
+        if at is not None and age_s_max is not None and now - at > age_s_max:
+            told = f"last cosigned {iso_time(at)}: what came since then could be missing"
+            said = f"{told} (--log-age takes an older one)"
+            self._tell("log_stale", self._reader.url, said)
         for where, unlogged in self._unlogged:
             self._judge_unlogged(where, unlogged)
         for index, root in enumerate(self._roots):
@@ -145,7 +161,7 @@ class LogCheck:
                 continue
             self._judge_time(index, root)
             if not self._seen[index]:
-                self._judge_gone(index, root, now, retention_s)
+                self._judge_gone(index, root, now, (retention_s, behind_s))
         facts = self.facts
         for count, told in (
             (facts.fresh, "roots are newer than the log's checkpoint"),
@@ -241,8 +257,9 @@ class LogCheck:
             self._tell("back_dated", f"entry {index}", told)
 
     def _judge_gone(
-        self, index: int, root: LoggedRoot, now: float, retention_s: float | None
+        self, index: int, root: LoggedRoot, now: float, terms: tuple[float | None, float]
     ) -> None:
+        retention_s, behind_s = terms
         statement, chain = root.statement, self._chains.get(root.statement.chain)
         is_front = chain is None or statement.sequence < chain.first
         if is_front and retention_s is not None and statement.at < now - retention_s:
@@ -250,7 +267,7 @@ class LogCheck:
             return
         # An archive is some minutes behind.
         is_tail = chain is None or statement.sequence > chain.last
-        if is_tail and now - LAG_S_MAX <= statement.at <= now + CLOCKS_APART_S:
+        if is_tail and behind_s and now - behind_s <= statement.at <= now + CLOCKS_APART_S:
             self.facts.young += 1
             return
         why = "" if retention_s is None else ", and is not so old that it may be gone"

@@ -191,12 +191,21 @@ def decode_step(value: bytes) -> AskedStep:
         msgspec.MsgspecError: they are none.
     """
     step = _DECODE_STEP(value)
+    read_asked(step)
+    return step
+
+
+def read_asked(step: AskedStep) -> None:
+    """Give a step what follows from its decision.
+
+    Raises:
+        msgspec.ValidationError: as ``read_choice``.
+    """
     decision = step.decision
     if decision is not None:
         read_choice(step, decision)
         if decision.profile is not None:
             step.profile = _profile(decision.profile)
-    return step
 
 
 def decode_routed_step(value: bytes) -> RoutedStep:

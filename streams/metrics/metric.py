@@ -8,6 +8,13 @@ Teller = Literal["router", "worker", "both", "log"]
 
 _SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
+_GEN_AI_OPERATIONS = {"completions": "text_completion"}
+
+
+def gen_ai_operation(operation: str) -> str:
+    """Return an operation as the GenAI conventions name it; ours where they have no name."""
+    return _GEN_AI_OPERATIONS.get(operation, operation)
+
 
 # Compared by identity, which makes them fast as keys.
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +51,8 @@ class Metric:
 
 
 _ATTRIBUTES = {
+    "gen_ai_operation_name": "gen_ai.operation.name",
+    "gen_ai_provider_name": "gen_ai.provider.name",
     "gen_ai_token_type": "gen_ai.token.type",
     "messaging_consumer_group_name": "messaging.consumer.group.name",
     "messaging_destination_name": "messaging.destination.name",

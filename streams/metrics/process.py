@@ -62,12 +62,14 @@ class Metrics:
             tasks=policy.classes,
             tenants=Names(tuple(sorted(policy.tenants)), tenants_max),
             premium_pools=_premium(options),
+            providers=_providers(options),
             profile_of=profile_of,
         )
 
     def change(self, situation: Situation) -> None:
         """Count by another policy and fleet from now on; tenants keep the names they have."""
-        self.observer.change(situation.policy.classes, _premium(situation.options))
+        options = situation.options
+        self.observer.change(situation.policy.classes, _premium(options), _providers(options))
 
     def timed(self, group: str, partition: Partition, seconds: float) -> None:
         """Count a transaction."""
@@ -106,3 +108,7 @@ class Metrics:
 
 def _premium(options: Options) -> list[str]:
     return [name for name, each in options.by_pool.items() if each[0].kind == PREMIUM]
+
+
+def _providers(options: Options) -> dict[str, str]:
+    return {name: each[0].provider for name, each in options.by_pool.items()}

@@ -3,7 +3,7 @@
 import logging
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from policies import Release
 from policies.scoring.candidates import Candidates
@@ -12,7 +12,7 @@ from streams.engine.stage import Effect
 from streams.evidence.slo_outcomes import DIMENSIONS, outcomes
 from streams.metrics import registry as m
 from streams.metrics.instruments import Instruments, Names
-from streams.metrics.metric import Metric
+from streams.metrics.metric import Metric, gen_ai_operation
 from topics import Candidate, Envelope, Evidence, Placement, Profile, Result, Usage
 from topics.records.evidence import ENDS
 
@@ -43,6 +43,7 @@ class Fold:
         tasks: Collection[str],
         tenants: Names,
         premium_pools: Collection[str],
+        providers: Mapping[str, str],
         profile_of: ProfileOf = no_profile,
     ) -> None:
         self._instruments = instruments
@@ -50,12 +51,18 @@ class Fold:
         self._reasons = Names((), REASONS_MAX)
         self._profile_of = profile_of
         self._has_failed = False
-        self.change(tasks, premium_pools)
+        self.change(tasks, premium_pools, providers)
 
-    def change(self, tasks: Collection[str], premium_pools: Collection[str]) -> None:
-        """Count by these classes and pools from now on."""
+    def change(
+        self,
+        tasks: Collection[str],
+        premium_pools: Collection[str],
+        providers: Mapping[str, str],
+    ) -> None:
+        """Count by these classes, pools and providers (by pool) from now on."""
         self._tasks = frozenset(tasks)
         self._premium = frozenset(premium_pools)
+        self._providers = dict(providers)
         # Without a count a share has no value, and an alert on it would be silent.
         for task in tasks:
             for dimension in DIMENSIONS:
@@ -157,12 +164,26 @@ class Fold:
             counts[m.FAILURES, task, status, self._reasons.of(evidence.reason), pool] += 1
         elif placement is not None and evidence.got is not None:
             counts[m.COST, task, placement.pool, tenant] += evidence.got.cost_usd
-            self._latencies(evidence, evidence.got, task, placement)
-            self._usage(evidence.usage, task, placement.pool, counts)
+            kind = self._kind(effect, placement.pool)
+            self._latencies(evidence, evidence.got, task, placement, kind)
+            self._usage(evidence.usage, task, placement.pool, kind, counts)
             self._prediction(evidence.promised, evidence.got, placement.pool, kept, counts)
 
-    def _latencies(self, evidence: Evidence, got: Envelope, task: str, place: Placement) -> None:
-        where = (task, place.pool, place.model_variant)
+    def _kind(self, effect: Effect, pool: str) -> tuple[str, str]:
+        """Return operation and provider, as the GenAI conventions name them."""
+        profile = self._profile_of(effect)
+        operation = Names.OTHER if profile is None else gen_ai_operation(profile.operation)
+        return operation, self._providers.get(pool, Names.OTHER)
+
+    def _latencies(
+        self,
+        evidence: Evidence,
+        got: Envelope,
+        task: str,
+        place: Placement,
+        kind: tuple[str, str],
+    ) -> None:
+        where = (*kind, task, place.pool, place.model_variant)
         observe, trace_id = self._instruments.observe, evidence.trace_id
         observe(m.DURATION, got.finish_s, *where, trace_id=trace_id)
         if got.ttft_s is not None:
@@ -170,11 +191,14 @@ class Fold:
         if got.tpot_s is not None:
             observe(m.TPOT, got.tpot_s, *where, trace_id=trace_id)
 
-    def _usage(self, usage: Usage | None, task: str, pool: str, counts: Counts) -> None:
+    def _usage(
+        self, usage: Usage | None, task: str, pool: str, kind: tuple[str, str], counts: Counts
+    ) -> None:
         if usage is None:
             return
-        self._instruments.observe(m.TOKENS, usage.input_tokens, "input", task, pool)
-        self._instruments.observe(m.TOKENS, usage.output_tokens, "output", task, pool)
+        observe, where = self._instruments.observe, (*kind, task, pool)
+        observe(m.TOKENS, usage.input_tokens, "input", *where)
+        observe(m.TOKENS, usage.output_tokens, "output", *where)
         self._instruments.observe(m.TOOL_CALLS, usage.tool_calls, task)
         counts[m.CACHED, task, pool] += usage.cached_tokens
 

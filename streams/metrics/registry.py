@@ -7,6 +7,8 @@ from streams.metrics.quality import WATCH_METRICS
 # Upper bounds of the label `chance` of what was promised.
 CHANCES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 _TOPIC = ("messaging_destination_name",)
+# The GenAI conventions' attributes, of which they require these two.
+_GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name")
 _CONSUMER = ("messaging_consumer_group_name", "messaging_destination_name")
 
 STEPS = Metric(
@@ -108,7 +110,7 @@ TTFT = Metric(
     "histogram",
     "s",
     "Time from a request's `created_at` to its first token",
-    ("task", "pool", "model_variant"),
+    (*_GEN_AI, "task", "pool", "model_variant"),
     (*b.TTFT_S, *b.LONG_S),
     told_by="worker",
 )
@@ -117,7 +119,7 @@ TPOT = Metric(
     "histogram",
     "s",
     "Time per output token after the first",
-    ("task", "pool", "model_variant"),
+    (*_GEN_AI, "task", "pool", "model_variant"),
     b.TPOT_S,
     told_by="worker",
 )
@@ -126,7 +128,7 @@ DURATION = Metric(
     "histogram",
     "s",
     "Time from a request's `created_at` to its answer",
-    ("task", "pool", "model_variant"),
+    (*_GEN_AI, "task", "pool", "model_variant"),
     (*b.DURATION_S, *b.LONG_S),
     told_by="worker",
 )
@@ -144,7 +146,7 @@ TOKENS = Metric(
     "histogram",
     "{token}",
     "Tokens of a prompt (`input`) and of its answer (`output`)",
-    ("gen_ai_token_type", "task", "pool"),
+    ("gen_ai_token_type", *_GEN_AI, "task", "pool"),
     b.TOKENS,
     told_by="worker",
 )

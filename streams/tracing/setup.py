@@ -10,6 +10,9 @@ from streams.tracing.span_queue import Exporter, Outbox
 from streams.tracing.telemetry import Telemetry
 from topics.signing.key_files import check_key_file
 
+# Of a request, and of its answer: the queue of spans holds at most some 70 MB of them.
+TEXT_CHARACTERS_MAX = 4096
+
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -28,7 +31,8 @@ def from_environment(service: str, instance: str) -> Telemetry:
         return Telemetry(None)
     try:
         sampling = Sampling.from_environment()
-        return Telemetry(sampling, Outbox(_exporter(), resource_of(service, instance)))
+        outbox = Outbox(_exporter(), resource_of(service, instance))
+        return Telemetry(sampling, outbox, text_max=_text_max())
     except (ValueError, OSError) as error:
         raise TelemetryError(f"traces as the environment asks for: {error}") from error
 
@@ -54,6 +58,19 @@ def _is_wanted() -> bool:
 
 def _told(name: str) -> str:
     return os.environ.get(f"OTEL_{name}", "").strip()
+
+
+def _text_max() -> int:
+    """Return how many characters of a text a span shows: none, unless they are switched on."""
+    wanted = _told("INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT").lower()
+    if wanted in {"", "false", "no_content"}:
+        return 0
+    if wanted not in {"true", "span_only", "span_and_event"}:
+        raise ValueError(
+            f"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT={wanted}: set span_only, or false"
+        )
+    told = _told("SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT") or _told("ATTRIBUTE_VALUE_LENGTH_LIMIT")
+    return min(int(told), TEXT_CHARACTERS_MAX) if told else TEXT_CHARACTERS_MAX
 
 
 def _exporter() -> Exporter:

@@ -23,9 +23,16 @@ LATE_PER_S_MAX = 50
 
 
 class Telemetry:
-    """Passes contexts on and writes spans; without a sampling it does neither."""
+    """Passes contexts on and writes spans; without a sampling it does neither.
 
-    def __init__(self, sampling: Sampling | None, outbox: Outbox | None = None) -> None:
+    ``text_max`` is how many characters of a request and of its answer the span of an inference
+    shows; 0, unless somebody has switched them on.
+    """
+
+    def __init__(
+        self, sampling: Sampling | None, outbox: Outbox | None = None, *, text_max: int = 0
+    ) -> None:
+        self.text_max = text_max
         self._sampling = sampling
         self._outbox = outbox
         self._late_since = 0.0
@@ -119,7 +126,8 @@ class Telemetry:
             own: the span's own context; an id of 0 is replaced by a new one.
             parent_id: of the span above it; 0 for none.
             times: start and end, in epoch seconds.
-            said: its attributes (``streams/tracing/span_attributes.py``); no text of a request.
+            said: its attributes (``streams/tracing/span_attributes.py``); text of a
+                request only where ``text_max`` allows it.
             events: encoded (``streams/tracing/otlp.py``); read only if there is room.
             links: to spans of other traces, and what they are about (``a.linked``).
             error: code and message of a failure.

@@ -1,10 +1,11 @@
-"""Whatever the owner of a public log does to it, or to the trail, by any seed, an auditor sees.
+"""Whatever the owner of a public log does to it, or to the trail, by any seed, both verifiers see.
 
     SHUNTER_ADVERSARY_SEEDS=5000 pytest -n0 tests/contract/test_adversary_log.py
 
 The owner has the log's key, and no witness's; the auditor has a checkpoint from before.
 """
 
+import json
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from audit_cases import resigned
 from public_log_cases import KEY, Installation, PlainWitness
+from second_verifier import PUBLIC_LOG
 from stream_cases import make_key
 
 from shunter.public_log.check import LogCheck
@@ -100,6 +102,16 @@ class Scene:
             for number, value in enumerate(roots):
                 check.add_root(value, f"roots@{number}")
             check.finish(self.now, None)
+        assert bool(kinds) == bool(self.second_found(log, roots)), kinds
+        return set(kinds)
+
+    def second_found(self, log: Path, roots: list[bytes]) -> set[str]:
+        """What the second verifier finds, whose code is its own."""
+        kinds: list[str] = []
+        given = (str(log), self.policy.decode(), lambda kind, *_: kinds.append(kind), self.kept)
+        second = PUBLIC_LOG.PublicLog(*given)
+        if second.is_good:
+            second.check([json.loads(root) for root in roots], self.now)
         return set(kinds)
 
 

@@ -85,10 +85,10 @@ class DeadError(Exception):
 
 
 class MortalStore:
-    """A directory whose process dies before, or just after, its nth change of it."""
+    """A store whose process dies before, or just after, its nth change of it."""
 
-    def __init__(self, path: Path, deaths: Callable[[], bool]) -> None:
-        self._inner = DirectoryStore(path)
+    def __init__(self, place: Path | LogStore, deaths: Callable[[], bool]) -> None:
+        self._inner = DirectoryStore(place) if isinstance(place, Path) else place
         self._deaths = deaths
         self.url = self._inner.url
         self.read: Callable[[str], bytes | None] = self._inner.read

@@ -15,6 +15,8 @@ SCRIPT = Path(__file__).parents[2] / "deploy/verify_trail.py"
 sys.path.insert(0, str(SCRIPT.parent))
 SECOND: Any = import_module("verify_trail")
 FORMATS: Any = import_module("trail_formats")
+RESULTS: Any = import_module("trail_results")
+PUBLIC_LOG: Any = import_module("trail_log")
 
 
 def export(trail: Trail, directory: Path) -> None:

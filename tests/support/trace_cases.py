@@ -94,15 +94,17 @@ def _value(value: AnyValue) -> Any:
 class TracedYard(Yard):
     """A yard whose processes trace, each to the same collector."""
 
-    def __init__(self, sampling: Sampling | None = None, **options: Any) -> None:
+    def __init__(
+        self, sampling: Sampling | None = None, *, text_max: int = 0, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.collector = Collector()
         self.outbox = Outbox(self.collector, Resource({"service.name": "yard"}))
-        self.telemetry = Telemetry(sampling or Sampling(1.0), self.outbox)
+        self.telemetry = Telemetry(sampling or Sampling(1.0), self.outbox, text_max=text_max)
 
     def observer(self, stage: Stage) -> Spans:
         if isinstance(stage, Worker):
-            return WorkSpans(self.telemetry, self.catalogue, self.clock, "premium-eu")
+            return WorkSpans(self.telemetry, self.catalogue, self.clock, "premium-eu", "shunter")
         return RouteSpans(self.telemetry, self.catalogue, self.clock)
 
     async def run(

@@ -123,10 +123,21 @@ class InferenceRequest(_Strict):
         return self._sent
 
     @property
+    def conversation(self) -> str | None:
+        """Return the session, else the body's ``prompt_cache_key``; None without either."""
+        return conversation_of(self.session, self.body)
+
+    @property
     def output_tokens_max(self) -> int | None:
         """Return the body's own limit on the reply, in tokens."""
         limits = [self.body.get(name) for name in ("max_completion_tokens", "max_tokens")]
         return next((limit for limit in limits if isinstance(limit, int)), None)
+
+
+def conversation_of(session: str | None, body: dict[str, Any]) -> str | None:
+    """Return what names the conversation of a request: its session, else what its body says."""
+    named = body.get("prompt_cache_key") if session is None else session
+    return named if isinstance(named, str) and 0 < len(named) <= ID_CHARACTERS_MAX else None
 
 
 _BODY_LIMITS = ("max_tokens", "max_completion_tokens")

@@ -43,7 +43,7 @@ def test_what_must_not_be_is_seen() -> None:
         (replace(code, option=options.of("premium-us", "llama-3.1-70b-fp8")), coding),
         (replace(small, option=options.by_pool["lpddr-us"][0], path="direct"), waiting),
         (chat, replace(chatting, input_tokens=200_000)),
-        (replace(chat, option=options.of("silicon-us", "llama-3.1-70b-fp4")), chatting),
+        (replace(chat, option=options.of("lpddr-eu", "llama-3.1-70b-mxfp4")), chatting),
         (chat, replace(chatting, task="embedding")),
     ]
     assert [is_broken(send, arrival, FLEET, POLICY) for send, arrival in breaches] == [True] * 7

@@ -97,5 +97,5 @@ def test_a_plain_chat_of_the_packaged_policy_loses_nothing_unasked() -> None:
         constraints = {} if wanted is None else {"precisions": wanted}
         asked = tagged(where.policy, constraints=constraints, **model).profile
         able = [c for c in decide_in(asked, where, NOW).candidates if c.refused is None]
-        assert any(c.precision == "fp4" for c in able) is found
+        assert any(c.precision == "mxfp4" for c in able) is found
         assert able

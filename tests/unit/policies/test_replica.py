@@ -2,6 +2,7 @@
 
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.iteration import Job
+from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import PREFILL_MEMORY_S, Ask, Replica, choose_replica
 from policies.hardware.roofline import Roofline
 
@@ -138,3 +139,30 @@ def test_where_none_can_take_it_one_with_a_free_place_comes_first() -> None:
     assert not any(replica.can_take(impossible, 1.0) for replica in replicas)
     assert replicas[0].jobs < replicas[1].jobs
     assert choose_replica(replicas, impossible, 1.0) == 1
+
+
+def keeping(replicas: list[Replica], index: int, tokens: int) -> list[Replica]:
+    """Let one replica keep a session's tokens; all have caches."""
+    found = [Replica(VARIANTS, PrefixCache()) for _ in replicas]
+    found[index].keep("one", "s", tokens)
+    return found
+
+
+def test_an_idle_replica_that_keeps_a_long_prefix_comes_before_company() -> None:
+    replicas = keeping(pool(), 2, 30_000)
+    give(replicas[1], "one")
+    long = Ask("one", 30_500, 50, session="s")
+    assert choose_replica(replicas, long, 1.0) == 2
+    assert choose_replica(replicas, Ask("one", 30_500, 50, session="other"), 1.0) == 1
+
+
+def test_a_short_prefix_is_worth_less_than_company() -> None:
+    replicas = keeping(pool(), 2, 50)
+    give(replicas[1], "one")
+    assert choose_replica(replicas, Ask("one", 100, 5_000, session="s"), 1.0) == 1
+
+
+def test_a_replica_that_keeps_the_session_and_can_take_no_more_is_passed_over() -> None:
+    replicas = keeping(pool(), 2, 30_000)
+    give(replicas[2], "one", count=4)
+    assert choose_replica(replicas, Ask("one", 30_500, 50, session="s"), 1.0) != 2

@@ -193,15 +193,17 @@ class Desk:
 
     def __init__(self) -> None:
         home = Partition("results", 0)
-        self._results = Results(KEYS.get, {home: (0, 10)})
+        self._results = Results(KEYS.get, {home: (0, 10)}, since=5.0)
         self.findings = Findings()
         self.ended("r", TextDigest("s1", text_digest(KEYS["s1"], ANSWER) or ""))
         self.ended("other", TextDigest("s2", text_digest(KEYS["s2"], ANSWER) or ""))
         self._record = Record(home, 3, b"", b"", [], 0)
 
-    def ended(self, name: str, digest: TextDigest | None, step: Any = "executed") -> None:
+    def ended(
+        self, name: str, digest: TextDigest | None, step: Any = "executed", at: float = 1.0
+    ) -> None:
         source = Source("t", 0, 0)
-        made = Evidence(name, step, 1.0, "w", source, response_digest=digest)
+        made = Evidence(name, step, at, "w", source, response_digest=digest)
         self._results.ended(decode_step(encode(made)))
 
     def add(self, value: bytes, key: bytes = b"r", offset: int = 3) -> None:
@@ -258,8 +260,21 @@ class TestResults:
         for name in ("r", "other"):
             desk.add_result("another", name=name)
         found = desk.finish()
-        assert found.is_good
-        assert any("SHUNTER_EVIDENCE_SECRET" in told for told in found.unchecked)
+        assert dict(found.counts) == {"false_result": 1}
+        assert "SHUNTER_EVIDENCE_SECRET" in found.problems[0].message
+
+    def test_one_that_was_deleted_is_missed_while_results_are_kept(self) -> None:
+        found = self.found(lambda desk: desk.ended("gone", None, at=6.0))
+        assert [p.where for p in found.problems] == ["gone"]
+        assert "not there any more" in found.problems[0].message
+
+    def test_one_that_stands_there_twice(self) -> None:
+        def twice(desk: Desk) -> None:
+            desk.add_result()
+            desk.add_result()
+
+        found = self.found(twice)
+        assert "more often than the request has ended" in found.problems[0].message
 
     def test_what_was_forgotten_or_came_during_the_check_is_told(self) -> None:
         desk = Desk()

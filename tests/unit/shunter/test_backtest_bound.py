@@ -117,7 +117,7 @@ def test_two_that_can_decode_together_cost_little_more_and_two_apart_cost_twice(
 
 def test_work_grows_with_the_tokens_and_a_full_step_is_shared_by_no_more_than_its_places() -> None:
     many = demands(*(chat(output_tokens=401) for _ in range(200)))
-    silicon = OPTIONS.of("silicon-us", "llama-3.1-70b-fp4")
+    silicon = OPTIONS.of("silicon-us", "llama-3.1-70b-fp8")
     streamed_s = silicon.roofline.step_s(1, 0) * 200 * 400 / silicon.max_batch
     bound_usd = volume_bound(many, OPTIONS)
     assert bound_usd >= streamed_s * silicon.usd_per_s

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from policies.config.fleet import Serve
 from shunter.demo.check import judge
 from shunter.demo.ledger import Ledger
 from shunter.demo.rules import Rules
@@ -13,7 +14,8 @@ from shunter.demo.trace import load_rows, request_of
 from streams.config.declarations import load_fleet, load_policy
 from topics import Evidence, Placement, Result, Source, Timing
 
-RULES = Rules(load_fleet(None), load_policy(None))
+FLEET = load_fleet(None)
+RULES = Rules(FLEET, load_policy(None))
 CHAT = next(
     request_of(row)
     for row in load_rows()
@@ -106,7 +108,7 @@ def test_a_first_try_at_a_forbidden_place_is_seen_in_the_evidence_alone():
         {"region": "eu-west"},
         {"device": "h200"},
         {"precision": "bf16"},
-        {"model_variant": "llama-3.1-70b-fp4", "precision": "fp4"},
+        {"model_variant": "llama-3.1-70b-fp8", "precision": "fp4"},
         {"pool": "elsewhere"},
     ],
 )
@@ -118,7 +120,15 @@ def test_a_placement_that_the_fleet_does_not_have_is_a_violation(wrong):
 def test_code_plans_may_not_go_to_a_precision_that_their_class_does_not_tolerate():
     plan = request("a") | {"task": "code_planning", "body": {"model": "llama-3.1-70b"}}
     fp4 = replace(US, model_variant="llama-3.1-70b-fp4", precision="fp4")
-    assert verdict(ledger("a", placement=fp4), plan).constraint_violations == 3
+    silicon = FLEET.pools["silicon-us"]
+    four_bits = (
+        Serve(model="llama-3.1-70b", variant="llama-3.1-70b-fp4", precision="fp4", max_batch=64),
+    )
+    pools = FLEET.pools | {"silicon-us": silicon.model_copy(update={"serves": four_bits})}
+    rules = Rules(FLEET.model_copy(update={"pools": pools}), load_policy(None))
+    found = judge({"a": plan}, ledger("a", placement=fp4), rules)
+    assert found.constraint_violations == 3
+    assert all("precision fp4 is not among" in each for each in found.problems)
 
 
 @pytest.mark.parametrize("missing", [0, 1])

@@ -49,7 +49,8 @@ def test_the_router_is_told_the_prompts_length_and_not_the_replys():
             policy.classes[row.task].output_tokens,
             max_tokens(row.output_tokens),
         }
-        assert request.metadata == {"simulate": {"output_tokens": row.output_tokens}}
+        told = {"output_tokens": row.output_tokens, "prefix_tokens": row.prefix_tokens}
+        assert request.metadata == {"simulate": told}
 
 
 def test_no_reply_is_cut_by_its_limit():

@@ -404,6 +404,37 @@ class TestCheck:
         assert facts is not None
         assert (facts.logged, facts.fresh) == (300, 30)
 
+    async def test_topics_are_not_behind_the_log(self, place: Path) -> None:
+        """What is logged was committed before, and they are read later: no minute is excused."""
+        yard, store, found = Installation(), DirectoryStore(place), list[Kind]()
+        values = yard.sign(20)
+        await yard.public_log(store).round()
+        policy = parse_policy(f"log {KEY.verifier.text}\n{ONE}".encode())
+        check = LogCheck(store, policy, lambda kind, *_: found.append(kind))
+        assert check.read(None)
+        for value in values[:-1]:
+            check.add_root(value, "roots@0")
+        assert check.finish(yard.at, None, behind_s=0.0).young == 0
+        assert found == ["unkept"]
+
+    @pytest.mark.parametrize(("later_s", "expected"), [(3000, []), (4000, ["log_stale"])])
+    async def test_the_witnesses_word_may_not_be_old(
+        self, place: Path, later_s: float, expected: list[str]
+    ) -> None:
+        yard, store, found = Installation(), DirectoryStore(place), list[Kind]()
+        witness = PlainWitness("w", at=lambda: yard.at)
+        with witness.serving():
+            lines = f"{witness.line}quorum w\n"
+            values = yard.sign(5)
+            await yard.public_log(store, lines).round()
+        policy = parse_policy(f"log {KEY.verifier.text}\n{lines}".encode())
+        check = LogCheck(store, policy, lambda kind, *_: found.append(kind))
+        assert check.read(None)
+        for value in values:
+            check.add_root(value, "roots@0")
+        check.finish(yard.at + later_s, None, age_s_max=3600.0)
+        assert found == expected
+
     @pytest.mark.parametrize("cut", [slice(0, 10), slice(4, 6), slice(-4, None)])
     async def test_what_is_cut_out_of_the_trail_is_missed(self, place: Path, cut: slice) -> None:
         yard, store = Installation(), DirectoryStore(place)

@@ -139,7 +139,8 @@ async def test_a_worker_counts_latencies_tokens_cost_and_promises() -> None:
     await serve_one(yard, metrics, end=end, tenant="acme")
     (evidence,) = yard.evidence("executed")
     assert evidence.usage == Usage(20, 11, 5, 2)
-    where = ("chat", *PLACE)
+    kind = ("chat", "shunter")
+    where = (*kind, "chat", *PLACE)
     assert evidence.got is not None
     assert evidence.promised is not None
     assert read(metrics, m.TTFT, "sum") == {where: pytest.approx(1.2)}
@@ -147,8 +148,8 @@ async def test_a_worker_counts_latencies_tokens_cost_and_promises() -> None:
     assert read(metrics, m.TPOT, "sum") == {where: pytest.approx(0.18)}
     assert read(metrics, m.EXECUTION, "sum") == {PLACE: pytest.approx(2.0)}
     assert read(metrics, m.TOKENS, "sum") == {
-        ("input", "chat", POOL): 20,
-        ("output", "chat", POOL): 11,
+        ("input", *kind, "chat", POOL): 20,
+        ("output", *kind, "chat", POOL): 11,
     }
     assert read(metrics, m.CACHED) == {("chat", POOL): 5}
     assert read(metrics, m.TOOL_CALLS, "sum") == {("chat",): 2}

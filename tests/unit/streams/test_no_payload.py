@@ -290,6 +290,28 @@ async def test_what_a_model_server_says_leaves_no_text(
         assert CANARY in str(yard.results()["c0"].response)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_texts_that_are_switched_on_stand_in_one_span_and_nowhere_else(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    yard = Watched(caplog, text_max=600)
+    async with ModelServer(answers) as server, of_yard(yard, server.base_url) as backend:
+        place(yard, "c0", body=GOOD | {"stream": stream}, metadata=CANARY)
+        transactor = await yard.run(make_worker(yard, backend), MemoryLog(yard.cluster, "a"))
+        await step_until(transactor, lambda: yard.evidence("executed"), "answers", timeout_s=10.0)
+    heard = {place for place, raw in yard.everything() if PIECE.encode() in raw}
+    assert heard == {"spans"}
+    shown = [span for span in yard.spans() if PIECE in str(span.attributes)]
+    assert [span.name for span in shown] == [f"chat {MODEL}"]
+    told = shown[0].attributes or {}
+    (asked,) = orjson.loads(str(told["gen_ai.input.messages"]))
+    (answered,) = orjson.loads(str(told["gen_ai.output.messages"]))
+    assert asked == {"role": "user", "parts": [{"type": "text", "content": CANARY}]}
+    assert answered["role"] == "assistant"
+    # What is longer than the limit is cut, and the JSON is whole.
+    assert answered["parts"][0]["content"] == (CANARY * 3)[: min(600, len(CANARY) * 2)]
+
+
 async def test_the_canary_is_heard_where_it_may_sing(caplog: pytest.LogCaptureFixture) -> None:
     """What is looked at would show it: a reason that were the client's text is found."""
     yard = Watched(caplog)

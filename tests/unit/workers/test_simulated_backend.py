@@ -291,7 +291,7 @@ def answer(url: str, tokens: int, **fields: Any) -> dict[str, Any]:
     """Return a body as a client reads it: through JSON."""
     call = make_call(url=url, id="r1", hints={"input_tokens": 11}, **fields)
     found: dict[str, Any] = orjson.loads(
-        orjson.dumps(body(call.request, call.profile, "yard-8b-fp8", tokens, 1_800_000_000.5))
+        orjson.dumps(body(call.request, call.profile, "yard-8b-fp8", (tokens, 0), 1_800_000_000.5))
     )
     assert found["model"] == "yard-8b-fp8"
     usage = found["usage"]
@@ -346,3 +346,73 @@ def test_moderations_are_one_result_for_each_input(inputs: Any, count: int) -> N
         assert result["flagged"] is False
         assert result["categories"] == {}
         assert result["category_scores"] == {}
+
+
+async def streamed(start: Start, tokens: int, **fields: Any) -> tuple[list[Any], Outcome]:
+    """Run a call alone in real time; return the pieces with their times, and the outcome."""
+    backend = await start(replace(OPTION, time_scale=1.0))
+    told: list[Any] = []
+
+    async def tell(chunk: dict[str, Any]) -> None:
+        told.append((time.time(), chunk))
+
+    hints = {"input_tokens": 50, "output_tokens": tokens}
+    call = make_call(hints=hints, **fields)
+    return told, await backend.execute(replace(call, tell=tell))
+
+
+async def test_a_streamed_answer_comes_in_pieces_as_it_is_decoded(start: Start) -> None:
+    told, outcome = await streamed(start, 60)
+    whole = outcome.response.body["choices"][0]["message"]["content"]
+    deltas = [chunk["choices"][0]["delta"] for _, chunk in told]
+    assert "".join(delta["content"] for delta in deltas) == whole
+    assert deltas[0]["role"] == "assistant"
+    assert [c["choices"][0]["finish_reason"] for _, c in told][-2:] == [None, "stop"]
+    # By the device, half of the text is there in half of the time.
+    sent, middle = 0, (outcome.first_token_at + outcome.finished_at) / 2  # type: ignore[operator]
+    for at, chunk in told:
+        sent += len(chunk["choices"][0]["delta"]["content"]) if at <= middle else 0
+    assert 0.2 * len(whole) < sent < 0.8 * len(whole)
+
+
+async def test_a_streamed_completion_is_text_and_one_token_is_one_piece(start: Start) -> None:
+    prompt = {"model": "yard-8b", "prompt": "hello", "stream": True}
+    told, outcome = await streamed(start, 1, url="/v1/completions", body=prompt)
+    ((_, chunk),) = told
+    assert chunk["object"] == "text_completion"
+    assert chunk["choices"] == outcome.response.body["choices"]
+
+
+async def test_a_cancelled_stream_leaves_the_device_at_once(start: Start) -> None:
+    backend = await start(replace(OPTION, time_scale=1.0))
+    seen = asyncio.Event()
+
+    async def tell(_: dict[str, Any]) -> None:
+        seen.set()
+
+    (task,) = run(backend, replace(sized("c", 50, 100_000), tell=tell))
+    await soon(seen.wait(), "a first piece")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: backend.load().variants[OPTION.variant].running == 0, "the device is free")
+
+
+async def test_a_turn_of_a_session_finds_what_the_last_one_left(start: Start) -> None:
+    backend = await start()
+
+    async def turn(name: str, tokens: int, **fields: Any) -> Outcome:
+        hints = {"input_tokens": tokens, "output_tokens": 20}
+        return await backend.execute(make_call(id=name, hints=hints, **fields))
+
+    first = await turn("a", 1000, session="s")
+    second = await turn("b", 1500, session="s")
+    assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, 1020)
+    told = second.response.body["usage"]["prompt_tokens_details"]
+    assert told == {"cached_tokens": 1020}
+    assert second.first_token_at - second.started_at < first.first_token_at - first.started_at  # type: ignore[operator]
+    assert (await turn("c", 1500, session="other")).usage.cached_tokens == 0
+    assert (await turn("d", 1500, session="s", tenant="rival")).usage.cached_tokens == 0
+    known = {"simulate": {"prefix_tokens": 700}}
+    assert (await turn("e", 1600, session="s", metadata=known)).usage.cached_tokens == 700
+    named = {"model": "yard-8b", "messages": [], "prompt_cache_key": "s"}
+    assert (await turn("f", 1700, body=named)).usage.cached_tokens == 1620

@@ -12,19 +12,21 @@ from policies.hardware.accelerator import (
     Accelerator,
     Cancelled,
     Completion,
+    FirstToken,
     Job,
     Refused,
     VariantLimits,
 )
 from policies.hardware.constants import AS_DECLARED, Factors, corrected
 from policies.hardware.device_time import DeviceShare
+from policies.hardware.prefix_cache import PrefixCache
 from policies.hardware.replica import Ask, Replica, choose_replica
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from streams.engine.clock import Clock
-from topics import Response, ServerLoad, Usage, VariantStatus
+from topics import Profile, Response, ServerLoad, Usage, VariantStatus
 from workers.backends.base import Call, CallError, Load, Outcome
-from workers.backends.simulated.responses import body, output_tokens
+from workers.backends.simulated.responses import body, output_tokens, piece, prefix_tokens
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
@@ -32,12 +34,16 @@ SLEEP_S_MAX = 1.0
 TAKEN_OUT_S_MAX = 0.5
 # Batches whose replica is remembered; far more than have members under way.
 BATCHES_MAX = 4096
+# Least time between two pieces of a streamed answer, each with all that was decoded meanwhile.
+PIECE_S = 0.05
+STREAMED = frozenset({"chat", "completions"})
 
 
 class SimulatedBackend:
     """Continuous batching on each replica of a pool, in real time or ``time_scale`` times faster.
 
-    Answers are well formed and have the right token counts; their text is meaningless.
+    Answers are well formed and have the right token counts; their text is meaningless. Each
+    replica keeps the keys and values of sessions in memory that is free.
     """
 
     def __init__(
@@ -53,7 +59,7 @@ class SimulatedBackend:
         }
         self._latency_s = options[0].latency_s * factors.first_token
         self._options = {o.variant: o for o in options}
-        self._replicas = [Replica(limits) for _ in range(options[0].replicas)]
+        self._replicas = [Replica(limits, PrefixCache()) for _ in range(options[0].replicas)]
         # By replica, then by variant.
         self._shares = [{o.variant: DeviceShare(1) for o in options} for _ in self._replicas]
         self._time_scale = options[0].time_scale
@@ -61,6 +67,8 @@ class SimulatedBackend:
         self._usual_tokens = usual_tokens
         self._began_at = 0.0
         self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._first: dict[str, asyncio.Event] = {}
+        """By name, set when the first token of a streamed answer is there."""
         self._names = itertools.count()
         self._batches: BoundedDict[str, Replica] = BoundedDict(BATCHES_MAX)
         self._changed = asyncio.Event()
@@ -100,7 +108,10 @@ class SimulatedBackend:
         room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
         tokens = output_tokens(call.request, profile, self._usual_tokens, room)
         replica = self._replica_for(call, input_tokens)
-        job = Job(name, variant, input_tokens, tokens, priority=-call.urgency)
+        session = _session(profile)
+        cached = replica.cached_tokens(variant, session)
+        cached = min(cached, prefix_tokens(call.request, input_tokens))
+        job = Job(name, variant, input_tokens, tokens, cached, priority=-call.urgency)
         future = self._waiting[name] = self._loop.create_future()
         accelerator = replica.accelerator
         share = self._shares[self._replicas.index(replica)][variant]
@@ -110,7 +121,7 @@ class SimulatedBackend:
         replica.submit(job, self._in_model(profile.tpot_s), self._model_now())
         self._changed.set()
         try:
-            done = await future
+            done = await (self._streamed(call, job, accelerator, future) if tokens else future)
         except asyncio.CancelledError:
             call.meter.add(*await self._taken_out(name, accelerator, input_tokens))
             raise
@@ -126,17 +137,47 @@ class SimulatedBackend:
             others_s,
         )
         self._pace.learn(self._options[variant], job, took, done.device_s)
+        replica.keep(variant, session, input_tokens + tokens)
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
-        answer = body(call.request, profile, variant, tokens, self._clock.now())
+        answer = body(call.request, profile, variant, (tokens, cached), self._clock.now())
         return Outcome(
             Response(200, answer),
-            Usage(profile.input_tokens, tokens),
+            Usage(profile.input_tokens, tokens, min(cached, profile.input_tokens)),
             started_at=origin_s + done.started_at / self._time_scale,
             first_token_at=origin_s + done.first_token_at / self._time_scale if tokens else None,
             finished_at=origin_s + done.finished_at / self._time_scale,
             device_s=done.device_s,
         )
+
+    async def _streamed(
+        self,
+        call: Call,
+        job: Job,
+        accelerator: Accelerator,
+        done: asyncio.Future[Completion],
+    ) -> Completion:
+        """Tell the pieces of an answer as they are decoded, if that is wanted, and wait for it."""
+        if call.tell is None or call.profile.operation not in STREAMED:
+            return await done
+        first, sent = self._first.setdefault(job.id, asyncio.Event()), 0
+        what = (call.request, call.profile.operation, job.variant)
+        begins = asyncio.ensure_future(first.wait())
+        either: set[asyncio.Future[Any]] = {begins, done}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            while not done.done():
+                tokens = max(1, accelerator.output_tokens_of(job.id, self._model_now()))
+                if tokens > sent:
+                    await call.tell(piece(*what, (sent, tokens), self._clock.now()))
+                    sent = tokens
+                await asyncio.wait({done}, timeout=PIECE_S)
+            found, since = done.result(), (sent, job.output_tokens)
+            await call.tell(piece(*what, since, self._clock.now(), is_last=True))
+        finally:
+            begins.cancel()
+            del self._first[job.id]
+        return found
 
     async def _taken_out(
         self, name: str, accelerator: Accelerator, input_tokens: int
@@ -184,6 +225,7 @@ class SimulatedBackend:
                 output_tokens=profile.output_tokens,
                 ttft_left_s=self._in_model(left_s),
                 tpot_s=self._in_model(profile.tpot_s),
+                session=_session(profile),
             )
             chosen = self._replicas[choose_replica(self._replicas, ask, self._model_now())]
             if batch_id is not None:
@@ -241,6 +283,8 @@ class SimulatedBackend:
                 continue
 
     def _tell(self, event: object) -> None:
+        if isinstance(event, FirstToken) and (first := self._first.get(event.id)) is not None:
+            first.set()
         if not isinstance(event, Completion | Refused | Cancelled):
             return
         future = self._waiting.get(event.id)
@@ -253,3 +297,8 @@ class SimulatedBackend:
 
     def _model_now(self) -> float:
         return (self._loop.time() - self._began_at) * self._time_scale
+
+
+def _session(profile: Profile) -> str | None:
+    """Return the session of a request; two tenants may use one name, and share nothing."""
+    return None if profile.session is None else f"{profile.tenant}/{profile.session}"

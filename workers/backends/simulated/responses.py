@@ -37,10 +37,24 @@ def output_tokens(
     return min(tokens, max(1, room_tokens))
 
 
+def prefix_tokens(request: InferenceRequest, input_tokens: int) -> int:
+    """Return how much of a prompt its session had before, and may be cached.
+
+    ``metadata.simulate.prefix_tokens`` says so; else a turn is taken to go on where the last one
+    ended. Some of a prompt is always computed.
+    """
+    known = _simulated(request, "prefix_tokens")
+    return min(input_tokens - 1, input_tokens if known is None else known)
+
+
 def _wanted(request: InferenceRequest) -> int | None:
+    return _simulated(request, "output_tokens")
+
+
+def _simulated(request: InferenceRequest, name: str) -> int | None:
     metadata = request.metadata
     simulate = metadata.get("simulate") if isinstance(metadata, dict) else None
-    tokens = simulate.get("output_tokens") if isinstance(simulate, dict) else None
+    tokens = simulate.get(name) if isinstance(simulate, dict) else None
     return tokens if isinstance(tokens, int) and tokens >= 0 else None
 
 
@@ -54,18 +68,71 @@ def _drawn(request_id: str, expected: int) -> int:
 
 
 def body(
-    request: InferenceRequest, profile: Profile, variant: str, tokens: int, created: float
+    request: InferenceRequest,
+    profile: Profile,
+    variant: str,
+    counts: tuple[int, int],
+    created: float,
 ) -> dict[str, Any]:
-    """Return the response body for an operation; for an unknown one, that of a completion."""
+    """Return the response body for an operation; for an unknown one, that of a completion.
+
+    Args:
+        request: whose answer it is.
+        profile: of the request.
+        variant: the variant that computed it.
+        counts: tokens of the reply, and tokens of the prompt that were cached.
+        created: epoch seconds.
+    """
+    tokens, cached = counts
     answer = _ANSWERS.get(profile.operation, _completion)(request, variant, tokens)
-    usage = {"prompt_tokens": profile.input_tokens, "total_tokens": profile.input_tokens + tokens}
+    usage: dict[str, Any] = {
+        "prompt_tokens": profile.input_tokens,
+        "total_tokens": profile.input_tokens + tokens,
+    }
     if profile.operation != "embeddings":
         usage["completion_tokens"] = tokens
+        usage["prompt_tokens_details"] = {"cached_tokens": cached}
     return (
         {"id": f"sim-{request.id}", "created": int(created), "model": variant}
         | answer
         | {"usage": usage}
     )
+
+
+def piece(
+    request: InferenceRequest,
+    operation: str,
+    variant: str,
+    since: tuple[int, int],
+    created: float,
+    *,
+    is_last: bool = False,
+) -> dict[str, Any]:
+    """Return a chunk of a streamed chat or completion, as an OpenAI-compatible server sends it.
+
+    Args:
+        request: whose answer it is.
+        operation: ``chat`` or ``completions``.
+        variant: the variant that computes it.
+        since: tokens that were sent before, and those there are now.
+        created: epoch seconds.
+        is_last: whether the answer ends with it.
+    """
+    before, tokens = since
+    text = _text(tokens)[len(_text(before)) :]
+    choice: dict[str, Any] = {"index": 0}
+    if operation == "chat":
+        choice["delta"] = {"content": text} if before else {"role": "assistant", "content": text}
+    else:
+        choice["text"] = text
+    choice["finish_reason"] = _finish_reason(request, tokens) if is_last else None
+    return {
+        "id": f"sim-{request.id}",
+        "object": "chat.completion.chunk" if operation == "chat" else "text_completion",
+        "created": int(created),
+        "model": variant,
+        "choices": [choice],
+    }
 
 
 def _text(tokens: int) -> str:

@@ -1,0 +1,122 @@
+"""Recognition: rules by which a request that names no class gets one."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, Field, model_validator
+
+from policies.config.schema import Declaration, did_you_mean
+
+Phrase = Annotated[str, Field(min_length=2, max_length=80)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class RecognitionRule(Declaration):
+    """A class, and what a request of it looks like: all that is given has to hold.
+
+    Phrases are sought in the instructions (system and developer messages) and at both ends of what
+    the user says last, without regard to case, as whole words; ``_`` stands for some words.
+    """
+
+    task: str
+    """The class that such a request is of."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    """How sure that is; recorded with the tag."""
+    says: tuple[Phrase, ...] = ()
+    """Phrases of which one has to be there."""
+    unless: tuple[Phrase, ...] = ()
+    """Phrases of which none may be there."""
+    has_code: bool | None = None
+    """Whether a block or line of code has to be there, or not to be."""
+    tools: bool | None = None
+    """Whether the request has to have tools, or none."""
+    input_tokens_min: Count | None = None
+    input_tokens_max: Count | None = None
+    output_tokens_min: Count | None = None
+    """Of the request's own limit on the reply; without a limit this doesn't hold."""
+    output_tokens_max: Count | None = None
+    temperature_min: Annotated[float, Field(ge=0)] | None = None
+    """Of the request's own; without one this doesn't hold."""
+    loosens: bool = False
+    """Whether the class's own SLO, deadline and quality hold, though they may ask for less than
+    those of the default class. False: of each the stricter holds."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        asked = self.model_dump(exclude={"task", "confidence", "loosens"}, exclude_defaults=True)
+        if not asked:
+            raise ValueError("must say what a request of the class looks like")
+        return self
+
+    @cached_property
+    def said(self) -> re.Pattern[str] | None:
+        """One pattern for all phrases of ``says``."""
+        return pattern_of(self.says)
+
+    @cached_property
+    def unsaid(self) -> re.Pattern[str] | None:
+        """One pattern for all phrases of ``unless``."""
+        return pattern_of(self.unless)
+
+
+# `_` in a phrase: up to four words.
+_SOME_WORDS = r"(?:\W+\w+){0,4}?\W+"
+
+
+def pattern_of(phrases: Sequence[str]) -> re.Pattern[str] | None:
+    """Return a pattern that finds any of the phrases as whole words; None without phrases.
+
+    It holds no nested repetition, so that no text makes it slow.
+    """
+    if not phrases:
+        return None
+    each = [_SOME_WORDS.join(_words(part) for part in phrase.split("_")) for phrase in phrases]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)", re.IGNORECASE)
+
+
+def _words(part: str) -> str:
+    return r"\s+".join(re.escape(word) for word in part.split())
+
+
+def unknown_tasks(
+    rules: Sequence[RecognitionRule], classes: Mapping[str, object]
+) -> list[tuple[tuple[str | int, ...], Any, str]]:
+    """Return path, value and message of each rule whose class is none of these."""
+    return [
+        (
+            ("recognize", index, "task"),
+            rule.task,
+            f"not a class of the policy; {did_you_mean(rule.task, classes)}",
+        )
+        for index, rule in enumerate(rules)
+        if rule.task not in classes
+    ]
+
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def stricter(one: C, other: C) -> C:
+    """Return a class of requests, and of all that it grants the stricter of its and another's."""
+
+    def least(name: str) -> Any:
+        given = [v for v in (getattr(one, name), getattr(other, name)) if v is not None]
+        return min(given, default=None)
+
+    limits = ("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s")
+    mine, theirs = dict(one), dict(other)
+    floors = [each["quality_min"] for each in (mine, theirs) if each["quality_min"] is not None]
+    lists = [each["precisions"] for each in (mine, theirs) if each["precisions"] is not None]
+    precisions = None if not lists else tuple(n for n in lists[0] if n in lists[-1])
+    return one.model_copy(
+        update={
+            **{name: least(name) for name in limits},
+            "latency_sensitive": mine["latency_sensitive"] or theirs["latency_sensitive"],
+            "batchable": mine["batchable"] and theirs["batchable"],
+            "target_chance": max(mine["target_chance"], theirs["target_chance"]),
+            "precisions": precisions,
+            "quality_min": max(floors, default=None),
+        }
+    )

@@ -1,0 +1,27 @@
+"""What SDKs ask for that is not served is refused by its name, and says what to do instead."""
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+
+from gateway.http.middleware import as_api_error
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "instead"),
+    [
+        ("/v1/responses", "operation_not_served", "/v1/chat/completions"),
+        ("/v1/responses/resp_1", "operation_not_served", "/v1/chat/completions"),
+        ("/v1/messages", "operation_not_served", "/v1/chat/completions"),
+        ("/v1/audio/transcriptions", "operation_not_served", "input_audio"),
+        ("/v1/audio/speech", "operation_not_served", "no pool makes speech"),
+        ("/v1/images/generations", "operation_not_served", "no pool makes images"),
+        ("/v1/nothing", "unknown_url", "/docs"),
+    ],
+)
+def test_it_is_named_with_what_to_do(path: str, code: str, instead: str) -> None:
+    request = make_mocked_request("POST", path)
+    error = as_api_error(request, web.HTTPNotFound())
+    assert (error.status, error.code) == (404, code)
+    assert f"POST {path}" in error.message
+    assert instead in error.message
