@@ -236,6 +236,8 @@ class Trail:
                 self.problem(
                     "fork", where, f"{name} names another one before it than you have kept"
                 )
+            elif kept["at"] > self.since and not self.accept:
+                self.problem("gap", where, f"what was before {name} is not so old")
         elif max(s["at"], row["at"]) > self.since and (
             not self.accept or (kept and kept["sequence"] < s["sequence"])
         ):

@@ -31,13 +31,16 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
     if code == "context_length_exceeded":
         return _too_long(error, wanted, fleet)
     message, details, wait_s = error.message, error.details, None
+    headers: dict[str, str] = {}
     if code == "model_not_found":
         message = f"the model {wanted.model!r:.140} is none that is served here; see /v1/models"
         details = None
     elif code == "insufficient_quota":
-        # None where no window has room for it.
         if error.retry_at is not None:
             wait_s = error.retry_at - (result.timing.finished_at or error.retry_at)
+        else:
+            # No window ever has room for it.
+            headers["x-should-retry"] = "false"
     elif code == "rate_limit_exceeded":
         wait_s = fleet.rate_turn_s(wanted.fields["tenant"])
     elif status in _PASSING:
@@ -45,7 +48,13 @@ def refusal_of(result: Result, wanted: Wanted, fleet: FleetState) -> ApiError:
     elif code == "no_pool":
         details = details or {}
     return ApiError(
-        status, code, message, param=_AT_FAULT.get(code), details=details, retry_after_s=wait_s
+        status,
+        code,
+        message,
+        param=_AT_FAULT.get(code),
+        details=details,
+        retry_after_s=wait_s,
+        headers=headers,
     )
 
 

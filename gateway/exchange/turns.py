@@ -12,6 +12,8 @@ ENDS_S = 10.0
 # A place is kept for who is to come within this time, and as long as one who waits whole seconds
 # may be late.
 AHEAD_S, LATE_S = 0.5, 1.25
+# So few who wait keep nobody out: most often nobody else comes.
+SPARE = 2
 # One who comes up to this much before its time is as good as there.
 EARLY_S = 0.25
 # Some give up: so much more than is served is given out, and who finds no place waits a little.
@@ -52,8 +54,13 @@ class Places:
         is_due = times is not None and times[0] <= now + EARLY_S
         free = self.most - self.taken
         if not is_due:
-            free -= bisect_right(self._line, (now + AHEAD_S, _LAST))
-        if times is not None and is_due:
+            kept = bisect_right(self._line, (now + AHEAD_S, _LAST))
+            if times is None:
+                free -= max(0, kept - SPARE)
+            else:
+                # It comes early: those before it have theirs all the same.
+                free -= min(kept, bisect_left(self._line, (times[0], name)))
+        if times is not None and (is_due or free > 0):
             self._withdraw(name, times[0])
         if free > 0:
             self.taken += 1

@@ -220,11 +220,15 @@ def _check_beginning(
         return
     begins = f"{chain.name} begins with #{first.sequence} at {iso_time(first.at)}"
     if kept is not None and kept[0].sequence == first.sequence - 1:
-        if kept[0].digest == first.previous:
-            findings.notes.append(f"{begins}: it follows the root that {kept[1]} names")
+        head, told = kept
+        if head.digest != first.previous:
+            said = f"{placed.name} names another root before it than {told}"
+            findings.add("fork", placed.where, said)
+        elif head.at <= terms.roots_since or terms.accept_beginnings:
+            findings.notes.append(f"{begins}: it follows the root that {told} names")
         else:
-            told = f"{placed.name} names another root before it than {kept[1]}"
-            findings.add("fork", placed.where, told)
+            said = f"{begins}: it follows the root that {told} names, of {iso_time(head.at)}, which"
+            findings.add("gap", placed.where, f"{said} is not so old that it may be gone")
     elif placed.latest <= terms.roots_since:
         findings.notes.append(f"{begins}, so long ago that what came before may be gone")
     elif kept is not None and kept[0].sequence < first.sequence:

@@ -38,16 +38,15 @@ POOL, ENDPOINT = "served-eu", "/v1/chat/completions"
 PIECES = 12
 # After each piece, by the first word of what is asked.
 PAUSES_S = {"stream": 0.25, "batch": 0.02, "hold": 3600.0}
-LINES = 100
+LINES = 25
 # Between the beginnings of two batches, so that there is work under each kill.
 BATCH_EVERY_S = 2.5
-LEAVERS_PER_S, STAYS_S = 1.0, 1.0
-# Between two kills; a broker takes some 10 s to be back.
-CALM_S = 8.0
-# After a kill, until all runs as before: what is measured then is told apart.
-SHAKEN_S = 15.0
+LEAVERS_PER_S, STAYS_S = 0.5, 1.0
+# From when both gateways answer again to the next kill.
+CALM_S = 5.0
+BACK_S_MAX = 300.0
 LEFT_S_MAX = 1.0
-END_S_MAX = 240.0
+END_S_MAX = 900.0
 GONE_S = 20.0
 ENDED = {"failed", "completed", "expired", "cancelled"}
 
@@ -99,7 +98,8 @@ class Scene:
     env: dict[str, str]
     server: Server
     session: aiohttp.ClientSession
-    kills: list[tuple[float, str]] = field(default_factory=list)
+    kills: list[tuple[str, float, float]] = field(default_factory=list)
+    """What was killed, when, and when both gateways answered again; infinite until then."""
     wrong: list[str] = field(default_factory=list)
     tries: list[int] = field(default_factory=list)
     left_s: list[tuple[float, bool]] = field(default_factory=list)
@@ -109,7 +109,19 @@ class Scene:
         return self.doors[number % len(self.doors)].url
 
     def is_calm(self, since: float, until: float) -> bool:
-        return not any(since - SHAKEN_S <= at <= until for at, _ in self.kills)
+        return not any(at <= until and since <= back_at for _, at, back_at in self.kills)
+
+    async def answers(self) -> None:
+        """Wait until a request is answered at each gateway."""
+        for door in list(self.doors):
+            body = {"model": MODEL, "messages": [{"role": "user", "content": "warm"}]}
+            headers = {"X-Shunter-Deadline": "5m"}
+            url, is_answered = door.url + ENDPOINT, False
+            while not is_answered:
+                with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
+                    async with self.session.post(url, json=body, headers=headers) as answer:
+                        is_answered = answer.status == 200
+                await asyncio.sleep(0.1)
 
     async def ask(self, method: str, path: str, number: int, **given: Any) -> Any:
         """Return an answer's body, from whichever gateway gives one."""
@@ -130,6 +142,17 @@ class Scene:
         door = self.doors[number]
         door.kill()
         self.doors[number] = opened_door(self.system, door.port, **self.env)
+
+    async def supervise(self) -> None:
+        """Start again what has ended by itself, as what starts without a broker does."""
+        while True:
+            await asyncio.sleep(1.0)
+            for number, door in enumerate(self.doors):
+                if door.process.poll() is not None:
+                    self.restart_door(number)
+            for name, process in list(self.system.processes.items()):
+                if process.poll() is not None:
+                    self.system.start(name)
 
 
 async def stream(scene: Scene, number: int) -> None:
@@ -283,9 +306,14 @@ async def kill_each(scene: Scene, until: asyncio.Event) -> None:
         if until.is_set() and number >= len(kinds):
             return
         name, kill = kinds[number % len(kinds)]
-        scene.kills.append((time.time(), name))
-        print(f"{len(scene.kills)}: kill -9 of {name}", file=sys.stderr, flush=True)
+        at = time.time()
+        scene.kills.append((name, at, float("inf")))
         await kill()
+        async with asyncio.timeout(BACK_S_MAX):
+            await scene.answers()
+        scene.kills[-1] = (name, at, time.time())
+        told = f"{number + 1}: kill -9 of {name}, {time.time() - at:.1f} s"
+        print(told, file=sys.stderr, flush=True)
 
 
 async def leave_again_and_again(scene: Scene, until: asyncio.Event) -> None:
@@ -335,15 +363,20 @@ async def scene_of(directory: Path) -> AsyncIterator[Scene]:
             system.start("router", POOL)
             doors = [opened_door(system, free_port(), **env) for _ in range(2)]
             scene = Scene(system, broker, doors, env, server, session)
+            supervising = asyncio.create_task(scene.supervise())
             try:
-                body = {"model": MODEL, "messages": [{"role": "user", "content": "warm"}]}
-                async with asyncio.timeout(90):
-                    for number in range(2):
-                        await scene.ask("POST", ENDPOINT, number, json=body)
+                async with asyncio.timeout(BACK_S_MAX):
+                    await scene.answers()
                 yield scene
             finally:
+                supervising.cancel()
                 for door in scene.doors:
                     door.kill()
+
+
+def _took(kill: tuple[str, float, float]) -> float:
+    _, at, back_at = kill
+    return back_at - at
 
 
 async def run(batches: int, streams: int, directory: Path) -> Any:
@@ -356,7 +389,10 @@ async def run(batches: int, streams: int, directory: Path) -> Any:
         lines = {said: n for said, n in scene.server.runs.items() if said.startswith("batch")}
         return {
             "seconds": time.monotonic() - began,
-            "kills": dict(Counter(name for _, name in scene.kills)),
+            "kills": dict(Counter(name for name, _, _ in scene.kills)),
+            "back_s_max": {
+                name: back_at - at for name, at, back_at in sorted(scene.kills, key=_took)
+            },
             "wrong": scene.wrong,
             "batches": batches,
             "lines": batches * LINES,

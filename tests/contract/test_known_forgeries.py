@@ -100,3 +100,29 @@ async def test_six_of_nine_transactions_with_a_head_of_the_first(tmp_path: Path)
     assert "gap" in first.counts
     export(trail, tmp_path)
     assert "gap" in second_findings(tmp_path, trust=[TRUST], heads={CHAIN: asdict(kept)})
+
+
+@pytest.mark.parametrize(
+    ("days", "later_s", "expected"),
+    [(None, 60.0, {"gap"}), (30.0, 60.0, {"gap"}), (1.0, 3 * 86_400.0, set())],
+)
+async def test_what_an_auditor_has_seen_is_not_gone_before_it_is_old(
+    days: float | None, later_s: float, expected: set[str], tmp_path: Path
+) -> None:
+    """A head that leads on to the first root that is kept excuses nothing that is young."""
+    trail = await introduced_trail()
+    first_root = trail.chain_of(CHAIN)[0].statement
+    kept = ChainHead(0, statement_digest(first_root), first_root.at)
+    gone = records_under(trail, 0)
+    trail.evidence = [record for record in trail.evidence if record not in gone]
+    del trail.roots[index_of(trail, 0)]
+    keyring = Keyring(installations=frozenset({TRUST}))
+    terms = archive_terms(START + later_s, days)
+    first = await trail.verified(
+        keyring=keyring, witnessed={CHAIN: (kept, "last month")}, terms=terms
+    )
+    assert set(first.counts) == expected, first.problems
+    export(trail, tmp_path)
+    heads = {CHAIN: asdict(kept)}
+    second = second_findings(tmp_path, trust=[TRUST], heads=heads, since=terms.roots_since)
+    assert set(second) == expected

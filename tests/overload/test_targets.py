@@ -3,6 +3,7 @@
 import logging
 
 import burst
+import door
 import lanes
 import open_transaction
 import priority
@@ -49,6 +50,17 @@ def test_a_kill_delays_no_other_partition(worst_s: float, missed: int) -> None:
     found = open_transaction.beyond(rounds)
     assert len(found) == missed
     assert all(each.startswith("round 2") for each in found)
+
+
+@pytest.mark.parametrize(
+    ("all_served", "mean", "goodput", "missed"),
+    [(1.2, 1.2, 0.95, 0), (1.21, 1.0, 1.0, 1), (1.0, 1.21, 1.0, 1), (1.0, 1.0, 0.94, 1)],
+)
+def test_who_comes_again_is_served_as_in_a_queue(
+    all_served: float, mean: float, goodput: float, missed: int
+) -> None:
+    found = {"ratio_all_served": all_served, "ratio_mean_wait": mean, "goodput": goodput}
+    assert len(door.beyond({"pool": found})) == missed
 
 
 @pytest.mark.parametrize("wrong", [[], ["too late", "too slow"]])

@@ -1,5 +1,6 @@
 """The second verifier, run in this process."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -34,6 +35,7 @@ def second_findings(
     *,
     trust: Sequence[str] = (),
     heads: Mapping[str, Any] | None = None,
+    since: float = -math.inf,
     is_archive: bool = False,
 ) -> list[str]:
     """Return the kinds of problems that it finds in an export or an archive."""
@@ -45,6 +47,6 @@ def second_findings(
         def read(kind: str) -> Any:
             return FORMATS.export_lines(directory, kind)
 
-    trail = SECOND.Trail(read, trust, heads)
+    trail = SECOND.Trail(read, trust, heads, since)
     trail.check()
     return found + list(trail.problems)

@@ -105,7 +105,8 @@ def test_each_end_has_its_status(found: Result, status: int, code: str) -> None:
     # What no window of a budget has room for need not come again.
     is_passing = status in {429, 503} and code != "insufficient_quota"
     assert ("Retry-After" in answer.headers) == is_passing
-    assert (answer.headers.get("x-should-retry") == "false") == (status in {409, 422, 502, 504})
+    is_final = status in {409, 422, 502, 504} or code == "insufficient_quota"
+    assert (answer.headers.get("x-should-retry") == "false") == is_final
 
 
 def test_a_full_budget_tells_when_its_window_ends() -> None:
@@ -113,3 +114,4 @@ def test_a_full_budget_tells_when_its_window_ends() -> None:
     found = Result("req_1", "rejected", Timing(NOW, finished_at=NOW + 10.5), error=error)
     answer = refusal_of(found, ASKED, FleetState(Settings(), SystemClock())).response()
     assert (answer.status, answer.headers["Retry-After"]) == (429, "80")
+    assert "x-should-retry" not in answer.headers

@@ -91,17 +91,33 @@ def test_clients_that_all_ask_the_same_lose_no_capacity() -> None:
     assert sum(at <= SECONDS for at in crowd.served_at.values()) >= 0.95 * crowd.per_s * SECONDS
 
 
-def test_a_place_is_kept_for_who_was_here_first_and_no_longer_than_it_may_be_late() -> None:
-    turns = Places(1)
-    assert turns.take(b"runs", 0.0) == 0
-    wait_s = turns.take(b"first", 1.0)
-    assert 0 < wait_s <= 1
-    turns.leave(1.5)
-    assert turns.take(b"new", 1.6) > 0
-    assert turns.take(b"first", 1.0 + wait_s) == 0
-    turns.leave(2.0)
-    # What was promised to the new one is over by now.
-    assert turns.take(b"other", 10.0) == 0
+def test_places_are_kept_for_who_was_here_first_and_no_longer_than_they_may_be_late() -> None:
+    places = Places(1)
+    for n in range(20):
+        assert places.take(b"%d" % n, 0.1 * n) == 0
+        places.leave(0.1 * n + 0.05)
+    assert places.take(b"runs", 2.0) == 0
+    waits = [places.take(b"w%d" % n, 2.0) for n in range(5)]
+    assert waits == sorted(waits)
+    assert 0.05 < waits[0] < waits[-1] < 1
+    places.leave(2.05)
+    assert places.take(b"new", 2.06) > 0
+    assert places.take(b"w0", 2.0 + waits[0]) == 0
+    places.leave(2.5)
+    # What was promised is over by now.
+    assert places.take(b"other", 10.0) == 0
+
+
+def test_few_who_wait_keep_nobody_out_of_a_free_place() -> None:
+    places = Places(1)
+    assert places.take(b"runs", 0.0) == 0
+    assert places.take(b"first", 1.0) > 0
+    places.leave(1.1)
+    # It comes before its time, and nobody is before it.
+    assert places.take(b"first", 1.2) == 0
+    assert places.take(b"second", 2.0) > 0
+    places.leave(2.2)
+    assert places.take(b"new", 2.3) == 0
 
 
 def test_a_window_is_promised_as_often_as_the_rate_fills_it() -> None:
