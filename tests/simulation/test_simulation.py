@@ -228,10 +228,10 @@ def test_a_broken_rule_is_caught(rule: str) -> None:
 
 def test_a_stage_that_fails_of_itself_is_not_caught() -> None:
     class Stale(mutants.SkipsBadRecords):
-        def _route(self, record: Any, now: float) -> Any:  # type: ignore[override]
+        def _begin(self, record: Any, now: float) -> Any:  # type: ignore[override]
             raise AssertionError("its arguments are others")
 
-    with pytest.raises(AssertionError, match=r"died of TypeError\('.*Stale\._route"):
+    with pytest.raises(AssertionError, match=r"died of TypeError\('.*Stale\._begin"):
         is_caught(run(0, Rules(router=Stale)), Broken(Rules(), NEVER))
 
 
