@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import orjson
@@ -111,12 +110,17 @@ def test_the_command_tells_where_the_nodes_are_and_of_one_that_ends(tmp_path: Pa
         assert len(told["bootstrap_servers"].split(",")) == 3
         directories = [Path(node["data_dir"]) for node in told["nodes"]]
         os.kill(told["nodes"][1]["pid"], signal.SIGKILL)
-        time.sleep(2)
+        assert command.stderr is not None
+        said = ""
+        while "node 2 has ended" not in said:
+            line = command.stderr.readline()
+            assert line, said
+            said += line
         assert command.poll() is None
         command.send_signal(signal.SIGTERM)
-        _, said = command.communicate(timeout=60)
+        _, rest = command.communicate(timeout=60)
+        said += rest
     assert command.returncode == 0, said
-    assert "node 2 has ended" in said
     assert said.endswith("Apache Kafka has stopped.\n")
     assert not any(directory.exists() for directory in directories)
     assert list(tmp_path.iterdir()) == []
