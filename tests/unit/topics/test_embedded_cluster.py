@@ -11,6 +11,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from processes import lives
 
 from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
 from topics.embedded_broker.cluster import EmbeddedCluster
@@ -93,14 +94,6 @@ async def test_what_two_of_three_have_outlives_a_node_and_a_restart_of_all(tmp_p
     assert command.returncode == 0, said + rest
     assert rest.endswith("Apache Kafka has stopped.\n")
     assert not any(lives(node["pid"]) for node in started["nodes"])
-
-
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.kafka
