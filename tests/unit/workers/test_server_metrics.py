@@ -1,6 +1,5 @@
 """The load of a model server, from its own metrics."""
 
-import asyncio
 import contextlib
 import random
 
@@ -106,5 +105,9 @@ async def test_a_server_without_metrics_serves_as_well() -> None:
 
     async with serving(none) as server, backend_at(server.base_url) as backend:
         await backend.execute(call())
-        await asyncio.sleep(0.05)
+
+        async def is_asked() -> bool:
+            return any(exchange.path == "/metrics" for exchange in server.seen)
+
+        await eventually(is_asked, "its metrics are asked for")
         assert backend.load().server is None
