@@ -257,7 +257,7 @@ async def test_a_cancelled_call_closes_its_stream() -> None:
         async def closed() -> bool:
             return all(exchange.writer.is_closing() for exchange in server.asked)
 
-        await eventually(closed, "the server sees the stream closed", 10)
+        await eventually(closed, "the server sees the stream closed")
         assert backend.load().variants["small-bf16"].running == 0
 
 

@@ -91,7 +91,7 @@ async def test_heartbeats_have_what_the_server_tells() -> None:
         async def known() -> bool:
             return backend.load().server == ServerLoad(5, 7, 0.75)
 
-        await eventually(known, "the load is known", 3)
+        await eventually(known, "the load is known")
         # What waits there is device time that a router should count.
         assert backend.load().backlog_s > 0
 
