@@ -19,7 +19,7 @@ from shunter.demo.system import System
 from streams.config.declarations import load_fleet, load_policy
 from topics import Settings
 
-STARTED_S_MAX = 20.0
+STARTED_S_MAX = 60.0
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-m", "shunter.demo.member", "router"],

@@ -1,6 +1,7 @@
 """`shunter top` and the page against the topics, on a real Kafka."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -27,6 +28,7 @@ from streams.config.declarations import load_fleet, load_policy
 from streams.engine.clock import SystemClock
 from streams.live import LiveView, evidence_search, on_demand_view
 from streams.live.on_demand_view import Watching
+from streams.live.view import WINDOW_S
 from topics import Catalogue, Evidence, Source, encode
 from topics.embedded_broker.settings import free_port
 
@@ -84,10 +86,12 @@ async def current(port: int) -> Any:
 
     async def is_current() -> bool:
         nonlocal found
-        _, found = await asked(port, "/view.json")
-        return bool(found["is_current"])
+        # The router may not listen yet.
+        with contextlib.suppress(urllib.error.URLError):
+            _, found = await asked(port, "/view.json")
+        return bool(found and found["is_current"])
 
-    await eventually(is_current, "the page's view is current", 30)
+    await eventually(is_current, "the page's view is current", 120)
     return found
 
 
@@ -134,9 +138,11 @@ async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
                 await system.publish(request)
                 await asyncio.sleep(0.01)
 
+        # Looked at first, so that its totals begin before anything has ended.
+        await current(port)
+        began_at = time.monotonic()
         await load(20)
         await system.wait_for_results(served)
-        await current(port)
         running = asyncio.create_task(load(150))
         while not running.done():
             await both_are_between(system, port)
@@ -168,8 +174,9 @@ async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
         await system.catch_up()
         assert top["unreadable"] == page["unreadable"] == 0  # type: ignore[index]
         options = compile_options(load_fleet(system.directory / "fleet.yaml"))
-        for shown in (top, page):
-            compare(shown, system, options)
+        compare(top, system, options)
+        # Its rates and quantiles are of the last minute, which on a busy machine is not all.
+        compare(page, system, options, is_whole=time.monotonic() - began_at < WINDOW_S - 10)
         assert top["money_total"]["premium_estimate_usd"] == pytest.approx(
             page["money_total"]["premium_estimate_usd"]  # type: ignore[index]
         )
