@@ -211,7 +211,7 @@ class TestElsewhere:
         await eventually(took_over, "the successor has the partitions", 120)
         return log.read_text()
 
-    async def test_a_second_process_of_a_name_ends_and_one_after_a_death_waits_for_the_session(
+    async def test_a_second_process_of_a_name_ends_and_the_first_goes_on(
         self, system: System, tmp_path: Path
     ) -> None:
         for command in (["router"], ["worker", "premium-eu"]):
@@ -223,9 +223,13 @@ class TestElsewhere:
                 second.stderr
             )
         assert all(process.poll() is None for process in system.processes.values())
-        await self.serves(system, "still")
+        await self.serves(system, "after")
+
+    async def test_who_comes_after_a_death_waits_for_the_session_alone(
+        self, system: System, tmp_path: Path
+    ) -> None:
         system.kill("router")
-        log = await self.is_there(system, "router-b", tmp_path / "c")
+        log = await self.is_there(system, "router-b", tmp_path / "b")
         assert "waiting up to 8 s to see whether it has ended" in log
         await self.serves(system, "after")
 
