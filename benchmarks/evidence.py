@@ -194,7 +194,19 @@ def write() -> list[tuple[str, str]]:
             seal = partial(signer.seal, CHAIN, None, [Effect(None, records)])
             took_us = per_record_us(seal, count, 20_000 // count)
             rows.append((f"{name}: hashed and signed, {count} in a transaction", us(took_us)))
+    took_us = per_record_us(partial(evidence_bytes, small_execution()), 1, 5000)
+    rows.append(("execution below 0.00001 dollars: written as canonical JSON", us(took_us)))
     return rows + digests()
+
+
+def small_execution() -> Evidence:
+    """Return an execution whose costs have digits that ECMAScript writes otherwise."""
+    _, executed = samples()
+    return replace(
+        executed,
+        promised=Envelope(0.00000328, 0.25, 3.5, 0.0021, 0.99),
+        got=Envelope(0.00000301, 0.22, 3.25, 0.0019),
+    )
 
 
 def us(value: float) -> str:

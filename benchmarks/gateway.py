@@ -38,6 +38,9 @@ SEED = 1
 KEY = f"sk-{secrets.token_hex(32)}"
 BURST = 64
 STREAMS, MEASURED, OPEN, AT_ONCE = 200, 100, 1000, 20
+# Below any server's own: LiteLLM's closes a connection that was idle for 5 s, and whoever sends on
+# it in that moment is disconnected.
+KEEP_ALIVE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
     """Provide a client without a limit of connections."""
     async with aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {KEY}"},
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
         timeout=aiohttp.ClientTimeout(total=120),
     ) as opened:
         yield opened

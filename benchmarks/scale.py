@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.engine import working
 from benchmarks.growth import routed_us
 from benchmarks.workload import Yard, make_options, records_of, request_value
 from workers.stage.worker import COMMIT_EVERY_S
@@ -22,8 +23,8 @@ MB = 1e6
 # What `kafka_writer` adds to a request's own bytes in a batch: lengths, offsets, timestamps.
 RECORD_OVERHEAD_BYTES = 12
 PROGRESS_BYTES, ROOT_BYTES, LEAF_BYTES = 250, 345, 44
-# Evidence of an execution, which has no candidates.
-EXECUTED_BYTES = 1500
+# A result, with a reply of half of that.
+RESULT_BYTES = 1500
 # Of a transaction the coordinator writes: its partitions (about once for each that is added
 # together), the decision to commit and its end.
 COORDINATOR_WRITES = 3
@@ -36,6 +37,7 @@ class Request:
     bytes: int
     lane_bytes: int
     evidence_bytes: int
+    executed_bytes: int
     evidence_zlib: float
     result_bytes: int
     router_us: float
@@ -57,11 +59,22 @@ def sampled(candidates: int, size: int, client_us: float, router_us: float | Non
         bytes=size,
         lane_bytes=size + headers,
         evidence_bytes=len(evidence.value or b""),
+        executed_bytes=executed_bytes(),
         evidence_zlib=len(pressed) / plain,
-        result_bytes=1500,
+        result_bytes=RESULT_BYTES,
         router_us=routed_us(yard) if router_us is None else router_us,
         client_us=client_us,
     )
+
+
+def executed_bytes() -> int:
+    """Return the bytes of the evidence of an execution, as a worker writes it."""
+    engine = working(1)
+    engine.run()
+    topic = next(name for name in engine.cluster.topics if name.endswith(".evidence"))
+    (record,) = engine.cluster.records(topic)
+    engine.close()
+    return len(record.value or b"")
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def needs(request: Request, assumed: Assumed) -> Iterator[tuple[str, float, str]
         writes += rate / records * (COORDINATOR_WRITES + touched)
     yield "writes of coordinators and markers/s", writes, "small, but each a request"
     yield "brokers for these", math.ceil(writes / assumed.broker_writes_s), "see --broker-writes-s"
-    evidence = request.evidence_bytes + EXECUTED_BYTES
+    evidence = request.evidence_bytes + request.executed_bytes
     # Ingest, lane, result and evidence of two steps are a record each, and evidence has a leaf.
     overhead = 5 * RECORD_OVERHEAD_BYTES + 2 * LEAF_BYTES
     overhead += (PROGRESS_BYTES + ROOT_BYTES) * (1 / per + 1 / by_worker)

@@ -29,10 +29,11 @@ MODULES = (
 )
 
 
-def compile_modules(root: Path, to: Path) -> list[Path]:
+def compile_modules(root: Path, to: Path, opt_level: str = "3") -> list[Path]:
     """Compile ``MODULES`` of the tree at ``root`` and return the libraries, under ``to``.
 
-    Changes the working directory and the environment of this process.
+    Changes the working directory and the environment of this process. Results don't depend on
+    ``opt_level``, the C compiler's: nothing allows it to calculate otherwise than it is told.
 
     Raises:
         SystemExit: mypy finds an error, or there is no C compiler.
@@ -46,7 +47,10 @@ def compile_modules(root: Path, to: Path) -> list[Path]:
     # Types of libraries that are not here don't matter to the compiled modules.
     options = ["--config-file=", "--ignore-missing-imports"]
     extensions = mypycify(
-        [*options, *MODULES], target_dir=str(to / "c"), group_name="shunter_compiled"
+        [*options, *MODULES],
+        target_dir=str(to / "c"),
+        group_name="shunter_compiled",
+        opt_level=opt_level,
     )
     build = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
     build.build_lib, build.build_temp = str(to / "lib"), str(to / "objects")
@@ -76,8 +80,8 @@ class CompiledHook(BuildHookInterface):
 
 
 if __name__ == "__main__":
-    # compiled_build.py TREE: compiles a copy of the tree in place.
+    # compiled_build.py TREE [LEVEL]: compiles a copy of the tree in place.
     tree = Path(sys.argv[1]).resolve()
     with TemporaryDirectory() as built:
-        for library in compile_modules(tree, Path(built)):
+        for library in compile_modules(tree, Path(built), *sys.argv[2:3]):
             shutil.copy(library, tree / library.relative_to(Path(built) / "lib"))

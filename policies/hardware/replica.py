@@ -215,9 +215,9 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
     the idle one comes before the mixed one: on a replica shared by many variants, each step waits
     for those of the others. If none can take the request, the one with the least work is chosen.
 
-    A replica that has the session's keys and values, busy or idle, comes before that one if it can
-    take the request and that adds less device time there: a long prefix is worth more than
-    company, a short one isn't.
+    A busy replica that has the session's keys and values comes before all. An idle one that has
+    them comes before company if the request adds less device time there: a long prefix is worth
+    more than what company saves, a short one isn't.
     """
     same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
     is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
@@ -227,9 +227,12 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
         return (-same[index], is_much and jobs > 0, -jobs, index)
 
     order = sorted(range(len(replicas)), key=rank)
-    best = next((index for index in order if replicas[index].can_take(ask, now)), None)
-    keeps = [i for i in order if i != best and replicas[i].cached_tokens(ask.variant, ask.session)]
+    keeps = [i for i in order if replicas[i].cached_tokens(ask.variant, ask.session)]
     keeps = [index for index in keeps if replicas[index].can_take(ask, now)]
+    busy = next((index for index in keeps if replicas[index].jobs), None)
+    if busy is not None:
+        return busy
+    best = next((index for index in order if replicas[index].can_take(ask, now)), None)
     if best is not None:
         return (
             min([best, *keeps], key=lambda index: replicas[index].price_s(ask)) if keeps else best

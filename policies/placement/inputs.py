@@ -46,42 +46,63 @@ class Inputs:
                 are. Of other variants in these pools it matters whether any runs, where none of
                 these does. Without candidates in it all is told.
         """
-        credit = self.credit
-        known = None if credit is None else (credit.pool, credit.variant, credit.tokens)
         rows = _rows(self.loads, tables, frozenset(tables.variants) or None)
-        return RecordedInputs(rows, plain(self.arrivals_per_s), known)
+        return RecordedInputs(rows, plain(self.arrivals_per_s), _credit_row(self.credit))
 
     def standings(self, serving: ModelOptions) -> Sequence[Standing]:
         """Return the standings of the options that serve the model, in their order."""
         return [standing_in(self.loads, option) for option in serving.options]
 
+    def kept(self) -> "Inputs":
+        """Return the same, also once a load has changed."""
+        loads = {pool: load.copied() for pool, load in self.loads.items()}
+        return Inputs(loads, self.arrivals_per_s, self.credit)
+
 
 class LiveInputs(Inputs):
     """Inputs as they are now, with what is kept of them from decision to decision."""
 
-    __slots__ = ("_served",)
+    __slots__ = ("_rows", "_served")
 
     def __init__(
         self, served: ServedLoads, arrivals_per_s: float, credit: Credit | None = None
     ) -> None:
         super().__init__(served.loads, arrivals_per_s, credit)
         self._served = served
+        self._rows: list[Any] | None = None
 
     def standings(self, serving: ModelOptions) -> Sequence[Standing]:
         """Return them, each as it was made when its load last changed."""
         known = self._served
         return known.standings if serving is known.serving else super().standings(serving)
 
+    def kept(self) -> Inputs:
+        """Return the same, also once a load has changed."""
+        numbering = self._served.serving.numbering
+        if numbering.has_namesakes:
+            return super().kept()
+        self._rows = list(self._written())
+        return self
+
     def recorded(self, tables: Tables) -> RecordedInputs:
         """Return them in the form of evidence, in which most pools stand as in the last one."""
-        served, numbering = self._served, self._served.serving.numbering
-        if tables.pools is not numbering.pools or self.credit is not None:
+        if tables.pools is not self._served.serving.numbering.pools:
             return super().recorded(tables)
+        rows = self._written() if self._rows is None else self._rows
+        return RecordedInputs(rows, plain(self.arrivals_per_s), _credit_row(self.credit))
+
+    def _written(self) -> list[Any]:
+        """Return the rows of all pools, those made anew whose load has changed."""
+        served, numbering = self._served, self._served.serving.numbering
         rows, names = served.rows, numbering.variant_names
         for pool, at in served.unwritten.items():
             rows[at] = _pool_row(served.loads.get(pool), pool, numbering.regions[at], names)
         served.unwritten.clear()
-        return RecordedInputs(rows, plain(self.arrivals_per_s))
+        return rows
+
+
+def _credit_row(credit: Credit | None) -> Sequence[Any] | None:
+    return None if credit is None else (credit.pool, credit.variant, credit.tokens)
 
 
 @dataclass(frozen=True, slots=True)

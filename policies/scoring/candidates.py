@@ -6,7 +6,7 @@ from typing import overload
 from policies.config.options import ModelOptions, Option
 from policies.scoring.estimate import Figures, Visit, candidate
 from topics import Candidate
-from topics.records.decision_rows import Row, column_rows, refused_row
+from topics.records.decision_rows import NUMBER_OF_PATH, Row, column_rows, refused_row
 from topics.records.decision_tables import Tables
 from topics.records.frozen import dataclass
 
@@ -100,12 +100,19 @@ class Candidates(Sequence[Candidate]):
             return None
         numbering, offers = serving.numbering, self._offers
         pools, variants = numbering.pools, numbering.variants
-        options = [(visit[0].option, visit[1]) for visit in offers.visits]
-        places = [(pools[each.pool], variants[each.variant], path) for each, path in options]
+        places = [
+            (
+                pools[visit[0].option.pool],
+                variants[visit[0].option.variant],
+                NUMBER_OF_PATH[visit[1]],
+            )
+            for visit in offers.visits
+        ]
+        # Before anything may not fit: the inputs stand by these tables in any case.
+        tables.take(numbering)
         rows = column_rows(places, offers.figures, offers.chances, self._elapsed_s)
         if rows:
             rows.insert(0, rows.pop(self._best))
-        tables.take(numbering)
         return rows, [
             refused_row(pools[option.pool], variants[option.variant], code)
             for option, code in self._refused

@@ -121,27 +121,29 @@ class Load:
                 return
 
 
-async def faults(system: System, broker: EmbeddedBroker, rng: random.Random) -> list[str]:
-    """Kill one after another, the broker now and then, until cancelled; return what was done."""
+async def faults(
+    system: System, broker: EmbeddedBroker, rng: random.Random, seconds: float
+) -> list[str]:
+    """Kill one after another, the broker now and then, for so long; return what was done."""
     done: list[str] = []
-    victims = [*ROUTERS, *system.fleet["pools"]]
-    try:
-        while True:
-            await asyncio.sleep(rng.uniform(0.5, 1.5) * EACH_S)
-            if len(done) % 5 == 3:
-                await asyncio.to_thread(broker.kill)
-                await asyncio.sleep(DOWN_S)
-                await asyncio.to_thread(broker.start)
-                done.append("broker")
-                continue
-            victim = rng.choice(victims)
-            system.kill(victim)
-            await asyncio.sleep(rng.uniform(0.0, DOWN_S))
-            if victim in system.processes and system.processes[victim].poll() is not None:
-                system.start(victim)
-            done.append("router" if victim in ROUTERS else "worker")
-    except asyncio.CancelledError:
-        return done
+    victims, began = [*ROUTERS, *system.fleet["pools"]], time.monotonic()
+    while True:
+        await asyncio.sleep(rng.uniform(0.5, 1.5) * EACH_S)
+        if time.monotonic() > began + seconds:
+            return done
+        if len(done) % 5 == 3:
+            await asyncio.to_thread(broker.kill)
+            await asyncio.sleep(DOWN_S)
+            await asyncio.to_thread(broker.start)
+            done.append("broker")
+            continue
+        victim = rng.choice(victims)
+        system.kill(victim)
+        await asyncio.sleep(rng.uniform(0.0, DOWN_S))
+        # Whoever supervises may have been quicker.
+        if system.processes[victim].poll() is not None:
+            system.start(victim)
+        done.append("router" if victim in ROUTERS else "worker")
 
 
 async def run(seconds: float, seed: int) -> tuple[Judge, dict[str, int]]:
@@ -162,13 +164,10 @@ async def run(seconds: float, seed: int) -> tuple[Judge, dict[str, int]]:
             system.start(*ROUTERS, *system.fleet["pools"])
             await system.warm_up()
             watching = asyncio.create_task(supervise(system))
-            harming = asyncio.create_task(faults(system, broker, rng))
-            ids = await Load(system, random.Random(seed + 1)).publish(seconds)
-            harming.cancel()
-            done = await harming
-            for name in (*ROUTERS, *system.fleet["pools"]):
-                if system.processes[name].poll() is not None:
-                    system.start(name)
+            load = Load(system, random.Random(seed + 1))
+            ids, done = await asyncio.gather(
+                load.publish(seconds), faults(system, broker, rng, seconds)
+            )
             await system.wait_for_results(ids, END_S)
             judge = await judged(system, ids)
             watching.cancel()

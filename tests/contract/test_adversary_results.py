@@ -95,7 +95,7 @@ def forge_results(results: list[Row], rng: random.Random) -> str:
 
     def another_answer() -> None:
         body = rng.choice(answered)["value"]["response"]["body"]
-        body[rng.choice(["n", "choices", "more"])] = rng.choice([None, 0, "x", [1]])
+        body[rng.choice(["n", "choices", "more"])] = rng.choice([None, -1, "x", [1]])
 
     def swap_answers() -> None:
         one, two = (each["value"] for each in rng.sample(answered, 2))

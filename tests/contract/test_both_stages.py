@@ -52,7 +52,7 @@ class GroundYard(Yard):
 
     async def settle(self, transactor: Transactor, check: Callable[[], object]) -> None:
         """Step until the check holds of what is visible."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not check():
                 await transactor.step()
                 await self.ground.look()
@@ -61,7 +61,7 @@ class GroundYard(Yard):
         self, transactor: Transactor, log: Log, partition: Partition, offset: int
     ) -> None:
         """Step until the group's offset is this one."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while await log.committed(partition) != offset:
                 await transactor.step()
 

@@ -69,7 +69,7 @@ async def prometheus(ports: dict[str, int], directory: Path) -> AsyncIterator[st
         yield f"http://{address}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +84,7 @@ async def ledger(system: System) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}/ledger"
     finally:
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(30) == 0
 
 
 def where(system: System) -> list[str]:
@@ -110,7 +110,7 @@ async def assert_the_ledgers_agree(system: System, live: str) -> None:
     async def agree() -> bool:
         return await rows_of(live) == exact
 
-    await eventually(agree, f"the live ledger has {exact}", 5)
+    await eventually(agree, f"the live ledger has {exact}")
 
 
 async def ask(address: str, path: str, **parameters: str) -> list[Any]:
@@ -202,7 +202,7 @@ async def assert_same_counts(system: System, address: str) -> None:
             and await value(address, "sum(shunter_steps_total)") == steps
         )
 
-    await eventually(is_there, f"{ended} ended and {steps} steps are counted", 10)
+    await eventually(is_there, f"{ended} ended and {steps} steps are counted")
     spent = sum(e["got"]["cost_usd"] for e in system.evidence if e["step"] == "executed")
     assert await value(address, "sum(shunter_cost_usd_total)") == pytest.approx(spent)
 
@@ -226,7 +226,7 @@ async def assert_nothing_lags(address: str) -> None:
         return lags == wanted
 
     try:
-        await eventually(is_read, "nothing lags", 15)
+        await eventually(is_read, "nothing lags")
     except AssertionError as error:
         raise AssertionError(f"{error}, but {lags}") from None
 
@@ -249,7 +249,7 @@ async def assert_all_have_data(address: str) -> None:
 
     try:
         # What came last is a rate once it was read twice.
-        await eventually(all_have_data, "every query has data", 5)
+        await eventually(all_have_data, "every query has data")
     except AssertionError:
         raise AssertionError("\n".join(f"{where}: {query}" for where, query in empty)) from None
     found = await ask(

@@ -32,11 +32,11 @@ from model_server import Exchange, ModelServer, good
 from running_system import System
 from stream import quantiles, running, show
 
-SLOTS, SERVICE_S = 4, 0.2
+SLOTS, SERVICE_S = 4, 0.5
 CAPACITY_PER_S = SLOTS / SERVICE_S
 TIMES = 3.0
-OPEN_MAX = 100
-RATE_PER_S, LIMITED_KEY = 10.0, "key-of-limited"
+OPEN_MAX = 40
+RATE_PER_S, LIMITED_KEY = 5.0, "key-of-limited"
 LAG_S = 2.0
 # By the measure: time until all are served, and each one's, over the oracle's.
 RATIO_MAX, GOODPUT_MIN = 1.2, 0.95

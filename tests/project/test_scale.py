@@ -6,7 +6,7 @@ from benchmarks.scale import Assumed, Request, needs
 
 
 def test_a_workers_transaction_has_what_its_partition_gets_between_two_commits() -> None:
-    request = Request(1024, 2000, 6000, 0.05, 1500, router_us=139.0, client_us=60.0)
+    request = Request(1024, 2000, 6000, 1500, 0.05, 1500, router_us=139.0, client_us=60.0)
 
     def needed(rate: float, pools: int) -> dict[str, float]:
         assumed = Assumed(rate, pools, 100, 0.05, 3, 500.0, 100_000.0, 0.6, 30.0)

@@ -20,7 +20,7 @@ from streams.engine.log import GroupOffset, Log, LogError, Outgoing, Partition, 
 from streams.engine.stage import Effect, Refusal, TransactionPlan
 from streams.engine.transactor import Transactor
 from streams.router.stage import Router
-from topics import InferenceRequest, Progress
+from topics import Progress
 from workers.stage.worker import Worker
 
 _serial = itertools.count()
@@ -219,36 +219,41 @@ class NoProgressOfCanceller(NoProgress):
 class IgnoresConstraints(Router):
     """Sends a request to whatever pool comes first in the alphabet."""
 
-    def _place(self, case: Any) -> Effect:
-        options = self._situation.options
+    def _write(self, asked: Any, now: float) -> Effect:
+        options, case = self._situation.options, asked.case
         first = options.by_pool[min(p for p in options.by_pool if p.startswith("premium"))][0]
-        return super()._place(replace(case, decision=replace(case.decision, option=first)))
+        if case.decision.action == "place":
+            asked.case = replace(case, decision=replace(case.decision, option=first))
+        return super()._write(asked, now)
 
 
 class PlacesWithoutEvidence(Router):
     """Sends a request on its way and says nothing of it."""
 
-    def _place(self, case: Any) -> Effect:
-        effect = super()._place(case)
+    def _write(self, asked: Any, now: float) -> Effect:
+        effect = super()._write(asked, now)
+        if asked.case.decision.action != "place":
+            return effect
         return Effect(effect.source, effect.records[:1], subject=effect.subject)
 
 
 class SkipsBadRecords(Router):
     """Passes over what it can't read."""
 
-    def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
-        effect = super()._route(record, request, now)
-        return Effect(record, []) if effect.is_dead_letter else effect
+    def _begin(self, record: Record, request: Any, first: int | None, now: float) -> Any:
+        begun = super()._begin(record, request, first, now)
+        is_bad = isinstance(begun, Effect) and begun.is_dead_letter
+        return Effect(record, []) if is_bad else begun
 
 
 class StopsAtBadRecords(Router):
     """Ends at what it can't read, and so does each successor."""
 
-    def _route(self, record: Record, request: InferenceRequest | Exception, now: float) -> Effect:
-        effect = super()._route(record, request, now)
-        if effect.is_dead_letter:
+    def _begin(self, record: Record, request: Any, first: int | None, now: float) -> Any:
+        begun = super()._begin(record, request, first, now)
+        if isinstance(begun, Effect) and begun.is_dead_letter:
             raise LogError("a record is unreadable")
-        return effect
+        return begun
 
 
 class ForgetsIds(Router):

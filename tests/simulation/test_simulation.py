@@ -100,7 +100,7 @@ ENGINE = {
         Rules(transactor=mutants.NoCriticalSection),
         TWICE,
         ("rebalance", "pause"),
-        seed=20,
+        seed=68,
         # What is forgotten in the middle of its work.
         defect=r"died of KeyError\(Partition|ZeroDivisionError",
     ),
@@ -161,7 +161,7 @@ STAGES = {
         Rules(router=mutants.ForgetsIds), r"a duplicate, and 0 times evidenced", seed=20
     ),
     "a block has all of its ids": Broken(
-        Rules(router=mutants.WritesWhatItSaw), r"a duplicate, and 0 times evidenced", seed=310
+        Rules(router=mutants.WritesWhatItSaw), r"a duplicate, and 0 times evidenced", seed=29
     ),
     "what is held is read back": Broken(
         Rules(batcher=mutants.TellsTooMuchHasEnded), r"is still held"
@@ -236,10 +236,10 @@ def test_a_broken_rule_is_caught(rule: str) -> None:
 
 def test_a_stage_that_fails_of_itself_is_not_caught() -> None:
     class Stale(mutants.SkipsBadRecords):
-        def _route(self, record: Any, now: float) -> Any:  # type: ignore[override]
+        def _begin(self, record: Any, now: float) -> Any:  # type: ignore[override]
             raise AssertionError("its arguments are others")
 
-    with pytest.raises(AssertionError, match=r"died of TypeError\('.*Stale\._route"):
+    with pytest.raises(AssertionError, match=r"died of TypeError\('.*Stale\._begin"):
         is_caught(run(0, Rules(router=Stale)), Broken(Rules(), NEVER))
 
 

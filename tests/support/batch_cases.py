@@ -207,7 +207,7 @@ class Site:
         self.world.steps_left = steps
         answering = asyncio.create_task(self.world.answer())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await Driver(folder, self.parts).run()
         except (Killed, UnavailableError):
             return False

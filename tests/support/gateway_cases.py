@@ -107,7 +107,7 @@ async def door(system: System, **env: str) -> AsyncIterator[Door]:
         return False
 
     try:
-        await eventually(is_ready, "the gateway is ready")
+        await eventually(is_ready, "the gateway is ready", 120)
         yield opened
     finally:
         if process.poll() is None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -36,7 +37,14 @@ from topics.signing.signed_root import make_root
 
 ORIGIN = "log.example.com/yard"
 KEY = NoteKey(ORIGIN, Ed25519PrivateKey.from_private_bytes(b"\x07" * 32))
+_SIGNER = make_key(1)
 OTHER_KEY = NoteKey(ORIGIN, Ed25519PrivateKey.from_private_bytes(b"\x08" * 32))
+
+
+@cache
+def signed(chain: str, head: ChainHead | None, leaf: bytes, at: float) -> tuple[Root, ChainHead]:
+    """Return the next root of a chain; each installation signs the same ones once more."""
+    return make_root(_SIGNER.private, _SIGNER.id, "router/a", chain, head, [leaf], at)
 
 
 @dataclass
@@ -54,13 +62,12 @@ class Installation:
 
     def sign(self, count: int, chains: Sequence[str] = ("yard-0", "yard-1")) -> list[bytes]:
         """Commit roots, one second apart; return their values."""
-        made, key = [], make_key(1)
+        made = []
         for n in range(count):
             self.at += 1.0
             chain = chains[n % len(chains)]
-            given = (key.private, key.id, "router/a", chain, self.heads.get(chain))
             leaf = leaf_hash(f"{chain}{n}{self.at}".encode())
-            root, self.heads[chain] = make_root(*given, [leaf], self.at)
+            root, self.heads[chain] = signed(chain, self.heads.get(chain), leaf, self.at)
             self.roots.append(root)
             made.append(encode(root))
             record = Outgoing(

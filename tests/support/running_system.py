@@ -110,7 +110,7 @@ class System:
     env_of: dict[str, dict[str, str]] = field(default_factory=dict)
     ahead_s_of: dict[str, float] = field(default_factory=dict)
     """How far the clocks of processes are ahead of that of Kafka, by name."""
-    stop_s_max: float = 20.0
+    stop_s_max: float = 60.0
     has_names: bool = True
     """Whether each process is given a name of its own."""
     code_of: dict[str, Path] = field(default_factory=dict)

@@ -226,7 +226,7 @@ class KafkaGround:
 
     async def look(self) -> None:
         ends = await self._reader.end_offsets(self._reader.assignment())
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while any([await self._reader.position(p) < end for p, end in ends.items()]):
                 for found, records in (await self._reader.getmany(timeout_ms=50)).items():
                     partition = Partition(*found)
@@ -254,7 +254,7 @@ class KafkaGround:
 
 async def until(check: Callable[[], object]) -> None:
     """Wait until something holds that the Kafka client does in the background."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not check():  # noqa: ASYNC110 - the client has no event for it
             await asyncio.sleep(0.01)
 

@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from processes import assert_eventually
 from running_system import ROOT, System
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -53,7 +53,7 @@ class FirstProcess:
             text=True,
         )
         children = Path(f"/proc/{self.outer.pid}/task/{self.outer.pid}/children")
-        wait_for(lambda: bool(children.read_text()), "it has been forked")
+        assert_eventually(lambda: bool(children.read_text()), "it has been forked")
         self.proc = Path("/proc") / children.read_text().split()[0]
 
     def __enter__(self) -> Self:
@@ -84,17 +84,11 @@ def said_by(command: str) -> str:
     return f"shunter {command.partition(' ')[0]}: told to stop before it had started\n"
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end_at = time.monotonic() + END_S_MAX
-    while not condition():
-        assert time.monotonic() < end_at, f"not within {END_S_MAX} s: {what}"
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("command", ["router", "worker premium-eu"])
 def test_process_1_of_a_container_ends_before_its_imports_have(command: str, way: str) -> None:
     with FirstProcess(*WAYS[way], *command.split()) as first:
-        wait_for(first.heeds_sigterm, "it heeds SIGTERM")
+        assert_eventually(first.heeds_sigterm, "it heeds SIGTERM")
         # The settings', of which the import takes a tenth of a second on a quiet machine.
         assert "pydantic_core" not in (first.proc / "maps").read_text()
         assert first.terminate() == (0, said_by(command))
@@ -102,7 +96,7 @@ def test_process_1_of_a_container_ends_before_its_imports_have(command: str, way
 
 def test_process_1_that_has_something_to_do_tells_that_it_was_not_done() -> None:
     with FirstProcess("-m", "shunter", "topics", "apply") as first:
-        wait_for(first.heeds_sigterm, "it heeds SIGTERM")
+        assert_eventually(first.heeds_sigterm, "it heeds SIGTERM")
         assert first.terminate() == (128 + signal.SIGTERM, "")
 
 

@@ -1,6 +1,7 @@
 """`shunter top` and the page against the topics, on a real Kafka."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -27,6 +28,7 @@ from streams.config.declarations import load_fleet, load_policy
 from streams.engine.clock import SystemClock
 from streams.live import LiveView, evidence_search, on_demand_view
 from streams.live.on_demand_view import Watching
+from streams.live.view import WINDOW_S
 from topics import Catalogue, Evidence, Source, encode
 from topics.embedded_broker.settings import free_port
 
@@ -84,10 +86,12 @@ async def current(port: int) -> Any:
 
     async def is_current() -> bool:
         nonlocal found
-        _, found = await asked(port, "/view.json")
-        return bool(found["is_current"])
+        # The router may not listen yet.
+        with contextlib.suppress(urllib.error.URLError):
+            _, found = await asked(port, "/view.json")
+        return bool(found and found["is_current"])
 
-    await eventually(is_current, "the page's view is current", 30)
+    await eventually(is_current, "the page's view is current", 120)
     return found
 
 
@@ -102,15 +106,18 @@ async def both_are_between(system: System, port: int) -> None:
     """What top and page show under load is what there was before and after they were asked."""
     await system.catch_up()
     before = sum(map(len, system.results.values()))
-    # As long as the broker may wait before it answers the view, and more.
-    await asyncio.sleep(1.0)
-    (_, page), printed = await asyncio.gather(
-        asked(port, "/view.json"), printed_once(system, "--json")
-    )
+    shown: list[int] = []
+
+    async def both_have_them() -> bool:
+        (_, page), printed = await asyncio.gather(
+            asked(port, "/view.json"), printed_once(system, "--json")
+        )
+        shown[:] = [view["ended_total"]["requests"] for view in (page, json.loads(printed))]
+        return min(shown) >= before
+
+    await eventually(both_have_them, "top and page have what had ended")
     await system.catch_up()
-    after = sum(map(len, system.results.values()))
-    for shown in (page, json.loads(printed)):
-        assert before <= shown["ended_total"]["requests"] <= after
+    assert max(shown) <= sum(map(len, system.results.values()))
 
 
 async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
@@ -131,9 +138,11 @@ async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
                 await system.publish(request)
                 await asyncio.sleep(0.01)
 
+        # Looked at first, so that its totals begin before anything has ended.
+        await current(port)
+        began_at = time.monotonic()
         await load(20)
         await system.wait_for_results(served)
-        await current(port)
         running = asyncio.create_task(load(150))
         while not running.done():
             await both_are_between(system, port)
@@ -165,8 +174,9 @@ async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
         await system.catch_up()
         assert top["unreadable"] == page["unreadable"] == 0  # type: ignore[index]
         options = compile_options(load_fleet(system.directory / "fleet.yaml"))
-        for shown in (top, page):
-            compare(shown, system, options)
+        compare(top, system, options)
+        # Its rates and quantiles are of the last minute, which on a busy machine is not all.
+        compare(page, system, options, is_whole=time.monotonic() - began_at < WINDOW_S - 10)
         assert top["money_total"]["premium_estimate_usd"] == pytest.approx(
             page["money_total"]["premium_estimate_usd"]  # type: ignore[index]
         )
@@ -313,43 +323,48 @@ async def test_a_search_has_an_end_and_a_view_that_nobody_looks_at_too(
         await watched.on_stop()
 
 
-@pytest.mark.parametrize("how", ["q", "SIGINT", "SIGTERM"])
-async def test_the_terminal_is_left_as_it_was(
-    kafka: str, prefix: str, tmp_path: Path, how: str
-) -> None:
+async def test_the_terminal_is_left_as_it_was(kafka: str, prefix: str, tmp_path: Path) -> None:
     async with System(kafka, prefix, tmp_path) as system:
-        ours, theirs = pty.openpty()
-        before = termios.tcgetattr(theirs)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "shunter", "top", "--interval", "0.2"),
-            cwd=ROOT,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment(system) | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
-        )
-        drawn = bytearray()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours, lambda: drawn.extend(os.read(ours, 65536)))
-        try:
+        for how in ("q", "SIGINT", "SIGTERM"):
+            await draw_and_end(system, how)
 
-            async def is_drawn() -> bool:
-                return b"POOLS" in drawn
 
-            await eventually(is_drawn, "the view is drawn")
-            assert termios.tcgetattr(theirs)[3] & termios.ECHO == 0
-            if how == "q":
-                os.write(ours, b"q")
-            else:
-                process.send_signal(getattr(signal, how))
-            assert await asyncio.wait_for(process.wait(), 10) == 0
-            assert termios.tcgetattr(theirs) == before
-            await asyncio.sleep(0.1)
+async def draw_and_end(system: System, how: str) -> None:
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "shunter", "top", "--interval", "0.2"),
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(system) | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+    )
+    drawn = bytearray()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(ours, lambda: drawn.extend(os.read(ours, 65536)))
+    try:
+
+        async def is_drawn() -> bool:
+            return b"POOLS" in drawn
+
+        await eventually(is_drawn, "the view is drawn")
+        assert termios.tcgetattr(theirs)[3] & termios.ECHO == 0
+        if how == "q":
+            os.write(ours, b"q")
+        else:
+            process.send_signal(getattr(signal, how))
+        assert await asyncio.wait_for(process.wait(), 30) == 0, how
+        assert termios.tcgetattr(theirs) == before
+
+        async def is_as_before() -> bool:
             # Out of the alternate screen, the cursor back.
-            assert drawn.rfind(b"\x1b[?1049l") > drawn.rfind(b"\x1b[?1049h") > -1
-            assert drawn.rfind(b"\x1b[?25h") > drawn.rfind(b"\x1b[?25l")
-            assert b"Traceback" not in drawn
-        finally:
-            loop.remove_reader(ours)
-            os.close(ours)
-            os.close(theirs)
+            is_out = drawn.rfind(b"\x1b[?1049l") > drawn.rfind(b"\x1b[?1049h") > -1
+            return is_out and drawn.rfind(b"\x1b[?25h") > drawn.rfind(b"\x1b[?25l")
+
+        await eventually(is_as_before, f"after {how} the screen is as it was")
+        assert b"Traceback" not in drawn
+    finally:
+        loop.remove_reader(ours)
+        os.close(ours)
+        os.close(theirs)

@@ -6,14 +6,14 @@ and what follows from another member isn't written. A record stays complete in i
 needs this schema, but neither a fleet nor another record. docs/evidence.md specifies it for others.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from topics.records.decision_tables import Tables
-from topics.records.placement import Candidate, CandidatePath, Envelope
+from topics.records.placement import Candidate, Envelope
 from topics.records.profile import Profile, Tag
 from topics.records.quality import QualityCheck
 from topics.wire.canonical_json import canonical
@@ -53,7 +53,7 @@ _MOST = 1e6  # a row's numbers stay well below 2**53; what is more than this is 
 # msgspec writes numbers between these as canonical JSON does, save whole ones.
 _PLAIN_MIN, _PLAIN_MAX = 1e-5, 1e15
 _NUMBERS, _INTEGER = frozenset({int, float}), frozenset({int})
-_NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}
+NUMBER_OF_PATH = {name: number for number, name in enumerate(PATHS)}
 _NUMBER_OF_SOURCE = {name: number for number, name in enumerate(TAG_SOURCES)}
 _FOOTPRINT_MEMBERS = frozenset({"kv_bytes", "weights_bytes"})
 # In place of what a profile doesn't imply: unlike any value.
@@ -145,7 +145,7 @@ def candidate_rows(
             precisions.append(each.precision)
         elif precisions[variant] != each.precision:
             variant = tables.namesake(name, each.precision)
-        path, code = _NUMBER_OF_PATH[each.path], each.refused
+        path, code = NUMBER_OF_PATH[each.path], each.refused
         usd, ttft_s, finish_s = each.cost_usd, each.ttft_s, each.finish_s
         tpot_s, chance = each.tpot_s, each.chance
         if code is not None:
@@ -174,15 +174,15 @@ def candidate_rows(
 
 
 def column_rows(
-    places: Iterable[tuple[int, int, CandidatePath]],
-    figures: Iterable[tuple[float, float, float, float, float, float]],
-    chances: Iterable[float],
+    places: Sequence[tuple[int, int, int]],
+    figures: Sequence[tuple[float, float, float, float, float, float]],
+    chances: Sequence[float],
     elapsed_s: float,
 ) -> list[Row]:
     """Return the rows of `candidate_rows` for candidates in columns, whose records are never made.
 
     Args:
-        places: of each the numbers of pool and variant, and the path.
+        places: of each the numbers of pool, variant and path.
         figures: of each the cost in US dollars; TTFT, TPOT and finish in seconds from the
             decision; and two more that are not written.
         chances: of each.
@@ -191,27 +191,36 @@ def column_rows(
     Raises:
         UnfitError: one has an estimate beyond all bounds.
     """
-    rows: list[Row] = []
-    for (pool, variant, path), (usd, first_s, tpot_s, last_s, _, _), chance in zip(
-        places, figures, chances, strict=True
-    ):
-        ttft_s, finish_s = elapsed_s + first_s, elapsed_s + last_s
-        # False of what is no number, too.
-        if not -_MOST < usd + ttft_s + finish_s + tpot_s < _MOST:
-            raise UnfitError("beyond all bounds")
-        rows.append(
-            (
-                pool,
-                variant,
-                _NUMBER_OF_PATH[path],
-                round(usd * NANO),
-                round(ttft_s * MICRO),
-                round(finish_s * MICRO),
-                round(tpot_s * MICRO),
-                int(chance * MICRO),
-            )
+    if not places:
+        return []
+    usd = [each[0] for each in figures]
+    ttft_s = [elapsed_s + each[1] for each in figures]
+    tpot_s = [each[2] for each in figures]
+    finish_s = [elapsed_s + each[3] for each in figures]
+    _check_bounds(usd, ttft_s, tpot_s, finish_s)
+    pools, variants, paths = zip(*places, strict=True)
+    return list(
+        zip(
+            pools,
+            variants,
+            paths,
+            map(round, [each * NANO for each in usd]),
+            map(round, [each * MICRO for each in ttft_s]),
+            map(round, [each * MICRO for each in finish_s]),
+            map(round, [each * MICRO for each in tpot_s]),
+            map(int, [each * MICRO for each in chances]),
+            strict=True,
         )
-    return rows
+    )
+
+
+def _check_bounds(*columns: Sequence[float]) -> None:
+    """Check that each row's numbers are within bounds, together: most are if all rows' are."""
+    # False of what is no number, too.
+    if sum(map(sum, columns)) < _MOST and min(map(min, columns)) >= 0.0:
+        return
+    if not all(-_MOST < sum(row) < _MOST for row in zip(*columns, strict=True)):
+        raise UnfitError("beyond all bounds")
 
 
 def refused_row(pool: int, variant: int, code: str) -> Row:

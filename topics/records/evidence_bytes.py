@@ -204,7 +204,9 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
         rows, refused = _candidate_rows(evidence.candidates, tables)
         decision.candidates, decision.refused = rows or None, refused or None
     except (UnfitError, OverflowError):
-        written.candidates, tables, is_ordered = tuple(evidence.candidates), Tables(), False
+        written.candidates, is_ordered = tuple(evidence.candidates), False
+        if tables.numbering is None:
+            tables = Tables()
     profile = _own_profile(evidence)
     if profile is not None:
         decision.profile = profile_row(profile, evidence.at)

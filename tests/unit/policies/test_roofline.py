@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import accelerator_cases
 import pytest
 from accelerator_cases import rooflines
 from hypothesis import given, settings
@@ -10,20 +11,7 @@ from hypothesis import strategies as st
 from policies.hardware.roofline import LAYER_OVERHEAD_S, UNLIMITED_TOKENS, Roofline
 
 # Llama-3.1-8B in BF16 on an H100 SXM.
-LLAMA_8B = Roofline(
-    weights_bytes=16.06e9,
-    active_weights_bytes=16.06e9,
-    active_parameters=8.03e9,
-    kv_bytes_per_token=131072,
-    layers=32,
-    attention_width=4096,
-    flops=989e12,
-    bandwidth_bytes_per_s=3.35e12,
-    memory_bytes=80e9,
-    compute_efficiency=0.7,
-    bandwidth_efficiency=0.6,
-    step_overhead_s=32 * LAYER_OVERHEAD_S,
-)
+LLAMA_8B = replace(accelerator_cases.LLAMA_8B, step_overhead_s=32 * LAYER_OVERHEAD_S)
 # Qwen3-30B-A3B in BF16 on the same: a mixture of experts.
 QWEN_MOE = replace(
     LLAMA_8B,

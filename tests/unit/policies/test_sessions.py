@@ -139,7 +139,7 @@ def test_a_session_goes_to_the_busy_replica_that_has_it() -> None:
         choose_replica(replicas, Ask(OPTION.variant, 2000, 100, session=s), 0.0)
         for s in ("s1", "s2", None)
     ]
-    # Nobody wakes an idle replica for what it has cached.
+    # Nobody wakes an idle replica for a short prefix.
     assert chosen == [0, 1, 1]
 
 

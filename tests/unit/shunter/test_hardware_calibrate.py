@@ -94,7 +94,7 @@ class Beside:
 
     def __enter__(self) -> str:
         self._thread.start()
-        assert self._ready.wait(5)
+        assert self._ready.wait(30)
         return self.url
 
     def __exit__(self, *_: object) -> None:

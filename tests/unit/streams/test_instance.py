@@ -142,7 +142,8 @@ async def test_two_routers_of_a_host_without_names_both_go_on(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
     """They took each other's name, and minutes later both were gone."""
-    async with System(kafka, prefix, tmp_path, has_names=False) as system:
+    session = {"SHUNTER_SESSION_TIMEOUT_MS": str(SESSION_MS)}
+    async with System(kafka, prefix, tmp_path, extra_env=session, has_names=False) as system:
         system.start("router", "router-b", "premium-eu")
         await share(system)
         ids = [f"r-{number}" for number in range(40)]
@@ -150,7 +151,7 @@ async def test_two_routers_of_a_host_without_names_both_go_on(
             await system.publish(chat(request_id))
         await system.wait_for_results(ids, timeout_s=120)
         # Longer than a session, after which one had taken the name of the other again.
-        await asyncio.sleep(15)
+        await asyncio.sleep(1.5 * SESSION_MS / 1000)
         assert all(process.poll() is None for process in system.processes.values()), system.logs()
         writers = {e["writer"] for e in system.evidence if e["writer"].startswith("router/")}
         assert writers == {f"router/{HOST}", f"router/{HOST}-1"}

@@ -10,19 +10,22 @@ import orjson
 import pytest
 from live_cases import PLACEMENT, PROFILE
 from memory_log import MemoryLog
+from running_system import eventually
 from stream_cases import START, Yard, drain, make_router, make_settings
+from two_logs import KafkaGround
 from typer.testing import CliRunner
 from worker_cases import ScriptedBackend, make_worker, place
 
 from shunter.cli import app
 from shunter.commands import ledger as command
 from shunter.logs.reading import TrailRow as Record
-from streams.engine.log import Partition
+from streams.engine.log import Outgoing, Partition
 from streams.engine.log import Record as LogRecord
 from streams.metrics.quantile_sketch import QuantileSketch
 from streams.usage_report import Endings, Line, LiveLedger, UsageRow
 from streams.usage_report.live import WINDOWS_KEPT
 from streams.usage_report.projection import as_json, window_of
+from topics import Catalogue
 
 WINDOW_S = 60.0
 
@@ -134,6 +137,36 @@ def test_the_live_ledger_keeps_the_newest_windows_alone() -> None:
     ages = range(WINDOWS_KEPT + 2)
     live = live_ledger(executed(f"r{age}", -age * WINDOW_S) for age in ages)
     assert sorted((START - at) / WINDOW_S for at, _ in live.rows()) == [*range(WINDOWS_KEPT)]
+
+
+@pytest.mark.kafka
+async def test_the_live_ledger_counts_what_ends_after_its_start(kafka: str, prefix: str) -> None:
+    ground = KafkaGround(kafka, prefix)
+    topic = Catalogue(ground.settings).evidence
+    await ground.create({topic: 2})
+    ledger = LiveLedger(ground.settings, WINDOW_S)
+
+    async def end(name: str) -> None:
+        for number in (0, 1):
+            value = executed(f"{name}-{number}", 0)
+            await ground.publish(Outgoing(topic, b"k", value, [], number))
+
+    await end("before")
+    await ledger.start()
+    try:
+        await end("after")
+
+        async def are_counted() -> bool:
+            await ledger.step(0.1)
+            return sum(row.statuses.total() for row in ledger.rows().values()) >= 2
+
+        await eventually(are_counted, "both are counted")
+        await ledger.step(0.5)
+        (row,) = ledger.rows().values()
+        assert row.statuses == {"completed": 2}
+    finally:
+        await ledger.stop()
+        await ground.close()
 
 
 async def test_the_ledger_understands_the_evidence_of_the_stages() -> None:

@@ -33,7 +33,7 @@ async def reading(
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Read ahead, until so many requests are found and on."""
     task = asyncio.ensure_future(batcher.read_ahead(log))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while sum(len(held.windows) for held in batcher._ahead) < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
     yield task

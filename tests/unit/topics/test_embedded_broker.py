@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from processes import assert_eventually, lives
 
 from topics.embedded_broker.broker import (
     KAFKA_VERSION,
@@ -27,21 +27,6 @@ from topics.embedded_broker.settings import Node, free_port, server_properties
 
 CLI = "import typer; from shunter.commands.broker import broker; typer.run(broker)"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-def assert_eventually(condition: Callable[[], bool], what: str, within_s: float = 10.0) -> None:
-    give_up_at = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < give_up_at, f"not within {within_s} s: {what}"
-        time.sleep(0.02)
-
-
-def lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def create_topic(bootstrap_servers: str, topic: str) -> None:
@@ -186,8 +171,8 @@ def test_the_broker_ends_when_its_parent_is_killed() -> None:
         pid, data_dir = parent.stdout.readline().split()
         assert lives(int(pid))
         parent.kill()
-    assert_eventually(lambda: not lives(int(pid)), "the JVM is gone", within_s=5)
-    assert_eventually(lambda: not Path(data_dir).exists(), "its data is gone", within_s=5)
+    assert_eventually(lambda: not lives(int(pid)), "the JVM is gone")
+    assert_eventually(lambda: not Path(data_dir).exists(), "its data is gone")
 
 
 class Artifact:

@@ -1,6 +1,5 @@
 """What a worker tells of itself: at a steady beat, a circuit at once, its end when it stops."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -86,18 +85,26 @@ async def beating(
         await service.stop()
 
 
+async def until_told(sent: list[PoolStatus], count: int) -> None:
+    async def are_told() -> bool:
+        return len(sent) >= count
+
+    await eventually(are_told, f"{count} heartbeats", HEARTBEAT_S / 4)
+
+
 async def test_routers_are_told_to_send_nothing_to_a_pool_that_is_evacuated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with beating(monkeypatch, "draining") as (breakers, sent):
+        await until_told(sent, 1)
         breakers.changed.set()
-        await asyncio.sleep(0.05)
+        await until_told(sent, 2)
     assert [status.state for status in sent] == ["draining", "draining", "down"]
 
 
 async def test_a_worker_tells_what_it_runs_by(monkeypatch: pytest.MonkeyPatch) -> None:
     async with beating(monkeypatch) as (_, sent):
-        await asyncio.sleep(0.05)
+        await until_told(sent, 1)
     (up, *_), options = sent, Yard().options
     assert (up.fleet_version, up.pool_version) == (options.version, options.pool_versions[POOL])
     assert {variant: each.precision for variant, each in up.variants.items()} == {VARIANT: "fp8"}
@@ -110,7 +117,7 @@ async def test_a_circuit_that_opens_or_closes_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with beating(monkeypatch) as (breakers, sent):
-        await asyncio.sleep(0.05)
+        await until_told(sent, 1)
         assert [status.variants[VARIANT].circuit for status in sent] == ["closed"]
         for _ in range(FAILURES_MAX):
             breakers.failed(VARIANT)
@@ -118,13 +125,13 @@ async def test_a_circuit_that_opens_or_closes_is_told_at_once(
         async def is_told() -> bool:
             return sent[-1].variants[VARIANT].circuit == "open"
 
-        await eventually(is_told, "routers know that the circuit is open", HEARTBEAT_S / 10)
+        await eventually(is_told, "routers know that the circuit is open", HEARTBEAT_S / 4)
         await breakers._probe(VARIANT)
 
         async def is_told_again() -> bool:
             return sent[-1].variants[VARIANT].circuit == "closed"
 
-        await eventually(is_told_again, "and that it is closed", HEARTBEAT_S / 10)
+        await eventually(is_told_again, "and that it is closed", HEARTBEAT_S / 4)
         assert {status.state for status in sent} == {"up"}
         assert len(sent) <= 4
     assert sent[-1].state == "down"

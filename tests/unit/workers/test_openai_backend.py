@@ -257,7 +257,7 @@ async def test_a_cancelled_call_closes_its_stream() -> None:
         async def closed() -> bool:
             return all(exchange.writer.is_closing() for exchange in server.asked)
 
-        await eventually(closed, "the server sees the stream closed", 10)
+        await eventually(closed, "the server sees the stream closed")
         assert backend.load().variants["small-bf16"].running == 0
 
 
@@ -270,7 +270,7 @@ async def test_speed_and_shares_of_device_time_are_measured() -> None:
         outcomes = await asyncio.gather(*(backend.execute(call()) for _ in range(4)))
         # Each had a quarter of the time, more or less, and all together no more than there was.
         wall_s = max(o.finished_at for o in outcomes) - min(o.started_at for o in outcomes)
-        assert sum(o.device_s for o in outcomes) == pytest.approx(wall_s, abs=0.1)
+        assert sum(o.device_s for o in outcomes) == pytest.approx(wall_s, rel=0.2, abs=0.1)
         assert backend.load().variants["small-bf16"].speed != 1.0
 
 

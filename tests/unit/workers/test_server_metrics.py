@@ -1,6 +1,5 @@
 """The load of a model server, from its own metrics."""
 
-import asyncio
 import contextlib
 import random
 
@@ -92,7 +91,7 @@ async def test_heartbeats_have_what_the_server_tells() -> None:
         async def known() -> bool:
             return backend.load().server == ServerLoad(5, 7, 0.75)
 
-        await eventually(known, "the load is known", 3)
+        await eventually(known, "the load is known")
         # What waits there is device time that a router should count.
         assert backend.load().backlog_s > 0
 
@@ -106,5 +105,9 @@ async def test_a_server_without_metrics_serves_as_well() -> None:
 
     async with serving(none) as server, backend_at(server.base_url) as backend:
         await backend.execute(call())
-        await asyncio.sleep(0.05)
+
+        async def is_asked() -> bool:
+            return any(exchange.path == "/metrics" for exchange in server.seen)
+
+        await eventually(is_asked, "its metrics are asked for")
         assert backend.load().server is None

@@ -176,7 +176,8 @@ async def test_a_cancelled_call_frees_its_place_at_once(start: Start) -> None:
     await asyncio.sleep(0.02)
     assert not waiting.done()
     long[1].cancel()
-    await soon(waiting, "the one that waited", timeout_s=0.5)
+    await soon(waiting, "the one that waited")
+    assert not any(task.done() for task in (long[0], *long[2:])), "it took another's place"
     for task in long:
         task.cancel()
     await asyncio.gather(*long, return_exceptions=True)
