@@ -10,6 +10,7 @@ its own, with the library's defaults: Shunter's patches of aiokafka hold for a w
 import asyncio
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -26,19 +27,21 @@ AGAIN_S = 0.1
 
 
 async def measure(servers: str, topic: str) -> None:
-    """Write and read until killed."""
+    """Write and read until killed, or until the run that started it has ended."""
+    parent = os.getppid()
     consumer = AIOKafkaConsumer(
         topic, bootstrap_servers=servers, isolation_level="read_committed", enable_auto_commit=False
     )
     await consumer.start()
     writing = asyncio.create_task(_write(servers, topic))
-    while not writing.done():
+    while not writing.done() and os.getppid() == parent:
         with contextlib.suppress(KafkaError):
             for records in (await consumer.getmany(timeout_ms=100)).values():
                 for record in records:
                     due = float(record.value or b"0")
                     print(f"{due:.3f} {time.time() - due:.3f}", flush=True)
-    await writing
+    if writing.done():
+        await writing
 
 
 async def _write(servers: str, topic: str) -> None:
