@@ -95,10 +95,10 @@ async def run_of(gateway: Gateway, key: Key, wanted: Wanted) -> Run:
         if held.claim.token == token:
             return Run(request_id, key)
         began_at = held.claim.at
+        # Before the search: whoever leaves then knows that somebody is there.
+        await _claim(gateway, key, wanted, run, token)
         result = await gateway.exchange.result(request_id, since=began_at)
         if result is None:
-            # Whoever leaves then knows that somebody is there.
-            await _claim(gateway, key, wanted, run, token)
             return Run(request_id, key, is_joined=True, begun_at=began_at)
         if not _may_do_better(result):
             return Run(request_id, key, is_joined=True, result=result)
