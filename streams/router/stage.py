@@ -285,7 +285,7 @@ class Router(ImmediateStage):
         number = (home or record.partition).number
         try:
             key = self._gate.key_of(record, request)
-            wanted, quoted = self._desk.accepted(request, min(record.came_at(now), now))
+            wanted, quoted = self._desk.accepted(request, record.came_at(now))
             tagged = self._tag(record, wanted, key, self._situation, number, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
