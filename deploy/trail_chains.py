@@ -307,7 +307,7 @@ class Trail:
             try:
                 if value["step"] in STATUS or value["step"] == "dead_lettered":
                     ended.add(value["request_id"])
-                elif value["source"]["topic"].endswith(".requests"):
+                elif value["step"] != "quoted" and value["source"]["topic"].endswith(".requests"):
                     told = value.get("profile") or {}
                     rows = (value.get("decision") or {}).get("profile") or [None, None]
                     due[value["request_id"]] = told.get("deadline", rows[1])

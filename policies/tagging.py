@@ -43,12 +43,16 @@ CountTokens = Callable[[str], int]
 
 
 class UnservableError(ValueError):
-    """A valid request that no placement could satisfy, whatever the fleet. ``code`` is stable."""
+    """A valid request that no placement could satisfy, whatever the fleet. ``code`` is stable.
 
-    def __init__(self, code: str, message: str) -> None:
+    ``retry_at``: another try may succeed then, epoch seconds.
+    """
+
+    def __init__(self, code: str, message: str, retry_at: float | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retry_at = retry_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ COMMANDS = {
     "worker": "shunter.commands.worker",
     "gateway": "shunter.commands.gateway",
     "submit": "shunter.commands.submit",
+    "quote": "shunter.commands.quote",
     "cancel": "shunter.commands.cancel",
     "results": "shunter.commands.results",
     "trace": "shunter.commands.trace",

@@ -28,6 +28,8 @@ from topics.records.quality import (
     WatchSpending,
     quality_key,
 )
+from topics.records.quote import QuoteAnswer, QuoteOffer, QuoteQuestion
+from topics.records.quoted import Charge, Quoted
 from topics.records.request import InferenceRequest, duration_s, parse_request, peek_id
 from topics.records.result import Cost, Response, Result, ResultError, Timing, Usage
 from topics.records.seen_ids import SeenIds
@@ -59,6 +61,7 @@ __all__ = [
     "Candidate",
     "Catalogue",
     "ChainHead",
+    "Charge",
     "Comparison",
     "Cost",
     "Declared",
@@ -87,6 +90,10 @@ __all__ = [
     "PublishedKey",
     "QualityCheck",
     "QualityEntry",
+    "QuoteAnswer",
+    "QuoteOffer",
+    "QuoteQuestion",
+    "Quoted",
     "Response",
     "Result",
     "ResultError",

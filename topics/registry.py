@@ -13,6 +13,7 @@ from topics.records.money import BudgetState
 from topics.records.policy_change import PolicyEntry
 from topics.records.progress import Progress
 from topics.records.quality import Comparison, QualityEntry
+from topics.records.quote import QuoteAnswer, QuoteQuestion
 from topics.records.request import InferenceRequest
 from topics.records.result import Result
 from topics.records.seen_ids import SeenIds
@@ -93,6 +94,8 @@ class Catalogue:
         self.evidence_ms = RETENTION_DAYS[settings.retention] * DAY_MS
         self.prefix = settings.topic_prefix
         self.requests = f"{self.prefix}.requests"
+        self.quotes = f"{self.prefix}.quotes"
+        self.quote_answers = f"{self.prefix}.quote-answers"
         self.reroutes = f"{self.prefix}.reroutes"
         self.cancellations = f"{self.prefix}.cancellations"
         self.accounts = f"{self.prefix}.accounts"
@@ -116,11 +119,13 @@ class Catalogue:
         self.batcher_group = f"{self.prefix}.batcher"
         self.canceller_group = f"{self.prefix}.canceller"
         self.quality_group = f"{self.prefix}.quality-watch"
+        self.quote_group = f"{self.prefix}.quote-desk"
         self.router_groups = (
             self.router_group,
             self.batcher_group,
             self.canceller_group,
             self.quality_group,
+            self.quote_group,
         )
 
     @property
@@ -191,15 +196,9 @@ class Catalogue:
                 StreamPiece,
                 retention_ms=DAY_MS,
             ),
+            *self._quote_topics(),
             *self._evidence_topics(),
-            Topic(
-                self.dead_letters,
-                1,
-                "as it came",
-                "as it came",
-                None,
-                retention_ms=30 * DAY_MS,
-            ),
+            Topic(self.dead_letters, 1, "as it came", "as it came", None, retention_ms=30 * DAY_MS),
         ]
 
     def _inner_topics(self) -> list[Topic]:
@@ -291,6 +290,28 @@ class Catalogue:
                 BudgetState,
                 cleanup="compact",
                 extra=_QUICK_COMPACTION,
+            ),
+        ]
+
+    def _quote_topics(self) -> list[Topic]:
+        return [
+            Topic(
+                self.quotes,
+                1,
+                "any",
+                "what requests would cost, by when",
+                QuoteQuestion,
+                retention_ms=DAY_MS,
+                bytes_max=INGEST_BYTES_MAX,
+                extra=BROKERS_TIME,
+            ),
+            Topic(
+                self.quote_answers,
+                1,
+                "id of the question",
+                "the menu, or why there is none",
+                QuoteAnswer,
+                retention_ms=DAY_MS,
             ),
         ]
 

@@ -95,6 +95,8 @@ class Settings(BaseSettings):
 
     key_secret: SecretStr | None = None
     """What a gateway proves API keys with to routers; the same for all of them."""
+    quote_secret: SecretStr | None = None
+    """What routers sign quotes with; the same for all of them. Where unset, nothing is quoted."""
     retention: Literal["standard", "eu-ai-act"] = "standard"
     """How long evidence stays: 30 days on its topic, or 200 with ``eu-ai-act``, whose logs are to
     be had for six months; an archive then keeps as many days at least."""

@@ -12,6 +12,7 @@ from policies.batching.windows import Expelled, Release, Target, windows_of
 from policies.config.options import Option, Options
 from policies.config.policy import Policy
 from policies.placement.admission import Shares
+from policies.placement.decide import Decision
 from policies.placement.placer import Placer
 from policies.scoring.situation import Situation, situation
 from topics import Candidate, Envelope, PoolStatus, Profile
@@ -76,12 +77,20 @@ class Shunter:
         """Take a heartbeat in."""
         self.situation.view.report(status)
 
+    def tagged(self, profile: Profile, now: float) -> Profile:
+        """Return a request as it is decided on when it comes."""
+        return self._tag(profile.id, self.situation.view.lengths)
+
+    def decided(self, profile: Profile, decision: Decision, now: float) -> None:
+        """Take note of a decision, where a kind of route wants to."""
+
     def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
         """Decide on a request as `streams.router.stage.Router` does."""
         here = self.situation
         if profile.attempt == 1:
-            profile = self._tag(profile.id, here.view.lengths)
+            profile = self.tagged(profile, now)
         decision = self._placer.decide(profile, now).decision
+        self.decided(profile, decision, now)
         if decision.option is not None:
             self._placer.count_placed(profile, decision, now)
             seen: Sequence[Candidate] = decision.candidates if self._keeps_candidates else ()

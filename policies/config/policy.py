@@ -20,6 +20,7 @@ from policies.config.budgets import Budget
 from policies.config.options import Option
 from policies.config.order import PoolGroup
 from policies.config.plugins import Extension
+from policies.config.quotes import Quotes
 from policies.config.recognition import RecognitionRule, stricter, unknown_tasks
 from policies.config.schema import (
     Declaration,
@@ -40,13 +41,8 @@ COMPARE = r"^(labels|tool_calls|greedy|tokens|embedding|judge:[a-z][a-z0-9_-]{0,
 Chance = Annotated[float, Field(gt=0, lt=1)]
 
 _TIMES = (
-    "ttft_ms",
-    "tpot_ms",
-    "deadline_s",
-    "window_s",
-    "longest_wait_s",
-    "margin_s",
-    "room_wait_s",
+    *("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s"),
+    *("margin_s", "room_wait_s", "valid_s"),
 )
 _RATES = ("prior_rate_per_s", "rate_per_s")
 
@@ -201,7 +197,7 @@ class Estimates(Declaration):
 class Policy(Versioned, Grown):
     """The whole policy. Its version is the digest of its content."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"keys", "order", "never", "recognize"})
+    added: ClassVar[frozenset[str]] = frozenset({"keys", "order", "never", "recognize", "quotes"})
 
     classes: dict[ClassName, WorkloadClass]
     default_class: ClassName = "chat"
@@ -225,6 +221,7 @@ class Policy(Versioned, Grown):
     windows: WindowLimits = Field(default_factory=WindowLimits)
     scarcity: Scarcity = Field(default_factory=Scarcity)
     estimates: Estimates = Field(default_factory=Estimates)
+    quotes: Quotes = Field(default_factory=Quotes)
     attempts_max: PositiveInt = 3
     """Tries of a request, the first included."""
     retry_cost_weight: Annotated[float, Field(ge=0)] = 1.0

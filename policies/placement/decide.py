@@ -31,6 +31,7 @@ from policies.scoring.estimate import (
     estimates,
     scarcity,
 )
+from policies.scoring.promises import promised_chances
 from topics import Candidate, Envelope, Profile
 from topics.records.frozen import dataclass
 
@@ -229,7 +230,10 @@ def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -
         # As `spread_of` has it.
         if standing.error > spread:
             spreads[at] = standing.error
-    likely = chances(profile, figures, learned, now - profile.created_at, spreads)
+    if profile.quote is None:
+        likely = chances(profile, figures, learned, now - profile.created_at, spreads)
+    else:
+        likely = promised_chances(profile, visits, figures, policy, now)
     prices_usd = [each[COST] for each in figures]
     for at, standing in enumerate(standings):
         if standing.fullness > scarce_from:

@@ -70,6 +70,8 @@ def second_run(profile: Profile, check: QualityCheck, asked: Asked, now: float) 
         reserved=None,
         spent=None,
         quality=replace(check, of=of, asked=asked),
+        # Nobody pays for it.
+        quote=None,
     )
 
 

@@ -18,6 +18,14 @@ from shunter.backtest.draws import draws, summary
 from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
 from shunter.backtest.plot import draw
 from shunter.backtest.programme import NoBoundError
+from shunter.backtest.quotes import (
+    CALIBRATION_ROUNDS,
+    calibrated,
+    lines_of_quotes,
+    measured,
+    table_of_quotes,
+    write_errors,
+)
 from shunter.backtest.side_by_side import scored_beside
 from shunter.backtest.suite import Scored, ScoredRun, Setting, assumed_pools, plans, scaled
 from shunter.backtest.tables import table_of_draws, tables, without_answer
@@ -93,6 +101,23 @@ Draws = Annotated[
         help="Run so often by device constants drawn from their error, untold.",
     ),
 ]
+QuoteShare = Annotated[
+    float | None,
+    typer.Option(
+        "--quotes",
+        min=0.001,
+        max=1,
+        help="Let this share of the requests take a quote, and tell what was kept and paid.",
+    ),
+]
+QuoteErrors = Annotated[
+    Path | None,
+    typer.Option(
+        "--quote-errors",
+        help="With --quotes: measure errors of promises on one half of them, judge the other, and"
+        " write them as YAML for the policy's `quotes`.",
+    ),
+]
 Baselines = Annotated[bool, typer.Option("--baselines/--no-baselines", help="Run the baselines.")]
 Bound = Annotated[bool, typer.Option("--bound/--no-bound", help="Compute the lower bound.")]
 
@@ -115,6 +140,8 @@ def backtest(
     baselines: Baselines = True,
     bound: Bound = True,
     draw_count: Draws = 0,
+    quotes: QuoteShare = None,
+    quote_errors: QuoteErrors = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
     as_json: AsJson = False,
@@ -130,14 +157,15 @@ def backtest(
         topic_prefix=topic_prefix,
     )
     declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
-    _check(topic, trace, start or end, differing, compare)
+    _check(topic, trace, start or end, differing, compare, quotes, quote_errors)
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
     arrivals = compress(_repeated(arrivals, times), rate)
     scaled_up, keeps = scaled(declared, fleet_scale), differing is not None
     setting = Setting(arrivals, scaled_up, live, _reality(reality), keeps_candidates=keeps)
-    unknown = setting.reality.unknown_pools(setting.fleet)
-    if unknown:
-        raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
+    _check_pools(setting, reality)
+    if quotes is not None:
+        _quoted(setting, quotes, quote_errors, as_json=as_json)
+        return
     second = load_policy(compare) if compare else None
     scored, own = _run(setting, with_baselines=baselines, second=second)
     limit_usd, no_limit = _bound(setting) if bound else (None, None)
@@ -171,14 +199,39 @@ def _check(
     span: str | None,
     differing: Path | None,
     compare: Path | None,
+    quotes: float | None,
+    quote_errors: Path | None,
 ) -> None:
     """Raise UserError where options contradict each other."""
     if topic and trace is not None:
         raise UserError("give --trace or --topic, not both")
     if not topic and span is not None:
         raise UserError("--from and --to are of --topic; add it")
+    if quote_errors is not None and quotes is None:
+        raise UserError("--quote-errors is of --quotes; add it")
     if differing is not None and compare is None:
         raise UserError("--differences is of --compare; add it")
+
+
+def _check_pools(setting: Setting, reality: Path | None) -> None:
+    unknown = setting.reality.unknown_pools(setting.fleet)
+    if unknown:
+        raise UserError(f"{reality}: no such pool in the fleet: {', '.join(unknown)}")
+
+
+def _quoted(setting: Setting, share: float, errors: Path | None, *, as_json: bool) -> None:
+    """Tell what came of quotes, under the policy's errors or under measured ones."""
+    if errors is None:
+        report = measured(setting, share)
+    else:
+        report, policy = calibrated(setting, share, CALIBRATION_ROUNDS)
+        write_errors(errors, policy)
+    if as_json:
+        typer.echo(orjson.dumps(report).decode())
+    else:
+        out.print(table_of_quotes(report))
+        for line in lines_of_quotes(report):
+            out.print(line, highlight=False)
 
 
 def _run(

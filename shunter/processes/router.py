@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from mode import Service
+from pydantic import SecretStr
 
 from policies import Policy, Situation, compile_options, situation
 from policies.quality.known import KnownQuality
@@ -45,6 +46,7 @@ from streams.metrics.gauges import (
 )
 from streams.quality.follower import QualityFollower
 from streams.quality.stage import QualityWatch
+from streams.router.quote_stage import QuoteStage
 from streams.router.stage import Router
 from streams.tracing.route_spans import RouteSpans
 from streams.tracing.setup import from_environment
@@ -91,6 +93,25 @@ def _what_comes_first(
         follow(_policies(settings, active_policy, own, clock), metrics),
         follow(CancellationFollower(settings, cancellations), metrics),
     )
+
+
+def _shown(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+_HostedStage = tuple[Stage, str, Sequence[Observer], Callable[[], None]]
+"""A stage, its name, who is told of its commits, and what it does before each step."""
+
+
+def _quotes(settings: Settings, active_policy: ActivePolicy, clock: Clock) -> _HostedStage:
+    stage = QuoteStage(
+        active_policy.terms,
+        clock,
+        request_bytes_max=settings.request_bytes_max,
+        key_secret=_shown(settings.key_secret),
+        quote_secret=_shown(settings.quote_secret),
+    )
+    return stage, "quote-desk", [], active_policy.keep(stage.take_context)
 
 
 def _metrics(
@@ -157,7 +178,8 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         duplicate_window_records=settings.duplicate_window_records,
         tokens=active_policy.terms.tokens,
         quality=known,
-        key_secret=None if settings.key_secret is None else settings.key_secret.get_secret_value(),
+        key_secret=_shown(settings.key_secret),
+        quote_secret=_shown(settings.quote_secret),
     )
     batcher = Batcher(
         begun,
@@ -175,11 +197,12 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
     spans = [RouteSpans(telemetry, catalogue, clock)]
     page = LivePage(settings, begun.options, begun.policy, clock)
     active_policy.tell(page.change)
-    stages: list[tuple[Stage, str, Sequence[Observer], Callable[[], None]]] = [
+    stages: list[_HostedStage] = [
         (router, "router", spans, active_policy.keep(router.take_context)),
         (batcher, "batcher", spans, active_policy.keep(batcher.take_context)),
         (Canceller(evidence_writer, clock), "canceller", [], lambda: None),
         (QualityWatch(evidence_writer, clock), "quality-watch", [], lambda: None),
+        _quotes(settings, active_policy, clock),
     ]
     services = [
         StageService(transactor(settings, stage, signer, metrics, observers, before_step), name)

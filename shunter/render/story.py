@@ -20,6 +20,7 @@ STYLES = {
     "executed": "green",
     "fell_back": "magenta",
     "duplicate": "yellow",
+    "quoted": "cyan",
     "cancel_requested": "yellow",
     "cancelled": "yellow",
 }

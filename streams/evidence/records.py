@@ -16,6 +16,8 @@ from topics import (
     Evidence,
     InferenceRequest,
     Profile,
+    QuoteOffer,
+    QuoteQuestion,
     Result,
     ResultError,
     Source,
@@ -171,6 +173,28 @@ class EvidenceWriter:
         )
         evidence = self._unprofiled(record, request, "rejected", code, message, now)
         return Effect(record, [self.result(result), evidence])
+
+    def quoted(
+        self,
+        record: Record,
+        question: QuoteQuestion,
+        offers: tuple[QuoteOffer, ...],
+        error: ResultError | None,
+        now: float,
+    ) -> Outgoing:
+        """Return the evidence of the answer to a question: its menu, or why it got none."""
+        first = question.requests[0]
+        return self._evidence(
+            record,
+            question.id,
+            "quoted",
+            now,
+            tenant=first.tenant,
+            model=first.model,
+            offers=offers,
+            reason=None if error is None else error.code,
+            message=None if error is None else error.message,
+        )
 
     def duplicate(
         self, record: Record, request: InferenceRequest, first_offset: int, now: float

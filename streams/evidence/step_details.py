@@ -6,6 +6,7 @@ from typing import TypedDict
 from topics import (
     Batch,
     Candidate,
+    Charge,
     Comparison,
     Envelope,
     Fallback,
@@ -48,12 +49,16 @@ class StepDetails(TypedDict, total=False):
     request_digest: TextDigest | None
     response_digest: TextDigest | None
     comparison: Comparison | None
+    charge: Charge | None
     reason: str | None
     message: str | None
 
 
 def used_by(profile: Profile, end: StepDetails) -> Amounts:
-    """Return all that a request used that ends so, its earlier tries included."""
+    """Return all that a request used that ends so, its earlier tries included.
+
+    Of one that took a quote it is what it is charged.
+    """
     tokens, nano_usd = 0, 0
     for each in (end.get("spent"), profile.spent):
         if each is not None:
@@ -63,4 +68,5 @@ def used_by(profile: Profile, end: StepDetails) -> Amounts:
         tokens += usage.input_tokens + usage.output_tokens
     if got is not None:
         nano_usd += round(got.cost_usd * NANO)
-    return Amounts(1, tokens, nano_usd)
+    charged = end.get("charge")
+    return Amounts(1, tokens, nano_usd if charged is None else charged.charged_nano_usd)

@@ -113,9 +113,9 @@ async def _between(
 
 
 def _is_first(step: Evidence) -> bool:
-    """Return whether a step is a request's first one, not a second one of its id."""
+    """Return whether a step is a request's first one: no second one of its id, and no quote."""
     is_ingested = step.source.topic.endswith(".requests") and step.attempt == 1
-    return is_ingested and step.step != "duplicate"
+    return is_ingested and step.step not in {"duplicate", "quoted"}
 
 
 def _add(found: Search, value: bytes | None) -> None:

@@ -117,7 +117,9 @@ class RouteEffects:
         return Effect(case.record, [result, *evidence])
 
     def _carried(self, case: RoutedCase) -> dict[str, bytes]:
-        """Return what goes with a second run; a client's own headers of these names do not."""
+        """Return what goes with it everywhere; a client's own headers of these names do not."""
+        if case.profile.quote is not None:
+            return {h.CRITICAL: h.QUOTE_FIELD}
         return h.carried(case.record.headers) if case.is_carrying else {}
 
     def _details(

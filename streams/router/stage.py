@@ -7,7 +7,6 @@ from typing import Any
 from policies import (
     Decision,
     Placer,
-    Rates,
     Shares,
     Situation,
     Tagged,
@@ -30,7 +29,8 @@ from streams.evidence.records import EvidenceWriter
 from streams.router.accounts import Accounts, is_settlement
 from streams.router.deduplication import Duplicates
 from streams.router.effects import RoutedCase, RouteEffects
-from streams.router.keys import ProvenKeys
+from streams.router.gate import Gate
+from streams.router.quote_desk import QuoteDesk, bound_profile, is_to_run
 from streams.router.turns import Read, in_turn
 from streams.tracing.telemetry import Telemetry
 from topics import (
@@ -44,6 +44,7 @@ from topics import (
     parse_request,
 )
 from topics.records import headers as h
+from topics.records.quote import question_of
 
 
 @dataclass(slots=True)
@@ -78,9 +79,11 @@ class Router(ImmediateStage):
         tokens: TokenCounter | None = None,
         quality: KnownQuality | None = None,
         key_secret: str | None = None,
+        quote_secret: str | None = None,
     ) -> None:
         super().__init__(evidence_writer, clock)
-        self._keys = ProvenKeys(key_secret)
+        self._gate = Gate(situation.policy, key_secret)
+        self._desk = QuoteDesk(quote_secret)
         self._tokens = tokens or TokenCounter({})
         self._placer = Placer(situation, Shares(situation.policy))
         self._shadow: Situation | None = None
@@ -90,7 +93,6 @@ class Router(ImmediateStage):
             evidence_writer.catalogue.seen_ids, duplicate_window_records, self._is_request
         )
         self._ingest: set[Partition] = set()
-        self._rates = Rates(situation.policy)
         self._sampler = Sampler(situation.policy, quality or KnownQuality())
         self._accounts = Accounts(self._catalogue)
         self._effects = RouteEffects(self._catalogue, telemetry)
@@ -114,7 +116,8 @@ class Router(ImmediateStage):
         self._placer.take(terms.situation)
         self._evidence_writer, self._tokens = terms.evidence_writer, terms.tokens
         self._shadow = terms.shadow
-        self._rates.policy = self._sampler.policy = terms.situation.policy
+        self._gate.take(terms.situation.policy)
+        self._sampler.policy = terms.situation.policy
 
     async def restore(self, partition: Partition, progress: Progress | None, log: Log) -> None:
         """Read the last ids, or the accounts; decisions depend on no other state."""
@@ -150,7 +153,7 @@ class Router(ImmediateStage):
         else:
             records = [self._telemetry.admitted(record) for record in records]
             read = [self._read(record) for record in records]
-            ids = [request.id for request in read if isinstance(request, InferenceRequest)]
+            ids = [request.id for request in read if is_to_run(request)]
             await self._duplicates.check_first(partition, ids)
             turns = in_turn(records, read, self._duplicates.first)
             effects = self._routed([self._begin(*turn, now) for turn in turns], now)
@@ -184,7 +187,7 @@ class Router(ImmediateStage):
             return error
 
     def _is_request(self, record: Record) -> bool:
-        return isinstance(self._read(record), InferenceRequest)
+        return is_to_run(self._read(record))
 
     def _routed(self, begun: Sequence[_Asked | Effect], now: float) -> list[Effect]:
         """Return the effects of what a poll brought, an effect of what has ended already.
@@ -241,29 +244,32 @@ class Router(ImmediateStage):
         if not isinstance(request, InferenceRequest):
             return self._evidence_writer.set_aside(record, request, now, is_accepted=False)
         try:
+            if request.quote:
+                return self._quote(record, request, now)
             if first is not None:
                 return self._evidence_writer.duplicate(record, request, first, now)
             return self._admit(record, request, now)
         except Exception as error:  # noqa: BLE001 - likewise
+            if request.quote:
+                return self._evidence_writer.set_aside(record, error, now, is_accepted=False)
             return self._evidence_writer.set_aside_request(record, request, error, now)
 
-    def _admit(self, record: Record, request: InferenceRequest, now: float) -> _Asked | Effect:
-        here = self._situation
+    def _quote(self, record: Record, request: InferenceRequest, now: float) -> Effect:
+        question, writer, here = question_of(request), self._evidence_writer, self._situation
         try:
-            key = self._keys.of(record, request, here.policy)
+            key = self._gate.admit(record, request, self._part, now)
         except UnservableError as error:
-            return self._evidence_writer.unservable(record, request, error.code, error.message, now)
-        # A backlog that is read at once arrived over time: by the broker's clock, which no client
-        # sets.
-        at = min(record.came_at(now), now)
-        part = len(self._ingest) / self._catalogue.partitions
-        wait_s = self._rates.wait_s(request.tenant, at, part)
-        if wait_s:
-            message = f"tenant {request.tenant!r} exceeds its rate; try again in {wait_s:.1f} s"
+            return self._desk.refusal(record, question, error, writer, now)
+        return self._desk.answer(record, question, here, writer, self._tokens, now, key)
+
+    def _admit(self, record: Record, request: InferenceRequest, now: float) -> _Asked | Effect:
+        try:
+            key = self._gate.admit(record, request, self._part, now)
+        except UnservableError as error:
             return self._evidence_writer.unservable(
-                record, request, "rate_limited", message, now, at + wait_s
+                record, request, error.code, error.message, now, error.retry_at
             )
-        if here.policy.budgets_of(request.tenant, key):
+        if self._situation.policy.budgets_of(request.tenant, key):
             trace = self._telemetry.sent(record)
             return self._accounts.passed_on(record, request.id, request.tenant, trace)
         return self._accept(record, request, now)
@@ -278,16 +284,23 @@ class Router(ImmediateStage):
         """Tag a request from outside; ``home`` has the accounts of its tenant."""
         number = (home or record.partition).number
         try:
-            key = self._keys.of(record, request, self._situation.policy)
-            tagged = self._tag(record, request, key, self._situation, number, now)
+            key = self._gate.key_of(record, request)
+            wanted, quoted = self._desk.accepted(request, min(record.came_at(now), now))
+            tagged = self._tag(record, wanted, key, self._situation, number, now)
         except UnservableError as error:
             return self._evidence_writer.unservable(record, request, error.code, error.message, now)
-        return _Asked(record, tagged.profile, tagged.tags, request, key, home)
+        profile = bound_profile(tagged.profile, quoted)
+        return _Asked(record, profile, tagged.tags, wanted, key, home)
 
     def _digest(self, asked: _Asked, _now: float) -> _Asked:
         if asked.request is not None:
             asked.digest = self._evidence_writer.digests.of_request(asked.request)
         return asked
+
+    @property
+    def _part(self) -> float:
+        """This router's part of the ingest partitions."""
+        return len(self._ingest) / self._catalogue.partitions
 
     def _tag(
         self,
@@ -366,7 +379,6 @@ class Router(ImmediateStage):
             return profile
         option = decision.option
         chosen = None if option is None else (option.pool, option.variant)
-        part = len(self._ingest) / self._catalogue.partitions
         found = decision.candidates
-        check = self._sampler.check_of(profile, body, found, chosen, part, now)
+        check = self._sampler.check_of(profile, body, found, chosen, self._part, now)
         return profile if check is None else replace(profile, quality=check)

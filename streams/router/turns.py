@@ -33,7 +33,8 @@ def in_turn(
     turns: list[tuple[int, Turn]] = []
     for record, request in zip(records, read, strict=True):
         if isinstance(request, InferenceRequest):
-            seen = first(record, request.id)
+            # A question what it would cost is no request, and has no id among them.
+            seen = None if request.quote else first(record, request.id)
             turns.append((URGENCY.get(request.service_tier, 0), (record, request, seen)))
         else:
             turns.append((0, (record, request, None)))

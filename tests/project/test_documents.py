@@ -33,6 +33,7 @@ from policies.config.policy import (
     WindowLimits,
     WorkloadClass,
 )
+from policies.config.quotes import Quotes
 from streams.config.declarations import load_fleet
 from streams.live import Snapshot
 from streams.live import snapshot as live
@@ -139,6 +140,7 @@ DECLARED: dict[str, type[BaseModel]] = {
     "A tenant": TenantLimits,
     "Windows": WindowLimits,
     "Scarcity": Scarcity,
+    "Quotes": Quotes,
     "Estimates": Estimates,
 }
 

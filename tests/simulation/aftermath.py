@@ -49,7 +49,10 @@ class Aftermath:
         """The records of each request on the ingest topic."""
         found: dict[str, list[Record]] = defaultdict(list)
         for record in self.records(self.catalogue.requests):
-            if place_of(record) not in self.world.bad:
+            if (
+                place_of(record) not in self.world.bad
+                and key_of(record) not in self.world.questions
+            ):
                 found[key_of(record)].append(record)
         return found
 

@@ -10,6 +10,7 @@ from shunter.audit import Keyring, Verifier
 from shunter.audit.replay import replay_steps
 from simulation.aftermath import Aftermath, key_of, place_of, source_of
 from simulation.budgets import check_budgets
+from simulation.quotes import check_quotes
 from simulation.requests import BOUND, HURRIED
 from streams.engine.clock import TOLERANCE_S
 from streams.engine.log import Record
@@ -48,7 +49,7 @@ def check(world: "World") -> Iterator[str]:
     for invariant in (
         _torn, _results, _deadlines, _clocks, _constraints, _answers, _evidence,
         _duplicates, _cancellations, _dead_letters, _progress, _trail, _rates, _bounds,
-        check_budgets, _replays,
+        check_budgets, check_quotes, _replays,
     ):  # fmt: skip
         yield from invariant(after)
     yield from (f"{key_of(r)} is still held" for r in held(world))
@@ -148,7 +149,7 @@ def _evidence(after: Aftermath) -> Iterator[str]:
     for topic, written in after.topics.items():
         for record, transaction in written:
             if (
-                topic in (c.requests, c.cancellations, c.policies)
+                topic in (c.requests, c.cancellations, c.policies, c.quotes)
                 or place_of(record) in after.world.bad
             ):
                 continue
@@ -176,6 +177,8 @@ def _steps_of(after: Aftermath, record: Record) -> set[str]:
         return STEPS[orjson.loads(record.value or b"")["status"]]
     if topic == c.held:
         return set() if record.value is None else {"held"}
+    if topic == c.quote_answers:
+        return {"quoted"}
     return {c.reroutes: {"fell_back"}, c.dead_letters: {"dead_lettered"}}.get(topic, set())
 
 

@@ -18,6 +18,7 @@ from policies import situation
 from simulation.backend import SimBackend
 from simulation.cluster import SESSION_S, SimLog
 from simulation.loop import Step
+from simulation.quotes import SECRET
 from streams.cancellation.index import CancellationFollower, Cancellations
 from streams.config.active_policy import ActivePolicy, DecisionContext
 from streams.config.declarations import Declarations
@@ -27,6 +28,7 @@ from streams.engine.clock import Clock
 from streams.engine.stage import Stage
 from streams.engine.transactor import Transactor
 from streams.evidence.records import EvidenceWriter
+from streams.router.quote_stage import QuoteStage
 from topics import PoolStatus, Settings, StreamPiece
 from workers.resilience.attempts import Attempts
 from workers.resilience.circuit_breaker import Breakers
@@ -270,7 +272,10 @@ class RouterProcess(Process):
         self._policies_seen = 0
         given = (shared, evidence_writer, self, world.telemetry)
         self.router = rules.router(
-            *given, request_bytes_max=100_000, duplicate_window_records=world.window_records
+            *given,
+            request_bytes_max=100_000,
+            duplicate_window_records=world.window_records,
+            quote_secret=SECRET,
         )
         self.batcher = rules.batcher(
             *given,
@@ -283,6 +288,11 @@ class RouterProcess(Process):
         self.run(self.router, active_policy.keep(self.router.take_context))
         self.run(self.batcher, active_policy.keep(self.batcher.take_context))
         self.run(rules.canceller(evidence_writer, self))
+        if rules.with_quotes:
+            desk = QuoteStage(
+                active_policy.terms, self, request_bytes_max=100_000, quote_secret=SECRET
+            )
+            self.run(desk, active_policy.keep(desk.take_context))
 
     async def take_policies(self) -> None:
         records = self.world.cluster.records(self.world.catalogue.policies)

@@ -61,6 +61,14 @@ def test_a_seed_tells_the_same_story_in_every_process() -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_question_has_one_answer_and_a_quote_is_kept_on_every_seed(seed: int) -> None:
+    world = run(seed, Rules(with_quotes=True))
+    assert not world.problems, world.problems
+    assert len(world.questions) == 6
+    assert len(world.prices) == 3
+
+
 @dataclass(frozen=True)
 class Broken:
     """A rule that is broken, and what the checker must say of it.

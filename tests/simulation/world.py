@@ -19,6 +19,7 @@ from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
 from simulation.loop import Step, VirtualLoop
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
+from simulation.quotes import publish_quotes
 from simulation.requests import (
     BOUND,
     DEADLINES_S,
@@ -107,6 +108,8 @@ class Rules:
     """The faults to strike, in place of all."""
     lose_offsets_of: str | None = None
     """A stage, by the end of its group's name, none of whose group offsets is ever seen."""
+    with_quotes: bool = False
+    """Whether clients ask for quotes, and take them."""
 
 
 class World:
@@ -154,6 +157,11 @@ class World:
         self.ended: set[str] = set()
         self.healed = asyncio.Event()
         self.buried: set[tuple[str, int, int]] = set()
+        self.questions: set[str] = set()
+        self.prices: dict[str, int] = {}
+        """What was quoted to requests that took an offer, in nano-dollars."""
+        self.questions_left = 0
+        """Published, and without evidence yet."""
         self.cancellations_left = 0
         """Published, and without evidence yet."""
         self.faults = Faults(self)
@@ -251,6 +259,8 @@ class World:
         self.spawn(self.faults.outside())
         self.spawn(self._publish_bound())
         self.spawn(self._publish_thrifty())
+        if self.rules.with_quotes:
+            self.spawn(publish_quotes(self))
         self._plan_policies()
         await self._publish()
         await asyncio.sleep(max(0.0, FAULTS_S - self.loop.at_s))
@@ -381,6 +391,7 @@ class World:
         while self.loop.at_s < end_s:
             has_ended = self.ended >= self.workload.expected.keys()
             is_told = self.buried >= self.bad and self.cancellations_left <= 0
+            is_told = is_told and self.questions_left <= 0
             if has_ended and is_told and not held(self):
                 return
             await asyncio.sleep(0.5)
@@ -413,6 +424,8 @@ class World:
             self.buried.add(source_of(record))
         elif b'"cancel_requested"' in (record.value or b""):
             self.cancellations_left -= 1
+        elif b'"quoted"' in (record.value or b""):
+            self.questions_left -= 1
 
     def _start(self, name: str) -> None:
         if name in self.processes and not self.processes[name].is_dead:

@@ -79,6 +79,8 @@ def client(catalogue: Catalogue) -> Role:
         [
             _topic(catalogue.requests, "Write", "submit requests"),
             _topic(catalogue.cancellations, "Write", "cancel requests"),
+            _topic(catalogue.quotes, "Write", "ask what requests would cost"),
+            _topic(catalogue.quote_answers, "Read", "follow the answers"),
             _topic(catalogue.results, "Read", "follow results"),
             _topic(catalogue.streams, "Read", "follow answers as they come"),
             _topic(catalogue.dead_letters, "Read", "follow what became a dead letter"),
@@ -112,6 +114,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
         catalogue.batcher_group: (catalogue.held,),
         catalogue.canceller_group: (catalogue.cancellations,),
         catalogue.quality_group: (catalogue.comparisons,),
+        catalogue.quote_group: (catalogue.quotes,),
     }
     written = [
         catalogue.held,
@@ -119,6 +122,7 @@ def router(catalogue: Catalogue, pools: Iterable[str]) -> Role:
         catalogue.accounts,
         catalogue.budgets,
         catalogue.quality,
+        catalogue.quote_answers,
         *lanes,
         *_ends(catalogue),
     ]

@@ -31,6 +31,7 @@ PROFILE = (
     "any_quality",
     "quality",
     "price_factor",
+    "quote",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")
@@ -57,6 +58,8 @@ VARIANT_LOAD = (
     "reuse",
     "is_drifted",
 )
+# Of what a quote promised.
+QUOTE = ("id", "nano_usd", "chance")
 # Of what a second run is for.
 QUALITY = (
     "task",

@@ -15,6 +15,7 @@ from topics.records.decision_columns import (
     PROFILE,
     PROFILE_COMMON,
     QUALITY,
+    QUOTE,
     VARIANT_LOAD,
     WAITING,
 )
@@ -224,14 +225,16 @@ def _profile(row: Sequence[Any], told: Mapping[str, Any]) -> dict[str, Any]:
     if "fallbacks" in found:
         found["fallbacks"] = _fallbacks(found["fallbacks"])
     if "quality" in found:
-        found["quality"] = _quality(found["quality"])
+        found["quality"] = _row("quality", QUALITY, found["quality"])
+    if "quote" in found:
+        found["quote"] = _row("quote", QUOTE, found["quote"])
     return found
 
 
-def _quality(row: Any) -> dict[str, Any]:
+def _row(name: str, columns: Sequence[str], row: Any) -> dict[str, Any]:
     if not isinstance(row, list):
-        raise ValueError("decision.profile: quality: no row")  # noqa: TRY004 - pydantic's
-    return dict(zip(QUALITY, row, strict=False))
+        raise ValueError(f"decision.profile: {name}: no row")  # noqa: TRY004 - pydantic's
+    return dict(zip(columns, row, strict=False))
 
 
 def _tags(

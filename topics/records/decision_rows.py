@@ -255,7 +255,7 @@ def _whole(value: Any, unit: float) -> Any:
 
 def profile_row(profile: Profile, at: float) -> Sequence[Any]:
     """Return the row of a profile; ``at`` is when the step was."""
-    routed_at = profile.routed_at
+    routed_at, quote = profile.routed_at, profile.quote
     first = (
         plain(profile.created_at),
         plain(profile.deadline),
@@ -289,6 +289,7 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         profile.any_quality or None,
         None if profile.quality is None else _quality_row(profile.quality),
         None if profile.price_factor == 1.0 else plain(profile.price_factor),
+        None if quote is None else (quote.id, quote.nano_usd, plain(quote.chance)),
     )
     end = len(rest)
     while end and rest[end - 1] is None:

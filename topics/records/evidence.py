@@ -13,6 +13,8 @@ from topics.records.money import Reservation, Settlement, Spent
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
 from topics.records.quality import Comparison, VariantQuality
+from topics.records.quote import QuoteOffer
+from topics.records.quoted import Charge
 from topics.records.result import Status, Usage
 
 Step = Literal[
@@ -31,6 +33,7 @@ Step = Literal[
     "recovered",
     "drifted",
     "as_reference",
+    "quoted",
 ]
 
 ENDS: dict[str, Status] = {
@@ -164,6 +167,10 @@ class Evidence:
     """Of a second run that was executed, how its answer differs from the first one's."""
     variant_quality: VariantQuality | None = None
     """Of a new verdict on a variant, the test that led to it."""
+    offers: tuple[QuoteOffer, ...] = ()
+    """Of a question that was answered, the menu; what accepts an offer is left out."""
+    charge: Charge | None = None
+    """Of a request that took a quote, what was quoted, what it cost and what it pays."""
     reason: str | None = None
     message: str | None = None
 

@@ -29,6 +29,8 @@ from topics.records.money import Reservation, Settlement, Spent
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
 from topics.records.quality import Comparison, VariantQuality
+from topics.records.quote import QuoteOffer
+from topics.records.quoted import Charge
 from topics.records.result import Usage
 from topics.wire.canonical_json import canonical
 
@@ -75,6 +77,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     attempt: int = 1
     batch: Batch | None = None
     candidates: Sequence[Candidate] | None = None
+    charge: Charge | None = None
     comparison: Comparison | None = None
     decided_with: str | None = None
     decision: DecisionRows | None = None
@@ -89,6 +92,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     message: str | None = None
     model: str | None = None
     model_digest: str | None = None
+    offers: Sequence[QuoteOffer] | None = None
     placement: _Placement | None = None
     policy_version: str | None = None
     profile: Profile | None = None
@@ -141,6 +145,7 @@ def _common(evidence: Evidence) -> _Written:
         at=plain(evidence.at),
         attempt=evidence.attempt,
         batch=evidence.batch,
+        charge=evidence.charge,
         comparison=evidence.comparison,
         decided_with=evidence.decided_with,
         energy_wh=plain(evidence.energy_wh),
@@ -153,6 +158,7 @@ def _common(evidence: Evidence) -> _Written:
         message=evidence.message,
         model=evidence.model,
         model_digest=evidence.model_digest,
+        offers=evidence.offers or None,
         policy_version=evidence.policy_version,
         reason=evidence.reason,
         request_digest=None if asked is None else _Digest(asked.hmac, asked.salt, asked.whole),

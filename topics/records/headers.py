@@ -36,6 +36,9 @@ LEFT_OUT = "shunter-left-out"
 CRITICAL = "shunter-critical"
 # A second run is for one variant alone, which versions before it would not know.
 QUALITY_FIELD = b"profile.quality"
+# Nor that nobody may pay more than was quoted.
+QUOTE_FIELD = b"profile.quote"
+_KNOWN_FIELDS = frozenset({QUALITY_FIELD, QUOTE_FIELD})
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
 BATCH_SIZE = "shunter-batch-size"
@@ -112,13 +115,14 @@ def check_critical(headers: Headers) -> None:
     """Refuse a record with a field of a newer version that every reader must know.
 
     Unknown fields are ignored. If that would break a constraint or repeat an effect, the version
-    that adds the field names it in this header. Of this version that is ``profile.quality``.
+    that adds the field names it in this header. Of this version that are ``profile.quality`` and
+    ``profile.quote``.
 
     Raises:
         BadRecordError: the record has such a field.
     """
     named = find(headers, CRITICAL)
-    if named is not None and named != QUALITY_FIELD:
+    if named is not None and named not in _KNOWN_FIELDS:
         raise BadRecordError(
             "validate",
             "newer_version",
@@ -128,9 +132,12 @@ def check_critical(headers: Headers) -> None:
 
 
 def carried(headers: Headers) -> dict[str, bytes]:
-    """Return the headers that go with a second run wherever it goes; of other work none."""
+    """Return the headers that go with a request wherever it goes, once they are ours."""
     answer = find(headers, ANSWER)
-    return {} if answer is None else {ANSWER: answer, CRITICAL: QUALITY_FIELD}
+    if answer is not None:
+        return {ANSWER: answer, CRITICAL: QUALITY_FIELD}
+    is_quoted = find(headers, CRITICAL) == QUOTE_FIELD
+    return {CRITICAL: QUOTE_FIELD} if is_quoted else {}
 
 
 def held_promise(headers: Headers) -> dict[str, bytes]:

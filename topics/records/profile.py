@@ -12,6 +12,7 @@ from msgspec import Meta
 from topics.records.frozen import dataclass
 from topics.records.money import Reservation, Spent
 from topics.records.quality import QualityCheck
+from topics.records.quoted import Quoted
 
 TagSource = Literal["client", "policy", "estimate"]
 # What is longer could be read and not be written again.
@@ -89,6 +90,8 @@ class Profile:
     spent: Spent | None = None
     quality: QualityCheck | None = None
     """Of a request that is run a second time, and of that run."""
+    quote: Quoted | None = None
+    """What it was promised by the quote that it took."""
 
     @property
     def is_background(self) -> bool:

@@ -1,6 +1,7 @@
 """The request: what an application publishes to the ingest topic."""
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import orjson
@@ -45,6 +46,10 @@ Names = Annotated[list[Name], Field(max_length=64)]
 EpochSeconds = Annotated[float, Field(ge=0, le=EPOCH_S_MAX, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+# What a menu calls an offer (topics/records/quote.py).
+QuoteId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,600}\.[A-Za-z0-9_-]{43}$", max_length=644)
+]
 # Not \d, which takes the digits of every script, and those of newer Unicode than `re` knows.
 Duration = Annotated[
     str,
@@ -53,19 +58,21 @@ Duration = Annotated[
 ]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A record that a client writes."""
+
     # Unknown fields are refused: a misspelt constraint that is quietly ignored would be broken.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Slo(_Strict):
+class Slo(Strict):
     """Latency objectives of the client, in milliseconds."""
 
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
 
 
-class Constraints(_Strict):
+class Constraints(Strict):
     """Constraints that placement may never break. An empty list allows nothing."""
 
     regions: Names | None = None
@@ -77,7 +84,7 @@ class Constraints(_Strict):
     max_cost_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
-class Hints(_Strict):
+class Hints(Strict):
     """The client's knowledge of its request; it precedes any estimate."""
 
     input_tokens: Tokens | None = None
@@ -85,7 +92,7 @@ class Hints(_Strict):
     batchable: bool | None = None
 
 
-class InferenceRequest(_Strict):
+class InferenceRequest(Strict):
     """One inference request, as in the contract (docs/reference/requests.md)."""
 
     id: Name
@@ -104,6 +111,8 @@ class InferenceRequest(_Strict):
     constraints: Constraints = Field(default_factory=Constraints)
     session: Name | None = None
     hints: Hints = Field(default_factory=Hints)
+    quote: bool = False
+    quote_id: QuoteId | None = None
     metadata: Any = None
     _sent: dict[str, Any] = PrivateAttr()
 
@@ -115,6 +124,8 @@ class InferenceRequest(_Strict):
     def _one_deadline(self) -> "InferenceRequest":
         if self.deadline is not None and self.completion_window is not None:
             raise ValueError("give deadline or completion_window, not both")
+        if self.quote and self.quote_id is not None:
+            raise ValueError("give quote, to ask for one, or quote_id, to accept one, not both")
         return self
 
     @property
@@ -161,6 +172,26 @@ def parse_request(
     Raises:
         BadRecordError: with stage, reason code and a message that names the field.
     """
+    sent = read_object(value, _FIELDS, bytes_max)
+    try:
+        return InferenceRequest.model_validate(native_fields(sent, default_id), context=sent)
+    except ValidationError as error:
+        raise BadRecordError(
+            "validate", "invalid_request", describe(error, InferenceRequest)
+        ) from error
+
+
+def read_object(value: bytes | None, names: Collection[str], bytes_max: int) -> dict[str, Any]:
+    """Return the JSON object that a client wrote as a record's value.
+
+    Args:
+        value: UTF-8 JSON, or None for a tombstone.
+        names: what an error may tell of its fields.
+        bytes_max: longest value accepted, in bytes.
+
+    Raises:
+        BadRecordError: it is none, or too long, or says something twice.
+    """
     if not value:
         raise BadRecordError("decode", "empty_value", "the record has no value (a tombstone)")
     if len(value) > bytes_max:
@@ -172,7 +203,15 @@ def parse_request(
         )
     # Parsers disagree on which of two equal keys wins, so a repeated constraint could be read one
     # way by the client and another way here.
-    sent = decode_unique_json_object(value, _FIELDS)
+    return decode_unique_json_object(value, names)
+
+
+def native_fields(sent: dict[str, Any], default_id: str | None = None) -> dict[str, Any]:
+    """Return the fields of a request, native or a line of an OpenAI Batch file.
+
+    Raises:
+        BadRecordError: its body or its line is none.
+    """
     fields = dict(sent)
     if "custom_id" in fields:
         fields = fields_of_line(fields)
@@ -185,12 +224,7 @@ def parse_request(
         _check_body(body)
         if "model" not in fields and "model" in body:
             fields["model"] = body["model"]
-    try:
-        return InferenceRequest.model_validate(fields, context=sent)
-    except ValidationError as error:
-        raise BadRecordError(
-            "validate", "invalid_request", describe(error, InferenceRequest)
-        ) from error
+    return fields
 
 
 def peek_id(value: bytes | None, default_id: str | None = None) -> str | None:

@@ -58,6 +58,8 @@ class Cost:
 
     usd: float
     envelope_usd: float | None = None
+    quoted_usd: float | None = None
+    """The most that it may cost, by the quote that it took."""
 
 
 @dataclass(frozen=True, slots=True)

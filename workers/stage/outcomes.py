@@ -11,11 +11,13 @@ from streams.engine.stage import Effect
 from streams.evidence.records import EvidenceWriter
 from streams.tracing.telemetry import Telemetry
 from topics import (
+    Charge,
     Comparison,
     Cost,
     Envelope,
     Fallback,
     Host,
+    Profile,
     Response,
     Result,
     ResultError,
@@ -24,7 +26,8 @@ from topics import (
     encode,
 )
 from topics.records import headers as h
-from topics.records.money import Spent
+from topics.records.money import NANO, Spent
+from topics.records.quoted import charge
 from workers.backends.base import Call, CallError, CallMeter, Outcome
 from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest
@@ -105,6 +108,8 @@ class OutcomeWriter:
         routed, profile = task.routed, task.routed.profile
         usage = replace(outcome.usage, tool_calls=_tool_calls(outcome.response.body))
         got, spent = _got(task, outcome, option), task.spent()
+        usd = _total_usd(routed, got.cost_usd, spent)
+        paid = _paid(profile, usd)
         result = Result(
             id=profile.id,
             status="completed",
@@ -112,7 +117,7 @@ class OutcomeWriter:
             response=None if profile.is_background else outcome.response,
             placement=routed.placement,
             usage=usage,
-            cost=_cost(routed, got.cost_usd, spent),
+            cost=_cost(routed, usd, paid),
             trace_id=routed.record.trace_id,
             metadata=_metadata(routed),
             reference_of=profile.of,
@@ -127,6 +132,7 @@ class OutcomeWriter:
             held_promise=routed.held_promise,
             got=got,
             spent=spent,
+            charge=paid,
             usage=usage,
             batch=routed.batch,
             host=self._host,
@@ -209,6 +215,8 @@ class OutcomeWriter:
         told: str | None = None,
     ) -> Effect:
         routed, profile, spent = task.routed, task.routed.profile, task.spent()
+        usd = _total_usd(routed, 0.0, spent)
+        paid = _paid(profile, usd) if usd else None
         result = Result(
             id=profile.id,
             status=status,
@@ -216,7 +224,7 @@ class OutcomeWriter:
             response=response,
             error=error,
             placement=routed.placement,
-            cost=_cost(routed, 0.0, spent) if spent or profile.spent else None,
+            cost=_cost(routed, usd, paid) if spent or profile.spent else None,
             trace_id=routed.record.trace_id,
             metadata=_metadata(routed),
             reference_of=profile.of,
@@ -230,6 +238,7 @@ class OutcomeWriter:
             promised=routed.promised,
             held_promise=routed.held_promise,
             spent=spent,
+            charge=paid,
             batch=routed.batch,
             host=self._host,
             reason=error.code,
@@ -294,10 +303,21 @@ def _tool_calls(body: object) -> int:
     return sum(len(each) for each in calls if isinstance(each, list))
 
 
-def _cost(routed: RoutedRequest, usd: float, spent: Spent | None) -> Cost:
+def _total_usd(routed: RoutedRequest, usd: float, spent: Spent | None) -> float:
     """Return all that a request cost: its answer, and the tries that gave none."""
-    usd += sum(each.usd for each in (spent, routed.profile.spent) if each is not None)
-    return Cost(usd, None if routed.promised is None else routed.promised.cost_usd)
+    return usd + sum(each.usd for each in (spent, routed.profile.spent) if each is not None)
+
+
+def _paid(profile: Profile, usd: float) -> Charge | None:
+    """Return what a request that took a quote pays for this cost; None if it took none."""
+    return None if profile.quote is None else charge(profile.quote, round(usd * NANO))
+
+
+def _cost(routed: RoutedRequest, usd: float, paid: Charge | None) -> Cost:
+    envelope_usd = None if routed.promised is None else routed.promised.cost_usd
+    if paid is None:
+        return Cost(usd, envelope_usd)
+    return Cost(paid.charged_nano_usd / NANO, envelope_usd, paid.quoted_nano_usd / NANO)
 
 
 def _got(task: Task, outcome: Outcome, option: Option) -> Envelope:

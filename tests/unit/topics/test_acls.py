@@ -132,6 +132,7 @@ async def system(
     env = {pool: secured.env(user(f"worker {pool}")) for pool in POOLS}
     # A window so short that seen ids are written down of a few requests.
     router = {"SHUNTER_WEB_PORT": str(PAGE_PORT), "SHUNTER_DUPLICATE_WINDOW_RECORDS": "4"}
+    router |= {"SHUNTER_QUOTE_SECRET": "between routers"}
     system = System(
         secured.for_tests,
         PREFIX,
@@ -191,6 +192,17 @@ class TestTheWholeSystemWithTheseRights:
         paths = {i: r[0]["placement"]["path"] for i, r in system.results.items() if i != "nowhere"}
         assert {paths[each["id"]] for each in direct} == {"direct"}
         assert {paths[each["id"]] for each in batch} == {"batch"}
+
+    async def test_a_client_asks_what_it_would_cost(
+        self, secured: SecuredKafka, system: System, tmp_path: Path
+    ) -> None:
+        (tmp_path / "asked.jsonl").write_bytes(orjson.dumps(chat("asked")))
+        outcome = await asyncio.to_thread(
+            *(command, secured, user("client"), "quote", tmp_path / "asked.jsonl"),
+            *("--by", "1h", "--json"),
+        )
+        assert outcome.returncode == 0, outcome.stderr + system.logs()
+        assert all(set(line["quote_ids"]) == {"asked"} for line in json.loads(outcome.stdout))
 
     async def test_a_client_cancels(self, secured: SecuredKafka, system: System) -> None:
         outcome = await asyncio.to_thread(

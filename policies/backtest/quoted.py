@@ -1,0 +1,188 @@
+"""Quotes in a backtest: requests take one from their menu, and what was promised is held to it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import ceil, inf, log
+from typing import Any
+from zlib import crc32
+
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.route import Shunter
+from policies.backtest.workload import Tagger
+from policies.config.options import Options
+from policies.config.policy import Policy
+from policies.config.quotes import PromiseErrors
+from policies.placement.decide import Decision
+from policies.placement.quoting import bound_to, menu, price_nano
+from policies.scoring.promises import ANY_CLASS
+from topics import Profile
+from topics.records.frozen import dataclass
+from topics.records.money import NANO
+from topics.records.quoted import Quoted, charge
+
+# Chances at which errors are told, and the fewest requests that tell of one so rare.
+LEVELS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
+REQUESTS_MIN = 400
+# Added to an error of which only is known that it was more than was promised for.
+STEP = 0.1
+# Margins of a price of which is told what they would have brought in.
+MARGINS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_SHARE_OF = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A quote that a request took, and the time to the finish and the cost behind it."""
+
+    quoted: Quoted
+    task: str
+    path: str
+    at: float
+    expected_s: float
+    cost_usd: float
+    deadline: float
+
+
+class QuotingShunter(Shunter):
+    """Shunter, of whose requests some ask for a menu and take one offer of it.
+
+    Args:
+        options: the options of the fleet.
+        policy: the policy.
+        tag: tags a request.
+        share: part of the requests that ask, chosen by their ids.
+    """
+
+    def __init__(self, options: Options, policy: Policy, tag: Tagger, share: float) -> None:
+        super().__init__(options, policy, tag)
+        self._share = share
+        self.taken: dict[str, Taken] = {}
+
+    def tagged(self, profile: Profile, now: float) -> Profile:
+        """Return a request as it is bound by the quote that it takes, if it takes one."""
+        profile = super().tagged(profile, now)
+        drawn = crc32(profile.id.encode())
+        if drawn >= self._share * _SHARE_OF:
+            return profile
+        offers, _ = menu(lambda _: [profile], [profile.tier], [], [], self.situation, now)
+        if not offers:
+            return profile
+        # Another part of the same draw, so that each line is taken as often.
+        offer = offers[drawn // 7 % len(offers)]
+        quoted = Quoted(profile.id, offer.nano_usd[0], offer.chance)
+        return bound_to(replace(profile, deadline=offer.deadline), quoted)
+
+    def decided(self, profile: Profile, decision: Decision, now: float) -> None:
+        """Note what the promise of a quoted request rests on."""
+        promised = decision.promised
+        if profile.quote is None or profile.attempt > 1 or promised is None:
+            return
+        path = "hold" if decision.action == "hold" else "direct"
+        expected_s = promised.finish_s - (now - profile.created_at)
+        self.taken[profile.id] = Taken(
+            profile.quote, profile.task, path, now, expected_s, promised.cost_usd, profile.deadline
+        )
+
+
+def kept(outcome: ReplayOutcome, taken: Taken) -> bool:
+    """Return whether a request was answered by the deadline that it was promised."""
+    at = outcome.finished_s
+    return outcome.status == "completed" and at is not None and at <= taken.deadline
+
+
+def quote_scores(outcomes: Iterable[ReplayOutcome], taken: Mapping[str, Taken]) -> dict[str, Any]:
+    """Return by promised chance what was kept, and what was quoted, paid and spent in all.
+
+    Args:
+        outcomes: of the run.
+        taken: the quotes that count, by request.
+    """
+    by_chance: dict[float, list[bool]] = defaultdict(list)
+    quoted_nano = charged_nano = cost_nano = over = 0
+    by_margin = dict.fromkeys(MARGINS, 0)
+    for outcome in outcomes:
+        own = taken.get(outcome.profile.id)
+        if own is None:
+            continue
+        by_chance[round(own.quoted.chance, 2)].append(kept(outcome, own))
+        paid = charge(own.quoted, round(outcome.cost_usd * NANO))
+        quoted_nano += paid.quoted_nano_usd
+        charged_nano += paid.charged_nano_usd
+        cost_nano += paid.cost_nano_usd
+        for margin in MARGINS:
+            other = replace(own.quoted, nano_usd=price_nano(own.cost_usd, margin))
+            by_margin[margin] += charge(other, paid.cost_nano_usd).charged_nano_usd
+        over += paid.cost_nano_usd > paid.quoted_nano_usd
+    return {
+        "quotes": sum(map(len, by_chance.values())),
+        "by_chance": [
+            {"chance": chance, "promises": len(found), "kept": sum(found) / len(found)}
+            for chance, found in sorted(by_chance.items(), reverse=True)
+        ],
+        "quoted_usd": quoted_nano / NANO,
+        "charged_usd": charged_nano / NANO,
+        "cost_usd": cost_nano / NANO,
+        "cost_more_than_quoted": over,
+        "charged_share_by_margin": {
+            str(margin): nano / cost_nano if cost_nano else None
+            for margin, nano in by_margin.items()
+        },
+    }
+
+
+def measured_errors(
+    outcomes: Iterable[ReplayOutcome],
+    taken: Mapping[str, Taken],
+    before: Mapping[str, PromiseErrors],
+) -> dict[str, PromiseErrors]:
+    """Return the errors of promises by class, and those of all under ``any``.
+
+    Of one that ended without an answer only is known that it took longer than it had.
+
+    Args:
+        outcomes: of the run.
+        taken: the quotes that count, by request.
+        before: the errors that they were made with.
+    """
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for outcome in outcomes:
+        own = taken.get(outcome.profile.id)
+        if own is None:
+            continue
+        at = outcome.finished_s
+        is_done = outcome.status == "completed" and at is not None and own.expected_s > 0
+        error = log(max(1e-9, at - own.at) / own.expected_s) if is_done and at else inf
+        found[own.task, own.path].append(error)
+        found[ANY_CLASS, own.path].append(error)
+    told: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (task, path), errors in sorted(found.items()):
+        if task == ANY_CLASS or len(errors) >= REQUESTS_MIN:
+            told[task][path] = _points(sorted(errors), dict(_points_before(before, task, path)))
+    return {task: PromiseErrors(**paths) for task, paths in told.items()}
+
+
+def _points_before(
+    before: Mapping[str, PromiseErrors], task: str, path: str
+) -> Sequence[tuple[float, float]]:
+    own = before.get(task) or before.get(ANY_CLASS)
+    return () if own is None else own.hold if path == "hold" else own.direct
+
+
+def _points(
+    ordered: Sequence[float], before: Mapping[float, float]
+) -> tuple[tuple[float, float], ...]:
+    points: list[tuple[float, float]] = []
+    for level in LEVELS:
+        # One more than there are: what comes next may be worse than all of them.
+        rank = ceil(level * (len(ordered) + 1))
+        if rank > len(ordered):
+            break
+        error = ordered[rank - 1]
+        if error == inf:
+            error = before.get(level, points[-1][1] if points else 0.0) + STEP
+        error = round(error, 4)
+        if points and error <= points[-1][1]:
+            error = round(points[-1][1] + 1e-4, 4)
+        points.append((level, error))
+    return tuple(points)

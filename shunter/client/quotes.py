@@ -1,0 +1,160 @@
+"""Quotes of files: the questions that are asked, and the menu that their answers come to."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka.errors import KafkaError
+
+from shunter.client.kafka import tail
+from shunter.client.submit import ACKNOWLEDGED_S_MAX, POLL_S, producer_of
+from shunter.console import UserError
+from topics import Catalogue, InferenceRequest, QuoteAnswer, QuoteOffer, Settings, decode, encode
+from topics.records.money import NANO
+from topics.records.quote import MEMBERS_MAX
+
+# How long an answer may take: a router answers within a second, and may have to start first.
+ANSWER_S_MAX = 60.0
+
+
+@dataclass(slots=True)
+class MenuLine:
+    """One line of the menu of a file: the sums of those of its questions."""
+
+    tier: str
+    deadline: float
+    within_s: float | None
+    chance: float = 1.0
+    nano_usd: int = 0
+    valid_until: float = float("inf")
+    quote_ids: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cost_usd(self) -> float:
+        """The price of all requests together, US dollars."""
+        return self.nano_usd / NANO
+
+    def add(self, offer: QuoteOffer) -> None:
+        """Take in the offer to some more of the requests."""
+        self.chance = min(self.chance, offer.chance)
+        self.nano_usd += offer.nano_usd
+        self.valid_until = min(self.valid_until, offer.valid_until)
+        self.quote_ids |= offer.quote_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked of all requests: windows such as ``6h``, deadlines in epoch seconds, tiers."""
+
+    windows: Sequence[str] = ()
+    deadlines: Sequence[float] = ()
+    tiers: Sequence[str] = ()
+
+
+def questions(
+    requests: Sequence[InferenceRequest], wish: Wish, prefix: str
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the id and the value of each question: of one tenant each, and no more than it takes.
+
+    Raises:
+        UserError: there is more than one, and no deadline that is the same for all.
+    """
+    by_tenant: dict[str, list[InferenceRequest]] = defaultdict(list)
+    for request in requests:
+        by_tenant[request.tenant].append(request)
+    parts = [
+        found[at : at + MEMBERS_MAX]
+        for found in by_tenant.values()
+        for at in range(0, len(found), MEMBERS_MAX)
+    ]
+    if len(parts) > 1 and not wish.windows and not wish.deadlines:
+        raise UserError(
+            f"{len(requests)} requests take {len(parts)} questions, of one tenant and {MEMBERS_MAX}"
+            " requests at most, whose menus need the same deadlines: give --by"
+        )
+    for number, part in enumerate(parts):
+        name = f"{prefix}-{number}"
+        value: dict[str, Any] = {
+            "id": name,
+            "requests": [as_sent(request) for request in part],
+            "windows": list(wish.windows),
+            "deadlines": list(wish.deadlines),
+            "tiers": list(wish.tiers),
+        }
+        yield name, encode(value)
+
+
+def as_sent(request: InferenceRequest, quote_id: str | None = None) -> dict[str, Any]:
+    """Return a request as it is asked about, or sent once it has taken an offer."""
+    left_out = {"deadline", "completion_window", "service_tier", "quote", "quote_id", "created_at"}
+    fields = request.model_dump(exclude=left_out, exclude_defaults=True)
+    return fields if quote_id is None else fields | {"quote_id": quote_id}
+
+
+async def ask(
+    settings: Settings, asked: Mapping[str, bytes], timeout_s: float = ANSWER_S_MAX
+) -> list[QuoteAnswer]:
+    """Publish questions and return their answers, in their order.
+
+    Raises:
+        UserError: Kafka takes none, or no router answers in time.
+    """
+    catalogue, found = Catalogue(settings), dict[str, QuoteAnswer]()
+    async with tail(settings, [catalogue.quote_answers]) as reader:
+        async with producer_of(settings) as producer:
+            try:
+                async with asyncio.timeout(ACKNOWLEDGED_S_MAX):
+                    for name, value in asked.items():
+                        await producer.send_and_wait(catalogue.quotes, value, key=name.encode())
+            except (KafkaError, TimeoutError) as error:
+                raise UserError(f"a question could not be published: {error}") from error
+        end = asyncio.get_running_loop().time() + timeout_s
+        while found.keys() < asked.keys():
+            left_s = end - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                raise UserError(
+                    f"no answer within {timeout_s:g} s; does a `shunter router` run? A question"
+                    f" that can't be read becomes a dead letter on {catalogue.dead_letters}"
+                )
+            for record in await reader.poll(min(POLL_S, left_s)):
+                name = (record.key or b"").decode("utf-8", "replace")
+                if name in asked:
+                    found[name] = decode(QuoteAnswer, record.value or b"")
+    return [found[name] for name in asked]
+
+
+def menu_of(answers: Sequence[QuoteAnswer]) -> list[MenuLine]:
+    """Return the menu of all answers together, by tier and deadline, the surest first.
+
+    Raises:
+        UserError: one of them refuses, or has nothing that the others have.
+    """
+    for answer in answers:
+        if answer.error is not None:
+            raise UserError(f"no quote ({answer.error.code}): {answer.error.message}")
+    found = [_by_time(answer) for answer in answers]
+    if len(found) == 1:
+        common = list(found[0])
+    else:
+        common = [time for time in found[0] if all(time in each for each in found)]
+    lines = []
+    for time in common:
+        for rank in range(max(len(each[time]) for each in found)):
+            first = found[0][time][0]
+            line = MenuLine(first.tier, first.deadline, first.within_s)
+            for each in found:
+                line.add(each[time][min(rank, len(each[time]) - 1)])
+            lines.append(line)
+    if not lines:
+        raise UserError("no quote: no deadline can be promised to all of the requests")
+    return lines
+
+
+def _by_time(answer: QuoteAnswer) -> dict[tuple[str, float], list[QuoteOffer]]:
+    """Return the offers by tier and by when, the surest first."""
+    found: dict[tuple[str, float], list[QuoteOffer]] = defaultdict(list)
+    for offer in answer.offers:
+        found[offer.tier, offer.within_s or offer.deadline].append(offer)
+    return {time: sorted(each, key=lambda o: -o.chance) for time, each in found.items()}

@@ -1,0 +1,81 @@
+"""Quotes of files: questions small enough, and one menu of all answers."""
+
+import orjson
+import pytest
+from stream_cases import MODEL, request
+
+from shunter.client.quotes import Wish, as_sent, menu_of, questions
+from shunter.console import UserError
+from topics import InferenceRequest, QuoteAnswer, QuoteOffer, ResultError
+from topics.records.quote import MEMBERS_MAX, parse_question
+
+
+def parsed(count: int, tenant: str = "a") -> list[InferenceRequest]:
+    return [
+        InferenceRequest.model_validate(request(id=f"{tenant}{n}", model=MODEL, tenant=tenant))
+        for n in range(count)
+    ]
+
+
+def offer(chance: float, nano: int, name: str, within_s: float = 60.0) -> QuoteOffer:
+    return QuoteOffer(
+        deadline=1000.0 + within_s,
+        tier="flex",
+        cost_usd=nano / 1e9,
+        nano_usd=nano,
+        chance=chance,
+        valid_until=900.0 + nano,
+        within_s=within_s,
+        quote_ids={name: f"token of {name} at {chance}"},
+        quotes={},
+    )
+
+
+def test_each_question_is_of_one_tenant_and_no_larger_than_a_router_takes() -> None:
+    requests = parsed(MEMBERS_MAX + 1) + parsed(2, "b")
+    asked = dict(questions(requests, Wish(windows=["1h"], tiers=["flex"]), "q"))
+    found = [parse_question(value, bytes_max=10**7) for value in asked.values()]
+    assert [each.id for each in found] == list(asked) == ["q-0", "q-1", "q-2"]
+    assert [len(each.requests) for each in found] == [MEMBERS_MAX, 1, 2]
+    assert [each.tiers for each in found] == [["flex"]] * 3
+    assert {r.id for each in found for r in each.requests} == {r.id for r in requests}
+
+
+def test_several_questions_need_deadlines_in_common() -> None:
+    with pytest.raises(UserError, match="--by"):
+        list(questions(parsed(1) + parsed(1, "b"), Wish(), "q"))
+    assert len(list(questions(parsed(3), Wish(), "q"))) == 1
+
+
+def test_what_is_sent_has_the_terms_of_the_quote_alone() -> None:
+    (own,) = parsed(1)
+    own = own.model_copy(update={"deadline": 5.0, "service_tier": "flex", "created_at": 1.0})
+    sent = as_sent(own, "token")
+    assert {"deadline", "service_tier", "created_at"} & sent.keys() == set()
+    assert (sent["quote_id"], sent["id"]) == ("token", "a0")
+    assert orjson.loads(orjson.dumps(sent)) == sent
+
+
+def test_the_menu_of_a_file_is_the_sum_of_its_answers() -> None:
+    first = QuoteAnswer("q-0", 1.0, (offer(0.95, 10, "x"), offer(0.99, 30, "x")))
+    second = QuoteAnswer("q-1", 1.0, (offer(0.97, 5, "y"),))
+    sure, likely = menu_of([first, second])
+    assert (sure.nano_usd, sure.chance, sure.valid_until) == (35, 0.97, 905.0)
+    assert (likely.nano_usd, likely.chance) == (15, 0.95)
+    assert sure.quote_ids == {"x": "token of x at 0.99", "y": "token of y at 0.97"}
+    assert sure.cost_usd == pytest.approx(35e-9)
+
+
+def test_a_deadline_that_not_all_can_keep_is_no_line() -> None:
+    first = QuoteAnswer("q-0", 1.0, (offer(0.99, 10, "x"), offer(0.99, 9, "x", 600.0)))
+    second = QuoteAnswer("q-1", 1.0, (offer(0.99, 5, "y", 600.0),))
+    (line,) = menu_of([first, second])
+    assert line.within_s == 600.0
+    with pytest.raises(UserError, match="all of the requests"):
+        menu_of([first, QuoteAnswer("q-1", 1.0, (offer(0.9, 5, "y", 9.0),))])
+
+
+def test_a_refusal_is_told_by_its_code() -> None:
+    refused = QuoteAnswer("q-0", 1.0, error=ResultError("quotes_off", "no secret"))
+    with pytest.raises(UserError, match=r"quotes_off.*no secret"):
+        menu_of([refused])

@@ -1,0 +1,81 @@
+"""Quote tokens: who has the secret reads back what it signed, and nobody alters it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from stream_cases import MODEL, request
+
+from topics import InferenceRequest
+from topics.records.quote_token import (
+    QuoteTerms,
+    QuoteTokenError,
+    id_of,
+    request_digest,
+    terms_of,
+    token_of,
+)
+from topics.records.request import QuoteId
+
+SECRET = b"between routers"
+finite = st.floats(0, 4e9, allow_nan=False)
+terms = st.builds(
+    QuoteTerms,
+    st.text("0123456789abcdef", min_size=32, max_size=32),
+    st.sampled_from(["auto", "flex", "batch"]),
+    st.none() | finite,
+    st.none() | finite,
+    st.floats(0.5, 1),
+    st.integers(0, 2**53),
+    finite,
+)
+TEXT = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+@given(terms)
+def test_terms_come_back_as_they_were(given_terms: QuoteTerms) -> None:
+    token = token_of(SECRET, given_terms)
+    assert terms_of(SECRET, token) == given_terms
+    assert TypeAdapter(QuoteId).validate_python(token) == token
+    with pytest.raises(QuoteTokenError, match="another installation"):
+        terms_of(b"another secret", token)
+
+
+@given(terms, st.integers(0, 10_000), st.sampled_from(TEXT))
+def test_no_character_of_a_token_can_be_altered(
+    given_terms: QuoteTerms, at: int, other: str
+) -> None:
+    token = token_of(SECRET, given_terms)
+    at %= len(token)
+    altered = token[:at] + other + token[at + 1 :]
+    if altered == token:
+        return
+    with pytest.raises(QuoteTokenError):
+        terms_of(SECRET, altered)
+    assert id_of(altered) != id_of(token)
+
+
+def parsed(**fields: object) -> InferenceRequest:
+    return InferenceRequest.model_validate(request(model=MODEL, **fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id": "r2"},
+        {"tenant": "other"},
+        {"task": "summarization"},
+        {"body": {"model": MODEL, "messages": []}},
+        {"constraints": {"regions": ["eu-west"]}},
+        {"slo": {"ttft_ms": 5.0}},
+        {"hints": {"output_tokens": 5}},
+        {"url": "/v1/completions"},
+    ],
+)
+def test_a_quote_is_of_one_request_alone(fields: dict[str, object]) -> None:
+    assert request_digest(parsed(**fields)) != request_digest(parsed())
+
+
+def test_when_it_is_wanted_and_what_comes_back_is_not_quoted() -> None:
+    own = {"deadline": 5.0, "service_tier": "flex", "metadata": {"a": 1}, "quote": True}
+    assert request_digest(parsed(**own)) == request_digest(parsed(created_at=3.0))
