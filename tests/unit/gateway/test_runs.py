@@ -47,7 +47,7 @@ async def test_a_gateway_that_stops_cancels_what_nobody_can_ask_for_again(key: K
     async def cancel(request_id: str, _reason: str) -> None:
         cancelled.append(request_id)
 
-    async def publish(*_: Any) -> None:
+    async def publish(*_: Any, **__: Any) -> None:
         return None
 
     exchange = SimpleNamespace(follow=follow, cancel=cancel, publish=publish)
