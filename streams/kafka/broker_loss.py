@@ -123,7 +123,9 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
     def _beside(self) -> list["_Client"]:
         """Return the clients of the same cluster that are in use, in order of creation."""
         own = (self._loop, self._bootstrap_servers)
-        return [client for client in _clients.values() if client._cluster == own]  # noqa: SLF001
+        # Copied in one go: clients of other threads come and go meanwhile.
+        found = (known() for known in _clients.valuerefs())
+        return [client for client in found if client is not None and client._cluster == own]  # noqa: SLF001
 
     @property
     def hosts(self) -> list[tuple[str, int, Any]]:

@@ -10,8 +10,9 @@ from evidence_cases import with_inputs
 
 from streams.evidence import projection
 from streams.evidence.projection import RoutedStep, decode_routed_step, decode_step
-from topics import Evidence, decode, encode
+from topics import Envelope, Evidence, decode, encode
 from topics.records.evidence_bytes import evidence_bytes
+from topics.records.money import Spent
 
 
 def evidence() -> list[bytes]:
@@ -19,7 +20,13 @@ def evidence() -> list[bytes]:
     corpora = [Corpus.read(ROOT / version) for version in versions()]
     recorded = [r.value or b"" for c in corpora for r in c.topics[f"{PREFIX}.evidence"]]
     # What no recorded version had yet.
-    later = replace(decode(Evidence, recorded[0]), energy_wh=0.25, assumed=True)
+    later = replace(
+        decode(Evidence, recorded[0]),
+        energy_wh=0.25,
+        assumed=True,
+        held_promise=Envelope(0.01, 0.5, 2.0, 0.05, 0.9),
+        spent=Spent(nano_usd=12_000, input_tokens=30, output_tokens=4, device_s=0.5),
+    )
     written = [evidence_bytes(with_inputs(decode(Evidence, each))) for each in recorded]
     return [*recorded, *written, evidence_bytes(with_inputs(later))]
 
