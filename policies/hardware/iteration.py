@@ -127,10 +127,8 @@ class JobState:
 
     @property
     def written_tokens(self) -> int:
-        """Output tokens so far, of a job that has not ended."""
-        if not self.finish_step:
-            return 0
-        return self.job.output_tokens - (self.finish_step - self.lane.steps)
+        """Output tokens after the last run of iterations, of a job that has not ended."""
+        return self.output_tokens_in(None, 0.0)
 
     def output_tokens_in(self, run: "IterationRun | None", now: float) -> int:
         """Return the output tokens there are at `now`, within a run that has not ended."""
