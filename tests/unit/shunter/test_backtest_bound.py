@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from backtest_cases import FLEET, POLICY, cost_usd, replay, sample, setting
 
-from policies import compile_options
+from policies import Option, Options, compile_options
 from policies.backtest.baselines import BASELINES
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import Arrival, compress, profiles_of
@@ -117,11 +117,29 @@ def test_two_that_can_decode_together_cost_little_more_and_two_apart_cost_twice(
 
 def test_work_grows_with_the_tokens_and_a_full_step_is_shared_by_no_more_than_its_places() -> None:
     many = demands(*(chat(output_tokens=401) for _ in range(200)))
-    silicon = OPTIONS.of("silicon-us", "llama-3.1-70b-fp8")
-    streamed_s = silicon.roofline.step_s(1, 0) * 200 * 400 / silicon.max_batch
     bound_usd = volume_bound(many, OPTIONS)
-    assert bound_usd >= streamed_s * silicon.usd_per_s
     assert volume_bound(many[:100], OPTIONS) == pytest.approx(bound_usd / 2, rel=1e-6)
+    # With so few places the weights are streamed for longer than anything is computed.
+    few = places(4)
+    streamed_usd = min(
+        option.roofline.step_s(1, 0) * 200 * 400 / option.max_batch * option.usd_per_s
+        for option in able(many[0], few)
+    )
+    assert streamed_usd > 1.5 * bound_usd
+    assert streamed_usd <= volume_bound(many, few) < 1.5 * streamed_usd
+    assert volume_bound(many, places(2)) > 1.8 * streamed_usd
+
+
+def places(max_batch: int) -> Options:
+    """Return the packaged fleet's options with so many sequences at a time."""
+    by_pool = {
+        pool: tuple(replace(option, max_batch=max_batch) for option in choices)
+        for pool, choices in OPTIONS.by_pool.items()
+    }
+    by_model: dict[str, tuple[Option, ...]] = {}
+    for option in (each for choices in by_pool.values() for each in choices):
+        by_model[option.model] = (*by_model.get(option.model, ()), option)
+    return replace(OPTIONS, by_pool=by_pool, by_model=by_model)
 
 
 def test_what_nobody_can_serve_in_time_costs_nothing() -> None:

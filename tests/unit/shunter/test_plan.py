@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from policies import DeclarationError
+from policies import DeclarationError, Fleet
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import profiles_of
 from shunter.backtest.suite import Setting
@@ -143,17 +144,32 @@ def test_the_bound_is_below_each_fleet_that_holds() -> None:
     assert with_less.bound_usd_per_hour >= found.bound_usd_per_hour - 1e-6
 
 
+def four_bits_on_silicon() -> Fleet:
+    """Return the packaged fleet with llama-3.1-70b at FP4 on silicon, which chats may not have."""
+    silicon = FLEET.pools["silicon-us"]
+    changed = {"variant": "llama-3.1-70b-fp4", "precision": "fp4"}
+    serves = tuple(
+        each.model_copy(update=changed) if each.model == "llama-3.1-70b" else each
+        for each in silicon.serves
+    )
+    pools = FLEET.pools | {"silicon-us": silicon.model_copy(update={"serves": serves})}
+    return FLEET.model_copy(update={"pools": pools})
+
+
 def test_the_bound_rents_what_is_good_enough_for_a_class() -> None:
     """The packaged policy has a floor, and 70b chats find FP8 in the premium pools alone."""
+    case = replace(SETTING, fleet=four_bits_on_silicon())
     premium = {name for name in FLEET.pools if name.startswith("premium")}
-    assert any(capacity(SETTING, Market(), [], 30).replicas.get(name) for name in premium)
+    assert any(capacity(case, Market(), [], 30).replicas.get(name) for name in premium)
     unserved = {
         profile.id
-        for profile in profiles_of(SETTING.arrivals, FLEET, POLICY)
+        for profile in profiles_of(case.arrivals, case.fleet, POLICY)
         if (profile.task, profile.model) == ("chat", "llama-3.1-70b")
     }
     assert unserved
-    assert not servable_without(SETTING, premium) & unserved
+    assert not servable_without(case, premium) & unserved
+    # On the packaged fleet silicon has FP8 as well, and is cheaper.
+    assert servable_without(SETTING, premium) >= unserved
 
 
 def test_a_pool_that_is_gone_serves_nothing_and_what_only_it_serves_does_not_count() -> None:
