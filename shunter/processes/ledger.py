@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_ledger(settings: Settings, window_s: float) -> NoReturn:
-    """Serve the live ledger at ``/ledger`` until SIGTERM or SIGINT.
+    """Serve the live ledger at ``/ledger`` until SIGTERM or SIGINT; ``/readyz`` once it follows.
 
     Args:
         settings: of Kafka, and where to serve.
@@ -22,4 +22,9 @@ def run_ledger(settings: Settings, window_s: float) -> NoReturn:
     ledger = LiveLedger(settings, window_s)
     where = f"http://{settings.web_host}:{settings.web_port}/ledger"
     logger.info("ledger of windows of %g s at %s", window_s, where)
-    run_app("ledger", settings, [FollowerService(ledger)], pages={"/ledger": ledger.page})
+    run_app(
+        *("ledger", settings, [FollowerService(ledger)]),
+        # Faust serves pages before its services have started.
+        is_ready=lambda: ledger.follows,
+        pages={"/ledger": ledger.page},
+    )

@@ -26,6 +26,13 @@ class LiveLedger(TopicFollower):
         self._window_s = window_s
         self._endings: dict[int, Endings] = {}
         self._windows: dict[float, dict[Line, UsageRow]] = {}
+        self.follows = False
+        """Whether what ends from now on is counted."""
+
+    async def start(self) -> None:
+        """Begin with what comes from now on."""
+        await super().start()
+        self.follows = True
 
     def take(self, record: Record) -> None:
         """Count what ended, in the window in which it did."""

@@ -22,9 +22,15 @@ async def rows_of(live: str) -> list[Any] | None:
 
 
 async def until_the_ledger_follows(live: str) -> None:
-    """Wait until the page is there: what ends from then on is counted."""
+    """Wait until it is ready: what ends from then on is counted. The page is there before."""
+
+    def ask() -> bool:
+        with urllib.request.urlopen(live.replace("/ledger", "/readyz"), timeout=5) as response:  # noqa: S310  of this machine
+            return bool(response.status == 200)
 
     async def follows() -> bool:
-        return await rows_of(live) is not None
+        with contextlib.suppress(OSError):
+            return await asyncio.to_thread(ask)
+        return False
 
     await eventually(follows, "the ledger follows", 30)

@@ -152,7 +152,9 @@ async def test_the_live_ledger_counts_what_ends_after_its_start(kafka: str, pref
             await ground.publish(Outgoing(topic, b"k", value, [], number))
 
     await end("before")
+    assert not ledger.follows
     await ledger.start()
+    assert ledger.follows
     try:
         await end("after")
 
