@@ -77,6 +77,7 @@ class KafkaLog:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._consumer: AIOKafkaConsumer | None = None
+        self._has_started = False
         self._positions: dict[Partition, int] = {}
         self._epochs: dict[Partition, int | None] = {}
         self._group = ""
@@ -113,6 +114,7 @@ class KafkaLog:
         )
         self._consumer.subscribe(topics, listener=MembershipListener(membership, self._consumer))
         await self._consumer.start()
+        self._has_started = True
 
     async def is_member(self) -> bool:
         """Ask the group's coordinator, by a heartbeat."""
@@ -121,7 +123,7 @@ class KafkaLog:
     async def leave(self) -> None:
         """Close the reader. A static member stays in the group until its session ends."""
         if self._consumer is not None:
-            consumer, self._consumer = self._consumer, None
+            consumer, self._consumer, self._has_started = self._consumer, None, False
             await say_farewell(consumer)
             await consumer.stop()
 
@@ -209,7 +211,10 @@ class KafkaLog:
 
     async def lag(self) -> Mapping[Partition, int]:
         """Return how many offsets below the last stable one each of our partitions is behind."""
-        return {} if self._consumer is None else await group_position.lags(self._consumer)
+        if self._consumer is None or not self._has_started:
+            # A consumer that is still connecting can't be asked: others sample while it does.
+            return {}
+        return await group_position.lags(self._consumer)
 
     def unstable(self) -> Mapping[Partition, tuple[int, int]]:
         """Return last stable offset and end where they differ, according to the last fetch."""

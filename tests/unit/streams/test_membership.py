@@ -1,5 +1,6 @@
 """A member of a group that has nothing to ask for: it stays one, or learns why not."""
 
+import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -163,3 +164,21 @@ async def test_a_member_that_has_nothing_to_ask_for_learns_what_the_group_refuse
     log._consumer = cast("AIOKafkaConsumer", standby)
     with pytest.raises(GroupAuthorizationFailedError):
         await soon(log.poll(0.1, 10, []), "the poll")
+
+
+async def test_a_member_that_is_still_connecting_has_no_lag_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connects = asyncio.Event()
+
+    async def start(_: AIOKafkaConsumer) -> None:
+        connects.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AIOKafkaConsumer, "start", start)
+    log = KafkaLog(make_settings())
+    joining = asyncio.create_task(log.join("slow.group", ["slow.in"], Witness()))
+    await soon(connects.wait(), "the start")
+    assert await log.lag() == {}
+    joining.cancel()
+    await log._member.stop()
