@@ -26,11 +26,12 @@ from tls_broker import SecuredKafka, secured_kafka, unused, user_of
 
 from streams.engine.log import Partition
 from streams.kafka.open_transactions import find_open
-from topics import Catalogue, Profile, Settings, encode
+from topics import Catalogue, Profile, Settings, decode, encode
 from topics.admin import provisioning
 from topics.admin.acls import roles
 from topics.embedded_broker.settings import free_port
 from topics.records import headers as h
+from topics.records.money import BudgetState
 
 PREFIX = "yard"
 POOLS = tuple(FLEET["pools"])
@@ -43,6 +44,8 @@ BOTH_LANES = {
 }
 CATALOGUE = Catalogue(Settings(topic_prefix=PREFIX))
 PAGE_PORT = free_port()
+# Its requests go by the accounts, where workers tell what they used.
+COUNTED = {"counted": {"budgets": [{"window_s": 86_400, "requests": 1000}]}}
 ROLES = {role.label: role for role in roles(CATALOGUE, POOLS)}
 
 
@@ -138,6 +141,7 @@ async def system(
         PREFIX,
         tmp_path_factory.mktemp("system"),
         fleet=BOTH_LANES,
+        policy_changes={"tenants": COUNTED},
         env_of={"router": secured.env(user("router")) | router} | env,
     )
     async with system:
@@ -325,6 +329,21 @@ class TestTheWholeSystemWithTheseRights:
             await eventually(all_there, "dead letters and fallbacks")
         except AssertionError as error:
             raise AssertionError(f"{error} {system.logs()}") from error
+
+    async def test_what_a_tenant_with_a_budget_used_is_counted(self, system: System) -> None:
+        names = [f"counted-{pool}" for pool in POOLS]
+        for name, pool in zip(names, POOLS, strict=True):
+            where = {"pools": [pool], "precisions": ["any"]}
+            await system.publish(chat(name, tenant="counted", constraints=where))
+        await system.wait_for_results(names)
+        assert {system.result(name)["status"] for name in names} == {"completed"}
+
+        async def is_settled() -> bool:
+            states = [r.value for r in await records_of(system, system.catalogue.budgets)]
+            state = decode(BudgetState, states[-1]) if states else None
+            return state is not None and state.used.requests == 2 and not state.reserved.requests
+
+        await eventually(is_settled, "what they used is counted")
 
     async def test_a_client_follows_an_answer_as_it_comes(
         self, secured: SecuredKafka, system: System, tmp_path: Path
