@@ -11,7 +11,7 @@ from topics.records.money import Account, Amounts, BudgetState, Reservation, Set
 NOTHING = Amounts()
 # How often windows that are over are looked for, in seconds.
 SWEEP_EVERY_S = 60.0
-# A window that is over is kept for so long, in case that a successor's clock is behind.
+# A window that is over is kept for so long, in case that the clock of the next broker is behind.
 KEPT_S = 60.0
 
 Counted = tuple[str, str, Budget]
@@ -38,7 +38,8 @@ class Books:
 
     In each window what ended requests used and what is kept for open ones is at most the limit,
     save for what requests used beyond what was kept for them. Of two times a later one counts, so
-    that an owner whose clock is behind its predecessor's opens no window again.
+    that an owner whose clock is behind its predecessor's opens no window again. No window is given
+    up before the brokers have its end behind them: it would begin once more.
     """
 
     def __init__(self) -> None:
@@ -95,7 +96,11 @@ class Books:
             self._put(BudgetState(account, state.reserved.minus(kept), used))
 
     def take_changes(self, now: float) -> Iterator[tuple[Account, BudgetState | None]]:
-        """Yield the accounts that have changed since; None for one that is over and has ended."""
+        """Yield the accounts that have changed since; None for one that is over and has ended.
+
+        Args:
+            now: the time of the brokers, epoch seconds.
+        """
         if not 0.0 <= now - self._swept_at < SWEEP_EVERY_S:
             self._swept_at = now
             self._changed |= dict.fromkeys(a for a in self._states if self._is_over(a, now))

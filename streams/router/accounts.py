@@ -5,7 +5,7 @@ request of a tenant with a budget is passed on there, and is decided on, counted
 transaction; what it used comes there in the transaction of its end. docs/decisions/0042.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from zlib import crc32
 
@@ -26,6 +26,7 @@ class Accounts:
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self._books: dict[int, Books] = {}
+        self._heard_at: dict[int, float] = {}
 
     async def restore(self, partition: Partition, log: Log) -> None:
         """Read the books as the predecessor left them."""
@@ -43,6 +44,7 @@ class Accounts:
     def forget(self, partition: Partition) -> None:
         """Drop the books of a partition that is another's."""
         self._books.pop(partition.number, None)
+        self._heard_at.pop(partition.number, None)
 
     def states(self) -> Iterator[BudgetState]:
         """Yield the state of each account of ours."""
@@ -81,6 +83,16 @@ class Accounts:
         where = Partition(self._catalogue.requests, number)
         return record._replace(partition=where, offset=offset, timestamp_ms=timestamp_ms)
 
+    def hear(self, partition: Partition, records: Sequence[Record], now: float) -> None:
+        """Hear from records what time it was at their broker, by which windows are closed.
+
+        By the clock of a host that is set while it runs, a window would be closed that others find
+        open, and would begin once more.
+        """
+        heard_at = self._heard_at.get(partition.number, 0.0)
+        newest_at = max(record.came_at(now) for record in records)
+        self._heard_at[partition.number] = max(heard_at, newest_at)
+
     def settle(self, record: Record) -> None:
         """Count what a request used that has ended.
 
@@ -108,12 +120,14 @@ class Accounts:
             profile, decision, inputs, here.options, here.policy, output_tokens_max
         )
         books = self._books[partition.number]
-        found = books.reserve(counted, amounts, partition.number, now)
+        # By a clock that is behind, a window could be opened again that is closed.
+        at = max(now, self._heard_at[partition.number])
+        found = books.reserve(counted, amounts, partition.number, at)
         if isinstance(found, Beyond):
             return beyond_budget(decision, found), profile
         return decision, replace(profile, reserved=found)
 
-    def changes(self, partition: Partition, now: float) -> list[Effect]:
+    def changes(self, partition: Partition) -> list[Effect]:
         """Return the records of the accounts that have changed."""
         books = self._books[partition.number]
         outgoing = [
@@ -123,7 +137,7 @@ class Accounts:
                 None if state is None else encode(state),
                 partition=partition.number,
             )
-            for account, state in books.take_changes(now)
+            for account, state in books.take_changes(self._heard_at[partition.number])
         ]
         return [Effect(None, outgoing)] if outgoing else []
 

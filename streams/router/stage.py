@@ -148,8 +148,9 @@ class Router(ImmediateStage):
             begun = [self._again(self._telemetry.entered(record), now) for record in records]
             effects = self._routed(begun, now)
         elif partition.topic == self._catalogue.accounts:
+            self._accounts.hear(partition, records, now)
             begun = [self._account(self._telemetry.entered(record), now) for record in records]
-            effects = [*self._routed(begun, now), *self._accounts.changes(partition, now)]
+            effects = [*self._routed(begun, now), *self._accounts.changes(partition)]
         else:
             records = [self._telemetry.admitted(record) for record in records]
             read = [self._read(record) for record in records]

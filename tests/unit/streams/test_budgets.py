@@ -119,6 +119,25 @@ async def test_the_next_window_begins_anew() -> None:
     assert later.reserved.accounts[0].number == START // WINDOW_S + 1
 
 
+async def test_a_clock_that_is_set_forward_begins_no_window_again() -> None:
+    yard = Yard()
+    yard.publish(id="r1", tenant="acme")
+    await routed(yard)
+    await served(yard, {"r1": {}})
+    known = books(yard)
+    right = yard.clock.at
+    yard.clock.at += 7 * WINDOW_S
+    await routed(yard, log=MemoryLog(yard.cluster, "b"))
+    yard.clock.at = right
+    for number in range(2, 6):
+        yard.publish(id=f"r{number}", tenant="acme")
+    await routed(yard, log=MemoryLog(yard.cluster, "c"))
+    ((account, (kept, used)),) = books(yard).items()
+    assert [account] == list(known)
+    assert (kept.requests, used.requests) == (2, 1)
+    assert ends(yard) == {"r4": "budget", "r5": "budget"}
+
+
 async def test_an_end_settles_what_was_used_in_its_own_transaction() -> None:
     yard = Yard()
     yard.publish(id="r1", tenant="vault", constraints={"pools": ["premium-eu"]})
