@@ -333,7 +333,7 @@ class LimitsEverybody(Router):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._rates = _OneRate(self._situation.policy)
+        self._gate._rates = _OneRate(self._situation.policy)
 
 
 class EvidencesNoCancellation(Canceller):

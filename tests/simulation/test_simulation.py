@@ -23,6 +23,8 @@ CAUGHT_WITHIN = 100
 TWICE = r"[2-9] results, accepted 1 times"
 NEVER = r"has not ended"
 TORN = r"its transaction was committed, but aborted on"
+# Work on a partition, or the number of one, of which a stage knows nothing; or on none at all.
+NOT_OURS = r"died of KeyError\((Partition\(|\d+\))|ZeroDivisionError"
 
 
 def simulate(*arguments: str, hash_seed: str = "random") -> subprocess.Popen[str]:
@@ -92,7 +94,7 @@ ENGINE = {
     "rule 2, the order": Broken(
         Rules(transactor=mutants.AsksBeforeFencing),
         TWICE,
-        seed=86,
+        seed=185,
         # What is open can't be read past before it is fenced.
         defect=r"died of TimeoutError",
     ),
@@ -100,16 +102,21 @@ ENGINE = {
         Rules(transactor=mutants.NoCriticalSection),
         TWICE,
         ("rebalance", "pause"),
-        seed=68,
+        seed=128,
         # What is forgotten in the middle of its work.
-        defect=r"died of KeyError\(Partition|ZeroDivisionError",
+        defect=NOT_OURS,
     ),
     "rule 4, awaited sends": Broken(Rules(transactor=mutants.AwaitsNoSend), NEVER),
     "rule 5, errors end the process": Broken(
         Rules(transactor=mutants.GoesOnAfterErrors), NEVER, ("error",), seed=3
     ),
     "rule 5, errors of a rebalance": Broken(
-        Rules(transactor=mutants.SwallowsRebalanceErrors), NEVER, ("error", "rebalance"), seed=24
+        Rules(transactor=mutants.SwallowsRebalanceErrors),
+        NEVER,
+        ("error", "rebalance"),
+        seed=73,
+        # What was never taken over.
+        defect=NOT_OURS,
     ),
     "a sleeper looks for its successor": Broken(
         Rules(transactor=mutants.DoesNotLookForSuccessor), TWICE, ("pause",), seed=14
@@ -183,7 +190,7 @@ STAGES = {
         Rules(canceller=mutants.EvidencesNoCancellation), r"cancellation of .*: 0 times evidenced"
     ),
     "finished work is told": Broken(
-        Rules(worker=mutants.ForgetsFinished), TWICE, ("kill", "rebalance"), seed=37
+        Rules(worker=mutants.ForgetsFinished), TWICE, ("kill", "rebalance"), seed=107
     ),
     "a worker has a limit": Broken(
         Rules(worker=mutants.TakesWithoutLimit), r"has taken \d+ requests at once", seed=12
