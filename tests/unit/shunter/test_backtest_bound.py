@@ -10,6 +10,7 @@ from policies import Option, Options, compile_options
 from policies.backtest.baselines import BASELINES
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import Arrival, compress, profiles_of
+from policies.config.prices import TokenPrice, UsdPerMillion
 from shunter.backtest.bound import lower_bound
 from shunter.backtest.bound_streaming import WINDOW_S, streaming_bound
 from shunter.backtest.bound_work import volume_bound
@@ -48,6 +49,15 @@ def batch_work_and_experts_at_once() -> Setting:
     return Setting(anew(picked, 100.0), FLEET, POLICY, Reality())
 
 
+def one_pool_paid_by_tokens() -> Setting:
+    rates = UsdPerMillion(input=0.02, cached_input=0.002, output=0.08)
+    vendor = FLEET.pools["silicon-us"].model_copy(
+        update={"token_price": TokenPrice(usd_per_million=rates)}
+    )
+    fleet = FLEET.model_copy(update={"pools": FLEET.pools | {"silicon-us": vendor}})
+    return Setting(sample(100), fleet, POLICY, Reality())
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -55,6 +65,7 @@ def batch_work_and_experts_at_once() -> Setting:
         pytest.param(setting(200, 20.0), id="the same at high traffic"),
         pytest.param(every_class_for_minutes(), id="all classes, over several windows"),
         pytest.param(batch_work_and_experts_at_once(), id="batch work and experts"),
+        pytest.param(one_pool_paid_by_tokens(), id="a pool paid by tokens"),
     ],
 )
 def test_no_run_beats_the_bound_of_what_it_served_in_time(case: Setting) -> None:
