@@ -166,7 +166,9 @@ def write(path: Path, found: str, ground: Ground = ONE_BROKER) -> None:
 
 def _summary(seen: Seen, command: str, ground: Ground) -> list[str]:
     load, minutes = seen.load, (seen.ended - seen.began) / 60
-    statuses = ", ".join(f"{n:,} {s or 'not known'}" for s, n in seen.ledger.statuses(load).most_common())
+    statuses = ", ".join(
+        f"{n:,} {s or 'not known'}" for s, n in seen.ledger.statuses(load).most_common()
+    )
     codes = ", ".join(f"{n:,} {code}" for code, n in seen.ledger.codes.most_common(8))
     return [
         ground.title,
