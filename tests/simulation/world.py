@@ -56,6 +56,8 @@ AGAIN_REQUESTS = 12
 FAULTS_S = 12.0
 SETTLED_S_MAX = 250.0
 FINAL_S = 2.0
+AGAIN_S_MAX = 20.0
+"""Longest wait for what is published again to be known as that; some of it is served again."""
 SKEW_S_MAX = 60.0
 # By then every process has read a cancellation.
 KNOWN_S = 1.0
@@ -164,6 +166,8 @@ class World:
         """Published, and without evidence yet."""
         self.cancellations_left = 0
         """Published, and without evidence yet."""
+        self.again_left = 0
+        """Requests that were published again at the end, and are not evidenced as duplicates."""
         self.faults = Faults(self)
         self.is_settled = False
 
@@ -275,6 +279,7 @@ class World:
             self._start(name)
         self._publish_again()
         await asyncio.sleep(FINAL_S)
+        await self._read_again()
         if not self.problems:
             # The second copy of a request may have been on its way back to the hold.
             await self._settle()
@@ -342,8 +347,16 @@ class World:
         rng = random.Random(self.seed * 86_028_121 + 6)
         if rng.random() < 0.5:
             names = sorted({name for kind, name in self.workload.order if kind == "request"})
+            self.again_left = AGAIN_REQUESTS
             for name in rng.sample(names, AGAIN_REQUESTS):
                 self._request(name, self.workload.homes[name])
+
+    async def _read_again(self) -> None:
+        """Wait for it: a router may have to wait for the session of one that died."""
+        for _ in range(int(2 * AGAIN_S_MAX)):
+            if self.again_left <= 0:
+                return
+            await asyncio.sleep(0.5)
 
     async def _publish_thrifty(self) -> None:
         """Publish requests of a tenant with a budget, more than it has room for at times."""
@@ -426,6 +439,8 @@ class World:
             self.cancellations_left -= 1
         elif b'"quoted"' in (record.value or b""):
             self.questions_left -= 1
+        elif b'"duplicate"' in (record.value or b""):
+            self.again_left -= 1
 
     def _start(self, name: str) -> None:
         if name in self.processes and not self.processes[name].is_dead:
