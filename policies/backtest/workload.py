@@ -40,6 +40,24 @@ class Arrival:
     request: InferenceRequest | None = None
     """What was asked for, where the trace has it; its deadline is seconds from its arrival."""
 
+    @classmethod
+    def of(cls, profile: Profile, request: InferenceRequest) -> "Arrival":
+        """Return a request as it was tagged, at the trace's start; its deadline as in a trace."""
+        return cls(
+            row=0,
+            arrival_s=0.0,
+            task=profile.task,
+            model=profile.model,
+            input_tokens=max(1, profile.input_tokens),
+            output_tokens=profile.output_tokens,
+            session=profile.session,
+            request=request,
+        )
+
+    def counted(self, input_tokens: int, output_tokens: int) -> "Arrival":
+        """Return it with the lengths that its answer told."""
+        return replace(self, input_tokens=max(1, input_tokens), output_tokens=output_tokens)
+
 
 def parse_arrivals(rows: Iterable[Mapping[str, str | None]], file: str) -> list[Arrival]:
     """Return the requests of a trace, as read from its CSV columns.

@@ -49,3 +49,11 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
     # What tiers are charged is no less than all of it at the least factor.
     factor = min((demand.profile.price_factor for demand in demands), default=1.0)
     return factor * max(volume_bound(demands, options), streaming_bound(demands, options))
+
+
+def bound_or_reason(setting: Setting) -> tuple[float | None, str | None]:
+    """Return the lower bound, or why there is none: the runs are worth telling all the same."""
+    try:
+        return lower_bound(setting), None
+    except NoBoundError as error:
+        return None, str(error)

@@ -72,13 +72,10 @@ async def read_topic(
         usage = usages.get(request_id)
         found.unanswered += usage is None
         placed = replace(arrival, row=row, arrival_s=at - ordered[0][1][0])
-        found.arrivals.append(placed if usage is None else _counted(placed, usage))
+        found.arrivals.append(
+            placed if usage is None else placed.counted(usage.input_tokens, usage.output_tokens)
+        )
     return found
-
-
-def _counted(arrival: Arrival, usage: Usage) -> Arrival:
-    input_tokens = max(1, usage.input_tokens)
-    return replace(arrival, input_tokens=input_tokens, output_tokens=usage.output_tokens)
 
 
 async def _between(
@@ -111,16 +108,7 @@ def _arrival(record: Record, policy: Policy, tokens: TokenCounter) -> Arrival:
         "deadline": None if request.deadline is None else request.deadline - at,
         "metadata": None,
     }
-    return Arrival(
-        row=0,
-        arrival_s=0.0,
-        task=profile.task,
-        model=profile.model,
-        input_tokens=max(1, profile.input_tokens),
-        output_tokens=profile.output_tokens,
-        session=profile.session,
-        request=request.model_copy(update=kept),
-    )
+    return Arrival.of(profile, request.model_copy(update=kept))
 
 
 async def _usages(log: Log, catalogue: Catalogue, wanted: Container[str]) -> dict[str, Usage]:

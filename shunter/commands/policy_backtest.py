@@ -12,12 +12,11 @@ from policies.backtest.fault_model import Reality, parse_reality
 from policies.backtest.replay import ReplayRun
 from policies.backtest.scores import calibration_of
 from policies.backtest.workload import Arrival, compress, repeat
-from shunter.backtest.bound import lower_bound
+from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.differences import COLUMNS, differences, rows
 from shunter.backtest.draws import draws, summary
 from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
 from shunter.backtest.plot import draw
-from shunter.backtest.programme import NoBoundError
 from shunter.backtest.quotes import (
     CALIBRATION_ROUNDS,
     calibrated,
@@ -168,7 +167,7 @@ def backtest(
         return
     second = load_policy(compare) if compare else None
     scored, own = _run(setting, with_baselines=baselines, second=second)
-    limit_usd, no_limit = _bound(setting) if bound else (None, None)
+    limit_usd, no_limit = bound_or_reason(setting) if bound else (None, None)
     _write(setting, own, assignments, differing)
     if plot is not None:
         draw(plot, scored, limit_usd)
@@ -257,14 +256,6 @@ def _write(
         write_assignments(assignments, own[0].outcomes, with_cached=with_cached)
     if differing is not None:
         write_rows(differing, COLUMNS, rows(own[0], own[1]))
-
-
-def _bound(setting: Setting) -> tuple[float | None, str | None]:
-    """Return the lower bound, or why there is none: the runs are worth telling all the same."""
-    try:
-        return lower_bound(setting), None
-    except NoBoundError as error:
-        return None, str(error)
 
 
 def _of_topic(

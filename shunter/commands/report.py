@@ -10,8 +10,7 @@ import typer
 
 from policies.backtest.fault_model import Reality
 from shunter.audit.source import open_trail
-from shunter.backtest.bound import lower_bound
-from shunter.backtest.programme import NoBoundError
+from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.side_by_side import scored_beside
 from shunter.backtest.suite import Scored, Setting, assumed_pools
 from shunter.commands.audit_report import time_of
@@ -118,7 +117,7 @@ def _savings(
         traffic,
         len(arrivals),
         _replays(setting, only),
-        _bound(setting) if bound and arrivals else (None, None),
+        bound_or_reason(setting) if bound and arrivals else (None, None),
         commands,
         assumed_pools(declared),
     )
@@ -142,13 +141,6 @@ def _replays(setting: Setting, only: Sequence[str]) -> list[Scored]:
         err.print(f"{each.name}: {took_s:.1f} s", highlight=False)
         scored.append(each)
     return scored
-
-
-def _bound(setting: Setting) -> tuple[float | None, str | None]:
-    try:
-        return lower_bound(setting), None
-    except NoBoundError as error:
-        return None, str(error)
 
 
 def _write(path: Path, page: str) -> None:

@@ -193,8 +193,7 @@ class EvidenceTraffic:
             if usage is None:
                 self.unanswered += 1
             else:
-                counted = max(1, usage.input_tokens), usage.output_tokens
-                arrival = replace(arrival, input_tokens=counted[0], output_tokens=counted[1])
+                arrival = arrival.counted(usage.input_tokens, usage.output_tokens)
             self._arrivals.append((asked.arrival_s, arrival))
 
 
@@ -267,16 +266,7 @@ def _arrival(profile: Profile, evidence: Evidence) -> Arrival:
             else None,
         ),
     )
-    return Arrival(
-        row=0,
-        arrival_s=0.0,
-        task=profile.task,
-        model=profile.model,
-        input_tokens=max(1, profile.input_tokens),
-        output_tokens=profile.output_tokens,
-        session=None,
-        request=request,
-    )
+    return Arrival.of(profile, request)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -57,17 +57,7 @@ class EvidenceWriter:
         **details: Unpack[StepDetails],
     ) -> Outgoing:
         """Return the evidence of one step of a request, as a record keyed by request."""
-        return self._evidence(
-            record,
-            profile.id,
-            step,
-            now,
-            tenant=profile.tenant,
-            task=profile.task,
-            model=profile.model,
-            attempt=profile.attempt,
-            **details,
-        )
+        return self._of_profile(record, profile, step, now, **details)
 
     def ended(
         self,
@@ -82,18 +72,7 @@ class EvidenceWriter:
         if profile.reserved is None:
             return [self.step(record, profile, step, now, **details)]
         settled = Settlement(profile.reserved, used_by(profile, details))
-        evidence = self._evidence(
-            record,
-            profile.id,
-            step,
-            now,
-            tenant=profile.tenant,
-            task=profile.task,
-            model=profile.model,
-            attempt=profile.attempt,
-            settled=settled,
-            **details,
-        )
+        evidence = self._of_profile(record, profile, step, now, settled=settled, **details)
         settlement = Outgoing(
             self.catalogue.accounts,
             profile.id.encode(),
@@ -102,6 +81,21 @@ class EvidenceWriter:
             partition=settled.reserved.home,
         )
         return [evidence, settlement]
+
+    def _of_profile(
+        self, record: Record, profile: Profile, step: Step, now: float, /, **fields: Any
+    ) -> Outgoing:
+        return self._evidence(
+            record,
+            profile.id,
+            step,
+            now,
+            tenant=profile.tenant,
+            task=profile.task,
+            model=profile.model,
+            attempt=profile.attempt,
+            **fields,
+        )
 
     def _evidence(
         self, record: Record, request_id: str, step: Step, now: float, **fields: Any
