@@ -88,8 +88,8 @@ def _holds(
         and _is_within(output_limit, rule.output_tokens_min, rule.output_tokens_max)
         and _is_within(known, rule.temperature_min, None)
         and (rule.has_code is None or (_CODE.search(text) is not None) is rule.has_code)
-        and (rule.said is None or rule.said.search(text) is not None)
-        and (rule.unsaid is None or rule.unsaid.search(text) is None)
+        and (rule.said is None or rule.said.are_in(text))
+        and (rule.unsaid is None or not rule.unsaid.are_in(text))
     )
 
 
