@@ -25,6 +25,11 @@ _CODE = re.compile(
     r"|\bdef \w+\(",
     re.MULTILINE,
 )
+# Of which a text with code has one; they are sought in a tenth of the time.
+_CODE_MARKS = (
+    *("```", "def ", "class ", "import ", "#include", "public ", "function ", "SELECT "),
+    *("CREATE TABLE ", "const ", "let ", "var ", "<?php", "<html"),
+)
 
 
 class Recognized(NamedTuple):
@@ -87,10 +92,14 @@ def _holds(
         and _is_within(input_tokens, rule.input_tokens_min, rule.input_tokens_max)
         and _is_within(output_limit, rule.output_tokens_min, rule.output_tokens_max)
         and _is_within(known, rule.temperature_min, None)
-        and (rule.has_code is None or (_CODE.search(text) is not None) is rule.has_code)
+        and (rule.has_code is None or _has_code(text) is rule.has_code)
         and (rule.said is None or rule.said.are_in(text))
         and (rule.unsaid is None or not rule.unsaid.are_in(text))
     )
+
+
+def _has_code(text: str) -> bool:
+    return any(mark in text for mark in _CODE_MARKS) and _CODE.search(text) is not None
 
 
 def _is_within(value: float | None, least: float | None, most: float | None) -> bool:
