@@ -49,6 +49,7 @@ class Ledger:
         self._results, self._ends = _Column("B"), _Column("B")
         self._status, self._end = _Column("B"), _Column("B")
         self._entries, self._duplicates = _Column("B"), _Column("B")
+        self._routed_at, self._started_at = _Column("d"), _Column("d")
         self._finished_at = _Column("d")
         self._dead: Counter[str] = Counter()
         self._told_dead: Counter[str] = Counter()
@@ -118,7 +119,10 @@ class Ledger:
             self._wrong.append(f"{result['id']}, a {kind.name}, ended as {status}")
         if status == "completed":
             placement = result["placement"]
-            self._finished_at[number] = result["timing"]["finished_at"]
+            timing = result["timing"]
+            self._finished_at[number] = timing["finished_at"]
+            self._routed_at[number] = timing["routed_at"]
+            self._started_at[number] = timing["started_at"]
             region, precision = placement["region"], placement["precision"]
             self._wrong += misplaced(f"{result['id']} was served", kind, region, precision)
         else:
@@ -156,6 +160,28 @@ class Ledger:
             for number in load.between(since, until)
             if kind_of(number) is DIRECT
         ]
+
+    def worst(self, load: Load, since: float, until: float) -> tuple[float, ...]:
+        """Return the seconds after which the slowest direct request of a span of time got on.
+
+        Acknowledged by Kafka, routed, begun by a worker, finished; nothing where none finished.
+        """
+        finished = [
+            (finished_at - load.published_at[number], number)
+            for number in load.between(since, until)
+            if kind_of(number) is DIRECT and (finished_at := self._finished_at[number])
+        ]
+        if not finished:
+            return ()
+        took_s, number = max(finished)
+        at = load.published_at[number]
+        acknowledged_at = load.acknowledged_at.get(id_of(number), math.nan)
+        return (
+            acknowledged_at - at,
+            self._routed_at[number] - at,
+            self._started_at[number] - at,
+            took_s,
+        )
 
     def missing(self, load: Load) -> int:
         """Return how many requests have no result yet, but for those that may not be in Kafka."""

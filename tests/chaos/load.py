@@ -97,6 +97,8 @@ class Load:
         self._most = most
         self._to_cancel: list[str] = []
         self.published_at = array("d")
+        self.acknowledged_at: dict[str, float] = {}
+        """When Kafka had each record, by its key."""
         self.twice = True
         """Whether some are published twice; not where keys move to other partitions."""
         self.bad = True
@@ -168,6 +170,8 @@ class Load:
     def _sent(self, key: str, done: "asyncio.Future[Any]") -> None:
         if done.cancelled() or done.exception() is not None:
             self.unsure.add(key)
+        else:
+            self.acknowledged_at.setdefault(key, time.time())
 
     async def _cancel(self, request_id: str) -> None:
         """Cancel the one before, so that it has had time to get somewhere."""

@@ -129,6 +129,16 @@ def _recovery(spans: Sequence[Span], took: Sequence[list[tuple[float, float]]]) 
     return f"{max(chain([0.0], slow)):.1f}"
 
 
+def worst_rows(seen: Seen) -> list[Row]:
+    """Return a row for each kind of fault: how far its slowest request was after how long."""
+    found = []
+    for name, spans in _by_name(seen.spans):
+        each = [seen.ledger.worst(seen.load, span.began, span.until) for span in spans]
+        if worst := max(each, key=lambda at: at[-1:]):
+            found.append((name, *(f"{s:.1f}" for s in worst)))
+    return found
+
+
 def takeover_rows(seen: Seen) -> list[Row]:
     """Return a row for each kind of fault that kills somebody: times, median, worst, target."""
     found = []
@@ -225,7 +235,19 @@ def _tables(seen: Seen, ground: Ground) -> list[str]:
         "",
         *told,
         *_table(head, rows(seen, tells_ends=ground.tells_ends)),
+        *(_waits(seen) if ground.tells_ends else ()),
         *_takeovers(seen, ground),
+    ]
+
+
+def _waits(seen: Seen) -> list[str]:
+    head: Row = ("the worst one", "acknowledged", "routed", "begun", "finished")
+    return [
+        "",
+        "How far the worst of these was after how many seconds: Kafka had acknowledged it to its",
+        "client, a router had decided, a worker had begun it, its last token was there.",
+        "",
+        *_table(head, worst_rows(seen)),
     ]
 
 

@@ -22,7 +22,7 @@ from recovery import MARGIN_S, QUIET_S, SLOW_S, Span, calm_after, is_quiet
 from run import Asked, command, schedule
 from running_system import System
 from silent_pool import MUTE, MuteServer, fleet_with
-from table import ONE_BROKER, THREE_BROKERS, Seen, document, rows, takeover_rows, write
+from table import ONE_BROKER, THREE_BROKERS, Seen, document, rows, takeover_rows, worst_rows, write
 from takeovers import Kill, Taken, read_taken, takeover_s
 from typer.testing import CliRunner
 
@@ -64,7 +64,12 @@ class Told:
 
     def result(self, number: int, took_s: float = 0.1, status: str = "completed") -> None:
         finished_at = self.load.published_at[number] + took_s
-        told = {"id": id_of(number), "status": status, "timing": {"finished_at": finished_at}}
+        timing = {
+            "routed_at": finished_at - took_s / 2,
+            "started_at": finished_at - took_s / 4,
+            "finished_at": finished_at,
+        }
+        told = {"id": id_of(number), "status": status, "timing": timing}
         kind = kind_of(number)
         (region, *_), (precision, *_) = sorted(kind.regions), sorted(kind.precisions)
         told["placement"] = {"region": region, "precision": precision}
@@ -240,6 +245,13 @@ class TestTable:
             told.serve(number, took_s=2.0 if number < 20 else 0.1)
         found = seen(told, [Span("a fault", 0.0, 1.0, 4.0)], [], [])
         assert [row[-1] for row in rows(found)] == ["0.0"]
+
+    def test_it_tells_where_the_worst_of_a_fault_waited(self, told: Told) -> None:
+        for number in NUMBERS:
+            told.serve(number, took_s=3.0 if number == 20 else 0.1)
+        told.load.acknowledged_at[id_of(20)] = told.load.published_at[20] + 1.25
+        named = [Span("a fault", 0.0, 1.0, 4.0), Span("nothing was served", 90.0, 91.0, 92.0)]
+        assert worst_rows(seen(told, named, [], [])) == [("a fault", "1.2", "1.5", "2.2", "3.0")]
 
     def test_takeovers_are_told_beside_their_target(self, told: Told) -> None:
         told.serve_all()

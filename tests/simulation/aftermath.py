@@ -49,18 +49,38 @@ class Aftermath:
         """The records of each request on the ingest topic."""
         found: dict[str, list[Record]] = defaultdict(list)
         for record in self.records(self.catalogue.requests):
-            if (
-                place_of(record) not in self.world.bad
-                and key_of(record) not in self.world.questions
-            ):
+            is_bad = place_of(record) in self.world.bad and not self.is_lost(record)
+            if not is_bad and key_of(record) not in self.world.questions:
                 found[key_of(record)].append(record)
         return found
+
+    def is_lost(self, record: Record) -> bool:
+        """Tell whether Kafka has lost a record; another may stand in its place."""
+        return any(record is lost for lost in self.world.lost_tail.records)
+
+    @cached_property
+    def gone(self) -> set[str]:
+        """Requests of which Kafka has lost each record: they may have a result all the same."""
+        return {name for name, records in self.published.items() if all(map(self.is_lost, records))}
+
+    @cached_property
+    def doubtful(self) -> set[Place]:
+        """Places of which nobody need know whether a duplicate stood there.
+
+        Those of lost records, and of others with the id of one: a router may have read it.
+        """
+        lost = self.world.lost_tail.records
+        names = {key_of(record) for record in lost}
+        of_others = (r for name in names for r in self.published.get(name, ()))
+        return {*map(place_of, lost), *map(place_of, of_others)}
 
     @cached_property
     def duplicates(self) -> set[Place]:
         """Requests whose id came among the last records before them, on their partition."""
         found = set()
         for records in self.published.values():
+            if any(map(self.is_lost, records)):
+                continue
             newest: dict[int, int] = {}
             for record in records:
                 before = newest.get(record.partition.number)

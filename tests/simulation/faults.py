@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from memory_cluster import CutOffError, Transaction
 
+from simulation.lost_tails import KIND
 from streams.engine.log import LogError, Outgoing, Partition
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Faults:
         self._silent_from_s = rng.uniform(0.0, 8.0)
         self._at_step: dict[int, str] = {}
         self._within: dict[int, str] = {}
-        kinds = dict.fromkeys(world.rules.strikes or (), 1) or KINDS
+        asked = [kind for kind in world.rules.strikes or () if kind != KIND]
+        kinds = dict.fromkeys(asked, 1) or KINDS
         for kind in rng.choices(list(kinds), kinds.values(), k=rng.randint(0, STRIKES_MAX)):
             if rng.random() < 0.5:
                 self._at_step[rng.randint(1, STEPS_MAX)] = kind

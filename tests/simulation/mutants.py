@@ -192,6 +192,27 @@ class NeverCompletes(SimLog):
         return self.writer(self, transactional_id, self.cluster.fence(transactional_id))
 
 
+class KnowsNoEpochs(SimLog):
+    """Takes a log that has lost its end, and grown again, for what it was."""
+
+    async def epoch_end(self, partition: Partition, leader_epoch: int) -> int | None:
+        await self._call()
+        return None
+
+
+class BeginsAnew(SimLog):
+    """Reads a log from its beginning where it ends before the position, as clients may be told."""
+
+    def _take(
+        self, records_max: int, paused: Collection[Partition], *, of_each: bool
+    ) -> dict[Partition, Sequence[Record]]:
+        for partition, position in self._positions.items():
+            log = self.cluster.logs[partition]
+            if position > log.end:
+                self._positions[partition], self._epochs[partition] = log.first, None
+        return super()._take(records_max, paused, of_each=of_each)
+
+
 class NoProgress(Transactor):
     """Breaks progress as data: of one stage only the group's offset is believed."""
 

@@ -140,6 +140,10 @@ ENGINE = {
     "what a broker left open is ended": Broken(
         Rules(log=mutants.NeverCompletes), NEVER, ("broker",)
     ),
+    "a lost tail is known when it has grown again": Broken(
+        Rules(log=mutants.KnowsNoEpochs), NEVER, ("tail",)
+    ),
+    "a lost tail is no new log": Broken(Rules(log=mutants.BeginsAnew), TWICE, ("tail",)),
     "lost markers, router": Broken(
         Rules(transactor=mutants.NoProgressOfRouter, lose_offsets_of="router"), TWICE
     ),
@@ -248,6 +252,14 @@ def test_a_stage_that_fails_of_itself_is_not_caught() -> None:
 
     with pytest.raises(AssertionError, match=r"died of TypeError\('.*Stale\._begin"):
         is_caught(run(0, Rules(router=Stale)), Broken(Rules(), NEVER))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lost_tail_is_recovered_and_nothing_old_is_served_again(seed: int) -> None:
+    world = run(seed, Rules(strikes=("tail", "kill")))
+    assert world.problems == []
+    assert world.lost_tail.records
+    assert world.lost_tail.recoveries == 1
 
 
 @pytest.mark.parametrize("stage", ["router", "batcher", "worker", "canceller"])

@@ -18,6 +18,7 @@ from simulation.checker import check, held
 from simulation.cluster import TRANSACTION_S, Groups, SimCluster, SimLog
 from simulation.faults import Faults
 from simulation.loop import Step, VirtualLoop
+from simulation.lost_tails import LostTail
 from simulation.process import PROCESS, Process, RouterProcess, WorkerProcess
 from simulation.quotes import publish_quotes
 from simulation.requests import (
@@ -169,6 +170,7 @@ class World:
         self.again_left = 0
         """Requests that were published again at the end, and are not evidenced as duplicates."""
         self.faults = Faults(self)
+        self.lost_tail = LostTail(self, FAULTS_S)
         self.is_settled = False
 
     def now(self) -> float:
@@ -261,6 +263,7 @@ class World:
             self._start(name)
         self.spawn(self._time_out())
         self.spawn(self.faults.outside())
+        self.spawn(self.lost_tail.strike())
         self.spawn(self._publish_bound())
         self.spawn(self._publish_thrifty())
         if self.rules.with_quotes:
@@ -402,14 +405,19 @@ class World:
     async def _settle(self) -> None:
         end_s = self.loop.at_s + SETTLED_S_MAX
         while self.loop.at_s < end_s:
-            has_ended = self.ended >= self.workload.expected.keys()
+            has_ended = self.ended >= self._certain()
             is_told = self.buried >= self.bad and self.cancellations_left <= 0
             is_told = is_told and self.questions_left <= 0
             if has_ended and is_told and not held(self):
                 return
             await asyncio.sleep(0.5)
-        for name in sorted(self.workload.expected.keys() - self.ended):
+        for name in sorted(self._certain() - self.ended):
             self.problem(f"{name} has not ended")
+
+    def _certain(self) -> set[str]:
+        """Return the requests that must end: all but those whose records Kafka has lost."""
+        expected = set(self.workload.expected)
+        return expected - Aftermath(self).gone if self.lost_tail.records else expected
 
     def _look_for_hanging(self) -> None:
         """Find readers that wait for the end of a transaction that has ended."""

@@ -1,0 +1,83 @@
+"""A tail that Kafka loses in a simulation, and the operator who resolves what comes of it."""
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+from memory_log import MemoryLog
+from stream_cases import make_key, make_signer
+
+from simulation.requests import PARTITIONS
+from streams.engine.log import LogError, Partition, Record
+from streams.engine.recovery import RecoveryError, carry_out, plan
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+KIND = "tail"
+# On one seed in so many; not more records than so many.
+ONE_IN, RECORDS_MAX = 4, 6
+OPERATOR = "recover/operator"
+# An operator reads what a process says, and does it.
+LOOK_S = 3.0
+
+
+class LostTail:
+    """Loses the newest records of an ingest partition once, as an unclean election does."""
+
+    def __init__(self, world: "World", until_s: float) -> None:
+        self._world = world
+        self._rng = rng = random.Random(world.seed * 122_949_823 + 7)
+        strikes = world.rules.strikes
+        is_drawn = rng.randrange(ONE_IN) == 0 if strikes is None else KIND in strikes
+        self.at_s = rng.uniform(1.0, until_s) if is_drawn else None
+        self.records: list[Record] = []
+        """What was lost."""
+        self.recoveries = 0
+
+    async def strike(self) -> None:
+        """Lose the tail when it is time, and be the operator from then on."""
+        if self.at_s is None:
+            return
+        await asyncio.sleep(self.at_s)
+        world, rng = self._world, self._rng
+        for number in rng.sample(range(PARTITIONS), PARTITIONS):
+            partition = Partition(world.catalogue.requests, number)
+            if tail := self._tail(partition, rng.randint(1, RECORDS_MAX)):
+                self.records = tail
+                world.cluster.lose_tail(partition, tail[0].offset)
+                world.tell(f"fault: {partition} loses its end at {tail[0].offset}")
+                await self._recover(partition)
+                return
+
+    def _tail(self, partition: Partition, most: int) -> list[Record]:
+        """Return the last records, as far back as they are requests."""
+        tail: list[Record] = []
+        for entry in reversed(self._world.cluster.logs[partition].entries):
+            record = entry.record
+            if record is None or len(tail) == most or not self._is_request(record):
+                break
+            tail.insert(0, record)
+        return tail
+
+    def _is_request(self, record: Record) -> bool:
+        world, name = self._world, (record.key or b"").decode()
+        is_bad = (*record.partition, record.offset) in world.bad
+        return name in world.workload.expected and not is_bad
+
+    async def _recover(self, partition: Partition) -> None:
+        """Do what the error of a router says, as soon as there is something to recover."""
+        world = self._world
+        log, group = MemoryLog(world.cluster, "operator"), f"{world.catalogue.prefix}.router"
+        key = make_key(world.new_key())
+        signer = make_signer(world.catalogue, world, key=key, writer=OPERATOR)
+        world.keys.append(signer.publish())
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                found = await plan(log, world.catalogue, signer, group, partition, None)
+                await carry_out(log, world.catalogue, signer, OPERATOR, found, world.now())
+            except (LogError, RecoveryError):
+                continue
+            self.recoveries += 1
+            world.tell(f"the operator: {found.message}")
