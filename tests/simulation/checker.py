@@ -236,7 +236,7 @@ def _progress(after: Aftermath) -> Iterator[str]:
     )
     for record in after.records(after.catalogue.progress):
         key, offset = key_of(record), orjson.loads(record.value or b"")["next_offset"]
-        _, topic, number = key.split("/")
+        _, topic, number = key.rsplit("/", 2)
         if offset < newest.get(key, 0) and recovered[topic, int(number)]:
             recovered[topic, int(number)] -= 1
         elif offset < newest.get(key, 0):
