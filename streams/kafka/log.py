@@ -39,7 +39,6 @@ from streams.kafka.transaction_recovery import (
     Producer,
     abort_rest,
     complete_commit,
-    has_committed,
 )
 from streams.kafka.writer import (
     REFUSALS,
@@ -388,8 +387,4 @@ class KafkaLog:
         except BaseException:
             await let_go(producer)
             raise
-        return KafkaWriter(producer, partial(self._has_committed, fenced))
-
-    async def _has_committed(self, producer: Producer) -> bool:
-        async with self._asked() as client:
-            return await has_committed(client, producer, Catalogue(self._settings).owns)
+        return KafkaWriter(producer, fenced)

@@ -23,13 +23,14 @@ none.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import (
     ConcurrentTransactions,
     KafkaError,
@@ -101,20 +102,44 @@ async def abort_rest(client: AIOKafkaClient, fenced: Producer, owns: Owns) -> No
         await _end(client, fenced, hanging, "abort")
 
 
-async def has_committed(client: AIOKafkaClient, producer: Producer, owns: Owns) -> bool:
+async def has_committed(
+    client: AIOKafkaClient, producer: Producer, written: Collection[TopicPartition]
+) -> bool:
     """Return whether a producer's newest transaction is committed, with all markers written.
 
-    Call this between two of its transactions. False if it can't be told in time.
+    Call this between two of its transactions, with the client of that very producer: one that
+    fetches may wait for half a second before each answer.
+
+    Args:
+        client: knows the topics that were written to.
+        producer: as it was fenced.
+        written: the partitions of the transaction.
+
+    Returns:
+        False if it can't be told in time.
     """
     try:
-        if await _last_transaction(client, producer.transactional_id) != (
-            "CompleteCommit",
-            producer,
-        ):
+        last = await _last_transaction(client, producer.transactional_id)
+        if last != ("CompleteCommit", producer):
             return False
-        return not await _hanging_partitions(client, producer.producer_id, owns)
+        is_open = partial(_is_open, client, producer.producer_id, written)
+        return not await _patiently("some partition of ours has no leader", is_open)
     except (LogError, KafkaError):
         return False
+
+
+async def _is_open(
+    client: AIOKafkaClient, producer_id: int, partitions: Collection[TopicPartition]
+) -> bool:
+    """Return whether a producer has a transaction open on any of these partitions."""
+    try:
+        by_leader: dict[int, list[TopicPartition]] = {}
+        for partition in partitions:
+            by_leader.setdefault(_leader(client.cluster, partition), []).append(partition)
+        return producer_id in await _open_on(client, by_leader)
+    except KafkaError:
+        await client.force_metadata_update()
+        raise
 
 
 async def _last_transaction(
@@ -158,10 +183,16 @@ async def _look_for(client: "ref[AIOKafkaClient]", owns: Owns) -> OpenByProducer
     asked = client()
     if asked is None:
         raise NodeNotReadyError("whoever asked is gone")
-    by_leader = await _by_leader(asked, owns)
+    return await _open_on(asked, await _by_leader(asked, owns))
+
+
+async def _open_on(
+    client: AIOKafkaClient, by_leader: Mapping[int, Sequence[TopicPartition]]
+) -> OpenByProducer:
+    """Return the open transactions on partitions, by producer, as their leaders tell."""
     found: OpenByProducer = {}
     for response in await asyncio.gather(
-        *(asked.send(node, DescribeProducers(led)) for node, led in by_leader.items())
+        *(client.send(node, DescribeProducers(led)) for node, led in by_leader.items())
     ):
         for topic, partitions, _ in response.topics:
             for number, code, _, producers, _ in partitions:
@@ -185,11 +216,15 @@ async def _by_leader(client: AIOKafkaClient, owns: Owns) -> dict[int, list[Topic
         if owns(topic):
             for number in cluster.partitions_for_topic(topic) or ():
                 partition = TopicPartition(topic, number)
-                leader = cluster.leader_for_partition(partition)
-                if leader is None or leader == NO_LEADER:
-                    raise LeaderNotAvailableError(f"{topic}[{number}]")
-                by_leader.setdefault(leader, []).append(partition)
+                by_leader.setdefault(_leader(cluster, partition), []).append(partition)
     return by_leader
+
+
+def _leader(cluster: ClusterMetadata, partition: TopicPartition) -> int:
+    leader: int | None = cluster.leader_for_partition(partition)
+    if leader is None or leader == NO_LEADER:
+        raise LeaderNotAvailableError(f"{partition.topic}[{partition.partition}]")
+    return leader
 
 
 async def _end(

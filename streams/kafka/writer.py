@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Generator
 from itertools import count
 from typing import Any
 
@@ -20,6 +20,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from streams.engine.log import GroupOffset, LogError, Outgoing
 from streams.kafka.broker_loss import client_options
+from streams.kafka.transaction_recovery import Producer, has_committed
 from topics import Settings
 from topics.registry import OUTPUT_BYTES_MAX
 
@@ -81,12 +82,11 @@ class KafkaWriter:
     topic up again.
     """
 
-    def __init__(
-        self, producer: AIOKafkaProducer, has_ended: Callable[[], Awaitable[bool]]
-    ) -> None:
-        """Take a started producer, and how brokers are asked if its last transaction has ended."""
+    def __init__(self, producer: AIOKafkaProducer, fenced: Producer) -> None:
+        """Take a started producer, and what its coordinator knows it by."""
         self._producer = producer
-        self._ask_if_ended = has_ended
+        self._fenced = fenced
+        self._written: set[TopicPartition] = set()
         self._began_at = 0.0
         self._connections: list[Any] = []
         # The batches to hand over, by partition; the last of them takes more.
@@ -105,7 +105,7 @@ class KafkaWriter:
 
     async def has_ended(self) -> bool:
         """Return whether the last transaction is committed on each partition, by all leaders."""
-        has_ended = await self._ask_if_ended()
+        has_ended = await has_committed(self._producer.client, self._fenced, self._written)
         if has_ended:
             self._connections.clear()
         return has_ended
@@ -114,6 +114,7 @@ class KafkaWriter:
         """Open a transaction."""
         self._began_at = asyncio.get_running_loop().time()
         await self._producer.begin_transaction()
+        self._written.clear()
         # Partitions may have been added to a topic.
         self._partitions.clear()
 
@@ -146,6 +147,7 @@ class KafkaWriter:
         """
         async with self._sending:
             waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+            self._written.update(waiting)
             for turn in count():
                 left = [(where, of[turn]) for where, of in waiting.items() if turn < len(of)]
                 if not left:

@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from streams.engine.log import Outgoing
+from streams.kafka.transaction_recovery import Producer
 from streams.kafka.writer import BATCH_BYTES_MAX, WAITING_BYTES_MAX, KafkaWriter
 
 
@@ -42,13 +43,12 @@ class Client:
             outcome.set_result(None)
 
 
-async def never_asked() -> bool:
-    raise AssertionError("nothing is cut off")
+FENCED = Producer("nobody-asks", 1, 0)
 
 
 async def send(client: Client, *records: tuple[str, int]) -> None:
     """Write records of so many bytes to partition 0 of a topic."""
-    writer = KafkaWriter(cast("AIOKafkaProducer", client), never_asked)
+    writer = KafkaWriter(cast("AIOKafkaProducer", client), FENCED)
     values: list[Any] = [
         await writer.send(Outgoing(topic, b"k", bytes(size), partition=0))
         for topic, size in records
@@ -71,7 +71,7 @@ async def test_a_second_batch_of_a_partition_keeps_no_other_waiting() -> None:
 @pytest.mark.parametrize("size", [1_000, 900_000])
 async def test_of_many_records_only_so_many_bytes_wait_to_be_handed_over(size: int) -> None:
     client = Client()
-    writer = KafkaWriter(cast("AIOKafkaProducer", client), never_asked)
+    writer = KafkaWriter(cast("AIOKafkaProducer", client), FENCED)
     for _ in range(1 + 3 * WAITING_BYTES_MAX // size):
         await writer.send(Outgoing("lane", b"k", bytes(size), partition=0))
     assert len(client.known) >= 2 * WAITING_BYTES_MAX // BATCH_BYTES_MAX
