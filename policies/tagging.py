@@ -10,6 +10,7 @@ from policies.learning.output_lengths import Lengths
 from policies.recognition import recognize
 from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
 from topics import InferenceRequest, Profile, Tag, duration_s
+from topics.openai_api.operations import unserved
 from topics.records.decision_rows import TAGS
 from topics.records.frozen import dataclass
 from topics.records.profile import TagSource
@@ -94,9 +95,9 @@ def tag(
         key: id of the API key that it came with, as a gateway proved it.
 
     Raises:
-        UnservableError: an unknown class or data class, or nothing within what it is bound to.
+        UnservableError: an unknown operation, class or data class, or nothing within its bounds.
     """
-    operation, input_tag = operation_of(request.url), _input_tokens(request, count)
+    operation, input_tag = _operation(request.url), _input_tokens(request, count)
     task_tag, workload, is_kept = _task(request, policy, operation, input_tag.value)
     task = task_tag.value
     tier = policy.tiers.get(request.service_tier, _ANY_TIER)
@@ -138,6 +139,13 @@ def tag(
     wishes = (batchable_tag, _latency(profile, sensitive_tag))
     found = (task_tag, input_tag, output_tag, *wishes, regions_tag, precisions_tag)
     return Tagged(profile, dict(zip(TAGS, found, strict=False)))
+
+
+def _operation(url: str) -> str:
+    """Return the operation of a URL. Raises UnservableError for one that no pool may serve."""
+    if url not in _OPERATIONS:
+        raise UnservableError("operation_not_served", unserved(url))
+    return _OPERATIONS[url]
 
 
 def _limits(

@@ -10,26 +10,10 @@ from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import new_id
 from gateway.http.errors import ApiError, overloaded
 from gateway.http.state import BY_TURN, CALLER, GATEWAY, REQUEST_ID, Gateway
+from topics.openai_api.operations import instead_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 API_PREFIX = "/v1/"
-# What SDKs ask for that no pool serves, by the beginning of its path, and what to do.
-_CHAT = "send the conversation to POST /v1/chat/completions"
-_ELSEWHERE = (
-    ("/v1/responses", f"{_CHAT}, with `messages` in place of `input`"),
-    ("/v1/conversations", _CHAT),
-    ("/v1/messages", f"it is Anthropic's; {_CHAT}"),
-    ("/v1/assistants", _CHAT),
-    ("/v1/threads", _CHAT),
-    ("/v1/audio/speech", "no pool makes speech"),
-    ("/v1/audio/", "send the audio to POST /v1/chat/completions, as a part of type input_audio"),
-    ("/v1/realtime", f"{_CHAT}, with stream: true"),
-    ("/v1/images", "no pool makes images"),
-    ("/v1/videos", "no pool makes videos"),
-    ("/v1/fine_tuning", "models are declared in the fleet"),
-    ("/v1/vector_stores", "embed texts by POST /v1/embeddings"),
-    ("/v1/uploads", "upload a file whole, to POST /v1/files"),
-)
 UNAVAILABLE_RETRY_S = 2.0
 
 logger = logging.getLogger(__name__)
@@ -104,7 +88,7 @@ def as_api_error(request: web.Request, error: web.HTTPException) -> ApiError:
         )
     if isinstance(error, web.HTTPNotFound):
         where = f"{request.method} {request.path:.200}"
-        instead = next((told for start, told in _ELSEWHERE if request.path.startswith(start)), None)
+        instead = instead_of(request.path)
         if instead is not None:
             return ApiError(404, "operation_not_served", f"{where} is not served here; {instead}")
         return ApiError(404, "unknown_url", f"there is no {where}; see /docs")

@@ -19,6 +19,7 @@ _ENDED = {
 # By the code of a rejection; with another one no pool may serve it, as a rule of the policy says.
 _REJECTED = {
     "unknown_model": (HTTPStatus.NOT_FOUND, "model_not_found"),
+    "operation_not_served": (HTTPStatus.NOT_FOUND, "operation_not_served"),
     "unknown_task": (HTTPStatus.BAD_REQUEST, "unknown_task"),
     "unknown_data_class": (HTTPStatus.BAD_REQUEST, "unknown_data_class"),
     "conflicting_labels": (HTTPStatus.BAD_REQUEST, "conflicting_labels"),

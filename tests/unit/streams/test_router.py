@@ -161,6 +161,11 @@ async def test_a_request_waits_for_a_pool_that_has_no_worker_yet() -> None:
 
 
 REJECTED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "operation": (
+        {"url": "/v1/responses"},
+        "operation_not_served",
+        "/v1/responses is not served: send the conversation to POST /v1/chat/completions",
+    ),
     "task": ({"task": "knitting"}, "unknown_task", "knitting"),
     "data class": ({"constraints": {"data_class": "x"}}, "unknown_data_class", "'x'"),
     "model": ({"model": "none-such"}, "unknown_model", "none-such"),

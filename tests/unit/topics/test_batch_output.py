@@ -24,6 +24,7 @@ def ended(status: str, code: str, details: dict[str, str] | None = None, **field
     [
         (ended("rejected", "unknown_model"), 404, "model_not_found"),
         (ended("rejected", "unknown_task"), 400, "unknown_task"),
+        (ended("rejected", "operation_not_served"), 404, "operation_not_served"),
         (ended("rejected", "no_pool", {"a": "region", "b": "model_not_served"}), 422, "no_pool"),
         (ended("rejected", "no_pool", {"a": "model_not_served"}), 404, "model_not_found"),
         (

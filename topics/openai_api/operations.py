@@ -1,0 +1,33 @@
+"""What clients of OpenAI-style APIs ask for that no pool serves, and what to send instead."""
+
+SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations")
+"""The URLs of the operations that a pool may serve."""
+
+_CHAT = "send the conversation to POST /v1/chat/completions"
+# By the beginning of the path.
+_INSTEAD = (
+    ("/v1/responses", f"{_CHAT}, with `messages` in place of `input`"),
+    ("/v1/conversations", _CHAT),
+    ("/v1/messages", f"it is Anthropic's; {_CHAT}"),
+    ("/v1/assistants", _CHAT),
+    ("/v1/threads", _CHAT),
+    ("/v1/audio/speech", "no pool makes speech"),
+    ("/v1/audio/", "send the audio to POST /v1/chat/completions, as a part of type input_audio"),
+    ("/v1/realtime", f"{_CHAT}, with stream: true"),
+    ("/v1/images", "no pool makes images"),
+    ("/v1/videos", "no pool makes videos"),
+    ("/v1/fine_tuning", "models are declared in the fleet"),
+    ("/v1/vector_stores", "embed texts by POST /v1/embeddings"),
+    ("/v1/uploads", "upload a file whole, to POST /v1/files"),
+)
+
+
+def instead_of(path: str) -> str | None:
+    """Return what to do in place of a call that no pool serves; None for a path of nobody's API."""
+    return next((told for start, told in _INSTEAD if path.startswith(start)), None)
+
+
+def unserved(url: str) -> str:
+    """Return why a request for this URL ends without an answer: what it is, and what to do."""
+    instead = instead_of(url) or f"the url of a request is {', '.join(SERVED[:-1])} or {SERVED[-1]}"
+    return f"{url} is not served: {instead}"
