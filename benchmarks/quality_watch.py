@@ -31,13 +31,14 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from llama_server import LlamaServer, packaged_model
+from llama_server import LlamaServer
 from running_system import System, eventually
 
 from benchmarks.quality_prompts import Prompt, prompts
 from policies.quality.comparison import difference, excerpt
 from policies.quality.sequential_test import ALPHA, alpha_of, drift_wealth, is_won
 from shunter.commands.quality import read_known
+from shunter.demo.llama_server import packaged_model
 from topics.embedded_broker.broker import EmbeddedBroker
 
 REFERENCE, SOUND, BROKEN = "q8", "q4", "broken"

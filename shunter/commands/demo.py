@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 from aiokafka.errors import KafkaError
 
 from shunter.console import AsJson, UserError, err, out
-from shunter.demo import DemoOutcome, Plan, run_demo
+from shunter.demo import DemoOutcome, Plan, RealOutcome, run_demo, run_real
+from shunter.demo.real_report import figures_of, print_real
 from shunter.demo.report import print_door, print_savings, print_traces, report, traces
 from shunter.demo.savings import short
 from shunter.demo.show import Lines
@@ -55,6 +57,19 @@ SimulatedFleet = Annotated[
     Path | None, typer.Option("--fleet", help="Simulate this fleet: a YAML file, or `full`.")
 ]
 
+Real = Annotated[
+    bool,
+    typer.Option(
+        "--real",
+        help="Answer some requests by real models on this machine's processor in place of the"
+        " replay: chat by llama.cpp, embeddings and moderations by the worker (extra `real`).",
+    ),
+]
+ModelFile = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="FILE", help="With --real: chat by this GGUF model."),
+]
+
 
 def demo(
     as_json: AsJson = False,
@@ -80,6 +95,8 @@ def demo(
     fleet: SimulatedFleet = None,
     keep: Keep = False,
     gateway: Door = True,
+    real: Real = False,
+    model: ModelFile = None,
 ) -> None:
     """Run the whole system on this machine, on a replay of real traffic, and check the outcome.
 
@@ -101,7 +118,10 @@ def demo(
         traced=jaeger or jaeger_program is not None,
         jaeger_program=jaeger_program,
         fleet=fleet,
+        model=model,
     )
+    if real or model is not None:
+        return _on_real_models(plan, as_json=as_json)
     drawn = out.is_terminal and not as_json
     show = View(out) if drawn else Lines(err)
 
@@ -117,8 +137,27 @@ def demo(
             print_traces(out, outcome)
             print_door(out, outcome, kept=keep)
 
+    return _ended(lambda: run_demo(plan, show, tell))
+
+
+def _on_real_models(plan: Plan, *, as_json: bool) -> None:
+    if plan.speed is not None or plan.requests is not None or plan.fleet is not None:
+        raise UserError("--real sends requests of its own: give it no --speed, --requests, --fleet")
+
+    def tell(outcome: RealOutcome) -> None:
+        if as_json:
+            typer.echo(orjson.dumps(figures_of(outcome)).decode())
+            sys.stdout.flush()
+        else:
+            print_real(out, outcome, kept=plan.keep)
+
+    _ended(lambda: run_real(plan, Lines(err), tell))
+
+
+def _ended(run: Callable[[], bool]) -> None:
+    """Run a demo, and exit as its checks ended."""
     try:
-        is_good = run_demo(plan, show, tell)
+        is_good = run()
     except (AdminError, LogError, BadRecordError, TimeoutError) as error:
         raise UserError(str(error)) from error
     except KafkaError as error:

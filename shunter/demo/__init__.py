@@ -4,6 +4,8 @@ Belongs here: turning the packaged trace into requests, running the processes, w
 them, reporting the outcome. Does not: anything that the system itself needs.
 """
 
-from shunter.demo.run import DemoOutcome, Plan, run_demo
+from shunter.demo.installation import Plan
+from shunter.demo.real import RealOutcome, run_real
+from shunter.demo.run import DemoOutcome, run_demo
 
-__all__ = ["DemoOutcome", "Plan", "run_demo"]
+__all__ = ["DemoOutcome", "Plan", "RealOutcome", "run_demo", "run_real"]

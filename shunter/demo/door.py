@@ -48,11 +48,11 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def lines_for(url: str) -> list[str]:
+def lines_for(url: str, model: str = MODEL) -> list[str]:
     """Return three lines of Python that ask a gateway by OpenAI's client and print the answer."""
     asked = '[{"role": "user", "content": "Which track?"}]'
     return [
         "from openai import OpenAI",
         f'door = OpenAI(base_url="{url}/v1", api_key="any").chat.completions',
-        f'print(door.create(model="{MODEL}", messages={asked}).choices[0].message.content)',
+        f'print(door.create(model="{model}", messages={asked}).choices[0].message.content)',
     ]

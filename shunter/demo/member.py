@@ -1,29 +1,8 @@
-"""A process of the demo: a Shunter command that ends when the demo ends, however that happens.
+"""A process of the demo: a Shunter command that ends when the demo ends, however that happens."""
 
-It holds a pipe from its parent. When the parent is gone, ``kill -9`` included, the pipe closes.
-Linux's parent-death signal would also work, but exists only there and follows the thread.
-"""
-
-import os
-import signal
-import sys
-import threading
-import time
-
+from shunter.demo.lifeline import end_with_the_demo
 from shunter.entry import main
 
-# A clean stop takes about 2 s; without its Kafka, which has gone too, it may never end.
-END_S_MAX = 10.0
-
-
-def _end_with_the_demo() -> None:
-    # Not sys.stdin, whose buffer would be locked when the process ends.
-    os.read(sys.stdin.fileno(), 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(END_S_MAX)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_the_demo, daemon=True).start()
+    end_with_the_demo()
     main()

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
-import secrets
 import shutil
 import tempfile
 import time
@@ -12,17 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from policies import Fleet, Policy, compile_options
 from shunter.audit import Findings, Keyring
 from shunter.audit.topic import verify_topic
 from shunter.client.kafka import tail
-from shunter.console import UserError, settings_from
+from shunter.console import settings_from
 from shunter.demo.check import judge
 from shunter.demo.door import open_door
+from shunter.demo.installation import (
+    Plan,
+    create_topics,
+    delete_topics,
+    installation_key,
+    kafka_of,
+    keep_up,
+    log_to,
+)
 from shunter.demo.ledger import Ledger, read_ledger
 from shunter.demo.machine import TEMPOS, USUAL, WHOLE_TEMPOS, choose, told
 from shunter.demo.premium import premium_costs
@@ -34,36 +37,13 @@ from shunter.demo.summary import summarize
 from shunter.demo.system import System, members_of
 from shunter.demo.trace import TraceRow, load_rows, request_of
 from shunter.demo.traces import Jaeger, jaeger
-from shunter.demo.traffic import POLL_S, Traffic
+from shunter.demo.traffic import Traffic
 from shunter.demo.watch import Watch
 from streams.config.declarations import load_fleet, load_policy
 from streams.kafka.log import KafkaLog
 from streams.live import LiveView
-from streams.logs import set_up_logging
 from topics import Catalogue, Settings
-from topics.admin.provisioning import apply
-from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
 from topics.embedded_broker.settings import HOST, free_port
-from topics.signing.keys import load_signing_key, write_signing_key
-
-logger = logging.getLogger(__name__)
-
-CLEANED_S_MAX = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The user's options; None means the demo's default."""
-
-    speed: float | None = None
-    requests: int | None = None
-    bootstrap_servers: str | None = None
-    topic_prefix: str | None = None
-    keep: bool = False
-    gateway: bool = True
-    traced: bool = False
-    jaeger_program: Path | None = None
-    fleet: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +101,7 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
     """
     case = _prepare(plan)
     run_dir = Path(tempfile.mkdtemp(prefix="shunter-demo-"))
-    _log_to(run_dir / "demo.log")
+    log_to(run_dir / "demo.log")
     is_over = False
     try:
         with show, contextlib.ExitStack() as stack:
@@ -152,29 +132,10 @@ def _prepare(plan: Plan) -> _Case:
     return _Case(plan, rows, requests, fleet, policy, Rules(fleet, policy))
 
 
-def _log_to(path: Path) -> None:
-    """Send the Kafka client's warnings to a file, not through the live view."""
-    with contextlib.redirect_stderr(path.open("a", encoding="utf-8")):
-        set_up_logging("warning")
-    logging.captureWarnings(capture=True)
-
-
 def _settings(case: _Case, run_dir: Path, stack: contextlib.ExitStack, show: Show) -> Settings:
     """Start a Kafka if none is named, and return the settings of the system."""
-    plan = case.plan
-    own: dict[str, Any] = {"bootstrap_servers": plan.bootstrap_servers}
-    prefix = f"demo-{secrets.token_hex(4)}"
-    if plan.bootstrap_servers is None:
-        show.say("Starting Apache Kafka ...")
-        broker = EmbeddedBroker(announce=show.say)
-        try:
-            stack.enter_context(broker)
-        except BrokerError as error:
-            raise UserError(f"{error}\nOr name a Kafka that runs: --bootstrap-servers.") from error
-        own = {"bootstrap_servers": broker.bootstrap_servers, "security_protocol": "PLAINTEXT"}
-        prefix = "inference"
-    own |= _declare(case, case.first_speed, run_dir)
-    return settings_from(**own, topic_prefix=plan.topic_prefix or prefix, instance="demo")
+    own = kafka_of(case.plan, stack, show)
+    return settings_from(**own, **_declare(case, case.first_speed, run_dir), instance="demo")
 
 
 def _declare(case: _Case, speed: float, run_dir: Path) -> dict[str, Path]:
@@ -194,8 +155,8 @@ async def _run(
     traces: Jaeger | None,
 ) -> DemoOutcome:
     began_at = time.monotonic()
-    await _create_topics(settings, case.fleet)
-    trusted, more = _installation_key(run_dir)
+    await create_topics(settings, case.fleet.pools)
+    trusted, more = installation_key(run_dir)
     more |= {} if traces is None else traces.variables()
     system = System(run_dir, settings, show.say, more)
     page_port = free_port()
@@ -239,23 +200,13 @@ async def _run(
             outcome = replace(outcome, door=await open_door(system))
         tell(outcome)
         if case.plan.keep:
-            await _keep(system)
+            await keep_up(system)
         return outcome
     finally:
         show.say("Stopping ...")
         system.stop()
         if case.plan.bootstrap_servers is not None and not case.plan.keep:
-            await _delete_topics(settings, case.fleet)
-
-
-def _installation_key(run_dir: Path) -> tuple[str, dict[str, str]]:
-    """Make an installation key that introduces each process; return its fingerprint, and where.
-
-    It lies beside the processes and not offline, and so binds their names to nothing but this run.
-    """
-    path = run_dir / "installation.pem"
-    write_signing_key(path, [Ed25519PrivateKey.generate()], time.time())
-    return load_signing_key(path).id, {"SHUNTER_EVIDENCE_INTRODUCER": str(path)}
+            await delete_topics(settings, case.fleet.pools)
 
 
 def _start(system: System, case: _Case, page_port: int) -> None:
@@ -329,34 +280,3 @@ def _judge(
     figures["problems"] = figures["problems"] + told
     is_good = verdict.is_good and findings.is_good
     return DemoOutcome(figures, ledger, settings, run_dir, is_good)
-
-
-async def _create_topics(settings: Settings, fleet: Fleet) -> None:
-    report = await apply(settings, fleet.pools)
-    found = [topic.name for topic in report.topics if topic.state != "created"]
-    if found:
-        raise UserError(
-            f"{settings.bootstrap_servers} has topics of the prefix {settings.topic_prefix!r}"
-            f" already ({found[0]} ...), and the demo shares none; choose another --topic-prefix"
-        )
-
-
-async def _delete_topics(settings: Settings, fleet: Fleet) -> None:
-    """Delete the demo's topics on a foreign Kafka; if it is gone, leave them."""
-    admin = AIOKafkaAdminClient(**settings.kafka_options())
-    try:
-        async with asyncio.timeout(CLEANED_S_MAX):
-            await admin.start()
-            names = [topic.name for topic in Catalogue(settings).topics(fleet.pools)]
-            await admin.delete_topics(names)
-    except (KafkaError, TimeoutError) as error:
-        logger.warning("the topics %s.* were left: %s", settings.topic_prefix, error)
-    finally:
-        await admin.close()
-
-
-async def _keep(system: System) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            system.tend()
-            await asyncio.sleep(POLL_S)

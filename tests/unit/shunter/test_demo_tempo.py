@@ -9,6 +9,7 @@ import pytest
 
 from policies import compile_options
 from shunter.demo import run as demo_run
+from shunter.demo.installation import Plan
 from shunter.demo.machine import USUAL, Measure, Tempo
 from streams.config.declarations import load_fleet, load_policy
 from topics import Settings
@@ -41,7 +42,7 @@ class Running:
 
 async def tempo_of(tmp_path: Path, per_s: float, **options: Any) -> Any:
     running = Running(tmp_path, per_s)
-    case = demo_run._prepare(demo_run.Plan(**options))
+    case = demo_run._prepare(Plan(**options))
     files = demo_run._declare(case, case.first_speed, tmp_path)
     found, speed, machine = await demo_run._set_tempo(
         case,
