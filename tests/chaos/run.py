@@ -61,6 +61,8 @@ from topics.embedded_broker.settings import free_port
 LAST_CLUSTER_FAULTS: tuple[Fault, ...] = (lose_tail,)
 # Without a fault, before the first one; and after the last result, for whatever would come twice.
 CALM_S = 7.0
+# Longest wait for processes to start, on a busy machine.
+START_S_MAX = 60.0
 # Of a run of so many requests, what is left for the faults that come last, and for what follows.
 LEFT_PART, LEFT_S = 0.03, 120.0
 # Time for what waits to come out, at the speed of the policy.
@@ -203,9 +205,10 @@ async def _inject(
     scene: Scene, asked: Asked, ledger: Ledger, publishing: "asyncio.Task[None]"
 ) -> list[Span]:
     load = scene.load
-    await asyncio.sleep(2 * CALM_S)
-    now = time.time()
-    spans = [Span("none", now - CALM_S, now - CALM_S, now - MARGIN_S)]
+    await calm_after(time.time(), ledger, load, START_S_MAX)
+    calm = time.time()
+    await asyncio.sleep(CALM_S + MARGIN_S)
+    spans = [Span("none", calm, calm, calm + CALM_S)]
     for number, fault in schedule(scene.rng, asked, lambda: len(load.published_at)):
         if publishing.done():
             break
