@@ -38,6 +38,9 @@ T = TypeVar("T")
 
 # 30 s in all.
 ASK_TRIES, ASK_AGAIN_S = 150, 0.2
+# A broker answers a connection in order: over one that fetches, after half a second where nothing
+# is new. That is too long within a poll, so this question has connections of its own.
+ASIDE = "aside"
 _TEXT = CompactString("utf-8")
 _ANY_EPOCH = -1
 _CONSUMER = -1
@@ -235,7 +238,7 @@ async def epoch_end(
     if leader is None or leader < 0:
         await client.force_metadata_update()
         raise LeaderNotAvailableError(f"{partition.topic}[{partition.partition}]")
-    response = await client.send(leader, _EpochEnd(partition, leader_epoch))
+    response = await client.send(leader, _EpochEnd(partition, leader_epoch), group=ASIDE)
     ((_, ((code, _, _, end_offset, _),), _),) = response.topics
     if code:
         await client.force_metadata_update()

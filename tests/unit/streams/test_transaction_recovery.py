@@ -10,9 +10,10 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from hanging_transactions import TOPIC, leave_hanging
 
-from streams.engine.log import Outgoing
+from streams.engine.log import Outgoing, Partition
 from streams.kafka import transaction_recovery
 from streams.kafka.log import KafkaLog
+from streams.kafka.offset_requests import ASIDE
 from streams.kafka.transaction_recovery import complete_commit
 from streams.kafka.writer import KafkaWriter
 from topics import Catalogue, Settings
@@ -194,6 +195,15 @@ async def test_a_writer_that_was_cut_off_goes_on_where_nothing_of_it_hangs(
     await successor.close()
     await log.leave()
     assert told == [True, True, False]
+
+
+async def test_the_end_of_an_epoch_is_asked_beside_the_fetches(settings: Settings) -> None:
+    log = await joined(settings, "inference.test-aside")
+    assert await log.epoch_end(Partition("inference.reroutes", 0), 0) == 0
+    groups = {group for _, group in log._member._client._conns}
+    await log.leave()
+
+    assert ASIDE in groups
 
 
 class Idle:
