@@ -1,4 +1,4 @@
-"""How often a policy's rules recognise the class of a labelled prompt.
+"""Rates at which a policy's rules recognise the class of a labelled prompt.
 
     python -m benchmarks.class_rules FLASK.jsonl T0_FOLDER [--half held-out] [--errors]
 

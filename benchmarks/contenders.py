@@ -120,7 +120,7 @@ def bare(
         evidence, headers = written or load.written()
         for number in range(loops):
             here.start(
-                "benchmarks.contestants.bare",
+                "benchmarks.contestants.bare_loop",
                 here.servers,
                 here.prefix,
                 f"--evidence-bytes={evidence}",

@@ -38,7 +38,7 @@ from policies import (
 )
 from shunter.archive import Archive
 from shunter.archive.rows import table_of
-from shunter.audit.archived import find_request, verify_archive
+from shunter.audit.archive_trail import find_request, verify_archive
 from streams.config.declarations import load_fleet, load_policy
 from streams.engine.log import Outgoing, Partition, Record
 from streams.engine.signer import Signer

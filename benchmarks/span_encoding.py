@@ -1,4 +1,4 @@
-"""What a span costs by our encoder and by the SDK's: microseconds of processor time for each.
+"""The cost of a span by our encoder and by the SDK's: microseconds of processor time for each.
 
     PYTHONPATH=. python benchmarks/span_encoding.py
 

@@ -108,7 +108,7 @@ COLUMNS = {
 
 
 def columns(kind, key, value):
-    """What the columns of a record should have, by docs/evidence.md; other columns have null."""
+    """Columns of a record as docs/evidence.md has them; other columns have null."""
     if kind == "keys":
         return {"name": key}
     if not isinstance(value, dict):

@@ -20,7 +20,7 @@ LOG_KEY, COSIGNATURE = 1, 4
 
 
 class LogError(ValueError):
-    """What can't be believed of a log."""
+    """Something of a log that can't be believed."""
 
 
 def vkey(text, kind):
@@ -90,7 +90,7 @@ def note_of(data):
 
 
 def cosigned_of(policy, text, signatures):
-    """When each witness has cosigned, by its name in the policy."""
+    """Times at which witnesses have cosigned, by their names in the policy."""
     cosigned = {}
     for own, (name, key_id, key) in policy[1].items():
         raw = signatures.get((name, key_id))
@@ -128,7 +128,7 @@ def believed_checkpoint(data, policy):
 
 
 def reader_of(place):
-    """What returns a file of a log, None where there is none: of a directory or a web server."""
+    """A function that returns a file of a log, of a directory or a web server; None without it."""
 
     def read(path):
         if not place.startswith(("http://", "https://")):
@@ -166,7 +166,7 @@ def entries_of(read, size):
 
 
 def entry_of(value):
-    """What the log has of a root."""
+    """The log's entry of a root."""
     return jcs({"statement": value["statement"], "signature": value["signature"]}).encode()
 
 

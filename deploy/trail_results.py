@@ -68,7 +68,7 @@ def whole(key, leaves):
 
 
 def matches(told, key, digests):
-    """What of a request a client's copy is, or a disclosure of some of its parts; empty if none."""
+    """Parts of a request that a client's copy or a disclosure is; empty if none."""
     if isinstance(told.get("parts"), list) and isinstance(told.get("leaves"), str):
         raw = raw_of(told["leaves"])
         leaves = [raw[at : at + 32] for at in range(0, len(raw), 32)]
@@ -136,7 +136,7 @@ def check_stories(evidence, problem):
 
 
 def limits_of(value):
-    """What limits where a request may go; None of a step that doesn't say."""
+    """Limits of where a request may go; None of a step that doesn't say."""
     if isinstance(value.get("profile"), dict):
         return {name: value["profile"].get(name) for name in LIMITS}
     row = (value.get("decision") or {}).get("profile")
@@ -146,7 +146,7 @@ def limits_of(value):
 
 
 def breaks(limits, went):
-    """What of its limits a placement breaks; empty if nothing."""
+    """Limits that a placement breaks; empty if none."""
     found = [
         name
         for name, place in (("regions", "region"), ("precisions", "precision"), ("pools", "pool"))
@@ -192,7 +192,7 @@ def check_results(results, evidence, keys, since, problem):
 
 
 def difference(answer, ends, keys):
-    """How an answer is another than that which was signed; None if it is that."""
+    """The difference of an answer from the signed one; None if it is that."""
     digests = [e["response_digest"] for e in ends if e.get("response_digest")]
     if answer is None:
         is_lost = len(digests) == len(ends) and all(e.get("task") != BACKGROUND for e in ends)

@@ -1,4 +1,4 @@
-"""What else may become of a request: where it goes when pools are gone, and what refuses it."""
+"""Other fates of a request: where it goes when pools are gone, and what refuses it."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple

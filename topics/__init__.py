@@ -29,7 +29,7 @@ from topics.records.quality import (
     quality_key,
 )
 from topics.records.quote import QuoteAnswer, QuoteOffer, QuoteQuestion
-from topics.records.quoted import Charge, Quoted
+from topics.records.quote_terms import Charge, Quoted
 from topics.records.request import InferenceRequest, duration_s, parse_request, peek_id
 from topics.records.result import Cost, Response, Result, ResultError, Timing, Usage
 from topics.records.seen_ids import SeenIds

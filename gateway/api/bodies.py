@@ -1,4 +1,4 @@
-"""What every body must have, whatever model server it goes to."""
+"""Members that every body must have, whatever model server it goes to."""
 
 from typing import Any
 

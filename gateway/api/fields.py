@@ -1,4 +1,4 @@
-"""What a client wants of Shunter itself: the body's ``shunter``, and headers that say the same."""
+"""A client's wishes to Shunter itself: the body's ``shunter``, and headers that say the same."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -39,7 +39,7 @@ class Key:
 
     @property
     def name(self) -> str:
-        """What its claims are keyed by."""
+        """The key of its claims."""
         return keyed_id(self.tenant, self.path, self.text)
 
     def request_id(self, run: int) -> str:

@@ -33,7 +33,7 @@ class _InterruptedError(Exception):
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a stream has come: the next piece's index, and how many there are if known."""
+    """The progress of a stream: the next piece's index, and how many there are if known."""
 
     next_index: int = 0
     count: int | None = None

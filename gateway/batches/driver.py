@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Parts:
-    """What drivers of one process share. ``request_bytes_max`` is that of a line."""
+    """Parts that drivers of one process share. ``request_bytes_max`` is that of a line."""
 
     files: FileStore
     exchange: LineExchange
@@ -59,7 +59,7 @@ class Parts:
 
 @dataclass(slots=True)
 class _Work:
-    """What a batch in progress has open."""
+    """Open parts of a batch in progress."""
 
     journal: Journal
     output: Output

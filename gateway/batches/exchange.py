@@ -27,7 +27,7 @@ CLOCKS_S = 60.0
 
 
 class LineExchange(Protocol):
-    """What a batch needs of Kafka. Each method raises UnavailableError while there is none."""
+    """Kafka as a batch needs it. Each method raises UnavailableError while there is none."""
 
     async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
         """Publish a line's request."""

@@ -16,7 +16,7 @@ Run = tuple[int, int]
 
 @dataclass(slots=True)
 class Journalled:
-    """What the journal says."""
+    """The contents of the journal."""
 
     next_line: int = 0
     """Lines from here on were never published; those before it were, or are uncertain."""

@@ -1,4 +1,4 @@
-"""What an ``Idempotency-Key`` of a new batch stands for: a file that all gateways share."""
+"""The batch that an ``Idempotency-Key`` stands for: a file that all gateways share."""
 
 import contextlib
 import hashlib

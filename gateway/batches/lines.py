@@ -43,7 +43,7 @@ class BatchLine:
 
 @dataclass(slots=True)
 class CheckedInput:
-    """What an input file holds: where its lines are, or what is wrong with it."""
+    """An input file that was checked: where its lines are, or what is wrong with it."""
 
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     errors: list[LineError] = field(default_factory=list)

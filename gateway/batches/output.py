@@ -1,4 +1,4 @@
-"""What the lines of a batch came to: written as they end, made files at the end."""
+"""Output lines of a batch: written as they end, made files at the end."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How fast a batch publishes: slower where its tenant's rate turns lines away."""
+"""The rate at which a batch publishes: slower where its tenant's rate turns lines away."""
 
 LINES_PER_S_MAX = 500.0
 LINES_PER_S_MIN = 0.5

@@ -30,7 +30,7 @@ _TIMES = (
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """What is wrong with an input file; ``line`` counts from 1, None for the file."""
+    """A fault of an input file; ``line`` counts from 1, None for the file."""
 
     code: str
     message: str
@@ -40,7 +40,7 @@ class LineError:
 
 @dataclass(slots=True)
 class BatchCounts:
-    """What the lines have come to. All are counted anew from the written lines by a new owner."""
+    """Counts of lines by their ends. A new owner counts all of them anew from the written lines."""
 
     total: int = 0
     completed: int = 0

@@ -1,4 +1,4 @@
-"""What each ``Idempotency-Key`` stands for, the same at every gateway."""
+"""The request that each ``Idempotency-Key`` stands for, the same at every gateway."""
 
 import asyncio
 from dataclasses import dataclass

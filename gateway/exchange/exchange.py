@@ -12,7 +12,7 @@ from topics import Cancellation, Catalogue, Result, Settings, encode
 
 
 class Exchange:
-    """What the endpoints of one process share: a producer, and a reader of results and streams."""
+    """The exchange of one process's endpoints: a producer, and a reader of results and streams."""
 
     def __init__(self, settings: Settings) -> None:
         self.catalogue = Catalogue(settings)

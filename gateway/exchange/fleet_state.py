@@ -23,7 +23,7 @@ RATE_WINDOW_S = 10.0
 
 
 class FleetState:
-    """What a gateway knows of models, limits and load; it decides nothing by it.
+    """Models, limits and load as a gateway knows them; it decides nothing by them.
 
     Raises:
         DeclarationError: fleet or policy can't be used.

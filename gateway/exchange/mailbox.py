@@ -1,4 +1,4 @@
-"""What comes for one request: pieces of its stream, and its result."""
+"""All that comes for one request: pieces of its stream, and its result."""
 
 import asyncio
 from collections import deque

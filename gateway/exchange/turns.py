@@ -1,4 +1,4 @@
-"""When those who were turned away may come again: each at a time of its own."""
+"""Times at which those who were turned away may come again, each at one of its own."""
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque

@@ -19,7 +19,7 @@ _ID = re.compile(r"file-[0-9a-f]{11}[0-9a-z]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What is known of a file. Times are epoch seconds; ``expires_at`` None for never."""
+    """The record of a file. Times are epoch seconds; ``expires_at`` None for never."""
 
     id: str
     tenant: str

@@ -1,4 +1,4 @@
-"""Whether the process runs, and whether it can work."""
+"""Health of the process: that it runs, and that it can work."""
 
 from aiohttp import web
 

@@ -14,7 +14,7 @@ DAY_S = 86_400.0
 
 @dataclass(slots=True)
 class _Spent:
-    """What a key has used in a window of time, by the window's number."""
+    """The use of a key in a window of time, by the window's number."""
 
     window: int = -1
     amount: float = 0.0

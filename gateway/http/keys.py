@@ -54,14 +54,14 @@ class _File(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a tenant, and the key that said so; None where no keys are declared."""
+    """The caller: a tenant, and the key that said so; None where no keys are declared."""
 
     tenant: str
     key: ApiKey | None = None
 
     @property
     def key_id(self) -> str | None:
-        """What the policy calls the key; None where it has no name there."""
+        """The policy's name of the key; None where it has none there."""
         return None if self.key is None else self.key.id
 
 

@@ -1,4 +1,4 @@
-"""What is done for each request: an id, the key, the limit of open requests, errors as JSON."""
+"""Middleware of each request: an id, the key, the limit of open requests, errors as JSON."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What handlers share of a process, and of the request that they answer."""
+"""State that handlers share, of a process and of the request that they answer."""
 
 import asyncio
 from collections.abc import Coroutine

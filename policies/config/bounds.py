@@ -1,4 +1,4 @@
-"""What a policy binds a tenant, an API key or a class to; a request may only narrow it."""
+"""Bounds that a policy sets a tenant, an API key or a class; a request may only narrow them."""
 
 from typing import Annotated, ClassVar, Self
 
@@ -24,7 +24,7 @@ class Bound(Declaration):
 
 
 class APIKey(Grown):
-    """What a policy knows of an API key, by its id; the key itself is the gateway's."""
+    """An API key as a policy knows it, by its id; the key itself is the gateway's."""
 
     added: ClassVar[frozenset[str]] = frozenset({"budgets"})
 

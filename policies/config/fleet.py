@@ -179,7 +179,7 @@ class OpenAIBackendConfig(Grown):
 
     @property
     def provider_name(self) -> str:
-        """Who computes, as the GenAI conventions name it; `openai` at a host they don't know."""
+        """The provider, as the GenAI conventions name it; `openai` at a host they don't know."""
         host = urlsplit(self.base_url).hostname or ""
         found = (name for end, name in _PROVIDERS.items() if f".{host}".endswith(f".{end}"))
         return self.provider or next(found, "openai")

@@ -21,7 +21,7 @@ class UsdPerMillion(Declaration):
 
 
 class TokenPrice(Declaration):
-    """What a pool costs by its work, in place of the time of its devices.
+    """The price of a pool's work, in place of the time of its devices.
 
     `request_usd` comes on top of the tokens of each request, and `minimum_usd` is the least that
     one costs.

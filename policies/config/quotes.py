@@ -1,4 +1,4 @@
-"""How requests are quoted: prices, validity, and how sure a promise is."""
+"""Terms of quotes: prices, validity, and how sure a promise is."""
 
 from itertools import pairwise
 from typing import Annotated, Self

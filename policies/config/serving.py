@@ -1,4 +1,4 @@
-"""What a model server reaches on a device, and the time it takes beside arithmetic and memory.
+"""The share of a device that a model server reaches, and its time beside arithmetic and memory.
 
 A device's data sheet says what its units can do; these few constants say what of it a server's
 iterations reach. They are fitted to measured servers (`benchmarks/hardware_fit.py`) and shared by
@@ -38,7 +38,7 @@ class Grown(Declaration):
 
 
 class Times(Declaration):
-    """What a device really takes, over what its declaration says, see `Factors`."""
+    """Times of a device over what its declaration says, see `Factors`."""
 
     compute: Factor = 1.0
     memory: Factor = 1.0

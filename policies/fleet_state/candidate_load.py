@@ -44,7 +44,7 @@ NOTHING = Learned()
 
 
 class _Standings:
-    """What is cached beside a load; not one of the fields that a decision records.
+    """Values cached beside a load; not among the fields that a decision records.
 
     ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
     """
@@ -109,7 +109,7 @@ class PoolLoad(_Standings):
 
     @property
     def factors(self) -> Factors:
-        """What was learned of the device's constants, as far as it can be believed."""
+        """The learned factors of the device's constants, as far as they can be believed."""
         told = self.constants
         return AS_DECLARED if told is None else believable(told[:-1]) or AS_DECLARED
 

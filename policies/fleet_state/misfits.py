@@ -13,7 +13,7 @@ What = Literal["device", "region", "precision", "fleet_version"]
 
 
 class Misfit(NamedTuple):
-    """What a worker says of itself, and what the fleet declares."""
+    """A difference between what a worker says of itself and what the fleet declares."""
 
     what: What
     told: str

@@ -1,4 +1,4 @@
-"""What executed requests say of the constants of a pool's device.
+"""Constants of a pool's device, learned from executed requests.
 
 Each request is one or two measurements: its time to the first token, and its time per token after
 that. Which part of a roofline took how much of the predicted time says how much each constant can

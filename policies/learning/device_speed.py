@@ -55,7 +55,7 @@ class _Usual:
 
 
 class Pace:
-    """What executed requests say of a pool's speed.
+    """A pool's speed by its executed requests.
 
     Latencies say it of each constant of the device (`DeviceConstants`). Per variant there is an
     exponentially weighted mean of predicted over charged device time, in the log.

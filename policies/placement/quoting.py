@@ -19,7 +19,7 @@ from policies.scoring.situation import Situation
 from topics import Profile
 from topics.records.frozen import dataclass
 from topics.records.money import NANO
-from topics.records.quoted import Quoted
+from topics.records.quote_terms import Quoted
 
 # Of the time to a deadline, the part in which a quote of it can be accepted.
 VALID_SHARE = 0.05
@@ -34,7 +34,7 @@ InTier = Callable[[str], Sequence[Profile]]
 
 @dataclass(frozen=True, slots=True)
 class PricedOffer:
-    """What all requests of a question cost by one deadline in one tier.
+    """The price of all requests of a question by one deadline in one tier.
 
     ``deadline`` is epoch seconds, from ``within_s`` where that is given: seconds from acceptance.
     ``nano_usd`` has the price of each request, and ``chance`` is the least of theirs.

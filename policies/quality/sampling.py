@@ -8,7 +8,7 @@ from typing import Any
 from policies.bounded_dict import BoundedDict
 from policies.config.policy import ClassWatch, Policy
 from policies.quality.comparison import is_comparable
-from policies.quality.known import KnownQuality
+from policies.quality.verdict_state import KnownQuality
 from topics import BACKGROUND_TASK, Candidate, Profile, QualityCheck
 from topics.records.quality import Asked
 

@@ -26,7 +26,7 @@ class OutsideBoundError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What a request may use; None is anything."""
+    """The bounds of what a request may use; None is anything."""
 
     regions: Names | None = None
     precisions: Names | None = None

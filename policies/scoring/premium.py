@@ -1,4 +1,4 @@
-"""What premium GPUs would have asked for work that ran: one method, for all that tell of money.
+"""The price of premium GPUs for work that ran: one method, for all that tell of money.
 
 The demo, `shunter top` and the page of a router show this figure. It is a function of a request's
 own evidence, so that who reads the same records computes the same sum, in any order.

@@ -30,7 +30,7 @@ _STYLE = (
 
 @dataclass(slots=True)
 class TenantAccount:
-    """What the trail says of a tenant.
+    """A tenant's account by the trail.
 
     ``served`` counts answers by region, pool, device and precision; ``exceptions`` by what and why.
     """

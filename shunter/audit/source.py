@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from shunter.audit.asked import AskedOfTrail
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
+from shunter.audit.options import AuditOptions
 from shunter.audit.terms import topic_terms
 from shunter.audit.texts import read_salts
 from shunter.audit.topic import add_key, verify_topic
@@ -28,7 +28,7 @@ TEXT_KINDS: tuple[TextKind, ...] = ("results", "salts")
 class Trail(Protocol):
     """An audit trail from any source. Each call may raise UserError."""
 
-    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
+    def verify(self, asked: AuditOptions, tell: Callable[[int], object]) -> Findings:
         """Verify all of it, with the keys in the keyring and those published on it."""
         ...
 
@@ -55,11 +55,11 @@ class TopicTrail:
         self._settings = settings.model_copy(update={"partitions": counts[names.evidence]})
         self._catalogue = Catalogue(self._settings)
 
-    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
+    def verify(self, asked: AuditOptions, tell: Callable[[int], object]) -> Findings:
         """Verify the topics, and with their salts the results."""
         return run(self._verify(asked, tell))
 
-    async def _verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
+    async def _verify(self, asked: AuditOptions, tell: Callable[[int], object]) -> Findings:
         days = asked.retention_days
         if days is None:
             days = RETENTION_DAYS[self._settings.retention]
@@ -138,7 +138,7 @@ def open_trail(archive: str | None, settings: Settings) -> Trail:
     if archive is None:
         return TopicTrail(settings)
     try:
-        from shunter.audit.archived import ArchiveTrail  # noqa: PLC0415  an optional dependency
+        from shunter.audit.archive_trail import ArchiveTrail  # noqa: PLC0415  an optional dependency
     except ImportError as error:
         told = f"an archive needs more: pip install 'shunter[archive]' ({error})"
         raise UserError(told) from error

@@ -1,4 +1,4 @@
-"""What the error of the hardware model does to a backtest: runs by constants drawn from it."""
+"""Effects of the hardware model's error on a backtest: runs by constants drawn from it."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from policies import compile_options
 from policies.backtest.fault_model import Reality
 from policies.config.serving import Times
 from policies.hardware.constants import FACTOR_MAX
-from shunter.backtest.side_by_side import scored_beside
+from shunter.backtest.parallel_runs import scored_beside
 from shunter.backtest.suite import PlannedRun, Scored, Setting, plans
 
 # The runs that conclusions compare.

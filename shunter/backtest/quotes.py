@@ -10,7 +10,7 @@ import yaml
 from rich.table import Table
 
 from policies import Policy, compile_options
-from policies.backtest.quoted import QuotingShunter, Taken, measured_errors, quote_scores
+from policies.backtest.quote_outcomes import QuotingShunter, Taken, measured_errors, quote_scores
 from policies.backtest.workload import tagger
 from policies.config.quotes import PromiseErrors
 from shunter.backtest.suite import ScoredRun, Setting, run_one

@@ -1,4 +1,4 @@
-"""What the options of `shunter submit` want of all lines, written into each."""
+"""Wishes for all lines, given as options of `shunter submit` and written into each."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

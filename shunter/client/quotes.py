@@ -46,7 +46,7 @@ class MenuLine:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked of all requests: windows such as ``6h``, deadlines in epoch seconds, tiers."""
+    """Wishes for all requests: windows such as ``6h``, deadlines in epoch seconds, tiers."""
 
     windows: Sequence[str] = ()
     deadlines: Sequence[float] = ()

@@ -1,4 +1,4 @@
-"""Where `shunter submit` writes results: as they are published, or as Batch output lines."""
+"""Files of results that `shunter submit` writes: as published, or as Batch output lines."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from topics.openai_api.batch_output import error_line, line_of_result
 
 
 class ResultFormat(StrEnum):
-    """How a result is written."""
+    """The format that a result is written in."""
 
     NATIVE = "native"
     OPENAI_BATCH = "openai-batch"

@@ -12,8 +12,8 @@ from typing import Annotated, Any, BinaryIO
 import orjson
 import typer
 
-from shunter.audit.asked import AskedOfTrail
 from shunter.audit.files import load_keyring
+from shunter.audit.options import AuditOptions
 from shunter.audit.regulator import RegulatorReport, as_page
 from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import AuditReport, as_csv, as_html
@@ -39,7 +39,7 @@ KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
 
 
 class Format(StrEnum):
-    """How a report is written."""
+    """The format that a report is written in."""
 
     CSV = "csv"
     JSON = "json"
@@ -74,7 +74,7 @@ def report(
     trail = open_trail(archive, settings)
     if form is Format.REGULATOR:
         place = archive or f"{Catalogue(settings).evidence} at {settings.bootstrap_servers}"
-        asked = AskedOfTrail(
+        asked = AuditOptions(
             load_keyring(keys, trust or ()), {}, settings.archive_days if archive else None
         )
         believed = trust[0] if trust else None if keys is None else keys.name
@@ -89,7 +89,7 @@ def report(
 
 
 def _regulator_page(
-    trail: Trail, span: tuple[float, float], asked: AskedOfTrail, place: str, believed: str | None
+    trail: Trail, span: tuple[float, float], asked: AuditOptions, place: str, believed: str | None
 ) -> str:
     accounts = RegulatorReport(*span)
     findings = trail.verify(asked, lambda _count: None)

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from shunter.audit import Findings
-from shunter.audit.asked import AskedOfTrail
 from shunter.audit.files import load_heads, load_keyring, write_heads
+from shunter.audit.options import AuditOptions
 from shunter.audit.source import Trail, open_trail
 from shunter.client.kafka import note
 from shunter.console import ArchiveUrl, AsJson, Bootstrap, Prefix, err, out, settings_from
@@ -123,7 +123,7 @@ def verify(
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     if retention_days is None and archive is not None:
         retention_days = settings.archive_days
-    asked = AskedOfTrail(
+    asked = AuditOptions(
         load_keyring(keys, trust or ()),
         load_heads(heads),
         retention_days,
@@ -151,7 +151,7 @@ def verify(
         logged.keep()
 
 
-def _verified(trail: Trail, asked: AskedOfTrail, *, quiet: bool) -> Findings:
+def _verified(trail: Trail, asked: AuditOptions, *, quiet: bool) -> Findings:
     columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=trail.count())

@@ -16,6 +16,7 @@ from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.differences import COLUMNS, differences, rows
 from shunter.backtest.draws import draws, summary
 from shunter.backtest.files import ROWS_MAX, read_trace, write_assignments, write_rows
+from shunter.backtest.parallel_runs import scored_beside
 from shunter.backtest.plot import draw
 from shunter.backtest.quotes import (
     CALIBRATION_ROUNDS,
@@ -25,7 +26,6 @@ from shunter.backtest.quotes import (
     table_of_quotes,
     write_errors,
 )
-from shunter.backtest.side_by_side import scored_beside
 from shunter.backtest.suite import Scored, ScoredRun, Setting, assumed_pools, plans, scaled
 from shunter.backtest.tables import table_of_draws, tables, without_answer
 from shunter.backtest.topic import read_topic

@@ -8,8 +8,8 @@ import orjson
 import typer
 from rich.table import Table
 
-from policies.quality.known import KnownQuality
 from policies.quality.sampling import DAY_S
+from policies.quality.verdict_state import KnownQuality
 from shunter.client.kafka import note
 from shunter.console import AsJson, Bootstrap, Prefix, settings_from, wide_out
 from shunter.logs.reading import place_of, read_all

@@ -11,7 +11,7 @@ import typer
 from policies.backtest.fault_model import Reality
 from shunter.audit.source import open_trail
 from shunter.backtest.bound import bound_or_reason
-from shunter.backtest.side_by_side import scored_beside
+from shunter.backtest.parallel_runs import scored_beside
 from shunter.backtest.suite import Scored, Setting, assumed_pools
 from shunter.commands.audit_report import time_of
 from shunter.console import (

@@ -1,4 +1,4 @@
-"""What this machine carries, measured through the whole path, and the tempo that follows from it.
+"""The load that this machine carries, measured through the whole path, and the tempo by it.
 
 Processor time does not shrink with the replay's times (docs/decisions/0007): at a multiple of the
 trace's speed everybody has that much less time, while a burst takes as long as before to go through

@@ -1,4 +1,4 @@
-"""What each request of a demo would have cost on premium GPUs, from its evidence."""
+"""The cost of each request of a demo on premium GPUs, from its evidence."""
 
 from policies import Options
 from shunter.demo.ledger import Ledger

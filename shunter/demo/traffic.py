@@ -32,7 +32,7 @@ BURSTS = 4
 
 @dataclass(slots=True)
 class Traffic:
-    """What is sent to a running system, and followed until its end."""
+    """Requests that are sent to a running system, and followed until their end."""
 
     settings: Settings
     run_dir: Path

@@ -42,12 +42,12 @@ class Watch:
 
     @property
     def cost_usd(self) -> float:
-        """What those that ended have cost, in US dollars."""
+        """The cost of those that ended, in US dollars."""
         return self.live.total.usd
 
     @property
     def cost_all_premium_usd(self) -> float:
-        """What they would have cost on premium GPUs, as `shunter top` and the page tell it."""
+        """Their cost on premium GPUs, as `shunter top` and the page tell it."""
         return self.live.total.premium_usd
 
     @property

@@ -46,7 +46,7 @@ HOLD_OUT = 3
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What was measured: a variant on a replica of a device as declared."""
+    """A measured case: a variant on a replica of a device as declared."""
 
     device: Device
     model: Model

@@ -34,7 +34,7 @@ COUNTED_MAX = 2_000
 
 
 class Capacity(NamedTuple):
-    """What the programme found.
+    """The solution of the programme.
 
     Attributes:
         replicas: by pool, of the cheapest fleet that bears the work.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from policies import compile_options
 from policies.backtest.outcome import ReplayOutcome
 from policies.config.options import SECONDS_PER_HOUR
-from shunter.backtest.side_by_side import calm_garbage_collector
+from shunter.backtest.parallel_runs import calm_garbage_collector
 from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.plan.capacity import servable_without
 from shunter.plan.market import Counts, Market, fleet_of, rent
@@ -23,7 +23,7 @@ Case = tuple[str, ...]
 
 
 class FleetVerdict(NamedTuple):
-    """What the backtest says of a fleet in one case.
+    """The backtest's verdict on a fleet in one case.
 
     Attributes:
         attainment: share of the requests that were answered within their SLO and deadline.

@@ -1,4 +1,4 @@
-"""What may be rented: how many replicas of each pool, at which prices, within which power."""
+"""The market of a plan: how many replicas of each pool, at which prices, within which power."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -39,7 +39,7 @@ class Offer(Declaration):
 
 
 class Rentable(Declaration):
-    """What may be rented for a pool; without offers, its replicas at the fleet's price."""
+    """Offers for a pool; without any, its replicas at the fleet's price."""
 
     replicas_max: _Replicas = REPLICAS_MAX
     offers: tuple[Offer, ...] = ()
@@ -62,7 +62,7 @@ class SiteLimits(Declaration):
 
 
 class Market(Declaration):
-    """What a plan may choose from. Pools and regions that are not named have no limit of theirs."""
+    """The choices of a plan. Pools and regions that are not named have no limit of theirs."""
 
     pools: dict[str, Rentable] = Field(default_factory=dict)
     sites: dict[str, SiteLimits] = Field(default_factory=dict)

@@ -82,7 +82,7 @@ class FleetSearch:
 
     @property
     def market(self) -> Market:
-        """What may be rented."""
+        """The market of replicas that may be rented."""
         return self.judge.market
 
     def _grown(self, processes: ProcessPoolExecutor, counts: dict[str, int]) -> JudgedFleet:

@@ -7,7 +7,7 @@ from mode import Service
 from pydantic import SecretStr
 
 from policies import Policy, Situation, compile_options, situation
-from policies.quality.known import KnownQuality
+from policies.quality.verdict_state import KnownQuality
 from streams.autoscaling.orphaned_lanes import Stranded, StrandedService
 from streams.autoscaling.signal import AutoscalingSignal
 from streams.batcher.prefetch import ReadAheadService

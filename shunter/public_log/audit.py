@@ -1,4 +1,4 @@
-"""What `shunter audit` asks of the public log: a check beside the trail's own, and proofs."""
+"""Questions of `shunter audit` to the public log: a check beside the trail's own, and proofs."""
 
 import time
 from pathlib import Path

@@ -29,7 +29,7 @@ TellProblem = Callable[[Kind, str, str], object]
 
 @dataclass(slots=True)
 class LogFacts:
-    """What a check has seen. Times are epoch seconds."""
+    """Facts that a check has seen. Times are epoch seconds."""
 
     size: int = 0
     cosigned_at: int | None = None

@@ -32,7 +32,7 @@ REFRESH_S = 600.0
 
 @dataclass(slots=True)
 class LogState:
-    """What is known of the log, for metrics. Times are epoch seconds.
+    """The state of the log, for metrics. Times are epoch seconds.
 
     ``waiting_since`` is that of the oldest root that isn't in a published checkpoint.
     """

@@ -1,4 +1,4 @@
-"""Where a log's files stand: a directory, an object store, or, to read alone, a web server."""
+"""Stores of a log's files: a directory, an object store, or, to read alone, a web server."""
 
 import fcntl
 import gzip

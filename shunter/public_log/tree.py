@@ -43,7 +43,7 @@ class OffsetSpan:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What the log has decided to append. ``root`` is in hexadecimal, of all ``size`` entries.
+    """Entries that the log is to append. ``root`` is in hexadecimal, of all ``size`` entries.
 
     ``spans`` are what follows the entry ``start - 1``, in this order; ``offsets`` are, by
     partition, the first offset that is not in the log.

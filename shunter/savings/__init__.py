@@ -1,1 +1,1 @@
-"""What placement saved: the bill of a span of time beside what other policies would have paid."""
+"""Savings by placement: the bill of a span of time beside what other policies would have paid."""

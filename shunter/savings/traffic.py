@@ -43,7 +43,7 @@ class Sources:
 
 @dataclass(slots=True)
 class Bill:
-    """What a class, pool or tenant paid and got. Money in US dollars.
+    """The bill of a class, pool or tenant: what it paid and got. Money in US dollars.
 
     ``judged`` are the requests that had an SLO, ``kept`` those of them that met it.
     """

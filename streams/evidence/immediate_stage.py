@@ -1,4 +1,4 @@
-"""What the stages have in common that answer each record in the transaction that takes it."""
+"""The base of the stages that answer each record in the transaction that takes it."""
 
 from streams.engine.clock import Clock
 from streams.engine.log import Log, LogError, Outgoing, Partition

@@ -85,7 +85,7 @@ class SeenUsage(msgspec.Struct, kw_only=True, gc=False):
 
 
 class SeenSpent(msgspec.Struct, kw_only=True, gc=False):
-    """What tries cost that gave no answer."""
+    """The cost of tries that gave no answer."""
 
     nano_usd: int
 

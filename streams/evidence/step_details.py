@@ -1,4 +1,4 @@
-"""What the evidence of a step says beside the common fields, and what a request has used by it."""
+"""Details of a step's evidence beside the common fields, and what a request has used by it."""
 
 from collections.abc import Sequence
 from typing import TypedDict

@@ -1,4 +1,4 @@
-"""Where a group member stands: how far it is behind, and the offsets that its group is told."""
+"""The position of a group member: how far it is behind, and the offsets that its group is told."""
 
 import asyncio
 import contextlib

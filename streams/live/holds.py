@@ -15,7 +15,7 @@ LOOKED_AT_MAX = 1000
 
 
 class _Profile(msgspec.Struct):
-    """When a held request must be released, from its profile. Epoch seconds and seconds."""
+    """Times at which a held request is due, from its profile. Epoch seconds and seconds."""
 
     deadline: float
     window_s: float = 0.0

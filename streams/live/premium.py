@@ -1,4 +1,4 @@
-"""What a request would have cost on premium GPUs, from its evidence."""
+"""The cost of a request on premium GPUs, from its evidence."""
 
 from policies import Option, Options
 from policies.scoring.premium import PREMIUM, Work, premium_usd

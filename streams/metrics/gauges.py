@@ -8,8 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from policies import FleetView, Policy
-from policies.quality.known import KnownQuality
 from policies.quality.sampling import DAY_S
+from policies.quality.verdict_state import KnownQuality
 from streams.batcher.stage import Batcher
 from streams.engine.clock import Clock
 from streams.kafka.follower import TopicFollower

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 
-from policies.quality.known import KnownQuality
+from policies.quality.verdict_state import KnownQuality
 from streams.engine.log import Record
 from streams.kafka.follower import TopicFollower
 from topics import BadRecordError, Catalogue, QualityEntry, Settings, decode

@@ -8,8 +8,8 @@ that a successor reads back just what its predecessor made visible.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from policies.quality.known import KnownQuality
 from policies.quality.sampling import DAY_S
+from policies.quality.verdict_state import KnownQuality
 from policies.quality.verdicts import begun, judge, judged_of
 from streams.engine.clock import Clock
 from streams.engine.log import Log, Outgoing, Partition, Record
@@ -31,7 +31,7 @@ from topics import (
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """What a comparison changes."""
+    """Changes by a comparison."""
 
     state: VariantQuality
     spending: WatchSpending

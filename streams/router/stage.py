@@ -17,8 +17,8 @@ from policies import (
     decided_tags,
     tag,
 )
-from policies.quality.known import KnownQuality
 from policies.quality.sampling import Sampler
+from policies.quality.verdict_state import KnownQuality
 from streams.config.active_policy import DecisionContext
 from streams.config.token_counting import TokenCounter
 from streams.engine.clock import Clock

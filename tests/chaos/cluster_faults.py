@@ -1,4 +1,4 @@
-"""What is done to a cluster of three brokers, one at a time. The docstring is what the table says.
+"""Faults of a cluster of three brokers, one at a time. The docstring is what the table says.
 
 `scene.nodes` are the brokers; each has a proxy before the port that it gives to clients, so that it
 can be gone for them without a word.

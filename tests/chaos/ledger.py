@@ -1,4 +1,4 @@
-"""What came of the load: counted as it is read, a few bytes a request, and checked at the end."""
+"""The ends of the load: counted as they are read, a few bytes a request, checked at the end."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What is published while faults are injected, and what may become of each of it.
+"""Requests that are published while faults are injected, and what may become of each.
 
 All of a request follows from its number, so that whoever reads a result back knows what was asked.
 """

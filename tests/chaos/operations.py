@@ -1,4 +1,4 @@
-"""What an operator does to the partitions of a cluster, by requests of Kafka's own protocol."""
+"""An operator's work on the partitions of a cluster, by requests of Kafka's own protocol."""
 
 import asyncio
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""When a fault is over: direct requests are served in time again."""
+"""The end of a fault: direct requests are served in time again."""
 
 import asyncio
 import time

@@ -20,7 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from bare import plain_client, read_bare
 from cluster_faults import CLUSTER_FAULTS, IDLE_MS, ClusterScene
 from faults import (
     FAULTS,
@@ -36,6 +35,7 @@ from faults import (
 from ledger import Ledger
 from load import Load
 from lost_tail import lose_tail
+from plain_client import plain_client, read_bare
 from proxy import Proxy
 from recovery import MARGIN_S, Span, calm_after
 from running_system import System

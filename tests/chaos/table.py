@@ -1,4 +1,4 @@
-"""What a run has seen, as a Markdown document."""
+"""The findings of a run, as a Markdown document."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""How long what a dead process had was nobody's, from what the others logged."""
+"""The time for which what a dead process had was nobody's, from what the others logged."""
 
 import math
 import re

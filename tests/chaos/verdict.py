@@ -1,4 +1,4 @@
-"""What the chaos tests and the long run share: how a system is kept up, and what must hold."""
+"""Common parts of the chaos tests and the long run: how a system is kept up, what must hold."""
 
 import asyncio
 from collections.abc import Callable, Container, Iterable

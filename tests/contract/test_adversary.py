@@ -1,4 +1,4 @@
-"""Whatever is done to a trail or an archive, by any seed, both verifiers flag it.
+"""Both verifiers flag whatever is done to a trail or an archive, by any seed.
 
     SHUNTER_ADVERSARY_SEEDS=5000 pytest -n0 tests/contract/test_adversary.py
 
@@ -19,7 +19,7 @@ from audit_cases import Trail
 from second_verifier import export, second_findings
 
 from shunter.archive import Archive, ArchiveError
-from shunter.audit.archived import verify_archive
+from shunter.audit.archive_trail import verify_archive
 from shunter.audit.chains import Witnessed
 from shunter.audit.keyring import Keyring
 

@@ -1,4 +1,4 @@
-"""Whatever the owner of a public log does to it, or to the trail, by any seed, both verifiers see.
+"""Both verifiers see whatever the owner of a public log does to it, or to the trail, by any seed.
 
     SHUNTER_ADVERSARY_SEEDS=5000 pytest -n0 tests/contract/test_adversary_log.py
 

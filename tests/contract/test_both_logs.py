@@ -1,4 +1,4 @@
-"""What a log promises, on the log in memory and on a real Kafka from one definition."""
+"""Promises of a log, on the log in memory and on a real Kafka from one definition."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping

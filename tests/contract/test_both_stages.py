@@ -1,4 +1,4 @@
-"""What router, batcher, worker and canceller do, on both logs from one definition."""
+"""Router, batcher, worker and canceller on both logs, from one definition."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""What earlier versions have written is read, and what a next one may add to it is left aside."""
+"""Records of earlier versions are read, and what a next one may add to them is left aside."""
 
 import logging
 from collections import Counter

@@ -16,7 +16,7 @@ from tampers import CHAIN, index_of, records_under
 
 from shunter.archive import Archive
 from shunter.archive.rows import SCHEMAS
-from shunter.audit.archived import verify_archive
+from shunter.audit.archive_trail import verify_archive
 from shunter.audit.keyring import Keyring
 from shunter.audit.terms import archive_terms
 from topics import ChainHead

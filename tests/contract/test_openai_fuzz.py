@@ -1,4 +1,4 @@
-"""Whatever a model server answers is read as what can be written again, or as a CallError."""
+"""Any answer of a model server is read as what can be written again, or as a CallError."""
 
 import contextlib
 import math

@@ -21,7 +21,7 @@ from public_log_cases import DeadError, Installation, MortalStore, PlainWitness
 from stream_cases import FakeClock
 
 from shunter.archive import Archive, Archiver
-from shunter.audit.archived import find_request, verify_archive
+from shunter.audit.archive_trail import find_request, verify_archive
 from shunter.audit.keyring import Keyring
 from shunter.public_log.store import ObjectStore
 from shunter.public_log.tree import LogForkError, read_entries

@@ -1,4 +1,4 @@
-"""What the overload runs share: streams of like requests, and what came of each of them."""
+"""Common parts of the overload runs: streams of like requests, and what came of each of them."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""How a producer program in Python is spoken to: a line for a batch, a line for what came of it."""
+"""The dialogue with a producer program in Python: a line for a batch, a line for its outcome."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What the benchmarks tell, without measuring anything."""
+"""The benchmarks' words and tables, without measuring anything."""
 
 import json
 import sys

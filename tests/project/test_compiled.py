@@ -1,4 +1,4 @@
-"""What `deploy/compiled_build.py` compiles decides and models as plain Python does."""
+"""Modules that `deploy/compiled_build.py` compiles decide and model as plain Python does."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a run has left in the log, as a committed reader sees it: read once, for all checks."""
+"""The log after a run, as a committed reader sees it: read once, for all checks."""
 
 from collections import Counter, defaultdict
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What must hold after a run, read from the log alone (docs/architecture.md, the invariants)."""
+"""Invariants after a run, checked from the log alone (docs/architecture.md)."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What goes wrong in a simulation, and when: drawn from the seed before anything begins."""
+"""Faults of a simulation and their times: drawn from the seed before anything begins."""
 
 import asyncio
 import random

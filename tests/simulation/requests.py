@@ -1,4 +1,4 @@
-"""What is published in a simulation, and what may come of it."""
+"""Requests that are published in a simulation, and what may come of them."""
 
 import random
 from dataclasses import dataclass, field

@@ -13,7 +13,7 @@ from stream_cases import MODEL, START, FakeClock, Yard, drain, make_key, make_se
 from shunter.archive import Archive, Archiver
 from shunter.archive.layout import KINDS as ARCHIVE_KINDS
 from shunter.archive.rows import table_of
-from shunter.audit.archived import read_archive
+from shunter.audit.archive_trail import read_archive
 from shunter.audit.findings import Findings
 from shunter.audit.topic import verify_topic
 from streams.batcher.stage import Batcher

@@ -1,4 +1,4 @@
-"""What the tests of the backtest build on: the packaged sample on the packaged fleet."""
+"""Ground of the tests of the backtest: the packaged sample on the packaged fleet."""
 
 import random
 from dataclasses import replace

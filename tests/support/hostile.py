@@ -1,4 +1,4 @@
-"""What somebody who means harm would publish, and how much an input may cost."""
+"""Inputs that somebody who means harm would publish, and how much one may cost."""
 
 import gc
 import os

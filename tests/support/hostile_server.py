@@ -1,4 +1,4 @@
-"""What a model server may do that means harm, or fails, and how each is told."""
+"""Deeds of a model server that means harm, or fails, and how each is told."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""What a live view has to show, counted from every result and every piece of evidence."""
+"""Figures that a live view has to show, counted from every result and piece of evidence."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What the tests of the policies build on: a small fleet, a policy, requests, profiles."""
+"""Ground of the tests of the policies: a small fleet, a policy, requests, profiles."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a PromQL query names: metrics, and the labels that it wants of each."""
+"""Names in a PromQL query: metrics, and the labels that it wants of each."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the tests of the stages are made of: a fleet, a policy, a clock, requests, a cluster."""
+"""Parts of the tests of the stages: a fleet, a policy, a clock, requests, a cluster."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""What somebody may do to a trail, and what the auditor must say of it."""
+"""Alterations of a trail, and what the auditor must say of each."""
 
 import base64
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is forgotten leaves the disk of a real broker, though nobody writes any more."""
+"""Forgotten payloads leave the disk of a real broker, though nobody writes any more."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What a pool needs, on a real Kafka: for what its worker has not read, and where it has none."""
+"""The need of a pool, on a real Kafka: for what its worker has not read, and where it has none."""
 
 import asyncio
 import signal

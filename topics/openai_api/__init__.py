@@ -1,1 +1,1 @@
-"""What OpenAI's API says of an end: HTTP status and error of a result, lines of Batch output."""
+"""Ends in the words of OpenAI's API: HTTP status and error of a result, lines of Batch output."""

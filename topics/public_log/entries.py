@@ -12,7 +12,7 @@ from topics.wire.codec import decode
 
 @dataclass(frozen=True, slots=True)
 class LoggedRoot:
-    """What the log has of a root. The tree hash in its statement stands for the leaves."""
+    """The log's entry of a root. The tree hash in its statement stands for the leaves."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 

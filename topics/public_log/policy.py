@@ -134,7 +134,7 @@ def parse_policy(data: bytes) -> TrustPolicy:
 
 @dataclass(slots=True)
 class _Reading:
-    """What lines before have used: keys, and members of groups, each of which counts once."""
+    """Names that lines before have used: keys, and members of groups, each of which counts once."""
 
     keys: set[bytes] = field(default_factory=set)
     members: set[str] = field(default_factory=set)

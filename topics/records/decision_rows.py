@@ -80,7 +80,7 @@ class RecordedInputs(NamedTuple):
 
 
 class DecisionRows(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """What is written. Members stand in the order of canonical JSON, so that none is sorted."""
+    """A decision as written. Members are in the order of canonical JSON, so that none is sorted."""
 
     arrivals_per_s: Any = None
     candidates: list[tuple[Any, ...]] | None = None

@@ -14,7 +14,7 @@ from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
 from topics.records.quality import Comparison, VariantQuality
 from topics.records.quote import QuoteOffer
-from topics.records.quoted import Charge
+from topics.records.quote_terms import Charge
 from topics.records.result import Status, Usage
 
 Step = Literal[

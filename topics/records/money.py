@@ -8,7 +8,7 @@ NANO = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What tries cost that gave no answer: their tokens, device time in seconds, and the price."""
+    """The cost of tries without an answer: their tokens, device time in seconds, and the price."""
 
     nano_usd: int
     input_tokens: int = 0
@@ -83,7 +83,7 @@ class Amounts:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What the accounts of a request keep for it. ``home`` is the partition that has them."""
+    """Amounts that a request's accounts keep for it. ``home`` is the partition that has them."""
 
     home: int
     accounts: tuple[Account, ...]

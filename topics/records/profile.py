@@ -12,7 +12,7 @@ from msgspec import Meta
 from topics.records.frozen import dataclass
 from topics.records.money import Reservation, Spent
 from topics.records.quality import QualityCheck
-from topics.records.quoted import Quoted
+from topics.records.quote_terms import Quoted
 
 TagSource = Literal["client", "policy", "estimate"]
 # What is longer could be read and not be written again.

@@ -21,7 +21,7 @@ difference; ``drifted``: it differs by more."""
 
 @dataclass(frozen=True, slots=True)
 class QualityCheck:
-    """What a request's second run is for, in its profile.
+    """The purpose of a request's second run, in its profile.
 
     Attributes:
         task: the request's class.

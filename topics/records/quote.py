@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from topics.records.batch_line import ServiceTier
 from topics.records.frozen import dataclass
-from topics.records.quoted import Quoted
+from topics.records.quote_terms import Quoted
 from topics.records.request import (
     Duration,
     EpochSeconds,

@@ -130,7 +130,7 @@ class Revocation:
 
     @property
     def statement(self) -> dict[str, object]:
-        """What is signed."""
+        """The signed bytes."""
         return {"at": self.at, "by": self.by, "key": self.key, "reason": self.reason}
 
 

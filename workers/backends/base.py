@@ -12,7 +12,7 @@ Retry = Literal["here", "elsewhere", "never"]
 
 @dataclass(slots=True)
 class CallMeter:
-    """What the tries of a call have used that gave no answer: device time in seconds, tokens."""
+    """The use of a call's tries that gave no answer: device time in seconds, tokens."""
 
     device_s: float = 0.0
     input_tokens: int = 0

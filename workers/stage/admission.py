@@ -1,4 +1,4 @@
-"""Whether a request may run where it was placed: fleet or policy may have changed meanwhile."""
+"""Admission of a request where it was placed: fleet or policy may have changed meanwhile."""
 
 from policies import Option, Policy, bind
 from policies.scoring.constraints import EXPLANATIONS, refusal

@@ -27,7 +27,7 @@ from topics import (
 )
 from topics.records import headers as h
 from topics.records.money import NANO, Spent
-from topics.records.quoted import charge
+from topics.records.quote_terms import charge
 from workers.backends.base import Call, CallError, CallMeter, Outcome
 from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest

@@ -1,4 +1,4 @@
-"""What comes over a socket and is no request as it should be: slow, endless, too long, no TLS."""
+"""Input over a socket that is no request as it should be: slow, endless, too long, no TLS."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Who asks: keys, their limits, and ids that tell whose a request is."""
+"""Callers: keys, their limits, and ids that tell whose a request is."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What a client asks for: its body, its constraints, and what of them is refused."""
+"""Translation of a client's request: its body, its constraints, and what of them is refused."""
 
 from typing import Any
 

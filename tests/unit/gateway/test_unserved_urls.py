@@ -1,4 +1,4 @@
-"""What SDKs ask for that is not served is refused by its name, and says what to do instead."""
+"""URLs of SDKs that are not served are refused by name, and the error says what to do instead."""
 
 import pytest
 from aiohttp import web

@@ -7,7 +7,7 @@ import pytest
 from stream_cases import START, Yard, make_profile
 
 from policies.backtest.outcome import ReplayOutcome
-from policies.backtest.quoted import Taken, measured_errors, quote_scores
+from policies.backtest.quote_outcomes import Taken, measured_errors, quote_scores
 from policies.scoring.promises import times_for
 from topics import Quoted
 

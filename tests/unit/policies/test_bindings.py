@@ -1,4 +1,4 @@
-"""What the policy binds a tenant, a key or a class to holds whatever the request says."""
+"""Bindings of a tenant, a key or a class hold whatever the request says."""
 
 from typing import Any
 

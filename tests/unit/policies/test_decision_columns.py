@@ -1,4 +1,4 @@
-"""What is kept from decision to decision changes none, and its evidence is that of records."""
+"""Columns kept from decision to decision change none, and their evidence is that of records."""
 
 from collections.abc import Iterator
 from dataclasses import replace

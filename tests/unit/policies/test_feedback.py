@@ -1,4 +1,4 @@
-"""What is learned from executed work, by whom, and what it changes in decisions."""
+"""Feedback of executed work: what is learned, by whom, and what it changes in decisions."""
 
 from dataclasses import replace
 from math import exp

@@ -1,4 +1,4 @@
-"""Who computes, as spans and metrics name it: declared, else by the host of the server's URL."""
+"""Providers as spans and metrics name them: declared, else by the host of the server's URL."""
 
 import pytest
 

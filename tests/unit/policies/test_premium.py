@@ -1,4 +1,4 @@
-"""What work would have cost on premium GPUs, held against the model of both devices."""
+"""The cost of work on premium GPUs, held against the model of both devices."""
 
 from collections.abc import Sequence
 

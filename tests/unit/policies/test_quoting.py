@@ -16,7 +16,7 @@ from policies.placement.quoting import PricedOffer, bound_to, menu, price_nano
 from policies.scoring.promises import chance_within, times_for
 from topics import Profile, Quoted
 from topics.records.money import NANO
-from topics.records.quoted import charge
+from topics.records.quote_terms import charge
 
 ERRORS = """
 quotes:

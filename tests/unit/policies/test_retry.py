@@ -1,4 +1,4 @@
-"""What a failure of a try adds to its price: a second one, at the pool where that would go."""
+"""The price of a failed try: a second one, at the pool where that would go."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What auditors make of a trail: proofs, replays, reports, stories that contradict themselves."""
+"""Auditors' work on a trail: proofs, replays, reports, stories that contradict themselves."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from policies import Options, Policy
 from shunter.archive import Archive, ArchiveError, Archiver, parse_holds
 from shunter.archive.sink import Keeping
-from shunter.audit.archived import find_request, read_archive, verify_archive
+from shunter.audit.archive_trail import find_request, read_archive, verify_archive
 from shunter.audit.files import write_keys
 from shunter.audit.keyring import Keyring
 from shunter.audit.proofs import ProofError, check_proof, make_proof

@@ -1,4 +1,4 @@
-"""What is made of a trail for those who ask: attestations, the page for a regulator, retention."""
+"""A trail prepared for those who ask: attestations, the page for a regulator, retention."""
 
 import base64
 import copy

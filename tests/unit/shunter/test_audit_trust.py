@@ -1,4 +1,4 @@
-"""Whose word an auditor takes: introductions, revocations, kept heads, and results' digests."""
+"""Trust of an auditor: introductions, revocations, kept heads, and results' digests."""
 
 import json
 from collections.abc import Callable

@@ -5,20 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shunter.backtest import side_by_side
+from shunter.backtest import parallel_runs
 
 ROOT = Path(__file__).parents[3]
 # In a process of its own, since the tests' own has threads, with which none is forked.
 COMPARED = """
 from backtest_cases import setting
-from shunter.backtest import side_by_side
+from shunter.backtest import parallel_runs
 from shunter.backtest.suite import ScoredRun, plans
 
-side_by_side._cores = lambda: 2
+parallel_runs._cores = lambda: 2
 planned = plans(setting(300), with_baselines=True)
-assert side_by_side._can_fork()
-beside = [each for each, _ in side_by_side.scored_beside(planned, 1)]
-alone = [each for each, _ in side_by_side.whole_runs(planned)]
+assert parallel_runs._can_fork()
+beside = [each for each, _ in parallel_runs.scored_beside(planned, 1)]
+alone = [each for each, _ in parallel_runs.whole_runs(planned)]
 assert [type(each) is ScoredRun for each in beside] == [True] + [False] * (len(planned) - 1)
 assert [(e.name, e.scores) for e in beside] == [(e.name, e.scores) for e in alone]
 assert beside[0].run.outcomes == alone[0].run.outcomes
@@ -35,8 +35,8 @@ def test_runs_made_side_by_side_are_the_same() -> None:
 
 
 def test_one_core_makes_all_runs_itself() -> None:
-    before, side_by_side._cores = side_by_side._cores, lambda: 1
+    before, parallel_runs._cores = parallel_runs._cores, lambda: 1
     try:
-        assert not side_by_side._can_fork()
+        assert not parallel_runs._can_fork()
     finally:
-        side_by_side._cores = before
+        parallel_runs._cores = before

@@ -1,4 +1,4 @@
-"""What all commands have in common: help that names variables, - for standard input, a version."""
+"""Conventions of all commands: help that names variables, - for standard input, a version."""
 
 import json
 import re

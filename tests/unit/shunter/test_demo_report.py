@@ -1,4 +1,4 @@
-"""What a demo prints fits a terminal of 80 columns."""
+"""The report of a demo fits a terminal of 80 columns."""
 
 import ast
 import time

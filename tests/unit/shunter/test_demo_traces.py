@@ -1,4 +1,4 @@
-"""Where the traces of a demo go, and where it says they are."""
+"""The traces of a demo go where it says they are."""
 
 import socket
 import sys

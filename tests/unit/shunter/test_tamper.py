@@ -1,4 +1,4 @@
-"""Whatever is done to a trail shows, with the right words: on the topics and in an archive."""
+"""Alterations of a trail show, with the right words: on the topics and in an archive."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from memory_log import MemoryLog
 from stream_cases import START, make_settings
 from tampers import CHAIN, FIRST_KEY, TAMPERS, delete_tail
 
-from shunter.audit.archived import verify_archive
+from shunter.audit.archive_trail import verify_archive
 from shunter.audit.findings import Findings
 from shunter.audit.terms import topic_terms
 from shunter.audit.topic import verify_topic

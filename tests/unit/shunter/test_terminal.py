@@ -1,4 +1,4 @@
-"""What clients write, in each command: controls are escaped, markup is text, formulas are text."""
+"""Clients' text in each command: controls are escaped, markup is text, formulas are text."""
 
 import asyncio
 import csv

@@ -1,4 +1,4 @@
-"""What waits unread in the lanes of a pool: told by its workers, or found where it has none."""
+"""Unread work in the lanes of a pool: told by its workers, or found where it has none."""
 
 from collections.abc import Mapping
 from typing import Any

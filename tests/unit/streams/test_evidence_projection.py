@@ -1,4 +1,4 @@
-"""What is read of evidence in part is what stands in the whole of it."""
+"""Evidence read in part has what stands in the whole of it."""
 
 from dataclasses import replace
 from typing import Any

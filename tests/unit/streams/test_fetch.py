@@ -1,4 +1,4 @@
-"""What is read again at a release: of each piece of the log that comes, only what is wanted."""
+"""Payloads read again at a release: of each piece of the log that comes, only what is wanted."""
 
 import contextlib
 import tracemalloc

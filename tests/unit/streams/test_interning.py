@@ -1,4 +1,4 @@
-"""What held requests have in common is kept once, and nothing of it changes."""
+"""Common parts of held requests are kept once, and nothing of them changes."""
 
 from dataclasses import replace
 

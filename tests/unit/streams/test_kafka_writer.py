@@ -1,4 +1,4 @@
-"""How the records of a transaction are handed to the Kafka client."""
+"""The records of a transaction on their way to the Kafka client."""
 
 import asyncio
 from collections.abc import Awaitable

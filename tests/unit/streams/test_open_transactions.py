@@ -1,4 +1,4 @@
-"""Whose transaction is open on a partition, and whether it hangs, as a real Kafka tells it."""
+"""Open transactions of a partition: whose they are, and whether one hangs, by a real Kafka."""
 
 import asyncio
 import time

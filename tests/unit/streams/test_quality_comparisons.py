@@ -21,8 +21,8 @@ from stream_cases import (
 )
 from worker_cases import MemorySink, ScriptedBackend
 
-from policies.quality.known import KnownQuality
 from policies.quality.sampling import second_id
+from policies.quality.verdict_state import KnownQuality
 from shunter.audit.findings import Findings
 from shunter.audit.replay import replay_steps
 from shunter.audit.results import Results

@@ -1,4 +1,4 @@
-"""What a process of Shunter sets for itself."""
+"""Settings that a process of Shunter makes for itself."""
 
 import logging
 import subprocess

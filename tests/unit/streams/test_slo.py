@@ -1,4 +1,4 @@
-"""What is judged by its SLO, and that the metrics and the live view judge alike."""
+"""Requests judged by their SLO, alike by the metrics and the live view."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""How the transactor's loop stops, pauses and waits."""
+"""The transactor's loop stops, pauses and waits."""
 
 import asyncio
 from typing import Any

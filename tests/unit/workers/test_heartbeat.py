@@ -1,4 +1,4 @@
-"""What a worker tells of itself: at a steady beat, a circuit at once, its end when it stops."""
+"""Heartbeats of a worker: at a steady beat, a circuit at once, its end when it stops."""
 
 import contextlib
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What a model server sends costs processor time in proportion: it can't hold the event loop."""
+"""Answers of a model server cost processor time in proportion: none can hold the event loop."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""How requests end at a worker when they don't end well."""
+"""Bad ends of requests at a worker."""
 
 import asyncio
 from dataclasses import replace

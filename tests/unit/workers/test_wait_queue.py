@@ -1,4 +1,4 @@
-"""What waits at a worker: tenants take turns, by their shares."""
+"""The wait queue of a worker: tenants take turns, by their shares."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""What an auditor asks of a trail, and brings along."""
+"""Options of an audit: keys, heads and terms that the auditor brings along."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from shunter.audit.keyring import Keyring
 
 
 @dataclass(frozen=True, slots=True)
-class AskedOfTrail:
-    """What an auditor asks for: the keys, heads and terms to verify by.
+class AuditOptions:
+    """Keys, heads and terms to verify by.
 
     ``retention_days`` is how long the trail is declared to be kept; None for the usual. Of an
     archive ``fresh_max`` records may lack their roots.

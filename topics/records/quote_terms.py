@@ -1,4 +1,4 @@
-"""What a request that took a quote is bound to, and what it is charged.
+"""The bond of a request that took a quote, and what it is charged.
 
 Money is whole nano-dollars, so that a price is the same number wherever it is written.
 """
@@ -8,7 +8,7 @@ from topics.records.frozen import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Quoted:
-    """What a request was promised by the quote that it took.
+    """The promise to a request by the quote that it took.
 
     ``id`` names the quote, ``nano_usd`` is the most that it pays, and ``chance`` that of its answer
     by the deadline.
@@ -21,7 +21,7 @@ class Quoted:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a request that took a quote pays: its cost, and never more than was quoted."""
+    """The payment of a request that took a quote: its cost, and never more than was quoted."""
 
     quote: str
     quoted_nano_usd: int

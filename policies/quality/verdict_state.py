@@ -1,4 +1,4 @@
-"""What is known of the variants' answers: the newest entry of each, as the topic has them."""
+"""State of the verdicts on variants' answers: the newest entry of each, as the topic has them."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 """A plain aiokafka producer and consumer, to tell Kafka's part of a delay from Shunter's.
 
-python tests/chaos/bare.py BOOTSTRAP_SERVERS TOPIC >> FILE
+python tests/chaos/plain_client.py BOOTSTRAP_SERVERS TOPIC >> FILE
 
 Five records a second, in transactions one after the other, to each partition of a topic in turn; a
 committed reader writes down when each was due and how long it took to come out. It is a process of

@@ -19,7 +19,7 @@ from policies.scoring.promises import ANY_CLASS
 from topics import Profile
 from topics.records.frozen import dataclass
 from topics.records.money import NANO
-from topics.records.quoted import Quoted, charge
+from topics.records.quote_terms import Quoted, charge
 
 # Chances at which errors are told, and the fewest requests that tell of one so rare.
 LEVELS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)

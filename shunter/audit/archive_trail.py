@@ -8,11 +8,11 @@ import duckdb
 
 from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.audit.archived_steps import ArchivedStep
-from shunter.audit.asked import AskedOfTrail
 from shunter.audit.chains import Witnessed
 from shunter.audit.columns import BATCH_ROWS, check_file, checked_rows, rows_of
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
+from shunter.audit.options import AuditOptions
 from shunter.audit.terms import Terms, archive_terms
 from shunter.audit.topic import add_key
 from shunter.audit.verifier import Verifier
@@ -105,7 +105,7 @@ class ArchiveTrail:
             if not self._archive.files("evidence"):
                 raise UserError(f"{url}: no evidence is archived there")
 
-    def verify(self, asked: AskedOfTrail, tell: Callable[[int], object]) -> Findings:
+    def verify(self, asked: AuditOptions, tell: Callable[[int], object]) -> Findings:
         """Verify the files."""
         terms = archive_terms(
             time.time(), asked.retention_days, accept_beginnings=asked.accept_beginnings

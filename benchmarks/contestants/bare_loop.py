@@ -1,6 +1,6 @@
 """The bare loop: aiokafka alone copies as many records of the same size, exactly once.
 
-    python -m benchmarks.contestants.bare SERVERS PREFIX [--evidence-bytes N] [--header-bytes N]
+    python -m benchmarks.contestants.bare_loop SERVERS PREFIX [--evidence-bytes N]
 
 It has one transactional producer per partition and one transaction per poll and partition. A
 transaction has for each record a copy with headers and a second record as long as its evidence,
