@@ -149,7 +149,8 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         if not nodes or ("bootstrap", ConnectionGroup.DEFAULT) in self._conns:
             known: bool = await super()._metadata_update(cluster_metadata, topics)
             return known
-        request = MetadataRequest(list(topics) if topics else None)
+        # An empty list asks for the brokers alone; the library asks for each topic of the cluster.
+        request = MetadataRequest(None if topics is None else list(topics))
         for node in nodes:
             connection = await self._get_conn(node)
             if connection is None:

@@ -153,6 +153,21 @@ async def test_a_reader_is_one_of_those_clients(settings: Settings) -> None:
 
 
 @pytest.mark.kafka
+async def test_a_client_without_topics_asks_for_the_brokers_alone(settings: Settings) -> None:
+    """Each process asks twice a second: all topics of a large cluster are a processor's work."""
+    await apply(settings, ())
+    async with reader(settings) as consumer:
+        client = consumer._client
+        await client.force_metadata_update()
+        assert client.cluster.brokers()
+        assert client.cluster.topics() == set()
+        requests = f"{settings.topic_prefix}.requests"
+        assert requests in (await client.fetch_all_metadata()).topics()
+        await client.set_topics([requests])
+        assert client.cluster.topics() == {requests}
+
+
+@pytest.mark.kafka
 async def test_the_first_client_of_a_process_asks_for_all(settings: Settings) -> None:
     async with (
         reader(settings) as first_consumer,
