@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 from decisions import decide_in
+from hostile import PROPERTY
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from policy_cases import NOW, POLICY, a_policy, a_situation, tagged
 
-from policies import Policy
+from policies import Policy, recognition
 from policies.config.policy import DEFAULT_CLASS
-from policies.config.recognition import pattern_of
+from policies.config.recognition import Phrases, pattern_of
 from policies.config.schema import DeclarationError
 from policies.scoring.bindings import bind
 from streams.config.declarations import load_policy
@@ -172,3 +175,65 @@ def test_no_text_makes_a_rule_slow() -> None:
     for text in [*texts, "sum " * 500, "sum a b c d " * 100, " " * 2000, "write a " * 250]:
         pattern.search(text)
     assert time.process_time() - began_s < 1.0
+
+
+# Words and signs that phrases and texts share; some letters beyond ASCII equal others in any case.
+PIECES = (
+    "sum",
+    "SUM",
+    "\u017fum",
+    "up",
+    "kit",
+    "\u212aIT",
+    "s",
+    "it's",
+    "c++",
+    "i\u0307",
+    "\u0130",
+)
+JOINTS = (" ", "  ", "\n", "\x1c", "_", "-", ", ", "")
+
+
+def joined(joints: tuple[str, ...], most: int) -> st.SearchStrategy[str]:
+    """Pieces, each but the last with something behind it."""
+    pairs = st.tuples(st.sampled_from(PIECES), st.sampled_from(joints))
+    return st.lists(pairs, min_size=1, max_size=most).map(lambda p: "".join(map("".join, p)))
+
+
+PHRASES = joined((" ", "  ", "_", "-"), 3).filter(lambda phrase: len(phrase) >= 2)
+
+
+def test_phrases_are_found_as_by_one_pattern() -> None:
+    """A word of each is sought before its pattern, which changes no answer."""
+    answers = set()
+
+    @settings(PROPERTY, max_examples=300)
+    @given(st.lists(PHRASES, min_size=1, max_size=3), joined(JOINTS, 8))
+    def is_found_alike(phrases: list[str], text: str) -> None:
+        found = pattern_of(phrases).search(text) is not None
+        assert Phrases(phrases).are_in(text) is found
+        answers.add((found, text.isascii()))
+
+    is_found_alike()
+    assert answers == {(found, ascii_) for found in (True, False) for ascii_ in (True, False)}
+
+
+CODE = (
+    *("```", "def ", "f(", "class ", "import ", "from ", "os ", "#include", "public ", "static"),
+    *("function ", "SELECT ", "* ", "FROM ", "CREATE TABLE ", "const ", "let ", "var ", "x ", "="),
+    *("<?php", "<html", "\n", " ", "(", "word"),
+)
+
+
+def test_code_is_found_as_by_its_pattern_alone() -> None:
+    answers = set()
+
+    @settings(PROPERTY, max_examples=300)
+    @given(st.lists(st.sampled_from(CODE), max_size=8).map("".join))
+    def is_found_alike(text: str) -> None:
+        found = recognition._CODE.search(text) is not None
+        assert recognition._has_code(text) is found
+        answers.add(found)
+
+    is_found_alike()
+    assert answers == {True, False}
