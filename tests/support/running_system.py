@@ -17,6 +17,7 @@ import orjson
 import yaml
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from evidence_cases import named
+from forked import FORKER, Forked
 
 from streams.config.declarations import load_policy
 from streams.kafka.idempotent_producer import started_producer
@@ -120,10 +121,18 @@ class System:
         self.settings = Settings(bootstrap_servers=self.bootstrap_servers, topic_prefix=self.prefix)
         self.catalogue = Catalogue(self.settings)
         self.kills = 0
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Forked | subprocess.Popen[bytes]] = {}
         self.results: dict[str, list[dict[str, Any]]] = {}
         self.dead_letters: list[Any] = []
         self.evidence: list[dict[str, Any]] = []
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables by which any command finds the system."""
+        return {
+            "SHUNTER_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            "SHUNTER_TOPIC_PREFIX": self.prefix,
+        }
 
     async def __aenter__(self) -> Self:
         (self.directory / "fleet.yaml").write_text(yaml.safe_dump(self.fleet))
@@ -174,23 +183,26 @@ class System:
             arguments = ["router"] if name.startswith("router") else ["worker", pool]
             if which == "evacuate":
                 arguments.append("--evacuate")
+            own = {
+                "SHUNTER_FLEET": str(self.directory / "fleet.yaml"),
+                "SHUNTER_POLICY": str(self.directory / "policy.yaml"),
+                **({"SHUNTER_INSTANCE": f"{name}-0"} if self.has_names else {}),
+                **self.extra_env,
+                **self.env_of.get(name, {}),
+            }
             with (self.directory / f"{name}.log").open("ab") as log:
-                self.processes[name] = subprocess.Popen(
-                    [sys.executable, *_program(self.ahead_s_of.get(name)), *arguments],
-                    cwd=self.code_of.get(name, ROOT),
-                    stderr=log,
-                    env=os.environ
-                    | {
-                        "PYTHONPATH": str(self.code_of.get(name, ROOT)),
-                        "SHUNTER_BOOTSTRAP_SERVERS": self.bootstrap_servers,
-                        "SHUNTER_TOPIC_PREFIX": self.prefix,
-                        "SHUNTER_FLEET": str(self.directory / "fleet.yaml"),
-                        "SHUNTER_POLICY": str(self.directory / "policy.yaml"),
-                    }
-                    | ({"SHUNTER_INSTANCE": f"{name}-0"} if self.has_names else {})
-                    | self.extra_env
-                    | self.env_of.get(name, {}),
-                )
+                self.processes[name] = self._started(name, arguments, own, log.fileno())
+
+    def _started(
+        self, name: str, arguments: list[str], own: dict[str, str], log: int
+    ) -> Forked | subprocess.Popen[bytes]:
+        """Start a process; one whose imports could differ makes them itself."""
+        ahead_s, code = self.ahead_s_of.get(name), self.code_of.get(name, ROOT)
+        env = os.environ | {"PYTHONPATH": str(code)} | self.env | own
+        if ahead_s is None and code == ROOT and all(each.startswith("SHUNTER_") for each in own):
+            return FORKER.start(arguments, env, stderr=log)
+        program = [sys.executable, *_program(ahead_s), *arguments]
+        return subprocess.Popen(program, cwd=code, stderr=log, env=env)
 
     def start_all(self) -> None:
         """Start the router and a worker per pool."""
