@@ -68,7 +68,7 @@ def kafka() -> Iterator[str]:
         yield existing
         return
     # The log cleaner looks every 15 s by default: too long for a test that waits for it.
-    with EmbeddedBroker(properties={"log.cleaner.backoff.ms": "200"}) as broker:
+    with EmbeddedBroker(properties={"log.cleaner.backoff.ms": "1000"}) as broker:
         yield broker.bootstrap_servers
 
 

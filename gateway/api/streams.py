@@ -43,7 +43,7 @@ class _Progress:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the result and each piece are there."""
+        """True if the result and each piece are there."""
         return self.result is not None and not self.has_gap and self.next_index == self.count
 
 

@@ -38,7 +38,7 @@ class Exchange:
 
     @property
     def is_up(self) -> bool:
-        """Whether results are being read."""
+        """True if results are being read."""
         return self._dispatcher.failure is None
 
     async def failed(self) -> None:

@@ -74,7 +74,7 @@ class Mailbox:
 
     @property
     def has_result(self) -> bool:
-        """Whether the result is there."""
+        """True if the result is there."""
         return self._result is not None
 
     async def piece_or_result(self) -> tuple[dict[str, Any] | None, Result | None]:

@@ -129,7 +129,7 @@ class Device(Grown):
 
     @property
     def status(self) -> Status:
-        """Whether servers on it were measured, or its figures are published ones, or guesses."""
+        """True if servers on it were measured, or its figures are published ones, or guesses."""
         if self.measured:
             return "measured"
         assumed = {name.partition(".")[0] for name in self.assumptions}
@@ -137,7 +137,7 @@ class Device(Grown):
 
     @property
     def is_assumed(self) -> bool:
-        """Whether latencies on it rest on what nobody measured there, or on guessed figures."""
+        """True if latencies on it rest on what nobody measured there, or on guessed figures."""
         return self.status == "assumed" or (self.serving is not None and not self.measured)
 
     @property
@@ -178,7 +178,7 @@ class Device(Grown):
 
     @property
     def is_power_assumed(self) -> bool:
-        """Whether a figure of its power is by rule or an assumption."""
+        """True if a figure of its power is by rule or an assumption."""
         declared = (self.power_w, self.idle_power_w, self.host_power_w, self.host_idle_power_w)
         assumed = {name.partition(".")[0] for name in self.assumptions}
         return None in declared or bool(assumed & POWER_FIELDS)

@@ -61,7 +61,7 @@ class Option:
 
     @property
     def is_power_limited(self) -> bool:
-        """Whether its pool or site bounds what it may draw."""
+        """True if its pool or site bounds what it may draw."""
         return self.pool_kw_max is not None or self.site_kw_max is not None
 
     def cost_usd(

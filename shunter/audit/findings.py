@@ -85,7 +85,7 @@ class Findings:
 
     @property
     def is_good(self) -> bool:
-        """Whether there are no problems."""
+        """True if there are no problems."""
         return not self.counts
 
     def add(self, kind: Kind, where: str, message: str) -> None:

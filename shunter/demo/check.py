@@ -30,7 +30,7 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Whether there are no problems."""
+        """True if there are no problems."""
         return not self.problems
 
 

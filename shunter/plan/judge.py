@@ -46,7 +46,7 @@ class FleetVerdict(NamedTuple):
 
     @property
     def is_kept(self) -> bool:
-        """Whether all and each class attain what is wanted, and no constraint is broken."""
+        """True if all and each class attain what is wanted, and no constraint is broken."""
         return self.lacking == 0 and self.broken == 0
 
 

@@ -29,7 +29,7 @@ class JudgedFleet(NamedTuple):
 
     @property
     def is_kept(self) -> bool:
-        """Whether it keeps what is wanted in each case."""
+        """True if it keeps what is wanted in each case."""
         return self.usual.is_kept and self.worst.is_kept
 
 

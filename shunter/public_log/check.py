@@ -78,7 +78,7 @@ class LogCheck:
 
     @property
     def has_kept(self) -> bool:
-        """Whether the log was held against a checkpoint from before."""
+        """True if the log was held against a checkpoint from before."""
         return self._kept is not None
 
     def read(self, kept: bytes | None) -> bool:

@@ -136,7 +136,7 @@ class Writer(Protocol):
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the log may have lost the end of the last transaction.
+        """True if the log may have lost the end of the last transaction.
 
         If so ``has_ended`` must be asked, and the writer replaced unless it returns True: the next
         transaction could change how that one ended.

@@ -97,7 +97,7 @@ class KafkaWriter:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether a connection that the last transaction used is gone, even in its commit.
+        """True if a connection that the last transaction used is gone, even in its commit.
 
         It does not use all brokers, and idle connections are cut after a while.
         """

@@ -41,7 +41,7 @@ class Telemetry:
 
     @property
     def is_on(self) -> bool:
-        """Whether this process traces."""
+        """True if this process traces."""
         return self._sampling is not None
 
     @property

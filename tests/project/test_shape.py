@@ -26,6 +26,8 @@ IMPURE = frozenset(
     }
 )  # fmt: skip
 IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "__import__", "id", "hash"})
+# What a docstring does not begin with: the subject comes first (CONTRIBUTING.md).
+INDIRECT = frozenset({"how", "what", "whatever", "when", "where", "whether", "who", "whose"})
 # The readings of a clock; sleeping and formatting are another matter.
 CLOCK_READINGS = frozenset({"time", "time_ns", "monotonic", "monotonic_ns"})
 # Deadlines inside the embedded broker's own start-up and the thinning of its log lines, where no
@@ -48,12 +50,23 @@ def modules() -> dict[str, tuple[str, ast.Module]]:
     return found
 
 
-def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
+@cache
+def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """All nodes of a module: walked through once, for all tests."""
+    return tuple(ast.walk(tree))
+
+
+@cache
+def imported(tree: ast.Module) -> tuple[tuple[str, int], ...]:
     """Dotted names that a module imports anywhere in it, with their lines.
 
     ``from a import b`` counts as both ``a`` and ``a.b``, since ``b`` may be a module.
     """
-    for node in ast.walk(tree):
+    return tuple(_imported(tree))
+
+
+def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -85,7 +98,7 @@ def test_functions_fit_on_a_screen() -> None:
     long = [
         f"{path}:{node.lineno}: {node.name} has {count} lines, at most {FUNCTION_LINES_MAX}"
         for path, tree in modules().values()
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if (count := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
     ]
@@ -266,7 +279,7 @@ def test_policies_call_nothing_that_sees_the_world() -> None:
         f"{path}:{node.lineno}: policies are pure and must not call {node.func.id}()"
         for name, (path, tree) in modules().items()
         if room_of(name) == "policies"
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         if node.func.id in IMPURE_CALLS
     ]
@@ -290,12 +303,12 @@ def test_policies_use_only_the_record_models_of_topics() -> None:
 def clock_readings(tree: ast.Module) -> Iterator[tuple[str, int]]:
     aliases = {
         alias.asname or alias.name
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Import)
         for alias in node.names
         if alias.name == "time"
     }
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id in aliases and node.attr in CLOCK_READINGS:
                 yield f"time.{node.attr}", node.lineno
@@ -327,7 +340,7 @@ def test_no_file_is_dead() -> None:
     for name, (_, tree) in modules().items():
         used |= {target for target, _ in imported(tree) if target != name}
         # `python -m NAME`, as a process starts another one.
-        used |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        used |= {node.value for node in nodes(tree) if isinstance(node, ast.Constant)}
     dead = [
         path
         for name, (path, _) in modules().items()
@@ -368,6 +381,17 @@ def test_each_module_says_what_it_is() -> None:
         path for path, tree in modules().values() if tree.body and ast.get_docstring(tree) is None
     ]
     assert not silent, f"no docstring in {', '.join(silent)}"
+
+
+def test_docstrings_begin_with_what_a_thing_is_or_does() -> None:
+    wrong = [
+        f"{path}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
+        for path, tree in modules().values()
+        for node in nodes(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if (text := ast.get_docstring(node)) and text.split()[0].casefold() in INDIRECT
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_each_folder_says_what_belongs_in_it() -> None:

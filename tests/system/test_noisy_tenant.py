@@ -23,6 +23,8 @@ NOISY_PER_S, QUIET_PER_S = 50.0, 0.5
 ALONE_S, BOTH_S = 15.0, 20.0
 # What waits when the quiet one comes is 30 s of work, and it wants its first token in 1.5 s.
 WAIT_S_MAX = 1.0
+# Between two steps of a stage.
+STEP_S = 0.05
 
 
 class LoopClock(FakeClock):
@@ -96,7 +98,7 @@ class System:
         await yard.cluster.rebalance(stage.group)
         while True:
             await transactor.step()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(STEP_S)
 
     async def publish(self, tenant: str, per_s: float, for_s: float) -> int:
         loop = asyncio.get_running_loop()
