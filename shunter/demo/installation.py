@@ -1,4 +1,4 @@
-"""What every demo stands on: its Kafka and topics, its keys, its log, and staying up."""
+"""The ground of every demo: its Kafka and topics, its keys, its log, and staying up."""
 
 import asyncio
 import contextlib

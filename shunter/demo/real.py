@@ -48,7 +48,7 @@ START_S_MAX, ANSWERED_S_MAX = 90.0, 180.0
 
 @dataclass(frozen=True, slots=True)
 class RealOutcome:
-    """What came of it, while the system is still up; ``problems`` is empty if all is well."""
+    """The outcome, while the system is still up; ``problems`` is empty if all is well."""
 
     model: ServedModel
     requests: Sequence[Mapping[str, Any]]
@@ -173,7 +173,7 @@ def _problems(
 
 
 class _Seen:
-    """What a reader has seen: results, and the pools that report to be up."""
+    """Records that a reader has seen: results, and the pools that report to be up."""
 
     def __init__(self, reader: Tail, system: System, names: Catalogue) -> None:
         self.results: dict[str, Result] = {}

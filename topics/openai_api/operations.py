@@ -1,4 +1,4 @@
-"""What clients of OpenAI-style APIs ask for that no pool serves, and what to send instead."""
+"""Operations of OpenAI-style APIs that no pool serves, and what to send instead."""
 
 SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/moderations")
 """The URLs of the operations that a pool may serve."""
