@@ -119,10 +119,13 @@ class Archive:
         Raises:
             ArchiveError: it is no such file.
         """
+        wanted = None if columns is None else [*columns, "offset"]
         try:
-            with self.fs.open(file.path, "rb") as opened:
-                wanted = None if columns is None else [*columns, "offset"]
-                return pq.ParquetFile(opened).read(columns=wanted).sort_by("offset")
+            # Arrow's threads hold what they read from until after the read has ended. If that were
+            # a file object of Python's, a process that ends just then would be aborted.
+            source = pa.BufferReader(self.fs.cat_file(file.path)) if self.is_remote else file.path
+            with pq.ParquetFile(source) as opened:
+                return opened.read(columns=wanted).sort_by("offset")
         except (OSError, KeyError, pa.ArrowException) as error:
             raise ArchiveError(f"{file.path}: {error}") from error
 
