@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import duckdb
 
@@ -10,6 +10,7 @@ from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.audit.archived_steps import ArchivedStep
 from shunter.audit.chains import Witnessed
 from shunter.audit.columns import BATCH_ROWS, check_file, checked_rows, rows_of
+from shunter.audit.exported import Take, TextKind
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.options import AuditOptions
@@ -125,6 +126,12 @@ class ArchiveTrail:
         with _told():
             for row in read_archive(self._archive, kind):
                 take(row)
+
+    def export(self, take: Mapping[Kind | TextKind, Take]) -> None:
+        """Pass the files on; evidence last, since an archiver writes it first."""
+        kinds: tuple[Kind, ...] = ("keys", "roots", "evidence")
+        for kind in kinds:
+            self.each(kind, take[kind])
 
     def of_request(self, request_id: str) -> list[TrailRow]:
         """Return a request's evidence, found by the files' own statistics."""

@@ -1,10 +1,12 @@
 """Sources of an audit trail: the topics, or an archive."""
 
 import functools
+import math
 import time
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
+from shunter.audit.exported import Take, TextKind, export_topics
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.options import AuditOptions
@@ -17,12 +19,10 @@ from shunter.logs.reading import Kind, TrailRow, read_all, row_of
 from streams.engine.log import Partition
 from streams.kafka.log import KafkaLog
 from topics import Catalogue, Settings
-from topics.admin.provisioning import partition_counts
+from topics.admin.provisioning import AdminError, partition_counts, retention_ms
+from topics.registry import DAY_MS
 from topics.settings import RETENTION_DAYS
 from topics.signing.salts import digest_key
-
-TextKind = Literal["results", "salts"]
-TEXT_KINDS: tuple[TextKind, ...] = ("results", "salts")
 
 
 class Trail(Protocol):
@@ -34,6 +34,10 @@ class Trail(Protocol):
 
     def each(self, kind: Kind, take: Callable[[TrailRow], object]) -> None:
         """Pass every record on, partition by partition in the order of offsets."""
+        ...
+
+    def export(self, take: Mapping[Kind | TextKind, Take]) -> None:
+        """Pass every record on of each kind that is asked for, as they stood at one moment."""
         ...
 
     def of_request(self, request_id: str) -> list[TrailRow]:
@@ -63,8 +67,14 @@ class TopicTrail:
         days = asked.retention_days
         if days is None:
             days = RETENTION_DAYS[self._settings.retention]
-        terms = topic_terms(time.time(), days, accept_beginnings=asked.accept_beginnings)
-        return await verify_topic(
+        kept_days = await self._kept_days()
+        terms = topic_terms(
+            time.time(),
+            days,
+            accept_beginnings=asked.accept_beginnings,
+            settings_days=kept_days or 0.0,
+        )
+        findings = await verify_topic(
             KafkaLog(self._settings),
             self._catalogue,
             keyring=asked.keyring,
@@ -73,6 +83,25 @@ class TopicTrail:
             salts=await self._salts() if asked.with_results else None,
             tell=tell,
         )
+        name = self._catalogue.evidence
+        if kept_days is None:
+            findings.unchecked.append(
+                f"whether {name} is set to keep records for longer than {days:g} days: that takes"
+                " the right DescribeConfigs"
+            )
+        elif kept_days > days:
+            longer = "for ever" if math.isinf(kept_days) else f"for {kept_days:g} days"
+            told = f"longer than the {days:g} that are declared: nothing younger may be gone"
+            findings.checked.append(f"{name} is set to keep records {longer}, {told}")
+        return findings
+
+    async def _kept_days(self) -> float | None:
+        """Return how long evidence is kept by the topic's settings, None if they can't be read."""
+        try:
+            kept_ms = await retention_ms(self._settings, self._catalogue.evidence)
+        except AdminError:
+            return None
+        return math.inf if kept_ms is None else kept_ms / DAY_MS
 
     async def _salts(self) -> Callable[[str], bytes | None]:
         """Return what finds the key of the digests made with a salt."""
@@ -102,15 +131,9 @@ class TopicTrail:
         async for record in read_all(KafkaLog(self._settings), topic, partitions):
             take(row_of(record))
 
-    def each_text(self, kind: TextKind, take: Callable[[TrailRow], object]) -> None:
-        """Pass on results, or salts of tenants: they are no part of the trail, nor of archives."""
-        run(self._each_text(kind, take))
-
-    async def _each_text(self, kind: TextKind, take: Callable[[TrailRow], object]) -> None:
-        topic = self._catalogue.results if kind == "results" else self._catalogue.evidence_salts
-        partitions = (await partition_counts(self._settings, [topic]))[topic]
-        async for record in read_all(KafkaLog(self._settings), topic, partitions):
-            take(row_of(record))
+    def export(self, take: Mapping[Kind | TextKind, Take]) -> None:
+        """Pass the topics on, results and salts too if they are asked for."""
+        run(export_topics(KafkaLog(self._settings), self._catalogue, take))
 
     def of_request(self, request_id: str) -> list[TrailRow]:
         """Return a request's evidence, from its one partition."""

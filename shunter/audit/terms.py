@@ -26,7 +26,7 @@ class Terms:
 
     Records under roots up to ``evidence_since``, and roots up to ``roots_since``, may be gone from
     the front, and results of ends up to ``results_since``. ``now`` is the auditor's clock; without
-    it time is that of the newest root.
+    it time is that of the newest root or heartbeat.
     ``accept_beginnings`` takes a chain as it begins, whatever came before.
     """
 
@@ -38,11 +38,23 @@ class Terms:
 
 
 def topic_terms(
-    now: float, retention_days: float | None = None, *, accept_beginnings: bool = False
+    now: float,
+    retention_days: float | None = None,
+    *,
+    accept_beginnings: bool = False,
+    settings_days: float = 0.0,
 ) -> Terms:
-    """Return the terms for topics that keep evidence for so many days; 30 where None."""
-    days = RETENTION_DAYS["standard"] if retention_days is None else retention_days
-    since = now - days * 86_400 + _HOSTS_APART_S_MAX
+    """Return the terms for topics that are declared to keep evidence for so many days.
+
+    Args:
+        now: epoch seconds.
+        retention_days: as declared; 30 if None.
+        accept_beginnings: take a chain as it begins.
+        settings_days: how long the topic keeps evidence by its own settings. If that is longer than
+            declared, what is younger was not taken by them.
+    """
+    declared = RETENTION_DAYS["standard"] if retention_days is None else retention_days
+    since = now - max(declared, settings_days) * 86_400 + _HOSTS_APART_S_MAX
     # Roots are kept for longer, but need not be where nothing is left below them: a chain may have
     # had nothing to sign for days at the moment when its older roots went.
     results_since = now - RESULTS_MS / 1000 + _HOSTS_APART_S_MAX

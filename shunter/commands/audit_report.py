@@ -4,6 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Annotated, Any, BinaryIO
 import orjson
 import typer
 
+from shunter.audit.exported import Take, TextKind
 from shunter.audit.files import load_keyring
 from shunter.audit.options import AuditOptions
 from shunter.audit.regulator import RegulatorReport, as_page
 from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import AuditReport, as_csv, as_html
-from shunter.audit.source import TEXT_KINDS, TopicTrail, Trail, open_trail
+from shunter.audit.source import Trail, open_trail
 from shunter.audit.versions import Versions
 from shunter.client.kafka import note
 from shunter.commands.audit_verify import KeysFile, Trust
@@ -36,6 +38,7 @@ from shunter.logs.reading import Kind, TrailRow
 from topics import BadRecordError, Catalogue, Evidence, decode
 
 KINDS: tuple[Kind, ...] = ("evidence", "roots", "keys")
+TEXT_KINDS: tuple[TextKind, ...] = ("results", "salts")
 
 
 class Format(StrEnum):
@@ -126,20 +129,18 @@ def export(
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     trail = open_trail(archive, settings)
+    if results and archive is not None:
+        raise UserError("results and salts are on Kafka alone: leave --archive out")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for kind in KINDS:
-            path = directory / f"{kind}.jsonl"
-            with path.open("wb") as file:
-                trail.each(kind, write_lines(file))
-        if results:
-            if not isinstance(trail, TopicTrail):
-                raise UserError("results and salts are on Kafka alone: leave --archive out")
-            for text in TEXT_KINDS:
-                path = directory / f"{text}.jsonl"
-                path.touch(mode=0o600)
-                with path.open("wb") as file:
-                    trail.each_text(text, write_lines(file))
+        with ExitStack() as files:
+            take: dict[Kind | TextKind, Take] = {}
+            for kind in (*KINDS, *(TEXT_KINDS if results else ())):
+                path = directory / f"{kind}.jsonl"
+                if kind in TEXT_KINDS:
+                    path.touch(mode=0o600)
+                take[kind] = write_lines(files.enter_context(path.open("wb")))
+            trail.export(take)
     except OSError as error:
         raise UserError(f"{directory}: {error.strerror}") from error
 

@@ -188,6 +188,7 @@ def auditor(catalogue: Catalogue) -> Role:
         "auditor",
         [
             _topic(catalogue.evidence, "Read", "tell a request's story"),
+            _topic(catalogue.evidence, "DescribeConfigs", "know how long it is kept there"),
             _topic(catalogue.evidence_roots, "Read", "check what was signed over it"),
             _topic(catalogue.evidence_keys, "Read", "know who may sign"),
             _topic(catalogue.evidence_salts, "Read", "compare a text with its digest"),

@@ -116,6 +116,18 @@ async def partition_counts(settings: Settings, topics: Collection[str]) -> dict[
     return {topic: found[topic].partitions for topic in topics}
 
 
+async def retention_ms(settings: Settings, topic: str) -> int | None:
+    """Return how long a topic keeps records by its settings on Kafka; None is for ever.
+
+    Raises:
+        AdminError: Kafka can't be reached, or refuses: this takes the right DescribeConfigs.
+    """
+    async with _administration(settings) as admin:
+        found = await _configs(admin, {topic: {"retention.ms": ""}})
+    told = int(found.get(topic, {}).get("retention.ms") or -1)
+    return None if told < 0 else told
+
+
 def _perhaps_hidden(settings: Settings) -> str:
     """Return a hint that Kafka hides topics that a user may not describe."""
     if settings.security_protocol == "PLAINTEXT":
@@ -352,7 +364,8 @@ async def _compare(
     created: Collection[str],
 ) -> CatalogueReport:
     shapes = await _shapes(admin)
-    configs = await _configs(admin, [topic for topic in wanted if topic.name in shapes])
+    asked = {t.name: {**t.config(), IN_SYNC: ""} for t in wanted if t.name in shapes}
+    configs = await _configs(admin, asked)
     reports = []
     for topic in wanted:
         if topic.name not in configs:
@@ -366,19 +379,17 @@ async def _compare(
 
 
 async def _configs(
-    admin: AIOKafkaAdminClient, topics: Sequence[Topic]
+    admin: AIOKafkaAdminClient, asked: Mapping[str, Mapping[str, str]]
 ) -> dict[str, dict[str, str | None]]:
-    """Return each topic's configuration, limited to the settings that are compared."""
-    if not topics:
+    """Return the configuration of topics, limited to the settings that are asked for of each."""
+    if not asked:
         return {}
     responses = await admin.describe_configs(
-        [
-            ConfigResource(ConfigResourceType.TOPIC, topic.name, {**topic.config(), IN_SYNC: ""})
-            for topic in topics
-        ]
+        [ConfigResource(ConfigResourceType.TOPIC, t, dict(names)) for t, names in asked.items()]
     )
     found: dict[str, dict[str, str | None]] = {}
-    for code, message, _, name, entries in _resources(responses):
+    resources = [resource for response in responses for resource in response.resources]
+    for code, message, _, name, entries in resources:
         kind = for_code(code)
         if kind is UnknownTopicOrPartitionError:
             continue
@@ -386,7 +397,3 @@ async def _configs(
             raise kind(f"the configuration of {name} can't be read: {message or kind.__name__}")
         found[name] = {entry[0]: entry[1] for entry in entries}
     return found
-
-
-def _resources(responses: Iterable[Any]) -> Iterable[Any]:
-    return (resource for response in responses for resource in response.resources)

@@ -241,6 +241,7 @@ class TestTheWholeSystemWithTheseRights:
             outcome = await asyncio.to_thread(command, secured, user("auditor"), *arguments)
             assert outcome.returncode == 0, outcome.stderr
             assert told in outcome.stdout
+            assert "the right DescribeConfigs" not in outcome.stdout
 
     async def test_a_viewer_watches(self, secured: SecuredKafka, system: System) -> None:
         outcome = await asyncio.to_thread(
