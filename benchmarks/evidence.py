@@ -189,7 +189,7 @@ def write() -> list[tuple[str, str]]:
             (f"{name}: written by orjson, fields as declared", us(plain)),
             (f"{name}: written as canonical JSON", us(ordered)),
         ]
-        for count in (10, 20, 100, TRANSACTION_RECORDS):
+        for count in (1, 10, 20, 100, TRANSACTION_RECORDS):
             records = [Outgoing(CATALOGUE.evidence, b"k", raw + b"%d" % n) for n in range(count)]
             seal = partial(signer.seal, CHAIN, None, [Effect(None, records)])
             took_us = per_record_us(seal, count, 20_000 // count)

@@ -27,16 +27,22 @@ ROOT = {
 
 
 class Trail:
-    """``read`` returns the lines of a kind; ``since`` is what retention may have taken before."""
+    """``read`` returns the lines of a kind; ``since`` is what retention may have taken before.
 
-    def __init__(self, read, trust=(), heads=None, since=-math.inf, now=None, accept=False):
-        self.problems = []
+    ``fresh`` records may lack their roots. Evidence is read last, as an archiver writes it first.
+    """
+
+    def __init__(
+        self, read, trust=(), heads=None, since=-math.inf, now=None, accept=False, fresh=0
+    ):
+        self.problems, self.fresh, self.fresh_at = [], fresh, []
         self.trust, self.kept, self.since, self.accept = set(trust), heads or {}, since, accept
         self.now = now
-        self.lines = {kind: read(kind) for kind in ("evidence", "roots", "keys")}
+        self.lines = {kind: read(kind) for kind in ("keys", "roots", "evidence")}
         for kind, rows in self.lines.items():
             self.placed(rows, kind)
         self.keys, self.revoked, self.introduced, self.heads = {}, {}, {}, []
+        self.heard = -math.inf
 
     @staticmethod
     def placed(rows, kind):
@@ -249,6 +255,9 @@ class Trail:
             value, partition = row.get("value"), row["partition"]
             starts.setdefault(partition, row["offset"])
             leaf = sha256(b"\0" + jcs(value).encode()) if "value" in row else b""
+            if leaf not in leaves and len(self.fresh_at) < self.fresh:
+                self.fresh_at.append(row["where"])
+                continue
             if leaf not in leaves:
                 self.problem("altered", row["where"], "no signed root is over it")
                 continue
@@ -281,6 +290,7 @@ class Trail:
             s, where = heads["statement"], f"heads/{heads['statement']['key']}"
             refused = self.refusal(s, "heads", heads["signature"])
             if refused is None:
+                self.heard = max(self.heard, s["at"])
                 for chain, head in s["heads"].items():
                     self.check_head(chain, head, f"{s['writer']} names")
             elif refused in {"forged", "unknown_key"}:
@@ -296,8 +306,11 @@ class Trail:
             self.problem("fork", chain, f"{who} another {name}")
 
     def check_ends(self):
-        """Each accepted request has ended ten minutes after its deadline."""
-        newest = -math.inf
+        """Each accepted request has ended ten minutes after its deadline.
+
+        Time is that of the newest root or heartbeat, unless the auditor knows better.
+        """
+        newest = self.heard
         for row in self.lines["roots"]:
             if self.is_root(row) and row["value"]["statement"]["chain"] in self.last:
                 newest = max(newest, min(row["at"], row["value"]["statement"]["at"]))

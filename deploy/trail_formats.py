@@ -93,6 +93,8 @@ def export_lines(directory, kind):
     return [json.loads(line) for line in Path(directory, f"{kind}.jsonl").read_text().splitlines()]
 
 
+# Of files that are no Parquet, or have other columns or types.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError)
 NAME = re.compile(r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/(\d+)-(\d{20})-(\d{20})\.parquet$")
 STANDING = ("partition", "offset", "timestamp_ms", "key", "value", "raw")
 COLUMNS = {
@@ -152,23 +154,12 @@ def archive_reader(directory, problem):
     def read(kind):
         lines = []
         for path in sorted(Path(directory, kind).rglob("*.parquet")):
-            date, hour, partition, start, end = NAME.search(path.as_posix()).groups()
-            rows = sorted(
-                pyarrow.parquet.ParquetFile(path).read().to_pylist(), key=lambda r: r["offset"]
-            )
             where = path.relative_to(directory).as_posix()
-            if not rows or (rows[0]["offset"], rows[-1]["offset"] + 1) != (int(start), int(end)):
-                problem("false_column", where, "its name tells of other offsets")
-            if rows:
-                begun = datetime.fromtimestamp(rows[0]["timestamp_ms"] / 1000, UTC)
-                if f"{begun:%Y-%m-%d %H}" != f"{date} {hour}":
-                    problem("false_column", where, "its folder tells of another hour")
-            for row in rows:
-                lines.append(line_of(row))
-                if row["partition"] != int(partition):
-                    problem("false_column", where, f"offset {row['offset']}: partition")
-                for name in differing(kind, row, lines[-1]):
-                    problem("false_column", f"{where}@{row['offset']}", name)
+            try:
+                rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+                lines += file_lines(kind, path, where, rows, problem)
+            except UNREADABLE as error:
+                problem("unreadable", where, error)
         lines.sort(key=lambda line: (line["partition"], line["offset"]))
         places = [(line["partition"], line["offset"]) for line in lines]
         if len(set(places)) < len(places):
@@ -176,6 +167,25 @@ def archive_reader(directory, problem):
         return lines
 
     return read
+
+
+def file_lines(kind, path, where, rows, problem):
+    """The records of a file, which is held against its name and its records."""
+    date, hour, partition, start, end = NAME.search(path.as_posix()).groups()
+    rows.sort(key=lambda row: row["offset"])
+    if not rows or (rows[0]["offset"], rows[-1]["offset"] + 1) != (int(start), int(end)):
+        problem("false_column", where, "its name tells of other offsets")
+    if rows:
+        begun = datetime.fromtimestamp(rows[0]["timestamp_ms"] / 1000, UTC)
+        if f"{begun:%Y-%m-%d %H}" != f"{date} {hour}":
+            problem("false_column", where, "its folder tells of another hour")
+    lines = [line_of(row) for row in rows]
+    for row, line in zip(rows, lines, strict=True):
+        if row["partition"] != int(partition):
+            problem("false_column", where, f"offset {row['offset']}: partition")
+        for name in differing(kind, row, line):
+            problem("false_column", f"{where}@{row['offset']}", name)
+    return lines
 
 
 def differing(kind, row, line):

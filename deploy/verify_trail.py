@@ -38,6 +38,7 @@ def parsed():
     parser.add_argument("--heads", type=Path, help="the heads that you have kept")
     parser.add_argument("--retention-days", type=float, help="what is older may be gone")
     parser.add_argument("--accept-beginnings", action="store_true")
+    parser.add_argument("--fresh", type=int, default=0, help="so many may lack their roots")
     parser.add_argument("--results", action="store_true", help="the export has results and salts")
     parser.add_argument("--log", help="the public log: a directory or the URL of a web server")
     parser.add_argument("--policy", type=Path, help="log and witnesses to believe")
@@ -75,7 +76,8 @@ def main():
     export = read
     if asked.archive:
         read = archive_reader(asked.directory, problem)
-    trail = Trail(read, asked.trust, heads, since, accept=asked.accept_beginnings)
+    terms = {"accept": asked.accept_beginnings, "fresh": asked.fresh}
+    trail = Trail(read, asked.trust, heads, since, **terms)
     trail.check()
     if logged is not None and logged.is_good:
         kept_s = None if days is None else days * DAY
@@ -98,6 +100,8 @@ def main():
     problems = len(found) + len(trail.problems)
     print(f"{len(trail.lines['evidence'])} records, {len(trail.last)} chains:", end=" ")
     print(f"{problems} problems" if problems else "verified, so far as it was checked")
+    if trail.fresh_at:
+        print(f"not checked: what no root is over, by --fresh: {', '.join(trail.fresh_at)}")
     say_what_was_not_checked(asked, gone, logged)
     return bool(problems)
 
@@ -117,6 +121,7 @@ def say_what_was_not_checked(asked, gone, logged):
         print("not checked: results (--results)")
     if gone:
         print(f"not checked: {gone} answers, whose salts are gone")
+    print("not checked: offsets, partitions and Kafka's times of evidence, which nobody signed")
     print("not checked: whether what was signed is true")
 
 

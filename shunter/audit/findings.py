@@ -51,6 +51,8 @@ REMADE_UNCHECKED = "whether all of it was made anew, or later, by who has the si
 
 # Problems of a kind beyond this many are counted, not listed.
 TOLD_MAX = 100
+# So are records without a root that the terms let pass.
+FRESH_TOLD_MAX = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,9 @@ class Findings:
     """The outcome. ``notes`` are no problems; they say what was found beside them.
 
     ``open`` counts accepted requests that had not ended, ``fresh`` records newer than the roots
-    read; ``heads`` are the last roots, for comparison in the next verification. ``checked`` says
-    what was checked, ``unchecked`` what was not and what would be needed for it.
+    read, of which ``fresh_at`` names the first few; ``heads`` are the last roots, for comparison in
+    the next verification. ``checked`` says what was checked, ``unchecked`` what was not and what
+    would be needed for it.
     """
 
     records: int = 0
@@ -76,6 +79,7 @@ class Findings:
     requests: int = 0
     open: int = 0
     fresh: int = 0
+    fresh_at: list[str] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -93,3 +97,14 @@ class Findings:
         self.counts[kind] += 1
         if self.counts[kind] <= TOLD_MAX:
             self.problems.append(Finding(kind, where, message))
+
+    def add_fresh(self, where: str) -> None:
+        """Note a record without a root that the terms let pass."""
+        self.fresh += 1
+        if self.fresh <= FRESH_TOLD_MAX:
+            self.fresh_at.append(where)
+
+    def told_fresh(self) -> str:
+        """Return where records without a root stand."""
+        more = ", ..." if self.fresh > len(self.fresh_at) else ""
+        return f"{', '.join(self.fresh_at)}{more}"

@@ -1,6 +1,7 @@
 """Public keys: their owners, when they may sign, and whether they are trusted."""
 
 import base64
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -47,6 +48,8 @@ class Keyring:
     ignored: list[tuple[str, str]] = field(default_factory=list)
     """Entries of keys that are not trusted, or not any more: where, and the reason."""
     installations: frozenset[str] = frozenset()
+    heard_at: float = -math.inf
+    """The newest time in a heartbeat that ``witnessed`` has believed, epoch seconds."""
     _keys: dict[str, _Key] = field(default_factory=dict)
     _revoked: dict[str, Revocation] = field(default_factory=dict)
     _introduced: dict[str, list[Introduction]] = field(default_factory=dict)
@@ -122,6 +125,7 @@ class Keyring:
                 is_late = problem.kind in {"revoked_key", "outside_validity"}
                 (self.ignore if is_late else self.refuse)(where, problem.message)
                 continue
+            self.heard_at = max(self.heard_at, statement.at)
             told = f"the heartbeat of {statement.writer} at {iso_time(statement.at)}"
             for chain, head in statement.heads.items():
                 if chain not in found or found[chain][0].sequence < head.sequence:

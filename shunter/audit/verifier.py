@@ -127,7 +127,7 @@ class Verifier:
         place = self._expected.get(leaf_hash(raw))
         if place is None and is_fresh and findings.fresh < FRESH_MAX:
             findings.records -= 1
-            findings.fresh += 1
+            findings.add_fresh(where)
             return
         if place is None:
             findings.add("altered", where, "no signed root is over it: it was altered, or forged")
@@ -170,7 +170,9 @@ class Verifier:
         heads = [*kept, *self._told, *self._keyring.witnessed()]
         check_tails(self._chains, heads, terms, findings)
         begins = all(chain.roots[0].root.statement.sequence == 0 for chain in self._chains)
+        # What a heartbeat was told before is here: heads are read before roots, and archived so.
         newest = max((c.roots[-1].earliest for c in self._chains), default=-math.inf)
+        newest = max(newest, self._keyring.heard_at)
         self.stories.finish(
             is_whole=begins and not gone,
             now=newest if terms.now is None else max(newest, terms.now),
@@ -212,8 +214,11 @@ class Verifier:
             findings.unchecked.append(TAIL_UNCHECKED)
         findings.unchecked.append(REMADE_UNCHECKED)
         if findings.fresh:
-            told = f"{findings.fresh:,} records that came during this check"
-            findings.unchecked.append(f"{told}: the next one has them")
+            findings.unchecked.append(
+                f"{findings.fresh:,} records that no root is over, which came during this check or"
+                f" are let pass by --fresh; the next check must have their roots:"
+                f" {findings.told_fresh()}"
+            )
         findings.unchecked.append("whether what was signed is true")
 
     def _missing(self, starts: Mapping[int, int]) -> int:

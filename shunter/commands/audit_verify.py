@@ -195,6 +195,7 @@ def _as_json(findings: Findings) -> str:
         "requests": findings.requests,
         "open": findings.open,
         "fresh": findings.fresh,
+        "fresh_at": findings.fresh_at,
         "problems": findings.problems,
         "counts": dict(findings.counts),
         "notes": findings.notes,

@@ -71,6 +71,7 @@ not checked: whose the keys are (--trust)
 not checked: whether the newest was cut off by who runs the system (--heads, --log)
 not checked: whether all was made anew by who has the keys (--log)
 not checked: results (--results)
+not checked: offsets, partitions and Kafka's times of evidence, which nobody signed
 not checked: whether what was signed is true
 """
     assert (done.returncode, done.stdout) == (0, expected), done.stderr

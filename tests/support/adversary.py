@@ -14,6 +14,7 @@ from typing import Any
 from audit_cases import Office, Trail, make_trail
 from stream_cases import START, make_key
 
+from shunter.audit.terms import CLOCKS_APART_S_MAX
 from streams.engine.log import Record
 from topics import KeyEntry, Root, decode, encode
 from topics.signing.introductions import introduce
@@ -63,7 +64,7 @@ def forge(trail: Trail, strange: Trail, seed: int) -> Forgery:
     way: Callable[..., Forgery] = rng.choice(
         [
             *(_field, _field, _field, _byte, _key, _drop, _cut, _cut, _repeat, _swap),
-            *(_resign, _strange, _digest, _introduction),
+            *(_resign, _strange, _digest, _introduction, _time, _moved),
         ]
     )
     return way(trail, rng, strange)
@@ -160,6 +161,33 @@ def _swap(trail: Trail, rng: random.Random, _strange: Trail) -> Forgery:
     )
     boundary = "the order of the keys topic says nothing" if kind == "keys" else None
     return Forgery(f"{kind}[{at}] and [{other}] swapped", boundary)
+
+
+def _time(trail: Trail, rng: random.Random, _strange: Trail) -> Forgery:
+    """Another time of Kafka's, by minutes or by years."""
+    kind, at, record = _pick(trail, rng)
+    by_ms = rng.choice([1, -1]) * rng.choice([200_000, 400_000, 10**9, 10**12])
+    moved = record.timestamp_ms + by_ms
+    getattr(trail, kind)[at] = record._replace(timestamp_ms=moved)
+    boundary: str | None = "Kafka's times of evidence and keys are not signed"
+    if kind == "roots":
+        said = decode(Root, record.value or b"").statement.at
+        is_near = abs(moved / 1000 - said) <= CLOCKS_APART_S_MAX
+        boundary = "clocks of a writer and a broker may be so far apart" if is_near else None
+    return Forgery(f"{kind}[{at}]: {by_ms} ms later", boundary)
+
+
+def _moved(trail: Trail, rng: random.Random, _strange: Trail) -> Forgery:
+    """A record on another partition of its topic, the keys' having one."""
+    kind, at, record = _pick(trail, rng)
+    if kind == "keys":
+        return _drop(trail, rng, _strange)
+    number = (record.partition.number + rng.randrange(1, 4)) % 4
+    home = record.partition._replace(number=number)
+    getattr(trail, kind)[at] = record._replace(partition=home)
+    return Forgery(
+        f"{kind}[{at}] to partition {number}", "on which partition it stands is not signed"
+    )
 
 
 def _resign(trail: Trail, rng: random.Random, _strange: Trail) -> Forgery:
