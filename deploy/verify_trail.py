@@ -38,6 +38,7 @@ def parsed():
     parser.add_argument("--heads", type=Path, help="the heads that you have kept")
     parser.add_argument("--retention-days", type=float, help="what is older may be gone")
     parser.add_argument("--accept-beginnings", action="store_true")
+    parser.add_argument("--now", action="store_true", help="what is due by this clock has ended")
     parser.add_argument("--fresh", type=int, default=0, help="so many may lack their roots")
     parser.add_argument("--results", action="store_true", help="the export has results and salts")
     parser.add_argument("--log", help="the public log: a directory or the URL of a web server")
@@ -77,6 +78,7 @@ def main():
     if asked.archive:
         read = archive_reader(asked.directory, problem)
     terms = {"accept": asked.accept_beginnings, "fresh": asked.fresh}
+    terms["now"] = now if asked.now else None
     trail = Trail(read, asked.trust, heads, since, **terms)
     trail.check()
     if logged is not None and logged.is_good:

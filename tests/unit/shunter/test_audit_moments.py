@@ -1,6 +1,7 @@
 """An audit of what is still being written: exports, records without a root yet, and the time."""
 
 import asyncio
+import functools
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -123,6 +124,12 @@ async def test_a_heartbeat_tells_that_a_request_is_long_due(tmp_path: Path) -> N
     trail = await introduced_trail()
     open_ids = await unended(trail)
     assert open_ids == set()
+    (tmp_path / "now").mkdir()
+    export(trail, tmp_path / "now")
+    read = functools.partial(FORMATS.export_lines, tmp_path / "now")
+    second = SECOND.Trail(read, [TRUST], now=START + 100_000 + GRACE_S)
+    second.check()
+    assert "unended" in second.problems
     heartbeat(trail, START + 100_000 + GRACE_S)
     assert await unended(trail, tmp_path / "topics") != set()
     await ArchiveForger.make(tmp_path / "archive", trail)
