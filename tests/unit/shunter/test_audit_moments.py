@@ -18,7 +18,7 @@ from stream_cases import START, make_key
 from typer.testing import CliRunner
 
 from shunter.archive import Archive
-from shunter.audit.archived import verify_archive
+from shunter.audit.archive_trail import verify_archive
 from shunter.audit.exported import TextKind, export_topics
 from shunter.audit.keyring import Keyring
 from shunter.audit.terms import GRACE_S, Terms
