@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
 from itertools import count
 from typing import Any, TypeVar
@@ -185,7 +185,8 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
         brokers = cluster_metadata.brokers()
         there = frozenset(broker.nodeId for broker in brokers)
         addresses = frozenset((broker.host, broker.port) for broker in brokers)
-        _give_up(self._addresses - addresses)
+        gone = self._addresses - addresses
+        _give_up(gone)
         _lost.difference_update(addresses)
         self._addresses = addresses
         for (node, _), connection in list(self._conns.items()):
@@ -194,12 +195,22 @@ class _Client(AIOKafkaClient):  # type: ignore[misc]
                 _failed_at[connection.host, connection.port] = now
                 connection.close(reason=CloseReason.CONNECTION_BROKEN)
         beside = self._beside()
+        if gone:
+            # Each would find out by itself, from a broker that may be slow in such a moment.
+            for client in beside:
+                client._drop(gone)  # noqa: SLF001 - one of these
         is_first = beside[:1] == [self]
         self._metadata_max_age_ms = WATCH_MS if is_first else METADATA_MS
         if is_first and there != self._known:
             for client in beside[1:]:
                 client.force_metadata_update()
         self._known = there
+
+    def _drop(self, gone: Collection[tuple[str, int]]) -> None:
+        """Close the connections to brokers that another client has found to be gone."""
+        for connection in list(self._conns.values()):
+            if (connection.host, connection.port) in gone:
+                connection.close(reason=CloseReason.CONNECTION_BROKEN)
 
     def _is_lost(self, node_id: Any) -> bool:
         """Return whether a broker is gone, although this client may not know that yet.

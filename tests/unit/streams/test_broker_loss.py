@@ -82,6 +82,22 @@ async def test_connections_to_who_is_no_longer_named_are_closed(
 
 
 @pytest.mark.kafka
+async def test_what_one_client_finds_gone_is_gone_for_all_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_loss, "_failed_at", {})
+    monkeypatch.setattr(broker_loss, "_lost", set())
+    async with reader(settings) as one, reader(settings) as other:
+        finder, client, gone = one._client, other._client, Connection()
+        there = [each for each in client._conns.values() if each.connected()]
+        client._conns[7, "group"] = gone
+        finder._addresses |= {(gone.host, gone.port)}
+        await finder.fetch_all_metadata()
+        assert gone.reasons
+        assert all(each.connected() for each in there)
+
+
+@pytest.mark.kafka
 @pytest.mark.parametrize("request_", [MetadataRequest([]), HeartbeatRequest("group", 1, "member")])
 async def test_a_request_that_a_broker_answers_at_once_is_not_waited_for(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, request_: Any
