@@ -12,6 +12,9 @@ ENDS_S = 10.0
 # A place is kept for who is to come within this time, and as long as one who waits whole seconds
 # may be late.
 AHEAD_S, LATE_S = 0.5, 1.25
+# Who comes later than that, as on a busy machine, finds no place kept, and still goes before those
+# who have never been here: else it would wait for the whole queue again.
+KNOWN_S = 15.0
 # So few who wait keep nobody out: most often nobody else comes.
 SPARE = 2
 # One who comes up to this much before its time is as good as there.
@@ -54,12 +57,13 @@ class Places:
         is_due = times is not None and times[0] <= now + EARLY_S
         free = self.most - self.taken
         if not is_due:
-            kept = bisect_right(self._line, (now + AHEAD_S, _LAST))
+            past = bisect_left(self._line, (now - LATE_S, b""))
+            kept = bisect_right(self._line, (now + AHEAD_S, _LAST)) - past
             if times is None:
                 free -= max(0, kept - SPARE)
             else:
                 # It comes early: those before it have theirs all the same.
-                free -= min(kept, bisect_left(self._line, (times[0], name)))
+                free -= min(kept, bisect_left(self._line, (times[0], name)) - past)
         if times is not None and (is_due or free > 0):
             self._withdraw(name, times[0])
         if free > 0:
@@ -97,8 +101,8 @@ class Places:
             del self._times[name]
 
     def _forget(self, now: float) -> None:
-        """Forget those whose time has passed, and who have not come."""
-        for at, name in self._line[: bisect_left(self._line, (now - LATE_S, b""))]:
+        """Forget those whose time has long passed, and who have not come."""
+        for at, name in self._line[: bisect_left(self._line, (now - KNOWN_S, b""))]:
             self._withdraw(name, at)
 
 

@@ -58,11 +58,24 @@ class Pool:
     """A model server that answers so many at a time, each after the same time."""
 
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SLOTS))
+    served: list[tuple[float, float]] = field(default_factory=list)
+    """When it began and ended each, epoch seconds."""
 
     async def answer(self, x: Exchange) -> None:
         async with self.room:
+            began = time.time()
             await asyncio.sleep(SERVICE_S)
+            self.served.append((began, time.time()))
         await good(x)
+
+    def service_s(self) -> float:
+        """Return what one takes at the mean: more than it should on a machine that is busy."""
+        return sum(end - began for began, end in self.served) / len(self.served)
+
+    def idle(self, since: float, until: float) -> float:
+        """Return the share of its room that nobody used in this time."""
+        used = sum(max(0.0, min(e, until) - max(b, since)) for b, e in self.served)
+        return 1.0 - used / (SLOTS * (until - since))
 
 
 async def by_loop(session: aiohttp.ClientSession, url: str, number: int, client: Client) -> None:
@@ -162,8 +175,13 @@ async def run(seconds: float, *, by_rate: bool) -> Any:
         async with door(system, SHUNTER_GATEWAY_OPEN_MAX=str(OPEN_MAX), **env) as opened:
             await _warm(opened)
             clients = await crowd(opened, KEY, seconds, TIMES * CAPACITY_PER_S)
-            ends = oracle(clients, SLOTS, SERVICE_S)
-            found["pool"] = judged(clients, ends, seconds, CAPACITY_PER_S)
+            # The pool as it was: what it did more slowly than it should is nobody's waiting.
+            each_s = pool.service_s()
+            ends = oracle(clients, SLOTS, each_s)
+            found["pool"] = judged(clients, ends, seconds, SLOTS / each_s)
+            came, over = clients[0].came_at, max(client.served_at for client in clients)
+            spans = {"while_they_came": (came, came + seconds), "after": (came + seconds, over)}
+            found["pool"]["idle"] = {name: pool.idle(*span) for name, span in spans.items()}
         if by_rate:
             async with door(system, **env) as opened:
                 clients = await crowd(opened, LIMITED_KEY, seconds, TIMES * RATE_PER_S)

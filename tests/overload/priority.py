@@ -60,6 +60,7 @@ async def run(seconds: float, default_per_s: float) -> dict[str, Any]:
         ttft_s = {name: quantiles(each) for name, each in found.items()}
         return {
             "ttft_s": ttft_s,
+            "stages_s": {s.name: s.stages_s(system, since) for s in (default, priority)},
             "median_ratio": ttft_s["priority"][0] / ttft_s["default"][0],
             "p99_ratio": ttft_s["priority"][1] / ttft_s["default"][1],
             "price_factors": factors,

@@ -61,6 +61,21 @@ class Stream:
             if result["status"] == "completed"
         ]
 
+    def stages_s(self, system: System, since: float = 0.0) -> dict[str, tuple[float, float]]:
+        """Return median and 99th percentile of each stage on the way to the first token.
+
+        Stages are until a router decided, until the server began, and until its first token.
+        """
+        found: dict[str, list[float]] = {"router": [], "lane": [], "server": []}
+        for result in self.results(system, since):
+            if result["status"] == "completed":
+                timing = result["timing"]
+                at = [self.published_at[result["id"]]]
+                at += [timing[name] for name in ("routed_at", "started_at", "first_token_at")]
+                for stage, begins, ends in zip(found, at, at[1:], strict=False):
+                    found[stage].append(ends - begins)
+        return {stage: quantiles(took) for stage, took in found.items()}
+
     def ends(self, system: System) -> Counter[str]:
         """Return how many ended how: the status, and the reason where it isn't completed."""
         return Counter(
@@ -126,7 +141,9 @@ async def read_on(system: System) -> None:
 
 
 def quantiles(latencies_s: list[float]) -> tuple[float, float]:
-    """Return median and 99th percentile."""
+    """Return median and 99th percentile, which is never beyond the largest."""
     if len(latencies_s) < 2:
         return (float("nan"), float("nan"))
-    return statistics.median(latencies_s), statistics.quantiles(latencies_s, n=100)[98]
+    return statistics.median(latencies_s), statistics.quantiles(
+        latencies_s, n=100, method="inclusive"
+    )[98]
