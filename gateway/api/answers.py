@@ -84,8 +84,14 @@ def answer_headers(result: Result) -> dict[str, str]:
     """Return the headers of an answer in one piece: where it ran and what it cost."""
     headers = placement_headers(result.placement)
     if result.cost is not None:
-        headers["x-shunter-cost-usd"] = f"{result.cost.usd:.12f}".rstrip("0").rstrip(".")
+        headers["x-shunter-cost-usd"] = _usd(result.cost.usd)
+        if result.cost.quoted_usd is not None:
+            headers["x-shunter-quoted-usd"] = _usd(result.cost.quoted_usd)
     return headers
+
+
+def _usd(amount: float) -> str:
+    return f"{amount:.12f}".rstrip("0").rstrip(".")
 
 
 def header_text(text: str) -> str:

@@ -7,7 +7,7 @@ from gateway.http.errors import ApiError
 
 PREFIX = "x-shunter-"
 BODY_FIELD = "shunter"
-_FIELDS = ("constraints", "deadline", "slo", "task", "session", "hints")
+_FIELDS = ("constraints", "deadline", "slo", "task", "session", "hints", "quote", "quote_id")
 
 
 def _names(text: str) -> list[str]:

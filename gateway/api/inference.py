@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from aiohttp import web
 
 from gateway.api.answers import answer_body, answer_headers
+from gateway.api.quotes import quote, run_of_quote
 from gateway.api.refusals import refusal_of
 from gateway.api.runs import Run, followed, key_of, run_of
 from gateway.api.streams import StreamedAnswer
@@ -64,7 +65,10 @@ def _turn(gateway: Gateway, name: bytes) -> Iterator[None]:
 async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.StreamResponse:
     settings, caller = gateway.settings, caller_of(request)
     run = Run(request[REQUEST_ID])
-    if (text := request.headers.get("Idempotency-Key")) is not None:
+    if asked.quoted_as is not None:
+        run = await run_of_quote(gateway, caller.tenant, asked, asked.quoted_as)
+        request[REQUEST_ID] = run.request_id
+    elif (text := request.headers.get("Idempotency-Key")) is not None and not asked.asks_quote:
         run = await run_of(gateway, key_of(caller.tenant, request.path, text), asked)
         request[REQUEST_ID] = run.request_id
     value = asked.value(run.request_id)
@@ -75,8 +79,11 @@ async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.Str
             f"the request has {len(value):,} bytes with what the gateway adds; the limit is"
             f" {settings.request_bytes_max:,} (SHUNTER_REQUEST_BYTES_MAX)",
         )
-    proof = gateway.proofs.headers(caller.key_id, run.request_id, caller.tenant)
-    async with followed(gateway, run, value, trace_headers(request) + proof, asked.session) as box:
+    headers = trace_headers(request)
+    headers += gateway.proofs.headers(caller.key_id, run.request_id, caller.tenant)
+    if asked.asks_quote:
+        return await quote(gateway, run.request_id, asked, value, headers)
+    async with followed(gateway, run, value, headers, asked.session) as box:
         return await _answered(gateway, request, run, asked, box)
 
 

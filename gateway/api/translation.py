@@ -26,6 +26,8 @@ _TAKEN = ("service_tier", "metadata", "store", BODY_FIELD)
 _TIERS = {"auto": "auto", "default": "default", "flex": "flex", "priority": "priority"}
 _TIERS |= {"fast": "priority"}
 _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+# Between the request's id and what the routers made, in a `quote_id` as the gateway gives it.
+QUOTE_SEPARATOR = ":"
 # Fields of a request that stand elsewhere in what a client sends.
 _PLACES = {
     "body": "",
@@ -55,6 +57,13 @@ class Wanted:
     deadline: float | None
     fields: dict[str, Any]
     digest: str
+    quoted_as: str | None = None
+    """Where it takes an offer, the id of the request that was quoted."""
+
+    @property
+    def asks_quote(self) -> bool:
+        """True where it asks for its price, and is not to run."""
+        return self.fields.get("quote") is True
 
     @property
     def session(self) -> str | None:
@@ -105,6 +114,7 @@ def wanted(
         "metadata": body.get("metadata"),
     }
     deadline = _deadline_into(fields, asked.pop("deadline", None), now)
+    quoted_as = _quote_into(asked, is_line=batch)
     fields |= asked
     _check(fields)
     is_streamed = body.get("stream") is True
@@ -120,7 +130,20 @@ def wanted(
         deadline=deadline,
         fields=fields,
         digest=_digest(body, asked, fields),
+        quoted_as=quoted_as,
     )
+
+
+def _quote_into(asked: dict[str, Any], *, is_line: bool) -> str | None:
+    """Leave in ``asked`` what the routers made of a ``quote_id``; return the request's id."""
+    if is_line and (asked.get("quote") or asked.get("quote_id")):
+        message = "a line of a batch is not quoted: ask by POST of the request, or `shunter quote`"
+        raise ApiError(400, "invalid_value", message, param=f"{BODY_FIELD}.quote")
+    told = asked.get("quote_id")
+    if not isinstance(told, str):
+        return None
+    request_id, _, asked["quote_id"] = told.partition(QUOTE_SEPARATOR)
+    return request_id
 
 
 def _tier(tier: Any) -> str:

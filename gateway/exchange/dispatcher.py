@@ -23,17 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Follows results and streams from now on, of all partitions and in no group.
+    """Follows results, quotes and streams from now on, of all partitions and in no group.
 
-    Results are read committed. Pieces are outside of any transaction, and read as they come: they
-    do not wait for the transactions that end other streams on their partition. The end of a stream
-    on the streams topic may be of a transaction that is aborted, so it is the result that counts.
+    Results and quotes are read committed. Pieces are outside of any transaction, and read as they
+    come: they do not wait for the transactions that end other streams on their partition. The end
+    of a stream on the streams topic may be of a transaction that is aborted, so it is the result
+    that counts.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         catalogue = Catalogue(settings)
         self._results, self._streams = catalogue.results, catalogue.streams
+        self._quotes = catalogue.quote_answers
         self._boxes: dict[bytes, list[Mailbox]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._consumers: list[AIOKafkaConsumer] = []
@@ -46,21 +48,20 @@ class Dispatcher:
         Raises:
             AdminError: Kafka can't be reached, or a topic is missing.
         """
-        counts = await partition_counts(self._settings, [self._results, self._streams])
-        for topic, isolation in (
-            (self._results, "read_committed"),
-            (self._streams, "read_uncommitted"),
-        ):
+        topics = [self._results, self._quotes, self._streams]
+        counts = await partition_counts(self._settings, topics)
+        for read, isolation in ((topics[:2], "read_committed"), (topics[2:], "read_uncommitted")):
             options = consumer_options(self._settings) | {
                 "auto_offset_reset": "latest",
                 "isolation_level": isolation,
             }
             consumer = AIOKafkaConsumer(**options)
-            consumer.assign([TopicPartition(topic, n) for n in range(counts[topic])])
+            consumer.assign([TopicPartition(each, n) for each in read for n in range(counts[each])])
             self._consumers.append(consumer)
             await consumer.start()
             if not await consumer.seek_to_end():
-                raise AdminError(f"{self._settings.bootstrap_servers} does not tell {topic}'s end")
+                told = ", ".join(read)
+                raise AdminError(f"{self._settings.bootstrap_servers} does not tell {told}'s end")
         self._tasks = [asyncio.create_task(self._follow(each)) for each in self._consumers]
 
     async def stop(self) -> None:
@@ -119,11 +120,13 @@ class Dispatcher:
             key, value = record.key, record.value
             if key is None or value is None or record.unreadable is not None:
                 continue
-            is_result = record.partition.topic == self._results
-            if is_result:
+            topic = record.partition.topic
+            if topic == self._results:
                 self.places.put(key, (record.partition, record.offset))
             for box in self._boxes.get(key, ()):
-                if is_result:
+                if topic == self._results:
                     box.put_result(value)
+                elif topic == self._quotes:
+                    box.put_quote(value)
                 else:
                     box.put_piece(value, record.offset)

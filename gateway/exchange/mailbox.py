@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from topics import Result, decode
+from topics import QuoteAnswer, Result, decode
 
 # What a request may have waiting for a client that reads slowly, in bytes as they came.
 WAITING_BYTES_MAX = 1024 * 1024
@@ -35,6 +35,7 @@ class Mailbox:
         "_before",
         "_first",
         "_pieces",
+        "_quote",
         "_result",
         "_waiting_bytes",
         "_woken",
@@ -48,6 +49,7 @@ class Mailbox:
         self._first = 0
         self._waiting_bytes = 0
         self._result: bytes | None = None
+        self._quote: bytes | None = None
         self._woken = asyncio.Event()
 
     def put_piece(self, value: bytes, offset: int) -> None:
@@ -71,6 +73,22 @@ class Mailbox:
         if self._result is None:
             self._result = value
             self._woken.set()
+
+    def put_quote(self, value: bytes) -> None:
+        """Add the answer to a question what the request would cost."""
+        self._quote = value
+        self._woken.set()
+
+    async def quote(self) -> QuoteAnswer:
+        """Wait for that answer.
+
+        Raises:
+            BadRecordError: it can't be read.
+        """
+        while self._quote is None:
+            self._woken.clear()
+            await self._woken.wait()
+        return decode(QuoteAnswer, self._quote)
 
     @property
     def has_result(self) -> bool:

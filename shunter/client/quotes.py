@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -123,6 +124,38 @@ async def ask(
                 if name in asked:
                     found[name] = decode(QuoteAnswer, record.value or b"")
     return [found[name] for name in asked]
+
+
+async def bound_lines(
+    settings: Settings, requests: Sequence[InferenceRequest], by: str, tier: str | None, most: float
+) -> tuple[MenuLine, list[bytes]]:
+    """Return the cheapest offer to all requests together, and the lines that take it.
+
+    Args:
+        settings: of Kafka.
+        requests: as they were checked.
+        by: a window such as ``6h``, or epoch seconds; that of a request, where it has its own.
+        tier: a service tier; None is that of the class.
+        most: US dollars that it may cost.
+
+    Raises:
+        UserError: a request wants its answer by another time, there is no offer, or it costs more.
+    """
+    is_window = by[-1:].isalpha()
+    for each in requests:
+        own = each.completion_window or each.deadline
+        if own is not None and own != (by if is_window else float(by)):
+            raise UserError(f"{each.id} has a deadline of its own, {own}: a quote has one for all")
+    tiers = [] if tier is None else [tier]
+    wish = Wish([by] if is_window else [], [] if is_window else [float(by)], tiers)
+    asked = dict(questions(requests, wish, f"quote-{token_hex(6)}"))
+    offer = min(menu_of(await ask(settings, asked)), key=lambda line: (line.nano_usd, -line.chance))
+    if offer.cost_usd > most:
+        raise UserError(
+            f"the cheapest offer is {offer.cost_usd:.6f} US dollars, --quote {most:g}; nothing was"
+            " published"
+        )
+    return offer, [encode(as_sent(r, offer.quote_ids[r.id])) + b"\n" for r in requests]
 
 
 def menu_of(answers: Sequence[QuoteAnswer]) -> list[MenuLine]:

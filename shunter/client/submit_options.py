@@ -44,6 +44,16 @@ Deadline = Annotated[
     typer.Option("--deadline", help="Of lines without one: 90s, 24h, or epoch seconds."),
 ]
 Tier = Annotated[str | None, typer.Option("--tier", help="Service tier of lines without one.")]
+QuoteMost = Annotated[
+    float | None,
+    typer.Option(
+        "--quote",
+        min=0,
+        metavar="USD",
+        help="Ask first what all lines cost by --deadline; publish them bound to the cheapest"
+        " offer, and nothing where that is more than this.",
+    ),
+]
 Regions = Annotated[
     list[str] | None, typer.Option("--region", help="Of lines without regions; repeatable.")
 ]

@@ -16,6 +16,7 @@ from shunter.client import submit_options as o
 from shunter.client.answers import Printer
 from shunter.client.kafka import note, run, tail
 from shunter.client.line_wishes import wishes_from, with_wishes
+from shunter.client.quotes import bound_lines
 from shunter.client.request_lines import Checked, check_lines, good_lines
 from shunter.client.result_files import ResultFiles, ResultFormat
 from shunter.client.spans import submit_spans
@@ -32,8 +33,9 @@ from shunter.console import (
     settings_from,
 )
 from streams.engine.clock import SystemClock
-from topics import Catalogue, Settings
+from topics import Catalogue, Settings, parse_request
 from topics.admin.provisioning import partition_counts
+from topics.iso_time import iso_time
 from topics.records.result import Status
 from topics.terminal_text import visible_line
 
@@ -58,6 +60,7 @@ def submit(
     tenant: o.Tenant = None,
     deadline: o.Deadline = None,
     tier: o.Tier = None,
+    quote: o.QuoteMost = None,
     regions: o.Regions = None,
     constraints: o.Constraints = None,
     as_json: AsJson = False,
@@ -77,6 +80,8 @@ def submit(
         raise UserError("--timeout, --output and --errors say how to wait: add --wait")
     if errors is not None and output is not None and errors.absolute() == output.absolute():
         raise UserError("--errors and --output name one file: leave --errors out for that")
+    if quote is not None and deadline is None:
+        raise UserError("--quote says what all lines may cost by --deadline: add that")
     wishes = wishes_from(tenant, deadline, tier, regions or (), constraints or ())
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     with (
@@ -88,6 +93,8 @@ def submit(
         _tell_bad(checked, name, skip_bad=skip_bad)
         opened.seek(0)
         lines = with_wishes(opened, wishes)
+        if quote is not None and deadline is not None:
+            lines, checked = _bound(settings, lines, checked, deadline, tier, quote)
         if not wait:
             run(_publish_only(settings, lines, checked))
             _tell_published(checked, settings, as_json=as_json)
@@ -99,6 +106,27 @@ def submit(
         tally = _followed(settings, lines, checked, timeout_s, files, printer, as_json=as_json)
     if tally.waiting:
         raise typer.Exit(1)
+
+
+def _bound(
+    settings: Settings,
+    lines: Iterable[bytes],
+    checked: Checked,
+    by: str,
+    tier: str | None,
+    most: float,
+) -> tuple[list[bytes], Checked]:
+    """Return the lines that take the cheapest offer, and tell what it is."""
+    limit = settings.request_bytes_max
+    requests = [parse_request(value, bytes_max=limit) for _, _, value in good_lines(lines, checked)]
+    offer, taken = run(bound_lines(settings, requests, by, tier, most))
+    note(
+        f"quoted: {offer.cost_usd:.6f} US dollars at most, by {iso_time(offer.deadline)}, with"
+        f" chance {offer.chance:.2%}"
+    )
+    again = check_lines(taken, bytes_max=limit)
+    again.bad += checked.bad
+    return taken, again
 
 
 def _followed(

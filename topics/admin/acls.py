@@ -98,6 +98,7 @@ def gateway(catalogue: Catalogue) -> Role:
             _topic(catalogue.cancellations, "Write", "cancel what nobody waits for any more"),
             _topic(catalogue.results, "Read", "answer"),
             _topic(catalogue.streams, "Read", "pass answers on as they come"),
+            _topic(catalogue.quote_answers, "Read", "tell what a request would cost"),
             _topic(catalogue.claims, "Write", "tell other gateways of an Idempotency-Key"),
             _topic(catalogue.claims, "Read", "know the Idempotency-Keys of others"),
             _topic(catalogue.pool_status, "Read", "tell when another try may find room"),

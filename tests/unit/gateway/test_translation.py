@@ -53,6 +53,21 @@ def test_headers_say_what_the_body_may() -> None:
     assert by_header.digest == in_body.digest
 
 
+def test_a_quote_id_names_the_request_and_what_the_routers_made() -> None:
+    token = f"terms.{'x' * 43}"
+    taken = wanted(CHAT, BODY | {"shunter": {"quote_id": f"req_1:{token}"}}, {}, "acme", NOW)
+    assert (taken.quoted_as, taken.fields["quote_id"], taken.asks_quote) == ("req_1", token, False)
+    asks = wanted(CHAT, BODY | {"shunter": {"quote": True, "deadline": "9m"}}, {}, "acme", NOW)
+    assert (asks.quoted_as, asks.fields["quote"], asks.asks_quote) == (None, True, True)
+    assert wanted(CHAT, BODY, {}, "acme", NOW).asks_quote is False
+
+
+@pytest.mark.parametrize("wish", [{"quote": True}, {"quote_id": "req_1:t"}])
+def test_a_line_of_a_batch_is_not_quoted(wish: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match="a line of a batch is not quoted"):
+        wanted(CHAT, BODY | {"shunter": wish}, {}, "acme", NOW, batch=True)
+
+
 def test_a_digest_is_of_all_that_is_asked_for() -> None:
     same = wanted(CHAT, dict(reversed(BODY.items())), {}, "acme", NOW + 9).digest
     assert wanted(CHAT, BODY, {}, "acme", NOW).digest == same
@@ -86,6 +101,8 @@ def test_a_digest_is_of_all_that_is_asked_for() -> None:
         ({"shunter": {"deadline": "soon"}}, "invalid_value", "shunter.deadline"),
         ({"shunter": {"deadline": 1.8e12}}, "invalid_value", "shunter.deadline"),
         ({"shunter": {"slo": {"ttft_ms": "x"}}}, "invalid_type", "shunter.slo.ttft_ms"),
+        ({"shunter": {"quote": "yes"}}, "invalid_type", "shunter.quote"),
+        ({"shunter": {"quote_id": "of-nothing"}}, "invalid_value", "shunter.quote_id"),
     ],
 )
 def test_what_is_unfit_is_named(change: dict[str, Any], code: str, param: str) -> None:
