@@ -92,7 +92,7 @@ def submit(
         checked = check_lines(with_wishes(opened, wishes), bytes_max=settings.request_bytes_max)
         _tell_bad(checked, name, skip_bad=skip_bad)
         opened.seek(0)
-        lines = with_wishes(opened, wishes)
+        lines: Iterable[bytes] = with_wishes(opened, wishes)
         if quote is not None and deadline is not None:
             lines, checked = _bound(settings, lines, checked, deadline, tier, quote)
         if not wait:
