@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_cases import PROPERTY
 from pydantic import TypeAdapter
 from stream_cases import MODEL, request
 
@@ -10,6 +11,7 @@ from topics import InferenceRequest
 from topics.records.quote_token import (
     QuoteTerms,
     QuoteTokenError,
+    digest_in,
     id_of,
     request_digest,
     terms_of,
@@ -32,15 +34,18 @@ terms = st.builds(
 TEXT = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
+@PROPERTY
 @given(terms)
 def test_terms_come_back_as_they_were(given_terms: QuoteTerms) -> None:
     token = token_of(SECRET, given_terms)
     assert terms_of(SECRET, token) == given_terms
+    assert digest_in(token) == given_terms.digest
     assert TypeAdapter(QuoteId).validate_python(token) == token
     with pytest.raises(QuoteTokenError, match="another installation"):
         terms_of(b"another secret", token)
 
 
+@PROPERTY
 @given(terms, st.integers(0, 10_000), st.sampled_from(TEXT))
 def test_no_character_of_a_token_can_be_altered(
     given_terms: QuoteTerms, at: int, other: str
@@ -79,3 +84,8 @@ def test_a_quote_is_of_one_request_alone(fields: dict[str, object]) -> None:
 def test_when_it_is_wanted_and_what_comes_back_is_not_quoted() -> None:
     own = {"deadline": 5.0, "service_tier": "flex", "metadata": {"a": 1}, "quote": True}
     assert request_digest(parsed(**own)) == request_digest(parsed(created_at=3.0))
+
+
+@pytest.mark.parametrize("token", ["", "x", "e30.x", "W10.x", "%%.x", "bm9uZQ.x"])
+def test_what_is_no_token_tells_no_digest(token: str) -> None:
+    assert digest_in(token) is None
