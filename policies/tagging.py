@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from policies.config.bounds import Rule
+from policies.config.classes import Tier, WorkloadClass
 from policies.config.options import ModelOptions
-from policies.config.policy import DEFAULT_CLASS, Policy, Tier, WorkloadClass
+from policies.config.policy import DEFAULT_CLASS, Policy
 from policies.learning.output_lengths import Lengths
 from policies.recognition import recognize
 from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
@@ -130,7 +131,7 @@ def tag(
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        **_limits(request, allowed, rules, tier),
+        **_limits(request, allowed, rules, workload, tier),
         session=request.conversation,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
@@ -149,7 +150,11 @@ def _operation(url: str) -> str:
 
 
 def _limits(
-    request: InferenceRequest, allowed: Allowed, rules: Sequence[Rule], tier: Tier
+    request: InferenceRequest,
+    allowed: Allowed,
+    rules: Sequence[Rule],
+    workload: WorkloadClass,
+    tier: Tier,
 ) -> dict[str, Any]:
     """Return members of a profile that limit where it may go, besides regions and precisions."""
     constraints = request.constraints
@@ -159,10 +164,18 @@ def _limits(
         "data_class": allowed.data_class,
         "labels": allowed.labels or {},
         "max_cost_usd": constraints.max_cost_usd,
+        "max_gco2": _least(constraints.max_gco2, workload.max_gco2),
         "price_factor": tier.price_factor,
         "bound_by": tuple(where for where, _ in rules),
         "any_quality": constraints.precisions is not None,
     }
+
+
+def _least(wanted: float | None, allowed: float | None) -> float | None:
+    """Return the stricter of two limits."""
+    if wanted is None or allowed is None:
+        return allowed if wanted is None else wanted
+    return min(wanted, allowed)
 
 
 def _task(

@@ -7,6 +7,7 @@ about requests are in ``policies``, loops that move them in ``streams`` and ``wo
 from topics.records.cancellation import Cancellation, parse_cancellation
 from topics.records.claim import KeyClaim
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Source, TextDigest
+from topics.records.footprint import Footprint
 from topics.records.heartbeat import (
     LatencyError,
     OutputLengths,
@@ -68,6 +69,7 @@ __all__ = [
     "Envelope",
     "Evidence",
     "Fallback",
+    "Footprint",
     "Heads",
     "HeadsStatement",
     "Hold",

@@ -37,6 +37,9 @@ class ReplayOutcome:
     first_token_s: float | None = None
     finished_s: float | None = None
     cost_usd: float = 0.0
+    energy_wh: float = 0.0
+    gco2: float = 0.0
+    """Watt hours and grams of CO2 of all tries, as far as the fleet tells them."""
     held_s: float | None = None
     """Time in the hold, of all tries; None of one that never waited there."""
     sends: list[Send] = field(default_factory=list)

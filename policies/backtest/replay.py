@@ -24,8 +24,8 @@ _REPLICA, _BEAT, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(7)
 class ReplayRun:
     """Result of a policy on a trace.
 
-    ``busy_s`` is by pool, as is ``tokens_usd``, what those got that are paid by tokens; ``steps``
-    and ``tokens`` are decoded.
+    ``busy_s`` is by pool, as is ``tokens_usd``, what those got that are paid by tokens, and
+    ``moving_usd``, what those got whose prices move; ``steps`` and ``tokens`` are decoded.
     """
 
     outcomes: list[ReplayOutcome]
@@ -35,6 +35,7 @@ class ReplayRun:
     batches: int
     batched: int
     tokens_usd: dict[str, float] = field(default_factory=dict)
+    moving_usd: dict[str, float] = field(default_factory=dict)
 
 
 class Replay:
@@ -56,6 +57,7 @@ class Replay:
         self._order = count()
         self._due: dict[tuple[str, int], float] = {}
         self._release_at = math.inf
+        self._stirred = dict.fromkeys(self._pools, 2)
         self._left = 0
         self._outcomes: dict[str, ReplayOutcome] = {}
         self._batch_ids: set[str] = set()
@@ -114,6 +116,7 @@ class Replay:
             outcomes=list(self._outcomes.values()),
             busy_s={name: pool.busy_s for name, pool in self._pools.items()},
             tokens_usd={n: pool.tokens_usd for n, pool in self._pools.items() if pool.tokens_usd},
+            moving_usd={n: pool.moving_usd for n, pool in self._pools.items() if pool.moving_usd},
             steps=sum(steps for steps, _ in decoded),
             tokens=sum(tokens for _, tokens in decoded),
             batches=len(self._batch_ids),
@@ -172,11 +175,13 @@ class Replay:
             self._batched += 1
         outcome.promised = action.promised
         attempt = Try(outcome, action.option, action.path, action.batch_id)
+        self._stirred[action.option.pool] = 2
         latency_s = self._pools[action.option.pool].latency_s
         self._push(now + self._transport_s + latency_s, _SUBMIT, attempt)
 
     def _submit(self, attempt: Try, now: float) -> None:
         outcome, pool = attempt.outcome, self._pools[attempt.option.pool]
+        self._stirred[pool.name] = 2
         if now >= outcome.profile.deadline:
             outcome.status, outcome.reason = "expired", "deadline_passed"
             self._left -= 1
@@ -205,6 +210,7 @@ class Replay:
             return
         del self._due[key]
         pool = self._pools[key[0]]
+        self._stirred[pool.name] = 2
         for ended in pool.advance(key[1], now):
             self._end(ended, now)
         self._watch(pool, key[1], now)
@@ -230,7 +236,13 @@ class Replay:
         self._push(now + self._transport_s, _AGAIN, again)
 
     def _beat(self, now: float) -> None:
-        for pool in self._pools.values():
+        for name, pool in self._pools.items():
+            # The heartbeats of an idle pool are all alike: the first two say so, of a week of them.
+            if pool.is_idle and name not in self._stirred:
+                continue
+            self._stirred[name] = self._stirred.get(name, 2) - 1 if pool.is_idle else 2
+            if not self._stirred[name]:
+                del self._stirred[name]
             self._route.hear(pool.status(now), now)
         self._push(now + HEARTBEAT_S, _BEAT, None)
 
@@ -250,6 +262,7 @@ class Replay:
     def _fault(self, fault: tuple[str, int | None, bool], now: float) -> None:
         name, only, is_down = fault
         pool = self._pools[name]
+        self._stirred[name] = 2
         if only is None:
             pool.is_down = is_down
         if is_down:

@@ -19,6 +19,7 @@ from policies.hardware.roofline import Roofline
 from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
+from policies.scoring.hours import device_wh, footprint, price_factor
 from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
 
 HEARTBEAT_S = 1.0
@@ -79,6 +80,7 @@ class ModelPool:
         self._count = 0
         self.is_down = False
         self.tokens_usd = 0.0
+        self.moving_usd = 0.0
         self.latency_s = options[0].latency_s * reality.factors(self.name).first_token
         self.replicas = []
         for _ in range(options[0].replicas):
@@ -89,6 +91,11 @@ class ModelPool:
                 for o in options
             }
             self.replicas.append(Replica(limits, PrefixCache() if reality.prefix_cache else None))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits on any replica."""
+        return not self._tries
 
     @property
     def busy_s(self) -> float:
@@ -149,13 +156,15 @@ class ModelPool:
             outcome = attempt.outcome
             if isinstance(event, Cancelled):
                 cut = (event.device_s, outcome.input_tokens, event.output_tokens)
-                self._charge(attempt, attempt.option.cut_cost_usd(*cut))
+                cost_usd = attempt.option.cut_cost_usd(*cut)
+                self._charge(attempt, cost_usd, event.device_s, attempt.began_at, event.at)
                 self._experience.failed()
                 yield TryEnded(attempt, event.at, "unavailable")
             elif isinstance(event, Completion):
                 read = (outcome.input_tokens, attempt.output_tokens, outcome.cached_tokens)
                 cost_usd = attempt.option.cost_usd(event.device_s, *read)
-                self._charge(attempt, cost_usd)
+                span = event.first_token_at, event.finished_at
+                cost_usd = self._charge(attempt, cost_usd, event.device_s, *span)
                 if attempt.fails:
                     self._experience.failed()
                     yield TryEnded(attempt, event.finished_at, "server_error")
@@ -187,11 +196,22 @@ class ModelPool:
             else:
                 yield TryEnded(attempt, event.at, "memory")
 
-    def _charge(self, attempt: Try, cost_usd: float) -> None:
-        charged_usd = cost_usd * attempt.outcome.profile.price_factor
-        attempt.outcome.cost_usd += charged_usd
-        if attempt.option.rates is not None:
+    def _charge(
+        self, attempt: Try, cost_usd: float, device_s: float, begin: float, end: float
+    ) -> float:
+        """Charge a try by the prices of its time, and return its cost by them."""
+        outcome, option = attempt.outcome, attempt.option
+        if option.tariff is not None:
+            cost_usd *= price_factor(option, begin, end)
+            self.moving_usd += cost_usd
+            taken = footprint(option, device_s, begin, end)
+            outcome.gco2 += 0.0 if taken is None else taken.gco2 or 0.0
+        outcome.energy_wh += device_wh(option, device_s) or 0.0
+        charged_usd = cost_usd * outcome.profile.price_factor
+        outcome.cost_usd += charged_usd
+        if option.rates is not None:
             self.tokens_usd += charged_usd
+        return cost_usd
 
     def _learn(self, attempt: Try, cost_usd: float) -> None:
         outcome, profile = attempt.outcome, attempt.outcome.profile

@@ -57,7 +57,10 @@ def scores_of(run: ReplayRun, options: Options, violations: int) -> dict[str, An
         "usd_by_pool": {
             pool: busy_s * options.by_pool[pool][0].usd_per_s for pool, busy_s in run.busy_s.items()
         }
-        | run.tokens_usd,
+        | run.tokens_usd
+        | run.moving_usd,
+        "energy_wh": sum(o.energy_wh for o in outcomes),
+        "gco2": sum(o.gco2 for o in outcomes),
         "tokens_usd": sum(run.tokens_usd.values()),
     }
 

@@ -2,8 +2,9 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import ceil, inf
 
-from policies.config.options import Options
+from policies.config.options import SECONDS_PER_HOUR, Options
 from policies.config.plugins import refused_by
 from policies.config.policy import Policy
 from policies.quality.sampling import minds_drift
@@ -18,6 +19,9 @@ def group_in(profile: Profile, options: Options, policy: Policy) -> str:
         group += f"|quality {floor:g}"
     if not minds_drift(profile, policy):
         group += "|drifted too"
+    serving = options.serving.get(profile.model)
+    if serving is not None and serving.moves and profile.batchable:
+        group += _patience(profile, policy)
     if not rules:
         return group
     refused = [
@@ -26,6 +30,17 @@ def group_in(profile: Profile, options: Options, policy: Policy) -> str:
         if refused_by(rules, profile, option) is not None
     ]
     return f"{group}|without {encode(refused).decode()}" if refused else group
+
+
+def _patience(profile: Profile, policy: Policy) -> str:
+    """Return what tells apart requests that may wait longer for a cheaper hour than others.
+
+    In one group those that must go soon would take those along that need not.
+    """
+    span_h = max(1, ceil((profile.deadline - profile.created_at) / SECONDS_PER_HOUR))
+    patience_s = policy.patience_s(profile)
+    wait = "" if patience_s == inf else f" price_wait_s {patience_s:g}"
+    return f"|within {1 << (span_h - 1).bit_length()}h{wait}"
 
 
 def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
@@ -56,6 +71,8 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
             # What a tier is charged is held against the limit.
             constraints.append(profile.price_factor)
         name += f"|{encode(constraints).decode()}"
+    if profile.max_gco2 is not None:
+        name += f"|gco2 {profile.max_gco2!r}"
     check = profile.quality
     if check is not None and check.of is not None:
         asked = [check.asked, check.reference, check.reference_pool]

@@ -24,6 +24,14 @@ from policies.scoring.estimate import (
     scarcity,
     spread_of,
 )
+from policies.scoring.hours import (
+    chance_kept,
+    expected_footprint,
+    is_within_gco2,
+    later_start,
+    price_factor,
+    shifted,
+)
 from topics import LatencyError, Profile
 from topics.records.placement import Path
 
@@ -88,7 +96,6 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
         output_tokens_high=max(m.profile.output_tokens_high or 0 for m in members) or None,
         price_factor=1.0,
     )
-    limit_usd = longest.max_cost_usd
     # The estimate of a reply may make another one the longest.
     fullest = max((m.profile for m in members), key=certain_tokens)
     rules, windows, floor = policy.rules, policy.windows, policy.floor_of(fullest)
@@ -111,13 +118,26 @@ def _targets(asked: _Asked, path: Path, options: Options) -> list[Target]:
             free = room(standing)
             is_crowded = free < min(limit, ROOM_MIN, max(1, option.max_batch // 4))
             limit = limit if is_crowded else min(limit, free)
-        ask = _Ask(standing, policy, min(limit, len(members)))
-        if limit_usd is None or all(ask.cost_usd(m.profile) <= limit_usd for m in members):
-            target = _target(members, ask, slowest, path, limit, asked.now)
+        ask = _Ask(standing, policy, min(limit, len(members)), asked.now, asked.now)
+        if ask.is_within_limits(members):
+            target = _target(members, ask, slowest, path, limit)
             is_awaited = path == "batch" and standing.is_idle
             rate_per_s = asked.arrivals_per_s if is_awaited else None
             targets.append(replace(target, is_crowded=is_crowded, idle_arrivals_per_s=rate_per_s))
+        if option.tariff is not None and path == "batch":
+            start = _later_start(members, ask, slowest)
+            then = ask if start is None else replace(ask, start=start)
+            if start is not None and then.is_within_limits(members):
+                target = _target(members, then, slowest, path, limit)
+                targets.append(replace(target, wait_until=start))
     return targets
+
+
+def _later_start(members: Sequence[Member], ask: "_Ask", slowest: Profile) -> float | None:
+    """Return the cheapest hour to come within the patience of all members, see `later_start`."""
+    policy = ask.policy
+    waiting = [(m.profile, m.held_at + policy.patience_s(m.profile)) for m in members]
+    return later_start(ask.option, ask.estimate(slowest), 0.0, slowest, waiting, policy, ask.start)
 
 
 def _best(
@@ -134,7 +154,11 @@ def _best(
     ranks = ranks_of(policy.order, [target.option for target in targets])
     chosen = choose(offers, first.target_chance, None if policy.rules else second_tries, ranks)
     best = targets[chosen]
-    ranked = [best, *(t for t in targets if t is not best)]
+    if best.wait_until:
+        sooner = [target for target in targets if not target.wait_until]
+        instead = _best(sooner, first, left_s, loads, policy) if sooner else None
+        best = replace(best, instead=instead)
+    ranked = [best, *(t for at, t in enumerate(targets) if at != chosen)]
     return replace(best, candidates=tuple(c for target in ranked for c in target.candidates))
 
 
@@ -165,6 +189,9 @@ class _Ask:
     standing: Standing
     policy: Policy
     members: int
+    now: float
+    start: float
+    """When the members would go: now, or at a cheaper hour."""
 
     @property
     def option(self) -> Option:
@@ -175,27 +202,54 @@ class _Ask:
         return self.standing.learned[:2]
 
     def estimate(self, profile: Profile) -> Estimate:
-        return estimate(
+        """Return the estimate by the prices of its hour; times count from now."""
+        found = estimate(
             profile,
             self.standing,
             transport_s=self.policy.estimates.transport_s,
             members=self.members,
         )
+        if self.option.tariff is None:
+            return found
+        if self.start > self.now:
+            found = Estimate(*shifted(found, self.start - self.now))
+        begin, end = self.now + found.ttft_s, self.now + found.finish_s
+        factor = price_factor(self.option, begin, end, self.now)
+        return found._replace(cost_usd=found.cost_usd * factor)
 
-    def cost_usd(self, profile: Profile) -> float:
-        return self.estimate(profile).cost_usd
+    def is_within_limits(self, members: Sequence[Member]) -> bool:
+        """Return whether each member keeps its limits of cost and emissions, alike for all."""
+        limit_usd = members[0].profile.max_cost_usd
+        limit_g = members[0].profile.max_gco2
+        if limit_usd is None and limit_g is None:
+            return True
+        for member in members:
+            found = self.estimate(member.profile)
+            if limit_usd is not None and found.cost_usd > limit_usd:
+                return False
+            if limit_g is not None and not is_within_gco2(
+                self.option, found, member.profile, limit_g, self.now
+            ):
+                return False
+        return True
 
 
 def _target(
-    members: Sequence[Member], ask: _Ask, slowest: Profile, path: Path, limit: int, now: float
+    members: Sequence[Member], ask: _Ask, slowest: Profile, path: Path, limit: int
 ) -> Target:
     option, found = ask.option, ask.estimate(slowest)
     urgent = min((m.profile for m in members), key=lambda p: p.deadline)
-    elapsed_s = now - urgent.created_at
+    elapsed_s, wait_s = ask.now - urgent.created_at, ask.start - ask.now
     # Errors are of direct requests: what a batch is promised is what its slowest member needs.
     errors = ask.errors if path == "direct" else (None, None)
-    likely = chance(urgent, found, elapsed_s, spread_of(ask.standing, ask.policy), *errors)
+    # The wait for an hour is certain: only what comes after it may take longer than expected.
+    after = found if not wait_s else Estimate(*shifted(found, -wait_s))
+    spread = spread_of(ask.standing, ask.policy)
+    likely = chance(urgent, after, elapsed_s + wait_s, spread, *errors)
+    if option.interruptions_per_s:
+        likely *= chance_kept(option, after.finish_s)
     offer = candidate(option, path, found, likely, elapsed_s)
     return Target(
-        option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)
+        *(option, path, limit, option.kv_capacity_tokens, found, likely, (offer,), len(members)),
+        footprint=expected_footprint(option, found, slowest, ask.now),
     )

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Literal
 
@@ -11,7 +11,7 @@ from policies.batching.fair_queue import Member, ShareOf, Turns
 from policies.config.options import Option
 from policies.config.policy import Policy
 from policies.scoring.estimate import Estimate
-from topics import Candidate, Envelope, Profile
+from topics import Candidate, Envelope, Footprint, Profile
 from topics.records.placement import Path
 
 ReleaseReason = Literal["full", "slack", "window", "idle", "pool_available"]
@@ -34,6 +34,19 @@ class Target:
     """Nothing fits beside what runs there: to go now would wake a replica, or wait for a place."""
     idle_arrivals_per_s: float | None = None
     """Where nothing runs there, the rate at which the group grows; else None."""
+    wait_until: float = 0.0
+    """The cheaper hour at which to go, epoch seconds; 0: now. The estimate includes the wait."""
+    instead: "Target | None" = None
+    """Of one for a cheaper hour, the best to go to now; None if there is none."""
+    footprint: Footprint | None = None
+    """What the estimate takes by the prices of its hour, where they move."""
+
+    def footprint_of(self, profile: Profile) -> Footprint | None:
+        """Return what one member takes; it keeps the member's limit, as each member does."""
+        found, limit_g = self.footprint, profile.max_gco2
+        if found is None or found.gco2 is None or limit_g is None:
+            return found
+        return replace(found, gco2=min(found.gco2, limit_g))
 
     def promise(self, profile: Profile, now: float) -> Envelope:
         """Return the envelope promised to one member, latencies from its ``created_at``.
@@ -267,6 +280,12 @@ class Windows:
             target: current target of the head.
             now: epoch seconds.
         """
+        if target.wait_until > now:
+            if self._may_wait_for_hour(head[: target.asked], waiting, target, now):
+                return min(target.wait_until, now + max(LOOK_S_MIN, (target.wait_until - now) / 2))
+            if target.instead is None:
+                return now + self._retry_s
+            target = target.instead
         head = head[: target.asked]
         batch, is_full = self._fill(head, target)
         last_start = self._last_start(head, target)
@@ -308,11 +327,24 @@ class Windows:
         ends_at = now + (batches - 1) * found.finish_s + found.latest_s
         return ends_at + self._margin_s < earliest
 
+    def _may_wait_for_hour(
+        self, head: Sequence[Member], waiting: int, target: Target, now: float
+    ) -> bool:
+        """Return True if all waiting members would be in time, in batches from the hour on."""
+        batch, _ = self._fill(head, target)
+        found, wait_s = target.estimate, target.wait_until - now
+        rounds = max(0, math.ceil(waiting / len(batch)) - 1) / target.option.replicas
+        ends_at = now + rounds * (found.finish_s - wait_s) + found.latest_s
+        return ends_at + self._margin_s < min(m.profile.deadline for m in head)
+
     def _due_at(self, window: _Window, member: Member) -> float:
         target = window.target
         if target is None:
             # At once, where nobody has looked yet; else when it is looked for a pool again.
             return window.due_at
+        if target.wait_until:
+            # A full batch waits for its hour like others, unless one comes that can't.
+            return min(self._last_start([member], target.instead or target), target.wait_until)
         is_full = len(window.members) >= min(self._members_max, target.members_max)
         if is_full or window.tokens >= target.tokens_max or not member.profile.batchable:
             return 0.0

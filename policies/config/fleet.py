@@ -1,6 +1,6 @@
 """The fleet: devices, their regions, and the model variants that each pool of them serves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from policies.config.hardware import (
     Positive,
     Precision,
 )
+from policies.config.places import Found, Region, Site, Slug, place_problems
 from policies.config.prices import TokenPrice
 from policies.config.schema import (
     Declaration,
@@ -30,6 +31,7 @@ from policies.config.schema import (
     parse_declaration,
     validate_mapping,
 )
+from policies.config.series import Series
 from policies.config.serving import Grown, KVPrecision, Times
 from policies.hardware.roofline import MEMORY_UTILIZATION
 
@@ -57,15 +59,10 @@ Lane = Literal["direct", "batch"]
 RESIDENT_REQUEST_TOKENS = 8_192
 """A replica must hold, beside all weights, the KV cache of one request of this length."""
 
-_Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-"""Pool names become parts of topic names, regions parts of labels."""
-
 _ServedName = Annotated[str, Field(min_length=1, max_length=256)]
 """Whatever the server calls it: vLLM and llama.cpp also use paths."""
 
 _File = Annotated[str, Field(min_length=1, max_length=4_096)]
-
-_Found = tuple[tuple[str | int, ...], Any, str]
 
 
 class Serve(Grown):
@@ -214,26 +211,23 @@ Backend = Annotated[
 ]
 
 
-class Site(Declaration):
-    """Pools with one supply of power. `power_kw_max` bounds what they draw together."""
-
-    power_kw_max: Positive
-
-
 class Pool(Grown):
     """Equal devices in one region; every variant is resident on each replica.
 
     `usd_per_hour`, for one device, overrides the device's. With a `token_price` its work is paid by
     tokens, as at a vendor, and the device only tells what latencies to expect. `failure_rate` is
     the share of requests expected to fail here before the pool has measured its own. `power_kw_max`
-    bounds what its devices and their hosts draw, and `site` names what else bounds it.
+    bounds what its devices and their hosts draw, and `site` names what else bounds it. `tariff`
+    names the series that has the price of a device hour by time, in times of `usd_per_hour`'s.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"site", "power_kw_max", "token_price"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"site", "power_kw_max", "token_price", "tariff", "interruptions_per_hour", "notice_s"}
+    )
 
     device: Name
     count: Count
-    region: _Slug
+    region: Slug
     lanes: tuple[Lane, ...] = Field(default=("direct", "batch"), min_length=1)
     labels: dict[str, str] = Field(default_factory=dict)
     serves: tuple[Serve, ...] = Field(min_length=1)
@@ -241,8 +235,13 @@ class Pool(Grown):
     usd_per_hour: NonNegative | None = None
     token_price: TokenPrice | None = None
     failure_rate: Annotated[float, Field(strict=True, ge=0, le=1)] | None = None
-    site: _Slug | None = None
+    site: Slug | None = None
     power_kw_max: Positive | None = None
+    tariff: Slug | None = None
+    interruptions_per_hour: NonNegative = 0.0
+    """How often a replica is taken away, as spot capacity is."""
+    notice_s: NonNegative = 0.0
+    """How long before that it is said."""
 
     @field_validator("lanes")
     @classmethod
@@ -262,26 +261,32 @@ class Pool(Grown):
 class Fleet(HardwareCatalogue, Versioned):
     """Pools and every device and model that they name."""
 
-    added: ClassVar[frozenset[str]] = HardwareCatalogue.added | {"sites"}
+    added: ClassVar[frozenset[str]] = HardwareCatalogue.added | {"sites", "regions", "series"}
 
-    pools: dict[_Slug, Pool] = Field(min_length=1)
-    sites: dict[_Slug, Site] = Field(default_factory=dict)
+    pools: dict[Slug, Pool] = Field(min_length=1)
+    sites: dict[Slug, Site] = Field(default_factory=dict)
+    regions: dict[Slug, Region] = Field(default_factory=dict)
+    series: dict[Slug, Series] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         found = [each for name in self.pools for each in self._pool_problems(name)]
-        found += self._variant_problems()
+        found += [*self._variant_problems(), *place_problems(self)]
         if found:
             raise cross_field_error("Fleet", found)
         return self
 
-    def _pool_problems(self, name: str) -> Iterator[_Found]:
+    def seen_from(self, start_s: float) -> Self:
+        """Return it with times that count from ``start_s`` (epoch seconds), as a trace's do."""
+        series = {name: each.seen_from(start_s) for name, each in self.series.items()}
+        return self.model_copy(update={"series": series}) if series else self
+
+    def _pool_problems(self, name: str) -> Iterator[Found]:
         pool, path = self.pools[name], ("pools", name)
         device = self.devices.get(pool.device)
         if device is None:
             message = f"unknown device; {did_you_mean(pool.device, self.devices)}"
             yield (*path, "device"), pool.device, message
-        yield from self._power_problems(name)
         seen: set[str] = set()
         replica_devices = pool.serves[0].tensor_parallel
         for index, serve in enumerate(pool.serves):
@@ -310,18 +315,7 @@ class Fleet(HardwareCatalogue, Versioned):
                 message = f"not a variant of this pool; {did_you_mean(variant, seen)}"
                 yield (*path, "backend", "served_name", variant), variant, message
 
-    def _power_problems(self, name: str) -> Iterator[_Found]:
-        pool, path = self.pools[name], ("pools", name)
-        if pool.site is not None and pool.site not in self.sites:
-            message = f"unknown site; {did_you_mean(pool.site, self.sites)}"
-            yield (*path, "site"), pool.site, message
-        device = self.devices.get(pool.device)
-        limits = (pool.site, pool.power_kw_max)
-        if device is not None and device.power_w is None and limits != (None, None):
-            message = f"{pool.device} declares no power_w, so no limit can be kept"
-            yield (*path, "device"), pool.device, message
-
-    def _memory_problems(self, name: str) -> Iterator[_Found]:
+    def _memory_problems(self, name: str) -> Iterator[Found]:
         pool = self.pools[name]
         replica_devices = pool.serves[0].tensor_parallel
         served = [(self.models[serve.model], serve) for serve in pool.serves]
@@ -340,7 +334,7 @@ class Fleet(HardwareCatalogue, Versioned):
             )
             yield ("pools", name, "serves"), pool.serves, message
 
-    def _variant_problems(self) -> Iterator[_Found]:
+    def _variant_problems(self) -> Iterator[Found]:
         """Yield variants of one name that differ: batches and audits refer to the name."""
         first: dict[str, tuple[str, Serve]] = {}
         for name, pool in self.pools.items():
@@ -355,7 +349,11 @@ class Fleet(HardwareCatalogue, Versioned):
 
 
 def parse_fleet(
-    text: str, file: str, packaged_devices_text: str = "", packaged_models_text: str = ""
+    text: str,
+    file: str,
+    packaged_devices_text: str = "",
+    packaged_models_text: str = "",
+    complete: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Fleet:
     """Read a fleet file, whose pools may name packaged devices and models without declaring them.
 
@@ -369,11 +367,13 @@ def parse_fleet(
         packaged_devices_text: a YAML mapping with `devices`, and `serving` constants by name;
             empty: none are packaged.
         packaged_models_text: a YAML mapping with `models`; empty: none are packaged.
+        complete: fills in what the text names and doesn't hold: files of series, time zones.
 
     Raises:
         DeclarationError: lists every problem of the first text that has any.
     """
     mapping = load_mapping(text, file)
+    complete(mapping)
     merged = dict(mapping)
     for field, packaged_text in (
         ("devices", packaged_devices_text),
@@ -395,4 +395,6 @@ def parse_fleet(
         models={name: fleet.models[name] for name in models},
         pools=fleet.pools,
         sites=fleet.sites,
+        regions=fleet.regions,
+        series=fleet.series,
     )

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from policies.config.classes import WorkloadClass
 from policies.config.fleet import Fleet
 from policies.config.hardware import BYTES_PER_WEIGHT
 from policies.config.options import Option, Options
-from policies.config.policy import DataClass, Policy, WorkloadClass
+from policies.config.policy import DataClass, Policy
 from policies.hardware.roofline import MEMORY_UTILIZATION
 
 # Prompt of the request that a class is tried with: short, so that a warning is a certain one.

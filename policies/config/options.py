@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from policies.config.fleet import Fleet, Pool
+from policies.config.places import of_place
 from policies.config.prices import TokenRates
 from policies.config.quality import QUALITY
 from policies.config.rooflines import roofline_of
 from policies.config.schema import digest_of
+from policies.config.series import Series
+from policies.config.tariffs import WATTS_PER_KW, Tariff
 from policies.hardware.roofline import Roofline
 from topics.records.decision_tables import Numbering
 from topics.records.money import NANO
@@ -56,6 +59,11 @@ class Option:
     site_kw_max: float | None = None
     quality: float = 1.0
     rates: TokenRates | None = None
+    tariff: Tariff | None = None
+    """What of its price and emissions moves with time; None: nothing is declared that does."""
+    interruptions_per_s: float = 0.0
+    """How often a replica is taken away, and ``notice_s`` how long before that it is said."""
+    notice_s: float = 0.0
     provider: str = "shunter"
     """Who computes, as the GenAI conventions name it (``gen_ai.provider.name``)."""
 
@@ -63,6 +71,11 @@ class Option:
     def is_power_limited(self) -> bool:
         """True if its pool or site bounds what it may draw."""
         return self.pool_kw_max is not None or self.site_kw_max is not None
+
+    @property
+    def moves(self) -> bool:
+        """Whether something of it is declared by time: price, emissions, interruptions."""
+        return self.tariff is not None or self.interruptions_per_s > 0
 
     def cost_usd(
         self, device_s: float, input_tokens: int, output_tokens: int, cached_tokens: int = 0
@@ -91,6 +104,7 @@ class ModelOptions:
         quality_min: the least quality of one.
         tokens_max: as many fit each of them, prompt and reply.
         has_direct: whether each has a direct lane.
+        moves: whether price, emissions or interruptions of any are declared by time.
         kv_bytes_per_token: of the first, as tags tell it.
         numbering: their pools and variants as the tables of evidence, with the bytes of weights.
     """
@@ -98,6 +112,7 @@ class ModelOptions:
     __slots__ = (
         "has_direct",
         "kv_bytes_per_token",
+        "moves",
         "numbering",
         "operations",
         "options",
@@ -113,6 +128,7 @@ class ModelOptions:
         fitting = [min(option.context_tokens, option.kv_capacity_tokens) for option in options]
         self.tokens_max = min(fitting, default=2**63)
         self.has_direct = all("direct" in option.lanes for option in options)
+        self.moves = any(option.moves for option in options)
         self.kv_bytes_per_token = options[0].roofline.kv_bytes_per_token if options else 0.0
         self.numbering = Numbering(
             [(option.pool, option.region) for option in options],
@@ -248,7 +264,30 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 site_kw_max=None if pool.site is None else fleet.sites[pool.site].power_kw_max,
                 quality=QUALITY[serve.precision] if serve.quality is None else serve.quality,
                 rates=rates,
+                tariff=_tariff(fleet, pool, usd_per_hour, device.busy_w),
+                interruptions_per_s=pool.interruptions_per_hour / SECONDS_PER_HOUR,
+                notice_s=pool.notice_s,
                 provider=pool.backend.provider_name,
             )
         )
     return tuple(options)
+
+
+def _tariff(fleet: Fleet, pool: Pool, usd_per_hour: float, busy_w: float | None) -> Tariff | None:
+    """Return what moves for the devices of a pool; None of one that is paid by tokens."""
+    if pool.token_price is not None:
+        return None
+    named = (
+        pool.tariff,
+        of_place(fleet, pool, "usd_per_kwh"),
+        of_place(fleet, pool, "gco2_per_kwh"),
+    )
+    if named == (None, None, None):
+        return None
+    curves = (
+        None
+        if each is None
+        else (fleet.series[each] if isinstance(each, str) else Series(value=each)).curve
+        for each in named
+    )
+    return Tariff(usd_per_hour, None if busy_w is None else busy_w / WATTS_PER_KW, *curves)

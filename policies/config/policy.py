@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
+from math import inf
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
 
 from policies.config.bounds import NOT_BOUND, APIKey, Bound, Budgets, Rule
 from policies.config.budgets import Budget
+from policies.config.classes import Tier, WorkloadClass
 from policies.config.options import Option
 from policies.config.order import PoolGroup
 from policies.config.plugins import Extension
@@ -37,88 +39,12 @@ DEFAULT_CLASS = "default_class"
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ExtensionName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
-COMPARE = r"^(labels|tool_calls|greedy|tokens|embedding|judge:[a-z][a-z0-9_-]{0,62})$"
-Chance = Annotated[float, Field(gt=0, lt=1)]
 
 _TIMES = (
     *("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s"),
-    *("margin_s", "room_wait_s", "valid_s"),
+    *("margin_s", "room_wait_s", "valid_s", "price_wait_s"),
 )
 _RATES = ("prior_rate_per_s", "rate_per_s")
-
-
-class ClassWatch(Declaration):
-    """A share of a class's requests runs a second time, and the answers are compared."""
-
-    reference: str
-    """The model variant that others are compared with."""
-    reference_pool: str | None = None
-    """The pool of the reference; None is any that serves it."""
-    share: Annotated[float, Field(gt=0, le=1)]
-    """Part of the requests that run a second time, chosen by their ids."""
-    compare: Annotated[str, StringConstraints(pattern=COMPARE)]
-    """``labels``, ``tool_calls``, ``greedy``, ``tokens``, ``embedding``, or ``judge:`` and the name
-    of an extension."""
-    within: Annotated[float, Field(gt=0, lt=1)]
-    """Mean difference, 0 to 1, up to which a variant answers as the reference does."""
-    budget_usd_per_day: Annotated[float, Field(ge=0)]
-    """Most that second runs may cost a day, in UTC."""
-    window_s: Annotated[float, Field(ge=0)] = 600.0
-    """Longest wait of a second run for company."""
-    deadline_s: PositiveFloat = 3600.0
-    """Time after which a second run is given up."""
-
-
-class WorkloadClass(Grown):
-    """Defaults of one class of requests, where the request itself gives no value."""
-
-    added: ClassVar[frozenset[str]] = frozenset({"bound", "quality_min", "watch", "minds_drift"})
-
-    latency_sensitive: bool
-    """Served at once; held only while no pool that may serve it is alive."""
-    batchable: bool
-    """May wait in a batch window where that is the cheapest way to be in time."""
-    ttft_ms: PositiveFloat | None = None
-    """Wanted time to the first token, from ``created_at``."""
-    tpot_ms: PositiveFloat | None = None
-    """Wanted time per output token after the first."""
-    target_chance: Chance = 0.9
-    """Chance of meeting the SLO that a placement must have, if any has it."""
-    deadline_s: PositiveFloat
-    """Time to the finish after which the answer is worthless: the request ends as expired."""
-    window_s: Annotated[float, Field(ge=0)] = 0.0
-    """Longest wait for a batch to fill."""
-    longest_wait_s: PositiveFloat
-    """Longest wait for a pool to come alive; then the request ends as rejected."""
-    output_tokens: Annotated[int, Field(ge=0)]
-    """Expected length of a reply before any was seen."""
-    precisions: tuple[str, ...] | None = None
-    """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
-    bound: Bound = NOT_BOUND
-    """What each request of the class is kept to, whatever it says."""
-    quality_min: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Least quality of a variant that is good enough where the request names no precisions."""
-    watch: ClassWatch | None = None
-    """How this class's answers are compared with a reference; None: they are not."""
-    minds_drift: bool = True
-    """Gets no variant that has drifted from its reference, whatever class found that."""
-
-
-class Tier(Grown):
-    """Changes that a ``service_tier`` makes to the class; None changes nothing."""
-
-    added: ClassVar[frozenset[str]] = frozenset({"price_factor"})
-
-    price_factor: Annotated[float, Field(gt=0, le=1_000)] = 1.0
-    """What a request of the tier is charged, in times its cost: promised, limited, evidenced and
-    counted so."""
-    latency_sensitive: bool | None = None
-    batchable: bool | None = None
-    slo: bool = True
-    """False drops the class's latency SLO; the deadline stays."""
-    deadline_s: PositiveFloat | None = None
-    window_s: Annotated[float, Field(ge=0)] | None = None
-    longest_wait_s: PositiveFloat | None = None
 
 
 class DataClass(Declaration):
@@ -325,6 +251,13 @@ class Policy(Versioned, Grown):
         if DEFAULT_CLASS in profile.bound_by:
             return max(least, self.classes[self.default_class].quality_min or 0.0)
         return least
+
+    def patience_s(self, profile: Profile) -> float:
+        """Return how long a request may wait for a cheaper hour, beside what its deadline says."""
+        workload = self.classes.get(profile.workload)
+        if workload is None or not profile.batchable:
+            return 0.0
+        return inf if workload.price_wait_s is None else workload.price_wait_s
 
     def as_strict(self, task: str) -> WorkloadClass:
         """Return a class, and of all that it grants the stricter of its and the default class's."""

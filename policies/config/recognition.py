@@ -132,7 +132,10 @@ def stricter(one: C, other: C) -> C:
         given = [v for v in (getattr(one, name), getattr(other, name)) if v is not None]
         return min(given, default=None)
 
-    limits = ("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s")
+    limits = (
+        *("ttft_ms", "tpot_ms", "deadline_s", "window_s", "longest_wait_s"),
+        *("price_wait_s", "max_gco2"),
+    )
     mine, theirs = dict(one), dict(other)
     floors = [each["quality_min"] for each in (mine, theirs) if each["quality_min"] is not None]
     lists = [each["precisions"] for each in (mine, theirs) if each["precisions"] is not None]

@@ -31,8 +31,9 @@ from policies.scoring.estimate import (
     estimates,
     scarcity,
 )
+from policies.scoring.hours import by_time, expected_footprint, is_within_gco2
 from policies.scoring.promises import promised_chances
-from topics import Candidate, Envelope, Profile
+from topics import Candidate, Envelope, Footprint, Profile
 from topics.records.frozen import dataclass
 
 Action = Literal["place", "hold", "reject", "expire"]
@@ -53,6 +54,7 @@ class Decision:
         message: one sentence for people, for ``reject`` and ``expire``.
         refusals: per pool, the reason code.
         retry_at: when a rejected request may be accepted, epoch seconds; None if unknown.
+        footprint: of the chosen candidate, where the fleet declares what moves with time.
     """
 
     action: Action
@@ -65,6 +67,7 @@ class Decision:
     message: str | None = None
     refusals: dict[str, str] | None = None
     retry_at: float | None = None
+    footprint: Footprint | None = None
 
 
 def decide(
@@ -76,7 +79,9 @@ def decide(
     request that may wait, a candidate to wait for: a batch of the size that the group's arrivals
     would fill within its window. The lowest price wins among those whose chance of meeting the
     SLO reaches the class's target; if none does, the best chance. The price includes the scarcity
-    of places and the expected cost of a failure (`policies.scoring.candidates`).
+    of places and the expected cost of a failure (`policies.scoring.candidates`). Where prices move
+    with time, each is that of its hour, and cheaper hours to come are candidates too
+    (`policies.scoring.hours`).
 
     Args:
         profile: profile of the request.
@@ -101,11 +106,13 @@ def decide(
     if any(codes):
         able = [s for s, code in zip(standings, codes, strict=True) if code is None]
     offers = _offers(profile, _visits(profile, inputs, able, policy), policy, now)
-    if profile.max_cost_usd is not None:
-        offers, codes = _within_cost(offers, profile.max_cost_usd, standings, codes)
+    if model.moves:
+        offers = by_time(offers, profile, inputs.arrivals_per_s, policy, now)
+    if profile.max_cost_usd is not None or profile.max_gco2 is not None:
+        offers, codes = _within_limits(offers, profile, standings, codes, now)
     refused: list[Refused] = []
     if any(codes):
-        refused = [(option, code) for option, code in zip(serving, codes, strict=True) if code]
+        refused = [(o, code) for o, code in zip(serving, codes, strict=True) if code]
     second_tries = SecondTries(offers, profile.deadline - now, policy.retry_cost_weight)
     rules, elapsed_s = policy.rules, now - profile.created_at
     if rules:
@@ -114,20 +121,24 @@ def decide(
         refused += unpriced
     if not offers:
         return _unplaced(profile, options, policy, refused, elapsed_s)
-    ranks = ranks_of(policy.order, [visit[0].option for visit in offers.visits])
+    ranks = ranks_of(policy.order, [v[0].option for v in offers.visits])
     best = choose(offers, profile.target_chance, None if rules else second_tries, ranks)
     reason, message = _why(offers, best, second_tries, profile, policy), None
     if ranks is not None and (led := _led(offers, best, ranks, serving, policy, profile)):
         reason, message = led
     candidates = Candidates(offers, best, refused, elapsed_s, model)
     promised = _promised(offers, best, elapsed_s)
-    standing, path = offers.visits[best][:2]
-    if path == "hold":
-        group = group_in(profile, options, policy)
-        return Decision("hold", candidates, reason, promised=promised, group=group, message=message)
-    found = Estimate(*offers.figures[best])
+    option, figures, is_held = offers.option(best), offers.figures[best], offers.is_held(best)
     return Decision(
-        "place", candidates, reason, standing.option, promised, estimate=found, message=message
+        "hold" if is_held else "place",
+        candidates,
+        reason,
+        option=None if is_held else option,
+        promised=promised,
+        estimate=None if is_held else Estimate(*figures),
+        group=group_in(profile, options, policy) if is_held else None,
+        message=message,
+        footprint=expected_footprint(option, figures, profile, now) if model.moves else None,
     )
 
 
@@ -169,18 +180,40 @@ def _codes(
     return codes
 
 
-def _within_cost(
+def _within_limits(
     offers: Offers,
-    limit_usd: float,
+    profile: Profile,
+    standings: Sequence[Standing],
+    codes: Sequence[str | None],
+    now: float,
+) -> tuple[Offers, Sequence[str | None]]:
+    """Return the offers within the request's limits of cost and emissions, and all codes."""
+    limit_usd, limit_g = profile.max_cost_usd, profile.max_gco2
+    if limit_usd is not None:
+        kept = [at for at, figures in enumerate(offers.figures) if figures[COST] <= limit_usd]
+        offers, codes = _within(offers, kept, "max_cost", standings, codes)
+    if limit_g is not None:
+        kept = [
+            at
+            for at, figures in enumerate(offers.figures)
+            if is_within_gco2(offers.option(at), figures, profile, limit_g, now)
+        ]
+        offers, codes = _within(offers, kept, "max_gco2", standings, codes)
+    return offers, codes
+
+
+def _within(
+    offers: Offers,
+    kept: Sequence[int],
+    limit: str,
     standings: Sequence[Standing],
     codes: Sequence[str | None],
 ) -> tuple[Offers, list[str | None]]:
-    """Return the offers within the limit, and the codes with those of options that have none."""
-    kept = [at for at, figures in enumerate(offers.figures) if figures[COST] <= limit_usd]
+    """Return the offers within a limit, and the codes with those of options that have none."""
     able = {offers.place(at) for at in kept}
     codes = codes or [None] * len(standings)
     found = [
-        "max_cost" if code is None and place_of(standing.option) not in able else code
+        limit if code is None and place_of(standing.option) not in able else code
         for code, standing in zip(codes, standings, strict=True)
     ]
     return offers.only(kept), found
@@ -310,8 +343,9 @@ def _why(
             return "preferred_by_extension"
         is_by_failures = expected_usd[0] == min(expected_usd)
         return "cheapest_with_failures" if is_by_failures else "leaves_scarce_places"
-    if offers.visits[best][1] == "hold":
-        return "waiting_is_cheapest"
+    visit = offers.visits[best]
+    if visit[1] == "hold":
+        return "waiting_is_cheapest" if visit[3] <= profile.window_s else "cheaper_hour"
     return "cheapest_in_time"
 
 

@@ -1,6 +1,7 @@
 """Offers: the candidates that may be chosen, their prices, and the choice among them."""
 
 from collections.abc import Iterator, Sequence
+from math import exp
 from typing import overload
 
 from policies.config.options import ModelOptions, Option
@@ -32,6 +33,10 @@ class Offers:
     def option(self, at: int) -> Option:
         """Return the option of an offer."""
         return self.visits[at][0].option
+
+    def is_held(self, at: int) -> bool:
+        """Return whether an offer is to wait."""
+        return self.visits[at][1] == "hold"
 
     def place(self, at: int) -> tuple[str, str]:
         """Return pool and variant of an offer."""
@@ -186,6 +191,16 @@ def _refused(option: Option, code: str) -> Candidate:
     )
 
 
+def failure_rate(visit: Visit, figures: Figures) -> float:
+    """Return the chance that a try gives no answer: it fails, or its replica is taken away."""
+    standing = visit[0]
+    per_s = standing.option.interruptions_per_s
+    if not per_s:
+        return standing.failure_rate
+    exposed_s = max(0.0, figures[FINISH] - visit[3] - standing.option.notice_s)
+    return 1.0 - (1.0 - standing.failure_rate) * exp(-per_s * exposed_s)
+
+
 class SecondTries:
     """Expected cost of a failure of each offer.
 
@@ -210,7 +225,7 @@ class SecondTries:
     def usd(self, visit: Visit, figures: Figures) -> float:
         """Return the cost of the second try of an offer times its probability and the weight."""
         standing = visit[0]
-        likely = standing.failure_rate * self._weight
+        likely = failure_rate(visit, figures) * self._weight
         if not likely:
             return 0.0
         pool, left_s = standing.option.pool, self._left_s - figures[FINISH]
@@ -266,7 +281,7 @@ def choose(
         able = [at for at in able if ranks[at] == first_rank]
     of_able = prices_usd if len(able) == len(chances) else [prices_usd[at] for at in able]
     first = _least(offers, able, of_able)
-    if second_tries is None or not offers.visits[first][0].failure_rate:
+    if second_tries is None or not failure_rate(offers.visits[first], offers.figures[first]):
         return first
     # Whoever is dearer than this without a failure is so with one.
     visits, figures = offers.visits, offers.figures

@@ -34,7 +34,8 @@ class Counts:
     """The counts of a line. ``late`` and ``dear`` are answers that broke their promise.
 
     ``assumed`` were answered by devices of which no servers were measured: what they were promised
-    rests on assumptions. ``energy_wh`` is device time at busy power. ``cost_usd`` includes
+    rests on assumptions. ``energy_wh`` is device time at busy power, ``gco2`` what it emitted, as
+    far as the fleet tells. ``cost_usd`` includes
     ``spent_usd``, for tries that gave no answer. Answers with a promise from when they were held
     are ``held_promises``, and two counts say which broke that one.
     """
@@ -52,6 +53,7 @@ class Counts:
     spent_usd: float = 0.0
     promised_usd: float = 0.0
     energy_wh: float = 0.0
+    gco2: float = 0.0
     assumed: int = 0
     in_envelope: int = 0
     late: int = 0
@@ -112,6 +114,8 @@ class AuditReport(EvidencePeriod):
             counts.promised_usd += step.promised.cost_usd
         counts.assumed += step.assumed
         counts.energy_wh += step.energy_wh or 0.0
+        if step.step == "executed":
+            counts.gco2 += step.gco2
         if step.got is not None:
             counts.cost_usd += step.got.cost_usd
             if step.promised is not None:

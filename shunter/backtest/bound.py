@@ -10,6 +10,7 @@ from collections.abc import Container
 
 from policies import compile_options
 from policies.backtest.workload import profiles_of
+from shunter.backtest.bound_hours import moving_volume_bound
 from shunter.backtest.bound_streaming import streaming_bound
 from shunter.backtest.bound_work import volume_bound
 from shunter.backtest.demand import Demand, true_options
@@ -48,7 +49,9 @@ def lower_bound(setting: Setting, rows: Container[int] | None = None) -> float:
     ]
     # What tiers are charged is no less than all of it at the least factor.
     factor = min((demand.profile.price_factor for demand in demands), default=1.0)
-    return factor * max(volume_bound(demands, options), streaming_bound(demands, options))
+    moves = any(choices[0].tariff for choices in options.by_pool.values())
+    work_usd = (moving_volume_bound if moves else volume_bound)(demands, options)
+    return factor * max(work_usd, streaming_bound(demands, options))
 
 
 def bound_or_reason(setting: Setting) -> tuple[float | None, str | None]:

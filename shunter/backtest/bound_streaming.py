@@ -53,8 +53,8 @@ class _Window:
         for pool, choices in self.options.by_pool.items():
             limit_s = CELL_S * choices[0].replicas
             self.busy[pool] = [
-                self.programme.variable(choices[0].usd_per_s, limit_s)
-                for _ in range(round(WINDOW_S / CELL_S))
+                self.programme.variable(usd_per_s, limit_s)
+                for usd_per_s in self._prices(choices[0])
             ]
         ranked = sorted(here, key=self._shortest_s, reverse=True)
         timed = {d.profile.id for d in ranked[:TIMED_MAX] if self._shortest_s(d) > CELL_S}
@@ -64,6 +64,18 @@ class _Window:
         add_work(self.programme, self.options, served, self.busy)
         # Many short rows: the interior-point method takes half the time of the simplex here.
         return self.programme.solve("highs-ipm")
+
+    def _prices(self, option: Option) -> list[float]:
+        """Return the lowest price of a pool in each cell."""
+        cells, tariff, begin = round(WINDOW_S / CELL_S), option.tariff, self.start_s
+        if tariff is None:
+            return [option.usd_per_s] * cells
+        if next(tariff.changes(begin, self.end_s), None) is None:
+            return [option.usd_per_s * tariff.factor(begin, begin)] * cells
+        return [
+            option.usd_per_s * min(tariff.factors(begin + CELL_S * n, begin + CELL_S * (n + 1)))
+            for n in range(cells)
+        ]
 
     def _shortest_s(self, demand: Demand) -> float:
         decodes = [_decode_s(demand, option) for option in able(demand, self.options)]

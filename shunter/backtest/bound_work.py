@@ -104,7 +104,7 @@ def _root_context(demand: Demand) -> float:
 
 def _spare_tokens(option: Option, tpot_s: float) -> float:
     """Return the cached tokens that a step can read within the TPOT, beside the weights."""
-    rates = _Rates.of(option)
+    rates = TokenTimes.of(option)
     return (tpot_s - rates.one_s - rates.overhead_s) / rates.kv_s
 
 
@@ -119,7 +119,7 @@ def _weights(option: Option, served: Sequence[Demand]) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rates:
+class TokenTimes:
     """Seconds that an option takes.
 
     Per token computed, per attention pair, per cached token read; for the weights that one and a
@@ -138,7 +138,7 @@ class _Rates:
     prompt_s: float
 
     @classmethod
-    def of(cls, option: Option) -> "_Rates":
+    def of(cls, option: Option) -> "TokenTimes":
         """Return the terms of the option's roofline (`policies.hardware.roofline`)."""
         r = option.roofline
         flops = r.flops * r.compute_efficiency
@@ -165,7 +165,7 @@ def _add_tokens(
     memory: dict[int, float],
 ) -> None:
     """Add the pool time of the requests' tokens and of the iterations."""
-    rates, most = _Rates.of(option), option.max_batch
+    rates, most = TokenTimes.of(option), option.max_batch
     # In a mixture of experts a step touches more weights the more sequences share it: concave, so
     # never below the chord.
     growth_s = (rates.full_s - rates.one_s) / (most - 1) if most > 1 else 0.0

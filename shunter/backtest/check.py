@@ -11,6 +11,7 @@ from policies.backtest.route import Send
 from policies.backtest.workload import URLS, Arrival
 from policies.config.fleet import Pool
 from policies.config.policy import DataClass
+from policies.config.series import Series
 from policies.hardware.roofline import MEMORY_UTILIZATION
 from topics.records.request import Constraints
 
@@ -83,6 +84,65 @@ def _keeps_wishes(send: Send, arrival: Arrival, pool: Pool, policy: Policy) -> b
         and not any(group.has(send.option) for group in policy.never)
         and _is_within_cost(send, wanted.max_cost_usd)
     )
+
+
+def emits_too_much(send: Send, arrival: Arrival, fleet: Fleet, policy: Policy) -> bool:
+    """Return whether a request was sent where it was expected to emit more than it may.
+
+    Energy is the promised cost over the price of a device hour, at busy power: what a decision
+    expects is reckoned back from what it promised, by the fleet's series alone. Of a batch's member
+    that is not possible, since its promise is that of the batch's longest; nor where a series is
+    not known ahead.
+    """
+    if send.path == "batch" or any(s.known_ahead_s is not None for s in fleet.series.values()):
+        return False
+    limits = [policy.classes[arrival.task].max_gco2]
+    if arrival.request is not None:
+        limits.append(arrival.request.constraints.max_gco2)
+    wanted = [limit for limit in limits if limit is not None]
+    if not wanted or send.promised is None:
+        return False
+    found = expected_gco2(send, fleet)
+    return found is None or found > min(wanted) * (1 + 1e-6)
+
+
+def expected_gco2(send: Send, fleet: Fleet) -> float | None:
+    """Return the grams of CO2 that a promise comes to; None where the fleet doesn't tell."""
+    pool, promised = fleet.pools[send.option.pool], send.promised
+    device = fleet.devices[pool.device]
+    intensity = _of_place(fleet, pool, "gco2_per_kwh")
+    if promised is None or promised.ttft_s is None or device.busy_w is None or intensity is None:
+        return None
+    begin = send.profile.created_at + promised.ttft_s
+    end = send.profile.created_at + promised.finish_s
+    usd = _mean(fleet.series[pool.tariff], begin, end) if pool.tariff else pool.usd_per_hour
+    usd = device.usd_per_hour if usd is None else usd
+    power_usd = _of_place(fleet, pool, "usd_per_kwh")
+    if power_usd is not None:
+        usd += device.busy_w / 1000 * _mean(power_usd, begin, end)
+    hours = promised.cost_usd / send.profile.price_factor / usd
+    return hours * device.busy_w / 1000 * _mean(intensity, begin, end)
+
+
+def _of_place(fleet: Fleet, pool: Pool, field: str) -> Series | float | None:
+    site = fleet.sites.get(pool.site or "")
+    region = fleet.regions.get(pool.region)
+    for place in (site, region):
+        value = getattr(place, field, None)
+        if value is not None:
+            return fleet.series[value] if isinstance(value, str) else float(value)
+    return None
+
+
+def _mean(value: Series | float, begin: float, end: float) -> float:
+    """Return a mean over a span by summing it up in a thousand parts."""
+    if not isinstance(value, Series):
+        return value
+    parts, curve = 1000, value.curve
+    if curve.next_change(begin) >= end:
+        return curve.at(begin)
+    step = (end - begin) / parts
+    return sum(curve.at(begin + (n + 0.5) * step) for n in range(parts)) / parts
 
 
 def _bounds(

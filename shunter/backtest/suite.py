@@ -14,7 +14,7 @@ from policies.backtest.replica_pool import true_roofline
 from policies.backtest.route import Route, Shunter
 from policies.backtest.scores import scores_of
 from policies.backtest.workload import Arrival, TraceError, profiles_of, tagger
-from shunter.backtest.check import is_broken
+from shunter.backtest.check import emits_too_much, is_broken
 from shunter.console import UserError
 
 
@@ -73,6 +73,14 @@ def scaled(fleet: Fleet, factor: float) -> Fleet:
     return fleet.model_copy(update={"pools": pools})
 
 
+def without_patience(policy: Policy) -> Policy:
+    """Return the policy with no class that waits for a cheaper hour."""
+    classes = {
+        name: each.model_copy(update={"price_wait_s": 0.0}) for name, each in policy.classes.items()
+    }
+    return policy.model_copy(update={"classes": classes})
+
+
 def assumed_pools(fleet: Fleet) -> list[str]:
     """Return the pools on devices of which no servers were measured."""
     return [name for name, pool in fleet.pools.items() if fleet.devices[pool.device].is_assumed]
@@ -85,7 +93,8 @@ def plans(
 
     ``shunter_premium`` is the same policy with only the premium GPUs, ``shunter_told`` with the
     reality as its declaration (speeds and failure rates; not the outages to come), and ``compared``
-    is Shunter with the second policy.
+    is Shunter with the second policy. ``shunter_price_of_now`` never waits for a cheaper hour; it
+    is run where the fleet's prices or emissions move.
     """
     fleet, policy = setting.fleet, setting.policy
     options = compile_options(fleet)
@@ -97,6 +106,9 @@ def plans(
         found.append(PlannedRun("shunter_told", setting, options, partial(shunter, setting, told)))
     if not with_baselines:
         return found
+    if any(option.tariff for choices in options.by_pool.values() for option in choices):
+        impatient = replace(setting, policy=without_patience(policy))
+        found.append(_plan("shunter_price_of_now", impatient, options))
     premium = {n: p for n, p in fleet.pools.items() if fleet.devices[p.device].kind == PREMIUM}
     if premium:
         only = replace(setting, fleet=fleet.model_copy(update={"pools": premium}))
@@ -143,6 +155,7 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
     run = replay.run(profiles, output_tokens, prefix_tokens)
     broken = sum(
         is_broken(send, arrival, setting.fleet, setting.policy)
+        or emits_too_much(send, arrival, setting.fleet, setting.policy)
         for outcome, arrival in zip(run.outcomes, setting.arrivals, strict=True)
         for send in outcome.sends
     )

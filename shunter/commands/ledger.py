@@ -111,7 +111,8 @@ def _told(row: dict[str, Any]) -> Iterator[str]:
         cached, tools = row["cache_hit_rate"] or 0.0, row["tool_calls_mean"] or 0.0
         yield f"tokens: context {context}; output {output}; {cached:.1%} cached"
         spent = f"{row['cost_usd']:.6f} USD; {row['energy_wh']:.3g} Wh"
-        yield f"{tools:g} tool calls an answer; {spent}"
+        emitted = f"; {row['gco2']:.3g} g CO2" if row["gco2"] else ""
+        yield f"{tools:g} tool calls an answer; {spent}{emitted}"
     elif row["cost_usd"]:
         yield f"{row['cost_usd']:.6f} USD"
     if row["spent_usd"]:

@@ -80,6 +80,13 @@ Repeat = Annotated[
     int,
     typer.Option("--repeat", min=1, max=1000, help="Replay the trace so often, time after time."),
 ]
+StartsAt = Annotated[
+    str | None,
+    typer.Option(
+        "--starts-at",
+        help="ISO 8601: when the trace begins, where prices or emissions of the fleet move.",
+    ),
+]
 FleetScale = Annotated[
     float, typer.Option("--fleet-scale", min=0.01, max=1000, help="Multiply each pool's replicas.")
 ]
@@ -132,6 +139,7 @@ def backtest(
     differing: Differences = None,
     rate: Rate = 1.0,
     times: Repeat = 1,
+    starts_at: StartsAt = None,
     fleet_scale: FleetScale = 1.0,
     reality: RealityFile = None,
     assignments: Assignments = None,
@@ -155,7 +163,7 @@ def backtest(
         bootstrap_servers=bootstrap_servers,
         topic_prefix=topic_prefix,
     )
-    declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
+    declared, live = _from(load_fleet(settings.fleet), starts_at), load_policy(settings.policy)
     _check(topic, trace, start or end, differing, compare, quotes, quote_errors)
     arrivals = _of_topic(settings, declared, live, start, end) if topic else read_trace(trace)
     arrivals = compress(_repeated(arrivals, times), rate)
@@ -190,6 +198,15 @@ def backtest(
         typer.echo(orjson.dumps(report).decode())
     else:
         _show(scored, report)
+
+
+def _from(fleet: Fleet, starts_at: str | None) -> Fleet:
+    """Return the fleet with its series in the trace's time, which counts from 0."""
+    if starts_at is None:
+        if any(series.moves for series in fleet.series.values()):
+            raise UserError("the fleet's prices move: give --starts-at, when the trace begins")
+        return fleet
+    return fleet.seen_from(time_of(starts_at, 0.0))
 
 
 def _check(

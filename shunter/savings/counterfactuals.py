@@ -30,13 +30,16 @@ FREEDOMS = {
     "without_regions": Freedom(("regions", "data_class", "labels"), ("regions", "data_classes")),
     "without_precisions": Freedom(("precisions",), ("precisions",), _OF_CLASSES),
     "without_constraints": Freedom(
-        tuple(Constraints.model_fields), tuple(Bound.model_fields), _OF_CLASSES
+        tuple(Constraints.model_fields),
+        tuple(Bound.model_fields),
+        (*_OF_CLASSES, "max_gco2"),
     ),
 }
 """What each run is free of. What a policy says of pools, ``order`` and ``never``, holds in all."""
 TOLD = {
     OURS: "This policy, replayed",
     "shunter_premium": "This policy on premium GPUs alone",
+    "shunter_price_of_now": "This policy, nothing waits for a cheaper hour",
     "all_premium": "The least loaded premium GPU",
     "round_robin": "Pools in turn",
     "least_loaded": "The pool with the least load",

@@ -258,6 +258,7 @@ def _arrival(profile: Profile, evidence: Evidence) -> Arrival:
             data_class=profile.data_class,
             labels=profile.labels,
             max_cost_usd=profile.max_cost_usd,
+            max_gco2=profile.max_gco2,
         ),
         hints=Hints(
             output_tokens=profile.output_tokens if is_certain else None,

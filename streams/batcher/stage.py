@@ -351,6 +351,7 @@ class Batcher:
             placement=placement,
             assumed=target.option.is_assumed,
             promised=promised,
+            footprint=target.footprint_of(profile),
             batch=batch,
             hold=Hold(member.group, release.reason, now - member.held_at, release.slack_s),
             reason=release.reason,
@@ -362,9 +363,8 @@ class Batcher:
         profile = end.member.profile
         source = self._source(held, end.member)
         status, message = GIVEN_UP[end.reason]
-        to_client = message
-        if end.reason == "cancelled":
-            to_client = message_of(self._cancellations.find(profile.id))
+        is_wanted = end.reason != "cancelled"
+        to_client = message if is_wanted else message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
         if tried and status == "rejected":
             status = "failed"

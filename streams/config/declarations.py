@@ -8,6 +8,7 @@ from pathlib import Path
 from policies import Fleet, Policy, parse_fleet, parse_policy
 from policies.config.schema import DeclarationError, Problem, digest_of_text
 from streams.config.plugins import load_extensions
+from streams.config.series_files import completing
 from topics import PolicyChange, PolicyLog
 from topics.records.policy_change import DeclaredKind
 
@@ -48,6 +49,7 @@ def load_fleet(path: Path | None) -> Fleet:
         name,
         packaged_devices_text=packaged("devices.yaml"),
         packaged_models_text=packaged("models.yaml"),
+        complete=completing(name, None if path is None or str(path) == "-" else path.parent),
     )
 
 

@@ -109,6 +109,12 @@ class SeenDigest(msgspec.Struct, kw_only=True, gc=False):
     salt: str
 
 
+class SeenFootprint(msgspec.Struct, kw_only=True, gc=False):
+    """What a request took by the prices of its hour."""
+
+    gco2: float | None = None
+
+
 class _ProfileRow(msgspec.Struct, array_like=True, gc=False):
     """The columns of ``PROFILE`` up to the last one that is needed."""
 
@@ -149,6 +155,7 @@ class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
     attempt: int = 1
     decision: _Decision | None = None
     energy_wh: float | None = None
+    footprint: SeenFootprint | None = None
     got: SeenEnvelope | None = None
     held_promise: SeenEnvelope | None = None
     placement: SeenPlacement | None = None
@@ -161,6 +168,11 @@ class EvidenceStep(msgspec.Struct, kw_only=True, gc=False):
     task: str | None = None
     tenant: str | None = None
     usage: SeenUsage | None = None
+
+    @property
+    def gco2(self) -> float:
+        """Grams of CO2, as far as they are known."""
+        return (self.footprint.gco2 or 0.0) if self.footprint is not None else 0.0
 
 
 class AskedStep(EvidenceStep, kw_only=True, gc=False):

@@ -10,6 +10,7 @@ from topics import (
     Comparison,
     Envelope,
     Fallback,
+    Footprint,
     Hold,
     Host,
     Placement,
@@ -45,6 +46,7 @@ class StepDetails(TypedDict, total=False):
     host: Host | None
     model_digest: str | None
     energy_wh: float | None
+    footprint: Footprint | None
     assumed: bool
     request_digest: TextDigest | None
     response_digest: TextDigest | None

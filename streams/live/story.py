@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import orjson
 
 from policies.scoring.reasons import has_choice, reasons
-from topics import Candidate, Envelope, Evidence, Placement, Shadow, Usage
+from topics import Candidate, Envelope, Evidence, Footprint, Placement, Shadow, Usage
 from topics.iso_time import iso_time
 
 FIGURES = ("cost $", "TTFT s", "finish s", "chance")
@@ -16,6 +16,7 @@ IN_WORDS = {
     "only_candidate": "nothing else could serve it",
     "cheapest_in_time": "the cheapest likely enough to be in time",
     "cheapest_with_failures": "the cheapest likely enough to be in time, with what failures cost",
+    "cheaper_hour": "waiting for a cheaper hour is the cheapest likely enough to be in time",
     "waiting_is_cheapest": "waiting for a batch is the cheapest likely enough to be in time",
     "best_chance": "none is likely enough to be in time; this one has the best chance",
     "leaves_scarce_places": "the cheapest that leaves scarce places to those who need them",
@@ -137,6 +138,7 @@ def _told(step: Evidence, first_at: float, *, show_versions: bool) -> Told:
             ("tags", _tags(step)),
             ("where", _where(step)),
             ("energy", None if step.energy_wh is None else f"{step.energy_wh:.3g} Wh"),
+            ("by the hour", _by_the_hour(step.footprint)),
             ("batch", _batch(step)),
             ("decided", f"with all of the batch; see {leader}" if leader else None),
             ("hold", _hold(step)),
@@ -153,6 +155,15 @@ def _told(step: Evidence, first_at: float, *, show_versions: bool) -> Told:
             ("versions", versions),
         ),
     )
+
+
+def _by_the_hour(footprint: Footprint | None) -> str | None:
+    if footprint is None:
+        return None
+    told = f"at {footprint.usd_per_hour:.4g} USD a device hour"
+    if footprint.gco2 is None:
+        return told
+    return f"{footprint.gco2:.3g} g CO2, at {footprint.gco2_per_kwh:.4g} g/kWh, {told}"
 
 
 def _shadow(shadow: Shadow) -> str:

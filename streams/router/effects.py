@@ -118,6 +118,8 @@ class RouteEffects:
 
     def _carried(self, case: RoutedCase) -> dict[str, bytes]:
         """Return what goes with it everywhere; a client's own headers of these names do not."""
+        if case.profile.max_gco2 is not None:
+            return {h.CRITICAL: h.GCO2_FIELD}
         if case.profile.quote is not None:
             return {h.CRITICAL: h.QUOTE_FIELD}
         return h.carried(case.record.headers) if case.is_carrying else {}
@@ -136,6 +138,7 @@ class RouteEffects:
             "placement": placement,
             "assumed": decision.option is not None and decision.option.is_assumed,
             "promised": decision.promised,
+            "footprint": decision.footprint,
             "reserved": profile.reserved if profile.attempt == 1 else None,
             "request_digest": case.digest,
             "reason": decision.reason,

@@ -98,6 +98,7 @@ class UsageRow:
     dearer_than_held: int = 0
     later_than_held: int = 0
     energy_wh: float = 0.0
+    gco2: float = 0.0
     cached_tokens: int = 0
     context_tokens: QuantileSketch = field(default_factory=QuantileSketch)
     output_tokens: QuantileSketch = field(default_factory=QuantileSketch)
@@ -123,6 +124,8 @@ class UsageRow:
             self.output_tokens.add(step.usage.output_tokens)
             self.tool_calls.add(step.usage.tool_calls)
         self.energy_wh += step.energy_wh or 0.0
+        if step.step == "executed":
+            self.gco2 += step.gco2
         self.spent_usd += ending.spent_usd
         self.cost_usd += ending.spent_usd
         self._compare(step)
@@ -167,6 +170,7 @@ class UsageRow:
             "dearer_than_held": self.dearer_than_held,
             "later_than_held": self.later_than_held,
             "energy_wh": round(self.energy_wh, 9),
+            "gco2": round(self.gco2, 9),
         }
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from rights_table import rows
 
 from policies import Option, Policy, Pool, parse_policy
+from policies.config.classes import ClassWatch, Tier, WorkloadClass
 from policies.config.fleet import (
     CPUBackendConfig,
     Device,
@@ -23,17 +24,10 @@ from policies.config.fleet import (
     Serve,
     SimulatedBackendConfig,
 )
-from policies.config.policy import (
-    ClassWatch,
-    DataClass,
-    Estimates,
-    Scarcity,
-    TenantLimits,
-    Tier,
-    WindowLimits,
-    WorkloadClass,
-)
+from policies.config.places import Site
+from policies.config.policy import DataClass, Estimates, Scarcity, TenantLimits, WindowLimits
 from policies.config.quotes import Quotes
+from policies.config.series import Series
 from streams.config.declarations import load_fleet
 from streams.live import Snapshot
 from streams.live import snapshot as live
@@ -127,6 +121,8 @@ def test_table_of_a_model_server_is_what_can_be_declared() -> None:
 
 DECLARED: dict[str, type[BaseModel]] = {
     "A pool": Pool,
+    "A series": Series,
+    "Sites and regions": Site,
     "A variant": Serve,
     "A simulated backend": SimulatedBackendConfig,
     "A CPU backend": CPUBackendConfig,

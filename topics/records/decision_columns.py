@@ -32,6 +32,7 @@ PROFILE = (
     "quality",
     "price_factor",
     "quote",
+    "max_gco2",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")

@@ -290,6 +290,7 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         None if profile.quality is None else _quality_row(profile.quality),
         None if profile.price_factor == 1.0 else plain(profile.price_factor),
         None if quote is None else (quote.id, quote.nano_usd, plain(quote.chance)),
+        plain(profile.max_gco2),
     )
     end = len(rest)
     while end and rest[end - 1] is None:

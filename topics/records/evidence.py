@@ -8,6 +8,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from topics.records.decision_reading import with_names
 from topics.records.decision_rows import SCHEMA
+from topics.records.footprint import Footprint
 from topics.records.frozen import dataclass
 from topics.records.money import Reservation, Settlement, Spent
 from topics.records.placement import Batch, Candidate, Envelope, Placement
@@ -163,6 +164,9 @@ class Evidence:
     """Whether figures of the placement rest on a device of which no servers were measured."""
     energy_wh: float | None = None
     """Watt hours of an executed request: its device time at busy power, host included."""
+    footprint: Footprint | None = None
+    """Prices of the hour, energy and emissions, where the fleet declares what moves with time:
+    of a decision what is expected, of an executed request what it took."""
     comparison: Comparison | None = None
     """Of a second run that was executed, how its answer differs from the first one's."""
     variant_quality: VariantQuality | None = None

@@ -25,6 +25,7 @@ from topics.records.decision_rows import (
 )
 from topics.records.decision_tables import Tables
 from topics.records.evidence import Evidence, Hold, Host, Shadow, Step
+from topics.records.footprint import Footprint
 from topics.records.money import Reservation, Settlement, Spent
 from topics.records.placement import Batch, Candidate, Envelope, Placement
 from topics.records.profile import Fallback, Profile, Tag
@@ -84,6 +85,7 @@ class _Written(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     energy_wh: Any = None
     fallback: Fallback | None = None
     fleet_version: str | None = None
+    footprint: Footprint | None = None
     got: _Envelope | None = None
     held_promise: _Envelope | None = None
     hold: Hold | None = None
@@ -151,6 +153,7 @@ def _common(evidence: Evidence) -> _Written:
         energy_wh=plain(evidence.energy_wh),
         fallback=evidence.fallback,
         fleet_version=evidence.fleet_version,
+        footprint=evidence.footprint,
         got=_envelope(evidence.got),
         held_promise=_envelope(evidence.held_promise),
         hold=evidence.hold,
@@ -200,6 +203,7 @@ def _put_decision(evidence: Evidence, written: _Written) -> bool:
     tables = Tables()
     unordered = (evidence.got, evidence.hold, evidence.host, evidence.shadow, evidence.usage)
     is_ordered = unordered == _NOTHING and evidence.reserved is None and evidence.spent is None
+    is_ordered = is_ordered and evidence.footprint is None
     try:
         rows, refused = _candidate_rows(evidence.candidates, tables)
         decision.candidates, decision.refused = rows or None, refused or None

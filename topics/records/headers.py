@@ -38,7 +38,9 @@ CRITICAL = "shunter-critical"
 QUALITY_FIELD = b"profile.quality"
 # Nor that nobody may pay more than was quoted.
 QUOTE_FIELD = b"profile.quote"
-_KNOWN_FIELDS = frozenset({QUALITY_FIELD, QUOTE_FIELD})
+# Nor that a limit of emissions holds.
+GCO2_FIELD = b"profile.max_gco2"
+_KNOWN_FIELDS = frozenset({QUALITY_FIELD, QUOTE_FIELD, GCO2_FIELD})
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
 BATCH_SIZE = "shunter-batch-size"
@@ -115,8 +117,8 @@ def check_critical(headers: Headers) -> None:
     """Refuse a record with a field of a newer version that every reader must know.
 
     Unknown fields are ignored. If that would break a constraint or repeat an effect, the version
-    that adds the field names it in this header. Of this version that are ``profile.quality`` and
-    ``profile.quote``.
+    that adds the field names it in this header. Of this version that are ``profile.quality``,
+    ``profile.quote`` and ``profile.max_gco2``, the last of which stands for a quote too.
 
     Raises:
         BadRecordError: the record has such a field.
@@ -136,8 +138,8 @@ def carried(headers: Headers) -> dict[str, bytes]:
     answer = find(headers, ANSWER)
     if answer is not None:
         return {ANSWER: answer, CRITICAL: QUALITY_FIELD}
-    is_quoted = find(headers, CRITICAL) == QUOTE_FIELD
-    return {CRITICAL: QUOTE_FIELD} if is_quoted else {}
+    named = find(headers, CRITICAL)
+    return {CRITICAL: named} if named in {QUOTE_FIELD, GCO2_FIELD} else {}
 
 
 def held_promise(headers: Headers) -> dict[str, bytes]:

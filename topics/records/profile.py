@@ -92,6 +92,8 @@ class Profile:
     """Of a request that is run a second time, and of that run."""
     quote: Quoted | None = None
     """What it was promised by the quote that it took."""
+    max_gco2: float | None = None
+    """Most grams of CO2 that a placement of it may be expected to emit."""
 
     @property
     def is_background(self) -> bool:

@@ -82,6 +82,7 @@ class Constraints(Strict):
     data_class: Name | None = None
     labels: Annotated[dict[Name, Name], Field(max_length=16)] = Field(default_factory=dict)
     max_cost_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_gco2: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class Hints(Strict):

@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from policies import Option
 from policies.config.prices import nano_of
+from policies.scoring.hours import device_wh, footprint, price_factor
 from streams.cancellation.index import CANCELLED
 from streams.engine.log import Outgoing
 from streams.engine.stage import Effect
@@ -16,6 +17,7 @@ from topics import (
     Cost,
     Envelope,
     Fallback,
+    Footprint,
     Host,
     Profile,
     Response,
@@ -33,7 +35,6 @@ from workers.stage.chunks import Stream
 from workers.stage.routed_request import RoutedRequest
 from workers.stage.second_runs import SecondRuns
 
-SECONDS_PER_HOUR = 3600.0
 MODEL_DIGEST_CHARACTERS_MAX = 128
 Unanswered = Literal["failed", "expired", "cancelled"]
 
@@ -64,6 +65,9 @@ class Task:
         if option is None or meter == CallMeter():
             return None
         usd = option.cut_cost_usd(meter.device_s, meter.input_tokens, meter.output_tokens)
+        # When it was cut off its record doesn't tell: it is charged by the hour of its start.
+        if self.began_at is not None:
+            usd *= price_factor(option, self.began_at, self.began_at)
         nano_usd = nano_of(usd * self.routed.profile.price_factor)
         device_s = round(meter.device_s, 9)
         return Spent(nano_usd, meter.input_tokens, meter.output_tokens, device_s)
@@ -138,6 +142,7 @@ class OutcomeWriter:
             host=self._host,
             model_digest=_model_digest(outcome),
             energy_wh=energy_wh(outcome, option),
+            footprint=_footprint(outcome, option),
             assumed=option.is_assumed,
             response_digest=self._evidence_writer.digests.digest(
                 profile.tenant, outcome.response.body
@@ -288,9 +293,15 @@ def _model_digest(outcome: Outcome) -> str | None:
 
 def energy_wh(outcome: Outcome, option: Option) -> float | None:
     """Return the watt hours of an answer: its device time at busy power; None where unknown."""
-    if option.busy_w is None:
-        return None
-    return round(outcome.device_s * option.busy_w / SECONDS_PER_HOUR, 9)
+    found = device_wh(option, outcome.device_s)
+    return None if found is None else round(found, 9)
+
+
+def _footprint(outcome: Outcome, option: Option) -> Footprint | None:
+    """Return what an answer took by the prices of its hour, from its first token to its finish."""
+    finished_at = outcome.finished_at
+    begin = finished_at if outcome.first_token_at is None else outcome.first_token_at
+    return footprint(option, outcome.device_s, begin, finished_at)
 
 
 def _tool_calls(body: object) -> int:
@@ -325,8 +336,11 @@ def _got(task: Task, outcome: Outcome, option: Option) -> Envelope:
     created_at = profile.created_at
     first, steps = outcome.first_token_at, usage.output_tokens - 1
     tokens = (usage.input_tokens, usage.output_tokens, usage.cached_tokens)
+    by_hour = price_factor(
+        option, outcome.finished_at if first is None else first, outcome.finished_at
+    )
     return Envelope(
-        cost_usd=option.cost_usd(outcome.device_s, *tokens) * profile.price_factor,
+        cost_usd=option.cost_usd(outcome.device_s, *tokens) * by_hour * profile.price_factor,
         ttft_s=None if first is None else first - created_at,
         finish_s=outcome.finished_at - created_at,
         tpot_s=(outcome.finished_at - first) / steps if first is not None and steps > 0 else None,

@@ -10,7 +10,7 @@ from evidence_cases import with_inputs
 
 from streams.evidence import projection
 from streams.evidence.projection import RoutedStep, decode_routed_step, decode_step
-from topics import Envelope, Evidence, decode, encode
+from topics import Envelope, Evidence, Footprint, decode, encode
 from topics.records.evidence_bytes import evidence_bytes
 from topics.records.money import Spent
 
@@ -23,6 +23,7 @@ def evidence() -> list[bytes]:
     later = replace(
         decode(Evidence, recorded[0]),
         energy_wh=0.25,
+        footprint=Footprint(4.5, 300.0, 0.25, 0.075),
         assumed=True,
         held_promise=Envelope(0.01, 0.5, 2.0, 0.05, 0.9),
         spent=Spent(nano_usd=12_000, input_tokens=30, output_tokens=4, device_s=0.5),
