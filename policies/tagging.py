@@ -15,6 +15,7 @@ from topics.openai_api.operations import unserved
 from topics.records.decision_rows import TAGS
 from topics.records.frozen import dataclass
 from topics.records.profile import TagSource
+from topics.records.request import Constraints
 
 # A token of English text is about four characters in the vocabularies of current models.
 CHARACTERS_PER_TOKEN = 4
@@ -131,7 +132,8 @@ def tag(
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        **_limits(request, allowed, rules, workload, tier),
+        **_limits(request.constraints, allowed, rules, workload),
+        price_factor=tier.price_factor,
         session=request.conversation,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
@@ -150,32 +152,20 @@ def _operation(url: str) -> str:
 
 
 def _limits(
-    request: InferenceRequest,
-    allowed: Allowed,
-    rules: Sequence[Rule],
-    workload: WorkloadClass,
-    tier: Tier,
+    constraints: Constraints, allowed: Allowed, rules: Sequence[Rule], workload: WorkloadClass
 ) -> dict[str, Any]:
     """Return members of a profile that limit where it may go, besides regions and precisions."""
-    constraints = request.constraints
+    limits_g = [g for g in (constraints.max_gco2, workload.max_gco2) if g is not None]
     return {
         "pools": allowed.pools,
         "exclude_pools": tuple(constraints.exclude_pools),
         "data_class": allowed.data_class,
         "labels": allowed.labels or {},
         "max_cost_usd": constraints.max_cost_usd,
-        "max_gco2": _least(constraints.max_gco2, workload.max_gco2),
-        "price_factor": tier.price_factor,
+        "max_gco2": min(limits_g, default=None),
         "bound_by": tuple(where for where, _ in rules),
         "any_quality": constraints.precisions is not None,
     }
-
-
-def _least(wanted: float | None, allowed: float | None) -> float | None:
-    """Return the stricter of two limits."""
-    if wanted is None or allowed is None:
-        return allowed if wanted is None else wanted
-    return min(wanted, allowed)
 
 
 def _task(

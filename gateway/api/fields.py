@@ -60,6 +60,7 @@ _HEADERS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "data-class": (("constraints", "data_class"), _text),
     "labels": (("constraints", "labels"), _pairs),
     "max-cost-usd": (("constraints", "max_cost_usd"), _number),
+    "max-gco2": (("constraints", "max_gco2"), _number),
     "deadline": (("deadline",), _deadline),
     "slo": (("slo",), _slo),
     "task": (("task",), _text),

@@ -94,7 +94,7 @@ class ModelPool:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs or waits on any replica."""
+        """True if nothing runs or waits on any replica."""
         return not self._tries
 
     @property

@@ -19,7 +19,7 @@ class Curve(Protocol):
 
     @property
     def known_ahead_s(self) -> float | None:
-        """How far ahead of the present it is known; None: for ever."""
+        """Seconds ahead of the present for which it is known; None: for ever."""
 
     def at(self, time: float) -> float:
         """Return the value at a time."""

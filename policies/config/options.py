@@ -74,7 +74,7 @@ class Option:
 
     @property
     def moves(self) -> bool:
-        """Whether something of it is declared by time: price, emissions, interruptions."""
+        """True if something of it is declared by time: price, emissions, interruptions."""
         return self.tariff is not None or self.interruptions_per_s > 0
 
     def cost_usd(

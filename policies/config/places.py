@@ -20,7 +20,7 @@ Found = tuple[tuple[str | int, ...], Any, str]
 
 
 class Region(Grown):
-    """What energy costs and emits in a region, for the pools that are at no site of their own."""
+    """Price and emissions of energy in a region, for pools whose site says nothing else."""
 
     added: ClassVar[frozenset[str]] = frozenset({"usd_per_kwh", "gco2_per_kwh"})
 
@@ -42,7 +42,7 @@ class Site(Region):
 
 
 class _Placed(Protocol):
-    """What of a pool its place and its prices depend on."""
+    """The part of a pool on which its place and its prices depend."""
 
     @property
     def device(self) -> str: ...
@@ -61,7 +61,7 @@ class _Placed(Protocol):
 
 
 class _Places(Protocol):
-    """What of a fleet they depend on."""
+    """The part of a fleet on which they depend."""
 
     @property
     def devices(self) -> Mapping[str, Device]: ...

@@ -80,7 +80,7 @@ class Series(Grown):
 
     @property
     def moves(self) -> bool:
-        """Whether its value ever changes."""
+        """True if its value ever changes."""
         return bool(self.windows) or len(self.steps) > 1
 
     @property

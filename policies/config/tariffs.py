@@ -14,7 +14,7 @@ CHANGES_MAX = 400
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """What moves with time for the devices of a pool.
+    """Prices and emissions that move with time, of the devices of a pool.
 
     ``declared_usd`` is what the fleet says of a device hour, and the price where ``usd_per_hour``
     is None. ``busy_kw`` is what a device draws with its share of the host, None where unknown: then

@@ -24,7 +24,7 @@ SPANS_MAX = 400
 
 
 @dataclass(slots=True)
-class Shares:
+class SpanShares:
     """Of one option in one span, the requests and the columns of their shares there."""
 
     prompts: list[tuple[int, Demand]] = field(default_factory=list)
@@ -37,7 +37,7 @@ def moving_volume_bound(demands: Sequence[Demand], options: Options) -> float:
     edges = _edges(options, max(latest_end_s(demand) for demand in demands))
     busy = {pool: _busy(programme, choices[0], edges) for pool, choices in options.by_pool.items()}
     served: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
-    shares: dict[tuple[str, str, int], Shares] = {}
+    shares: dict[tuple[str, str, int], SpanShares] = {}
     for demand in demands:
         whole: dict[int, float] = {}
         # From the span in which it comes to that in which it ends at the latest.
@@ -92,17 +92,17 @@ def _split(
     demand: Demand,
     spans: range,
     key: tuple[str, str],
-    shares: dict[tuple[str, str, int], Shares],
+    shares: dict[tuple[str, str, int], SpanShares],
 ) -> None:
     """Split prompt and decode of a choice among the spans."""
     if len(spans) == 1:
-        here = shares.setdefault((*key, spans[0]), Shares())
+        here = shares.setdefault((*key, spans[0]), SpanShares())
         here.prompts.append((whole, demand))
         here.decodes.append((whole, demand))
         return
     prompts, decodes = {whole: -1.0}, {whole: -1.0}
     for span in spans:
-        here = shares.setdefault((*key, span), Shares())
+        here = shares.setdefault((*key, span), SpanShares())
         column = programme.variable()
         prompts[column] = 1.0
         here.prompts.append((column, demand))
@@ -120,7 +120,7 @@ def _add_span(
     choices: Sequence[Option],
     busy: int,
     span: int,
-    shares: Mapping[tuple[str, str, int], Shares],
+    shares: Mapping[tuple[str, str, int], SpanShares],
 ) -> None:
     """Make a pool busy in a span for as long as what is done there takes at least."""
     compute, memory = {busy: -1.0}, {busy: -1.0}

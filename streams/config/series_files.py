@@ -1,4 +1,4 @@
-"""What a fleet's file names beside itself: the files of its series, and time zones.
+"""Files of series and time zones, which a fleet's file names beside itself.
 
 Both are written into the declaration when the file is read. So its version tells them, evidence
 that names the version can be replayed with no file at hand, and processes whose machines know

@@ -110,7 +110,7 @@ class SeenDigest(msgspec.Struct, kw_only=True, gc=False):
 
 
 class SeenFootprint(msgspec.Struct, kw_only=True, gc=False):
-    """What a request took by the prices of its hour."""
+    """Emissions of a request by the hour in which it ran."""
 
     gco2: float | None = None
 

@@ -19,7 +19,8 @@ _REQUEST_FIELDS = frozenset(
     }
 )  # fmt: skip
 _LISTS = frozenset({"regions", "precisions", "pools", "exclude_pools"})
-_CONSTRAINTS = _LISTS | {"data_class", "labels", "max_cost_usd"}
+_LIMITS = frozenset({"max_cost_usd", "max_gco2"})
+_CONSTRAINTS = _LISTS | _LIMITS | {"data_class", "labels"}
 _SHORT = {"tier": "service_tier", "region": "regions"}
 _FIGURES = frozenset({"slo", "hints"})
 # Beside these a body's metadata has names of the client's own, which happen to be anything.
@@ -125,7 +126,7 @@ def _constraint(name: str, value: Any) -> Any:
         return [each.strip() for each in value.split(",")]
     if name == "labels":
         return _pairs(value)
-    if name == "max_cost_usd" and isinstance(value, str) and _NUMBER.fullmatch(value):
+    if name in _LIMITS and isinstance(value, str) and _NUMBER.fullmatch(value):
         return float(value)
     return value
 

@@ -72,6 +72,7 @@ def test_every_field_is_read() -> None:
             "data_class": "regulated",
             "labels": {"cooling": "air"},
             "max_cost_usd": 0.01,
+            "max_gco2": 0.5,
         },
         "session": "s",
         "hints": {"input_tokens": 1, "output_tokens": 0, "batchable": True},
