@@ -132,8 +132,7 @@ def tag(
         routed_at=now,
         regions=regions_tag.value,
         precisions=precisions_tag.value,
-        **_limits(request.constraints, allowed, rules, workload),
-        price_factor=tier.price_factor,
+        **_limits(request.constraints, allowed, rules, workload, tier.price_factor),
         session=request.conversation,
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
@@ -152,8 +151,9 @@ def _operation(url: str) -> str:
 
 
 def _limits(
-    constraints: Constraints, allowed: Allowed, rules: Sequence[Rule], workload: WorkloadClass
-) -> dict[str, Any]:
+    constraints: Constraints, allowed: Allowed, rules: Sequence[Rule], workload: WorkloadClass,
+    price_factor: float,
+) -> dict[str, Any]:  # fmt: skip
     """Return members of a profile that limit where it may go, besides regions and precisions."""
     limits_g = [g for g in (constraints.max_gco2, workload.max_gco2) if g is not None]
     return {
@@ -163,6 +163,7 @@ def _limits(
         "labels": allowed.labels or {},
         "max_cost_usd": constraints.max_cost_usd,
         "max_gco2": min(limits_g, default=None),
+        "price_factor": price_factor,
         "bound_by": tuple(where for where, _ in rules),
         "any_quality": constraints.precisions is not None,
     }

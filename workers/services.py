@@ -17,6 +17,8 @@ from workers.resilience.circuit_breaker import Breakers
 from workers.stage.worker import Worker
 
 LOOK_EVERY_S = 1.0
+# Of the notice of its end, the part in which a worker finishes what it has.
+NOTICE_SHARE = 0.9
 
 
 class BackendService(QuietService):
@@ -46,11 +48,24 @@ class DrainingService(StageService):
         metrics: Metrics,
         observers: Sequence[Observer] = (),
         before_step: Callable[[], None] = lambda: None,
+        notice_s: float = 0.0,
     ) -> None:
+        """Drain for as long as the settings say, or the notice of the pool's end lasts.
+
+        Args:
+            worker: whose work it is.
+            settings: of the process.
+            signer: of its evidence.
+            metrics: of its transactions.
+            observers: of what it commits.
+            before_step: called before each step.
+            notice_s: how long before its end the pool is told of it; 0: it isn't.
+        """
         steps = transactor(settings, worker, signer, metrics, observers, before_step)
         super().__init__(steps, "worker")
         self._worker = worker
-        self._drain_s_max = settings.drain_s_max
+        # A part is left for what is under way to be committed.
+        self._drain_s_max = NOTICE_SHARE * notice_s or settings.drain_s_max
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _look(self) -> None:

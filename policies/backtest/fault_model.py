@@ -15,11 +15,15 @@ Seconds = Annotated[float, Field(ge=0)]
 
 
 class Outage(Declaration):
-    """A pool serves nothing from ``from_s`` to ``to_s``, seconds since the trace's start."""
+    """A pool serves nothing from ``from_s`` to ``to_s``, seconds since the trace's start.
+
+    For ``notice_s`` before that its workers know: they drain, and take no new work.
+    """
 
     pool: str
     from_s: Seconds
     to_s: Seconds
+    notice_s: Seconds = 0.0
 
     @model_validator(mode="after")
     def _ends_after_it_begins(self) -> Self:

@@ -17,7 +17,7 @@ from policies.placement.retry import allow_again
 from topics import Fallback, Profile
 
 # What happens at one instant happens in this order.
-_REPLICA, _BEAT, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(7)
+_REPLICA, _BEAT, _NOTICE, _FAULT, _ARRIVAL, _AGAIN, _RELEASE, _SUBMIT = range(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,8 @@ class Replay:
                 self._beat(at)
             elif kind == _RELEASE:
                 self._release(at)
+            elif kind == _NOTICE:
+                self._notice(self._pools[what], at)
             else:
                 self._fault(what, at)
         return self._result()
@@ -248,6 +250,9 @@ class Replay:
 
     def _schedule_faults(self, last_s: float) -> None:
         for outage in self._reality.outages:
+            if outage.notice_s:
+                noticed_s = max(0.0, outage.from_s - outage.notice_s)
+                self._push(noticed_s, _NOTICE, outage.pool)
             self._push(outage.from_s, _FAULT, (outage.pool, None, True))
             self._push(outage.to_s, _FAULT, (outage.pool, None, False))
         for name, per_hour in self._reality.preemptions_per_hour.items():
@@ -259,12 +264,18 @@ class Replay:
                         break
                     self._push(at, _FAULT, (name, index, True))
 
+    def _notice(self, pool: ModelPool, now: float) -> None:
+        """Let a pool drain, and say so at once."""
+        pool.is_draining = True
+        self._route.hear(pool.status(now), now)
+        self._plan_release(now)
+
     def _fault(self, fault: tuple[str, int | None, bool], now: float) -> None:
         name, only, is_down = fault
         pool = self._pools[name]
         self._stirred[name] = 2
         if only is None:
-            pool.is_down = is_down
+            pool.is_down, pool.is_draining = is_down, False
         if is_down:
             for index in range(len(pool.replicas)) if only is None else (only,):
                 pool.lose(index, now)

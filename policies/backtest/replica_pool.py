@@ -79,6 +79,7 @@ class ModelPool:
         self._failed: deque[TryEnded] = deque()
         self._count = 0
         self.is_down = False
+        self.is_draining = False
         self.tokens_usd = 0.0
         self.moving_usd = 0.0
         self.latency_s = options[0].latency_s * reality.factors(self.name).first_token
@@ -244,7 +245,7 @@ class ModelPool:
             pool=self.name,
             instance="model",
             at=now,
-            state="down" if self.is_down else "up",
+            state="down" if self.is_down else "draining" if self.is_draining else "up",
             interval_s=HEARTBEAT_S,
             device=first.device,
             region=first.region,

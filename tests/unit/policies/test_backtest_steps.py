@@ -5,7 +5,7 @@ from backtest_cases import asked
 from stream_cases import make_fleet, make_policy
 
 from policies import Policy, compile_options
-from policies.backtest.fault_model import Reality
+from policies.backtest.fault_model import Outage, Reality
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.workload import Arrival
 from shunter.backtest.suite import Setting, run_one, runs, shunter
@@ -47,6 +47,18 @@ def test_a_pool_that_failed_is_tried_again_where_there_is_no_other() -> None:
     # Three in a row fail now and then; no pool is ever missing.
     assert {o.reason for o in found if o.status == "failed"} <= {"server_error"}
     assert sum(outcome.status == "completed" for outcome in again) > 10
+
+
+@pytest.mark.parametrize("notice_s", [0.0, 60.0])
+def test_a_pool_that_is_taken_away_with_notice_finishes_what_it_has(notice_s: float) -> None:
+    usual = outcomes([asked(0, 0.0)])[0].pool
+    gone = Outage(pool=usual, from_s=100.0, to_s=1000.0, notice_s=notice_s)
+    found = outcomes([asked(row, row * 0.5) for row in range(300)], Reality(outages=(gone,)))
+    assert {outcome.status for outcome in found} == {"completed"}
+    lost = [outcome for outcome in found if outcome.tries > 1]
+    assert bool(lost) == (not notice_s)
+    told = [o for o in found if 100.0 - notice_s < o.profile.created_at < 100.0]
+    assert usual not in {o.pool for o in told}
 
 
 def test_a_tenant_that_crowds_the_pools_is_turned_away_before_others() -> None:
