@@ -253,9 +253,7 @@ def _run_worker(
             ),
             BreakerService(breakers),
             publisher,
-            DrainingService(
-                *(worker, settings, signer, metrics, observers, keep), served[0].notice_s
-            ),
+            DrainingService(worker, settings, signer, metrics, observers, keep, served[0].notice_s),
             Heartbeat(
                 *(settings, pool, worker, backend, breakers, experience, clock),
                 state="draining" if follows is None else "up",
