@@ -1,6 +1,7 @@
 """The shape of the code: sizes, the direction of imports, purity, no dead files."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -233,6 +234,15 @@ def test_one_room_touches_the_private_parts_of_others() -> None:
         if each.startswith("aiokafka")
     ]
     assert "<" in held_to, "a next version may have others"
+
+
+def test_contributors_are_told_of_each_room_and_each_target() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert " > ".join(f"`{room}`" for room in ROOMS) in text, "the order of imports"
+    rows = set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE))
+    assert rows == {*ROOMS, "tests", "benchmarks", "deploy"}
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [name for name in targets.split() if f"`make {name}`" not in text] == []
 
 
 def test_no_module_imports_the_tests() -> None:

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ _PR_SET_PDEATHSIG = 1
 # The status of a process whose forker has ended, which ends it too.
 UNKNOWN = -signal.SIGKILL
 # The commands that tests start again and again.
-COMMANDS = ("router", "worker")
+COMMANDS = ("router", "worker", "gateway", "topics", "submit", "cancel")
 
 
 class Forked:
@@ -131,6 +132,34 @@ class Forker:
 FORKER = Forker()
 
 
+def ran(
+    *words: object, env: Mapping[str, str], timeout_s: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """Run ``shunter`` with these words to its end; return its status and what it printed.
+
+    Args:
+        words: the command and its arguments.
+        env: variables beside those of this process.
+        timeout_s: after so many seconds it is killed.
+
+    Raises:
+        subprocess.TimeoutExpired: it was.
+    """
+    arguments = [str(word) for word in words]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        files = {"stdout": out.fileno(), "stderr": err.fileno()}
+        process = FORKER.start(arguments, os.environ | env, **files)
+        try:
+            status = process.wait(timeout_s)
+        finally:
+            process.kill()
+        told = []
+        for file in (out, err):
+            file.seek(0)
+            told.append(file.read().decode())
+    return subprocess.CompletedProcess(arguments, status, *told)
+
+
 def serve(orders: socket.socket) -> list[str]:
     """Fork by order; return in each process that was forked, with its arguments."""
     running: dict[int, int] = {}
@@ -185,6 +214,9 @@ if __name__ == "__main__":
     load = import_module("shunter.cli").load
     for command in COMMANDS:
         load(command)
+    # A lock that a thread of this process holds would stay locked in what is forked.
+    if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208  the names alone
+        raise SystemExit("a module has started a thread as it was imported")
     sys.argv = ["shunter", *serve(socket.socket(fileno=int(sys.argv[1])))]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import_module("shunter.entry").main()

@@ -4,16 +4,15 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
+from forked import FORKER, Forked
 from model_server import Behaviour, Exchange, good
 from openai import AsyncOpenAI
-from running_system import ROOT, System, eventually
+from running_system import System, eventually
 
 from topics.embedded_broker.settings import free_port
 
@@ -55,7 +54,7 @@ class Door:
 
     system: System
     port: int
-    process: subprocess.Popen[bytes]
+    process: Forked
 
     @property
     def url(self) -> str:
@@ -75,21 +74,13 @@ class Door:
 def opened_door(system: System, port: int, **env: str) -> Door:
     """Start a gateway; it answers some time later."""
     with (system.directory / f"gateway-{port}.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "shunter", "gateway"],
-            cwd=ROOT,
-            stderr=log,
-            env=os.environ
-            | {
-                "PYTHONPATH": str(ROOT),
-                "SHUNTER_BOOTSTRAP_SERVERS": system.bootstrap_servers,
-                "SHUNTER_TOPIC_PREFIX": system.prefix,
-                "SHUNTER_FLEET": str(system.directory / "fleet.yaml"),
-                "SHUNTER_POLICY": str(system.directory / "policy.yaml"),
-                "SHUNTER_GATEWAY_PORT": str(port),
-            }
-            | env,
-        )
+        own = {
+            "SHUNTER_FLEET": str(system.directory / "fleet.yaml"),
+            "SHUNTER_POLICY": str(system.directory / "policy.yaml"),
+            "SHUNTER_GATEWAY_PORT": str(port),
+        }
+        environment = os.environ | system.env | own | env
+        process = FORKER.start(["gateway"], environment, stderr=log.fileno())
     return Door(system, port, process)
 
 

@@ -1,14 +1,15 @@
 """Cancellation on real Kafka, through real processes and the command."""
 
 import asyncio
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from running_system import FLEET, ROOT, System, chat, eventually, publish_unreadable
+from forked import ran
+from running_system import FLEET, System, chat, eventually, publish_unreadable
 
 from shunter.client.kafka import read_by_key
 
@@ -23,12 +24,9 @@ SLOW_FLEET: dict[str, Any] = {
 
 
 async def cancel(system: System, request_id: str, *options: str) -> None:
-    arguments = ("cancel", request_id, *options)
     where = ("--bootstrap-servers", system.bootstrap_servers, "--topic-prefix", system.prefix)
-    command = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "shunter", *arguments, *where, cwd=ROOT
-    )
-    assert await command.wait() == 0
+    done = await asyncio.to_thread(partial(ran, "cancel", request_id, *options, *where, env={}))
+    assert done.returncode == 0, done.stderr
 
 
 async def wait_for_step(system: System, request_id: str, step: str) -> None:

@@ -6,15 +6,16 @@ LLAMA_REQUESTS=200 makes the first test the long one.
 import asyncio
 import importlib.util
 import os
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from forked import ran
 from llama_server import CONTEXT_TOKENS, MODEL, LlamaServer
 from running_system import System, eventually
 
@@ -125,18 +126,9 @@ def servers(tmp_path: Path) -> Iterator[list[LlamaServer]]:
 
 async def shunter(system: System, *arguments: str) -> str:
     """Run a command of the user and return what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "shunter", *arguments),
-        env=os.environ
-        | {
-            "SHUNTER_BOOTSTRAP_SERVERS": system.bootstrap_servers,
-            "SHUNTER_TOPIC_PREFIX": system.prefix,
-        },
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0, system.logs()
-    return out.decode()
+    done = await asyncio.to_thread(partial(ran, *arguments, env=system.env, timeout_s=400))
+    assert done.returncode == 0, f"{done.stderr}\n{system.logs()}"
+    return done.stdout
 
 
 async def test_mixed_requests_of_a_batch_file_are_answered_by_a_real_model(

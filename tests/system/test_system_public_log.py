@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import pytest
 from audit_cases import make_trail
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
+from forked import FORKER, ran
 from public_log_cases import KEY, Installation, PlainWitness
 from typer.testing import CliRunner
 
@@ -73,7 +72,7 @@ def test_killed_at_random_moments_it_has_signed_one_tree(
     key, policy = tmp_path / "log.key", tmp_path / "policy"
     write_key_file(key, KEY.text.encode())
     signing = Signing(kafka, prefix)
-    command = [sys.executable, "-m", "shunter", "evidence", "log", "--to", str(place)]
+    command = ["evidence", "log", "--to", str(place)]
     command += ["--key", str(key), "--policy", str(policy), "--bootstrap-servers", kafka]
     command += ["--topic-prefix", prefix]
     environment = {**os.environ, "SHUNTER_PUBLIC_LOG_EVERY_S": "0.01"}
@@ -82,7 +81,8 @@ def test_killed_at_random_moments_it_has_signed_one_tree(
         with signing.going_on():
             for _ in range(KILLS):
                 before, until = len(witness.seen), time.monotonic() + STEP_S_MAX
-                process = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+                files = {"stdout": log.fileno(), "stderr": log.fileno()}
+                process = FORKER.start(command, environment, **files)
                 while len(witness.seen) < before + 3:
                     assert process.poll() is None, (tmp_path / "told").read_text()
                     assert time.monotonic() < until, (tmp_path / "told").read_text()
@@ -90,8 +90,8 @@ def test_killed_at_random_moments_it_has_signed_one_tree(
                 time.sleep(moments.uniform(0, 0.1))
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-        done = subprocess.run([*command, "--once"], env=environment, check=False, timeout=60)
-        assert done.returncode == 0
+        done = ran(*command, "--once", env=environment, timeout_s=60)
+        assert done.returncode == 0, done.stderr
     store = DirectoryStore(place)
     head = parse_checkpoint(parse_note(store.read("checkpoint") or b"").text)
     bundles = (read_entries(store, head.size, n) for n in range(-(-head.size // TILE_WIDTH)))
@@ -119,8 +119,7 @@ async def test_an_auditor_asks_trail_and_log(kafka: str, prefix: str, tmp_path: 
 
     def run(*words: str | Path) -> None:
         """Run a command that has a loop of its own, apart from the test's."""
-        command = [sys.executable, "-m", "shunter", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = ran(*words, env={}, timeout_s=60)
         assert done.returncode == 0, done.stderr
 
     vkey = shunter("evidence", "log-keygen", key, "--origin", "log.example.com/yard").strip()

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import struct
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from forked import ran
 from running_system import System, chat, eventually
 
 from streams.engine.log import Partition
@@ -41,20 +42,10 @@ def cut(broker: EmbeddedBroker, partition: Partition, offset: int) -> None:
 
 
 async def shunter(system: System, *words: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "shunter", *words),
-        env=os.environ
-        | {
-            "SHUNTER_BOOTSTRAP_SERVERS": system.bootstrap_servers,
-            "SHUNTER_TOPIC_PREFIX": system.prefix,
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 0, out
-    return out.decode()
+    done = await asyncio.to_thread(partial(ran, *words, env=system.env))
+    told = done.stdout + done.stderr
+    assert done.returncode == 0, told
+    return told
 
 
 async def publish(system: System, *ids: str, partition: int, **fields: Any) -> None:

@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import ran
 from running_system import System, chat, eventually
 
 from streams.kafka.instance_name import Claim, NameTakenError, claim_name
@@ -294,11 +294,4 @@ def run_second(
     environment |= system.extra_env
     if place is not None:
         environment["SHUNTER_STATE_DIR"] = str(place)
-    return subprocess.run(
-        [sys.executable, "-m", "shunter", *command],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return ran(*command, env=environment, timeout_s=60)
