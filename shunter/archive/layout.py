@@ -122,7 +122,7 @@ class Archive:
         wanted = None if columns is None else [*columns, "offset"]
         try:
             # Arrow's threads hold what they read from until after the read has ended. If that were
-            # a file object of Python's, a process that ends just then would be aborted.
+            # a file object of Python's, a process that ends just then could be aborted.
             source = pa.BufferReader(self.fs.cat_file(file.path)) if self.is_remote else file.path
             with pq.ParquetFile(source) as opened:
                 return opened.read(columns=wanted).sort_by("offset")

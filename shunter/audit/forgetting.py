@@ -34,7 +34,9 @@ async def forget_tenant(settings: Settings, tenant: str) -> int:
     gone = [key for key, value in known.items() if _is_of(tenant, key, value)]
     async with producer_of(settings) as producer:
         for key in gone:
-            await producer.send_and_wait(topic, None, key=key)
+            sent = await producer.send_and_wait(topic, None, key=key)
+            # On a topic that was quiet for long the first of them has begun a segment itself.
+            newest_ms = max(newest_ms, sent.timestamp)
         if gone:
             due_ms = newest_ms + SALT_SEGMENT_MS + 1
             try:

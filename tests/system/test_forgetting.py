@@ -4,6 +4,7 @@ import asyncio
 import base64
 import secrets
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,10 @@ def make_salt(tenant: str) -> Salt:
 
 
 async def salts_topic(settings: Settings, *salts: Salt, **changes: str) -> str:
-    """Make the topic, with settings that differ from the catalogue's, and put salts there."""
+    """Make the topic, with settings that differ from the catalogue's, and put salts there.
+
+    They are a minute old: what is written to the topic then begins a segment.
+    """
     catalogue = Catalogue(settings)
     topic = next(t for t in catalogue.shared_topics() if t.name == catalogue.evidence_salts)
     config = topic.config() | {"compression.type": "uncompressed"} | changes
@@ -59,7 +63,8 @@ async def salts_topic(settings: Settings, *salts: Salt, **changes: str) -> str:
     async with AIOKafkaProducer(bootstrap_servers=kafka, acks="all") as producer:
         for salt in salts:
             key = salt_key(salt.tenant, salt.id)
-            await producer.send_and_wait(topic.name, encode(salt), key=key)
+            at_ms = int((time.time() - 60) * 1000)
+            await producer.send_and_wait(topic.name, encode(salt), key=key, timestamp_ms=at_ms)
     return topic.name
 
 
