@@ -36,6 +36,7 @@ from policies import (
     inputs_of,
     tag,
 )
+from policies.placement.inputs import Inputs
 from shunter.archive import Archive
 from shunter.archive.rows import table_of
 from shunter.audit.archive_trail import find_request, verify_archive
@@ -84,7 +85,8 @@ def samples() -> tuple[Evidence, Evidence]:
     value = orjson.dumps({"id": "request-0000000", "task": "summarization", "body": body})
     request = parse_request(value, bytes_max=10_000)
     tagged = tag(request, policy, received_at=NOW, now=NOW, ingest_partition=0)
-    inputs = inputs_of(tagged.profile, situation, NOW)
+    found = inputs_of(tagged.profile, situation, NOW)
+    inputs = Inputs(found.loads, found.arrivals_per_s, found.credit)
     decision = decide(tagged.profile, inputs, options, policy, NOW)
     placed = Evidence(
         request_id=request.id,

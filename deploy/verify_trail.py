@@ -18,6 +18,7 @@ import json
 import math
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from trail_chains import Trail
@@ -114,7 +115,8 @@ def say_what_was_not_checked(asked, gone, logged):
     else:
         print("not checked: whether a revocation is withheld")
     if logged is not None and logged.at is not None:
-        print(f"not checked: what was signed after {logged.at}, when the log was last cosigned")
+        at = f"{datetime.fromtimestamp(logged.at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        print(f"not checked: what was signed after {at}, when the log was last cosigned")
     if not asked.heads and not asked.log:
         print("not checked: whether the newest was cut off by who runs the system (--heads, --log)")
     if not asked.log:
