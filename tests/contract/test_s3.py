@@ -1,8 +1,9 @@
 """Archive and public log on a server that speaks S3, by s3fs: it creates, and dies, as they need.
 
-    pip install 'moto[server]' s3fs && pytest -n0 tests/contract/test_s3.py
+    pytest -n0 tests/contract/test_s3.py
 
-S3_ENDPOINT names another server, such as MinIO; keys for it are in the usual AWS_* variables.
+The server is moto's. S3_ENDPOINT names another one, such as MinIO; keys for it are in the usual
+AWS_* variables.
 """
 
 import os
@@ -29,7 +30,7 @@ from topics.public_log.notes import parse_checkpoint, parse_note
 from topics.public_log.tiles import TILE_WIDTH
 from topics.signing.merkle import leaf_hash, tree_hash
 
-s3fs = pytest.importorskip("s3fs", reason="pip install s3fs")
+s3fs = pytest.importorskip("s3fs", reason="pip install 'shunter[dev]'")
 
 
 class Mortal:
@@ -52,7 +53,7 @@ def endpoint() -> Iterator[str]:
     if "S3_ENDPOINT" in os.environ:
         yield os.environ["S3_ENDPOINT"]
         return
-    pytest.importorskip("moto.server", reason="pip install 'moto[server]', or set S3_ENDPOINT")
+    pytest.importorskip("moto.server", reason="pip install 'shunter[dev]', or set S3_ENDPOINT")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
