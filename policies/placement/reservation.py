@@ -28,7 +28,7 @@ def amounts_of(
 
     The reply counts by the client's limit, else by a length that similar ones seldom exceed. What
     waits is priced as if it were served alone, and where no pool is alive yet as at the dearest
-    that may serve it.
+    that may serve it. Where prices move, it is the dearest until the deadline.
 
     Args:
         profile: of the request.
@@ -47,11 +47,19 @@ def amounts_of(
             estimate(
                 longest, standing_in(inputs.loads, option), policy.estimates.transport_s
             ).cost_usd
+            * _dearest(option, profile)
             for option in _targets(profile, decision, options, policy)
         ),
         default=0.0,
     )
     return Amounts(1, profile.input_tokens + reply, nano_of(usd))
+
+
+def _dearest(option: Option, profile: Profile) -> float:
+    """Return the highest price of an option until the deadline, in times the declared one."""
+    if option.tariff is None:
+        return 1.0
+    return max(option.tariff.factors(profile.routed_at, profile.deadline))
 
 
 def beyond_budget(decision: Decision, beyond: Beyond) -> Decision:

@@ -12,8 +12,9 @@ from policy_cases import FLEET, NOW, POLICY, PROPERTY, a_situation, bulk, profil
 from policies import Decision, Member, Situation, parse_fleet
 from policies.batching.windows import Release, windows_of
 from policies.config.curves import mean
-from policies.placement.inputs import release_again, release_inputs_of
+from policies.placement.inputs import inputs_of, release_again, release_inputs_of
 from policies.placement.placer import Placer
+from policies.placement.reservation import amounts_of
 from topics import Evidence, Profile, Source, decode
 from topics.records.evidence_bytes import evidence_bytes
 
@@ -299,3 +300,14 @@ def test_a_spot_pool_is_charged_for_what_may_be_taken_away() -> None:
     assert chosen(decide_in(bulk(), a_situation("board", "premium", fleet=noticed), NOW)).pool == (
         chosen(decide_in(bulk(), a_situation("board", "premium", fleet=POWER), NOW)).pool
     )
+
+
+def test_a_budget_keeps_what_the_dearest_hour_until_the_deadline_would_cost() -> None:
+    kept = {}
+    for name, fleet in (("moves", a_fleet({"spot": steps(0.4, 0.4, 4.0)}, board="tariff: spot")),
+                        ("plain", POWER)):  # fmt: skip
+        where = a_situation("board", fleet=fleet)
+        decision = decide_in(patient(), where, NOW)
+        inputs = inputs_of(patient(), where, NOW)
+        kept[name] = amounts_of(patient(), decision, inputs, where.options, where.policy, 200)
+    assert kept["moves"].nano_usd == pytest.approx(10 * kept["plain"].nano_usd, rel=1e-6)
