@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from decisions import decide_in
 from hostile import PROPERTY
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from policy_cases import NOW, POLICY, a_policy, a_situation, tagged
 
@@ -209,6 +209,9 @@ def test_phrases_are_found_as_by_one_pattern() -> None:
 
     @settings(PROPERTY, max_examples=300)
     @given(st.lists(PHRASES, min_size=1, max_size=3), joined(JOINTS, 8))
+    @example(["up", "sum"], "what a \u017fum")
+    @example(["kit"], "a \u212aIT")
+    @example(["sum _ up"], "sum of it, up")
     def is_found_alike(phrases: list[str], text: str) -> None:
         found = pattern_of(phrases).search(text) is not None
         assert Phrases(phrases).are_in(text) is found
