@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from policies.backtest.fault_model import Reality
 from shunter.audit.source import open_trail
 from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.parallel_runs import scored_beside
@@ -26,7 +25,7 @@ from shunter.console import (
     settings_from,
     wide_out,
 )
-from shunter.savings.counterfactuals import TOLD, known, planned
+from shunter.savings.counterfactuals import TOLD, planned, setting_of
 from shunter.savings.page import as_page
 from shunter.savings.report import ReportCommands, savings
 from shunter.savings.table import tables
@@ -111,13 +110,12 @@ def _savings(
     bound: bool,
 ) -> dict[str, Any]:
     declared, live = load_fleet(settings.fleet), load_policy(settings.policy)
-    arrivals = known(traffic.arrivals(), declared, live)
-    setting = Setting(arrivals, declared, live, Reality())
+    setting = setting_of(traffic, declared, live)
     return savings(
         traffic,
-        len(arrivals),
+        len(setting.arrivals),
         _replays(setting, only),
-        bound_or_reason(setting) if bound and arrivals else (None, None),
+        bound_or_reason(setting) if bound and setting.arrivals else (None, None),
         commands,
         assumed_pools(declared),
     )

@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 from policies import Fleet, Policy, compile_options
+from policies.backtest.fault_model import Reality
 from policies.backtest.workload import Arrival
 from policies.config.bounds import Bound
 from shunter.backtest.suite import PlannedRun, Setting, plans, shunter
+from shunter.savings.traffic import EvidenceTraffic
 from topics import InferenceRequest
 from topics.records.request import Constraints
 
@@ -79,6 +81,12 @@ def known(arrivals: Sequence[Arrival], fleet: Fleet, policy: Policy) -> list[Arr
     """Return the requests whose class and model are still declared, renumbered."""
     kept = [a for a in arrivals if a.task in policy.classes and a.model in fleet.models]
     return [replace(arrival, row=row) for row, arrival in enumerate(kept)]
+
+
+def setting_of(traffic: EvidenceTraffic, fleet: Fleet, policy: Policy) -> Setting:
+    """Return the traffic as it is to be replayed, at the fleet's prices of its days."""
+    arrivals = known(traffic.arrivals(), fleet, policy)
+    return Setting(arrivals, fleet.seen_from(traffic.first_at), policy, Reality())
 
 
 def planned(setting: Setting, wanted: Sequence[str] = ()) -> list[PlannedRun]:

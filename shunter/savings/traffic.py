@@ -122,11 +122,17 @@ class EvidenceTraffic:
             if step.at >= self.start:
                 self._ended(step, row, asked)
 
+    @property
+    def first_at(self) -> float:
+        """The time at which the first of the arrivals came, epoch seconds; 0 without any."""
+        return min((at for at, _ in self._arrivals), default=0.0)
+
     def arrivals(self) -> list[Arrival]:
         """Return the requests in the order in which they came, the first at zero."""
+        first_at = self.first_at
         ordered = sorted(self._arrivals, key=lambda pair: pair[0])
         return [
-            replace(arrival, row=row, arrival_s=at - ordered[0][0])
+            replace(arrival, row=row, arrival_s=at - first_at)
             for row, (at, arrival) in enumerate(ordered)
         ]
 

@@ -12,9 +12,10 @@ from stream_cases import MODEL, START, Yard, request
 from policies import tag
 from policies.backtest.fault_model import Reality
 from policies.backtest.workload import profiles_of
+from policies.config.series import Series
 from shunter.backtest.suite import Setting
 from shunter.logs.reading import TrailRow
-from shunter.savings.counterfactuals import TOLD, known, planned
+from shunter.savings.counterfactuals import TOLD, known, planned, setting_of
 from shunter.savings.page import as_page
 from shunter.savings.report import ReportCommands, savings
 from shunter.savings.traffic import EvidenceTraffic, Miss
@@ -184,6 +185,20 @@ def test_a_clock_that_is_wrong_moves_no_request_by_more_than_a_minute() -> None:
     assert [a.arrival_s for a in found.arrivals()] == [0.0, 59.5]
 
 
+def test_replays_pay_the_prices_of_the_days_of_the_traffic() -> None:
+    """A replay's time counts from the first request."""
+    steps = ((START - 100.0, 1.0), (START + 60.0, 3.0))
+    fleet = YARD.fleet.model_copy(update={"series": {"power": Series(steps=steps)}})
+    found = traffic(decision("a", START), end("a", START + 2))
+    (first,) = found.arrivals()
+    setting = setting_of(found, fleet, YARD.policy)
+    assert setting.fleet.series["power"].steps == (
+        (START - 100.0 - found.first_at, 1.0),
+        (START + 60.0 - found.first_at, 3.0),
+    )
+    assert (first.arrival_s, found.first_at) == (0.0, pytest.approx(START, abs=1.0))
+
+
 def report() -> dict[str, Any]:
     """Return the report of thirty requests, a third of which may wait and a third bound."""
     names = ("plain", "summary", "regulated")
@@ -198,10 +213,9 @@ def report() -> dict[str, Any]:
             end(request_id, at + 3, task=first.task),
         ]
     found = traffic(*rows)
-    arrivals = known(found.arrivals(), YARD.fleet, YARD.policy)
-    setting = Setting(arrivals, YARD.fleet, YARD.policy, Reality())
+    setting = setting_of(found, YARD.fleet, YARD.policy)
     scored = [plan.run() for plan in planned(setting)]
-    told = savings(found, len(arrivals), scored, (0.001, None), COMMANDS, ["boards-us"])
+    told = savings(found, len(setting.arrivals), scored, (0.001, None), COMMANDS, ["boards-us"])
     return told | {"span": "from <then>", "trail": "file:///a"}
 
 

@@ -171,6 +171,9 @@ class TestTheWholeSystemWithTheseRights:
         self, secured: SecuredKafka, system: System, tmp_path: Path
     ) -> None:
         await all_pools_up(system)
+        # The router, which may take longer to start, has ended one.
+        await system.publish(chat("first", constraints={"regions": ["moon"]}))
+        await system.wait_for_results(["first"])
         streamed = chat("any")["body"] | {"stream": True}
         # An LPDDR board has 8-bit integers alone, which the packaged policy's chat has to ask for.
         direct = [
@@ -193,9 +196,9 @@ class TestTheWholeSystemWithTheseRights:
         counts = json.loads(outcome.stdout)
         assert (counts["completed"], counts["rejected"]) == (10, 1), outcome.stdout + system.logs()
         await system.wait_for_results([each["id"] for each in [*direct, *batch]])
-        paths = {i: r[0]["placement"]["path"] for i, r in system.results.items() if i != "nowhere"}
-        assert {paths[each["id"]] for each in direct} == {"direct"}
-        assert {paths[each["id"]] for each in batch} == {"batch"}
+        placements = {name: results[0]["placement"] for name, results in system.results.items()}
+        assert {placements[each["id"]]["path"] for each in direct} == {"direct"}
+        assert {placements[each["id"]]["path"] for each in batch} == {"batch"}
 
     async def test_a_client_asks_what_it_would_cost(
         self, secured: SecuredKafka, system: System, tmp_path: Path
