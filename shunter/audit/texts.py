@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -14,6 +14,18 @@ from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, Evidence, Salt, Settings, TextDigest, decode
 from topics.signing.request_parts import parts_of, whole_digest
 from topics.signing.salts import digest_key, text_digest
+
+
+class Match(NamedTuple):
+    """What a text is, by a step's digest.
+
+    Attributes:
+        told: a sentence on it.
+        is_altered: whether it is a body that was sent, beside something that was not.
+    """
+
+    told: str
+    is_altered: bool = False
 
 
 def read_text(path: Path) -> Any:
@@ -30,8 +42,8 @@ def read_text(path: Path) -> Any:
         raise UserError(f"{named(path)} is no JSON: {error}") from error
 
 
-async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -> list[str]:
-    """Return a line for each step with the digest of a text.
+async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -> list[Match]:
+    """Return what a text is by each step with its digest.
 
     The text is parsed JSON: a request as it was sent, parts of one (``shunter.audit.disclosures``),
     a body, or a request or result with a body in it.
@@ -47,34 +59,35 @@ async def match_text(settings: Settings, rows: Sequence[TrailRow], given: Any) -
         raise UserError("the tenant's salts are gone: it was forgotten")
     secret = settings.evidence_secret
     raw_secret = None if secret is None else secret.get_secret_value().encode()
-    lines = []
+    matches = []
     for step, what, digest in digests:
         if digest.salt in salts:
             key = digest_key(salts[digest.salt], raw_secret)
-            lines += [
-                f"{found}, by the evidence {step!r}" for found in _found(key, digest, what, given)
+            matches += [
+                found._replace(told=f"{found.told}, by the evidence {step!r}")
+                for found in _found(key, digest, what, given)
             ]
-    return lines
+    return matches
 
 
-def _found(key: bytes, digest: TextDigest, what: str, given: Any) -> Iterator[str]:
+def _found(key: bytes, digest: TextDigest, what: str, given: Any) -> Iterator[Match]:
     """Yield what a text is, by one digest."""
     if digest.whole is not None and is_disclosure(given):
         for pointer, value in shown_parts(key, digest.whole, given):
             told = orjson.dumps(value).decode()
-            yield f"{pointer} of the request was {told}"
+            yield Match(f"{pointer} of the request was {told}")
         return
     if digest.whole is not None and isinstance(given, dict):
         with contextlib.suppress(ValueError):
             leaves = [part.leaf for part in parts_of(given)]
             if whole_digest(key, leaves) == digest.whole:
-                yield "it is the whole request"
+                yield Match("it is the whole request")
                 return
     bodies = [body for body in _bodies(given) if text_digest(key, body) == digest.hmac]
     if bodies:
         is_beside = digest.whole is not None and bodies[0] is not given
         rest = ", but what the file has beside it is not what was sent" if is_beside else ""
-        yield f"it is the body of the {what}{rest}"
+        yield Match(f"it is the body of the {what}{rest}", is_beside)
 
 
 async def read_salts(settings: Settings) -> list[Salt]:

@@ -207,17 +207,19 @@ def match(
     """Tell whether a text is the request as it was sent, its body, that of its answer, or a part.
 
     Parts are what `shunter audit disclose` writes. Needs the salts of the tenant, and
-    SHUNTER_EVIDENCE_SECRET where the installation has one. Ends with exit code 1 where it is none.
+    SHUNTER_EVIDENCE_SECRET where the installation has one. Ends with exit code 1 where it is none,
+    or where only the body is what was sent.
 
     Example: shunter audit match request-1 body.json
     """
     settings = settings_from(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
     rows = open_trail(archive, settings).of_request(request_id)
     found = run(match_text(settings, rows, read_text(file)))
-    for line in found:
-        out.print(line, highlight=False)
+    for each in found:
+        out.print(each.told, highlight=False)
     if not found:
         note(f"{named(file)} is nothing that {request_id} was, or had")
+    if not found or any(each.is_altered for each in found):
         raise typer.Exit(1)
 
 

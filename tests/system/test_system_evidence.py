@@ -174,7 +174,7 @@ async def check_proofs(auditor: Auditor, tmp_path: Path, request: dict[str, obje
     part.write_text(part.read_text().replace(str(request["tenant"]), "another"))
     await auditor.run("audit", "match", name, part, code=1)
     sent.write_bytes(orjson.dumps(request | {"deadline": 1.0}))
-    out = await auditor.run("audit", "match", name, sent)
+    out = await auditor.run("audit", "match", name, sent, code=1)
     assert "it is the body of the request, but what the file has beside it is not" in out
     (tmp_path / "other.json").write_text('{"messages": []}')
     await auditor.run("audit", "match", name, tmp_path / "other.json", code=1)

@@ -226,7 +226,9 @@ async def own_copy(walk: Walk) -> None:
         second = walk.second(trail, "--trust", walk.trust, "--match", told["id"], copy_)
         said = f"exit {done.returncode}: {' '.join(done.stdout.split())}"
         said_too = f"exit {second.returncode}: {second.stdout.splitlines()[0]}"
-        is_told = "not what was sent" in said and not said_too.endswith("whole")
+        is_told = (
+            done.returncode == 1 and "not what was sent" in said and not said_too.endswith("whole")
+        )
         walk.tell(f"a copy with another {field}", said, said_too, caught=False)
         walk.missed += not is_told
     held = [p for p in trail.glob("*.jsonl") if p.stem != "results" and CANARY in p.read_text()]

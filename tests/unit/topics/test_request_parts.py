@@ -189,7 +189,7 @@ def test_what_can_t_be_shown_is_told() -> None:
 
 
 def said(given: Any, digest: TextDigest) -> list[str]:
-    return list(texts._found(KEY, digest, "request", given))
+    return [found.told for found in texts._found(KEY, digest, "request", given)]
 
 
 def test_a_file_is_told_for_what_it_is() -> None:
@@ -200,6 +200,8 @@ def test_a_file_is_told_for_what_it_is() -> None:
     assert said(REQUEST["body"], now) == ["it is the body of the request"]
     (line,) = said(changed, now)
     assert line.endswith("but what the file has beside it is not what was sent")
+    (found,) = texts._found(KEY, now, "request", changed)
+    assert found.is_altered
     # Trails of earlier versions have a digest of the body alone.
     for file in (REQUEST, changed, REQUEST["body"]):
         assert said(file, before) == ["it is the body of the request"]
