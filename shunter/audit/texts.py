@@ -17,7 +17,7 @@ from topics.signing.salts import digest_key, text_digest
 
 
 class Match(NamedTuple):
-    """What a text is, by a step's digest.
+    """The identity of a text, by a step's digest.
 
     Attributes:
         told: a sentence on it.
