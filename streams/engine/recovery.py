@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from streams.engine.continuity import BrokenLogError, check_continuity
-from streams.engine.log import GroupOffset, Log, Outgoing, Partition
+from streams.engine.log import GroupOffset, Log, LogError, Outgoing, Partition
 from streams.engine.progress import read_progress, writer_id
 from streams.engine.signer import Signer
 from streams.engine.stage import Effect
@@ -44,6 +44,8 @@ class Recovery:
     released: tuple[bytes, ...]
     """Keys of the hold whose tombstones were lost: they were released, and are not held."""
     message: str
+    before: Progress | None
+    """The progress that the plan is about; None where it can't be read."""
 
 
 async def plan(
@@ -96,7 +98,7 @@ async def plan(
     if released:
         message += f"; {len(released)} requests were released before, and are not held again"
     epoch = None if known is None or told is None else known.leader_epoch
-    return Recovery(group, partition, start, head, epoch, released, message)
+    return Recovery(group, partition, start, head, epoch, released, message, known)
 
 
 async def _broken(
@@ -181,9 +183,15 @@ async def carry_out(
     topic_id = (await log.topic_ids([topic]))[topic]
     producer = await log.fence(chain)
     try:
+        # What was committed until then would stand beside ours as another end of the same chain.
+        known = (await read_progress(log, catalogue.progress, group, [partition])).known
+        if known.get(partition) != recovery.before:
+            raise LogError(f"{group} has gone on with {partition} meanwhile; try again")
         await producer.begin()
         sealed, head = signer.seal(chain, recovery.head, effects)
-        progress = Progress(recovery.at, (), head, None, topic_id, recovery.leader_epoch)
+        progress = Progress(
+            recovery.at, (), head, None, topic_id, recovery.leader_epoch, is_recovered=True
+        )
         key = progress_key(group, topic, number)
         stored = Outgoing(catalogue.progress, key, encode(progress), partition=number)
         sent = [await producer.send(record) for record in (own, *tombstones, *sealed, stored)]

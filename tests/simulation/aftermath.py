@@ -59,9 +59,15 @@ class Aftermath:
         return any(record is lost for lost in self.world.lost_tail.records)
 
     @cached_property
-    def gone(self) -> set[str]:
-        """Requests of which Kafka has lost each record: they may have a result all the same."""
-        return {name for name, records in self.published.items() if all(map(self.is_lost, records))}
+    def unread(self) -> set[str]:
+        """Requests of which Kafka has lost each record, before any router had read one."""
+        topic = self.catalogue.requests
+        read = {e["request_id"] for e, _ in self.evidence if e["source"]["topic"] == topic}
+        return {
+            name
+            for name, records in self.published.items()
+            if name not in read and all(map(self.is_lost, records))
+        }
 
     @cached_property
     def doubtful(self) -> set[Place]:

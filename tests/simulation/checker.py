@@ -73,7 +73,7 @@ def _results(after: Aftermath) -> Iterator[str]:
             place_of(record) not in after.duplicates or after.is_lost(record) for record in records
         )
         # Of two that are accepted and held at once, the second takes the place of the first.
-        if not (name not in after.gone) <= counts[name] <= accepted:
+        if not (name not in after.unread) <= counts[name] <= accepted:
             yield f"{name}: {counts[name]} results, accepted {accepted} times"
     for name in counts.keys() - after.expected.keys():
         yield f"{name}: a result of what was no request"

@@ -77,7 +77,11 @@ class LostTail:
             try:
                 found = await plan(log, world.catalogue, signer, group, partition, None)
                 await carry_out(log, world.catalogue, signer, OPERATOR, found, world.now())
-            except (LogError, RecoveryError):
+            except (LogError, RecoveryError) as error:
+                world.tell(f"the operator gives up for now: {error}")
                 continue
+            except Exception as error:  # noqa: BLE001 - nobody else would hear of it
+                world.defect(f"the operator met {error!r}")
+                return
             self.recoveries += 1
             world.tell(f"the operator: {found.message}")

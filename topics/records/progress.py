@@ -18,7 +18,8 @@ class Progress:
 
     ``head`` is the last root of the evidence written so far. On the hold, nothing below
     ``held_from`` is still held. ``topic_id`` and the last record's ``leader_epoch`` identify the
-    log; they are None if an older version wrote the record.
+    log; they are None if an older version wrote the record. ``is_recovered`` is true of what a
+    recovery wrote: it is behind what a member may have told the group, and counts all the same.
     """
 
     next_offset: int
@@ -27,6 +28,7 @@ class Progress:
     held_from: int | None = None
     topic_id: str | None = None
     leader_epoch: int | None = None
+    is_recovered: bool = False
 
     def with_head(self, head: ChainHead | None) -> "Progress":
         """Return the same progress with another head."""

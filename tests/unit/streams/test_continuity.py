@@ -12,7 +12,7 @@ from worker_cases import ScriptedBackend, make_worker, place
 
 from streams.engine import continuity
 from streams.engine.continuity import BrokenLogError, check_continuity, newest_epoch
-from streams.engine.log import Outgoing, Partition
+from streams.engine.log import LogError, Outgoing, Partition
 from streams.engine.recovery import NothingToRecoverError, RecoveryError, carry_out, plan
 from streams.engine.stage import Stage
 from streams.engine.transactor import Transactor
@@ -112,6 +112,38 @@ async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
     with pytest.raises(BrokenLogError, match="ends at 3"):
         await drain(transactor)
     assert served(yard) == FIRST
+
+
+async def test_what_a_member_tells_the_group_after_the_recovery_skips_nothing() -> None:
+    """It had not noticed; found by the simulation, seed 866."""
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    await serve(yard)
+    yard.cluster.lose_tail(HOME, 3)
+    for n in range(5):
+        yard.publish(0, id=f"new{n}")
+    await recover(yard, "yard.router")
+    yard.cluster.offsets["yard.router", HOME] = 6
+    await serve(yard)
+    assert served(yard) == [*FIRST, *NEW]
+    assert yard.cluster.offsets["yard.router", HOME] == 3
+
+
+async def test_a_recovery_of_what_went_on_meanwhile_is_refused() -> None:
+    """Both would write the next root of one chain; found by the simulation, seed 1302."""
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    await serve(yard)
+    yard.cluster.lose_tail(HOME, 3)
+    log = MemoryLog(yard.cluster, "operator")
+    signer = make_signer(yard.catalogue, yard.clock, yard.digests)
+    stale = await plan(log, yard.catalogue, signer, "yard.router", HOME, None)
+    await recover(yard, "yard.router")
+    with pytest.raises(LogError, match="has gone on with"):
+        await carry_out(log, yard.catalogue, signer, "recover/op", stale, START)
+    assert len(yard.evidence("recovered")) == 1
 
 
 async def test_a_topic_that_was_made_again_is_another() -> None:
