@@ -81,6 +81,12 @@ class Week:
         return local if near - local > GRAIN_S else near % WEEK_S
 
 
+def horizon(curve: Curve, now: float | None) -> float:
+    """Return the time until which a curve is known at ``now``; inf without a ``now``."""
+    ahead_s = curve.known_ahead_s
+    return inf if now is None or ahead_s is None else now + ahead_s
+
+
 def mean(curve: Curve, begin: float, end: float, now: float | None = None) -> float:
     """Return the mean value over a span, or the value at its beginning if it has no length.
 
@@ -90,11 +96,9 @@ def mean(curve: Curve, begin: float, end: float, now: float | None = None) -> fl
         end: the same.
         now: the present, beyond which no more is known than the curve says; None: all of it is.
     """
-    horizon = inf
-    if now is not None and curve.known_ahead_s is not None:
-        horizon = now + curve.known_ahead_s
-    at = min(begin, horizon)
-    last = min(end, horizon)
+    known_until = horizon(curve, now)
+    at = min(begin, known_until)
+    last = min(end, known_until)
     value, change = curve.at(at), curve.next_change(at)
     # Most spans have one value, which is then told to the last digit.
     if change >= last:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
-from policies.config.curves import Curve, mean
+from policies.config.curves import Curve, horizon, mean
 
 SECONDS_PER_HOUR = 3600.0
 WATTS_PER_KW = 1000.0
@@ -50,7 +50,7 @@ class Tariff:
         Those that are not known yet at ``now`` are left out, and so is all after `CHANGES_MAX`.
         """
         curves = [c for c in (self.usd_per_hour, self.usd_per_kwh, self.gco2_per_kwh) if c]
-        known = [_known(curve, now) for curve in curves]
+        known = [horizon(curve, now) for curve in curves]
         at = after
         for _ in range(CHANGES_MAX):
             coming = (curve.next_change(at) for curve in curves)
@@ -65,8 +65,3 @@ class Tariff:
         while at <= end:
             yield self.factor(at, at)
             at = next(self.changes(at, end), inf)
-
-
-def _known(curve: Curve, now: float | None) -> float:
-    ahead_s = curve.known_ahead_s
-    return inf if now is None or ahead_s is None else now + ahead_s
