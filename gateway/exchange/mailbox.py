@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +86,7 @@ class Mailbox:
         Raises:
             BadRecordError: it can't be read.
         """
-        while self._quote is None:
-            self._woken.clear()
-            await self._woken.wait()
-        return decode(QuoteAnswer, self._quote)
+        return decode(QuoteAnswer, await self._when(lambda: self._quote))
 
     @property
     def has_result(self) -> bool:
@@ -134,7 +132,11 @@ class Mailbox:
         Raises:
             BadRecordError: it can't be read.
         """
-        while self._result is None:
+        return decode(Result, await self._when(lambda: self._result))
+
+    async def _when(self, value: Callable[[], bytes | None]) -> bytes:
+        """Wait until a value is there, and return it."""
+        while (found := value()) is None:
             self._woken.clear()
             await self._woken.wait()
-        return decode(Result, self._result)
+        return found
