@@ -14,9 +14,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shunter.console import UserError
+from shunter.console import UserError, settings_from
 from shunter.demo.show import Show
 from shunter.demo.system import System
+from shunter.demo.traces import Jaeger, jaeger
 from streams.logs import set_up_logging
 from topics import Catalogue, Settings
 from topics.admin.provisioning import apply
@@ -51,6 +52,14 @@ def log_to(path: Path) -> None:
     with contextlib.redirect_stderr(path.open("a", encoding="utf-8")):
         set_up_logging("warning")
     logging.captureWarnings(capture=True)
+
+
+def traces_of(plan: Plan, run_dir: Path, stack: contextlib.ExitStack) -> Jaeger | None:
+    """Return the Jaeger that is asked for, None if none is. Raises UserError: there is none."""
+    if not plan.traced:
+        return None
+    page, log = settings_from().jaeger_url, run_dir / "jaeger.log"
+    return stack.enter_context(jaeger(page, plan.jaeger_program, log))
 
 
 def kafka_of(plan: Plan, stack: contextlib.ExitStack, show: Show) -> dict[str, Any]:

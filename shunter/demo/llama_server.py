@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from shunter.console import UserError
-from shunter.demo.system import log_tail
+from shunter.demo.system import end_processes, log_tail
 from topics.embedded_broker.settings import HOST, free_port
 
 READY_S_MAX, LOOK_S, STOP_S_MAX = 60.0, 0.1, 5.0
@@ -99,12 +99,7 @@ def llama_server(
     try:
         yield _served(process, (model or packaged_model()).name, port, log)
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S_MAX)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end_processes([process], STOP_S_MAX)
         if process.stdin is not None:
             process.stdin.close()
 

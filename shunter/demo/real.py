@@ -26,6 +26,7 @@ from shunter.demo.installation import (
     kafka_of,
     keep_up,
     log_to,
+    traces_of,
 )
 from shunter.demo.ledger import read_ledger
 from shunter.demo.llama_server import ServedModel, llama_server
@@ -33,7 +34,7 @@ from shunter.demo.real_fleet import CONTEXT_TOKENS, PARALLEL, SMALL_POOL, TEXT_P
 from shunter.demo.real_requests import real_requests
 from shunter.demo.show import Show
 from shunter.demo.system import System, log_tail, members_of
-from shunter.demo.traces import Jaeger, jaeger
+from shunter.demo.traces import Jaeger
 from shunter.demo.warmup import publish_at_once
 from streams.config.declarations import packaged
 from streams.kafka.log import KafkaLog
@@ -81,10 +82,7 @@ def run_real(plan: Plan, show: Show, tell: Callable[[RealOutcome], object]) -> b
     is_good = False
     try:
         with show, contextlib.ExitStack() as stack:
-            traces = None
-            if plan.traced:
-                log, page = run_dir / "jaeger.log", settings_from().jaeger_url
-                traces = stack.enter_context(jaeger(page, plan.jaeger_program, log))
+            traces = traces_of(plan, run_dir, stack)
             show.say("Starting llama.cpp ...")
             log = run_dir / "llama.log"
             model = stack.enter_context(llama_server(plan.model, PARALLEL, CONTEXT_TOKENS, log))

@@ -25,6 +25,7 @@ from shunter.demo.installation import (
     kafka_of,
     keep_up,
     log_to,
+    traces_of,
 )
 from shunter.demo.ledger import Ledger, read_ledger
 from shunter.demo.machine import TEMPOS, USUAL, WHOLE_TEMPOS, choose, told
@@ -36,7 +37,7 @@ from shunter.demo.show import Show
 from shunter.demo.summary import summarize
 from shunter.demo.system import System, members_of
 from shunter.demo.trace import TraceRow, load_rows, request_of
-from shunter.demo.traces import Jaeger, jaeger
+from shunter.demo.traces import Jaeger
 from shunter.demo.traffic import Traffic
 from shunter.demo.watch import Watch
 from streams.config.declarations import load_fleet, load_policy
@@ -105,11 +106,8 @@ def run_demo(plan: Plan, show: Show, tell: Callable[[DemoOutcome], object]) -> b
     is_over = False
     try:
         with show, contextlib.ExitStack() as stack:
-            traces = None
-            if plan.traced:
-                # Before anything is started: without a Jaeger the demo is not what was asked for.
-                log, page = run_dir / "jaeger.log", settings_from().jaeger_url
-                traces = stack.enter_context(jaeger(page, plan.jaeger_program, log))
+            # Before anything is started: without a Jaeger the demo is not what was asked for.
+            traces = traces_of(plan, run_dir, stack)
             settings = _settings(case, run_dir, stack, show)
             outcome = asyncio.run(_run(case, settings, run_dir, show, tell, traces))
             is_over = outcome.is_good and outcome.figures["restarts"] == 0

@@ -90,13 +90,7 @@ class System:
 
     def stop(self) -> None:
         """Terminate all processes, and kill those that do not end in time."""
-        living = [m.process for m in self._members if m.process.poll() is None]
-        for process in living:
-            process.send_signal(signal.SIGTERM)
-        if not _wait(living, STOP_S_MAX):
-            for process in living:
-                process.kill()
-            _wait(living, KILLED_S_MAX)
+        end_processes([member.process for member in self._members], STOP_S_MAX)
         for member in self._members:
             _close(member.process)
         self._members.clear()
@@ -144,6 +138,17 @@ def members_of(pools: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
     yield "router", ["router"]
     for pool in pools:
         yield pool, ["worker", pool]
+
+
+def end_processes(processes: Sequence["subprocess.Popen[bytes]"], within_s: float) -> None:
+    """Terminate processes, and kill those that have not ended after so many seconds."""
+    living = [process for process in processes if process.poll() is None]
+    for process in living:
+        process.send_signal(signal.SIGTERM)
+    if not _wait(living, within_s):
+        for process in living:
+            process.kill()
+        _wait(living, KILLED_S_MAX)
 
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"], timeout_s: float) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from shunter.console import UserError
-from shunter.demo.system import log_tail
+from shunter.demo.system import end_processes, log_tail
 
 # Jaeger's default addresses.
 ENDPOINT = "http://127.0.0.1:4317"
@@ -88,12 +88,7 @@ def _run(program: Path, wanted: Jaeger, log: Path) -> Iterator[None]:
             time.sleep(POLL_S)
         yield
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S_MAX)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end_processes([process], STOP_S_MAX)
 
 
 def _listens(url: str) -> bool:
