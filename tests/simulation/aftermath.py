@@ -75,10 +75,9 @@ class Aftermath:
 
         Those of lost records, and of others with the id of one: a router may have read it.
         """
-        lost = self.world.lost_tail.records
-        names = {key_of(record) for record in lost}
-        of_others = (r for name in names for r in self.published.get(name, ()))
-        return {*map(place_of, lost), *map(place_of, of_others)}
+        lost = self.world.lost_tail
+        of_others = (r for name in lost.names for r in self.published.get(name, ()))
+        return {*map(place_of, lost.records), *map(place_of, of_others)}
 
     @cached_property
     def duplicates(self) -> set[Place]:

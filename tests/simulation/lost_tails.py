@@ -35,6 +35,11 @@ class LostTail:
         """What was lost."""
         self.recoveries = 0
 
+    @property
+    def names(self) -> set[str]:
+        """The requests whose records they were."""
+        return {(record.key or b"").decode() for record in self.records}
+
     async def strike(self) -> None:
         """Lose the tail when it is time, and be the operator from then on."""
         if self.at_s is None:

@@ -351,7 +351,7 @@ class World:
         if rng.random() < 0.5:
             names = sorted({name for kind, name in self.workload.order if kind == "request"})
             self.again_left = AGAIN_REQUESTS
-            lost = {(record.key or b"").decode() for record in self.lost_tail.records}
+            lost = self.lost_tail.names
             for name in rng.sample(names, AGAIN_REQUESTS):
                 if name in lost:
                     # Whoever has read the first of it need not know.
@@ -421,14 +421,12 @@ class World:
 
     def _have_ended(self) -> bool:
         """Tell whether each request that must has ended; reading the log only where it decides."""
-        lost = {(record.key or b"").decode() for record in self.lost_tail.records}
         left = self.workload.expected.keys() - self.ended
-        return not left or (left <= lost and not left & self._certain())
+        return not left or (left <= self.lost_tail.names and not left & self._certain())
 
     def _certain(self) -> set[str]:
         """Return the requests that must end: all but what Kafka lost unread."""
-        expected = set(self.workload.expected)
-        return expected - Aftermath(self).unread if self.lost_tail.records else expected
+        return self.workload.expected.keys() - Aftermath(self).unread
 
     def _look_for_hanging(self) -> None:
         """Find readers that wait for the end of a transaction that has ended."""
