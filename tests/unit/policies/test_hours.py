@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from policy_cases import FLEET, NOW, POLICY, PROPERTY, a_situation, bulk, profile
 
 from policies import Decision, Member, Situation, parse_fleet
+from policies.backtest.route import Send
+from policies.backtest.workload import Arrival
 from policies.batching.windows import Release, windows_of
 from policies.config.curves import mean
 from policies.placement.inputs import inputs_of, release_again, release_inputs_of
 from policies.placement.placer import Placer
 from policies.placement.reservation import amounts_of
-from topics import Evidence, Profile, Source, decode
+from shunter.backtest.check import emits_too_much
+from topics import Evidence, InferenceRequest, Profile, Source, decode
 from topics.records.evidence_bytes import evidence_bytes
 
 HOUR = 3600.0
@@ -82,6 +85,15 @@ def test_what_may_not_wait_so_long_does_not(hurried: dict[str, Any]) -> None:
     decision = decide_in(patient(**hurried), where, NOW)
     assert decision.promised is not None
     assert decision.promised.finish_s < HOUR
+
+
+def test_the_cheapest_hour_is_that_of_those_which_can_be_waited_for() -> None:
+    ever_cheaper = a_fleet({"spot": steps(0.4, 0.2, 0.04)}, board="tariff: spot")
+    where = a_situation("board", fleet=ever_cheaper)
+    decision = decide_in(patient(deadline=NOW + 1.75 * HOUR), where, NOW)
+    assert decision.reason == "cheaper_hour"
+    assert decision.footprint is not None
+    assert decision.footprint.usd_per_hour == 0.2
 
 
 def test_a_class_says_how_long_its_requests_wait_for_a_price() -> None:
@@ -188,6 +200,22 @@ def test_a_limit_of_emissions_waits_for_the_green_hour() -> None:
     codes = {each.pool: each.refused for each in refused.candidates}
     assert codes["board"] == "max_gco2"
     assert refused.promised is None
+
+
+@pytest.mark.parametrize(("part", "is_broken"), [(1.01, False), (0.99, True)])
+def test_the_check_of_backtests_counts_emissions_by_itself(part: float, is_broken: bool) -> None:
+    text = carbon(a_fleet({"air": steps(300.0, 100.0)}), "air")
+    where, asked = a_situation("premium", fleet=text), profile()
+    decision = decide_in(asked, where, NOW)
+    assert decision.option is not None
+    assert decision.footprint is not None
+    assert decision.footprint.gco2 is not None
+    limit = {"max_gco2": part * decision.footprint.gco2}
+    told = {"id": "r", "model": asked.model, "body": {}, "constraints": limit}
+    request = InferenceRequest.model_validate(told)
+    send = Send(asked, decision.option, "direct", promised=decision.promised)
+    fleet, arrival = parse_fleet(text, "fleet"), Arrival.of(asked, request)
+    assert emits_too_much(send, arrival, fleet, where.policy) == is_broken
 
 
 def members(where: Situation, *requests: Profile) -> list[Member]:
