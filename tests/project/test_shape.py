@@ -35,7 +35,8 @@ CLOCK_READINGS = frozenset({"time", "time_ns", "monotonic", "monotonic_ns"})
 # Deadlines inside the embedded broker's own start-up and the thinning of its log lines, where no
 # request is concerned and no caller has a clock.
 OWN_CLOCK = frozenset(
-    {"topics/embedded_broker/broker.py", "topics/embedded_broker/cluster.py", "streams/logs.py"}
+    {f"topics/embedded_broker/{name}.py" for name in ("broker", "cluster", "jvm")}
+    | {"streams/logs.py"}
 )
 
 

