@@ -7,9 +7,11 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 2. After fencing, read the progress and seek: the client's position may be stale. Progress is data,
    a record of each transaction; the group's offset follows it for tools, and counts where it is
    further ahead.
-3. Poll, work and commit are one critical section, under the lock that rebalances take too. New
-   partitions are taken over in the next step: the client sends no heartbeat during its callback,
-   and a restore that outlasts the session would lose all partitions again, for ever.
+3. Poll, work and commit are one critical section, under the lock that rebalances take too. A commit
+   that comes late is left behind, and waited for where a rebalance, a takeover or a stop needs that
+   none is under way. New partitions are taken over in the next step: the client sends no heartbeat
+   during its callback, and a restore that outlasts the session would lose all partitions again, for
+   ever.
 4. Every send is awaited before the commit, which itself never reports a refused record.
 5. An error that passes with a broker, and a transaction that does not end, are not fatal: a new
    writer is fenced, and the progress tells whether the transaction was committed. If a partition
@@ -21,6 +23,7 @@ Five rules, each found by breaking it (docs/decisions/0002-exactly-once.md):
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -29,6 +32,7 @@ from typing import TypeVar
 from streams.engine.committer import Committer
 from streams.engine.concurrency import few_at_a_time, wait_for_all
 from streams.engine.log import Log, LogError, Partition, Record, TakenOverError, Writer
+from streams.engine.partition_runs import PartitionRuns
 from streams.engine.retries import until_passed
 from streams.engine.signer import Signer
 from streams.engine.stage import Observer, Stage, Timed
@@ -40,6 +44,13 @@ T = TypeVar("T")
 
 # While the records of one partition are processed, the broker sends those of another.
 RESTORED_AT_ONCE = 4
+# So long partitions wait for each other's commits. Out of step they would wait longer for their own
+# (docs/decisions/0051-nobody-waits-for-a-late-commit.md); beyond it a broker is in trouble.
+TOGETHER_S = 1.0
+# While some come late, so long a poll lasts at most, and at least: theirs are polled after it.
+LATE_POLL_S, LATE_POLL_S_MIN = 0.05, 0.01
+# A change of policy waits for a moment without any, so there is one at least so often.
+LATE_S_MAX = 30.0
 
 
 class Transactor(Committer):
@@ -58,11 +69,14 @@ class Transactor(Committer):
         observers: Sequence[Observer] = (),
         timed: Timed = lambda _group, _partition, _seconds: None,
         before_step: Callable[[], None] = lambda: None,
+        together_s: float = TOGETHER_S,
     ) -> None:
         super().__init__(log, stage, signer, progress_topic, transaction_s_max, observers, timed)
         self._poll_s_max = poll_s_max
         self._poll_records_max = poll_records_max
         self._before_step = before_step
+        self._together_s = together_s
+        self._runs = PartitionRuns()
         self._lock = asyncio.Lock()
         self._failure: BaseException | None = None
         self._stopped = False
@@ -96,6 +110,12 @@ class Transactor(Committer):
         self._give_up_restoring()
         async with self._lock:
             # No step is in flight, and none begins.
+            try:
+                await self._runs.end()
+            except Exception as error:
+                # What it polled is in the log, for whoever comes next.
+                self._failure = error
+                logger.exception("a transaction fails while %s stops", self._stage.group)
             await self._group_offsets.tell_last()
         # Outside the lock: the client leaves when a running rebalance callback has ended, and that
         # takes the lock too.
@@ -128,10 +148,19 @@ class Transactor(Committer):
                 raise LogError("a rebalance or an earlier step failed") from self._failure
             try:
                 return await work()
-            except BaseException as error:
+            except (Exception, asyncio.CancelledError) as error:
                 # The polled records are in no memory now: another step would skip or repeat them.
                 self._failure = error
+                await self._finish(error)
                 raise
+
+    async def _finish(self, failure: BaseException) -> None:
+        """Let what was left behind end with the step, or be cancelled with it."""
+        if isinstance(failure, asyncio.CancelledError):
+            await self._runs.cancel()
+        else:
+            with contextlib.suppress(Exception):
+                await self._runs.end()
 
     async def assigned(self, partitions: Collection[Partition]) -> None:
         """Note partitions to take over in the next step (rule 3)."""
@@ -145,6 +174,7 @@ class Transactor(Committer):
         self._give_up_restoring()
         try:
             async with self._lock:
+                await self._ended()
                 await self._drop(partitions)
                 self._is_revoked = False
         except Exception as error:
@@ -155,19 +185,39 @@ class Transactor(Committer):
         if not await self._take_over_given():
             return 0
         self._group_offsets.tell_if_due()
-        # No work of the stage is in flight here, on any of its partitions.
-        self._before_step()
-        paused = [p for p in self._writers if not self._stage.wants(p)] + list(self._broken)
+        if self._runs.late_s > LATE_S_MAX and not await self._ended():
+            return 0
         timeout_s = min(self._poll_s_max, max(self._stage.idle_s(), 0.0))
+        if self._runs:
+            timeout_s = max(LATE_POLL_S_MIN, min(timeout_s, LATE_POLL_S))
+        else:
+            # No work of the stage is in flight here, on any of its partitions.
+            self._before_step()
+        paused = [p for p in self._writers if not self._stage.wants(p)]
         polled = await self._log.poll(
-            timeout_s, self._poll_records_max, paused, of_each=not self._stage.accumulates
+            timeout_s,
+            self._poll_records_max,
+            [*paused, *self._broken, *self._runs.partitions],
+            of_each=not self._stage.accumulates,
         )
+        ready = [p for p in self._writers if p not in self._runs.partitions]
         try:
-            await wait_for_all([self._run(p, polled.get(p, ())) for p in list(self._writers)])
+            await self._runs.begin(
+                ready, lambda p: self._run(p, polled.get(p, ())), self._together_s
+            )
         except TakenOverError as error:
             await self._give_up_all(error)
             return 0
         return sum(len(records) for records in polled.values())
+
+    async def _ended(self) -> bool:
+        """Wait for what was left behind; return whether the partitions are still ours."""
+        try:
+            await self._runs.end()
+        except TakenOverError as error:
+            await self._give_up_all(error)
+            return False
+        return True
 
     async def _give_up_all(self, error: TakenOverError) -> None:
         """Forget all partitions; a rebalance or the group tells which are still ours."""
@@ -175,6 +225,8 @@ class Transactor(Committer):
         if not self._is_revoked:
             self._given, self._is_doubtful = [*self._writers, *self._broken], True
         self._has_share = False
+        with contextlib.suppress(TakenOverError):
+            await self._runs.end()
         await self._drop(list(self._writers))
 
     async def _is_settled(self, given: Collection[Partition] | None) -> bool:
@@ -193,6 +245,8 @@ class Transactor(Committer):
         if self._given is None and await self._broken.are_recovered():
             self._given = [*self._writers, *self._broken]
         given = self._given
+        if given is not None and not await self._ended():
+            return False
         if not await self._is_settled(given) or given is not self._given:
             return False
         if given is None:

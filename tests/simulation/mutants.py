@@ -92,6 +92,9 @@ class NoCriticalSection(Transactor):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self._lock = _NoLock()  # type: ignore[assignment]
 
+    async def _ended(self) -> bool:
+        return True
+
 
 class AwaitsNoSend(Transactor):
     """Breaks rule 4: the commit is left to tell of refusals, which it does not."""
@@ -113,6 +116,13 @@ class GoesOnAfterErrors(Transactor):
             self._failure = None
             await asyncio.sleep(0.1)
             return 0
+
+
+class LeavesLateOnesBehind(Transactor):
+    """Breaks rule 3: what comes late is waited for by no rebalance, takeover or stop."""
+
+    async def _ended(self) -> bool:
+        return True
 
 
 class SwallowsRebalanceErrors(Transactor):

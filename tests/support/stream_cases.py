@@ -27,7 +27,7 @@ from streams.engine.log import Outgoing, Record
 from streams.engine.signer import Signer
 from streams.engine.stage import Observer, Stage
 from streams.engine.text_digests import Digests
-from streams.engine.transactor import Transactor
+from streams.engine.transactor import TOGETHER_S, Transactor
 from streams.evidence.records import EvidenceWriter
 from streams.router.stage import Router
 from streams.tracing.telemetry import Telemetry
@@ -284,6 +284,7 @@ def make_transactor(
     records_max: int = 500,
     observers: Sequence[Observer] = (),
     before_step: Callable[[], None] = lambda: None,
+    together_s: float = TOGETHER_S,
 ) -> Transactor:
     return Transactor(
         log,
@@ -295,6 +296,7 @@ def make_transactor(
         poll_records_max=records_max,
         observers=observers,
         before_step=before_step,
+        together_s=together_s,
     )
 
 
@@ -322,9 +324,11 @@ def keys(records: Iterable[Record]) -> list[str]:
 
 
 async def drain(transactor: Transactor) -> None:
-    """Step until nothing is read any more."""
-    while await transactor.step():
-        pass
+    """Step until nothing is read any more, and no transaction is under way."""
+    is_late = bool(transactor._runs)
+    while await transactor.step() or is_late or transactor._runs:
+        # What was left behind is polled again in the step after its end.
+        is_late = bool(transactor._runs)
 
 
 async def step_until(
