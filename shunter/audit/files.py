@@ -9,7 +9,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from shunter.audit.keyring import Keyring
-from shunter.console import UserError
+from shunter.console import UserError, named, read_input
 from topics import ChainHead, KeyEntry
 from topics.wire.codec import describe
 
@@ -113,8 +113,8 @@ def write_heads(path: Path, heads: dict[str, ChainHead]) -> None:
 
 def _read(path: Path, kind: "TypeAdapter[T]") -> T:
     try:
-        return kind.validate_json(path.read_bytes())
+        return kind.validate_json(read_input(path))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        raise UserError(f"{named(path)}: {error.strerror}") from error
     except ValidationError as error:
-        raise UserError(f"{path}: {describe(error)}") from error
+        raise UserError(f"{named(path)}: {describe(error)}") from error

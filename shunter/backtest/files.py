@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO, cast
 
 from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.workload import Arrival, TraceError, parse_arrivals
-from shunter.console import UserError
+from shunter.console import UserError, named, read_input
 from shunter.render.spreadsheet import cell
 
 PACKAGED = "workload-open-small.csv.gz"
+GZIP_MAGIC = b"\x1f\x8b"
 ROWS_MAX = 2_000_000
 
 COLUMNS = (
@@ -35,12 +36,14 @@ COLUMNS = (
 
 
 def read_trace(path: Path | None) -> list[Arrival]:
-    """Return the requests of a CSV file (gzipped if named .gz); None is the packaged one.
+    """Return the requests of a CSV file, gzipped or not.
+
+    None is the packaged one, - standard input.
 
     Raises:
         UserError: naming the file, and the row and column where there is one.
     """
-    name = str(path) if path else f"packaged {PACKAGED}"
+    name = named(path) if path else f"packaged {PACKAGED}"
     try:
         with _open(path) as text:
             rows: Iterator[Mapping[str, str | None]] = csv.DictReader(text)
@@ -56,16 +59,16 @@ def read_trace(path: Path | None) -> list[Arrival]:
 
 @contextmanager
 def _open(path: Path | None) -> Iterator[TextIO]:
-    if path is None:
-        packed = (resources.files("shunter.data") / PACKAGED).read_bytes()
-        with gzip.open(io.BytesIO(packed), "rt", encoding="utf-8", newline="") as text:
-            yield text
-    elif path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as text:
-            yield text
-    else:
-        with path.open(encoding="utf-8", newline="") as text:
-            yield text
+    name = PACKAGED if path is None else path.name
+    given = (
+        (resources.files("shunter.data") / name).read_bytes() if path is None else read_input(path)
+    )
+    source: IO[bytes] = io.BytesIO(given)
+    if name.endswith(".gz") or given.startswith(GZIP_MAGIC):
+        source = cast("IO[bytes]", gzip.GzipFile(fileobj=source))
+    # Spreadsheets begin a file with a byte order mark.
+    with io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as text:
+        yield text
 
 
 def write_assignments(

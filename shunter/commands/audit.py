@@ -33,7 +33,9 @@ from topics import BadRecordError, Catalogue, Evidence, decode, encode
 from topics.signing.key_files import KeyFileError
 from topics.signing.keys import load_signing_key
 
-audit = typer.Typer(name="audit", help="Look into the audit trail, and check it.")
+audit = typer.Typer(
+    add_completion=False, name="audit", help="Look into the audit trail, and check it."
+)
 audit.command()(verify)
 audit.command()(report)
 audit.command()(export)

@@ -22,7 +22,9 @@ from topics.admin.provisioning import partition_counts
 from topics.iso_time import iso_time
 
 evidence = typer.Typer(
-    name="evidence", help="Keys that sign evidence, its archive and its public log."
+    add_completion=False,
+    name="evidence",
+    help="Keys that sign evidence, its archive and its public log.",
 )
 for command in (keygen, introduce, revoke, publish, log):
     evidence.command()(command)

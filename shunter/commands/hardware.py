@@ -17,7 +17,9 @@ from shunter.hardware.predictions import REQUIRED, UnreadableError, predictions,
 
 UNREADABLE = 2
 
-hardware = typer.Typer(name="hardware", help="Predict latencies; list devices and models.")
+hardware = typer.Typer(
+    add_completion=False, name="hardware", help="Predict latencies; list devices and models."
+)
 hardware.command(name="calibrate")(calibrate_command)
 
 CatalogueFile = Annotated[

@@ -16,7 +16,17 @@ from policies.config.hardware import Kind
 from shunter.backtest.files import read_trace
 from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Setting
-from shunter.console import AsJson, FleetFile, PolicyFile, UserError, err, out, settings_from
+from shunter.console import (
+    AsJson,
+    FleetFile,
+    PolicyFile,
+    UserError,
+    err,
+    named,
+    out,
+    read_input,
+    settings_from,
+)
 from shunter.plan.capacity import Capacity, capacity
 from shunter.plan.judge import Case, Judge
 from shunter.plan.market import Counts, Market, parse_market, rent
@@ -160,9 +170,9 @@ def _market(path: Path | None, fleet: Fleet) -> Market:
     if path is None:
         return Market()
     try:
-        return parse_market(path.read_text(encoding="utf-8"), str(path), fleet)
+        return parse_market(read_input(path).decode(), named(path), fleet)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read: {error}") from error
+        raise UserError(f"{named(path)}: can't be read: {error}") from error
     except DeclarationError as error:
         raise UserError(str(error)) from error
 

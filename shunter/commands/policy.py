@@ -56,7 +56,9 @@ _STEPS: dict[str, Step] = {
     "expire": "expired",
 }
 
-policy = typer.Typer(name="policy", help="Check, explain, backtest and apply fleet and policy.")
+policy = typer.Typer(
+    add_completion=False, name="policy", help="Check, explain, backtest and apply fleet and policy."
+)
 policy.command()(backtest)
 policy.command()(apply)
 policy.command()(rollback)

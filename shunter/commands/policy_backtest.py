@@ -39,7 +39,9 @@ from shunter.console import (
     Prefix,
     UserError,
     err,
+    named,
     out,
+    read_input,
     settings_from,
 )
 from streams.config.declarations import load_fleet, load_policy
@@ -304,9 +306,9 @@ def _reality(path: Path | None) -> Reality:
     if path is None:
         return Reality()
     try:
-        return parse_reality(path.read_text(encoding="utf-8"), str(path))
+        return parse_reality(read_input(path).decode(), named(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read: {error}") from error
+        raise UserError(f"{named(path)}: can't be read: {error}") from error
 
 
 def _show(scored: list[Scored], report: dict[str, Any]) -> None:

@@ -17,7 +17,9 @@ from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, QualityEntry, Settings, VariantQuality, decode
 from topics.admin.provisioning import partition_counts
 
-quality = typer.Typer(name="quality", help="Whether variants answer as their references do.")
+quality = typer.Typer(
+    add_completion=False, name="quality", help="Whether variants answer as their references do."
+)
 
 _SHOWN = {"open": "not known yet", "as_reference": "as the reference", "drifted": "DRIFTED"}
 

@@ -12,7 +12,16 @@ from shunter.client.kafka import run
 from shunter.client.quotes import MenuLine, Wish, as_sent, ask, menu_of, questions
 from shunter.client.request_lines import check_lines, good_lines
 from shunter.commands.audit_report import time_of
-from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
+from shunter.console import (
+    AsJson,
+    Bootstrap,
+    Prefix,
+    UserError,
+    named,
+    out,
+    read_input,
+    settings_from,
+)
 from topics import InferenceRequest, parse_request
 from topics.iso_time import iso_time
 from topics.records.request import duration_s
@@ -39,7 +48,10 @@ Output = Annotated[
 
 
 def quote(
-    file: Annotated[Path, typer.Argument(help="JSONL of requests, as for `shunter submit`.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="JSONL of requests, as for `shunter submit`; - for standard input."),
+    ],
     by: By = None,
     tiers: Tiers = None,
     take: Take = None,
@@ -71,17 +83,18 @@ def quote(
 
 def _requests(file: Path, bytes_max: int) -> list[InferenceRequest]:
     try:
-        lines = file.read_bytes().splitlines(keepends=True)
+        lines = read_input(file).splitlines(keepends=True)
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
+        raise UserError(f"{named(file)}: {error.strerror}") from error
     checked = check_lines(lines, bytes_max=bytes_max)
     if checked.bad:
         first = checked.bad[0]
         raise UserError(
-            f"{file}:{first.number}: {first.reason}; {len(checked.bad)} lines are no requests"
+            f"{named(file)}:{first.number}: {first.reason};"
+            f" {len(checked.bad)} lines are no requests"
         )
     if not checked.ids:
-        raise UserError(f"{file} has no request to quote")
+        raise UserError(f"{named(file)} has no request to quote")
     return [parse_request(value, bytes_max=bytes_max) for _, _, value in good_lines(lines, checked)]
 
 

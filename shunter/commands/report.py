@@ -34,7 +34,12 @@ from streams.config.declarations import load_fleet, load_policy
 from topics import Catalogue, Settings
 from topics.iso_time import iso_time
 
-report = typer.Typer(help="Reports for people, from evidence.", no_args_is_help=True)
+report = typer.Typer(
+    add_completion=False,
+    name="report",
+    help="Reports for people, from evidence.",
+    no_args_is_help=True,
+)
 
 
 @report.callback()

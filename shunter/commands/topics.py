@@ -21,7 +21,7 @@ from topics.admin.asyncapi import asyncapi
 from topics.admin.replication import REPLICAS
 from topics.admin.topic_report import PARTITIONS, CatalogueReport
 
-topics = typer.Typer(name="topics", help="Create and check the topics.")
+topics = typer.Typer(add_completion=False, name="topics", help="Create and check the topics.")
 topics.command()(acls)
 topics.command()(recover)
 topics.command()(tidy)

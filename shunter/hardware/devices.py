@@ -5,6 +5,7 @@ from typing import Any
 
 from policies.config.hardware import Device, HardwareCatalogue
 from policies.config.schema import DeclarationError, Problem, load_mapping, validate_mapping
+from shunter.console import named, read_input
 from streams.config.declarations import packaged
 
 # What a device takes that declares no constants of its own; no server on a CPU is like those.
@@ -26,7 +27,7 @@ def load_catalogue(path: Path | None = None) -> HardwareCatalogue:
     }
     name = "packaged catalogue"
     if path is not None:
-        name = str(path)
+        name = named(path)
         for part, declared in _read(path).items():
             is_known = isinstance(declared, dict) and isinstance(merged.get(part), dict)
             merged[part] = {**merged[part], **declared} if is_known else declared
@@ -49,7 +50,7 @@ def _with_constants(device: Device, catalogue: HardwareCatalogue) -> Device:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_input(path).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise DeclarationError([Problem(str(path), "", "", f"can't be read: {error}")]) from error
-    return load_mapping(text, str(path))
+        raise DeclarationError([Problem(named(path), "", "", f"can't be read: {error}")]) from error
+    return load_mapping(text, named(path))

@@ -116,10 +116,13 @@ def test_each_row_of_the_trace_has_its_assignment(trace: Path, tmp_path: Path) -
     assert report["lower_bound_usd"] is None
 
 
-def test_a_gzipped_trace_is_the_same_trace(trace: Path, tmp_path: Path) -> None:
-    packed = tmp_path / "trace.csv.gz"
+def test_a_trace_is_the_same_gzipped_under_any_name_and_with_a_byte_order_mark(
+    trace: Path, tmp_path: Path
+) -> None:
+    packed, marked = tmp_path / "trace", tmp_path / "trace.csv"
     packed.write_bytes(gzip.compress(trace.read_bytes()))
-    assert read_trace(packed) == read_trace(trace)
+    marked.write_bytes(b"\xef\xbb\xbf" + trace.read_bytes())
+    assert read_trace(packed) == read_trace(marked) == read_trace(trace)
     assert len(read_trace(None)) == 2000
 
 

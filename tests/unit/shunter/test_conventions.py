@@ -52,6 +52,12 @@ def test_help_names_the_variable_of_each_option(name: str, command: Any) -> None
         assert found or not is_setting or (name, option.name) in OWN
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_names_each_command_and_installs_completion_at_the_top_alone(name: str) -> None:
+    assert re.search(rf"^│ {name} ", invoke("--help"), re.MULTILINE)
+    assert "--install-completion" not in invoke(name, "--help")
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert invoke("--version") == f"shunter {project['version']}\n"
@@ -78,3 +84,21 @@ def test_a_policy_and_configurations_are_read_from_standard_input() -> None:
     columns = "device,model,precision,tensor_parallel,input_tokens,output_tokens,concurrency\n"
     (found,) = json.loads(invoke("hardware", "predict", "-", "--json", given=columns + row))["rows"]
     assert "error" not in found, found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "quote -",
+        "policy backtest --trace -",
+        "policy backtest --reality -",
+        "plan --market -",
+        "hardware list --catalogue -",
+        "audit verify-proof -",
+        "submit -",
+    ],
+)
+def test_what_is_wrong_with_any_file_is_said_of_standard_input(words: str) -> None:
+    outcome = CliRunner().invoke(app, words.split(), input="nothing: of use\n")
+    assert outcome.exit_code in {1, 2}
+    assert "standard input" in str(outcome.exception) + outcome.output
