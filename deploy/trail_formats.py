@@ -155,6 +155,9 @@ def archive_reader(directory, problem):
         lines = []
         for path in sorted(Path(directory, kind).rglob("*.parquet")):
             where = path.relative_to(directory).as_posix()
+            if not NAME.search(path.as_posix()):
+                problem("stray_file", where, "no archiver names a file so")
+                continue
             try:
                 rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
                 lines += file_lines(kind, path, where, rows, problem)

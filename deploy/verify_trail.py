@@ -130,4 +130,8 @@ def say_what_was_not_checked(asked, gone, logged):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (OSError, ValueError) as error:
+        print(f"can't be read: {error}", file=sys.stderr)
+        sys.exit(2)

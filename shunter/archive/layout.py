@@ -29,6 +29,7 @@ _NAME = re.compile(
     r"date=(\d{4}-\d\d-\d\d)/hour=(\d\d)/(\d+)-(\d{20})-(\d{20})\.parquet$", re.ASCII
 )
 _PART = ".part"
+_SUFFIX = ".parquet"
 
 
 class ArchiveError(Exception):
@@ -72,13 +73,18 @@ class Archive:
         Raises:
             ArchiveError: two of them hold the same offset, so that two archivers have written.
         """
-        base = f"{self.root}/{kind}"
-        paths = self.fs.find(base) if self.fs.exists(base) else []
-        files = sorted(self._parse(kind, paths), key=lambda f: (f.partition, f.first_offset))
+        parsed = self._parse(kind, self._paths(kind))
+        files = sorted(parsed, key=lambda f: (f.partition, f.first_offset))
         for before, after in itertools.pairwise(files):
             if before.partition == after.partition and after.first_offset < before.next_offset:
                 raise ArchiveError(f"{before.path} and {after.path} hold the same offsets")
         return files
+
+    def strays(self, kind: Kind) -> list[str]:
+        """Return the paths of what queries take for a file of a kind, and no archiver has named."""
+        paths = self._paths(kind)
+        own = {file.path for file in self._parse(kind, paths)}
+        return [path for path in paths if path.endswith(_SUFFIX) and path not in own]
 
     def next_offsets(self, kind: Kind) -> dict[int, int]:
         """Return, by partition, the first offset that no file holds."""
@@ -137,6 +143,10 @@ class Archive:
         """Return a query engine's pattern for all files of a kind."""
         root = self.fs.unstrip_protocol(self.root) if self.is_remote else self.root
         return f"{root}/{kind}/*/*/*.parquet"
+
+    def _paths(self, kind: Kind) -> list[str]:
+        base = f"{self.root}/{kind}"
+        return self.fs.find(base) if self.fs.exists(base) else []
 
     def _parse(self, kind: Kind, paths: list[str]) -> Iterator[ArchiveFile]:
         for path in paths:

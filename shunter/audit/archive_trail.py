@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import duckdb
 
-from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
+from shunter.archive.layout import KINDS, Archive, ArchiveError, ArchiveFile
 from shunter.audit.archived_steps import ArchivedStep
 from shunter.audit.chains import Witnessed
 from shunter.audit.columns import BATCH_ROWS, check_file, checked_rows, rows_of
@@ -49,6 +49,8 @@ def verify_archive(
     keyring = keyring or Keyring()
     verifier = Verifier(keyring, witnessed, (), terms or archive_terms(time.time()))
     findings = verifier.findings
+    for path in (path for kind in KINDS for path in archive.strays(kind)):
+        findings.add("stray_file", path, "no archiver names a file so, and queries would read it")
     for file in archive.files("keys"):
         for row, _ in _checked(archive, file, findings):
             add_key(keyring, row.value, row.where, key=row.key or b"")

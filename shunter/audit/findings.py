@@ -25,6 +25,7 @@ Kind = Literal[
     "unreadable",
     "false_entry",
     "false_column",
+    "stray_file",
     "false_result",
     "ended_twice",
     "unended",

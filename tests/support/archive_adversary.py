@@ -31,9 +31,8 @@ class ArchiveForger:
         rng = random.Random(seed)
         shutil.copytree(self.whole, to)
         path = rng.choice(sorted(to.rglob("*.parquet")))
-        way: Callable[..., Forgery] = rng.choice(
-            [_cell, _cell, _cell, _row, _row, _column, _file_gone, _renamed, _bytes, _contents]
-        )
+        ways = [_cell, _cell, _cell, _row, _row, _column, _file_gone, _renamed, _added, _bytes]
+        way: Callable[..., Forgery] = rng.choice([*ways, _contents])
         found = way(path, rng)
         return Forgery(f"{path.relative_to(to)}: {found.told}", found.boundary)
 
@@ -138,6 +137,15 @@ def _renamed(path: Path, rng: random.Random) -> Forgery:
     folder.mkdir(exist_ok=True)
     path.rename(folder / f"{partition}-{first}-{end}.parquet")
     return Forgery(f"renamed: {how}")
+
+
+def _added(path: Path, rng: random.Random) -> Forgery:
+    """A copy beside what there is, as queries find it, under the name of no archiver."""
+    folder = path.parents[rng.randrange(3)] / rng.choice(["", "more"])
+    folder.mkdir(exist_ok=True)
+    name = rng.choice(["more.parquet", f".{path.name}", f"{path.name}.parquet", "0-1-2.parquet"])
+    shutil.copyfile(path, folder / name)
+    return Forgery(f"copied to {folder.name}/{name}")
 
 
 def _bytes(path: Path, rng: random.Random) -> Forgery:

@@ -149,6 +149,12 @@ def _renamed(archive: Path, _other: Path) -> None:
     path.rename(path.with_name(f"{int(partition) + 40}-{begin}-{end}.parquet"))
 
 
+def _stray(archive: Path, _other: Path) -> None:
+    """The rows of a file once more, where only queries look."""
+    path = files(archive)[0]
+    path.with_name("more.parquet").write_bytes(path.read_bytes())
+
+
 def _dropped_column(archive: Path, _other: Path) -> None:
     path = files(archive)[0]
     pq.write_table(pq.ParquetFile(path).read().drop_columns(["cost_usd"]), path)
@@ -203,6 +209,7 @@ def archive_ways() -> Iterator[tuple[str, ArchiveWay]]:
         yield f"a file of {kind} gone", _file_gone(kind)
     yield "the first file of each partition gone", _front_gone
     yield "a file renamed to another partition", _renamed
+    yield "a file that no archiver has named", _stray
     yield "a column dropped", _dropped_column
     yield "a column added", _added_column
     yield "one bit of a file", _bit
