@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from policies.config.options import Option
+from policies.scoring.hours import price_factor
 
 PREMIUM = "premium_gpu"
 # Halvings of the range of the number that shared a device; the cost is then exact to 1e-5.
@@ -56,29 +57,37 @@ class Work:
 
 
 def premium_usd(
-    work: Work, placed: Option, cost_usd: float, able: Iterable[Option]
+    work: Work,
+    placed: Option,
+    cost_usd: float,
+    able: Iterable[Option],
+    during: tuple[float, float] = (0.0, 0.0),
 ) -> float | None:
     """Return what the work would have cost on the cheapest of these premium GPUs, in US dollars.
 
     The device is exchanged and nothing else: the same tokens, shared by as many requests at a time
     as shared the device that it ran on (at most the premium variant's ``max_batch``). So waiting
     for a batch, which premium GPUs could do too, is no saving here, and what ran on a premium GPU
-    is its own comparison.
+    is its own comparison. Where prices move, each is that of the same hour.
 
     Args:
         work: the tokens.
         placed: where it ran.
         cost_usd: what that cost, of measured device time.
         able: the premium GPUs that might have served it.
+        during: from its first token to its finish, epoch seconds; of no account where no price
+            moves.
 
     Returns:
         None if there is none.
     """
     if placed.kind == PREMIUM:
         return cost_usd
-    sharers = work.sharers(placed, cost_usd / placed.usd_per_s) if placed.usd_per_s else 1.0
+    usd_per_s = placed.usd_per_s * price_factor(placed, *during)
+    sharers = work.sharers(placed, cost_usd / usd_per_s) if usd_per_s else 1.0
     costs = (
-        option.cost_usd(
+        price_factor(option, *during)
+        * option.cost_usd(
             0.0 if option.rates else work.device_s(option, min(sharers, option.max_batch)),
             work.input_tokens,
             work.output_tokens,

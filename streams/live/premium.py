@@ -38,7 +38,8 @@ def premium_usd_of(
         return None
     usage = end.usage
     work = Work(usage.input_tokens, usage.output_tokens, usage.cached_tokens)
-    return premium_usd(work, placed, end.got.cost_usd, able)
+    run_s = end.got.finish_s - (end.got.finish_s if end.got.ttft_s is None else end.got.ttft_s)
+    return premium_usd(work, placed, end.got.cost_usd, able, (end.at - run_s, end.at))
 
 
 def _option(options: Options, pool: str, variant: str) -> Option | None:

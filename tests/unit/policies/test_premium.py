@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import pytest
 
 from policies import Option, compile_options
+from policies.config.series import Series
 from policies.hardware.accelerator import Accelerator, Completion, Job, VariantLimits
 from policies.scoring.premium import PREMIUM, Work, premium_usd
 from streams.config.declarations import load_fleet
 
-OPTIONS = compile_options(load_fleet(None))
+FLEET = load_fleet(None)
+OPTIONS = compile_options(FLEET)
 PREMIUM_US = OPTIONS.of("premium-us", "llama-3.1-8b-fp8")
 
 
@@ -76,3 +78,24 @@ def test_costs_beyond_the_model_stay_within_what_a_device_can_share(cost_usd):
         work.device_s(PREMIUM_US, n) * PREMIUM_US.usd_per_s for n in (PREMIUM_US.max_batch, 1)
     ]
     assert found == pytest.approx(ends[0] if cost_usd < 0.1 else ends[1])
+
+
+def test_where_prices_move_each_is_that_of_the_hour_in_which_it_ran():
+    """The silicon doubles its price after an hour, the premium GPUs after two."""
+    after = {"silicon-us": 3600.0, "premium-us": 7200.0}
+    series, pools = {}, dict(FLEET.pools)
+    for pool, at in after.items():
+        devices = FLEET.pools[pool].serves[0].tensor_parallel
+        usd = OPTIONS.by_pool[pool][0].usd_per_s * 3600 / devices
+        series[pool] = Series(steps=((0.0, usd), (at, 2 * usd)))
+        pools[pool] = FLEET.pools[pool].model_copy(update={"tariff": pool})
+    options = compile_options(FLEET.model_copy(update={"pools": pools, "series": series}))
+    work, ran = Work(300, 400), options.of("silicon-us", "llama-3.1-8b-fp8")
+    there = options.of("premium-us", "llama-3.1-8b-fp8")
+    usd = work.device_s(ran, 16) * ran.usd_per_s
+    costs = [
+        premium_usd(work, ran, factor * usd, [there], (at, at + 2))
+        for at, factor in ((100.0, 1), (4000.0, 2), (8000.0, 2))
+    ]
+    assert costs[1] == pytest.approx(costs[0])
+    assert costs[2] == pytest.approx(2 * costs[0])
