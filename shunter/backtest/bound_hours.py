@@ -14,8 +14,9 @@ from itertools import pairwise
 
 from policies import Option, Options
 from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS
+from shunter.backtest.bound_iterations import TokenTimes
 from shunter.backtest.bound_streaming import latest_end_s
-from shunter.backtest.bound_work import TokenTimes, add_work, token_usd
+from shunter.backtest.bound_work import add_work, token_usd
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
 

@@ -59,6 +59,8 @@ class Programme:
     def solve(self, method: str = "highs") -> float:
         """Return the least cost; ``method`` is one of scipy's for HiGHS.
 
+        A solution that is not quite the best would be no lower bound. Its dual is below all.
+
         Raises:
             NoBoundError: scipy is missing, or there is no solution.
         """
@@ -79,7 +81,16 @@ class Programme:
             raise NoBoundError("no schedule serves all of it in time: the fleet is too small")
         if found.status != 0:
             raise NoBoundError(f"the solver found none: {found.message}")
-        return float(found.fun)
+        dual = sum(
+            float(price) * limit
+            for prices, rows in (
+                (found.ineqlin.marginals, self.at_most),
+                (found.eqlin.marginals, self.equal),
+            )
+            for price, (_, limit) in zip(prices, rows, strict=True)
+        )
+        dual += sum(float(found.upper.marginals[at]) * limit for at, limit in self.limits.items())
+        return min(float(found.fun), dual)
 
     def solve_whole(self, seconds: float) -> Whole:
         """Return the best solution that is found within so many seconds, and the bound by then.
