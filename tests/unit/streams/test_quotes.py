@@ -111,6 +111,19 @@ async def test_an_accepted_quote_binds_the_request_and_its_evidence_names_it() -
     assert header(record, h.CRITICAL) == "profile.quote"
 
 
+async def test_a_quote_that_is_accepted_twice_has_one_run() -> None:
+    yard = open_yard()
+    ask(yard)
+    await quoted(yard)
+    offer = answers(yard)["q1"].offers[0]
+    for times in (2, 1):  # twice at once, and once more later
+        for _ in range(times):
+            send(yard, offer.quote_ids["r1"])
+        await routed(yard)
+    assert len(yard.evidence("placed")) == 1
+    assert len(yard.lane("premium-eu", "direct")) == 1
+
+
 async def test_the_price_is_at_most_the_quoted_one_and_evidence_has_both() -> None:
     yard = open_yard()
     ask(yard)
