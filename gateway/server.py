@@ -16,10 +16,11 @@ from gateway.batches.assembly import add_batches
 from gateway.exchange.claims import ClaimFollower
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.fleet_state import FleetState
+from gateway.exchange.request_ids import new_id
 from gateway.http.connection import OPTIONS, Connection
 from gateway.http.health import healthz, readyz
 from gateway.http.keys import ApiKeys, KeyProofs
-from gateway.http.middleware import answer_in_form
+from gateway.http.middleware import answer_in_form, as_api_error
 from gateway.http.pages import docs, index, metrics, openapi
 from gateway.http.state import BY_TURN, GATEWAY, Gateway
 from streams.engine.clock import SystemClock
@@ -65,7 +66,13 @@ def create_app(gateway: Gateway) -> web.Application:
     return app
 
 
-async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    if isinstance(response, web.HTTPException):
+        # aiohttp's own answer where no middleware was asked, as for an odd `Expect`.
+        told = as_api_error(request, response).response()
+        response.body, response.content_type = told.body, told.content_type
+        response.headers["Content-Length"] = str(told.content_length)
+        response.headers["x-request-id"] = new_id("", request.app[GATEWAY].clock.now())
     response.headers["Server"] = "shunter"
 
 

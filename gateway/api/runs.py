@@ -12,7 +12,7 @@ from gateway.exchange.claims import HeldKey
 from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import keyed_id
-from gateway.http.errors import ApiError
+from gateway.http.errors import ApiError, as_unicode
 from gateway.http.state import Gateway
 from topics import KeyClaim, Result, encode
 from topics.openai_api.failures import failure_of
@@ -65,6 +65,9 @@ def key_of(tenant: str, path: str, text: str) -> Key:
     """Return a client's key. Raises ApiError where it can't be one."""
     if not 1 <= len(text) <= KEY_CHARACTERS_MAX:
         message = f"Idempotency-Key has 1 to {KEY_CHARACTERS_MAX} characters"
+        raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
+    if as_unicode(text) != text:
+        message = "Idempotency-Key is no UTF-8"
         raise ApiError(400, "invalid_value", message, param="Idempotency-Key")
     return Key(tenant, path, text)
 

@@ -180,7 +180,10 @@ def _check(fields: dict[str, Any]) -> None:
         code = _CODES.get(kind) or ("invalid_type" if is_type else "invalid_value")
         first = where[0] if where else ""
         param = _PLACES.get(first, ".".join([BODY_FIELD, *where]))[:100] or None
-        raise ApiError(400, code, describe(error), param=param) from error
+        told = describe(error, InferenceRequest)
+        if first == "completion_window":
+            told = told.replace(first, "deadline", 1)
+        raise ApiError(400, code, told, param=param) from error
 
 
 def _digest(body: dict[str, Any], asked: dict[str, Any], fields: dict[str, Any]) -> str:

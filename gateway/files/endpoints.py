@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from gateway.files.paging import check_query, page
 from gateway.files.store import FILE_BYTES_MAX, FileRecord, FileStore, new_file_id
 from gateway.files.threads import in_thread
-from gateway.http.errors import ApiError, json_response
+from gateway.http.errors import ApiError, as_unicode, json_response
 from gateway.http.state import GATEWAY, caller_of
 
 FILES = web.AppKey("files", FileStore)
 PIECE_BYTES = 256 * 1024
 FIELD_BYTES_MAX = 1024
+FIELDS_MAX = 32
 LIST_MAX = 10_000
 EXPIRES_S_MIN, EXPIRES_S_MAX = 3600, 30 * 86400
 _FILENAME_CHARACTERS_MAX = 255
@@ -41,7 +43,7 @@ async def upload(request: web.Request) -> web.Response:
             message = f"nothing came for {s_max:g} s (SHUNTER_GATEWAY_READ_S_MAX)"
             headers = {"Connection": "close"}
             raise ApiError(408, "request_timeout", message, headers=headers) from error
-        except ValueError as error:
+        except (ValueError, BadHttpMessage) as error:
             message = f"the form can't be read: {error!s:.200}"
             raise ApiError(400, "invalid_value", message) from error
         if filename is None:
@@ -78,11 +80,15 @@ async def _received(
             raise ApiError(400, "invalid_value", "a part of the form is a form itself")
         name = part.name or ""
         if name != "file":
+            if len(fields) == FIELDS_MAX:
+                message = f"the form has more than {FIELDS_MAX} fields beside the file"
+                raise ApiError(400, "invalid_value", message)
             fields[name[:100]] = await _field(part, name, s_max)
         elif filename is not None:
             raise ApiError(400, "invalid_value", "there are two files", param="file")
         else:
-            filename = _CONTROLS.sub("", part.filename or "file")[-_FILENAME_CHARACTERS_MAX:]
+            plain = _CONTROLS.sub("", as_unicode(part.filename or ""))
+            filename = plain[-_FILENAME_CHARACTERS_MAX:] or "file"
             with path.open("xb") as file:
                 size = await _copied(part, file, s_max)
 

@@ -63,9 +63,9 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """Return the envelope."""
         error: dict[str, Any] = {
-            "message": self.message,
+            "message": as_unicode(self.message),
             "type": self.type,
-            "param": self.param,
+            "param": None if self.param is None else as_unicode(self.param),
             "code": self.code,
         }
         if self.details is not None:
@@ -91,6 +91,11 @@ def overloaded(most: int, wait_s: float) -> ApiError:
         " (SHUNTER_GATEWAY_OPEN_MAX); try again",
         retry_after_s=wait_s,
     )
+
+
+def as_unicode(text: str) -> str:
+    """Return a text of HTTP as one that JSON has; bytes that were no UTF-8 become ``?``."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def json_response(

@@ -15,6 +15,7 @@ from topics.openai_api.operations import instead_of
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 API_PREFIX = "/v1/"
 UNAVAILABLE_RETRY_S = 2.0
+_ONCE = {"Authorization": (401, "invalid_api_key"), "Idempotency-Key": (400, "invalid_value")}
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,10 @@ async def _admitted(request: web.Request, handler: Handler, gateway: Gateway) ->
     is_known = request.match_info.http_exception is None
     if not (is_known and request.path.startswith(API_PREFIX)):
         return await handler(request)
+    # Which of two counts is not for one of the servers on the way to guess.
+    for name, (status, code) in _ONCE.items():
+        if len(set(request.headers.getall(name, ()))) > 1:
+            raise ApiError(status, code, f"there are two different headers {name}", param=name)
     caller = gateway.keys.caller(request.headers.get("Authorization"))
     request[CALLER] = caller
     request[REQUEST_ID] = new_id(caller.tenant, gateway.clock.now())
@@ -94,4 +99,7 @@ def as_api_error(request: web.Request, error: web.HTTPException) -> ApiError:
         return ApiError(404, "unknown_url", f"there is no {where}; see /docs")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return ApiError(413, "request_too_large", "the body is too large")
+    if isinstance(error, web.HTTPExpectationFailed):
+        message = "the header Expect has no other value than 100-continue"
+        return ApiError(417, "invalid_value", message, param="Expect")
     return ApiError(error.status, None, error.reason)
