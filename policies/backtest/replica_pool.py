@@ -143,7 +143,7 @@ class ModelPool:
             outcome.cached_tokens,
             priority=0 if attempt.path == "direct" else 1,
         )
-        replica.submit(job, profile.tpot_s, now)
+        replica.submit(job, profile.tpot_s, now, profile.session)
         return index
 
     def advance(self, index: int, now: float) -> Iterator[TryEnded]:
@@ -235,6 +235,7 @@ class ModelPool:
         """Fail all work that runs or waits on a replica, as if its model server ended."""
         for name in [n for n, attempt in self._tries.items() if attempt.replica == index]:
             self.replicas[index].accelerator.cancel(name, now)
+        self.replicas[index].forget()
 
     def status(self, now: float) -> PoolStatus:
         """Return the heartbeat that the pool's worker would send now."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from policies.hardware.accelerator import PREFILL_CHUNK_TOKENS, Accelerator, VariantLimits
 from policies.hardware.iteration import Event, FirstToken, Job
@@ -16,6 +17,13 @@ TTFT_SHARE = 0.5
 # beside which a replica that decodes takes more.
 PREFILL_MEMORY_S = 5.0
 PREFILL_SHARE_MAX = 0.6
+# The same where the replica keeps that share of a request's prompt.
+KEPT_SHARE, KEPT_PREFILL_SHARE_MAX = 0.5, 0.9
+# What gives way first was not used for the longest time: so much of the usual chance it has left
+# to be used again. By backtests of agents' and of Mooncake's sessions.
+OLDEST_USED_SHARE = 0.25
+# Replicas that have space for a session and are weighed against the one that work would gather on.
+SPACES = 2
 # A decode step of one sequence alone streams all weights; of that, what one pays that joins a
 # replica of another variant, which would be busy anyway, or others of its own, who share it.
 SHARED_STREAM = 0.5
@@ -106,14 +114,18 @@ class Replica:
         """Time of the prompts that have no first token yet, in seconds."""
         return sum(prompts.seconds() for prompts in self._prompts.values()) if self._waiting else 0
 
-    def submit(self, job: Job, tpot_s: float | None, now: float) -> None:
-        """Queue a job; ``tpot_s`` is its SLO."""
+    def submit(
+        self, job: Job, tpot_s: float | None, now: float, session: str | None = None
+    ) -> None:
+        """Queue a job; ``tpot_s`` is its SLO, and what is kept of its session is its own then."""
         if tpot_s is not None:
             self._tpot_of[job.id] = tpot_s
         self._waiting[job.id] = job
         self._prompts[job.variant].add(_computed_tokens(job))
         self.accelerator.submit(job, now)
         if self.prefixes is not None:
+            if session is not None:
+                self.prefixes.use((session, job.variant))
             self.prefixes.shrink(self.accelerator.kv_free_bytes)
 
     def cached_tokens(self, variant: str, session: str | None) -> int:
@@ -128,6 +140,11 @@ class Replica:
             kv_bytes = tokens * self._prompts[variant].roofline.kv_bytes_per_token
             free_bytes = self.accelerator.kv_free_bytes
             self.prefixes.keep((session, variant), tokens, kv_bytes, free_bytes)
+
+    def forget(self) -> None:
+        """Lose all that is kept, as a server that ends."""
+        if self.prefixes is not None:
+            self.prefixes.clear()
 
     def advance(self, now: float) -> list[Event]:
         """Return all events up to ``now`` that were not yet returned."""
@@ -145,7 +162,11 @@ class Replica:
         return events
 
     def can_take(self, ask: Ask, now: float) -> bool:
-        """Return True if the request and the running ones would meet their SLOs."""
+        """Return True if the request and the running ones would meet their SLOs.
+
+        Prompts that take much of the time keep away what would decode beside them, but for what
+        computes little of its own here.
+        """
         accelerator = self.accelerator
         if accelerator.is_idle:
             return True
@@ -158,14 +179,17 @@ class Replica:
         if limits_s:
             busy_s = self._recent_prefill_s(now) + self.backlog_s
             share = busy_s / PREFILL_MEMORY_S
-            if share > PREFILL_SHARE_MAX or round_s / (1.0 - share) > TPOT_SHARE * min(limits_s):
+            share_max = PREFILL_SHARE_MAX
+            if self.cached_tokens(ask.variant, ask.session) >= KEPT_SHARE * ask.input_tokens:
+                share_max = KEPT_PREFILL_SHARE_MAX
+            if share > share_max or round_s / (1.0 - share) > TPOT_SHARE * min(limits_s):
                 return False
         if ask.ttft_left_s is None:
             return True
         return self._ttft_s(ask, round_s) <= TTFT_SHARE * ask.ttft_left_s
 
     def price_s(self, ask: Ask) -> float:
-        """Return the device time that a request adds: what it has to compute, and its decoding."""
+        """Return the device time that a request adds, with what its memory displaces."""
         accelerator, roofline = self.accelerator, self._prompts[ask.variant].roofline
         steps = max(0, ask.output_tokens - 1)
         context_tokens = ask.input_tokens + ask.output_tokens // 2
@@ -177,7 +201,26 @@ class Replica:
             step_s += SHARED_STREAM * alone_s / (beside + 1)
         else:
             step_s = alone_s * (1.0 if accelerator.is_idle else SHARED_STREAM)
-        return self._prefill_s(ask) + steps * step_s
+        return self._prefill_s(ask) + steps * step_s + self.displaced_s(ask)
+
+    def displaced_s(self, ask: Ask) -> float:
+        """Return the prompt time that later turns are expected to lose, as prefixes give way."""
+        prefixes = self.prefixes
+        if prefixes is None:
+            return 0.0
+        roofline = self._prompts[ask.variant].roofline
+        shared = self.cached_tokens(ask.variant, ask.session)
+        needed = max(0, ask.input_tokens + ask.output_tokens - shared)
+        over_bytes = needed * roofline.kv_bytes_per_token
+        over_bytes -= self.accelerator.kv_free_bytes - prefixes.kv_bytes
+        lost_s = 0.0
+        for variant, tokens, kv_bytes in prefixes.oldest():
+            if over_bytes <= 0:
+                break
+            share = min(1.0, over_bytes / kv_bytes)
+            lost_s += share * self._prompts[variant].roofline.prefill_s(tokens)
+            over_bytes -= kv_bytes
+        return lost_s * prefixes.used_share * OLDEST_USED_SHARE
 
     def _prefill_s(self, ask: Ask) -> float:
         cached = min(self.cached_tokens(ask.variant, ask.session), ask.input_tokens - 1)
@@ -217,7 +260,8 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
 
     A busy replica that has the session's keys and values comes before all. An idle one that has
     them comes before company if the request adds less device time there: a long prefix is worth
-    more than what company saves, a short one isn't.
+    more than what company saves, a short one isn't. The same holds for one with space for what the
+    session leaves, where the prefixes of others would have to give way to it.
     """
     same = [replica.accelerator.jobs_of(ask.variant) for replica in replicas]
     is_much = sum(same) >= OWN_REPLICA_SHARE * replicas[0].accelerator.max_batch_of(ask.variant)
@@ -234,9 +278,9 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
         return busy
     best = next((index for index in order if replicas[index].can_take(ask, now)), None)
     if best is not None:
-        return (
-            min([best, *keeps], key=lambda index: replicas[index].price_s(ask)) if keeps else best
-        )
+        if ask.session is not None and replicas[best].displaced_s(ask):
+            keeps += _with_space(replicas, order, ask, now)
+        return min([best, *keeps], key=lambda i: replicas[i].price_s(ask)) if keeps else best
     tokens = ask.input_tokens + ask.output_tokens
 
     def load(index: int) -> tuple[bool, float, int, int]:
@@ -245,3 +289,11 @@ def choose_replica(replicas: Sequence[Replica], ask: Ask, now: float) -> int:
         return (not has_room, replica.backlog_s, replica.jobs, index)
 
     return min(range(len(replicas)), key=load)
+
+
+def _with_space(
+    replicas: Sequence[Replica], order: Sequence[int], ask: Ask, now: float
+) -> list[int]:
+    """Return the first replicas that can take the request and have space for what it leaves."""
+    able = (i for i in order if not replicas[i].displaced_s(ask) and replicas[i].can_take(ask, now))
+    return list(islice(able, SPACES))

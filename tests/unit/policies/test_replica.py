@@ -166,3 +166,54 @@ def test_a_replica_that_keeps_the_session_and_can_take_no_more_is_passed_over() 
     replicas = keeping(pool(), 2, 30_000)
     give(replicas[2], "one", count=4)
     assert choose_replica(replicas, Ask("one", 30_500, 50, session="s"), 1.0) != 2
+
+
+def test_a_session_goes_where_nothing_has_to_give_way_to_it() -> None:
+    replicas = [Replica(VARIANTS, PrefixCache()) for _ in range(3)]
+    give(replicas[0], "one")
+    kept_bytes = replicas[0].accelerator.kv_free_bytes
+    tokens = int(kept_bytes / VARIANTS["one"].roofline.kv_bytes_per_token)
+    replicas[0].keep("one", "s", tokens)
+    new = Ask("one", 10_000, 2, session="new")
+    assert choose_replica(replicas, new, 1.0) == 0, "nobody comes again: it may give way"
+    prefixes = replicas[0].prefixes
+    assert prefixes is not None
+    prefixes.used_share = 1.0
+    assert choose_replica(replicas, new, 1.0) == 1
+    assert choose_replica(replicas, Ask("one", 10_000, 2), 1.0) == 0, "it will leave nothing"
+    assert choose_replica(replicas, Ask("one", 10, 5_000, session="t"), 1.0) == 0, "company counts"
+
+
+def test_what_a_turn_uses_again_takes_no_memory_beside_it() -> None:
+    replica = Replica(VARIANTS, PrefixCache())
+    roofline = VARIANTS["one"].roofline
+    half = int(0.5 * replica.accelerator.kv_free_bytes / roofline.kv_bytes_per_token)
+    replica.keep("one", "s", half)
+    replica.keep("one", "t", half // 2)
+    replica.submit(Job("a", "one", half + 1_000, 10, half), None, 0.0, "s")
+    assert replica.cached_tokens("one", "t") == half // 2
+    assert replica.cached_tokens("one", "s") == half
+    replica.forget()
+    assert replica.cached_tokens("one", "s") == replica.cached_tokens("one", "t") == 0
+
+
+def test_the_oldest_gives_way_from_its_end_by_blocks() -> None:
+    prefixes = PrefixCache()
+    prefixes.keep(("old", "one"), 1_000, 1_000.0, 1_500.0)
+    prefixes.keep(("new", "one"), 900, 900.0, 1_500.0)
+    assert (prefixes.tokens(("old", "one")), prefixes.tokens(("new", "one"))) == (592, 900)
+    assert prefixes.kv_bytes == 1_492.0
+    prefixes.shrink(880.0)
+    assert (prefixes.tokens(("old", "one")), prefixes.tokens(("new", "one"))) == (0, 880)
+
+
+def test_a_keeper_busy_with_prompts_takes_what_it_keeps() -> None:
+    replicas = keeping(pool(), 0, 30_000)
+    replica = replicas[0]
+    give(replica, "one")
+    replica.advance(5.0)
+    replica.submit(Job("p", "two", 65_000, 1), None, 5.0)
+    assert 0.6 * PREFILL_MEMORY_S < replica.backlog_s < 0.9 * PREFILL_MEMORY_S
+    long = Ask("one", 30_500, 50, tpot_s=10.0, session="s")
+    assert replica.can_take(long, 5.0)
+    assert not replica.can_take(Ask("one", 30_500, 50, tpot_s=10.0, session="t"), 5.0)

@@ -118,12 +118,13 @@ class SimulatedBackend:
         ahead_s, others_s = replica.backlog_s, self._others_s(replica, variant)
         submitted_at = self._model_now()
         mark = share.begin(submitted_at)
-        replica.submit(job, self._in_model(profile.tpot_s), self._model_now())
+        replica.submit(job, self._in_model(profile.tpot_s), submitted_at, session)
         self._changed.set()
         try:
             done = await (self._streamed(call, job, accelerator, future) if tokens else future)
         except asyncio.CancelledError:
             call.meter.add(*await self._taken_out(name, accelerator, input_tokens))
+            replica.keep(variant, session, cached)
             raise
         finally:
             self._waiting.pop(name, None)
