@@ -4,7 +4,8 @@ import csv
 import io
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -29,6 +30,8 @@ REQUESTS_PER_CLIENT = 10
 # Far beyond what a server runs; a mistyped number must not take hours.
 DEVICES_MAX, TOKENS_MAX, CLIENTS_MAX, REQUESTS_MAX = 1024, 10_000_000, 65_536, 1_000_000
 SEED = 20
+# Of a value that is no such thing, so much is repeated to whoever wrote it.
+SHOWN_MAX = 40
 
 
 class UnreadableError(ValueError):
@@ -68,26 +71,41 @@ class Configuration:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, by column.
+    """Return the rows of a CSV file, by column; what a row lacks is empty.
+
+    Spaces around names and values, blank lines and a byte order mark don't count, and bytes that
+    are no UTF-8 spoil the value that has them alone.
 
     Raises:
         UnreadableError: there is no such file, it is no CSV, or it lacks a column.
     """
     try:
-        with io.StringIO(read_input(path).decode("utf-8-sig"), newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UnreadableError(
-                    f"{named(path)}: has no column {', '.join(missing)}:"
-                    " the first line names the columns"
-                )
-            return [
-                {name: value or "" for name, value in row.items() if isinstance(name, str)}
-                for row in reader
+        text = read_input(path).decode("utf-8-sig", errors="replace").lstrip()
+        with io.StringIO(text, newline="") as file, _fields_of_any_size(text):
+            lines = [
+                [value.strip() for value in line]
+                for line in csv.reader(file, skipinitialspace=True)
             ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise UnreadableError(f"{named(path)}: can't be read as CSV: {error}") from error
+    header, *rows = lines or [[]]
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        raise UnreadableError(
+            f"{named(path)}: has no column {', '.join(missing)}: the first line names the columns"
+        )
+    empty = dict.fromkeys(header, "")
+    return [empty | dict(zip(header, row, strict=False)) for row in rows if row not in ([], [""])]
+
+
+@contextmanager
+def _fields_of_any_size(text: str) -> Iterator[None]:
+    """Let a field be as long as the text: it is one row's error, not the file's."""
+    before = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def predictions(
@@ -120,9 +138,9 @@ def configuration(row: Mapping[str, str], catalogue: HardwareCatalogue) -> Confi
     """Return the configuration of a row. Raises RowError."""
     device, model = row["device"], row["model"]
     if device not in catalogue.devices:
-        raise RowError(f"device: {device!r} is unknown; {did_you_mean(device, catalogue.devices)}")
+        raise _unknown("device", device, catalogue.devices)
     if model not in catalogue.models:
-        raise RowError(f"model: {model!r} is unknown; {did_you_mean(model, catalogue.models)}")
+        raise _unknown("model", model, catalogue.models)
     concurrency = _count(row, "concurrency", CLIENTS_MAX)
     requests = REQUESTS_PER_CLIENT * concurrency
     if row.get("requests"):
@@ -149,7 +167,7 @@ def _precision(text: str) -> Precision:
     for each in known:
         if each == text:
             return each
-    raise RowError(f"precision: {text!r} is unknown; {did_you_mean(text, known)}")
+    raise _unknown("precision", text, known)
 
 
 def _kv_precision(text: str) -> KVPrecision | None:
@@ -158,18 +176,24 @@ def _kv_precision(text: str) -> KVPrecision | None:
         if each == text:
             return each
     if text:
-        raise RowError(f"kv_precision: {text!r} is unknown; use bf16, fp8, or leave it empty")
+        shown = text[:SHOWN_MAX]
+        raise RowError(f"kv_precision: {shown!r} is unknown; use bf16, fp8, or leave it empty")
     return None
 
 
+def _unknown(column: str, text: str, known: Iterable[str]) -> RowError:
+    shown = text[:SHOWN_MAX]
+    return RowError(f"{column}: {shown!r} is unknown; {did_you_mean(shown, known)}")
+
+
 def _count(row: Mapping[str, str], column: str, most: int) -> int:
-    text = row[column].strip()
+    text = row[column]
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not (1 <= number <= most and number == int(number)):
-        raise RowError(f"{column}: {text[:40]!r}: give a whole number from 1 to {most:,}")
+        raise RowError(f"{column}: {text[:SHOWN_MAX]!r}: give a whole number from 1 to {most:,}")
     return int(number)
 
 
@@ -179,5 +203,5 @@ def _share(text: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 < share <= 1:
-        raise RowError(f"length_low: {text[:40]!r}: give a share above 0, at most 1")
+        raise RowError(f"length_low: {text[:SHOWN_MAX]!r}: give a share above 0, at most 1")
     return share

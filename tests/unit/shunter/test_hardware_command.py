@@ -78,6 +78,66 @@ def test_a_file_that_cannot_be_read_ends_with_2(tmp_path: Path) -> None:
     assert typed("list", "--catalogue", str(tmp_path / "none.yaml")).exit_code == 2
 
 
+ODD_FILES = {
+    "a byte order mark": f"\ufeff{HEADER}\n{ROW}\n",
+    "line ends of Windows": f"{HEADER}\r\n{ROW}\r\n",
+    "line ends of old": f"{HEADER}\r{ROW}\r",
+    "no line end": f"{HEADER}\n{ROW}",
+    "blank lines": f"\n  \n{HEADER}\n\n{ROW}\n   \n\n",
+    "spaces": f"{HEADER.replace(',', ' , ')}\n{ROW.replace(',', ' ,  ')} \n",
+    "quotes": HEADER + ',note\n"h100", "llama-3.1-8b","fp8","1","512","128","4","a, ""b""\nc"\n',
+    "more fields than names": f"{HEADER}\n{ROW},,x,y\n",
+    "another column's bytes": f"{HEADER},note\n{ROW},caf\udce9\n",
+    "a field of 200,000 characters": f"{HEADER},note\n{ROW},{'x' * 200_000}\n",
+}
+
+
+@pytest.mark.parametrize("odd", ODD_FILES)
+def test_an_odd_file_has_the_same_rows(tmp_path: Path, odd: str) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_bytes(ODD_FILES[odd].encode("utf-8", "surrogateescape"))
+    result = typed("predict", str(file), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"] == predicted(tmp_path, ROW)
+
+
+def test_no_row_no_prediction(tmp_path: Path) -> None:
+    assert predicted(tmp_path) == []
+
+
+NUMBERS = [
+    "0",
+    "-1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1e18",
+    "1.5",
+    "0x10",
+    "abc",
+    "1,000",
+    "1e-300",
+    "true",
+    "½",
+]
+
+
+def test_odd_values_are_errors_of_their_rows_alone(tmp_path: Path) -> None:
+    """Each number of a row, and the devices, models and precisions that nobody has."""
+    header = f"{HEADER},requests,length_low,kv_precision,expert_parallel"
+    names, rows = header.split(","), []
+    for column in names:
+        for text in ["", "x" * 200_000, "{}", "h\0", *NUMBERS]:
+            row = dict(zip(names, [*ROW.split(","), "", "", "", ""], strict=True)) | {column: text}
+            rows.append(",".join(f'"{value}"' for value in row.values()))
+    found = predicted(tmp_path, *rows, header=header)
+    assert len(found) == len(rows)
+    # Of optional columns one may be empty, and a share may be tiny.
+    assert sum("error" not in each for each in found) == 4 + 1
+    assert all(len(each.get("error", "")) < 600 for each in found)
+
+
 CATALOGUE = """
 devices:
   new: {kind: inference_silicon, memory_gb: 80, memory_bandwidth_tb_s: 3.35,
