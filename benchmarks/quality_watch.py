@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ from llama_server import LlamaServer
 from running_system import System, eventually
 
 from benchmarks.quality_prompts import Prompt, prompts
-from policies.quality.comparison import difference, excerpt
-from policies.quality.sequential_test import ALPHA, alpha_of, drift_wealth, is_won
+from policies.quality.comparison import answer_group, difference, excerpt
+from policies.quality.sequential_test import ALPHA
+from policies.quality.verdicts import begun, judge
 from shunter.commands.quality import read_known
 from shunter.demo.llama_server import packaged_model
+from topics import Comparison
 from topics.embedded_broker.broker import EmbeddedBroker
 
 REFERENCE, SOUND, BROKEN = "q8", "q4", "broken"
@@ -46,6 +49,9 @@ SEEDS, BROKEN_SAMPLES, SOUND_SAMPLES = 100, 200, 2_000
 # How answers are compared, of which prompts, and the mean difference that is allowed.
 WATCHED = (("labels", "labels", 0.1), ("greedy", "greedy", 0.4), ("tokens", "greedy", 0.3))
 MODEL = "gemma-3-270m"
+
+Pair = tuple[float, int | None]
+"""How two answers differ, and the group of the reference's."""
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -93,39 +99,47 @@ def differences(
     asked: list[Prompt],
     ones: list[dict[str, Any]],
     others: list[dict[str, Any]],
-) -> list[float]:
+) -> list[Pair]:
     """Return how the answers to prompts of a kind differ."""
-    found = []
+    found: list[Pair] = []
     for prompt, one, other in zip(asked, ones, others, strict=True):
         first, second = excerpt(one), excerpt(other)
         if prompt.compare == kind and first is not None and second is not None:
             x = difference(compare, first, second)
-            found += [] if x is None else [x]
+            found += [] if x is None else [(x, answer_group(compare, kind, first))]
     return found
 
 
-def found_after(pairs: list[float], within: float, samples: int, seed: int) -> int | None:
+def found_after(
+    pairs: list[Pair], watched: tuple[str, str, float], samples: int, seed: int
+) -> int | None:
     """Return after how many drawn samples the variant is called drifted, None if it is not."""
-    draw = random.Random(seed)
-    wealth: tuple[float, ...] = ()
+    draw, (compare, kind, within) = random.Random(seed), watched
+    first = Comparison("", "", 0.0, kind, "p", "v", REFERENCE, compare, within, None, 0.0)
+    state = begun(first)
     for n in range(samples):
-        wealth = drift_wealth(wealth, n, draw.choice(pairs), within)
-        if is_won(wealth, alpha_of(1)):
+        x, group = draw.choice(pairs)
+        state = judge(state, replace(first, difference=x, answer_group=group))
+        if state.verdict == "drifted":
             return n + 1
     return None
 
 
-def row(name: str, watched: tuple[str, str, float], pairs: list[float]) -> dict[str, Any]:
+def row(name: str, watched: tuple[str, str, float], pairs: list[Pair]) -> dict[str, Any]:
     """Return what 100 seeds come to."""
     compare, _, within = watched
     samples = BROKEN_SAMPLES if name == BROKEN else SOUND_SAMPLES
-    ends = [found_after(pairs, within, samples, seed) for seed in range(SEEDS)]
+    ends = [found_after(pairs, watched, samples, seed) for seed in range(SEEDS)]
     called = sorted(each for each in ends if each is not None)
     return {
         "variant": name,
         "compare": compare,
         "pairs": len(pairs),
-        "mean_difference": round(statistics.fmean(pairs), 3),
+        "mean_difference": round(statistics.fmean(x for x, _ in pairs), 3),
+        "in_groups": sorted(
+            round(statistics.fmean(x for x, group in pairs if group == each), 3)
+            for each in {group for _, group in pairs}
+        ),
         "within": within,
         "samples": samples,
         "called_drifted": len(called),

@@ -4,7 +4,10 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
+
+from policies.quality.sequential_test import GROUPS
 
 Excerpt = dict[str, Any]
 """The part of an answer that is compared: ``texts``, ``calls``, ``flags`` or ``vectors``."""
@@ -61,6 +64,27 @@ def difference(compare: str, first: Excerpt, second: Excerpt) -> float | None:
     """
     found = COMPARISONS.get(compare)
     return None if found is None else found(first, second)
+
+
+def answer_group(compare: str, task: str, reference: Excerpt) -> int | None:
+    """Return the group of a reference's answer, from 0 to below ``GROUPS``; None: it has none.
+
+    A label, the names of the called tools and the flags say what kind of answer it is, so that
+    answers of each kind can be held against a limit of their own. Words are of no kind.
+
+    Args:
+        compare: how answers are compared.
+        task: the request's class: one label of two classes is two kinds.
+        reference: what is compared of the reference's answer.
+    """
+    if compare not in ("labels", "tool_calls"):
+        return None
+    tools = [[call[0] for call in calls] for calls in reference.get("calls", ())]
+    kind: list[Any] = [task, tools]
+    if compare == "labels":
+        kind += [[_label(text) for text in reference.get("texts", ())], reference.get("flags")]
+    digest = blake2b(json.dumps(kind).encode(), digest_size=8, person=b"answers")
+    return int.from_bytes(digest.digest()) % GROUPS
 
 
 def _labels(first: Excerpt, second: Excerpt) -> float | None:

@@ -12,6 +12,12 @@ A variant may change at any time. So not all is staked at the first sample: at s
 2 ln(n) / growth samples later than it would be at the beginning, and not after all the wealth that
 was lost till then has been won back.
 
+A variant may be broken for one answer alone, which a mean over all of them hides: one that never
+says "flagged" is wrong as often as something is flagged. So a quarter of the wealth bets on all
+samples, the rest on those with one answer of the reference each: the nth kind of answer that comes
+up has a part in proportion to 1/n. What is refuted then is that the mean difference is at most d
+for each answer, and so at most d in all.
+
 A test that begins anew, after a drifted variant has passed, spends less of alpha: a variant that
 answers as its reference does is ever called drifted with a chance of at most alpha in all.
 """
@@ -21,6 +27,17 @@ from collections.abc import Sequence
 ALPHA = 0.01
 """Chance to ever call a variant drifted that is not, or passed that has drifted."""
 
+GROUPS = 64
+"""Groups of the reference's answers by their hash; several answers may share one."""
+
+GROUPS_TESTED = 8
+"""Of these, so many that come up first have bets of their own."""
+
+ALL_STAKE = 0.25
+"""Part of the wealth that bets on all samples."""
+
+_SHARES = sum(1 / place for place in range(1, GROUPS_TESTED + 1))
+
 BETS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Parts of the wealth that are staked, each by one bet."""
 
@@ -29,7 +46,11 @@ _WEALTH_MAX = 1e12
 
 
 def drift_wealth(
-    wealth: Sequence[float], samples: int, difference: float, within: float
+    wealth: Sequence[float],
+    samples: int,
+    difference: float,
+    within: float,
+    stake: float = 1.0,
 ) -> tuple[float, ...]:
     """Return the wealth of the bets that the mean difference is above ``within``.
 
@@ -38,8 +59,9 @@ def drift_wealth(
         samples: number of samples before this one.
         difference: the sample, 0 to 1.
         within: difference that is allowed for this sample, above 0 and below 1.
+        stake: part of all wealth that these bets ever stake.
     """
-    return _bet(wealth, samples, (difference - within) / within)
+    return _bet(wealth, samples, (difference - within) / within, stake)
 
 
 def sound_wealth(
@@ -59,9 +81,16 @@ def alpha_of(episode: int) -> float:
     return ALPHA / (episode * (episode + 1))
 
 
-def _bet(wealth: Sequence[float], samples: int, gain: float) -> tuple[float, ...]:
+def group_stake(place: int) -> float:
+    """Return the part of the wealth that bets on the nth group that came up, from 1."""
+    return (1.0 - ALL_STAKE) / _SHARES / place
+
+
+def _bet(
+    wealth: Sequence[float], samples: int, gain: float, stake: float = 1.0
+) -> tuple[float, ...]:
     begun = samples + 1
-    added = 1.0 / (begun * (begun + 1))
+    added = stake / (begun * (begun + 1))
     before = wealth or (0.0,) * len(BETS)
     return tuple(
         min(_WEALTH_MAX, (had + added) * (1.0 + bet * gain))

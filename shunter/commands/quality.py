@@ -103,6 +103,14 @@ def _figures(state: VariantQuality) -> dict[str, Any]:
             }
             for task, tally in sorted(state.classes.items())
         },
+        "answer_groups": {
+            name: {
+                "samples": group.samples,
+                "mean_difference": round(group.difference / max(1, group.samples), 6),
+            }
+            for name, group in sorted(state.groups.items())
+        },
+        "drifted_in": state.drifted_in,
     }
 
 

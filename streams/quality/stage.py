@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policies.quality.sampling import DAY_S
+from policies.quality.sequential_test import GROUPS
 from policies.quality.verdict_state import KnownQuality
 from policies.quality.verdicts import begun, judge, judged_of
 from streams.engine.clock import Clock
@@ -136,12 +137,14 @@ def _check(comparison: Comparison) -> None:
     """
     difference = comparison.difference
     is_in_range = difference is None or 0.0 <= difference <= 1.0
+    group = comparison.answer_group
+    is_in_range &= group is None or 0 <= group < GROUPS
     if not (is_in_range and 0.0 < comparison.within < 1.0 and comparison.cost_usd >= 0.0):
         raise BadRecordError(
             "validate",
             "invalid_record",
             f"difference {difference}, within {comparison.within}, cost_usd"
-            f" {comparison.cost_usd}: out of range",
+            f" {comparison.cost_usd}, answer_group {group}: out of range",
         )
 
 

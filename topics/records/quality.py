@@ -1,6 +1,6 @@
 """Records of the quality watch: what a second run is for, one comparison, and what came of all.
 
-None holds text of a request or of an answer: differences and counts alone.
+None holds text of a request or of an answer: differences, counts and numbers of groups alone.
 """
 
 import json
@@ -80,6 +80,8 @@ class Comparison:
         within: mean difference that is allowed.
         difference: 0 (the same) to 1; None where the answers can't be compared.
         cost_usd: cost of the second run.
+        answer_group: which of a few groups the reference's answer is in, where answers are labels
+            or calls; None where they are words, or the writer knew of no groups.
     """
 
     id: str
@@ -94,6 +96,7 @@ class Comparison:
     difference: float | None
     cost_usd: float
     reference_pool: str | None = None
+    answer_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,23 @@ class ComparisonTally:
 
     samples: int = 0
     difference: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerGroup:
+    """Comparisons in which the reference's answer is in one group.
+
+    Attributes:
+        place: it was the nth that came up.
+        samples: their number, since the test began.
+        difference: the sum of their differences.
+        drift: wealth of each bet that these differ by more than is allowed.
+    """
+
+    place: int
+    samples: int = 0
+    difference: float = 0.0
+    drift: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +146,8 @@ class VariantQuality:
         sound: wealth of each bet that it differs by less.
         sound_samples: likewise.
         classes: comparisons by class.
+        groups: comparisons by group of the reference's answer, as text; those that came up first.
+        drifted_in: of a drifted variant, the group whose answers showed it; None: all together.
     """
 
     pool: str
@@ -145,6 +167,8 @@ class VariantQuality:
     sound: tuple[float, ...] = ()
     sound_samples: int = 0
     classes: dict[str, ComparisonTally] = field(default_factory=dict)
+    groups: dict[str, AnswerGroup] = field(default_factory=dict)
+    drifted_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

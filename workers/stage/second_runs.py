@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from policies import Option
-from policies.quality.comparison import JUDGE, Excerpt, difference, excerpt
+from policies.quality.comparison import JUDGE, Excerpt, answer_group, difference, excerpt
 from policies.quality.sampling import second_run
 from streams.engine.log import Outgoing
 from streams.evidence.records import EvidenceWriter
@@ -62,9 +62,10 @@ class SecondRuns:
             judged, reference = answers
         else:
             reference, judged = answers
-        found = None
+        found = group = None
         if judged is not None and reference is not None:
             found = await self._difference(check, routed, judged, reference)
+            group = answer_group(check.compare, check.task, reference)
         return Comparison(
             id=profile.id,
             of=check.of,
@@ -83,6 +84,7 @@ class SecondRuns:
                 outcome.usage.output_tokens,
                 outcome.usage.cached_tokens,
             ),
+            answer_group=group,
         )
 
     def told(self, comparison: Comparison) -> Outgoing:

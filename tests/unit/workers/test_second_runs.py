@@ -83,3 +83,25 @@ async def test_an_answer_too_long_for_a_header_asks_for_no_second_run(
     assert len(runs.asked_for(routed, answered("b"))) == 1
     monkeypatch.setattr(second_runs, "EXCERPT_BYTES_MAX", 10)
     assert not runs.asked_for(routed, answered("b"))
+
+
+async def test_a_comparison_of_labels_tells_the_group_of_the_reference_s_answer() -> None:
+    yard = Yard()
+    runs = SecondRuns(yard.evidence_writer(), yard.telemetry)
+    option = yard.options.of("premium-eu", "yard-8b-fp8")
+
+    async def group(compare: str, first: str, text: str, asked: str = "reference") -> int | None:
+        routed = second(yard, b'{"texts":["%s"],"calls":[[]]}' % first.encode())
+        check = replace(CHECK, compare=compare, asked=asked)
+        routed = replace(routed, profile=replace(routed.profile, quality=check))
+        told = await runs.compared(routed, answered(text), option)
+        assert told is not None
+        return told.answer_group
+
+    good = await group("labels", "bad", "good")
+    assert good is not None
+    # By the reference's answer, whichever of the two came first.
+    assert good == await group("labels", "good", "Good.")
+    assert good == await group("labels", "good", "bad", asked="judged")
+    assert good != await group("labels", "good", "bad")
+    assert await group("tokens", "good", "good") is None
