@@ -20,6 +20,9 @@ from topics import LatencyError
 BUSY_ANYWAY = 0.5
 # A pool counts as full by this share at least: what runs at its peak takes places for certain.
 FULLNESS_MIN = 0.25
+# A backlog that is older by less than this is as it was: standings are costly, and must last for
+# the requests of one poll.
+BEHIND_S = 0.005
 # Of the streaming that a sequence shares with others, the share that goes on because it came.
 SUSTAINED = 0.5
 
@@ -49,24 +52,29 @@ class _Standings:
     ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
     """
 
-    __slots__ = ("_corrected", "_sent_at", "_standings", "rows")
+    __slots__ = ("_corrected", "_standings", "_worked_until", "rows")
 
     _corrected: dict[str, tuple[Option, Roofline]]
     _standings: "dict[str, Standing]"
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
-    _sent_at: float | None
+    _worked_until: float | None
 
     def begin(self) -> None:
-        """Start with nothing cached, and nothing sent."""
+        """Start with nothing cached, at no known time."""
         self._corrected = {}
-        self._sent_at = None
+        self._worked_until = None
         self.has_changed()
 
-    def sending(self, now: float) -> float:
-        """Return the seconds since work was last sent, 0 before the first; work is sent now."""
-        since = self._sent_at
-        self._sent_at = now
+    def worked(self, now: float) -> float:
+        """Return the seconds since this was last asked, 0 the first time."""
+        since = self._worked_until
+        self._worked_until = now
         return 0.0 if since is None else max(0.0, now - since)
+
+    def is_behind(self, now: float) -> bool:
+        """Return True if the pool may have worked off some of its backlog that still counts."""
+        since = self._worked_until
+        return self.backlog_s > 0 and (since is None or now - since >= BEHIND_S)
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""

@@ -133,6 +133,19 @@ class FleetView:
         found.refresh()
         return found
 
+    def work_off(self, now: float) -> None:
+        """Take off the backlogs what the pools have worked since they were last looked at.
+
+        By one clock only: since the first look after a heartbeat, which was told by another.
+
+        Args:
+            now: epoch seconds.
+        """
+        for load in self._loads.values():
+            if load.is_behind(now) and (passed_s := load.worked(now)):
+                load.backlog_s = max(0.0, load.backlog_s - passed_s)
+                load.has_changed()
+
     def add_sent(
         self,
         option: Option,
@@ -143,8 +156,7 @@ class FleetView:
     ) -> None:
         """Count work sent to a pool until its next heartbeat includes it.
 
-        Meanwhile the pool works on what it has: of its backlog the time is gone that has passed
-        between two sendings. By one clock only: the heartbeat was told by another.
+        Meanwhile the pool works on what it has, see `work_off`.
 
         Args:
             option: its target.
@@ -158,7 +170,7 @@ class FleetView:
             return
         replicas = max(1, load.workers) * option.replicas
         if now is not None:
-            load.backlog_s = max(0.0, load.backlog_s - load.sending(now))
+            load.backlog_s = max(0.0, load.backlog_s - load.worked(now))
         load.backlog_s += device_s / replicas
         load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
         running = load.running_by_variant

@@ -42,6 +42,7 @@ class Placer:
         The loads of the inputs change when a placement is counted: record them before.
         """
         here = self.situation
+        here.view.work_off(now)
         inputs = inputs_of(profile, here, now)
         decision = decide(profile, inputs, here.options, here.policy, now)
         # A second run takes nothing of its tenant's share.
@@ -65,6 +66,7 @@ class Placer:
     def target(self, members: Sequence[Member], now: float) -> Target | None:
         """Return the target of a group's members now; None if no live pool takes them."""
         here = self.situation
+        here.view.work_off(now)
         rate_per_s = here.arrivals.rate_per_s(members[0].group, now)
         return find_target(members, here.view.loads(), rate_per_s, here.options, here.policy, now)
 

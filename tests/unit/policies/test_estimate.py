@@ -7,7 +7,7 @@ import pytest
 from accelerator_cases import rooflines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_cases import NOW, bulk, some_options, status, views
+from policy_cases import NOW, a_situation, bulk, some_options, status, tagged, views
 
 from policies.config.options import Option
 from policies.fleet_state.candidate_load import (
@@ -20,6 +20,7 @@ from policies.fleet_state.candidate_load import (
 )
 from policies.fleet_state.view import FleetView
 from policies.hardware.roofline import Roofline
+from policies.placement.placer import Placer
 from policies.scoring.estimate import Estimate, chance, estimate
 from topics import Profile, VariantStatus
 
@@ -170,3 +171,27 @@ def test_a_standing_is_found_anew_when_something_is_sent_or_reported() -> None:
     assert view.standing(option).running == 7
     view.prune(NOW + 10_000)
     assert view.standing(option).obstacle == "pool_unavailable"
+
+
+def test_a_decision_counts_only_the_backlog_that_is_left() -> None:
+    """A pool works between two requests, also where nothing has been sent to it meanwhile."""
+    situation = a_situation()
+    view, placer = situation.view, Placer(situation)
+    pools = {option.pool for option in FLEET.by_model["llama"]}
+    for pool in pools:
+        view.report(status(pool, backlog_s=2.0))
+
+    def backlogs_s(now: float) -> set[float]:
+        loads = placer.decide(tagged(situation.policy).profile, now).inputs.loads
+        return {round(loads[pool].backlog_s, 6) for pool in pools}
+
+    # Since when, the router's own clock does not know.
+    assert backlogs_s(NOW) == {2.0}
+    assert backlogs_s(NOW + 0.4) == {1.6}
+    assert backlogs_s(NOW + 0.4) == {1.6}
+    option = FLEET.of("premium", "llama-fp8")
+    view.add_sent(option, 0.5 * option.replicas, now=NOW + 0.4)
+    assert backlogs_s(NOW + 1.0) == {1.0, 1.5}
+    assert backlogs_s(NOW + 9.0) == {0.0}
+    view.report(status("premium", backlog_s=3.0))
+    assert backlogs_s(NOW + 9.5) == {0.0, 3.0}
