@@ -71,11 +71,6 @@ class _Standings:
         self._worked_until = now
         return 0.0 if since is None else max(0.0, now - since)
 
-    def is_behind(self, now: float) -> bool:
-        """Return True if the pool may have worked off some of its backlog that still counts."""
-        since = self._worked_until
-        return self.backlog_s > 0 and (since is None or now - since >= BEHIND_S)
-
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""
         self._standings = {}
@@ -162,6 +157,11 @@ class PoolLoad(_Standings):
         pool_kw, site_kw = self.power_kw
         limits = (pool_kw, option.pool_kw_max), (site_kw, option.site_kw_max)
         return any(limit is not None and kw > limit for kw, limit in limits)
+
+    def is_behind(self, now: float) -> bool:
+        """Return True if the pool may have worked off some of its backlog that still counts."""
+        since = self._worked_until
+        return self.backlog_s > 0 and (since is None or now - since >= BEHIND_S)
 
     @property
     def is_idle(self) -> bool:
