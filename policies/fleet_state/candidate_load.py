@@ -20,9 +20,6 @@ from topics import LatencyError
 BUSY_ANYWAY = 0.5
 # A pool counts as full by this share at least: what runs at its peak takes places for certain.
 FULLNESS_MIN = 0.25
-# A backlog that is older by less than this is as it was: standings are costly, and must last for
-# the requests of one poll.
-BEHIND_S = 0.005
 # Of the streaming that a sequence shares with others, the share that goes on because it came.
 SUSTAINED = 0.5
 
@@ -157,11 +154,6 @@ class PoolLoad(_Standings):
         pool_kw, site_kw = self.power_kw
         limits = (pool_kw, option.pool_kw_max), (site_kw, option.site_kw_max)
         return any(limit is not None and kw > limit for kw, limit in limits)
-
-    def is_behind(self, now: float) -> bool:
-        """Return True if the pool may have worked off some of its backlog that still counts."""
-        since = self._worked_until
-        return self.backlog_s > 0 and (since is None or now - since >= BEHIND_S)
 
     @property
     def is_idle(self) -> bool:

@@ -1,7 +1,7 @@
 """The fleet view: the current knowledge of each pool's load."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import exp, log
+from math import exp, inf, log
 from statistics import fmean
 
 from policies.config.options import ModelOptions, Option, Options
@@ -31,6 +31,8 @@ from topics import LatencyError, PoolStatus, VariantStatus
 
 # A worker that has missed this many heartbeats is taken for dead.
 MISSED_BEATS_MAX = 4
+# Less is no time to work: standings are costly, and must last for the requests of one poll.
+WORKED_S_MIN = 0.005
 
 
 class FleetView:
@@ -53,6 +55,7 @@ class FleetView:
         self.lengths = Lengths()
         self.sessions = Sessions()
         self.version = 0
+        self._worked_until = -inf
 
     def report(self, status: PoolStatus) -> None:
         """Record a heartbeat. One of an unknown pool counts once the fleet has that pool."""
@@ -141,8 +144,11 @@ class FleetView:
         Args:
             now: epoch seconds.
         """
+        if 0.0 <= now - self._worked_until < WORKED_S_MIN:
+            return
+        self._worked_until = now
         for load in self._loads.values():
-            if load.is_behind(now) and (passed_s := load.worked(now)):
+            if load.backlog_s > 0 and (passed_s := load.worked(now)):
                 load.backlog_s = max(0.0, load.backlog_s - passed_s)
                 load.has_changed()
 
@@ -232,6 +238,8 @@ class FleetView:
         used = [server.kv_usage for server in servers if server.kv_usage is not None]
         load.kv_usage = round(fmean(used), 4) if used else 0.0
         load.round_s = self._round_s(pool, load)
+        # Its time counts from the next look on.
+        self._worked_until = -inf
         self._loads[pool] = load
         first = self._options.by_pool[pool][0]
         if first.is_power_limited:
