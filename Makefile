@@ -10,7 +10,7 @@ SEEDS ?= 2000
 START ?= 0
 REPLAY ?=
 
-.PHONY: setup test lint chaos chaos-cluster demo simulate fuzz bench guard constraints
+.PHONY: setup test test-fast lint chaos chaos-cluster demo simulate fuzz bench guard constraints
 
 setup: $(VENV)/dev.installed
 
@@ -18,6 +18,11 @@ setup: $(VENV)/dev.installed
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(VENV)/bin/pytest
+
+# While one works: without Kafka, and without what takes seconds of a processor.
+test-fast: export PYTHONDONTWRITEBYTECODE =
+test-fast: setup
+	$(VENV)/bin/pytest --numprocesses=2 -m "not kafka and not slow"
 
 lint: setup
 	$(VENV)/bin/ruff check

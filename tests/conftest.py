@@ -12,6 +12,8 @@ import pytest
 from topics.embedded_broker.broker import BrokerError, EmbeddedBroker
 from topics.embedded_broker.jvm import record_archive
 
+# Of each property; the longer look is `make fuzz`.
+EXAMPLES = 50
 # Modules that make, load or import what is dear, once for a process: each keeps to one.
 SHARED = ("test_backtest", "test_cpu", "test_shape", "test_tamper")
 
@@ -22,11 +24,11 @@ def pytest_collection() -> Generator[None, object, object]:
 
     That stays: to go through it again and again took a tenth of the tests' time.
     """
-    if examples := os.environ.get("SHUNTER_FUZZ_EXAMPLES"):
-        from hypothesis import settings
+    from hypothesis import settings
 
-        settings.register_profile("fuzz", max_examples=int(examples))
-        settings.load_profile("fuzz")
+    examples = int(os.environ.get("SHUNTER_FUZZ_EXAMPLES", str(EXAMPLES)))
+    settings.register_profile("shunter", max_examples=examples)
+    settings.load_profile("shunter")
     gc.disable()
     try:
         return (yield)

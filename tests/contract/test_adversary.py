@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from adversary import KINDS, TRUST, forge, introduced_trail, strange_trail
 from archive_adversary import ArchiveForger
 from audit_cases import Trail
@@ -39,6 +40,7 @@ async def kept_heads(trail: Trail) -> tuple[Witnessed, dict[str, Any]]:
     return kept, {chain: asdict(head) for chain, head in found.heads.items()}
 
 
+@pytest.mark.slow
 async def test_each_forgery_of_a_topic_is_flagged_by_both(tmp_path: Path) -> None:
     trail, strange = await introduced_trail(), await strange_trail()
     kept, heads = await kept_heads(trail)
@@ -60,6 +62,7 @@ async def test_each_forgery_of_a_topic_is_flagged_by_both(tmp_path: Path) -> Non
     assert outcomes["caught"] > 0.7 * SEEDS, outcomes
 
 
+@pytest.mark.slow
 async def test_each_forgery_of_an_archive_is_flagged_by_both(tmp_path: Path) -> None:
     trail = await introduced_trail()
     kept, heads = await kept_heads(trail)

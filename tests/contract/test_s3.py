@@ -33,6 +33,9 @@ from topics.signing.merkle import leaf_hash, tree_hash
 s3fs = pytest.importorskip("s3fs", reason="pip install 'shunter[dev]'")
 
 
+pytestmark = pytest.mark.slow
+
+
 class Mortal:
     """Does what it is given so many times, and dies."""
 

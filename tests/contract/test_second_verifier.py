@@ -82,7 +82,7 @@ not checked: whether what was signed is true
     assert "missing: yard.router-yard.requests-0: leaf 0" in done.stdout
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(
     st.floats(-sys.float_info.max, sys.float_info.max)
     | st.text()

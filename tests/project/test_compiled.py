@@ -30,6 +30,7 @@ def run(tree: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_compiled_modules_are_the_plain_ones_to_the_last_bit(tmp_path: Path) -> None:
     for name in PACKAGES:

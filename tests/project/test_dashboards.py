@@ -121,6 +121,7 @@ def test_each_alert_is_seen_to_fire() -> None:
     assert fired == {rule["alert"] for rule in ALERTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -72,7 +72,7 @@ def test_the_least_recently_seen_group_is_dropped_first() -> None:
     assert found.rate_per_s("one more", NOW) > PRIOR
 
 
-@settings(PROPERTY, max_examples=100)
+@settings(PROPERTY)
 @given(steps=st.lists(st.floats(-1000, 1000), min_size=1, max_size=20))
 def test_a_clock_that_steps_makes_no_rate_absurd(steps: list[float]) -> None:
     found = Arrivals(PRIOR)

@@ -53,10 +53,10 @@ def test_errors_told_by_some_are_kept_by_others_as_they_say() -> None:
     points = measured_errors(first, far, {})["chat"].direct
     for chance in (0.9, 0.95, 0.99):
         deadline = START + 2.0 * times_for(chance, points, 0.35)
-        judged = run(range(20_000))
+        judged = run(range(8000))
         quotes = {o.profile.id: taken(deadline, chance) for o in judged}
         (row,) = quote_scores(judged, quotes)["by_chance"]
-        assert row["kept"] == pytest.approx(chance, abs=0.006)
+        assert row["kept"] == pytest.approx(chance, abs=0.01)
 
 
 def test_of_what_never_ended_only_is_known_that_it_took_longer() -> None:

@@ -166,7 +166,7 @@ SOME = {
 }
 
 
-@settings(PROPERTY, max_examples=60)
+@settings(PROPERTY)
 @given(st.tuples(*[st.fixed_dictionaries(SOME)] * 3), st.sampled_from(["chat", "bulk"]))
 def test_nothing_goes_outside_any_bound_on_any_path(
     limits_of: tuple[dict[str, Any], dict[str, Any], dict[str, Any]], task: str

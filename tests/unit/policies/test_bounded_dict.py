@@ -26,7 +26,7 @@ def test_one_that_is_deleted_leaves_room() -> None:
     assert list(found) == ["a", "c"]
 
 
-@settings(PROPERTY, max_examples=100)
+@settings(PROPERTY)
 @given(keys=st.lists(st.integers(0, 9), max_size=60), entries_max=st.integers(1, 12))
 def test_those_put_last_are_there_in_their_order(keys: list[int], entries_max: int) -> None:
     found: BoundedDict[int, int] = BoundedDict(entries_max)

@@ -203,7 +203,7 @@ def check_decision(request: Profile, where: Situation) -> None:
             assert all(broken(request, o) for o in OPTIONS.by_model.get(request.model, ()))
 
 
-@settings(PROPERTY, max_examples=300)
+@settings(PROPERTY)
 @given(request=profiles(), view=views(OPTIONS), rate_per_s=st.floats(0.01, 100))
 def test_no_decision_breaks_a_constraint(
     request: Profile, view: FleetView, rate_per_s: float
@@ -211,7 +211,7 @@ def test_no_decision_breaks_a_constraint(
     check_decision(request, situations(view, rate_per_s))
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY)
 @given(
     request=profiles(),
     lengths=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 2000)), max_size=5),
@@ -284,7 +284,7 @@ def test_the_order_of_pools_is_no_part_of_a_fleets_version() -> None:
     assert BACKWARDS.version == OPTIONS.version
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY)
 @given(request=profiles(), data=st.data())
 def test_the_same_inputs_give_the_same_decision_in_whatever_order(
     request: Profile, data: st.DataObject
@@ -303,7 +303,7 @@ def test_the_same_inputs_give_the_same_decision_in_whatever_order(
         assert set(one.candidates) == set(two.candidates)
 
 
-@settings(PROPERTY, max_examples=100)
+@settings(PROPERTY)
 @given(request=profiles(), spread=st.floats(0.01, 3), now=st.floats(-100, 100))
 def test_chances_and_envelopes_are_sane(request: Profile, spread: float, now: float) -> None:
     policy: Policy = SITUATION.policy.model_copy(update={"estimates": Estimates(spread=spread)})

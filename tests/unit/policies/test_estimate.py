@@ -92,7 +92,7 @@ def plain_estimate(
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(profiles, every_option, views(FLEET), st.integers(1, 100), st.sampled_from([0.0, 30.0]))
 def test_an_estimate_is_that_of_the_plain_formula(
     profile: Profile, option: Option, view: FleetView, members: int, wait_s: float
@@ -102,7 +102,7 @@ def test_an_estimate_is_that_of_the_plain_formula(
     assert estimate(profile, standing_of(option, load), 0.05, members, wait_s) == plain
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(profiles, st.floats(1e-5, 1e3), st.floats(1e-5, 10), st.floats(0, 100), st.floats(0.05, 2))
 def test_a_chance_is_the_least_of_those_of_each_limit(
     profile: Profile, finish_s: float, tpot_s: float, elapsed_s: float, spread: float
@@ -122,7 +122,7 @@ def test_a_chance_is_the_least_of_those_of_each_limit(
     assert chance(profile, found, elapsed_s, spread) == min(chances)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(rooflines, st.integers(1, 500), st.integers(0, 10**6))
 def test_short_forms_of_an_iteration_are_the_iteration(
     roofline: Roofline, sequences: int, tokens: int

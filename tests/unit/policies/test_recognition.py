@@ -207,7 +207,7 @@ def test_phrases_are_found_as_by_one_pattern() -> None:
     """A word of each is sought before its pattern, which changes no answer."""
     answers = set()
 
-    @settings(PROPERTY, max_examples=300)
+    @settings(PROPERTY)
     @given(st.lists(PHRASES, min_size=1, max_size=3), joined(JOINTS, 8))
     @example(["up", "sum"], "what a \u017fum")
     @example(["kit"], "a \u212aIT")
@@ -231,7 +231,7 @@ CODE = (
 def test_code_is_found_as_by_its_pattern_alone() -> None:
     answers = set()
 
-    @settings(PROPERTY, max_examples=300)
+    @settings(PROPERTY)
     @given(st.lists(st.sampled_from(CODE), max_size=8).map("".join))
     def is_found_alike(text: str) -> None:
         found = recognition._CODE.search(text) is not None

@@ -415,7 +415,7 @@ BODIES = st.fixed_dictionaries(
 )
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY)
 @given(
     body=BODIES,
     url=st.sampled_from(["/v1/chat/completions", "/v1/embeddings", "/v1/moderations"]),

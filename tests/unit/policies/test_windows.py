@@ -727,4 +727,4 @@ class WindowsAgainstAList(RuleBasedStateMachine):
 
 
 TestWindowsAgainstAList = WindowsAgainstAList.TestCase
-TestWindowsAgainstAList.settings = settings(PROPERTY, max_examples=200, stateful_step_count=30)
+TestWindowsAgainstAList.settings = settings(PROPERTY, stateful_step_count=30)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from shunter.backtest import parallel_runs
 
 ROOT = Path(__file__).parents[3]
@@ -15,7 +17,7 @@ from shunter.backtest import parallel_runs
 from shunter.backtest.suite import ScoredRun, plans
 
 parallel_runs._cores = lambda: 2
-planned = plans(setting(300), with_baselines=True)
+planned = plans(setting(120), with_baselines=True)
 assert parallel_runs._can_fork()
 beside = [each for each, _ in parallel_runs.scored_beside(planned, 1)]
 alone = [each for each, _ in parallel_runs.whole_runs(planned)]
@@ -26,6 +28,7 @@ print(len(beside))
 """
 
 
+@pytest.mark.slow
 def test_runs_made_side_by_side_are_the_same() -> None:
     paths = (ROOT, ROOT / "tests", ROOT / "tests" / "support")
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}

@@ -294,6 +294,7 @@ def test_a_request_that_no_pool_can_serve_is_rejected_and_counted(
     assert path.read_text().splitlines()[-1] == "5,,,,,,,,,,0.0,rejected"
 
 
+@pytest.mark.slow
 def test_draws_tell_what_the_model_s_error_does() -> None:
     case = setting(rows=150)
     found = list(draws(case, 3))

@@ -27,13 +27,13 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(values)
 def test_any_json_is_written_as_the_reference_does(value: Any) -> None:
     assert canonical_json(value) == rfc8785.dumps(value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(numbers, numbers, texts, texts, values)
 def test_evidence_is_written_as_the_reference_does(
     cost: float, at: float, name: str, message: str, value: Any
@@ -98,7 +98,7 @@ plain = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(st.lists(plain, max_size=20))
 def test_numbers_that_are_not_searched_for_are_those_of_ecmascript(found: list[float]) -> None:
     assert canonical_json(found) == rfc8785.dumps(found)

@@ -40,7 +40,7 @@ def has_twice(text: str) -> bool:
     return any(found)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(texts())
 def test_a_key_that_stands_twice_is_refused_and_nothing_else(text: str) -> None:
     value = f'{{"x": {text}}}'.encode()
@@ -51,7 +51,7 @@ def test_a_key_that_stands_twice_is_refused_and_nothing_else(text: str) -> None:
         decode_unique_json_object(value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(texts(), st.sampled_from(["a" * LONG_BYTES, "b\n" * LONG_BYTES]))
 def test_a_key_that_stands_twice_is_found_beside_long_text(text: str, long: str) -> None:
     value = f'{{"x":{text},"long":{json.dumps(long)}}}'.encode()

@@ -281,7 +281,7 @@ candidates = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(candidates, st.floats(0, 1), st.floats(1e-12, 1e12), st.text(max_size=8))
 def test_any_decision_is_read_back(
     found: list[Candidate], chance: float, at: float, text: str

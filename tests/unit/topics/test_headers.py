@@ -45,7 +45,7 @@ def test_a_malformed_trace_context_counts_as_none(value: bytes) -> None:
     assert h.trace_id(headers) is None
 
 
-@settings(PROPERTY, max_examples=100)
+@settings(PROPERTY)
 @given(value=st.binary(max_size=60) | st.from_regex(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-.."))
 def test_any_trace_context_is_one_or_none(value: bytes) -> None:
     found = h.trace_id([("traceparent", value)])
@@ -86,7 +86,7 @@ NAMES = st.sampled_from(["traceparent", "shunter-profile", "a", "b", "c"])
 HEADERS = st.lists(st.tuples(NAMES, st.binary(max_size=4)), max_size=8)
 
 
-@settings(PROPERTY, max_examples=100)
+@settings(PROPERTY)
 @given(headers=HEADERS, new=st.dictionaries(NAMES, st.binary(max_size=4)))
 def test_replaced_headers_stand_once_and_the_others_stay(
     headers: list[tuple[str, bytes]], new: dict[str, bytes]
@@ -127,7 +127,7 @@ envelopes = st.builds(Envelope, seconds, maybe_seconds, seconds, maybe_seconds, 
 batches = st.builds(Batch, texts.filter(bool), st.integers(0, 499), st.integers(500, 999))
 
 
-@settings(PROPERTY, max_examples=100)
+@settings(PROPERTY)
 @given(
     sent=profiles(),
     tried=fallbacks,
@@ -255,7 +255,7 @@ def test_a_dead_letter_of_any_error(error: Exception, name: bytes, message: byte
 
 @pytest.mark.parametrize("read", [h.traceparent, h.trace_id, h.cloud_event_id, h.read_batch])
 def test_headers_of_any_bytes_are_read_or_refused(read: Callable[[Headers], object]) -> None:
-    @settings(PROPERTY, max_examples=50)
+    @settings(PROPERTY)
     @given(
         headers=st.lists(
             st.tuples(

@@ -81,7 +81,7 @@ VALUES = st.recursive(
 NAMES = st.sampled_from(["body", "constraints", "slo", "a", "tenant", "deadline"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES | st.dictionaries(NAMES, VALUES)), st.data())
 def test_the_quick_way_is_the_plain_one_for_any_value(
     request: dict[str, Any], data: st.DataObject

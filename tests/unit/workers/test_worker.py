@@ -322,11 +322,13 @@ async def test_short_calls_are_looked_for_sooner() -> None:
 
 async def test_what_may_not_start_at_once_starts_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.stage.start_limiter.BURST", 1)
+    # So slow that a busy machine comes to look before the second one starts.
+    monkeypatch.setattr("workers.stage.start_limiter.PER_S", 4.0)
     yard = Yard()
     backend = ScriptedBackend()
     for n in range(4):
         place(yard, f"c{n}")
-    _, transactor = await serve(yard, backend)
+    _, transactor = await serve(yard, backend, in_flight_max=4)
     await transactor.step()
     await asyncio.sleep(0)
     assert len(backend.running) == 1
