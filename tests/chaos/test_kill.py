@@ -18,7 +18,7 @@ pytestmark = pytest.mark.kafka
 # A run that failed is repeated with its seed: CHAOS_SEED=... pytest tests/chaos
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 2**31)
 VICTIMS = ("router", "router", "premium-eu", "lpddr-us")
-PAUSE_S = 0.02
+PAUSE_S = 0.06
 
 
 def a_system(bootstrap_servers: str, prefix: str, directory: Path) -> System:
@@ -52,7 +52,7 @@ async def check(system: System, ids: list[str]) -> None:
 async def test_killed_processes(kafka: str, prefix: str, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"CHAOS_SEED={SEED}")
-    ids = [f"r-{i}" for i in range(500)]
+    ids = [f"r-{i}" for i in range(200)]
     async with a_system(kafka, prefix, tmp_path) as system:
         system.start_all()
         publishing = asyncio.create_task(publish(system, ids))
@@ -69,7 +69,7 @@ async def test_killed_processes(kafka: str, prefix: str, tmp_path: Path) -> None
 async def test_a_killed_broker(prefix: str, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"CHAOS_SEED={SEED}")
-    ids = [f"b-{i}" for i in range(500)]
+    ids = [f"b-{i}" for i in range(200)]
     with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker:
         async with a_system(broker.bootstrap_servers, prefix, tmp_path) as system:
             system.start_all()
