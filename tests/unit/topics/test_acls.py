@@ -20,6 +20,7 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 from client_commands import shunter
+from forked import ran
 from ledger_cases import rows_of, until_the_ledger_follows
 from running_system import FLEET, ROOT, System, chat, eventually, records_of
 from tls_broker import SecuredKafka, secured_kafka, unused, user_of
@@ -116,15 +117,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
 
 def command(kafka: SecuredKafka, who: str, *args: object, password: str | None = None) -> Any:
     """Run a command as a user, to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "shunter", *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-        env=os.environ | {"SHUNTER_TOPIC_PREFIX": PREFIX} | kafka.env(who, password),
-    )
+    env = {"SHUNTER_TOPIC_PREFIX": PREFIX} | kafka.env(who, password)
+    return ran(*args, env=env, timeout_s=90)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
