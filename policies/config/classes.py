@@ -38,7 +38,7 @@ class WorkloadClass(Grown):
     """Defaults of one class of requests, where the request itself gives no value."""
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"bound", "quality_min", "watch", "minds_drift", "price_wait_s", "max_gco2"}
+        {"bound", "quality_min", "watch", "minds_drift", "price_wait_s", "max_gco2", "objective"}
     )
 
     latency_sensitive: bool
@@ -51,6 +51,8 @@ class WorkloadClass(Grown):
     """Wanted time per output token after the first."""
     target_chance: Chance = 0.9
     """Chance of meeting the SLO that a placement must have, if any has it."""
+    objective: Chance | None = None
+    """Share of requests that is to meet the SLO, by which alerts go; None: ``target_chance``."""
     deadline_s: PositiveFloat
     """Time to the finish after which the answer is worthless: the request ends as expired."""
     window_s: Annotated[float, Field(ge=0)] = 0.0

@@ -149,6 +149,6 @@ def target_gauges(policy: Callable[[], Policy]) -> Callable[[], Readings]:
 
     def read() -> Readings:
         for task, wanted in policy().classes.items():
-            yield m.SLO_TARGET, (task,), wanted.target_chance
+            yield m.SLO_TARGET, (task,), wanted.objective or wanted.target_chance
 
     return read

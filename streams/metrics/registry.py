@@ -187,7 +187,7 @@ SLO_TARGET = Metric(
     "shunter.slo.target_ratio",
     "gauge",
     "1",
-    "Share of requests that is to keep its SLO: the class's `target_chance`",
+    "Share of requests that is to keep its SLO: the class's `objective`",
     ("task",),
     told_by="router",
 )

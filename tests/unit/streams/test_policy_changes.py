@@ -166,10 +166,11 @@ async def test_what_counts_and_what_shows_follow_a_change() -> None:
     page = LivePage(yard.settings, yard.options, yard.policy, yard.clock)
     office.active_policy.tell(metrics.change)
     office.active_policy.tell(page.change)
-    nightly = POLICY.replace("  summarization:", "  nightly:")
+    nightly = POLICY.replace("  summarization:\n", "  nightly:\n    objective: 0.97\n")
     office.change(to_policy=nightly, to_fleet=FLEET + CHEAPER)
     text = metrics.page("")[1].decode()
-    assert 'shunter_slo_target_ratio{task="nightly"}' in text
+    assert 'shunter_slo_target_ratio{task="nightly"} 0.97' in text
+    assert 'shunter_slo_target_ratio{task="chat"} 0.9' in text
     assert 'outcome="missed",task="nightly"' in text.replace(" ", "")
     shown = snapshot_of(page.watching._view, START, is_current=True)
     assert "boards-eu" in {pool.pool for pool in shown.pools}
