@@ -134,7 +134,7 @@ def test_the_bound_is_below_each_fleet_that_holds() -> None:
     found = capacity(SETTING, Market(), [], 30)
     judge = Judge(SETTING, Market(), 1.0, 1.0)
     prices = []
-    for premium, silicon, boards in itertools.product((0, 2), (0, 1), (0, 2)):
+    for premium, silicon, boards in itertools.product((0, 2), (0, 2), (0, 2)):
         counts = {POOL: premium, "silicon-us": silicon, "lpddr-eu": boards, "cpu-eu": 1}
         if judge.judge(counts, ()).is_kept:
             prices.append(usd_per_hour(counts, FLEET, Market()))
@@ -202,7 +202,7 @@ def plan(tmp_path: Path, *words: str, **known: Any) -> dict[str, Any]:
 @pytest.mark.slow
 def test_what_is_planned_holds_when_it_is_replayed(tmp_path: Path) -> None:
     """By a replay of its own, with no pool gone and with each of them."""
-    report = plan(tmp_path, "--minutes", "0.1", "--without-any", "pool", "--no-kinds")
+    report = plan(tmp_path, "--minutes", "0.4", "--without-any", "pool", "--no-kinds")
     counts = {name: pool["replicas"] for name, pool in report["pools"].items()}
     assert report["usd_per_hour"] == pytest.approx(usd_per_hour(counts, FLEET, Market()))
     assert report["bound_usd_per_hour"] <= report["usd_per_hour"]
