@@ -121,6 +121,9 @@ class GoesOnAfterErrors(Transactor):
 class LeavesLateOnesBehind(Transactor):
     """Breaks rule 3: what comes late is waited for by no rebalance, takeover or stop."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"together_s": 0.0})
+
     async def _ended(self) -> bool:
         return True
 
