@@ -15,7 +15,7 @@ from simulation.__main__ import main
 from simulation.world import Rules, World, run
 
 ROOT = Path(__file__).parent.parent.parent
-# A taste: `make simulate`, which continuous integration runs too, takes 2,000.
+# A taste: `make simulate` takes 2,000, continuous integration the first 1,000 of them.
 SEEDS = 5
 # Within so many seeds the checker must find a broken rule.
 CAUGHT_WITHIN = 100
