@@ -73,18 +73,22 @@ class Archive:
         Raises:
             ArchiveError: two of them hold the same offset, so that two archivers have written.
         """
-        parsed = self._parse(kind, self._paths(kind))
-        files = sorted(parsed, key=lambda f: (f.partition, f.first_offset))
+        return self.listed(kind)[0]
+
+    def listed(self, kind: Kind) -> tuple[list[ArchiveFile], list[str]]:
+        """Return the files of a kind, and the paths that queries take for one, and are none.
+
+        Raises:
+            ArchiveError: as ``files``.
+        """
+        base = f"{self.root}/{kind}"
+        paths = self.fs.find(base) if self.fs.exists(base) else []
+        files = sorted(self._parse(kind, paths), key=lambda f: (f.partition, f.first_offset))
         for before, after in itertools.pairwise(files):
             if before.partition == after.partition and after.first_offset < before.next_offset:
                 raise ArchiveError(f"{before.path} and {after.path} hold the same offsets")
-        return files
-
-    def strays(self, kind: Kind) -> list[str]:
-        """Return the paths of what queries take for a file of a kind, and no archiver has named."""
-        paths = self._paths(kind)
-        own = {file.path for file in self._parse(kind, paths)}
-        return [path for path in paths if path.endswith(_SUFFIX) and path not in own]
+        own = {file.path for file in files}
+        return files, [path for path in paths if path.endswith(_SUFFIX) and path not in own]
 
     def next_offsets(self, kind: Kind) -> dict[int, int]:
         """Return, by partition, the first offset that no file holds."""
@@ -143,10 +147,6 @@ class Archive:
         """Return a query engine's pattern for all files of a kind."""
         root = self.fs.unstrip_protocol(self.root) if self.is_remote else self.root
         return f"{root}/{kind}/*/*/*.parquet"
-
-    def _paths(self, kind: Kind) -> list[str]:
-        base = f"{self.root}/{kind}"
-        return self.fs.find(base) if self.fs.exists(base) else []
 
     def _parse(self, kind: Kind, paths: list[str]) -> Iterator[ArchiveFile]:
         for path in paths:

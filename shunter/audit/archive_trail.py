@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import duckdb
 
-from shunter.archive.layout import KINDS, Archive, ArchiveError, ArchiveFile
+from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.audit.archived_steps import ArchivedStep
 from shunter.audit.chains import Witnessed
 from shunter.audit.columns import BATCH_ROWS, check_file, checked_rows, rows_of
@@ -49,18 +49,17 @@ def verify_archive(
     keyring = keyring or Keyring()
     verifier = Verifier(keyring, witnessed, (), terms or archive_terms(time.time()))
     findings = verifier.findings
-    for path in (path for kind in KINDS for path in archive.strays(kind)):
-        findings.add("stray_file", path, "no archiver names a file so, and queries would read it")
-    for file in archive.files("keys"):
+    # Evidence last, since an archiver writes it first.
+    for file in _files(archive, "keys", findings):
         for row, _ in _checked(archive, file, findings):
             add_key(keyring, row.value, row.where, key=row.key or b"")
-    for file in archive.files("roots"):
+    for file in _files(archive, "roots", findings):
         for row, _ in _checked(archive, file, findings):
             key = row.key or b""
             verifier.add_root(row.value, row.where, row.at, key=key, partition=row.partition)
     verifier.end_of_roots()
     starts: dict[int, int] = {}
-    for file in archive.files("evidence"):
+    for file in _files(archive, "evidence", findings):
         starts.setdefault(file.partition, file.first_offset)
         for row, step in _checked(archive, file, findings):
             is_fresh = findings.fresh < fresh_max
@@ -88,6 +87,14 @@ def read_archive(archive: Archive, kind: Kind) -> Iterator[TrailRow]:
         table = archive.read(file, ["timestamp_ms", "key", "value", "raw"])
         for start in range(0, table.num_rows, BATCH_ROWS):
             yield from rows_of(file, table.slice(start, BATCH_ROWS))
+
+
+def _files(archive: Archive, kind: Kind, findings: Findings) -> list[ArchiveFile]:
+    """Return the files of a kind, and tell of what is none of them, and queries read."""
+    files, strays = archive.listed(kind)
+    for path in strays:
+        findings.add("stray_file", path, "no archiver names a file so, and queries would read it")
+    return files
 
 
 def _checked(
