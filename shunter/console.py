@@ -110,6 +110,18 @@ def read_input(file: Path) -> bytes:
     return sys.stdin.buffer.read() if is_standard_input(file) else file.read_bytes()
 
 
+def read_declared(file: Path) -> str:
+    """Return the text of a file that the user named; - is standard input.
+
+    Raises:
+        UserError: there is none, it can't be read, or it is no UTF-8.
+    """
+    try:
+        return read_input(file).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{named(file)}: can't be read: {error}") from error
+
+
 def is_standard_input(file: Path) -> bool:
     """Tell whether a name that the user gave means standard input."""
     return str(file) == "-"

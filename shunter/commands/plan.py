@@ -24,7 +24,7 @@ from shunter.console import (
     err,
     named,
     out,
-    read_input,
+    read_declared,
     settings_from,
 )
 from shunter.plan.capacity import Capacity, capacity
@@ -170,9 +170,7 @@ def _market(path: Path | None, fleet: Fleet) -> Market:
     if path is None:
         return Market()
     try:
-        return parse_market(read_input(path).decode(), named(path), fleet)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{named(path)}: can't be read: {error}") from error
+        return parse_market(read_declared(path), named(path), fleet)
     except DeclarationError as error:
         raise UserError(str(error)) from error
 

@@ -41,7 +41,7 @@ from shunter.console import (
     err,
     named,
     out,
-    read_input,
+    read_declared,
     settings_from,
 )
 from streams.config.declarations import load_fleet, load_policy
@@ -305,10 +305,7 @@ def _repeated(arrivals: list[Arrival], times: int) -> list[Arrival]:
 def _reality(path: Path | None) -> Reality:
     if path is None:
         return Reality()
-    try:
-        return parse_reality(read_input(path).decode(), named(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{named(path)}: can't be read: {error}") from error
+    return parse_reality(read_declared(path), named(path))
 
 
 def _show(scored: list[Scored], report: dict[str, Any]) -> None:
