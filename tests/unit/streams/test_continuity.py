@@ -35,6 +35,16 @@ async def serve(yard: Yard, stage: Stage | None = None) -> Transactor:
     return transactor
 
 
+async def after_a_loss() -> tuple[Yard, Transactor]:
+    """Return a yard that has served six requests and then lost three, and who served them."""
+    yard = Yard()
+    for n in range(6):
+        yard.publish(0, id=f"a{n}")
+    transactor = await serve(yard)
+    yard.cluster.lose_tail(HOME, 3)
+    return yard, transactor
+
+
 async def recover(
     yard: Yard, group: str, partition: Partition = HOME, at: int | None = None
 ) -> str:
@@ -60,11 +70,7 @@ NEW = [f"new{n}" for n in range(5)]
 async def test_a_tail_that_was_lost_stops_its_partition_and_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    yard = Yard()
-    for n in range(6):
-        yard.publish(0, id=f"a{n}")
-    await serve(yard)
-    yard.cluster.lose_tail(HOME, 3)
+    yard, _ = await after_a_loss()
     yard.publish(1, id="elsewhere")
     transactor = await serve(yard)
     assert "yard.requests[0] has lost its end: yard.router has done all below 6" in caplog.text
@@ -87,11 +93,7 @@ async def test_a_tail_that_was_lost_stops_its_partition_and_no_other(
 
 
 async def test_who_waits_goes_on_by_itself_once_it_is_recovered() -> None:
-    yard = Yard()
-    for n in range(6):
-        yard.publish(0, id=f"a{n}")
-    await serve(yard)
-    yard.cluster.lose_tail(HOME, 3)
+    yard, _ = await after_a_loss()
     yard.publish(0, id="new")
     transactor = await serve(yard)
     assert served(yard) == FIRST
@@ -102,11 +104,7 @@ async def test_who_waits_goes_on_by_itself_once_it_is_recovered() -> None:
 
 
 async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
-    yard = Yard()
-    for n in range(6):
-        yard.publish(0, id=f"a{n}")
-    transactor = await serve(yard)
-    yard.cluster.lose_tail(HOME, 3)
+    yard, transactor = await after_a_loss()
     for n in range(5):
         yard.publish(0, id=f"new{n}")
     with pytest.raises(BrokenLogError, match="ends at 3"):
@@ -116,11 +114,7 @@ async def test_a_tail_lost_under_a_member_is_found_by_the_next_record() -> None:
 
 async def test_what_a_member_tells_the_group_after_the_recovery_skips_nothing() -> None:
     """It had not noticed; found by the simulation, seed 866."""
-    yard = Yard()
-    for n in range(6):
-        yard.publish(0, id=f"a{n}")
-    await serve(yard)
-    yard.cluster.lose_tail(HOME, 3)
+    yard, _ = await after_a_loss()
     for n in range(5):
         yard.publish(0, id=f"new{n}")
     await recover(yard, "yard.router")
@@ -132,11 +126,7 @@ async def test_what_a_member_tells_the_group_after_the_recovery_skips_nothing() 
 
 async def test_a_recovery_of_what_went_on_meanwhile_is_refused() -> None:
     """Both would write the next root of one chain; found by the simulation, seed 1302."""
-    yard = Yard()
-    for n in range(6):
-        yard.publish(0, id=f"a{n}")
-    await serve(yard)
-    yard.cluster.lose_tail(HOME, 3)
+    yard, _ = await after_a_loss()
     log = MemoryLog(yard.cluster, "operator")
     signer = make_signer(yard.catalogue, yard.clock, yard.digests)
     stale = await plan(log, yard.catalogue, signer, "yard.router", HOME, None)
