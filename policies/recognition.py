@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from policies.config.policy import Policy
-from policies.config.recognition import RecognitionRule
+from policies.config.recognition import RecognitionRule, words_in
 from topics import InferenceRequest
 
 # Instructions stand at the ends of a prompt; between them is what they are about.
@@ -26,10 +26,8 @@ _CODE = re.compile(
     re.MULTILINE,
 )
 # Of which a text with code has one; they are sought in a tenth of the time.
-_CODE_MARKS = (
-    *("```", "def ", "class ", "import ", "#include", "public ", "function ", "SELECT "),
-    *("CREATE TABLE ", "const ", "let ", "var ", "<?php", "<html"),
-)
+_CODE_MARKS = ("```", "#include", "<?php", "<html")
+_CODE_WORDS = frozenset(b"def class import public function select create const let var".split())
 
 
 class Recognized(NamedTuple):
@@ -62,8 +60,9 @@ def recognize(
     if policy.recognize:
         limits = (input_tokens, request.output_tokens_max)
         text = _text(request.body)
+        words = words_in(text)
         for rule in policy.recognize:
-            if _holds(rule, request.body, text, *limits):
+            if _holds(rule, request.body, text, words, *limits):
                 return Recognized(rule.task, rule.confidence, is_kept=not rule.loosens)
     return None
 
@@ -81,6 +80,7 @@ def _holds(
     rule: RecognitionRule,
     body: dict[str, Any],
     text: str,
+    words: frozenset[bytes] | None,
     input_tokens: int,
     output_limit: int | None,
 ) -> bool:
@@ -92,14 +92,19 @@ def _holds(
         and _is_within(input_tokens, rule.input_tokens_min, rule.input_tokens_max)
         and _is_within(output_limit, rule.output_tokens_min, rule.output_tokens_max)
         and _is_within(known, rule.temperature_min, None)
-        and (rule.has_code is None or _has_code(text) is rule.has_code)
-        and (rule.said is None or rule.said.are_in(text))
-        and (rule.unsaid is None or not rule.unsaid.are_in(text))
+        and (rule.has_code is None or _has_code(text, words) is rule.has_code)
+        and (rule.said is None or rule.said.are_in(text, words))
+        and (rule.unsaid is None or not rule.unsaid.are_in(text, words))
     )
 
 
-def _has_code(text: str) -> bool:
-    return any(mark in text for mark in _CODE_MARKS) and _CODE.search(text) is not None
+def _has_code(text: str, words: frozenset[bytes] | None) -> bool:
+    may_have = (
+        words is None
+        or not _CODE_WORDS.isdisjoint(words)
+        or any(mark in text for mark in _CODE_MARKS)
+    )
+    return may_have and _CODE.search(text) is not None
 
 
 def _is_within(value: float | None, least: float | None, most: float | None) -> bool:
