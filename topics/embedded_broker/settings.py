@@ -51,7 +51,7 @@ NODE_SETTINGS: dict[str, str] = {
 # start to ready with the default of 9 s.
 SESSION_MS = 2000
 # Of several nodes one that lives, on a busy machine, must not be taken for dead.
-SESSION_MS_OF_SEVERAL = 6000
+SESSION_MS_OF_SEVERAL = 4000
 # What of a topic Kafka keeps, and how much of that must have a record before it counts as written.
 REPLICAS_MAX, IN_SYNC_MIN = 3, 2
 
