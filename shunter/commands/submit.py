@@ -157,17 +157,28 @@ def _followed(
 def _opened(file: Path) -> Iterator[tuple[BinaryIO, str]]:
     """Give the lines, which are read twice: once to check all, once to publish."""
     if is_standard_input(file):
-        with tempfile.SpooledTemporaryFile(max_size=STDIN_MEMORY_BYTES_MAX) as spool:
-            shutil.copyfileobj(sys.stdin.buffer, spool)
-            spool.seek(0)
-            yield cast("BinaryIO", spool), named(file)
+        with _spooled(sys.stdin.buffer) as lines:
+            yield lines, named(file)
         return
     try:
-        lines = file.open("rb")
+        opened = file.open("rb")
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
-    with lines:
-        yield lines, str(file)
+    with opened:
+        if opened.seekable():
+            yield opened, str(file)
+            return
+        with _spooled(opened) as lines:
+            yield lines, str(file)
+
+
+@contextlib.contextmanager
+def _spooled(piped: BinaryIO) -> Iterator[BinaryIO]:
+    """Give all that comes through a pipe, which can be read once alone."""
+    with tempfile.SpooledTemporaryFile(max_size=STDIN_MEMORY_BYTES_MAX) as spool:
+        shutil.copyfileobj(piped, spool)
+        spool.seek(0)
+        yield cast("BinaryIO", spool)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -169,6 +170,16 @@ class TestSubmit:
         outcome = await shunter("submit", "-", "--skip-bad", "--json", stdin=lines)
         assert json.loads(outcome.stdout) == {"submitted": 2, "skipped": 1}
         assert "standard input:2:" in outcome.stderr
+        assert set(await published(settings)) == {"a", "b"}
+
+    async def test_a_pipe_is_read_once(self, settings: Settings) -> None:
+        """As a shell names one in `shunter submit <(...)`."""
+        reading, writing = os.pipe()
+        os.write(writing, request("a") + b"\n" + request("b"))
+        os.close(writing)
+        outcome = await shunter("submit", f"/dev/fd/{reading}")
+        os.close(reading)
+        assert "2 published" in outcome.stdout
         assert set(await published(settings)) == {"a", "b"}
 
     async def test_more_than_are_in_flight_at_once(self, settings: Settings) -> None:
