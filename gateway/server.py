@@ -6,6 +6,7 @@ import logging
 import signal
 import ssl
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
@@ -34,6 +35,8 @@ KEYS_EVERY_S = 1.0
 FOLLOW_S = 0.5
 # For cancellations of clients that have just left.
 FINISH_S_MAX = 1.0
+# Calls of disk and object store at once: most of their time is waiting.
+THREADS = 32
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +177,7 @@ async def run_gateway(settings: Settings) -> None:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, "store"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with serving(settings) as (gateway, port):

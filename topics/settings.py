@@ -143,8 +143,9 @@ class Settings(BaseSettings):
     """How long a client may take for a whole head, and for a whole JSON body."""
     gateway_reclaim_s: float = Field(default=10.0, ge=0, le=3600)
     """How long a request with an ``Idempotency-Key`` runs on without a client."""
-    gateway_files: Path | None = None
-    """Directory of files and batches, shared by all gateways."""
+    gateway_files: str | None = None
+    """Directory, or URL of an object store that fsspec knows (``s3://bucket/folder``), of files and
+    batches; shared by all gateways."""
     gateway_tls_cert: Path | None = None
     """PEM file of the certificate that the gateway shows; unset, it speaks plain HTTP."""
     gateway_tls_key: Path | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gateway.batches.exchange import LineExchange
 from gateway.batches.finalization import Ending
-from gateway.batches.journal import Journal, Run
+from gateway.batches.journal import Run
 from gateway.batches.lines import (
     CheckedInput,
     Input,
@@ -16,10 +16,10 @@ from gateway.batches.lines import (
     line_request_id,
     run_of_id,
 )
-from gateway.batches.output import Output, unanswered
+from gateway.batches.output import unanswered
 from gateway.batches.publishing_rate import LinePace
 from gateway.batches.record import FINAL, BatchRecord
-from gateway.batches.store import BatchFolder
+from gateway.batches.store import BatchFolder, BatchLog
 from gateway.batches.texts import LineTexts
 from gateway.exchange.request_ids import owned_id
 from gateway.files.store import FileStore
@@ -30,12 +30,10 @@ from topics.openai_api.batch_output import CANCELLED, EXPIRED
 
 # Lines published and not ended, of one batch; enough for the windows of the hold to fill.
 IN_FLIGHT_MAX = 10_000
-# Published at once, of one batch; the journal is synced twice for them.
+# Published at once, of one batch; the log is written once for them.
 CHUNK_LINES = 200
 # How long the results of lines are awaited that were cancelled, or whose deadline has passed.
 ENDING_S_MAX = 30.0
-# Time between two records of how far the batch is.
-TOLD_S = 1.0
 WAIT_S = 0.2
 _TURNED_AWAY = frozenset({"rate_limited", "over_share"})
 
@@ -61,12 +59,11 @@ class Parts:
 class _Work:
     """Open parts of a batch in progress."""
 
-    journal: Journal
-    output: Output
+    log: BatchLog
     in_flight: set[Run] = field(default_factory=set)
     """Published, as far as it is known, without an end."""
     to_publish: set[Run] = field(default_factory=set)
-    """Announced in the journal, and not in the log."""
+    """Announced in the log, and not on Kafka."""
     arrived: list[tuple[str, bytes]] = field(default_factory=list)
     again_at: dict[int, float] = field(default_factory=dict)
     """Lines that were turned away, and when they may be published anew; epoch seconds."""
@@ -75,17 +72,17 @@ class _Work:
 class Driver:
     """Takes one batch, which this process owns, to its end.
 
-    It may be killed at any moment and another goes on: a line is announced in the journal before
-    it is published, its end is in the output before the journal says that results are read so far,
-    and of what was announced the log tells whether it has it.
+    It may be killed at any moment and another goes on: a line is announced in its log before
+    it is published, its end is there before the log says that results are read so far, and of what
+    was announced Kafka tells whether it has it.
     """
 
-    def __init__(self, folder: BatchFolder, parts: Parts) -> None:
+    def __init__(self, folder: BatchFolder, batch: BatchRecord, parts: Parts) -> None:
         self._folder = folder
         self._parts = parts
-        self._batch: BatchRecord = folder.read()
-        self._prefix = batch_prefix(self._batch.id)
-        self._ids_prefix = owned_id(self._batch.tenant, self._prefix)
+        self._batch = batch
+        self._prefix = batch_prefix(batch.id)
+        self._ids_prefix = owned_id(batch.tenant, self._prefix)
         self._woken = asyncio.Event()
         self._told_at = 0.0
         self._pace = LinePace()
@@ -95,12 +92,12 @@ class Driver:
 
         Raises:
             UnavailableError: Kafka does not answer; what is written down is gone on with later.
-            OSError: the disk fails; likewise.
+            OSError: the disk or the store fails, or another gateway owns the batch; likewise.
         """
         batch = self._batch
         if batch.status not in FINAL:
             source = Input(
-                self._folder.file("input"),
+                await in_thread(self._folder.open_input),
                 batch.endpoint,
                 batch.tenant,
                 self._parts.request_bytes_max,
@@ -117,16 +114,13 @@ class Driver:
             return
         if not source.offsets:
             await in_thread(source.index)
-        output = Output(self._folder.path, batch.counts.total)
-        journal = Journal(self._folder.file("journal"))
+        log = await in_thread(self._folder.open_log, batch.counts.total)
         try:
-            work = _Work(journal, output)
             if batch.status != "finalizing":
-                await self._work(source, work)
-            await Ending(self._folder, batch, output, self._parts.files).finish(self._now())
+                await self._work(source, _Work(log))
+            await Ending(self._folder, batch, log, self._parts.files).finish(self._now())
         finally:
-            journal.close()
-            output.close()
+            log.close()
 
     async def _validated(self, source: Input) -> bool:
         """Check the input; return whether the lines are to run."""
@@ -134,15 +128,14 @@ class Driver:
         for found in source.check(self._now()):
             checked = found
             await asyncio.sleep(0)
-            if self._folder.cancelling_at() is not None:
+            if self._folder.seen_cancelling_at() is not None:
                 break
-        cancelling_at = self._folder.cancelling_at()
-        if cancelling_at is not None:
-            batch.enter("cancelling", cancelling_at)
-            batch.enter("cancelled", self._now())
-        elif checked.errors:
+        if self._folder.seen_cancelling_at() is not None or checked.errors:
             batch.errors = checked.errors
-            batch.enter("failed", self._now())
+            await in_thread(self._folder.settle, batch, "failed", self._now())
+            if batch.status == "cancelling":
+                batch.errors = []
+                batch.enter("cancelled", self._now())
         else:
             batch.counts.total, batch.model = len(checked.offsets), checked.model
             source.offsets = checked.offsets
@@ -152,7 +145,7 @@ class Driver:
 
     async def _work(self, source: Input, work: _Work) -> None:
         """Publish lines and write down their ends until each has one."""
-        exchange, journal = self._parts.exchange, work.journal
+        exchange, log = self._parts.exchange, work.log
 
         def take(request_id: str, value: bytes) -> None:
             work.arrived.append((request_id, value))
@@ -161,19 +154,20 @@ class Driver:
         async with exchange.following(self._ids_prefix, take):
             await self._settle(work)
             self._recover(work)
-            if journal.state.positions:
+            if log.state.positions:
                 # Written down as they come: of a batch that nobody had for long there are many.
-                def write_down(request_id: str, value: bytes) -> None:
+                async def write_down(request_id: str, value: bytes) -> None:
                     self._write_end(source, work, request_id, value)
+                    await self._flush_full(log)
 
-                await exchange.catch_up(journal.state.positions, self._ids_prefix, write_down)
+                await exchange.catch_up(log.state.positions, self._ids_prefix, write_down)
             else:
                 # Before the first line is published, so that no result stands before it.
                 ends = await exchange.ends()
-                await in_thread(journal.read_to, ends, ())
-            while work.output.done_count < self._batch.counts.total:
+                await in_thread(log.read_to, ends, ())
+            while log.done_count < self._batch.counts.total:
                 self._woken.clear()
-                self._write_down(source, work)
+                await self._write_down(source, work)
                 if self._is_ending():
                     await self._end_lines(source, work)
                     return
@@ -183,27 +177,27 @@ class Driver:
                     await self._wait()
 
     def _recover(self, work: _Work) -> None:
-        """Take up what the journal says was published, and has no end yet."""
-        state = work.journal.state
+        """Take up what the log says was published, and has no end yet."""
+        state = work.log.state
         current = ((n, state.runs.get(n, 0)) for n in range(state.next_line))
         away = state.uncertain | {(n, state.runs.get(n, 0)) for n in state.again}
         work.in_flight = {
-            run for run in current if not work.output.is_done(run[0]) and run not in away
+            run for run in current if not work.log.is_done(run[0]) and run not in away
         }
-        work.again_at = {n: self._now() for n in state.again if not work.output.is_done(n)}
+        work.again_at = {n: self._now() for n in state.again if not work.log.is_done(n)}
 
     async def _settle(self, work: _Work) -> None:
-        """Ask the log which of the uncertain lines it has; the others are published now."""
-        state = work.journal.state
+        """Ask Kafka which of the uncertain lines it has; the others are published now."""
+        state = work.log.state
         if not state.uncertain:
             return
         by_id = {self._id(run): run for run in state.uncertain}
         found = await self._parts.exchange.published(by_id.keys(), state.uncertain_since or 0.0)
         there = [by_id[each] for each in found]
-        await in_thread(work.journal.published, there)
+        await in_thread(work.log.published, there)
         work.to_publish = set(state.uncertain)
 
-    def _write_down(self, source: Input, work: _Work) -> None:
+    async def _write_down(self, source: Input, work: _Work) -> None:
         """Write down the ends that have arrived."""
         arrived, work.arrived = work.arrived, []
         for done, (request_id, value) in enumerate(arrived):
@@ -212,10 +206,15 @@ class Driver:
             except OSError:
                 work.arrived = arrived[done:] + work.arrived
                 raise
+            await self._flush_full(work.log)
+
+    async def _flush_full(self, log: BatchLog) -> None:
+        if log.is_full:
+            await in_thread(log.flush)
 
     def _write_end(self, source: Input, work: _Work, request_id: str, value: bytes) -> None:
         n, run = run_of_id(request_id)
-        state, output = work.journal.state, work.output
+        state, output = work.log.state, work.log
         is_current = n < len(source.offsets) and run == state.runs.get(n, 0)
         if not is_current or output.is_done(n):
             return
@@ -246,13 +245,13 @@ class Driver:
 
     async def _publish_some(self, source: Input, work: _Work) -> bool:
         """Publish the next lines, if there is room for any; return whether some were."""
-        now, state = self._now(), work.journal.state
+        now, state = self._now(), work.log.state
         room = self._parts.in_flight_max - len(work.in_flight)
         room = min(room, self._parts.chunk_lines, self._pace.room(now))
         if room <= 0:
             return False
         # Of some the end has been read meanwhile.
-        work.to_publish = {run for run in work.to_publish if not work.output.is_done(run[0])}
+        work.to_publish = {run for run in work.to_publish if not work.log.is_done(run[0])}
         runs = sorted(work.to_publish)[:room]
         again = sorted(n for n, at in work.again_at.items() if at <= now)[: room - len(runs)]
         fresh = [(n, state.runs.get(n, 0) + 1) for n in again]
@@ -261,7 +260,7 @@ class Driver:
         if not runs and not fresh:
             return False
         if fresh:
-            await in_thread(work.journal.intend, fresh, now)
+            await in_thread(work.log.intend, fresh, now)
         work.to_publish.update(fresh)
         for n in again:
             del work.again_at[n]
@@ -278,10 +277,11 @@ class Driver:
             except LineProblem as problem:
                 # It was fit when it was checked, for a longer limit.
                 refused = self._parts.texts.refused(self._prefix, run[0], request_id, problem)
-                work.output.add(run[0], refused, is_error=True)
+                work.log.add(run[0], refused, is_error=True)
+        self._folder.check_owned()
         # In flight first: a result may be there before the acknowledgement.
         work.in_flight.update(values)
-        # All of them, so that none is still on its way when the log is asked for it.
+        # All of them, so that none is still on its way when Kafka is asked for it.
         sent = await asyncio.gather(
             *(self._send(self._id(run), value) for run, value in values.items()),
             return_exceptions=True,
@@ -290,7 +290,7 @@ class Driver:
             if isinstance(outcome, BaseException):
                 raise outcome
         self._pace.published(len(runs))
-        await in_thread(work.journal.published, runs)
+        await in_thread(work.log.published, runs)
         work.to_publish.difference_update(runs)
 
     async def _send(self, request_id: str, value: bytes) -> None:
@@ -298,11 +298,13 @@ class Driver:
         await self._parts.exchange.publish(request_id, value, headers)
 
     def _is_ending(self) -> bool:
-        return self._folder.cancelling_at() is not None or self._now() >= self._batch.expires_at
+        return (
+            self._folder.seen_cancelling_at() is not None or self._now() >= self._batch.expires_at
+        )
 
     async def _end_lines(self, source: Input, work: _Work) -> None:
         """End the lines of a batch that is cancelled or has expired: none is published any more."""
-        cancelling_at = self._folder.cancelling_at()
+        cancelling_at = self._folder.seen_cancelling_at()
         code = EXPIRED if cancelling_at is None else CANCELLED
         if cancelling_at is not None and self._batch.status != "cancelling":
             self._batch.enter("cancelling", cancelling_at)
@@ -314,9 +316,10 @@ class Driver:
         if code == EXPIRED:
             await self._cancel(work.in_flight | work.to_publish)
         for n in range(self._batch.counts.total):
-            if not work.output.is_done(n):
+            if not work.log.is_done(n):
                 line = unanswered(self._prefix, n, self._custom_id(source, n), code)
-                work.output.add(n, line, is_error=True)
+                work.log.add(n, line, is_error=True)
+                await self._flush_full(work.log)
             if n % 100 == 0:
                 await asyncio.sleep(0)
 
@@ -324,9 +327,9 @@ class Driver:
         until = self._now() + self._parts.ending_s_max
         while work.in_flight and self._now() < until:
             self._woken.clear()
-            self._write_down(source, work)
+            await self._write_down(source, work)
             await self._tell(work)
-            if code == EXPIRED and self._folder.cancelling_at() is not None:
+            if code == EXPIRED and self._folder.seen_cancelling_at() is not None:
                 return
             if work.in_flight and not work.arrived:
                 await self._wait()
@@ -341,15 +344,16 @@ class Driver:
     async def _tell(self, work: _Work) -> None:
         """Record now and then how far the batch is: for clients, and for a new owner."""
         now = self._now()
-        if 0 <= now - self._told_at < TOLD_S or work.arrived:
+        every_s = work.log.told_every_s(now - self._batch.created_at)
+        if 0 <= now - self._told_at < every_s or work.arrived:
             return
+        self._folder.check_owned()
         self._told_at = now
         # All that was read up to here has been written down: nothing has arrived since.
         positions = self._parts.exchange.positions()
         again = list(work.again_at)
-        self._batch.counts = work.output.counts
-        await in_thread(work.output.sync)
-        await in_thread(work.journal.read_to, positions, again)
+        self._batch.counts = work.log.counts
+        await in_thread(work.log.read_to, positions, again)
         await in_thread(self._folder.write, self._batch)
 
     async def _wait(self) -> None:

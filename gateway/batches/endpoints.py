@@ -12,7 +12,13 @@ from gateway.api.translation import OPERATIONS
 from gateway.batches.keys import BatchKey, BatchKeys
 from gateway.batches.record import BatchRecord
 from gateway.batches.service import BatchService
-from gateway.batches.store import BatchFolder, BatchStore, NotCancellableError, new_batch_id
+from gateway.batches.store import (
+    BatchFolder,
+    BatchStore,
+    NotCancellableError,
+    new_batch_id,
+    told,
+)
 from gateway.files.endpoints import FILES, expires_after
 from gateway.files.paging import check_query, page
 from gateway.files.store import FileRecord
@@ -36,7 +42,7 @@ _DURATION: TypeAdapter[str] = TypeAdapter(Duration)
 
 
 async def create(request: web.Request) -> web.Response:
-    """Make a batch of a file; it is on the disk when this answers.
+    """Make a batch of a file; it outlives this process when this answers.
 
     A second request with its ``Idempotency-Key`` gets the batch that the first one made.
     """
@@ -50,10 +56,10 @@ async def create(request: web.Request) -> web.Response:
     key = key_of(tenant, request.path, text)
     digest = hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
     claim, keys = BatchKey(batch.id, digest), request.app[KEYS]
-    held = await in_thread(keys.claim, tenant, key.text, claim)
+    held = await in_thread(keys.claim, tenant, key.text, claim, batch.created_at)
     if held.digest != digest:
         raise reused()
-    folder = request.app[BATCHES].get(tenant, held.batch_id)
+    folder = await in_thread(request.app[BATCHES].get, tenant, held.batch_id)
     if folder is None:
         # Whoever claimed the key has made no batch yet, and may have died.
         batch.id = held.batch_id
@@ -62,9 +68,9 @@ async def create(request: web.Request) -> web.Response:
         except ApiError:
             await in_thread(keys.forget, tenant, key.text)
             raise
-    told = batch.told() if folder is None else await in_thread(_told, folder)
+    shown = batch.told() if folder is None else await in_thread(told, folder)
     headers = {} if held == claim else {"idempotent-replayed": "true"}
-    return json_response(told, headers=headers)
+    return json_response(shown, headers=headers)
 
 
 def _wanted(request: web.Request, body: dict[str, Any]) -> BatchRecord:
@@ -93,7 +99,7 @@ async def _make(request: web.Request, batch: BatchRecord) -> None:
         raise _no_file(batch.input_file_id)
     _check_purpose(record)
     try:
-        await in_thread(request.app[BATCHES].create, batch, files.contents(record))
+        await in_thread(request.app[BATCHES].create, batch, files.place(record))
     except FileNotFoundError:
         raise _no_file(batch.input_file_id) from None
     request.app[SERVICE].look_now()
@@ -104,42 +110,37 @@ async def listed(request: web.Request) -> web.Response:
     check_query(request, "after", "limit")
     store, tenant = request.app[BATCHES], caller_of(request).tenant
 
-    def told(batch_id: str) -> dict[str, Any] | None:
-        folder = store.get(tenant, batch_id)
-        return None if folder is None else _told(folder)
+    def told_of(batch_ids: list[str]) -> dict[str, dict[str, Any]]:
+        return store.told(tenant, batch_ids)
 
     def whole() -> dict[str, Any]:
         ids = store.ids(tenant)
-        return page(request, ids, told, limit_max=LIST_MAX, limit=LIST_DEFAULT, is_ascending=False)
+        return page(
+            request, ids, told_of, limit_max=LIST_MAX, limit=LIST_DEFAULT, is_ascending=False
+        )
 
     return json_response(await in_thread(whole))
 
 
 async def shown(request: web.Request) -> web.Response:
     """Show a batch as it is now."""
-    return json_response(await in_thread(_told, _found(request)))
+    return json_response(await in_thread(told, await _found(request)))
 
 
 async def cancel(request: web.Request) -> web.Response:
     """Cancel a batch: no more of its lines are published, and those that wait or run end."""
-    folder = _found(request)
+    folder = await _found(request)
     try:
         await in_thread(folder.cancel, request.app[GATEWAY].clock.now())
     except NotCancellableError as error:
         message = f"the batch is {error.status} and can't be cancelled any more"
         raise ApiError(409, "batch_not_cancellable", message) from error
-    return json_response(await in_thread(_told, folder))
+    return json_response(await in_thread(told, folder))
 
 
-def _told(folder: BatchFolder) -> dict[str, Any]:
-    # In this order: a record that is older than the mark is told as cancelling.
-    batch = folder.read()
-    return batch.told(folder.cancelling_at())
-
-
-def _found(request: web.Request) -> BatchFolder:
-    batch_id = request.match_info["id"]
-    folder = request.app[BATCHES].get(caller_of(request).tenant, batch_id)
+async def _found(request: web.Request) -> BatchFolder:
+    batch_id, tenant = request.match_info["id"], caller_of(request).tenant
+    folder = await in_thread(request.app[BATCHES].get, tenant, batch_id)
     if folder is None:
         message = f"there is no batch {batch_id!r:.100}"
         raise ApiError(404, "batch_not_found", message, param="id")

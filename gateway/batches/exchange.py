@@ -2,7 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -21,6 +29,7 @@ from topics.admin.provisioning import AdminError, partition_counts
 
 # The id and the value of a result, as its record has them.
 Take = Callable[[str, bytes], None]
+TakeAwaited = Callable[[str, bytes], Awaitable[None]]
 HeaderList = Sequence[tuple[str, bytes]]
 # Clocks of gateway and broker may differ by so much.
 CLOCKS_S = 60.0
@@ -49,7 +58,7 @@ class LineExchange(Protocol):
         """Return the offsets below which all results that are followed were taken."""
         ...
 
-    async def catch_up(self, positions: Mapping[int, int], prefix: str, take: Take) -> None:
+    async def catch_up(self, positions: Mapping[int, int], prefix: str, take: TakeAwaited) -> None:
         """Have results taken from these offsets to where the results end now."""
         ...
 
@@ -151,7 +160,7 @@ class KafkaLines:
             raise UnavailableError("the results are not followed any more")
         return self._results.positions()
 
-    async def catch_up(self, positions: Mapping[int, int], prefix: str, take: Take) -> None:
+    async def catch_up(self, positions: Mapping[int, int], prefix: str, take: TakeAwaited) -> None:
         """Have results taken from these offsets to where the results end now."""
         topic = self._catalogue.results
         with _unavailable():
@@ -162,7 +171,7 @@ class KafkaLines:
                 for record in records:
                     request_id = (record.key or b"").decode("utf-8", "replace")
                     if request_id.startswith(prefix) and record.value is not None:
-                        take(request_id, record.value)
+                        await take(request_id, record.value)
 
     async def published(self, ids: Collection[str], since: float) -> set[str]:
         """Return which of these requests the ingest topic has."""

@@ -31,6 +31,38 @@ class Journalled:
     positions: dict[int, int] = field(default_factory=dict)
     """By partition of the results, the offset below which all were written down."""
 
+    def take(self, entry: dict[str, Any]) -> None:
+        """Take in an entry, the next of the log."""
+        if "intend" in entry:
+            if not self.uncertain:
+                self.uncertain_since = entry["at"]
+            for n, run in entry["intend"]:
+                self.uncertain.add((n, run))
+                self.next_line = max(self.next_line, n + 1)
+                self.again.discard(n)
+                if run:
+                    self.runs[n] = run
+        elif "published" in entry:
+            self.uncertain -= {(n, run) for n, run in entry["published"]}
+        else:
+            self.positions = dict(entry["read"])
+            self.again = set(entry["again"])
+
+
+def intended(runs: Iterable[Run], now: float) -> dict[str, Any]:
+    """Return the entry for what is about to be published; ``now`` is epoch seconds."""
+    return {"intend": list(runs), "at": now}
+
+
+def was_published(runs: Iterable[Run]) -> dict[str, Any]:
+    """Return the entry for what Kafka has."""
+    return {"published": list(runs)}
+
+
+def was_read(positions: Mapping[int, int], again: Iterable[int]) -> dict[str, Any]:
+    """Return the entry for how far results are read, and for lines that need another run."""
+    return {"read": [[n, offset] for n, offset in positions.items()], "again": list(again)}
+
 
 class Journal:
     """Appends to the journal; an entry is on the disk before what it announces is done."""
@@ -41,7 +73,7 @@ class Journal:
         whole = whole_lines(self._descriptor)
         os.ftruncate(self._descriptor, whole)
         for line in os.pread(self._descriptor, whole, 0).splitlines():
-            self._take(orjson.loads(line))
+            self.state.take(orjson.loads(line))
 
     def close(self) -> None:
         """Close the file."""
@@ -49,41 +81,23 @@ class Journal:
 
     def intend(self, runs: Iterable[Run], now: float) -> None:
         """Note what is about to be published; ``now`` is epoch seconds."""
-        self._write({"intend": list(runs), "at": now})
+        self._write(intended(runs, now))
 
     def published(self, runs: Iterable[Run]) -> None:
         """Note what of the uncertain the log has."""
-        self._write({"published": list(runs)})
+        self._write(was_published(runs))
 
     def read_to(self, positions: Mapping[int, int], again: Iterable[int]) -> None:
         """Note how far results are read, and which lines need another run for what was read.
 
         What stands below must have been written down, and synced.
         """
-        read = [[number, offset] for number, offset in positions.items()]
-        self._write({"read": read, "again": list(again)})
+        self._write(was_read(positions, again))
 
     def _write(self, entry: dict[str, Any]) -> None:
         durable_files.append(self._descriptor, orjson.dumps(entry) + b"\n")
         durable_files.sync(self._descriptor)
-        self._take(entry)
-
-    def _take(self, entry: dict[str, Any]) -> None:
-        state = self.state
-        if "intend" in entry:
-            if not state.uncertain:
-                state.uncertain_since = entry["at"]
-            for n, run in entry["intend"]:
-                state.uncertain.add((n, run))
-                state.next_line = max(state.next_line, n + 1)
-                state.again.discard(n)
-                if run:
-                    state.runs[n] = run
-        elif "published" in entry:
-            state.uncertain -= {(n, run) for n, run in entry["published"]}
-        else:
-            state.positions = dict(entry["read"])
-            state.again = set(entry["again"])
+        self.state.take(entry)
 
 
 def whole_lines(descriptor: int) -> int:

@@ -5,7 +5,6 @@ import os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gateway.api.translation import Wanted, wanted
@@ -55,17 +54,17 @@ class Input:
     """Reads an input file, a line at a time, however long it is.
 
     Args:
-        path: of the file.
+        opened: descriptor of the file, which is closed with this.
         endpoint: that all lines must name.
         tenant: whose batch it is.
         line_bytes_max: longest line.
     """
 
-    def __init__(self, path: Path, endpoint: str, tenant: str, line_bytes_max: int) -> None:
+    def __init__(self, opened: int, endpoint: str, tenant: str, line_bytes_max: int) -> None:
         self._endpoint = endpoint
         self._tenant = tenant
         self._line_bytes_max = line_bytes_max
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = opened
         self.offsets = array("Q")
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import logging
 
 from gateway.batches.driver import Driver, Parts
 from gateway.batches.keys import BatchKeys
+from gateway.batches.signs_of_life import BEAT_S
 from gateway.batches.store import BatchFolder, BatchStore
 from gateway.exchange.publisher import UnavailableError
 from gateway.files.threads import in_thread
@@ -29,11 +30,12 @@ class BatchService:
         self._parts = parts
         self._driven: dict[str, asyncio.Task[None]] = {}
         self._look_now = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._going: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Begin to look for batches."""
-        self._looking = asyncio.create_task(self._look())
+    async def start(self) -> None:
+        """Begin to look for batches. Raises OSError where they can't be reached."""
+        await in_thread(self._store.start)
+        self._going = [asyncio.create_task(self._beat()), asyncio.create_task(self._look())]
 
     def look_now(self) -> None:
         """Look at once: there is a new batch."""
@@ -41,10 +43,20 @@ class BatchService:
 
     async def stop(self) -> None:
         """Give up all batches; what is written down is gone on with elsewhere."""
-        tasks = [*self._driven.values(), *([] if self._looking is None else [self._looking])]
+        tasks = [*self._driven.values(), *self._going]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            await in_thread(self._store.stop)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                await in_thread(self._store.beat)
+            except OSError as error:
+                logger.warning("the other gateways can't be told of this one: %s", error)
 
     async def _look(self) -> None:
         swept_at = float("-inf")
@@ -72,16 +84,22 @@ class BatchService:
         task.add_done_callback(lambda _: self._driven.pop(batch_id, None))
 
     async def _driven_to_end(self, batch_id: str, folder: BatchFolder) -> None:
-        with folder.owned() as is_ours:
-            if not is_ours:
-                return
-            try:
-                await Driver(folder, self._parts).run()
-            except FileNotFoundError:
-                logger.info("%s has ended meanwhile", batch_id)
-            except (UnavailableError, OSError) as error:
-                logger.warning("%s does not go on now: %s", batch_id, error)
-                await asyncio.sleep(AGAIN_S)
-            except Exception:
-                logger.exception("%s does not go on, in an unforeseen way", batch_id)
-                await asyncio.sleep(AGAIN_S)
+        try:
+            async with folder.owned() as is_ours:
+                if is_ours:
+                    await self._drive_owned(batch_id, folder)
+        except OSError as error:
+            logger.warning("%s can't be taken up now: %s", batch_id, error)
+
+    async def _drive_owned(self, batch_id: str, folder: BatchFolder) -> None:
+        try:
+            batch = await in_thread(folder.read)
+            await Driver(folder, batch, self._parts).run()
+        except FileNotFoundError:
+            logger.info("%s has ended meanwhile", batch_id)
+        except (UnavailableError, OSError) as error:
+            logger.warning("%s does not go on now: %s", batch_id, error)
+            await asyncio.sleep(AGAIN_S)
+        except Exception:
+            logger.exception("%s does not go on, in an unforeseen way", batch_id)
+            await asyncio.sleep(AGAIN_S)

@@ -1,29 +1,25 @@
-"""The store: a folder for each batch, who owns it, and whether it is to be cancelled."""
+"""Batches of all tenants, wherever they are kept: state, log and owner of each."""
 
 import contextlib
-import errno
-import fcntl
-import os
 import re
 import secrets
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from gateway.batches.record import CANCELLABLE, FINAL, BatchRecord
-from gateway.exchange.request_ids import tenant_tag
-from topics import decode, durable_files, encode
+from gateway.batches.journal import Journalled, Run
+from gateway.batches.record import BatchCounts, BatchRecord, Status
 
 _ID = re.compile(r"batch_[0-9a-f]{11}[0-9a-f]{16}")
-# A folder that was begun so long ago was never finished: its gateway died.
-BEGUN_S_MAX = 3600.0
-# What the record of an ended batch makes superfluous.
-WORKING_FILES = ("input", "journal", "output", "errors")
 
 
 def new_batch_id(now: float) -> str:
     """Return an id that sorts by time; ``now`` is epoch seconds."""
     return f"batch_{int(now * 1000):011x}{secrets.token_hex(8)}"
+
+
+def is_batch_id(text: str) -> bool:
+    """Return whether a text can be the id of a batch."""
+    return _ID.fullmatch(text) is not None
 
 
 class NotCancellableError(Exception):
@@ -34,31 +30,91 @@ class NotCancellableError(Exception):
         self.status = status
 
 
-class BatchFolder:
-    """One batch: its record, its files, its owner. Everything in it survives any process."""
+class NotOwnerError(OSError):
+    """Another gateway has gone on with the batch, or may have."""
 
-    def __init__(self, path: Path, mark: Path) -> None:
-        self.path = path
-        self._mark = mark
 
-    def file(self, name: str) -> Path:
-        """Return where one of the batch's files stands."""
-        return self.path / name
+class BatchLog(Protocol):
+    """The log of what was published of a batch and has ended: it outlives who writes it.
+
+    ``intend``, ``read_to``, ``flush`` and ``copy`` block, and may raise OSError; what they were
+    given, and what was added before, then stays.
+    """
+
+    counts: BatchCounts
+    done_count: int
+    expired: int
+    """Lines that never ended in time."""
+
+    @property
+    def state(self) -> Journalled:
+        """The state of publications."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """True if so much was added that it should be flushed."""
+        ...
+
+    def is_done(self, n: int) -> bool:
+        """Return whether a line, counted from 0, has an end."""
+        ...
+
+    def add(self, n: int, line: dict[str, Any], *, is_error: bool) -> None:
+        """Take in a line's end, unless there is one."""
+        ...
+
+    def intend(self, runs: Iterable[Run], now: float) -> None:
+        """Note what is about to be published; ``now`` is epoch seconds."""
+        ...
+
+    def published(self, runs: Iterable[Run]) -> None:
+        """Note what of that Kafka has. It may be lost, and is asked for then."""
+        ...
+
+    def read_to(self, positions: Mapping[int, int], again: Iterable[int]) -> None:
+        """Note how far results are read: the ends of all before have been added."""
+        ...
+
+    def flush(self) -> None:
+        """Keep what was added."""
+        ...
+
+    def told_every_s(self, age_s: float) -> float:
+        """Return how often a batch of an age is to tell how far it is; both in seconds."""
+        ...
+
+    def has_lines(self, *, errors: bool) -> bool:
+        """Return whether any line is of the output, or of the errors."""
+        ...
+
+    def copy(self, write: Callable[[bytes], None], *, errors: bool) -> None:
+        """Write the output, or the errors: each line once."""
+        ...
+
+    def close(self) -> None:
+        """Write no more."""
+        ...
+
+
+class BatchFolder(Protocol):
+    """One batch. All of it outlives any process. Calls block, and may raise OSError."""
 
     def read(self) -> BatchRecord:
-        """Return the record as it is now."""
-        return decode(BatchRecord, (self.path / "batch.json").read_bytes())
+        """Return the record as it is now. Raises FileNotFoundError."""
+        ...
 
     def write(self, batch: BatchRecord) -> None:
         """Replace the record; only the owner does."""
-        durable_files.write_whole(self.path / "batch.json", encode(batch))
+        ...
 
     def cancelling_at(self) -> float | None:
         """Return when somebody cancelled the batch; None if nobody has."""
-        try:
-            return float((self.path / "cancel").read_bytes())
-        except FileNotFoundError:
-            return None
+        ...
+
+    def seen_cancelling_at(self) -> float | None:
+        """Return the same as of a second ago, at once."""
+        ...
 
     def cancel(self, now: float) -> None:
         """Ask for the batch to be cancelled; once this returns, it is never completed.
@@ -66,128 +122,85 @@ class BatchFolder:
         Raises:
             NotCancellableError: it has ended, or its files are being written.
         """
-        with self.gate():
-            status = self.read().status
-            if self.cancelling_at() is not None and status not in FINAL:
-                return
-            if status not in CANCELLABLE:
-                raise NotCancellableError(status)
-            durable_files.create_exclusive(self.path / "cancel", repr(now).encode())
+        ...
 
-    @contextlib.contextmanager
-    def gate(self) -> Iterator[None]:
-        """Keep a cancellation and the end of the batch apart, for as long as this is entered."""
-        with _locked(self.path / "gate", wait=True):
-            yield
+    def settle(self, batch: BatchRecord, status: Status, now: float) -> None:
+        """Enter a status after which nobody may cancel, or ``cancelling`` if somebody has."""
+        ...
 
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[bool]:
-        """Try to own the batch; the kernel takes that away from a process that is killed."""
-        try:
-            with _locked(self.path / "lock", wait=False):
-                yield True
-        except BlockingIOError:
-            yield False
+    def owned(self) -> contextlib.AbstractAsyncContextManager[bool]:
+        """Try to own the batch; who has died owns none."""
+        ...
+
+    def check_owned(self) -> None:
+        """Return if nobody else can own the batch now; this does not block.
+
+        Raises:
+            NotOwnerError: somebody may.
+        """
+        ...
+
+    def open_input(self) -> int:
+        """Return a descriptor of the input, on this machine. Raises FileNotFoundError."""
+        ...
+
+    def open_log(self, total: int) -> BatchLog:
+        """Return the log of a batch with so many lines, as its last owner left it."""
+        ...
 
     def close(self) -> None:
         """Forget what an ended batch needs no more."""
-        durable_files.remove(self._mark)
-        for name in WORKING_FILES:
-            durable_files.remove(self.path / name)
+        ...
 
 
-class BatchStore:
-    """Batches of all tenants below one folder that all gateways share.
+class BatchStore(Protocol):
+    """Batches that all gateways share. Calls block, and may raise OSError."""
 
-    A mark in ``open`` is there for each batch that has not ended.
-    """
+    def start(self) -> None:
+        """Begin to be one of those that may own batches."""
+        ...
 
-    def __init__(self, root: Path) -> None:
-        self._batches = root / "batches"
-        self._open = root / "open"
-        self._begun = root / "begun"
-        for folder in (self._batches, self._open, self._begun):
-            folder.mkdir(parents=True, exist_ok=True)
+    def beat(self) -> None:
+        """Tell the others, every two seconds, that this process lives."""
+        ...
 
-    def create(self, batch: BatchRecord, contents: Path) -> None:
-        """Make a batch whose input is a link to these contents; it is there as a whole, or not.
+    def stop(self) -> None:
+        """Tell the others that it owns nothing any more."""
+        ...
+
+    def create(self, batch: BatchRecord, place: str) -> None:
+        """Make a batch of a file's contents; it is there as a whole, or not.
 
         One of that id which is there already stays as it is.
 
         Raises:
             FileNotFoundError: the contents were deleted.
         """
-        begun = self._begun / f"{batch.id}.{secrets.token_hex(8)}"
-        begun.mkdir()
-        try:
-            _link(contents, begun / "input")
-            for name in ("lock", "gate", "journal", "output", "errors"):
-                (begun / name).touch()
-            durable_files.write_whole(begun / "batch.json", encode(batch))
-            home = self._home(batch.tenant)
-            home.mkdir(exist_ok=True)
-            # Before the batch is there: a mark alone is no harm, a batch without one is forgotten.
-            durable_files.write_whole(self._open / batch.id, tenant_tag(batch.tenant).encode())
-            try:
-                durable_files.replace(begun, home / batch.id)
-            except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                    raise
-        finally:
-            shutil.rmtree(begun, ignore_errors=True)
+        ...
 
     def get(self, tenant: str, batch_id: str) -> BatchFolder | None:
         """Return a tenant's batch, or None."""
-        if _ID.fullmatch(batch_id) is None:
-            return None
-        return self._folder(self._home(tenant) / batch_id)
+        ...
+
+    def told(self, tenant: str, batch_ids: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Return OpenAI's objects of those that are there, by id; at most a hundred."""
+        ...
 
     def ids(self, tenant: str) -> list[str]:
         """Return the ids of a tenant's batches, the oldest first."""
-        return sorted(path.name for path in self._home(tenant).glob("batch_*"))
+        ...
 
-    def open_batches(self) -> list[tuple[str, BatchFolder]]:
+    def open_batches(self) -> Sequence[tuple[str, BatchFolder]]:
         """Return the batches that have not ended, the oldest first."""
-        found = []
-        for mark in sorted(self._open.glob("batch_*")):
-            with contextlib.suppress(FileNotFoundError):
-                folder = self._folder(self._batches / mark.read_text() / mark.name)
-                if folder is not None:
-                    found.append((mark.name, folder))
-        return found
+        ...
 
     def sweep(self, now: float) -> None:
         """Delete what gateways began and died before it was a batch."""
-        for path in self._begun.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < now - BEGUN_S_MAX:
-                    shutil.rmtree(path, ignore_errors=True)
-                    self._forget_mark(self._open / path.name.partition(".")[0])
-
-    def _forget_mark(self, mark: Path) -> None:
-        home = self._batches / mark.read_text()
-        if not (home / mark.name).exists():
-            durable_files.remove(mark)
-
-    def _folder(self, path: Path) -> BatchFolder | None:
-        return BatchFolder(path, self._open / path.name) if path.is_dir() else None
-
-    def _home(self, tenant: str) -> Path:
-        return self._batches / tenant_tag(tenant)
+        ...
 
 
-def _link(contents: Path, target: Path) -> None:
-    try:
-        os.link(contents, target)
-    except (PermissionError, NotImplementedError):
-        shutil.copyfile(contents, target)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
+def told(folder: BatchFolder) -> dict[str, Any]:
+    """Return OpenAI's object of a batch."""
+    # In this order: a record that is older than the mark is told as cancelling.
+    batch = folder.read()
+    return batch.told(folder.cancelling_at())

@@ -1,20 +1,20 @@
 """`/v1/files`: upload, list, show, delete, contents."""
 
 import asyncio
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from http import HTTPStatus
 from typing import Any, BinaryIO
 
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage
 
 from gateway.files.paging import check_query, page
-from gateway.files.store import FILE_BYTES_MAX, FileRecord, FileStore, new_file_id
+from gateway.files.store import FILE_BYTES_MAX, FileRecord, FileStore, Upload, new_file_id
 from gateway.files.threads import in_thread
 from gateway.http.errors import ApiError, as_unicode, json_response
-from gateway.http.state import GATEWAY, caller_of
+from gateway.http.state import GATEWAY, REQUEST_ID, caller_of
+from topics.objects import ObjectsError
 
 FILES = web.AppKey("files", FileStore)
 PIECE_BYTES = 256 * 1024
@@ -27,7 +27,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 async def upload(request: web.Request) -> web.Response:
-    """Take a file, piece by piece to the disk."""
+    """Take a file, piece by piece to where files are kept."""
     if request.content_type != "multipart/form-data":
         message = "send the file as multipart/form-data, as OpenAI's clients do"
         raise ApiError(415, "unsupported_media_type", message)
@@ -36,46 +36,58 @@ async def upload(request: web.Request) -> web.Response:
     # What stands around the file in the form is small.
     if (request.content_length or 0) > FILE_BYTES_MAX + 64 * 1024:
         raise _too_large()
-    with files.upload() as path:
-        try:
-            fields, filename, size = await _received(request, path, s_max)
-        except TimeoutError as error:
-            message = f"nothing came for {s_max:g} s (SHUNTER_GATEWAY_READ_S_MAX)"
-            headers = {"Connection": "close"}
-            raise ApiError(408, "request_timeout", message, headers=headers) from error
-        except (ValueError, BadHttpMessage) as error:
-            message = f"the form can't be read: {error!s:.200}"
-            raise ApiError(400, "invalid_value", message) from error
-        if filename is None:
-            raise ApiError(400, "missing_required_parameter", "there is no file", param="file")
+    file_id = new_file_id(gateway.clock.now())
+    written = await in_thread(files.begin, tenant, file_id)
+    try:
+        fields, filename = await _received_in_time(request, written, s_max)
         now = gateway.clock.now()
         _check_purpose(fields.get("purpose"))
         lasts_s = expires_after(_expiry_fields(fields), "expires_after")
         record = FileRecord(
-            id=new_file_id(now),
+            id=file_id,
             tenant=tenant,
-            bytes=size,
+            bytes=written.size,
             created_at=now,
             filename=filename,
             purpose="batch",
             expires_at=None if lasts_s is None else now + lasts_s,
         )
-        await in_thread(files.add, record, path)
+        await in_thread(files.add, record, written)
+    finally:
+        await in_thread(written.close)
     return json_response(record.told())
 
 
+async def _received_in_time(
+    request: web.Request, written: Upload, s_max: float
+) -> tuple[dict[str, str], str]:
+    """Return the form's fields and the file's name. Raises ApiError where there is no file."""
+    try:
+        fields, filename = await _received(request, written, s_max)
+    except TimeoutError as error:
+        message = f"nothing came for {s_max:g} s (SHUNTER_GATEWAY_READ_S_MAX)"
+        headers = {"Connection": "close"}
+        raise ApiError(408, "request_timeout", message, headers=headers) from error
+    except (ValueError, BadHttpMessage) as error:
+        message = f"the form can't be read: {error!s:.200}"
+        raise ApiError(400, "invalid_value", message) from error
+    if filename is None:
+        raise ApiError(400, "missing_required_parameter", "there is no file", param="file")
+    return fields, filename
+
+
 async def _received(
-    request: web.Request, path: Path, s_max: float
-) -> tuple[dict[str, str], str | None, int]:
-    """Return the form's fields, the file's name and its size; the file stands at the path."""
+    request: web.Request, written: Upload, s_max: float
+) -> tuple[dict[str, str], str | None]:
+    """Return the form's fields and the file's name; its contents are written."""
     fields: dict[str, str] = {}
-    filename, size = None, 0
+    filename = None
     form = await request.multipart()
     while True:
         async with asyncio.timeout(s_max):
             part = await form.next()
         if part is None:
-            return fields, filename, size
+            return fields, filename
         if not isinstance(part, BodyPartReader):
             raise ApiError(400, "invalid_value", "a part of the form is a form itself")
         name = part.name or ""
@@ -89,27 +101,18 @@ async def _received(
         else:
             plain = _CONTROLS.sub("", as_unicode(part.filename or ""))
             filename = plain[-_FILENAME_CHARACTERS_MAX:] or "file"
-            with path.open("xb") as file:
-                size = await _copied(part, file, s_max)
+            await _copy(part, written, s_max)
 
 
-async def _copied(part: BodyPartReader, file: BinaryIO, s_max: float) -> int:
-    size = 0
+async def _copy(part: BodyPartReader, written: Upload, s_max: float) -> None:
     while True:
         async with asyncio.timeout(s_max):
             piece = await part.read_chunk(PIECE_BYTES)
         if not piece:
-            await in_thread(_synced, file)
-            return size
-        size += len(piece)
-        if size > FILE_BYTES_MAX:
+            return
+        if written.size + len(piece) > FILE_BYTES_MAX:
             raise _too_large()
-        await in_thread(file.write, piece)
-
-
-def _synced(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        await in_thread(written.write, piece)
 
 
 async def _field(part: BodyPartReader, name: str, s_max: float) -> str:
@@ -178,10 +181,13 @@ async def listed(request: web.Request) -> web.Response:
     if order not in {"asc", "desc"}:
         raise ApiError(400, "invalid_value", "order must be asc or desc", param="order")
 
-    def told(file_id: str) -> dict[str, Any] | None:
-        record = files.get(tenant, file_id, now)
-        is_other = record is None or (purpose is not None and record.purpose != purpose)
-        return None if is_other or record is None else record.told()
+    def told(file_ids: list[str]) -> dict[str, dict[str, Any]]:
+        found = files.get_all(tenant, file_ids, now)
+        return {
+            each: record.told()
+            for each, record in found.items()
+            if purpose is None or record.purpose == purpose
+        }
 
     def whole() -> dict[str, Any]:
         ids = files.ids(tenant)
@@ -195,28 +201,77 @@ async def listed(request: web.Request) -> web.Response:
 
 async def shown(request: web.Request) -> web.Response:
     """Show a file's record."""
-    return json_response(_found(request).told())
+    return json_response((await _found(request)).told())
 
 
 async def deleted(request: web.Request) -> web.Response:
-    """Delete a file; a batch that reads it has its own link to the contents."""
-    record = _found(request)
+    """Delete a file; a batch that reads it has the contents for itself."""
+    record = await _found(request)
     await in_thread(request.app[FILES].delete, record.tenant, record.id)
     return json_response({"id": record.id, "object": "file", "deleted": True})
 
 
 async def contents(request: web.Request) -> web.StreamResponse:
-    """Send a file's contents."""
-    record = _found(request)
-    path = request.app[FILES].contents(record)
-    if not path.exists():
-        raise _missing(record.id)
-    return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
+    """Send a file's contents, or the range of them that is asked for."""
+    record = await _found(request)
+    start, stop, status = _range(request, record.bytes)
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(stop - start),
+        "Accept-Ranges": "bytes",
+    }
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{record.bytes}"
+    try:
+        file = await in_thread(request.app[FILES].open, record)
+    except FileNotFoundError:
+        raise _missing(record.id) from None
+    try:
+        # Before the answer begins, for whatever the store may say.
+        piece = await in_thread(_piece, file, start, stop)
+        response = web.StreamResponse(status=status, headers=headers)
+        response.headers["x-request-id"] = request[REQUEST_ID]
+        await response.prepare(request)
+        while piece and request.method != hdrs.METH_HEAD:
+            await response.write(piece)
+            start += len(piece)
+            piece = await in_thread(_piece, file, start, stop)
+        if start < stop and request.method != hdrs.METH_HEAD:
+            raise ConnectionError("the contents end before their length")
+        await response.write_eof()
+        return response
+    finally:
+        await in_thread(file.close)
 
 
-def _found(request: web.Request) -> FileRecord:
+def _range(request: web.Request, size: int) -> tuple[int, int, int]:
+    """Return first byte, end and status of the answer to a request for contents."""
+    try:
+        asked = request.http_range
+    except ValueError:
+        asked = slice(None, None, 1)
+    if asked.start is None and asked.stop is None:
+        return 0, size, HTTPStatus.OK
+    start, stop, _ = asked.indices(size)
+    if start >= stop:
+        message = f"the file has {size:,} bytes, and none of that range"
+        headers = {"Content-Range": f"bytes */{size}"}
+        raise ApiError(416, "invalid_value", message, param="Range", headers=headers)
+    return start, stop, HTTPStatus.PARTIAL_CONTENT
+
+
+def _piece(file: BinaryIO, start: int, stop: int) -> bytes:
+    try:
+        file.seek(start)
+        return file.read(min(PIECE_BYTES, stop - start))
+    except FileNotFoundError as error:
+        raise ObjectsError(f"the contents are being deleted: {error}") from error
+
+
+async def _found(request: web.Request) -> FileRecord:
     file_id, now = request.match_info["id"], request.app[GATEWAY].clock.now()
-    record = request.app[FILES].get(caller_of(request).tenant, file_id, now)
+    files, tenant = request.app[FILES], caller_of(request).tenant
+    record = await in_thread(files.get, tenant, file_id, now)
     if record is None:
         raise _missing(file_id)
     return record

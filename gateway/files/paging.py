@@ -1,6 +1,7 @@
 """Lists by pages, as OpenAI's API has them."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -8,12 +9,14 @@ from aiohttp import web
 from gateway.http.errors import ApiError
 
 Told = dict[str, Any]
+# Objects that are asked for at once.
+GROUP = 100
 
 
 def page(
     request: web.Request,
     ids: list[str],
-    told: Callable[[str], Told | None],
+    told: Callable[[list[str]], dict[str, Told]],
     *,
     limit_max: int,
     limit: int,
@@ -24,7 +27,7 @@ def page(
     Args:
         request: whose query it is.
         ids: all there are, the oldest first.
-        told: an object by its id; None for one that isn't to be shown.
+        told: objects by their ids, at most a hundred; without those that aren't to be shown.
         limit_max: the longest page.
         limit: where the query gives none.
         is_ascending: whether the oldest come first.
@@ -36,10 +39,8 @@ def page(
     after = request.query.get("after")
     found: list[Told] = []
     has_more = False
-    for each in _rest(ids if is_ascending else ids[::-1], after, is_ascending=is_ascending):
-        one = told(each)
-        if one is None:
-            continue
+    rest = iter(_rest(ids if is_ascending else ids[::-1], after, is_ascending=is_ascending))
+    for one in _shown(rest, told, min(wanted + 1, GROUP)):
         if len(found) == wanted:
             has_more = True
             break
@@ -58,6 +59,14 @@ def _rest(ids: list[str], after: str | None, *, is_ascending: bool) -> Iterable[
     if after is None:
         return ids
     return (each for each in ids if (each > after) == is_ascending and each != after)
+
+
+def _shown(
+    rest: Iterator[str], told: Callable[[list[str]], dict[str, Told]], group: int
+) -> Iterator[Told]:
+    while ids := list(itertools.islice(rest, group)):
+        shown = told(ids)
+        yield from (shown[each] for each in ids if each in shown)
 
 
 def _limit(request: web.Request, limit_max: int, limit: int) -> int:

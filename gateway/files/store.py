@@ -1,19 +1,12 @@
-"""The store: a folder for each tenant, in it contents and their records."""
+"""Files of all tenants, wherever they are kept: the same for every gateway."""
 
-import contextlib
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from gateway.exchange.request_ids import tenant_tag
-from topics import decode, durable_files, encode
+from typing import Any, BinaryIO, Protocol
 
 FILE_BYTES_MAX = 200 * 1024 * 1024
-# An upload that nobody has written to for so long has no gateway any more.
-UPLOAD_S_MAX = 3600.0
 _ID = re.compile(r"file-[0-9a-f]{11}[0-9a-z]{1,64}")
 
 
@@ -44,80 +37,77 @@ class FileRecord:
             found["expires_at"] = int(self.expires_at)
         return found
 
+    def is_of(self, tenant: str, now: float) -> bool:
+        """Return whether it is a tenant's, and has not expired."""
+        return self.tenant == tenant and (self.expires_at is None or self.expires_at > now)
+
 
 def new_file_id(now: float) -> str:
     """Return an id that sorts by time; ``now`` is epoch seconds."""
     return f"file-{int(now * 1000):011x}{secrets.token_hex(8)}"
 
 
-class FileStore:
-    """Files of all tenants below one folder. A file is there when its record is.
+def is_file_id(text: str) -> bool:
+    """Return whether a text can be the id of a file."""
+    return _ID.fullmatch(text) is not None
 
-    Contents are written beside and given their name as a whole, so that half an upload is no file.
+
+class Upload(Protocol):
+    """Contents that are being written, piece by piece; each call blocks."""
+
+    size: int
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece."""
+        ...
+
+    def close(self) -> None:
+        """Throw away what was not made a file."""
+        ...
+
+
+class FileStore(Protocol):
+    """Files. A file is there when its record is; half an upload is none.
+
+    Each call blocks, and may raise OSError.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._files = root / "files"
-        self._uploads = root / "uploads"
-        for folder in (self._files, self._uploads):
-            folder.mkdir(parents=True, exist_ok=True)
+    def begin(self, tenant: str, file_id: str) -> Upload:
+        """Return what contents of a file are written to."""
+        ...
 
-    @contextlib.contextmanager
-    def upload(self) -> Iterator[Path]:
-        """Provide a path to write contents to; what is left there is deleted."""
-        path = self._uploads / secrets.token_hex(16)
-        try:
-            yield path
-        finally:
-            durable_files.remove(path)
-
-    def add(self, record: FileRecord, written: Path) -> None:
-        """Make a file of what was written, and synced, at a path of ``upload``."""
-        folder = self._folder(record.tenant)
-        folder.mkdir(exist_ok=True)
-        durable_files.replace(written, folder / f"{record.id}.data")
-        durable_files.write_whole(folder / f"{record.id}.json", encode(record))
+    def add(self, record: FileRecord, upload: Upload) -> None:
+        """Make a file of what was written."""
+        ...
 
     def get(self, tenant: str, file_id: str, now: float) -> FileRecord | None:
         """Return a tenant's file; None if there is none, or it has expired."""
-        if _ID.fullmatch(file_id) is None:
-            return None
-        try:
-            value = (self._folder(tenant) / f"{file_id}.json").read_bytes()
-        except FileNotFoundError:
-            return None
-        record = decode(FileRecord, value)
-        is_over = record.expires_at is not None and record.expires_at <= now
-        return None if is_over or record.tenant != tenant else record
+        ...
 
-    def contents(self, record: FileRecord) -> Path:
-        """Return where a file's contents stand."""
-        return self._folder(record.tenant) / f"{record.id}.data"
+    def get_all(self, tenant: str, file_ids: Collection[str], now: float) -> dict[str, FileRecord]:
+        """Return those of a tenant's files that are there, by id; at most a hundred."""
+        ...
+
+    def place(self, record: FileRecord) -> str:
+        """Return where a file's contents stand, for the store of batches."""
+        ...
+
+    def open(self, record: FileRecord) -> BinaryIO:
+        """Return a file's contents to read.
+
+        Raises:
+            FileNotFoundError: they were deleted.
+        """
+        ...
 
     def ids(self, tenant: str) -> list[str]:
         """Return the ids of a tenant's files, the oldest first."""
-        return sorted(path.stem for path in self._folder(tenant).glob("file-*.json"))
+        ...
 
     def delete(self, tenant: str, file_id: str) -> bool:
-        """Delete a file; return whether it was there. Who has it open reads on."""
-        if _ID.fullmatch(file_id) is None:
-            return False
-        folder = self._folder(tenant)
-        was_there = durable_files.remove(folder / f"{file_id}.json")
-        durable_files.remove(folder / f"{file_id}.data")
-        return was_there
+        """Delete a file; return whether it was there."""
+        ...
 
     def sweep(self, now: float) -> None:
-        """Delete what has expired, and uploads whose gateway died."""
-        for path in self._uploads.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < now - UPLOAD_S_MAX and path.is_file():
-                    durable_files.remove(path)
-        for path in self._files.glob("*/file-*.json"):
-            with contextlib.suppress(FileNotFoundError):
-                record = decode(FileRecord, path.read_bytes())
-                if record.expires_at is not None and record.expires_at <= now:
-                    self.delete(record.tenant, record.id)
-
-    def _folder(self, tenant: str) -> Path:
-        return self._files / tenant_tag(tenant)
+        """Delete what has expired, and what dead gateways have begun."""
+        ...

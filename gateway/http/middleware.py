@@ -10,6 +10,7 @@ from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import new_id
 from gateway.http.errors import ApiError, overloaded
 from gateway.http.state import BY_TURN, CALLER, GATEWAY, REQUEST_ID, Gateway
+from topics.objects import ObjectsError
 from topics.openai_api.operations import instead_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -34,6 +35,12 @@ async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamRe
         response = error.response()
     except UnavailableError as error:
         message = f"{error}; try again"
+        response = ApiError(
+            503, "unavailable", message, retry_after_s=UNAVAILABLE_RETRY_S
+        ).response()
+    except ObjectsError as error:
+        logger.warning("files and batches can't be reached: %s", error)
+        message = "files and batches can't be reached now; try again"
         response = ApiError(
             503, "unavailable", message, retry_after_s=UNAVAILABLE_RETRY_S
         ).response()

@@ -1,15 +1,18 @@
 """Stores of a log's files: a directory, an object store, or, to read alone, a web server."""
 
+import contextlib
 import fcntl
 import gzip
 import io
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from topics import durable_files
+from topics.objects import Objects, ObjectsError
 
 FILE_BYTES_MAX = 64 * 1024 * 1024
 ANSWER_S_MAX = 30.0
@@ -140,81 +143,47 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            import fsspec  # noqa: PLC0415  an optional dependency
-
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            told = f"{url}: object stores need more: pip install 'shunter[archive]' ({error})"
-            raise LogStoreError(told) from error
-        except ValueError as error:
-            raise LogStoreError(f"{url}: {error}") from error
+        with _told():
+            self._objects = Objects(url)
         self.url = url
 
     def claim(self) -> None:
         """Check that the store keeps the condition on which the log relies."""
-        self.create("journal/probe", b"")
-        if self.create("journal/probe", b""):
-            raise LogStoreError(
-                f"{self.url}: it writes over objects that must only be created; a log needs a store"
-                " with conditional writes (S3, Google Cloud Storage), or a directory"
-            )
+        with _told():
+            self._objects.check("journal/probe")
 
     def read(self, path: str) -> bytes | None:
         """Return an object."""
-        try:
-            found: bytes = self._fs.cat_file(self._at(path))
-        except FileNotFoundError:
-            return None
-        except Exception as error:
-            raise self._failed(path, error) from error
-        return found
+        with _told():
+            return self._objects.read(path)
 
     def write(self, path: str, data: bytes) -> None:
         """Put an object, which appears as a whole."""
-        self._put(path, data, "overwrite")
+        with _told():
+            self._objects.write(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Put an object on the condition that there is none."""
-        try:
-            self._put(path, data, "create")
-        except FileExistsError:
-            return False
-        return True
+        with _told():
+            return self._objects.create(path, data)
 
     def names(self, folder: str) -> list[str]:
         """Return the names in a folder, as the store has them now."""
-        try:
-            self._fs.invalidate_cache()
-            found: list[Any] = self._fs.ls(self._at(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        except Exception as error:
-            raise self._failed(folder, error) from error
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
+        with _told():
+            return self._objects.names(folder)
 
     def delete(self, path: str) -> None:
         """Delete an object."""
-        try:
-            self._fs.rm_file(self._at(path))
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise self._failed(path, error) from error
+        with _told():
+            self._objects.delete(path)
 
-    def _put(self, path: str, data: bytes, mode: str) -> None:
-        try:
-            self._fs.pipe_file(self._at(path), data, mode=mode)
-        except FileExistsError:
-            raise
-        except Exception as error:
-            raise self._failed(path, error) from error
 
-    def _at(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}"
-
-    def _failed(self, path: str, error: Exception) -> LogStoreError:
-        return LogStoreError(f"{self.url}/{path}: {type(error).__name__}: {error}")
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except ObjectsError as error:
+        raise LogStoreError(str(error)) from error
 
 
 class WebReader:

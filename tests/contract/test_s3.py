@@ -1,4 +1,6 @@
-"""Archive and public log on a server that speaks S3, by s3fs: it creates, and dies, as they need.
+"""Archive, public log and the gateway's files on a server that speaks S3, by s3fs.
+
+Processes die at points, and whoever comes next goes on.
 
     pytest -n0 tests/contract/test_s3.py
 
@@ -6,34 +8,36 @@ The server is moto's. S3_ENDPOINT names another one, such as MinIO; keys for it 
 AWS_* variables.
 """
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-import uuid
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from adversary import TRUST, introduced_trail
+from batch_cases import NOW, Site, World, chat_line, dying_writes, file_of
 from memory_log import MemoryLog
 from public_log_cases import DeadError, Installation, MortalStore, PlainWitness
+from s3_cases import new_bucket, s3_server
 from stream_cases import FakeClock
 
+from gateway.files.expiries import Expiries
+from gateway.files.object_files import ObjectFiles
+from gateway.files.store import FileRecord, new_file_id
 from shunter.archive import Archive, Archiver
 from shunter.audit.archive_trail import find_request, verify_archive
 from shunter.audit.keyring import Keyring
 from shunter.public_log.store import ObjectStore
 from shunter.public_log.tree import LogForkError, read_entries
+from topics import objects as store_objects
+from topics.objects import Objects
 from topics.public_log.notes import parse_checkpoint, parse_note
 from topics.public_log.tiles import TILE_WIDTH
 from topics.signing.merkle import leaf_hash, tree_hash
 
-s3fs = pytest.importorskip("s3fs", reason="pip install 'shunter[dev]'")
-
-
 pytestmark = pytest.mark.slow
+
+NAMES = [f"line {n}" for n in range(24)]
 
 
 class Mortal:
@@ -51,43 +55,18 @@ class Mortal:
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """The address of a server; moto's, if none is named."""
-    if "S3_ENDPOINT" in os.environ:
-        yield os.environ["S3_ENDPOINT"]
-        return
-    pytest.importorskip("moto.server", reason="pip install 'shunter[dev]', or set S3_ENDPOINT")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(url, timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < until, "moto's server doesn't answer"
-                time.sleep(0.2)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(20)
+def server() -> Iterator[dict[str, str]]:
+    """The environment of a server."""
+    with s3_server() as env:
+        yield env
 
 
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty bucket."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", os.environ.get("AWS_ACCESS_KEY_ID", "key"))
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", os.environ.get("AWS_SECRET_ACCESS_KEY", "secret"))
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    name = f"shunter-{uuid.uuid4().hex}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir(name)
-    return f"s3://{name}"
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    return new_bucket()
 
 
 def test_an_object_is_created_once_and_written_over_only_as_told(bucket: str) -> None:
@@ -167,3 +146,62 @@ async def test_an_archive_verifies_and_goes_on_after_each_death(
     assert found.is_good, found.problems
     assert found.records == len(trail.evidence)
     assert len(find_request(archive, "r0")) == sum(r.key == b"r0" for r in trail.evidence)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_batch_ends_once_whatever_step_its_gateway_dies_at(
+    tmp_path: Path, bucket: str, seed: int
+) -> None:
+    world = World(seed, turned_away=0.1 * (seed % 2))
+    site = Site(tmp_path, world, is_remote=True, url=f"{bucket}/door")
+    folder = site.create(file_of(map(chat_line, NAMES)), tmp_path)
+    with dying_writes(world):
+        died = await site.live_to_the_end(folder, steps_max=80)
+    batch = folder.read()
+    assert died
+    assert batch.status == "completed"
+    assert batch.error_file_id is None
+    lines = site.lines(batch.output_file_id)
+    assert Counter(line["custom_id"] for line in lines) == Counter(NAMES)
+    ids = Counter(request_id for request_id, _, _ in world.ingest)
+    assert set(ids.values()) == {1}
+    assert site.store.open_batches() == []
+
+
+def test_a_large_upload_is_there_as_a_whole(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = 5 * 1024 * 1024
+    monkeypatch.setattr(store_objects, "PART_BYTES", part)
+    objects = Objects(f"{bucket}/door")
+    objects.check("probe")
+    files = ObjectFiles(objects, Expiries(objects))
+    piece, count = bytes(range(256)) * 1024, 6 * part // (256 * 1024) + 1
+    broken, whole = (
+        FileRecord(new_file_id(NOW), "a", count * len(piece), NOW, "in.jsonl", "batch")
+        for _ in range(2)
+    )
+    begun = files.begin("a", broken.id)
+    for _ in range(count):
+        begun.write(piece)
+    begun.close()
+    assert files.ids("a") == []
+    with pytest.raises(FileNotFoundError):
+        files.open(broken).read()
+    tracemalloc.start()
+    written = files.begin("a", whole.id)
+    for _ in range(count):
+        written.write(piece)
+    assert files.ids("a") == []
+    files.add(whole, written)
+    written.close()
+    with files.open(whole) as file:
+        read = 0
+        while found := file.read(len(piece)):
+            assert found == piece
+            read += 1
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read == count
+    assert (files.ids("a"), files.get("a", whole.id, NOW)) == ([whole.id], whole)
+    assert most < 4 * part, "memory does not follow the file"
+    # Another's folder is no file, and no part of one is left.
+    assert objects.names("files") == [files.place(whole).split("/")[1]]

@@ -11,16 +11,23 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.batches import driver, finalization
+from gateway.batches import driver, finalization, object_batches
+from gateway.batches.directory import DirectoryBatch, DirectoryBatches
 from gateway.batches.driver import Driver, Parts
 from gateway.batches.exchange import HeaderList
+from gateway.batches.object_batches import ObjectBatch, ObjectBatches
 from gateway.batches.record import FINAL, BatchRecord
-from gateway.batches.store import BatchFolder, BatchStore, new_batch_id
+from gateway.batches.signs_of_life import BEAT_S
+from gateway.batches.store import BatchFolder, new_batch_id
 from gateway.batches.texts import LineTexts
 from gateway.exchange.publisher import UnavailableError
-from gateway.files.store import FileStore
+from gateway.files.directory import DirectoryFiles
+from gateway.files.expiries import Expiries
+from gateway.files.object_files import ObjectFiles
+from gateway.files.store import FileRecord
 from gateway.http.keys import KeyProofs
 from topics import Cost, Response, Result, ResultError, Timing, Usage, durable_files, encode
+from topics.objects import NewObject, Objects
 from topics.records.key_proof import proven_key
 
 TENANT, KEY_ID, SECRET = "acme", "acme-1", "shared"
@@ -117,11 +124,16 @@ class World:
             self._asked()
             await asyncio.sleep(0)
             if request_id.startswith(prefix):
-                take(request_id, value)
+                await take(request_id, value)
 
     async def published(self, ids: Collection[str], since: float) -> set[str]:
         self._asked()
         return {each for each, _, at in self.ingest if each in ids and at >= since}
+
+    async def passed(self, until: float) -> None:
+        """Wait for a time, in epoch seconds."""
+        while self.now_s < until:  # noqa: ASYNC110 - the clock is this class
+            await asyncio.sleep(0)
 
     async def answer(self) -> None:
         """End requests, and have the living process read results."""
@@ -164,12 +176,26 @@ class World:
 
 
 class Site:
-    """The folder that outlives processes, and the processes."""
+    """The folder that outlives processes, and the processes.
 
-    def __init__(self, root: Path, world: World) -> None:
+    Args:
+        root: a directory of one's own.
+        world: what is around.
+        is_remote: whether files are kept in an object store.
+        url: of the object store; unset, fsspec's in memory.
+    """
+
+    def __init__(
+        self, root: Path, world: World, *, is_remote: bool = False, url: str | None = None
+    ) -> None:
         self.world = world
-        self.files = FileStore(root)
-        self.store = BatchStore(root)
+        self.objects = Objects(url or f"memory://{root}") if is_remote else None
+        self.expiries = None if self.objects is None else Expiries(self.objects)
+        if self.objects is None or self.expiries is None:
+            self.files: Any = DirectoryFiles(root)
+        else:
+            self.files = ObjectFiles(self.objects, self.expiries)
+        self.store = self.batches(root)
         fleet: Any = SimpleNamespace(rate_wait_s=lambda _: 0.1, options_of=lambda _: ())
         self.parts = Parts(
             self.files,
@@ -183,9 +209,19 @@ class Site:
             chunk_lines=7,
         )
 
+    def batches(self, root: Path) -> Any:
+        """Return the store as another process has it."""
+        if self.objects is None or self.expiries is None:
+            return DirectoryBatches(root)
+        return ObjectBatches(self.objects, self.expiries, self.world)
+
     def create(self, contents: bytes, root: Path, **fields: Any) -> BatchFolder:
-        source = root / "contents"
-        source.write_bytes(contents)
+        self.root = root
+        source = FileRecord("file-00000000000x", TENANT, len(contents), NOW, "in", "batch")
+        written = self.files.begin(TENANT, source.id)
+        written.write(contents)
+        self.files.add(source, written)
+        written.close()
         given: dict[str, Any] = {
             "id": new_batch_id(self.world.now()),
             "tenant": TENANT,
@@ -197,23 +233,47 @@ class Site:
             "key_id": KEY_ID,
         }
         batch = BatchRecord(**given | fields)
-        self.store.create(batch, source)
-        folder = self.store.get(TENANT, batch.id)
+        self.store.create(batch, self.files.place(source))
+        folder: BatchFolder | None = self.store.get(TENANT, batch.id)
         assert folder is not None
         return folder
 
+    async def owned(self, folder: BatchFolder) -> BatchFolder:
+        """Return a batch as a new process has it, which owns it when all others are dead."""
+        if isinstance(folder, DirectoryBatch):
+            return folder
+        assert isinstance(folder, ObjectBatch)
+        store = self.batches(self.root)
+        while True:
+            store.start()
+            store.open_batches()
+            own = ObjectBatch(store, *folder.base.split("/")[1:])
+            async with own.owned() as is_ours:
+                if is_ours:
+                    return own
+            self.world.now_s += 7.0
+
+    async def _beat(self, folder: BatchFolder) -> None:
+        while isinstance(folder, ObjectBatch):
+            beaten_at = self.world.now_s
+            folder.store.beat()
+            await self.world.passed(beaten_at + BEAT_S)
+
     async def live(self, folder: BatchFolder, steps: int | None = None) -> bool:
         """Let a process drive the batch; return whether it came to the end before it died."""
+        self.world.steps_left = None
+        folder = await self.owned(folder)
         self.world.steps_left = steps
-        answering = asyncio.create_task(self.world.answer())
+        beside = [asyncio.create_task(work) for work in (self.world.answer(), self._beat(folder))]
         try:
             async with asyncio.timeout(60):
-                await Driver(folder, self.parts).run()
+                await Driver(folder, folder.read(), self.parts).run()
         except (Killed, UnavailableError):
             return False
         finally:
-            answering.cancel()
-            await asyncio.wait([answering])
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
         return True
 
     async def live_to_the_end(self, folder: BatchFolder, *, steps_max: int | None = None) -> int:
@@ -233,7 +293,8 @@ class Site:
             return []
         record = self.files.get(TENANT, file_id, self.world.now())
         assert record is not None
-        data = self.files.contents(record).read_bytes()
+        with self.files.open(record) as file:
+            data = file.read()
         assert record.bytes == len(data)
         return [orjson.loads(line) for line in data.splitlines()]
 
@@ -256,17 +317,24 @@ def dying_writes(world: World) -> Iterator[None]:
             world.step()
 
         patch.setattr(durable_files, "append", append)
+        for name in ("write", "create", "copy", "delete"):
+            patch.setattr(Objects, name, _stepped(world, getattr(Objects, name)))
+        patch.setattr(NewObject, "finish", _stepped(world, NewObject.finish))
 
         async def at_once(work: Any, *args: Any) -> Any:
             return work(*args)
 
         patch.setattr(driver, "in_thread", at_once)
         patch.setattr(finalization, "in_thread", at_once)
+        patch.setattr(object_batches, "in_thread", at_once)
         yield
 
 
 def _stepped(world: World, real: Any) -> Any:
     def stepped(*args: Any) -> Any:
+        if str(args[1:2]).startswith("('gateways/"):
+            # A process tells that it lives beside what it does.
+            return real(*args)
         world.step()
         done = real(*args)
         world.step()

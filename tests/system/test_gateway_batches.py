@@ -21,6 +21,7 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 from openai.types.chat import ChatCompletion
 from running_system import System, eventually
+from s3_cases import new_bucket, s3_server
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
@@ -262,6 +263,44 @@ async def test_gateways_that_are_killed_in_the_middle(bench: Bench, tmp_path: Pa
         over = await ended(client, batch)
         assert over.status == "completed"
         output, errors = await both(client, over)
+    assert errors == []
+    assert Counter(each["custom_id"] for each in output) == Counter(names)
+    ran = Counter(told(each.body) for each in bench.server.asked if each.body)
+    assert {ran[name] for name in names} == {1}
+
+
+async def test_gateways_on_an_object_store_are_killed_side_by_side(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two gateways on one bucket; whoever drives is killed, and its batch goes on at the other."""
+    names = [f"remote {n}" for n in range(900)]
+    with s3_server() as s3:
+        for name, value in s3.items():
+            monkeypatch.setenv(name, value)
+        env = bench.env | s3 | {"SHUNTER_GATEWAY_FILES": f"{new_bucket()}/door"}
+        async with (
+            door(bench.system, **env) as one,
+            door(bench.system, **env) as two,
+            door(bench.system, **env) as last,
+            last.client() as client,
+        ):
+            async with one.client() as first:
+                batch = await begun(first, map(line, names))
+                slow = await begun(first, [line("held", "hold")])
+            await client.files.delete(batch.input_file_id)
+            for least, victim in ((1, one), (300, two)):
+
+                async def is_so_far(least: int = least) -> bool:
+                    counts = (await client.batches.retrieve(batch.id)).request_counts
+                    return counts.completed >= least
+
+                await eventually(is_so_far, f"{least} lines have ended", 90)
+                victim.kill()
+            await client.batches.cancel(slow.id)
+            over, cancelled = await ended(client, batch), await ended(client, slow)
+            assert (over.status, cancelled.status) == ("completed", "cancelled")
+            output, errors = await both(client, over)
+            assert {b.id async for b in client.batches.list()} == {over.id, cancelled.id}
     assert errors == []
     assert Counter(each["custom_id"] for each in output) == Counter(names)
     ran = Counter(told(each.body) for each in bench.server.asked if each.body)

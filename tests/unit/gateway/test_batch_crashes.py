@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from batch_cases import NOW, Site, World, chat_line, dying_writes, file_of
 
+from gateway.batches.directory import DirectoryBatch
 from gateway.batches.lines import run_of_id
+from gateway.batches.object_batches import ObjectBatch
 from gateway.batches.record import BatchRecord
 from gateway.batches.store import BatchFolder, NotCancellableError
 
@@ -45,6 +47,11 @@ def no_line_twice(world: World) -> None:
 
 def is_over(site: Site, folder: BatchFolder) -> None:
     assert site.store.open_batches() == []
+    if isinstance(folder, ObjectBatch):
+        assert set(folder.store.objects.names(folder.base)) <= {"ended.json", "verdict", "log"}
+        assert folder.store.objects.names(f"{folder.base}/log") == []
+        return
+    assert isinstance(folder, DirectoryBatch)
     assert {path.name for path in folder.path.iterdir() if path.name[0] != "."} <= {
         "batch.json",
         "cancel",
@@ -53,11 +60,12 @@ def is_over(site: Site, folder: BatchFolder) -> None:
     }
 
 
-@pytest.mark.parametrize("seed", range(32))
-async def test_a_process_that_dies_at_any_step(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_process_that_dies_at_any_step(tmp_path: Path, seed: int, is_remote: bool) -> None:
     away, off = [(0.0, 0.0), (0.2, 0.0), (0.0, 0.02), (0.2, 0.02)][seed % 4]
     world = World(seed, turned_away=away, unavailable=off)
-    site = Site(tmp_path, world)
+    site = Site(tmp_path, world, is_remote=is_remote)
     folder = site.create(file_of(LINES), tmp_path)
     with dying_writes(world):
         died = await site.live_to_the_end(folder, steps_max=60)
@@ -78,10 +86,11 @@ async def test_a_process_that_dies_at_any_step(tmp_path: Path, seed: int) -> Non
     is_over(site, folder)
 
 
-@pytest.mark.parametrize("seed", range(20))
-async def test_a_cancellation_holds(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_cancellation_holds(tmp_path: Path, seed: int, is_remote: bool) -> None:
     world = World(seed, turned_away=0.1 * (seed % 2))
-    site = Site(tmp_path, world)
+    site = Site(tmp_path, world, is_remote=is_remote)
     folder = site.create(file_of(LINES), tmp_path)
     with dying_writes(world):
         for _ in range(world.random.randint(0, 4)):
@@ -106,13 +115,15 @@ async def test_a_cancellation_holds(tmp_path: Path, seed: int) -> None:
     is_over(site, folder)
 
 
-@pytest.mark.parametrize("seed", range(20))
-async def test_a_batch_expires_with_what_it_has(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_batch_expires_with_what_it_has(tmp_path: Path, seed: int, is_remote: bool) -> None:
     world = World(seed)
-    site = Site(tmp_path, world)
+    site = Site(tmp_path, world, is_remote=is_remote)
     folder = site.create(file_of(LINES), tmp_path, expires_at=NOW + 4, completion_window="4s")
     with dying_writes(world):
-        await site.live(folder, 150)
+        # One in an object store is written in fewer steps.
+        await site.live(folder, 40 if is_remote else 150)
         world.is_answering = False
         await site.live_to_the_end(folder, steps_max=60)
     batch = folder.read()
@@ -125,10 +136,11 @@ async def test_a_batch_expires_with_what_it_has(tmp_path: Path, seed: int) -> No
     is_over(site, folder)
 
 
-@pytest.mark.parametrize("seed", range(10))
-async def test_bad_input_fails_and_nothing_runs(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("seed", range(7))
+async def test_bad_input_fails_and_nothing_runs(tmp_path: Path, seed: int, is_remote: bool) -> None:
     world = World(seed)
-    site = Site(tmp_path, world)
+    site = Site(tmp_path, world, is_remote=is_remote)
     folder = site.create(file_of([*LINES, b"nonsense"]), tmp_path)
     with dying_writes(world):
         await site.live_to_the_end(folder, steps_max=4)
@@ -142,9 +154,9 @@ async def test_bad_input_fails_and_nothing_runs(tmp_path: Path, seed: int) -> No
 async def test_a_batch_has_one_owner(tmp_path: Path) -> None:
     site = Site(tmp_path, World(0))
     folder = site.create(file_of(LINES), tmp_path)
-    with folder.owned() as first, folder.owned() as second:
+    async with folder.owned() as first, folder.owned() as second:
         assert (first, second) == (True, False)
-    with folder.owned() as again:
+    async with folder.owned() as again:
         assert again
 
 
@@ -189,6 +201,7 @@ async def test_what_two_owners_have_written_is_taken_once(tmp_path: Path) -> Non
     folder = site.create(file_of(LINES), tmp_path)
     with dying_writes(site.world):
         await site.live(folder, 90)
+    assert isinstance(folder, DirectoryBatch)
     output = folder.file("output")
     (*_, last), size = output.read_bytes().splitlines(keepends=True), output.stat().st_size
     assert size

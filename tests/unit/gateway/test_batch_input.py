@@ -1,6 +1,7 @@
 """Input files of batches: what their lines may be, and what is wrong with others."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ ENDPOINT = "/v1/chat/completions"
 def source_of(tmp_path: Path, contents: bytes, *, bytes_max: int = 100_000) -> Input:
     path = tmp_path / "input"
     path.write_bytes(contents)
-    return Input(path, ENDPOINT, TENANT, bytes_max)
+    return Input(os.open(path, os.O_RDONLY), ENDPOINT, TENANT, bytes_max)
 
 
 def checked(source: Input) -> CheckedInput:

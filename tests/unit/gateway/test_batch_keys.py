@@ -1,17 +1,21 @@
 """An ``Idempotency-Key`` of a new batch: one batch, whoever asks again and whoever died."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from batch_cases import NOW
 
-from gateway.batches.keys import KEPT_S, BatchKey, BatchKeys
-from gateway.batches.store import BatchStore
+from gateway.batches.directory import DirectoryBatches
+from gateway.batches.keys import KEPT_S, BatchKey, BatchKeys, DirectoryKeys, ObjectKeys
+from gateway.files.expiries import Expiries
 from gateway.server import listening, make_gateway
 from topics import Settings
+from topics.objects import Objects
 
 BODY = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 
@@ -19,7 +23,9 @@ BODY = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
 @pytest.fixture
 async def door(tmp_path: Path) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of a gateway without Kafka; its batches are bad, so that none asks for one."""
-    settings = Settings(gateway_port=0, gateway_files=tmp_path, bootstrap_servers="127.0.0.1:1")
+    settings = Settings(
+        gateway_port=0, gateway_files=str(tmp_path), bootstrap_servers="127.0.0.1:1"
+    )
     async with (
         listening(make_gateway(settings)) as port,
         aiohttp.ClientSession(
@@ -74,7 +80,7 @@ async def test_a_gateway_that_died_with_the_claim_leaves_it_to_the_next(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(BatchStore, "create", die)
+        patch.setattr(DirectoryBatches, "create", die)
         assert (await asked(door, "k", body))[0] == 500
     status, batch, replayed = await asked(door, "k", body)
     assert (status, replayed) == (200, True)
@@ -82,14 +88,24 @@ async def test_a_gateway_that_died_with_the_claim_leaves_it_to_the_next(
     assert (await asked(door, "k", body))[1]["id"] == batch["id"]
 
 
-def test_keys_are_of_a_tenant_and_of_a_day(tmp_path: Path) -> None:
-    keys = BatchKeys(tmp_path)
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_keys_are_of_a_tenant_and_of_a_day(tmp_path: Path, is_remote: bool) -> None:
     first, second = BatchKey("batch_1", "d"), BatchKey("batch_2", "d")
-    assert keys.claim("acme", "k", first) == first
-    assert keys.claim("acme", "k", second) == first
-    assert keys.claim("other", "k", second) == second
-    at = next((tmp_path / "keys").iterdir()).stat().st_mtime
-    keys.sweep(at + KEPT_S - 60)
-    assert keys.claim("acme", "k", second) == first
-    keys.sweep(at + KEPT_S + 60)
-    assert keys.claim("acme", "k", second) == second
+    if is_remote:
+        objects, at = Objects(f"memory://{tmp_path}"), NOW
+        expiries = Expiries(objects)
+        keys: BatchKeys = ObjectKeys(objects, expiries)
+        sweep = expiries.sweep
+    else:
+        keys = DirectoryKeys(tmp_path)
+        at, sweep = time.time(), keys.sweep
+    assert keys.claim("acme", "k", first, at) == first
+    assert keys.claim("acme", "k", second, at) == first
+    assert keys.claim("other", "k", second, at) == second
+    sweep(at + KEPT_S - 60)
+    assert keys.claim("acme", "k", second, at) == first
+    keys.forget("other", "k")
+    assert keys.claim("other", "k", first, at + 3600) == first
+    sweep(at + KEPT_S + 60)
+    assert keys.claim("acme", "k", second, at) == second
+    assert keys.claim("other", "k", second, at) == (first if is_remote else second)

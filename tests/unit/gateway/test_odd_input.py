@@ -21,7 +21,7 @@ PURPOSE = (b'name="purpose"', b"batch")
 async def port(tmp_path: Path) -> AsyncIterator[int]:
     """A gateway before no Kafka."""
     settings = Settings(
-        gateway_port=0, bootstrap_servers="127.0.0.1:1", gateway_files=tmp_path / "files"
+        gateway_port=0, bootstrap_servers="127.0.0.1:1", gateway_files=str(tmp_path / "files")
     )
     async with listening(make_gateway(settings)) as found:
         yield found

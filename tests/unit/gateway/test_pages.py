@@ -14,7 +14,7 @@ from topics import Settings
 async def test_the_description_has_each_endpoint_and_no_other(
     tmp_path: Path, has_files: bool
 ) -> None:
-    app = create_app(make_gateway(Settings(gateway_files=tmp_path if has_files else None)))
+    app = create_app(make_gateway(Settings(gateway_files=str(tmp_path) if has_files else None)))
     served = {
         (route.resource.canonical.replace("{id:.+}", "{id}"), route.method.lower())
         for route in app.router.routes()

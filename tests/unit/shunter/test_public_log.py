@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fsspec.implementations.memory import MemoryFileSystem
 from memory_log import MemoryLog
 from public_log_cases import (
     KEY,
@@ -181,8 +182,10 @@ async def test_a_store_without_conditions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ObjectStore(f"memory://{tmp_path.name}")
-    put = store._fs.pipe_file
-    monkeypatch.setattr(store._fs, "pipe_file", lambda path, data, mode: put(path, data))
+    put = MemoryFileSystem.pipe_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "pipe_file", lambda fs, path, data, mode: put(fs, path, data)
+    )
     with pytest.raises(LogStoreError, match="conditional writes"):
         await Installation().public_log(store).round()
 
