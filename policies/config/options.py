@@ -64,6 +64,9 @@ class Option:
     interruptions_per_s: float = 0.0
     """How often a replica is taken away, and ``notice_s`` how long before that it is said."""
     notice_s: float = 0.0
+    gathers: bool = False
+    """Whether its pool chooses the replica as `policies.hardware.replica` does; else a server
+    spreads what it gets."""
     provider: str = "shunter"
     """Who computes, as the GenAI conventions name it (``gen_ai.provider.name``)."""
 
@@ -267,6 +270,7 @@ def _pool_options(fleet: Fleet, name: str, pool: Pool) -> tuple[Option, ...]:
                 tariff=_tariff(fleet, pool, usd_per_hour, device.busy_w),
                 interruptions_per_s=pool.interruptions_per_hour / SECONDS_PER_HOUR,
                 notice_s=pool.notice_s,
+                gathers=pool.backend.type == "simulated",
                 provider=pool.backend.provider_name,
             )
         )

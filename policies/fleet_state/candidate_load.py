@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 from msgspec import Raw
 
 from policies.config.options import Option
+from policies.fleet_state.estimate_terms import DecodeStep, EstimateTerms
+from policies.fleet_state.gathering import Company, company, is_mixed
 from policies.hardware.constants import AS_DECLARED, Factors, believable, corrected
 from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS, Roofline
 from topics import LatencyError
@@ -85,7 +87,8 @@ class PoolLoad(_Standings):
     so that none of the pool counts. ``learned`` by variant and ``failure_rate`` come from executed
     work, absent before any. ``constants`` are learned of the device: `Factors`, and the part of
     them that was measured, 0 to 1; None where none is told. ``power_kw`` is what pool and site
-    would draw with one more request, None without a limit.
+    would draw with one more request, None without a limit. ``gathered`` is one iteration of the
+    variants that share replicas and how many variants run, of a pool that gathers its work.
     """
 
     workers: int = 0
@@ -102,6 +105,7 @@ class PoolLoad(_Standings):
     constants: tuple[float, ...] | None = None
     power_kw: tuple[float, float] | None = None
     is_misfit: bool = False
+    gathered: tuple[float, int] | None = None
     drifted: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -161,72 +165,6 @@ class PoolLoad(_Standings):
         return not any(self.running_by_variant.values())
 
 
-class DecodeStep(NamedTuple):
-    """A decode step of several sequences, without their contexts: seconds of compute and memory."""
-
-    sequences: int
-    compute_s: float
-    memory_s: float
-
-
-class EstimateTerms(NamedTuple):
-    """Terms of a standing for estimates of a given number of members. Times in seconds.
-
-    They are the same for every request until the pool's load changes; a router needs them for
-    every candidate of every request. One level, so that an estimate takes all of them at once.
-
-    Attributes:
-        token_s: to compute a token, without its attention.
-        pair_s: to compute the attention of a (query, key) pair.
-        weights_s: to stream all weights.
-        kv_token_s: to read the keys and values of a token.
-        untouched_share: share of the weights that one token does not touch.
-        overhead_s: of each iteration.
-        traffic_s: of exchange between devices for a token computed.
-        begin_s: overhead of an iteration that holds prompt tokens.
-        spread: a step of the sequences on one replica, if the pool spreads its work evenly.
-        gathered: the same if the pool gathers them.
-        woken: the members' share of a whole step if nothing of the variant runs, else 0.
-        sharers: sequences that share a step: the members, or all that run with them.
-        base_s: part of a step that is streamed anyway, if something of the variant runs.
-        sustained_s: the member's share of that.
-        ahead: sequences that must end before there is a place.
-        slots: places of all replicas.
-        kv_missing: the share of the pool's KV memory that is missing (negative: free) before these
-            members come.
-        kv_token_share: the share that they need per token.
-        speed: predicted device time over charged.
-        pace: the speed at which latencies pass.
-        usd_per_s: price of one replica's time.
-        backlog_s: device time before a request can start.
-        others_s: time of one iteration of all other variants that run.
-    """
-
-    token_s: float
-    pair_s: float
-    weights_s: float
-    kv_token_s: float
-    untouched_share: float
-    overhead_s: float
-    traffic_s: float
-    begin_s: float
-    spread: DecodeStep
-    gathered: DecodeStep
-    woken: float
-    sharers: int
-    base_s: float
-    sustained_s: float
-    ahead: int
-    slots: int
-    kv_missing: float
-    kv_token_share: float
-    speed: float
-    pace: float
-    usd_per_s: float
-    backlog_s: float
-    others_s: float
-
-
 @dataclass(slots=True)
 class Standing:
     """The state of one option under one load. Times in seconds.
@@ -244,7 +182,9 @@ class Standing:
             not learned.
         error: standard deviation of ln(actual / predicted) that is left of the declaration's.
         backlog_s: time before a request can start: device time, and the server's own latency.
-        others_s: time of one iteration of all other variants that run.
+        others_s: time of one iteration of the other variants on its replica, if the pool spreads
+            its work evenly.
+        company: who shares the fullest replica, of a pool that gathers its work; else None.
         failure_rate: share of tries that fail, learned or declared.
         learned: values learned from the variant's past executions.
         kv_usage: share of the pool's KV memory that is taken, with waiting work if reported.
@@ -270,6 +210,7 @@ class Standing:
     kv_usage: float = 0.0
     fullness: float = 0.0
     has_drifted: bool = False
+    company: Company | None = None
     known_terms: dict[int, EstimateTerms] = field(
         init=False, default_factory=dict, repr=False, compare=False
     )
@@ -304,6 +245,10 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
     sequences = min(max_batch, running // standing.replicas + members)
     spread = DecodeStep(sequences, *roofline.sequences_s(sequences))
     together = min(max_batch, running + members)
+    found, crowd, mixed_s = standing.company, None, 0.0
+    if found is not None:
+        joining = min(max_batch, found.joined + members)
+        crowd, mixed_s = DecodeStep(joining, *roofline.sequences_s(joining)), found.mixed_s
     if running == 0:
         woken, sharers = 1.0 if standing.is_idle else BUSY_ANYWAY, min(members, together)
         base_s = sustained_s = 0.0
@@ -337,6 +282,8 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
         option.usd_per_s,
         standing.backlog_s,
         standing.others_s,
+        crowd,
+        mixed_s,
     )
 
 
@@ -350,6 +297,12 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
     if load.constants is not None:
         latency_s *= load.factors.first_token
         error *= 1.0 - load.factors_known
+    # The round of what runs holds a step of the variant's own already.
+    others_s, found = max(0.0, load.round_s - running_step_s(option, load, running)), None
+    if load.gathered is not None:
+        each, own_s = -(-running // max(1, load.workers)), mixed_step_s(option, load, running)
+        found = company(option, each, own_s, load.gathered)
+        others_s *= found.others_share
     return Standing(
         option=option,
         roofline=load.roofline(option),
@@ -363,13 +316,13 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         pace=_pace(option, load),
         error=error,
         backlog_s=load.backlog_s + latency_s / option.time_scale,
-        # The round of what runs holds a step of the variant's own already.
-        others_s=max(0.0, load.round_s - running_step_s(option, load, running)),
+        others_s=others_s,
         failure_rate=option.failure_rate if load.failure_rate is None else load.failure_rate,
         learned=load.learned.get(option.variant, NOTHING),
         kv_usage=load.kv_usage,
         fullness=max(running / slots, load.kv_usage),
         has_drifted=option.variant in load.drifted,
+        company=found,
     )
 
 
@@ -382,6 +335,15 @@ def running_step_s(
     replicas = max(1, load.workers) * option.replicas
     each = min(option.max_batch, -(-sequences // replicas))
     return load.roofline(option).step_s(each, each * context_tokens) / _pace(option, load)
+
+
+def mixed_step_s(option: Option, load: PoolLoad, sequences: int) -> float:
+    """Return one decode step of all sequences of the variant together, where others share it."""
+    each = -(-sequences // max(1, load.workers))
+    if not is_mixed(option, each):
+        return 0.0
+    contexts = each * TYPICAL_CONTEXT_TOKENS
+    return load.roofline(option).step_s(each, contexts) / _pace(option, load)
 
 
 def _pace(option: Option, load: PoolLoad) -> float:

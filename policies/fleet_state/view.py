@@ -11,9 +11,11 @@ from policies.fleet_state.candidate_load import (
     Learned,
     PoolLoad,
     Standing,
+    mixed_step_s,
     running_step_s,
     standing_in,
 )
+from policies.fleet_state.gathering import gathers
 from policies.fleet_state.misfits import GRACE_S, Misfit, misfit
 from policies.fleet_state.pool_stats import (
     Told,
@@ -181,7 +183,7 @@ class FleetView:
         load.kv_usage += tokens / (option.kv_capacity_tokens * replicas)
         running = load.running_by_variant
         running[option.variant] = running.get(option.variant, 0) + count
-        load.round_s = self._round_s(option.pool, load)
+        self._tell_rounds(option.pool, load)
         load.has_changed()
         if option.is_power_limited:
             tell_power(self._options, self._loads, option.pool)
@@ -237,7 +239,7 @@ class FleetView:
         servers = [s.server for s in reports if s.server is not None]
         used = [server.kv_usage for server in servers if server.kv_usage is not None]
         load.kv_usage = round(fmean(used), 4) if used else 0.0
-        load.round_s = self._round_s(pool, load)
+        self._tell_rounds(pool, load)
         # Its time counts from the next look on.
         self._worked_until = -inf
         self._loads[pool] = load
@@ -246,13 +248,14 @@ class FleetView:
             tell_power(self._options, self._loads, pool)
         self.version += 1
 
-    def _round_s(self, pool: str, load: PoolLoad) -> float:
-        round_s, running = 0.0, load.running_by_variant
-        for option in self._options.by_pool[pool]:
-            sequences = running.get(option.variant, 0)
-            if sequences:
-                round_s += running_step_s(option, load, sequences)
-        return round_s
+    def _tell_rounds(self, pool: str, load: PoolLoad) -> None:
+        """Set what one iteration of all variants that run takes."""
+        running, options = load.running_by_variant, self._options.by_pool[pool]
+        found = [(o, count) for o in options if (count := running.get(o.variant, 0))]
+        load.round_s = sum(running_step_s(option, load, count) for option, count in found)
+        if gathers(options[0]):
+            mixed_s = sum(mixed_step_s(option, load, count) for option, count in found)
+            load.gathered = mixed_s, len(found)
 
 
 def _worker(pool: str, instance: str) -> str:

@@ -143,7 +143,7 @@ def decide(
 
 
 def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
-    cost_usd, ttft_s, tpot_s, finish_s, _, _ = offers.figures[best]
+    cost_usd, ttft_s, tpot_s, finish_s, *_ = offers.figures[best]
     chance = offers.chances[best]
     return Envelope(cost_usd, elapsed_s + ttft_s, elapsed_s + finish_s, tpot_s, chance)
 

@@ -1,12 +1,14 @@
 """Estimates: cost and latency of serving a request on an option."""
 
 from collections.abc import Sequence
-from math import erf, exp, log, sqrt
+from math import erf, exp, inf, log, sqrt
 from typing import NamedTuple
 
 from policies.config.options import Option
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import DecodeStep, Learned, Standing
+from policies.fleet_state.candidate_load import Learned, Standing
+from policies.fleet_state.estimate_terms import DecodeStep
+from policies.hardware.replica import TPOT_SHARE
 from topics import Candidate, LatencyError, Profile
 from topics.records.money import NANO
 from topics.records.placement import CandidatePath
@@ -35,9 +37,11 @@ class Estimate(NamedTuple):
     """Device time before a later request can start, in seconds."""
     latest_s: float
     """The finish of a reply as long as such replies seldom are."""
+    least_tpot_s: float
+    """The TPOT that its pool can keep to, by spreading its work."""
 
 
-Figures = tuple[float, float, float, float, float, float]
+Figures = tuple[float, float, float, float, float, float, float]
 """The values of an `Estimate`. A router has one for each candidate of each request, and makes a
 plain tuple in a tenth of the time of a named one."""
 
@@ -64,9 +68,9 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
     """Return the estimate of each visit.
 
     Cost is that of the marginal device time, see `Standing.terms`, or of the tokens, times the
-    tier's factor. Latencies are those of a pool whose
-    replicas share its work evenly; the members' prefills follow each other, and other variants on
-    the device take turns with this one (``standing.others_s``).
+    tier's factor. Latencies are those of a pool whose replicas share its work evenly or, where it
+    gathers it, of the fullest replica on which the SLO holds; the members' prefills follow each
+    other, and other variants on the device take turns with this one.
 
     What depends on the request alone is found once, and the iterations of
     `policies.hardware.roofline` are inlined: a decision takes two thirds of the time.
@@ -74,7 +78,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
     # Of no prompt at all a token is computed.
     prompt, output_tokens = profile.input_tokens or 1, profile.output_tokens
     pairs, tokens = prompt * (0.5 * prompt), prompt + output_tokens
-    decode_steps = output_tokens - 1 if output_tokens > 0 else 0
+    decode_steps, reply_tokens = output_tokens - 1 if output_tokens > 0 else 0, output_tokens or 1
     context_tokens = profile.input_tokens + output_tokens // 2
     high = profile.output_tokens_high
     high_steps = None if high is None else max(decode_steps, high - 1)
@@ -84,7 +88,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         (token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s, traffic_s, begin_s,
          spread, gathered, woken, sharers, base_s, sustained_s, ahead, slots,
          kv_missing, kv_token_share, speed, pace, usd_per_s, backlog_s,
-         others_s) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
+         others_s, crowd, mixed_s) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
         compute_s = prompt * token_s + pairs * pair_s
         memory_s = weights_s
         if untouched_share:
@@ -112,12 +116,12 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
             else:
                 added_s = (together_s - base_s) / sharers + sustained_s
             device_s += decode_steps * added_s / speed
-        tpot_s = step_s / pace + others_s
+        tpot_s = least_tpot_s = step_s / pace + others_s
+        if crowd is not None:
+            tpot_s, others_s = _in_company(profile, standing, crowd, mixed_s, (tpot_s, others_s))
         # Those that hold places or memory are taken as alike and evenly spread in age.
-        room_wait_s = ahead * (output_tokens or 1) * tpot_s / slots if ahead else 0.0
         missing = kv_missing + kv_token_share * tokens
-        if missing > 0:
-            room_wait_s = max(room_wait_s, missing * (output_tokens or 1) * tpot_s)
+        room_wait_s = max(ahead * reply_tokens * tpot_s / slots, missing * reply_tokens * tpot_s)
         starts_s = wait_s + transport_s + backlog_s + room_wait_s + others_s
         ttft_s = starts_s + members * prefill_s / pace
         finish_s = ttft_s + decode_steps * tpot_s
@@ -125,9 +129,32 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         cost_usd, own_s = device_s * usd_per_s, prefill_s / pace
         if not usd_per_s and (rates := standing.option.rates) is not None:
             cost_usd = rates.nano_usd(profile.input_tokens, output_tokens, cached_tokens) / NANO
-        found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s))
+        found.append((cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s))
     factor = profile.price_factor
     return found if factor == 1.0 else [(each[0] * factor, *each[1:]) for each in found]
+
+
+def _in_company(
+    profile: Profile,
+    standing: Standing,
+    crowd: DecodeStep,
+    mixed_s: float,
+    spread: tuple[float, float],
+) -> tuple[float, float]:
+    """Return TPOT and the turns of other variants where work gathers.
+
+    It does so as long as SLOs hold; what comes then finds a replica with fewer. ``spread`` is the
+    same if the pool spread its work evenly.
+    """
+    tpot_s, others_s = spread
+    crowd_s, roofline = mixed_s, standing.roofline
+    if profile.output_tokens > 1:
+        context_tokens = profile.input_tokens + profile.output_tokens // 2
+        rates = roofline.pair_s, roofline.kv_token_s, roofline.step_overhead_s
+        crowd_s += _step_s(crowd, context_tokens, *rates) / standing.pace
+    limit_s = inf if profile.tpot_s is None else TPOT_SHARE * profile.tpot_s
+    tpot_s = max(tpot_s, min(crowd_s, limit_s))
+    return tpot_s, max(others_s, min(mixed_s, tpot_s))
 
 
 def _step_s(
@@ -205,7 +232,9 @@ def chances(
     """Return the chance of each estimate to meet deadline, TTFT and TPOT.
 
     The actual latency is assumed log-normal around the estimate. One error drives all three, so
-    the least chance counts and not the product. The finish is that of a reply of high length.
+    the least chance counts and not the product. The finish is that of a reply of high length. The
+    TPOT is the least that the pool can keep to, as its choice of a replica sees to it
+    (`policies.hardware.replica`). Errors of past promises make none safer than it is without.
 
     Args:
         profile: profile with the SLO.
@@ -219,20 +248,22 @@ def chances(
     ttft_left_s = None if profile.ttft_s is None else profile.ttft_s - elapsed_s
     tpot_limit_s = profile.tpot_s if profile.output_tokens > 1 else None
     found: list[float] = []
-    for (_, ttft_s, tpot_s, _, _, latest_s), (ttft_error, tpot_error, _), spread in zip(
+    for figures, (ttft_error, tpot_error, _), spread in zip(
         estimates, learned, spreads, strict=True
     ):
+        _, ttft_s, tpot_s, _, _, latest_s, least_tpot_s = figures
         least = deadline_s / (latest_s or TINY_S)
         if ttft_left_s is not None:
             times = ttft_left_s / (ttft_s or TINY_S)
             if ttft_error is not None:
-                times = _as_usual(times, ttft_error, spread)
+                times = min(times, _as_usual(times, ttft_error, spread))
             if times < least:
                 least = times
         if tpot_limit_s is not None:
-            times = tpot_limit_s / (tpot_s or TINY_S)
+            times = tpot_limit_s / (least_tpot_s or TINY_S)
             if tpot_error is not None:
-                times = _as_usual(times, tpot_error, spread)
+                promised_times = tpot_limit_s / (tpot_s or TINY_S)
+                times = min(times, _as_usual(promised_times, tpot_error, spread))
             if times < least:
                 least = times
         # The chance grows with the ratio, so that one is asked for in place of three.
@@ -243,11 +274,7 @@ def chances(
 def _as_usual(times: float, error: LatencyError, spread: float) -> float:
     """Return the ratio that is as likely to be kept under that spread as this one is.
 
-    Between the learned quantiles, and beyond them, errors are assumed normal. Learned errors make
-    no promise safer than it would be without: a pool lets a request share a replica only if much
-    of its SLO is left (`policies.hardware.replica`), so promises nearer to the SLO than before
-    would need replicas of their own, which cost more than was estimated.
-    Backtests under distorted speeds: docs/placement.md.
+    Between the learned quantiles, and beyond them, errors are assumed normal.
     """
     if times <= 0:
         return times
@@ -256,14 +283,14 @@ def _as_usual(times: float, error: LatencyError, spread: float) -> float:
         deviations = P90 * (margin - median) / (p90 - median)
     else:
         deviations = P90 + (P98 - P90) * (margin - p90) / (p98 - p90)
-    return min(times, exp(min(LOG_MAX, deviations * spread)))
+    return exp(max(-LOG_MAX, min(LOG_MAX, deviations * spread)))
 
 
 def candidate(
     option: Option, path: CandidatePath, found: Figures, likely: float, elapsed_s: float
 ) -> Candidate:
     """Return an estimate in the form of evidence: latencies count from ``created_at``."""
-    cost_usd, ttft_s, tpot_s, finish_s, _, _ = found
+    cost_usd, ttft_s, tpot_s, finish_s, *_ = found
     return Candidate(
         option.pool,
         option.variant,

@@ -158,8 +158,8 @@ def _add_later(
 
 def shifted(figures: Figures, by_s: float) -> Figures:
     """Return figures with latencies that count from another moment."""
-    usd, ttft_s, tpot_s, finish_s, own_s, latest_s = figures
-    return (usd, ttft_s + by_s, tpot_s, finish_s + by_s, own_s, latest_s + by_s)
+    usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s = figures
+    return (usd, ttft_s + by_s, tpot_s, finish_s + by_s, own_s, latest_s + by_s, least_tpot_s)
 
 
 def later_start(

@@ -25,7 +25,7 @@ def target(**changes: Any) -> Target:
         "batch",
         members_max=8,
         tokens_max=100_000,
-        estimate=Estimate(0.001, 1.0, 0.01, service_s, 0.1, service_s),
+        estimate=Estimate(0.001, 1.0, 0.01, service_s, 0.1, service_s, 0.01),
         chance=0.99,
         candidates=(),
         asked=1000,

@@ -48,6 +48,7 @@ LOAD = (
     "constants",
     "power_kw",
     "is_misfit",
+    "gathered",
 )
 # Of one variant in a pool; three of them are what was learned of it.
 VARIANT_LOAD = (

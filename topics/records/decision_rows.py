@@ -175,7 +175,7 @@ def candidate_rows(
 
 def column_rows(
     places: Sequence[tuple[int, int, int]],
-    figures: Sequence[tuple[float, float, float, float, float, float]],
+    figures: Sequence[tuple[float, float, float, float, float, float, float]],
     chances: Sequence[float],
     elapsed_s: float,
 ) -> list[Row]:
@@ -184,7 +184,7 @@ def column_rows(
     Args:
         places: of each the numbers of pool, variant and path.
         figures: of each the cost in US dollars; TTFT, TPOT and finish in seconds from the
-            decision; and two more that are not written.
+            decision; and three more that are not written.
         chances: of each.
         elapsed_s: time from ``created_at`` to the decision.
 

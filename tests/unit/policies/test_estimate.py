@@ -1,7 +1,7 @@
 """The fast forms of estimates are, to the last bit, the formulas that they stand for."""
 
 from dataclasses import replace
-from math import erf, log, sqrt
+from math import erf, inf, log, sqrt
 
 import pytest
 from accelerator_cases import rooflines
@@ -15,10 +15,12 @@ from policies.fleet_state.candidate_load import (
     FULLNESS_MIN,
     SUSTAINED,
     PoolLoad,
+    mixed_step_s,
     running_step_s,
     standing_of,
 )
 from policies.fleet_state.view import FleetView
+from policies.hardware.replica import OWN_REPLICA_SHARE, TPOT_SHARE
 from policies.hardware.roofline import Roofline
 from policies.placement.placer import Placer
 from policies.scoring.estimate import Estimate, chance, estimate
@@ -34,6 +36,20 @@ profiles = st.builds(
     tpot_s=st.none() | st.floats(1e-4, 1),
     deadline=st.floats(NOW, NOW + 10_000),
 )
+
+
+def plain_others(load: PoolLoad, option: Option, running: int) -> tuple[int, float, float]:
+    """Own sequences on the fullest replica, and the turns of others there and if all is spread."""
+    others_s = max(0.0, load.round_s - running_step_s(option, load, running))
+    if load.gathered is None:
+        return 0, 0.0, others_s
+    each = -(-running // max(1, load.workers))
+    has_own = each >= OWN_REPLICA_SHARE * option.max_batch
+    mixed_s = load.gathered[0] - mixed_step_s(option, load, running)
+    others = load.gathered[1] - (running > 0)
+    beside = max(0.0, (others + 1) / option.replicas - 1.0)
+    share = beside / others if others else 0.0
+    return each, 0.0 if has_own else max(0.0, mixed_s), others_s * share
 
 
 def plain_estimate(
@@ -74,8 +90,13 @@ def plain_estimate(
         device_s += steps * added_s / speed
         step = step_s(min(option.max_batch, running // replicas + members))
     pace = speed * option.time_scale
-    others_s = max(0.0, load.round_s - running_step_s(option, load, running))
-    tpot_s = step / pace + others_s
+    each, mixed_s, others_s = plain_others(load, option, running)
+    tpot_s = least_tpot_s = step / pace + others_s
+    if load.gathered is not None:
+        crowd = step_s(min(option.max_batch, each + members)) if steps else 0.0
+        limit_s = inf if profile.tpot_s is None else TPOT_SHARE * profile.tpot_s
+        tpot_s = max(tpot_s, min(mixed_s + crowd / pace, limit_s))
+        others_s = max(others_s, min(mixed_s, tpot_s))
     ahead = max(0, running + members - slots)
     queue_s = ahead * max(1, profile.output_tokens) * tpot_s / slots
     capacity_tokens = option.kv_capacity_tokens * replicas
@@ -88,7 +109,13 @@ def plain_estimate(
     high = max(profile.output_tokens, profile.output_tokens_high or 0)
     latest_s = ttft_s + max(0, high - 1) * tpot_s
     return Estimate(
-        device_s * option.usd_per_s, ttft_s, tpot_s, finish_s, prefill_s / pace, latest_s
+        device_s * option.usd_per_s,
+        ttft_s,
+        tpot_s,
+        finish_s,
+        prefill_s / pace,
+        latest_s,
+        least_tpot_s,
     )
 
 
@@ -107,7 +134,7 @@ def test_an_estimate_is_that_of_the_plain_formula(
 def test_a_chance_is_the_least_of_those_of_each_limit(
     profile: Profile, finish_s: float, tpot_s: float, elapsed_s: float, spread: float
 ) -> None:
-    found = Estimate(1e-5, finish_s / 2, tpot_s, finish_s / 1.5, 0.0, finish_s)
+    found = Estimate(1e-5, finish_s / 2, 2.0 * tpot_s, finish_s / 1.5, 0.0, finish_s, tpot_s)
 
     def below(predicted_s: float, limit_s: float) -> float:
         if limit_s <= 0:

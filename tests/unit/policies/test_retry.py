@@ -140,7 +140,7 @@ def offer(pool: str, variant: str, **of: Any) -> Offer:
     """An offer of this cost, price, finish, failure rate and chance."""
     option = replace(OPTION, pool=pool, variant=variant)
     standing = standing_of(option, PoolLoad(workers=1, failure_rate=of["rate"]))
-    found = Estimate(of["cost"], 0.0, 0.0, of["finish_s"], 0.0, of["finish_s"])
+    found = Estimate(of["cost"], 0.0, 0.0, of["finish_s"], 0.0, of["finish_s"], 0.0)
     return (standing, "direct", 1, 0.0, 0), found, of["chance"], of["cost"] * of["factor"]
 
 
