@@ -14,7 +14,7 @@ from aiokafka.errors import LeaderNotAvailableError, for_code
 from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from streams.engine.log import Partition
-from streams.kafka.kip664 import DescribeProducers, DescribeTransactions, ListTransactions
+from streams.kafka.protocol import DescribeProducers, DescribeTransactions, ListTransactions
 from streams.kafka.reader import reader
 from topics import Settings
 

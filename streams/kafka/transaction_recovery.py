@@ -43,7 +43,7 @@ from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnReque
 
 from streams.engine.concurrency import Shared
 from streams.engine.log import LogError
-from streams.kafka.kip664 import DescribeProducers, DescribeTransactions
+from streams.kafka.protocol import DescribeProducers, DescribeTransactions
 
 logger = logging.getLogger(__name__)
 

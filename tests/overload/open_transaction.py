@@ -23,7 +23,7 @@ from aiokafka.client import AIOKafkaClient
 from running_system import FLEET, System, chat
 from stream import quantiles, read_on, show
 
-from streams.kafka.kip664 import DescribeTransactions
+from streams.kafka.protocol import DescribeTransactions
 from topics.embedded_broker.broker import EmbeddedBroker
 
 SESSION_S = 6.0
