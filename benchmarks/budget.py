@@ -6,6 +6,7 @@ The bare loop measures what the Kafka client takes to read, send and commit (`py
 --only routed`); only the part that puts records into batches is included here.
 """
 
+import argparse
 import gc
 import math
 import time
@@ -111,6 +112,7 @@ def best_us(work: Callable[[object], object], inputs: Sequence[object]) -> float
 
 def main() -> None:
     """Print the budget as a table."""
+    argparse.ArgumentParser(prog="python -m benchmarks.budget", description=__doc__).parse_args()
     few, many = Budget(is_mixed=True), Budget(is_mixed=False)
     gc.collect()
     gc.freeze()

@@ -6,6 +6,7 @@ The effects are those of real stages, decided on the packaged fleet; a transacti
 Prints a table of Markdown: the best of five runs, one core.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -136,6 +137,7 @@ def cost_us(effects: Sequence[Effect], transactions: int = 300) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print("| counted | a request |")
     print("| --- | --: |")
     print(f"| a decision, at a router | {cost_us(decided()):.1f} µs |")

@@ -9,6 +9,7 @@ second time, by the simplest way (Q4_0), and in one of five hundred blocks of 32
 has the wrong sign, as after a faulty conversion.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -91,4 +92,8 @@ def _spoil(data: "np.ndarray[Any, Any]", random: "np.random.Generator") -> None:
 
 
 if __name__ == "__main__":
-    make_variants(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality_variants", description=__doc__
+    )
+    parser.add_argument("folder", type=Path, help="where the variants are written")
+    make_variants(parser.parse_args().folder)

@@ -1,8 +1,9 @@
 """Cost of a change of policy while much is held: processor time of the new windows.
 
-python -m benchmarks.regroup
+    python -m benchmarks.regroup
 """
 
+import argparse
 import time
 
 from benchmarks.hold import Filled
@@ -17,6 +18,7 @@ REPEATS = 5
 
 def main() -> None:
     """Print the best of some."""
+    argparse.ArgumentParser(prog="python -m benchmarks.regroup", description=__doc__).parse_args()
     filled = Filled(WAITING)
     home = Partition("held", 0)
     held = Held(home, filled.windows, Payloads(home, Room(0)))

@@ -179,6 +179,15 @@ def test_what_is_guarded_of_the_engine_is_done_to_the_end() -> None:
                 assert len(engine.cluster.records(f"bench.{topic}")) == runs * requests
 
 
+def test_each_program_reads_its_arguments() -> None:
+    """One that doesn't measures for minutes when it is asked for help."""
+    folder = Path(guard.__file__).parent
+    sources = {path.name: path.read_text() for path in folder.glob("*.py")}
+    programs = {name for name, text in sources.items() if '__name__ == "__main__"' in text}
+    assert len(programs) > 20
+    assert [name for name in programs if ".parse_args(" not in sources[name]] == []
+
+
 def test_of_a_fleet_some_pools_serve_the_model_and_the_others_another() -> None:
     options = make_options(30, serving=3)
     assert len(options.by_pool) == 30
