@@ -1,6 +1,6 @@
 """Cost of a change of policy while much is held: processor time of the new windows.
 
-    python -m benchmarks.regroup
+python -m benchmarks.regroup
 """
 
 import argparse

@@ -3,10 +3,10 @@
 import asyncio
 from dataclasses import dataclass
 
-from policies.bounded_dict import BoundedDict
 from streams.engine.log import Record
 from streams.kafka.follower import TopicFollower
 from topics import Catalogue, KeyClaim, Settings, decode
+from topics.bounded_dict import BoundedDict
 
 # Keys of a day; some 400 bytes each. The oldest are forgotten first.
 KEYS_MAX = 200_000

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from gateway.exchange.mailbox import Mailbox
-from policies.bounded_dict import BoundedDict
 from streams.engine.log import Partition, Record
 from streams.kafka.reader import PASSED_BY_SEEKING, consumer_options
 from streams.kafka.record_batches import records_of
 from topics import Catalogue, Settings
 from topics.admin.provisioning import AdminError, partition_counts
+from topics.bounded_dict import BoundedDict
 
 POLL_S = 1.0
 POLL_RECORDS_MAX = 2000

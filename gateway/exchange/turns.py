@@ -3,7 +3,7 @@
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
-from policies.bounded_dict import BoundedDict
+from topics.bounded_dict import BoundedDict
 
 # OpenAI's clients obey no longer wait than this.
 WAIT_S_MAX = 60.0

@@ -7,7 +7,6 @@ from statistics import NormalDist
 
 from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
-from policies.bounded_dict import BoundedDict
 from policies.config.options import Option
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.constants import corrected
@@ -21,6 +20,7 @@ from policies.learning.device_speed import Pace, shared_by
 from policies.learning.feedback import Experience
 from policies.scoring.hours import device_wh, footprint, price_factor
 from topics import Envelope, PoolStatus, ServerLoad, Usage, VariantStatus
+from topics.bounded_dict import BoundedDict
 
 HEARTBEAT_S = 1.0
 # Batches whose replica is remembered, as in the simulated backend.

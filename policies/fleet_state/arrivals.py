@@ -2,7 +2,7 @@
 
 import math
 
-from policies.bounded_dict import BoundedDict
+from topics.bounded_dict import BoundedDict
 
 # Seconds over which an old arrival loses its weight.
 MEMORY_S = 30.0

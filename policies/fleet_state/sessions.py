@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from policies.bounded_dict import BoundedDict
 from policies.config.options import Option
 from topics import Profile
+from topics.bounded_dict import BoundedDict
 
 # Sessions that one router remembers, the last seen of them: some 300 bytes each.
 SESSIONS_MAX = 20_000

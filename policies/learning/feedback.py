@@ -2,10 +2,10 @@
 
 from math import log
 
-from policies.bounded_dict import BoundedDict
 from policies.learning.histogram import DecayingHistogram, merged, quantile
 from policies.learning.output_lengths import LengthLog
 from topics import Envelope, LatencyError, Profile, Usage
+from topics.bounded_dict import BoundedDict
 
 # Executions whose errors count, about, and those before what was seen is worth telling.
 MEMORY = 500

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from math import fsum
 
-from policies.bounded_dict import BoundedDict
 from policies.learning.histogram import DecayingHistogram, merged, quantile
 from topics import OutputLengths
+from topics.bounded_dict import BoundedDict
 from topics.records.frozen import dataclass
 
 Key = tuple[str, str, str]

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-from policies.bounded_dict import BoundedDict
 from policies.config.options import Option
 from policies.config.policy import Policy
 from policies.fleet_state.candidate_load import standing_of
@@ -11,6 +10,7 @@ from policies.placement.decide import Decision
 from policies.placement.inputs import Inputs
 from policies.scoring.estimate import chance, estimate, spread_of
 from topics import Profile
+from topics.bounded_dict import BoundedDict
 
 # Seconds over which what was spent on a tenant loses its weight.
 MEMORY_S = 10.0

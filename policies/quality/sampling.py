@@ -5,12 +5,12 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
-from policies.bounded_dict import BoundedDict
 from policies.config.classes import ClassWatch
 from policies.config.policy import Policy
 from policies.quality.comparison import is_comparable
 from policies.quality.verdict_state import KnownQuality
 from topics import BACKGROUND_TASK, Candidate, Profile, QualityCheck
+from topics.bounded_dict import BoundedDict
 from topics.records.quality import Asked
 
 DAY_S = 86_400.0

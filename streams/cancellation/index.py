@@ -8,11 +8,11 @@ that has the request ends it (docs/decisions/0008-cancellation.md).
 from collections.abc import Callable
 from contextlib import suppress
 
-from policies.bounded_dict import BoundedDict
 from streams.engine.clock import Clock
 from streams.engine.log import Record
 from streams.kafka.follower import TopicFollower
 from topics import BadRecordError, Cancellation, Catalogue, Settings, parse_cancellation
+from topics.bounded_dict import BoundedDict
 from topics.records.cancellation import CANCELLATION_S
 
 # About 30 MB. Beyond it the oldest are forgotten, and have ended only requests found by then.

@@ -6,12 +6,12 @@ tenant at the same time; that is harmless, since a digest names its salt.
 """
 
 import base64
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from streams.engine.log import Outgoing
 from topics import Catalogue, InferenceRequest, Salt, TextDigest, encode
+from topics.bounded_dict import BoundedDict
 from topics.signing.request_parts import request_digests
 from topics.signing.salts import SALT_BYTES, Mac, digest_key, salt_key, text_digest
 
@@ -28,7 +28,7 @@ class Digests:
         self._topic = catalogue.evidence_salts
         self._secret = secret
         self._random_bytes = random_bytes
-        self._known: OrderedDict[str, tuple[str, Mac]] = OrderedDict()
+        self._known: BoundedDict[str, tuple[str, Mac]] = BoundedDict(TENANTS_MAX)
         self._unwritten: dict[bytes, Salt] = {}
 
     def add(self, salt: Salt) -> None:
@@ -69,7 +69,6 @@ class Digests:
         return self._remember(salt)
 
     def _remember(self, salt: Salt) -> tuple[str, Mac]:
-        known = self._known[salt.tenant] = (salt.id, Mac(digest_key(salt, self._secret)))
-        if len(self._known) > TENANTS_MAX:
-            self._known.popitem(last=False)
+        known = salt.id, Mac(digest_key(salt, self._secret))
+        self._known.put(salt.tenant, known)
         return known

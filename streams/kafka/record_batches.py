@@ -24,6 +24,7 @@ from aiokafka.record.util import decode_varint_py
 from streams.engine.log import Partition, Record
 from streams.kafka.compression import UnpackError, unpack
 from topics import BadRecordError
+from topics.bounded_dict import BoundedDict
 
 # The header of a batch, format v2: base offset, length, leader epoch, magic, CRC, attributes, last
 # offset delta, first and last timestamp, producer id and epoch, base sequence, record count.
@@ -36,7 +37,7 @@ _CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 _SUSPECTS_MAX = 1000
 
 _bytes_max: int = 32 * 1024 * 1024
-_suspects: dict[bytes, None] = {}
+_suspects: BoundedDict[bytes, None] = BoundedDict(_SUSPECTS_MAX)
 
 
 def read_every_batch(bytes_max: int) -> None:
@@ -183,9 +184,7 @@ class FetchedBatch:
             return True
         suspect = bytes(self._raw[: _HEADER.size])
         if suspect not in _suspects:
-            if len(_suspects) >= _SUSPECTS_MAX:
-                del _suspects[next(iter(_suspects))]
-            _suspects[suspect] = None
+            _suspects.put(suspect, None)
             return False
         # None of it can be trusted, not even its attributes.
         self.is_control_batch = self.is_transactional = False

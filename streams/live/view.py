@@ -1,6 +1,6 @@
 """The live view: one look at the whole system, folded from its topics. No clock, no I/O."""
 
-from collections import OrderedDict, deque
+from collections import deque
 
 import msgspec
 
@@ -15,6 +15,7 @@ from streams.live.sliding_window import Sliding
 from streams.live.snapshot import FallbackView
 from streams.live.workers import Workers
 from topics import BadRecordError, Catalogue, PoolStatus, decode
+from topics.bounded_dict import BoundedDict
 from topics.records.evidence import ENDS
 
 WINDOW_S = 60.0
@@ -51,7 +52,7 @@ class LiveView:
         self.fallbacks: deque[FallbackView] = deque(maxlen=FALLBACKS_MAX)
         self.unreadable = 0
         self.newest_at: float | None = None
-        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        self._asked: BoundedDict[str, _Asked] = BoundedDict(ASKED_MAX)
         self._tasks: set[str] = set()
         self.change(options, policy)
 
@@ -105,9 +106,7 @@ class LiveView:
         # A release decides for a whole batch, and only its first member has the evidence.
         if step.profile is None or step.step == "released":
             return
-        self._asked[step.request_id] = (step.profile, able_premium(step, self.options))
-        if len(self._asked) > ASKED_MAX:
-            self._asked.popitem(last=False)
+        self._asked.put(step.request_id, (step.profile, able_premium(step, self.options)))
 
     def _count(self, step: RoutedStep, tally: LiveCounters) -> None:
         if step.step == "dead_lettered":

@@ -1,7 +1,7 @@
 """The fold of evidence into the ledger: one for the live view and the exact one."""
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +9,7 @@ import msgspec
 
 from streams.evidence.projection import EvidenceStep, decode_step
 from streams.metrics.quantile_sketch import QuantileSketch
+from topics.bounded_dict import BoundedDict
 from topics.records.evidence import ENDS
 
 # Open requests whose urgency is remembered, some 100 bytes each.
@@ -48,9 +49,8 @@ class Endings:
     """
 
     def __init__(self, open_max: int = OPEN_MAX) -> None:
-        self._open: OrderedDict[str, bool] = OrderedDict()
-        self._spent: OrderedDict[str, float] = OrderedDict()
-        self._open_max = open_max
+        self._open: BoundedDict[str, bool] = BoundedDict(open_max)
+        self._spent: BoundedDict[str, float] = BoundedDict(open_max)
         self.unreadable = 0
 
     def take(self, value: bytes | None) -> UsageEntry | None:
@@ -61,15 +61,12 @@ class Endings:
             self.unreadable += 1
             return None
         if step.profile is not None:
-            self._open[step.request_id] = step.profile.latency_sensitive
-            if len(self._open) > self._open_max:
-                self._open.popitem(last=False)
+            self._open.put(step.request_id, step.profile.latency_sensitive)
         spent_usd = 0.0 if step.spent is None else step.spent.usd
         if step.step not in ENDS:
             if spent_usd:
-                self._spent[step.request_id] = self._spent.get(step.request_id, 0.0) + spent_usd
-                if len(self._spent) > self._open_max:
-                    self._spent.popitem(last=False)
+                earlier_usd = self._spent.get(step.request_id, 0.0)
+                self._spent.put(step.request_id, earlier_usd + spent_usd)
             return None
         urgent = self._open.pop(step.request_id, None)
         lane: Lane = "unknown" if urgent is None else "interactive" if urgent else "background"

@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any
 
 from policies import Option
-from policies.bounded_dict import BoundedDict
 from policies.hardware.accelerator import (
     Accelerator,
     Cancelled,
@@ -25,6 +24,7 @@ from policies.learning.device_constants import Measured
 from policies.learning.device_speed import Pace, shared_by
 from streams.engine.clock import Clock
 from topics import Profile, Response, ServerLoad, Usage, VariantStatus
+from topics.bounded_dict import BoundedDict
 from workers.backends.base import Call, CallError, Load, Outcome
 from workers.backends.simulated.responses import body, output_tokens, piece, prefix_tokens
 

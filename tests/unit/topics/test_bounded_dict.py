@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_cases import PROPERTY
 
-from policies.bounded_dict import BoundedDict
+from topics.bounded_dict import BoundedDict
 
 
 def test_the_oldest_is_forgotten_and_one_that_is_put_again_is_new() -> None:
