@@ -63,7 +63,6 @@ KV_BYTES_PER_VALUE = 2
 PARAMETERS_PER_SQUARE = 13
 """Parameters of a layer that a token touches, over the square of the model's width."""
 
-POWER_FIELDS = frozenset({"power_w", "idle_power_w", "host_power_w", "host_idle_power_w"})
 IDLE_OF_BUSY = 0.15
 """Idle power of a device over `power_w`, where none is declared: an H100 draws 70 to 130 W idle."""
 HOST_OF_DEVICE = 0.5
@@ -175,13 +174,6 @@ class Device(Grown):
             return self.host_power_w
         # A CPU is the host.
         return 0.0 if self.kind == "cpu" else HOST_OF_DEVICE * power_w
-
-    @property
-    def is_power_assumed(self) -> bool:
-        """True if a figure of its power is by rule or an assumption."""
-        declared = (self.power_w, self.idle_power_w, self.host_power_w, self.host_idle_power_w)
-        assumed = {name.partition(".")[0] for name in self.assumptions}
-        return None in declared or bool(assumed & POWER_FIELDS)
 
     @property
     def memory_bytes(self) -> float:

@@ -253,11 +253,6 @@ class Accelerator:
         return sum(lane.steps for lane in self._lanes), sum(lane.tokens for lane in self._lanes)
 
     @property
-    def kv_tokens_used(self) -> int:
-        """Tokens, input and output, for which KV memory is reserved."""
-        return sum(lane.reserved_tokens for lane in self._lanes)
-
-    @property
     def kv_usage(self) -> float:
         """The reserved share of the KV memory, 0 to 1."""
         return self._kv_used_bytes() / self._kv_capacity_bytes

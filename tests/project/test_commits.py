@@ -32,7 +32,7 @@ def hook() -> dict[str, Any]:
         ("s" * (SUBJECT_CHARACTERS_MAX + 1) + "\n\nbody", True),
     ],
 )
-def test_the_hook_refuses_a_long_subject_and_nothing_else(message: str, *, is_refused: bool) -> None:
+def test_the_hook_refuses_a_long_subject_alone(message: str, *, is_refused: bool) -> None:
     told = hook()
     assert (told["language"], told["stages"], told["args"]) == (
         "pygrep",

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
+import rfc8785
 
 from policies import Inputs, ReleaseInputs
 from topics import Evidence, decode, encode
@@ -14,6 +15,11 @@ from topics.records.decision_rows import rounded
 def named(value: bytes) -> Any:
     """Return a piece of evidence as parsed JSON with every name, whatever form it has."""
     return orjson.loads(encode(decode(Evidence, value)))
+
+
+def is_canonical(raw: bytes) -> bool:
+    """Return True if JSON is what the reference implementation of RFC 8785 writes."""
+    return bool(rfc8785.dumps(orjson.loads(raw)) == raw)
 
 
 def with_inputs(step: Evidence) -> Evidence:

@@ -118,14 +118,6 @@ def _is_plain(value: Any) -> bool:
     return not left
 
 
-def is_canonical(raw: bytes) -> bool:
-    """Return True if these bytes are canonical JSON."""
-    try:
-        return _reference(json.loads(raw)) == raw
-    except (ValueError, RecursionError):
-        return False
-
-
 def _by_msgspec(record: object) -> bytes:
     try:
         return _ENCODER.encode(record)

@@ -128,7 +128,7 @@ def test_batch_and_memory_limits_hold_after_every_iteration(arrivals: list[Arriv
             if arrival.cancel_at is not None and arrival.cancel_at <= at:
                 accelerator.cancel(arrival.job.id, at)
     drain(accelerator)
-    assert accelerator.kv_tokens_used == accelerator.running == accelerator.queued == 0
+    assert accelerator.kv_usage == accelerator.running == accelerator.queued == 0
 
 
 @unhurried

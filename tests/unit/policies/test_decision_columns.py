@@ -6,7 +6,7 @@ from random import Random
 
 import orjson
 import pytest
-from evidence_cases import with_inputs
+from evidence_cases import is_canonical, with_inputs
 from policy_cases import NOW, a_situation, bulk, profile, status
 
 from policies import Decision, FleetView, Inputs, Options, Placer, decide, decided_tags
@@ -14,7 +14,6 @@ from policies.placement.inputs import LiveInputs
 from policies.scoring.candidates import Candidates
 from topics import Evidence, Profile, Source, decode
 from topics.records.evidence_bytes import evidence_bytes
-from topics.wire.canonical_json import is_canonical
 
 
 def profiles(random: Random) -> Iterator[Profile]:

@@ -74,8 +74,8 @@ def test_what_is_not_declared_is_by_rule_and_says_so() -> None:
             by_rule | {"kind": "cpu"},
         )
     )
-    assert (declared.busy_w, declared.idle_w, declared.is_power_assumed) == (1000, 300, False)
-    assert (assumed.busy_w, assumed.idle_w, assumed.is_power_assumed) == (1050, 315, True)
+    assert (declared.busy_w, declared.idle_w) == (1000, 300)
+    assert (assumed.busy_w, assumed.idle_w) == (1050, 315)
     assert (unknown.busy_w, unknown.idle_w) == (None, None)
     assert (cpu.busy_w, cpu.idle_w) == (700, 105)
 

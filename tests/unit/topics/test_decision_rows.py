@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 from corpus_cases import PREFIX, ROOT, Corpus, versions, yard_of
-from evidence_cases import in_units, with_inputs
+from evidence_cases import in_units, is_canonical, with_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ from topics import (
 from topics.records.decision_columns import PROFILE as PROFILE_ROW
 from topics.records.decision_rows import TAGS, rounded
 from topics.records.evidence_bytes import evidence_bytes
-from topics.wire.canonical_json import canonical, is_canonical
+from topics.wire.canonical_json import canonical
 
 AT = 1_800_000_000.25
 PROFILE = Profile(
