@@ -8,7 +8,7 @@ import time
 
 from benchmarks.hold import Filled
 from policies import Arrivals, Situation
-from streams.batcher.partition_state import Held
+from streams.batcher.partition_state import HeldPartition
 from streams.batcher.payload_cache import Payloads, Room
 from streams.engine.log import Partition
 
@@ -21,7 +21,7 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m benchmarks.regroup", description=__doc__).parse_args()
     filled = Filled(WAITING)
     home = Partition("held", 0)
-    held = Held(home, filled.windows, Payloads(home, Room(0)))
+    held = HeldPartition(home, filled.windows, Payloads(home, Room(0)))
     yard = filled.yard.situation
     here = Situation(yard.options, yard.policy, yard.view, Arrivals(1.0))
     found = []

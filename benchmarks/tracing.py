@@ -48,7 +48,7 @@ from streams.tracing.otlp_grpc import GrpcExporter
 from streams.tracing.otlp_http import HttpExporter
 from streams.tracing.route_spans import RouteSpans
 from streams.tracing.sampling import Sampling
-from streams.tracing.span_queue import Exporter, Outbox
+from streams.tracing.span_queue import Exporter, SpanQueue
 from streams.tracing.telemetry import Telemetry
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
@@ -83,24 +83,26 @@ class TracedYard(Yard):
         self.live = set(self.options.by_pool)
         topics = self.catalogue.topics(self.options.by_pool)
         self.cluster = MemoryCluster({t.name: t.partitions for t in topics}, now=self.clock.now)
-        self.outbox = None
+        self.span_queue = None
         if ratio is not None:
-            self.outbox = Outbox(exporter, Resource({"service.name": "shunter-router"}))
-            self.telemetry = Telemetry(Sampling(ratio), self.outbox)
+            self.span_queue = SpanQueue(exporter, Resource({"service.name": "shunter-router"}))
+            self.telemetry = Telemetry(Sampling(ratio), self.span_queue)
 
     def connect(self) -> None:
         """Send a first span, so that no connection is made within what is measured."""
-        if self.outbox is not None:
+        if self.span_queue is not None:
             begun = self.telemetry.begin()
             self.telemetry.write("first", SpanKind.INTERNAL, begun, 0, (NOW, NOW), b"")
             self.flush()
 
     def flush(self) -> None:
         """Send what waits; none may have been dropped."""
-        if self.outbox is not None:
-            self.outbox.flush()
-            if self.outbox.dropped:
-                raise SystemExit(f"{self.outbox.dropped} spans were dropped: not all was measured")
+        if self.span_queue is not None:
+            self.span_queue.flush()
+            if self.span_queue.dropped:
+                raise SystemExit(
+                    f"{self.span_queue.dropped} spans were dropped: not all was measured"
+                )
 
 
 def fleet_of(candidates: int | None) -> Options:

@@ -12,7 +12,7 @@ from topics import PoolStatus, Profile
 from topics.iso_time import iso_time
 
 
-class Otherwise(NamedTuple):
+class WhatIf(NamedTuple):
     """The decision on a request while some pools are unavailable."""
 
     without: tuple[str, ...]
@@ -34,7 +34,7 @@ def fallbacks(
     reports: Sequence[PoolStatus],
     without: Sequence[str],
     now: float,
-) -> Iterator[Otherwise]:
+) -> Iterator[WhatIf]:
     """Yield the decision as the best pool of the last one becomes unavailable, one after another.
 
     The first is the decision as things are; the last finds no pool.
@@ -43,7 +43,7 @@ def fallbacks(
     while True:
         here = situation_of(options, policy, reports, gone)
         decision = decide(profile, inputs_of(profile, here, now), options, policy, now)
-        yield Otherwise(tuple(gone), decision)
+        yield WhatIf(tuple(gone), decision)
         if decision.promised is None:
             return
         gone.append(decision.candidates[0].pool)

@@ -16,7 +16,7 @@ _EXPORTERS = ("opentelemetry", "urllib3")
 _LIBRARIES = ("aiokafka", "faust", "mode", "aiohttp", *_EXPORTERS)
 
 
-class Thinned(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Passes repeats of a logger's message only once per interval.
 
     With the retry time that transactions want, the Kafka client logs 22,000 lines in two short
@@ -79,7 +79,7 @@ def set_up_logging(level: str, form: Literal["pretty", "json"] = "pretty") -> No
     root = logging.getLogger()
     root.handlers = [output]
     root.setLevel(level.upper())
-    thinned = Thinned()
+    thinned = RepeatFilter()
     output.addFilter(lambda record: not _is_library(record) or thinned.filter(record))
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)

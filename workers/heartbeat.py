@@ -70,7 +70,7 @@ class Heartbeat(QuietService):
         """Return the key and the value of a heartbeat."""
         load, now = self._backend.load(), self._clock.now()
         fleet, option = self._worker.fleet, self._worker.option
-        unread = self._worker.lately.unread(now)
+        unread = self._worker.backlog.unread(now)
         precisions = self._worker.precisions
         variants = {
             variant: replace(

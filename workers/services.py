@@ -73,7 +73,7 @@ class DrainingService(StageService):
         while not self.should_stop:
             lag = await self._transactor.lag()
             if lag is not None:
-                self._worker.lately.looked(lag)
+                self._worker.backlog.looked(lag)
             await self.sleep(LOOK_EVERY_S)
 
     async def on_stop(self) -> None:

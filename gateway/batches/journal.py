@@ -15,7 +15,7 @@ Run = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Journalled:
+class JournalContents:
     """The contents of the journal."""
 
     next_line: int = 0
@@ -68,7 +68,7 @@ class Journal:
     """Appends to the journal; an entry is on the disk before what it announces is done."""
 
     def __init__(self, path: Path) -> None:
-        self.state = Journalled()
+        self.state = JournalContents()
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         whole = whole_lines(self._descriptor)
         os.ftruncate(self._descriptor, whole)

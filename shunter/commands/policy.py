@@ -42,7 +42,7 @@ from shunter.console import (
 from shunter.logs.heartbeats import read_heartbeats
 from shunter.logs.policies import declarations_in_force
 from shunter.render.story import story
-from shunter.what_if import Otherwise, fallbacks, limits, situation_of
+from shunter.what_if import WhatIf, fallbacks, limits, situation_of
 from streams.config.declarations import Declarations, load_fleet, load_policy
 from streams.config.token_counting import load_token_counter
 from topics import BadRecordError, Evidence, Placement, Source, parse_request
@@ -197,7 +197,7 @@ def _known_pools(options: Options, named_pools: list[str]) -> list[str]:
     return named_pools
 
 
-def _otherwise(found: Otherwise) -> dict[str, Any]:
+def _otherwise(found: WhatIf) -> dict[str, Any]:
     decision = found.decision
     is_served = decision.promised is not None
     return {
@@ -210,7 +210,7 @@ def _otherwise(found: Otherwise) -> dict[str, Any]:
     }
 
 
-def _in_words(found: Otherwise) -> str:
+def _in_words(found: WhatIf) -> str:
     """Return one line for people."""
     decision, promised = found.decision, found.decision.promised
     gone = ", ".join(found.without)

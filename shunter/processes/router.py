@@ -8,9 +8,9 @@ from pydantic import SecretStr
 
 from policies import Policy, Situation, compile_options, situation
 from policies.quality.verdict_state import KnownQuality
-from streams.autoscaling.orphaned_lanes import Stranded, StrandedService
+from streams.autoscaling.orphaned_lanes import OrphanedLanes, OrphanedLanesService
 from streams.autoscaling.signal import AutoscalingSignal
-from streams.batcher.prefetch import ReadAheadService
+from streams.batcher.prefetch import PrefetchService
 from streams.batcher.stage import Batcher
 from streams.cancellation.index import CancellationFollower, Cancellations
 from streams.cancellation.stage import Canceller
@@ -32,7 +32,7 @@ from streams.hosting.assembly import (
     telling_services,
     transactor,
 )
-from streams.hosting.services import StageService, StartedTogether, TelemetryService, run_app
+from streams.hosting.services import ServiceGroup, StageService, TelemetryService, run_app
 from streams.kafka.instance_name import claim_name
 from streams.kafka.log import KafkaLog
 from streams.live.page import LivePage
@@ -87,7 +87,7 @@ def _what_comes_first(
     metrics: Metrics,
 ) -> Service:
     """Return the services for signing, heartbeats, policies and cancellations."""
-    return StartedTogether(
+    return ServiceGroup(
         *signing_services(settings, signer, metrics, clock),
         follow(FleetFollower(settings, active_policy.report), metrics),
         follow(_policies(settings, active_policy, own, clock), metrics),
@@ -190,8 +190,8 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
         held_records_max=settings.held_records_max,
         held_payload_bytes_max=settings.held_payload_bytes_max,
     )
-    stranded = Stranded(lambda: active_policy.situation, KafkaLog(settings), catalogue, clock)
-    signal = AutoscalingSignal(lambda: active_policy.situation, batcher, stranded, clock)
+    orphaned = OrphanedLanes(lambda: active_policy.situation, KafkaLog(settings), catalogue, clock)
+    signal = AutoscalingSignal(lambda: active_policy.situation, batcher, orphaned, clock)
     metrics = _metrics(settings, active_policy, batcher, signal, telemetry, clock)
     metrics.gauges.read_from(quality_gauges(known, clock))
     spans = [RouteSpans(telemetry, catalogue, clock)]
@@ -218,10 +218,10 @@ def _run_router(settings: Settings, own: Declarations, begun: Situation) -> NoRe
             _what_comes_first(settings, signer, active_policy, own, cancellations, clock, metrics),
             follow(QualityFollower(settings, known, active_policy.judged), metrics),
             # Before the stages, which may have to wait for their share.
-            ReadAheadService(batcher.read_ahead, KafkaLog(settings)),
-            StartedTogether(*services),
-            StrandedService(stranded),
-            page.watching,
+            PrefetchService(batcher.read_ahead, KafkaLog(settings)),
+            ServiceGroup(*services),
+            OrphanedLanesService(orphaned),
+            page.on_demand,
         ],
         pages={"/autoscaling": lambda: ("application/json", encode({"pools": signal.pools()}))},
         views=page.views(),

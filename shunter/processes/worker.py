@@ -39,7 +39,7 @@ from streams.hosting.assembly import (
     signing_services,
     telling_services,
 )
-from streams.hosting.services import StartedTogether, TelemetryService, run_app
+from streams.hosting.services import ServiceGroup, TelemetryService, run_app
 from streams.kafka.follower import TopicFollower
 from streams.kafka.instance_name import claim_name
 from streams.metrics import Metrics
@@ -246,7 +246,7 @@ def _run_worker(
         [
             TelemetryService(telemetry),
             *telling_services("worker", settings, metrics, clock),
-            StartedTogether(
+            ServiceGroup(
                 *signing_services(settings, signer, metrics, clock),
                 *(follow(follower, metrics) for follower in followers),
                 BackendService(backend),

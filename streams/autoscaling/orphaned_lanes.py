@@ -52,7 +52,7 @@ class _Look:
     found: Mapping[Partition, _Waiting]
 
 
-class Stranded:
+class OrphanedLanes:
     """Inspects the lanes of each pool without a live worker.
 
     The finished work is read from the workers' progress; of the rest, the first records of each
@@ -180,8 +180,8 @@ def _all_of(seen: Sequence[tuple[Work, float]], beyond: float, now: float) -> It
         yield from alike(rooms, beyond, seen[-1][1], now)
 
 
-class StrandedService(Repeated):
+class OrphanedLanesService(Repeated):
     """Inspects the lanes periodically."""
 
-    def __init__(self, stranded: Stranded) -> None:
-        super().__init__(stranded.look, LOOK_EVERY_S)
+    def __init__(self, orphaned: OrphanedLanes) -> None:
+        super().__init__(orphaned.look, LOOK_EVERY_S)

@@ -15,7 +15,7 @@ from policies.autoscaling import (
     total,
 )
 from policies.scoring.constraints import refusal
-from streams.autoscaling.orphaned_lanes import Stranded
+from streams.autoscaling.orphaned_lanes import OrphanedLanes
 from streams.batcher.stage import Batcher
 from streams.engine.clock import Clock
 from streams.metrics import registry as m
@@ -41,12 +41,12 @@ class AutoscalingSignal:
         self,
         situation: Callable[[], Situation],
         batcher: Batcher,
-        stranded: Stranded,
+        orphaned: OrphanedLanes,
         clock: Clock,
     ) -> None:
         self._situation = situation
         self._batcher = batcher
-        self._stranded = stranded
+        self._orphaned = orphaned
         self._clock = clock
 
     def pools(self) -> dict[str, dict[str, Any]]:
@@ -96,13 +96,13 @@ class AutoscalingSignal:
         reports = self._situation().view.reports(pool)
         taken = [report.demand_s for report in reports]
         told = [report.unread_s for report in reports if report.unread is not None]
-        return total([*taken, *(told or [self._stranded.due(pool)])])
+        return total([*taken, *(told or [self._orphaned.due(pool)])])
 
     def _unread(self, pool: str) -> int | None:
         reports = self._situation().view.reports(pool)
         told = [report.unread for report in reports if report.unread is not None]
         if not told:
-            return self._stranded.requests(pool)
+            return self._orphaned.requests(pool)
         return sum(told) if len(told) == len(reports) else None
 
     def _held(self, now: float) -> dict[str, tuple[float, ...]]:

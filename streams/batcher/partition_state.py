@@ -47,7 +47,7 @@ class Judged:
 
 
 @dataclass(slots=True)
-class Held:
+class HeldPartition:
     """The state of one partition of the hold."""
 
     partition: Partition

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 
 from mode import Service
 
-from streams.batcher.partition_state import Held
+from streams.batcher.partition_state import HeldPartition
 from streams.engine.log import Log, Partition, Record
 from streams.service import QuietService
 
@@ -24,7 +24,7 @@ GRACE_S = 0.7
 logger = logging.getLogger(__name__)
 
 
-class ReadAhead:
+class Prefetch:
     """Records of partitions that may become ours. It is best effort: ``claim`` may find none.
 
     Args:
@@ -35,18 +35,18 @@ class ReadAhead:
 
     def __init__(
         self,
-        new: Callable[[Partition], Held],
-        take: Callable[[Held, Record], None],
+        new: Callable[[Partition], HeldPartition],
+        take: Callable[[HeldPartition, Record], None],
         held_max: int,
     ) -> None:
         self._new = new
         self._take = take
         self._held_max = held_max
-        self._found: dict[Partition, Held] = {}
+        self._found: dict[Partition, HeldPartition] = {}
         self._reading: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
 
-    def __iter__(self) -> Iterator[Held]:
+    def __iter__(self) -> Iterator[HeldPartition]:
         """Yield the records of each unclaimed partition."""
         return iter(self._found.values())
 
@@ -68,7 +68,7 @@ class ReadAhead:
             logger.warning("the hold is not read ahead: %s", error)
             self.end()
 
-    def claim(self, partition: Partition) -> Held | None:
+    def claim(self, partition: Partition) -> HeldPartition | None:
         """Return the records of a partition that is ours now, and stop reading ahead."""
         self._stop()
         return self._found.pop(partition, None)
@@ -97,7 +97,7 @@ class ReadAhead:
                 return
 
 
-class ReadAheadService(QuietService):
+class PrefetchService(QuietService):
     """Reads ahead when the process starts."""
 
     def __init__(self, read_ahead: Callable[[Log], Awaitable[None]], log: Log) -> None:

@@ -22,9 +22,9 @@ from policies import (
     release_inputs_of,
     windows_of,
 )
-from streams.batcher.partition_state import GIVEN_UP, Held, Judged
+from streams.batcher.partition_state import GIVEN_UP, HeldPartition, Judged
 from streams.batcher.payload_cache import Payloads, Room
-from streams.batcher.prefetch import ReadAhead
+from streams.batcher.prefetch import Prefetch
 from streams.cancellation.index import Cancellations, message_of
 from streams.config.active_policy import DecisionContext
 from streams.engine.clock import Clock
@@ -74,8 +74,8 @@ class Batcher:
         self.held_records_max = held_records_max
         self.room = Room(held_payload_bytes_max)
         self._log: Log | None = None
-        self._partitions: dict[Partition, Held] = {}
-        self._ahead = ReadAhead(self._nothing_of, self._take, held_records_max)
+        self._partitions: dict[Partition, HeldPartition] = {}
+        self._ahead = Prefetch(self._nothing_of, self._take, held_records_max)
 
     @property
     def group(self) -> str:
@@ -209,11 +209,11 @@ class Batcher:
             effects.append(self._release(held, again, Judged(), now))
         return effects
 
-    def _nothing_of(self, partition: Partition) -> Held:
+    def _nothing_of(self, partition: Partition) -> HeldPartition:
         windows = windows_of(self._situation.policy)
-        return Held(partition, windows, Payloads(partition, self.room))
+        return HeldPartition(partition, windows, Payloads(partition, self.room))
 
-    def _take(self, held: Held, record: Record) -> None:
+    def _take(self, held: HeldPartition, record: Record) -> None:
         held.take(record, self._situation, self._cancellations)
 
     def _cancel(self, request_id: str) -> None:
@@ -222,7 +222,7 @@ class Batcher:
             if held.windows.find(request_id) is not None:
                 held.cancelled.add(request_id)
 
-    async def _due(self, partition: Partition, held: Held, now: float) -> list[Effect]:
+    async def _due(self, partition: Partition, held: HeldPartition, now: float) -> list[Effect]:
         self._situation.view.prune(now)
         ends: list[tuple[Release | Expelled, Judged]] = []
         released = released_bytes = 0
@@ -266,7 +266,9 @@ class Batcher:
             effects += self._end(held, end, judged, now)
         return effects
 
-    def _end(self, held: Held, end: Release | Expelled, judged: Judged, now: float) -> list[Effect]:
+    def _end(
+        self, held: HeldPartition, end: Release | Expelled, judged: Judged, now: float
+    ) -> list[Effect]:
         """Release a batch, or end a request; if that fails, set its members aside."""
         try:
             if isinstance(end, Release):
@@ -282,9 +284,8 @@ class Batcher:
                 letters.append(letter)
             return letters
 
-    def _release(self, held: Held, release: Release, judged: Judged, now: float) -> Effect:
-        target = release.target
-        first = release.members[0]
+    def _release(self, held: HeldPartition, release: Release, judged: Judged, now: float) -> Effect:
+        target, first = release.target, release.members[0]
         # A request leads one batch of its partition at most, so its offset names the batch.
         batch_id = f"{held.partition.number}-{first.offset}"
         topic = self._catalogue.pool_lane(target.option.pool, target.path)
@@ -359,9 +360,8 @@ class Batcher:
         )
         return [request, self._tombstone(source), evidence]
 
-    def _give_up(self, held: Held, end: Expelled, now: float) -> Effect:
-        profile = end.member.profile
-        source = self._source(held, end.member)
+    def _give_up(self, held: HeldPartition, end: Expelled, now: float) -> Effect:
+        profile, source = end.member.profile, self._source(held, end.member)
         status, message = GIVEN_UP[end.reason]
         is_wanted = end.reason != "cancelled"
         to_client = message if is_wanted else message_of(self._cancellations.find(profile.id))
@@ -376,7 +376,7 @@ class Batcher:
         result = self._evidence_writer.no_answer(source, profile, status, error, now)
         return Effect(None, [result, self._tombstone(source), *evidence], subject=end)
 
-    def _source(self, held: Held, member: Member) -> Record:
+    def _source(self, held: HeldPartition, member: Member) -> Record:
         return self._telemetry.entered(held.payloads.record(member.profile.id))
 
     def _unreadable(self, record: Record, error: Exception, now: float) -> Effect:
@@ -391,7 +391,7 @@ class Batcher:
             self._catalogue.held, record.key or b"", None, partition=record.partition.number
         )
 
-    def _holder(self, member: Member) -> Held:
+    def _holder(self, member: Member) -> HeldPartition:
         """Return where a member is held, which its group may not tell after a policy change."""
         return next(
             held

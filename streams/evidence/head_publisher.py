@@ -21,7 +21,7 @@ _BROKERS_TIME = 1
 logger = logging.getLogger(__name__)
 
 
-class HeadsService(QuietService):
+class HeadPublisher(QuietService):
     """Publishes the head of each chain periodically: a chain cut off later is detected."""
 
     def __init__(

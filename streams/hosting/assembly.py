@@ -12,7 +12,7 @@ from streams.engine.signer import Signer
 from streams.engine.stage import Observer, Stage
 from streams.engine.text_digests import Digests
 from streams.engine.transactor import Transactor
-from streams.evidence.head_publisher import HeadsService
+from streams.evidence.head_publisher import HeadPublisher
 from streams.evidence.salt_follower import SaltFollower
 from streams.hosting.services import FollowerService
 from streams.kafka.follower import TopicFollower
@@ -64,7 +64,7 @@ def signing_services(
     """Return the services that a signing process runs before any stage; they set the clock."""
     return [
         follow(SaltFollower(settings, signer.digests), metrics),
-        HeadsService(settings, signer, clock, introducer_of(settings)),
+        HeadPublisher(settings, signer, clock, introducer_of(settings)),
     ]
 
 

@@ -164,7 +164,7 @@ class FollowerService(QuietService):
         await self._follower.stop()
 
 
-class StartedTogether(QuietService):
+class ServiceGroup(QuietService):
     """Independent services, started concurrently, since each mostly waits for the broker."""
 
     def __init__(self, *services: Service) -> None:

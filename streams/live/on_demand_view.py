@@ -21,7 +21,7 @@ STEP_S = 0.5
 logger = logging.getLogger(__name__)
 
 
-class Watching(QuietService):
+class OnDemandView(QuietService):
     """Follows the topics from the first look, and stops when nobody has looked for a while.
 
     It shares the process with the data plane and reads its evidence a second time, and so costs

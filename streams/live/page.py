@@ -15,7 +15,7 @@ from streams.engine.clock import Clock
 from streams.engine.log import LogError
 from streams.hosting.web import Answer, Asked, View
 from streams.live.evidence_search import SEARCH_S_MAX, Search, find_evidence
-from streams.live.on_demand_view import Watching
+from streams.live.on_demand_view import OnDemandView
 from streams.live.story import tell
 from streams.live.view import WINDOW_S, LiveView
 from topics import Catalogue, Settings, encode
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class LivePage:
-    """Answers the page's requests. ``watching`` must run beside it."""
+    """Answers the page's requests. ``on_demand`` must run beside it."""
 
     def __init__(self, settings: Settings, options: Options, policy: Policy, clock: Clock) -> None:
         self._settings = settings
@@ -61,12 +61,12 @@ class LivePage:
                 held_records_max=settings.held_records_max,
             )
 
-        self.watching = Watching(settings, clock, new_view)
+        self.on_demand = OnDemandView(settings, clock, new_view)
 
     def change(self, situation: Situation) -> None:
         """Use another policy and fleet from now on."""
         self._options, self._policy = situation.options, situation.policy
-        self.watching.change(self._options, self._policy)
+        self.on_demand.change(self._options, self._policy)
 
     def views(self) -> Mapping[str, View]:
         """Return the handlers by path; empty if the page is disabled."""
@@ -94,7 +94,7 @@ class LivePage:
         return answer
 
     async def _view(self, _asked: Asked) -> Answer:
-        return _json(200, self.watching.look())
+        return _json(200, self.on_demand.look())
 
     async def _story(self, asked: Asked) -> Answer:
         request_id = asked.query.get("id", "").strip()

@@ -7,7 +7,7 @@ from streams.live.counters import LiveCounters
 SLICES = 30
 
 
-class Sliding:
+class SlidingWindow:
     """Tallies of the last ``window_s`` seconds, in slices that expire one by one.
 
     It begins at the edge of a slice, so it is up to one slice, a thirtieth of it, shorter.

@@ -11,7 +11,7 @@ from streams.evidence.slo_outcomes import outcomes
 from streams.live.counters import NAMES_MAX, OTHER, LiveCounters, name_in
 from streams.live.holds import HoldIndex
 from streams.live.premium import able_premium, premium_usd_of
-from streams.live.sliding_window import Sliding
+from streams.live.sliding_window import SlidingWindow
 from streams.live.snapshot import FallbackView
 from streams.live.workers import Workers
 from topics import BadRecordError, Catalogue, PoolStatus, decode
@@ -45,7 +45,7 @@ class LiveView:
         """Begin at ``since``, epoch seconds; earlier events are not counted."""
         self._catalogue = catalogue
         self.since = since
-        self.window = Sliding(window_s)
+        self.window = SlidingWindow(window_s)
         self.total = LiveCounters()
         self.workers = Workers()
         self.holds = HoldIndex(held_records_max)

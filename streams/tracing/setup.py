@@ -6,7 +6,7 @@ from pathlib import Path
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from streams.tracing.sampling import Sampling
-from streams.tracing.span_queue import Exporter, Outbox
+from streams.tracing.span_queue import Exporter, SpanQueue
 from streams.tracing.telemetry import Telemetry
 from topics.signing.key_files import check_key_file
 
@@ -31,8 +31,8 @@ def from_environment(service: str, instance: str) -> Telemetry:
         return Telemetry(None)
     try:
         sampling = Sampling.from_environment()
-        outbox = Outbox(_exporter(), resource_of(service, instance))
-        return Telemetry(sampling, outbox, text_max=_text_max())
+        span_queue = SpanQueue(_exporter(), resource_of(service, instance))
+        return Telemetry(sampling, span_queue, text_max=_text_max())
     except (ValueError, OSError) as error:
         raise TelemetryError(f"traces as the environment asks for: {error}") from error
 

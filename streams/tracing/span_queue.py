@@ -33,7 +33,7 @@ class Exporter(Protocol):
         ...
 
 
-class Outbox:
+class SpanQueue:
     """Sends spans from a thread of its own; ``put`` never waits.
 
     Raises:

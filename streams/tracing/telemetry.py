@@ -14,7 +14,7 @@ from streams.engine.trace_context import Context, traceparent
 from streams.tracing import otlp
 from streams.tracing import span_attributes as a
 from streams.tracing.sampling import Sampling, new_span_id, new_trace_id
-from streams.tracing.span_queue import Outbox
+from streams.tracing.span_queue import SpanQueue
 from topics.records import headers as h
 
 # Traces begun late by one process, per second. In an overload every request may expire, and writing
@@ -30,11 +30,11 @@ class Telemetry:
     """
 
     def __init__(
-        self, sampling: Sampling | None, outbox: Outbox | None = None, *, text_max: int = 0
+        self, sampling: Sampling | None, span_queue: SpanQueue | None = None, *, text_max: int = 0
     ) -> None:
         self.text_max = text_max
         self._sampling = sampling
-        self._outbox = outbox
+        self._span_queue = span_queue
         self._late_since = 0.0
         self._late = 0
         self._left_out = 0
@@ -47,7 +47,7 @@ class Telemetry:
     @property
     def dropped_spans(self) -> int:
         """Spans that were written and will reach no collector."""
-        return 0 if self._outbox is None else self._outbox.dropped
+        return 0 if self._span_queue is None else self._span_queue.dropped
 
     @property
     def left_out_traces(self) -> int:
@@ -132,11 +132,11 @@ class Telemetry:
             links: to spans of other traces, and what they are about (``a.linked``).
             error: code and message of a failure.
         """
-        if self._sampling is None or self._outbox is None:
+        if self._sampling is None or self._span_queue is None:
             return own.span_id
         span_id = own.span_id or new_span_id()
-        if self._outbox.is_full:
-            self._outbox.refuse()
+        if self._span_queue.is_full:
+            self._span_queue.refuse()
             return span_id
         message = None
         if error is not None:
@@ -144,7 +144,7 @@ class Telemetry:
             said += a.said({"error.type": code})
         # A tracer would draw the id itself. The SDK's spans are not used either: an encoded span
         # costs the garbage collector nothing, and is sent as it is.
-        self._outbox.put(
+        self._span_queue.put(
             otlp.span(
                 own.trace_id,
                 span_id,
@@ -162,8 +162,8 @@ class Telemetry:
 
     def close(self) -> None:
         """Send the queued spans, if that is quick."""
-        if self._outbox is not None:
-            self._outbox.close()
+        if self._span_queue is not None:
+            self._span_queue.close()
 
     def _sampled(self, parent: Context | None) -> Context:
         if self._sampling is None:

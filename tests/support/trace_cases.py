@@ -18,7 +18,7 @@ from streams.engine.transactor import Transactor
 from streams.router.stage import Router
 from streams.tracing.route_spans import RouteSpans
 from streams.tracing.sampling import Sampling
-from streams.tracing.span_queue import Outbox
+from streams.tracing.span_queue import SpanQueue
 from streams.tracing.spans import Spans
 from streams.tracing.telemetry import Telemetry
 from workers.spans import WorkSpans
@@ -99,8 +99,8 @@ class TracedYard(Yard):
     ) -> None:
         super().__init__(**options)
         self.collector = Collector()
-        self.outbox = Outbox(self.collector, Resource({"service.name": "yard"}))
-        self.telemetry = Telemetry(sampling or Sampling(1.0), self.outbox, text_max=text_max)
+        self.span_queue = SpanQueue(self.collector, Resource({"service.name": "yard"}))
+        self.telemetry = Telemetry(sampling or Sampling(1.0), self.span_queue, text_max=text_max)
 
     def observer(self, stage: Stage) -> Spans:
         if isinstance(stage, Worker):
@@ -134,7 +134,7 @@ class TracedYard(Yard):
 
     def spans(self) -> Sequence[ReadableSpan]:
         """Return all spans written so far."""
-        self.outbox.flush()
+        self.span_queue.flush()
         return self.collector.spans()
 
     def trace(self, trace_id: str) -> list[ReadableSpan]:

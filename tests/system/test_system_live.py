@@ -27,7 +27,7 @@ from policies import compile_options
 from streams.config.declarations import load_fleet, load_policy
 from streams.engine.clock import SystemClock
 from streams.live import LiveView, evidence_search, on_demand_view
-from streams.live.on_demand_view import Watching
+from streams.live.on_demand_view import OnDemandView
 from streams.live.view import WINDOW_S
 from topics import Catalogue, Evidence, Source, encode
 from topics.embedded_broker.settings import free_port
@@ -306,7 +306,7 @@ async def test_a_search_has_an_end_and_a_view_that_nobody_looks_at_too(
             catalogue = Catalogue(system.settings)
             return LiveView(catalogue, options, policy, since=clock.now() - 60)
 
-        watched = Watching(system.settings, clock, new_view)
+        watched = OnDemandView(system.settings, clock, new_view)
         assert not watched.look().is_current
 
         async def is_current() -> bool:

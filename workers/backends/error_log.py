@@ -6,7 +6,7 @@ import traceback
 logger = logging.getLogger(__name__)
 
 
-class Surprises:
+class ErrorLog:
     """Logs errors that a pool's backend raised, by type and place."""
 
     def __init__(self, pool: str) -> None:

@@ -38,7 +38,7 @@ class Unread(NamedTuple):
     due: tuple[float, ...]
 
 
-class Lately:
+class BacklogEstimate:
     """Keeps the last requests of each lane over all its partitions, and its lag."""
 
     def __init__(self, options: Sequence[Option], clock: Clock) -> None:

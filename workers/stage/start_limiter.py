@@ -11,7 +11,7 @@ CALL_S_MIN = 0.001
 NEWEST = 0.1
 
 
-class StartPace:
+class StartLimiter:
     """A token bucket. Times are seconds from any origin that doesn't jump."""
 
     def __init__(self) -> None:

@@ -25,12 +25,12 @@ from topics import Progress
 from workers.backends.base import CallError
 from workers.resilience.attempts import Attempts
 from workers.stage.admission import outside
-from workers.stage.backlog_estimate import Lately
+from workers.stage.backlog_estimate import BacklogEstimate
 from workers.stage.chunks import Streams
 from workers.stage.outcomes import OutcomeWriter, Task
 from workers.stage.partition_state import Lane
 from workers.stage.routed_request import RoutedRequest
-from workers.stage.start_limiter import StartPace
+from workers.stage.start_limiter import StartLimiter
 from workers.stage.wait_queue import WaitQueue
 
 # How soon a finished request is looked for while any runs: in a part of the time that they take.
@@ -96,8 +96,8 @@ class Worker:
         self._policy: Policy | None = None
         self.fleet: Options | None = None
         """The fleet that it runs by, once it has terms."""
-        self._pace = StartPace()
-        self.lately = Lately(options, clock)
+        self._pace = StartLimiter()
+        self.backlog = BacklogEstimate(options, clock)
         self._starting_later: asyncio.TimerHandle | None = None
         self._failure: LogError | None = None
         self.is_draining = False
@@ -288,7 +288,7 @@ class Worker:
             effect = self._ending.failed(task, error, self._clock.now())
             lane.ready.append((record.offset, effect))
             return
-        self.lately.took(record, offsets, task.routed.profile, self._options[task.routed.variant])
+        self.backlog.took(record, offsets, task.routed.profile, self._options[task.routed.variant])
         key = (task.routed.variant, task.call().urgency)
         self._waiting[key].add(task.routed.profile.tenant, (lane, task))
 

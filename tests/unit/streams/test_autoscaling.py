@@ -14,7 +14,7 @@ from worker_cases import POOL, ScriptedBackend, make_worker, place
 
 from policies.autoscaling import demand, device_s, replicas_needed, total
 from policies.batching.groups import group_of
-from streams.autoscaling.orphaned_lanes import Stranded
+from streams.autoscaling.orphaned_lanes import OrphanedLanes
 from streams.autoscaling.signal import AutoscalingSignal
 from streams.engine.log import Outgoing
 from streams.metrics import registry as m
@@ -72,8 +72,8 @@ async def test_a_worker_tells_of_what_it_has_taken() -> None:
     assert found == [(pytest.approx(each), START + 120.0)] * 6
 
 
-def stranded_of(yard: Yard) -> Stranded:
-    return Stranded(yard.situation, MemoryLog(yard.cluster), yard.catalogue, yard.clock)
+def stranded_of(yard: Yard) -> OrphanedLanes:
+    return OrphanedLanes(yard.situation, MemoryLog(yard.cluster), yard.catalogue, yard.clock)
 
 
 async def test_a_router_sums_heartbeats_and_what_it_holds() -> None:

@@ -11,7 +11,7 @@ from stream_cases import START, Yard, heartbeat, make_profile, step_until
 from worker_cases import GROUP, POOL, ScriptedBackend, make_worker, partition, place, placed, serve
 
 from policies.autoscaling import ENDED_PART, alike, demand, device_s, unread_demand
-from streams.autoscaling.orphaned_lanes import COMING_S_MAX, READ_OFFSETS_MAX, Stranded
+from streams.autoscaling.orphaned_lanes import COMING_S_MAX, READ_OFFSETS_MAX, OrphanedLanes
 from streams.autoscaling.signal import AutoscalingSignal
 from streams.engine.log import LogError, Outgoing, Partition
 from streams.engine.transactor import Transactor
@@ -21,7 +21,7 @@ from workers.stage.backlog_estimate import (
     OFFSETS_MAX,
     PRIOR_ROOM_S,
     SEEN_MAX,
-    Lately,
+    BacklogEstimate,
     Unread,
 )
 from workers.stage.worker import Worker
@@ -53,9 +53,9 @@ def test_unread_work_past_its_deadline_takes_little_and_is_not_urgent() -> None:
     assert found == (0, 1.0, 0, 0, 0, 0, 0, 0, 100 * ENDED_PART)
 
 
-def unread_of(lately: Lately, lag: Mapping[Partition, int]) -> Unread:
-    lately.looked(lag)
-    found = lately.unread(START)
+def unread_of(backlog: BacklogEstimate, lag: Mapping[Partition, int]) -> Unread:
+    backlog.looked(lag)
+    found = backlog.unread(START)
     assert found is not None
     return found
 
@@ -77,7 +77,7 @@ async def test_a_worker_that_takes_few_tells_of_all_that_waits() -> None:
     lag = await transactor.lag()
     assert lag is not None
     assert lag[partition(yard)] == 96
-    unread = unread_of(worker.lately, lag)
+    unread = unread_of(worker.backlog, lag)
     assert unread.requests == 96
     assert sum(unread.due) == pytest.approx(96 * each_s(yard))
     # They have 120 s: more than 60, less than 300.
@@ -96,55 +96,55 @@ async def test_markers_of_transactions_are_no_requests() -> None:
     assert lag is not None
     # 46 requests and their markers; the marker of the last one taken is read with it or after it.
     assert lag[partition(yard)] >= 92
-    assert unread_of(worker.lately, lag).requests == pytest.approx(46, rel=0.2)
+    assert unread_of(worker.backlog, lag).requests == pytest.approx(46, rel=0.2)
 
 
 def test_what_waits_is_taken_to_be_like_the_last_of_its_own_lane() -> None:
     yard = Yard()
     option = yard.options.by_pool[POOL][0]
-    lately = Lately([option], yard.clock)
+    backlog = BacklogEstimate([option], yard.clock)
     chat = make_profile(yard.policy)
     summary = make_profile(yard.policy, task="summarization")
     for _ in range(2 * SEEN_MAX):
-        lately.took(place(yard, "c", lane="batch"), 1, chat, option)
+        backlog.took(place(yard, "c", lane="batch"), 1, chat, option)
     for _ in range(SEEN_MAX):
-        lately.took(place(yard, "s", lane="batch"), 2, summary, option)
-        lately.took(place(yard, "c", lane="direct"), 1, chat, option)
+        backlog.took(place(yard, "s", lane="batch"), 2, summary, option)
+        backlog.took(place(yard, "c", lane="direct"), 1, chat, option)
     # Two partitions of one lane.
-    batch = unread_of(lately, {partition(yard, n, "batch"): 10 * (n + 1) for n in (0, 1)})
+    batch = unread_of(backlog, {partition(yard, n, "batch"): 10 * (n + 1) for n in (0, 1)})
     assert batch.requests == 15
     assert batch.due == pytest.approx(
         demand([(15 * device_s(summary, option), START + 3600)], START)
     )
-    direct = unread_of(lately, {partition(yard, 0, "direct"): 7})
+    direct = unread_of(backlog, {partition(yard, 0, "direct"): 7})
     assert direct.due == pytest.approx(demand([(7 * device_s(chat, option), START + 120)], START))
 
 
 def test_a_gap_that_an_abort_has_left_does_not_thin_out_what_comes() -> None:
     yard = Yard()
     option = yard.options.by_pool[POOL][0]
-    lately = Lately([option], yard.clock)
-    lately.took(place(yard, "c"), 1_000_000, make_profile(yard.policy), option)
-    assert unread_of(lately, {partition(yard): 100}).requests == 100 / OFFSETS_MAX
+    backlog = BacklogEstimate([option], yard.clock)
+    backlog.took(place(yard, "c"), 1_000_000, make_profile(yard.policy), option)
+    assert unread_of(backlog, {partition(yard): 100}).requests == 100 / OFFSETS_MAX
 
 
 def test_before_anything_was_seen_what_waits_is_of_some_size() -> None:
     yard = Yard()
-    lately = Lately(yard.options.by_pool[POOL], yard.clock)
-    unread = unread_of(lately, {partition(yard): 1000})
+    backlog = BacklogEstimate(yard.options.by_pool[POOL], yard.clock)
+    unread = unread_of(backlog, {partition(yard): 1000})
     assert unread.requests == 1000
     assert unread.due == demand([(sum(unread.due), START + PRIOR_ROOM_S)], START)
     assert sum(unread.due) > 100 * each_s(yard)
-    assert unread_of(lately, {partition(yard): 0}) == (0, (0.0,) * 9)
+    assert unread_of(backlog, {partition(yard): 0}) == (0, (0.0,) * 9)
 
 
 def test_what_was_seen_long_ago_is_unknown() -> None:
     yard = Yard()
-    lately = Lately(yard.options.by_pool[POOL], yard.clock)
-    assert lately.unread(START) is None
-    lately.looked({})
-    assert lately.unread(START + LAG_AGE_S_MAX) is not None
-    assert lately.unread(START + LAG_AGE_S_MAX + 1) is None
+    backlog = BacklogEstimate(yard.options.by_pool[POOL], yard.clock)
+    assert backlog.unread(START) is None
+    backlog.looked({})
+    assert backlog.unread(START + LAG_AGE_S_MAX) is not None
+    assert backlog.unread(START + LAG_AGE_S_MAX + 1) is None
 
 
 async def test_a_lag_is_unknown_until_the_group_has_shared_out() -> None:
@@ -174,9 +174,9 @@ class Looking:
         self.yard = yard
         self.situation = yard.situation()
         self.log = MemoryLog(yard.cluster, "router")
-        self.stranded = Stranded(lambda: self.situation, self.log, yard.catalogue, yard.clock)
+        self.orphaned = OrphanedLanes(lambda: self.situation, self.log, yard.catalogue, yard.clock)
         self.signal = AutoscalingSignal(
-            lambda: self.situation, make_batcher(yard), self.stranded, yard.clock
+            lambda: self.situation, make_batcher(yard), self.orphaned, yard.clock
         )
 
     def report(self, **changes: Any) -> None:
@@ -184,7 +184,7 @@ class Looking:
         self.situation.view.report(heartbeat(yard.options, POOL, yard.clock.at, **changes))
 
     async def pool(self) -> dict[str, Any]:
-        await self.stranded.look()
+        await self.orphaned.look()
         return self.signal.pools()[POOL]
 
 

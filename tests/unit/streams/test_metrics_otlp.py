@@ -52,7 +52,7 @@ async def test_metrics_go_by_otlp_to_a_collector(monkeypatch: pytest.MonkeyPatch
     metrics = make_metrics(yard)
     metrics.gauges.read_from(span_gauges(yard.telemetry))
     for _ in range(3):
-        yard.outbox.refuse()
+        yard.span_queue.refuse()
     await serve_one(yard, metrics, extra=(("traceparent", TRACEPARENT),))
     try:
         await MetricsService(metrics, "worker", "w-0", yard.clock).on_shutdown()

@@ -65,7 +65,7 @@ class Watched(TracedYard):
     def everything(self) -> Iterator[tuple[str, bytes]]:
         yield from kept(self)
         yield "log", self._caplog.text.encode()
-        self.outbox.flush()
+        self.span_queue.flush()
         for sent in self.collector.requests:
             yield "spans", sent
         yield "metrics", self.metrics.page("")[1]

@@ -172,7 +172,7 @@ async def test_what_counts_and_what_shows_follow_a_change() -> None:
     assert 'shunter_slo_target_ratio{task="nightly"} 0.97' in text
     assert 'shunter_slo_target_ratio{task="chat"} 0.9' in text
     assert 'outcome="missed",task="nightly"' in text.replace(" ", "")
-    shown = snapshot_of(page.watching._view, START, is_current=True)
+    shown = snapshot_of(page.on_demand._view, START, is_current=True)
     assert "boards-eu" in {pool.pool for pool in shown.pools}
 
 

@@ -10,7 +10,7 @@ from hold_cases import Noting, hold, look, make_batcher, run
 from memory_log import MemoryLog
 from stream_cases import POLICY, Yard, drain, make_policy
 
-from streams.batcher.prefetch import AHEAD_S_MAX, ReadAheadService
+from streams.batcher.prefetch import AHEAD_S_MAX, PrefetchService
 from streams.batcher.stage import Batcher
 from streams.config.active_policy import DecisionContext
 from streams.config.token_counting import TokenCounter
@@ -173,7 +173,7 @@ async def test_who_is_stopped_before_it_reads_does_not_begin_to() -> None:
     async def read_ahead(log: Log) -> None:
         read.append(log)
 
-    service = ReadAheadService(read_ahead, MemoryLog(Yard().cluster))
+    service = PrefetchService(read_ahead, MemoryLog(Yard().cluster))
     await service.start()
     await asyncio.sleep(0)
     await asyncio.wait_for(service.stop(), 5)

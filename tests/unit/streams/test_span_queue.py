@@ -20,7 +20,7 @@ from trace_cases import read
 from streams.tracing.otlp_http import HttpExporter
 from streams.tracing.sampling import Sampling
 from streams.tracing.setup import TelemetryError, from_environment
-from streams.tracing.span_queue import Exporter, Outbox
+from streams.tracing.span_queue import Exporter, SpanQueue
 from streams.tracing.telemetry import Telemetry
 
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -52,10 +52,10 @@ def write(telemetry: Telemetry, count: int) -> None:
 
 
 @contextmanager
-def telling(exporter: Exporter) -> Iterator[tuple[Telemetry, Outbox]]:
-    outbox = Outbox(exporter, Resource({}), delay_s=60.0)
-    telemetry = Telemetry(Sampling(1.0), outbox)
-    yield telemetry, outbox
+def telling(exporter: Exporter) -> Iterator[tuple[Telemetry, SpanQueue]]:
+    span_queue = SpanQueue(exporter, Resource({}), delay_s=60.0)
+    telemetry = Telemetry(Sampling(1.0), span_queue)
+    yield telemetry, span_queue
     telemetry.close()
 
 
@@ -63,16 +63,16 @@ def test_what_the_collector_refuses_is_counted_and_told_of_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     exporter = Moody()
-    with caplog.at_level(logging.INFO), telling(exporter) as (telemetry, outbox):
+    with caplog.at_level(logging.INFO), telling(exporter) as (telemetry, span_queue):
         exporter.is_well = False
         for _ in range(3):
             write(telemetry, 2)
-            outbox.flush()
+            span_queue.flush()
         assert telemetry.dropped_spans == 6
         assert len(caplog.records) == 1, caplog.text
         exporter.is_well = True
         write(telemetry, 2)
-        outbox.flush()
+        span_queue.flush()
         assert (telemetry.dropped_spans, exporter.got) == (6, 2)
     assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
 
@@ -159,8 +159,8 @@ def test_the_service_is_ours_unless_it_is_named(
     for name, value in variables.items():
         environment.setenv(name, value)
     telemetry = from_environment("router", "r-0")
-    assert telemetry._outbox is not None
-    attributes = telemetry._outbox._resource
+    assert telemetry._span_queue is not None
+    attributes = telemetry._span_queue._resource
     assert attributes["service.name"] == service
     assert attributes["service.instance.id"] == "r-0"
     assert attributes.get("deployment.environment") == ("test" if service == "ours" else None)

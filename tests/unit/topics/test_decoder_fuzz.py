@@ -176,13 +176,13 @@ class Ground:
 
     def _sent(self) -> None:
         # The collector reads each span as the protocol's library does.
-        self.yard.outbox.flush()
+        self.yard.span_queue.flush()
         self.yard.collector.requests.clear()
 
     def close(self) -> None:
         """End the loop and the thread of the spans."""
         self._runner.close()
-        self.yard.outbox.close()
+        self.yard.span_queue.close()
 
 
 class Path(Ground):

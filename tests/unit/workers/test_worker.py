@@ -19,7 +19,7 @@ from worker_cases import (
 
 from streams.engine.log import LogError
 from topics import Cost, Progress, Response, Timing, Usage
-from workers.stage.start_limiter import BURST, PER_S, StartPace
+from workers.stage.start_limiter import BURST, PER_S, StartLimiter
 from workers.stage.worker import FINISH_POLL_S_MAX, FINISH_POLL_S_MIN
 
 
@@ -287,7 +287,7 @@ async def test_a_partition_waits_behind_a_request_that_many_have_overtaken(
 
 
 def test_starts_beyond_a_burst_are_spread() -> None:
-    pace, places = StartPace(), 900
+    pace, places = StartLimiter(), 900
     assert all(pace.take(100.0, places) == 0 for _ in range(BURST))
     wait_s = pace.take(100.0, places)
     assert 0 < wait_s <= 1 / PER_S
@@ -297,7 +297,7 @@ def test_starts_beyond_a_burst_are_spread() -> None:
 
 
 def test_where_calls_are_short_more_may_start() -> None:
-    pace = StartPace()
+    pace = StartLimiter()
     for _ in range(100):
         pace.ended(0.002)
     # One after the other, as they do where each ends before the next one starts.

@@ -15,7 +15,7 @@ from topics import Response, Usage, VariantStatus
 from workers.backends.base import Call, CallError, Load, Outcome
 from workers.backends.cpu.models import Embedder, TooLongError
 from workers.backends.cpu.moderation import Moderator
-from workers.backends.error_log import Surprises
+from workers.backends.error_log import ErrorLog
 
 INPUTS_MAX = 2048
 ENCODINGS = ("float", "base64")
@@ -41,7 +41,7 @@ class CPUBackend:
         self._threads = ThreadPoolExecutor(declared.threads, thread_name_prefix="cpu-backend")
         self._running = dict.fromkeys(self._options, 0)
         self._pace = Pace()
-        self._surprises = Surprises(options[0].pool)
+        self._error_log = ErrorLog(options[0].pool)
 
     async def start(self) -> None:
         """Do nothing: models are loaded when the backend is created."""
@@ -103,7 +103,7 @@ class CPUBackend:
             raise
         # A panic of compiled code is no Exception.
         except BaseException as error:
-            self._surprises.tell(error)
+            self._error_log.tell(error)
             message = f"the model raised {type(error).__name__}"
             raise CallError(
                 "server_error", message, retry="elsewhere", is_pool_fault=True

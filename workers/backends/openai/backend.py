@@ -20,7 +20,7 @@ from streams.engine.clock import Clock
 from topics import Response, VariantStatus
 from topics.wire.codec import JSON_DEPTH_MAX
 from workers.backends.base import Call, CallError, Load, Outcome
-from workers.backends.error_log import Surprises
+from workers.backends.error_log import ErrorLog
 from workers.backends.openai.answers import Assembled, bad_answer, tokens_by_text, usage_of
 from workers.backends.openai.errors import classify
 from workers.backends.openai.server import OpenAIServer, read_body
@@ -88,7 +88,7 @@ class OpenAIBackend:
         # The predicted time of each prompt that has no first token yet, by the call's identity.
         self._prompts: dict[int, float] = {}
         self._each_s = 0.0
-        self._surprises = Surprises(options[0].pool)
+        self._error_log = ErrorLog(options[0].pool)
 
     async def start(self) -> None:
         """Create the connection pool and begin to read the server's metrics."""
@@ -199,7 +199,7 @@ class OpenAIBackend:
         except (CallError, TimeoutError):
             raise
         except Exception as error:
-            self._surprises.tell(error)
+            self._error_log.tell(error)
             raise bad_answer(f"{type(error).__name__} while it was read") from error
 
     async def _ask(self, call: Call) -> _Answer:
