@@ -60,12 +60,15 @@ async def test_a_gateway_that_stops_cancels_what_nobody_can_ask_for_again(key: K
         begin=begun.append,
     )
 
+    began = asyncio.Event()
+
     async def waiting() -> None:
         async with followed(gateway, Run("req_1", key), b"{}", []):
+            began.set()
             await asyncio.sleep(60)
 
     task = asyncio.create_task(waiting())
-    await asyncio.sleep(0.01)
+    await began.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     for work in begun:

@@ -143,7 +143,12 @@ async def test_a_run_that_begins_again_ends_the_stream() -> None:
         assert await read(url) == ["a", "stream_interrupted"]
 
 
-async def test_one_that_begins_again_just_before_its_deadline_ends_by_that() -> None:
+async def test_one_that_begins_again_just_before_its_deadline_ends_by_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It would end by itself long after.
+    monkeypatch.setattr(streams, "LATE_S", 30.0)
+
     async def act(box: Mailbox) -> None:
         box.put_piece(*piece(0, "a", 1))
         await asyncio.sleep(0.2)
@@ -152,7 +157,7 @@ async def test_one_that_begins_again_just_before_its_deadline_ends_by_that() -> 
     async with streaming(act, deadline_s=0.4) as url:
         began_at = CLOCK.now()
         assert await read(url) == ["a", "deadline_exceeded"]
-        assert 0.35 < CLOCK.now() - began_at < 1.0
+        assert 0.35 < CLOCK.now() - began_at < 20.0
 
 
 async def test_pieces_beyond_what_may_wait_are_made_up_for_from_the_result(
