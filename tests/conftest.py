@@ -15,7 +15,7 @@ from topics.embedded_broker.jvm import record_archive
 # Of each property; the longer look is `make fuzz`.
 EXAMPLES = 50
 # Modules that make, load or import what is dear, once for a process: each keeps to one.
-SHARED = ("test_backtest", "test_cpu", "test_shape", "test_tamper")
+SHARED = ("test_backtest", "test_cpu", "test_documents", "test_shape", "test_tamper")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.slow
 async def test_faults_of_all_kinds_lose_and_double_nothing() -> None:
     print(f"CHAOS_SEED={SEED}")
     asked = Asked(SEED, rounds=1, rate=20, requests=0, only=FAULTS, calm_s_max=5, table=None)

@@ -66,6 +66,7 @@ async def test_killed_processes(kafka: str, prefix: str, tmp_path: Path) -> None
         await check(system, ids)
 
 
+@pytest.mark.slow
 async def test_a_killed_broker(prefix: str, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"CHAOS_SEED={SEED}")

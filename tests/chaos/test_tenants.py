@@ -105,6 +105,7 @@ def test_books_beyond_the_limit_and_results_twice_are_found() -> None:
     assert any("2 results" in each for each in judged(again))
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 async def test_bindings_and_budgets_hold_under_kills() -> None:
     print(f"CHAOS_SEED={SEED}")

@@ -19,6 +19,7 @@ PER_SECOND = 10.0
 CALM_S_MAX = 5.0
 
 
+@pytest.mark.slow
 async def test_an_upgrade_and_a_rollback_lose_and_double_nothing(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:

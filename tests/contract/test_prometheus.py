@@ -155,6 +155,7 @@ def _only(*pools: str) -> dict[str, Any]:
     return {"pools": list(pools)}
 
 
+@pytest.mark.slow
 async def test_each_query_of_each_dashboard_has_data_on_a_real_prometheus(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:

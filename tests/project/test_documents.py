@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import shlex
+from functools import cache
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,7 @@ def test_table_of_commands_is_complete() -> None:
     assert sorted(told) == sorted(commands())
 
 
+@cache
 def commands() -> dict[str, typer.core.TyperCommand]:
     from shunter.cli import app
 

@@ -268,12 +268,15 @@ def test_no_test_module_imports_another() -> None:
     paths = sorted((ROOT / "tests").rglob("*.py"))
     tests = {path.stem for path in paths if path.name.startswith("test_")}
     assert len(tests) > 100
+    # By the words of each import: to parse all tests takes two seconds.
+    statement = re.compile(r"^\s*(?:import|from)\s[^\n(]*(?:\([^)]*\))?", re.MULTILINE)
     wrong = sorted(
         {
-            f"{path.relative_to(ROOT)}:{line}: imports {target}"
+            f"{path.relative_to(ROOT)}: imports {word}"
             for path in paths
-            for target, line in imported(ast.parse(path.read_text(), str(path)))
-            if tests & set(target.split("."))
+            for words in statement.findall(path.read_text())
+            for word in re.findall(r"\w+", words)
+            if word in tests
         }
     )
     assert not wrong, "\n".join(wrong)

@@ -257,6 +257,7 @@ def test_a_broken_rule_is_caught(rule: str) -> None:
     assert caught is not None, f"{rule}: no problem like {broken.sign!r} in {seeds}"
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_of_itself_is_not_caught() -> None:
     class Stale(mutants.SkipsBadRecords):
         def _begin(self, record: Any, now: float) -> Any:  # type: ignore[override]

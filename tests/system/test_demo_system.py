@@ -42,6 +42,7 @@ def address(server: socket.socket) -> str:
     return f"{host}:{port}"
 
 
+@pytest.mark.slow
 def test_what_dies_is_started_again_until_it_dies_too_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -291,6 +291,7 @@ async def test_a_tenant_that_needs_a_key_is_served_where_one_is_proven(
     assert answer.choices[0].message.content == "one two three"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("npm"), reason="needs Node.js and npm")
 async def test_nodes_client(bench: Bench, tmp_path: Path) -> None:
     for name in ("package.json", "package-lock.json", "client.mjs"):

@@ -234,6 +234,7 @@ async def test_a_cancelled_batch_keeps_what_it_has(bench: Bench) -> None:
     assert refused.value.code == "batch_not_cancellable"
 
 
+@pytest.mark.slow
 async def test_a_batch_expires_with_partial_output(bench: Bench) -> None:
     lines = [line("quick"), line("slow", "hold")]
     over = await ended(bench.client, await begun(bench.client, lines, completion_window="15s"))
@@ -243,6 +244,7 @@ async def test_a_batch_expires_with_partial_output(bench: Bench) -> None:
     assert [(e["custom_id"], e["error"]["code"]) for e in errors] == [("slow", "batch_expired")]
 
 
+@pytest.mark.slow
 async def test_gateways_that_are_killed_in_the_middle(bench: Bench, tmp_path: Path) -> None:
     """Each line is in one file once, and ran once, whoever drove the batch."""
     env = bench.env | {"SHUNTER_GATEWAY_FILES": str(tmp_path)}

@@ -22,6 +22,7 @@ from running_system import FLEET, FLEET_WITH_ABSENT, Place, System, chat, eventu
 
 pytestmark = [
     pytest.mark.kafka,
+    pytest.mark.slow,
     pytest.mark.asyncio(loop_scope="module"),
 ]
 

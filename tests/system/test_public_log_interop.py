@@ -63,6 +63,7 @@ def policy_file(tmp_path: Path, witness: LiteWitness) -> Path:
     return path
 
 
+@pytest.mark.slow
 async def test_others_cosign_it_read_it_and_verify_its_proofs(
     programs: Path, witness: LiteWitness, served: str, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ pytestmark = [
 ENDED_S_MAX = 240.0
 
 
+@pytest.mark.slow
 def test_real_models_answer_and_each_answer_tells_where_it_is_from(kafka: str):
     command = [sys.executable, "-m", "shunter", "demo", "--real", "--json"]
     done = subprocess.run(

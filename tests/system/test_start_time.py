@@ -150,6 +150,7 @@ def interrupt(
     return process.returncode, "".join([*said, rest])
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 @pytest.mark.parametrize("command", ["router", "worker premium-eu"])
 async def test_a_start_ends_at_any_moment(

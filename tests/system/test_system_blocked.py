@@ -14,6 +14,7 @@ from topics.embedded_broker.settings import free_port
 pytestmark = pytest.mark.kafka
 
 
+@pytest.mark.slow
 async def test_a_router_tells_which_client_blocks_a_partition_and_serves_what_was_behind(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from topics import encode
 APART_S = 3.0
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 async def test_hosts_a_minute_apart_serve_as_hosts_do_that_are_not(
     kafka: str, prefix: str, tmp_path: Path

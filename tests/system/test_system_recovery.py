@@ -68,6 +68,7 @@ async def logged(system: System, what: str) -> None:
         raise AssertionError(f"{error}\n{system.logs()}") from error
 
 
+@pytest.mark.slow
 async def test_a_log_that_lost_its_end_and_grew_again(tmp_path: Path) -> None:
     with EmbeddedBroker() as broker:
         first, new = [f"a{n}" for n in range(6)], [f"new{n}" for n in range(8)]

@@ -116,6 +116,7 @@ def test_what_fails_is_tried_elsewhere_and_the_rest_of_the_fleet_carries_an_outa
     assert attained >= 0.9 * len(run.outcomes)
 
 
+@pytest.mark.slow
 def test_a_slower_reality_shows_in_the_speeds_that_a_policy_hears() -> None:
     slow = Reality(speed={"silicon-us": 0.2})
     as_declared, distorted = replay(rows=1000)[0], replay(rows=1000, reality=slow)[0]

@@ -42,6 +42,7 @@ def test_nobody_is_charged_more_than_was_quoted_and_the_rest_is_told() -> None:
     assert found["charged_share_by_margin"]["1.0"] == pytest.approx((400 + 1600) / 5400)
 
 
+@pytest.mark.slow
 def test_errors_told_by_some_are_kept_by_others_as_they_say() -> None:
     drawn = Random(7)
 

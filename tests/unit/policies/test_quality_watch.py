@@ -278,6 +278,7 @@ class TestOneAnswer:
         found = [called(islice(labelled(mute, seed), 400)) for seed in range(30)]
         assert all(each is not None and each[1].drifted_in == "2" for each in found)
 
+    @pytest.mark.slow
     def test_a_variant_within_the_limit_for_each_label_is_seldom_ever_called_drifted(self) -> None:
         """At the limit itself: each sample is as likely to differ as is allowed."""
         sound = dict.fromkeys(range(5), (0.2, 0.1))

@@ -224,6 +224,7 @@ def test_a_reality_is_hidden_from_the_policy_and_told_to_its_twin(
     assert report["lower_bound_note"] == "how fast each replica really is, nobody knows beforehand"
 
 
+@pytest.mark.slow
 def test_a_fleet_too_small_for_its_work_has_no_bound_and_all_else_is_told(tmp_path: Path) -> None:
     fleet, trace, out = (tmp_path / name for name in ("fleet.yaml", "trace.csv", "out.csv"))
     fleet.write_text(

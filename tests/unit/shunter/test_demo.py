@@ -37,6 +37,7 @@ def quick(kafka: str) -> "subprocess.CompletedProcess[str]":
     return demo(kafka, *QUICK, "--json")
 
 
+@pytest.mark.slow
 async def test_a_short_demo_loses_and_doubles_nothing(quick, kafka):
     assert quick.returncode == 0, quick.stderr
     assert quick.stdout.count("\n") == 1

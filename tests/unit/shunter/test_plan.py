@@ -222,6 +222,7 @@ def test_what_is_planned_holds_when_it_is_replayed(tmp_path: Path) -> None:
     assert all(a["attainment"] < b["attainment"] for a, b in itertools.pairwise(curve))
 
 
+@pytest.mark.slow
 def test_offers_and_limits_change_the_plan(tmp_path: Path) -> None:
     """With a premium pool for next to nothing it is rented, as spot as far as there is any."""
     spot = {"name": "spot", "usd_per_hour": 0.01, "replicas_max": 1}

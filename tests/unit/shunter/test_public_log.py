@@ -18,6 +18,7 @@ from public_log_cases import (
     PlainWitness,
 )
 from stream_cases import FakeClock, make_settings
+from tiers import seeds
 
 from shunter.audit.findings import Kind
 from shunter.processes.public_log import PublicLogService, make_public_log
@@ -92,7 +93,7 @@ async def test_the_partial_tiles_of_full_ones_are_deleted(place: Path) -> None:
     assert len(list((place / JOURNAL).iterdir())) == 5
 
 
-@pytest.mark.parametrize("death", range(40))
+@pytest.mark.parametrize("death", seeds(10, 40))
 async def test_killed_at_any_change_it_signs_one_tree(place: Path, death: int) -> None:
     """Die at the nth change of the store, go on, and hold each head against the final entries."""
     yard, changes = Installation(), iter(range(10_000))

@@ -8,6 +8,7 @@ import pytest
 from hold_cases import hold, make_batcher
 from memory_log import MemoryLog
 from stream_cases import START, Yard, drain, keys, make_router, make_signer
+from tiers import seeds
 from worker_cases import ScriptedBackend, make_worker, place
 
 from streams.engine import continuity
@@ -307,7 +308,7 @@ def elect(yard: Yard) -> None:
     yard.cluster.lose_tail(HOME, yard.cluster.logs[HOME].end)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(10, 40))
 async def test_whatever_is_lost_whenever_nothing_is_served_twice_or_skipped(seed: int) -> None:
     """Publish, serve, elect, lose and recover in any order; then all that is left is served."""
     print("seed", seed)

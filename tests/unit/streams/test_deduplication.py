@@ -8,6 +8,7 @@ import orjson
 import pytest
 from memory_log import Crash, MemoryCluster, MemoryLog, ProcessKilledError
 from stream_cases import Yard, drain, keys, make_transactor, request
+from tiers import seeds
 
 from streams.engine.log import Outgoing, Partition, Record
 from streams.engine.transactor import Transactor
@@ -221,7 +222,7 @@ async def test_ids_count_for_good_only_once_their_transaction_is_visible() -> No
     assert router._duplicates.known(Partition(yard.catalogue.requests, 0)) == 0
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(10, 40))
 def test_read_back_ids_decide_as_those_that_were_there_all_along(seed: int) -> None:
     """Records that bear an id and are no request count for nothing, read back or not."""
     rng = random.Random(seed)
@@ -331,7 +332,7 @@ class Shop:
         owner.done(INGEST)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(15, 60))
 async def test_ids_that_were_written_down_decide_as_those_that_were_there_all_along(
     seed: int,
 ) -> None:

@@ -211,6 +211,7 @@ class TestElsewhere:
         await eventually(took_over, "the successor has the partitions", 120)
         return log.read_text()
 
+    @pytest.mark.slow
     async def test_a_second_process_of_a_name_ends_and_the_first_goes_on(
         self, system: System, tmp_path: Path
     ) -> None:
@@ -244,6 +245,7 @@ class TestElsewhere:
         assert "waiting" not in log
         await self.serves(system, "after")
 
+    @pytest.mark.slow
     async def test_who_finds_its_name_taken_ends_and_says_so(
         self, system: System, tmp_path: Path
     ) -> None:

@@ -121,6 +121,7 @@ async def test_who_stops_says_farewell_and_keeps_its_place_for_its_session(
         assert found == GroupMember("127.0.0.1", this_process(), has_left=True)
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 async def test_after_a_restart_of_the_broker_a_group_takes_in_who_knows_of_more_partitions(
     tmp_path: Path,

@@ -98,7 +98,9 @@ def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         MetricsService(make_metrics(yard), "worker", "w-0", yard.clock)
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize(
+    "protocol", [pytest.param("grpc", marks=pytest.mark.slow), "http/protobuf"]
+)
 async def test_a_process_stops_though_its_collector_is_deaf(protocol: str) -> None:
     # It takes connections, and never a word.
     with socket.create_server(("127.0.0.1", 0)) as deaf:

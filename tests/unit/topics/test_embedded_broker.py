@@ -106,6 +106,7 @@ class TestServing:
         assert await read_committed(kafka, topic, 1) == [value]
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 async def test_data_and_port_outlive_a_crash(tmp_path: Path) -> None:
     with EmbeddedBroker(data_dir=tmp_path / "kafka") as broker:
@@ -132,6 +133,7 @@ async def test_data_and_port_outlive_a_crash(tmp_path: Path) -> None:
         broker.start()
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 async def test_a_temporary_broker_keeps_its_data_over_a_restart_and_leaves_none() -> None:
     extra = Listener("PROXIED", port=free_port(), advertised_port=free_port())
@@ -340,7 +342,9 @@ class TestSettings:
 
 class TestCommand:
     @pytest.mark.kafka
-    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+    )
     def test_stops_cleanly(self, tmp_path: Path, how: signal.Signals) -> None:
         arguments = ["--port", "0", *(["--ephemeral"] if how == signal.SIGINT else [])]
         with subprocess.Popen(

@@ -45,6 +45,7 @@ async def read(bootstrap_servers: str, topic: str) -> list[tuple[int, bytes]]:
     return sorted((record.partition, record.value) for record in found)
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 async def test_what_two_of_three_have_outlives_a_node_and_a_restart_of_all(tmp_path: Path) -> None:
     """The second start is the command's, which tells where the nodes are and of one that ends."""

@@ -61,6 +61,7 @@ def test_too_few_brokers_are_told() -> None:
     assert Replication(-1, 3).shortfall() is None
 
 
+@pytest.mark.slow
 @pytest.mark.kafka
 async def test_on_three_brokers_topics_have_three_replicas_and_those_with_fewer_are_told() -> None:
     with EmbeddedCluster(3, properties={"min.insync.replicas": "1"}) as cluster:
