@@ -10,16 +10,24 @@ SEEDS ?= 2000
 START ?= 0
 REPLAY ?=
 
-.PHONY: setup test test-fast lint chaos chaos-cluster demo simulate fuzz bench guard constraints
+.PHONY: setup test test-slow test-all test-fast lint chaos chaos-cluster demo simulate fuzz bench guard constraints
 
 setup: $(VENV)/dev.installed
 
 # Tests, and chaos, start processes by the dozen, each of which would compile every module.
-test: export PYTHONDONTWRITEBYTECODE =
+test test-slow test-all: export PYTHONDONTWRITEBYTECODE =
 test: setup
+	$(VENV)/bin/pytest -m "not slow"
+
+# The long ones: many faults at once, upgrades, real models, compiled modules, planted bugs.
+test-slow: setup
+	$(VENV)/bin/pytest -m slow
+
+# Both at once, which shares their Kafkas: what continuous integration runs.
+test-all: setup
 	$(VENV)/bin/pytest
 
-# While one works: without Kafka, and without what takes seconds of a processor.
+# While one works: those of `make test` that need no Kafka.
 test-fast: export PYTHONDONTWRITEBYTECODE =
 test-fast: setup
 	$(VENV)/bin/pytest --numprocesses=2 -m "not kafka and not slow"

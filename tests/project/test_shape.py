@@ -247,6 +247,19 @@ def test_contributors_are_told_of_each_room_and_each_target() -> None:
     assert [name for name in targets.split() if f"`make {name}`" not in text] == []
 
 
+def test_continuous_integration_runs_every_tier() -> None:
+    recipes = dict(
+        re.findall(r"^([\w-]+): setup\n\t(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
+    assert recipes["test"] == '$(VENV)/bin/pytest -m "not slow"'
+    assert recipes["test-slow"] == "$(VENV)/bin/pytest -m slow"
+    assert recipes["test-all"] == "$(VENV)/bin/pytest"
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert "-m" not in " ".join(told["addopts"]).split()
+    steps = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert steps == ["lint", "test-all", "simulate", "guard"]
+
+
 def test_no_module_imports_the_tests() -> None:
     wrong = [
         f"{path}:{line}: imports {target}"
