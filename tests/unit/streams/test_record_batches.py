@@ -23,6 +23,7 @@ from streams.engine.log import Partition, Record
 from streams.kafka import record_batches
 from streams.kafka.compression import UnpackError, unpack
 from streams.kafka.record_batches import RecordBatches, read_every_batch, records_of
+from topics.bounded_dict import BoundedDict
 
 HOME = Partition("t", 0)
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
@@ -34,7 +35,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_batches, "_bytes_max", BYTES_MAX)
-    monkeypatch.setattr(record_batches, "_suspects", {})
+    monkeypatch.setattr(record_batches, "_suspects", BoundedDict(10))
 
 
 class NotText(str):
