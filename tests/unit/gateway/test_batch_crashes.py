@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from batch_cases import NOW, Site, World, chat_line, dying_writes, file_of
+from tiers import seeds
 
 from gateway.batches.directory import DirectoryBatch
 from gateway.batches.lines import run_of_id
@@ -61,7 +62,7 @@ def is_over(site: Site, folder: BatchFolder) -> None:
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(5, 20))
 async def test_a_process_that_dies_at_any_step(tmp_path: Path, seed: int, is_remote: bool) -> None:
     away, off = [(0.0, 0.0), (0.2, 0.0), (0.0, 0.02), (0.2, 0.02)][seed % 4]
     world = World(seed, turned_away=away, unavailable=off)
@@ -87,7 +88,7 @@ async def test_a_process_that_dies_at_any_step(tmp_path: Path, seed: int, is_rem
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(3, 12))
 async def test_a_cancellation_holds(tmp_path: Path, seed: int, is_remote: bool) -> None:
     world = World(seed, turned_away=0.1 * (seed % 2))
     site = Site(tmp_path, world, is_remote=is_remote)
@@ -116,7 +117,7 @@ async def test_a_cancellation_holds(tmp_path: Path, seed: int, is_remote: bool) 
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(3, 12))
 async def test_a_batch_expires_with_what_it_has(tmp_path: Path, seed: int, is_remote: bool) -> None:
     world = World(seed)
     site = Site(tmp_path, world, is_remote=is_remote)
@@ -137,7 +138,7 @@ async def test_a_batch_expires_with_what_it_has(tmp_path: Path, seed: int, is_re
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("seed", seeds(2, 7))
 async def test_bad_input_fails_and_nothing_runs(tmp_path: Path, seed: int, is_remote: bool) -> None:
     world = World(seed)
     site = Site(tmp_path, world, is_remote=is_remote)
