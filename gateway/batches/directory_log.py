@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from gateway.batches.journal import Journal, Journalled, Run, whole_lines
+from gateway.batches.journal import Journal, JournalContents, Run, whole_lines
 from gateway.batches.output import Ends, line_number
 from topics import durable_files
 
@@ -38,7 +38,7 @@ class DirectoryLog(Ends):
         self._journal = Journal(folder / "journal")
 
     @property
-    def state(self) -> Journalled:
+    def state(self) -> JournalContents:
         """The contents of the journal."""
         return self._journal.state
 

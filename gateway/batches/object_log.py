@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from gateway.batches.journal import Journalled, Run, intended, was_published, was_read
+from gateway.batches.journal import JournalContents, Run, intended, was_published, was_read
 from gateway.batches.output import Ends
 from gateway.batches.store import NotOwnerError
 from topics.objects import Objects
@@ -38,7 +38,7 @@ class ObjectLog(Ends):
 
     def __init__(self, objects: Objects, folder: str, total: int) -> None:
         super().__init__(total)
-        self.state = Journalled()
+        self.state = JournalContents()
         self._objects = objects
         self._folder = folder
         self._added: list[bytes] = []

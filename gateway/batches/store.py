@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from gateway.batches.journal import Journalled, Run
+from gateway.batches.journal import JournalContents, Run
 from gateway.batches.record import BatchCounts, BatchRecord, Status
 
 _ID = re.compile(r"batch_[0-9a-f]{11}[0-9a-f]{16}")
@@ -47,7 +47,7 @@ class BatchLog(Protocol):
     """Lines that never ended in time."""
 
     @property
-    def state(self) -> Journalled:
+    def state(self) -> JournalContents:
         """The state of publications."""
         ...
 
