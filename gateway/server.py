@@ -26,6 +26,7 @@ from gateway.http.pages import docs, index, metrics, openapi
 from gateway.http.state import BY_TURN, GATEWAY, Gateway
 from streams.engine.clock import SystemClock
 from streams.kafka.follower import TopicFollower
+from streams.tracing.setup import from_environment
 from topics import Settings
 from topics.signing.key_files import check_key_file
 
@@ -108,6 +109,7 @@ async def serving(settings: Settings) -> AsyncIterator[tuple[Gateway, int]]:
         for follower in started:
             await follower.stop()
         await gateway.exchange.stop()
+        await asyncio.to_thread(gateway.telemetry.close)
 
 
 def make_gateway(settings: Settings) -> Gateway:
@@ -115,6 +117,7 @@ def make_gateway(settings: Settings) -> Gateway:
 
     Raises:
         KeysError: the keys can't be used.
+        TelemetryError: the ``OTEL_*`` variables ask for what can't be had.
     """
     clock = SystemClock()
     secret = settings.key_secret
@@ -126,6 +129,7 @@ def make_gateway(settings: Settings) -> Gateway:
         ApiKeys(settings.gateway_keys, settings.gateway_host),
         clock,
         KeyProofs(None if secret is None else secret.get_secret_value()),
+        from_environment("gateway", settings.instance),
     )
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Iterator
 
 from aiohttp import web
@@ -16,14 +15,8 @@ from gateway.api.translation import Wanted, wanted
 from gateway.exchange.mailbox import Mailbox
 from gateway.http.bodies import read_json
 from gateway.http.errors import ApiError, json_response, overloaded
-from gateway.http.state import GATEWAY, REQUEST_ID, Gateway, caller_of
+from gateway.http.state import GATEWAY, REQUEST_ID, SPAN, Gateway, caller_of
 from topics import Result
-from topics.records import headers as h
-
-_TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
-_TRACESTATE_MAX = 512
 
 
 async def infer(request: web.Request) -> web.StreamResponse:
@@ -79,11 +72,11 @@ async def _run(gateway: Gateway, request: web.Request, asked: Wanted) -> web.Str
             f"the request has {len(value):,} bytes with what the gateway adds; the limit is"
             f" {settings.request_bytes_max:,} (SHUNTER_REQUEST_BYTES_MAX)",
         )
-    headers = trace_headers(request)
-    headers += gateway.proofs.headers(caller.key_id, run.request_id, caller.tenant)
+    span = request[SPAN]
+    headers = gateway.proofs.headers(caller.key_id, run.request_id, caller.tenant)
     if asked.asks_quote:
-        return await quote(gateway, run.request_id, asked, value, headers)
-    async with followed(gateway, run, value, headers, asked.session) as box:
+        return await quote(gateway, run.request_id, asked, value, headers + span.headers())
+    async with followed(gateway, run, value, headers, span, asked.session) as box:
         return await _answered(gateway, request, run, asked, box)
 
 
@@ -131,15 +124,3 @@ def _left_s(gateway: Gateway, run: Run, asked: Wanted) -> float | None:
     if asked.deadline is None or run.result is not None:
         return None
     return max(0.0, asked.deadline - gateway.clock.now())
-
-
-def trace_headers(request: web.Request) -> list[tuple[str, bytes]]:
-    """Return the headers that carry a client's trace to the pool; malformed ones are left out."""
-    parent = request.headers.get("traceparent", "").strip()
-    if _TRACEPARENT.fullmatch(parent) is None:
-        return []
-    found = [(h.TRACEPARENT, parent.encode())]
-    state = request.headers.get("tracestate", "").strip()
-    if state and len(state) <= _TRACESTATE_MAX and state.isascii():
-        found.append((h.TRACESTATE, state.encode()))
-    return found

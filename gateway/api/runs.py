@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 from gateway.api.translation import Wanted
@@ -13,6 +13,7 @@ from gateway.exchange.mailbox import Mailbox
 from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import keyed_id
 from gateway.http.errors import ApiError, as_unicode
+from gateway.http.spans import HeaderList, HttpSpan
 from gateway.http.state import Gateway
 from topics import KeyClaim, Result, encode
 from topics.openai_api.failures import failure_of
@@ -131,7 +132,8 @@ async def followed(
     gateway: Gateway,
     run: Run,
     value: bytes,
-    headers: Sequence[tuple[str, bytes]],
+    headers: HeaderList,
+    span: HttpSpan,
     session: str | None = None,
 ) -> AsyncIterator[Mailbox]:
     """Publish a request and provide what comes of it; cancel it if its client leaves.
@@ -146,7 +148,7 @@ async def followed(
         staying: asyncio.Task[None] | None = None
         try:
             if run.result is None:
-                await gateway.exchange.publish(run.request_id, value, headers, session=session)
+                await _publish(gateway, run.request_id, value, headers, span, session)
                 if run.key is not None:
                     staying = asyncio.create_task(_stay(gateway, run.key, run))
             yield box
@@ -159,6 +161,26 @@ async def followed(
         finally:
             if staying is not None:
                 staying.cancel()
+
+
+async def _publish(
+    gateway: Gateway,
+    request_id: str,
+    value: bytes,
+    headers: HeaderList,
+    span: HttpSpan,
+    session: str | None,
+) -> None:
+    publication = span.publication(request_id)
+    headers = headers + span.headers(publication)
+    try:
+        await gateway.exchange.publish(request_id, value, headers, session=session)
+    except UnavailableError as error:
+        if publication is not None:
+            publication.end(("unavailable", str(error)))
+        raise
+    if publication is not None:
+        publication.end()
 
 
 def give_up(gateway: Gateway, run: Run) -> None:

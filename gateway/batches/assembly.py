@@ -39,7 +39,7 @@ def add_batches(app: web.Application, gateway: Gateway) -> None:
     if place is None:
         return
     files, store, keys = stores(place, gateway.clock)
-    lines = KafkaLines(gateway.settings, gateway.exchange)
+    lines = KafkaLines(gateway.settings, gateway.exchange, gateway.telemetry, gateway.clock)
     texts, most = LineTexts(gateway.fleet, gateway.proofs), gateway.settings.request_bytes_max
     service = BatchService(store, keys, Parts(files, lines, texts, gateway.clock, most))
     app[FILES], app[BATCHES], app[KEYS], app[SERVICE] = files, store, keys, service

@@ -19,11 +19,14 @@ from aiokafka.errors import KafkaError
 from gateway.exchange.exchange import Exchange
 from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import PREFIX, TAG_CHARACTERS
+from gateway.http.spans import Publication
+from streams.engine.clock import Clock
 from streams.engine.log import LogError, Partition, Record
 from streams.kafka.follower import TopicFollower
 from streams.kafka.log import KafkaLog
 from streams.kafka.reader import reader
 from streams.kafka.writer import partition_of
+from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Settings
 from topics.admin.provisioning import AdminError, partition_counts
 
@@ -109,9 +112,13 @@ def prefix_of(request_id: str) -> str:
 class KafkaLines:
     """The lines of batches on Kafka. The follower runs while a batch is driven here."""
 
-    def __init__(self, settings: Settings, exchange: Exchange) -> None:
+    def __init__(
+        self, settings: Settings, exchange: Exchange, telemetry: Telemetry, clock: Clock
+    ) -> None:
         self._settings = settings
         self._exchange = exchange
+        self._telemetry = telemetry
+        self._clock = clock
         self._catalogue = Catalogue(settings)
         self._log = KafkaLog(settings)
         self._results: LineResults | None = None
@@ -119,8 +126,14 @@ class KafkaLines:
         self._starting = asyncio.Lock()
 
     async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
-        """Publish a line's request."""
-        await self._exchange.publish(request_id, value, headers)
+        """Publish a line's request, whose trace begins here."""
+        if not self._telemetry.is_on:
+            return await self._exchange.publish(request_id, value, headers)
+        topic = self._catalogue.requests
+        publication = Publication(self._telemetry, topic, self._clock, request_id, None)
+        await self._exchange.publish(request_id, value, [*headers, *publication.headers])
+        publication.end()
+        return None
 
     async def cancel(self, request_id: str) -> None:
         """Cancel it."""

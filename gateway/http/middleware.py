@@ -9,7 +9,8 @@ from aiohttp import web
 from gateway.exchange.publisher import UnavailableError
 from gateway.exchange.request_ids import new_id
 from gateway.http.errors import ApiError, overloaded
-from gateway.http.state import BY_TURN, CALLER, GATEWAY, REQUEST_ID, Gateway
+from gateway.http.spans import HttpSpan
+from gateway.http.state import BY_TURN, CALLER, GATEWAY, REQUEST_ID, SPAN, Gateway
 from topics.objects import ObjectsError
 from topics.openai_api.operations import instead_of
 
@@ -28,11 +29,14 @@ async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamRe
     began_at = gateway.clock.now()
     request[REQUEST_ID] = new_id("", began_at)
     resource = request.match_info.route.resource
-    route = "none" if resource is None else resource.canonical
+    route = None if resource is None else resource.canonical
+    topic, code = gateway.exchange.catalogue.requests, None
+    span = request[SPAN] = HttpSpan(gateway.telemetry, topic, gateway.clock, request)
+    is_api = request.path.startswith(API_PREFIX)
     try:
         response = await _admitted(request, handler, gateway)
     except ApiError as error:
-        response = error.response()
+        response, code = error.response(), error.code
     except UnavailableError as error:
         message = f"{error}; try again"
         response = ApiError(
@@ -48,12 +52,18 @@ async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamRe
         response = as_api_error(request, error).response()
     except (asyncio.CancelledError, ConnectionError):
         gateway.meter.left()
+        if is_api:
+            span.end(route, None)
         raise
     except Exception:
         logger.exception("%s %s failed", request.method, request.path)
         message = "the gateway failed on this request in an unforeseen way; its log says where"
         response = ApiError(500, "internal_error", message).response()
-    gateway.meter.answered(route, response.status, max(0.0, gateway.clock.now() - began_at))
+    if is_api:
+        span.end(route, response.status, code)
+    gateway.meter.answered(
+        route or "none", response.status, max(0.0, gateway.clock.now() - began_at)
+    )
     if not response.prepared:
         response.headers.setdefault("x-request-id", request[REQUEST_ID])
     return response

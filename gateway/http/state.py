@@ -14,7 +14,9 @@ from gateway.exchange.turns import Places
 from gateway.http.key_limits import KeyLimits
 from gateway.http.keys import ApiKeys, Caller, KeyProofs
 from gateway.http.meter import Meter
+from gateway.http.spans import HttpSpan
 from streams.engine.clock import Clock
+from streams.tracing.telemetry import Telemetry
 from topics import Settings
 
 
@@ -29,6 +31,7 @@ class Gateway:
     keys: ApiKeys
     clock: Clock
     proofs: KeyProofs
+    telemetry: Telemetry = field(default_factory=lambda: Telemetry(None))
     meter: Meter = field(default_factory=Meter)
     key_limits: KeyLimits = field(default_factory=KeyLimits)
     open_requests: int = 0
@@ -60,6 +63,7 @@ BY_TURN = web.AppKey("by_turn", frozenset[str])
 """Paths that take a place when their body is read, which tells whose turn it is."""
 CALLER = web.RequestKey("caller", Caller)
 REQUEST_ID = web.RequestKey("request_id", str)
+SPAN = web.RequestKey("span", HttpSpan)
 
 
 def caller_of(request: web.Request) -> Caller:

@@ -72,6 +72,10 @@ class Telemetry:
         """Return the context of a trace that begins here, with the sampler's decision."""
         return self._sampled(None)
 
+    def continued(self, client: Context | None) -> Context:
+        """Return the context of what comes of a client's span, with the sampler's decision."""
+        return self._sampled(client)
+
     def sent(self, record: Record, *, late_at: float | None = None) -> dict[str, bytes]:
         """Return the header of a forwarded record: the context of the span that sends it.
 

@@ -15,6 +15,7 @@ import jaeger as real
 import orjson
 import pytest
 import pytest_asyncio
+from gateway_cases import door
 from model_server import Exchange, good, serving
 from running_system import FLEET, System, chat, eventually
 
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 TEXT = "Which track does this wagon go to?"
 BAD_TEXT = "This one derails"
 CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+HTTP_CLIENT = "00-1af7651916cd43dd8448eb211c80319c-c7ad6b7169203331-01"
 SUMMARY = {"task": "summarization", "completion_window": "10m"}
 # A real server is not as fast as the policy, which is that of a faster world, would have it.
 PATIENT = {"slo": {"ttft_ms": 60_000, "tpot_ms": 5_000}, "completion_window": "10m"}
@@ -77,6 +79,7 @@ async def system(
                 await system.publish(chat(f"warm-{pool}", constraints={"pools": [pool]}, **PATIENT))
             await system.wait_for_results({f"warm-{pool}" for pool in DIRECT_POOLS}, 40)
             await publish_all(system)
+            await ask_over_http(system, jaeger)
             ends = {"direct", "b-0", "b-1", "b-2", "fallback", "rejected", "expired"}
             await system.wait_for_results(ends, 20)
             await eventually(lambda: has_dead_letter(system), "the dead letter")
@@ -95,6 +98,20 @@ async def publish_all(system: System) -> None:
     await system.publish(chat("rejected", constraints={"regions": ["eu-north"]}))
     await system.publish(chat("expired", deadline=time.time() - 5.0))
     await system.publish(b'{"id": "no body"}', key=b"dead")
+
+
+async def ask_over_http(system: System, jaeger: real.Jaeger) -> None:
+    """Ask a gateway for a stream, as a client does that traces."""
+    headers = {"traceparent": HTTP_CLIENT, "X-Shunter-Pools": "premium-eu"}
+    async with door(system, **jaeger.environment()) as opened, opened.client() as client:
+        stream = await client.chat.completions.create(
+            model="llama-3.1-8b",
+            messages=[{"role": "user", "content": TEXT}],
+            max_tokens=8,
+            stream=True,
+            extra_headers=headers,
+        )
+        assert [piece async for piece in stream]
 
 
 async def has_dead_letter(system: System) -> bool:
@@ -180,6 +197,20 @@ async def test_a_direct_request_says_where_why_how_long_and_on_what(
     assert took["messaging.system"] == "kafka"
     assert took["messaging.consumer.group.name"] == f"{system.prefix}.worker.premium-eu"
     assert {"messaging.destination.partition.id", "messaging.kafka.offset"} <= took.keys()
+
+
+async def test_one_trace_from_http_to_the_server(system: System, jaeger: real.Jaeger) -> None:
+    spans = await read_trace(jaeger.page, HTTP_CLIENT[3:35])
+    routed = ("process requests", [served("premium-eu.direct")])
+    asked = ("POST /v1/chat/completions", [("send requests", [routed])])
+    assert tree(spans, system) == [asked]
+    http = one(spans, "POST .*")
+    assert (http.parent_id, http.service) == (HTTP_CLIENT[36:52], "shunter-gateway")
+    assert http.attributes["http.response.status_code"] == 200
+    assert http.attributes["http.route"] == "/v1/chat/completions"
+    ran = one(spans, "chat llama-3.1-8b")
+    assert http.start <= ran.start
+    assert ran.end <= http.end
 
 
 async def test_members_of_a_batch_and_the_batch_link_to_each_other(

@@ -60,10 +60,11 @@ async def test_a_gateway_that_stops_cancels_what_nobody_can_ask_for_again(key: K
         begin=begun.append,
     )
 
+    span: Any = SimpleNamespace(publication=lambda _: None, headers=lambda _: [])
     began = asyncio.Event()
 
     async def waiting() -> None:
-        async with followed(gateway, Run("req_1", key), b"{}", []):
+        async with followed(gateway, Run("req_1", key), b"{}", [], span):
             began.set()
             await asyncio.sleep(60)
 
