@@ -95,11 +95,16 @@ $(VENV)/bench.installed: CONSTRAINTS =
 
 UNFIT = { echo 'Does this Python lack a version of $(CONSTRAINTS)? `make CONSTRAINTS= TARGET` takes the newest that fit.' >&2; exit 1; }
 
+PIP = $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# uv takes a sixth of pip's time; pip, which may be set up for another index, is asked where it can't.
 # The stem is the extra of pyproject.toml that is installed: dev holds all.
 $(VENV)/%.installed: export PIP_CONSTRAINT = $(CONSTRAINTS)
 $(VENV)/%.installed: export PIP_BUILD_CONSTRAINT = $(CONSTRAINTS)
+$(VENV)/%.installed: export UV_CONSTRAINT = $(CONSTRAINTS)
+$(VENV)/%.installed: export UV_BUILD_CONSTRAINT = $(CONSTRAINTS)
 $(VENV)/%.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[$*]' $(if $(CONSTRAINTS),|| $(UNFIT))
+	$(PIP) uv && $(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --editable '.[$*]' \
+		|| $(PIP) --editable '.[$*]' $(if $(CONSTRAINTS),|| $(UNFIT))
 	touch $@
