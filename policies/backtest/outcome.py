@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.backtest.route import Send
+from policies.scoring.slo import kept
 from topics import Envelope, Profile
 from topics.records.placement import Path
 
@@ -73,18 +74,24 @@ class ReplayOutcome:
     @property
     def missed_ttft(self) -> bool:
         """True if its first token came too late."""
-        return _is_over(self.ttft_s, self.profile.ttft_s)
+        return not self._kept.get("ttft", True)
 
     @property
     def missed_tpot(self) -> bool:
         """True if its tokens came too slowly."""
-        return _is_over(self.tpot_s, self.profile.tpot_s)
+        return not self._kept.get("tpot", True)
 
     @property
     def attained(self) -> bool:
         """True if it was answered within deadline, TTFT and TPOT."""
-        return self.met_deadline and not (self.missed_ttft or self.missed_tpot)
+        return self._kept["all"]
 
-
-def _is_over(seconds: float | None, limit_s: float | None) -> bool:
-    return seconds is not None and limit_s is not None and seconds > limit_s
+    @property
+    def _kept(self) -> dict[str, bool]:
+        return kept(
+            in_time=self.met_deadline,
+            ttft_s=self.ttft_s,
+            ttft_max_s=self.profile.ttft_s,
+            tpot_s=self.tpot_s,
+            tpot_max_s=self.profile.tpot_s,
+        )

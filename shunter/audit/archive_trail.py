@@ -10,12 +10,12 @@ from shunter.archive.layout import Archive, ArchiveError, ArchiveFile
 from shunter.audit.archived_steps import ArchivedStep
 from shunter.audit.chains import Witnessed
 from shunter.audit.columns import BATCH_ROWS, check_file, checked_rows, rows_of
-from shunter.audit.exported import Take, TextKind
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.options import AuditOptions
 from shunter.audit.terms import Terms, archive_terms
 from shunter.audit.topic import add_key
+from shunter.audit.topic_export import Take, TextKind
 from shunter.audit.verifier import Verifier
 from shunter.console import UserError
 from shunter.logs.reading import Kind, TrailRow

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from shunter.audit.exported import Take, TextKind, export_topics
 from shunter.audit.findings import Findings
 from shunter.audit.keyring import Keyring
 from shunter.audit.options import AuditOptions
 from shunter.audit.terms import topic_terms
 from shunter.audit.texts import read_salts
 from shunter.audit.topic import add_key, verify_topic
+from shunter.audit.topic_export import Take, TextKind, export_topics
 from shunter.client.kafka import read_by_key, run
 from shunter.console import UserError
 from shunter.logs.reading import Kind, TrailRow, read_all, row_of

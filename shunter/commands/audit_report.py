@@ -13,13 +13,13 @@ from typing import Annotated, Any, BinaryIO
 import orjson
 import typer
 
-from shunter.audit.exported import Take, TextKind
 from shunter.audit.files import load_keyring
 from shunter.audit.options import AuditOptions
 from shunter.audit.regulator import RegulatorReport, as_page
 from shunter.audit.replay import decisions_on, replay_steps
 from shunter.audit.report import AuditReport, as_csv, as_html
 from shunter.audit.source import Trail, open_trail
+from shunter.audit.topic_export import Take, TextKind
 from shunter.audit.versions import Versions
 from shunter.client.kafka import note
 from shunter.commands.audit_verify import KeysFile, Trust

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from policies import Policy
+from policies.scoring.slo import kept
 from topics import Result
 
 
@@ -36,12 +37,16 @@ def is_attained(result: Result, task: str, policy: Policy) -> bool:
     request is missed.
     """
     wanted, got = policy.classes[task], latency_of(result)
-    if result.status != "completed" or got.finish_s is None or got.finish_s > wanted.deadline_s:
-        return False
-    if not wanted.latency_sensitive:
-        return True
-    return _within(got.ttft_s, wanted.ttft_ms) and _within(got.tpot_s, wanted.tpot_ms)
+    is_done = result.status == "completed" and got.finish_s is not None
+    counts = wanted.latency_sensitive
+    return kept(
+        in_time=is_done and (got.finish_s or 0.0) <= wanted.deadline_s,
+        ttft_s=got.ttft_s if counts else None,
+        ttft_max_s=_seconds(wanted.ttft_ms),
+        tpot_s=got.tpot_s if counts else None,
+        tpot_max_s=_seconds(wanted.tpot_ms),
+    )["all"]
 
 
-def _within(seconds: float | None, limit_ms: float | None) -> bool:
-    return seconds is None or limit_ms is None or seconds * 1000 <= limit_ms
+def _seconds(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000

@@ -3,6 +3,7 @@
 The metrics apply this to the evidence of their process, the live view to the evidence it reads.
 """
 
+from policies.scoring.slo import kept
 from streams.evidence.projection import EvidenceStep, SeenTarget
 from topics import Evidence, Profile
 
@@ -27,12 +28,13 @@ def outcomes(end: Evidence | EvidenceStep, wanted: Profile | SeenTarget | None) 
         if wanted is None or end.got is None:
             return {}
         got = end.got
-        kept = {"deadline": wanted.created_at + got.finish_s <= wanted.deadline}
-        if wanted.ttft_s is not None and got.ttft_s is not None:
-            kept["ttft"] = got.ttft_s <= wanted.ttft_s
-        if wanted.tpot_s is not None and got.tpot_s is not None:
-            kept["tpot"] = got.tpot_s <= wanted.tpot_s
-        return kept | {"all": all(kept.values())}
+        return kept(
+            in_time=wanted.created_at + got.finish_s <= wanted.deadline,
+            ttft_s=got.ttft_s,
+            ttft_max_s=wanted.ttft_s,
+            tpot_s=got.tpot_s,
+            tpot_max_s=wanted.tpot_s,
+        )
     is_turned_away = end.step == "rejected" and end.reason != NO_WORKER
     if end.step == "cancelled" or is_turned_away:
         return {}

@@ -30,6 +30,8 @@ IMPURE = frozenset(
 IMPURE_CALLS = frozenset({"open", "print", "input", "exec", "eval", "__import__", "id", "hash"})
 # What a docstring does not begin with: the subject comes first (CONTRIBUTING.md).
 INDIRECT = frozenset({"how", "what", "whatever", "when", "where", "whether", "who", "whose"})
+# What makes a process of Shunter; an import of one type loads none of it.
+COMPOSITION = ("faust", "mode", "aiohttp", "streams.router", "streams.live", "streams.hosting")
 # The readings of a clock; sleeping and formatting are another matter.
 CLOCK_READINGS = frozenset({"time", "time_ns", "monotonic", "monotonic_ns"})
 # Deadlines inside the embedded broker's own start-up and the thinning of its log lines, where no
@@ -190,6 +192,15 @@ def test_no_module_imports_its_own_package() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_files_are_named_by_nouns() -> None:
+    """No adverb and no participle; a gerund is a noun (`sampling`)."""
+    names = {path: Path(path).stem.rsplit("_", maxsplit=1)[-1] for path, _ in modules().values()}
+    # Two that only look so, and the name of a command.
+    nouns = {"assembly", "speed", "apply"}
+    wrong = [p for p, word in names.items() if word.endswith(("ly", "ed")) and word not in nouns]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_two_public_classes_have_one_name() -> None:
     places: dict[str, list[str]] = {}
     for path, tree in modules().values():
@@ -204,7 +215,9 @@ def test_no_two_public_classes_have_one_name() -> None:
     ("module", "strangers"),
     [
         ("streams.engine.transactor", ("faust", "mode", "aiokafka", "aiohttp", "streams.router")),
-        ("streams.engine.log", ("policies", "opentelemetry.sdk", "streams.tracing")),
+        ("streams.engine.log", ("policies", *COMPOSITION, "opentelemetry.sdk", "streams.tracing")),
+        ("streams.kafka.log", ("policies", *COMPOSITION)),
+        ("topics", ("policies", "streams", "aiokafka", "faust", "mode", "aiohttp")),
         ("workers.backends.base", ("faust", "aiokafka", "workers.stage", "workers.backends.cpu")),
         ("policies", ("aiokafka", "streams", "topics.admin", "topics.embedded_broker")),
     ],

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from shunter.archive import Archive
 from shunter.audit.archive_trail import verify_archive
-from shunter.audit.exported import TextKind, export_topics
 from shunter.audit.keyring import Keyring
 from shunter.audit.terms import GRACE_S, Terms
+from shunter.audit.topic_export import TextKind, export_topics
 from shunter.cli import app
 from shunter.commands.audit_report import write_lines
 from shunter.logs.reading import Kind
