@@ -30,7 +30,7 @@ test-all: setup
 # While one works: those of `make test` that need no Kafka.
 test-fast: export PYTHONDONTWRITEBYTECODE =
 test-fast: setup
-	$(VENV)/bin/pytest --numprocesses=2 -m "not kafka and not slow"
+	$(VENV)/bin/pytest -m "not kafka and not slow"
 
 lint: setup
 	$(VENV)/bin/ruff check
