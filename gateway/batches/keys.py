@@ -87,8 +87,8 @@ class ObjectKeys:
             return wanted
         value = self._objects.read(path)
         held = claim if value is None else decode(_Claim, value)
-        if held != claim:
-            # The claim that counts has a time of its own.
+        if held.until != claim.until:
+            # The claim that counts has a time of its own; where that is ours, so is its entry.
             self._expiries.forget(claim.until, path)
         return held.key
 
