@@ -143,10 +143,10 @@ class Archive:
         """Delete a file."""
         self.fs.rm_file(file.path)
 
-    def pattern(self, kind: Kind) -> str:
-        """Return a query engine's pattern for all files of a kind."""
-        root = self.fs.unstrip_protocol(self.root) if self.is_remote else self.root
-        return f"{root}/{kind}/*/*/*.parquet"
+    def addresses(self, kind: Kind) -> list[str]:
+        """Return what a query engine is told to read: all files of a kind, and no strays."""
+        paths = [file.path for file in self.files(kind)]
+        return [self.fs.unstrip_protocol(path) for path in paths] if self.is_remote else paths
 
     def _parse(self, kind: Kind, paths: list[str]) -> Iterator[ArchiveFile]:
         for path in paths:

@@ -160,6 +160,9 @@ def find_request(archive: Archive, request_id: str) -> list[TrailRow]:
     Raises:
         ArchiveError: a file can't be read.
     """
+    addresses = archive.addresses("evidence")
+    if not addresses:
+        return []
     engine = duckdb.connect()
     if archive.is_remote:
         engine.register_filesystem(archive.fs)
@@ -168,7 +171,7 @@ def find_request(archive: Archive, request_id: str) -> list[TrailRow]:
         ' WHERE request_id = ? ORDER BY partition, "offset"'
     )
     try:
-        found = engine.execute(query, [archive.pattern("evidence"), request_id]).fetchall()
+        found = engine.execute(query, [addresses, request_id]).fetchall()
     except duckdb.Error as error:
         raise ArchiveError(f"{archive.url}: {error}") from error
     finally:

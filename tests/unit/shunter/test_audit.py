@@ -356,6 +356,15 @@ class TestArchive:
         assert json.loads(row.value or b"")["request_id"] == "r3"
         assert find_request(archived.archive, "' OR 1=1 --") == []
 
+    async def test_a_request_is_sought_in_no_file_that_no_archiver_has_named(
+        self, tmp_path: Path
+    ) -> None:
+        archived = await self.archived(tmp_path)
+        for file in archived.archive.files("evidence"):
+            path = Path(file.path)
+            path.with_suffix(".more.parquet").write_bytes(path.read_bytes())
+        assert len(find_request(archived.archive, "r3")) == 1
+
     async def test_an_object_store_will_do(self) -> None:
         archived = Archived(Path("unused"), await make_trail())
         archived.archive = Archive("memory://evidence-of-a-test")
