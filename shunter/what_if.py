@@ -60,7 +60,10 @@ def limits(profile: Profile, policy: Policy) -> list[str]:
             f" {max(WINDOW_S, 1 / tenant.rate_per_s):g} s: rejected as rate_limited"
         )
     for rule, _, budget in policy.budgets_of(profile.tenant, profile.key):
-        units = (("requests", budget.requests), ("tokens", budget.tokens), ("USD", budget.usd))
+        units = (
+            *(("requests", budget.requests), ("tokens", budget.tokens)),
+            *(("USD", budget.usd), ("Wh", budget.wh)),
+        )
         most = ", ".join(f"{limit:,} {unit}" for unit, limit in units if limit is not None)
         told.append(f"beyond {most} in {budget.window_s:g} s ({rule}): rejected as budget")
     told.append(

@@ -15,6 +15,7 @@ from policies.hardware.roofline import TYPICAL_CONTEXT_TOKENS
 from policies.scoring.constraints import has_lane, refusal
 from policies.scoring.estimate import estimate
 from topics import PoolStatus, Profile
+from topics.records.money import Amounts
 
 PREMIUM = "premium_gpu"
 # What fixed-delay batching waits for company, unless the class's own window is shorter.
@@ -52,6 +53,9 @@ class Baseline:
             self._delayed.add(profile, option, now)
             return None
         return Send(profile, option, "direct" if "direct" in option.lanes else "batch")
+
+    def settle(self, profile: Profile, used: Amounts) -> None:
+        """Let it pass: a rule knows no budgets."""
 
     def due_at(self) -> float:
         """Return when a batch is due."""

@@ -5,7 +5,9 @@ from typing import Literal
 
 from policies.backtest.route import Send
 from policies.scoring.slo import kept
+from policies.config.prices import nano_of
 from topics import Envelope, Profile
+from topics.records.money import Amounts
 from topics.records.placement import Path
 
 Status = Literal["completed", "failed", "expired", "rejected"]
@@ -41,10 +43,17 @@ class ReplayOutcome:
     energy_wh: float = 0.0
     gco2: float = 0.0
     """Watt hours and grams of CO2 of all tries, as far as the fleet tells them."""
+    tokens: int = 0
+    """Read and written by all tries."""
     held_s: float | None = None
     """Time in the hold, of all tries; None of one that never waited there."""
     sends: list[Send] = field(default_factory=list)
     promised: Envelope | None = None
+
+    @property
+    def used(self) -> Amounts:
+        """All that its tries used."""
+        return Amounts(1, self.tokens, nano_of(self.cost_usd), nano_of(self.energy_wh))
 
     @property
     def tries(self) -> int:

@@ -160,13 +160,13 @@ class Replay:
 
     def _take(self, action: Send | Unserved, now: float) -> None:
         outcome = self._outcomes[action.profile.id]
+        outcome.profile = action.profile
         if isinstance(action, Unserved):
             failed = outcome.tries > 0 and not action.expired
             outcome.status = "expired" if action.expired else "failed" if failed else "rejected"
             outcome.reason = action.reason
-            self._left -= 1
+            self._close(outcome)
             return
-        outcome.profile = action.profile
         outcome.sends.append(action)
         outcome.pool, outcome.path = action.option.pool, action.path
         outcome.variant, outcome.precision = action.option.variant, action.option.precision
@@ -186,7 +186,7 @@ class Replay:
         self._stirred[pool.name] = 2
         if now >= outcome.profile.deadline:
             outcome.status, outcome.reason = "expired", "deadline_passed"
-            self._left -= 1
+            self._close(outcome)
             return
         index = pool.submit(attempt, now)
         if index is None:
@@ -221,12 +221,12 @@ class Replay:
         outcome = ended.attempt.outcome
         if ended.reason is None:
             outcome.status = "completed"
-            self._left -= 1
+            self._close(outcome)
             return
         profile, pool = outcome.profile, outcome.pool
         if outcome.tries >= self._policy.attempts_max:
             outcome.status, outcome.reason = "failed", ended.reason
-            self._left -= 1
+            self._close(outcome)
             return
         again = replace(
             profile,
@@ -236,6 +236,11 @@ class Replay:
             routed_at=now,
         )
         self._push(now + self._transport_s, _AGAIN, again)
+
+    def _close(self, outcome: ReplayOutcome) -> None:
+        """Count a request that has ended."""
+        self._left -= 1
+        self._route.settle(outcome.profile, outcome.used)
 
     def _beat(self, now: float) -> None:
         for name, pool in self._pools.items():

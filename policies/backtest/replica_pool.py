@@ -159,6 +159,7 @@ class ModelPool:
                 cut = (event.device_s, outcome.input_tokens, event.output_tokens)
                 cost_usd = attempt.option.cut_cost_usd(*cut)
                 self._charge(attempt, cost_usd, event.device_s, attempt.began_at, event.at)
+                outcome.tokens += outcome.input_tokens + event.output_tokens
                 self._experience.failed()
                 yield TryEnded(attempt, event.at, "unavailable")
             elif isinstance(event, Completion):
@@ -166,6 +167,7 @@ class ModelPool:
                 cost_usd = attempt.option.cost_usd(event.device_s, *read)
                 span = event.first_token_at, event.finished_at
                 cost_usd = self._charge(attempt, cost_usd, event.device_s, *span)
+                outcome.tokens += outcome.input_tokens + attempt.output_tokens
                 if attempt.fails:
                     self._experience.failed()
                     yield TryEnded(attempt, event.finished_at, "server_error")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from policies.backtest.accounts import ReplayAccounts
 from policies.backtest.workload import Tagger
 from policies.batching.fair_queue import Member
 from policies.batching.groups import group_in
@@ -16,6 +17,7 @@ from policies.placement.decide import Decision
 from policies.placement.placer import Placer
 from policies.scoring.situation import Situation, situation
 from topics import Candidate, Envelope, PoolStatus, Profile
+from topics.records.money import Amounts
 from topics.records.placement import Path
 
 
@@ -58,6 +60,9 @@ class Route(Protocol):
     def release(self, now: float) -> Iterator[Send | Unserved]:
         """Yield requests that wait no longer."""
 
+    def settle(self, profile: Profile, used: Amounts) -> None:
+        """Take note of a request's end, and of what all its tries used."""
+
 
 class Shunter:
     """The router and the batcher without Kafka: the same decisions, the same windows."""
@@ -67,6 +72,7 @@ class Shunter:
     ) -> None:
         self.situation: Situation = situation(options, policy)
         self._placer = Placer(self.situation, Shares(policy))
+        self.accounts = ReplayAccounts(options, policy)
         self._tag = tag
         self._keeps_candidates = keeps_candidates
         self._windows = windows_of(policy)
@@ -89,7 +95,9 @@ class Shunter:
         here = self.situation
         if profile.attempt == 1:
             profile = self.tagged(profile, now)
-        decision = self._placer.decide(profile, now).decision
+        decision, inputs = self._placer.decide(profile, now)
+        if profile.attempt == 1:
+            decision, profile = self.accounts.reserve(profile, decision, inputs, now)
         self.decided(profile, decision, now)
         if decision.option is not None:
             self._placer.count_placed(profile, decision, now)
@@ -104,6 +112,10 @@ class Shunter:
             self._held += 1
             return None
         return Unserved(profile, decision.reason, expired=decision.action == "expire")
+
+    def settle(self, profile: Profile, used: Amounts) -> None:
+        """Settle what its budgets keep for a request, as the transaction of its end does."""
+        self.accounts.settle(profile, used)
 
     def due_at(self) -> float:
         """Return when a window is due."""

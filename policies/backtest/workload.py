@@ -37,6 +37,7 @@ class Arrival:
     session: str | None
     prefix_tokens: int = 0
     """Leading tokens of the prompt that an earlier one of the session had."""
+    tenant: str = "default"
     request: InferenceRequest | None = None
     """What was asked for, where the trace has it; its deadline is seconds from its arrival."""
 
@@ -52,6 +53,7 @@ class Arrival:
             output_tokens=profile.output_tokens,
             session=profile.session,
             request=request,
+            tenant=profile.tenant,
         )
 
     def counted(self, input_tokens: int, output_tokens: int) -> "Arrival":
@@ -114,6 +116,7 @@ def _parse(number: int, fields: Mapping[str, str | None], file: str) -> Arrival:
         output_tokens=count("output_tokens", 0),
         session=fields.get("session") or None,
         prefix_tokens=count("prefix_tokens", 0) if fields.get("prefix_tokens") else 0,
+        tenant=fields.get("tenant") or "default",
     )
 
 
@@ -191,6 +194,7 @@ def _profile(
             model=arrival.model,
             task=arrival.task,
             session=arrival.session,
+            tenant=arrival.tenant,
             hints=Hints(input_tokens=input_tokens),
         )
     else:

@@ -73,6 +73,8 @@ def group_of(profile: Profile, length_buckets_tokens: Sequence[int]) -> str:
         name += f"|{encode(constraints).decode()}"
     if profile.max_gco2 is not None:
         name += f"|gco2 {profile.max_gco2!r}"
+    if profile.counts_energy:
+        name += "|energy"
     check = profile.quality
     if check is not None and check.of is not None:
         asked = [check.asked, check.reference, check.reference_pool]

@@ -22,11 +22,13 @@ class Budget(Declaration):
     """Read and written, those of tries that gave no answer included."""
     usd: Annotated[float, Field(strict=True, ge=0, le=1e6)] | None = None
     """US dollars, as pools and tiers are priced."""
+    wh: Annotated[float, Field(strict=True, ge=0, le=1e12)] | None = None
+    """Watt hours: device time at busy power, the device's share of its host included."""
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
-        if self.requests is None and self.tokens is None and self.usd is None:
-            raise ValueError("must limit requests, tokens or usd")
+        if {self.requests, self.tokens, self.usd, self.wh} == {None}:
+            raise ValueError("must limit requests, tokens, usd or wh")
         return self
 
 

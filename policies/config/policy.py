@@ -242,6 +242,10 @@ class Policy(Versioned, Grown):
             found += [(f"keys.{key}", key, budget) for budget in self.keys[key].budgets]
         return found
 
+    def counts_energy(self, tenant: str, key: str | None) -> bool:
+        """Return whether a budget that counts a request is in watt hours."""
+        return any(budget.wh is not None for _, _, budget in self.budgets_of(tenant, key))
+
     def floor_of(self, profile: Profile) -> float:
         """Return the least quality of a variant that may serve a request."""
         workload = None if profile.any_quality else self.classes.get(profile.workload)

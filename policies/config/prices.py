@@ -68,5 +68,5 @@ class TokenRates(NamedTuple):
 
 
 def nano_of(usd: float) -> int:
-    """Return US dollars in whole nano-dollars."""
+    """Return US dollars in whole nano-dollars, or watt hours in whole nano-watt-hours."""
     return round(usd * NANO)

@@ -20,7 +20,7 @@ Counted = tuple[str, str, Budget]
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """A request that a budget has no room for. ``unit`` is ``requests``, ``tokens`` or ``usd``.
+    """A request that a budget has no room for. ``unit`` is the name of one of its limits.
 
     ``retry_at`` is when the last of the windows that are full ends, epoch seconds; None where the
     request wants more than a whole window has.
@@ -133,12 +133,14 @@ class Books:
     def _beyond(self, account: Account, budget: Budget, amounts: Amounts) -> Beyond | None:
         state = self.state(account)
         taken = state.reserved.plus(state.used).plus(amounts)
-        limit_nano = None if budget.usd is None else nano_of(budget.usd)
+        nano_usd = None if budget.usd is None else nano_of(budget.usd)
+        nano_wh = None if budget.wh is None else nano_of(budget.wh)
         found = None
         for unit, limit, wants, one in (
             ("requests", budget.requests, taken.requests, amounts.requests),
             ("tokens", budget.tokens, taken.tokens, amounts.tokens),
-            ("usd", limit_nano, taken.nano_usd, amounts.nano_usd),
+            ("usd", nano_usd, taken.nano_usd, amounts.nano_usd),
+            ("wh", nano_wh, taken.nano_wh, amounts.nano_wh),
         ):
             if limit is None or wants <= limit:
                 continue

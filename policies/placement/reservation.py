@@ -11,6 +11,7 @@ from policies.placement.decide import Decision
 from policies.placement.inputs import Inputs
 from policies.scoring.constraints import has_lane, refusal
 from policies.scoring.estimate import estimate
+from policies.scoring.hours import device_wh
 from topics import Profile
 from topics.iso_time import iso_time
 from topics.records.money import Amounts
@@ -24,11 +25,12 @@ def amounts_of(
     policy: Policy,
     output_tokens_max: int | None,
 ) -> Amounts:
-    """Return what to keep for a request: one, its tokens, and its price where it goes.
+    """Return what to keep for a request: one, its tokens, and its price and energy where it goes.
 
     The reply counts by the client's limit, else by a length that similar ones seldom exceed. What
     waits is priced as if it were served alone, and where no pool is alive yet as at the dearest
-    that may serve it. Where prices move, it is the dearest until the deadline.
+    that may serve it. Where prices move, it is the dearest until the deadline. Energy counts for
+    requests that have a budget of it.
 
     Args:
         profile: of the request.
@@ -42,17 +44,28 @@ def amounts_of(
     if not profile.output_tokens:
         reply = 0
     longest = replace(profile, output_tokens=reply, output_tokens_high=None)
+    targets = _targets(profile, decision, options, policy)
     usd = max(
-        (
-            estimate(
-                longest, standing_in(inputs.loads, option), policy.estimates.transport_s
-            ).cost_usd
-            * _dearest(option, profile)
-            for option in _targets(profile, decision, options, policy)
-        ),
+        (_usd(longest, option, inputs, policy) * _dearest(option, profile) for option in targets),
         default=0.0,
     )
-    return Amounts(1, profile.input_tokens + reply, nano_of(usd))
+    wh = 0.0
+    if profile.counts_energy:
+        wh = max((_wh(longest, option, inputs, policy) for option in targets), default=0.0)
+    return Amounts(1, profile.input_tokens + reply, nano_of(usd), nano_of(wh))
+
+
+def _usd(profile: Profile, option: Option, inputs: Inputs, policy: Policy) -> float:
+    standing = standing_in(inputs.loads, option)
+    return estimate(profile, standing, policy.estimates.transport_s).cost_usd
+
+
+def _wh(profile: Profile, option: Option, inputs: Inputs, policy: Policy) -> float:
+    """Return the watt hours of the device time that a request adds to an option."""
+    # At a dollar a second the cost is the device time.
+    by_time = replace(option, usd_per_s=1.0, rates=None)
+    device_s = _usd(replace(profile, price_factor=1.0), by_time, inputs, policy)
+    return device_wh(option, device_s) or 0.0
 
 
 def _dearest(option: Option, profile: Profile) -> float:

@@ -20,6 +20,7 @@ Refusal = Literal[
     "memory",
     "max_cost",
     "max_gco2",
+    "energy_unknown",
     "lane",
     "never",
     "pool_unavailable",
@@ -49,6 +50,7 @@ EXPLANATIONS: dict[str, str] = {
     "memory": "prompt and reply do not fit the device's memory beside the weights",
     "max_cost": "would cost more than constraints.max_cost_usd",
     "max_gco2": "would emit more than max_gco2 allows, or what it emits is not known",
+    "energy_unknown": "declares no power_w, which a budget in watt hours needs",
     "pool_unavailable": "has no live worker",
     "circuit_open": "fails, and gets no work until it answers a probe",
     "power_limit": "would draw more power with it than its pool or site may",
@@ -92,6 +94,8 @@ def refusal(  # noqa: C901, PLR0911 - a list of rules
         return "label"
     if profile.quality is not None and not profile.quality.allows(option.pool, option.variant):
         return "variant"
+    if profile.counts_energy and option.busy_w is None:
+        return "energy_unknown"
     tokens = certain_tokens(profile)
     if tokens > option.context_tokens:
         return "context_too_long"
@@ -119,7 +123,8 @@ def all_may_serve(profile: Profile, model: ModelOptions, floor: float = 0.0) -> 
 def _is_free(profile: Profile) -> bool:
     """Return True if a request names no constraint."""
     is_free = profile.regions is profile.precisions is profile.pools is None
-    return is_free and not (profile.exclude_pools or profile.labels or profile.quality)
+    some = profile.exclude_pools or profile.labels or profile.quality or profile.counts_energy
+    return is_free and not some
 
 
 def refusals(profile: Profile, options: Sequence[Option], floor: float = 0.0) -> list[str | None]:

@@ -149,7 +149,7 @@ def _bounds(
     send: Send, arrival: Arrival, pool: Pool, policy: Policy
 ) -> Iterator[tuple[str, Sequence[str] | None]]:
     """Yield what the policy keeps the request's tenant and class to."""
-    tenant = "default" if arrival.request is None else arrival.request.tenant
+    tenant = arrival.tenant if arrival.request is None else arrival.request.tenant
     limits = policy.tenants.get(tenant, policy.default_tenant)
     for bound in (limits.bound, policy.classes[arrival.task].bound):
         yield pool.region, bound.regions

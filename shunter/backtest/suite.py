@@ -159,7 +159,10 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
         for outcome, arrival in zip(run.outcomes, setting.arrivals, strict=True)
         for send in outcome.sends
     )
-    return ScoredRun(name, scores_of(run, options, broken), run)
+    scores = scores_of(run, options, broken)
+    if isinstance(route, Shunter) and setting.policy.has_budgets:
+        scores["budgets"] = list(route.accounts.told())
+    return ScoredRun(name, scores, run)
 
 
 def _within(reality: Reality, options: Options) -> Reality:

@@ -59,16 +59,18 @@ class StepDetails(TypedDict, total=False):
 def used_by(profile: Profile, end: StepDetails) -> Amounts:
     """Return all that a request used that ends so, its earlier tries included.
 
-    Of one that took a quote it is what it is charged.
+    Of one that took a quote it is what it is charged. Energy counts where a budget is in it.
     """
-    tokens, nano_usd = 0, 0
+    tokens, nano_usd, nano_wh = 0, 0, round((end.get("energy_wh") or 0.0) * NANO)
     for each in (end.get("spent"), profile.spent):
         if each is not None:
             tokens, nano_usd = tokens + each.tokens, nano_usd + each.nano_usd
+            nano_wh += each.nano_wh
     usage, got = end.get("usage"), end.get("got")
     if usage is not None:
         tokens += usage.input_tokens + usage.output_tokens
     if got is not None:
         nano_usd += round(got.cost_usd * NANO)
     charged = end.get("charge")
-    return Amounts(1, tokens, nano_usd if charged is None else charged.charged_nano_usd)
+    nano_usd = nano_usd if charged is None else charged.charged_nano_usd
+    return Amounts(1, tokens, nano_usd, nano_wh if profile.counts_energy else 0)

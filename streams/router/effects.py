@@ -118,6 +118,8 @@ class RouteEffects:
 
     def _carried(self, case: RoutedCase) -> dict[str, bytes]:
         """Return what goes with it everywhere; a client's own headers of these names do not."""
+        if case.profile.counts_energy:
+            return {h.CRITICAL: h.ENERGY_FIELD}
         if case.profile.max_gco2 is not None:
             return {h.CRITICAL: h.GCO2_FIELD}
         if case.profile.quote is not None:

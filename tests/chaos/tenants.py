@@ -59,6 +59,7 @@ BUDGETS: tuple[list[dict[str, Any]], ...] = (
     [{"window_s": 30.0, "usd": 0.0004}],
     [{"window_s": 15.0, "tokens": 400}],
     [{"window_s": 20.0, "requests": 6, "usd": 0.0004}, {"window_s": 60.0, "tokens": 1500}],
+    [{"window_s": 30.0, "wh": 0.08}],
 )
 PER_S = 14.0
 # Between two faults, and how long one is down.

@@ -12,8 +12,8 @@ from books_audit import Judge
 
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 2**31)
 ACCOUNT = {"rule": "tenants.t", "owner": "t", "window_s": 60.0, "number": 5}
-KEPT = {"requests": 1, "tokens": 100, "nano_usd": 300_000}
-USED = {"requests": 1, "tokens": 150, "nano_usd": 270_000}
+KEPT = {"requests": 1, "tokens": 100, "nano_usd": 300_000, "nano_wh": 9_000}
+USED = {"requests": 1, "tokens": 150, "nano_usd": 270_000, "nano_wh": 8_500}
 RESERVED = {"home": 0, "accounts": [ACCOUNT], "amounts": KEPT}
 PRICE = {"usd_per_million": {"input": 1.0, "cached_input": 0.1, "output": 4.0}}
 FLEET = {
@@ -22,7 +22,7 @@ FLEET = {
         "vendor": {"region": "us-east", "serves": [{"precision": "fp8"}], "token_price": PRICE},
     }
 }
-BUDGET = {"window_s": 60.0, "requests": 1, "usd": 0.0003}
+BUDGET = {"window_s": 60.0, "requests": 1, "usd": 0.0003, "wh": 0.00001}
 POLICY = {"tenants": {"t": {"bound": {"regions": ["us-east"]}, "budgets": [BUDGET]}}}
 PLACE = {"pool": "vendor", "region": "us-east", "precision": "fp8"}
 
@@ -30,7 +30,13 @@ PLACE = {"pool": "vendor", "region": "us-east", "precision": "fp8"}
 def story() -> dict[str, Any]:
     """A request that was tried in vain, and then answered by the vendor."""
     usage = {"input_tokens": 100, "output_tokens": 40, "cached_tokens": 50}
-    spent = {"nano_usd": 55_000, "input_tokens": 7, "output_tokens": 3, "device_s": 0.1}
+    spent = {
+        "nano_usd": 55_000,
+        "input_tokens": 7,
+        "output_tokens": 3,
+        "device_s": 0.1,
+        "nano_wh": 500,
+    }
     cost_usd = (50 * 1.0 + 50 * 0.1 + 40 * 4.0) / 1e6
     settled = {"reserved": RESERVED, "used": dict(USED)}
     state = {"account": ACCOUNT, "reserved": KEPT, "used": dict.fromkeys(KEPT, 0)}
@@ -46,6 +52,7 @@ def story() -> dict[str, Any]:
                 "placement": PLACE,
                 "usage": usage,
                 "got": {"cost_usd": cost_usd},
+                "energy_wh": 8e-6,
                 "settled": settled,
             },
         ],
@@ -84,6 +91,8 @@ def _set(found: dict[str, Any], path: str, value: Any) -> None:
         ("evidence/2/got/cost_usd", 0.001, "not 0.000215"),
         ("evidence/1/spent/nano_usd", 54_999, "settled"),
         ("evidence/2/settled/used/nano_usd", 269_999, "the evidence has"),
+        ("evidence/2/settled/used/nano_wh", 8_499, "the evidence has"),
+        ("evidence/1/spent/nano_wh", 499, "settled"),
         ("evidence/0/reserved/amounts/nano_usd", 300_001, "are kept for what has ended"),
         ("results/0/placement/region", "eu-west", "sent to vendor"),
     ],

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 THRIFTY = "thrifty"
-WINDOW_S, REQUESTS, USD = 20.0, 3, 0.0004
+WINDOW_S, REQUESTS, USD, WH = 20.0, 3, 0.0004, 0.07
 THRIFTY_REQUESTS = 8
 BUDGETS = f"""\
-  {THRIFTY}: {{budgets: [{{window_s: {WINDOW_S:g}, requests: {REQUESTS}, usd: {USD}}}]}}
+  {THRIFTY}: {{budgets: [{{window_s: {WINDOW_S:g}, requests: {REQUESTS}, usd: {USD}, wh: {WH}}}]}}
 """
-_LIMITS = {"requests": REQUESTS, "nano_usd": round(USD * NANO)}
+_LIMITS = {"requests": REQUESTS, "nano_usd": round(USD * NANO), "nano_wh": round(WH * NANO)}
 
 
 def add_thrifty(world: "World", rng: random.Random, number: int) -> str:
@@ -93,39 +93,45 @@ def _limits(steps: list[Evidence], after: Aftermath) -> Iterator[str]:
         taken = state.reserved.plus(state.used)
         if taken.requests > REQUESTS:
             yield f"{state.account}: {taken.requests} requests, more than its budget"
-        if taken.nano_usd > _LIMITS["nano_usd"] + over_nano[state.account]:
-            yield f"{state.account}: {taken.nano_usd} nano-dollars, more than its budget"
+        for unit in ("nano_usd", "nano_wh"):
+            if getattr(taken, unit) > _LIMITS[unit] + over_nano[state.account, unit]:
+                yield f"{state.account}: {getattr(taken, unit)} {unit}, more than its budget"
 
 
-def _beyond_reserved(steps: list[Evidence]) -> Counter[Account]:
-    """Return what requests cost more than was kept for them, by account."""
-    over_nano = Counter[Account]()
+def _beyond_reserved(steps: list[Evidence]) -> Counter[tuple[Account, str]]:
+    """Return what requests used more than was kept for them, by account and unit."""
+    over_nano = Counter[tuple[Account, str]]()
     for step in steps:
         if step.settled is not None:
-            more = step.settled.used.nano_usd - step.settled.reserved.amounts.nano_usd
+            more = step.settled.used.minus(step.settled.reserved.amounts)
             for account in step.settled.reserved.accounts:
-                over_nano[account] += max(0, more)
+                over_nano[account, "nano_usd"] += max(0, more.nano_usd)
+                over_nano[account, "nano_wh"] += max(0, more.nano_wh)
     return over_nano
 
 
 def _tries(steps: list[Evidence]) -> Iterator[str]:
     """What a request settles is what all of its steps cost."""
     nano: dict[str, int] = defaultdict(int)
+    nano_wh: dict[str, int] = defaultdict(int)
     tokens: dict[str, int] = defaultdict(int)
     for step in steps:
         if step.spent is not None:
             nano[step.request_id] += step.spent.nano_usd
+            nano_wh[step.request_id] += step.spent.nano_wh
             tokens[step.request_id] += step.spent.tokens
         if step.got is not None and step.usage is not None:
             nano[step.request_id] += round(step.got.cost_usd * NANO)
+            nano_wh[step.request_id] += round((step.energy_wh or 0.0) * NANO)
             tokens[step.request_id] += step.usage.input_tokens + step.usage.output_tokens
     settled: dict[str, Amounts] = defaultdict(Amounts)
     for step in steps:
         if step.settled is not None:
             settled[step.request_id] = settled[step.request_id].plus(step.settled.used)
     for name, used in settled.items():
-        if (used.nano_usd, used.tokens) != (nano[name], tokens[name]):
-            yield f"{name}: settled {used}, its steps cost {nano[name]} for {tokens[name]} tokens"
+        cost = (nano[name], nano_wh[name], tokens[name])
+        if (used.nano_usd, used.nano_wh, used.tokens) != cost:
+            yield f"{name}: settled {used}, its steps took {cost} of dollars, energy and tokens"
 
 
 class _BooksInMemory(Accounts):

@@ -89,9 +89,12 @@ OTHER_POLICY = (
 )
 
 _SETTINGS = Settings(instance="simulation", topic_prefix="yard", partitions=PARTITIONS)
-_OPTIONS = make_options()
+# Energy is known of all devices, since a budget of it admits no others.
+_POWERED = FLEET.replace("    usd_per_hour: 4.0\n", "    usd_per_hour: 4.0\n    power_w: 700\n")
+_POWERED = _POWERED.replace("    usd_per_hour: 0.4\n", "    usd_per_hour: 0.4\n    power_w: 300\n")
+_OPTIONS = make_options(_POWERED)
 _POLICY = make_policy(POLICY)
-_FLEET = parse_fleet(FLEET, "fleet of the simulation")
+_FLEET = parse_fleet(_POWERED, "fleet of the simulation")
 _POLICIES = {p.version: p for p in (_POLICY, make_policy(OTHER_POLICY))}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Account = tuple[str, str, float, int]
-UNITS = ("requests", "tokens", "nano_usd")
+UNITS = ("requests", "tokens", "nano_usd", "nano_wh")
 ENDS = {"executed", "failed", "expired", "rejected", "cancelled"}
 
 
@@ -84,31 +84,33 @@ class Judge:
         """What is settled for a request is what its steps cost, and that is its tokens' price."""
         nano: Counter[str] = Counter()
         tokens: Counter[str] = Counter()
+        nano_wh: Counter[str] = Counter()
         settled: dict[str, Mapping[str, Any]] = {}
         for step in steps:
             name, spent, got = step["request_id"], step.get("spent"), step.get("got")
             if spent:
                 self.counts["tries that cost something"] += 1
                 nano[name] += spent["nano_usd"]
+                nano_wh[name] += spent["nano_wh"]
                 tokens[name] += spent["input_tokens"] + spent["output_tokens"]
             if got:
                 usage = step["usage"]
                 nano[name] += round(got["cost_usd"] * 1e9)
+                nano_wh[name] += round((step.get("energy_wh") or 0.0) * 1e9)
                 tokens[name] += usage["input_tokens"] + usage["output_tokens"]
                 self._priced(step)
             if step.get("settled"):
                 if name in settled:
                     self.amiss.append(f"{name}: settled twice")
                 settled[name] = step["settled"]["used"]
+                if all(limit.get("wh") is None for limit in self._limits(step["tenant"])):
+                    nano_wh[name] = 0
                 if step["step"] not in ENDS:
                     self.amiss.append(f"{name}: settled by {step['step']}")
         for name, used in settled.items():
-            if (used["requests"], used["tokens"], used["nano_usd"]) != (
-                1,
-                tokens[name],
-                nano[name],
-            ):
-                self.amiss.append(f"{name}: settled {used}, cost {nano[name]}, {tokens[name]}")
+            cost = (1, tokens[name], nano[name], nano_wh[name])
+            if tuple(used[unit] for unit in UNITS) != cost:
+                self.amiss.append(f"{name}: settled {used}, cost {cost}")
 
     def _priced(self, step: Mapping[str, Any]) -> None:
         price = self.fleet["pools"][step["placement"]["pool"]].get("token_price")
@@ -163,11 +165,12 @@ class Judge:
         for budget in self._limits(owner):
             if budget["window_s"] != window_s:
                 continue
-            usd = budget.get("usd")
+            usd, wh = budget.get("usd"), budget.get("wh")
             limits = {
                 "requests": budget.get("requests"),
                 "tokens": budget.get("tokens"),
                 "nano_usd": None if usd is None else round(usd * 1e9),
+                "nano_wh": None if wh is None else round(wh * 1e9),
             }
             for unit, limit in limits.items():
                 taken = state["reserved"][unit] + state["used"][unit]

@@ -33,6 +33,7 @@ PROFILE = (
     "price_factor",
     "quote",
     "max_gco2",
+    "counts_energy",
 )
 # Of the members of a profile, those that stand in the record itself.
 PROFILE_COMMON = ("tenant", "task", "model", "attempt")

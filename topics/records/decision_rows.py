@@ -291,6 +291,7 @@ def profile_row(profile: Profile, at: float) -> Sequence[Any]:
         None if profile.price_factor == 1.0 else plain(profile.price_factor),
         None if quote is None else (quote.id, quote.nano_usd, plain(quote.chance)),
         plain(profile.max_gco2),
+        profile.counts_energy or None,
     )
     end = len(rest)
     while end and rest[end - 1] is None:

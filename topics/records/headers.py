@@ -40,7 +40,10 @@ QUALITY_FIELD = b"profile.quality"
 QUOTE_FIELD = b"profile.quote"
 # Nor that a limit of emissions holds.
 GCO2_FIELD = b"profile.max_gco2"
-_KNOWN_FIELDS = frozenset({QUALITY_FIELD, QUOTE_FIELD, GCO2_FIELD})
+# Nor that energy is counted, where it is kept for the request.
+ENERGY_FIELD = b"profile.counts_energy"
+_ALONE = frozenset({QUOTE_FIELD, GCO2_FIELD, ENERGY_FIELD})
+_KNOWN_FIELDS = _ALONE | {QUALITY_FIELD}
 BATCH_ID = "shunter-batch-id"
 BATCH_INDEX = "shunter-batch-index"
 BATCH_SIZE = "shunter-batch-size"
@@ -118,7 +121,8 @@ def check_critical(headers: Headers) -> None:
 
     Unknown fields are ignored. If that would break a constraint or repeat an effect, the version
     that adds the field names it in this header. Of this version that are ``profile.quality``,
-    ``profile.quote`` and ``profile.max_gco2``, the last of which stands for a quote too.
+    ``profile.quote``, ``profile.max_gco2`` and ``profile.counts_energy``, of which a later one
+    stands for those before it too.
 
     Raises:
         BadRecordError: the record has such a field.
@@ -139,7 +143,7 @@ def carried(headers: Headers) -> dict[str, bytes]:
     if answer is not None:
         return {ANSWER: answer, CRITICAL: QUALITY_FIELD}
     named = find(headers, CRITICAL)
-    return {CRITICAL: named} if named in {QUOTE_FIELD, GCO2_FIELD} else {}
+    return {CRITICAL: named} if named in _ALONE else {}
 
 
 def held_promise(headers: Headers) -> dict[str, bytes]:

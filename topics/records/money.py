@@ -1,19 +1,23 @@
-"""Money: what work cost, and what budgets keep for it. Whole numbers, so that all sums agree."""
+"""Money and energy: what work took, what budgets keep. Whole numbers, so that all sums agree."""
 
 from topics.records.frozen import dataclass
 
 NANO = 1_000_000_000
-"""Nano-dollars of a dollar."""
+"""Nano-dollars of a dollar, and nano-watt-hours of a watt hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """The cost of tries without an answer: their tokens, device time in seconds, and the price."""
+    """The cost of tries without an answer: price, tokens, device time in seconds, and energy.
+
+    ``nano_wh`` is 0 where the energy of the device isn't known.
+    """
 
     nano_usd: int
     input_tokens: int = 0
     output_tokens: int = 0
     device_s: float = 0.0
+    nano_wh: int = 0
 
     @property
     def usd(self) -> float:
@@ -34,6 +38,7 @@ class Spent:
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.device_s + other.device_s,
+            self.nano_wh + other.nano_wh,
         )
 
 
@@ -58,11 +63,13 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """Amounts of the three units that budgets are in."""
+    """Amounts of the four units that budgets are in."""
 
     requests: int = 0
     tokens: int = 0
     nano_usd: int = 0
+    nano_wh: int = 0
+    """Of requests with a budget in watt hours; of others 0."""
 
     def plus(self, other: "Amounts") -> "Amounts":
         """Return the sum."""
@@ -70,6 +77,7 @@ class Amounts:
             self.requests + other.requests,
             self.tokens + other.tokens,
             self.nano_usd + other.nano_usd,
+            self.nano_wh + other.nano_wh,
         )
 
     def minus(self, other: "Amounts") -> "Amounts":
@@ -78,6 +86,7 @@ class Amounts:
             self.requests - other.requests,
             self.tokens - other.tokens,
             self.nano_usd - other.nano_usd,
+            self.nano_wh - other.nano_wh,
         )
 
 

@@ -94,6 +94,8 @@ class Profile:
     """What it was promised by the quote that it took."""
     max_gco2: float | None = None
     """Most grams of CO2 that a placement of it may be expected to emit."""
+    counts_energy: bool = False
+    """Whether a budget of it is in watt hours, so that it may go only where energy is known."""
 
     @property
     def is_background(self) -> bool:

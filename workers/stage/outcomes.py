@@ -70,7 +70,8 @@ class Task:
             usd *= price_factor(option, self.began_at, self.began_at)
         nano_usd = nano_of(usd * self.routed.profile.price_factor)
         device_s = round(meter.device_s, 9)
-        return Spent(nano_usd, meter.input_tokens, meter.output_tokens, device_s)
+        nano_wh = nano_of(device_wh(option, device_s) or 0.0)
+        return Spent(nano_usd, meter.input_tokens, meter.output_tokens, device_s, nano_wh)
 
 
 class OutcomeWriter:

@@ -15,6 +15,7 @@ from policies.config.policy import DataClass
 from shunter.backtest.check import is_broken
 from shunter.backtest.suite import ScoredRun, Setting, run_one, runs
 from topics import Envelope, PoolStatus, Profile
+from topics.records.money import Amounts
 
 YARD = make_fleet()
 OPTIONS = compile_options(YARD)
@@ -93,6 +94,9 @@ class _Forbidden:
     def arrive(self, profile: Profile, now: float) -> Send | Unserved | None:
         pool = "premium-us" if profile.attempt == 1 else "premium-eu"
         return Send(profile, OPTIONS.by_pool[pool][0], "direct")
+
+    def settle(self, profile: Profile, used: Amounts) -> None:
+        pass
 
     def due_at(self) -> float:
         return float("inf")

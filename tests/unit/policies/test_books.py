@@ -23,7 +23,7 @@ keys:
 default_tenant: {budgets: [{window_s: 60, requests: 100}]}
 """
 )
-HOUR = Budget(window_s=3600.0, requests=10, tokens=1000, usd=0.000001)
+HOUR = Budget(window_s=3600.0, requests=10, tokens=1000, usd=0.000001, wh=0.0000015)
 
 
 def kept(found: Reservation | Beyond) -> Reservation:
@@ -54,7 +54,7 @@ def test_a_policy_counts_a_request_by_tenant_and_key() -> None:
     ("text", "what"),
     [
         ("keys: {k1: {budgets: [{window_s: 60, usd: 1.0}]}}", "must name its tenant"),
-        ("default_tenant: {budgets: [{window_s: 60}]}", "must limit requests, tokens or usd"),
+        ("default_tenant: {budgets: [{window_s: 60}]}", "must limit requests, tokens, usd or wh"),
         (
             "default_tenant: {budgets: [{window_s: 60, usd: 1.0}, {window_s: 60, tokens: 5}]}",
             "two budgets of one window_s",
@@ -116,7 +116,8 @@ class Ledger:
     ended: list[Settlement] = field(default_factory=list)
 
 
-amounts = st.builds(Amounts, st.just(1), st.integers(0, 400), st.integers(0, 400))
+_some = st.integers(0, 400)
+amounts = st.builds(Amounts, st.just(1), _some, _some, _some)
 
 
 @PROPERTY
@@ -156,16 +157,17 @@ def _check(books: Books, ledger: Ledger, counted: list[tuple[str, str, Budget]])
         kept_for = [r.amounts for r in ledger.open if account in r.accounts]
         used = [s.used for s in ledger.ended if account in s.reserved.accounts]
         past = [s for s in ledger.ended if account in s.reserved.accounts]
-        for unit in ("requests", "tokens", "nano_usd"):
+        for unit in ("requests", "tokens", "nano_usd", "nano_wh"):
             assert getattr(state.reserved, unit) == sum(getattr(a, unit) for a in kept_for)
             assert getattr(state.used, unit) == sum(getattr(a, unit) for a in used)
         over = {
             unit: sum(
                 max(0, getattr(s.used, unit) - getattr(s.reserved.amounts, unit)) for s in past
             )
-            for unit in ("tokens", "nano_usd")
+            for unit in ("tokens", "nano_usd", "nano_wh")
         }
         budget, taken = limits[account.rule], state.reserved.plus(state.used)
         assert budget.requests is None or taken.requests <= budget.requests
         assert budget.tokens is None or taken.tokens <= budget.tokens + over["tokens"]
         assert budget.usd is None or taken.nano_usd <= floor(budget.usd * 1e9) + over["nano_usd"]
+        assert budget.wh is None or taken.nano_wh <= round(budget.wh * 1e9) + over["nano_wh"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from memory_log import MemoryLog
 from policy_change_cases import Office, policy
-from stream_cases import POLICY, START, Yard, drain, step_until
+from stream_cases import FLEET, POLICY, START, Yard, drain, step_until
 from worker_cases import ScriptedBackend, make_worker
 
 from shunter.audit.replay import replay_steps
@@ -18,19 +18,23 @@ from topics.records.money import NANO, Amounts, BudgetState
 
 SECRET = "between gateways and routers"  # noqa: S105 - of these tests
 WINDOW_S = 3600.0
+POWERED = FLEET.replace("    usd_per_hour: 4.0\n", "    usd_per_hour: 4.0\n    power_w: 700\n")
 BUDGETED = (
     POLICY
     + """
 tenants:
   acme: {budgets: [{window_s: 3600, requests: 3}]}
   vault: {budgets: [{window_s: 3600, usd: 1.0}]}
+  green: {budgets: [{window_s: 3600, wh: 0.5}]}
 keys:
   k1: {tenant: vault, budgets: [{window_s: 3600, requests: 1}]}
 """
 )
 
 
-async def routed(yard: Yard, text: str = BUDGETED, log: MemoryLog | None = None) -> Router:
+async def routed(
+    yard: Yard, text: str = BUDGETED, log: MemoryLog | None = None, fleet: str = FLEET
+) -> Router:
     """Let a new router take all over, and route what there is."""
     office = Office(yard)
     router = Router(
@@ -42,7 +46,7 @@ async def routed(yard: Yard, text: str = BUDGETED, log: MemoryLog | None = None)
         duplicate_window_records=yard.settings.duplicate_window_records,
         key_secret=SECRET,
     )
-    office.change(to_policy=text)
+    office.change(to_fleet=fleet, to_policy=text)
     router.take_context(office.active_policy.terms)
     yard.cluster.members.clear()
     await drain(await yard.run(router, log))
@@ -203,6 +207,47 @@ async def test_a_refused_lane_gives_back_what_was_kept() -> None:
     assert failed.settled is not None
     ((kept, used),) = books(yard).values()
     assert (kept, used) == (Amounts(), Amounts(1, 0, 0))
+
+
+async def test_energy_is_kept_and_settled_as_dollars_are() -> None:
+    yard = Yard(fleet=POWERED)
+    yard.publish(id="r1", tenant="green", constraints={"pools": ["premium-eu"]})
+    await routed(yard, fleet=POWERED)
+    (placed,) = yard.evidence("placed")
+    assert placed.reserved is not None
+    assert placed.promised is not None
+    # Of one replica whose price and power are known, energy is in proportion to the price.
+    option = yard.options.by_pool["premium-eu"][0]
+    assert option.busy_w is not None
+    per_usd = option.busy_w / 3600 / option.usd_per_s
+    expected = placed.promised.cost_usd * per_usd * NANO
+    assert placed.reserved.amounts.nano_wh >= round(expected) > 0
+    await served(yard, {"r1": {"device_s": 3.6}})
+    (executed,) = yard.evidence("executed")
+    assert executed.settled is not None
+    assert executed.energy_wh is not None
+    assert executed.settled.used.nano_wh == round(executed.energy_wh * NANO)
+    assert executed.energy_wh == pytest.approx(3.6 * option.busy_w / 3600)
+    # It used more than the window has, so that a successor admits no other.
+    yard.publish(id="r2", tenant="green")
+    await routed(yard, log=MemoryLog(yard.cluster, "b"), fleet=POWERED)
+    assert ends(yard) == {"r2": "budget"}
+    told = yard.results()["r2"].error
+    assert told is not None
+    assert "the budget in wh of tenants.green" in told.message
+    sent_on = yard.cluster.records(yard.catalogue.pool_lane("premium-eu", "direct"))[-1]
+    assert h.find(sent_on.headers, h.CRITICAL) == h.ENERGY_FIELD
+
+
+async def test_where_energy_is_not_known_a_budget_of_it_admits_nothing() -> None:
+    yard = Yard()
+    yard.publish(id="r1", tenant="green")
+    yard.publish(id="r2", tenant="acme")
+    await routed(yard)
+    (result,) = yard.results().values()
+    assert result.error is not None
+    assert (result.id, (result.error.details or {})["premium-eu"]) == ("r1", "energy_unknown")
+    assert "declares no power_w" in result.error.message
 
 
 async def test_an_account_that_cant_be_read_is_no_empty_one() -> None:
