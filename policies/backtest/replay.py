@@ -1,7 +1,7 @@
 """The replay: a trace through a policy and a modelled fleet, from event to event."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -59,6 +59,7 @@ class Replay:
         self._release_at = math.inf
         self._stirred = dict.fromkeys(self._pools, 2)
         self._left = 0
+        self._is_enough: Callable[[ReplayOutcome], bool] | None = None
         self._outcomes: dict[str, ReplayOutcome] = {}
         self._batch_ids: set[str] = set()
         self._batched = 0
@@ -69,6 +70,7 @@ class Replay:
         profiles: Sequence[Profile],
         output_tokens: Sequence[int],
         prefix_tokens: Sequence[int] | None = None,
+        is_enough: Callable[[ReplayOutcome], bool] | None = None,
     ) -> ReplayRun:
         """Replay the requests, sorted by ``created_at``, and return the outcome of each.
 
@@ -76,6 +78,7 @@ class Replay:
             profiles: a router's knowledge of them.
             output_tokens: length of each reply, hidden from the policy.
             prefix_tokens: part of each prompt that its session had before, also hidden; None: none.
+            is_enough: is told each request that has ended, and returns whether to stop there.
         """
         prefixes = prefix_tokens or [0] * len(profiles)
         for row, each in enumerate(zip(profiles, output_tokens, prefixes, strict=True)):
@@ -83,12 +86,12 @@ class Replay:
             self._outcomes[profile.id] = ReplayOutcome(
                 row, profile, profile.input_tokens, tokens, prefix
             )
-        self._left = len(profiles)
+        self._left, self._is_enough = len(profiles), is_enough
         self._schedule_faults(profiles[-1].created_at)
         self._push(0.0, _BEAT, None)
         arrivals = iter(profiles)
         self._push_arrival(arrivals)
-        while self._events and self._left:
+        while self._events and self._left > 0:
             at, kind, _, what = heappop(self._events)
             if kind == _REPLICA:
                 self._advance(what, at)
@@ -241,6 +244,8 @@ class Replay:
         """Count a request that has ended."""
         self._left -= 1
         self._route.settle(outcome.profile, outcome.used)
+        if self._is_enough is not None and self._is_enough(outcome):
+            self._left = 0
 
     def _beat(self, now: float) -> None:
         for name, pool in self._pools.items():

@@ -124,6 +124,10 @@ class Programme:
             raise NoBoundError(f"the solver found none in {seconds:g} s: {found.message}")
         return Whole(found.x, float(found.fun), float(found.mip_dual_bound))
 
+    def matrices(self) -> tuple[Any, Any]:
+        """Return the coefficients of both kinds of rows, sparse, by row."""
+        return self._matrix(self.at_most), self._matrix(self.equal)
+
     def _matrix(self, rows: Sequence[Row]) -> Any:
         from scipy.sparse import csr_array  # noqa: PLC0415 - an extra
 

@@ -9,6 +9,7 @@ from typing import Any
 from policies import Fleet, Options, Policy, compile_options
 from policies.backtest.baselines import BASELINES, PREMIUM
 from policies.backtest.fault_model import Reality
+from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.replay import Replay, ReplayRun
 from policies.backtest.replica_pool import true_roofline
 from policies.backtest.route import Route, Shunter
@@ -141,8 +142,22 @@ def shunter(setting: Setting, options: Options) -> Shunter:
     return Shunter(options, setting.policy, tag, keeps_candidates=keeps)
 
 
-def run_one(name: str, setting: Setting, options: Options, route: Route) -> ScoredRun:
-    """Return one run of a route over the modelled fleet."""
+def run_one(
+    name: str,
+    setting: Setting,
+    options: Options,
+    route: Route,
+    is_enough: Callable[[ReplayOutcome], bool] | None = None,
+) -> ScoredRun:
+    """Return one run of a route over the modelled fleet.
+
+    Args:
+        name: of the run.
+        setting: trace, fleet, policy and reality.
+        options: the fleet's.
+        route: what decides.
+        is_enough: is told each request that has ended, and returns whether to stop there.
+    """
     try:
         profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
     except TraceError as error:
@@ -152,7 +167,7 @@ def run_one(name: str, setting: Setting, options: Options, route: Route) -> Scor
     draw = random.Random(reality.seed).random  # noqa: S311 - a model, not a secret
     replay = Replay(route, options, setting.policy, reality, draw)
     prefix_tokens = [arrival.prefix_tokens for arrival in setting.arrivals]
-    run = replay.run(profiles, output_tokens, prefix_tokens)
+    run = replay.run(profiles, output_tokens, prefix_tokens, is_enough)
     broken = sum(
         is_broken(send, arrival, setting.fleet, setting.policy)
         or emits_too_much(send, arrival, setting.fleet, setting.policy)

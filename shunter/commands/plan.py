@@ -123,7 +123,7 @@ def _found(
     others: Sequence[Counts] = (),
 ) -> Found:
     """Return the programme's answer, the search, and its best fleet."""
-    start = capacity(setting, market, cases, BOUND_SHARE * seconds)
+    start = capacity(setting, market, cases, BOUND_SHARE * seconds, wanted)
     err.print(f"bound: ${start.bound_usd_per_hour:.2f} an hour", highlight=False)
     judge = Judge(setting, market, *wanted)
     search = FleetSearch(judge, cases, (1 - BOUND_SHARE) * seconds, _tell)

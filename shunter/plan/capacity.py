@@ -1,23 +1,27 @@
-"""The programme of a plan: no fleet that serves all of it in time is cheaper than its bound.
+"""The programme of a plan: no fleet that keeps what is wanted is cheaper than its bound.
 
-It is the backtest's bound on the work of requests (`shunter.backtest.bound_work`) with the replicas
-of each pool as whole variables, over the busiest spans of time: what must begin and end within a
-span keeps the replicas busy for no longer than it lasts. With a pool or region gone the others must
-bear all of it, each such case with shares of its own.
+Replicas are whole numbers, under the limits of the market. What they must be able to do stands in
+cuts (`shunter.plan.span_work`), of the busiest spans of time, of each case of what may be gone:
+the cheapest replicas that keep all cuts so far are held against each span's work, which gives a new
+cut or none (Benders' decomposition). The bound is right whenever it ends.
 """
 
+import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from math import floor
 from typing import NamedTuple
 
 from policies import Fleet, Options, compile_options
 from policies.backtest.workload import profiles_of
 from policies.scoring.constraints import refusal
+from shunter.backtest.bound_iterations import TokenTimes
 from shunter.backtest.bound_streaming import latest_end_s
-from shunter.backtest.bound_work import add_work
 from shunter.backtest.demand import Demand, able
 from shunter.backtest.programme import Programme
 from shunter.backtest.suite import Setting
+from shunter.plan.cuts import Misses, SpanSet
 from shunter.plan.market import (
     Market,
     devices_of,
@@ -25,12 +29,17 @@ from shunter.plan.market import (
     replicas_max,
     site_limits,
 )
+from shunter.plan.span_work import BusySpan, Cut, SpanWork
 
-SPANS_S = (30.0, 120.0)
-# So many of each length, the busiest, besides the whole trace. To leave one out lowers the bound.
-SPANS_EACH = 2
-# Requests of a span that count, those with the most tokens; to leave one out lowers the bound.
-COUNTED_MAX = 2_000
+LENGTHS_S = (12.0, 48.0)
+"""Lengths of the spans into which the time of arrivals is cut, about."""
+# Requests that count in all spans of a length, those with the most work; to leave one out lowers
+# the bound.
+COUNTED_MAX = 60_000
+# A cut that replicas break by less than this part of it is kept.
+TOLERANCE = 1e-4
+
+ALL = (1.0, 1.0)
 
 
 class Capacity(NamedTuple):
@@ -38,29 +47,23 @@ class Capacity(NamedTuple):
 
     Attributes:
         replicas: by pool, of the cheapest fleet that bears the work.
-        bound_usd_per_hour: no fleet that serves all in time is cheaper.
+        bound_usd_per_hour: no fleet that keeps what is wanted is cheaper.
         unservable: requests that no pool could serve in time, whatever its size.
+        cuts: inequalities that each fleet keeps which keeps what is wanted, with nothing gone too.
     """
 
     replicas: dict[str, int]
     bound_usd_per_hour: float
     unservable: int
-
-
-@dataclass(frozen=True, slots=True)
-class BusySpan:
-    """A span of time, in seconds since the trace's start."""
-
-    from_s: float
-    to_s: float
-
-    def has(self, demand: Demand) -> bool:
-        """Return whether a request comes and must end within it."""
-        return self.from_s <= demand.profile.created_at and latest_end_s(demand) <= self.to_s
+    cuts: tuple[Cut, ...] = ()
 
 
 def capacity(
-    setting: Setting, market: Market, gone: Sequence[Collection[str]], seconds: float
+    setting: Setting,
+    market: Market,
+    gone: Sequence[Collection[str]],
+    seconds: float,
+    wanted: tuple[float, float] = ALL,
 ) -> Capacity:
     """Return the bound, and the fleet of the programme.
 
@@ -68,48 +71,45 @@ def capacity(
         setting: trace, fleet and policy; the replicas of its pools don't count.
         market: what may be rented.
         gone: the cases to bear besides the usual one: pools that are unavailable together.
-        seconds: longest time for the solver; where it is over, the bound is what it has by then.
+        seconds: time after which no further cut is looked for.
+        wanted: share of all requests, and of each class, to be served within their SLO.
 
     Raises:
         NoBoundError: scipy is missing, or nothing that may be rented bears the work.
     """
-    fleet = setting.fleet
-    # One replica of each: a pool's work is counted in replica-seconds.
-    single = {
-        name: pool.model_copy(update={"count": devices_of(pool)})
-        for name, pool in fleet.pools.items()
-    }
-    options = compile_options(fleet.model_copy(update={"pools": single}))
-    profiles = profiles_of(setting.arrivals, fleet, setting.policy)
-    demands = [
-        Demand(
-            profile,
-            profile.input_tokens,
-            arrival.output_tokens,
-            setting.policy.floor_of(profile),
-        )
-        for profile, arrival in zip(profiles, setting.arrivals, strict=True)
+    ends_at = time.monotonic() + seconds
+    demands = _demands(setting)
+    options = _single(setting.fleet)
+    sets = [
+        each
+        for case in [(), *gone]
+        for each in _sets(setting, market, demands, options, case, wanted)
     ]
-    programme = Programme()
-    rented = _rent_columns(programme, fleet, market)
-    busiest = [(span, [d for d in demands if span.has(d)]) for span in _spans(demands)]
-    for case in [(), *gone]:
-        for span, here in busiest:
-            _bear(programme, rented, options, here, case, span)
-    found = programme.solve_whole(seconds)
-    replicas = {
-        pool: round(sum(found.values[column] for column in columns))
-        for pool, columns in rented.items()
-    }
+    master = _Master(setting.fleet, market)
+    while True:
+        replicas = master.solve()
+        found = []
+        for each in sets:
+            if master.cuts and time.monotonic() > ends_at:
+                break
+            cut = each.cut(replicas)
+            if cut is not None and cut.lacks(replicas) > TOLERANCE:
+                found.append(cut)
+        if not found:
+            break
+        master.cuts += found
+        if time.monotonic() > ends_at:
+            replicas = master.solve()
+            break
     unservable = sum(not any(True for _ in able(demand, options)) for demand in demands)
-    return Capacity(replicas, found.bound, unservable)
+    return Capacity(replicas, master.bound, unservable, tuple(master.cuts))
 
 
-def servable_without(setting: Setting, case: Collection[str]) -> set[str]:
-    """Return the ids of the requests that some pool which is not gone might serve."""
+def servable_without(setting: Setting, case: Collection[str]) -> dict[str, str]:
+    """Return the requests that some pool which is not gone might serve: class by id."""
     options = compile_options(setting.fleet)
     return {
-        profile.id
+        profile.id: profile.task
         for profile in profiles_of(setting.arrivals, setting.fleet, setting.policy)
         if any(
             option.pool not in case
@@ -117,6 +117,53 @@ def servable_without(setting: Setting, case: Collection[str]) -> set[str]:
             for option in options.by_model.get(profile.model, ())
         )
     }
+
+
+@dataclass
+class _Master:
+    """The cheapest whole replicas that keep all cuts."""
+
+    fleet: Fleet
+    market: Market
+
+    def __post_init__(self) -> None:
+        self.cuts: list[Cut] = []
+        self.bound = 0.0
+
+    def solve(self) -> dict[str, int]:
+        """Return them by pool, and take note of the bound."""
+        programme = Programme()
+        rented = _rent_columns(programme, self.fleet, self.market)
+        for cut in self.cuts:
+            # In parts of what is wanted, since weights are of any size.
+            unit = max(abs(cut.least), 1e-12)
+            row = {c: -w / unit for pool, w in cut.weights.items() for c in rented[pool]}
+            programme.at_most.append((row, -cut.least / unit))
+        found = programme.solve_whole(60.0)
+        self.bound = max(self.bound, found.bound)
+        return {
+            pool: round(sum(found.values[column] for column in columns))
+            for pool, columns in rented.items()
+        }
+
+
+def _demands(setting: Setting) -> list[Demand]:
+    profiles = profiles_of(setting.arrivals, setting.fleet, setting.policy)
+    return [
+        Demand(
+            profile, profile.input_tokens, arrival.output_tokens, setting.policy.floor_of(profile)
+        )
+        for profile, arrival in zip(profiles, setting.arrivals, strict=True)
+    ]
+
+
+def _single(fleet: Fleet) -> Options:
+    """Return the fleet's options with one replica of each: work is counted in replica-seconds."""
+    single = {
+        name: pool.model_copy(update={"count": devices_of(pool)})
+        for name, pool in fleet.pools.items()
+    }
+    return compile_options(fleet.model_copy(update={"pools": single}))
 
 
 def _rent_columns(programme: Programme, fleet: Fleet, market: Market) -> dict[str, list[int]]:
@@ -137,15 +184,15 @@ def _rent_columns(programme: Programme, fleet: Fleet, market: Market) -> dict[st
     return rented
 
 
-def _bear(
-    programme: Programme,
-    rented: dict[str, list[int]],
-    options: Options,
+def _sets(
+    setting: Setting,
+    market: Market,
     demands: Sequence[Demand],
+    options: Options,
     case: Collection[str],
-    span: BusySpan,
-) -> None:
-    """Have the pools that are left serve these requests within the span."""
+    wanted: tuple[float, float],
+) -> list[SpanSet]:
+    """Return the sets of spans with some pools gone."""
     left = replace(
         options,
         by_pool={n: o for n, o in options.by_pool.items() if n not in case},
@@ -154,39 +201,74 @@ def _bear(
             for model, choices in options.by_model.items()
         },
     )
-    served: dict[tuple[str, str], list[tuple[int, Demand]]] = {}
-    ranked = sorted(demands, key=lambda d: d.input_tokens + 4 * d.output_tokens, reverse=True)
-    for demand in ranked[:COUNTED_MAX]:
-        mine = {}
-        for option in able(demand, left):
-            column = programme.variable()
-            mine[column] = 1.0
-            served.setdefault((option.pool, option.variant), []).append((column, demand))
-        if mine:
-            programme.equal.append((mine, 1.0))
-    busy = {pool: programme.variable() for pool in left.by_pool}
-    add_work(programme, left, served, {pool: [column] for pool, column in busy.items()})
-    for pool, column in busy.items():
-        row = dict.fromkeys(rented[pool], -(span.to_s - span.from_s))
-        programme.at_most.append((row | {column: 1.0}, 0.0))
+    misses = _misses(demands, left, wanted)
+    prices = {
+        name: devices_of(setting.fleet.pools[name])
+        * max(offer.usd_per_hour for offer in offers_of(name, setting.fleet, market))
+        for name in left.by_pool
+    }
+    # What is free is lacking too.
+    prices = {name: max(usd, 1e-3) for name, usd in prices.items()}
+    weights = {d.profile.id: least_usd(d, options) for d in demands}
+    found = []
+    # With something gone the spans of each length would take most of the time.
+    lengths_s = () if case else LENGTHS_S
+    for spans in _partitions(demands, lengths_s):
+        works = []
+        for span in spans:
+            here = [d for d in demands if span.counts(d)]
+            here.sort(key=lambda d: -weights[d.profile.id])
+            works.append(SpanWork.of(span, left, here[: COUNTED_MAX // len(spans)]))
+        found.append(SpanSet(works, misses, prices))
+    return found
 
 
-def _spans(demands: Sequence[Demand]) -> list[BusySpan]:
-    """Return the whole time, and the spans of each length with the most tokens to serve."""
+def _misses(demands: Sequence[Demand], options: Options, wanted: tuple[float, float]) -> Misses:
+    """Return how many requests that could be served in time may be missed.
+
+    Of those that some pool may serve some can't be in time anywhere: they are missed already.
+    """
+    asked, lost = Counter[str](), Counter[str]()
+    for demand in demands:
+        known = options.by_model.get(demand.profile.model, ())
+        if any(refusal(demand.profile, option, demand.floor) is None for option in known):
+            asked[demand.profile.task] += 1
+            lost[demand.profile.task] += not any(True for _ in able(demand, options))
+    of_all, by_class = wanted
+    return Misses(
+        max(0, may_miss(asked.total(), of_all) - lost.total()),
+        {t: max(0, may_miss(n, by_class) - lost[t]) for t, n in asked.items()},
+    )
+
+
+def may_miss(asked: int, attainment: float) -> int:
+    """Return how many of so many requests may miss."""
+    # A hundredth of 2,000 is a little more than 20 in floating point.
+    return floor((1 - attainment) * asked + 1e-6)
+
+
+def least_usd(demand: Demand, options: Options) -> float:
+    """Return about what a request costs at its cheapest pool, in full batches; 0 for nowhere."""
+    found = []
+    for option in able(demand, options):
+        times = TokenTimes.of(option)
+        decode_s = demand.steps * (times.token_s + times.full_s / option.max_batch)
+        found.append(option.usd_per_s * (times.prompt_compute_s(demand) + decode_s))
+    return min(found, default=0.0)
+
+
+def _partitions(demands: Sequence[Demand], lengths_s: Sequence[float]) -> list[list[BusySpan]]:
+    """Return the whole time by itself, and that of arrivals cut into spans of each length."""
     if not demands:
         return []
     end_s = max(latest_end_s(demand) for demand in demands)
     last_s = max(demand.profile.created_at for demand in demands)
-    found = [BusySpan(0.0, end_s)]
-    for length_s in SPANS_S:
-        if length_s >= end_s:
-            continue
-        starts = [length_s / 2 * number for number in range(int(2 * last_s / length_s) + 1)]
-        spans = [BusySpan(start_s, start_s + length_s) for start_s in starts]
-        weights = {span: _tokens(span, demands) for span in spans}
-        found += sorted(spans, key=lambda span: -weights[span])[:SPANS_EACH]
+    if all(demand.profile.ttft_s is None for demand in demands):
+        return [[BusySpan(0.0, end_s)]]
+    found = [[BusySpan(0.0, end_s)], [BusySpan(0.0, last_s)]]
+    for length_s in lengths_s:
+        count = round(last_s / length_s)
+        if count > 1:
+            each_s = last_s / count
+            found.append([BusySpan(n * each_s, (n + 1) * each_s) for n in range(count)])
     return found
-
-
-def _tokens(span: BusySpan, demands: Sequence[Demand]) -> int:
-    return sum(d.input_tokens + 4 * d.output_tokens for d in demands if span.has(d))

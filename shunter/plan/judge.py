@@ -3,20 +3,24 @@
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from math import floor
 from typing import NamedTuple
 
 from policies import compile_options
 from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.workload import Arrival, profiles_of
 from policies.config.options import SECONDS_PER_HOUR
+from shunter.backtest.demand import Demand
 from shunter.backtest.parallel_runs import calm_garbage_collector
 from shunter.backtest.suite import Setting, run_one, shunter
-from shunter.plan.capacity import servable_without
+from shunter.plan.capacity import least_usd, may_miss, servable_without
 from shunter.plan.market import Counts, Market, fleet_of, rent
+
+# A trace of more requests is replayed in its busiest stretch first, of so many seconds.
+LONG, STRETCH_S = 8_000, 40.0
 
 Case = tuple[str, ...]
 """Pools that are unavailable together, from the first request on; none in the usual case."""
@@ -34,6 +38,8 @@ class FleetVerdict(NamedTuple):
         broken: sends that broke a constraint.
         busy_usd: price of the time that its devices were busy, and of tokens.
         tokens_usd_per_hour: what pools that are paid by tokens were paid, on average.
+        is_whole: whether the whole trace was replayed. Else too many had missed before: shares are
+            of the requests until then, and what is lacking is as if it went on so.
     """
 
     attainment: float
@@ -43,6 +49,7 @@ class FleetVerdict(NamedTuple):
     broken: int
     busy_usd: float
     tokens_usd_per_hour: float = 0.0
+    is_whole: bool = True
 
     @property
     def is_kept(self) -> bool:
@@ -52,6 +59,9 @@ class FleetVerdict(NamedTuple):
 
 class Judge:
     """Replays a trace on fleets.
+
+    A long trace is replayed in its busiest stretch first, and in whole if no more miss there than
+    may in all. A replay ends where too many have missed.
 
     Args:
         setting: trace, the fleet whose pools may be rented, policy and reality.
@@ -65,44 +75,45 @@ class Judge:
     ) -> None:
         self.setting = setting
         self.market = market
-        self.attainment = attainment
-        self.by_class = by_class
-        self._wanted: dict[Case, set[str]] = {}
+        self.wanted = attainment, by_class
+        self._asked: dict[Case, dict[str, str]] = {}
+        self._stretch = busiest(setting) if len(setting.arrivals) > LONG else []
 
     def judge(self, counts: Counts, case: Case) -> FleetVerdict:
         """Return the verdict on a fleet.
 
         Requests that only the pools that are gone could serve don't count.
         """
-        wanted = self._wanted_in(case)
+        asked = self._asked_in(case)
         left = {name: count for name, count in counts.items() if count and name not in case}
         if not left:
-            return FleetVerdict(0.0, {}, len(wanted), {}, 0, 0.0)
-        setting = self._setting_of(left)
-        options = compile_options(setting.fleet)
-        scored = run_one("plan", setting, options, shunter(setting, options))
-        outcomes = [each for each in scored.run.outcomes if each.profile.id in wanted]
-        return self._verdict(outcomes, scored.scores)
+            return FleetVerdict(0.0, {}, len(asked), {}, 0, 0.0)
+        if self._stretch:
+            verdict = self._replayed(left, asked, self._stretch)
+            if not verdict.is_kept:
+                return verdict
+        return self._replayed(left, asked, self.setting.arrivals)
 
-    def _verdict(self, outcomes: Sequence[ReplayOutcome], scores: dict[str, float]) -> FleetVerdict:
-        asked = Counter(each.profile.task for each in outcomes)
-        kept = Counter(each.profile.task for each in outcomes if each.attained)
-        lacking = {
-            task: lack
-            for task, count in sorted(asked.items())
-            if (lack := _lack(count, kept[task], self.by_class))
-        }
-        of_all = _lack(len(outcomes), kept.total(), self.attainment)
-        if of_all and not lacking:
-            lacking = {task: 0 for task, count in asked.items() if kept[task] < count}
+    def _replayed(
+        self, left: Counts, asked: Mapping[str, str], arrivals: Sequence[Arrival]
+    ) -> FleetVerdict:
+        setting = replace(self._setting_of(left), arrivals=arrivals)
+        options = compile_options(setting.fleet)
+        tally = Tally(asked, *self.wanted)
+        scored = run_one("plan", setting, options, shunter(setting, options), tally)
+        if not tally.is_over:
+            tally.end(scored.run.outcomes)
+        kept = Counter(each.profile.task for each in tally.ended if each.attained)
+        seen = Counter(each.profile.task for each in tally.ended)
         return FleetVerdict(
-            kept.total() / len(outcomes) if outcomes else 1.0,
-            {task: kept[task] / count for task, count in sorted(asked.items())},
-            max(of_all, sum(lacking.values())),
-            {task: _objective(outcomes, task) for task in lacking},
-            int(scores["constraint_violations"]),
-            scores["cost_usd"],
-            scores["tokens_usd"] * SECONDS_PER_HOUR / self._trace_s,
+            kept.total() / len(tally.ended) if tally.ended else 1.0,
+            {task: kept[task] / count for task, count in sorted(seen.items())},
+            tally.lacking,
+            {task: _objective(tally.ended, task) for task in tally.lacking_classes},
+            int(scored.scores["constraint_violations"]),
+            scored.scores["cost_usd"],
+            scored.scores["tokens_usd"] * SECONDS_PER_HOUR / self._trace_s,
+            len(tally.ended) == len(asked),
         )
 
     @property
@@ -120,16 +131,92 @@ class Judge:
         reality = self.setting.reality.model_copy(update={"preemptions_per_hour": rates})
         return replace(self.setting, fleet=fleet_of(counts, fleet, self.market), reality=reality)
 
-    def _wanted_in(self, case: Case) -> set[str]:
-        if case not in self._wanted:
-            self._wanted[case] = servable_without(self.setting, case)
-        return self._wanted[case]
+    def _asked_in(self, case: Case) -> dict[str, str]:
+        if case not in self._asked:
+            self._asked[case] = servable_without(self.setting, case)
+        return self._asked[case]
 
 
-def _lack(asked: int, kept: int, attainment: float) -> int:
-    # A hundredth of 2,000 is a little more than 20 in floating point.
-    may_miss = floor((1 - attainment) * asked + 1e-6)
-    return max(0, asked - may_miss - kept)
+class Tally:
+    """A count of requests that have ended, until more have missed than may.
+
+    Args:
+        asked: the class of each request that counts, by its id.
+        attainment: share of all of them to be answered within their SLO and deadline.
+        by_class: the same of each class.
+    """
+
+    def __init__(self, asked: Mapping[str, str], attainment: float, by_class: float) -> None:
+        self.ended: list[ReplayOutcome] = []
+        self._asked = asked
+        self._counts = Counter(asked.values())
+        self._may = may_miss(len(asked), attainment)
+        self._may_of = {task: may_miss(n, by_class) for task, n in self._counts.items()}
+        self._missed: Counter[str] = Counter()
+
+    def __call__(self, outcome: ReplayOutcome) -> bool:
+        """Count a request, and return whether too many have missed."""
+        task = self._asked.get(outcome.profile.id)
+        if task is None:
+            return False
+        self.ended.append(outcome)
+        if outcome.attained:
+            return False
+        self._missed[task] += 1
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """True if too many have missed."""
+        too_many = any(n > self._may_of[task] for task, n in self._missed.items())
+        return too_many or self._missed.total() > self._may
+
+    @property
+    def lacking(self) -> int:
+        """Requests that miss beyond those that may; of the whole trace, if it goes on so."""
+        of_classes = sum(max(0, n - self._may_of[task]) for task, n in self._missed.items())
+        found = max(self._missed.total() - self._may, of_classes, 0)
+        if not found or len(self.ended) == len(self._asked):
+            return found
+        part = len(self._asked) / len(self.ended)
+        return max(found, round(part * self._missed.total()) - self._may)
+
+    def end(self, outcomes: Iterable[ReplayOutcome]) -> None:
+        """Count what has not ended at a replay's end as missed."""
+        known = {outcome.profile.id for outcome in self.ended}
+        for outcome in outcomes:
+            if outcome.profile.id not in known:
+                self(outcome)
+
+    @property
+    def lacking_classes(self) -> list[str]:
+        """The classes that miss too much; if none does by itself, all that miss."""
+        if not self.lacking:
+            return []
+        over = sorted(task for task, n in self._missed.items() if n > self._may_of[task])
+        return over or sorted(self._missed)
+
+
+def busiest(setting: Setting) -> list[Arrival]:
+    """Return the requests of the stretch of a trace with the most work, from its beginning on."""
+    fleet, policy = setting.fleet, setting.policy
+    options, weights = compile_options(fleet), Counter[int]()
+    for profile, arrival in zip(
+        profiles_of(setting.arrivals, fleet, policy), setting.arrivals, strict=True
+    ):
+        demand = Demand(
+            profile, profile.input_tokens, arrival.output_tokens, policy.floor_of(profile)
+        )
+        if profile.ttft_s is not None:
+            usd = least_usd(demand, options)
+            at = int(arrival.arrival_s / (STRETCH_S / 2))
+            weights.update({at: usd, at - 1: usd})  # type: ignore[arg-type]
+    begin_s = max(weights, key=weights.__getitem__, default=0) * STRETCH_S / 2
+    return [
+        replace(arrival, arrival_s=arrival.arrival_s - begin_s)
+        for arrival in setting.arrivals
+        if begin_s <= arrival.arrival_s <= begin_s + STRETCH_S
+    ]
 
 
 def _objective(outcomes: Sequence[ReplayOutcome], task: str) -> str:

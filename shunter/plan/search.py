@@ -1,17 +1,20 @@
 """The search of a plan: from the programme's fleet up until it holds, then down while it does."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from math import ceil
 from typing import NamedTuple
 
 from policies import Fleet
 from shunter.plan.judge import Case, FleetVerdict, Judge, judge_here, judging
 from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
 
-FACTORS = (1, 2, 4, 8)
+FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 STEP_MAX = 16
+CORES = os.cpu_count() or 1
 # More than any trace has requests: what a fleet lacks that fails with nothing gone.
 NOT_EVEN_USUALLY = 1_000_000_000
 
@@ -92,9 +95,14 @@ class FleetSearch:
         A pool grows by half, so that a large fleet takes few steps; what is too much is taken away
         afterwards.
         """
-        scaled = [{name: factor * count for name, count in counts.items()} for factor in FACTORS]
-        allowed = [each for each in scaled if is_allowed(each, self.fleet, self.market)]
-        started = self._judged(processes, allowed or [counts])
+        scaled = [{n: ceil(factor * count) for n, count in counts.items()} for factor in FACTORS]
+        allowed = [each for each in scaled if is_allowed(each, self.fleet, self.market)] or [counts]
+        started: list[JudgedFleet] = []
+        # As many at once as there are cores: what is judged beyond the first that holds is lost.
+        for at in range(0, len(allowed), CORES):
+            started += self._judged(processes, allowed[at : at + CORES])
+            if started[-1].is_kept or time.monotonic() > self._ends_at:
+                break
         here = next((each for each in started if each.is_kept), min(started, key=_lack))
         step = 1
         while not here.is_kept:
@@ -160,7 +168,7 @@ class FleetSearch:
         self, processes: ProcessPoolExecutor, fleets: Sequence[dict[str, int]]
     ) -> Iterator[JudgedFleet]:
         """Yield those that hold, looking at a few at a time."""
-        for at in range(0, len(fleets), 8):
+        for at in range(0, len(fleets), CORES):
             if time.monotonic() > self._ends_at:
                 return
             yield from (
@@ -207,9 +215,13 @@ def binding(search: FleetSearch, best: JudgedFleet) -> dict[str, dict[str, str]]
 
 
 def curve(seen: Iterable[JudgedFleet]) -> list[JudgedFleet]:
-    """Return the fleets that no cheaper one matches in attainment, the cheapest first."""
+    """Return the fleets that no cheaper one matches in attainment, the cheapest first.
+
+    Those whose replay ended early have no attainment of the whole trace.
+    """
     best: list[JudgedFleet] = []
-    for each in sorted(seen, key=lambda j: (j.usd_per_hour, -j.usual.attainment)):
+    whole = (judged for judged in seen if judged.usual.is_whole)
+    for each in sorted(whole, key=lambda j: (j.usd_per_hour, -j.usual.attainment)):
         if not best or each.usual.attainment > best[-1].usual.attainment:
             best.append(each)
     return best

@@ -3,23 +3,32 @@
 import gzip
 import itertools
 import json
+import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backtest_cases import FLEET, POLICY, replay, sample
+from exact_schedule import exact_schedule
 from hypothesis import given
 from hypothesis import strategies as st
+from test_exact_bound import instance
 from typer.testing import CliRunner
 
-from policies import DeclarationError, Fleet
+from policies import DeclarationError, Fleet, compile_options
 from policies.backtest.fault_model import Reality
-from policies.backtest.workload import profiles_of
-from shunter.backtest.suite import Setting
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replay import Replay
+from policies.backtest.workload import Arrival, profiles_of
+from shunter.backtest.programme import NoBoundError
+from shunter.backtest.suite import Setting, shunter
 from shunter.cli import app
+from shunter.plan import judge as judge_module
 from shunter.plan.capacity import capacity, servable_without
-from shunter.plan.judge import Judge
+from shunter.plan.judge import Judge, busiest
 from shunter.plan.market import (
     Market,
     Offer,
@@ -145,6 +154,87 @@ def test_the_bound_is_below_each_fleet_that_holds() -> None:
     assert with_less.bound_usd_per_hour >= found.bound_usd_per_hour - 1e-6
 
 
+@pytest.mark.parametrize(("rate", "wanted"), [(20.0, (0.98, 0.9)), (60.0, (0.9, 0.5))])
+def test_each_fleet_that_holds_keeps_each_cut(rate: float, wanted: tuple[float, float]) -> None:
+    """By replays of the fleets themselves, and counts of what they attain."""
+    arrivals = sample(ROWS, rate)
+    found = capacity(Setting(arrivals, FLEET, POLICY, Reality()), Market(), [], 30, wanted)
+    assert len(found.cuts) > 1
+    held = []
+    for silicon, processors in itertools.product((1, 2, 3, 5, 8), (1, 4)):
+        counts = {"silicon-us": silicon, "cpu-eu": processors}
+        outcomes = replayed(arrivals, fleet_of(counts, FLEET, Market()))
+        kept, asked = Counter[str](), Counter(each.profile.task for each in outcomes)
+        kept.update(each.profile.task for each in outcomes if each.attained)
+        if kept.total() >= wanted[0] * asked.total() and all(
+            kept[task] >= wanted[1] * count for task, count in asked.items()
+        ):
+            held.append(counts)
+    assert held
+    for counts in held:
+        assert max(cut.lacks(counts) for cut in found.cuts) <= 1e-6, counts
+        assert usd_per_hour(counts, FLEET, Market()) >= found.bound_usd_per_hour - 1e-6
+
+
+def replayed(arrivals: Sequence[Arrival], fleet: Fleet) -> list[ReplayOutcome]:
+    options = compile_options(fleet)
+    setting = Setting(arrivals, fleet, POLICY, Reality())
+    run = Replay(shunter(setting, options), options, POLICY, Reality(), random.Random(1).random)
+    tokens = [arrival.output_tokens for arrival in arrivals]
+    return run.run(profiles_of(arrivals, fleet, POLICY), tokens).outcomes
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_the_bound_is_below_the_fleets_that_some_schedule_can_do_with(seed: int) -> None:
+    """Whether a fleet can do is decided by a programme of whole numbers, the model itself."""
+    case = instance(seed)
+    bound_usd = capacity(case, Market(), [], 30).bound_usd_per_hour
+    rents = []
+    for name in ("near", "far"):
+        alone = case.fleet.model_copy(update={"pools": {name: case.fleet.pools[name]}})
+        try:
+            exact_schedule(replace(case, fleet=alone))
+        except NoBoundError:
+            continue
+        rents.append(usd_per_hour({name: 1}, case.fleet, Market()))
+    assert rents
+    assert 0 < bound_usd <= min(rents)
+
+
+def test_a_replay_ends_where_too_many_have_missed() -> None:
+    judge = Judge(SETTING, Market(), 0.99, 0.95)
+    poor = judge.judge({"lpddr-eu": 1}, ())
+    assert not poor.is_kept
+    assert not poor.is_whole
+    assert poor.lacking > 0
+    good = judge.judge({"silicon-us": 6, "cpu-eu": 2}, ())
+    assert good.is_kept
+    assert good.is_whole
+
+
+def test_a_long_trace_is_judged_in_its_busiest_stretch_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shunter.plan.judge.LONG", 100)
+    monkeypatch.setattr("shunter.plan.judge.STRETCH_S", 4.0)
+    stretch = busiest(SETTING)
+    assert 10 < len(stretch) < ROWS / 2
+    judge = Judge(SETTING, Market(), 0.99, 0.95)
+    seen: list[int] = []
+    run = judge_module.run_one
+
+    def counted(name: str, setting: Setting, *rest: Any) -> Any:
+        seen.append(len(setting.arrivals))
+        return run(name, setting, *rest)
+
+    monkeypatch.setattr(judge_module, "run_one", counted)
+    assert judge.judge({"silicon-us": 6, "cpu-eu": 2}, ()).is_kept
+    assert seen == [len(stretch), ROWS]
+    seen.clear()
+    assert not judge.judge({"lpddr-eu": 1}, ()).is_kept
+    assert seen == [len(stretch)]
+
+
 def four_bits_on_silicon() -> Fleet:
     """Return the packaged fleet with llama-3.1-70b at FP4 on silicon, which chats may not have."""
     silicon = FLEET.pools["silicon-us"]
@@ -168,9 +258,9 @@ def test_the_bound_rents_what_is_good_enough_for_a_class() -> None:
         if (profile.task, profile.model) == ("chat", "llama-3.1-70b")
     }
     assert unserved
-    assert not servable_without(case, premium) & unserved
+    assert not set(servable_without(case, premium)) & unserved
     # On the packaged fleet silicon has FP8 as well, and is cheaper.
-    assert servable_without(SETTING, premium) >= unserved
+    assert set(servable_without(SETTING, premium)) >= unserved
 
 
 def test_a_pool_that_is_gone_serves_nothing_and_what_only_it_serves_does_not_count() -> None:
