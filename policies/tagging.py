@@ -101,8 +101,7 @@ def tag(
     """
     operation, input_tag = _operation(request.url), _input_tokens(request, count)
     task_tag, workload, is_kept = _task(request, policy, operation, input_tag.value)
-    task = task_tag.value
-    tier = policy.tiers.get(request.service_tier, _ANY_TIER)
+    task, tier = task_tag.value, policy.tiers.get(request.service_tier, _ANY_TIER)
     output_tag, high = _output_tokens(request, task, workload, operation, lengths)
     created_at = received_at if request.created_at is None else request.created_at
     sensitive_tag = _latency_sensitive(request, workload, tier)

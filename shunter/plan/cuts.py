@@ -65,7 +65,7 @@ class SpanSet:
             if work.choices:
                 here = work.least(values, missed)
                 least += here - SLACK * abs(here)
-                weights.update(work.weights(values))  # type: ignore[arg-type]
+                weights.update(work.weights(values))
         return Cut(dict(weights), least)
 
     def _lacking(

@@ -210,7 +210,7 @@ def busiest(setting: Setting) -> list[Arrival]:
         if profile.ttft_s is not None:
             usd = least_usd(demand, options)
             at = int(arrival.arrival_s / (STRETCH_S / 2))
-            weights.update({at: usd, at - 1: usd})  # type: ignore[arg-type]
+            weights.update({at: usd, at - 1: usd})
     begin_s = max(weights, key=weights.__getitem__, default=0) * STRETCH_S / 2
     return [
         replace(arrival, arrival_s=arrival.arrival_s - begin_s)

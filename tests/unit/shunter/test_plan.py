@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from backtest_cases import FLEET, POLICY, replay, sample
+from exact_instances import instance
 from exact_schedule import exact_schedule
 from hypothesis import given
 from hypothesis import strategies as st
-from test_exact_bound import instance
 from typer.testing import CliRunner
 
 from policies import DeclarationError, Fleet, compile_options
@@ -24,9 +24,8 @@ from policies.backtest.outcome import ReplayOutcome
 from policies.backtest.replay import Replay
 from policies.backtest.workload import Arrival, profiles_of
 from shunter.backtest.programme import NoBoundError
-from shunter.backtest.suite import Setting, shunter
+from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.cli import app
-from shunter.plan import judge as judge_module
 from shunter.plan.capacity import capacity, servable_without
 from shunter.plan.judge import Judge, busiest
 from shunter.plan.market import (
@@ -154,14 +153,14 @@ def test_the_bound_is_below_each_fleet_that_holds() -> None:
     assert with_less.bound_usd_per_hour >= found.bound_usd_per_hour - 1e-6
 
 
-@pytest.mark.parametrize(("rate", "wanted"), [(20.0, (0.98, 0.9)), (60.0, (0.9, 0.5))])
+@pytest.mark.parametrize(("rate", "wanted"), [(20.0, (0.98, 0.9)), (30.0, (0.9, 0.6))])
 def test_each_fleet_that_holds_keeps_each_cut(rate: float, wanted: tuple[float, float]) -> None:
     """By replays of the fleets themselves, and counts of what they attain."""
     arrivals = sample(ROWS, rate)
     found = capacity(Setting(arrivals, FLEET, POLICY, Reality()), Market(), [], 30, wanted)
     assert len(found.cuts) > 1
     held = []
-    for silicon, processors in itertools.product((1, 2, 3, 5, 8), (1, 4)):
+    for silicon, processors in itertools.product((2, 4, 7, 12), (2, 8)):
         counts = {"silicon-us": silicon, "cpu-eu": processors}
         outcomes = replayed(arrivals, fleet_of(counts, FLEET, Market()))
         kept, asked = Counter[str](), Counter(each.profile.task for each in outcomes)
@@ -221,13 +220,12 @@ def test_a_long_trace_is_judged_in_its_busiest_stretch_first(
     assert 10 < len(stretch) < ROWS / 2
     judge = Judge(SETTING, Market(), 0.99, 0.95)
     seen: list[int] = []
-    run = judge_module.run_one
 
     def counted(name: str, setting: Setting, *rest: Any) -> Any:
         seen.append(len(setting.arrivals))
-        return run(name, setting, *rest)
+        return run_one(name, setting, *rest)
 
-    monkeypatch.setattr(judge_module, "run_one", counted)
+    monkeypatch.setattr("shunter.plan.judge.run_one", counted)
     assert judge.judge({"silicon-us": 6, "cpu-eu": 2}, ()).is_kept
     assert seen == [len(stretch), ROWS]
     seen.clear()
