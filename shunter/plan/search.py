@@ -14,6 +14,8 @@ from shunter.plan.market import Counts, Market, is_allowed, usd_per_hour
 
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 STEP_MAX = 16
+# Between two multiples of the programme's fleet that differ by no more none is looked for.
+HALVED_TO = 0.2
 CORES = os.cpu_count() or 1
 # More than any trace has requests: what a fleet lacks that fails with nothing gone.
 NOT_EVEN_USUALLY = 1_000_000_000
@@ -104,6 +106,8 @@ class FleetSearch:
             if started[-1].is_kept or time.monotonic() > self._ends_at:
                 break
         here = next((each for each in started if each.is_kept), min(started, key=_lack))
+        if here.is_kept:
+            return self._halved(processes, counts, FACTORS[: len(started)])
         step = 1
         while not here.is_kept:
             larger = [
@@ -131,6 +135,30 @@ class FleetSearch:
             if missed := _lack(here) % NOT_EVEN_USUALLY:
                 self.told(f"${here.usd_per_hour:.2f} an hour: {missed} requests too many missed")
         return here
+
+    def _halved(
+        self, processes: ProcessPoolExecutor, counts: Counts, factors: Sequence[float]
+    ) -> JudgedFleet:
+        """Return the least multiple that holds, between the first of these that does and its last.
+
+        One neighbour less is looked for afterwards, of which each may take a whole replay.
+        """
+
+        def judged(factor: float) -> JudgedFleet:
+            scaled = {name: ceil(factor * count) for name, count in counts.items()}
+            return self._judged(processes, [scaled])[0]
+
+        high = next(factor for factor in factors if judged(factor).is_kept)
+        low = max((factor for factor in factors if factor < high), default=0.0)
+        best = judged(high)
+        while high - low > HALVED_TO and time.monotonic() < self._ends_at:
+            middle = (low + high) / 2
+            found = judged(middle)
+            if found.is_kept:
+                high, best = middle, found
+            else:
+                low = middle
+        return best
 
     def _shrunk(self, processes: ProcessPoolExecutor, here: JudgedFleet) -> JudgedFleet:
         """Take replicas away, or swap one for a cheaper one, while the fleet holds."""
