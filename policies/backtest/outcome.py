@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policies.backtest.route import Send
-from policies.scoring.slo import kept
 from policies.config.prices import nano_of
+from policies.scoring.slo import kept
 from topics import Envelope, Profile
 from topics.records.money import Amounts
 from topics.records.placement import Path
