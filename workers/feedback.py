@@ -34,8 +34,7 @@ class Learning:
             promised, got = evidence.promised, evidence.got
             if promised is None or got is None or not routed.is_direct:
                 return
-            sent_at = routed.released_at or profile.routed_at
-            elapsed_s = sent_at - profile.created_at
+            elapsed_s = routed.sent_at - profile.created_at
             self._experience.kept(profile, routed.variant, promised, got, elapsed_s)
         elif evidence.step in ("fell_back", "failed") and evidence.reason in FAULTS:
             self._experience.failed()

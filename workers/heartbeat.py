@@ -110,6 +110,8 @@ class Heartbeat(QuietService):
             failure_known=self._experience.failure_known,
             factors=load.factors,
             factors_known=load.factors_known,
+            transport_s=self._worker.backlog.transport.usual_s,
+            transport_known=self._worker.backlog.transport.known,
             pool_version="" if fleet is None else fleet.pool_versions.get(self._pool, ""),
         )
         return self._key, encode(status)

@@ -44,6 +44,9 @@ class Learned(NamedTuple):
 
 NOTHING = Learned()
 
+UNMEASURED = (0.0, 0.0)
+"""Transport that no worker has measured."""
+
 
 class _Standings:
     """Values cached beside a load; not among the fields that a decision records.
@@ -89,6 +92,8 @@ class PoolLoad(_Standings):
     them that was measured, 0 to 1; None where none is told. ``power_kw`` is what pool and site
     would draw with one more request, None without a limit. ``gathered`` is one iteration of the
     variants that share replicas and how many variants run, of a pool that gathers its work.
+    ``transport`` is what requests take to the pool in seconds, and the part of that which was
+    measured, 0 to 1; the rest is the policy's.
     """
 
     workers: int = 0
@@ -106,6 +111,7 @@ class PoolLoad(_Standings):
     power_kw: tuple[float, float] | None = None
     is_misfit: bool = False
     gathered: tuple[float, int] | None = None
+    transport: tuple[float, float] | None = None
     drifted: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -185,6 +191,7 @@ class Standing:
         others_s: time of one iteration of the other variants on its replica, if the pool spreads
             its work evenly.
         company: who shares the fullest replica, of a pool that gathers its work; else None.
+        transport: what requests take to the pool, and the part of it that was measured.
         failure_rate: share of tries that fail, learned or declared.
         learned: values learned from the variant's past executions.
         kv_usage: share of the pool's KV memory that is taken, with waiting work if reported.
@@ -211,6 +218,7 @@ class Standing:
     fullness: float = 0.0
     has_drifted: bool = False
     company: Company | None = None
+    transport: tuple[float, float] = UNMEASURED
     known_terms: dict[int, EstimateTerms] = field(
         init=False, default_factory=dict, repr=False, compare=False
     )
@@ -284,6 +292,7 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
         standing.others_s,
         crowd,
         mixed_s,
+        *standing.transport,
     )
 
 
@@ -323,6 +332,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         fullness=max(running / slots, load.kv_usage),
         has_drifted=option.variant in load.drifted,
         company=found,
+        transport=UNMEASURED if load.transport is None else load.transport,
     )
 
 

@@ -46,6 +46,8 @@ class EstimateTerms(NamedTuple):
         crowd: a step of the sequences on the fullest replica of a pool that gathers its work; None
             where it doesn't.
         mixed_s: time of one iteration of the other variants there.
+        usual_s: measured time of a request to the pool.
+        usual_known: the measured part of that, 0 to 1.
     """
 
     token_s: float
@@ -73,3 +75,5 @@ class EstimateTerms(NamedTuple):
     others_s: float
     crowd: DecodeStep | None
     mixed_s: float
+    usual_s: float
+    usual_known: float

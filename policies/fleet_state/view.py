@@ -1,7 +1,7 @@
 """The fleet view: the current knowledge of each pool's load."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import exp, inf, log
+from math import exp, fsum, inf, log
 from statistics import fmean
 
 from policies.config.options import ModelOptions, Option, Options
@@ -236,6 +236,7 @@ class FleetView:
             load.failure_rate = round(pooled_share(rates, declared), 4)
         load.learned = _learned(reports)
         load.constants = _constants(reports)
+        load.transport = _transport(reports)
         servers = [s.server for s in reports if s.server is not None]
         used = [server.kv_usage for server in servers if server.kv_usage is not None]
         load.kv_usage = round(fmean(used), 4) if used else 0.0
@@ -291,6 +292,21 @@ def _constants(reports: Sequence[PoolStatus]) -> tuple[float, ...] | None:
         for at in range(len(AS_DECLARED))
     ]
     return (*(round(each, 4) for each in means), round(known, 3))
+
+
+def _transport(reports: Sequence[PoolStatus]) -> tuple[float, float] | None:
+    """Return what the workers' requests take to them, a mean in the log, and the measured part."""
+    told = [
+        (log(s.transport_s), s.transport_known)
+        for s in reports
+        if s.transport_s is not None and 0 < s.transport_s < inf
+    ]
+    known = min(1.0, known_of(told))
+    if not known:
+        return None
+    weights = [min(1.0, max(0.0, each)) for _, each in told]
+    mean = fsum(w * value for w, (value, _) in zip(weights, told, strict=True)) / fsum(weights)
+    return round(exp(mean), 4), round(known, 3)
 
 
 def _mean_error(errors: Sequence[LatencyError]) -> LatencyError | None:

@@ -7,7 +7,7 @@ from the declared ones as a prior, and those that no measurement tells apart sta
 """
 
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, log, sqrt
 
 from policies.config.options import Option
 from policies.hardware.constants import AS_DECLARED, FACTOR_MAX, Factors, corrected
@@ -22,6 +22,10 @@ NOISE = 0.2**2
 DRIFT = 4e-5
 # A measurement that is off by more than this counts as this much.
 RATIO_MAX = 4.0
+# The most that a measurement counts as longer: so many deviations of what is not learned yet, and
+# of its noise. Prompts that come beside a reply make some measurements much longer, and none
+# shorter; a promise is to be what most requests get.
+UNLEARNED, LONGER = 2.0, 0.5
 # Of the larger of compute and memory time, and the smaller: to which the difference is put down.
 SHARPNESS = 4
 # Measurements of which the weight of the prior falls to a third.
@@ -182,7 +186,10 @@ class DeviceConstants:
         for i in size:
             covariance[i][i] += DRIFT * max(0.0, 1.0 - covariance[i][i] / PRIOR)
         along = [sum(covariance[i][j] * slopes[j] for j in size) for i in size]
-        spread = sum(slopes[i] * along[i] for i in size) + NOISE + (2.0 * fixed) ** 2
+        unknown = max(0.0, sum(slopes[i] * along[i] for i in size))
+        noise = NOISE + (2.0 * fixed) ** 2
+        spread = unknown + noise
+        off = min(off, UNLEARNED * sqrt(unknown) + LONGER * sqrt(noise))
         limit = log(FACTOR_MAX)
         for i in size:
             moved = self._logs[i] + along[i] / spread * off

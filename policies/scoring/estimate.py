@@ -87,8 +87,8 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         terms = standing.known_terms.get(-members if wait_s > 0 else members)
         (token_s, pair_s, weights_s, kv_token_s, untouched_share, overhead_s, traffic_s, begin_s,
          spread, gathered, woken, sharers, base_s, sustained_s, ahead, slots,
-         kv_missing, kv_token_share, speed, pace, usd_per_s, backlog_s,
-         others_s, crowd, mixed_s) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
+         kv_missing, kv_token_share, speed, pace, usd_per_s, backlog_s, others_s, crowd,
+         mixed_s, usual_s, usual_known) = terms or standing.terms(members, wait_s > 0)  # fmt: skip
         compute_s = prompt * token_s + pairs * pair_s
         memory_s = weights_s
         if untouched_share:
@@ -122,8 +122,8 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
         # Those that hold places or memory are taken as alike and evenly spread in age.
         missing = kv_missing + kv_token_share * tokens
         room_wait_s = max(ahead * reply_tokens * tpot_s / slots, missing * reply_tokens * tpot_s)
-        starts_s = wait_s + transport_s + backlog_s + room_wait_s + others_s
-        ttft_s = starts_s + members * prefill_s / pace
+        comes_s = wait_s + transport_s + usual_known * (usual_s - transport_s)
+        ttft_s = comes_s + backlog_s + room_wait_s + others_s + members * prefill_s / pace
         finish_s = ttft_s + decode_steps * tpot_s
         latest_s = finish_s if high_steps is None else ttft_s + high_steps * tpot_s
         cost_usd, own_s = device_s * usd_per_s, prefill_s / pace

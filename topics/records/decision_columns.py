@@ -50,6 +50,7 @@ LOAD = (
     "power_kw",
     "is_misfit",
     "gathered",
+    "transport",
 )
 # Of one variant in a pool; three of them are what was learned of it.
 VARIANT_LOAD = (

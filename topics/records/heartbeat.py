@@ -107,6 +107,11 @@ class PoolStatus:
     ``policies.hardware.constants.Factors``; None where the worker doesn't learn them."""
     factors_known: float = 0.0
     """The measured part of the factors (0 to 1); the rest is the declaration's."""
+    transport_s: float | None = None
+    """What requests usually take from a router's decision to this worker, in seconds; None: none
+    came yet, or the worker doesn't measure it."""
+    transport_known: float = 0.0
+    """The measured part of that (0 to 1); the rest is the policy's."""
     pool_version: str = ""
     """Digest of what the worker's fleet says of its pool; empty where it doesn't tell."""
 

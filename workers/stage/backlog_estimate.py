@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from policies import Option
 from policies.autoscaling import Work, alike, device_s, device_s_of, unread_demand
+from policies.learning.transport import Transport
 from streams.engine.clock import Clock
 from streams.engine.log import Partition, Record
 from topics import Profile
@@ -39,7 +40,7 @@ class Unread(NamedTuple):
 
 
 class BacklogEstimate:
-    """Keeps the last requests of each lane over all its partitions, and its lag."""
+    """Keeps the last requests of each lane over all its partitions, its lag, and how they came."""
 
     def __init__(self, options: Sequence[Option], clock: Clock) -> None:
         self._clock = clock
@@ -47,6 +48,8 @@ class BacklogEstimate:
         prior_s = device_s_of(PRIOR_INPUT_TOKENS, PRIOR_OUTPUT_TOKENS, options[0])
         self._prior: Work = (prior_s, PRIOR_ROOM_S)
         self._seen: dict[str, deque[_Seen]] = {}
+        self.transport = Transport()
+        """What requests take from a router to here."""
 
     def took(self, record: Record, offsets: int, profile: Profile, option: Option) -> None:
         """Record a request, and the number of offsets that its partition advanced with it."""

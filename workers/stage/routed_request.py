@@ -82,6 +82,11 @@ class RoutedRequest:
         return self.placement.pool
 
     @property
+    def sent_at(self) -> float:
+        """When a router decided on its pool, epoch seconds."""
+        return self.released_at or self.profile.routed_at
+
+    @property
     def is_direct(self) -> bool:
         """Return True if a client waits for the answer."""
         return self.placement.path == "direct"

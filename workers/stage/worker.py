@@ -289,6 +289,8 @@ class Worker:
             lane.ready.append((record.offset, effect))
             return
         self.backlog.took(record, offsets, task.routed.profile, self._options[task.routed.variant])
+        if task.routed.is_direct:
+            self.backlog.transport.learn(self._clock.now() - task.routed.sent_at)
         key = (task.routed.variant, task.call().urgency)
         self._waiting[key].add(task.routed.profile.tenant, (lane, task))
 

@@ -193,3 +193,14 @@ def test_corrected_twice_is_corrected_by_the_product() -> None:
     twice = corrected(corrected(roofline, Factors(2, 2, 2, 2, 2)), Factors(2, 2, 2, 2, 2))
     assert twice.prefill_s(300) == pytest.approx(4 * roofline.prefill_s(300))
     assert twice.step_s(3, 900) == pytest.approx(4 * roofline.step_s(3, 900))
+
+
+def test_prompts_that_come_beside_some_replies_are_not_put_down_to_the_device() -> None:
+    option, drawn = OPTIONS.by_pool["premium-eu"][0], random.Random(7)
+    constants = DeviceConstants()
+    for _ in range(500):
+        first_s, rest_s = took(option, 1000, 100, 1)
+        beside_s = rest_s if drawn.random() < 0.3 else 0.0
+        constants.learn(option, 1000, 0, 100, Measured(first_s, first_s + rest_s + beside_s))
+    promised_s = constants.roofline(option).decode_s(100, 1, 1000)
+    assert promised_s == pytest.approx(rest_s, rel=0.12)

@@ -103,7 +103,9 @@ def plain_estimate(
     needed = members / capacity_tokens * (profile.input_tokens + profile.output_tokens)
     missing = max(0.0, load.kv_usage - 1.0 + needed)
     queue_s = max(queue_s, missing * max(1, profile.output_tokens) * tpot_s)
-    starts_s = wait_s + transport_s + load.backlog_s + queue_s + others_s
+    usual_s, known = load.transport or (0.0, 0.0)
+    comes_s = wait_s + transport_s + known * (usual_s - transport_s)
+    starts_s = comes_s + load.backlog_s + queue_s + others_s
     ttft_s = starts_s + members * prefill_s / pace
     finish_s = ttft_s + steps * tpot_s
     high = max(profile.output_tokens, profile.output_tokens_high or 0)
