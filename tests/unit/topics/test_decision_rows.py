@@ -411,7 +411,7 @@ def test_what_a_next_version_adds_is_left_aside() -> None:
         decision["candidates"][0].append("more")
         decision["pools"][0].append(7)
         decision["variants"][0].append(7)
-        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, None, None, False, None, 5]
+        decision["pools"][0][2] += [0, 0, 0, 0, 0, None, {}, None, None, False, None, None, 5]
         decision["profile"] += [None] * (len(PROFILE_ROW) - 14) + ["more"]
         decision["tags"].append([1, 0.5, "more"])
 

@@ -467,3 +467,14 @@ async def test_what_a_worker_tells_of_itself() -> None:
     assert worker.queued_prefill_s == pytest.approx(expected_s)
     assert worker.idle_s() == FINISH_POLL_S_MAX
     assert worker.has_open
+
+
+async def test_what_requests_take_to_a_worker_is_of_direct_ones() -> None:
+    yard, backend = Yard(), ScriptedBackend()
+    for number in range(3):
+        place(yard, f"c{number}", number=number)
+    worker, transactor = await serve(yard, backend)
+    assert worker.lately.transport.usual_s is None
+    yard.clock.at += 0.03
+    await transactor.step()
+    assert worker.lately.transport.usual_s == pytest.approx(0.03, abs=1e-3)

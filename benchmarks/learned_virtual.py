@@ -1,0 +1,110 @@
+"""What of a promise's error is left once a pool that is not as declared has been learned.
+
+    python -m benchmarks.learned_virtual [--requests 1500] [--rates 0.6,1,1.5,2.5]
+
+The requests of `benchmarks.learned_live` in virtual time, on one device that takes 3 times as long
+as declared for prompts and first tokens, and 1.5 times for decoding. From the 500th on, promised
+TTFT and TPOT are held against what came, at the median of abs(promised / got - 1). Beside them what
+others could have promised of TPOT: whoever knows the device, and how many sequences decode as a
+request comes, at the best factor in hindsight; and whoever also knows what comes later.
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from policies.backtest.fault_model import Reality
+from policies.backtest.outcome import ReplayOutcome
+from policies.backtest.replay import Replay
+from policies.backtest.workload import Arrival, profiles_of
+from policies.config.options import Option, compile_options
+from policies.config.serving import Times
+from policies.hardware.constants import corrected
+from policies.hardware.roofline import Roofline
+from shunter.backtest.suite import Setting, shunter
+from streams.config.declarations import load_fleet, load_policy
+
+POOL, MODEL, LEARNED = "premium-eu", "llama-3.1-8b", 500
+TIMES = Times(compute=3.0, prompt=3.0, first_token=3.0, memory=1.5, step=1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Outcomes, sorted by their coming, and what the device really takes."""
+
+    outcomes: list[ReplayOutcome]
+    option: Option
+    device: Roofline
+
+
+def run(requests: int, rate: float) -> Run:
+    """Return what came of requests at random times, at so many a second."""
+    draw, at, arrivals = random.Random(5), 0.0, []
+    for number in range(requests):
+        at += draw.expovariate(rate)
+        reply, prompt = draw.randint(20, 300), draw.randint(200, 4000)
+        arrivals.append(Arrival(number, at, "chat", MODEL, prompt, reply, None))
+    declared, policy = load_fleet(None), load_policy(None)
+    pool = declared.pools[POOL]
+    serves = (pool.serves[0].model_copy(update={"tensor_parallel": 1}),)
+    pool = pool.model_copy(update={"count": 1, "serves": serves, "lanes": ("direct",)})
+    fleet = declared.model_copy(update={"pools": {POOL: pool}})
+    reality, options = Reality(times={POOL: TIMES}), compile_options(fleet)
+    route = shunter(Setting(tuple(arrivals), fleet, policy, reality), options)
+    replay = Replay(route, options, policy, reality, random.Random(0).random)
+    lengths = [arrival.output_tokens for arrival in arrivals]
+    found = replay.run(profiles_of(arrivals, fleet, policy), lengths).outcomes
+    option = options.by_pool[POOL][0]
+    return Run(found, option, corrected(option.roofline, TIMES.factors))
+
+
+def error(promised: Sequence[float], got: Sequence[float]) -> float:
+    """Return the median error of promises."""
+    return median(abs(p / g - 1.0) for p, g in zip(promised, got, strict=True))
+
+
+def line(found: Run) -> str:
+    """Return a row of the table."""
+    done = [o for o in found.outcomes if o.status == "completed" and o.promised]
+    decodes = [(o.first_token_s or 0.0, o.finished_s or 0.0) for o in done]
+    alone, later, share = [], [], [0.0, 0.0]
+    learned = [o for o in done if o.row >= LEARNED and o.tpot_s]
+    for o in learned:
+        begin, end = o.first_token_s or 0.0, o.finished_s or 0.0
+        beside = sum(1 for a, b in decodes if a <= begin < b)
+        shared_s = sum(max(0.0, min(b, end) - max(a, begin)) for a, b in decodes)
+        others_s = sum(
+            found.device.prefill_s(other.input_tokens)
+            for other in done
+            if other is not o and begin < (other.first_token_s or 0.0) <= end
+        )
+        context = o.input_tokens + o.output_tokens // 2
+        alone.append(found.device.step_s(beside, beside * context))
+        mean = shared_s / (end - begin)
+        own_s = found.device.step_s(mean, mean * context)
+        later.append(own_s + others_s / (o.output_tokens - 1))
+        share = [share[0] + others_s, share[1] + end - begin]
+    got = [o.tpot_s or 0.0 for o in learned]
+    best = min(error([f / 100 * each for each in alone], got) for f in range(80, 180))
+    ttft = error([o.promised.ttft_s for o in learned], [o.ttft_s for o in learned])  # type: ignore[union-attr, misc]
+    tpot = error([o.promised.tpot_s for o in learned], got)  # type: ignore[union-attr, misc]
+    figures = (share[0] / share[1], ttft, tpot, best, error(later, got))
+    return " | ".join(f"{100 * each:.1f} %" for each in figures)
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=1500)
+    parser.add_argument("--rates", default="0.6,1,1.5,2.5", help="requests a second, by commas")
+    asked = parser.parse_args()
+    print("| rate | prompts' share of decode time | TTFT | TPOT | best at the decision | after |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for rate in asked.rates.split(","):
+        print(f"| {rate} | {line(run(asked.requests, float(rate)))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
