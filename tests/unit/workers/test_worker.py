@@ -474,7 +474,7 @@ async def test_what_requests_take_to_a_worker_is_of_direct_ones() -> None:
     for number in range(3):
         place(yard, f"c{number}", number=number)
     worker, transactor = await serve(yard, backend)
-    assert worker.lately.transport.usual_s is None
+    assert worker.backlog.transport.usual_s is None
     yard.clock.at += 0.03
     await transactor.step()
-    assert worker.lately.transport.usual_s == pytest.approx(0.03, abs=1e-3)
+    assert worker.backlog.transport.usual_s == pytest.approx(0.03, abs=1e-3)
