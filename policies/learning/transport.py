@@ -24,7 +24,7 @@ class Transport:
 
     @property
     def usual_s(self) -> float | None:
-        """What a request usually takes, in seconds; None before the first."""
+        """Seconds that most requests take; None before the first."""
         return round(exp(self._log), 4) if self._known else None
 
     @property

@@ -83,7 +83,7 @@ class RoutedRequest:
 
     @property
     def sent_at(self) -> float:
-        """When a router decided on its pool, epoch seconds."""
+        """Time at which a router decided on its pool, epoch seconds."""
         return self.released_at or self.profile.routed_at
 
     @property
