@@ -28,6 +28,7 @@ from policies.scoring.estimate import (
     Visit,
     batch_limit,
     chances,
+    count_cached,
     estimates,
     scarcity,
 )
@@ -105,7 +106,7 @@ def decide(
     codes, able = _codes(profile, model, standings, policy), standings
     if any(codes):
         able = [s for s, code in zip(standings, codes, strict=True) if code is None]
-    offers = _offers(profile, _visits(profile, inputs, able, policy), policy, now)
+    offers = _offers(profile, _visits(profile, inputs, able, policy), policy, now, inputs.credit)
     if model.moves:
         offers = by_time(offers, profile, inputs.arrivals_per_s, policy, now)
     if profile.max_cost_usd is not None or profile.max_gco2 is not None:
@@ -252,7 +253,9 @@ def _hold(profile: Profile, rate_per_s: float, standing: Standing, policy: Polic
     return standing, "hold", 1 + others, wait_s, 0
 
 
-def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -> Offers:
+def _offers(
+    profile: Profile, visits: list[Visit], policy: Policy, now: float, credit: Credit | None
+) -> Offers:
     """Return the visits with their estimates, chances and prices."""
     scarce_from, spread = policy.scarcity.from_share, policy.estimates.spread
     figures = estimates(profile, visits, policy.estimates.transport_s)
@@ -264,7 +267,10 @@ def _offers(profile: Profile, visits: list[Visit], policy: Policy, now: float) -
         if standing.error > spread:
             spreads[at] = standing.error
     if profile.quote is None:
-        likely = chances(profile, figures, learned, now - profile.created_at, spreads)
+        elapsed_s = now - profile.created_at
+        likely = chances(profile, figures, learned, elapsed_s, spreads)
+        if credit is not None:
+            count_cached(profile, visits, figures, likely, spreads, elapsed_s, credit.tokens)
     else:
         likely = promised_chances(profile, visits, figures, policy, now)
     prices_usd = [each[COST] for each in figures]

@@ -47,8 +47,8 @@ plain tuple in a tenth of the time of a named one."""
 
 Visit = tuple[Standing, CandidatePath, int, float, int]
 """A way to serve a request: standing, path, members (that many like requests are sent together),
-``wait_s`` until then, and the tokens of the prompt that are cached: they cost nothing, but no
-promise relies on them, since they may be evicted by then."""
+``wait_s`` until then, and the tokens of the prompt that are likely cached: they cost nothing.
+Latencies are those without them, see `count_cached`."""
 
 
 def estimate(
@@ -269,6 +269,47 @@ def chances(
         # The chance grows with the ratio, so that one is asked for in place of three.
         found.append(0.5 * (1.0 + erf(log(least) / (spread * SQRT2))) if least > 0 else 0.0)
     return found
+
+
+def count_cached(
+    profile: Profile,
+    visits: Sequence[Visit],
+    figures: list[Figures],
+    likely: list[float],
+    spreads: Sequence[float],
+    elapsed_s: float,
+    cached_tokens: int,
+) -> None:
+    """Count what may be cached in the latencies and chances of the visits that may find it.
+
+    It is there with the chance by which the variant's turns found theirs, and else all is computed:
+    so a latency is the mean of both, and a chance that of both, each as far as it is likely.
+
+    Args:
+        profile: profile with the SLO.
+        visits: ways to serve it.
+        figures: of each, without the cache; changed.
+        likely: of each, its chance without the cache; changed.
+        spreads: as `chances` has them.
+        elapsed_s: time since ``created_at``.
+        cached_tokens: tokens of the prompt that are there, or are not.
+    """
+    for at, (standing, _, _, _, is_expected) in enumerate(visits):
+        if not is_expected:
+            continue
+        cold, there = figures[at], standing.learned.reuse
+        rest_s = standing.roofline.prefill_s(profile.input_tokens, cached_tokens) / standing.pace
+        saved_s = max(0.0, cold[4] - rest_s)
+        warm = [_sooner(cold, saved_s)]
+        (kept,) = chances(profile, warm, [standing.learned], elapsed_s, [spreads[at]])
+        likely[at] += there * (kept - likely[at])
+        figures[at] = _sooner(cold, there * saved_s)
+
+
+def _sooner(figures: Figures, by_s: float) -> Figures:
+    cost_usd, ttft_s, tpot_s, finish_s, own_s, latest_s, least_tpot_s = figures
+    times_s = ttft_s - by_s, tpot_s, finish_s - by_s, own_s - by_s, latest_s - by_s
+    return (cost_usd, *times_s, least_tpot_s)
 
 
 def _as_usual(times: float, error: LatencyError, spread: float) -> float:

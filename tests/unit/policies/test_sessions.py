@@ -19,7 +19,7 @@ from policies.learning.feedback import Experience
 from policies.learning.output_lengths import LengthLog
 from policies.placement.inputs import Inputs
 from policies.scoring.estimate import estimate
-from topics import Usage, VariantStatus, decode
+from topics import Candidate, Profile, Usage, VariantStatus, decode
 from topics.wire.canonical_json import canonical
 
 OPTIONS = some_options()
@@ -77,6 +77,42 @@ def test_a_cached_prompt_makes_its_pool_cheaper_and_the_decision_can_be_made_aga
     assert again.candidates == after.candidates
 
 
+def offer(turn: Profile, reuse: float, *, is_known: bool) -> Candidate:
+    """Return the premium pool's candidate, where its session was there a second ago, or not."""
+    here = replace(a_situation(), view=heard(reuse))
+    if is_known:
+        here.view.sessions.remember(turn, OPTION, NOW)
+    decision = decide_in(turn, here, NOW)
+    where = (OPTION.pool, OPTION.variant, "direct")
+    (found,) = [c for c in decision.candidates if (c.pool, c.model_variant, c.path) == where]
+    return found
+
+
+def test_a_prompt_that_may_be_cached_is_promised_sooner_as_far_as_that_is_likely() -> None:
+    plain = offer(TURN, 0.0, is_known=True)
+    saved_s = {}
+    for reuse in (0.25, 0.5, 1.0):
+        found = offer(TURN, reuse, is_known=True)
+        saved_s[reuse] = (plain.ttft_s or 0.0) - (found.ttft_s or 0.0)
+        assert plain.finish_s == pytest.approx((found.finish_s or 0.0) + saved_s[reuse])
+    prefill_s = OPTION.roofline.prefill_s(TURN.input_tokens)
+    assert 0.9 * prefill_s < saved_s[1.0] < prefill_s
+    assert saved_s[0.5] == pytest.approx(0.5 * saved_s[1.0])
+    assert saved_s[0.25] == pytest.approx(0.25 * saved_s[1.0])
+    assert offer(TURN, 1.0, is_known=False) == plain
+
+
+def test_an_slo_that_the_cache_alone_keeps_is_kept_with_the_chance_that_it_is_there() -> None:
+    cold, warm = (offer(TURN, reuse, is_known=True).ttft_s or 0.0 for reuse in (0.0, 1.0))
+    # Between the two, and so far from both that either is certain but for what is learned.
+    turn = replace(TURN, ttft_s=(cold * warm) ** 0.5, input_tokens=TURN.input_tokens)
+    none, half, all_of_it = (
+        offer(turn, reuse, is_known=True).chance or 0.0 for reuse in (0.0, 0.5, 1.0)
+    )
+    assert none < 0.5 < all_of_it
+    assert half == pytest.approx((none + all_of_it) / 2)
+
+
 def test_a_view_under_another_fleet_goes_on_with_what_was_learned() -> None:
     view = heard(0.9)
     log = LengthLog()
@@ -113,7 +149,7 @@ def test_cached_tokens_need_no_prefill_and_no_more_than_that() -> None:
     saved_usd = whole.cost_usd - half.cost_usd
     prefill_usd = OPTION.roofline.prefill_s(TURN.input_tokens) * OPTION.usd_per_s
     assert 0 < saved_usd <= 0.5 * prefill_usd
-    # What is gone from the cache when it comes must not cost it its SLO.
+    # Latencies are credited with a chance, by the decision.
     assert (half.ttft_s, half.finish_s) == (whole.ttft_s, whole.finish_s)
 
 
