@@ -31,12 +31,14 @@ def calibrate_command(
     precision: Annotated[str, typer.Option(help="Of its weights.")],
     output: Annotated[Path, typer.Option("--output", help="YAML to write.", metavar="FILE")],
     served_name: Annotated[str | None, typer.Option(help="What the server calls it.")] = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, max=1024)] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, max=1024, help="Devices that one replica runs on together.")
+    ] = 1,
     catalogue: Annotated[
         Path | None, typer.Option("--catalogue", help="YAML with further devices and models.")
     ] = None,
     input_tokens: Numbers = "32,128,512",
-    output_tokens: Annotated[int, typer.Option(min=2, max=4096)] = 32,
+    output_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens of each reply.")] = 32,
     concurrency: Numbers = "1,2,4",
     minutes: Annotated[float, typer.Option(min=0.1, max=120, help="At most, about.")] = 5.0,
     api_key_env: Annotated[str | None, typer.Option(help="Variable that holds the key.")] = None,

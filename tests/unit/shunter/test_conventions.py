@@ -102,3 +102,9 @@ def test_what_is_wrong_with_any_file_is_said_of_standard_input(words: str) -> No
     outcome = CliRunner().invoke(app, words.split(), input="nothing: of use\n")
     assert outcome.exit_code in {1, 2}
     assert "standard input" in str(outcome.exception) + outcome.output
+
+
+def test_each_option_says_what_it_is() -> None:
+    options = [(name, each) for name, command in ALL for each in command.params]
+    bare = [(n, e.opts) for n, e in options if e.param_type_name == "option" and not e.help]
+    assert bare == []
