@@ -105,9 +105,9 @@ class FleetSearch:
             started += self._judged(processes, allowed[at : at + CORES])
             if started[-1].is_kept or time.monotonic() > self._ends_at:
                 break
-        here = next((each for each in started if each.is_kept), min(started, key=_lack))
-        if here.is_kept:
+        if any(each.is_kept for each in started):
             return self._halved(processes, counts, FACTORS[: len(started)])
+        here = min(started, key=_lack)
         step = 1
         while not here.is_kept:
             larger = [
