@@ -86,6 +86,11 @@ def test_the_full_fleet_has_every_kind_of_device_and_serves_the_open_trace() -> 
     assert marked == devices - {"h200"}
     for model in TRACE_MODELS:
         assert {each.region for each in options.by_model[model]} == {"us-east", "eu-west"}, model
+    # As good as the strictest class of the policy wants them, in both regions.
+    strictest = max(each.quality_min or 0.0 for each in load_policy(None).classes.values())
+    for model in ("gpt-oss-120b", "llama-3.1-8b", "llama-3.1-70b"):
+        good = {each.region for each in options.by_model[model] if each.quality >= strictest}
+        assert good == {"us-east", "eu-west"}, model
 
 
 def test_a_file_of_that_name_comes_before_the_packaged_fleet(
