@@ -159,12 +159,12 @@ async def test_lag_is_what_is_committed_and_not_polled_of_a_paused_partition_too
 async def test_a_poll_brings_some_of_each_partition(logs: Logs) -> None:
     log = await logs.join()
     writer = await logs.fence(log)
-    await logs.write(writer, *(logs.out(f"{n}", number) for number in (0, 1) for n in range(40)))
+    await logs.write(writer, *(logs.out(f"{n}", number) for number in (0, 1) for n in range(200)))
     await writer.commit()
     async with asyncio.timeout(60):
-        # The client may have fetched one partition before the other.
+        # The client may have fetched one partition before the other, which must not run dry.
         while len(polled := await log.poll(0.2, 5, [], of_each=True)) < 2:
-            pass
+            await asyncio.sleep(0.2)
     assert [len(records) for records in polled.values()] == [5, 5]
 
 

@@ -290,7 +290,7 @@ def plan(tmp_path: Path, *words: str, **known: Any) -> dict[str, Any]:
 @pytest.mark.slow
 def test_what_is_planned_holds_when_it_is_replayed(tmp_path: Path) -> None:
     """By a replay of its own, with no pool gone and with each of them."""
-    report = plan(tmp_path, "--minutes", "0.4", "--without-any", "pool", "--no-kinds")
+    report = plan(tmp_path, "--minutes", "2", "--without-any", "pool", "--no-kinds")
     counts = {name: pool["replicas"] for name, pool in report["pools"].items()}
     assert report["usd_per_hour"] == pytest.approx(usd_per_hour(counts, FLEET, Market()))
     assert report["bound_usd_per_hour"] <= report["usd_per_hour"]
