@@ -6,10 +6,11 @@ from typing import Any
 import orjson
 import rfc8785
 
-from policies import Inputs, ReleaseInputs
-from topics import Evidence, decode, encode
+from policies import Decision, Inputs, ReleaseInputs
+from topics import Evidence, Profile, Source, decode, encode
 from topics.records import decision_rows
 from topics.records.decision_rows import rounded
+from topics.records.evidence_bytes import evidence_bytes
 
 
 def named(value: bytes) -> Any:
@@ -43,3 +44,18 @@ def in_units(step: Evidence) -> Evidence:
         candidates=tuple(rounded(each) for each in step.candidates),
         promised=rounded(promised) if promised is not None and is_decided else promised,
     )
+
+
+def inputs_as_recorded(asked: Profile, inputs: Inputs, decision: Decision, at: float) -> Inputs:
+    """Inputs of a decision as they are read from the bytes of its evidence."""
+    record = Evidence(
+        "r",
+        "placed",
+        at,
+        "router/a",
+        Source("inference.requests", 0, 0),
+        profile=asked,
+        inputs=inputs,
+        candidates=decision.candidates,
+    )
+    return with_inputs(decode(Evidence, evidence_bytes(record))).inputs

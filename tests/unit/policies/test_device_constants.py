@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 from backtest_cases import FLEET, replay
-from evidence_cases import with_inputs
+from evidence_cases import inputs_as_recorded
 from policy_cases import NOW, a_policy, profile, some_options, status
 
 from policies import FleetView, Inputs, decide
@@ -20,8 +20,7 @@ from policies.hardware.iteration import Job
 from policies.learning.device_constants import DeviceConstants, Measured
 from policies.learning.device_speed import Pace
 from policies.scoring.estimate import estimate, spread_of
-from topics import Evidence, PoolStatus, Source, decode, encode
-from topics.records.evidence_bytes import evidence_bytes
+from topics import PoolStatus, decode, encode
 
 OPTIONS = compile_options(FLEET)
 PLACES = [("premium-eu", 0), ("silicon-us", 1), ("lpddr-eu", 0)]
@@ -160,17 +159,7 @@ def test_a_decision_by_learned_constants_is_the_same_from_its_record() -> None:
     load = PoolLoad(workers=1, constants=(*factors, 0.8))
     inputs = Inputs({"premium": load, "silicon": PoolLoad(workers=1)}, 0.0)
     asked = profile()
-    record = Evidence(
-        "r",
-        "placed",
-        NOW,
-        "router/a",
-        Source("inference.requests", 0, 0),
-        profile=asked,
-        inputs=inputs,
-        candidates=decide(asked, inputs, options, policy, NOW).candidates,
-    )
-    again = with_inputs(decode(Evidence, evidence_bytes(record))).inputs
+    again = inputs_as_recorded(asked, inputs, decide(asked, inputs, options, policy, NOW), NOW)
     assert again == inputs
     found = [decide(asked, each, options, policy, NOW) for each in (inputs, again)]
     assert found[0] == found[1]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from backtest_cases import FLEET, replay
-from evidence_cases import with_inputs
+from evidence_cases import inputs_as_recorded
 from policy_cases import NOW, a_policy, profile, status
 
 from policies import FleetView, Inputs, Option, compile_options, decide
@@ -13,8 +13,7 @@ from policies.config.fleet import OpenAIBackendConfig
 from policies.fleet_state.candidate_load import Standing
 from policies.hardware.replica import OWN_REPLICA_SHARE, TPOT_SHARE
 from policies.scoring.estimate import chance, estimate
-from topics import Evidence, Source, VariantStatus, decode
-from topics.records.evidence_bytes import evidence_bytes
+from topics import VariantStatus
 
 POOL, SMALL, LARGE, WIDE = "silicon-us", "llama-3.1-8b-fp8", "llama-3.1-70b-fp8", 20
 
@@ -95,17 +94,7 @@ def test_a_decision_on_a_pool_that_gathers_is_the_same_from_its_record() -> None
     inputs = Inputs({o.pool: view.load(o.pool) for o in made.by_model[model]}, 0.0)
     assert inputs.loads[POOL].gathered is not None
     decision = decide(asked, inputs, made, policy, NOW)
-    record = Evidence(
-        "r",
-        "placed",
-        NOW,
-        "router/a",
-        Source("inference.requests", 0, 0),
-        profile=asked,
-        inputs=inputs,
-        candidates=decision.candidates,
-    )
-    again = with_inputs(decode(Evidence, evidence_bytes(record))).inputs
+    again = inputs_as_recorded(asked, inputs, decision, NOW)
     assert again.loads[POOL].gathered == inputs.loads[POOL].gathered
     assert decide(asked, again, made, policy, NOW) == decision
 

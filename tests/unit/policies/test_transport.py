@@ -3,15 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from evidence_cases import with_inputs
+from evidence_cases import inputs_as_recorded
 from policy_cases import NOW, a_policy, profile, some_options, status
 
 from policies import FleetView, Inputs, decide
 from policies.fleet_state.candidate_load import PoolLoad, standing_of
 from policies.learning.transport import LONGEST_S, Transport
 from policies.scoring.estimate import estimate
-from topics import Evidence, PoolStatus, Source, decode, encode
-from topics.records.evidence_bytes import evidence_bytes
+from topics import PoolStatus, decode, encode
 
 OPTION = some_options().by_pool["premium"][0]
 
@@ -58,16 +57,6 @@ def test_a_decision_is_the_same_from_its_record() -> None:
     inputs = Inputs({"premium": load, "silicon": PoolLoad(workers=1)}, 0.0)
     asked = replace(profile(), ttft_s=0.35)
     found = decide(asked, inputs, options, policy, NOW)
-    record = Evidence(
-        "r",
-        "placed",
-        NOW,
-        "router/a",
-        Source("inference.requests", 0, 0),
-        profile=asked,
-        inputs=inputs,
-        candidates=found.candidates,
-    )
-    again = with_inputs(decode(Evidence, evidence_bytes(record))).inputs
+    again = inputs_as_recorded(asked, inputs, found, NOW)
     assert again == inputs
     assert decide(asked, again, options, policy, NOW) == found
