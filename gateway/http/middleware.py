@@ -38,16 +38,10 @@ async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamRe
     except ApiError as error:
         response, code = error.response(), error.code
     except UnavailableError as error:
-        message = f"{error}; try again"
-        response = ApiError(
-            503, "unavailable", message, retry_after_s=UNAVAILABLE_RETRY_S
-        ).response()
+        response = _unavailable(str(error))
     except ObjectsError as error:
         logger.warning("files and batches can't be reached: %s", error)
-        message = "files and batches can't be reached now; try again"
-        response = ApiError(
-            503, "unavailable", message, retry_after_s=UNAVAILABLE_RETRY_S
-        ).response()
+        response = _unavailable("files and batches can't be reached now")
     except web.HTTPException as error:
         response = as_api_error(request, error).response()
     except (asyncio.CancelledError, ConnectionError):
@@ -67,6 +61,11 @@ async def answer_in_form(request: web.Request, handler: Handler) -> web.StreamRe
     if not response.prepared:
         response.headers.setdefault("x-request-id", request[REQUEST_ID])
     return response
+
+
+def _unavailable(told: str) -> web.Response:
+    message = f"{told}; try again"
+    return ApiError(503, "unavailable", message, retry_after_s=UNAVAILABLE_RETRY_S).response()
 
 
 async def _admitted(request: web.Request, handler: Handler, gateway: Gateway) -> web.StreamResponse:
