@@ -124,3 +124,15 @@ def test_contents_without_a_record_go(tmp_path: Path, monkeypatch: pytest.Monkey
     store.sweep(NOW + object_files.UPLOAD_S_MAX + 1)
     assert contents(store, whole) == b"text"
     assert len(objects.names(f"files/{tenant}")) == 2
+
+
+def test_what_is_due_stays_where_it_has_become_something(tmp_path: Path) -> None:
+    """As contents stay that have a record, though whoever wrote it died before it said so."""
+    objects, expiries = Objects(f"memory://{tmp_path}"), Expiries(Objects(f"memory://{tmp_path}"))
+    for name in ("kept", "left"):
+        objects.write(name, b"contents")
+        expiries.note(NOW, [name], unless=f"{name}.json")
+    objects.write("kept.json", b"{}")
+    expiries.sweep(NOW + 1)
+    assert objects.read("kept") == b"contents"
+    assert objects.read("left") is None
