@@ -16,6 +16,9 @@ from topics.records.money import NANO
 
 pytestmark = pytest.mark.kafka
 
+# What a busy machine takes to a pool counts in the chance of an SLO; these quotes are of deadlines.
+PATIENT = {"ttft_ms": 60_000, "tpot_ms": 10_000}
+
 
 async def test_a_file_is_quoted_taken_and_charged_no_more_than_was_quoted(
     kafka: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -24,7 +27,7 @@ async def test_a_file_is_quoted_taken_and_charged_no_more_than_was_quoted(
     monkeypatch.setenv("SHUNTER_BOOTSTRAP_SERVERS", kafka)
     monkeypatch.setenv("SHUNTER_TOPIC_PREFIX", prefix)
     file, taken = tmp_path / "requests.jsonl", tmp_path / "taken.jsonl"
-    file.write_bytes(b"\n".join(orjson.dumps(chat(f"r{n}")) for n in range(3)))
+    file.write_bytes(b"\n".join(orjson.dumps(chat(f"r{n}", slo=PATIENT)) for n in range(3)))
     async with System(kafka, prefix, tmp_path) as system:
         system.start_all()
         await system.warm_up()
@@ -54,7 +57,7 @@ async def test_a_file_is_quoted_taken_and_charged_no_more_than_was_quoted(
         assert charged <= menu[0]["cost_usd"] + 1e-12
 
         async def submit(most: str) -> Result:
-            file.write_bytes(orjson.dumps(chat(f"bound-{most}")))
+            file.write_bytes(orjson.dumps(chat(f"bound-{most}", slo=PATIENT)))
             words = ["submit", str(file), "--deadline", "10m", "--quote", most]
             return await asyncio.to_thread(CliRunner().invoke, app, words)
 
@@ -81,7 +84,7 @@ async def test_a_client_of_the_gateway_is_quoted_takes_an_offer_and_gets_it_once
         async with httpx2.AsyncClient(base_url=opened.url, headers=key, timeout=60) as http:
 
             async def post(**shunter: object) -> httpx2.Response:
-                body = asked | {"shunter": shunter}
+                body = asked | {"shunter": {"slo": PATIENT} | shunter}
                 return await http.post("/v1/chat/completions", json=body)
 
             quoted = await post(quote=True, deadline="10m")
@@ -92,7 +95,8 @@ async def test_a_client_of_the_gateway_is_quoted_takes_an_offer_and_gets_it_once
             assert (offer["within_s"], offer["tier"]) == (600.0, "auto")
             other = await http.post(
                 "/v1/chat/completions",
-                json=asked | {"max_tokens": 7, "shunter": {"quote_id": offer["quote_id"]}},
+                json=asked
+                | {"max_tokens": 7, "shunter": {"slo": PATIENT, "quote_id": offer["quote_id"]}},
             )
             assert (other.status_code, other.json()["error"]["code"]) == (422, "quote_altered")
             taken, again = [await post(quote_id=offer["quote_id"]) for _ in range(2)]

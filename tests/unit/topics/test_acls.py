@@ -197,7 +197,8 @@ class TestTheWholeSystemWithTheseRights:
     async def test_a_client_asks_what_it_would_cost(
         self, secured: SecuredKafka, system: System, tmp_path: Path
     ) -> None:
-        (tmp_path / "asked.jsonl").write_bytes(orjson.dumps(chat("asked")))
+        patient = {"ttft_ms": 60_000, "tpot_ms": 10_000}
+        (tmp_path / "asked.jsonl").write_bytes(orjson.dumps(chat("asked", slo=patient)))
         outcome = await asyncio.to_thread(
             *(command, secured, user("client"), "quote", tmp_path / "asked.jsonl"),
             *("--by", "1h", "--json"),
