@@ -19,6 +19,10 @@ BEGINS_MAX = 80
 STEPS_WITHIN_MAX = 25
 STRIKES_MAX = 7
 CUTS_MAX = 3
+# A call of Kafka that takes so long, while its group is rebalanced: what one step waits for its
+# commits is a second (streams/engine/transactor.py), a rebalance waits for four.
+LATE_S = (1.5, 6.0)
+LATE_MAX = 2
 KINDS = {
     "kill": 6,
     "pause": 4,
@@ -58,8 +62,11 @@ class Faults:
             self._cuts = random.Random(world.seed * 7919 + 2)
             for _ in range(self._cuts.choice((0, 0, self._cuts.randint(1, CUTS_MAX)))):
                 self._within.setdefault(self._cuts.randint(1, BEGINS_MAX), "cut")
+            self._late = random.Random(world.seed * 7919 + 3)
+            for _ in range(self._late.choice((0, 0, self._late.randint(1, LATE_MAX)))):
+                self._within.setdefault(self._late.randint(1, BEGINS_MAX), "late")
         else:
-            self._cuts = rng
+            self._cuts = self._late = rng
         self._offsets_lost = rng.choice((0.0, 0.0, 0.3, 1.0))
         self._is_broker_dying = self._is_broker_dead = False
         self._doomed: dict[str, str] = {}
@@ -129,13 +136,15 @@ class Faults:
         elif kind == "leave":
             process.leave("told to")
         else:
-            self._strike_kafka(kind, transactional_id)
+            self._strike_kafka(kind, process, transactional_id)
 
-    def _strike_kafka(self, kind: str, transactional_id: str | None) -> None:
+    def _strike_kafka(self, kind: str, process: "Process", transactional_id: str | None) -> None:
         world = self._world
         if kind == "rebalance":
-            group = self._rng.choice(world.groups.names() or [""])
-            world.spawn(world.groups.of(group).rebalance())
+            self._rebalance(self._rng)
+        elif kind == "late":
+            process.late_s = self._late.uniform(*LATE_S)
+            self._rebalance(self._late)
         elif kind == "broker":
             self._is_broker_dying = True
         elif kind == "abort":
@@ -148,6 +157,10 @@ class Faults:
             world.cluster.compact(world.catalogue.progress)
         else:
             raise ValueError(f"no such fault: {kind}")
+
+    def _rebalance(self, rng: random.Random) -> None:
+        group = rng.choice(self._world.groups.names() or [""])
+        self._world.spawn(self._world.groups.of(group).rebalance())
 
     async def outside(self) -> None:
         """Let a pool be slow for a while, and one die for a while."""

@@ -84,6 +84,8 @@ class Process:
         """So many steps until a fault strikes, which, and in what transaction."""
         self.error: Exception | None = None
         """What the next call of Kafka will raise."""
+        self.late_s = 0.0
+        """Seconds that the next call of Kafka will take."""
         self.is_unanswered = False
         """Whether the next commit will be made, and its answer lost."""
         self.logs: list[SimLog] = []

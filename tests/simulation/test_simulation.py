@@ -110,7 +110,7 @@ ENGINE = {
     "rule 3, what comes late": Broken(
         Rules(transactor=mutants.LeavesLateOnesBehind),
         TWICE,
-        ("rebalance", "pause"),
+        ("late", "late", "late", "pause"),
         seed=388,
         # What is forgotten in the middle of its work.
         defect=NOT_OURS,

@@ -226,6 +226,9 @@ class World:
         if process.error is not None:
             error, process.error = process.error, None
             raise error
+        if process.late_s:
+            late_s, process.late_s = process.late_s, 0.0
+            await asyncio.sleep(late_s)
         draw = self.rng.random()
         if draw > 0.9:
             await asyncio.sleep((draw - 0.9) / 5)
