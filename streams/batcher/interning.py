@@ -1,7 +1,7 @@
 """Interning: values that many held requests share are kept once.
 
 A decoded profile has a string of its own for each of its names, though few differ from request to
-request: 1,020 bytes for a held request beside its payload, 520 with the names, the times of its
+request: 1,200 bytes for a held request beside its payload, 675 with the names, the numbers of its
 class and an empty set of labels shared (`python -m benchmarks --only hold`).
 """
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from topics import Profile
 
-# Classes and tiers are few; the limit keeps others' times from filling the memory.
-_TIMES_MAX = 1000
+# Classes and tiers are few; the limit keeps others' numbers from filling the memory.
+_NUMBERS_MAX = 1000
 
-_times: dict[float, float] = {}
+_numbers: dict[float, float] = {}
 _NO_LABELS: dict[str, str] = {}
 
 
@@ -27,10 +27,11 @@ def share_common(profile: Profile) -> None:
     shared.model = intern(profile.model)
     shared.operation = intern(profile.operation)
     shared.tier = intern(profile.tier)
-    if len(_times) < _TIMES_MAX:
-        same = _times.setdefault
+    if len(_numbers) < _NUMBERS_MAX:
+        same = _numbers.setdefault
         shared.target_chance = same(profile.target_chance, profile.target_chance)
         shared.longest_wait_s = same(profile.longest_wait_s, profile.longest_wait_s)
         shared.window_s = same(profile.window_s, profile.window_s)
+        shared.price_factor = same(profile.price_factor, profile.price_factor)
     if not profile.labels:
         shared.labels = _NO_LABELS

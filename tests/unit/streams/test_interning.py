@@ -12,14 +12,14 @@ def decoded(profile: Profile) -> Profile:
     return decode(Profile, encode(profile))
 
 
-def test_names_times_and_no_labels_are_shared_and_the_profile_is_the_same() -> None:
+def test_names_numbers_and_no_labels_are_shared_and_the_profile_is_the_same() -> None:
     original = replace(make_profile(make_policy()), tenant="a tenant of its own")
     one, other = decoded(original), decoded(original)
     assert one.tenant is not other.tenant
     for profile in (one, other):
         share_common(profile)
     assert one == other == original
-    for name in ("tenant", "task", "model", "tier", "longest_wait_s", "labels"):
+    for name in ("tenant", "task", "model", "tier", "longest_wait_s", "price_factor", "labels"):
         assert getattr(one, name) is getattr(other, name), name
 
 
