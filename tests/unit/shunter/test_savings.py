@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from typing import Any
 
@@ -199,6 +200,7 @@ def test_replays_pay_the_prices_of_the_days_of_the_traffic() -> None:
     assert (first.arrival_s, found.first_at) == (0.0, pytest.approx(START, abs=1.0))
 
 
+@cache
 def report() -> dict[str, Any]:
     """Return the report of thirty requests, a third of which may wait and a third bound."""
     names = ("plain", "summary", "regulated")
@@ -222,7 +224,9 @@ def report() -> dict[str, Any]:
 class TestReport:
     """On thirty requests."""
 
-    found = report()
+    @property
+    def found(self) -> dict[str, Any]:
+        return report()
 
     def test_each_policy_is_compared_with_the_replay_of_this_one(self) -> None:
         policies = self.found["policies"]
