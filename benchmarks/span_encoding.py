@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-from streams.tracing import otlp
+from streams.tracing import otlp_encoding as otlp
 
 SPANS, ROUNDS = 300, 9
 ATTRIBUTES = {f"shunter.attribute_{n}": ("premium-eu" if n % 2 else n * 1.5) for n in range(12)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from streams.tracing import otlp
+from streams.tracing import otlp_encoding as otlp
 from streams.tracing import span_attributes as a
 
 # What a message without a text takes, so that there are not endlessly many of them.

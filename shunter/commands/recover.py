@@ -8,9 +8,9 @@ import typer
 from shunter.client.kafka import note, run
 from shunter.client.submit import producer_of
 from shunter.console import Bootstrap, Prefix, UserError, out, settings_from
+from streams.engine.broken_log_recovery import Recovery, RecoveryError, carry_out, plan
 from streams.engine.clock import SystemClock
 from streams.engine.log import LogError, Partition
-from streams.engine.recovery import Recovery, RecoveryError, carry_out, plan
 from streams.hosting.assembly import introducer_of, make_signer
 from streams.kafka.log import KafkaLog
 from topics import Catalogue, KeyEntry, Settings, encode

@@ -28,9 +28,9 @@ from streams.batcher.prefetch import Prefetch
 from streams.cancellation.index import Cancellations, message_of
 from streams.config.active_policy import DecisionContext
 from streams.engine.clock import Clock
-from streams.engine.defects import log_defect
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
 from streams.engine.stage import Effect, TransactionPlan
+from streams.engine.unexpected_errors import log_unexpected
 from streams.evidence.records import EvidenceWriter, told
 from streams.tracing.telemetry import Telemetry
 from topics import Batch, Hold, Placement, Progress, ResultError
@@ -232,7 +232,7 @@ class Batcher:
                 return self._placer.target(members, now)
             except Exception as error:  # noqa: BLE001 - no record ends a process
                 # They wait on, as if no pool were alive, and end at their deadline at last.
-                log_defect(error, f"no pool can be found for a batch of {held.partition}")
+                log_unexpected(error, f"no pool can be found for a batch of {held.partition}")
                 return None
 
         ending = held.cancelled | held.outside

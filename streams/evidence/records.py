@@ -2,13 +2,12 @@
 
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Unpack
 
-from streams.engine.defects import log_defect
-from streams.engine.log import LogError, Outgoing, Record
+from streams.engine.log import Outgoing, Record
 from streams.engine.stage import Effect
 from streams.engine.text_digests import Digests
+from streams.evidence.dead_letters import as_bad_record, dead_letters
 from streams.evidence.step_details import StepDetails, used_by
 from topics import (
     Catalogue,
@@ -276,7 +275,7 @@ class EvidenceWriter:
         Raises:
             LogError: the error is one of the log, which is no fault of the record.
         """
-        known = _told_of(error)
+        known = as_bad_record(error)
         letter = self.dead_letter(record, known, stage=known.stage, reason=known.reason, now=now)
         if is_accepted and record.unreadable is None:
             try:
@@ -299,7 +298,7 @@ class EvidenceWriter:
         Raises:
             LogError: as ``set_aside``.
         """
-        known = _told_of(error)
+        known = as_bad_record(error)
         letter = self.dead_letter(record, known, stage=known.stage, reason=known.reason, now=now)
         rejection = self.unservable(record, request, known.reason, known.message, now)
         letter.records += rejection.records
@@ -312,41 +311,14 @@ class EvidenceWriter:
 
         If it is too large with the reason added, its key, value and headers are left out.
         """
-        topic, partition = record.partition
         message = getattr(error, "message", None) or str(error)
-        with_reason = partial(
-            h.dead_letter,
-            topic=topic,
-            partition=partition,
-            offset=record.offset,
-            error=error,
-            stage=stage,
-            reason=reason,
+        letter, spare = dead_letters(
+            self.catalogue, record, error=error, stage=stage, reason=reason
         )
-        letters = self.catalogue.dead_letters
-        # A record without key and value can't be written; an empty key means the same.
-        key = b"" if record.key is None and record.value is None else record.key
-        letter = Outgoing(letters, key, record.value, with_reason(record.headers))
-        cut = with_reason([(h.LEFT_OUT, b"key, value and headers")])
-        spare = Outgoing(letters, b"", None, cut)
         evidence = self._evidence(
             record, _name_of(record), "dead_lettered", now, reason=reason, message=message
         )
         return Effect(record, [letter, evidence], is_dead_letter=True, spare=spare)
-
-
-def _told_of(error: Exception) -> BadRecordError:
-    """Convert an error to one of the record; for a defect, log its place.
-
-    Its text is left out: it may hold text of the payload.
-    """
-    if isinstance(error, LogError):
-        raise error
-    if isinstance(error, BadRecordError):
-        return error
-    log_defect(error, "a record can't be handled and is set aside")
-    message = f"Shunter can't handle the record ({type(error).__name__}): please report this defect"
-    return BadRecordError("handle", "unhandled", message)
 
 
 def told(profile: Profile) -> Profile:

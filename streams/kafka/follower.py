@@ -7,8 +7,8 @@ from collections.abc import Collection
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException
 
-from streams.engine.defects import log_defect
 from streams.engine.log import Partition, Record
+from streams.engine.unexpected_errors import log_unexpected
 from streams.kafka.reader import consumer_options, reader
 from streams.kafka.record_batches import records_of, seek_back
 from topics import Settings
@@ -110,7 +110,7 @@ class TopicFollower(ABC):
                 return
             logger.warning("passed over: %s of %s", record.unreadable, record.partition)
         except Exception as error:  # noqa: BLE001 - no record ends a process
-            log_defect(error, f"passed over: offset {record.offset} of {record.partition}")
+            log_unexpected(error, f"passed over: offset {record.offset} of {record.partition}")
         self.set_aside[record.partition.topic] += 1
 
     async def stop(self) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from opentelemetry.util.types import AttributeValue
 
 from policies.scoring.reasons import has_choice, reasons
-from streams.tracing import otlp
+from streams.tracing import otlp_encoding as otlp
 from topics import Candidate, Evidence, Placement
 
 # Encoded attributes of a span; they can be concatenated.

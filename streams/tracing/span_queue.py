@@ -8,7 +8,7 @@ from typing import Protocol
 
 from opentelemetry.sdk.resources import Resource
 
-from streams.tracing import otlp
+from streams.tracing import otlp_encoding as otlp
 
 logger = logging.getLogger(__name__)
 

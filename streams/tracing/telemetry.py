@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind
 
 from streams.engine.log import Record
 from streams.engine.trace_context import Context, traceparent
-from streams.tracing import otlp
+from streams.tracing import otlp_encoding as otlp
 from streams.tracing import span_attributes as a
 from streams.tracing.sampling import Sampling, new_span_id, new_trace_id
 from streams.tracing.span_queue import SpanQueue
@@ -132,7 +132,7 @@ class Telemetry:
             times: start and end, in epoch seconds.
             said: its attributes (``streams/tracing/span_attributes.py``); text of a
                 request only where ``text_max`` allows it.
-            events: encoded (``streams/tracing/otlp.py``); read only if there is room.
+            events: encoded (``streams/tracing/otlp_encoding.py``); read only if there is room.
             links: to spans of other traces, and what they are about (``a.linked``).
             error: code and message of a failure.
         """

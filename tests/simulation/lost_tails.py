@@ -8,8 +8,8 @@ from memory_log import MemoryLog
 from stream_cases import make_key, make_signer
 
 from simulation.requests import PARTITIONS
+from streams.engine.broken_log_recovery import RecoveryError, carry_out, plan
 from streams.engine.log import LogError, Partition, Record
-from streams.engine.recovery import RecoveryError, carry_out, plan
 
 if TYPE_CHECKING:
     from simulation.world import World

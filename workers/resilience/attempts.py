@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from policies import Option
 from streams.engine.clock import Clock
-from streams.engine.defects import log_defect
 from streams.engine.log import LogError
+from streams.engine.unexpected_errors import log_unexpected
 from topics import Profile
 from workers.backends.base import Backend, Call, CallError, Outcome
 from workers.resilience.circuit_breaker import Breakers
@@ -101,7 +101,7 @@ class Attempts:
             except LogError:
                 raise
             except Exception as defect:  # noqa: BLE001 - no request ends a worker
-                log_defect(defect, f"the backend of {call.placement.pool} failed on a request")
+                log_unexpected(defect, f"the backend of {call.placement.pool} failed on a request")
                 message = f"the backend raised {type(defect).__name__}, which no backend should"
                 error = CallError("backend_defect", message, retry="elsewhere", is_pool_fault=True)
             else:

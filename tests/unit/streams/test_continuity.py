@@ -12,9 +12,9 @@ from tiers import seeds
 from worker_cases import ScriptedBackend, make_worker, place
 
 from streams.engine import continuity
+from streams.engine.broken_log_recovery import NothingToRecoverError, RecoveryError, carry_out, plan
 from streams.engine.continuity import BrokenLogError, check_continuity, newest_epoch
 from streams.engine.log import LogError, Outgoing, Partition
-from streams.engine.recovery import NothingToRecoverError, RecoveryError, carry_out, plan
 from streams.engine.stage import Stage
 from streams.engine.transactor import Transactor
 from topics import Progress, decode

@@ -2,7 +2,7 @@
 
 Attributes are encoded where they are made (``streams/tracing/span_attributes.py``), since most of
 them recur, and go into a span as they are. With the messages of the protocol's own library, against
-which ``tests/unit/streams/test_otlp.py`` checks this, a span takes several times as long.
+which ``tests/unit/streams/test_otlp_encoding.py`` checks this, a span takes several times as long.
 
 The encoder never fails on the values of a request or a model server: a number out of range is
 clamped, a lone surrogate replaced.

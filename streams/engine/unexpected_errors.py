@@ -1,4 +1,4 @@
-"""Defects: unexpected errors, logged without their text, which may quote the payload."""
+"""Unexpected errors, logged without their text, which may quote the payload."""
 
 import logging
 import traceback
@@ -7,7 +7,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 
-def log_defect(error: BaseException, what: str) -> None:
+def log_unexpected(error: BaseException, what: str) -> None:
     """Log an unexpected error: its type and where it was raised.
 
     Its text is left out: it may quote the payload.

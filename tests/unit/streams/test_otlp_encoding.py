@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind
 from stream_cases import START, drain
 from trace_cases import TracedYard, read, said_of
 
-from streams.tracing import otlp
+from streams.tracing import otlp_encoding as otlp
 
 SAID: dict[str, Any] = {
     "text": "é", "empty": "", "long": "x" * 20_000, "truth": True, "untruth": False, "zero": 0,
