@@ -7,7 +7,7 @@ from typing import Any
 from policies.config.budgets import Budget
 from policies.config.options import Options
 from policies.config.policy import Policy
-from policies.placement.books import Beyond, Books
+from policies.placement.books import Books, BudgetExceeded
 from policies.placement.decide import Decision
 from policies.placement.inputs import Inputs
 from policies.placement.reservation import amounts_of, beyond_budget
@@ -34,7 +34,7 @@ class ReplayAccounts:
             return decision, profile
         amounts = amounts_of(profile, decision, inputs, self._options, self._policy, None)
         found = self._books.reserve(counted, amounts, 0, now)
-        if isinstance(found, Beyond):
+        if isinstance(found, BudgetExceeded):
             self._refuse(found, counted, now)
             return beyond_budget(decision, found), profile
         self._limits |= zip(found.accounts, (budget for _, _, budget in counted), strict=True)
@@ -66,7 +66,7 @@ class ReplayAccounts:
             }
 
     def _refuse(
-        self, beyond: Beyond, counted: Sequence[tuple[str, str, Budget]], now: float
+        self, beyond: BudgetExceeded, counted: Sequence[tuple[str, str, Budget]], now: float
     ) -> None:
         for rule, owner, budget in counted:
             if (rule, budget.window_s) == (beyond.rule, beyond.window_s):

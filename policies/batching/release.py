@@ -10,7 +10,7 @@ from policies.config.options import Option, Options
 from policies.config.order import ranks_of
 from policies.config.plugins import priced_by, refused_by
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
+from policies.fleet_state.candidate_load import OptionState, PoolLoad, standing_in
 from policies.quality.sampling import minds_drift
 from policies.scoring.candidates import Offers, SecondTries, choose
 from policies.scoring.constraints import certain_tokens, refusal
@@ -186,7 +186,7 @@ def _score(offers: Offers, second_tries: SecondTries, first: Profile, policy: Po
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    standing: Standing
+    standing: OptionState
     policy: Policy
     members: int
     now: float

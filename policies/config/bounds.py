@@ -6,7 +6,7 @@ from pydantic import AfterValidator, model_validator
 
 from policies.config.budgets import Budget, check_windows
 from policies.config.schema import Declaration
-from policies.config.serving import Grown
+from policies.config.serving import ExtendedDeclaration
 
 Budgets = Annotated[tuple[Budget, ...], AfterValidator(check_windows)]
 
@@ -23,7 +23,7 @@ class Bound(Declaration):
     data_classes: tuple[str, ...] | None = None
 
 
-class APIKey(Grown):
+class APIKey(ExtendedDeclaration):
     """An API key as a policy knows it, by its id; the key itself is the gateway's."""
 
     added: ClassVar[frozenset[str]] = frozenset({"budgets"})

@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, StringConstraints
 
 from policies.config.bounds import NOT_BOUND, Bound
 from policies.config.schema import Declaration
-from policies.config.serving import Grown
+from policies.config.serving import ExtendedDeclaration
 
 COMPARE = r"^(labels|tool_calls|greedy|tokens|embedding|judge:[a-z][a-z0-9_-]{0,62})$"
 Chance = Annotated[float, Field(gt=0, lt=1)]
@@ -34,7 +34,7 @@ class ClassWatch(Declaration):
     """Time after which a second run is given up."""
 
 
-class WorkloadClass(Grown):
+class WorkloadClass(ExtendedDeclaration):
     """Defaults of one class of requests, where the request itself gives no value."""
 
     added: ClassVar[frozenset[str]] = frozenset(
@@ -79,7 +79,7 @@ class WorkloadClass(Grown):
     lower it."""
 
 
-class Tier(Grown):
+class Tier(ExtendedDeclaration):
     """Changes that a ``service_tier`` makes to the class; None changes nothing."""
 
     added: ClassVar[frozenset[str]] = frozenset({"price_factor"})

@@ -32,7 +32,7 @@ from policies.config.schema import (
     validate_mapping,
 )
 from policies.config.series import Series
-from policies.config.serving import Grown, KVPrecision, Times
+from policies.config.serving import ExtendedDeclaration, KVPrecision, Times
 from policies.hardware.roofline import MEMORY_UTILIZATION
 
 __all__ = [
@@ -65,7 +65,7 @@ _ServedName = Annotated[str, Field(min_length=1, max_length=256)]
 _File = Annotated[str, Field(min_length=1, max_length=4_096)]
 
 
-class Serve(Grown):
+class Serve(ExtendedDeclaration):
     """One model variant that a pool serves: the model's weights at one precision.
 
     `max_batch` is the most sequences that run together on one replica. A replica is
@@ -88,7 +88,7 @@ class Serve(Grown):
     """Where the figure is from."""
 
 
-class SimulatedBackendConfig(Grown):
+class SimulatedBackendConfig(ExtendedDeclaration):
     """A simulated accelerator, which answers after the time that the roofline gives.
 
     `time_scale` 10 answers ten times as fast. `times` are factors on what its devices take, which
@@ -134,7 +134,7 @@ _PROVIDERS = {
 }
 
 
-class OpenAIBackendConfig(Grown):
+class OpenAIBackendConfig(ExtendedDeclaration):
     """A model server with the OpenAI API, such as vLLM, SGLang, TGI, llama.cpp or a vendor's.
 
     `api_key_env` names the environment variable that holds the key. `served_name` gives the
@@ -211,7 +211,7 @@ Backend = Annotated[
 ]
 
 
-class Pool(Grown):
+class Pool(ExtendedDeclaration):
     """Equal devices in one region; every variant is resident on each replica.
 
     `usd_per_hour`, for one device, overrides the device's. With a `token_price` its work is paid by

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from policies.config.schema import cross_field_error, did_you_mean
-from policies.config.serving import Grown, Serving, Share
+from policies.config.serving import ExtendedDeclaration, Serving, Share
 
 Kind = Literal["premium_gpu", "inference_silicon", "lpddr_board", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4", "mxfp4", "int4"]
@@ -74,7 +74,7 @@ SPEED_FIELDS = frozenset({"memory_gb", "memory_bandwidth_tb_s", "tflops", "link_
 """Of a device: those whose assumption makes a predicted latency one."""
 
 
-class Device(Grown):
+class Device(ExtendedDeclaration):
     """One accelerator, or one CPU socket with its memory.
 
     `memory_gb` is in 10^9 bytes. Vendors print some capacities in 2^30 bytes and name both GB;
@@ -202,7 +202,7 @@ class Device(Grown):
         return self.tflops[computed_in] * 1e12
 
 
-class Model(Grown):
+class Model(ExtendedDeclaration):
     """A model as it was published, independent of the precision it is served at.
 
     The size of the KV cache follows from `kv_heads` and `head_dim`; where it doesn't (latent
@@ -292,7 +292,7 @@ class Model(Grown):
         return self.weights_bytes(precision) * (self.active_parameters_b / self.parameters_b)
 
 
-class HardwareCatalogue(Grown):
+class HardwareCatalogue(ExtendedDeclaration):
     """Devices and models by name, and named constants of servers that devices may refer to."""
 
     added: ClassVar[frozenset[str]] = frozenset({"serving"})

@@ -9,7 +9,7 @@ from policies.config.hardware import Device, NonNegative, Positive
 from policies.config.prices import TokenPrice
 from policies.config.schema import did_you_mean
 from policies.config.series import Series
-from policies.config.serving import Grown
+from policies.config.serving import ExtendedDeclaration
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 """Pool names become parts of topic names, regions parts of labels."""
@@ -19,7 +19,7 @@ Found = tuple[tuple[str | int, ...], Any, str]
 """A problem: path below the fleet, value there, message."""
 
 
-class Region(Grown):
+class Region(ExtendedDeclaration):
     """Price and emissions of energy in a region, for pools whose site says nothing else."""
 
     added: ClassVar[frozenset[str]] = frozenset({"usd_per_kwh", "gco2_per_kwh"})

@@ -31,7 +31,7 @@ from policies.config.schema import (
     did_you_mean,
     parse_declaration,
 )
-from policies.config.serving import Grown
+from policies.config.serving import ExtendedDeclaration
 from topics import Profile
 
 DEFAULT_CLASS = "default_class"
@@ -55,7 +55,7 @@ class DataClass(Declaration):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
-class TenantLimits(Grown):
+class TenantLimits(ExtendedDeclaration):
     """Limits on a tenant's use of the system."""
 
     added: ClassVar[frozenset[str]] = frozenset({"bound", "budgets", "needs_key", "watch"})
@@ -120,7 +120,7 @@ class Estimates(Declaration):
     """Time a direct request spends in Kafka on its way to the device and back."""
 
 
-class Policy(Versioned, Grown):
+class Policy(Versioned, ExtendedDeclaration):
     """The whole policy. Its version is the digest of its content."""
 
     added: ClassVar[frozenset[str]] = frozenset({"keys", "order", "never", "recognize", "quotes"})

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from policies.config.curves import MINUTES_OF_DAY, Curve, Steps, Week
 from policies.config.hardware import NonNegative
 from policies.config.schema import Declaration
-from policies.config.serving import Grown
+from policies.config.serving import ExtendedDeclaration
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -31,7 +31,7 @@ class Hours(Declaration):
     value: NonNegative
 
 
-class Series(Grown):
+class Series(ExtendedDeclaration):
     """A value by time: one for always, one by the hours of the week, or one from each time on.
 
     Exactly one of `value` (with or without `windows`), `steps` and `file` says it. Of windows that

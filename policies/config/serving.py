@@ -19,7 +19,7 @@ Factor = Annotated[float, Field(strict=True, ge=1 / FACTOR_MAX, le=FACTOR_MAX)]
 KVPrecision = Literal["bf16", "fp8"]
 
 
-class Grown(Declaration):
+class ExtendedDeclaration(Declaration):
     """A declaration that has gained fields; while they keep their defaults it is dumped without.
 
     So an older file keeps its version, and an older Shunter can read it.

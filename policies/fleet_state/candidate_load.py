@@ -57,7 +57,7 @@ class _Standings:
     __slots__ = ("_corrected", "_standings", "_worked_until", "rows")
 
     _corrected: dict[str, tuple[Option, Roofline]]
-    _standings: "dict[str, Standing]"
+    _standings: "dict[str, OptionState]"
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
     _worked_until: float | None
 
@@ -140,7 +140,7 @@ class PoolLoad(_Standings):
             self._corrected[option.variant] = found
         return found[1]
 
-    def standing(self, option: Option) -> "Standing":
+    def standing(self, option: Option) -> "OptionState":
         """Return the standing of the pool's option; the same until the load changes."""
         found = self._standings.get(option.variant)
         if found is None or found.option is not option:
@@ -172,7 +172,7 @@ class PoolLoad(_Standings):
 
 
 @dataclass(slots=True)
-class Standing:
+class OptionState:
     """The state of one option under one load. Times in seconds.
 
     Attributes:
@@ -247,7 +247,7 @@ class Standing:
         return found
 
 
-def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
+def _terms(standing: OptionState, members: int, fills_gaps: bool) -> EstimateTerms:
     option, running = standing.option, standing.running
     roofline, max_batch = standing.roofline, option.max_batch
     sequences = min(max_batch, running // standing.replicas + members)
@@ -296,7 +296,7 @@ def _terms(standing: Standing, members: int, fills_gaps: bool) -> EstimateTerms:
     )
 
 
-def standing_of(option: Option, load: PoolLoad) -> Standing:
+def standing_of(option: Option, load: PoolLoad) -> OptionState:
     """Return the standing of the option under this load of its pool."""
     running = load.running_by_variant.get(option.variant, 0)
     replicas = max(1, load.workers) * option.replicas
@@ -312,7 +312,7 @@ def standing_of(option: Option, load: PoolLoad) -> Standing:
         each, own_s = -(-running // max(1, load.workers)), mixed_step_s(option, load, running)
         found = company(option, each, own_s, load.gathered)
         others_s *= found.others_share
-    return Standing(
+    return OptionState(
         option=option,
         roofline=load.roofline(option),
         obstacle=load.obstacle(option.variant)
@@ -366,7 +366,7 @@ def _pace(option: Option, load: PoolLoad) -> float:
 NOBODY = PoolLoad()
 
 
-def standing_in(loads: Mapping[str, PoolLoad], option: Option) -> Standing:
+def standing_in(loads: Mapping[str, PoolLoad], option: Option) -> OptionState:
     """Return an option's standing under loads by pool name; a missing pool has no load."""
     load = loads.get(option.pool)
     return standing_of(option, NOBODY) if load is None else load.standing(option)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from policies.config.options import ModelOptions
-from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
+from policies.fleet_state.candidate_load import OptionState, PoolLoad, standing_in
 
 
 class ServedLoads:
@@ -26,7 +26,7 @@ class ServedLoads:
     def __init__(self, serving: ModelOptions, loads: Mapping[str, PoolLoad]) -> None:
         self.serving = serving
         self.loads: dict[str, PoolLoad] = {}
-        self.standings: list[Standing] = [standing_in({}, option) for option in serving.options]
+        self.standings: list[OptionState] = [standing_in({}, option) for option in serving.options]
         self.rows: list[Any] = [None] * len(serving.numbering.pools)
         self.unwritten = dict(serving.numbering.pools)
         self._all = loads

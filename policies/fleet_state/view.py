@@ -9,8 +9,8 @@ from policies.fleet_state.candidate_load import (
     NOBODY,
     NOTHING,
     Learned,
+    OptionState,
     PoolLoad,
-    Standing,
     mixed_step_s,
     running_step_s,
     standing_in,
@@ -116,7 +116,7 @@ class FleetView:
         """Return a pool's load; empty without workers."""
         return self._loads.get(pool, NOBODY)
 
-    def standing(self, option: Option) -> Standing:
+    def standing(self, option: Option) -> OptionState:
         """Return an option's standing; the same until the load of its pool changes."""
         return standing_in(self._loads, option)
 

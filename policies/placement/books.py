@@ -19,7 +19,7 @@ Counted = tuple[str, str, Budget]
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
+class BudgetExceeded:
     """A request that a budget has no room for. ``unit`` is the name of one of its limits.
 
     ``retry_at`` is when the last of the windows that are full ends, epoch seconds; None where the
@@ -63,7 +63,7 @@ class Books:
 
     def reserve(
         self, counted: Sequence[Counted], amounts: Amounts, home: int, now: float
-    ) -> Reservation | Beyond:
+    ) -> Reservation | BudgetExceeded:
         """Keep amounts for a request in all its budgets, or in none if one has no room.
 
         Args:
@@ -73,7 +73,7 @@ class Books:
             now: epoch seconds.
         """
         accounts = []
-        full: list[Beyond] = []
+        full: list[BudgetExceeded] = []
         for rule, owner, budget in counted:
             account = self._account(rule, owner, budget.window_s, now)
             accounts.append(account)
@@ -130,7 +130,7 @@ class Books:
         self._states[state.account] = state
         self._changed[state.account] = None
 
-    def _beyond(self, account: Account, budget: Budget, amounts: Amounts) -> Beyond | None:
+    def _beyond(self, account: Account, budget: Budget, amounts: Amounts) -> BudgetExceeded | None:
         state = self.state(account)
         taken = state.reserved.plus(state.used).plus(amounts)
         nano_usd = None if budget.usd is None else nano_of(budget.usd)
@@ -145,12 +145,12 @@ class Books:
             if limit is None or wants <= limit:
                 continue
             retry_at = None if one > limit else account.ends_at
-            found = Beyond(account.rule, account.owner, account.window_s, unit, retry_at)
+            found = BudgetExceeded(account.rule, account.owner, account.window_s, unit, retry_at)
             if retry_at is None:
                 return found
         return found
 
 
-def _last(full: Sequence[Beyond]) -> Beyond:
+def _last(full: Sequence[BudgetExceeded]) -> BudgetExceeded:
     """Return what a request has to wait for longest; for ever, where a whole window is less."""
     return max(full, key=lambda each: (each.retry_at is None, each.retry_at or 0.0))

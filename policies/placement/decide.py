@@ -8,7 +8,7 @@ from policies.config.options import ModelOptions, Option, Options
 from policies.config.order import rank, ranks_of
 from policies.config.plugins import Extension, priced_by, refused_by
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import Standing
+from policies.fleet_state.candidate_load import OptionState
 from policies.fleet_state.sessions import Credit
 from policies.placement.inputs import Inputs
 from policies.quality.sampling import minds_drift
@@ -150,7 +150,7 @@ def _promised(offers: Offers, best: int, elapsed_s: float) -> Envelope:
 
 
 def _codes(
-    profile: Profile, model: ModelOptions, standings: Sequence[Standing], policy: Policy
+    profile: Profile, model: ModelOptions, standings: Sequence[OptionState], policy: Policy
 ) -> Sequence[str | None]:
     """Return the reason code of each option that may not serve the request now, else None.
 
@@ -184,7 +184,7 @@ def _codes(
 def _within_limits(
     offers: Offers,
     profile: Profile,
-    standings: Sequence[Standing],
+    standings: Sequence[OptionState],
     codes: Sequence[str | None],
     now: float,
 ) -> tuple[Offers, Sequence[str | None]]:
@@ -207,7 +207,7 @@ def _within(
     offers: Offers,
     kept: Sequence[int],
     limit: str,
-    standings: Sequence[Standing],
+    standings: Sequence[OptionState],
     codes: Sequence[str | None],
 ) -> tuple[Offers, list[str | None]]:
     """Return the offers within a limit, and the codes with those of options that have none."""
@@ -221,7 +221,7 @@ def _within(
 
 
 def _visits(
-    profile: Profile, inputs: Inputs, standings: Sequence[Standing], policy: Policy
+    profile: Profile, inputs: Inputs, standings: Sequence[OptionState], policy: Policy
 ) -> list[Visit]:
     """Return the ways to use these: to go to each now, and to wait for company there."""
     if not profile.batchable and inputs.credit is None:
@@ -238,14 +238,14 @@ def _visits(
     return visits
 
 
-def _cached_tokens(credit: Credit | None, standing: Standing) -> int:
+def _cached_tokens(credit: Credit | None, standing: OptionState) -> int:
     option = standing.option
     if credit is None or credit.pool != option.pool or credit.variant != option.variant:
         return 0
     return int(credit.tokens * standing.learned.reuse)
 
 
-def _hold(profile: Profile, rate_per_s: float, standing: Standing, policy: Policy) -> Visit:
+def _hold(profile: Profile, rate_per_s: float, standing: OptionState, policy: Policy) -> Visit:
     limit = batch_limit(profile, standing.option, policy.windows.members_max)
     others = min(limit - 1, int(rate_per_s * profile.window_s))
     # Without company it waits for the whole window.

@@ -11,7 +11,7 @@ from policies.batching.release import find_target
 from policies.batching.windows import Release, windows_of
 from policies.config.options import ModelOptions, Options
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import PoolLoad, Standing, standing_in
+from policies.fleet_state.candidate_load import OptionState, PoolLoad, standing_in
 from policies.fleet_state.served_loads import ServedLoads
 from policies.fleet_state.sessions import Credit
 from policies.scoring.situation import Situation
@@ -49,7 +49,7 @@ class Inputs:
         rows = _rows(self.loads, tables, frozenset(tables.variants) or None)
         return RecordedInputs(rows, plain(self.arrivals_per_s), _credit_row(self.credit))
 
-    def standings(self, serving: ModelOptions) -> Sequence[Standing]:
+    def standings(self, serving: ModelOptions) -> Sequence[OptionState]:
         """Return the standings of the options that serve the model, in their order."""
         return [standing_in(self.loads, option) for option in serving.options]
 
@@ -71,7 +71,7 @@ class LiveInputs(Inputs):
         self._served = served
         self._rows: list[Any] | None = None
 
-    def standings(self, serving: ModelOptions) -> Sequence[Standing]:
+    def standings(self, serving: ModelOptions) -> Sequence[OptionState]:
         """Return them, each as it was made when its load last changed."""
         known = self._served
         return known.standings if serving is known.serving else super().standings(serving)

@@ -6,7 +6,7 @@ from policies.config.options import Option, Options
 from policies.config.policy import Policy
 from policies.config.prices import nano_of
 from policies.fleet_state.candidate_load import standing_in
-from policies.placement.books import Beyond
+from policies.placement.books import BudgetExceeded
 from policies.placement.decide import Decision
 from policies.placement.inputs import Inputs
 from policies.scoring.constraints import has_lane, refusal
@@ -75,7 +75,7 @@ def _dearest(option: Option, profile: Profile) -> float:
     return max(option.tariff.factors(profile.routed_at, profile.deadline))
 
 
-def beyond_budget(decision: Decision, beyond: Beyond) -> Decision:
+def beyond_budget(decision: Decision, beyond: BudgetExceeded) -> Decision:
     """Return the rejection of a request that a budget has no room for."""
     whose = f"the budget in {beyond.unit} of {beyond.rule}"
     if beyond.rule == "default_tenant":

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from policies.config.options import Option
 from policies.config.policy import Policy
-from policies.fleet_state.candidate_load import Learned, Standing
+from policies.fleet_state.candidate_load import Learned, OptionState
 from policies.fleet_state.estimate_terms import DecodeStep
 from policies.hardware.replica import TPOT_SHARE
 from topics import Candidate, LatencyError, Profile
@@ -45,7 +45,7 @@ Figures = tuple[float, float, float, float, float, float, float]
 """The values of an `Estimate`. A router has one for each candidate of each request, and makes a
 plain tuple in a tenth of the time of a named one."""
 
-Visit = tuple[Standing, CandidatePath, int, float, int]
+Visit = tuple[OptionState, CandidatePath, int, float, int]
 """A way to serve a request: standing, path, members (that many like requests are sent together),
 ``wait_s`` until then, and the tokens of the prompt that are likely cached: they cost nothing.
 Latencies are those without them, see `count_cached`."""
@@ -53,7 +53,7 @@ Latencies are those without them, see `count_cached`."""
 
 def estimate(
     profile: Profile,
-    standing: Standing,
+    standing: OptionState,
     transport_s: float,
     members: int = 1,
     wait_s: float = 0.0,
@@ -67,7 +67,7 @@ def estimate(
 def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list[Figures]:
     """Return the estimate of each visit.
 
-    Cost is that of the marginal device time, see `Standing.terms`, or of the tokens, times the
+    Cost is that of the marginal device time, see `OptionState.terms`, or of the tokens, times the
     tier's factor. Latencies are those of a pool whose replicas share its work evenly or, where it
     gathers it, of the fullest replica on which the SLO holds; the members' prefills follow each
     other, and other variants on the device take turns with this one.
@@ -136,7 +136,7 @@ def estimates(profile: Profile, visits: list[Visit], transport_s: float) -> list
 
 def _in_company(
     profile: Profile,
-    standing: Standing,
+    standing: OptionState,
     crowd: DecodeStep,
     mixed_s: float,
     spread: tuple[float, float],
@@ -168,7 +168,7 @@ def _step_s(
     return (compute_s if compute_s > memory_s else memory_s) + overhead_s
 
 
-def scarcity(standing: Standing, policy: Policy) -> float:
+def scarcity(standing: OptionState, policy: Policy) -> float:
     """Return the shadow price: the factor on a place's cost because few are left.
 
     A place that another request could use is worth what that one then pays elsewhere. A price that
@@ -188,7 +188,7 @@ def batch_limit(profile: Profile, option: Option, members_max: int) -> int:
     return max(1, min(members_max, option.max_batch, option.kv_capacity_tokens // tokens))
 
 
-def room(standing: Standing) -> int:
+def room(standing: OptionState) -> int:
     """Return how many more sequences fit beside the running ones without waking a replica.
 
     The pool gathers a variant's sequences (`policies.hardware.replica`), so running ones are
@@ -201,7 +201,7 @@ def room(standing: Standing) -> int:
     return -standing.running % places
 
 
-def spread_of(standing: Standing, policy: Policy) -> float:
+def spread_of(standing: OptionState, policy: Policy) -> float:
     """Return the standard deviation of ln(actual / predicted) if no errors were learned.
 
     An estimate of a device that nobody has measured errs more, until its pool has.

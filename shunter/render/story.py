@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from streams.live.story import Grid, Told, tell
+from streams.live.story import Grid, StoryStep, tell
 from topics import Evidence
 from topics.terminal_text import visible, visible_line
 
@@ -44,7 +44,7 @@ def story(evidence: Sequence[Evidence]) -> RenderableType:
     return Group(*parts)
 
 
-def _heading(step: Told) -> Text:
+def _heading(step: StoryStep) -> Text:
     line = Text(f"{step.clock}  +{step.since_s:.3f} s  ", style="dim")
     line.append(step.step, style=f"not dim bold {STYLES.get(step.step, BAD_STYLE)}")
     if step.reason:
@@ -53,7 +53,7 @@ def _heading(step: Told) -> Text:
     return line
 
 
-def _details(step: Told) -> Iterator[RenderableType]:
+def _details(step: StoryStep) -> Iterator[RenderableType]:
     yield _facts(step.facts)
     if step.envelopes is not None:
         table = _grid(step.envelopes)

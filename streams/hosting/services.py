@@ -22,7 +22,7 @@ from mode import Service, Worker
 
 from streams.engine.concurrency import wait_for_all
 from streams.engine.transactor import Transactor
-from streams.hosting.web import Asked, View
+from streams.hosting.web import View, WebRequest
 from streams.kafka.follower import TopicFollower
 from streams.kafka.rebalance_patch import NameLostError
 from streams.kafka.refused_rights import REFUSED_RIGHTS
@@ -252,7 +252,7 @@ def _add_page(app: faust.App, path: str, page: Page) -> None:
 def _add_view(app: faust.App, path: str, answer: View) -> None:
     @app.page(path)  # type: ignore[untyped-decorator]
     async def show(view: Any, request: Any) -> Any:
-        found = await answer(Asked(request.query, request.headers))
+        found = await answer(WebRequest(request.query, request.headers))
         return view.bytes(
             found.content,
             content_type=found.content_type,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WebRequest:
     """A request to the web server: the query of its address, and its headers."""
 
     query: Mapping[str, str]
@@ -22,4 +22,4 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-View = Callable[[Asked], Awaitable[Answer]]
+View = Callable[[WebRequest], Awaitable[Answer]]

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from policies import Options, Policy, Situation
 from streams.engine.clock import Clock
 from streams.engine.log import LogError
-from streams.hosting.web import Answer, Asked, View
+from streams.hosting.web import Answer, View, WebRequest
 from streams.live.evidence_search import SEARCH_S_MAX, Search, find_evidence
 from streams.live.on_demand_view import OnDemandView
 from streams.live.story import tell
@@ -84,7 +84,7 @@ class LivePage:
         }
 
     def _checked(self, view: View) -> View:
-        async def answer(asked: Asked) -> Answer:
+        async def answer(asked: WebRequest) -> Answer:
             if not _is_for_us(asked, self._settings.web_host):
                 return _told(
                     403, "this page answers on this machine, to itself: open it as localhost"
@@ -93,10 +93,10 @@ class LivePage:
 
         return answer
 
-    async def _view(self, _asked: Asked) -> Answer:
+    async def _view(self, _asked: WebRequest) -> Answer:
         return _json(200, self.on_demand.look())
 
-    async def _story(self, asked: Asked) -> Answer:
+    async def _story(self, asked: WebRequest) -> Answer:
         request_id = asked.query.get("id", "").strip()
         if not 0 < len(request_id) <= ID_CHARACTERS_MAX:
             return _told(400, f"the id of a request has 1 to {ID_CHARACTERS_MAX} characters")
@@ -127,7 +127,7 @@ def _not_found(request_id: str, found: Search) -> str:
     )
 
 
-def _is_for_us(asked: Asked, web_host: str) -> bool:
+def _is_for_us(asked: WebRequest, web_host: str) -> bool:
     """Return whether a request is meant for this server, and not from another site's page.
 
     A site whose name was pointed here (DNS rebinding) could read our answers; it names itself in
@@ -155,7 +155,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _file(content_type: str, content: bytes) -> View:
-    async def answer(_asked: Asked) -> Answer:
+    async def answer(_asked: WebRequest) -> Answer:
         return Answer(content_type, content, headers=HEADERS)
 
     return answer

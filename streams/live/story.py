@@ -59,7 +59,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StoryStep:
     """One step. ``clock`` is the time of day (UTC), ``since_s`` counts from the first step.
 
     ``reason`` is a stable code, ``words`` explain it if the code alone does not.
@@ -82,7 +82,7 @@ class Story:
 
     request_id: str
     facts: Facts
-    steps: tuple[Told, ...]
+    steps: tuple[StoryStep, ...]
     versions: str
 
 
@@ -124,10 +124,10 @@ def _any(values: Iterable[str | None]) -> str | None:
     return next((value for value in values if value), None)
 
 
-def _told(step: Evidence, first_at: float, *, show_versions: bool) -> Told:
+def _told(step: Evidence, first_at: float, *, show_versions: bool) -> StoryStep:
     source, fallback, leader = step.source, step.fallback, step.decided_with
     versions = _versions(step.policy_version, step.fleet_version) if show_versions else ""
-    return Told(
+    return StoryStep(
         clock=f"{datetime.fromtimestamp(step.at, UTC):%H:%M:%S.%f}"[:-3],
         since_s=step.at - first_at,
         step=step.step,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from zlib import crc32
 
 from policies import Inputs, Situation
-from policies.placement.books import Beyond, Books
+from policies.placement.books import Books, BudgetExceeded
 from policies.placement.decide import Decision
 from policies.placement.reservation import amounts_of, beyond_budget
 from streams.engine.log import Log, LogError, Outgoing, Partition, Record
@@ -123,7 +123,7 @@ class Accounts:
         # By a clock that is behind, a window could be opened again that is closed.
         at = max(now, self._heard_at[partition.number])
         found = books.reserve(counted, amounts, partition.number, at)
-        if isinstance(found, Beyond):
+        if isinstance(found, BudgetExceeded):
             return beyond_budget(decision, found), profile
         return decision, replace(profile, reserved=found)
 

@@ -10,7 +10,7 @@ from policy_cases import POLICY, PROPERTY, a_policy
 
 from policies import DeclarationError
 from policies.config.budgets import Budget
-from policies.placement.books import KEPT_S, SWEEP_EVERY_S, Beyond, Books
+from policies.placement.books import KEPT_S, SWEEP_EVERY_S, Books, BudgetExceeded
 from topics.records.money import Amounts, BudgetState, Reservation, Settlement
 
 BUDGETED = (
@@ -26,13 +26,13 @@ default_tenant: {budgets: [{window_s: 60, requests: 100}]}
 HOUR = Budget(window_s=3600.0, requests=10, tokens=1000, usd=0.000001, wh=0.0000015)
 
 
-def kept(found: Reservation | Beyond) -> Reservation:
+def kept(found: Reservation | BudgetExceeded) -> Reservation:
     assert isinstance(found, Reservation)
     return found
 
 
-def beyond(found: Reservation | Beyond) -> Beyond:
-    assert isinstance(found, Beyond)
+def beyond(found: Reservation | BudgetExceeded) -> BudgetExceeded:
+    assert isinstance(found, BudgetExceeded)
     return found
 
 

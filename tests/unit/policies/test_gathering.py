@@ -10,7 +10,7 @@ from policy_cases import NOW, a_policy, profile, status
 from policies import FleetView, Inputs, Option, compile_options, decide
 from policies.backtest.scores import calibration_of
 from policies.config.fleet import OpenAIBackendConfig
-from policies.fleet_state.candidate_load import Standing
+from policies.fleet_state.candidate_load import OptionState
 from policies.hardware.replica import OWN_REPLICA_SHARE, TPOT_SHARE
 from policies.scoring.estimate import chance, estimate
 from topics import VariantStatus
@@ -25,7 +25,7 @@ def options(**changes: object) -> tuple[Option, ...]:
     return compile_options(fleet).by_pool[POOL]
 
 
-def standing(found: tuple[Option, ...], variant: str, running: dict[str, int]) -> Standing:
+def standing(found: tuple[Option, ...], variant: str, running: dict[str, int]) -> OptionState:
     view = FleetView(compile_options(FLEET.model_copy(update={"pools": {}})))
     view = view.under(replace(compile_options(FLEET), by_pool={POOL: found}))
     told = {name: VariantStatus(running=count) for name, count in running.items()}

@@ -8,7 +8,7 @@ import pytest
 from live_cases import OPTIONS, POLICY
 
 from streams.engine.clock import SystemClock
-from streams.hosting.web import Answer, Asked
+from streams.hosting.web import Answer, WebRequest
 from streams.live.page import LivePage
 from topics import Settings
 
@@ -21,7 +21,7 @@ def page(**settings: Any) -> LivePage:
 
 async def answer(path: str, of: LivePage | None = None, **headers: str) -> Answer:
     name, _, query = path.partition("?id=")
-    asked = Asked({"id": query} if query else {}, {"Host": "localhost:8080"} | headers)
+    asked = WebRequest({"id": query} if query else {}, {"Host": "localhost:8080"} | headers)
     return await (of or page()).views()[name](asked)
 
 
