@@ -52,7 +52,10 @@ async def bench(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
             system.start_all()
             async with door(system) as opened, opened.client() as client:
                 # However long the processes take to start.
-                await client.chat.completions.create(model=MODEL, messages=HI)
+                patience = {"X-Shunter-Deadline": "5m"}
+                await client.chat.completions.create(
+                    model=MODEL, messages=HI, extra_headers=patience
+                )
                 yield Bench(system, opened, server, client)
 
 
