@@ -27,7 +27,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
-from gateway_cases import KEY, MODEL, Door, door, fleet
+from gateway_cases import KEY, MODEL, Door, door, fleet, warm_up
 from model_server import Exchange, ModelServer, good
 from running_system import System
 from stream import quantiles, running, show
@@ -173,7 +173,8 @@ async def run(seconds: float, *, by_rate: bool) -> Any:
         env = {"SHUNTER_GATEWAY_KEYS": str(_limited(system))}
         found = {}
         async with door(system, SHUNTER_GATEWAY_OPEN_MAX=str(OPEN_MAX), **env) as opened:
-            await _warm(opened)
+            async with opened.client() as client:
+                await warm_up(client)
             clients = await crowd(opened, KEY, seconds, TIMES * CAPACITY_PER_S)
             # The pool as it was: what it did more slowly than it should is nobody's waiting.
             each_s = pool.service_s()
@@ -206,14 +207,6 @@ def _limited(system: System) -> Path:
     found = system.directory / "keys.yaml"
     found.write_text(yaml.safe_dump({"keys": keys}))
     return found
-
-
-async def _warm(opened: Door) -> None:
-    """Wait until there is an answer, however long the processes take to start."""
-    async with opened.client() as client:
-        await client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "hi"}]
-        )
 
 
 def beyond(found: Any) -> list[str]:

@@ -106,6 +106,15 @@ async def door(system: System, **env: str) -> AsyncIterator[Door]:
             assert await asyncio.to_thread(process.wait, 20) == 0, system.logs()
 
 
+async def warm_up(client: AsyncOpenAI) -> None:
+    """Wait until there is an answer, however long the processes take to start."""
+    await client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "hi"}],
+        extra_headers={"X-Shunter-Deadline": "5m"},
+    )
+
+
 def told(body: Any) -> str:
     """The last text of a conversation."""
     return str(body["messages"][-1]["content"]) if "messages" in body else ""

@@ -16,7 +16,19 @@ import orjson
 import pytest
 import pytest_asyncio
 import yaml
-from gateway_cases import BEHAVIOUR, EMBEDDER, GUARD, HELD, KEY, MODEL, SIMULATED, Door, door, fleet
+from gateway_cases import (
+    BEHAVIOUR,
+    EMBEDDER,
+    GUARD,
+    HELD,
+    KEY,
+    MODEL,
+    SIMULATED,
+    Door,
+    door,
+    fleet,
+    warm_up,
+)
 from model_server import ModelServer
 from openai import AsyncOpenAI
 from running_system import System, eventually
@@ -51,11 +63,7 @@ async def bench(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
             (directory / "policy.yaml").write_text(yaml.safe_dump(policy))
             system.start_all()
             async with door(system) as opened, opened.client() as client:
-                # However long the processes take to start.
-                patience = {"X-Shunter-Deadline": "5m"}
-                await client.chat.completions.create(
-                    model=MODEL, messages=HI, extra_headers=patience
-                )
+                await warm_up(client)
                 yield Bench(system, opened, server, client)
 
 

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 import yaml
 from batch_cases import chat_line, file_of
-from gateway_cases import BEHAVIOUR, HELD, KEY, MODEL, door, fleet, told
+from gateway_cases import BEHAVIOUR, HELD, KEY, MODEL, door, fleet, told, warm_up
 from model_server import ModelServer
 from openai import AsyncOpenAI
 from openai.types import Batch
@@ -62,7 +62,7 @@ async def bench(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
                 opened.client() as client,
                 opened.client(api_key=OTHER_KEY) as other,
             ):
-                await client.chat.completions.create(model=MODEL, messages=said("hi"))
+                await warm_up(client)
                 yield Bench(system, server, env, client, other)
 
 
