@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from copy_stage import P0, P1, Copier, assert_once, fill, make_cluster, values
 from memory_log import MemoryLog
+from running_system import eventually
 from stream_cases import drain, make_transactor, soon
 
 from streams.engine import transactor as engine
@@ -53,10 +54,12 @@ async def late(yard: Yard) -> tuple[Transactor, list[str]]:
     transactor = await yard.transactor()
     names = yard.fill()
     assert await soon(transactor.step(), "a step that waits for nobody") == 4
-    async with asyncio.timeout(10):
-        # On a busy machine the other commit is late by then, too.
-        while list(transactor._runs.partitions) != [P0]:
-            await asyncio.sleep(0.001)
+
+    async def is_alone() -> bool:
+        return list(transactor._runs.partitions) == [P0]
+
+    # On a busy machine the other commit is late at first, too.
+    await eventually(is_alone, "one commit is late")
     return transactor, names
 
 
