@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from gateway.files.paging import check_query, page
 from gateway.files.store import FILE_BYTES_MAX, FileRecord, FileStore, Upload, new_file_id
-from gateway.files.threads import in_thread
+from gateway.files.threads import in_thread, opened_in_thread
 from gateway.http.errors import ApiError, as_unicode, json_response
 from gateway.http.state import GATEWAY, REQUEST_ID, caller_of
 from topics.objects import ObjectsError
@@ -37,8 +37,7 @@ async def upload(request: web.Request) -> web.Response:
     if (request.content_length or 0) > FILE_BYTES_MAX + 64 * 1024:
         raise _too_large()
     file_id = new_file_id(gateway.clock.now())
-    written = await in_thread(files.begin, tenant, file_id)
-    try:
+    async with opened_in_thread(files.begin, tenant, file_id) as written:
         fields, filename = await _received_in_time(request, written, s_max)
         now = gateway.clock.now()
         _check_purpose(fields.get("purpose"))
@@ -53,8 +52,6 @@ async def upload(request: web.Request) -> web.Response:
             expires_at=None if lasts_s is None else now + lasts_s,
         )
         await in_thread(files.add, record, written)
-    finally:
-        await in_thread(written.close)
     return json_response(record.told())
 
 
