@@ -141,7 +141,7 @@ async def test_lag_is_what_is_committed_and_not_polled_of_a_paused_partition_too
     assert await log.lag() == {logs.p0: 0, logs.p1: 0}
     await writer.commit()
     # A broker says that it is committed a moment before its readers can see it.
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while (await log.lag())[logs.p0] != 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await logs.poll(log, 1)

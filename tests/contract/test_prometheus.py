@@ -69,7 +69,7 @@ async def prometheus(ports: dict[str, int], directory: Path) -> AsyncIterator[st
         yield f"http://{address}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(90)
 
 
 @contextlib.asynccontextmanager
@@ -84,7 +84,7 @@ async def ledger(system: System) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}/ledger"
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
 
 
 def where(system: System) -> list[str]:
@@ -116,7 +116,7 @@ async def assert_the_ledgers_agree(system: System, live: str) -> None:
 async def ask(address: str, path: str, **parameters: str) -> list[Any]:
     def get() -> Any:
         url = f"{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310  of this machine
+        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310  of this machine
             return json.load(response)["data"]
 
     data = await asyncio.to_thread(get)

@@ -103,7 +103,7 @@ async def door(system: System, **env: str) -> AsyncIterator[Door]:
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(process.wait, 20) == 0, system.logs()
+            assert await asyncio.to_thread(process.wait, 90) == 0, system.logs()
 
 
 async def warm_up(client: AsyncOpenAI) -> None:

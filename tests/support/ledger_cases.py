@@ -13,7 +13,7 @@ async def rows_of(live: str) -> list[Any] | None:
     """Return what is served, None while nothing is."""
 
     def get() -> Any:
-        with urllib.request.urlopen(live, timeout=5) as response:  # noqa: S310  of this machine
+        with urllib.request.urlopen(live, timeout=60) as response:  # noqa: S310  of this machine
             return json.load(response)["rows"]
 
     with contextlib.suppress(OSError):
@@ -25,7 +25,7 @@ async def until_the_ledger_follows(live: str) -> None:
     """Wait until it is ready: what ends from then on is counted. The page is there before."""
 
     def ask() -> bool:
-        with urllib.request.urlopen(live.replace("/ledger", "/readyz"), timeout=5) as response:  # noqa: S310  of this machine
+        with urllib.request.urlopen(live.replace("/ledger", "/readyz"), timeout=60) as response:  # noqa: S310  of this machine
             return bool(response.status == 200)
 
     async def follows() -> bool:

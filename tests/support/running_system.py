@@ -72,7 +72,7 @@ Place = tuple[str, int, int]
 
 
 async def eventually(
-    check: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 30.0
+    check: Callable[[], Awaitable[bool]], what: str, timeout_s: float = 90.0
 ) -> None:
     """Wait until the check holds."""
     end_at = time.monotonic() + timeout_s

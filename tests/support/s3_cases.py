@@ -44,7 +44,7 @@ def s3_server() -> Iterator[dict[str, str]]:
         yield keys | {"AWS_ENDPOINT_URL": url}
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(90)
 
 
 def new_bucket() -> str:

@@ -343,7 +343,7 @@ async def step_until(
         raise AssertionError(f"not within {timeout_s} s: {what}") from None
 
 
-async def soon(awaitable: Awaitable[T], what: str, timeout_s: float = 30.0) -> T:
+async def soon(awaitable: Awaitable[T], what: str, timeout_s: float = 90.0) -> T:
     """Await what would hang for ever if it were broken."""
     try:
         async with asyncio.timeout(timeout_s):

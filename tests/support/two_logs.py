@@ -215,7 +215,7 @@ class KafkaGround:
 
     async def compact(self, partition: Partition) -> None:
         home = TopicPartition(*partition)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while len(keys := [r.key for r in kept(self.records(*partition))]) > len(set(keys)):
                 # Only what is not in the newest segment is compacted, and only a record ends one.
                 await asyncio.sleep(0.2)

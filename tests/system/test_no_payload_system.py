@@ -20,7 +20,7 @@ BODY = {"model": "llama-3.1-8b", "messages": [{"role": "user", "content": CANARY
 
 
 def read(port: int, path: str) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
         found: bytes = answer.read()
         return found
 

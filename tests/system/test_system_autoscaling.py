@@ -141,7 +141,7 @@ async def group_lag(system: System) -> int:
 async def stop(system: System) -> None:
     stopped = system.processes.pop(POOL)
     stopped.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(stopped.wait, 30) == 0
+    assert await asyncio.to_thread(stopped.wait, 90) == 0
 
 
 async def asked_of(port: int) -> dict[str, Any]:
@@ -149,7 +149,7 @@ async def asked_of(port: int) -> dict[str, Any]:
 
     def ask() -> dict[str, Any]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/autoscaling", timeout=5) as page:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/autoscaling", timeout=60) as page:
                 return dict(orjson.loads(page.read())["pools"][POOL])
         except OSError:
             return {}

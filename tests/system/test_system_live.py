@@ -71,7 +71,7 @@ def environment(system: System) -> dict[str, str]:
 async def asked(port: int, path: str) -> tuple[int, Any]:
     def ask() -> tuple[int, Any]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as page:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as page:
                 return page.status, json.loads(page.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -317,7 +317,7 @@ async def test_a_search_has_an_end_and_a_view_that_nobody_looks_at_too(
         assert watched.look().ended.statuses == {"rejected": 40}
         following = watched._following
         assert following is not None
-        await asyncio.wait_for(following, 10)
+        await asyncio.wait_for(following, 90)
         # It begins again at the next look, from the topics.
         await eventually(is_current, "the view is current again")
         assert watched.look().ended.statuses == {"rejected": 40}
@@ -355,7 +355,7 @@ async def draw_and_end(system: System, how: str) -> None:
             os.write(ours, b"q")
         else:
             process.send_signal(getattr(signal, how))
-        assert await asyncio.wait_for(process.wait(), 30) == 0, how
+        assert await asyncio.wait_for(process.wait(), 90) == 0, how
         assert termios.tcgetattr(theirs) == before
 
         async def is_as_before() -> bool:

@@ -45,7 +45,7 @@ async def test_a_worker_that_is_stopped_leaves_what_it_can_not_finish_to_the_oth
             await eventually(all_run, "all run", 60)
             stopped = system.processes.pop("premium-eu#1")
             stopped.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(stopped.wait, 20) == 0
+            assert await asyncio.to_thread(stopped.wait, 90) == 0
             blocked.set()
             await system.wait_for_results(ids)
             assert all(len(system.results[name]) == 1 for name in ids)

@@ -190,7 +190,7 @@ async def test_the_tenants_rate_slows_and_fails_nothing(tmp_path: Path) -> None:
     world = World(3, turned_away=0.5)
     site = Site(tmp_path, world)
     folder = site.create(file_of(LINES), tmp_path)
-    await asyncio.wait_for(site.live(folder), 30)
+    await asyncio.wait_for(site.live(folder), 90)
     _, errors = each_once(site, folder.read())
     assert set(errors) == set(NAMES[-2:])
     assert any(run_of_id(request_id)[1] for request_id, _, _ in world.ingest)

@@ -58,7 +58,7 @@ async def asked(port: int, *pieces: str) -> tuple[int, str, bool, float]:
         for piece in pieces:
             writer.write(piece.encode())
             await writer.drain()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             status, body = await answer(reader)
         took_s, is_closed = time.monotonic() - began_at, False
         with contextlib.suppress(TimeoutError):

@@ -33,7 +33,7 @@ async def post(port: int, path: str, head: bytes, body: bytes) -> tuple[int, Any
     try:
         line = f"POST {path} HTTP/1.1\r\nContent-Length: {len(body)}\r\n".encode()
         writer.write(line + HEAD + head + b"\r\n" + body)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             answer, _, told = (await reader.read()).partition(b"\r\n\r\n")
         assert b"\r\nx-request-id: req_" in answer.lower()
         return int(answer.split()[1]), json.loads(told)

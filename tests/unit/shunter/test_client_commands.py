@@ -127,13 +127,13 @@ class TestResults:
         command = await started("results", "--from-beginning")
         assert command.stdout is not None
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(90):
                 assert b"status" in await command.stdout.readline()
                 assert b"old" in await command.stdout.readline()
                 await write(settings, topic, "new", encode(result("new", "expired")))
                 line = (await command.stdout.readline()).split()
             command.send_signal(signal.SIGINT)
-            _, stderr = await asyncio.wait_for(command.communicate(), 10)
+            _, stderr = await asyncio.wait_for(command.communicate(), 90)
         finally:
             ended(command)
         assert line[:5] == [b"new", b"expired", b"lpddr-eu", b"llama-3.1-8b-int8", b"batch"]

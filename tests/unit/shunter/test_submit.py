@@ -300,7 +300,7 @@ class TestWaiting:
                 # The answer proves that both were published: it reads on for the second.
                 await eventually(has_result, "the result of a")
                 command.send_signal(signal.SIGINT)
-                stdout, stderr = await asyncio.wait_for(command.communicate(), 10)
+                stdout, stderr = await asyncio.wait_for(command.communicate(), 90)
             finally:
                 ended(command)
         assert command.returncode == 130, stderr

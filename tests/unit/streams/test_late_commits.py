@@ -64,7 +64,7 @@ async def late(yard: Yard) -> tuple[Transactor, list[str]]:
 
 
 async def steps_until(transactor: Transactor, is_so: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not is_so():
             await transactor.step()
 

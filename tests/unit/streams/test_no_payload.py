@@ -280,7 +280,7 @@ async def test_what_a_model_server_says_leaves_no_text(
         worker = make_worker(yard, backend)
         transactor = await yard.run(worker, MemoryLog(yard.cluster, "a"))
         transactor._observers = [*transactor._observers, yard.metrics.observer]
-        await step_until(transactor, lambda: yard.evidence(step), what, timeout_s=10.0)
+        await step_until(transactor, lambda: yard.evidence(step), what, timeout_s=60.0)
         load = encode(backend.load())
         yard.heartbeats.append(load)
         assert server.asked
@@ -298,7 +298,7 @@ async def test_texts_that_are_switched_on_stand_in_one_span_and_nowhere_else(
     async with ModelServer(answers) as server, of_yard(yard, server.base_url) as backend:
         place(yard, "c0", body=GOOD | {"stream": stream}, metadata=CANARY)
         transactor = await yard.run(make_worker(yard, backend), MemoryLog(yard.cluster, "a"))
-        await step_until(transactor, lambda: yard.evidence("executed"), "answers", timeout_s=10.0)
+        await step_until(transactor, lambda: yard.evidence("executed"), "answers", timeout_s=60.0)
     heard = {place for place, raw in yard.everything() if PIECE.encode() in raw}
     assert heard == {"spans"}
     shown = [span for span in yard.spans() if PIECE in str(span.attributes)]

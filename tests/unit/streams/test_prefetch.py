@@ -33,7 +33,7 @@ async def reading(
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Read ahead, until so many requests are found and on."""
     task = asyncio.ensure_future(batcher.read_ahead(log))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while sum(len(held.windows) for held in batcher._ahead) < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
     yield task
@@ -50,7 +50,7 @@ async def test_who_waited_goes_on_where_it_had_read_to() -> None:
         yard.cluster.publish(batcher._tombstone(last[0]))
         await run(yard, batcher, log)
         # All that was read ahead has been claimed.
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
     assert [log.starts[n] for n in (0, 1)] == [record.offset + 1 for record in last]
     fresh = make_batcher(yard)
     await run(yard, fresh)
@@ -131,7 +131,7 @@ async def test_what_was_read_too_long_ago_is_read_again(monkeypatch: pytest.Monk
     record = hold(yard, "s0")
     batcher, log = make_batcher(yard), Noting(yard)
     async with reading(batcher, log, 1) as task:
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
         assert batcher.room.bytes_used == 0
         await run(yard, batcher, log)
     assert log.starts[record.partition.number] == 0
@@ -154,7 +154,7 @@ async def test_where_it_cannot_be_read_the_takeover_reads_it() -> None:
     hold(yard, "s0")
     batcher = make_batcher(yard)
     async with reading(batcher, Unreadable(yard.cluster, "unreadable")) as task:
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
     await run(yard, batcher)
     assert sum(batcher.sizes().values()) == 1
 
@@ -163,7 +163,7 @@ async def test_after_the_first_takeover_nothing_is_read_ahead() -> None:
     yard = Yard()
     hold(yard, "s0")
     batcher = await look(yard)
-    await asyncio.wait_for(batcher.read_ahead(MemoryLog(yard.cluster)), 5)
+    await asyncio.wait_for(batcher.read_ahead(MemoryLog(yard.cluster)), 60)
     assert list(batcher._ahead) == []
 
 
@@ -176,5 +176,5 @@ async def test_who_is_stopped_before_it_reads_does_not_begin_to() -> None:
     service = PrefetchService(read_ahead, MemoryLog(Yard().cluster))
     await service.start()
     await asyncio.sleep(0)
-    await asyncio.wait_for(service.stop(), 5)
+    await asyncio.wait_for(service.stop(), 60)
     assert not read

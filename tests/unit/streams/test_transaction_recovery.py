@@ -55,7 +55,7 @@ async def visible(settings: Settings, number: int, after: bytes) -> list[bytes]:
     await consumer.seek_to_beginning()
     values: list[bytes] = []
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while after not in values:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     values += [record.value for record in records]
@@ -283,6 +283,6 @@ async def test_a_poll_in_a_rebalance_ends_so_that_the_rebalance_can_go_on(
         while not log._member.assignment():  # noqa: ASYNC110 - the client tells nobody
             await asyncio.sleep(0.05)
     log._member._subscription.begin_reassignment()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         assert await log.poll(0.1, 100, ()) == {}
     await log.leave()

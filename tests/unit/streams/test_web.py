@@ -75,7 +75,7 @@ async def test_a_worker_is_ready_when_its_server_answers_and_a_router_tells_what
 
             async def is_needed() -> bool:
                 url = f"http://127.0.0.1:{ports['router']}/autoscaling"
-                page = await asyncio.to_thread(urllib.request.urlopen, url, timeout=5)
+                page = await asyncio.to_thread(urllib.request.urlopen, url, timeout=60)
                 with page:
                     pools = orjson.loads(page.read())["pools"]
                 return bool(pools["premium-eu"]["workers_needed"] == 1)
@@ -91,7 +91,7 @@ async def test_a_worker_is_ready_when_its_server_answers_and_a_router_tells_what
 async def answers(host: str, port: int, path: str = "/healthz") -> bool:
     def ask() -> bool:
         try:
-            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=5) as response:
+            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=60) as response:
                 return bool(response.status == 200)
         except OSError:
             return False

@@ -288,7 +288,7 @@ class TestTheWholeSystemWithTheseRights:
                 raise AssertionError(f"{error} {log.read_text()[-2000:]}") from error
         finally:
             process.terminate()
-            assert await asyncio.to_thread(process.wait, 20) == 0
+            assert await asyncio.to_thread(process.wait, 90) == 0
 
     async def test_a_custodian_forgets_and_revokes(
         self, secured: SecuredKafka, system: System
@@ -398,7 +398,7 @@ class TestTheWholeSystemWithTheseRights:
             raise AssertionError(f"{error} {log.read_text()[-2000:]}") from error
         finally:
             process.terminate()
-            await asyncio.to_thread(process.wait, 20)
+            await asyncio.to_thread(process.wait, 90)
 
     async def test_a_viewer_asks_for_drift(self, secured: SecuredKafka, system: System) -> None:
         outcome = await asyncio.to_thread(

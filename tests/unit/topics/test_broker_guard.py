@@ -56,7 +56,7 @@ class TestGuard:
         self, guarded: Guarded, temporary_dir: Path
     ) -> None:
         guarded.stdin.close()
-        assert guarded.process.wait(30) == 128 + signal.SIGTERM
+        assert guarded.process.wait(90) == 128 + signal.SIGTERM
         assert not lives(guarded.child_pid)
         assert not temporary_dir.exists()
 
@@ -67,18 +67,18 @@ class TestGuard:
         self, guarded: Guarded, temporary_dir: Path, order: bytes, by: int
     ) -> None:
         guarded.stdin.write(order)
-        assert guarded.process.wait(30) == 128 + by
+        assert guarded.process.wait(90) == 128 + by
         assert not lives(guarded.child_pid)
         assert temporary_dir.exists()
 
     def test_sigterm_ends_the_child(self, guarded: Guarded) -> None:
         guarded.process.terminate()
-        assert guarded.process.wait(30) == 128 + signal.SIGTERM
+        assert guarded.process.wait(90) == 128 + signal.SIGTERM
         assert not lives(guarded.child_pid)
 
     def test_a_child_that_ends_by_itself_ends_the_guard(self, guarded: Guarded) -> None:
         os.kill(guarded.child_pid, signal.SIGINT)
-        assert guarded.process.wait(30) == 128 + signal.SIGINT
+        assert guarded.process.wait(90) == 128 + signal.SIGINT
 
     @pytest.mark.skipif(sys.platform != "linux", reason="sees the trap in /proc")
     def test_a_child_deaf_to_sigterm_is_killed(self, temporary_dir: Path) -> None:
@@ -86,14 +86,14 @@ class TestGuard:
         made = Guarded(["sh", "-c", deaf], temporary_dir, os.getpid())
         assert_eventually(lambda: _ignores_sigterm(made.child_pid), "the trap is set")
         made.stdin.close()
-        assert made.process.wait(30) == 128 + signal.SIGKILL
+        assert made.process.wait(90) == 128 + signal.SIGKILL
         made.close()
 
     def test_a_parent_gone_ends_the_child_though_the_pipe_is_open(
         self, temporary_dir: Path
     ) -> None:
         made = Guarded(["sleep", "60"], temporary_dir, parent_pid=os.getpid() + 1)
-        assert made.process.wait(30) == 128 + signal.SIGTERM
+        assert made.process.wait(90) == 128 + signal.SIGTERM
         assert not temporary_dir.exists()
         made.close()
 

@@ -360,7 +360,7 @@ class TestCommand:
             assert "listens on 127.0.0.1:" in line
             assert "Ctrl-C stops it" in line
             command.send_signal(how)
-            said, errors = command.communicate(timeout=20)
+            said, errors = command.communicate(timeout=90)
         assert (command.returncode, errors) == (0, "")
         assert "has stopped" in said
         kept = (tmp_path / ".shunter" / "kafka" / "data" / "meta.properties").exists()
@@ -375,7 +375,7 @@ class TestCommand:
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=90,
         )
         assert outcome.returncode == 1
         assert outcome.stdout == ""

@@ -337,7 +337,7 @@ async def test_what_may_not_start_at_once_starts_soon(monkeypatch: pytest.Monkey
 
 
 async def eventually_running(backend: ScriptedBackend, count: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while len(backend.running) < count:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.001)
 
