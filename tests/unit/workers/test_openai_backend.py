@@ -60,6 +60,52 @@ async def test_an_answer_is_streamed_and_put_together_again(operation: str, kind
     assert len(told) == 3
 
 
+def choice_chunk(index: int, text: str, used: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return a chunk of a text as llama.cpp has it: the last of a choice has its usage."""
+    finish = None if used is None else "length"
+    chunk: dict[str, Any] = {"choices": [{"index": index, "text": text, "finish_reason": finish}]}
+    return chunk if used is None else chunk | {"usage": usage_told(*used)}
+
+
+def usage_told(read: int, made: int) -> dict[str, Any]:
+    told = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+    return told | {"prompt_tokens_details": {"cached_tokens": 1}}
+
+
+async def test_several_prompts_of_a_text_have_the_usage_of_all() -> None:
+    async def as_llama_cpp_does(x: Exchange) -> None:
+        await x.events()
+        await x.event(b"null")
+        for index in (1, 0, 3, 2):
+            await x.event(choice_chunk(index, f"choice {index}"))
+            await x.event(choice_chunk(index, "", (3 if index < 2 else 5, 4)))
+        await x.end()
+
+    async with serving(as_llama_cpp_does) as server, backend_at(server.base_url) as backend:
+        outcome = await backend.execute(call("completions", prompt=["a b", "c d e f"], n=2))
+    body = outcome.response.body
+    assert [choice["text"] for choice in body["choices"]] == [f"choice {n}" for n in range(4)]
+    assert outcome.usage == Usage(8, 16, 2)
+    assert body["usage"]["total_tokens"] == 24
+
+
+@pytest.mark.parametrize(("told", "used"), [(1, Usage(7, 9)), (2, Usage(7, 6))])
+async def test_choices_of_a_chat_have_the_usage_of_all(told: int, used: Usage) -> None:
+    async def chatting(x: Exchange) -> None:
+        await x.events()
+        for index in (0, 1):
+            choice = {"index": index, "delta": {"content": "a"}, "finish_reason": "stop"}
+            await x.event({"choices": [choice]})
+            if index < told - 1 or index == 1:
+                usage = USAGE if told == 2 else USAGE | {"completion_tokens": 9}
+                await x.event({"choices": [], "usage": usage})
+        await x.end()
+
+    async with serving(chatting) as server, backend_at(server.base_url) as backend:
+        outcome = await backend.execute(call(n=2))
+    assert outcome.usage == used
+
+
 async def test_tool_calls_and_choices_are_put_together_by_index() -> None:
     def delta(index: int, finish: str | None = None, **fields: Any) -> dict[str, Any]:
         return {"choices": [{"index": index, "delta": fields, "finish_reason": finish}]}

@@ -6,6 +6,7 @@ from policies.tagging import CHARACTERS_PER_TOKEN
 from topics import Usage
 from topics.records.request import TOKENS_MAX
 from workers.backends.base import CallError
+from workers.backends.openai.choice_usage import ChoiceUsages
 
 # Of a delta, the strings that name something; all others are pieces of text.
 _NAMES = frozenset({"role", "type", "id", "name", "finish_reason"})
@@ -24,9 +25,16 @@ def bad_answer(why: str) -> CallError:
 class Assembled:
     """The answer of a chat or text completion in its form without streaming."""
 
-    def __init__(self, object_name: str) -> None:
+    def __init__(self, object_name: str, choices_each: int = 1) -> None:
+        """Begin an answer that has nothing yet.
+
+        Args:
+            object_name: what it is called.
+            choices_each: choices that are asked for of each prompt.
+        """
         self._object = object_name
         self._is_chat = object_name == "chat.completion"
+        self._usages = ChoiceUsages(choices_each)
         self._head: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._indexed: dict[int, tuple[list[Any], dict[int, dict[str, Any]]]] = {}
@@ -49,6 +57,7 @@ class Assembled:
         is_piece = False
         for choice in chunk.get("choices") or ():
             is_piece = self._add_choice(choice) or is_piece
+        self._usages.add(chunk)
         self.chunks += is_piece
         return is_piece
 
@@ -68,7 +77,9 @@ class Assembled:
                 is_pool_fault=True,
             )
         choices = [self._choices[index] for index in sorted(self._choices)]
-        return {"object": self._object} | self._head | {"choices": choices}
+        told = self._usages.of_all(len(choices))
+        head = self._head if told is None else self._head | {"usage": told}
+        return {"object": self._object} | head | {"choices": choices}
 
     def _add_choice(self, choice: Any) -> bool:
         index = choice.get("index", 0) if isinstance(choice, dict) else None

@@ -234,9 +234,14 @@ class OpenAIBackend:
     async def _read_stream(
         self, call: Call, response: aiohttp.ClientResponse, limit: asyncio.Timeout
     ) -> _Answer:
-        assembled, first_token_at = Assembled(_STREAMED[call.profile.operation]), None
+        operation, wanted = call.profile.operation, call.request.body.get("n")
+        choices_each = wanted if type(wanted) is int and wanted > 0 else 1
+        assembled, first_token_at = Assembled(_STREAMED[operation], choices_each), None
         try:
             async for chunk in self._chunks(response):
+                # llama.cpp begins the stream of several prompts with one.
+                if chunk is None:
+                    continue
                 if assembled.add(chunk):
                     if first_token_at is None:
                         first_token_at = self._clock.now()
