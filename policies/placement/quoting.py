@@ -48,6 +48,23 @@ class PricedOffer:
     nano_usd: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """The reason why requests that can be served are not promised.
+
+    Attributes:
+        chance: the best there is.
+        needed: the least that is promised.
+        ttft_s: the shortest TTFT that is wanted, seconds, if all would be likely enough without.
+        tpot_s: likewise of TPOT. Without either it is the deadline.
+    """
+
+    chance: float
+    needed: float = CHANCE_MIN
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
 def price_nano(cost_usd: float, margin: float, limit_usd: float | None = None) -> int:
     """Return the quoted price of an expected cost, in nano-dollars, rounded up.
 
@@ -72,8 +89,10 @@ def menu(
     windows_s: Sequence[float],
     here: Situation,
     now: float,
-) -> tuple[list[PricedOffer], Decision | None]:
-    """Return the offers for the requests of a question, and a refusal of one that none can serve.
+) -> tuple[list[PricedOffer], Decision | Shortfall | None]:
+    """Return the offers for the requests of a question, and why there are no more, if so.
+
+    That is the refusal of a request that no pool can serve, or what makes promises unlikely.
 
     Args:
         tagged: the requests in a tier.
@@ -85,7 +104,7 @@ def menu(
         now: epoch seconds.
     """
     offers: dict[PricedOffer, None] = {}
-    refusal: Decision | None = None
+    refusal: Decision | Shortfall | None = None
     for tier in tiers:
         desk = _Desk(tagged(tier), here, now)
         for chance in here.policy.quotes.chances:
@@ -95,13 +114,22 @@ def menu(
             ]
             if not wanted:
                 wanted = [(now + span_s, span_s) for span_s in desk.spans_s(chance)]
+            if not wanted:
+                refusal = _worse(refusal, desk.shortfall(chance))
             for deadline, within_s in wanted:
                 found = desk.offer(tier, deadline, within_s, chance)
                 if isinstance(found, PricedOffer):
                     offers[found] = None
                 else:
-                    refusal = found
+                    refusal = _worse(refusal, found)
     return list(offers), refusal
+
+
+def _worse(known: Decision | Shortfall | None, found: Decision | Shortfall) -> Decision | Shortfall:
+    """Return which of two reasons counts: that nothing serves it, else what comes closest."""
+    if isinstance(found, Decision) or known is None:
+        return found
+    return known if isinstance(known, Decision) or known.chance >= found.chance else found
 
 
 class _Desk:
@@ -147,8 +175,8 @@ class _Desk:
 
     def offer(
         self, tier: str, deadline: float, within_s: float | None, chance: float
-    ) -> PricedOffer | Decision | None:
-        """Return the offer of one deadline, the decision that refuses it, or None.
+    ) -> PricedOffer | Decision | Shortfall:
+        """Return the offer of one deadline, or why there is none.
 
         Args:
             tier: its tier, in which the requests are.
@@ -157,15 +185,34 @@ class _Desk:
                 when it is accepted last is what is promised.
             chance: the cheapest ways with this chance are taken, or the likeliest.
         """
-        here, now = self._here, self._now
-        valid_s = here.policy.quotes.valid_s
+        valid_s = self._here.policy.quotes.valid_s
         if within_s is None:
-            valid_s = min(valid_s, max(0.0, deadline - now) * VALID_SHARE)
+            valid_s = min(valid_s, max(0.0, deadline - self._now) * VALID_SHARE)
         last = deadline if within_s is not None else deadline - valid_s
+        profiles = [replace(profile, deadline=last) for profile in self._profiles]
+        found = self._priced(profiles, chance)
+        if isinstance(found, Decision):
+            return found
+        prices, least = found
+        least = floor(least * CHANCE_STEPS) / CHANCE_STEPS
+        if least < CHANCE_MIN:
+            return self._shortfall(profiles, chance, least)
+        return PricedOffer(tier, deadline, within_s, least, self._now + valid_s, tuple(prices))
+
+    def shortfall(self, chance: float) -> Decision | Shortfall:
+        """Return why nothing is promised with a chance by the deadlines of the classes."""
+        found = self._priced(self._profiles, chance)
+        return found if isinstance(found, Decision) else Shortfall(found[1], chance)
+
+    def _priced(
+        self, profiles: Sequence[Profile], chance: float
+    ) -> tuple[list[int], float] | Decision:
+        """Return the prices of all and their least chance, or the decision that refuses one."""
+        here, now = self._here, self._now
         loads = {pool: load.copied() for each in self._inputs for pool, load in each.loads.items()}
         prices, least = [], 1.0
-        for profile, inputs in zip(self._profiles, self._inputs, strict=True):
-            wanted = bound_to(replace(profile, deadline=last), Quoted("", 0, chance))
+        for profile, inputs in zip(profiles, self._inputs, strict=True):
+            wanted = bound_to(profile, Quoted("", 0, chance))
             seen = Inputs(loads, self._rate_per_s(profile, inputs), inputs.credit)
             decision = decide(wanted, seen, here.options, here.policy, now)
             promised = decision.promised
@@ -177,10 +224,25 @@ class _Desk:
             if decision.option is not None and decision.estimate is not None:
                 tokens = profile.input_tokens + profile.output_tokens
                 _count(loads[decision.option.pool], decision.option, decision.estimate, tokens)
-        least = floor(least * CHANCE_STEPS) / CHANCE_STEPS
-        if least < CHANCE_MIN:
-            return None
-        return PricedOffer(tier, deadline, within_s, least, now + valid_s, tuple(prices))
+        return prices, least
+
+    def _shortfall(self, profiles: Sequence[Profile], chance: float, least: float) -> Shortfall:
+        """Return which wish keeps the chance below what a promise takes."""
+        ttft_s = min((p.ttft_s for p in profiles if p.ttft_s is not None), default=None)
+        tpot_s = min((p.tpot_s for p in profiles if p.tpot_s is not None), default=None)
+        for first, each in dict.fromkeys(((ttft_s, None), (None, tpot_s), (ttft_s, tpot_s))):
+            without = [
+                replace(
+                    profile,
+                    ttft_s=profile.ttft_s if first is None else None,
+                    tpot_s=profile.tpot_s if each is None else None,
+                )
+                for profile in profiles
+            ]
+            found = self._priced(without, chance)
+            if not isinstance(found, Decision) and found[1] >= CHANCE_MIN:
+                return Shortfall(least, CHANCE_MIN, first, each)
+        return Shortfall(least)
 
     def _rate_per_s(self, profile: Profile, inputs: Inputs) -> float:
         """Return the rate of a request's group, with the company of its own question."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from policies import Decision, Situation, UnservableError, tag
-from policies.placement.quoting import PricedOffer, bound_to, menu
+from policies.placement.quoting import PricedOffer, Shortfall, bound_to, menu
 from streams.config.token_counting import TokenCounter
 from streams.engine.log import Outgoing, Record
 from streams.engine.stage import Effect
@@ -258,10 +258,25 @@ def _signed(
     )
 
 
-def _why(refusal: Decision | None) -> str:
+def _why(refusal: Decision | Shortfall | None) -> str:
+    """Return why nothing is offered, and what can be asked for instead."""
+    if isinstance(refusal, Decision):
+        return refusal.message or f"no pool can serve it now: {refusal.reason}"
     if refusal is None:
-        return "nothing can be promised by any of these deadlines"
-    return refusal.message or f"no pool can serve it now: {refusal.reason}"
+        return "nothing can be promised"
+    wishes = []
+    if refusal.ttft_s is not None:
+        wishes.append(("slo.ttft_ms", f"a first token within {refusal.ttft_s * 1000:g} ms"))
+    if refusal.tpot_s is not None:
+        wishes.append(("slo.tpot_ms", f"{refusal.tpot_s * 1000:g} ms per output token"))
+    needed = f"that takes a chance of {refusal.needed:g}, and the best is {refusal.chance:.3g}"
+    if not wishes:
+        return f"nothing can be promised by any of these deadlines: {needed}"
+    names, told = zip(*wishes, strict=True)
+    return (
+        f"the SLO can't be promised, {' and '.join(told)}: {needed}; the deadline is not the"
+        f" reason. Ask with a longer {' and '.join(names)}"
+    )
 
 
 def is_to_run(read: InferenceRequest | Exception) -> TypeGuard[InferenceRequest]:

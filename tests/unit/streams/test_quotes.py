@@ -268,6 +268,36 @@ async def test_a_batch_is_quoted_in_one_answer_and_each_request_takes_its_own() 
 
 
 @pytest.mark.parametrize(
+    ("slo", "window", "said"),
+    [
+        ({"ttft_ms": 0.01}, "1h", "a first token within 0.01 ms: that takes a chance of 0.5"),
+        ({"tpot_ms": 0.001}, "1h", "0.001 ms per output token: that takes a chance of 0.5"),
+        ({"ttft_ms": 0.01, "tpot_ms": 0.001}, "1h", "longer slo.ttft_ms and slo.tpot_ms"),
+        ({"ttft_ms": 60_000}, "1ms", "by any of these deadlines: that takes a chance of 0.5"),
+        ({"ttft_ms": 0.01}, "1ms", "by any of these deadlines: that takes a chance of 0.5"),
+    ],
+)
+async def test_a_refusal_says_whether_it_is_the_slo_or_the_deadline(
+    slo: dict[str, float], window: str, said: str
+) -> None:
+    yard = open_yard()
+    ask(yard, requests=[request(created_at=None, slo=slo)], windows=[window])
+    await quoted(yard)
+    error = answers(yard)["q1"].error
+    assert error is not None
+    assert (error.code, said in error.message) == ("no_quote", True), error.message
+
+
+async def test_a_refusal_without_deadlines_says_what_refuses_the_request() -> None:
+    yard = open_yard()
+    ask(yard, requests=[request(created_at=None, constraints={"regions": ["mars"]})])
+    await quoted(yard)
+    error = answers(yard)["q1"].error
+    assert error is not None
+    assert "premium-eu is in a region that is not allowed" in error.message
+
+
+@pytest.mark.parametrize(
     ("fields", "code"),
     [
         ({"requests": [request(created_at=None, model="unheard-of")]}, "no_quote"),
