@@ -146,6 +146,9 @@ class Settings(BaseSettings):
     gateway_files: str | None = None
     """Directory, or URL of an object store that fsspec knows (``s3://bucket/folder``), of files and
     batches; shared by all gateways."""
+    gateway_copies: Path | None = None
+    """Directory on a disk of this machine for copies of the inputs of batches that the gateway
+    drives from an object store; unset, that of temporary files (``TMPDIR``)."""
     gateway_tls_cert: Path | None = None
     """PEM file of the certificate that the gateway shows; unset, it speaks plain HTTP."""
     gateway_tls_key: Path | None = None

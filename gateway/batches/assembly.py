@@ -1,6 +1,8 @@
 """Files and batches of a gateway, put together; without a place for them there are none."""
 
 import contextlib
+import logging
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,7 +28,12 @@ from gateway.http.state import Gateway
 from streams.engine.clock import Clock
 from topics.objects import Objects
 
+_MOUNTS = Path("/proc/self/mounts")
+_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _LOCAL = ("file://", "local://")
+
+
+logger = logging.getLogger(__name__)
 
 
 def add_batches(app: web.Application, gateway: Gateway) -> None:
@@ -38,7 +45,7 @@ def add_batches(app: web.Application, gateway: Gateway) -> None:
     place = gateway.settings.gateway_files
     if place is None:
         return
-    files, store, keys = stores(place, gateway.clock)
+    files, store, keys = stores(place, gateway.clock, gateway.settings.gateway_copies)
     lines = KafkaLines(gateway.settings, gateway.exchange, gateway.telemetry, gateway.clock)
     texts, most = LineTexts(gateway.fleet, gateway.proofs), gateway.settings.request_bytes_max
     service = BatchService(store, keys, Parts(files, lines, texts, gateway.clock, most))
@@ -57,8 +64,15 @@ def add_batches(app: web.Application, gateway: Gateway) -> None:
     app.cleanup_ctx.append(drive)
 
 
-def stores(place: str, clock: Clock) -> tuple[FileStore, BatchStore, BatchKeys]:
+def stores(
+    place: str, clock: Clock, copies: Path | None = None
+) -> tuple[FileStore, BatchStore, BatchKeys]:
     """Return what keeps files, batches and their keys: in a directory, or at a URL of fsspec.
+
+    Args:
+        place: the directory or URL.
+        clock: the process's.
+        copies: directory for copies of inputs from an object store; None: that of temporary files.
 
     Raises:
         OSError: it can't be written, or is no store that gateways can share.
@@ -68,11 +82,37 @@ def stores(place: str, clock: Clock) -> tuple[FileStore, BatchStore, BatchKeys]:
     if "://" not in place:
         root = Path(place)
         return DirectoryFiles(root), DirectoryBatches(root), DirectoryKeys(root)
+    if is_in_memory(copies or Path(tempfile.gettempdir())):
+        logger.warning(
+            "%s is memory: name a directory on a disk in SHUNTER_GATEWAY_COPIES, for copies of the"
+            " inputs of batches, up to 200 MiB each",
+            copies or tempfile.gettempdir(),
+        )
     objects = Objects(place)
     objects.check("probe")
     expiries = Expiries(objects)
     return (
         ObjectFiles(objects, expiries),
-        ObjectBatches(objects, expiries, clock),
+        ObjectBatches(objects, expiries, clock, copies),
         ObjectKeys(objects, expiries),
     )
+
+
+def is_in_memory(directory: Path, mounts: Path = _MOUNTS) -> bool:
+    """Return whether what is written to a directory is kept in memory; False if nobody tells.
+
+    Args:
+        directory: the directory.
+        mounts: the kernel's table of what is mounted.
+    """
+    try:
+        rows = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return False
+    place, deepest, found = directory.resolve(), Path("/"), ""
+    for _, where, kind, *_ in rows:
+        # The table writes a space as \040.
+        mounted = Path(where.replace("\\040", " "))
+        if place.is_relative_to(mounted) and mounted.is_relative_to(deepest):
+            deepest, found = mounted, kind
+    return found in _IN_MEMORY

@@ -9,6 +9,7 @@ from gateway.batches.exchange import LineExchange
 from gateway.batches.finalization import Ending
 from gateway.batches.journal import Run
 from gateway.batches.lines import (
+    LINES_A_TURN,
     CheckedInput,
     Input,
     LineProblem,
@@ -25,8 +26,10 @@ from gateway.exchange.request_ids import owned_id
 from gateway.files.store import FileStore
 from gateway.files.threads import in_thread
 from streams.engine.clock import Clock
+from streams.engine.trace_context import Context
 from topics import BadRecordError, Result, decode
 from topics.openai_api.batch_output import CANCELLED, EXPIRED
+from topics.records.headers import TRACEPARENT
 
 # Lines published and not ended, of one batch; enough for the windows of the hold to fill.
 IN_FLIGHT_MAX = 10_000
@@ -86,6 +89,7 @@ class Driver:
         self._woken = asyncio.Event()
         self._told_at = 0.0
         self._pace = LinePace()
+        self._cause = _span_of(batch)
 
     async def run(self) -> None:
         """Drive the batch to its end.
@@ -207,6 +211,7 @@ class Driver:
                 work.arrived = arrived[done:] + work.arrived
                 raise
             await self._flush_full(work.log)
+            await _take_turns(done)
 
     async def _flush_full(self, log: BatchLog) -> None:
         if log.is_full:
@@ -269,7 +274,8 @@ class Driver:
 
     async def _publish(self, source: Input, work: _Work, runs: list[Run]) -> None:
         values: dict[Run, bytes] = {}
-        for run in runs:
+        for done, run in enumerate(runs):
+            await _take_turns(done)
             request_id, now, expires_at = self._id(run), self._now(), self._batch.expires_at
             try:
                 line = source.line(run[0], now)
@@ -295,7 +301,7 @@ class Driver:
 
     async def _send(self, request_id: str, value: bytes) -> None:
         headers = self._parts.texts.headers(self._batch, request_id)
-        await self._parts.exchange.publish(request_id, value, headers)
+        await self._parts.exchange.publish(request_id, value, headers, self._cause)
 
     def _is_ending(self) -> bool:
         return (
@@ -320,8 +326,7 @@ class Driver:
                 line = unanswered(self._prefix, n, self._custom_id(source, n), code)
                 work.log.add(n, line, is_error=True)
                 await self._flush_full(work.log)
-            if n % 100 == 0:
-                await asyncio.sleep(0)
+            await _take_turns(n)
 
     async def _await_ends(self, source: Input, work: _Work, code: str) -> None:
         until = self._now() + self._parts.ending_s_max
@@ -374,3 +379,15 @@ class Driver:
 
     def _now(self) -> float:
         return self._parts.clock.now()
+
+
+async def _take_turns(done: int) -> None:
+    """Let the other requests of the process go on now and then."""
+    if done % LINES_A_TURN == 0:
+        await asyncio.sleep(0)
+
+
+def _span_of(batch: BatchRecord) -> Context | None:
+    """Return the span that created a batch; None if none is known."""
+    told = batch.traceparent
+    return None if told is None else Context.of([(TRACEPARENT, told.encode())])

@@ -25,7 +25,7 @@ from gateway.files.store import FileRecord
 from gateway.files.threads import in_thread
 from gateway.http.bodies import read_json
 from gateway.http.errors import ApiError, json_response
-from gateway.http.state import GATEWAY, caller_of
+from gateway.http.state import GATEWAY, SPAN, caller_of
 from topics import duration_s
 from topics.records.request import Duration
 
@@ -77,6 +77,7 @@ def _wanted(request: web.Request, body: dict[str, Any]) -> BatchRecord:
     """Return the batch that a body asks for. Raises ApiError where it asks for none (400)."""
     _check_fields(body)
     caller, now = caller_of(request), request.app[GATEWAY].clock.now()
+    created_in = request[SPAN].context
     return BatchRecord(
         id=new_batch_id(now),
         tenant=caller.tenant,
@@ -88,6 +89,7 @@ def _wanted(request: web.Request, body: dict[str, Any]) -> BatchRecord:
         metadata=_metadata(body.get("metadata")),
         output_expires_s=expires_after(body.get("output_expires_after"), "output_expires_after"),
         key_id=caller.key_id,
+        traceparent=None if created_in is None else created_in.header().decode(),
     )
 
 

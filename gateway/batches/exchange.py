@@ -22,6 +22,7 @@ from gateway.exchange.request_ids import PREFIX, TAG_CHARACTERS
 from gateway.http.spans import Publication
 from streams.engine.clock import Clock
 from streams.engine.log import LogError, Partition, Record
+from streams.engine.trace_context import Context
 from streams.kafka.follower import TopicFollower
 from streams.kafka.log import KafkaLog
 from streams.kafka.reader import reader
@@ -41,8 +42,10 @@ CLOCKS_S = 60.0
 class LineExchange(Protocol):
     """Kafka as a batch needs it. Each method raises UnavailableError while there is none."""
 
-    async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
-        """Publish a line's request."""
+    async def publish(
+        self, request_id: str, value: bytes, headers: HeaderList, cause: Context | None
+    ) -> None:
+        """Publish a line's request; ``cause`` is the span that created its batch."""
         ...
 
     async def cancel(self, request_id: str) -> None:
@@ -125,12 +128,14 @@ class KafkaLines:
         self._following: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
-    async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
-        """Publish a line's request, whose trace begins here."""
+    async def publish(
+        self, request_id: str, value: bytes, headers: HeaderList, cause: Context | None
+    ) -> None:
+        """Publish a line's request, whose trace begins here and links to its batch's."""
         if not self._telemetry.is_on:
             return await self._exchange.publish(request_id, value, headers)
         topic = self._catalogue.requests
-        publication = Publication(self._telemetry, topic, self._clock, request_id, None)
+        publication = Publication(self._telemetry, topic, self._clock, request_id, None, cause)
         await self._exchange.publish(request_id, value, [*headers, *publication.headers])
         publication.end()
         return None

@@ -13,6 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gateway.batches.object_log import ObjectLog
@@ -113,7 +114,8 @@ class ObjectBatch:
 
     def open_input(self) -> int:
         """Return a descriptor of a copy of the input, which goes when that is closed."""
-        with tempfile.TemporaryFile() as copy, self._objects.open(self.input) as source:
+        copies = self.store.copies
+        with tempfile.TemporaryFile(dir=copies) as copy, self._objects.open(self.input) as source:
             while piece := source.read(PIECE_BYTES):
                 copy.write(piece)
             copy.flush()
@@ -161,8 +163,24 @@ class ObjectBatch:
 class ObjectBatches:
     """Batches of all tenants below one URL that all gateways share."""
 
-    def __init__(self, objects: Objects, expiries: Expiries, clock: Clock) -> None:
+    def __init__(
+        self, objects: Objects, expiries: Expiries, clock: Clock, copies: Path | None = None
+    ) -> None:
+        """Begin with nothing known.
+
+        Args:
+            objects: the store.
+            expiries: its index of what is to be deleted.
+            clock: the process's.
+            copies: directory for copies of inputs; None: that of temporary files.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
         self.objects = objects
+        self.copies = copies
+        with tempfile.TemporaryFile(dir=copies):
+            """It can be written, before a batch needs it."""
         self.members = SignsOfLife(objects, clock)
         self.cancelled: dict[str, float] = {}
         """By mark, when batches were cancelled that have not ended."""

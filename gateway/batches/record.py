@@ -66,6 +66,8 @@ class BatchRecord:
     output_expires_s: int | None = None
     key_id: str | None = None
     """What the policy calls the API key that it was created with."""
+    traceparent: str | None = None
+    """The span of the HTTP request that created it."""
     status: Status = "validating"
     counts: BatchCounts = field(default_factory=BatchCounts)
     errors: list[LineError] = field(default_factory=list)

@@ -19,8 +19,24 @@ class Publication:
     """One request that is being published: the headers it has, and its span."""
 
     def __init__(
-        self, telemetry: Telemetry, topic: str, clock: Clock, request_id: str, above: Context | None
+        self,
+        telemetry: Telemetry,
+        topic: str,
+        clock: Clock,
+        request_id: str,
+        above: Context | None,
+        cause: Context | None = None,
     ) -> None:
+        """Begin it now.
+
+        Args:
+            telemetry: of the process, which traces.
+            topic: where it is published.
+            clock: the process's.
+            request_id: its id.
+            above: the span that it stands below; None begins a trace.
+            cause: a span of another trace that it comes of, which it links to.
+        """
         self._telemetry = telemetry
         self._topic = topic
         self._clock = clock
@@ -29,6 +45,7 @@ class Publication:
         trace = telemetry.begin() if above is None else above
         self._above_id = trace.span_id
         self._own = trace._replace(span_id=telemetry.new_id())
+        self._links = [] if cause is None else [(cause, a.linked({}))]
 
     @property
     def headers(self) -> HeaderList:
@@ -42,7 +59,14 @@ class Publication:
             times = self._began_at, self._clock.now()
             span = f"send {self._topic}"
             self._telemetry.write(
-                span, SpanKind.PRODUCER, self._own, self._above_id, times, said, error=error
+                span,
+                SpanKind.PRODUCER,
+                self._own,
+                self._above_id,
+                times,
+                said,
+                links=self._links,
+                error=error,
             )
 
 
@@ -66,6 +90,11 @@ class HttpSpan:
             self._above_id = trace.span_id
             self._own = trace._replace(span_id=telemetry.new_id())
 
+    @property
+    def context(self) -> Context | None:
+        """Its context, or its client's where this process doesn't trace."""
+        return self._own or self._client
+
     def publication(self, request_id: str) -> Publication | None:
         """Return the span of a publication that begins now; None if this process doesn't trace."""
         if self._own is None:
@@ -76,7 +105,7 @@ class HttpSpan:
         """Return the headers by which a record is of this trace; none where there is no trace."""
         if publication is not None:
             found = publication.headers
-        elif (context := self._own or self._client) is not None:
+        elif (context := self.context) is not None:
             found = [(h.TRACEPARENT, context.header())]
         else:
             return []

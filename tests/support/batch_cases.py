@@ -26,11 +26,13 @@ from gateway.files.expiries import Expiries
 from gateway.files.object_files import ObjectFiles
 from gateway.files.store import FileRecord
 from gateway.http.keys import KeyProofs
+from streams.engine.trace_context import Context
 from topics import Cost, Response, Result, ResultError, Timing, Usage, durable_files, encode
 from topics.objects import NewObject, Objects
 from topics.records.key_proof import proven_key
 
 TENANT, KEY_ID, SECRET = "acme", "acme-1", "shared"
+CREATED_IN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOW = 1_790_000_000.0
 LINE_BYTES_MAX = 1024 * 1024
 
@@ -90,8 +92,12 @@ class World:
         if self.random.random() < self._unavailable:
             raise UnavailableError("not now")
 
-    async def publish(self, request_id: str, value: bytes, headers: HeaderList) -> None:
+    async def publish(
+        self, request_id: str, value: bytes, headers: HeaderList, cause: Context | None
+    ) -> None:
         self._asked()
+        assert cause is not None, "each line knows the span that created its batch"
+        assert cause.header().decode() == CREATED_IN
         await asyncio.sleep(0)
         proven = proven_key([*headers], SECRET.encode(), request_id, TENANT)
         assert proven == KEY_ID, "each line has the key that its batch was created with"
@@ -231,6 +237,7 @@ class Site:
             "created_at": self.world.now(),
             "expires_at": self.world.now() + 86400,
             "key_id": KEY_ID,
+            "traceparent": CREATED_IN,
         }
         batch = BatchRecord(**given | fields)
         self.store.create(batch, self.files.place(source))

@@ -11,7 +11,7 @@ from batch_cases import NOW, Site, World, chat_line, dying_writes, file_of
 from tiers import seeds
 
 from gateway.batches.directory import DirectoryBatch
-from gateway.batches.lines import run_of_id
+from gateway.batches.lines import LINES_A_TURN, BatchLine, Input, run_of_id
 from gateway.batches.object_batches import ObjectBatch
 from gateway.batches.record import BatchRecord
 from gateway.batches.store import BatchFolder, NotCancellableError
@@ -211,3 +211,30 @@ async def test_what_two_owners_have_written_is_taken_once(tmp_path: Path) -> Non
         again.write(last)
     assert await site.live(folder)
     each_once(site, folder.read())
+
+
+async def test_other_requests_have_their_turns_beside_many_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, parsed, parse = 0, Counter[int](), Input.parse
+
+    def counted(source: Input, data: bytes, now: float) -> BatchLine:
+        parsed[turn] += 1
+        return parse(source, data, now)
+
+    async def others() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(Input, "parse", counted)
+    site = Site(tmp_path, World(1))
+    site.parts.in_flight_max = site.parts.chunk_lines = 100
+    folder = site.create(file_of([chat_line(f"line {n}") for n in range(100)]), tmp_path)
+    other = asyncio.create_task(others())
+    assert await site.live(folder)
+    other.cancel()
+    # Checked, published and ended; of the two last, one step of each may fall into one turn.
+    assert sum(parsed.values()) >= 300
+    assert max(parsed.values()) <= 2 * LINES_A_TURN

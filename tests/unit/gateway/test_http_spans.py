@@ -122,13 +122,22 @@ def test_errors_are_those_of_the_server(status: int | None, code: Any, error: st
     assert span.status.status_code is (StatusCode.ERROR if error else StatusCode.UNSET)
 
 
-def test_a_line_of_a_batch_begins_a_trace() -> None:
+def test_a_line_of_a_batch_begins_a_trace_that_links_to_what_created_the_batch() -> None:
     traced = Traced()
-    publication = Publication(traced.telemetry, "requests", FakeClock(), "req_1", None)
+    created = http_span(traced.telemetry, traceparent=CLIENT)
+    assert created.context is not None
+    publication = Publication(
+        traced.telemetry, "requests", FakeClock(), "req_1", None, created.context
+    )
     context = context_in(publication.headers)
     publication.end()
-    (sent,) = traced.spans()
+    created.end("/v1/batches", 200)
+    sent, post = traced.spans()
     assert sent.parent is None
+    assert trace_id_of(sent) != trace_id_of(post) == TRACE
+    (link,) = sent.links
+    assert f"{link.context.span_id:016x}" == span_id_of(post)
+    assert f"{link.context.trace_id:032x}" == TRACE
     assert f"{context.span_id:016x}" == span_id_of(sent)
 
 

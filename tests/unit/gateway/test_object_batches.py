@@ -1,12 +1,14 @@
 """Batches in an object store: one owner, whom the others outlive; none that was cut off."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batch_cases import KEY_ID, NOW, TENANT, Site, World, chat_line, file_of
 
+from gateway.batches.assembly import is_in_memory
 from gateway.batches.object_batches import ObjectBatch, ObjectBatches
 from gateway.batches.object_log import SEGMENT_BYTES_MAX, ObjectLog
 from gateway.batches.output import line_id
@@ -258,3 +260,35 @@ def test_a_store_that_writes_over_objects_is_refused(
     monkeypatch.setattr(yard.objects, "create", lambda path, data: True)
     with pytest.raises(ObjectsError, match="conditional writes"):
         yard.objects.check("probe")
+
+
+def test_copies_of_inputs_go_where_they_are_told_to(
+    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path | None] = []
+    temporary = tempfile.TemporaryFile
+
+    def noted(*, dir: Path | None = None) -> Any:  # noqa: A002 - as tempfile calls it
+        made.append(dir)
+        return temporary(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", noted)
+    store = ObjectBatches(yard.objects, Expiries(yard.objects), yard.clock, tmp_path)
+    batch = ObjectBatch(store, "tag", "batch")
+    yard.objects.write(batch.input, b"a line")
+    copied = batch.open_input()
+    assert os.pread(copied, 100, 0) == b"a line"
+    os.close(copied)
+    assert made == [tmp_path, tmp_path]
+    with pytest.raises(OSError, match="nowhere"):
+        ObjectBatches(yard.objects, Expiries(yard.objects), yard.clock, tmp_path / "nowhere")
+
+
+def test_memory_is_told_from_disks(tmp_path: Path) -> None:
+    below = tmp_path / "a b"
+    mounts = tmp_path / "mounts"
+    spaced = str(below).replace(" ", r"\040")
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\ntmpfs {spaced} tmpfs rw 0 0\n")
+    assert is_in_memory(below / "c", mounts)
+    assert not is_in_memory(tmp_path, mounts)
+    assert not is_in_memory(below, tmp_path / "none")
