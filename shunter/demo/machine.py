@@ -36,16 +36,18 @@ class Tempo:
 
 # The processes are started for this one; another speed needs them anew.
 USUAL = Tempo(4.0)
-# From the most to the least demanding; a demo is to end within two minutes on a slow machine too.
-# So fewer requests come before less speed.
+# From the most to the least demanding. A demo is to end within two minutes of nothing on a slow
+# machine too, and half as fast takes a minute more: so fewer requests come before less speed.
 TEMPOS = (
     USUAL,
     Tempo(4.0, 0.75),
     Tempo(4.0, 0.5),
-    Tempo(3.0, 0.5),
-    Tempo(2.0, 0.5),
-    Tempo(2.0, 0.25),
-    Tempo(1.0, 0.25),
+    Tempo(4.0, 0.35),
+    Tempo(4.0, 0.25),
+    Tempo(4.0, 0.2),
+    Tempo(3.0, 0.2),
+    Tempo(2.0, 0.2),
+    Tempo(1.0, 0.2),
 )
 # Where the user says how many requests.
 WHOLE_TEMPOS = (USUAL, Tempo(3.0), Tempo(2.0), Tempo(1.0))
