@@ -25,14 +25,13 @@ async def infer(request: web.Request) -> web.StreamResponse:
     settings = gateway.settings
     began_at = gateway.clock.now()
     body = await read_json(request, settings.request_bytes_max, settings.gateway_read_s_max)
-    default = gateway.fleet.model_of("moderations") if request.path == "/v1/moderations" else None
     asked = wanted(
         request.path,
         body,
         request.headers,
         caller.tenant,
         began_at,
-        default_model=default,
+        default_model=gateway.fleet.default_model(request.path),
     )
     with _turn(gateway, f"{caller.tenant}\0{asked.digest}".encode()):
         return await _run(gateway, request, asked)

@@ -105,6 +105,7 @@ class Driver:
                 batch.endpoint,
                 batch.tenant,
                 self._parts.request_bytes_max,
+                self._parts.texts.default_model(batch.endpoint),
             )
             try:
                 await self._run(source)

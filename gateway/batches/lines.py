@@ -60,12 +60,21 @@ class Input:
         endpoint: that all lines must name.
         tenant: whose batch it is.
         line_bytes_max: longest line.
+        default_model: of lines that name none; None: each must.
     """
 
-    def __init__(self, opened: int, endpoint: str, tenant: str, line_bytes_max: int) -> None:
+    def __init__(
+        self,
+        opened: int,
+        endpoint: str,
+        tenant: str,
+        line_bytes_max: int,
+        default_model: str | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._tenant = tenant
         self._line_bytes_max = line_bytes_max
+        self._default_model = default_model
         self._descriptor = opened
         self.offsets = array("Q")
 
@@ -172,7 +181,13 @@ class Input:
         if "completion_window" in wishes:
             wishes["deadline"] = wishes.pop("completion_window")
         asked = wanted(
-            self._endpoint, body | {"shunter": wishes}, {}, self._tenant, now, batch=True
+            self._endpoint,
+            body | {"shunter": wishes},
+            {},
+            self._tenant,
+            now,
+            batch=True,
+            default_model=self._default_model,
         )
         asked.fields["service_tier"] = tier
         return asked

@@ -30,6 +30,10 @@ class LineTexts:
         self._fleet = fleet
         self._proofs = proofs
 
+    def default_model(self, endpoint: str) -> str | None:
+        """Return the model of lines that name none, as those of moderations may; else None."""
+        return self._fleet.default_model(endpoint)
+
     def headers(self, batch: BatchRecord, request_id: str) -> list[tuple[str, bytes]]:
         """Return the headers of a line's request."""
         return self._proofs.headers(batch.key_id, request_id, batch.tenant)

@@ -55,7 +55,11 @@ class FleetState:
         """Return the options of a model; empty if no pool serves it."""
         return self._active.situation.options.by_model.get(model, ())
 
-    def model_of(self, operation: str) -> str | None:
+    def default_model(self, path: str) -> str | None:
+        """Return the model of a body that names none, as those of moderations may; else None."""
+        return self._model_of("moderations") if path == "/v1/moderations" else None
+
+    def _model_of(self, operation: str) -> str | None:
         """Return the first model that serves an operation, by name; None if there is none."""
         able = (m for m, o in self.models().items() if any(operation in x.operations for x in o))
         return min(able, default=None)

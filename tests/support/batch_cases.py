@@ -159,7 +159,8 @@ class World:
             self._position = upto
 
     def _end(self, request_id: str) -> None:
-        request = orjson.loads(self.open.pop(request_id))
+        body = orjson.loads(self.open.pop(request_id))["body"]
+        said = body["messages"][0]["content"] if "messages" in body else body["input"]
         timing = Timing(NOW, finished_at=self.now_s)
         if request_id in self.cancelled:
             ended = Result(request_id, "cancelled", timing, error=ResultError("cancelled", "so"))
@@ -168,13 +169,12 @@ class World:
             if len(self.results) % 2:
                 error = ResultError("budget", "full", retry_at=self.now_s + 1.0)
             ended = Result(request_id, "rejected", timing, error=error)
-        elif "fail" in request["body"]["messages"][0]["content"]:
+        elif "fail" in said:
             error = ResultError("timeout", "tried in vain", {"a": "timeout"})
             ended = Result(request_id, "failed", timing, error=error)
         else:
-            body = {"said": request["body"]["messages"][0]["content"]}
             ended = Result(
-                *(request_id, "completed", timing, Response(200, body)),
+                *(request_id, "completed", timing, Response(200, {"said": said})),
                 usage=Usage(3, 2, 1),
                 cost=Cost(0.25),
             )
@@ -202,7 +202,11 @@ class Site:
         else:
             self.files = ObjectFiles(self.objects, self.expiries)
         self.store = self.batches(root)
-        fleet: Any = SimpleNamespace(rate_wait_s=lambda _: 0.1, options_of=lambda _: ())
+        fleet: Any = SimpleNamespace(
+            rate_wait_s=lambda _: 0.1,
+            options_of=lambda _: (),
+            default_model={"/v1/moderations": "guard"}.get,
+        )
         self.parts = Parts(
             self.files,
             world,

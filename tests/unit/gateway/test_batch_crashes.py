@@ -238,3 +238,13 @@ async def test_other_requests_have_their_turns_beside_many_lines(
     # Checked, published and ended; of the two last, one step of each may fall into one turn.
     assert sum(parsed.values()) >= 300
     assert max(parsed.values()) <= 2 * LINES_A_TURN
+
+
+async def test_lines_of_moderations_need_no_model(tmp_path: Path) -> None:
+    site, url = Site(tmp_path, World(1)), "/v1/moderations"
+    lines = [chat_line(name, url=url, body={"input": name}) for name in NAMES]
+    folder = site.create(file_of(lines), tmp_path, endpoint=url)
+    assert await site.live(folder)
+    batch = folder.read()
+    assert (batch.status, batch.model) == ("completed", "guard")
+    assert {json.loads(value)["model"] for _, value, _ in site.world.ingest} == {"guard"}
