@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Closable(Protocol):
-    """What holds something until it is closed."""
+    """A holder of something, until it is closed."""
 
     def close(self) -> object:
         """Let go of it."""
