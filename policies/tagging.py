@@ -136,7 +136,7 @@ def tag(
         output_tokens_high=high,
         certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
         key=key,
-        counts_energy=policy.counts_energy(request.tenant, key),
+        counts_energy=policy.counts_energy(request.tenant, key, task, is_kept=is_kept),
     )
     wishes = (batchable_tag, _latency(profile, sensitive_tag))
     found = (task_tag, input_tag, output_tag, *wishes, regions_tag, precisions_tag)

@@ -59,7 +59,7 @@ def limits(profile: Profile, policy: Policy) -> list[str]:
             f"beyond {tenant.rate_per_s:g} requests/s of tenant {profile.tenant!r}, counted over"
             f" {max(WINDOW_S, 1 / tenant.rate_per_s):g} s: rejected as rate_limited"
         )
-    for rule, _, budget in policy.budgets_of(profile.tenant, profile.key):
+    for rule, _, budget in policy.budgets_for(profile):
         units = (
             *(("requests", budget.requests), ("tokens", budget.tokens)),
             *(("USD", budget.usd), ("Wh", budget.wh)),

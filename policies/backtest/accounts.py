@@ -29,7 +29,7 @@ class ReplayAccounts:
         self, profile: Profile, decision: Decision, inputs: Inputs, now: float
     ) -> tuple[Decision, Profile]:
         """Return decision and profile with what its budgets keep for it, or its rejection."""
-        counted = self._policy.budgets_of(profile.tenant, profile.key)
+        counted = self._policy.budgets_for(profile)
         if not counted or decision.action not in ("place", "hold"):
             return decision, profile
         amounts = amounts_of(profile, decision, inputs, self._options, self._policy, None)

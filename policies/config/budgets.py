@@ -32,6 +32,10 @@ class Budget(Declaration):
         return self
 
 
+Counted = tuple[str, str, Budget]
+"""Place of a budget in the policy, whose it is, and the budget."""
+
+
 def check_windows(budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
     """Return budgets whose windows differ in length.
 

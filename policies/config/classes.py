@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat, StringConstraints
 
-from policies.config.bounds import NOT_BOUND, Bound
+from policies.config.bounds import NOT_BOUND, Bound, Budgets
 from policies.config.schema import Declaration
 from policies.config.serving import ExtendedDeclaration
 
@@ -39,6 +39,7 @@ class WorkloadClass(ExtendedDeclaration):
 
     added: ClassVar[frozenset[str]] = frozenset(
         {"bound", "quality_min", "watch", "minds_drift", "price_wait_s", "max_gco2", "objective"}
+        | {"budgets"}
     )
 
     latency_sensitive: bool
@@ -65,6 +66,8 @@ class WorkloadClass(ExtendedDeclaration):
     """Weight precisions whose loss of quality this class tolerates; None tolerates all."""
     bound: Bound = NOT_BOUND
     """What each request of the class is kept to, whatever it says."""
+    budgets: Budgets = ()
+    """What each tenant's requests of the class may use in windows of time."""
     quality_min: Annotated[float, Field(gt=0, le=1)] | None = None
     """Least quality of a variant that is good enough where the request names no precisions."""
     watch: ClassWatch | None = None

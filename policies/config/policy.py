@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from policies.config.bounds import NOT_BOUND, APIKey, Bound, Budgets, Rule
-from policies.config.budgets import Budget
+from policies.config.budgets import Counted
 from policies.config.classes import Tier, WorkloadClass
 from policies.config.options import Option
 from policies.config.order import PoolGroup
@@ -226,25 +226,56 @@ class Policy(Versioned, ExtendedDeclaration):
 
     @cached_property
     def has_budgets(self) -> bool:
-        """Return whether any tenant or key has a budget."""
+        """Return whether any tenant, key or class has a budget."""
         tenants = (self.default_tenant, *self.tenants.values())
-        return any(tenant.budgets for tenant in tenants) or any(
-            key.budgets for key in self.keys.values()
-        )
+        found = [*(each.budgets for each in tenants), *(key.budgets for key in self.keys.values())]
+        return self._has_class_budgets or any(found)
 
-    def budgets_of(self, tenant: str, key: str | None) -> list[tuple[str, str, Budget]]:
-        """Return what a request is counted by: place in the policy, whose it is, and the budget."""
+    @cached_property
+    def _has_class_budgets(self) -> bool:
+        return any(workload.budgets for workload in self.classes.values())
+
+    def is_counted(self, tenant: str, key: str | None) -> bool:
+        """Return whether a request may have budgets, before its class is known."""
+        return self._has_class_budgets or bool(self.budgets_of(tenant, key))
+
+    def classes_of(self, task: str, *, is_kept: bool) -> tuple[str, ...]:
+        """Return the classes whose budgets count a request of a class.
+
+        Args:
+            task: its class.
+            is_kept: whether it was recognised, and gets no more than the default class gives.
+        """
+        if is_kept and task != self.default_class:
+            return (task, self.default_class)
+        return (task,)
+
+    def budgets_of(
+        self, tenant: str, key: str | None, classes: Sequence[str] = ()
+    ) -> list[Counted]:
+        """Return what a request of a tenant, a key (or None) and some classes is counted by."""
         if not self.has_budgets:
             return []
         where = f"tenants.{tenant}" if tenant in self.tenants else "default_tenant"
         found = [(where, tenant, budget) for budget in self.limits_of(tenant).budgets]
         if key is not None and key in self.keys:
             found += [(f"keys.{key}", key, budget) for budget in self.keys[key].budgets]
+        for task in classes:
+            if task in self.classes:
+                # One partition has the accounts of a tenant, those of each class among them.
+                budgets = self.classes[task].budgets
+                found += [(f"classes.{task}", tenant, budget) for budget in budgets]
         return found
 
-    def counts_energy(self, tenant: str, key: str | None) -> bool:
+    def budgets_for(self, profile: Profile) -> list[Counted]:
+        """Return what a request is counted by."""
+        classes = self.classes_of(profile.task, is_kept=DEFAULT_CLASS in profile.bound_by)
+        return self.budgets_of(profile.tenant, profile.key, classes)
+
+    def counts_energy(self, tenant: str, key: str | None, task: str, *, is_kept: bool) -> bool:
         """Return whether a budget that counts a request is in watt hours."""
-        return any(budget.wh is not None for _, _, budget in self.budgets_of(tenant, key))
+        counted = self.budgets_of(tenant, key, self.classes_of(task, is_kept=is_kept))
+        return any(budget.wh is not None for _, _, budget in counted)
 
     def floor_of(self, profile: Profile) -> float:
         """Return the least quality of a variant that may serve a request."""

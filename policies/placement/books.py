@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
 
-from policies.config.budgets import Budget
+from policies.config.budgets import Budget, Counted
 from policies.config.prices import nano_of
 from topics.records.money import Account, Amounts, BudgetState, Reservation, Settlement
 
@@ -13,9 +13,6 @@ NOTHING = Amounts()
 SWEEP_EVERY_S = 60.0
 # A window that is over is kept for so long, in case that the clock of the next broker is behind.
 KEPT_S = 60.0
-
-Counted = tuple[str, str, Budget]
-"""Place of a budget in the policy, whose it is, and the budget (`Policy.budgets_of`)."""
 
 
 @dataclass(frozen=True, slots=True)

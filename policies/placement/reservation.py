@@ -78,7 +78,7 @@ def _dearest(option: Option, profile: Profile) -> float:
 def beyond_budget(decision: Decision, beyond: BudgetExceeded) -> Decision:
     """Return the rejection of a request that a budget has no room for."""
     whose = f"the budget in {beyond.unit} of {beyond.rule}"
-    if beyond.rule == "default_tenant":
+    if beyond.rule == "default_tenant" or beyond.rule.startswith("classes."):
         whose += f" for {beyond.owner!r}"
     if beyond.retry_at is None:
         message = f"{whose} is less for {beyond.window_s:g} s than this request may use"

@@ -1,7 +1,7 @@
 """Accounts: the budgets of the partitions that are ours, and the way of requests to them.
 
 One partition has all accounts of a tenant, and one process at a time has the partition. So a
-request of a tenant with a budget is passed on there, and is decided on, counted and sent in one
+request that a budget may count is passed on there, and is decided on, counted and sent in one
 transaction; what it used comes there in the transaction of its end. docs/decisions/0042.
 """
 
@@ -113,7 +113,7 @@ class Accounts:
         now: float,
     ) -> tuple[Decision, Profile]:
         """Return decision and profile with what its budgets keep for it, or its rejection."""
-        counted = here.policy.budgets_of(profile.tenant, profile.key)
+        counted = here.policy.budgets_for(profile)
         if not counted or decision.action not in ("place", "hold"):
             return decision, profile
         amounts = amounts_of(

@@ -270,7 +270,7 @@ class Router(ImmediateStage):
             return self._evidence_writer.unservable(
                 record, request, error.code, error.message, now, error.retry_at
             )
-        if self._situation.policy.budgets_of(request.tenant, key):
+        if self._situation.policy.is_counted(request.tenant, key):
             trace = self._telemetry.sent(record)
             return self._accounts.passed_on(record, request.id, request.tenant, trace)
         return self._accept(record, request, now)

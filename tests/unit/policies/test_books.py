@@ -50,6 +50,20 @@ def test_a_policy_counts_a_request_by_tenant_and_key() -> None:
     assert a_policy().version == a_policy(POLICY + "keys: {}\n").version
 
 
+def test_a_policy_counts_a_class_for_each_tenant() -> None:
+    budgets = "deadline_s: 3600, budgets: [{window_s: 60, wh: 5}],"
+    policy = a_policy(POLICY.replace("deadline_s: 3600,", budgets))
+    ((rule, owner, budget),) = policy.budgets_of("acme", None, ("bulk",))
+    assert (rule, owner, budget.wh) == ("classes.bulk", "acme", 5.0)
+    assert policy.budgets_of("acme", None, ("chat",)) == []
+    # Before its class is known, each request may be one that is counted.
+    assert policy.is_counted("acme", None)
+    assert not a_policy().is_counted("acme", None)
+    # A class that was recognised spends of the default class's budgets too.
+    assert policy.classes_of("bulk", is_kept=True) == ("bulk", "chat")
+    assert policy.classes_of("bulk", is_kept=False) == ("bulk",)
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

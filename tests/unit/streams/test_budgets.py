@@ -97,6 +97,26 @@ async def test_a_budget_in_requests_is_exact_over_all_partitions() -> None:
     assert not [each for each in found if each.differences]
 
 
+async def test_a_class_s_budget_is_each_tenant_s_own_and_that_of_no_other_class() -> None:
+    budgets = "    window_s: 45\n    budgets: [{window_s: 3600, requests: 2, wh: 1}]\n"
+    limited = POLICY.replace("    window_s: 45\n", budgets)
+    yard = Yard()
+    for number in range(6):
+        tenant = "acme" if number < 4 else "other"
+        yard.publish(number % 2, id=f"s{number}", tenant=tenant, task="summarization")
+    yard.publish(id="chat", tenant="acme", task="chat")
+    await routed(yard, limited, fleet=POWERED)
+    assert set(ends(yard).values()) == {"budget"}
+    assert sum(name in ends(yard) for name in ("s0", "s1", "s2", "s3")) == 2
+    assert not ends(yard).keys() & {"s4", "s5", "chat"}
+    told = [result.error.message for result in yard.results().values() if result.error]
+    assert "requests of classes.summarization for 'acme'" in told[0]
+    kept = {e.request_id: e.reserved for e in yard.evidence() if e.step in ("placed", "held")}
+    assert kept["chat"] is None
+    assert [(a.rule, a.owner) for a in kept["s4"].accounts] == [("classes.summarization", "other")]
+    assert kept["s4"].amounts.nano_wh > 0
+
+
 async def test_a_successor_knows_what_is_left() -> None:
     yard = Yard()
     yard.publish(id="r1", tenant="acme")
