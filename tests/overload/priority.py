@@ -17,13 +17,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from running_system import FLEET
 from stream import Stream, quantiles, read_meanwhile, running, show, wait_for_all
 
-from streams.config.declarations import load_policy
-
 # What the pool below completes in a second, about; the default tier alone asks for more.
 DEFAULT_PER_S, PRIORITY_PER_S = 8.0, 1.0
 OUTPUT_TOKENS = 256
 # Until there is a queue, and how long it is looked at.
 FILL_S = 6.0
+# Of the packaged policy.
 PRICE_FACTOR = 2.0
 RATIO_MAX = 1 / 3
 
@@ -36,19 +35,12 @@ def one_pool() -> dict[str, Any]:
     return {"pools": {"premium-eu": pool}}
 
 
-def dear_tier() -> dict[str, Any]:
-    """Return the packaged tiers, of which priority has a price."""
-    tiers = load_policy(None).model_dump(mode="json", exclude_none=True)["tiers"]
-    tiers["priority"] |= {"price_factor": PRICE_FACTOR}
-    return {"tiers": tiers}
-
-
 async def run(seconds: float, default_per_s: float) -> dict[str, Any]:
     """Return the times to the first token of both tiers while the pool is full."""
     default = Stream("default", default_per_s, {"task": "chat"}, OUTPUT_TOKENS)
     first = {"task": "chat", "service_tier": "priority"}
     priority = Stream("priority", PRIORITY_PER_S, first, OUTPUT_TOKENS)
-    async with running("priority", one_pool(), dear_tier()) as system:
+    async with running("priority", one_pool(), {}) as system:
         async with read_meanwhile(system):
             await default.publish(system, FILL_S)
             since = time.time()

@@ -36,6 +36,17 @@ def test_the_packaged_policy_knows_the_nine_classes(packaged: Policy) -> None:
     assert packaged.data_classes["regulated"].regions == ("eu-west",)
 
 
+def test_packaged_classes_say_what_is_good_enough_and_what_goes_first_costs_more(
+    packaged: Policy,
+) -> None:
+    floors = {name: each.quality_min for name, each in packaged.classes.items()}
+    urgent = {name for name, each in packaged.classes.items() if each.latency_sensitive}
+    assert None not in floors.values()
+    assert {floors[name] for name in urgent} == {0.98, 0.99}
+    factors = {name: each.price_factor for name, each in packaged.tiers.items()}
+    assert factors == {"priority": 2.0, "flex": 1.0, "batch": 1.0}
+
+
 def test_packaged_classes_do_not_contradict_themselves(packaged: Policy) -> None:
     for name, each in packaged.classes.items():
         assert each.latency_sensitive != each.batchable, name
