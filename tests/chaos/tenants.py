@@ -25,6 +25,7 @@ from books_audit import Judge
 from running_system import FLEET, System, chat, records_of
 from verdict import POLICY_SPEED, TIMEOUTS, supervise, trail_problems
 
+from streams.config.declarations import load_policy
 from topics.embedded_broker.broker import EmbeddedBroker
 
 TENANTS = 20
@@ -61,6 +62,8 @@ BUDGETS: tuple[list[dict[str, Any]], ...] = (
     [{"window_s": 20.0, "requests": 6, "usd": 0.0004}, {"window_s": 60.0, "tokens": 1500}],
     [{"window_s": 30.0, "wh": 0.08}],
 )
+# Of each tenant, beside its own.
+CLASS_BUDGETS = {"summarization": [{"window_s": 25.0, "requests": 8, "wh": 1.0}]}
 PER_S = 14.0
 # Between two faults, and how long one is down.
 EACH_S, DOWN_S = 6.0, 1.5
@@ -85,6 +88,16 @@ def tenants() -> dict[str, Any]:
     # What stands in YAML twice would be written as an alias.
     copied: dict[str, Any] = json.loads(json.dumps(found))
     return copied
+
+
+def policy_changes() -> dict[str, Any]:
+    """Return what the run's policy has in place of the packaged one's, at the run's speed."""
+    packaged = load_policy(None).faster(POLICY_SPEED).model_dump(mode="json", exclude_none=True)
+    classes = {
+        name: each | ({"budgets": CLASS_BUDGETS[name]} if name in CLASS_BUDGETS else {})
+        for name, each in packaged["classes"].items()
+    }
+    return {"tenants": tenants(), "classes": classes}
 
 
 @dataclass
@@ -159,7 +172,7 @@ async def run(seconds: float, seed: int) -> tuple[Judge, dict[str, int]]:
             fleet=fleet(),
             extra_env=TIMEOUTS,
             policy_speed=POLICY_SPEED,
-            policy_changes={"tenants": tenants()},
+            policy_changes=policy_changes(),
             stop_s_max=60.0,
         ) as system:
             system.start(*ROUTERS, *system.fleet["pools"])
@@ -177,7 +190,7 @@ async def run(seconds: float, seed: int) -> tuple[Judge, dict[str, int]]:
 
 async def judged(system: System, ids: list[str]) -> Judge:
     """Let the judge read all that there is, once the last settlement has been counted."""
-    judge = Judge(system.fleet, {"tenants": tenants()})
+    judge = Judge(system.fleet, policy_changes())
     end_at = time.monotonic() + 60
     while True:
         budgets = [(r.key, r.value) for r in await records_of(system, system.catalogue.budgets)]
@@ -216,8 +229,9 @@ def document(judge: Judge, done: dict[str, int], command: str) -> str:
     }
     return "\n".join(
         [
-            f"`{command}`: {TENANTS} tenants of different bindings and budgets, two routers, three",
-            "pools of which one is paid by tokens, one broker; killed with `kill -9` and started",
+            f"`{command}`: {TENANTS} tenants of different bindings and budgets (requests, tokens,",
+            "dollars, watt hours), and a class with budgets, two routers, three pools, of which",
+            "one is paid by tokens, one broker; killed with `kill -9` and started",
             f"again: {killed}. `tests/support/books_audit.py` reads lanes, results, evidence and",
             "books as JSON, and shares no code with Shunter.",
             "",

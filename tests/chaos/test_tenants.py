@@ -14,7 +14,6 @@ SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.randrange(1, 2**31)
 ACCOUNT = {"rule": "tenants.t", "owner": "t", "window_s": 60.0, "number": 5}
 KEPT = {"requests": 1, "tokens": 100, "nano_usd": 300_000, "nano_wh": 9_000}
 USED = {"requests": 1, "tokens": 150, "nano_usd": 270_000, "nano_wh": 8_500}
-RESERVED = {"home": 0, "accounts": [ACCOUNT], "amounts": KEPT}
 PRICE = {"usd_per_million": {"input": 1.0, "cached_input": 0.1, "output": 4.0}}
 FLEET = {
     "pools": {
@@ -27,8 +26,10 @@ POLICY = {"tenants": {"t": {"bound": {"regions": ["us-east"]}, "budgets": [BUDGE
 PLACE = {"pool": "vendor", "region": "us-east", "precision": "fp8"}
 
 
-def story() -> dict[str, Any]:
+def story(rule: str = "tenants.t") -> dict[str, Any]:
     """A request that was tried in vain, and then answered by the vendor."""
+    account = ACCOUNT | {"rule": rule}
+    reserved = {"home": 0, "accounts": [account], "amounts": KEPT}
     usage = {"input_tokens": 100, "output_tokens": 40, "cached_tokens": 50}
     spent = {
         "nano_usd": 55_000,
@@ -38,13 +39,13 @@ def story() -> dict[str, Any]:
         "nano_wh": 500,
     }
     cost_usd = (50 * 1.0 + 50 * 0.1 + 40 * 4.0) / 1e6
-    settled = {"reserved": RESERVED, "used": dict(USED)}
-    state = {"account": ACCOUNT, "reserved": KEPT, "used": dict.fromkeys(KEPT, 0)}
-    ended = {"account": ACCOUNT, "reserved": dict.fromkeys(KEPT, 0), "used": USED}
+    settled = {"reserved": reserved, "used": dict(USED)}
+    state = {"account": account, "reserved": KEPT, "used": dict.fromkeys(KEPT, 0)}
+    ended = {"account": account, "reserved": dict.fromkeys(KEPT, 0), "used": USED}
     told = {"request_id": "r", "tenant": "t"}
     return {
         "evidence": [
-            told | {"step": "placed", "reserved": copy.deepcopy(RESERVED)},
+            told | {"step": "placed", "reserved": copy.deepcopy(reserved)},
             told | {"step": "fell_back", "spent": spent},
             told
             | {
@@ -112,6 +113,18 @@ def test_books_beyond_the_limit_and_results_twice_are_found() -> None:
     again = story()
     again["results"] *= 2
     assert any("2 results" in each for each in judged(again))
+
+
+def test_the_books_of_a_class_are_judged_by_its_budgets() -> None:
+    policy = {"tenants": {}, "classes": {"chat": {"budgets": [BUDGET]}}}
+    for requests, is_beyond in ((1, False), (2, True)):
+        found = story("classes.chat")
+        state = json.loads(found["budgets"][0][1])
+        state["reserved"]["requests"] = requests
+        found["budgets"].insert(0, (b"k", json.dumps(state).encode()))
+        judge = Judge(FLEET, policy)
+        judge.judge(found["evidence"], found["results"], found["budgets"])
+        assert any("2 requests, of 1" in each for each in judge.amiss) == is_beyond
 
 
 @pytest.mark.slow

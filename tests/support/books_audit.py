@@ -71,7 +71,7 @@ class Judge:
                 self._within(result["id"], tenant, place["pool"], place)
             if result["status"] == "rejected" and result["error"]["code"] == "budget":
                 self.counts["beyond a budget"] += 1
-                if tenant is None or not self._limits(tenant):
+                if tenant is None or not (self._limits(tenant) or self._of_classes()):
                     self.amiss.append(f"{result['id']}: {tenant} has no budget")
                 if result["error"]["retry_at"] is None:
                     self.amiss.append(f"{result['id']}: no time to come back")
@@ -79,6 +79,17 @@ class Judge:
     def _limits(self, tenant: str) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = self.policy["tenants"].get(tenant, {}).get("budgets", [])
         return found
+
+    def _of_classes(self) -> dict[str, list[Mapping[str, Any]]]:
+        declared = self.policy.get("classes", {}).items()
+        return {name: each["budgets"] for name, each in declared if each.get("budgets")}
+
+    def _of(self, account: Account) -> list[Mapping[str, Any]]:
+        """The limits of an account."""
+        rule, owner, window_s, _ = account
+        place, _, name = rule.partition(".")
+        found = self._of_classes().get(name, []) if place == "classes" else self._limits(owner)
+        return [budget for budget in found if budget["window_s"] == window_s]
 
     def _tries(self, steps: list[Mapping[str, Any]]) -> None:
         """What is settled for a request is what its steps cost, and that is its tokens' price."""
@@ -103,7 +114,8 @@ class Judge:
                 if name in settled:
                     self.amiss.append(f"{name}: settled twice")
                 settled[name] = step["settled"]["used"]
-                if all(limit.get("wh") is None for limit in self._limits(step["tenant"])):
+                accounts = _accounts(step["settled"]["reserved"])
+                if all(limit.get("wh") is None for a in accounts for limit in self._of(a)):
                     nano_wh[name] = 0
                 if step["step"] not in ENDS:
                     self.amiss.append(f"{name}: settled by {step['step']}")
@@ -161,10 +173,7 @@ class Judge:
         self.counts["nano-dollars settled"] = sum(each["nano_usd"] for each in used.values())
 
     def _limit(self, account: Account, state: Mapping[str, Any], over: Mapping[str, int]) -> None:
-        _, owner, window_s, _ = account
-        for budget in self._limits(owner):
-            if budget["window_s"] != window_s:
-                continue
+        for budget in self._of(account):
             usd, wh = budget.get("usd"), budget.get("wh")
             limits = {
                 "requests": budget.get("requests"),
