@@ -45,7 +45,8 @@ from shunter.render.story import story
 from shunter.what_if import WhatIf, fallbacks, limits, situation_of
 from streams.config.declarations import Declarations, load_fleet, load_policy
 from streams.config.token_counting import load_token_counter
-from topics import BadRecordError, Evidence, Placement, Source, parse_request
+from streams.router.keys import check_key
+from topics import BadRecordError, Evidence, InferenceRequest, Placement, Source, parse_request
 from topics.records.evidence import Step
 from topics.terminal_text import visible_line
 
@@ -114,6 +115,10 @@ def explain(
         bool,
         typer.Option("--live", help="With what is in force, and the pools as they are at present."),
     ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="As if a gateway had proven the API key of this id."),
+    ] = None,
     bootstrap_servers: Bootstrap = None,
     topic_prefix: Prefix = None,
     as_json: AsJson = False,
@@ -138,25 +143,17 @@ def explain(
     reports = run(read_heartbeats(settings, now)) if live else idle_reports(options, now)
     gone = _known_pools(options, without or [])
     here = situation_of(options, checked_policy, reports, gone)
-    tagged = _tagged(request, declared, settings.request_bytes_max, now)
+    parsed = _parsed(request, settings.request_bytes_max)
+    try:
+        tagged = _tagged(parsed, declared, key, now)
+    except UnservableError as error:
+        _tell_refusal(_refusal(parsed, error, here, named(request), now), as_json=as_json)
+        return
     first, *others = fallbacks(tagged.profile, options, checked_policy, reports, gone, now)
     decision = first.decision
     evidence = _evidence(tagged, decision, here, named(request), now)
     if as_json:
-        shown = {
-            "action": decision.action,
-            "reason": decision.reason,
-            "message": decision.message,
-            "tags": evidence.tags,
-            "candidates": [
-                asdict(each) | {"reason": reason}
-                for each, reason in zip(evidence.candidates, reasons(evidence), strict=True)
-            ],
-            "promised": decision.promised,
-            "group": decision.group,
-            "refusals": decision.refusals,
-            "policy_version": evidence.policy_version,
-            "fleet_version": evidence.fleet_version,
+        shown = _as_json(decision, evidence, tagged) | {
             "assumed_pools": _assumed(options),
             "otherwise": [_otherwise(each) for each in others],
             "limits": limits(tagged.profile, checked_policy),
@@ -172,22 +169,88 @@ def explain(
         wide_out().print(f"assumed, since no servers on such devices were measured: {told}")
 
 
-def _tagged(request: Path, declared: Declarations, bytes_max: int, now: float) -> Tagged:
+def _as_json(decision: Decision, evidence: Evidence, tagged: Tagged) -> dict[str, Any]:
+    return {
+        "action": decision.action,
+        "reason": decision.reason,
+        "message": decision.message,
+        "bound_by": tagged.profile.bound_by,
+        "tags": evidence.tags,
+        "candidates": [
+            asdict(each) | {"reason": reason}
+            for each, reason in zip(evidence.candidates, reasons(evidence), strict=True)
+        ],
+        "promised": decision.promised,
+        "group": decision.group,
+        "refusals": decision.refusals,
+        "policy_version": evidence.policy_version,
+        "fleet_version": evidence.fleet_version,
+    }
+
+
+def _parsed(request: Path, bytes_max: int) -> InferenceRequest:
     try:
-        parsed = parse_request(read_input(request), bytes_max=bytes_max)
-        return tag(
-            parsed,
-            declared.policy,
-            received_at=now,
-            now=now,
-            ingest_partition=0,
-            count=load_token_counter(declared.fleet).of(parsed),
-            serving=compile_options(declared.fleet).serving.get(parsed.model),
-        )
+        return parse_request(read_input(request), bytes_max=bytes_max)
     except OSError as error:
         raise UserError(f"{named(request)}: {error.strerror}") from error
-    except (BadRecordError, UnservableError) as error:
+    except BadRecordError as error:
         raise UserError(f"{named(request)}: {error.message}") from error
+
+
+def _tagged(
+    request: InferenceRequest, declared: Declarations, key: str | None, now: float
+) -> Tagged:
+    """Return a request as a router would tag it.
+
+    Raises:
+        UnservableError: as a router would reject it.
+    """
+    check_key(key, request.tenant, declared.policy)
+    return tag(
+        request,
+        declared.policy,
+        received_at=now,
+        now=now,
+        ingest_partition=0,
+        count=load_token_counter(declared.fleet).of(request),
+        serving=compile_options(declared.fleet).serving.get(request.model),
+        key=key,
+    )
+
+
+def _refusal(
+    request: InferenceRequest, error: UnservableError, here: Situation, file: str, now: float
+) -> Evidence:
+    """Return the evidence of a request that no router would decide on."""
+    return Evidence(
+        request_id=request.id,
+        step="rejected",
+        at=now,
+        writer="policy explain",
+        source=Source(file, 0, 0),
+        tenant=request.tenant,
+        task=request.task,
+        model=request.model,
+        policy_version=here.policy.version,
+        fleet_version=here.options.version,
+        reason=error.code,
+        message=error.message,
+    )
+
+
+def _tell_refusal(refused: Evidence, *, as_json: bool) -> None:
+    if not as_json:
+        wide_out().print(story([refused]))
+        return
+    shown: dict[str, Any] = {
+        "action": "reject",
+        "reason": refused.reason,
+        "message": refused.message,
+        "candidates": [],
+        "policy_version": refused.policy_version,
+        "fleet_version": refused.fleet_version,
+    }
+    typer.echo(orjson.dumps(shown).decode())
 
 
 def _known_pools(options: Options, named_pools: list[str]) -> list[str]:

@@ -136,6 +136,7 @@ def _told(step: Evidence, first_at: float, *, show_versions: bool) -> StoryStep:
         facts=_known(
             ("message", step.message),
             ("tags", _tags(step)),
+            ("bound by", ", ".join(step.profile.bound_by) if step.profile else None),
             ("where", _where(step)),
             ("energy", None if step.energy_wh is None else f"{step.energy_wh:.3g} Wh"),
             ("by the hour", _by_the_hour(step.footprint)),

@@ -21,16 +21,25 @@ class ProvenKeys:
         found = None
         if self._secret is not None:
             found = proven_key(record.headers, self._secret, request.id, request.tenant)
-        known = None if found is None else policy.keys.get(found)
-        if known is not None and known.tenant not in {None, request.tenant}:
-            raise UnservableError(
-                "key_of_another_tenant",
-                f"the key {found!r} is of tenant {known.tenant!r}, not of {request.tenant!r}",
-            )
-        if found is None and policy.limits_of(request.tenant).needs_key:
-            raise UnservableError(
-                "key_required",
-                f"tenant {request.tenant!r} takes requests with a proven key alone: send this one"
-                " through a gateway that shares SHUNTER_KEY_SECRET with the routers",
-            )
+        check_key(found, request.tenant, policy)
         return found
+
+
+def check_key(key: str | None, tenant: str, policy: Policy) -> None:
+    """Check that a tenant lets in a request that came with a key, or with None.
+
+    Raises:
+        UnservableError: the tenant needs a key, or the key is another tenant's.
+    """
+    known = None if key is None else policy.keys.get(key)
+    if known is not None and known.tenant not in {None, tenant}:
+        raise UnservableError(
+            "key_of_another_tenant",
+            f"the key {key!r} is of tenant {known.tenant!r}, not of {tenant!r}",
+        )
+    if key is None and policy.limits_of(tenant).needs_key:
+        raise UnservableError(
+            "key_required",
+            f"tenant {tenant!r} takes requests with a proven key alone: send this one"
+            " through a gateway that shares SHUNTER_KEY_SECRET with the routers",
+        )

@@ -170,6 +170,49 @@ def test_what_may_reject_or_end_it_is_told(tmp_path: Path) -> None:
     assert "tenant 'default' has no rate" in explained(tmp_path, "--policy", str(policy))
 
 
+BOUND = """
+tenants:
+  acme: {bound: {regions: [eu-west]}}
+  vault: {needs_key: true}
+keys:
+  k1: {tenant: acme, bound: {pools: [premium-eu]}}
+"""
+
+
+def bound_policy(directory: Path) -> str:
+    policy = directory / "policy.yaml"
+    packaged = yaml.safe_load(Path("policies/defaults/policy.yaml").read_bytes())
+    policy.write_text(yaml.safe_dump(packaged | yaml.safe_load(BOUND)))
+    return str(policy)
+
+
+def test_what_binds_a_request_is_named_with_its_key_too(tmp_path: Path) -> None:
+    words = ["--policy", bound_policy(tmp_path), "--key", "k1"]
+    text = explained(tmp_path, *words, tenant="acme")
+    assert "bound by keys.k1, tenants.acme" in " ".join(text.split())
+    told = json.loads(explained(tmp_path, *words, "--json", tenant="acme"))
+    assert told["bound_by"] == ["keys.k1", "tenants.acme"]
+    assert {c["pool"] for c in told["candidates"] if c["refused"] is None} == {"premium-eu"}
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "reason"),
+    [
+        ([], {"tenant": "acme", "constraints": {"regions": ["us-east"]}}, "outside_bound"),
+        (["--key", "k1"], {"tenant": "other"}, "key_of_another_tenant"),
+        ([], {"tenant": "vault"}, "key_required"),
+        ([], {"url": "/v1/responses"}, "operation_not_served"),
+    ],
+)
+def test_what_is_rejected_before_a_decision_is_told_as_a_router_would(
+    tmp_path: Path, words: list[str], fields: dict[str, Any], reason: str
+) -> None:
+    words = [*words, "--policy", bound_policy(tmp_path)]
+    assert f"rejected: {reason}" in explained(tmp_path, *words, **fields)
+    told = json.loads(explained(tmp_path, *words, "--json", **fields))
+    assert (told["action"], told["reason"], told["candidates"]) == ("reject", reason, [])
+
+
 @pytest.mark.kafka
 async def test_live_goes_by_the_pools_that_report_and_by_what_is_in_force(
     kafka: str, prefix: str, tmp_path: Path
