@@ -1,6 +1,7 @@
 """`shunter hardware calibrate`: measure a real model server and declare its device by that."""
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, get_args
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from policies import DeclarationError
 from policies.config.fleet import OpenAIBackendConfig
-from policies.config.hardware import HardwareCatalogue, Precision
+from policies.config.hardware import Device, HardwareCatalogue, Model, Precision
 from policies.config.schema import did_you_mean
 from shunter.client.kafka import run
 from shunter.console import UserError, err, wide_out
@@ -46,7 +47,7 @@ def calibrate_command(
     """Measure a model server and write its device's constants.
 
     Closed loops of each length with each number of clients, streamed. A third of the points is
-    held out of the fit and tells its error.
+    held out of the fit and tells its error. A model that isn't packaged is written, too.
 
     Example: shunter hardware calibrate http://127.0.0.1:8000/v1 --device h100 --model llama-3.1-8b
     --precision fp8 --output device.yaml
@@ -71,7 +72,8 @@ def calibrate_command(
         found = calibrate(case, points, measured)
     except ValueError as error:
         raise UserError(str(error)) from error
-    _write(output, device, found)
+    given = () if known.models[model] == load_catalogue().models.get(model) else (model,)
+    _write(output, device, found, {name: known.models[name] for name in given})
     _show(found)
     for advice in at_bound(case.device, found.device):
         err.print(f"note: {advice}", highlight=False)
@@ -125,10 +127,19 @@ def _tell(point: Point) -> None:
     )
 
 
-def _write(path: Path, name: str, found: Calibration) -> None:
-    """Write the device as a catalogue has it, and read it again as one."""
-    dumped = found.device.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    text = yaml.safe_dump({"devices": {name: dumped}}, sort_keys=False, allow_unicode=True)
+def _write(path: Path, name: str, found: Calibration, models: Mapping[str, Model]) -> None:
+    """Write device and models as a catalogue has them, and read them again as one."""
+    entries: dict[str, Mapping[str, Device | Model]] = {"devices": {name: found.device}}
+    if models:
+        entries["models"] = models
+    dumped = {
+        part: {
+            key: each.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+            for key, each in declared.items()
+        }
+        for part, declared in entries.items()
+    }
+    text = yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

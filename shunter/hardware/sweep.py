@@ -16,7 +16,7 @@ import orjson
 from policies.config.fleet import OpenAIBackendConfig
 from shunter.console import UserError
 from workers.backends.base import BackendSettingError, CallError
-from workers.backends.openai.server import OpenAIServer
+from workers.backends.openai.server import OpenAIServer, read_body
 from workers.backends.openai.sse import read_events
 
 WORDS = ("river", "stone", "cloud", "lamp", "seven", "paper", "green", "often", "north", "music")
@@ -24,6 +24,7 @@ WORDS = ("river", "stone", "cloud", "lamp", "seven", "paper", "green", "often", 
 SAMPLE_WORDS = 64
 REQUESTS_MIN, REQUESTS_PER_CLIENT = 4, 2
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
+REFUSAL_BYTES_MAX = 64 * 1024
 SEED = 20
 
 
@@ -176,7 +177,7 @@ class _Client:
         async with asyncio.timeout(self._declared.first_token_s_max):
             async with self._server.post("completions", body) as response:
                 if response.status != HTTPStatus.OK:
-                    raise UserError(f"{self._declared.base_url}: answers {response.status}")
+                    raise UserError(await self._why_not(response))
                 async for chunk in _chunks(response):
                     if chunk.get("choices") and chunk["choices"][0].get("text"):
                         last_at = time.perf_counter()
@@ -190,6 +191,13 @@ class _Client:
         reply = int(counted.get("completion_tokens") or pieces)
         tpot_s = (last_at - first_at) / (reply - 1) if reply > 1 else None
         return _Got((prompt, reply), first_at - sent_at, tpot_s)
+
+    async def _why_not(self, response: aiohttp.ClientResponse) -> str:
+        told = (await read_body(response, REFUSAL_BYTES_MAX)).decode(errors="replace").strip()
+        advice = ""
+        if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            advice = "; begin again once it has loaded its model"
+        return f"{self._declared.base_url}: answers {response.status}: {told[:200]}{advice}"
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

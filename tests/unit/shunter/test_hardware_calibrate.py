@@ -138,6 +138,44 @@ def test_connections_that_the_server_has_closed_end_nothing(tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
 
 
+def test_a_model_of_ones_own_is_written_with_its_device(tmp_path: Path) -> None:
+    own, file = tmp_path / "own.yaml", tmp_path / "device.yaml"
+    own.write_text(
+        "models: {mine: {parameters_b: 8, layers: 32, kv_heads: 8, head_dim: 128,"
+        " context_tokens: 8192, source: our own}}"
+    )
+    sizes = ["--input-tokens", "10,20,40", "--concurrency", "1,2", "--output-tokens", "2"]
+    asked = ["--device", "h100", "--model", "mine", "--precision", "fp8", "--catalogue", str(own)]
+    with Beside() as url:
+        result = typed(url, *asked, *sizes, "--output", str(file))
+    assert result.exit_code == 0, result.output
+    found = load_catalogue(file)
+    assert found.models["mine"] == load_catalogue(own).models["mine"]
+    # What is packaged stays there, to be corrected there.
+    assert "llama-3.1-8b" not in file.read_text()
+    # The file alone is enough for a prediction, as for a fleet.
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        "device,model,precision,tensor_parallel,input_tokens,output_tokens,concurrency\n"
+        "h100,mine,fp8,1,64,8,2\n"
+    )
+    asked = ["hardware", "predict", str(rows), "--catalogue", str(file), "--json"]
+    assert "error" not in CliRunner().invoke(app, asked).output
+
+
+def test_a_server_that_still_loads_is_told_as_such(tmp_path: Path) -> None:
+    async def loads(exchange: Exchange) -> None:
+        await exchange.json({"error": {"code": 503, "message": "Loading model"}}, 503)
+
+    asked = ["--device", "h100", "--model", "llama-3.1-8b", "--precision", "fp8"]
+    with Beside(loads) as url:
+        result = typed(url, *asked, "--output", str(tmp_path / "device.yaml"))
+    told = str(result.exception) + result.output
+    assert "503" in told
+    assert "Loading model" in told
+    assert "once it has loaded" in told
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
