@@ -5,15 +5,17 @@
 The requests of `benchmarks.learned_live` in virtual time, on one device that takes 3 times as long
 as declared for prompts and first tokens, and 1.5 times for decoding. From the 500th on, promised
 TTFT and TPOT are held against what came, at the median of abs(promised / got - 1). Beside them what
-others could have promised of TPOT: whoever knows the device, and how many sequences decode as a
-request comes, at the best factor in hindsight; and whoever also knows what comes later.
+others could have promised of TPOT, who know the device, and how many sequences decode as a request
+comes: at the best factor in hindsight; with the prompts to expect beside the reply, at the rate of
+all, by their mean and by their median; and with those that really come.
 """
 
 import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from math import log
+from statistics import fmean, median
 
 from policies.backtest.fault_model import Reality
 from policies.backtest.outcome import ReplayOutcome
@@ -60,12 +62,30 @@ def run(requests: int, rate: float) -> Run:
     return Run(found, option, corrected(option.roofline, TIMES.factors))
 
 
+def expected(
+    alone: Sequence[float], learned: Sequence[ReplayOutcome], prompt_s: float, rate: float
+) -> tuple[list[float], list[float]]:
+    """Return each TPOT with the prompts to expect at a rate: by their mean, and by their median.
+
+    Prompts take ``rate * prompt_s`` of all time, so that a reply takes that much longer. How many
+    come beside it is Poisson distributed, whose median is at most ln 2 below its mean.
+    """
+    longer = 1.0 / (1.0 - rate * prompt_s)
+    mean = [longer * each for each in alone]
+    usual = []
+    for o, own_s, mean_s in zip(learned, alone, mean, strict=True):
+        steps = o.output_tokens - 1
+        come = max(0.0, rate * steps * mean_s - log(2.0))
+        usual.append(own_s + come * prompt_s / steps)
+    return mean, usual
+
+
 def error(promised: Sequence[float], got: Sequence[float]) -> float:
     """Return the median error of promises."""
     return median(abs(p / g - 1.0) for p, g in zip(promised, got, strict=True))
 
 
-def line(found: Run) -> str:
+def line(found: Run, rate: float) -> str:
     """Return a row of the table."""
     done = [o for o in found.outcomes if o.status == "completed" and o.promised]
     decodes = [(o.first_token_s or 0.0, o.finished_s or 0.0) for o in done]
@@ -90,7 +110,9 @@ def line(found: Run) -> str:
     best = min(error([f / 100 * each for each in alone], got) for f in range(80, 180))
     ttft = error([o.promised.ttft_s for o in learned], [o.ttft_s for o in learned])  # type: ignore[union-attr, misc]
     tpot = error([o.promised.tpot_s for o in learned], got)  # type: ignore[union-attr, misc]
-    figures = (share[0] / share[1], ttft, tpot, best, error(later, got))
+    prompt_s = fmean(found.device.prefill_s(o.input_tokens) for o in done)
+    to_come = [error(each, got) for each in expected(alone, learned, prompt_s, rate)]
+    figures = (share[0] / share[1], ttft, tpot, best, *to_come, error(later, got))
     return " | ".join(f"{100 * each:.1f} %" for each in figures)
 
 
@@ -100,10 +122,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--rates", default="0.6,1,1.5,2.5", help="requests a second, by commas")
     asked = parser.parse_args()
-    print("| rate | prompts' share of decode time | TTFT | TPOT | best at the decision | after |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for rate in asked.rates.split(","):
-        print(f"| {rate} | {line(run(asked.requests, float(rate)))} |", flush=True)
+    print("| rate | prompts' share | TTFT | TPOT | best factor | mean | median | afterwards |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for rate in map(float, asked.rates.split(",")):
+        print(f"| {rate:g} | {line(run(asked.requests, rate), rate)} |", flush=True)
 
 
 if __name__ == "__main__":
