@@ -51,20 +51,23 @@ UNMEASURED = (0.0, 0.0)
 class _Standings:
     """Values cached beside a load; not among the fields that a decision records.
 
-    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of.
+    ``rows`` are those of its pool in evidence, by name, region and the variants that they tell of;
+    ``unseen`` are requests sent to a pool with a limit on power that its heartbeats may lack.
     """
 
-    __slots__ = ("_corrected", "_standings", "_worked_until", "rows")
+    __slots__ = ("_corrected", "_standings", "_worked_until", "rows", "unseen")
 
     _corrected: dict[str, tuple[Option, Roofline]]
     _standings: "dict[str, OptionState]"
     rows: dict[tuple[str, str | None, frozenset[str] | None], Raw]
     _worked_until: float | None
+    unseen: int
 
     def begin(self) -> None:
         """Start with nothing cached, at no known time."""
         self._corrected = {}
         self._worked_until = None
+        self.unseen = 0
         self.has_changed()
 
     def worked(self, now: float) -> float:
@@ -72,6 +75,10 @@ class _Standings:
         since = self._worked_until
         self._worked_until = now
         return 0.0 if since is None else max(0.0, now - since)
+
+    def may_lack(self, requests: int) -> None:
+        """Note how many requests the heartbeats may lack."""
+        self.unseen = requests
 
     def has_changed(self) -> None:
         """Drop what is cached; callers that change a field must call this."""

@@ -23,7 +23,7 @@ def drawn_kw(option: Option, load: PoolLoad | None, more: int = 0) -> float:
     if load is None or not load.workers:
         return 0.0
     replicas = load.workers * option.replicas
-    busy = min(replicas, sum(load.running_by_variant.values()) + more)
+    busy = min(replicas, sum(load.running_by_variant.values()) + load.unseen + more)
     idle_w, busy_w = option.idle_w or 0.0, option.busy_w or 0.0
     return (busy * busy_w + (replicas - busy) * idle_w) / 1000.0
 

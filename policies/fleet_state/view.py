@@ -35,6 +35,9 @@ from topics import LatencyError, PoolStatus, VariantStatus
 MISSED_BEATS_MAX = 4
 # Less is no time to work: standings are costly, and must last for the requests of one poll.
 WORKED_S_MIN = 0.005
+# A heartbeat may lack what was sent so long before it: the worker had not read it yet. A limit on
+# power counts such requests beside those that it tells of, some of them twice.
+UNSEEN_S = 2.0
 
 
 class FleetView:
@@ -58,6 +61,8 @@ class FleetView:
         self.sessions = Sessions()
         self.version = 0
         self._worked_until = -inf
+        # Of pools with a limit on power: when the last requests were sent, and how many.
+        self._sent: dict[str, list[tuple[float, int]]] = {}
 
     def report(self, status: PoolStatus) -> None:
         """Record a heartbeat. One of an unknown pool counts once the fleet has that pool."""
@@ -92,7 +97,7 @@ class FleetView:
         view = FleetView(options)
         view.lengths, view.sessions = self.lengths, self.sessions
         view._reports = {pool: dict(reports) for pool, reports in self._reports.items()}
-        view.version, view._drifted = self.version, self._drifted
+        view.version, view._drifted, view._sent = self.version, self._drifted, self._sent
         view._unlike_since, view.refused = dict(self._unlike_since), self.refused
         for pool, reports in view._reports.items():
             for status in reports.values():
@@ -186,6 +191,8 @@ class FleetView:
         self._tell_rounds(option.pool, load)
         load.has_changed()
         if option.is_power_limited:
+            if now is not None:
+                self._sent.setdefault(option.pool, []).append((now, count))
             tell_power(self._options, self._loads, option.pool)
 
     def _judge(self, status: PoolStatus) -> None:
@@ -246,6 +253,10 @@ class FleetView:
         self._loads[pool] = load
         first = self._options.by_pool[pool][0]
         if first.is_power_limited:
+            told_at = min((s.at for s in reports), default=inf)
+            late = [each for each in self._sent.get(pool, ()) if each[0] > told_at - UNSEEN_S]
+            self._sent[pool] = late
+            load.may_lack(sum(count for _, count in late))
             tell_power(self._options, self._loads, pool)
         self.version += 1
 

@@ -93,6 +93,18 @@ def test_a_pool_takes_no_request_beyond_its_limit_until_power_is_free_again() ->
     assert chosen(found, view)[0] == "place"
 
 
+def test_a_heartbeat_that_lacks_what_was_just_sent_frees_no_power() -> None:
+    found = options(a={"power_kw_max": 1.5})
+    view, idle = FleetView(found), heartbeat(found, "a")
+    view.report(replace(idle, at=NOW))
+    view.add_sent(found.by_pool["a"][0], 0.01, now=NOW + 0.3)
+    # Its worker had not read the request yet when it told that nothing runs.
+    view.report(replace(idle, at=NOW + 0.5))
+    assert chosen(found, view) == ("hold", "power_limit", None)
+    view.report(replace(idle, at=NOW + 3.0))
+    assert chosen(found, view)[0] == "place"
+
+
 def test_a_site_bounds_what_its_pools_draw_together() -> None:
     found = options(a={"site": "hall"}, b={"site": "hall", "region": "there"}, c={})
     view = FleetView(found)
