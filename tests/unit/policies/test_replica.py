@@ -3,7 +3,13 @@
 from policies.hardware.accelerator import VariantLimits
 from policies.hardware.iteration import Job
 from policies.hardware.prefix_cache import PrefixCache
-from policies.hardware.replica import PREFILL_MEMORY_S, Ask, Replica, choose_replica
+from policies.hardware.replica import (
+    LESS_ROOM,
+    PREFILL_MEMORY_S,
+    Ask,
+    Replica,
+    choose_replica,
+)
 from policies.hardware.roofline import Roofline
 
 ROOFLINE = Roofline(
@@ -115,6 +121,26 @@ def test_where_none_can_the_one_with_the_least_to_do_serves() -> None:
     give(replicas[0], count=6)
     give(replicas[1], count=5)
     assert choose_replica(replicas, ask(), 1.0) == 1
+
+
+def test_where_none_has_the_usual_room_the_fullest_that_keeps_the_slo_is_joined() -> None:
+    replicas = pool(2)
+    give(replicas[0], "one", count=2)
+    give(replicas[1], "two")
+    near = ask("one", tpot_s=1.2 * STEP_S)
+    assert not any(replica.can_take(near, 1.0) for replica in replicas)
+    assert choose_replica(replicas, near, 1.0) == 0, "though the other has less to do"
+    # Two variants would take turns on the other.
+    assert not any(replicas[1].can_take(near, 1.0, room) for room in LESS_ROOM)
+
+
+def test_where_none_can_what_has_the_variant_comes_before_what_has_less_to_do() -> None:
+    replicas = pool(2)
+    give(replicas[0], "one", count=2)
+    give(replicas[1], "two")
+    impossible = ask("one", tpot_s=STEP_S / 10)
+    assert choose_replica(replicas, impossible, 1.0) == 0
+    assert choose_replica(replicas, ask("two", tpot_s=STEP_S / 10), 1.0) == 1
 
 
 def test_the_backlog_is_the_prompts_without_a_first_token() -> None:
