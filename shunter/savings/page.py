@@ -1,7 +1,7 @@
 """The report as a page: no script, no font, no picture from elsewhere."""
 
 import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shunter.savings.counterfactuals import OURS
@@ -29,7 +29,7 @@ def as_page(report: Mapping[str, Any]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width'>",
         f"<title>Shunter: what placement saved</title><style>{_STYLE}</style>",
-        *_summary(report),
+        *_summary(report, anchors),
         *_policies(report, anchors),
         *_questions(report, anchors),
         *_paid(report, anchors),
@@ -47,8 +47,16 @@ class _Anchors:
     def __init__(self) -> None:
         self._told: list[str] = []
 
-    def link(self, text: str, evidence: Mapping[str, Any] | None, command: str | None) -> str:
-        """Return a figure that is linked to its evidence and command."""
+    def of(
+        self, title: str, evidence: Mapping[str, Any] | None, command: str
+    ) -> Callable[[str], str]:
+        """Return what links figures to their common evidence and command.
+
+        Args:
+            title: of the figures.
+            evidence: the records behind them; None: they are of a replay.
+            command: makes them again.
+        """
         number = len(self._told) + 1
         lines = []
         if evidence is not None:
@@ -59,10 +67,9 @@ class _Anchors:
             lines.append(f"<dd>{evidence['records']:,} records of evidence: {_text(spans)}</dd>")
             lines += [f"<dd><code>{_text(each['command'])}</code></dd>" for each in
                       evidence["examples"]]  # fmt: skip
-        if command is not None:
-            lines.append(f"<dd>made again by <code>{_text(command)}</code></dd>")
-        self._told.append(f"<dt id=e{number}>{number}. {text}</dt>{''.join(lines)}")
-        return f"<a href=#e{number}>{text}</a>"
+        lines.append(f"<dd>made again by <code>{_text(command)}</code></dd>")
+        self._told.append(f"<dt id=e{number}>{number}. {_text(title)}</dt>{''.join(lines)}")
+        return lambda text: f"<a href=#e{number}>{text}</a>" if text else ""
 
     def section(self) -> Iterator[str]:
         """Yield the section that the links lead to."""
@@ -71,19 +78,23 @@ class _Anchors:
         yield "</dl>"
 
 
-def _summary(report: Mapping[str, Any]) -> Iterator[str]:
+def _summary(report: Mapping[str, Any], anchors: _Anchors) -> Iterator[str]:
     paid, premium = report["paid"]["total"], report["policies"].get("shunter_premium")
+    link = anchors.of("What was paid for all", paid["evidence"], paid["command"])
     yield "<h1>What placement saved</h1>"
     yield f"<p class=dim>{_text(report['span'])}, from the evidence at {_text(report['trail'])}</p>"
-    yield f"<p><span class=big>{_usd(paid['paid_usd'])}</span> paid for {paid['requests']:,}"
-    yield f" requests, of which {paid['completed']:,} were answered;"
-    yield f" {_share(paid['slo_attainment'])} met their SLO.</p>"
+    yield f"<p><span class=big>{link(_usd(paid['paid_usd']))}</span> paid for"
+    yield f" {link(format(paid['requests'], ','))} requests, of which"
+    yield f" {link(format(paid['completed'], ','))} were answered;"
+    yield f" {link(_share(paid['slo_attainment']))} met their SLO.</p>"
     if premium is not None:
         ours = report["policies"][OURS]
         share = premium["saved_usd"] / premium["cost_usd"] if premium["cost_usd"] else 0.0
-        yield f"<p>Replayed, the same requests cost {_usd(ours['cost_usd'])} by this policy, and"
-        yield f" {_usd(premium['cost_usd'])} on premium GPUs alone: {share:.0%}"
-        yield f" {'less' if share >= 0 else 'more'}{_left(premium, ours)}.</p>"
+        link = anchors.of("This policy beside premium GPUs alone", None, premium["command"])
+        yield f"<p>Replayed, the same requests cost {link(_usd(ours['cost_usd']))} by this policy,"
+        yield f" and {link(_usd(premium['cost_usd']))} on premium GPUs alone:"
+        yield f" {link(f'{share:.0%}')} {'less' if share >= 0 else 'more'}"
+        yield f"{_left(premium, ours)}.</p>"
 
 
 def _left(other: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -100,20 +111,21 @@ def _policies(report: Mapping[str, Any], anchors: _Anchors) -> Iterator[str]:
     yield f"<h2>The same {report['replayed']:,} requests by other policies</h2>"
     bars = [(each["told"], each["cost_usd"], name == OURS) for name, each in policies.items()]
     yield _plot(bars, bound["usd"])
-    rows = [
-        (
-            _text(each["told"]),
-            anchors.link(_usd(each["cost_usd"]), None, each["command"]),
+    rows = []
+    for name, each in policies.items():
+        link = anchors.of(each["told"], None, each["command"])
+        figures = (
+            _usd(each["cost_usd"]),
             "" if name == OURS else _usd(each["saved_usd"], signed=True),
             _share(each["slo_attainment"]),
             f"{each['unanswered']:,}",
         )
-        for name, each in policies.items()
-    ]
+        rows.append((_text(each["told"]), *map(link, figures)))
     if bound["usd"] is not None:
-        cost = anchors.link(_usd(bound["usd"]), None, bound["command"])
+        link = anchors.of("Lower bound", None, bound["command"])
         less = _usd(bound["usd"] - policies[OURS]["cost_usd"], signed=True)
-        rows.append(("Lower bound: no schedule costs less", cost, less, "", ""))
+        cost = link(_usd(bound["usd"]))
+        rows.append(("Lower bound: no schedule costs less", cost, link(less), "", ""))
     yield _table(("policy", "cost", "against this one", "SLO met", "unanswered"), rows, 1)
     if bound["note"]:
         yield f"<p>There is no lower bound: {_text(bound['note'])}.</p>"
@@ -123,7 +135,10 @@ def _questions(report: Mapping[str, Any], anchors: _Anchors) -> Iterator[str]:
     if report["questions"]:
         yield "<h2>What waiting earned and constraints cost</h2>"
         rows = [
-            (_text(each["told"]), anchors.link(_usd(each["usd"]), None, each["command"]))
+            (
+                _text(each["told"]),
+                anchors.of(each["told"], None, each["command"])(_usd(each["usd"])),
+            )
             for each in report["questions"].values()
         ]
         yield _table(("in replays", "US dollars"), rows, 1)
@@ -134,17 +149,17 @@ def _paid(report: Mapping[str, Any], anchors: _Anchors) -> Iterator[str]:
     for by in ("class", "pool", "tenant"):
         bills = report["paid"][by]
         yield _plot([(name, bill["paid_usd"], True) for name, bill in bills.items()], None)
-        rows = [
-            (
-                _text(name),
+        rows = []
+        for name, bill in bills.items():
+            figures = (
                 f"{bill['requests']:,}",
                 f"{bill['completed']:,}",
                 f"{bill['input_tokens'] + bill['output_tokens']:,}",
-                anchors.link(_usd(bill["paid_usd"]), bill["evidence"], bill["command"]),
+                _usd(bill["paid_usd"]),
                 _share(bill["slo_attainment"]),
             )
-            for name, bill in bills.items()
-        ]
+            link = anchors.of(f"{by} {name}", bill["evidence"], bill["command"])
+            rows.append((_text(name), *map(link, figures)))
         yield _table((by, "requests", "answered", "tokens", "paid", "SLO met"), rows, 1)
 
 
@@ -158,7 +173,11 @@ def _misses(report: Mapping[str, Any], anchors: _Anchors) -> Iterator[str]:
             _text(each["class"]),
             _text(each["objective"]),
             _text(each["why"]),
-            anchors.link(f"{each['requests']:,}", each["evidence"], None),
+            anchors.of(
+                f"{each['class']}, {each['objective']}: {each['why']}",
+                each["evidence"],
+                each["command"],
+            )(f"{each['requests']:,}"),
         )
         for each in report["misses"]
     ]

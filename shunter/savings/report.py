@@ -40,6 +40,10 @@ class ReportCommands:
         """Return the one that makes the bound."""
         return self._again("--only", OURS)
 
+    def misses(self) -> str:
+        """Return the one that counts misses."""
+        return self._again("--only", OURS, "--no-bound")
+
     def request(self, request_id: str) -> str:
         """Return the one that shows a request's evidence."""
         place = self.trail[:2] if self.trail[:1] == ("--archive",) else ()
@@ -155,4 +159,5 @@ def _miss(miss: Miss, sources: Sources, commands: ReportCommands) -> dict[str, A
         "why": miss.why,
         "requests": sources.records,
         "evidence": _sources(sources, commands),
+        "command": commands.misses(),
     }

@@ -1,6 +1,7 @@
 """The savings report: traffic from evidence alone, replays beside it, and the page."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -260,8 +261,14 @@ class TestReport:
                         anchors.append(value)
 
         Reader().feed(page)
-        assert links == anchors
-        assert len(links) >= len(self.found["policies"]) + len(self.found["questions"])
+        assert list(dict.fromkeys(links)) == anchors
+        numbers = re.findall(r"<td class=n>(.*?)</td>", page)
+        assert not [each for each in numbers if each and not each.startswith("<a href=#e")]
+        (summary,) = re.findall(r"<p><span class=big>.*?</p>", page)
+        assert len(re.findall(r"<a href=#e1>", summary)) == 4
+        sources = page.split("<dt id=")[1:]
+        assert all(each.count("made again by <code>shunter ") == 1 for each in sources)
+        assert len(anchors) >= len(self.found["policies"]) + len(self.found["questions"])
         assert not tags & {"script", "img", "link", "then", "0"}
         assert "shunter audit show --archive &#x27;file:///a b&#x27; -- " in page
 
