@@ -121,6 +121,10 @@ def _energy(pool: PoolView) -> str:
     return NONE if pool.wh_per_request is None else f"{pool.wh_per_request:.3g}"
 
 
+def _cached(pool: PoolView) -> str:
+    return NONE if pool.cached_share is None else percent(pool.cached_share)
+
+
 POOLS: Sequence[Column[PoolView]] = (
     Column("pool", lambda p: Text(p.pool, "bold"), lambda p: p.pool, justify="left"),
     Column("device", _device, lambda p: p.device or "", 105, "left"),
@@ -137,6 +141,7 @@ POOLS: Sequence[Column[PoolView]] = (
     Column("failed", lambda p: count(p.fallbacks), lambda p: p.fallbacks, 130),
     Column("req/s", lambda p: rate(p.per_s), lambda p: p.per_s),
     Column("$/h", lambda p: usd(p.usd_per_hour), lambda p: p.usd_per_hour),
+    Column("cached", _cached, lambda p: p.cached_share or 0.0, 160),
     Column("Wh/req", _energy, lambda p: p.wh_per_request or 0.0, 125),
     Column("$ in all", lambda p: usd(p.total_usd), lambda p: p.total_usd, 140),
 )

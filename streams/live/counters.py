@@ -46,6 +46,8 @@ class PoolTally:
     fallbacks: int = 0
     usd: float = 0.0
     energy_wh: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
     def merge(self, other: "PoolTally") -> None:
         """Add another's counts."""
@@ -54,6 +56,8 @@ class PoolTally:
         self.fallbacks += other.fallbacks
         self.usd += other.usd
         self.energy_wh += other.energy_wh
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
 
 
 @dataclass(slots=True)

@@ -110,6 +110,7 @@ def _pools(view: LiveView, recent: LiveCounters, now: float, seconds: float) -> 
             per_s=(told.direct + told.batch) / seconds,
             usd=told.usd,
             usd_per_hour=told.usd / seconds * SECONDS_PER_HOUR,
+            cached_share=told.cached_tokens / told.prompt_tokens if told.prompt_tokens else None,
             wh_per_request=told.energy_wh / (told.direct + told.batch) if told.energy_wh else None,
             total_direct=total.direct,
             total_batch=total.batch,

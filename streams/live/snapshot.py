@@ -56,7 +56,8 @@ class PoolView:
     None if unknown: work that ends at once can exceed it for a while. ``speed`` is predicted over
     measured device time by model variant; ``circuits`` the variants whose circuit breaker is not
     closed on some worker. ``assumed``: no servers were measured on its device, so that predictions
-    for it err more. ``wh_per_request`` and ``total_wh`` are device time at busy power.
+    for it err more. ``cached_share`` is the part of the answered prompts' tokens that prefix caches
+    had, None if there were none. ``wh_per_request`` and ``total_wh`` are device time at busy power.
     ``usd_per_hour`` is for the work in the window, not the price of devices.
     """
 
@@ -81,6 +82,7 @@ class PoolView:
     per_s: float
     usd: float
     usd_per_hour: float
+    cached_share: float | None
     wh_per_request: float | None
     total_direct: int
     total_batch: int

@@ -156,6 +156,9 @@ class LiveView:
             pool = tally.of_pool(step.placement.pool)
             pool.usd += got.cost_usd
             pool.energy_wh += step.energy_wh or 0.0
+            if step.usage is not None:
+                pool.prompt_tokens += step.usage.input_tokens
+                pool.cached_tokens += step.usage.cached_tokens
             if step.placement.path == "batch":
                 pool.batch += 1
             else:

@@ -123,3 +123,17 @@ class TestHolds:
         for name in "abc":
             topics.hold(name)
         assert (topics.shown().holds.held, topics.shown().holds.left_out) == (2, 1)
+
+
+def test_what_prefix_caches_had_is_a_share_of_the_answered_prompts() -> None:
+    topics = Topics()
+    assert of_pool(topics.shown(), "silicon-us").cached_share is None
+    topics.placed("first")
+    topics.executed("first")
+    topics.placed("second")
+    usage = {"input_tokens": 3000, "output_tokens": 10, "cached_tokens": 2000}
+    topics.executed("second", usage=usage)
+    assert of_pool(topics.shown(), "silicon-us").cached_share == 0.5
+    assert of_pool(topics.shown(), "premium-us").cached_share is None
+    topics.now += 3600
+    assert of_pool(topics.shown(), "silicon-us").cached_share is None
