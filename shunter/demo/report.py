@@ -168,6 +168,7 @@ def _facts(figures: Mapping[str, Any]) -> Table:
         [
             ("money", _money(figures)),
             ("batches", f"{batches['count']:,} of {batches['mean_size']:.1f} requests on average"),
+            ("caches", f"had {figures['cached_share']:.1%} of the prompts' tokens"),
             ("audit trail", _trail(figures["trail"])),
             ("SLO met", f"{figures['slo_attainment']['overall']:.1%} of all requests"),
             ("machine", _machine(figures["machine"])),

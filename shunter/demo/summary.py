@@ -54,6 +54,7 @@ def summarize(
         "by_pool": {pool: _pool(results, pool) for pool in pools},
         "by_task": by_task,
         "batches": _batches(results),
+        "cached_share": _cached(results),
         "slo_attainment": {
             "overall": _share(len(attained), len(rows)),
             "by_task": {
@@ -114,6 +115,13 @@ def _batches(results: Sequence[Result]) -> dict[str, Any]:
     sizes = Counter(name for r in results if (name := _batch_id(r)) is not None)
     mean = sum(sizes.values()) / len(sizes) if sizes else 0.0
     return {"count": len(sizes), "mean_size": round(mean, 2)}
+
+
+def _cached(results: Sequence[Result]) -> float:
+    """Return the part of the answered prompts' tokens that prefix caches had."""
+    usages = [result.usage for result in results if result.usage is not None]
+    prompts = sum(usage.input_tokens for usage in usages)
+    return round(sum(usage.cached_tokens for usage in usages) / prompts, 4) if prompts else 0.0
 
 
 def _batch_id(result: Result) -> str | None:

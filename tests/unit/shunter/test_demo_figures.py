@@ -80,7 +80,7 @@ def test_the_summary_counts_what_came_and_multiplies_seconds_back():
     results = [
         result("demo-1"),
         result("demo-2", ttft_s=2.0),
-        result("demo-3", placement=batched),
+        replace(result("demo-3", placement=batched), usage=Usage(1000, 11, cached_tokens=600)),
     ]
     ledger = Ledger({r.id: r for r in results}, Counter(r.id for r in results))
     verdict = judge({row.id: request_of(row) for row in rows}, ledger, RULES)
@@ -99,6 +99,7 @@ def test_the_summary_counts_what_came_and_multiplies_seconds_back():
     }
     assert figures["by_pool"]["cpu-eu"]["requests"] == 0
     assert figures["batches"] == {"count": 1, "mean_size": 1.0}
+    assert figures["cached_share"] == 0.2
     # Of four, one is lost and one had its first token too late.
     assert figures["slo_attainment"] == {"overall": 0.5, "by_task": {"chat": 0.5}}
     assert figures["by_task"]["chat"]["ttft_s"] == {"p50": 2.0, "p95": 4.0}
