@@ -28,12 +28,11 @@ from gateway.http.state import Gateway
 from streams.engine.clock import Clock
 from topics.objects import Objects
 
+logger = logging.getLogger(__name__)
+
 _MOUNTS = Path("/proc/self/mounts")
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _LOCAL = ("file://", "local://")
-
-
-logger = logging.getLogger(__name__)
 
 
 def add_batches(app: web.Application, gateway: Gateway) -> None:

@@ -179,8 +179,9 @@ class ObjectBatches:
         """
         self.objects = objects
         self.copies = copies
+        # Whether anything can be written there is known before a batch needs it.
         with tempfile.TemporaryFile(dir=copies):
-            """It can be written, before a batch needs it."""
+            pass
         self.members = SignsOfLife(objects, clock)
         self.cancelled: dict[str, float] = {}
         """By mark, when batches were cancelled that have not ended."""
