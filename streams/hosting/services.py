@@ -75,10 +75,18 @@ class _App(faust.App):  # type: ignore[misc]
     async def start(self) -> None:
         try:
             await super().start()
+        except asyncio.CancelledError:
+            # A start is cancelled when the process is told to stop, once all that runs by then has
+            # been stopped.
+            _end_soon(0)
+            raise
         except BaseException as error:
-            # This does not stop what has started already. A start is cancelled when the process is
-            # told to stop, once all that runs by then has been stopped.
-            _end_soon(0 if isinstance(error, asyncio.CancelledError) else 1)
+            # This does not stop what has started already.
+            is_stopping = self._stopped.is_set() and not self._crashed.is_set()
+            _end_soon(0 if is_stopping else 1)
+            if is_stopping:
+                # What a service used while it started has been closed before that was cancelled.
+                raise asyncio.CancelledError from error
             raise
 
 

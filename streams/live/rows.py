@@ -1,9 +1,8 @@
 """Convert the folded counts to the rows of a snapshot."""
 
 from collections.abc import Iterator, Sequence
+from json import JSONDecoder
 from typing import Any
-
-import orjson
 
 from policies import Option
 from policies.fleet_state.pool_stats import Told, pooled_speed
@@ -24,6 +23,7 @@ from topics import PoolStatus
 
 GROUPS_MAX = 200
 SECONDS_PER_HOUR = 3600
+_PARSER = JSONDecoder()
 # In the order of policies.batching.groups.
 CONSTRAINTS = ("regions", "precisions", "pools", "exclude_pools", "labels", "max_cost_usd")
 
@@ -211,11 +211,19 @@ def _hold(
 
 
 def _constraints(text: str) -> dict[str, Any]:
+    """Return the constraints at the beginning of what stands last in a group's name.
+
+    Other terms of the group may stand behind them, or alone, such as its floor of quality.
+    """
     try:
-        values = zip(CONSTRAINTS, orjson.loads(text or "[]"), strict=False)
-        found = {name: value for name, value in values if value not in (None, [])}
+        # Only the standard library's parser leaves out what stands behind.
+        values, _ = _PARSER.raw_decode(text)
+        if len(values) < len(CONSTRAINTS):
+            return {}
+        named = zip(CONSTRAINTS, values, strict=False)
+        found = {name: value for name, value in named if value not in (None, [])}
         return found | {name: dict(found[name]) for name in ("labels",) if name in found}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         # Named by another version; the group's whole name says enough.
         return {}
 

@@ -86,9 +86,13 @@ class TestHolds:
         (group,) = topics.shown().holds.groups
         assert (topics.shown().holds.held, group.model) == (1, "other")
 
-    def test_the_name_of_a_group_is_taken_apart(self) -> None:
+    @pytest.mark.parametrize(
+        "behind", ["", "|quality 0.94", '|energy|["judged","p","v"]|drifted too']
+    )
+    def test_the_name_of_a_group_is_taken_apart(self, behind: str) -> None:
         topics = Topics()
-        topics.hold("a", 'm|chat|direct|lemore|[["eu"],null,null,["p"],[["cooling","air"]],0.5]')
+        constraints = '[["eu"],null,null,["p"],[["cooling","air"]],0.5]'
+        topics.hold("a", f"m|chat|direct|lemore|{constraints}{behind}")
         (group,) = topics.shown().holds.groups
         assert (group.model, group.operation, group.is_batch) == ("m", "chat", False)
         assert group.prompt_tokens_max is None
@@ -100,7 +104,15 @@ class TestHolds:
         }
 
     @pytest.mark.parametrize(
-        "name", ["", "m", "m|c|batch|x|{", "m|c|batch|le5|7", "m|c|b|l|[0,0,0,0,1]"]
+        "name",
+        [
+            "",
+            "m",
+            "m|c|batch|x|{",
+            "m|c|batch|le5|7",
+            "m|c|b|l|[0,0,0,0,1]",
+            "m|c|b|l|" + "[" * 9000,
+        ],
     )
     def test_a_group_of_another_version_is_shown_by_its_name(self, name: str) -> None:
         topics = Topics()
@@ -108,6 +120,13 @@ class TestHolds:
         (group,) = topics.shown().holds.groups
         assert (group.group, group.held) == (name, 1)
         assert "labels" not in group.constraints
+
+    @pytest.mark.parametrize("term", ["quality 0.94", '["judged","p","v"]'])
+    def test_a_group_without_constraints_has_none(self, term: str) -> None:
+        topics = Topics()
+        topics.hold("a", f"m|chat|batch|le512|{term}")
+        (group,) = topics.shown().holds.groups
+        assert (group.constraints, group.prompt_tokens_max) == ({}, 512)
 
     def test_what_left_is_told_with_its_batches_and_reasons(self) -> None:
         topics = Topics()

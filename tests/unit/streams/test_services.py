@@ -99,19 +99,30 @@ class IsSlowToEnd(Service):
         finally:
             await asyncio.sleep(5)
 
-class IsToldToStop(Service):
+class GoesOn(Service):
     async def on_start(self):
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(60)
 
-run_app("test", Settings(web_port=0), [IsSlowToEnd(), IsToldToStop()])
+class Fails(Service):
+    async def on_start(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await self.wait_until_stopped()
+        raise OSError("what it uses is closed")
+
+run_app("test", Settings(web_port=0), [IsSlowToEnd(), %s()])
 """
 
 
-def test_a_process_that_is_told_to_stop_while_it_starts_has_not_failed() -> None:
+@pytest.mark.parametrize("starting", ["GoesOn", "Fails"])
+def test_a_process_that_is_told_to_stop_while_it_starts_has_not_failed(starting: str) -> None:
     """Else its supervisor tells somebody, or starts it again."""
     ran = subprocess.run(
-        [sys.executable, "-c", STOPPED], check=False, capture_output=True, text=True, timeout=50
+        [sys.executable, "-c", STOPPED % starting],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=50,
     )
     assert ran.returncode == 0, ran.stderr
 
