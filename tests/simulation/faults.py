@@ -188,6 +188,7 @@ class Faults:
         for process in world.processes.values():
             process.wake()
             process.hear_time()
+            process.late_s = 0.0
         world.tell("faults are over")
 
     def restart_s(self, process: "Process") -> float:

@@ -1,6 +1,7 @@
 """One run of one seed: processes, clients, faults, and the wait until all has settled."""
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
@@ -228,7 +229,10 @@ class World:
             raise error
         if process.late_s:
             late_s, process.late_s = process.late_s, 0.0
-            await asyncio.sleep(late_s)
+            # It ends with the faults: then everybody is to know of what came a second ago.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(late_s):
+                    await self.healed.wait()
         draw = self.rng.random()
         if draw > 0.9:
             await asyncio.sleep((draw - 0.9) / 5)
