@@ -82,11 +82,11 @@ def policy(*, waits: bool) -> str:
     return text
 
 
-def trace(every: int) -> list[dict[str, object]]:
-    """Return each so manieth request of the packaged sample, spread over a week."""
+def write_trace(folder: Path, every: int) -> None:
+    """Write each so manieth request of the packaged sample, spread over a week."""
     found = read_trace(None)[::every]
     span_s = found[-1].arrival_s
-    return [
+    rows = [
         {
             "arrival_s": round(each.arrival_s / span_s * WEEK_S, 3),
             "task": each.task,
@@ -96,6 +96,10 @@ def trace(every: int) -> list[dict[str, object]]:
         }
         for each in found
     ]
+    with (folder / "trace.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,11 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     with (given.out / "prices.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("at", "value"), *prices(given.prices, start)])
-    rows = trace(given.every)
-    with (given.out / "trace.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_trace(given.out, given.every)
     (given.out / "fleet.yaml").write_text(fleet())
     (given.out / "policy.yaml").write_text(policy(waits=True))
     (given.out / "now.yaml").write_text(policy(waits=False))

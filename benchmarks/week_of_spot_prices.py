@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.week_of_prices import NOTICE_S, SPOT, WEEK_S, outages, policy, trace
+from benchmarks.week_of_prices import NOTICE_S, SPOT, WEEK_S, outages, policy, write_trace
 from streams.config.declarations import load_fleet, packaged
 
 START = "2020-03-02"
@@ -104,11 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with (given.out / f"{pool}.csv").open("w", newline="") as file:
             rows = [(at.isoformat(), round(usd, 6)) for at, usd in moves]
             csv.writer(file).writerows([("at", "value"), *rows])
-    rows = trace(given.every)
-    with (given.out / "trace.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_trace(given.out, given.every)
     for name, ahead_s in (("fleet", 0), ("known", DAY_S)):
         (given.out / f"{name}.yaml").write_text(fleet(ahead_s, len(gone) / WEEK_H))
     (given.out / "policy.yaml").write_text(policy(waits=True))

@@ -1,7 +1,7 @@
 """`shunter policy`: check the declarations, and explain a decision."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +46,15 @@ from shunter.what_if import WhatIf, fallbacks, limits, situation_of
 from streams.config.declarations import Declarations, load_fleet, load_policy
 from streams.config.token_counting import load_token_counter
 from streams.router.keys import check_key
-from topics import BadRecordError, Evidence, InferenceRequest, Placement, Source, parse_request
+from topics import (
+    BadRecordError,
+    Evidence,
+    InferenceRequest,
+    Placement,
+    Profile,
+    Source,
+    parse_request,
+)
 from topics.records.evidence import Step
 from topics.terminal_text import visible_line
 
@@ -222,19 +230,25 @@ def _refusal(
     request: InferenceRequest, error: UnservableError, here: Situation, file: str, now: float
 ) -> Evidence:
     """Return the evidence of a request that no router would decide on."""
+    rejected = _step_of(request, "rejected", here, file, now)
+    return replace(rejected, reason=error.code, message=error.message)
+
+
+def _step_of(
+    subject: InferenceRequest | Profile, step: Step, here: Situation, file: str, now: float
+) -> Evidence:
+    """Return what the evidence of each step of a request has."""
     return Evidence(
-        request_id=request.id,
-        step="rejected",
+        request_id=subject.id,
+        step=step,
         at=now,
         writer="policy explain",
         source=Source(file, 0, 0),
-        tenant=request.tenant,
-        task=request.task,
-        model=request.model,
+        tenant=subject.tenant,
+        task=subject.task,
+        model=subject.model,
         policy_version=here.policy.version,
         fleet_version=here.options.version,
-        reason=error.code,
-        message=error.message,
     )
 
 
@@ -303,17 +317,8 @@ def _evidence(
         placement = Placement(
             option.pool, option.device, option.variant, option.precision, option.region, "direct"
         )
-    return Evidence(
-        request_id=profile.id,
-        step=_STEPS[decision.action],
-        at=now,
-        writer="policy explain",
-        source=Source(file, 0, 0),
-        tenant=profile.tenant,
-        task=profile.task,
-        model=profile.model,
-        policy_version=situation.policy.version,
-        fleet_version=situation.options.version,
+    return replace(
+        _step_of(profile, _STEPS[decision.action], situation, file, now),
         profile=profile,
         tags=tagged.tags | decided_tags(profile, decision, situation.options, now),
         candidates=tuple(decision.candidates),
