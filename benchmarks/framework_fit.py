@@ -8,8 +8,8 @@ beside arithmetic and memory, and with one on each of the five times that a pool
 (`policies/hardware/constants.py`). Groups are told apart by less and less: by framework and all
 that a configuration has, by device, by model, by the version of the framework.
 
-All is linear in the logarithms about the packaged constants, so that each costs one pass over the
-rows, and the hundred fits none; together some three minutes.
+All is linear in the logarithms about the packaged constants, so that the hundred fits need no
+more simulation than one.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from benchmarks.hardware_fit import (
     ODD,
     STEP,
     TTFT_WEIGHT,
+    Loops,
     Row,
     constants,
     load,
-    predicted,
 )
 from shunter.hardware.devices import INHERITED, load_catalogue
 
@@ -72,6 +72,7 @@ class Measured:
         serving = load_catalogue().serving[INHERITED]
         self.point = np.array([math.log(getattr(serving, name)) for name in GUESS])
         self.rows = rows
+        self._loops = Loops(rows)
         self.at = [*range(len(rows))]
         self.at += [number for number, row in enumerate(rows) if row.ttft_s is not None]
         self.residuals = self._residuals(self.point)
@@ -83,10 +84,8 @@ class Measured:
         )
 
     def _residuals(self, point: Array) -> Array:
-        serving = constants(tuple(point))
         tpot, ttft = [], []
-        for row in self.rows:
-            means = predicted(row, serving)
+        for row, means in self._loops.pairs(constants(tuple(point))):
             tpot.append(math.log(means.tpot_s / row.tpot_s))
             if row.ttft_s is not None:
                 ttft.append(math.log(means.ttft_s / row.ttft_s))

@@ -5,8 +5,8 @@
 
 MEASURED.csv, also as .csv.gz, has the columns of `shunter hardware predict` and, of the same
 configurations, `tpot_ms` and where known `ttft_ms`; `framework` groups rows. Prints the constants
-as `policies/defaults/devices.yaml` has them and the errors of `docs/hardware.md`. A fit takes about
-four minutes, each group held out another two or three.
+as `policies/defaults/devices.yaml` has them and the errors of `docs/hardware.md`. Each row is
+simulated once, which takes most of the time; a fit then takes seconds (`benchmarks/schedules.py`).
 """
 
 import argparse
@@ -17,13 +17,15 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median, quantiles
 
+from benchmarks.schedules import Schedule, Schedules, schedule
 from policies.config.rooflines import roofline_of
 from policies.config.serving import Serving
-from policies.hardware.closed_loop import Means, closed_loop
+from policies.hardware.closed_loop import Means
+from policies.hardware.roofline import Roofline
 from shunter.hardware.devices import load_catalogue
 from shunter.hardware.least_squares import solved, weighted_product
 from shunter.hardware.predictions import Configuration, configuration, predict, read_rows
@@ -53,7 +55,7 @@ Point = tuple[float, ...]
 """Logarithms of the constants, in the order of `GUESS`."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Row:
     """A measured configuration; times in seconds."""
 
@@ -63,6 +65,12 @@ class Row:
     ttft_s: float | None
     tpot_s: float
     weight: float = 1.0
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Its iterations, which are the same by all constants."""
+        roofline = roofline_by(self, constants(tuple(map(math.log, GUESS.values()))))
+        return schedule(roofline, self.lengths, self.asked.concurrency)
 
 
 def load(path: Path) -> list[Row]:
@@ -94,25 +102,36 @@ def constants(point: Point) -> Serving:
     return Serving(**values, error=1.0, error_datasheet=1.0, error_assumed=1.0)
 
 
-def predicted(row: Row, serving: Serving) -> Means:
-    """Return the latencies of a row by these constants."""
+def roofline_by(row: Row, serving: Serving) -> Roofline:
+    """Return the roofline of a row by these constants."""
     asked = row.asked
-    roofline = roofline_of(
-        asked.device.model_copy(update={"serving": serving}),
-        asked.model,
-        asked.precision,
-        asked.tensor_parallel,
-        asked.kv_precision,
+    device = asked.device.model_copy(update={"serving": serving})
+    return roofline_of(
+        device, asked.model, asked.precision, asked.tensor_parallel, asked.kv_precision
     )
-    latency_s = serving.first_token_ms / 1000
-    return closed_loop(roofline, latency_s, row.lengths, asked.concurrency)
 
 
-def residuals(rows: Sequence[Row], point: Point) -> list[tuple[float, float]]:
+class Loops:
+    """The closed loops of rows, by any constants."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._schedules = Schedules([row.schedule for row in rows])
+
+    def means(self, serving: Serving) -> list[Means]:
+        """Return the latencies of each row by these constants."""
+        rooflines = [roofline_by(row, serving) for row in self.rows]
+        return self._schedules.means(rooflines, serving.first_token_ms / 1000)
+
+    def pairs(self, serving: Serving) -> list["Pair"]:
+        """Return each row with its latencies by these constants."""
+        return list(zip(self.rows, self.means(serving), strict=True))
+
+
+def residuals(loops: Loops, point: Point) -> list[tuple[float, float]]:
     """Return (ln of predicted over measured, weight) of each figure, and of the guesses."""
-    serving, found = constants(point), []
-    for row in rows:
-        means = predicted(row, serving)
+    found = []
+    for row, means in loops.pairs(constants(point)):
         found.append((math.log(means.tpot_s / row.tpot_s), row.weight))
         if row.ttft_s is not None:
             found.append((math.log(means.ttft_s / row.ttft_s), row.weight * TTFT_WEIGHT))
@@ -131,15 +150,16 @@ def loss(found: Iterable[tuple[float, float]]) -> float:
 def fit(rows: Sequence[Row], start: Point, told: Callable[[str], object]) -> Point:
     """Return the best point: Gauss-Newton steps on reweighted residuals.
 
-    Any other minimiser would do; this one needs no library, and few of the slow evaluations.
+    Any other minimiser would do; this one needs no library, and few evaluations.
     """
-    point, found = start, residuals(rows, start)
+    loops = Loops(rows)
+    point, found = start, residuals(loops, start)
     while True:
         before = loss(found)
         columns = []
         for index in range(len(point)):
             moved = tuple(v + STEP * (i == index) for i, v in enumerate(point))
-            pairs = zip(residuals(rows, moved), found, strict=True)
+            pairs = zip(residuals(loops, moved), found, strict=True)
             columns.append([(after[0] - now[0]) / STEP for after, now in pairs])
         weights = [w * w / math.sqrt(1 + (r / ODD) ** 2) for r, w in found]
         errors = [r for r, _ in found]
@@ -148,7 +168,7 @@ def fit(rows: Sequence[Row], start: Point, told: Callable[[str], object]) -> Poi
         scale = min(1.0, STEP_MAX / max(map(abs, step)))
         for _ in range(5):
             moved = tuple(v + scale * s for v, s in zip(point, step, strict=True))
-            after = residuals(rows, moved)
+            after = residuals(loops, moved)
             if loss(after) < before:
                 break
             scale /= 2
@@ -198,7 +218,7 @@ def held_out(rows: Sequence[Row], column: str, start: Point) -> list[Pair]:
     for name in sorted({row.fields[column] for row in rows}):
         seen = [row for row in rows if row.fields[column] != name]
         serving = constants(fit(seen, start, partial(print, name, flush=True)))
-        pairs += [(row, predicted(row, serving)) for row in rows if row.fields[column] == name]
+        pairs += Loops([row for row in rows if row.fields[column] == name]).pairs(serving)
     return pairs
 
 
@@ -239,7 +259,7 @@ def main() -> None:
         pairs = [(row, predict(row.asked)) for row in rows]
     else:
         serving = constants(fit(rows, guess, partial(print, flush=True)))
-        pairs = [(row, predicted(row, serving)) for row in rows]
+        pairs = Loops(rows).pairs(serving)
         print("\n".join(f"    {name}: {getattr(serving, name):.3g}" for name in GUESS))
     print(table(pairs, by), flush=True)
     if asked.plot is not None:
