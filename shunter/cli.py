@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from policies import DeclarationError
+from shunter.command_tree import CommandTree
 from shunter.console import UserError, complain
 from streams.kafka.instance_name import NameTakenError
 from streams.tracing.setup import TelemetryError
@@ -97,7 +98,7 @@ def load(name: str) -> Any:
         # Else "[env: NAME]" is taken for markup, and left out.
         command.rich_markup_mode = app.rich_markup_mode
         return typer.main.get_command(command)
-    alone = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+    alone = CommandTree(add_completion=False, rich_markup_mode="markdown")
     alone.command(name)(command)
     return typer.main.get_command(alone)
 

@@ -13,6 +13,7 @@ from shunter.audit.proofs import ProofError, check_proof, make_proof
 from shunter.audit.source import Trail, open_trail, read_keyring
 from shunter.audit.texts import match_text, read_text
 from shunter.client.kafka import note, run
+from shunter.command_tree import CommandTree
 from shunter.commands.audit_report import export, replay, report
 from shunter.commands.audit_verify import KeysFile, LogPolicy, LogUrl, Trust, verify
 from shunter.console import (
@@ -33,7 +34,7 @@ from topics import BadRecordError, Catalogue, Evidence, decode, encode
 from topics.signing.key_files import KeyFileError
 from topics.signing.keys import load_signing_key
 
-audit = typer.Typer(
+audit = CommandTree(
     add_completion=False, name="audit", help="Look into the audit trail, and check it."
 )
 audit.command()(verify)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from shunter.audit.files import write_keys
 from shunter.client.kafka import note, run
+from shunter.command_tree import CommandTree
 from shunter.commands.evidence_keys import introduce, keygen, publish, published_keys, revoke
 from shunter.commands.public_log import log, log_keygen
 from shunter.console import AsJson, Bootstrap, Prefix, UserError, out, settings_from
@@ -21,7 +22,7 @@ from topics import Catalogue, Settings
 from topics.admin.provisioning import partition_counts
 from topics.iso_time import iso_time
 
-evidence = typer.Typer(
+evidence = CommandTree(
     add_completion=False,
     name="evidence",
     help="Keys that sign evidence, its archive and its public log.",

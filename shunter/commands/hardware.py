@@ -10,22 +10,18 @@ from rich.table import Table
 
 from policies import DeclarationError
 from policies.config.hardware import HardwareCatalogue
-from shunter.commands.hardware_calibrate import calibrate_command
+from shunter.command_tree import CommandTree
+from shunter.commands.hardware_calibrate import CatalogueFiles, calibrate_command
 from shunter.console import AsJson, complain, wide_out
 from shunter.hardware.devices import load_catalogue
 from shunter.hardware.predictions import REQUIRED, UnreadableError, predictions, read_rows
 
 UNREADABLE = 2
 
-hardware = typer.Typer(
+hardware = CommandTree(
     add_completion=False, name="hardware", help="Predict latencies; list devices and models."
 )
 hardware.command(name="calibrate")(calibrate_command)
-
-CatalogueFile = Annotated[
-    Path | None,
-    typer.Option("--catalogue", help="YAML with further devices and models.", metavar="FILE"),
-]
 
 
 @hardware.command()
@@ -33,7 +29,7 @@ def predict(
     file: Annotated[
         Path, typer.Argument(help="A CSV file, one configuration a row; - is standard input.")
     ],
-    catalogue: CatalogueFile = None,
+    catalogue: CatalogueFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict mean TTFT and TPOT of configurations in a closed loop.
@@ -44,7 +40,7 @@ def predict(
     Example: shunter hardware predict configurations.csv --json
     """
     try:
-        rows, known = read_rows(file), load_catalogue(catalogue)
+        rows, known = read_rows(file), load_catalogue(*(catalogue or ()))
     except (UnreadableError, DeclarationError) as error:
         complain(str(error))
         raise typer.Exit(UNREADABLE) from error
@@ -60,13 +56,13 @@ def predict(
 
 
 @hardware.command(name="list")
-def list_(catalogue: CatalogueFile = None, as_json: AsJson = False) -> None:
+def list_(catalogue: CatalogueFiles = None, as_json: AsJson = False) -> None:
     """List devices and models, and whether their figures are measured, published or assumed.
 
     Example: shunter hardware list
     """
     try:
-        known = load_catalogue(catalogue)
+        known = load_catalogue(*(catalogue or ()))
     except DeclarationError as error:
         complain(str(error))
         raise typer.Exit(UNREADABLE) from error

@@ -22,6 +22,14 @@ from shunter.hardware.calibration import Calibration, Case, at_bound, calibrate
 from shunter.hardware.devices import load_catalogue
 from shunter.hardware.sweep import Point, SweepPoint, sweep
 
+CatalogueFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--catalogue",
+        help="YAML with further devices and models; of several the last that has a name counts.",
+        metavar="FILE",
+    ),
+]
 Numbers = Annotated[str, typer.Option(help="Whole numbers, comma-separated.")]
 
 
@@ -35,9 +43,7 @@ def calibrate_command(
     tensor_parallel: Annotated[
         int, typer.Option(min=1, max=1024, help="Devices that one replica runs on together.")
     ] = 1,
-    catalogue: Annotated[
-        Path | None, typer.Option("--catalogue", help="YAML with further devices and models.")
-    ] = None,
+    catalogue: CatalogueFiles = None,
     input_tokens: Numbers = "32,128,512",
     output_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens of each reply.")] = 32,
     concurrency: Numbers = "1,2,4",
@@ -53,7 +59,7 @@ def calibrate_command(
     --precision fp8 --output device.yaml
     """
     try:
-        known = load_catalogue(catalogue)
+        known = load_catalogue(*(catalogue or ()))
         settings = {"type": "openai", "base_url": url, "api_key_env": api_key_env}
         declared = OpenAIBackendConfig.model_validate(settings)
     except DeclarationError as error:

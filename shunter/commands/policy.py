@@ -23,6 +23,7 @@ from policies.fleet_state.view import idle_reports
 from policies.scoring.reasons import reasons
 from policies.scoring.situation import Situation
 from shunter.client.kafka import run
+from shunter.command_tree import CommandTree
 from shunter.commands.policy_apply import apply, history, rollback
 from shunter.commands.policy_backtest import backtest
 from shunter.commands.policy_shadow import shadow
@@ -65,7 +66,7 @@ _STEPS: dict[str, Step] = {
     "expire": "expired",
 }
 
-policy = typer.Typer(
+policy = CommandTree(
     add_completion=False, name="policy", help="Check, explain, backtest and apply fleet and policy."
 )
 policy.command()(backtest)

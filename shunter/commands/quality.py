@@ -11,13 +11,14 @@ from rich.table import Table
 from policies.quality.sampling import DAY_S
 from policies.quality.verdict_state import KnownQuality
 from shunter.client.kafka import note
+from shunter.command_tree import CommandTree
 from shunter.console import AsJson, Bootstrap, Prefix, settings_from, wide_out
 from shunter.logs.reading import place_of, read_all
 from streams.kafka.log import KafkaLog
 from topics import BadRecordError, Catalogue, QualityEntry, Settings, VariantQuality, decode
 from topics.admin.provisioning import partition_counts
 
-quality = typer.Typer(
+quality = CommandTree(
     add_completion=False, name="quality", help="Whether variants answer as their references do."
 )
 

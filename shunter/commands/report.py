@@ -12,6 +12,7 @@ from shunter.audit.source import open_trail
 from shunter.backtest.bound import bound_or_reason
 from shunter.backtest.parallel_runs import scored_beside
 from shunter.backtest.suite import Scored, Setting, assumed_pools
+from shunter.command_tree import CommandTree
 from shunter.commands.audit_report import time_of
 from shunter.console import (
     ArchiveUrl,
@@ -34,7 +35,7 @@ from streams.config.declarations import load_fleet, load_policy
 from topics import Catalogue, Settings
 from topics.iso_time import iso_time
 
-report = typer.Typer(
+report = CommandTree(
     add_completion=False,
     name="report",
     help="Reports for people, from evidence.",

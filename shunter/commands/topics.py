@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shunter.client.kafka import note, run
+from shunter.command_tree import CommandTree
 from shunter.commands.acls import acls
 from shunter.commands.recover import recover
 from shunter.commands.tidy import tidy
@@ -21,7 +22,7 @@ from topics.admin.asyncapi import asyncapi
 from topics.admin.replication import REPLICAS
 from topics.admin.topic_report import PARTITIONS, CatalogueReport
 
-topics = typer.Typer(add_completion=False, name="topics", help="Create and check the topics.")
+topics = CommandTree(add_completion=False, name="topics", help="Create and check the topics.")
 topics.command()(acls)
 topics.command()(recover)
 topics.command()(tidy)

@@ -1,4 +1,4 @@
-"""The catalogue that predictions rest on: the packaged one, and a file that adds to it."""
+"""The catalogue that predictions rest on: the packaged one, and files that add to it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from streams.config.declarations import packaged
 INHERITED = "servers-2026"
 
 
-def load_catalogue(path: Path | None = None) -> HardwareCatalogue:
-    """Return the packaged devices and models, with those of a file added or put in their place.
+def load_catalogue(*paths: Path) -> HardwareCatalogue:
+    """Return the packaged devices and models, with those of files added or put in their place.
 
+    Files are taken in order: of one name the last file's entry counts, and none needs a later one.
     A device that declares no `serving` inherits the packaged constants, unless it is a CPU.
 
     Raises:
@@ -25,13 +26,12 @@ def load_catalogue(path: Path | None = None) -> HardwareCatalogue:
         **devices,
         **load_mapping(packaged("models.yaml"), "packaged models.yaml"),
     }
-    name = "packaged catalogue"
-    if path is not None:
-        name = named(path)
+    catalogue = validate_mapping(merged, "packaged catalogue", HardwareCatalogue)
+    for path in paths:
         for part, declared in _read(path).items():
             is_known = isinstance(declared, dict) and isinstance(merged.get(part), dict)
             merged[part] = {**merged[part], **declared} if is_known else declared
-    catalogue = validate_mapping(merged, name, HardwareCatalogue)
+        catalogue = validate_mapping(merged, named(path), HardwareCatalogue)
     return catalogue.model_copy(
         update={
             "devices": {

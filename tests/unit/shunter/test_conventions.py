@@ -108,3 +108,28 @@ def test_each_option_says_what_it_is() -> None:
     options = [(name, each) for name, command in ALL for each in command.params]
     bare = [(n, e.opts) for n, e in options if e.param_type_name == "option" and not e.help]
     assert bare == []
+
+
+def words_of(option: Any) -> list[str]:
+    return [option.opts[0]] if option.is_flag else [option.opts[0], "1"]
+
+
+@pytest.mark.parametrize(("name", "command"), ALL, ids=[name for name, _ in ALL])
+def test_an_option_of_one_value_is_not_taken_twice(name: str, command: Any) -> None:
+    for option in command.params:
+        is_switch = getattr(option, "is_flag", False) and not option.secondary_opts
+        if option.param_type_name != "option" or option.multiple or is_switch:
+            continue
+        twice = 2 * words_of(option)
+        outcome = CliRunner().invoke(app, [*name.split(), *twice], env={"COLUMNS": "300"})
+        assert outcome.exit_code == 2
+        assert option.opts[0] in outcome.output
+        assert "is given 2 times: give it once" in outcome.output
+
+
+def test_a_switch_may_be_given_twice_and_a_choice_of_two_may_not() -> None:
+    assert json.loads(invoke("hardware", "list", "--json", "--json"))["devices"]
+    both = ["policy", "backtest", "--bound", "--no-bound"]
+    outcome = CliRunner().invoke(app, both, env={"COLUMNS": "300"})
+    assert outcome.exit_code == 2
+    assert "--bound/--no-bound is given 2 times: give it once" in outcome.output

@@ -168,6 +168,24 @@ def test_a_catalogue_adds_devices_and_models_which_inherit(tmp_path: Path) -> No
     assert status["h100"][1] < status["new"][1] < status["crescent-island"][1]
 
 
+def test_several_catalogues_add_up_and_the_last_of_a_name_counts(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("devices.yaml", "models.yaml", "slower.yaml")]
+    devices, models = CATALOGUE.split("models:")
+    files[0].write_text(devices)
+    files[1].write_text("models:" + models)
+    files[2].write_text(devices.replace("memory_bandwidth_tb_s: 3.35", "memory_bandwidth_tb_s: 1"))
+    more = [word for file in files[:2] for word in ("--catalogue", str(file))]
+    row = ROW.replace("h100", "new").replace("llama-3.1-8b", "small")
+    (fast,) = predicted(tmp_path, row, more=more)
+    (slow,) = predicted(tmp_path, row, more=(*more, "--catalogue", str(files[2])))
+    assert slow["tpot_ms"] > 1.1 * fast["tpot_ms"]
+    files[2].write_text("devices: {x: {}}")
+    refused = typed("list", *more, "--catalogue", str(files[2]))
+    assert refused.exit_code == 2
+    assert "slower.yaml" in refused.output
+    assert "devices.yaml" not in refused.output
+
+
 def test_tables_mark_what_is_assumed(tmp_path: Path) -> None:
     rows = (ROW, ROW.replace("h100", "mi300x"), ROW.replace("h100", "x"))
     lines = typed("predict", written(tmp_path, *rows)).stdout.splitlines()
