@@ -20,6 +20,8 @@ FILES = web.AppKey("files", FileStore)
 PIECE_BYTES = 256 * 1024
 FIELD_BYTES_MAX = 1024
 FIELDS_MAX = 32
+# What stands around the file in the form, heads of its parts and boundaries included, is less.
+FORM_BYTES_MAX = 512 * 1024
 LIST_MAX = 10_000
 EXPIRES_S_MIN, EXPIRES_S_MAX = 3600, 30 * 86400
 _FILENAME_CHARACTERS_MAX = 255
@@ -33,8 +35,7 @@ async def upload(request: web.Request) -> web.Response:
         raise ApiError(415, "unsupported_media_type", message)
     gateway, files = request.app[GATEWAY], request.app[FILES]
     tenant, s_max = caller_of(request).tenant, gateway.settings.gateway_read_s_max
-    # What stands around the file in the form is small.
-    if (request.content_length or 0) > FILE_BYTES_MAX + 64 * 1024:
+    if (request.content_length or 0) > FILE_BYTES_MAX + FORM_BYTES_MAX:
         raise _too_large()
     file_id = new_file_id(gateway.clock.now())
     async with opened_in_thread(files.begin, tenant, file_id) as written:
@@ -124,7 +125,7 @@ async def _field(part: BodyPartReader, name: str, s_max: float) -> str:
 
 
 def _too_large() -> ApiError:
-    message = f"the file has more than {FILE_BYTES_MAX:,} bytes; split it"
+    message = f"the file has more than 200 MiB ({FILE_BYTES_MAX:,} bytes); split it"
     return ApiError(413, "file_too_large", message, param="file", headers={"Connection": "close"})
 
 
