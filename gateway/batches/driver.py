@@ -22,6 +22,7 @@ from gateway.batches.publishing_rate import LinePace
 from gateway.batches.record import FINAL, BatchRecord
 from gateway.batches.store import BatchFolder, BatchLog
 from gateway.batches.texts import LineTexts
+from gateway.batches.turned_away import TurnedAway, away_s
 from gateway.exchange.request_ids import owned_id
 from gateway.files.store import FileStore
 from gateway.files.threads import in_thread
@@ -38,7 +39,6 @@ CHUNK_LINES = 200
 # How long the results of lines are awaited that were cancelled, or whose deadline has passed.
 ENDING_S_MAX = 30.0
 WAIT_S = 0.2
-_TURNED_AWAY = frozenset({"rate_limited", "over_share"})
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ class _Work:
     to_publish: set[Run] = field(default_factory=set)
     """Announced in the log, and not on Kafka."""
     arrived: list[tuple[str, bytes]] = field(default_factory=list)
-    again_at: dict[int, float] = field(default_factory=dict)
-    """Lines that were turned away, and when they may be published anew; epoch seconds."""
+    away: TurnedAway = field(default_factory=TurnedAway)
 
 
 class Driver:
@@ -189,7 +188,9 @@ class Driver:
         work.in_flight = {
             run for run in current if not work.log.is_done(run[0]) and run not in away
         }
-        work.again_at = {n: self._now() for n in state.again if not work.log.is_done(n)}
+        for n in state.again:
+            if not work.log.is_done(n):
+                work.away.add(n, "", self._now())
 
     async def _settle(self, work: _Work) -> None:
         """Ask Kafka which of the uncertain lines it has; the others are published now."""
@@ -229,25 +230,15 @@ class Driver:
         except BadRecordError as error:
             logger.warning("the result of %s can't be read: %s", request_id, error.message)
             return
-        wait_s = self._wait_s(result)
-        if wait_s is not None:
-            work.again_at.setdefault(n, self._pace.turned_away(self._now(), wait_s))
+        now = self._now()
+        wait_s = away_s(result, now, lambda: self._parts.texts.rate_wait_s(self._batch.tenant))
+        if wait_s is not None and result.error is not None:
+            work.away.add(n, result.error.code, self._pace.turned_away(now, wait_s))
         else:
-            asked = source.line(n, self._now())
+            asked = source.line(n, now)
             line, is_error = self._parts.texts.line(asked, n, self._prefix, result)
             output.add(n, line, is_error=is_error)
         work.in_flight.discard((n, run))
-
-    def _wait_s(self, result: Result) -> float | None:
-        """Return after how long a line that was turned away may go again; None: it was not."""
-        error = result.error
-        if result.status != "rejected" or error is None:
-            return None
-        if error.retry_at is not None:
-            return max(0.0, error.retry_at - self._now())
-        if error.code not in _TURNED_AWAY:
-            return None
-        return self._parts.texts.rate_wait_s(self._batch.tenant)
 
     async def _publish_some(self, source: Input, work: _Work) -> bool:
         """Publish the next lines, if there is room for any; return whether some were."""
@@ -259,7 +250,7 @@ class Driver:
         # Of some the end has been read meanwhile.
         work.to_publish = {run for run in work.to_publish if not work.log.is_done(run[0])}
         runs = sorted(work.to_publish)[:room]
-        again = sorted(n for n, at in work.again_at.items() if at <= now)[: room - len(runs)]
+        again = work.away.due(now, room - len(runs))
         fresh = [(n, state.runs.get(n, 0) + 1) for n in again]
         last = min(self._batch.counts.total, state.next_line + room - len(runs) - len(fresh))
         fresh += [(n, 0) for n in range(state.next_line, last)]
@@ -268,8 +259,7 @@ class Driver:
         if fresh:
             await in_thread(work.log.intend, fresh, now)
         work.to_publish.update(fresh)
-        for n in again:
-            del work.again_at[n]
+        work.away.gone(again)
         await self._publish(source, work, [*runs, *fresh])
         return True
 
@@ -324,7 +314,8 @@ class Driver:
             await self._cancel(work.in_flight | work.to_publish)
         for n in range(self._batch.counts.total):
             if not work.log.is_done(n):
-                line = unanswered(self._prefix, n, self._custom_id(source, n), code)
+                custom_id = self._custom_id(source, n)
+                line = unanswered(self._prefix, n, custom_id, code, work.away.code(n))
                 work.log.add(n, line, is_error=True)
                 await self._flush_full(work.log)
             await _take_turns(n)
@@ -357,9 +348,8 @@ class Driver:
         self._told_at = now
         # All that was read up to here has been written down: nothing has arrived since.
         positions = self._parts.exchange.positions()
-        again = list(work.again_at)
-        self._batch.counts = work.log.counts
-        await in_thread(work.log.read_to, positions, again)
+        self._batch.counts, self._batch.turned_away = work.log.counts, work.away.told()
+        await in_thread(work.log.read_to, positions, work.away.lines())
         await in_thread(self._folder.write, self._batch)
 
     async def _wait(self) -> None:

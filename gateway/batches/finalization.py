@@ -24,7 +24,7 @@ class Ending:
     def _finish(self, now: float) -> None:
         batch = self._batch
         self._log.flush()
-        batch.counts = self._log.counts
+        batch.counts, batch.turned_away = self._log.counts, None
         self._folder.settle(batch, "finalizing", now)
         batch.output_file_id = self._file("output", now)
         batch.error_file_id = self._file("errors", now)

@@ -51,11 +51,17 @@ def line_number(told: str) -> int:
     return int(told.rpartition("-")[2])
 
 
-def unanswered(prefix: str, n: int, custom_id: str, code: str) -> dict[str, Any]:
-    """Return the line of a request that never ended: expired, or cancelled."""
+def unanswered(
+    prefix: str, n: int, custom_id: str, code: str, away: str | None = None
+) -> dict[str, Any]:
+    """Return the line of a request that never ended: expired, or cancelled.
+
+    ``away`` is why it was turned away the last time, if it was.
+    """
+    why = "" if away is None else f" It waited: it was last turned away as {away}."
     return {
         "id": line_id(prefix, n),
         "custom_id": custom_id,
         "response": None,
-        "error": {"code": code, "message": MESSAGES[code]},
+        "error": {"code": code, "message": MESSAGES[code] + why},
     }

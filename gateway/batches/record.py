@@ -51,6 +51,23 @@ class BatchCounts:
     cost_usd: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class LinesAway:
+    """Lines that wait since the tenant's budget, rate or share turned them away.
+
+    ``code`` is why the next of them was, None where that is not known; ``until`` when it is
+    published anew, epoch seconds.
+    """
+
+    lines: int
+    code: str | None
+    until: float
+
+    def told(self) -> dict[str, Any]:
+        """Return what clients see."""
+        return {"lines": self.lines, "code": self.code, "until": int(self.until)}
+
+
 @dataclass(slots=True)
 class BatchRecord:
     """A batch. Times are epoch seconds, None for what has not happened."""
@@ -71,6 +88,7 @@ class BatchRecord:
     status: Status = "validating"
     counts: BatchCounts = field(default_factory=BatchCounts)
     errors: list[LineError] = field(default_factory=list)
+    turned_away: LinesAway | None = None
     model: str | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -132,5 +150,8 @@ class BatchRecord:
                 "total_tokens": counts.input_tokens + counts.output_tokens,
             },
             "metadata": self.metadata,
-            "shunter": {"cost_usd": counts.cost_usd},
+            "shunter": {
+                "cost_usd": counts.cost_usd,
+                "turned_away": None if self.turned_away is None else self.turned_away.told(),
+            },
         }

@@ -196,6 +196,40 @@ async def test_the_tenants_rate_slows_and_fails_nothing(tmp_path: Path) -> None:
     assert any(run_of_id(request_id)[1] for request_id, _, _ in world.ingest)
 
 
+@pytest.mark.parametrize("is_remote", [False, True])
+async def test_lines_that_no_budget_takes_are_told_and_expire_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_remote: bool
+) -> None:
+    world = World(3, turned_away=1.0)
+    site = Site(tmp_path, world, is_remote=is_remote)
+    folder = site.create(file_of(LINES), tmp_path, expires_at=NOW + 90, completion_window="90s")
+    seen: list[dict[str, Any] | None] = []
+    told = BatchRecord.told
+
+    def write(self: BatchFolder, batch: BatchRecord) -> None:
+        seen.append(told(batch)["shunter"]["turned_away"])
+        written(self, batch)
+
+    written = type(folder).write
+    monkeypatch.setattr(type(folder), "write", write)
+    await asyncio.wait_for(site.live(folder), 90)
+    batch = folder.read()
+    assert (batch.status, batch.counts.completed, batch.counts.failed) == ("expired", 0, 40)
+    waited = [each for each in seen if each]
+    assert max(each["lines"] for each in waited) > 10
+    assert {each["code"] for each in waited} <= {"budget", "rate_limited"}
+    assert all(NOW < each["until"] < NOW + 3600 for each in waited)
+    assert told(batch)["shunter"]["turned_away"] is None
+    _, errors = each_once(site, batch)
+    ends = {line["error"]["code"] for line in errors.values()}
+    why = [line["error"]["message"].partition("expired. ")[2] for line in errors.values()]
+    assert ends == {"batch_expired"}
+    assert set(why) - {""} == {
+        "It waited: it was last turned away as budget.",
+        "It waited: it was last turned away as rate_limited.",
+    }
+
+
 async def test_what_two_owners_have_written_is_taken_once(tmp_path: Path) -> None:
     """As on a file system that has lost its locks."""
     site = Site(tmp_path, World(5))
