@@ -39,18 +39,17 @@ Traced = Annotated[
     ),
 ]
 Keep = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--keep",
-        help="Leave everything up at the end, until Ctrl-C, with a gateway for OpenAI clients.",
+        "--keep/--no-keep",
+        help="Leave everything up at the end, until Ctrl-C, with a gateway for OpenAI clients: so"
+        " it is on a terminal, unless --json or --no-keep says otherwise.",
     ),
 ]
 Door = Annotated[bool, typer.Option("--gateway/--no-gateway", help="Open the gateway of --keep.")]
 JaegerProgram = Annotated[
     Path | None,
-    typer.Option(
-        "--jaeger-program", metavar="FILE", help="Run this Jaeger meanwhile; add --keep to look."
-    ),
+    typer.Option("--jaeger-program", metavar="FILE", help="Run this Jaeger while the demo runs."),
 ]
 
 SimulatedFleet = Annotated[
@@ -93,7 +92,7 @@ def demo(
     jaeger: Traced = False,
     jaeger_program: JaegerProgram = None,
     fleet: SimulatedFleet = None,
-    keep: Keep = False,
+    keep: Keep = None,
     gateway: Door = True,
     real: Real = False,
     model: ModelFile = None,
@@ -101,19 +100,19 @@ def demo(
     """Run the whole system on this machine, on a replay of real traffic, and check the outcome.
 
     Starts Kafka, the router and a worker per pool of the packaged fleet, whose devices are
-    simulated, and says where their live page is. Exit code 0 if every request got exactly one
-    result and no constraint was broken.
+    simulated, and says where their live page is. On a terminal all of it stays up at the end,
+    behind a gateway, until Ctrl-C. Exit code 0 if every request got exactly one result and no
+    constraint was broken.
 
     Example: shunter demo
     """
-    # SIGTERM is then handled as Ctrl-C, which stops the processes started.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _end_as_by_ctrl_c()
     plan = Plan(
         speed,
         requests,
         bootstrap_servers,
         topic_prefix,
-        keep,
+        _stays(keep, as_json=as_json),
         gateway,
         traced=jaeger or jaeger_program is not None,
         jaeger_program=jaeger_program,
@@ -132,12 +131,27 @@ def demo(
             typer.echo(orjson.dumps(_figures(outcome)).decode())
             sys.stdout.flush()
         else:
-            out.print(report(outcome, kept=keep))
-            print_savings(out, outcome, kept=keep)
+            out.print(report(outcome, kept=plan.keep))
+            print_savings(out, outcome, kept=plan.keep)
             print_traces(out, outcome)
-            print_door(out, outcome, kept=keep)
+            print_door(out, outcome.door, kept=plan.keep)
 
     return _ended(lambda: run_demo(plan, show, tell))
+
+
+def _end_as_by_ctrl_c() -> None:
+    """Have SIGTERM and a terminal that is closed stop the processes started, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What `nohup` has told to be ignored stays so.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+
+
+def _stays(keep: bool | None, *, as_json: bool) -> bool:
+    """Return whether the demo stays up: as is said, else where somebody sits at a terminal."""
+    if keep is not None:
+        return keep
+    return not as_json and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _on_real_models(plan: Plan, *, as_json: bool) -> None:

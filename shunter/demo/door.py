@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 
 import aiohttp
 
@@ -15,8 +16,8 @@ READY_S_MAX, LOOK_S = 20.0, 0.1
 MODEL = "llama-3.1-8b"
 
 
-async def open_door(system: System) -> str:
-    """Start a gateway, and return its URL once it answers; empty if it does not in time."""
+async def open_door(system: System, say: Callable[[str], object]) -> str:
+    """Start a gateway; return its URL once it answers, or, having said so, none if it does not."""
     port = PORT if _is_free(PORT) else free_port()
     system.start("gateway", ["gateway", "--host", HOST, "--port", str(port)])
     url = f"http://{HOST}:{port}"
@@ -27,6 +28,7 @@ async def open_door(system: System) -> str:
                     system.tend()
                     await asyncio.sleep(LOOK_S)
                 return url
+    say(f"The gateway did not answer within {READY_S_MAX:g} s; gateway.log says why")
     return ""
 
 
@@ -50,9 +52,9 @@ def _is_free(port: int) -> bool:
 
 def lines_for(url: str, model: str = MODEL) -> list[str]:
     """Return three lines of Python that ask a gateway by OpenAI's client and print the answer."""
-    asked = '[{"role": "user", "content": "Which track?"}]'
+    # Text completions, since the lines of a chat would not fit into 80 columns.
     return [
         "from openai import OpenAI",
-        f'door = OpenAI(base_url="{url}/v1", api_key="any").chat.completions',
-        f'print(door.create(model="{model}", messages={asked}).choices[0].message.content)',
+        f'door = OpenAI(base_url="{url}/v1", api_key="any").completions',
+        f'print(door.create(model="{model}", prompt="Which track?").choices[0].text)',
     ]

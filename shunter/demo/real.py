@@ -142,7 +142,7 @@ async def _run(
         findings = await verify_topic(KafkaLog(settings), names, keyring=keyring)
         told = [f"the audit trail: {p.kind} {p.where}: {p.message}" for p in findings.problems]
         problems = [*_problems(requests, seen.results, ledger.result_count), *told]
-        door = await open_door(system) if plan.keep and plan.gateway else ""
+        door = await open_door(system, show.say) if plan.keep and plan.gateway else ""
         page = f"http://{HOST}:{page_port}/"
         found = (requests, seen.results, ledger.evidence, problems, settings, page, door, traces)
         tell(RealOutcome(model, *found))
@@ -152,7 +152,7 @@ async def _run(
     finally:
         show.say("Stopping ...")
         system.stop()
-        if plan.bootstrap_servers is not None and not plan.keep:
+        if plan.bootstrap_servers is not None:
             await delete_topics(settings, pools)
 
 

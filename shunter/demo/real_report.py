@@ -7,14 +7,15 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shunter.demo.door import lines_for
 from shunter.demo.real import RealOutcome
 from shunter.demo.real_requests import answer_of, likenesses
+from shunter.demo.report import print_door
 from shunter.render.story import story
 from topics import Result
 
 TOLD = "chat-0"
 """The request whose story is told."""
+KEEP = "shunter demo --real --keep"
 HEADINGS = ("tokens in", "out", "first, s", "all, s", "$")
 
 
@@ -37,9 +38,8 @@ def print_real(console: Console, outcome: RealOutcome, *, kept: bool) -> None:
     console.print(story(outcome.evidence.get(TOLD, ())))
     _print_traces(console, outcome)
     if kept:
-        console.print("", Rule("It stays up, until Ctrl-C", align="left"), Text(outcome.page))
-        for line in lines_for(outcome.door, model.name) if outcome.door else ():
-            console.print(Text(line), soft_wrap=True)
+        console.print("", Text(f"{outcome.page}  the live page"), soft_wrap=True)
+    print_door(console, outcome.door, kept=kept, model=model.name, how=KEEP)
 
 
 def figures_of(outcome: RealOutcome) -> dict[str, object]:

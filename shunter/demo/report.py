@@ -8,15 +8,16 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shunter.demo.door import PORT, lines_for
+from shunter.demo.door import MODEL, lines_for
 from shunter.demo.ledger import Ledger
 from shunter.demo.run import DemoOutcome
 from shunter.demo.system import variables
 from shunter.demo.view import saving
 from shunter.render.story import story
 from shunter.savings.table import replays
-from topics.embedded_broker.settings import HOST
 
+KEEP = "shunter demo --keep"
+KEPT = "stays up, with a gateway, and prints three lines of Python that ask it"
 WHERE = (
     "SHUNTER_BOOTSTRAP_SERVERS",
     "SHUNTER_TOPIC_PREFIX",
@@ -72,18 +73,31 @@ def print_traces(console: Console, outcome: DemoOutcome) -> None:
         console.print(Text(address), soft_wrap=True)
 
 
-def print_door(console: Console, outcome: DemoOutcome, *, kept: bool) -> None:
+def print_door(
+    console: Console, door: str, *, kept: bool, model: str = MODEL, how: str = KEEP
+) -> None:
     """Print lines of Python for the gateway, each on one line so that it can be copied.
 
-    A demo that ends takes its gateway's Kafka with it: then it says so, and how to have them work.
+    A demo that ends takes its gateway with it: then print how to have one that stays.
+
+    Args:
+        console: where.
+        door: URL of the gateway, empty where none is open.
+        kept: whether the system stays up.
+        model: the model that is asked.
+        how: the command that keeps a gateway open.
     """
-    if kept and not outcome.door:
+    if not kept:
+        told = Text(how, "bold").append(f"  {KEPT}", "not bold")
+        console.print("", told, soft_wrap=True)
         return
-    title = "Three lines of Python" if kept else "With --keep, three lines of Python"
-    console.print("", Rule(title, align="left"))
-    for line in lines_for(outcome.door or f"http://{HOST}:{PORT}"):
-        console.print(Text(line), soft_wrap=True)
-    console.print(Text("OpenAI's client: pip install openai", style="dim"))
+    if door:
+        console.print("", Rule("Three lines of Python", align="left"))
+        for line in lines_for(door, model):
+            console.print(Text(line), soft_wrap=True)
+        console.print(Text("OpenAI's client: pip install openai", style="dim"))
+    opened = f"The gateway {door} and the live page are open" if door else "The live page is open"
+    console.print("", Text(f"{opened} until Ctrl-C here.", "bold"), soft_wrap=True)
 
 
 def print_savings(console: Console, outcome: DemoOutcome, *, kept: bool) -> None:
@@ -233,10 +247,6 @@ def _further(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
     if not kept:
         return _grid(
             [
-                (
-                    "shunter demo --keep",
-                    "the same, and it stays up, with a door for HTTP",
-                ),
                 ("shunter policy explain REQUEST.json", "where a request would go, and why"),
                 ("shunter broker", "a Kafka of your own; then topics apply, router, worker POOL"),
                 ("shunter --help", "all commands"),
@@ -247,6 +257,7 @@ def _further(outcome: DemoOutcome, *, kept: bool) -> RenderableType:
     name = next(iter(outcome.ledger.results), "demo-1")
     further = [
         (outcome.page, "the live page"),
+        *([(outcome.door, "the gateway; /docs has its API")] if outcome.door else []),
         ("shunter top", "the live view, with keys"),
         (f"shunter audit show {name}", "the story of another request"),
         (f"shunter audit verify --trust {outcome.figures['trail']['trusted']}", "the audit trail"),

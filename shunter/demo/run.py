@@ -195,7 +195,7 @@ async def _run(
         outcome.figures["restarts"] = system.restarts
         outcome.figures["wall_s"] = round(time.monotonic() - began_at, 1)
         if case.plan.keep and case.plan.gateway:
-            outcome = replace(outcome, door=await open_door(system))
+            outcome = replace(outcome, door=await open_door(system, show.say))
         tell(outcome)
         if case.plan.keep:
             await keep_up(system)
@@ -203,7 +203,7 @@ async def _run(
     finally:
         show.say("Stopping ...")
         system.stop()
-        if case.plan.bootstrap_servers is not None and not case.plan.keep:
+        if case.plan.bootstrap_servers is not None:
             await delete_topics(settings, case.fleet.pools)
 
 

@@ -1,8 +1,15 @@
 """`shunter demo`, as a newcomer runs it."""
 
+import asyncio
 import json
+import os
+import pty
+import re
+import select
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -61,6 +68,52 @@ async def test_a_short_demo_loses_and_doubles_nothing(quick, kafka):
     assert found["cost_all_premium_usd"] > 0
     assert not [name for name in await topics(kafka) if name.startswith("demo-")]
     assert f"{REQUESTS}/{REQUESTS} published" in quick.stderr
+
+
+@pytest.mark.slow
+async def test_on_a_terminal_its_lines_of_python_work_until_ctrl_c(kafka):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "shunter", "demo", "--bootstrap-servers", kafka, *QUICK]
+    # Lines as long as the terminal is wide, so that an address is on one.
+    wide = {**os.environ, "COLUMNS": "200", "TERM": "xterm"}
+    running = await asyncio.to_thread(
+        subprocess.Popen, command, stdin=theirs, stdout=theirs, stderr=theirs, env=wide
+    )
+    os.close(theirs)
+    try:
+        printed = _until(ours, "until Ctrl-C here.")
+        lines = re.findall(r"^(?:from openai|door = |print\(door).*$", printed, re.MULTILINE)
+        assert len(lines) == 3, printed
+        asked = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", "\n".join(lines)],
+            capture_output=True,
+            text=True,
+            timeout=ENDED_S_MAX,
+        )
+        assert (asked.returncode, asked.stderr) == (0, "")
+        assert asked.stdout.strip()
+        running.send_signal(signal.SIGINT)
+        assert "Stopping ..." in _until(ours, "")
+        assert running.wait(ENDED_S_MAX) == 0
+    finally:
+        running.kill()
+        running.wait()
+        os.close(ours)
+    assert not [name for name in await topics(kafka) if name.startswith("demo-")]
+
+
+def _until(terminal: int, wanted: str) -> str:
+    """Read what a terminal shows until it has what is wanted; all of it where that is nothing."""
+    shown, end = "", time.monotonic() + ENDED_S_MAX
+    while not wanted or wanted not in shown:
+        assert select.select([terminal], [], [], end - time.monotonic())[0], shown
+        try:
+            shown += os.read(terminal, 65_536).decode(errors="replace").replace("\r", "")
+        except OSError:  # who wrote to it is gone
+            assert not wanted, shown
+            break
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 async def test_a_prefix_that_is_in_use_is_refused(kafka, prefix):

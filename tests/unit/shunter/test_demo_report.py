@@ -1,13 +1,19 @@
 """The report of a demo fits a terminal of 80 columns."""
 
 import ast
+import io
+import signal
+import sys
 import time
-from dataclasses import replace
 
 import pytest
+import typer
 from demo_cases import FLEET, POLICY, console, outcome, printed
 
 from policies import compile_options
+from shunter.cli import app
+from shunter.commands import demo as command
+from shunter.demo import Plan
 from shunter.demo.check import Verdict
 from shunter.demo.report import print_door, report
 from shunter.demo.show import Lines
@@ -39,20 +45,59 @@ def test_the_report_has_classes_pools_a_story_and_how_to_go_on(kept):
     assert "$0.2000; the same on premium GPUs $2.0000 (90% less)" in text
 
 
-def test_lines_of_python_are_whole_and_told_to_need_keep_where_the_demo_ends():
-    ends, stays = console(40), console(40)
-    done = outcome(Verdict(0, 0, 0, 0, 0))
-    print_door(ends, done, kept=False)
-    print_door(stays, replace(done, door="http://127.0.0.1:9"), kept=True)
-    assert "With --keep" in printed(ends)
-    assert "--keep" not in printed(stays)
+def test_lines_of_python_are_whole_and_printed_only_where_they_work():
+    ends, stays, real = console(40), console(40), console(40)
+    print_door(ends, "", kept=False)
+    assert "shunter demo --keep" in printed(ends)
+    assert "import" not in printed(ends)
+    print_door(stays, "http://127.0.0.1:8400", kept=True)
     lines = [line for line in printed(stays).splitlines() if "door" in line or "import" in line]
     ast.parse("\n".join(lines))
     assert len(lines) == 3
-    assert "http://127.0.0.1:9/v1" in lines[1]
+    assert max(map(len, lines)) <= 80
+    assert "http://127.0.0.1:8400/v1" in lines[1]
+    assert "http://127.0.0.1:8400 and the live page are open until Ctrl-C here." in printed(stays)
+    print_door(real, "http://127.0.0.1:9", kept=True, model="gemma")
+    assert 'model="gemma"' in printed(real)
     without = console(40)
-    print_door(without, done, kept=True)
-    assert not printed(without)
+    print_door(without, "", kept=True)
+    assert "The live page is open until Ctrl-C here." in printed(without)
+    assert "import" not in printed(without)
+
+
+@pytest.mark.parametrize(
+    ("terminals", "options", "stays"),
+    [
+        ("stdin stdout", [], True),
+        ("stdin stdout", ["--no-keep"], False),
+        ("stdin stdout", ["--json"], False),
+        ("stdin stdout", ["--json", "--keep"], True),
+        ("stdin", [], False),
+        ("stdout", [], False),
+        ("", ["--keep"], True),
+    ],
+)
+def test_a_demo_stays_up_where_somebody_sits_at_a_terminal(
+    terminals, options, stays, monkeypatch: pytest.MonkeyPatch
+):
+    plans: list[Plan] = []
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+
+    def run(plan: Plan, *_: object) -> bool:
+        plans.append(plan)
+        return True
+
+    monkeypatch.setattr(command, "run_demo", run)
+    for name in ("stdin", "stdout"):
+        at_one = io.TextIOWrapper(io.BytesIO())
+        monkeypatch.setattr(at_one, "isatty", lambda name=name: name in terminals)
+        monkeypatch.setattr(sys, name, at_one)
+    try:
+        typer.main.get_command(app)(["demo", *options], standalone_mode=False)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert [plan.keep for plan in plans] == [stays]
 
 
 def test_the_report_says_what_went_wrong():
