@@ -89,8 +89,9 @@ class WindowLimits(Declaration):
     the device takes."""
     length_buckets_tokens: tuple[PositiveInt, ...] = (512, 2048, 8192, 32768)
     """Upper ends of the prompt-length buckets; prompts of different buckets never share a batch."""
-    prior_rate_per_s: PositiveFloat = 0.5
-    """Arrival rate assumed of a group of which nothing has been seen."""
+    prior_rate_per_s: PositiveFloat = 0.0001
+    """Arrival rate assumed of a group of which nothing has been seen. As many as this lets expect
+    are promised to share a batch; a request that stays alone waits for them in vain."""
 
     @field_validator("length_buckets_tokens")
     @classmethod

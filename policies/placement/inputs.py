@@ -145,15 +145,18 @@ class ReleaseInputs:
         return RecordedInputs(rows, None, None, head, self.waiting, idle_per_s)
 
 
-def inputs_of(profile: Profile, situation: Situation, now: float) -> Inputs:
+def inputs_of(
+    profile: Profile, situation: Situation, now: float, group: str | None = None
+) -> Inputs:
     """Return the inputs of a decision made now, to be recorded before the view changes.
 
     Args:
         profile: profile of the request.
         situation: situation of the decision.
         now: epoch seconds.
+        group: of the profile, where it is known.
     """
-    group = group_in(profile, situation.options, situation.policy)
+    group = group or group_in(profile, situation.options, situation.policy)
     rate_per_s = situation.arrivals.rate_per_s(group, now)
     credit = situation.view.sessions.credit(profile, now)
     serving = situation.options.serving.get(profile.model)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from policies.batching.fair_queue import Member
+from policies.batching.groups import group_in
 from policies.batching.release import find_target
 from policies.batching.windows import Release, Target
 from policies.placement.admission import Shares, share_out
@@ -43,13 +44,15 @@ class Placer:
         """
         here = self.situation
         here.view.work_off(now)
-        inputs = inputs_of(profile, here, now)
+        group = group_in(profile, here.options, here.policy)
+        inputs = inputs_of(profile, here, now, group)
         decision = decide(profile, inputs, here.options, here.policy, now)
         # A second run takes nothing of its tenant's share.
         if self._shares is not None and not profile.is_background:
             decision = share_out(decision, profile, inputs, here.policy, self._shares, now)
-        if decision.group is not None:
-            here.arrivals.observe(decision.group, now)
+        # What goes at once is company that others might have waited for.
+        if decision.group is not None or (profile.batchable and decision.option is not None):
+            here.arrivals.observe(group, now)
         return Placed(decision, inputs)
 
     def count_placed(self, profile: Profile, decision: Decision, now: float) -> None:
@@ -67,7 +70,9 @@ class Placer:
         """Return the target of a group's members now; None if no live pool takes them."""
         here = self.situation
         here.view.work_off(now)
-        rate_per_s = here.arrivals.rate_per_s(members[0].group, now)
+        # A window is there because its first member came: what comes besides is company.
+        first_at = min(member.held_at for member in members)
+        rate_per_s = here.arrivals.rate_besides(members[0].group, first_at, now)
         return find_target(members, here.view.loads(), rate_per_s, here.options, here.policy, now)
 
     def count_released(self, release: Release, now: float) -> None:

@@ -5,10 +5,10 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_cases import NOW, PROPERTY
+from policy_cases import NOW, POLICY, PROPERTY, a_policy, some_options
 
-from policies import Arrivals
-from policies.fleet_state.arrivals import FORGET_S, GROUPS_MAX, MEMORY_S
+from policies import Arrivals, situation
+from policies.fleet_state.arrivals import FORGET, GROUPS_MAX, MEMORY_S
 
 PRIOR = 0.5
 
@@ -45,7 +45,7 @@ def test_a_group_that_falls_silent_fades() -> None:
 
 def test_a_forgotten_group_starts_from_the_prior_again() -> None:
     found, now = arrivals(10.0, MEMORY_S)
-    later = now + FORGET_S + 1
+    later = now + FORGET * MEMORY_S + 1
     assert found.rate_per_s("g", later) == PRIOR
     found.observe("g", later)
     assert found.rate_per_s("g", later) == pytest.approx(PRIOR + 1 / MEMORY_S)
@@ -70,6 +70,54 @@ def test_the_least_recently_seen_group_is_dropped_first() -> None:
     assert found.rate_per_s("g1", NOW) == PRIOR
     assert found.rate_per_s("g0", NOW) > PRIOR
     assert found.rate_per_s("one more", NOW) > PRIOR
+
+
+def test_one_that_is_alone_is_no_company_to_itself() -> None:
+    found = Arrivals(1e-4)
+    found.observe("g", NOW)
+    assert found.rate_per_s("g", NOW) > 1 / MEMORY_S
+    for after_s in (0.0, 1.0, 3 * MEMORY_S):
+        assert found.rate_besides("g", NOW, NOW + after_s) <= 1.01e-4
+    found.observe("g", NOW + 1)
+    assert found.rate_besides("g", NOW, NOW + 1) == pytest.approx(1 / MEMORY_S, rel=0.01)
+
+
+def test_a_policy_whose_times_are_divided_learns_as_much_sooner() -> None:
+    options, policy = some_options(), a_policy()
+    rates = []
+    for speed in (1.0, 10.0):
+        found = situation(options, policy.faster(speed)).arrivals
+        for number in range(20):
+            found.observe("g", NOW + number / speed)
+        rates.append(found.rate_per_s("g", NOW + 20 / speed) / speed)
+    assert rates[0] == pytest.approx(rates[1])
+
+
+def test_rates_under_another_policy_keep_what_was_seen() -> None:
+    here = situation(some_options(), a_policy())
+    for _ in range(100):
+        here.arrivals.observe("g", NOW)
+    then = here.under(here.options, a_policy(POLICY.replace("window_s: 30", "window_s: 12")))
+    assert then.arrivals.rate_per_s("g", NOW) == here.arrivals.rate_per_s("g", NOW)
+    assert then.arrivals.rate_per_s("g", NOW + 9) < here.arrivals.rate_per_s("g", NOW + 9)
+
+
+@settings(PROPERTY)
+@given(gaps=st.lists(st.floats(0, 200), max_size=30), then_s=st.floats(0, 200))
+def test_no_more_company_is_expected_than_was_seen(gaps: list[float], then_s: float) -> None:
+    found, now = Arrivals(1e-4), NOW
+    times = []
+    for gap in gaps:
+        now += gap
+        # Of those before it.
+        assert found.rate_per_s("g", now) * MEMORY_S <= len(times) + 0.01
+        found.observe("g", now)
+        times.append(now)
+    now += then_s
+    for arrived in times:
+        besides = found.rate_besides("g", arrived, now)
+        assert 0 <= besides <= found.rate_per_s("g", now)
+        assert besides * MEMORY_S <= len(times) - 1 + 0.01
 
 
 @settings(PROPERTY)

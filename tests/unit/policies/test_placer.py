@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 from decisions import decide_in, group_there
-from policy_cases import NOW, a_situation, bulk, nobody_lives, profile
+from policy_cases import NOW, POLICY, a_situation, bulk, nobody_lives, profile
 
 from policies import Decision, Member, Placer, find_target
 from policies.placement.admission import Shares
+
+ALONE = "prior_rate_per_s: 0.0001"
 
 
 def test_it_decides_by_the_inputs_that_it_returns() -> None:
@@ -24,6 +26,16 @@ def test_a_held_request_counts_as_an_arrival_of_its_group() -> None:
     decision, _ = Placer(where).decide(bulk(), NOW)
     assert decision.group is not None
     assert where.arrivals.rate_per_s(decision.group, NOW) > before
+
+
+def test_one_that_goes_at_once_is_company_too_if_it_may_wait() -> None:
+    where = a_situation("premium", policy=POLICY.replace("prior_rate_per_s: 1.0", ALONE))
+    waits, goes = bulk(), profile()
+    for each in (waits, goes):
+        decision, _ = Placer(where).decide(each, NOW)
+        assert decision.action == "place"
+    rates = [where.arrivals.rate_per_s(group_there(each, where), NOW) for each in (waits, goes)]
+    assert rates[0] > 10 * rates[1]
 
 
 def test_a_placed_request_counts_for_its_pool_its_session_and_its_tenant() -> None:
@@ -57,7 +69,7 @@ def test_a_target_is_that_of_the_situation() -> None:
     where = a_situation()
     members = [Member(bulk(id=f"b{n}"), group_there(bulk(), where), NOW, n) for n in range(3)]
     found = Placer(where).target(members, NOW)
-    rate_per_s = where.arrivals.rate_per_s(members[0].group, NOW)
+    rate_per_s = where.arrivals.rate_besides(members[0].group, NOW, NOW)
     loads, options, policy = where.view.loads(), where.options, where.policy
     assert found is not None
     assert found == find_target(members, loads, rate_per_s, options, policy, NOW)
