@@ -27,8 +27,9 @@ test-slow: setup
 test-all: setup
 	$(VENV)/bin/pytest
 
-# While one works: those of `make test` that need no Kafka.
+# While one works: those of `make test` that need no Kafka, with a third of each property's examples.
 test-fast: export PYTHONDONTWRITEBYTECODE =
+test-fast: export SHUNTER_FUZZ_EXAMPLES ?= 15
 test-fast: setup
 	$(VENV)/bin/pytest -m "not kafka and not slow"
 
