@@ -1,6 +1,7 @@
 """Warnings of `shunter policy check`: fleets and policies that are valid but can't work."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from policies.config.classes import WorkloadClass
 from policies.config.fleet import Fleet
@@ -15,13 +16,29 @@ PROMPT_TOKENS = 256
 
 def review(fleet: Fleet, options: Options, policy: Policy) -> list[str]:
     """Return one sentence for each setting that is valid but can't work."""
+    used = _used(options, policy)
     return [
         *_unserved_models(fleet, options),
-        *_hopeless_classes(options, policy),
-        *_homeless_data(fleet, options, policy),
-        *_lone_pools(fleet, options),
-        *_missing_references(options, policy),
+        *_unused_models(options, used),
+        *_empty_groups(options, policy),
+        *_hopeless_classes(used, policy),
+        *_homeless_data(used, policy),
+        *_lone_pools(used),
+        *_missing_references(used, policy),
     ]
+
+
+def _used(options: Options, policy: Policy) -> Options:
+    """Return the options without those that the policy never uses."""
+    by_model, by_pool = (
+        {
+            name: kept
+            for name, each in by.items()
+            if (kept := tuple(option for option in each if not policy.is_never(option)))
+        }
+        for by in (options.by_model, options.by_pool)
+    )
+    return replace(options, by_model=by_model, by_pool=by_pool)
 
 
 def _unserved_models(fleet: Fleet, options: Options) -> Iterator[str]:
@@ -38,6 +55,24 @@ def _unserved_models(fleet: Fleet, options: Options) -> Iterator[str]:
         ]
         where = "and no pool could hold its weights" if not fits else f"though {fits[0]} could"
         yield f"model {name}: no pool serves it, {where}; each request for it is rejected"
+
+
+def _unused_models(options: Options, used: Options) -> Iterator[str]:
+    for name, choices in options.by_model.items():
+        if name not in used.by_model:
+            pools = ", ".join(sorted({option.pool for option in choices}))
+            yield (
+                f"model {name}: the policy never uses the pools that serve it ({pools}); each"
+                " request for it is rejected"
+            )
+
+
+def _empty_groups(options: Options, policy: Policy) -> Iterator[str]:
+    every = [option for pool in options.by_pool.values() for option in pool]
+    for part, groups in (("order", policy.order), ("never", policy.never)):
+        for group in groups:
+            if not any(map(group.has, every)):
+                yield f"{part}: no pool of the fleet belongs to the group {group.name}"
 
 
 def _hopeless_classes(options: Options, policy: Policy) -> Iterator[str]:
@@ -103,8 +138,8 @@ def _ends_in_time(workload: WorkloadClass, option: Option) -> bool:
     return model_s / option.time_scale <= workload.deadline_s
 
 
-def _homeless_data(fleet: Fleet, options: Options, policy: Policy) -> Iterator[str]:
-    present = {pool.region for pool in fleet.pools.values()}
+def _homeless_data(options: Options, policy: Policy) -> Iterator[str]:
+    present = _regions(options)
     for name, data in policy.data_classes.items():
         if data.regions is not None and not present.intersection(data.regions):
             regions = ", ".join(data.regions) or "none"
@@ -134,8 +169,12 @@ def _limits(data: DataClass) -> str:
     return ", ".join([*limits, *(f"{name}={value}" for name, value in data.labels.items())])
 
 
-def _lone_pools(fleet: Fleet, options: Options) -> Iterator[str]:
-    for region in sorted({pool.region for pool in fleet.pools.values()}):
+def _regions(options: Options) -> set[str]:
+    return {option.region for pool in options.by_pool.values() for option in pool}
+
+
+def _lone_pools(options: Options) -> Iterator[str]:
+    for region in sorted(_regions(options)):
         for model, choices in options.by_model.items():
             pools = sorted({option.pool for option in choices if option.region == region})
             if len(pools) == 1:

@@ -43,11 +43,11 @@ def apply(
     topic_prefix: Prefix = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a policy or a fleet in force in all routers, without a restart.
+    """Put a policy or a fleet in force in all routers and workers, without a restart.
 
     Checked first as by `shunter policy check`, and refused with file, field and value. What is not
-    given stays as it is. Creates the topics of new pools. Wins over the files that routers were
-    started with; workers keep theirs. A shadow is put on record and never acted upon.
+    given stays as it is. Creates the topics of new pools. Wins over the files that processes were
+    started with. A shadow is put on record and never acted upon.
 
     Example: shunter policy apply --policy policy.yaml
     """

@@ -13,6 +13,17 @@ FLEET, POLICY = load_fleet(None), load_policy(None)
 SERVED = set(compile_options(FLEET).by_model)
 
 
+WATCH = """\
+    watch:
+      reference: llama-3.1-8b-fp8
+      reference_pool: silicon-us
+      share: 0.1
+      compare: tokens
+      within: 0.3
+      budget_usd_per_day: 1
+"""
+
+
 def warnings(fleet: Fleet = FLEET, policy: Policy = POLICY) -> list[str]:
     return review(fleet, compile_options(fleet), policy)
 
@@ -126,3 +137,26 @@ def test_the_command_tells_them() -> None:
     assert "warning: region eu-west" in result.stdout
     report = json.loads(CliRunner().invoke(app, ["policy", "check", "--json"]).stdout)
     assert report["warnings"] == warnings()
+
+
+def test_pools_that_are_never_used_are_no_fallback_and_serve_nothing() -> None:
+    never = "never: [{name: far, regions: [us-east]}, {name: gone, labels: {operator: x}}]\n"
+    text = packaged("policy.yaml").replace("public: {}", "local: {regions: [us-east]}")
+    text = text.replace("    quality_min: 0.99\n", "    quality_min: 0.99\n" + WATCH, 1)
+    found = warnings(policy=parse_policy(text + never, "policy.yaml"))
+    # Of us-east nothing is said but what it is needed for: nothing goes there.
+    assert not [each for each in found if each.startswith("region us-east")]
+    assert "never: no pool of the fleet belongs to the group gone" in found
+    assert "class chat: its watch has the reference llama-3.1-8b-fp8, not served by silicon-us" in (
+        found
+    )
+    assert (
+        "data class local: the regions that it may stay in have no pool (us-east); each request of"
+        " it is rejected"
+    ) in found
+    everywhere = "never: [{name: all, regions: [us-east, eu-west]}]\n"
+    found = warnings(policy=parse_policy(packaged("policy.yaml") + everywhere, "policy.yaml"))
+    assert (
+        "model gpt-oss-120b: the policy never uses the pools that serve it (lpddr-us, premium-eu,"
+        " premium-us, silicon-us); each request for it is rejected"
+    ) in found

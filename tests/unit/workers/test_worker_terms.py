@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from memory_log import MemoryLog
 from policy_change_cases import fleet, policy
 from stream_cases import FLEET, POLICY, Yard, drain, make_profile
@@ -85,6 +86,26 @@ async def test_what_a_new_policy_binds_elsewhere_does_not_run_here() -> None:
     (fell_back,) = pool.yard.evidence("fell_back")
     assert (fell_back.request_id, fell_back.reason) == ("away", "outside_bound")
     assert "tenants.acme" in (fell_back.message or "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (POLICY + f"never: [{{name: far, pools: [{POOL}]}}]\n", "never"),
+        (POLICY.replace("    deadline_s:", "    quality_min: 1\n    deadline_s:"), "quality"),
+    ],
+)
+async def test_what_a_new_policy_sends_here_no_more_does_not_run_here(
+    changed: str, reason: str
+) -> None:
+    pool = Pool()
+    transactor = await pool.run()
+    place(pool.yard, "c1", profile=make_profile(pool.yard.policy, id="c1"))
+    pool.change(changed)
+    await finish(pool, transactor)
+    (fell_back,) = pool.yard.evidence("fell_back")
+    assert fell_back.reason == reason
+    assert not pool.backend.began
 
 
 async def test_what_was_placed_at_other_hardware_does_not_run_here() -> None:
