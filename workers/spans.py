@@ -10,11 +10,14 @@ from streams.tracing import span_attributes as a
 from streams.tracing.spans import CommittedStep, Spans, batch_of
 from streams.tracing.telemetry import Telemetry
 from topics import Catalogue, Evidence, Profile, Result
+from workers.call_attributes import asked, ended
 from workers.span_texts import texts_of
 from workers.stage.outcomes import Task
 
 # Failures before anything was sent to the model server.
 _NOT_SENT = frozenset({"circuit_open", "variant_not_served"})
+# Of calls whose first token was seen: the conventions' streaming mode, whatever the client wants.
+_IN_PIECES = a.said({"gen_ai.request.stream": True})
 
 
 class WorkSpans(Spans):
@@ -94,7 +97,9 @@ class WorkSpans(Spans):
         operation = gen_ai_operation(profile.operation)
         times = (began_at, evidence.at)
         usage, got = evidence.usage, evidence.got
-        said = _asked(operation, self._provider, profile) + a.hardware(task.routed.placement)
+        request = task.routed.request
+        said = _called(operation, self._provider, profile) + a.hardware(task.routed.placement)
+        said += a.said(asked(request.body, request.conversation, request.output_tokens_max))
         said += a.said(
             {
                 "gen_ai.response.model": task.routed.variant,
@@ -117,8 +122,10 @@ class WorkSpans(Spans):
                 if (first := result.timing.first_token_at) is not None:
                     first_s = a.seconds(first - started)
                     said += a.measured("gen_ai.response.time_to_first_chunk", first_s)
+                    said += _IN_PIECES
+        said += a.said(ended(answer))
         if self.telemetry.text_max:
-            said += texts_of(task.routed.request.body, answer, self.telemetry.text_max)
+            said += texts_of(request.body, answer, self.telemetry.text_max)
         self.write(
             visible,
             f"{operation} {profile.model}",
@@ -139,7 +146,7 @@ def _batch_of(visible: CommittedStep) -> Context | None:
     return context if context is not None and context.is_sampled else None
 
 
-def _asked(operation: str, provider: str, profile: Profile) -> a.Said:
+def _called(operation: str, provider: str, profile: Profile) -> a.Said:
     return a.said(
         {
             "gen_ai.operation.name": operation,

@@ -103,6 +103,43 @@ async def test_a_direct_request_is_one_trace_below_the_span_of_its_client() -> N
     assert yard.results()["c1"].trace_id == CLIENT[3:35]
 
 
+async def test_the_inference_has_the_names_of_the_genai_conventions() -> None:
+    yard = TracedYard()
+    body = {
+        "model": "yard-8b",
+        "messages": [],
+        "n": 2,
+        "seed": 7,
+        "max_tokens": 12,
+        "temperature": 0,
+        "response_format": {"type": "json_object"},
+        "top_p": "much",
+    }
+    yard.publish(id="c1", body=body, session="talk-1")
+    await route(yard)
+    await serve_one(yard, "c1", lambda backend: backend.finish("c1"))
+    told = yard.span("chat yard-8b").attributes or {}
+    found = {name: value for name, value in told.items() if name.startswith("gen_ai.")}
+    # Each is in the registry of open-telemetry/semantic-conventions-genai.
+    assert found == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "shunter",
+        "gen_ai.request.model": "yard-8b",
+        "gen_ai.response.model": "yard-8b-fp8",
+        "gen_ai.conversation.id": "talk-1",
+        "gen_ai.output.type": "json",
+        "gen_ai.request.choice.count": 2,
+        "gen_ai.request.max_tokens": 12,
+        "gen_ai.request.seed": 7,
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.request.stream": True,
+        "gen_ai.response.time_to_first_chunk": 0.2,
+        "gen_ai.usage.input_tokens": 20,
+        "gen_ai.usage.output_tokens": 10,
+        "gen_ai.usage.cache_read.input_tokens": 0,
+    }
+
+
 async def test_submit_begins_the_trace_once_the_request_is_acknowledged() -> None:
     yard = TracedYard()
     spans = SubmitSpans(yard.telemetry, yard.catalogue.requests, yard.clock)
