@@ -10,6 +10,7 @@ from policies.config.policy import DEFAULT_CLASS, Policy
 from policies.learning.output_lengths import Lengths
 from policies.recognition import recognize
 from policies.scoring.bindings import Allowed, OutsideBoundError, narrowed
+from policies.scoring.constraints import told_tokens
 from topics import InferenceRequest, Profile, Tag, duration_s
 from topics.openai_api.operations import unserved
 from topics.records.decision_rows import TAGS
@@ -134,7 +135,7 @@ def tag(
         **_limits(request.constraints, allowed, rules, workload, tier.price_factor),
         session=request.conversation,
         output_tokens_high=high,
-        certain_tokens=_certain_tokens(input_tag.value, output_tag, serving),
+        certain_tokens=_certain_tokens(request.output_tokens_max, input_tag, output_tag, serving),
         key=key,
         counts_energy=policy.counts_energy(request.tenant, key, task, is_kept=is_kept),
     )
@@ -257,16 +258,15 @@ def _output_tokens(
     return Tag(expected, "estimate", seen.confidence), high
 
 
-def _certain_tokens(input_tokens: int, output: Tag, serving: ModelOptions | None) -> int | None:
-    """Return the prompt's tokens where it fits all that the estimated reply may not fit; else None.
-
-    None where it makes no difference, which is nearly always, so that profiles stay as short.
-    """
-    if output.source == "client":
-        return None
-    if serving is not None and input_tokens + output.value > serving.tokens_max:
-        return input_tokens
-    return None
+def _certain_tokens(
+    limit: int | None, prompt: Tag, output: Tag, serving: ModelOptions | None
+) -> int | None:
+    """Return what is certain; None, so that profiles stay short, where it makes no difference."""
+    expected: int = prompt.value + output.value
+    limit = limit if output.value else None
+    certain = told_tokens(prompt.value, limit, is_counted=prompt.confidence == 1.0)
+    is_short = serving is None or max(certain, expected) <= serving.tokens_max
+    return None if is_short or (limit is None and output.source == "client") else certain
 
 
 def _deadline(

@@ -71,6 +71,22 @@ def certain_tokens(profile: Profile) -> int:
     return profile.input_tokens + profile.output_tokens
 
 
+def told_tokens(prompt_tokens: int, limit: int | None, *, is_counted: bool) -> int:
+    """Return the tokens that a request takes for certain, of a reply that nobody hinted at.
+
+    Servers refuse a prompt beside which the client's own limit on the reply has no room. A prompt
+    that was only estimated doesn't count beside it, since clients fill the context to the token.
+
+    Args:
+        prompt_tokens: the prompt's, counted or estimated.
+        limit: the body's limit on the reply; None without one.
+        is_counted: whether the prompt's are counted.
+    """
+    if limit is None:
+        return prompt_tokens
+    return prompt_tokens + limit if is_counted else max(prompt_tokens, limit + 1)
+
+
 def refusal(  # noqa: C901, PLR0911 - a list of rules
     profile: Profile, option: Option, floor: float = 0.0
 ) -> Refusal | None:

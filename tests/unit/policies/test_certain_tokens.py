@@ -36,7 +36,14 @@ def profile_of(**fields: Any) -> Profile:
         ({"input_tokens": CONTEXT + 1}, {}, "reject"),
         ({"input_tokens": CONTEXT - 10, "output_tokens": 10}, {}, "place"),
         ({"input_tokens": CONTEXT - 10, "output_tokens": 11}, {}, "reject"),
+        ({"input_tokens": CONTEXT - 10}, {"max_tokens": 10}, "place"),
         ({"input_tokens": CONTEXT - 10}, {"max_tokens": 11}, "reject"),
+        # Also where it is more than the reply that is expected.
+        ({"input_tokens": CONTEXT - 4000}, {"max_tokens": 4000}, "place"),
+        ({"input_tokens": CONTEXT - 4000}, {"max_tokens": 4001}, "reject"),
+        ({"input_tokens": CONTEXT - 4000, "output_tokens": 9}, {"max_tokens": 4001}, "reject"),
+        ({}, {"max_tokens": CONTEXT - 1}, "place"),
+        ({}, {"max_tokens": CONTEXT}, "reject"),
     ],
 )
 def test_only_facts_are_held_against_the_context(
@@ -47,6 +54,14 @@ def test_only_facts_are_held_against_the_context(
     assert decision.action == action
     if action == "reject":
         assert "context_too_long" in (decision.refusals or {}).values()
+
+
+def test_a_prompt_of_a_length_that_is_estimated_does_not_count_beside_a_limit() -> None:
+    text = "word " * 24_000
+    prompt = profile_of(body={"model": "llama", "prompt": text}).input_tokens
+    assert CONTEXT - 8_000 < prompt < CONTEXT
+    filled = profile_of(body={"model": "llama", "prompt": text, "max_tokens": 8_000})
+    assert decide_in(filled, SITUATION, NOW).action == "place"
 
 
 def test_a_prompt_that_fits_everywhere_says_nothing_of_it() -> None:

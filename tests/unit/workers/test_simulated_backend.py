@@ -18,7 +18,12 @@ from streams.engine.clock import SystemClock
 from topics import Placement, parse_request
 from workers.backends.base import Call, CallError, Outcome
 from workers.backends.simulated.backend import SimulatedBackend
-from workers.backends.simulated.responses import EMBEDDING_DIMENSIONS, body, output_tokens
+from workers.backends.simulated.responses import (
+    EMBEDDING_DIMENSIONS,
+    body,
+    finish_reason,
+    output_tokens,
+)
 
 OPTION = make_options().of("premium-eu", "yard-8b-fp8")
 POLICY = make_policy()
@@ -178,6 +183,15 @@ async def test_what_never_fits_is_refused_for_another_pool_and_harms_nobody(star
     assert backend.load().backlog_s == 0.0
 
 
+async def test_a_reply_that_the_context_cuts_off_says_so(start: Start) -> None:
+    backend = await start()
+    room = min(OPTION.context_tokens, OPTION.kv_capacity_tokens)
+    (asked,) = run(backend, sized("c0", room - 5, 40))
+    outcome = await soon(asked, "the reply")
+    assert outcome.usage.output_tokens == 5
+    assert outcome.response.body["choices"][0]["finish_reason"] == "length"
+
+
 async def test_a_cancelled_call_frees_its_place_at_once(start: Start) -> None:
     backend = await start()
     long = run(backend, *(sized(f"long{n}", 500, 20_000) for n in range(4)))
@@ -298,12 +312,12 @@ def test_a_length_that_nobody_told_is_drawn_alike_every_time() -> None:
     assert 80 < sum(drawn) / len(drawn) < 120
 
 
-def answer(url: str, tokens: int, **fields: Any) -> dict[str, Any]:
+def answer(url: str, tokens: int, room: int = 8192, **fields: Any) -> dict[str, Any]:
     """Return a body as a client reads it: through JSON."""
     call = make_call(url=url, id="r1", hints={"input_tokens": 11}, **fields)
-    found: dict[str, Any] = orjson.loads(
-        orjson.dumps(body(call.request, call.profile, "yard-8b-fp8", (tokens, 0), 1_800_000_000.5))
-    )
+    ended = finish_reason(call.request, tokens, room)
+    said = body(call.request, call.profile, "yard-8b-fp8", (tokens, 0), 1_800_000_000.5, ended)
+    found: dict[str, Any] = orjson.loads(orjson.dumps(said))
     assert found["model"] == "yard-8b-fp8"
     usage = found["usage"]
     assert usage["prompt_tokens"] == 11
@@ -311,10 +325,13 @@ def answer(url: str, tokens: int, **fields: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("limit", "reason"), [(6, "length"), (7, "stop"), (None, "stop")])
-def test_a_chat_completion_has_the_form_of_one(limit: int | None, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("limit", "room", "reason"),
+    [(6, 90, "length"), (7, 90, "stop"), (None, 90, "stop"), (None, 6, "length"), (7, 0, "length")],
+)
+def test_a_chat_completion_has_the_form_of_one(limit: int | None, room: int, reason: str) -> None:
     fields = request()["body"] | ({} if limit is None else {"max_tokens": limit})
-    found = answer("/v1/chat/completions", 6, body=fields)
+    found = answer("/v1/chat/completions", 6, room, body=fields)
     assert set(found) == {"id", "object", "created", "model", "choices", "usage"}
     assert found["object"] == "chat.completion"
     assert found["created"] == 1_800_000_000

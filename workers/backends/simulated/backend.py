@@ -26,7 +26,13 @@ from streams.engine.clock import Clock
 from topics import Profile, Response, ServerLoad, Usage, VariantStatus
 from topics.bounded_dict import BoundedDict
 from workers.backends.base import Call, CallError, Load, Outcome
-from workers.backends.simulated.responses import body, output_tokens, piece, prefix_tokens
+from workers.backends.simulated.responses import (
+    body,
+    finish_reason,
+    output_tokens,
+    piece,
+    prefix_tokens,
+)
 
 # Longer sleeps drift with the machine's clock; a new one is begun at least this often.
 SLEEP_S_MAX = 1.0
@@ -107,6 +113,7 @@ class SimulatedBackend:
         option = self._options[variant]
         room = min(option.context_tokens, option.kv_capacity_tokens) - input_tokens
         tokens = output_tokens(call.request, profile, self._usual_tokens, room)
+        ended = finish_reason(call.request, tokens, room)
         replica = self._replica_for(call, input_tokens)
         session = _session(profile)
         cached = replica.cached_tokens(variant, session)
@@ -121,7 +128,8 @@ class SimulatedBackend:
         replica.submit(job, self._in_model(profile.tpot_s), submitted_at, session)
         self._changed.set()
         try:
-            done = await (self._streamed(call, job, accelerator, future) if tokens else future)
+            streamed = self._streamed(call, job, accelerator, future, ended) if tokens else None
+            done = await (streamed or future)
         except asyncio.CancelledError:
             call.meter.add(*await self._taken_out(name, accelerator, input_tokens))
             replica.keep(variant, session, cached)
@@ -141,7 +149,7 @@ class SimulatedBackend:
         replica.keep(variant, session, input_tokens + tokens)
         # Asked once, so that no jitter of two clocks puts the end before the first token.
         origin_s = self._clock.now() - self._model_now() / self._time_scale
-        answer = body(call.request, profile, variant, (tokens, cached), self._clock.now())
+        answer = body(call.request, profile, variant, (tokens, cached), self._clock.now(), ended)
         return Outcome(
             Response(200, answer),
             Usage(profile.input_tokens, tokens, min(cached, profile.input_tokens)),
@@ -157,6 +165,7 @@ class SimulatedBackend:
         job: Job,
         accelerator: Accelerator,
         done: asyncio.Future[Completion],
+        ended: str,
     ) -> Completion:
         """Tell the pieces of an answer as they are decoded, if that is wanted, and wait for it."""
         if call.tell is None or call.profile.operation not in STREAMED:
@@ -174,7 +183,7 @@ class SimulatedBackend:
                     sent = tokens
                 await asyncio.wait({done}, timeout=PIECE_S)
             found, since = done.result(), (sent, job.output_tokens)
-            await call.tell(piece(*what, since, self._clock.now(), is_last=True))
+            await call.tell(piece(*what, since, self._clock.now(), ended))
         finally:
             begins.cancel()
             del self._first[job.id]

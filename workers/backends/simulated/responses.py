@@ -73,6 +73,7 @@ def body(
     variant: str,
     counts: tuple[int, int],
     created: float,
+    ended: str,
 ) -> dict[str, Any]:
     """Return the response body for an operation; for an unknown one, that of a completion.
 
@@ -82,9 +83,10 @@ def body(
         variant: the variant that computed it.
         counts: tokens of the reply, and tokens of the prompt that were cached.
         created: epoch seconds.
+        ended: its finish reason.
     """
     tokens, cached = counts
-    answer = _ANSWERS.get(profile.operation, _completion)(request, variant, tokens)
+    answer = _ANSWERS.get(profile.operation, _completion)(request, tokens, ended)
     usage: dict[str, Any] = {
         "prompt_tokens": profile.input_tokens,
         "total_tokens": profile.input_tokens + tokens,
@@ -105,8 +107,7 @@ def piece(
     variant: str,
     since: tuple[int, int],
     created: float,
-    *,
-    is_last: bool = False,
+    ended: str | None = None,
 ) -> dict[str, Any]:
     """Return a chunk of a streamed chat or completion, as an OpenAI-compatible server sends it.
 
@@ -116,7 +117,7 @@ def piece(
         variant: the variant that computes it.
         since: tokens that were sent before, and those there are now.
         created: epoch seconds.
-        is_last: whether the answer ends with it.
+        ended: the finish reason, if the answer ends with it.
     """
     before, tokens = since
     text = _text(tokens)[len(_text(before)) :]
@@ -125,7 +126,7 @@ def piece(
         choice["delta"] = {"content": text} if before else {"role": "assistant", "content": text}
     else:
         choice["text"] = text
-    choice["finish_reason"] = _finish_reason(request, tokens) if is_last else None
+    choice["finish_reason"] = ended
     return {
         "id": f"sim-{request.id}",
         "object": "chat.completion.chunk" if operation == "chat" else "text_completion",
@@ -139,28 +140,27 @@ def _text(tokens: int) -> str:
     return " ".join(_WORDS[i % len(_WORDS)] for i in range(tokens))
 
 
-def _finish_reason(request: InferenceRequest, tokens: int) -> str:
-    return "length" if tokens == request.output_tokens_max else "stop"
+def finish_reason(request: InferenceRequest, tokens: int, room_tokens: int) -> str:
+    """Return why a reply of so many tokens ended: by a limit, or by itself."""
+    return "length" if tokens == request.output_tokens_max or tokens >= room_tokens else "stop"
 
 
-def _chat(request: InferenceRequest, _variant: str, tokens: int) -> dict[str, Any]:
+def _chat(_request: InferenceRequest, tokens: int, ended: str) -> dict[str, Any]:
     message = {"role": "assistant", "content": _text(tokens)}
-    reason = _finish_reason(request, tokens)
     return {
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+        "choices": [{"index": 0, "message": message, "finish_reason": ended}],
     }
 
 
-def _completion(request: InferenceRequest, _variant: str, tokens: int) -> dict[str, Any]:
-    reason = _finish_reason(request, tokens)
+def _completion(_request: InferenceRequest, tokens: int, ended: str) -> dict[str, Any]:
     return {
         "object": "text_completion",
-        "choices": [{"index": 0, "text": _text(tokens), "finish_reason": reason}],
+        "choices": [{"index": 0, "text": _text(tokens), "finish_reason": ended}],
     }
 
 
-def _embeddings(request: InferenceRequest, _variant: str, _tokens: int) -> dict[str, Any]:
+def _embeddings(request: InferenceRequest, _tokens: int, _ended: str) -> dict[str, Any]:
     rows = [
         {"object": "embedding", "index": index, "embedding": _vector(f"{request.id}/{index}")}
         for index in range(_count_inputs(request))
@@ -184,12 +184,12 @@ def _vector(seed: str) -> list[float]:
     return [round(value / norm, 6) for value in raw]
 
 
-def _moderations(request: InferenceRequest, _variant: str, _tokens: int) -> dict[str, Any]:
+def _moderations(request: InferenceRequest, _tokens: int, _ended: str) -> dict[str, Any]:
     result = {"flagged": False, "categories": {}, "category_scores": {}}
     return {"results": [result] * _count_inputs(request)}
 
 
-_ANSWERS: dict[str, Callable[[InferenceRequest, str, int], dict[str, Any]]] = {
+_ANSWERS: dict[str, Callable[[InferenceRequest, int, str], dict[str, Any]]] = {
     "chat": _chat,
     "completions": _completion,
     "embeddings": _embeddings,
