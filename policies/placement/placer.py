@@ -75,6 +75,15 @@ class Placer:
         rate_per_s = here.arrivals.rate_besides(members[0].group, first_at, now)
         return find_target(members, here.view.loads(), rate_per_s, here.options, here.policy, now)
 
+    def refusals(self, profile: Profile, now: float) -> dict[str, str]:
+        """Return the reason code of each pool that doesn't take a request now; count nothing."""
+        here = self.situation
+        found = decide(profile, inputs_of(profile, here, now), here.options, here.policy, now)
+        by_pool = dict.fromkeys(here.options.by_pool, "model_not_served")
+        by_pool.update((c.pool, c.refused or "") for c in found.candidates)
+        taking = {c.pool for c in found.candidates if c.refused is None}
+        return {pool: code for pool, code in by_pool.items() if pool not in taking}
+
     def count_released(self, release: Release, now: float) -> None:
         """Add a release to the load of its pool."""
         size, target = len(release.members), release.target

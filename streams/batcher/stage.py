@@ -366,9 +366,9 @@ class Batcher:
         is_wanted = end.reason != "cancelled"
         to_client = message if is_wanted else message_of(self._cancellations.find(profile.id))
         tried = {fallback.pool: fallback.reason for fallback in profile.fallbacks}
-        if tried and status == "rejected":
-            status = "failed"
-        error = ResultError(end.reason, to_client, tried or None)
+        status = "failed" if tried and status == "rejected" else status
+        why = self._placer.refusals(profile, now) if end.reason == "pool_unavailable" else {}
+        error = ResultError(end.reason, to_client, (why | tried) or None)
         hold = Hold(end.member.group, end.reason, now - end.member.held_at, profile.deadline - now)
         evidence = self._evidence_writer.ended(
             source, profile, status, now, hold=hold, reason=end.reason, message=message
