@@ -1,12 +1,17 @@
 """A trace of Mooncake as one of Shunter's, with its sessions and prefixes.
 
     python -m benchmarks.mooncake_trace conversation_trace.jsonl trace.csv [--rows N]
+    python -m benchmarks.mooncake_trace conversation_trace.jsonl rest.csv --without-prefixes
 
 The trace (kvcache-ai/Mooncake, ``FAST25-release/traces``) names the blocks of 512 tokens of each
 prompt by ``hash_ids``, and no sessions. Here a request goes on with the session of the last one
 whose blocks it begins with, all of them but the last one or two; otherwise it begins a session.
 Its prefix is what it has in common with that one. What an oracle's placement would find cached is
 the sum of these prefixes: blocks that different sessions have in common don't count.
+
+`--without-prefixes` leaves what an earlier turn had out of each prompt. What such a trace costs is
+what an oracle's placement costs at least: it finds all of that wherever the turn goes, in endless
+memory, and reading it is free.
 """
 
 import argparse
@@ -50,22 +55,29 @@ def rows_of(file: Path, limit: int, task: str, model: str) -> list[dict[str, Any
     return sorted(rows, key=lambda row: row["arrival_s"])
 
 
+def without_prefix(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose prompt is what no earlier turn had; a token at least is computed."""
+    rest = max(1, row["input_tokens"] - row["prefix_tokens"])
+    return row | {"input_tokens": rest, "prefix_tokens": 0}
+
+
 def main() -> None:
     """Write the trace."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--without-prefixes", action="store_true")
     parser.add_argument("--task", default="agent_step")
     parser.add_argument("--model", default="gpt-oss-120b")
     given = parser.parse_args()
     rows = rows_of(given.source, given.rows, given.task, given.model)
+    sessions = len({row["session"] for row in rows})
+    prefix, prompt = (sum(row[name] for row in rows) for name in ("prefix_tokens", "input_tokens"))
     with given.target.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
-    sessions = len({row["session"] for row in rows})
-    prefix, prompt = (sum(row[name] for row in rows) for name in ("prefix_tokens", "input_tokens"))
+        writer.writerows(map(without_prefix, rows) if given.without_prefixes else rows)
     print(f"{len(rows)} requests of {sessions} sessions; {prefix} of {prompt} tokens had before")
 
 

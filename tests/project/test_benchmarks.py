@@ -13,6 +13,7 @@ from benchmarks import guard
 from benchmarks.cluster_fixture import Pace
 from benchmarks.engine import routing, working
 from benchmarks.figures import Figure, compared, table
+from benchmarks.mooncake_trace import rows_of, without_prefix
 from benchmarks.resource_usage import Used, cores, transaction_us
 from benchmarks.throughput import Hall
 from benchmarks.workload import MODEL, OTHER_MODEL, make_options
@@ -44,6 +45,21 @@ def test_a_figure_is_of_medians_and_keeps_its_rounds() -> None:
     assert told.keys() >= KEYS
     assert (told["value"], told["reference"], told["ratio"], told["reach"]) == (60, 100, 0.6, 0.6)
     assert told["rounds"] == {"shunter": [60, 70, 50], "bare loop": [100, 80, 120]}
+
+
+def test_a_trace_without_prefixes_has_what_no_earlier_turn_had(tmp_path: Path) -> None:
+    turns = [(512 * 3, [1, 2, 3]), (512 * 4, [1, 2, 3, 4]), (512 * 4, [1, 2, 3, 4]), (600, [9, 8])]
+    lines = [
+        {"timestamp": 1000 * n, "input_length": tokens, "output_length": 5, "hash_ids": blocks}
+        for n, (tokens, blocks) in enumerate(turns)
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = rows_of(tmp_path / "t.jsonl", 9, "agent_step", "m")
+    assert [row["session"] for row in rows] == ["s0", "s0", "s0", "s3"]
+    rest = [without_prefix(row) for row in rows]
+    # Of a prompt that is all known the last token is computed.
+    assert [row["input_tokens"] for row in rest] == [1536, 512, 1, 600]
+    assert not any(row["prefix_tokens"] for row in rest)
 
 
 def test_the_table_tells_notes() -> None:
