@@ -202,7 +202,7 @@ async def test_lines_that_no_budget_takes_are_told_and_expire_with_the_reason(
 ) -> None:
     world = World(3, turned_away=1.0)
     site = Site(tmp_path, world, is_remote=is_remote)
-    folder = site.create(file_of(LINES), tmp_path, expires_at=NOW + 90, completion_window="90s")
+    folder = site.create(file_of(LINES), tmp_path, expires_at=NOW + 400, completion_window="400s")
     seen: list[dict[str, Any] | None] = []
     told = BatchRecord.told
 
