@@ -53,6 +53,7 @@ class Metric:
 _ATTRIBUTES = {
     "gen_ai_operation_name": "gen_ai.operation.name",
     "gen_ai_provider_name": "gen_ai.provider.name",
+    "gen_ai_request_model": "gen_ai.request.model",
     "gen_ai_token_type": "gen_ai.token.type",
     "messaging_consumer_group_name": "messaging.consumer.group.name",
     "messaging_destination_name": "messaging.destination.name",

@@ -22,6 +22,8 @@ _CHANCES = [f"{bound:g}" for bound in m.CHANCES]
 
 ProfileOf = Callable[[Effect], Profile | None]
 Counts = defaultdict[tuple[Metric | str, ...], float]
+CallKind = tuple[str, str, str]
+"""Operation, provider and model of a call."""
 
 logger = logging.getLogger(__name__)
 
@@ -169,11 +171,12 @@ class Fold:
             self._usage(evidence.usage, task, placement.pool, kind, counts)
             self._prediction(evidence.promised, evidence.got, placement.pool, kept, counts)
 
-    def _kind(self, effect: Effect, pool: str) -> tuple[str, str]:
-        """Return operation and provider, as the GenAI conventions name them."""
-        profile = self._profile_of(effect)
-        operation = Names.OTHER if profile is None else gen_ai_operation(profile.operation)
-        return operation, self._providers.get(pool, Names.OTHER)
+    def _kind(self, effect: Effect, pool: str) -> CallKind:
+        """Return operation, provider and model, as the GenAI conventions have them."""
+        profile, provider = self._profile_of(effect), self._providers.get(pool, Names.OTHER)
+        if profile is None:
+            return Names.OTHER, provider, Names.OTHER
+        return gen_ai_operation(profile.operation), provider, profile.model
 
     def _latencies(
         self,
@@ -181,7 +184,7 @@ class Fold:
         got: Envelope,
         task: str,
         place: Placement,
-        kind: tuple[str, str],
+        kind: CallKind,
     ) -> None:
         where = (*kind, task, place.pool, place.model_variant)
         observe, trace_id = self._instruments.observe, evidence.trace_id
@@ -192,7 +195,7 @@ class Fold:
             observe(m.TPOT, got.tpot_s, *where, trace_id=trace_id)
 
     def _usage(
-        self, usage: Usage | None, task: str, pool: str, kind: tuple[str, str], counts: Counts
+        self, usage: Usage | None, task: str, pool: str, kind: CallKind, counts: Counts
     ) -> None:
         if usage is None:
             return

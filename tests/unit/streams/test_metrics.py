@@ -139,7 +139,7 @@ async def test_a_worker_counts_latencies_tokens_cost_and_promises() -> None:
     await serve_one(yard, metrics, end=end, tenant="acme")
     (evidence,) = yard.evidence("executed")
     assert evidence.usage == Usage(20, 11, 5, 2)
-    kind = ("chat", "shunter")
+    kind = ("chat", "shunter", "yard-8b")
     where = (*kind, "chat", *PLACE)
     assert evidence.got is not None
     assert evidence.promised is not None

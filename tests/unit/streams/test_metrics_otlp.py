@@ -78,7 +78,7 @@ async def test_metrics_go_by_otlp_to_a_collector(monkeypatch: pytest.MonkeyPatch
     assert found[m.DROPPED_SPANS.name].sum.data_points[0].as_double == 3
     tokens = found[m.TOKENS.name].histogram.data_points
     kinds = {a.value.string_value for p in tokens for a in p.attributes if a.key.startswith("gen")}
-    assert kinds == {"input", "output", "chat", "shunter"}
+    assert kinds == {"input", "output", "chat", "shunter", "yard-8b"}
 
 
 @pytest.mark.parametrize("wanted", ["none", "prometheus", ""])
