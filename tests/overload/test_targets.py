@@ -5,6 +5,7 @@ import logging
 import burst
 import door
 import lanes
+import large_batch
 import open_transaction
 import priority
 import pytest
@@ -79,3 +80,26 @@ def test_a_run_beyond_its_target_ends_with_an_error(
     else:
         show(run(), lambda _: wrong)
     assert '"figure": 1.0' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ({}, 0),
+        ({"lost": 1, "published_twice": 2}, 2),
+        ({"status": "expired"}, 1),
+        ({"completed": 9}, 1),
+        ({"memory_mb": [100, 301]}, 1),
+    ],
+)
+def test_a_large_batch_has_each_line_once_in_constant_memory(
+    changed: dict[str, object], missed: int
+) -> None:
+    found = {"status": "completed", "lines": 10, "completed": 10, "memory_mb": [100, 200]}
+    found |= dict.fromkeys(("lost", "twice_in_the_files", "published_twice"), 0)
+    assert len(large_batch.beyond(found | changed)) == missed
+
+
+def test_lines_of_a_large_batch_are_of_200_mb_together() -> None:
+    lines = [large_batch.line(n) for n in (0, 49_999)]
+    assert {len(each) for each in lines} == {200_000_000 // 50_000}
