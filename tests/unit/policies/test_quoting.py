@@ -179,6 +179,15 @@ def test_what_no_pool_can_serve_is_refused_with_the_reason() -> None:
     assert refusal.reason == "no_pool"
 
 
+def test_a_pool_that_is_never_used_is_quoted_to_nobody() -> None:
+    groups = "never: [{name: away, regions: [us-east]}, {name: dear, pools: [premium-eu]}]\n"
+    free, yard = Yard(policy=POLICY + ERRORS), Yard(policy=POLICY + ERRORS + groups)
+    for task in ("chat", "summarization"):
+        profile = make_profile(yard.policy, task=task)
+        assert offers_of(free, profile, START + 100)
+        assert not offers_of(yard, profile, START + 100)
+
+
 @pytest.mark.parametrize(
     "found", ["[[0.5, 0.1], [0.4, 0.2]]", "[[0.5, 0.2], [0.6, 0.1]]", "[[0.0, 0.1]]", "[[1, 0.1]]"]
 )
