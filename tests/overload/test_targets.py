@@ -2,6 +2,7 @@
 
 import logging
 
+import batch_windows
 import burst
 import door
 import lanes
@@ -103,3 +104,8 @@ def test_a_large_batch_has_each_line_once_in_constant_memory(
 def test_lines_of_a_large_batch_are_of_200_mb_together() -> None:
     lines = [large_batch.line(n) for n in (0, 49_999)]
     assert {len(each) for each in lines} == {200_000_000 // 50_000}
+
+
+@pytest.mark.parametrize(("ratio", "missed"), [(0.31, 0), (0.9, 0), (0.91, 1)])
+def test_a_batch_with_time_costs_less(ratio: float, missed: int) -> None:
+    assert len(batch_windows.beyond({"ratio": ratio})) == missed
