@@ -117,6 +117,18 @@ async def delete_topics(settings: Settings, pools: Iterable[str]) -> None:
         await admin.close()
 
 
+async def stop(
+    plan: Plan, system: System, settings: Settings, pools: Iterable[str], show: Show
+) -> None:
+    """Stop the processes of a demo, and delete its topics from a Kafka of the user's."""
+    # Where a terminal was closed there is nobody to tell.
+    with contextlib.suppress(OSError):
+        show.say("Stopping ...")
+    system.stop()
+    if plan.bootstrap_servers is not None:
+        await delete_topics(settings, pools)
+
+
 async def keep_up(system: System) -> None:
     """Tend a system until somebody interrupts."""
     with contextlib.suppress(asyncio.CancelledError):

@@ -21,11 +21,11 @@ from shunter.demo.installation import (
     POLL_S,
     Plan,
     create_topics,
-    delete_topics,
     installation_key,
     kafka_of,
     keep_up,
     log_to,
+    stop,
     traces_of,
 )
 from shunter.demo.ledger import read_ledger
@@ -150,10 +150,7 @@ async def _run(
             await keep_up(system)
         return not problems
     finally:
-        show.say("Stopping ...")
-        system.stop()
-        if plan.bootstrap_servers is not None:
-            await delete_topics(settings, pools)
+        await stop(plan, system, settings, pools, show)
 
 
 def _problems(

@@ -20,11 +20,11 @@ from shunter.demo.door import open_door
 from shunter.demo.installation import (
     Plan,
     create_topics,
-    delete_topics,
     installation_key,
     kafka_of,
     keep_up,
     log_to,
+    stop,
     traces_of,
 )
 from shunter.demo.ledger import Ledger, read_ledger
@@ -201,10 +201,7 @@ async def _run(
             await keep_up(system)
         return outcome
     finally:
-        show.say("Stopping ...")
-        system.stop()
-        if case.plan.bootstrap_servers is not None:
-            await delete_topics(settings, case.fleet.pools)
+        await stop(case.plan, system, settings, case.fleet.pools, show)
 
 
 def _start(system: System, case: _Case, page_port: int) -> None:

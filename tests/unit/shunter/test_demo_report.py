@@ -5,6 +5,8 @@ import io
 import signal
 import sys
 import time
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import typer
@@ -15,8 +17,10 @@ from shunter.cli import app
 from shunter.commands import demo as command
 from shunter.demo import Plan
 from shunter.demo.check import Verdict
+from shunter.demo.installation import stop
 from shunter.demo.report import print_door, report
 from shunter.demo.show import Lines
+from shunter.demo.system import System
 from shunter.demo.view import View, saving
 from shunter.demo.watch import Watch
 from streams.engine.log import Partition, Record
@@ -98,6 +102,17 @@ def test_a_demo_stays_up_where_somebody_sits_at_a_terminal(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert [plan.keep for plan in plans] == [stays]
+
+
+async def test_a_demo_whose_terminal_was_closed_stops_its_processes_all_the_same():
+    class Closed(Lines):
+        def say(self, message: str) -> None:
+            raise OSError(5, message)
+
+    stopped: list[bool] = []
+    system = cast("System", SimpleNamespace(stop=lambda: stopped.append(True)))
+    await stop(Plan(), system, Settings(), FLEET.pools, Closed(console(80)))
+    assert stopped
 
 
 def test_the_report_says_what_went_wrong():
