@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class FleetSearch:
     seconds: float
     told: Callable[[str], object]
     seen: dict[Key, JudgedFleet] = field(default_factory=dict)
+    _failed: Counter[Case] = field(default_factory=Counter)
     _ends_at: float = 0.0
 
     def run(self, start: Counts, others: Sequence[Counts] = ()) -> JudgedFleet:
@@ -199,30 +201,46 @@ class FleetSearch:
         for at in range(0, len(fleets), CORES):
             if time.monotonic() > self._ends_at:
                 return
-            yield from (
-                each for each in self._judged(processes, fleets[at : at + 8]) if each.is_kept
-            )
+            judged = self._judged(processes, fleets[at : at + CORES], until_one_fails=True)
+            yield from (each for each in judged if each.is_kept)
 
     def _judged(
-        self, processes: ProcessPoolExecutor, fleets: Iterable[dict[str, int]]
+        self,
+        processes: ProcessPoolExecutor,
+        fleets: Iterable[dict[str, int]],
+        *,
+        until_one_fails: bool = False,
     ) -> list[JudgedFleet]:
-        """Judge fleets, first in the usual case, and in the others only where that is kept."""
+        """Judge fleets, first in the usual case, and in the others only where that is kept.
+
+        With ``until_one_fails`` case by case, first those that failed most often: what one has
+        failed needs no other. A case that takes nothing from a fleet is its usual one, less what
+        nobody there could serve.
+        """
         found = [{n: c for n, c in counts.items() if c} for counts in fleets]
-        new = [counts for counts in found if _key(counts) not in self.seen]
+        new = [*{_key(each): each for each in found if _key(each) not in self.seen}.values()]
         usual = list(processes.map(judge_here, new, [()] * len(new)))
-        pairs = [
-            (counts, case)
-            for counts, verdict in zip(new, usual, strict=True)
-            for case in self.cases
-            if verdict.is_kept
-        ]
-        verdicts = processes.map(judge_here, *map(list, zip(*pairs, strict=True))) if pairs else []
-        by_fleet: dict[Key, list[tuple[Case, FleetVerdict]]] = {}
-        for (counts, case), verdict in zip(pairs, verdicts, strict=True):
-            by_fleet.setdefault(_key(counts), []).append((case, verdict))
+        by_fleet: dict[Key, list[tuple[Case, FleetVerdict]]] = {
+            _key(counts): [((), verdict)] for counts, verdict in zip(new, usual, strict=True)
+        }
+        often = sorted(self.cases, key=lambda case: -self._failed[case])
+        for cases in [[case] for case in often] if until_one_fails else [often]:
+            pairs = [
+                (counts, case)
+                for counts in new
+                if all(verdict.is_kept for _, verdict in by_fleet[_key(counts)])
+                for case in cases
+                if not counts.keys().isdisjoint(case)
+            ]
+            verdicts = processes.map(judge_here, *zip(*pairs, strict=True)) if pairs else ()
+            for (counts, case), verdict in zip(pairs, verdicts, strict=True):
+                by_fleet[_key(counts)].append((case, verdict))
+                self._failed[case] += not verdict.is_kept
         for counts, verdict in zip(new, usual, strict=True):
-            cases = [((), verdict), *by_fleet.get(_key(counts), [])]
-            worst_case, worst = max(cases, key=lambda each: (each[1].lacking, -each[1].attainment))
+            cases_of = by_fleet[_key(counts)]
+            worst_case, worst = max(
+                cases_of, key=lambda each: (each[1].lacking, -each[1].attainment)
+            )
             price = usd_per_hour(counts, self.fleet, self.market) + verdict.tokens_usd_per_hour
             self.seen[_key(counts)] = JudgedFleet(counts, price, verdict, worst_case, worst)
         return [self.seen[_key(counts)] for counts in found]

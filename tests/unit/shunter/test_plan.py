@@ -5,10 +5,11 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from backtest_cases import FLEET, POLICY, replay, sample
@@ -27,7 +28,7 @@ from shunter.backtest.programme import NoBoundError
 from shunter.backtest.suite import Setting, run_one, shunter
 from shunter.cli import app
 from shunter.plan.capacity import capacity, servable_without
-from shunter.plan.judge import Judge, busiest
+from shunter.plan.judge import Case, Judge, busiest, judging
 from shunter.plan.market import (
     Market,
     Offer,
@@ -41,6 +42,7 @@ from shunter.plan.market import (
     rent,
     usd_per_hour,
 )
+from shunter.plan.search import FleetSearch
 
 ROWS = 300
 SETTING = Setting(sample(ROWS), FLEET, POLICY, Reality())
@@ -268,6 +270,39 @@ def test_a_pool_that_is_gone_serves_nothing_and_what_only_it_serves_does_not_cou
     assert judge.judge(both, ("silicon-us",)) == alone
     assert judge.judge(both, tuple(FLEET.pools)).attainment == 0.0
     assert not judge.judge({}, ()).is_kept
+
+
+class Recorded:
+    """The judging processes, with the cases that they were asked about."""
+
+    def __init__(self, processes: ProcessPoolExecutor) -> None:
+        self._processes = processes
+        self.asked: list[Case] = []
+
+    def map(self, judged: Any, counts: Iterable[Any], cases: Iterable[Case]) -> Any:
+        known = list(cases)
+        self.asked += known
+        return self._processes.map(judged, counts, known)
+
+
+def test_a_fleet_is_judged_until_one_case_fails_and_in_none_that_takes_nothing() -> None:
+    """What is kept is the same as by all cases, where the fleet holds and where it doesn't."""
+    counts = {POOL: 4, "silicon-us": 2, "cpu-eu": 2}
+    judge = Judge(Setting(sample(80), FLEET, POLICY, Reality()), Market(), 0.99, 0.95)
+    borne: list[Case] = [("lpddr-eu",), (POOL,)]
+    failed: Case = ("silicon-us",)
+    with judging(judge) as processes:
+        for cases in (borne, [*borne, failed]):
+            search = FleetSearch(judge, cases, 60.0, lambda _: None)
+            recorded = Recorded(processes)
+            (found,) = search._judged(cast(Any, recorded), [counts], until_one_fails=True)
+            assert found.is_kept == all(judge.judge(counts, case).is_kept for case in cases)
+            assert found.is_kept == (cases == borne)
+            assert recorded.asked == [(), *cases[1:]]
+        recorded.asked.clear()
+        (other,) = search._judged(cast(Any, recorded), [counts | {POOL: 5}], until_one_fails=True)
+    assert found.worst_case == other.worst_case == failed
+    assert recorded.asked == [(), failed]
 
 
 def plan(tmp_path: Path, *words: str, **known: Any) -> dict[str, Any]:
