@@ -10,7 +10,7 @@ SEEDS ?= 2000
 START ?= 0
 REPLAY ?=
 
-.PHONY: setup test test-slow test-all test-fast lint chaos chaos-cluster demo simulate fuzz bench guard constraints
+.PHONY: setup test test-slow test-all test-fast test-lowest lint chaos chaos-cluster demo simulate fuzz bench guard constraints
 
 setup: $(VENV)/dev.installed
 
@@ -32,6 +32,17 @@ test-fast: export PYTHONDONTWRITEBYTECODE =
 test-fast: export SHUNTER_FUZZ_EXAMPLES ?= 15
 test-fast: setup
 	$(VENV)/bin/pytest -m "not kafka and not slow"
+
+# The least versions that pyproject.toml allows of what an installation needs, in an environment of
+# their own. The tests' tools are the newest.
+LOWEST := .venv-lowest
+test-lowest: export PYTHONDONTWRITEBYTECODE =
+test-lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[all,objects]'
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --editable '.[dev]'
+	$(LOWEST)/bin/pytest -m "not kafka and not slow" tests/unit tests/contract
 
 lint: setup
 	$(VENV)/bin/ruff check

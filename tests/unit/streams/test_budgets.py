@@ -209,7 +209,7 @@ async def test_a_client_can_neither_settle_nor_reach_the_accounts_by_headers() -
 
 async def test_what_costs_more_than_a_whole_window_is_told_so() -> None:
     yard = Yard()
-    yard.publish(id="r1", tenant="vault", body={"model": "yard-8b", "max_tokens": 9_000_000})
+    yard.publish(id="r1", tenant="vault", body={"model": "yard-8b", "max_tokens": 2_000})
     text = BUDGETED.replace("usd: 1.0", "usd: 0.000001")
     await routed(yard, text)
     (result,) = yard.results().values()
